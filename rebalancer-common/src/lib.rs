@@ -1,0 +1,252 @@
+//! The records that the kernel half and the user half share.
+//!
+//! Everything here is `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile
+//! error), so that a record is the same bytes on both sides, and bpftool can show it by its BTF.
+//! The crate holds no logic: who may write what is said in `rebalancer-ebpf`, what it means to an
+//! operator in `rebalancer-user`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod names;
+pub mod offsets;
+
+pub use network_types::ip::IpProto;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Changes whenever a record here changes its shape or its meaning.
+///
+/// It is stored beside the pinned maps; a reader of another version refuses them.
+pub const ABI_VERSION: u32 = 1;
+
+/// How many socket-storage maps the connections are spread over, by cookie.
+///
+/// One map must be read in one `read(2)`, as a resumed read misses sockets under churn, and that
+/// read is not preempted. With 32 maps, 120,000 connections hold a CPU for about 3 ms at a time.
+pub const SHARDS: usize = 32;
+
+/// The shard of a connection.
+#[inline(always)]
+pub const fn shard_of(cookie: u64) -> usize {
+    (cookie % SHARDS as u64) as usize
+}
+
+/// What a record in socket storage is about.
+pub mod kind {
+    /// An accepted connection.
+    pub const CONNECTION: u8 = 0;
+    /// A listening socket.
+    pub const LISTENER: u8 = 1;
+}
+
+/// Bits of [`Connection::flags`].
+pub mod flags {
+    /// The close was seen and added to the endpoint's sums: never count it twice.
+    pub const CLOSED: u8 = 1;
+    /// The record was made after the connection was: its age is a lower bound.
+    pub const ADOPTED: u8 = 2;
+    /// The callback for the close could not be asked for.
+    pub const NO_CLOSE_CALLBACK: u8 = 4;
+}
+
+/// What the kernel remembers of a socket, in its socket storage, from accept to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Connection {
+    /// The kernel's own name of the socket (`SO_COOKIE`), never reused.
+    pub cookie: u64,
+    /// When the record was made, `CLOCK_MONOTONIC` in nanoseconds.
+    pub start_ns: u64,
+    /// Id of the cgroup v2 that the socket belongs to (its listener's), for life.
+    pub cgroup: u64,
+    /// Inode of the network namespace (as in `/proc/PID/ns/net`).
+    pub netns: u32,
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Remote port, host order; 0 for a listener.
+    pub remote_port: u16,
+    /// Local address; IPv4 as IPv4-mapped IPv6.
+    pub local_addr: [u8; 16],
+    /// Remote address; IPv4 as IPv4-mapped IPv6.
+    pub remote_addr: [u8; 16],
+    /// The socket's own family: 2 (`AF_INET`) or 10 (`AF_INET6`).
+    pub family: u8,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Bits of [`flags`].
+    pub flags: u8,
+    /// Protocol number; [`IpProto::Tcp`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What the iterator reads of a socket at the moment of the listing.
+///
+/// Byte counters count one more for a FIN, as `ss -ti` does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Live {
+    /// Bytes received in order.
+    pub bytes_received: u64,
+    /// Bytes sent and acknowledged.
+    pub bytes_acked: u64,
+    /// Bytes of data sent, retransmissions included. Zero says that the server never spoke.
+    pub bytes_sent: u64,
+    /// Next sequence number that the application will write.
+    pub write_seq: u32,
+    /// First unacknowledged sequence number.
+    pub snd_una: u32,
+    /// Next sequence number to send.
+    pub snd_nxt: u32,
+    /// Next sequence number expected from the peer.
+    pub rcv_nxt: u32,
+    /// Next sequence number that the application will read.
+    pub copied_seq: u32,
+    /// Sequence number of the peer's last segment that acknowledged or brought something new.
+    /// Equal to `rcv_nxt` only when that segment brought no data of its own: the peer has
+    /// acknowledged something of ours after all that it had said, so we spoke last.
+    pub snd_wl1: u32,
+    /// Jiffies since data was last sent.
+    pub since_sent: u32,
+    /// Jiffies since data was last received.
+    pub since_received: u32,
+    /// Data segments received: an upper bound of requests. Wraps.
+    pub data_segs_in: u32,
+    /// Data segments sent. Wraps.
+    pub data_segs_out: u32,
+    /// Retransmitted segments. Wraps.
+    pub total_retrans: u32,
+    /// Smoothed round-trip time, in units of 1/8 microsecond.
+    pub srtt_us8: u32,
+    /// Backlog of a listener's accept queue; 0 for a connection.
+    pub backlog: u32,
+    /// The TCP state, as in `linux/tcp_states.h`.
+    pub state: u8,
+    /// 1 if a process has accepted the socket and still holds it.
+    pub owned: u8,
+    /// 1 if the socket is a subflow of an MPTCP connection.
+    pub mptcp: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// One slot of the listing: a record and the live values of its socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Listed {
+    /// The record from socket storage.
+    pub connection: Connection,
+    /// What the socket said when it was listed.
+    pub live: Live,
+}
+
+/// Head of the listing: what the last pass over a shard did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ListHead {
+    /// Slots filled. The reader zeroes it before a pass.
+    pub cursor: u64,
+    /// Sockets that were recycled under the iterator's eyes, and so skipped.
+    pub recycled: u64,
+    /// Passes that ended; a pass that did not end is not exact.
+    pub passes: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds at the end of the pass.
+    pub now_ns: u64,
+    /// The kernel's jiffies at the end of the pass.
+    pub jiffies: u64,
+}
+
+/// Where connections are accepted: a network namespace and a port; in the host's namespace, where
+/// pods with `hostNetwork` live side by side, also the cgroup.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct EndpointKey {
+    /// Cgroup id in the host's namespace, else 0: a restarted container keeps its endpoint.
+    pub cgroup: u64,
+    /// Inode of the network namespace.
+    pub netns: u32,
+    /// Local port, host order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// Sums of an endpoint. Bytes are those of closed connections; the live ones come from the listing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct EndpointSums {
+    /// Sockets that listen here now.
+    pub listeners: u64,
+    /// Connections accepted since tracking began.
+    pub accepted: u64,
+    /// Connections with a record, not closed yet.
+    pub open: u64,
+    /// Connections whose close was seen.
+    pub closed: u64,
+    /// Of those, how many the peer reset.
+    pub closed_by_reset: u64,
+    /// Of those, how many were destroyed from this side (as we do).
+    pub closed_by_abort: u64,
+    /// Of those, how many timed out.
+    pub closed_by_timeout: u64,
+    /// Bytes received on closed connections.
+    pub bytes_in: u64,
+    /// Bytes sent and acknowledged on closed connections.
+    pub bytes_out: u64,
+}
+
+/// What the agent tells the kernel half to record; the one slot of the `settings` map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// [`ABI_VERSION`] of the agent that made the maps.
+    pub abi_version: u32,
+    /// 1: record connections whose peer is a loopback address.
+    pub loopback: u32,
+    /// Most connections recorded per endpoint.
+    pub max_per_endpoint: u32,
+    /// The agent's process id, for messages.
+    pub agent_pid: u32,
+}
+
+macro_rules! faults {
+    ($($(#[doc = $doc:literal])* $name:ident = $n:literal => $text:literal,)*) => {
+        /// What can go wrong in the kernel half; the index into the per-CPU `faults` map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Fault { $($(#[doc = $doc])* $name = $n,)* }
+
+        impl Fault {
+            /// Every fault, in the order of its index.
+            pub const ALL: &'static [Fault] = &[$(Fault::$name,)*];
+
+            /// A few words for an operator.
+            pub const fn text(self) -> &'static str {
+                match self { $(Fault::$name => $text,)* }
+            }
+        }
+    };
+}
+
+faults! {
+    /// sock_ops was called without a full socket where one was expected.
+    NoSocket = 0 => "accept without a full socket",
+    /// The socket's kernel structure could not be reached.
+    NoTcpSock = 1 => "socket is not a TCP socket",
+    /// Socket storage could not be created (memory).
+    StorageFailed = 2 => "no memory for a connection's record",
+    /// The endpoints map is full.
+    EndpointsFull = 3 => "endpoints map is full",
+    /// The STATE callback could not be set.
+    CallbackRefused = 4 => "close callback refused",
+    /// An endpoint has its full number of recorded connections.
+    OverCap = 5 => "connections over an endpoint's cap, not recorded",
+    /// A close of a connection whose endpoint is unknown.
+    EndpointGone = 6 => "close of an unknown endpoint",
+    /// A record was there already at accept.
+    RecordExists = 7 => "accept seen twice",
+    /// The settings map was not readable.
+    NoSettings = 8 => "settings missing",
+}

@@ -1,0 +1,34 @@
+//! Names of programs, maps and globals: written once, used by the loader, by the pins and in
+//! messages. The kernel half uses the same words as identifiers; a test compares the two.
+
+/// Program on the cgroup root: records listens, accepts and closes.
+pub const SOCK_OPS: &str = "sock_ops";
+/// Iterator over one shard of the connections.
+pub const LIST: &str = "list";
+
+/// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
+pub const ENDPOINTS: &str = "endpoints";
+/// Array of one [`crate::Settings`].
+pub const SETTINGS: &str = "settings";
+/// Per-CPU array of counters, indexed by [`crate::Fault`].
+pub const FAULTS: &str = "faults";
+/// Memory-mapped array of [`crate::Listed`]; each reader has its own.
+pub const LISTING: &str = "listing";
+/// Memory-mapped array of one [`crate::ListHead`]; each reader has its own.
+pub const LIST_HEAD: &str = "list_head";
+
+/// The connections' socket-storage maps, by shard.
+pub const CONNECTIONS: [&str; crate::SHARDS] = [
+    "connections_00", "connections_01", "connections_02", "connections_03", "connections_04",
+    "connections_05", "connections_06", "connections_07", "connections_08", "connections_09",
+    "connections_10", "connections_11", "connections_12", "connections_13", "connections_14",
+    "connections_15", "connections_16", "connections_17", "connections_18", "connections_19",
+    "connections_20", "connections_21", "connections_22", "connections_23", "connections_24",
+    "connections_25", "connections_26", "connections_27", "connections_28", "connections_29",
+    "connections_30", "connections_31",
+];
+
+/// Frozen global: inode of the host's network namespace.
+pub const HOST_NETNS: &str = "HOST_NETNS";
+/// Frozen global: the kernel's offsets, see [`crate::offsets`].
+pub const OFFSETS: &str = "OFFSETS";

@@ -1,0 +1,78 @@
+//! Where the running kernel keeps what we read: byte offsets, found in its BTF at load time and
+//! frozen into the programs as constants, so that the verifier checks each load against the
+//! kernel's own types.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+macro_rules! offsets {
+    ($($(#[doc = $doc:literal])* $field:ident: $ty:literal, $path:literal;)*) => {
+        /// Byte offsets of the running kernel.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct Offsets { $($(#[doc = $doc])* pub $field: u32,)* }
+
+        impl Offsets {
+            /// `(field, struct, member path)` of every offset, in the order of the fields.
+            pub const PATHS: &'static [(&'static str, &'static str, &'static str)] =
+                &[$((stringify!($field), $ty, $path),)*];
+        }
+    };
+}
+
+offsets! {
+    /// `possible_net_t`: pointer to the network namespace.
+    skc_net: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_net";
+    /// The cookie, 0 until someone asked for it.
+    skc_cookie: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_cookie";
+    /// TCP state, one byte.
+    skc_state: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_state";
+    /// Null until accepted, and again once orphaned.
+    sk_socket: "tcp_sock", "inet_conn.icsk_inet.sk.sk_socket";
+    /// Pending error, positive errno.
+    sk_err: "tcp_sock", "inet_conn.icsk_inet.sk.sk_err";
+    /// Length of a listener's accept queue.
+    sk_ack_backlog: "tcp_sock", "inet_conn.icsk_inet.sk.sk_ack_backlog";
+    /// Pointer to the socket's cgroup.
+    sk_cgroup: "tcp_sock", "inet_conn.icsk_inet.sk.sk_cgrp_data";
+    /// Jiffies of the last data received.
+    lrcvtime: "tcp_sock", "inet_conn.icsk_ack.lrcvtime";
+    /// Jiffies of the last data sent.
+    lsndtime: "tcp_sock", "lsndtime";
+    /// See [`crate::Live::bytes_received`].
+    bytes_received: "tcp_sock", "bytes_received";
+    /// See [`crate::Live::bytes_acked`].
+    bytes_acked: "tcp_sock", "bytes_acked";
+    /// See [`crate::Live::bytes_sent`].
+    bytes_sent: "tcp_sock", "bytes_sent";
+    /// See [`crate::Live::write_seq`].
+    write_seq: "tcp_sock", "write_seq";
+    /// See [`crate::Live::snd_una`].
+    snd_una: "tcp_sock", "snd_una";
+    /// See [`crate::Live::snd_nxt`].
+    snd_nxt: "tcp_sock", "snd_nxt";
+    /// See [`crate::Live::rcv_nxt`].
+    rcv_nxt: "tcp_sock", "rcv_nxt";
+    /// See [`crate::Live::copied_seq`].
+    copied_seq: "tcp_sock", "copied_seq";
+    /// See [`crate::Live::snd_wl1`].
+    snd_wl1: "tcp_sock", "snd_wl1";
+    /// See [`crate::Live::data_segs_in`].
+    data_segs_in: "tcp_sock", "data_segs_in";
+    /// See [`crate::Live::data_segs_out`].
+    data_segs_out: "tcp_sock", "data_segs_out";
+    /// See [`crate::Live::total_retrans`].
+    total_retrans: "tcp_sock", "total_retrans";
+    /// See [`crate::Live::srtt_us8`].
+    srtt_us: "tcp_sock", "srtt_us";
+    /// Whether the socket is an MPTCP subflow, one byte. Optional: [`ABSENT`] where not built in.
+    is_mptcp: "tcp_sock", "is_mptcp";
+    /// `struct net`: the namespace's inode.
+    net_inum: "net", "ns.inum";
+    /// `struct cgroup`: pointer to its kernfs node.
+    cgroup_kn: "cgroup", "kn";
+    /// `struct kernfs_node`: the cgroup's id.
+    kernfs_id: "kernfs_node", "id";
+}
+
+/// An offset that this kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
