@@ -1,1 +1,5 @@
 //! The rebalancer's node agent.
+
+pub mod plan;
+pub mod policy;
+pub mod snapshot;

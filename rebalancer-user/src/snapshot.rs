@@ -3,7 +3,11 @@
 //!
 //! Pure: values only. Times come from the kernel's monotonic clock and are carried, not read.
 #![forbid(unsafe_code)]
-#![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
