@@ -108,6 +108,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// The client's address, likewise.
     pub remote: SocketAddr,
+    /// Interface that the socket is bound to, or 0: a look-up that does not name it finds nothing.
+    pub device: u32,
     /// When it was accepted, or first seen if `adopted`.
     pub opened: KernelTime,
     /// Older than tracking: its age is a lower bound.
