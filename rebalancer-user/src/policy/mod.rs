@@ -42,16 +42,21 @@
 )]
 
 mod error;
+mod file;
 mod matching;
 mod parse;
 mod rule;
+mod syntax;
+#[cfg(test)]
+mod tests;
 mod units;
+mod values;
 
 pub use error::{PolicyError, PolicyErrors};
 pub use matching::{Match, Peer, PortRange};
 pub use parse::parse;
 pub use rule::{AtEnd, Limits, Rule, RuleName, SessionState, Step, StepKind, When};
-pub use units::{Amount, Percent, Span, parse_duration, parse_size};
+pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
