@@ -1,6 +1,7 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
 mod build;
+mod lab_command;
 mod progress;
 mod setup;
 mod terminal;
@@ -23,12 +24,16 @@ enum Task {
     Setup,
     /// Build the release agent: one binary with the kernel half inside
     Build,
+    /// A small network with a client, a node with kube-proxy's rules, and pods
+    #[command(subcommand)]
+    Lab(lab_command::Action),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
+        Task::Lab(action) => lab_command::run(&action),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
