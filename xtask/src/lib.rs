@@ -1,1 +1,4 @@
-//! x
+//! The part of xtask that tests share: the lab, a small network with pods, a client and
+//! kube-proxy's rules, on this machine alone.
+
+pub mod lab;

@@ -1,0 +1,41 @@
+//! `cargo xtask build`: the release agent, one file with the kernel half inside.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    root,
+    setup::{self, Need},
+    terminal,
+};
+
+/// Builds the agent and returns where it is.
+pub(crate) fn run() -> Result<PathBuf> {
+    setup::ensure(&[Need::Kernel])?;
+    let agent = agent()?;
+    let bytes = agent.metadata().context("the built agent")?.len();
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    println!(
+        "{} {} ({mebibytes:.1} MiB)",
+        terminal::green("built"),
+        agent.display()
+    );
+    Ok(agent)
+}
+
+/// Builds the agent, showing cargo's own progress.
+pub(crate) fn agent() -> Result<PathBuf> {
+    let root = root();
+    let status = Command::new("cargo")
+        .args(["build", "--release", "-p", "rebalancer-user"])
+        .current_dir(&root)
+        .status()
+        .context("cargo build")?;
+    ensure!(
+        status.success(),
+        "cargo build --release -p rebalancer-user failed"
+    );
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
+    Ok(root.join(target).join("release/rebalancer"))
+}

@@ -1,0 +1,62 @@
+//! Who has which address, derived from the lab's number alone, so that labs beside each other
+//! share no address and a rule can be limited to one of them.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// The most pods a lab can have: half a /24, less the network, the node and the broadcast.
+pub const MAX_PODS: usize = 125;
+/// Where the pods serve, and the Service's port.
+pub const PORT: u16 = 80;
+
+/// The addresses of the lab with this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses(pub(crate) u8);
+
+impl Addresses {
+    /// The cluster's network: pods below, the client above. kube-proxy masquerades what comes
+    /// from outside of it.
+    pub(crate) fn cluster(self) -> String {
+        format!("10.244.{}.0/24", self.0)
+    }
+
+    pub(crate) fn client_subnet(self) -> String {
+        format!("10.244.{}.128/25", self.0)
+    }
+
+    /// The node, as the pods see it.
+    pub(crate) fn bridge(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.0, 1)
+    }
+
+    pub(crate) fn pod(self, index: usize) -> Ipv4Addr {
+        assert!(index < MAX_PODS, "a lab has at most {MAX_PODS} pods");
+        Ipv4Addr::new(10, 244, self.0, 2 + index as u8)
+    }
+
+    /// The node, as the client sees it.
+    pub(crate) fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.0, 129)
+    }
+
+    pub(crate) fn client(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, self.0, 130)
+    }
+
+    /// The Service's ClusterIP.
+    pub(crate) fn service(self) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(10, 96, self.0, 10), PORT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_stay_below_the_clients_subnet() {
+        let addresses = Addresses(7);
+        assert_eq!(addresses.pod(0), Ipv4Addr::new(10, 244, 7, 2));
+        assert_eq!(addresses.pod(MAX_PODS - 1), Ipv4Addr::new(10, 244, 7, 126));
+        assert_eq!(addresses.client_subnet(), "10.244.7.128/25");
+    }
+}

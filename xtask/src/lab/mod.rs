@@ -1,0 +1,218 @@
+//! The lab: a client, a node with kube-proxy's rules, and pods, each in its own network
+//! namespace and cgroup, on this machine and invisible to its network. Used by the demo, by
+//! tests and by hand. It ends when its [`Lab`] is dropped or its process dies, whatever the
+//! cause, and leaves nothing behind. Needs root.
+
+mod addresses;
+mod cgroup;
+mod host;
+mod network;
+mod pod;
+mod rules;
+mod slot;
+
+use std::{
+    net::{SocketAddr, SocketAddrV4, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub use addresses::{MAX_PODS, PORT};
+pub use host::Host;
+pub use pod::{BLOB_BYTES, Counts, Pod};
+pub use slot::{PodState, Slot, Standing, State, remove_unused};
+
+use addresses::Addresses;
+use slot::Claim;
+
+/// What a lab shall have.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// How many pods there are.
+    pub pods: usize,
+    /// How many of them, from the first, serve with nginx and are the Service's endpoints.
+    pub serving: usize,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            pods: 3,
+            serving: 3,
+        }
+    }
+}
+
+/// A lab that is up, for as long as this lives.
+#[derive(Debug)]
+pub struct Lab {
+    addresses: Addresses,
+    client: Host,
+    node: Host,
+    machine: Host,
+    pods: Vec<Pod>,
+    /// Last: dropping it ends the others' processes and removes their namespaces.
+    claim: Claim,
+}
+
+impl Lab {
+    /// Brings a lab up and waits until it answers. Labs whose process died are removed first.
+    pub fn start(spec: Spec) -> Result<Self> {
+        ensure!(spec.pods <= MAX_PODS, "a lab has at most {MAX_PODS} pods");
+        ensure!(spec.serving <= spec.pods, "more pods serve than there are");
+        let claim = Claim::take()?;
+        let addresses = Addresses(claim.slot.0);
+        let node = make_host(claim.slot, "node", Path::new("node"))?;
+        let client = make_host(claim.slot, "client", Path::new("client"))?;
+        let name = |host| claim.slot.namespace(host);
+        network::join_client(&name("node"), &name("client"), addresses)?;
+        network::tune(&node, &client)?;
+        rules::install(&node)?;
+        let pods = (0..spec.pods)
+            .map(|index| make_pod(claim.slot, addresses, index))
+            .collect::<Result<Vec<Pod>>>()?;
+        let machine = Host::new(
+            "/proc/self/ns/net".into(),
+            claim.slot.cgroup()?.join("machine"),
+        )?;
+        let lab = Self {
+            addresses,
+            client,
+            node,
+            machine,
+            pods,
+            claim,
+        };
+        lab.claim.slot.write_state(&lab.state())?;
+        lab.scale(spec.serving)?;
+        lab.wait_ready()?;
+        Ok(lab)
+    }
+
+    /// Its number on this machine.
+    pub fn id(&self) -> u8 {
+        self.claim.slot.0
+    }
+
+    /// Where the Service's clients are.
+    pub fn client(&self) -> &Host {
+        &self.client
+    }
+
+    /// The network that holds the client and nothing else of this machine.
+    pub fn client_subnet(&self) -> String {
+        self.addresses.client_subnet()
+    }
+
+    /// Where kube-proxy's rules are.
+    pub fn node(&self) -> &Host {
+        &self.node
+    }
+
+    /// The machine's own network namespace, for programs that shall end with the lab.
+    pub fn machine(&self) -> &Host {
+        &self.machine
+    }
+
+    pub fn pod(&self, index: usize) -> &Pod {
+        &self.pods[index]
+    }
+
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// The Service's ClusterIP and port.
+    pub fn service(&self) -> SocketAddr {
+        SocketAddr::V4(self.addresses.service())
+    }
+
+    /// Makes these pods the Service's endpoints. Connections that exist stay where they are.
+    pub fn set_endpoints(&self, pods: &[usize]) -> Result<()> {
+        let endpoints: Vec<(usize, SocketAddrV4)> = pods
+            .iter()
+            .map(|&index| (index, self.pods[index].address()))
+            .collect();
+        rules::replace(&self.node, self.addresses, &endpoints).context("kube-proxy's rules")
+    }
+
+    /// As `kubectl scale`: the first `count` pods serve and are endpoints, the others neither.
+    pub fn scale(&self, count: usize) -> Result<()> {
+        for pod in &self.pods[..count] {
+            pod.start_server()?;
+        }
+        self.set_endpoints(&(0..count).collect::<Vec<_>>())?;
+        self.pods[count..].iter().try_for_each(Pod::stop_server)
+    }
+
+    /// Waits until the client reaches every pod that serves, and the Service if any does.
+    pub fn wait_ready(&self) -> Result<()> {
+        let serving = self.pods.iter().filter(|pod| pod.counts().is_ok());
+        let mut targets: Vec<SocketAddr> = serving.map(|pod| pod.address().into()).collect();
+        if !targets.is_empty() {
+            targets.push(self.service());
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        self.client.enter(|| {
+            for target in targets {
+                while let Err(error) = TcpStream::connect_timeout(&target, Duration::from_secs(1)) {
+                    if Instant::now() > deadline {
+                        bail!("the client does not reach {target}: {error}");
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// What others find in the lab's folder.
+    pub fn state(&self) -> State {
+        State {
+            owner: std::process::id(),
+            service: self.service().to_string(),
+            client: self.client.netns().to_owned(),
+            node: self.node.netns().to_owned(),
+            pods: self.pods.iter().map(pod_state).collect(),
+        }
+    }
+
+    /// Leaves the lab up, for `cargo xtask lab down` or the next who cleans up.
+    pub fn keep(self) -> Result<Slot> {
+        self.claim.keep()?;
+        Ok(self.claim.slot)
+    }
+}
+
+fn make_host(slot: Slot, name: &str, cgroup: &Path) -> Result<Host> {
+    let namespace = slot.namespace(name);
+    network::make_namespace(&namespace)?;
+    Host::new(
+        Path::new("/run/netns").join(namespace),
+        slot.cgroup()?.join(cgroup),
+    )
+}
+
+fn make_pod(slot: Slot, addresses: Addresses, index: usize) -> Result<Pod> {
+    let name = format!("web-{index}");
+    let host = make_host(slot, &name, &cgroup::container()?)?;
+    network::join_pod(
+        &slot.namespace("node"),
+        &slot.namespace(&name),
+        index,
+        addresses,
+    )?;
+    let folder = slot.folder().join(&name);
+    Ok(Pod::new(name, addresses.pod(index), host, folder))
+}
+
+fn pod_state(pod: &Pod) -> PodState {
+    PodState {
+        name: pod.name.clone(),
+        address: pod.address().to_string(),
+        netns: pod.host.netns().to_owned(),
+        cgroup: pod.host.cgroup().to_owned(),
+    }
+}

@@ -1,0 +1,129 @@
+//! The lab's wires: a client and pods, each in a network namespace, joined by a node. The
+//! machine's own network is not touched.
+//!
+//! ```text
+//! client eth0 ── veth ── node ── bridge ── veth ── eth0 pod 0
+//!                          │        └───── veth ── eth0 pod 1 …
+//!                 kube-proxy's rules
+//! ```
+
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Host, addresses::Addresses};
+
+/// Makes one namespace; links of the kernel's own come with it.
+pub(crate) fn make_namespace(name: &str) -> Result<()> {
+    let output = Command::new("ip").args(["netns", "add", name]).output();
+    let output = output.context("ip netns add: is iproute2 installed?")?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "ip netns add {name}: {}",
+        problem.trim()
+    );
+    Ok(())
+}
+
+/// Joins the client to the node.
+pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Result<()> {
+    let (gateway, address) = (addresses.gateway(), addresses.client());
+    batch(
+        node,
+        &format!(
+            "link set lo up\n\
+             link add br0 type bridge\n\
+             addr add {bridge}/25 dev br0\n\
+             link set br0 up\n\
+             link add client type veth peer name eth0 netns {client}\n\
+             addr add {gateway}/25 dev client\n\
+             link set client up\n",
+            bridge = addresses.bridge(),
+        ),
+    )?;
+    batch(
+        client,
+        &format!(
+            "link set lo up\n\
+             addr add {address}/25 dev eth0\n\
+             link set eth0 up\n\
+             route add default via {gateway}\n"
+        ),
+    )
+}
+
+/// Joins one pod to the node's bridge.
+pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses) -> Result<()> {
+    batch(
+        node,
+        &format!(
+            "link add pod{index} type veth peer name eth0 netns {pod}\n\
+             link set pod{index} master br0 up\n"
+        ),
+    )?;
+    batch(
+        pod,
+        &format!(
+            "link set lo up\n\
+             addr add {address}/25 dev eth0\n\
+             link set eth0 up\n\
+             route add default via {gateway}\n",
+            address = addresses.pod(index),
+            gateway = addresses.bridge(),
+        ),
+    )
+}
+
+/// Settings of the kernel, each namespace's own.
+pub(crate) fn tune(node: &Host, client: &Host) -> Result<()> {
+    node.enter(|| {
+        write("net/ipv4/ip_forward", "1")?;
+        // Only there with the bridge filter; then, as on a Kubernetes node, replies from pod
+        // to pod pass conntrack too.
+        let filter = "net/bridge/bridge-nf-call-iptables";
+        if fs::exists(format!("/proc/sys/{filter}")).unwrap_or(false) {
+            write(filter, "1")?;
+        }
+        anyhow::Ok(())
+    })??;
+    client.enter(|| {
+        // `ab` without -k uses up ports quickly.
+        write("net/ipv4/ip_local_port_range", "1024 65535")?;
+        write("net/ipv4/tcp_tw_reuse", "1")
+    })?
+}
+
+fn write(name: &str, value: &str) -> Result<()> {
+    fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("sysctl {name}"))
+}
+
+fn batch(namespace: &str, commands: &str) -> Result<()> {
+    feed(
+        Command::new("ip").args(["-n", namespace, "-batch", "-"]),
+        commands,
+    )
+    .with_context(|| format!("set up the links of {namespace}"))
+}
+
+/// Runs a command with `input`; an error holds what it said.
+pub(crate) fn feed(command: &mut Command, input: &str) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {program}"))?;
+    let mut stdin = child.stdin.take().expect("its input is a pipe");
+    let written = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().with_context(|| program.clone())?;
+    let problem = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program}: {}", problem.trim());
+    written.with_context(|| format!("write to {program}"))
+}

@@ -1,0 +1,215 @@
+//! A pod: a host of its own, and nginx in it when it serves. nginx tells its own counts on a
+//! unix socket, so that asking leaves no TCP connection to be tracked.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Child, Stdio},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Host, addresses::PORT};
+
+/// The size of what `/blob` answers.
+pub const BLOB_BYTES: usize = 256 << 10;
+
+/// One replica of the lab's Service.
+#[derive(Debug)]
+pub struct Pod {
+    pub name: String,
+    pub addr: Ipv4Addr,
+    pub host: Host,
+    folder: PathBuf,
+    server: Mutex<Option<Server>>,
+}
+
+#[derive(Debug)]
+struct Server {
+    nginx: Child,
+    /// How often its counts were asked for: nginx counts that too.
+    asked: u64,
+}
+
+/// What a pod's nginx has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub open: u64,
+    pub accepted: u64,
+    pub requests: u64,
+}
+
+impl Pod {
+    pub(crate) fn new(name: String, addr: Ipv4Addr, host: Host, folder: PathBuf) -> Self {
+        Self {
+            name,
+            addr,
+            host,
+            folder,
+            server: Mutex::new(None),
+        }
+    }
+
+    /// Where it serves.
+    pub fn address(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.addr, PORT)
+    }
+
+    /// Starts nginx and waits until it listens; nothing if it runs already.
+    pub fn start_server(&self) -> Result<()> {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        if server.is_none() {
+            *server = Some(
+                self.start_nginx()
+                    .with_context(|| format!("nginx in {}", self.name))?,
+            );
+        }
+        Ok(())
+    }
+
+    /// Stops nginx: its listener and its connections are gone afterwards.
+    pub fn stop_server(&self) -> Result<()> {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut server) = server.take() {
+            let pid = Pid::from_child(&server.nginx);
+            kill_process(pid, Signal::TERM).context("stop nginx")?;
+            server.nginx.wait().context("wait for nginx")?;
+        }
+        Ok(())
+    }
+
+    /// nginx's own counts, without those of the asking.
+    pub fn counts(&self) -> Result<Counts> {
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = server
+            .as_mut()
+            .with_context(|| format!("{} does not serve", self.name))?;
+        server.asked += 1;
+        let counts = parse_status(&self.ask()?).context("nginx's status")?;
+        Ok(Counts {
+            open: counts.open.saturating_sub(1),
+            accepted: counts.accepted.saturating_sub(server.asked),
+            requests: counts.requests.saturating_sub(server.asked),
+        })
+    }
+
+    fn start_nginx(&self) -> Result<Server> {
+        fs::create_dir_all(&self.folder)?;
+        // One that was killed leaves its socket, and would not bind again.
+        let _ = fs::remove_file(self.folder.join("status"));
+        fs::write(self.folder.join("blob"), vec![b'x'; BLOB_BYTES])?;
+        let configuration = self.folder.join("nginx.conf");
+        fs::write(&configuration, self.configuration())?;
+        let mut nginx = self
+            .host
+            .command("nginx")
+            .arg("-p")
+            .arg(&self.folder)
+            .arg("-c")
+            .arg(&configuration)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(self.folder.join("stderr"))?)
+            .spawn()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut asked = 0;
+        while {
+            asked += 1;
+            self.ask().is_err()
+        } {
+            let ended = nginx.try_wait()?.is_some();
+            if ended || Instant::now() > deadline {
+                let said = fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
+                bail!(
+                    "{}: {said}",
+                    if ended { "ended" } else { "does not answer" }
+                );
+            }
+            asked -= 1; // it was not there to count
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Server { nginx, asked })
+    }
+
+    fn configuration(&self) -> String {
+        let (folder, name) = (self.folder.display(), &self.name);
+        format!(
+            "daemon off;\n\
+             worker_processes 1;\n\
+             pid {folder}/pid;\n\
+             error_log stderr;\n\
+             events {{ worker_connections 8192; }}\n\
+             http {{\n\
+                 access_log off;\n\
+                 default_type text/plain;\n\
+                 client_body_temp_path {folder}/bodies;\n\
+                 keepalive_requests 1000000;\n\
+                 keepalive_timeout 1h;\n\
+                 server {{\n\
+                     listen {PORT} backlog=4096;\n\
+                     add_header X-Pod {name};\n\
+                     location / {{ return 200 \"{name}\\n\"; }}\n\
+                     location = /blob {{ root {folder}; }}\n\
+                 }}\n\
+                 server {{ listen unix:{folder}/status; location / {{ stub_status; }} }}\n\
+             }}\n"
+        )
+    }
+
+    fn ask(&self) -> Result<String> {
+        let mut socket = UnixStream::connect(self.folder.join("status"))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+/// Reads stub_status:
+///
+/// ```text
+/// Active connections: 2
+/// server accepts handled requests
+///  3 3 5
+/// Reading: 0 Writing: 1 Waiting: 1
+/// ```
+fn parse_status(status: &str) -> Option<Counts> {
+    let open = status
+        .split("Active connections:")
+        .nth(1)?
+        .split_whitespace()
+        .next()?;
+    let numbers = status.split("requests").nth(1)?;
+    let mut numbers = numbers.split_whitespace().map(|number| number.parse().ok());
+    let (accepted, _handled, requests) = (numbers.next()??, numbers.next()??, numbers.next()??);
+    Some(Counts {
+        open: open.parse().ok()?,
+        accepted,
+        requests,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stub_status() {
+        let status = "HTTP/1.1 200 OK\r\nServer: nginx\r\n\r\nActive connections: 2 \nserver \
+                      accepts handled requests\n 3 3 5 \nReading: 0 Writing: 1 Waiting: 1 \n";
+        let counts = Counts {
+            open: 2,
+            accepted: 3,
+            requests: 5,
+        };
+        assert_eq!(parse_status(status), Some(counts));
+        assert_eq!(parse_status("HTTP/1.1 404 Not Found\r\n\r\n"), None);
+    }
+}

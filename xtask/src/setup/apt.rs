@@ -1,0 +1,182 @@
+//! Debian's packages: which are there, which can be had, and installing them without starting
+//! a service. Another apt at work is waited for; a lost race is tried again.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::progress;
+
+const ATTEMPTS: u32 = 4;
+
+/// Whether this is a system whose packages apt manages.
+pub(super) fn is_here() -> bool {
+    Path::new("/etc/debian_version").exists() && super::host::find("apt-get").is_some()
+}
+
+/// Whether this process may install packages.
+pub(super) fn can_install() -> bool {
+    is_here() && rustix::process::geteuid().is_root()
+}
+
+/// Whether apt has a version of `package`; with root, its lists are refreshed before it says no.
+pub(super) fn offers(package: &str) -> bool {
+    static REFRESHED: OnceLock<bool> = OnceLock::new();
+    knows(package)
+        || (can_install() && *REFRESHED.get_or_init(|| update().is_ok()) && knows(package))
+}
+
+fn knows(package: &str) -> bool {
+    let policy = Command::new("apt-cache")
+        .args(["policy", package])
+        .env("LC_ALL", "C")
+        .output();
+    policy.is_ok_and(|policy| candidate(&String::from_utf8_lossy(&policy.stdout)).is_some())
+}
+
+fn candidate(policy: &str) -> Option<&str> {
+    let version = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (version != "(none)").then_some(version)
+}
+
+fn update() -> Result<()> {
+    repeat("refreshing apt's lists", &["update"])
+}
+
+/// Installs those of `packages` that are missing.
+///
+/// # Errors
+/// Without apt or root: what to run by hand.
+pub(super) fn install(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages
+        .iter()
+        .copied()
+        .filter(|name| !is_installed(name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !is_here() {
+        bail!(
+            "this system has no apt; install what these Debian packages hold, then run `cargo \
+             xtask setup` again: {list}"
+        );
+    }
+    if !can_install() {
+        bail!(
+            "not root; run `sudo apt-get install --no-install-recommends {list}`, then `cargo \
+             xtask setup` again"
+        );
+    }
+    if let Some(unknown) = missing.iter().find(|name| !offers(name)) {
+        bail!("apt has no package {unknown}; install what it holds, then run `cargo xtask setup`");
+    }
+    println!("  packages: {list}");
+    let _quiet = NoServices::begin()?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(&missing);
+    repeat(
+        &format!("installing {} packages", missing.len()),
+        &arguments,
+    )
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn repeat(title: &str, arguments: &[&str]) -> Result<()> {
+    let mut attempt = 1;
+    loop {
+        let mut apt = Command::new("apt-get");
+        apt.args(["-q", "-o", "DPkg::Lock::Timeout=300"])
+            .args(arguments)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .env("NEEDRESTART_SUSPEND", "1")
+            .env("LC_ALL", "C");
+        match progress::run(title, &mut apt) {
+            Ok(()) => return Ok(()),
+            Err(error) if attempt == ATTEMPTS => return Err(error),
+            // Lists or downloads that another apt holds or has just deleted, or lists too old
+            // for the mirror: each passes.
+            Err(error) => {
+                let problem = format!("{error:#}");
+                let cause = problem.lines().rev().find(|line| line.starts_with("E: "));
+                println!("  trying again: {}", cause.unwrap_or("apt-get failed"));
+                std::thread::sleep(Duration::from_secs(3 * u64::from(attempt)));
+                if arguments[0] == "install" && problem.contains("404") {
+                    update()?;
+                }
+            }
+        }
+        attempt += 1;
+    }
+}
+
+/// While it lives, packages start no services: Debian asks `policy-rc.d`, both with and
+/// without systemd. A file that is there already is left alone.
+struct NoServices(Option<PathBuf>);
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const MARK: &str = "written by the rebalancer's `cargo xtask setup`; safe to delete";
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        let path = PathBuf::from(POLICY);
+        // One that an interrupted setup left is ours to replace.
+        if fs::read_to_string(&path).is_ok_and(|text| text.contains(MARK)) {
+            fs::remove_file(&path).with_context(|| format!("remove {POLICY}"))?;
+        }
+        match fs::File::create_new(&path) {
+            Ok(mut file) => {
+                let guard = Self(Some(path));
+                write!(file, "#!/bin/sh\n# {MARK}\nexit 101\n").context(POLICY)?;
+                let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+                file.set_permissions(executable).context(POLICY)?;
+                Ok(guard)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(Self(None)),
+            Err(error) => Err(error).context(POLICY),
+        }
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_file(path)
+        {
+            eprintln!("remove {}: {error}", path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::candidate;
+
+    #[test]
+    fn reads_the_candidate_from_apt_cache_policy() {
+        let known = "nginx-light:\n  Installed: (none)\n  Candidate: 1.22.1-9+deb12u11\n";
+        assert_eq!(candidate(known), Some("1.22.1-9+deb12u11"));
+        assert_eq!(
+            candidate("x:\n  Installed: (none)\n  Candidate: (none)\n"),
+            None
+        );
+        assert_eq!(candidate(""), None);
+    }
+}

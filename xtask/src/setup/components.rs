@@ -1,0 +1,37 @@
+//! clippy and rustfmt for the default toolchain. The names are always in rustup's folder, so
+//! each is asked for its version.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::Finding;
+use crate::progress;
+
+pub(super) fn look() -> Finding {
+    let version = |tool: &str| {
+        let output = Command::new("cargo").args([tool, "--version"]).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+            }
+            _ => Err(format!("cargo {tool} does not run")),
+        }
+    };
+    let state = version("clippy").and_then(|clippy| Ok(format!("{clippy}, {}", version("fmt")?)));
+    Finding {
+        what: "clippy, rustfmt",
+        state,
+        packages: Vec::new(),
+    }
+}
+
+pub(super) fn complete() -> Result<()> {
+    if look().state.is_ok() {
+        return Ok(());
+    }
+    progress::run(
+        "adding clippy and rustfmt",
+        Command::new("rustup").args(["component", "add", "clippy", "rustfmt"]),
+    )
+}

@@ -1,0 +1,54 @@
+//! The programs that the lab, the demo and the tests run.
+
+use std::path::{Path, PathBuf};
+
+use super::Finding;
+
+/// A program, the Debian package that has it, and what it is for.
+const PROGRAMS: [(&str, &str, &str); 9] = [
+    ("ip", "iproute2", "the lab's namespaces"),
+    ("ss", "iproute2", "the kernel's own counts, to compare with"),
+    (
+        "iptables-restore",
+        "iptables",
+        "kube-proxy's rules in the lab",
+    ),
+    ("nginx", "nginx-light", "the lab's pods"),
+    ("ab", "apache2-utils", "clients of demo and tests"),
+    ("iperf3", "iperf3", "bulk traffic in tests"),
+    ("nsenter", "util-linux", "a look into the lab"),
+    (
+        "bpftool",
+        "bpftool",
+        "tests that look at the kernel from outside",
+    ),
+    ("kubectl", "kubernetes-client", "the manifests' test"),
+];
+
+pub(super) fn look() -> Vec<Finding> {
+    PROGRAMS
+        .iter()
+        .map(|(program, package, purpose)| Finding {
+            what: program,
+            state: find(program)
+                .map(|path| path.display().to_string())
+                .ok_or_else(|| format!("missing: for {purpose}")),
+            packages: vec![package],
+        })
+        .collect()
+}
+
+/// Where `program` is. Users other than root often have no sbin in their PATH.
+pub(super) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(program))
+        .find(|candidate| is_executable(candidate))
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata()
+        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,311 @@
+//! What builds the kernel half: a compiler that has a BPF core, and bpf-linker made with the
+//! same LLVM. Two ways: (A) a pinned nightly with rust-src; (B) Debian's compiler with its
+//! prebuilt BPF core. A toolchain's name proves nothing, so each is looked into.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use super::{Finding, apt, host};
+use crate::{progress, root};
+
+/// The ignored file that tells rebalancer-user's build script the toolchain's name.
+const CHOICE: &str = ".ebpf-toolchain";
+const NIGHTLY: &str = "nightly-2026-05-20";
+const DEBIAN: &str = "debian";
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+/// The compilers of both ways emit this LLVM's bitcode; the linker must read it.
+const LLVM: u32 = 22;
+const LINKER: &str = "0.13.0";
+const LINKER_LIBRARIES: [&str; 5] = [
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "zlib1g-dev",
+    "libzstd-dev",
+    "libxml2-dev",
+];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Nightly,
+    Debian,
+}
+
+impl Way {
+    fn toolchain(self) -> &'static str {
+        match self {
+            Self::Nightly => NIGHTLY,
+            Self::Debian => DEBIAN,
+        }
+    }
+
+    /// The one that works already, the recorded first; else the one to take on this system.
+    fn choose() -> Self {
+        let recorded = fs::read_to_string(root().join(CHOICE)).unwrap_or_default();
+        let order = if recorded.trim() == NIGHTLY {
+            [Self::Nightly, Self::Debian]
+        } else {
+            [Self::Debian, Self::Nightly]
+        };
+        let works = |way: &Self| Compiler::of(*way).is_ok();
+        order.into_iter().find(works).unwrap_or_else(|| {
+            let has_packages = apt::can_install() && COMPILER.into_iter().all(apt::offers);
+            if has_packages {
+                Self::Debian
+            } else {
+                Self::Nightly
+            }
+        })
+    }
+}
+
+pub(super) fn look() -> Vec<Finding> {
+    let way = Way::choose();
+    let compiler = Compiler::of(way).map(|compiler| compiler.to_string());
+    let from_debian = compiler.is_err() && way == Way::Debian;
+    let linker = linker();
+    // Where apt has no such LLVM, building the linker tells what to do.
+    let with_libraries = linker.is_err() && apt::is_here() && apt::offers(LINKER_LIBRARIES[0]);
+    let describe = |error: anyhow::Error| format!("{error:#}");
+    vec![
+        Finding {
+            what: "BPF compiler",
+            state: compiler.map_err(describe),
+            packages: if from_debian {
+                COMPILER.to_vec()
+            } else {
+                Vec::new()
+            },
+        },
+        Finding {
+            what: "bpf-linker",
+            state: linker.map_err(describe),
+            packages: if with_libraries {
+                LINKER_LIBRARIES.to_vec()
+            } else {
+                Vec::new()
+            },
+        },
+    ]
+}
+
+/// Brings the toolchain and the linker; the packages are there.
+pub(super) fn complete() -> Result<()> {
+    let way = Way::choose();
+    if Compiler::of(way).is_err() {
+        if way == Way::Debian {
+            progress::run(
+                "naming Debian's compiler for rustup",
+                Command::new("rustup").args(["toolchain", "link", DEBIAN, "/usr"]),
+            )?;
+        }
+        if let Err(problem) = Compiler::of(way) {
+            println!("  taking {NIGHTLY}: {problem:#}");
+            progress::run(
+                &format!("installing {NIGHTLY} with rust-src"),
+                Command::new("rustup")
+                    .args(["toolchain", "install", NIGHTLY, "--profile", "minimal"])
+                    .args(["--component", "rust-src"]),
+            )?;
+            Compiler::of(Way::Nightly)?;
+        }
+    }
+    if linker().is_err() {
+        build_linker()?;
+    }
+    Ok(())
+}
+
+/// Writes the toolchain's name where the build script reads it, if it is not there yet: a
+/// needless write would rebuild the kernel half.
+pub(super) fn record() -> Result<()> {
+    let name = Way::choose().toolchain();
+    let path = root().join(CHOICE);
+    if fs::read_to_string(&path).is_ok_and(|recorded| recorded.trim() == name) {
+        return Ok(());
+    }
+    fs::write(&path, format!("{name}\n")).with_context(|| format!("write {CHOICE}"))
+}
+
+/// A compiler that was looked into and can build the kernel half.
+struct Compiler {
+    toolchain: &'static str,
+    release: String,
+    core: &'static str,
+}
+
+impl Compiler {
+    fn of(way: Way) -> Result<Self> {
+        let toolchain = way.toolchain();
+        let version = rustc(toolchain, &["-vV"])?;
+        let release = field(&version, "release: ").context("rustc -vV tells no release")?;
+        let llvm = field(&version, "LLVM version: ").context("rustc -vV tells no LLVM")?;
+        let major = llvm
+            .split('.')
+            .next()
+            .and_then(|major| major.parse::<u32>().ok());
+        ensure!(
+            major == Some(LLVM),
+            "{toolchain} has LLVM {llvm}, the linker needs {LLVM}"
+        );
+        let library = PathBuf::from(rustc(toolchain, &["--print", "sysroot"])?.trim());
+        let library = library.join("lib/rustlib");
+        let core = match way {
+            Way::Debian => {
+                let folder = library.join("bpfel-unknown-none/lib");
+                let there = fs::read_dir(&folder).is_ok_and(|files| {
+                    files.flatten().any(|file| {
+                        let name = file.file_name();
+                        name.to_string_lossy().starts_with("libcore") && has_suffix(&name, "rlib")
+                    })
+                });
+                ensure!(there, "{toolchain} has no BPF core in {}", folder.display());
+                "BPF core prebuilt"
+            }
+            Way::Nightly => {
+                let source = library.join("src/rust/library/core/src/lib.rs");
+                ensure!(source.exists(), "{toolchain} has no rust-src");
+                "rust-src"
+            }
+        };
+        Ok(Self {
+            toolchain,
+            release: release.to_owned(),
+            core,
+        })
+    }
+}
+
+impl fmt::Display for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: rustc {}, LLVM {LLVM}, {}",
+            self.toolchain, self.release, self.core
+        )
+    }
+}
+
+fn has_suffix(name: &std::ffi::OsStr, suffix: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|extension| extension == suffix)
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name))
+}
+
+fn rustc(toolchain: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new("rustup")
+        .args(["run", toolchain, "rustc"])
+        .args(arguments)
+        .env("RUSTUP_AUTO_INSTALL", "0")
+        .output()
+        .context("rustup does not run: install it from rustup.rs")?;
+    ensure!(output.status.success(), "no toolchain {toolchain}");
+    String::from_utf8(output.stdout).context("rustc's output")
+}
+
+/// The linker's version and LLVM.
+fn linker() -> Result<String> {
+    let path = host::find("bpf-linker").context("not installed")?;
+    let run = |program: &Path, argument: &Path| -> Result<String> {
+        let output = Command::new(program).arg(argument).output()?;
+        ensure!(output.status.success(), "{} does not run", path.display());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let version = run(&path, Path::new("--version"))?;
+    let version = version.trim().trim_start_matches("bpf-linker ");
+    ensure!(version == LINKER, "version {version}, wanted {LINKER}");
+    match llvm_library(&run(Path::new("ldd"), &path)?) {
+        Some(major) if major != LLVM => bail!("made with LLVM {major}, wanted {LLVM}"),
+        Some(major) => Ok(format!("{version}, LLVM {major}")),
+        None => Ok(format!("{version}, LLVM linked in")),
+    }
+}
+
+/// The LLVM that a program loads, from `ldd`: `libLLVM.so.22.1 => …` or `libLLVM-17.so.1 => …`.
+fn llvm_library(ldd: &str) -> Option<u32> {
+    let name = ldd
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("libLLVM"))?;
+    let name = name.trim_start_matches(".so.").trim_start_matches('-');
+    name.split(|character: char| !character.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn build_linker() -> Result<()> {
+    let prefix = llvm_prefix()?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(prefix.join("bin")).chain(std::env::split_paths(&path));
+    progress::run(
+        &format!("building bpf-linker {LINKER} with LLVM {LLVM}"),
+        Command::new("cargo")
+            .args([
+                "install",
+                "bpf-linker",
+                "--version",
+                LINKER,
+                "--locked",
+                "--force",
+            ])
+            .args(["--no-default-features", "--features", "llvm-22"])
+            .env("LLVM_PREFIX", &prefix)
+            .env("PATH", std::env::join_paths(folders)?)
+            .env_remove("RUSTC_BOOTSTRAP")
+            .current_dir("/"),
+    )
+}
+
+fn llvm_prefix() -> Result<PathBuf> {
+    let debian = PathBuf::from(format!("/usr/lib/llvm-{LLVM}"));
+    if debian.join("bin/llvm-config").exists() {
+        return Ok(debian);
+    }
+    for program in [format!("llvm-config-{LLVM}"), "llvm-config".to_owned()] {
+        let ask = |argument| {
+            let output = Command::new(&program).arg(argument).output().ok()?;
+            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        };
+        if ask("--version").is_some_and(|version| version.starts_with(&format!("{LLVM}."))) {
+            return ask("--prefix")
+                .map(PathBuf::from)
+                .context("llvm-config --prefix");
+        }
+    }
+    Err(anyhow!(
+        "bpf-linker needs LLVM {LLVM} with its headers; install it (packages {}), then run \
+         `cargo xtask setup` again",
+        LINKER_LIBRARIES.join(" ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{field, llvm_library};
+
+    #[test]
+    fn reads_llvm_from_ldd() {
+        let new = "\tlinux-vdso.so.1 (0x0)\n\tlibLLVM.so.22.1 => /usr/lib/libLLVM.so.22.1 (0x0)\n";
+        assert_eq!(llvm_library(new), Some(22));
+        assert_eq!(
+            llvm_library("\tlibLLVM-17.so.1 => /usr/lib/libLLVM-17.so.1 (0x0)\n"),
+            Some(17)
+        );
+        assert_eq!(llvm_library("\tlibc.so.6 => /lib/libc.so.6 (0x0)\n"), None);
+    }
+
+    #[test]
+    fn reads_a_field_of_rustc() {
+        let version = "rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+        assert_eq!(field(version, "LLVM version: "), Some("22.1.8"));
+        assert_eq!(field(version, "host: "), None);
+    }
+}
