@@ -59,8 +59,13 @@ pub struct Pass {
 impl Lister {
     /// Loads the iterator over the maps pinned under `pins`.
     pub fn open(kernel: Arc<Kernel>, pins: &Path) -> Result<Self, Error> {
+        Self::with_slots(kernel, pins, FIRST_SLOTS)
+    }
+
+    /// The same, with memory for so many sockets a shard to begin with; it grows.
+    pub fn with_slots(kernel: Arc<Kernel>, pins: &Path, slots: u32) -> Result<Self, Error> {
         check_abi(pins)?;
-        let loaded = Loaded::new(&kernel, pins, FIRST_SLOTS)?;
+        let loaded = Loaded::new(&kernel, pins, slots)?;
         let mut lister = Self {
             kernel,
             pins: pins.to_owned(),

@@ -1,0 +1,83 @@
+//! Nothing runs per packet.
+
+use aya::sys::{Stats, enable_stats};
+use serde_json::Value;
+
+use crate::support::{Agent, TRACK_ONLY, alone, bpftool, connect, eventually, lab, request};
+
+/// Runs of the sock_ops program that this agent attached.
+fn runs(program: u64) -> u64 {
+    bpftool(&["prog", "show", "id", &program.to_string()])["run_cnt"].as_u64().unwrap_or(0)
+}
+
+fn sock_ops_programs() -> Vec<u64> {
+    let all = bpftool(&["prog", "show"]);
+    let ours = all.as_array().unwrap().iter().filter(|p| p["name"] == "sock_ops");
+    ours.filter_map(|p| p["id"].as_u64()).collect()
+}
+
+#[test]
+fn a_gibibyte_over_one_connection_runs_no_program() {
+    let _alone = alone();
+    let lab = lab(1);
+    let before = sock_ops_programs();
+    // Attached to the lab's cgroup: nothing else on this machine can make it run.
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let program =
+        *sock_ops_programs().iter().find(|id| !before.contains(id)).expect("ours is loaded");
+    let _stats = enable_stats(Stats::RunTime).expect("run counts");
+    let pod = lab.pod(0);
+    let mut stream = connect(&lab, pod.address());
+    request(&mut stream, "/").unwrap();
+    let at_start = runs(program);
+    assert!(at_start > 0, "the accept is counted, so a run would be too");
+
+    const GIBIBYTE: u64 = 1 << 30;
+    let mut moved = 0;
+    while moved < GIBIBYTE {
+        moved += request(&mut stream, "/blob").unwrap() as u64;
+    }
+    assert_eq!(runs(program), at_start, "after {moved} bytes out");
+
+    let segments = agent.connections(pod)[0]["segmentsOut"].as_u64().unwrap();
+    assert!(segments > 10_000, "{segments} segments were sent on it");
+    drop(stream);
+    eventually("the close is one run", || {
+        let now = runs(program);
+        if now > at_start { Ok(now) } else { Err(now) }
+    });
+}
+
+#[test]
+fn a_gibibyte_received_runs_no_program() {
+    let _alone = alone();
+    let lab = lab(1);
+    let before = sock_ops_programs();
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let program =
+        *sock_ops_programs().iter().find(|id| !before.contains(id)).expect("ours is loaded");
+    let _stats = enable_stats(Stats::RunTime).expect("run counts");
+    let pod = lab.pod(0);
+    let mut server = pod.host.spawn("iperf3", &["-s", "-1"]).unwrap();
+    eventually("listening", || {
+        let e = agent.endpoint(pod, 5201);
+        if e["listeners"].as_u64() >= Some(1) { Ok(e) } else { Err(e) }
+    });
+    let to = pod.addr.to_string();
+    let mut client = lab.client().spawn("iperf3", &["-c", &to, "-n", "20G"]).unwrap();
+    let bytes = |dump: &[Value]| dump.iter().filter_map(|c| c["bytesIn"].as_u64()).max();
+    let at_least = |bound: u64| {
+        move |agent: &Agent| {
+            let got = bytes(&agent.connections(pod)).unwrap_or(0);
+            if got > bound { Ok(got) } else { Err(got) }
+        }
+    };
+    let first = eventually("under way", || at_least(1 << 20)(&agent));
+    let at_start = runs(program);
+    let last = eventually("a GiB more", || at_least(first + (1 << 30))(&agent));
+    assert_eq!(runs(program), at_start, "after {} bytes in", last - first);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

@@ -1,0 +1,11 @@
+//! What holds on a real kernel, with real servers and clients, in the lab. Needs root.
+//!
+//! `cargo xtask test kernel` runs it, one test after the other.
+
+mod bytes;
+mod cost;
+mod life;
+mod moves;
+mod support;
+mod tracking;
+mod without;

@@ -1,0 +1,286 @@
+//! A move hits its victim and nothing else.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rebalancer_user::{
+    bpf::{Kernel, Lister},
+    moves::{Mover, Order},
+    observe::observe,
+    plan::{Ledger, Outcome, decide},
+    policy,
+};
+
+use crate::support::{Agent, PATIENCE, TRACK_ONLY, alone, connect, lab, request};
+
+/// A policy for the lab's clients and one port.
+fn enforce(lab: &xtask::lab::Lab, port: u16, limits: &str, steps: &str) -> String {
+    format!(
+        "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 200ms
+guards: {{minAge: 200ms}}
+rules:
+- name: lab
+  match: {{ports: [{{port: {port}}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
+  limits: {{{limits}}}
+  jitter: 0%
+  steps: [{steps}]
+",
+        lab.client_subnet()
+    )
+}
+
+const AT_ONCE: &str = "{step: Reset, when: AtOnce, timeout: 5s}";
+const QUIET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
+
+fn is_reset(stream: &mut TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Err(e) => e.kind() == ErrorKind::ConnectionReset,
+        Ok(_) => false,
+    }
+}
+
+#[test]
+fn the_heavy_one_is_reset_and_nothing_else() {
+    let _alone = alone();
+    let lab = lab(2);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxBytes: 1Mi", QUIET));
+    let pod = lab.pod(0);
+    let mut light: Vec<_> = (0..4).map(|_| connect(&lab, pod.address())).collect();
+    let mut heavy = connect(&lab, pod.address());
+    for stream in &mut light {
+        request(stream, "/").unwrap();
+    }
+    for _ in 0..5 {
+        request(&mut heavy, "/blob").unwrap();
+    }
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset");
+    assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
+    assert_eq!(line["rule"], "lab");
+    assert!(is_reset(&mut heavy));
+    // Its siblings answer, the listener on the same port lives on, and no second move comes.
+    for stream in &mut light {
+        request(stream, "/").unwrap();
+    }
+    request(&mut connect(&lab, pod.address()), "/").unwrap();
+    agent.wait_for_intervals(5);
+    assert_eq!(agent.said("move").len(), 1);
+    let e = agent.endpoint(pod, 80);
+    assert_eq!(e["closedByAbort"], 1, "the kernel's own count of destroyed sockets: {e:#}");
+}
+
+#[test]
+fn the_old_are_moved_within_the_budget() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
+        .replace("guards:", "budget: {window: 1m, perNode: 3}\nguards:");
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let streams: Vec<_> = (0..10).map(|_| connect(&lab, lab.pod(0).address())).collect();
+    for _ in 0..3 {
+        agent.wait_for_move();
+    }
+    agent.wait_for_intervals(6);
+    assert_eq!(agent.said("move").len(), 3, "the budget of the window is spent");
+    assert_eq!(agent.connections(lab.pod(0)).len(), 7);
+    drop(streams);
+}
+
+#[test]
+fn dry_run_says_and_does_not() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE).replace("mode: Enforce", "mode: DryRun");
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut stream = connect(&lab, lab.pod(0).address());
+    agent.wait_for("would move", |line| line["message"] == "would move");
+    agent.wait_for_intervals(5);
+    assert_eq!(agent.said("would move").len(), 1, "a connection is said once");
+    assert_eq!(agent.said("move"), [] as [serde_json::Value; 0]);
+    request(&mut stream, "/").unwrap();
+}
+
+#[test]
+fn the_flag_makes_an_enforcing_policy_safe() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
+    let cgroup = crate::support::cgroup(&lab).to_str().unwrap().to_owned();
+    let mut agent = Agent::with(
+        &policy,
+        crate::support::own_pins(),
+        &["--cgroup", &cgroup, "--mode", "dry-run"],
+    );
+    let mut stream = connect(&lab, lab.pod(0).address());
+    agent.wait_for("would move", |line| line["message"] == "would move");
+    request(&mut stream, "/").unwrap();
+}
+
+/// A server that answers `f` at once and `s` after a second, and a client that sends `s` within
+/// the tick of the answer to `f`: everything but the order of the last words looks quiet.
+#[test]
+fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7010));
+    let listener = lab.pod(0).host.enter(|| TcpListener::bind(address)).unwrap().unwrap();
+    let mut agent = Agent::on_machine(&enforce(&lab, 7010, "maxAge: 1s", QUIET));
+    let server = std::thread::spawn(move || {
+        for stream in listener.incoming().take(8) {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut request = [0];
+                while matches!(stream.read(&mut request), Ok(1)) {
+                    if request == *b"s" {
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                    if stream.write_all(&request).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let busy = |lab: &xtask::lab::Lab| {
+        let mut stream = connect(lab, address);
+        let until = Instant::now() + Duration::from_secs(4);
+        let mut answers = 0;
+        while Instant::now() < until {
+            for word in [b"f", b"s"] {
+                stream.write_all(word).expect("the busy are not reset");
+                stream.read_exact(&mut [0]).expect("the busy are not reset");
+                answers += 1;
+            }
+        }
+        (stream, answers)
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..7).map(|_| scope.spawn(|| busy(&lab))).collect();
+        for thread in threads {
+            let (mut stream, answers) = thread.join().unwrap();
+            assert!(answers >= 6);
+            // Now it is quiet, last words in one tick or not, and so it is moved.
+            assert!(is_reset(&mut stream), "a quiet one past its age is moved");
+        }
+    });
+    for _ in 0..7 {
+        assert_eq!(agent.wait_for_move()["outcome"], "reset");
+    }
+    drop(connect(&lab, address));
+    server.join().unwrap();
+}
+
+/// A fresh connection whose first request takes long: its times start at its accept, so only
+/// "the server has sent something" tells.
+#[test]
+fn a_slow_first_request_is_not_cut_off() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7011));
+    let listener = lab.pod(0).host.enter(|| TcpListener::bind(address)).unwrap().unwrap();
+    let mut agent = Agent::on_machine(&enforce(&lab, 7011, "maxAge: 500ms", QUIET));
+    let mut client = connect(&lab, address);
+    client.write_all(b"s").unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    agent.wait_for_intervals(10);
+    assert_eq!(agent.said("move").len(), 0, "it waits");
+    server.write_all(b"answer").unwrap();
+    client.read_exact(&mut [0; 6]).unwrap();
+    assert_eq!(agent.wait_for_move()["outcome"], "reset");
+}
+
+#[test]
+fn what_never_becomes_quiet_is_given_up_and_lives() {
+    let _alone = alone();
+    let lab = lab(1);
+    let steps = "{step: Reset, when: Quiet, idleFor: 10s, timeout: 500ms}";
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", steps));
+    let mut stream = connect(&lab, lab.pod(0).address());
+    request(&mut stream, "/").unwrap();
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "gaveUp", "{line}");
+    request(&mut stream, "/").unwrap();
+}
+
+#[test]
+fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
+    let _alone = alone();
+    let lab = lab(1);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let pod = lab.pod(0);
+    let stream = connect(&lab, pod.address());
+    let kernel = Arc::new(Kernel::read().unwrap());
+    let mut lister = Lister::open(Arc::clone(&kernel), &agent.pins).unwrap();
+    let text = enforce(&lab, 80, "maxAge: 300ms", AT_ONCE);
+    let policy = policy::parse("test", &text).unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    let snapshot = observe(&mut lister).unwrap().snapshot;
+    let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
+    let chosen = plan.moves().next().expect("it is old enough").clone();
+    assert_eq!(chosen.remote(), stream.local_addr().unwrap());
+
+    let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
+    let mover = Mover::start(lister, tell).unwrap();
+    // First while it lives, then again: now another connection may have its place, the cookie
+    // tells it apart, and the listener on the port is never meant.
+    let mut outcomes = Vec::new();
+    let mut stream = stream;
+    for _ in 0..3 {
+        mover.order(Order { chosen: chosen.clone(), device: 0 }).map_err(|_| ()).unwrap();
+        outcomes.push(done.blocking_recv().unwrap().outcome);
+    }
+    assert_eq!(outcomes, [Outcome::Reset, Outcome::GoneBefore, Outcome::GoneBefore]);
+    assert!(is_reset(&mut stream));
+    // A new connection from the very same port as the victim's.
+    let from = chosen.remote();
+    let again = lab
+        .client()
+        .enter(|| {
+            let socket = rustix::net::socket(
+                rustix::net::AddressFamily::INET,
+                rustix::net::SocketType::STREAM,
+                None,
+            )?;
+            rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+            drop(stream);
+            rustix::net::bind(&socket, &from)?;
+            rustix::net::connect(&socket, &SocketAddr::from(pod.address()))?;
+            Ok::<_, rustix::io::Errno>(TcpStream::from(socket))
+        })
+        .unwrap();
+    let mut again = again.expect("the port is free again after a reset");
+    again.set_read_timeout(Some(PATIENCE)).unwrap();
+    mover.order(Order { chosen, device: 0 }).map_err(|_| ()).unwrap();
+    assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
+    request(&mut again, "/").expect("the one with the same addresses is spared");
+    request(&mut connect(&lab, pod.address()), "/").expect("the listener lives");
+}
+
+#[test]
+fn a_namespace_that_has_gone_is_an_outcome() {
+    let _alone = alone();
+    let lab = lab(1);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let _stream = connect(&lab, lab.pod(0).address());
+    let kernel = Arc::new(Kernel::read().unwrap());
+    let mut lister = Lister::open(kernel, &agent.pins).unwrap();
+    let policy = policy::parse("test", &enforce(&lab, 80, "maxAge: 300ms", QUIET)).unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    let snapshot = observe(&mut lister).unwrap().snapshot;
+    let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
+    let chosen = plan.moves().next().unwrap().clone();
+    let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
+    let mover = Mover::start(lister, tell).unwrap();
+    drop(lab);
+    mover.order(Order { chosen, device: 0 }).map_err(|_| ()).unwrap();
+    assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
+}

@@ -1,0 +1,294 @@
+//! An agent under test, and what `ss` and `bpftool` say beside it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+        mpsc::{Receiver, channel},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use xtask::lab::{Host, Lab, Pod, Spec};
+
+/// The binary under test.
+pub const REBALANCER: &str = env!("CARGO_BIN_EXE_rebalancer");
+
+/// How long anything that should happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Tests of the whole machine's kernel do not run side by side, whatever cargo is told.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    assert!(rustix::process::geteuid().is_root(), "kernel tests need root: run them with sudo");
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A lab with so many pods, all serving.
+pub fn lab(pods: usize) -> Lab {
+    Lab::start(Spec { pods, serving: pods }).expect("the lab starts")
+}
+
+/// The cgroup of the whole lab: a program attached there sees the lab and nothing else.
+pub fn cgroup(lab: &Lab) -> &Path {
+    lab.client().cgroup().parent().expect("the lab has a cgroup")
+}
+
+/// A folder for pins that no other test uses.
+pub fn own_pins() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    PathBuf::from(format!("/sys/fs/bpf/rebalancer-test-{}-{n}", std::process::id()))
+}
+
+/// A policy that only tracks.
+pub const TRACK_ONLY: &str = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Disabled
+rules:
+- {name: nothing, match: {ports: [{port: 1}]}, limits: {maxAge: 1h}}
+";
+
+/// A running agent. Dropping it kills it and removes its pins.
+pub struct Agent {
+    pub child: Child,
+    pub pins: PathBuf,
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Agent {
+    /// Starts one that sees the lab alone, and waits until it tracks.
+    pub fn in_lab(lab: &Lab, policy: &str) -> Self {
+        Self::with(policy, own_pins(), &["--cgroup", cgroup(lab).to_str().unwrap()])
+    }
+
+    /// Starts one at the real root, and waits until it tracks.
+    pub fn on_machine(policy: &str) -> Self {
+        Self::with(policy, own_pins(), &[])
+    }
+
+    pub fn with(policy: &str, pins: PathBuf, arguments: &[&str]) -> Self {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(policy.as_bytes()).unwrap();
+        Self::with_file(file.path(), pins, arguments)
+    }
+
+    /// The file is read before this returns, and on SIGHUP.
+    pub fn with_file(policy: &Path, pins: PathBuf, arguments: &[&str]) -> Self {
+        let mut child = Command::new(REBALANCER)
+            .args(["agent", "--log", "debug,aya=warn", "--log-format", "json", "--policy"])
+            .arg(policy)
+            .arg("--pins")
+            .arg(&pins)
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (tell, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                match serde_json::from_str(&line) {
+                    Ok(value) => drop(tell.send(value)),
+                    Err(_) => eprintln!("agent: {line}"),
+                }
+            }
+        });
+        let mut agent = Self { child, pins, lines, seen: Vec::new() };
+        agent.wait_for("started", |line| line["message"] == "started");
+        agent
+    }
+
+    /// Waits for a log line.
+    pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.seen.push(line.clone());
+                    if is_it(&line) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("the agent never said {what}; it said {:#?}", self.seen),
+            }
+        }
+    }
+
+    /// Waits for the next move's line.
+    pub fn wait_for_move(&mut self) -> Value {
+        self.wait_for("move", |line| line["message"] == "move")
+    }
+
+    /// Waits for this many whole intervals.
+    pub fn wait_for_intervals(&mut self, count: usize) {
+        for _ in 0..count {
+            self.wait_for("listed", |line| line["message"] == "listed");
+        }
+    }
+
+    /// Every line said so far with this message.
+    pub fn said(&mut self, message: &str) -> Vec<Value> {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line);
+        }
+        self.seen.iter().filter(|line| line["message"] == message).cloned().collect()
+    }
+
+    /// `rebalancer dump -o json`, its items.
+    pub fn dump(&self, more: &[&str]) -> Vec<Value> {
+        let out = self.dump_output(more);
+        assert!(out.status.success(), "{out:?}");
+        let value: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(value["source"], "agent");
+        value["items"].as_array().unwrap().clone()
+    }
+
+    pub fn dump_output(&self, more: &[&str]) -> Output {
+        let dump = ["dump", "-o", "json", "--pins"];
+        Command::new(REBALANCER).args(dump).arg(&self.pins).args(more).output().unwrap()
+    }
+
+    /// Connections of this pod.
+    pub fn connections(&self, pod: &Pod) -> Vec<Value> {
+        let all = self.dump(&[]);
+        all.into_iter().filter(|c| c["endpoint"]["netns"] == pod.host.netns_inode()).collect()
+    }
+
+    /// The endpoint of this pod and port.
+    pub fn endpoint(&self, pod: &Pod, port: u16) -> Value {
+        let of_pod =
+            |e: &Value| e["netns"] == pod.host.netns_inode() && e["port"] == u64::from(port);
+        self.dump(&["--endpoints"]).into_iter().find(of_pod).unwrap_or(Value::Null)
+    }
+
+    /// SIGTERM, and its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.pins);
+    }
+}
+
+/// Waits until something holds.
+pub fn eventually<T: std::fmt::Debug>(what: &str, look: impl Fn() -> Result<T, T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(seen) => return seen,
+            Err(seen) if Instant::now() > deadline => panic!("never {what}; last seen: {seen:?}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(30)),
+        }
+    }
+}
+
+/// What `ss -tine` says of one established socket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ss {
+    pub cookie: String,
+    pub peer: String,
+    pub received: u64,
+    pub acked: u64,
+    pub sent: u64,
+}
+
+/// Every established socket of a server's port in a namespace.
+pub fn ss(host: &Host, port: u16) -> Vec<Ss> {
+    let filter = format!("( sport = :{port} )");
+    let out = host
+        .command("ss")
+        .args(["-tineHO", "state", "established", &filter])
+        .output()
+        .expect("ss runs");
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout).unwrap().lines().map(ss_line).collect()
+}
+
+fn ss_line(line: &str) -> Ss {
+    let word = |key: &str| {
+        line.split_whitespace().find_map(|w| w.strip_prefix(key)).unwrap_or("0").to_owned()
+    };
+    let number = |key: &str| word(key).parse().unwrap();
+    Ss {
+        cookie: word("sk:"),
+        peer: line.split_whitespace().nth(3).unwrap().to_owned(),
+        received: number("bytes_received:"),
+        acked: number("bytes_acked:"),
+        sent: number("bytes_sent:"),
+    }
+}
+
+/// A client's connection, made in the lab's client namespace.
+pub fn connect(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
+    let to = to.into();
+    let stream = lab.client().enter(|| TcpStream::connect(to)).unwrap().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// One keep-alive request to nginx; returns the whole answer's length.
+pub fn request(stream: &mut TcpStream, path: &str) -> std::io::Result<usize> {
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = stream.read(&mut buffer)?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.extend_from_slice(&buffer[..n]);
+        if let Some(length) = whole(&answer)
+            && answer.len() >= length
+        {
+            return Ok(answer.len());
+        }
+    }
+}
+
+/// Length of the answer whose head is complete.
+fn whole(answer: &[u8]) -> Option<usize> {
+    let head = answer.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+    let text = std::str::from_utf8(&answer[..head]).ok()?;
+    let body = text.lines().find_map(|line| line.strip_prefix("Content-Length: "))?;
+    Some(head + body.parse::<usize>().ok()?)
+}
+
+/// Programs, maps and links of ours in the kernel, by `bpftool`.
+pub fn ours_in_kernel() -> Vec<String> {
+    let mut found = Vec::new();
+    for (what, names) in [
+        ("prog", &["sock_ops", "list"][..]),
+        ("map", &["endpoints", "settings", "faults", "listing", "list_head", "AYA_LOGS"][..]),
+    ] {
+        for item in bpftool(&[what, "show"]).as_array().into_iter().flatten() {
+            let name = item["name"].as_str().unwrap_or_default();
+            if names.contains(&name) || name.starts_with("connections_") {
+                found.push(format!("{what} {name} {}", item["id"]));
+            }
+        }
+    }
+    found
+}
+
+/// `bpftool -j`.
+pub fn bpftool(arguments: &[&str]) -> Value {
+    let out = Command::new("bpftool").arg("-j").args(arguments).output().expect("bpftool runs");
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("bpftool: {out:?}"))
+}
