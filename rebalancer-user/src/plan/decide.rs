@@ -46,11 +46,8 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         }
     }
 
-    candidates.sort_by(|a, b| {
-        b.worst
-            .compare(a.worst)
-            .then(a.connection.cookie.cmp(&b.connection.cookie))
-    });
+    // Stable: equals stay in the order of their cookies.
+    candidates.sort_by(|a, b| b.worst.compare(a.worst));
     let allowance = |mode| Allowance::new(policy, mode, ledger, tracked, now);
     let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
     let mut decisions = Vec::with_capacity(connections.len());

@@ -62,10 +62,8 @@ impl Ledger {
         live.sort_unstable();
         let lives = |cookie: &Cookie| live.binary_search(cookie).is_ok();
         self.said.retain(lives);
-        self.ended.retain(|cookie, (_, ended)| {
-            let listed_since = snapshot.taken > *ended;
-            now.since(*ended) < HOLD && (lives(cookie) || !listed_since)
-        });
+        self.ended
+            .retain(|cookie, (_, ended)| lives(cookie) && now.since(*ended) < HOLD);
         for spent in [&mut self.made, &mut self.told] {
             spent.retain(|(began, _)| now.since(*began) < window);
         }
