@@ -1,16 +1,187 @@
-//! The decision.
+//! The decision: judge each connection by itself, then let the most overdue have the budget.
 
-use super::{Ledger, Plan};
+use super::{
+    Decision, Ledger, Move, Plan, Reason, Spared, Verdict, budget::Allowance, guards::guard,
+    limits::measure,
+};
 use crate::{
-    policy::Policy,
-    snapshot::{KernelTime, Snapshot},
+    policy::{Mode, Policy, Rule},
+    snapshot::{Connection, Cookie, KernelTime, Snapshot},
 };
 
 /// Decides what to do with every connection of `snapshot` at `now`.
-pub fn decide(_policy: &Policy, _snapshot: &Snapshot, _ledger: &Ledger, _now: KernelTime) -> Plan {
+///
+/// Chosen are the connections that have reached a limit of their rule and that no guard spares,
+/// the one furthest beyond its limit first (the ratio of value to limit, exactly; then the lower
+/// cookie), as many as the budgets have left. Dry runs have budgets of their own.
+pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: KernelTime) -> Plan {
+    let tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
+    let mut connections: Vec<&Connection> = snapshot.connections.iter().collect();
+    connections.sort_unstable_by_key(|connection| connection.cookie);
+
+    let mut spared = Vec::with_capacity(connections.len());
+    let mut candidates = Vec::new();
+    let mut overdue = 0;
+    for same in connections.chunk_by(|a, b| a.cookie == b.cookie) {
+        let [connection] = same else {
+            let duplicate = |c: &&Connection| spare(c.cookie, None, Spared::Duplicate);
+            spared.extend(same.iter().map(duplicate));
+            continue;
+        };
+        let rule = policy.rule_for(connection);
+        match judge(policy, rule, connection, ledger, now) {
+            Judgement::Choose(candidate) => {
+                overdue += u64::from(candidate.overdue());
+                candidates.push(candidate);
+            }
+            Judgement::Spare(reason) => {
+                let waits = matches!(
+                    reason,
+                    Spared::InFlight | Spared::Held { .. } | Spared::DryRun
+                );
+                let is_overdue = |rule: &Rule| measure(rule, connection, now).any(Reason::overdue);
+                overdue += u64::from(waits && rule.is_some_and(is_overdue));
+                spared.push(spare(connection.cookie, rule, reason));
+            }
+        }
+    }
+
+    // Stable: equals stay in the order of their cookies.
+    candidates.sort_by(|a, b| b.worst.compare(a.worst));
+    let allowance = |mode| Allowance::new(policy, mode, ledger, tracked, now);
+    let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
+    let mut decisions = Vec::with_capacity(connections.len());
+    for candidate in candidates {
+        let mode = policy.mode_of(candidate.rule);
+        let allowance = if mode == Mode::DryRun {
+            &mut dry_run
+        } else {
+            &mut enforce
+        };
+        match allowance.take() {
+            Ok(()) => decisions.push(candidate.into_decision(mode)),
+            Err(reason) => {
+                spared.push(spare(
+                    candidate.connection.cookie,
+                    Some(candidate.rule),
+                    reason,
+                ));
+            }
+        }
+    }
+    spared.sort_by_key(|decision| decision.cookie);
+    decisions.append(&mut spared);
+    let budget_left = if policy.mode() == Mode::DryRun {
+        dry_run.left()
+    } else {
+        enforce.left()
+    };
     Plan {
-        decisions: Vec::new(),
-        overdue: 0,
-        budget_left: 0,
+        decisions,
+        overdue,
+        budget_left,
+    }
+}
+
+/// What a connection deserves, budgets aside.
+enum Judgement<'a> {
+    Choose(Candidate<'a>),
+    Spare(Spared),
+}
+
+/// A connection that has reached a limit.
+struct Candidate<'a> {
+    connection: &'a Connection,
+    rule: &'a Rule,
+    /// The limits reached, the most exceeded first.
+    reasons: Vec<Reason>,
+    worst: Reason,
+}
+
+impl Candidate<'_> {
+    fn overdue(&self) -> bool {
+        self.reasons.iter().any(|reason| reason.overdue())
+    }
+
+    fn into_decision(self, mode: Mode) -> Decision {
+        let Self {
+            connection,
+            rule,
+            reasons,
+            ..
+        } = self;
+        let chosen = Move {
+            cookie: connection.cookie,
+            endpoint: connection.endpoint,
+            local: connection.local,
+            remote: connection.remote,
+            rule: rule.name().clone(),
+            reasons,
+            steps: rule.steps().clone(),
+            at_end: rule.at_end(),
+            mode,
+        };
+        Decision {
+            cookie: connection.cookie,
+            rule: Some(rule.name().clone()),
+            verdict: Verdict::Move(chosen),
+        }
+    }
+}
+
+fn judge<'a>(
+    policy: &Policy,
+    rule: Option<&'a Rule>,
+    connection: &'a Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> Judgement<'a> {
+    if ledger.is_in_flight(connection.cookie) {
+        return Judgement::Spare(Spared::InFlight);
+    }
+    let Some(rule) = rule else {
+        return Judgement::Spare(Spared::NoRule);
+    };
+    if let Some(reason) = guard(policy, rule, connection) {
+        return Judgement::Spare(reason);
+    }
+    let mut reasons: Vec<Reason> = measure(rule, connection, now).collect();
+    reasons.sort_by(|a, b| b.compare(*a));
+    // A rule has a limit; one without would have nothing to ask for.
+    let Some(&worst) = reasons.first() else {
+        return Judgement::Spare(Spared::NoRule);
+    };
+    if !worst.exceeded() {
+        return Judgement::Spare(Spared::WithinLimits { nearest: worst });
+    }
+    reasons.retain(|reason| reason.exceeded());
+    let age = now.since(connection.opened);
+    let min = policy.guards().min_age();
+    if age < min {
+        return Judgement::Spare(Spared::MinAge { age, min });
+    }
+    if let Some((after, left)) = ledger.held(connection.cookie, now) {
+        return Judgement::Spare(Spared::Held {
+            after: after.clone(),
+            left,
+        });
+    }
+    if policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie) {
+        return Judgement::Spare(Spared::DryRun);
+    }
+    Judgement::Choose(Candidate {
+        connection,
+        rule,
+        reasons,
+        worst,
+    })
+}
+
+fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {
+    let rule = rule.map(|rule| rule.name().clone());
+    Decision {
+        cookie,
+        rule,
+        verdict: Verdict::Spared(reason),
     }
 }

@@ -1,34 +1,106 @@
 //! What was moved, and when: what the next decision must know of those before.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{Move, Outcome};
-use crate::snapshot::{Cookie, KernelTime, Snapshot};
+use crate::{
+    policy::Mode,
+    snapshot::{Cookie, KernelTime, Snapshot},
+};
 
-/// For so long a connection is not chosen again once a move of it has ended.
+/// For so long a connection is not chosen again once a move of it has ended: one that lives on
+/// was refused, failed or never became quiet, and would be so again at once; one that does not
+/// may still stand in a snapshot taken before its end.
 pub const HOLD: Duration = Duration::from_secs(600);
 
-/// What was moved and told so far.
+/// What was moved and told so far. A value: the agent keeps one and tells it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ledger {}
+pub struct Ledger {
+    in_flight: BTreeMap<Cookie, KernelTime>,
+    ended: BTreeMap<Cookie, (Outcome, KernelTime)>,
+    said: BTreeSet<Cookie>,
+    made: Spent,
+    told: Spent,
+}
+
+/// Moves that count against a budget, by when they began.
+type Spent = BTreeSet<(KernelTime, Cookie)>;
 
 impl Ledger {
     /// Records that `chosen` was started.
-    pub fn started(&mut self, _chosen: &Move, _now: KernelTime) {}
+    pub fn started(&mut self, chosen: &Move, now: KernelTime) {
+        self.ended.remove(&chosen.cookie());
+        self.in_flight.insert(chosen.cookie(), now);
+        self.made.insert((now, chosen.cookie()));
+    }
 
     /// Records how the move of `cookie` ended; gives the budget back if it did no harm.
-    pub fn ended(&mut self, _cookie: Cookie, _outcome: Outcome, _now: KernelTime) {}
+    pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
+        if let Some(began) = self.in_flight.remove(&cookie)
+            && outcome.harmless()
+        {
+            self.made.remove(&(began, cookie));
+        }
+        self.ended.insert(cookie, (outcome, now));
+    }
 
     /// Records that `chosen` was told in dry run. It counts against the budget of dry runs, so
     /// that they show the pace of the real ones.
-    pub fn said(&mut self, _chosen: &Move, _now: KernelTime) {}
+    pub fn said(&mut self, chosen: &Move, now: KernelTime) {
+        self.said.insert(chosen.cookie());
+        self.told.insert((now, chosen.cookie()));
+    }
 
     /// Forgets what can no longer matter: connections that are gone, and moves older than
     /// `window`. Call it after each plan; the ledger then stays as small as the snapshot.
-    pub fn prune(&mut self, _snapshot: &Snapshot, _window: Duration, _now: KernelTime) {}
+    /// Moves in flight stay until they have ended.
+    pub fn prune(&mut self, snapshot: &Snapshot, window: Duration, now: KernelTime) {
+        let mut live: Vec<Cookie> = snapshot.connections.iter().map(|c| c.cookie).collect();
+        live.sort_unstable();
+        let lives = |cookie: &Cookie| live.binary_search(cookie).is_ok();
+        self.said.retain(lives);
+        self.ended
+            .retain(|cookie, (_, ended)| lives(cookie) && now.since(*ended) < HOLD);
+        for spent in [&mut self.made, &mut self.told] {
+            spent.retain(|(began, _)| now.since(*began) < window);
+        }
+    }
 
     /// Moves started and not ended.
     pub fn in_flight(&self) -> usize {
-        0
+        self.in_flight.len()
+    }
+
+    pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {
+        self.in_flight.contains_key(&cookie)
+    }
+
+    /// The outcome that keeps `cookie` from being chosen again, and for how long still.
+    pub(super) fn held(&self, cookie: Cookie, now: KernelTime) -> Option<(&Outcome, Duration)> {
+        let (outcome, ended) = self.ended.get(&cookie)?;
+        let left = HOLD.saturating_sub(now.since(*ended));
+        (!left.is_zero()).then_some((outcome, left))
+    }
+
+    pub(super) fn was_said(&self, cookie: Cookie) -> bool {
+        self.said.contains(&cookie)
+    }
+
+    /// Moves of `mode` that began within `window`. Dry runs and real moves are apart: what is
+    /// only told must not hold up what is to be done.
+    pub(super) fn spent(&self, mode: Mode, window: Duration, now: KernelTime) -> u64 {
+        let spent = if mode == Mode::DryRun {
+            &self.told
+        } else {
+            &self.made
+        };
+        let recent = spent
+            .iter()
+            .filter(|(began, _)| now.since(*began) < window)
+            .count();
+        u64::try_from(recent).unwrap_or(u64::MAX)
     }
 }

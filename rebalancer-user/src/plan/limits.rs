@@ -1,8 +1,19 @@
 //! A connection measured against its rule's limits.
+//!
+//! Each connection has limits of its own, a little below the rule's, so that connections opened
+//! together do not end together: `limit = max × (1 − jitter × h)`. `h`, from 0 to below 1, is a
+//! hash of the cookie: fixed for the connection's life, the same in a replay. A connection older
+//! than tracking has an unknown age; for it `limit = maxAge × (1 − h)`, so that those found at
+//! an install are spread over the whole of `maxAge` and come no later than it.
 
-use std::time::Duration;
+use std::{cmp::Ordering, fmt, time::Duration};
 
-use crate::snapshot::Bytes;
+use bytesize::ByteSize;
+
+use crate::{
+    policy::{Rule, Span},
+    snapshot::{Bytes, Connection, Cookie, KernelTime},
+};
 
 /// One limit and the value held against it. `limit` is the connection's own, jitter taken off;
 /// `max` is the rule's; 0 < `limit` ≤ `max`.
@@ -34,6 +45,165 @@ impl Reason {
         match self {
             Self::Age { .. } => "age",
             Self::Bytes { .. } => "bytes",
+        }
+    }
+
+    /// The connection has reached its own limit.
+    pub fn exceeded(self) -> bool {
+        match self {
+            Self::Age { value, limit, .. } => value >= limit,
+            Self::Bytes { value, limit, .. } => value >= limit,
+        }
+    }
+
+    /// The connection has reached the rule's limit: it should be gone already.
+    pub fn overdue(self) -> bool {
+        match self {
+            Self::Age { value, max, .. } => value >= max,
+            Self::Bytes { value, max, .. } => value >= max,
+        }
+    }
+
+    /// Which of two is further beyond its own limit.
+    pub(super) fn compare(self, other: Self) -> Ordering {
+        let (value, limit) = self.fraction();
+        let (other_value, other_limit) = other.fraction();
+        (u128::from(value) * u128::from(other_limit))
+            .cmp(&(u128::from(other_value) * u128::from(limit)))
+    }
+
+    /// Value and limit in one unit; the limit is not 0.
+    fn fraction(self) -> (u64, u64) {
+        match self {
+            Self::Age { value, limit, .. } => (nanos(value), nanos(limit).max(1)),
+            Self::Bytes { value, limit, .. } => (value.0, limit.0.max(1)),
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Age { value, limit, max } => {
+                let [value, limit, max] = [value, limit, max].map(rounded);
+                write!(f, "age {value} of {limit} (maxAge {max})")
+            }
+            Self::Bytes { value, limit, max } => {
+                let [value, limit, max] = [value, limit, max].map(|bytes| ByteSize::b(bytes.0));
+                write!(f, "{value} of {limit} (maxBytes {max})")
+            }
+        }
+    }
+}
+
+/// A duration as people read it: no milliseconds beyond ten seconds.
+pub(super) fn rounded(duration: Duration) -> Span {
+    let whole = Duration::from_secs(duration.as_secs());
+    Span(if whole.as_secs() < 10 {
+        duration
+    } else {
+        whole
+    })
+}
+
+/// The limits of `rule` with what `connection` holds against them at `now`; at least one.
+pub(super) fn measure(
+    rule: &Rule,
+    connection: &Connection,
+    now: KernelTime,
+) -> impl Iterator<Item = Reason> {
+    let jitter = rule.jitter().get();
+    let own = |max, percent| own_limit(max, percent, connection.cookie);
+    let age = rule.limits().max_age().map(|max| {
+        let percent = if connection.adopted { 100 } else { jitter };
+        Reason::Age {
+            value: now.since(connection.opened),
+            limit: Duration::from_nanos(own(nanos(max), percent)),
+            max,
+        }
+    });
+    let bytes = rule.limits().max_bytes().map(|max| Reason::Bytes {
+        value: connection.bytes(),
+        limit: Bytes(own(max.get(), jitter)),
+        max: Bytes(max.get()),
+    });
+    age.into_iter().chain(bytes)
+}
+
+/// `max` less the connection's share of `percent` of it: from 1 to `max` for a `max` of 1 or
+/// more.
+fn own_limit(max: u64, percent: u8, cookie: Cookie) -> u64 {
+    // h has 32 bits, so that nothing here is beyond 64 + 7 + 32.
+    let h = u128::from(hash(cookie) >> 32);
+    let off = u128::from(max) * u128::from(percent) * h / (100 << 32);
+    max.saturating_sub(u64::try_from(off).unwrap_or(u64::MAX))
+}
+
+/// splitmix64 of the cookie. Fixed for good: a replay of an old dump depends on it.
+fn hash(Cookie(cookie): Cookie) -> u64 {
+    let mut z = cookie.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_hash_is_splitmix64() {
+        // The first outputs of the reference implementation from the seed 0: its state grows by
+        // the same constant with each.
+        let step = 0x9e37_79b9_7f4a_7c15_u64;
+        assert_eq!(hash(Cookie(0)), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(hash(Cookie(step)), 0x6e78_9e6a_a1b9_65f4);
+        assert_eq!(hash(Cookie(step.wrapping_mul(2))), 0x06c4_5d18_8009_454f);
+    }
+
+    #[test]
+    fn cookies_in_a_row_are_spread_over_the_whole_span() {
+        const TENTHS: u64 = 10;
+        let mut counts = [0; TENTHS as usize];
+        for cookie in 0..10_000 {
+            let limit = own_limit(1_000_000, 100, Cookie(cookie));
+            counts[usize::try_from((limit - 1) * TENTHS / 1_000_000).unwrap()] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (900..1100).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn reasons_read_as_sentences() {
+        let (minute, mebi) = (Duration::from_secs(60), 1 << 20);
+        let age = Reason::Age {
+            value: minute * 61,
+            limit: minute * 58,
+            max: minute * 60,
+        };
+        let [value, limit, max] = [1, 9, 10].map(|n| Bytes(n * mebi));
+        let bytes = Reason::Bytes { value, limit, max };
+        assert_eq!(age.to_string(), "age 1h1m of 58m (maxAge 1h)");
+        assert_eq!(bytes.to_string(), "1.0 MiB of 9.0 MiB (maxBytes 10.0 MiB)");
+        assert_eq!(age.compare(bytes), Ordering::Greater);
+    }
+
+    proptest! {
+        #[test]
+        fn an_own_limit_is_within_its_jitter(max in 1..=u64::MAX, percent in 0..=100u8, cookie: u64) {
+            let limit = own_limit(max, percent, Cookie(cookie));
+            prop_assert!((1..=max).contains(&limit));
+            let least = u128::from(max) * u128::from(100 - percent) / 100;
+            prop_assert!(u128::from(limit) >= least);
+            prop_assert_eq!(limit, own_limit(max, percent, Cookie(cookie)));
         }
     }
 }

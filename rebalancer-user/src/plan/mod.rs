@@ -12,10 +12,13 @@
     clippy::disallowed_macros
 )]
 
+mod budget;
 mod decide;
+mod guards;
 mod ledger;
 mod limits;
 mod outcome;
+mod ports;
 mod spared;
 
 pub use decide::decide;

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// What became of a move. Every move started gets one.
+/// What became of a move. Every move started gets one. Shown as a phrase that goes on from
+/// "the move".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The client or the server ended it while the move waited.
@@ -49,12 +50,12 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::LeftByItself => f.write_str("left by itself"),
-            Self::Closed => f.write_str("closed by the server"),
-            Self::Reset => f.write_str("reset"),
-            Self::GoneBefore => f.write_str("gone before"),
-            Self::GaveUp => f.write_str("gave up: it never became quiet in time"),
-            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::LeftByItself => f.write_str("ended as it left by itself"),
+            Self::Closed => f.write_str("closed it"),
+            Self::Reset => f.write_str("reset it"),
+            Self::GoneBefore => f.write_str("found it gone"),
+            Self::GaveUp => f.write_str("gave up, as no step could act in time"),
+            Self::Refused(why) => write!(f, "was refused: {why}"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }

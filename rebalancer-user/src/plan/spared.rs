@@ -1,8 +1,8 @@
 //! Why a connection is left.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use super::{Outcome, Reason};
+use super::{Outcome, Reason, limits::rounded};
 use crate::snapshot::TcpState;
 
 /// Why a connection is left.
@@ -29,8 +29,8 @@ pub enum Spared {
     SystemPort {
         /// The port.
         port: u16,
-        /// Who it belongs to.
-        protocol: &'static str,
+        /// Whose it is.
+        service: &'static str,
     },
     /// A port of a protocol that keeps a session's state in its connection.
     StatefulPort {
@@ -101,5 +101,99 @@ impl Spared {
             Self::MaxInFlight { .. } => "maxInFlight",
             Self::Budget { .. } => "budget",
         }
+    }
+}
+
+impl fmt::Display for Spared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Duplicate => f.write_str("its cookie was listed more than once"),
+            Self::InFlight => f.write_str("a move of it is under way"),
+            Self::NoRule => f.write_str("no rule matches it"),
+            Self::Disabled => f.write_str("the policy or its rule is disabled"),
+            Self::NotEstablished { state } => write!(f, "its state is {}", state.name()),
+            Self::NotAccepted => f.write_str("no process has accepted it"),
+            Self::Mptcp => f.write_str("it is a subflow of an MPTCP connection"),
+            Self::SystemPort { port, service } => {
+                write!(
+                    f,
+                    "port {port} is a system port ({service}), not in allowSystemPorts"
+                )
+            }
+            Self::StatefulPort { port, protocol } => {
+                write!(f, "port {port} ({protocol}) may hold session state")
+            }
+            Self::MinAge { age, min } => {
+                write!(f, "age {} is below minAge {}", rounded(*age), rounded(*min))
+            }
+            Self::WithinLimits { nearest } => write!(f, "within its limits: {nearest}"),
+            Self::Held { after, left } => {
+                write!(f, "a move of it {after}; not again for {}", rounded(*left))
+            }
+            Self::DryRun => f.write_str("would be moved (dry run, told before)"),
+            Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
+            Self::Budget { per_node, window } => {
+                write!(
+                    f,
+                    "the budget of {per_node} moves in {} is used up",
+                    rounded(*window)
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reads_as_a_sentence_with_its_word() {
+        let age = Duration::from_secs(12);
+        let nearest = Reason::Age {
+            value: age,
+            limit: age * 2,
+            max: age * 3,
+        };
+        let held = |after| Spared::Held {
+            after,
+            left: Duration::from_millis(599_900),
+        };
+        let all = [
+            Spared::Duplicate,
+            Spared::InFlight,
+            Spared::NoRule,
+            Spared::Disabled,
+            Spared::NotEstablished {
+                state: TcpState::CloseWait,
+            },
+            Spared::NotAccepted,
+            Spared::Mptcp,
+            Spared::SystemPort {
+                port: 22,
+                service: "SSH",
+            },
+            Spared::StatefulPort {
+                port: 5432,
+                protocol: "PostgreSQL",
+            },
+            Spared::MinAge { age, min: age * 3 },
+            Spared::WithinLimits { nearest },
+            held(Outcome::GaveUp),
+            held(Outcome::Refused("sigpipe")),
+            held(Outcome::Failed("EPERM".into())),
+            held(Outcome::Reset),
+            Spared::DryRun,
+            Spared::MaxInFlight { max: 20 },
+            Spared::Budget {
+                per_node: 60,
+                window: Duration::from_secs(60),
+            },
+        ];
+        let told: String = all
+            .iter()
+            .map(|spared| format!("{}: {spared}\n", spared.as_str()))
+            .collect();
+        insta::assert_snapshot!(told);
     }
 }

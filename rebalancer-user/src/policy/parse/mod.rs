@@ -1,0 +1,131 @@
+//! From the file's types to a [`Policy`]: the errors of meaning, all of them.
+
+mod reader;
+mod rules;
+
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+
+use self::reader::{Reader, inner};
+use super::{
+    Amount, Budget, Guards, Policy, PolicyErrors, Track,
+    file::{BudgetFile, Field, GuardsFile, PolicyFile, TrackFile},
+    syntax, values,
+};
+
+const API_VERSION: &str = "rebalancer.dev/v1alpha1";
+const KIND: &str = "RebalancePolicy";
+
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Reads a policy; `source_name` is what errors call it.
+///
+/// # Errors
+/// The first error of syntax or shape, or else all errors of meaning, sorted by place.
+pub fn parse(source_name: &str, text: &str) -> Result<Policy, PolicyErrors> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let file = syntax::read(text)
+        .map_err(|problem| PolicyErrors::new(source_name, text, vec![problem]))?;
+    let mut reader = Reader {
+        text,
+        problems: Vec::new(),
+    };
+    let policy = reader.policy(&file);
+    if reader.problems.is_empty() {
+        Ok(policy)
+    } else {
+        Err(PolicyErrors::new(source_name, text, reader.problems))
+    }
+}
+
+impl Reader<'_> {
+    fn policy(&mut self, file: &PolicyFile) -> Policy {
+        let head = 0..0;
+        let fixed = [
+            (&file.api_version, "apiVersion", API_VERSION),
+            (&file.kind, "kind", KIND),
+        ];
+        for (field, name, expected) in fixed {
+            self.required(field, name, &head, &format!("{name}: {expected}"));
+            self.value(field, |value| values::exactly(value, expected));
+        }
+        self.required(&file.rules, "rules", &head, "rules, or `rules: []`");
+        let guards = self.guards(&file.guards);
+        Policy {
+            mode: self.mode(&file.mode).unwrap_or_default(),
+            interval: self
+                .duration(&file.interval, Duration::from_millis(200)..=DAY / 24)
+                .unwrap_or(5 * SECOND),
+            track: self.track(&file.track),
+            budget: self.budget(&file.budget),
+            rules: self.rules(&file.rules, guards.min_age),
+            guards,
+        }
+    }
+
+    fn track(&mut self, field: &Field<TrackFile>) -> Track {
+        let default = TrackFile::default();
+        let TrackFile {
+            sockets,
+            loopback,
+            max_per_endpoint,
+        } = inner(field, &default);
+        self.word(sockets, &[("All", ())], &["Matched"]);
+        Track {
+            loopback: self.value(loopback, values::boolean).unwrap_or(false),
+            max_per_endpoint: self.count(max_per_endpoint, 1 << 20, 65_536),
+        }
+    }
+
+    fn budget(&mut self, field: &Field<BudgetFile>) -> Budget {
+        let default = BudgetFile::default();
+        let BudgetFile {
+            window,
+            per_node,
+            max_in_flight,
+            per_service,
+            per_endpoint,
+        } = inner(field, &default);
+        self.unsupported(per_service, "perService", "perNode");
+        self.unsupported(per_endpoint, "perEndpoint", "perNode");
+        Budget {
+            window: self.duration(window, SECOND..=DAY).unwrap_or(60 * SECOND),
+            per_node: self
+                .value(per_node, |value| values::amount(value, 1_000_000))
+                .unwrap_or(Amount::Fixed(const { NonZeroU32::new(60).unwrap() })),
+            max_in_flight: self.count(max_in_flight, 10_000, 20),
+        }
+    }
+
+    fn guards(&mut self, field: &Field<GuardsFile>) -> Guards {
+        let default = GuardsFile::default();
+        let GuardsFile {
+            min_age,
+            allow_system_ports,
+            exclude_namespaces,
+            min_ready_endpoints,
+            settle,
+        } = inner(field, &default);
+        let supported = "minAge and allowSystemPorts";
+        self.unsupported(exclude_namespaces, "excludeNamespaces", supported);
+        self.unsupported(min_ready_endpoints, "minReadyEndpoints", supported);
+        self.unsupported(settle, "settle", supported);
+        let ports: BTreeSet<u16> = self
+            .list(allow_system_ports, u16::MAX.into())
+            .iter()
+            .filter_map(|port| self.item(port, values::port))
+            .map(Into::into)
+            .collect();
+        Guards {
+            min_age: self.duration(min_age, Duration::ZERO..=YEAR).unwrap_or(
+                if min_age.0.is_some() {
+                    Duration::ZERO
+                } else {
+                    30 * SECOND
+                },
+            ),
+            allow_system_ports: ports,
+        }
+    }
+}

@@ -1,0 +1,751 @@
+//! What holds for every plan, whatever the policy, the snapshot and the past.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+use rebalancer_user::{
+    plan::{HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide},
+    policy::{Mode, Policy, parse},
+    snapshot::{
+        Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
+    },
+};
+
+const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+fn connection(cookie: u64) -> Connection {
+    let remote: SocketAddr = "10.0.0.1:40000".parse().unwrap();
+    Connection {
+        cookie: Cookie(cookie),
+        endpoint: EndpointKey {
+            netns: Netns(1),
+            cgroup: None,
+            port: 8080,
+        },
+        cgroup: CgroupId(1),
+        local: "10.1.0.1:8080".parse().unwrap(),
+        remote,
+        opened: KernelTime(0),
+        adopted: false,
+        state: TcpState::Established,
+        owned: true,
+        mptcp: false,
+        bytes_in: Bytes(0),
+        bytes_out: Bytes(0),
+        receive_queue: 0,
+        send_queue: 0,
+        server_spoke_last: true,
+        since_sent: Duration::ZERO,
+        since_received: Duration::ZERO,
+        segments_in: 0,
+        segments_out: 0,
+        retransmits: 0,
+        rtt: Duration::ZERO,
+    }
+}
+
+fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
+    Snapshot {
+        taken: KernelTime(taken),
+        connections,
+        endpoints: BTreeMap::new(),
+    }
+}
+
+fn policy(head: &str, rules: &str) -> Policy {
+    let text = format!(
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n{head}\nrules:\n{rules}"
+    );
+    parse("test", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+/// One rule for all of port 8080, with `fields`.
+fn one_rule(head: &str, fields: &str) -> Policy {
+    policy(
+        head,
+        &format!("- {{name: web, match: {{ports: [{{port: 8080}}]}}, {fields}}}\n"),
+    )
+}
+
+fn cookies(plan: &Plan) -> Vec<u64> {
+    plan.moves().map(|chosen| chosen.cookie().0).collect()
+}
+
+fn spared(plan: &Plan, cookie: u64) -> &Spared {
+    let decision = plan
+        .decisions()
+        .iter()
+        .find(|decision| decision.cookie == Cookie(cookie));
+    match &decision.expect("listed").verdict {
+        Verdict::Spared(reason) => reason,
+        Verdict::Move(chosen) => panic!("moved: {chosen:?}"),
+    }
+}
+
+#[test]
+fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
+    let policy = one_rule("", "limits: {maxAge: 1h, maxBytes: 1Gi}, jitter: 0%");
+    let now = KernelTime(10 * HOUR);
+    let with = |cookie, age, bytes| Connection {
+        opened: KernelTime(now.0 - age),
+        bytes_in: Bytes(bytes / 4),
+        bytes_out: Bytes(bytes - bytes / 4),
+        ..connection(cookie)
+    };
+    let listed = vec![
+        with(1, HOUR - 1, 1 << 20),
+        with(2, HOUR, 0),
+        with(3, HOUR + 1, 0),
+        with(4, MINUTE, 3 << 30),
+        with(5, 2 * HOUR, 2 << 30),
+        with(6, 0, u64::MAX),
+        with(7, 2 * HOUR, 1 << 29),
+        with(8, MINUTE, 1 << 30),
+        with(9, MINUTE, (1 << 30) - 1),
+    ];
+    let plan = decide(&policy, &snapshot(now.0, listed), &Ledger::default(), now);
+    assert_eq!(cookies(&plan), [4, 5, 7, 3, 2, 8]);
+    let reasons: Vec<Vec<_>> = plan
+        .moves()
+        .map(|chosen| chosen.reasons().iter().map(|r| r.as_str()).collect())
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            vec!["bytes"],
+            vec!["age", "bytes"],
+            vec!["age"],
+            vec!["age"],
+            vec!["age"],
+            vec!["bytes"]
+        ]
+    );
+    assert_eq!(spared(&plan, 1).as_str(), "withinLimits");
+    assert!(matches!(spared(&plan, 6), Spared::MinAge { .. }));
+    assert!(matches!(
+        spared(&plan, 9),
+        Spared::WithinLimits {
+            nearest: Reason::Bytes { .. }
+        }
+    ));
+    assert_eq!(plan.overdue(), 6);
+    assert_eq!(plan.budget_left(), 54);
+}
+
+#[test]
+fn each_guard_spares_with_its_word() {
+    let rules = "\
+- {name: disabled, mode: Disabled, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: lost, match: {ports: [{port: 6379}]}, limits: {maxAge: 1h}, sessionState: Loses}
+- {name: all, match: {ports: [{port: 1, endPort: 65535}], peers: [{ipBlock: {cidr: 10.0.0.0/8}}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("guards: {allowSystemPorts: [53]}", rules);
+    let now = KernelTime(10 * HOUR);
+    let on = |port| {
+        let endpoint = EndpointKey {
+            port,
+            ..connection(1).endpoint
+        };
+        Connection {
+            endpoint,
+            ..connection(1)
+        }
+    };
+    for (word, connection) in [
+        ("moved", on(8080)),
+        ("moved", on(53)),
+        ("moved", on(6379)),
+        ("disabled", on(8081)),
+        ("systemPort", on(22)),
+        ("systemPort", on(10250)),
+        ("statefulPort", on(5432)),
+        ("statefulPort", on(1883)),
+        (
+            "noRule",
+            Connection {
+                remote: "11.0.0.1:1".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        (
+            "notEstablished",
+            Connection {
+                state: TcpState::CloseWait,
+                ..on(8080)
+            },
+        ),
+        (
+            "notEstablished",
+            Connection {
+                state: TcpState::Other(4),
+                ..on(8080)
+            },
+        ),
+        (
+            "notAccepted",
+            Connection {
+                owned: false,
+                ..on(8080)
+            },
+        ),
+        (
+            "mptcp",
+            Connection {
+                mptcp: true,
+                ..on(8080)
+            },
+        ),
+        (
+            "withinLimits",
+            Connection {
+                opened: now,
+                ..on(8080)
+            },
+        ),
+    ] {
+        let plan = decide(
+            &policy,
+            &snapshot(now.0, vec![connection.clone()]),
+            &Ledger::default(),
+            now,
+        );
+        let told = match &plan.decisions()[0].verdict {
+            Verdict::Move(_) => "moved",
+            Verdict::Spared(reason) => reason.as_str(),
+        };
+        assert_eq!(told, word, "{connection:?}");
+    }
+}
+
+#[test]
+fn those_older_than_tracking_are_spread_over_the_whole_of_max_age() {
+    let policy = one_rule(
+        "budget: {perNode: 1000000, maxInFlight: 10000}\nguards: {minAge: 0s}",
+        "limits: {maxAge: 1h}, jitter: 0%",
+    );
+    let listed: Vec<_> = (0..6000)
+        .map(|cookie| Connection {
+            adopted: true,
+            ..connection(cookie)
+        })
+        .collect();
+    for minutes in [1, 10, 30, 59] {
+        let now = KernelTime(minutes * MINUTE);
+        let plan = decide(
+            &policy,
+            &snapshot(now.0, listed.clone()),
+            &Ledger::default(),
+            now,
+        );
+        let expected = minutes * 100;
+        let chosen = cookies(&plan).len() as u64;
+        assert!(
+            chosen.abs_diff(expected) < 150,
+            "{chosen} after {minutes} minutes"
+        );
+    }
+    let now = KernelTime(HOUR);
+    assert_eq!(
+        cookies(&decide(
+            &policy,
+            &snapshot(HOUR, listed),
+            &Ledger::default(),
+            now
+        ))
+        .len(),
+        6000
+    );
+}
+
+#[test]
+fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
+    let policy = one_rule(
+        "budget: {perNode: 2, window: 1m}",
+        "limits: {maxAge: 1h}, mode: DryRun",
+    );
+    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let mut round = |now: u64| {
+        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+        for chosen in plan.moves() {
+            assert_eq!(chosen.mode(), Mode::DryRun);
+            ledger.said(chosen, KernelTime(now));
+        }
+        ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+        let mut told = cookies(&plan);
+        told.sort_unstable();
+        (told.len(), plan.spared(), plan.overdue())
+    };
+    assert_eq!(round(2 * HOUR), (2, BTreeMap::from([("budget", 1)]), 3));
+    assert_eq!(
+        round(2 * HOUR + SECOND),
+        (0, BTreeMap::from([("budget", 1), ("dryRun", 2)]), 3)
+    );
+    assert_eq!(
+        round(2 * HOUR + MINUTE),
+        (1, BTreeMap::from([("dryRun", 2)]), 3)
+    );
+    assert_eq!(round(3 * HOUR), (0, BTreeMap::from([("dryRun", 3)]), 3));
+}
+
+#[test]
+fn what_a_dry_run_tells_does_not_hold_up_what_is_enforced() {
+    let rules = "\
+- {name: dry, mode: DryRun, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: real, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("budget: {perNode: 1}", rules);
+    let older = |cookie| {
+        let endpoint = EndpointKey {
+            port: 8081,
+            ..connection(cookie).endpoint
+        };
+        Connection {
+            endpoint,
+            ..connection(cookie)
+        }
+    };
+    let listed = snapshot(
+        9 * HOUR,
+        vec![
+            older(1),
+            older(2),
+            Connection {
+                opened: KernelTime(7 * HOUR),
+                ..connection(3)
+            },
+        ],
+    );
+    let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+    let modes: Vec<_> = plan.moves().map(Move::mode).collect();
+    assert_eq!(modes, [Mode::DryRun, Mode::Enforce]);
+}
+
+#[test]
+fn a_move_is_in_flight_until_it_ends_and_held_after() {
+    let policy = one_rule(
+        "budget: {perNode: 5, window: 24h, maxInFlight: 2}",
+        "limits: {maxAge: 1h}",
+    );
+    let listed = |taken| snapshot(taken, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let mut now = 2 * HOUR;
+
+    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
+    let first = cookies(&plan);
+    assert_eq!(plan.spared(), BTreeMap::from([("maxInFlight", 1)]));
+    plan.moves()
+        .for_each(|chosen| ledger.started(chosen, KernelTime(now)));
+    assert_eq!(ledger.in_flight(), 2);
+    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
+    assert_eq!(
+        plan.spared(),
+        BTreeMap::from([("inFlight", 2), ("maxInFlight", 1)])
+    );
+    assert_eq!((plan.budget_left(), plan.overdue()), (3, 3));
+
+    // One gives up, which gives its budget back; one is reset, which does not.
+    now += MINUTE;
+    ledger.ended(Cookie(first[0]), Outcome::GaveUp, KernelTime(now));
+    ledger.ended(Cookie(first[1]), Outcome::Reset, KernelTime(now));
+    let before_the_end = listed(now - 1);
+    ledger.prune(&before_the_end, policy.budget().window(), KernelTime(now));
+    let plan = decide(&policy, &before_the_end, &ledger, KernelTime(now));
+    assert_eq!(plan.spared(), BTreeMap::from([("gaveUp", 1), ("moved", 1)]));
+    assert_eq!((cookies(&plan).len(), plan.budget_left()), (1, 3));
+
+    // The one that lives is held, then may be chosen again.
+    let one = |taken| snapshot(taken, vec![connection(first[0])]);
+    now += HOLD.as_nanos() as u64 - 1;
+    ledger.prune(&one(now), policy.budget().window(), KernelTime(now));
+    let plan = decide(&policy, &one(now), &ledger, KernelTime(now));
+    assert!(matches!(spared(&plan, first[0]), Spared::Held { left, .. } if left.as_nanos() == 1));
+    now += 1;
+    assert_eq!(
+        cookies(&decide(&policy, &one(now), &ledger, KernelTime(now))),
+        [first[0]]
+    );
+}
+
+#[test]
+fn outcomes_without_harm_give_the_budget_back() {
+    let policy = one_rule("budget: {perNode: 1, window: 24h}", "limits: {maxAge: 1h}");
+    let now = KernelTime(2 * HOUR);
+    for (outcome, left) in [
+        (Outcome::GoneBefore, 1),
+        (Outcome::GaveUp, 1),
+        (Outcome::Refused("sigpipe"), 1),
+        (Outcome::LeftByItself, 0),
+        (Outcome::Closed, 0),
+        (Outcome::Reset, 0),
+        (Outcome::Failed("EPERM".into()), 0),
+    ] {
+        let mut ledger = Ledger::default();
+        let plan = decide(&policy, &snapshot(now.0, vec![connection(1)]), &ledger, now);
+        plan.moves().for_each(|chosen| ledger.started(chosen, now));
+        ledger.ended(Cookie(1), outcome.clone(), now);
+        let plan = decide(&policy, &snapshot(now.0, vec![]), &ledger, now);
+        assert_eq!(plan.budget_left(), left, "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_ledger_forgets_what_is_gone() {
+    let policy = one_rule(
+        "budget: {perNode: 100, maxInFlight: 100}",
+        "limits: {maxAge: 1h}",
+    );
+    let dry = policy.clone().with_mode_at_most(Mode::DryRun);
+    let mut ledger = Ledger::default();
+    let mut now = 2 * HOUR;
+    let listed = snapshot(now, (0..50).map(connection).collect());
+    for chosen in decide(&policy, &listed, &ledger, KernelTime(now)).moves() {
+        ledger.started(chosen, KernelTime(now));
+        ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
+    }
+    let listed = snapshot(now, (50..100).map(connection).collect());
+    decide(&dry, &listed, &ledger, KernelTime(now))
+        .moves()
+        .for_each(|chosen| ledger.said(chosen, KernelTime(now)));
+    assert_ne!(ledger, Ledger::default());
+    now += MINUTE;
+    ledger.prune(
+        &snapshot(now, vec![]),
+        policy.budget().window(),
+        KernelTime(now),
+    );
+    assert_eq!(ledger, Ledger::default());
+}
+
+#[test]
+fn a_cookie_listed_twice_is_left_alone() {
+    let policy = one_rule("", "limits: {maxAge: 1h}");
+    let listed = snapshot(2 * HOUR, vec![connection(1), connection(2), connection(1)]);
+    let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+    assert_eq!(cookies(&plan), [2]);
+    assert_eq!(plan.spared(), BTreeMap::from([("duplicate", 2)]));
+}
+
+#[test]
+fn a_percentage_is_of_the_tracked_connections() {
+    let policy = one_rule("budget: {perNode: 10%}", "limits: {maxAge: 1h}");
+    for (tracked, moves) in [(1, 1), (10, 1), (11, 2), (100, 10)] {
+        let listed = snapshot(2 * HOUR, (0..tracked).map(connection).collect());
+        let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+        assert_eq!(cookies(&plan).len(), moves, "{tracked}");
+    }
+}
+
+// From here on: for all policies, snapshots and pasts.
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let head = (
+        select(vec!["Disabled", "DryRun", "Enforce", "Enforce", "Enforce"]),
+        select(vec!["1", "3", "1000000", "1%", "50%", "100%"]),
+        1..10u32,
+        select(vec!["0s", "1ms", "30s"]),
+    );
+    let rule = (
+        select(vec![
+            "",
+            "mode: DryRun, ",
+            "mode: Disabled, ",
+            "mode: Enforce, ",
+        ]),
+        select(vec![
+            "maxAge: 30s",
+            "maxAge: 1h",
+            "maxAge: 8760h, maxBytes: 1",
+            "maxBytes: 10Gi",
+            "maxAge: 10m, maxBytes: 15Ei",
+        ]),
+        0..=100u8,
+        select(vec!["Keeps", "Loses"]),
+        select(vec!["8080", "22", "5432", "1, endPort: 65535"]),
+    );
+    (head, vec(rule, 0..4)).prop_map(|((mode, per_node, in_flight, min_age), rules)| {
+        let rules: String = rules
+            .iter()
+            .enumerate()
+            .map(|(i, (mode, limits, jitter, state, port))| {
+                format!(
+                    "- {{name: r{i}, {mode}match: {{ports: [{{port: {port}}}]}}, \
+                     limits: {{{limits}}}, jitter: {jitter}%, sessionState: {state}}}\n"
+                )
+            })
+            .collect();
+        let rules = if rules.is_empty() {
+            "- {name: z, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n".into()
+        } else {
+            rules
+        };
+        let text = format!(
+            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
+             budget: {{perNode: {per_node}, maxInFlight: {in_flight}}}\n\
+             guards: {{minAge: {min_age}}}\nrules:\n{rules}"
+        );
+        parse("test", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    })
+}
+
+/// Any number, the ends of the range among them.
+fn any_u64() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0..(3 * HOUR),
+        select(vec![0, 1, u64::MAX, u64::MAX - 1, i64::MAX as u64])
+    ]
+}
+
+fn any_connection() -> impl Strategy<Value = Connection> {
+    let cookie = prop_oneof![0..40u64, any_u64()];
+    let port = select(vec![8080u16, 8080, 8080, 22, 5432, 0, 65535]);
+    let state = select(vec![1u8, 1, 1, 1, 8, 4, 255]);
+    let likely = || prop::bool::weighted(0.9);
+    (
+        cookie,
+        port,
+        any_u64(),
+        any_u64(),
+        any_u64(),
+        state,
+        likely(),
+        likely(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(cookie, port, opened, bytes_in, bytes_out, state, owned, plain, adopted)| {
+                Connection {
+                    endpoint: EndpointKey {
+                        netns: Netns(1),
+                        cgroup: None,
+                        port,
+                    },
+                    opened: KernelTime(opened),
+                    bytes_in: Bytes(bytes_in),
+                    bytes_out: Bytes(bytes_out),
+                    state: TcpState::from_kernel(state),
+                    owned,
+                    mptcp: !plain,
+                    adopted,
+                    ..connection(cookie)
+                }
+            },
+        )
+}
+
+fn any_connections() -> impl Strategy<Value = Vec<Connection>> {
+    vec(any_connection(), 0..60)
+}
+
+/// A ledger with a past: what was chosen from other snapshots, ended in any way.
+fn any_ledger() -> impl Strategy<Value = Ledger> {
+    let outcome = select(vec![
+        None,
+        Some(Outcome::GaveUp),
+        Some(Outcome::Reset),
+        Some(Outcome::GoneBefore),
+        Some(Outcome::Failed("EPERM".into())),
+    ]);
+    (any_policy(), any_connections(), vec(outcome, 60), any_u64()).prop_map(
+        |(policy, connections, outcomes, now)| {
+            let now = KernelTime(now);
+            let mut ledger = Ledger::default();
+            let plan = decide(&policy, &snapshot(now.0, connections), &ledger, now);
+            for (chosen, outcome) in plan.moves().zip(outcomes) {
+                if chosen.mode() == Mode::DryRun {
+                    ledger.said(chosen, now);
+                    continue;
+                }
+                ledger.started(chosen, now);
+                if let Some(outcome) = outcome {
+                    ledger.ended(chosen.cookie(), outcome, now);
+                }
+            }
+            ledger
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_connection_gets_exactly_one_decision(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
+        let mut decided: Vec<_> = plan.decisions().iter().map(|decision| decision.cookie).collect();
+        let mut given: Vec<_> = listed.iter().map(|connection| connection.cookie).collect();
+        decided.sort_unstable();
+        given.sort_unstable();
+        prop_assert_eq!(decided, given);
+        let spared: u64 = plan.spared().values().sum();
+        prop_assert_eq!(plan.moves().count() as u64 + spared, listed.len() as u64);
+        prop_assert!(plan.overdue() <= listed.len() as u64);
+        for decision in plan.decisions() {
+            if let Verdict::Spared(reason) = &decision.verdict {
+                prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_move_is_a_connection_that_may_be_moved(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+        for chosen in plan.moves() {
+            let same: Vec<_> = listed.iter().filter(|c| c.cookie == chosen.cookie()).collect();
+            prop_assert_eq!(same.len(), 1);
+            let connection = same[0];
+            prop_assert_eq!(chosen.endpoint(), connection.endpoint);
+            prop_assert_eq!((chosen.local(), chosen.remote()), (connection.local, connection.remote));
+            prop_assert!(connection.owned && !connection.mptcp);
+            prop_assert_eq!(connection.state, TcpState::Established);
+            prop_assert!(now.since(connection.opened) >= policy.guards().min_age());
+            let rule = policy.rule_for(connection).unwrap();
+            prop_assert_eq!(chosen.rule(), rule.name());
+            prop_assert_eq!(chosen.steps(), rule.steps());
+            prop_assert_eq!(chosen.mode(), policy.mode_of(rule));
+            prop_assert_ne!(chosen.mode(), Mode::Disabled);
+            prop_assert!(!chosen.reasons().is_empty());
+            prop_assert!(chosen.reasons().iter().all(|reason| reason.exceeded()));
+        }
+    }
+
+    /// Chosen never later than its limit: whoever is beyond it is moved or waits for a named
+    /// cause other than its limits.
+    #[test]
+    fn nobody_beyond_the_limit_is_within_limits(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+        for decision in plan.decisions() {
+            let Verdict::Spared(Spared::WithinLimits { nearest }) = &decision.verdict else { continue };
+            prop_assert!(!nearest.overdue() && !nearest.exceeded());
+            let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
+            let limits = policy.rule_for(connection).unwrap().limits();
+            prop_assert!(limits.max_age().is_none_or(|max| now.since(connection.opened) < max));
+            prop_assert!(limits.max_bytes().is_none_or(|max| connection.bytes().0 < max.get()));
+        }
+    }
+
+    #[test]
+    fn budgets_hold_for_each_mode(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
+        let per_node = policy.budget().per_node().of(listed.len() as u64);
+        let in_flight = u64::from(policy.budget().max_in_flight().get());
+        for mode in [Mode::DryRun, Mode::Enforce] {
+            let moves = plan.moves().filter(|chosen| chosen.mode() == mode).count() as u64;
+            prop_assert!(moves <= per_node);
+            let flying = if mode == Mode::Enforce { ledger.in_flight() as u64 } else { 0 };
+            prop_assert!(moves <= in_flight.saturating_sub(flying));
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_snapshot_does_not_matter(
+        policy in any_policy(), ledger in any_ledger(), now in any_u64(),
+        (listed, shuffled) in any_connections().prop_flat_map(|listed| {
+            (Just(listed.clone()), Just(listed).prop_shuffle())
+        }),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
+        prop_assert_eq!(plan, decide(&policy, &snapshot(now, shuffled), &ledger, KernelTime(now)));
+    }
+
+    #[test]
+    fn no_mode_is_exceeded(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let listed = snapshot(now, listed);
+        for most in [Mode::Disabled, Mode::DryRun] {
+            let policy = policy.clone().with_mode_at_most(most);
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            prop_assert!(plan.moves().all(|chosen| chosen.mode() <= most && most != Mode::Disabled));
+        }
+    }
+
+    /// A connection's own limit depends on nothing but its cookie and its rule.
+    #[test]
+    fn jitter_is_stable(cookie: u64, jitter in 0..=100u8, others in any_connections(), age in 0..(2 * HOUR)) {
+        let fields = format!("limits: {{maxAge: 1h}}, jitter: {jitter}%");
+        let policy = one_rule("budget: {perNode: 1000000, maxInFlight: 10000}", &fields);
+        let limit = |age: u64, mut listed: Vec<Connection>| {
+            listed.retain(|c| c.cookie != Cookie(cookie));
+            listed.push(connection(cookie));
+            let plan = decide(&policy, &snapshot(age, listed), &Ledger::default(), KernelTime(age));
+            let decision = plan.decisions().iter().find(|d| d.cookie == Cookie(cookie)).unwrap();
+            match &decision.verdict {
+                Verdict::Move(chosen) => Some(chosen.reasons()[0]),
+                Verdict::Spared(Spared::WithinLimits { nearest }) => Some(*nearest),
+                Verdict::Spared(_) => None,
+            }
+            .map(|reason| match reason {
+                Reason::Age { limit, .. } => limit,
+                Reason::Bytes { .. } => panic!("no such limit"),
+            })
+        };
+        let alone = limit(2 * HOUR, vec![]).unwrap();
+        prop_assert!(alone <= Duration::from_secs(3600));
+        prop_assert!(alone >= Duration::from_secs(3600) * u32::from(100 - jitter) / 100);
+        prop_assert!(limit(age, others).is_none_or(|limit| limit == alone));
+    }
+
+    /// Over many rounds, with moves that end in any way, no window sees more harm than its
+    /// budget, and no more are in flight than allowed.
+    #[test]
+    fn no_window_exceeds_the_budget(
+        per_node in 1..8u64, in_flight in 1..8usize, rounds in vec((1..40u64, vec(0..7u8, 8)), 1..40),
+    ) {
+        let head = format!("budget: {{perNode: {per_node}, maxInFlight: {in_flight}, window: 1m}}");
+        let policy = one_rule(&head, "limits: {maxAge: 1h}");
+        let window = policy.budget().window();
+        let mut ledger = Ledger::default();
+        let mut live: Vec<u64> = (0..200).collect();
+        let mut flying: Vec<u64> = Vec::new();
+        let mut harmed: Vec<(u64, KernelTime)> = Vec::new();
+        let mut now = 2 * HOUR;
+        for (pause, ends) in rounds {
+            now += pause * SECOND;
+            let listed = snapshot(now, live.iter().copied().map(connection).collect());
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            for chosen in plan.moves() {
+                prop_assert!(!flying.contains(&chosen.cookie().0));
+                ledger.started(chosen, KernelTime(now));
+                flying.push(chosen.cookie().0);
+                harmed.push((chosen.cookie().0, KernelTime(now)));
+            }
+            prop_assert!(flying.len() <= in_flight);
+            prop_assert_eq!(flying.len(), ledger.in_flight());
+            for end in ends {
+                let Some(cookie) = flying.first().copied() else { break };
+                let (outcome, lives) = match end {
+                    0 => (Outcome::GaveUp, true),
+                    1 => (Outcome::Reset, false),
+                    2 => (Outcome::GoneBefore, false),
+                    3 => (Outcome::Failed("EPERM".into()), true),
+                    4 => (Outcome::LeftByItself, false),
+                    _ => break,
+                };
+                if outcome.harmless() {
+                    let last = harmed.iter().rposition(|(harmed, _)| *harmed == cookie).unwrap();
+                    harmed.remove(last);
+                }
+                flying.remove(0);
+                ledger.ended(Cookie(cookie), outcome, KernelTime(now));
+                live.retain(|alive| lives || *alive != cookie);
+            }
+            ledger.prune(&listed, window, KernelTime(now));
+            let recent = harmed.iter().filter(|(_, at)| KernelTime(now).since(*at) < window).count();
+            prop_assert!(recent as u64 <= per_node, "{} of {}", recent, per_node);
+        }
+    }
+}
