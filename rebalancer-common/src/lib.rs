@@ -49,7 +49,9 @@ pub mod flags {
 }
 
 /// What the kernel remembers of a socket, in its socket storage, from accept to its end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Connection {
     /// The kernel's own name of the socket (`SO_COOKIE`), never reused.
@@ -76,14 +78,17 @@ pub struct Connection {
     pub flags: u8,
     /// Protocol number; [`IpProto::Tcp`].
     pub protocol: u8,
-    /// Zero.
-    pub reserved: u32,
+    /// Interface that the socket is bound to (link-local, `SO_BINDTODEVICE`), or 0. A socket bound
+    /// to one is not found by a lookup that does not name it.
+    pub device: u32,
 }
 
 /// What the iterator reads of a socket at the moment of the listing.
 ///
 /// Byte counters count one more for a FIN, as `ss -ti` does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Live {
     /// Bytes received in order.
@@ -131,7 +136,9 @@ pub struct Live {
 }
 
 /// One slot of the listing: a record and the live values of its socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Listed {
     /// The record from socket storage.
@@ -141,7 +148,9 @@ pub struct Listed {
 }
 
 /// Head of the listing: what the last pass over a shard did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct ListHead {
     /// Slots filled. The reader zeroes it before a pass.
@@ -159,7 +168,19 @@ pub struct ListHead {
 /// Where connections are accepted: a network namespace and a port; in the host's namespace, where
 /// pods with `hostNetwork` live side by side, also the cgroup.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
 )]
 #[repr(C)]
 pub struct EndpointKey {
@@ -174,7 +195,9 @@ pub struct EndpointKey {
 }
 
 /// Sums of an endpoint. Bytes are those of closed connections; the live ones come from the listing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct EndpointSums {
     /// Sockets that listen here now.
@@ -197,8 +220,15 @@ pub struct EndpointSums {
     pub bytes_out: u64,
 }
 
+impl EndpointSums {
+    /// Nothing counted yet.
+    pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
+}
+
 /// What the agent tells the kernel half to record; the one slot of the `settings` map.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Settings {
     /// [`ABI_VERSION`] of the agent that made the maps.

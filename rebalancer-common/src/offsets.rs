@@ -12,6 +12,9 @@ macro_rules! offsets {
         pub struct Offsets { $($(#[doc = $doc])* pub $field: u32,)* }
 
         impl Offsets {
+            /// Before the loader has frozen the real ones.
+            pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
+
             /// `(field, struct, member path)` of every offset, in the order of the fields.
             pub const PATHS: &'static [(&'static str, &'static str, &'static str)] =
                 &[$((stringify!($field), $ty, $path),)*];
@@ -26,14 +29,16 @@ offsets! {
     skc_cookie: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_cookie";
     /// TCP state, one byte.
     skc_state: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_state";
+    /// Interface that the socket is bound to, or 0.
+    skc_bound_dev_if: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if";
     /// Null until accepted, and again once orphaned.
     sk_socket: "tcp_sock", "inet_conn.icsk_inet.sk.sk_socket";
     /// Pending error, positive errno.
     sk_err: "tcp_sock", "inet_conn.icsk_inet.sk.sk_err";
     /// Length of a listener's accept queue.
     sk_ack_backlog: "tcp_sock", "inet_conn.icsk_inet.sk.sk_ack_backlog";
-    /// Pointer to the socket's cgroup.
-    sk_cgroup: "tcp_sock", "inet_conn.icsk_inet.sk.sk_cgrp_data";
+    /// Pointer to the socket's cgroup. Optional: before 5.15 it is packed into a word.
+    sk_cgroup: "tcp_sock", "inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup";
     /// Jiffies of the last data received.
     lrcvtime: "tcp_sock", "inet_conn.icsk_ack.lrcvtime";
     /// Jiffies of the last data sent.
@@ -76,3 +81,6 @@ offsets! {
 
 /// An offset that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
+
+/// Fields that a kernel may lack: the programs do without them.
+pub const OPTIONAL: &[&str] = &["is_mptcp", "sk_cgroup"];

@@ -1,1 +1,15 @@
-//! The rebalancer's node agent.
+//! The rebalancer's node agent, as a library for its binary and its tests.
+//!
+//! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
+//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, and [`agent`]
+//! joins them in one loop. [`cli`] and [`render`] are what an operator sees.
+
+pub mod agent;
+pub mod bpf;
+pub mod cli;
+pub mod moves;
+pub mod observe;
+pub mod plan;
+pub mod policy;
+pub mod render;
+pub mod snapshot;

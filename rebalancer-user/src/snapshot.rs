@@ -3,7 +3,11 @@
 //!
 //! Pure: values only. Times come from the kernel's monotonic clock and are carried, not read.
 #![forbid(unsafe_code)]
-#![deny(clippy::disallowed_methods, clippy::disallowed_types, clippy::disallowed_macros)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
@@ -104,6 +108,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// The client's address, likewise.
     pub remote: SocketAddr,
+    /// Interface that the socket is bound to, or 0: a look-up that does not name it finds nothing.
+    pub device: u32,
     /// When it was accepted, or first seen if `adopted`.
     pub opened: KernelTime,
     /// Older than tracking: its age is a lower bound.

@@ -1,0 +1,23 @@
+//! Counts what goes wrong, per CPU, and says it once.
+
+use aya_ebpf::EbpfContext;
+use aya_log_ebpf::warn;
+use rebalancer_common::Fault;
+
+use crate::maps::FAULTS;
+
+/// Counts a fault. The first of its kind on a CPU is also logged; never each, as a fault can come
+/// with every connection.
+#[inline(never)]
+pub(crate) fn count(ctx: &impl EbpfContext, fault: Fault) {
+    let Some(counter) = FAULTS.get_ptr_mut(fault as u32) else {
+        return;
+    };
+    // SAFETY: the pointer is this CPU's slot; sock_ops programs are not preempted by another on it.
+    let before = unsafe { *counter };
+    // SAFETY: as above.
+    unsafe { *counter = before + 1 };
+    if before == 0 {
+        warn!(ctx, "first fault of kind {} on this CPU", fault as u32);
+    }
+}

@@ -1,0 +1,148 @@
+//! Reads the kernel's own socket structures, by offsets that the loader froze.
+//!
+//! Each load is a plain load through a pointer whose type the verifier knows from the kernel's
+//! BTF, so a wrong offset is refused at load time instead of reading something else.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
+use rebalancer_common::offsets::{ABSENT, Offsets};
+
+/// Frozen by the loader, see `rebalancer_common::offsets`.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets::ZERO;
+
+/// Frozen by the loader: inode of the host's network namespace.
+#[unsafe(no_mangle)]
+static HOST_NETNS: u32 = 0;
+
+/// Inode of the host's network namespace.
+#[inline(always)]
+pub(crate) fn host_netns() -> u32 {
+    frozen(&HOST_NETNS)
+}
+
+/// A value that the loader patches after compilation. Read one by one, so that no copy of the
+/// whole table lands on the stack.
+#[inline(always)]
+fn frozen(value: &'static u32) -> u32 {
+    // SAFETY: a valid reference; volatile, or the compiler would fold the value it sees now.
+    unsafe { read_volatile(value) }
+}
+
+/// A `struct tcp_sock` of the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct TcpSock(*const u8);
+
+/// Defines a reader of one field.
+macro_rules! fields {
+    ($($name:ident: $ty:ty;)*) => {
+        $(
+            #[inline(always)]
+            pub(crate) fn $name(self) -> $ty {
+                // SAFETY: the verifier checks the load against the kernel's type of the field.
+                unsafe { self.load(frozen(&OFFSETS.$name)) }
+            }
+        )*
+    };
+}
+
+impl TcpSock {
+    /// The TCP socket behind `sk`, if it is a full one.
+    ///
+    /// # Safety
+    /// `sk` is a socket pointer that the kernel gave this program.
+    #[inline(always)]
+    pub(crate) unsafe fn from_sk(sk: *mut c_void) -> Option<Self> {
+        // SAFETY: the caller's.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk) };
+        if tcp.is_null() {
+            None
+        } else {
+            Some(Self(tcp.cast_const().cast()))
+        }
+    }
+
+    /// # Safety
+    /// `offset` is a frozen offset of a `T` in `struct tcp_sock`.
+    #[inline(always)]
+    unsafe fn load<T>(self, offset: u32) -> T {
+        // SAFETY: the caller's.
+        unsafe { read_volatile(self.0.add(offset as usize).cast::<T>()) }
+    }
+
+    fields! {
+        skc_cookie: u64;
+        skc_state: u8;
+        skc_bound_dev_if: u32;
+        sk_err: u32;
+        sk_ack_backlog: u32;
+        lrcvtime: u32;
+        lsndtime: u32;
+        bytes_received: u64;
+        bytes_acked: u64;
+        bytes_sent: u64;
+        write_seq: u32;
+        snd_una: u32;
+        snd_nxt: u32;
+        rcv_nxt: u32;
+        copied_seq: u32;
+        snd_wl1: u32;
+        data_segs_in: u32;
+        data_segs_out: u32;
+        total_retrans: u32;
+        srtt_us: u32;
+    }
+
+    /// Whether a process has accepted the socket and still holds it.
+    #[inline(always)]
+    pub(crate) fn owned(self) -> bool {
+        // SAFETY: the field is a pointer; only compared.
+        let socket: *const u8 = unsafe { self.load(frozen(&OFFSETS.sk_socket)) };
+        !socket.is_null()
+    }
+
+    /// Whether the socket is a subflow of MPTCP.
+    #[inline(always)]
+    pub(crate) fn is_mptcp(self) -> bool {
+        let offset = frozen(&OFFSETS.is_mptcp);
+        // SAFETY: the field is a `bool`, read as a byte.
+        offset != ABSENT && unsafe { self.load::<u8>(offset) } != 0
+    }
+
+    /// Inode of the socket's network namespace.
+    #[inline(always)]
+    pub(crate) fn netns(self) -> u32 {
+        // SAFETY: `skc_net` holds a `struct net *`, never null for a live socket; the verifier
+        // turns a load through it into one that cannot fault.
+        unsafe {
+            let net: *const u8 = self.load(frozen(&OFFSETS.skc_net));
+            read_volatile(net.add(frozen(&OFFSETS.net_inum) as usize).cast::<u32>())
+        }
+    }
+
+    /// Id of the socket's cgroup v2; 0 where the kernel does not say.
+    #[inline(always)]
+    pub(crate) fn cgroup(self) -> u64 {
+        let offset = frozen(&OFFSETS.sk_cgroup);
+        if offset == ABSENT {
+            return 0;
+        }
+        // SAFETY: `cgroup *`, then `kernfs_node *`; loads through them cannot fault, as above.
+        unsafe {
+            let cgroup: *const u8 = self.load(offset);
+            if cgroup.is_null() {
+                return 0;
+            }
+            let node: *const u8 = read_volatile(
+                cgroup
+                    .add(frozen(&OFFSETS.cgroup_kn) as usize)
+                    .cast::<*const u8>(),
+            );
+            if node.is_null() {
+                return 0;
+            }
+            read_volatile(node.add(frozen(&OFFSETS.kernfs_id) as usize).cast::<u64>())
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The agent's loop: at every interval list, decide, move; in between, hear what became of moves.
+//!
+//! It joins the other modules and holds no policy of its own.
+
+mod report;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use rebalancer_common::Fault;
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    time::{MissedTickBehavior, interval},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    moves::{self, Done, Mover, Order},
+    observe::{Observation, observe},
+    plan::{Ledger, Move, Outcome, decide},
+    policy::{Mode, Policy},
+    snapshot::{Cookie, KernelTime},
+};
+
+/// How to run.
+pub struct Options {
+    /// Folder for the pins.
+    pub pins: PathBuf,
+    /// Cgroup to attach to instead of the root.
+    pub cgroup: Option<PathBuf>,
+    /// Do no more than this.
+    pub mode: Mode,
+    /// Reads the policy again, on SIGHUP.
+    pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+}
+
+/// Everything that can happen to the agent.
+enum Event {
+    Tick,
+    Done(Done),
+    KernelSpoke,
+    Reload,
+    Stop(&'static str),
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
+    // Before anything is in the kernel: from here on a signal is a clean stop.
+    let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
+    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy)?;
+    let mut ticks = agent.ticks();
+    loop {
+        let event = tokio::select! {
+            biased;
+            _ = term.recv() => Event::Stop("SIGTERM"),
+            _ = int.recv() => Event::Stop("SIGINT"),
+            _ = hup.recv() => Event::Reload,
+            Some(done) = done.recv() => Event::Done(done),
+            () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
+            _ = ticks.tick() => Event::Tick,
+        };
+        match event {
+            Event::Tick => agent.tick(),
+            Event::Done(done) => agent.done(done),
+            Event::KernelSpoke => {} // flushed already, by the `log` crate
+            Event::Reload => {
+                if agent.reload() {
+                    ticks = agent.ticks();
+                }
+            }
+            Event::Stop(signal) => {
+                info!(signal, "stopping");
+                break;
+            }
+        }
+    }
+    agent.stop(&mut done);
+    Ok(())
+}
+
+struct Agent {
+    // Dropped in this order: first nothing is moved any more, then nothing is tracked.
+    mover: Option<Mover>,
+    lister: Lister,
+    tracker: Tracker,
+    policy: Policy,
+    /// The most that the flag and this node's abilities allow.
+    mode: Mode,
+    reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    ledger: Ledger,
+    now: KernelTime,
+    faults: BTreeMap<Fault, u64>,
+}
+
+type Log = Option<AsyncFd<KernelLog>>;
+
+impl Agent {
+    fn start(
+        options: Options,
+        policy: Policy,
+    ) -> anyhow::Result<(Self, Log, UnboundedReceiver<Done>)> {
+        bpf::raise_memlock();
+        let kernel = Arc::new(Kernel::read()?);
+        let mut tracker = Tracker::start(
+            &kernel,
+            &options.pins,
+            options.cgroup.as_deref(),
+            tracking(&policy),
+        )?;
+        if tracker.replaced_stale_pins() {
+            warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
+        }
+        let lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
+        let mut mode = options.mode;
+        if let Err(why) = moves::can_destroy() {
+            warn!(
+                why,
+                "this node cannot reset connections: only dry runs; \
+                 a kernel with CONFIG_INET_DIAG_DESTROY=y can"
+            );
+            mode = mode.safest(Mode::DryRun);
+        }
+        let (tell, done) = unbounded_channel();
+        // The mover asks the kernel by itself, so it has its own iterator and memory.
+        let mover = Mover::start(Lister::open(kernel, tracker.pins())?, tell)
+            .context("starting the moving thread")?;
+        let kernel_log = tracker
+            .take_log()
+            .map(|log| AsyncFd::with_interest(log, Interest::READABLE))
+            .transpose()
+            .context("listening to the kernel half")?;
+        let policy = policy.with_mode_at_most(mode);
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            mode = policy.mode().as_str(),
+            rules = policy.rules().len(),
+            interval = ?policy.interval(),
+            cgroup = %tracker.cgroup().display(),
+            pins = %tracker.pins().display(),
+            "started"
+        );
+        let agent = Self {
+            mover: Some(mover),
+            lister,
+            tracker,
+            policy,
+            mode,
+            reload: options.reload,
+            ledger: Ledger::default(),
+            now: KernelTime::default(),
+            faults: BTreeMap::new(),
+        };
+        Ok((agent, kernel_log, done))
+    }
+
+    fn ticks(&self) -> tokio::time::Interval {
+        let mut ticks = interval(self.policy.interval());
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    }
+
+    /// List, decide, move.
+    fn tick(&mut self) {
+        let observation = match observe(&mut self.lister) {
+            Ok(observation) => observation,
+            Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
+        };
+        self.report_faults(&observation);
+        let snapshot = &observation.snapshot;
+        self.now = snapshot.taken;
+        let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
+        debug!(
+            connections = snapshot.connections.len(),
+            endpoints = snapshot.endpoints.len(),
+            moves = plan.moves().count(),
+            overdue = plan.overdue(),
+            budget_left = plan.budget_left(),
+            spared = ?plan.spared(),
+            longest = ?observation.longest,
+            "listed"
+        );
+        let devices: BTreeMap<Cookie, u32> = snapshot
+            .connections
+            .iter()
+            .map(|c| (c.cookie, c.device))
+            .collect();
+        for chosen in plan.moves() {
+            match chosen.mode() {
+                Mode::Enforce => {
+                    let device = devices.get(&chosen.cookie()).copied().unwrap_or(0);
+                    self.order(Order {
+                        chosen: chosen.clone(),
+                        device,
+                    });
+                }
+                Mode::DryRun | Mode::Disabled => {
+                    report::would_move(chosen);
+                    self.ledger.said(chosen, self.now);
+                }
+            }
+        }
+        self.ledger
+            .prune(snapshot, self.policy.budget().window(), self.now);
+    }
+
+    fn order(&mut self, order: Order) {
+        self.ledger.started(&order.chosen, self.now);
+        let Some(mover) = &self.mover else { return };
+        if let Err(Order { chosen, .. }) = mover.order(order) {
+            self.ended(&chosen, Outcome::Refused("queueFull"), Duration::ZERO);
+        }
+    }
+
+    fn done(
+        &mut self,
+        Done {
+            chosen,
+            outcome,
+            waited,
+        }: Done,
+    ) {
+        self.ended(&chosen, outcome, waited);
+    }
+
+    fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
+        report::moved(chosen, &outcome, waited);
+        self.ledger.ended(chosen.cookie(), outcome, self.now);
+    }
+
+    /// Whether there is a new policy. A refused one changes nothing.
+    fn reload(&mut self) -> bool {
+        match (self.reload)() {
+            Ok(policy) => {
+                if let Err(error) = self.tracker.track(tracking(&policy)) {
+                    error!(%error, "the kernel half keeps its settings");
+                }
+                self.policy = policy.with_mode_at_most(self.mode);
+                let mode = self.policy.mode().as_str();
+                info!(mode, rules = self.policy.rules().len(), "policy reloaded");
+                true
+            }
+            Err(error) => {
+                error!(
+                    error = format!("{error:#}"),
+                    "policy refused, the last good one stays"
+                );
+                false
+            }
+        }
+    }
+
+    fn report_faults(&mut self, observation: &Observation) {
+        for (fault, count) in &observation.faults {
+            let before = self.faults.insert(*fault, *count).unwrap_or(0);
+            if *count > before {
+                warn!(
+                    fault = fault.text(),
+                    new = count - before,
+                    total = count,
+                    "kernel fault"
+                );
+            }
+        }
+        if observation.invalid > 0 {
+            warn!(
+                count = observation.invalid,
+                "records that make no sense were skipped"
+            );
+        }
+    }
+
+    /// Ends the moves that wait, without harm, and says so.
+    fn stop(mut self, done: &mut UnboundedReceiver<Done>) {
+        self.mover = None;
+        while let Ok(done) = done.try_recv() {
+            self.done(done);
+        }
+    }
+}
+
+fn tracking(policy: &Policy) -> Tracking {
+    let track = policy.track();
+    Tracking {
+        loopback: track.loopback(),
+        max_per_endpoint: track.max_per_endpoint().get(),
+    }
+}
+
+/// Waits for messages of the kernel half and hands them to the `log` crate.
+async fn kernel_spoke(log: &mut Log) {
+    let Some(log) = log else {
+        return std::future::pending().await;
+    };
+    if let Ok(mut ready) = log.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}

@@ -1,0 +1,54 @@
+//! One line per move: what was done, to which connection, and why.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::plan::{Move, Outcome};
+
+/// A move and its outcome.
+pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                cookie = %chosen.cookie(),
+                rule = %chosen.rule(),
+                reason = reasons(chosen),
+                outcome = outcome.as_str(),
+                detail = %outcome,
+                waited_ms = waited.as_millis() as u64,
+                local = %chosen.local(),
+                peer = %chosen.remote(),
+                netns = chosen.endpoint().netns.0,
+                "move"
+            )
+        };
+    }
+    match outcome {
+        Outcome::Failed(_) => line!(warn),
+        _ => line!(info),
+    }
+}
+
+/// A move that the mode forbids.
+pub(super) fn would_move(chosen: &Move) {
+    info!(
+        cookie = %chosen.cookie(),
+        rule = %chosen.rule(),
+        reason = reasons(chosen),
+        mode = chosen.mode().as_str(),
+        local = %chosen.local(),
+        peer = %chosen.remote(),
+        netns = chosen.endpoint().netns.0,
+        "would move"
+    );
+}
+
+fn reasons(chosen: &Move) -> String {
+    let words: Vec<String> = chosen
+        .reasons()
+        .iter()
+        .map(|reason| format!("{reason:?}"))
+        .collect();
+    words.join("; ")
+}

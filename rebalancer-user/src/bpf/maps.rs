@@ -1,0 +1,99 @@
+//! The small maps, read directly.
+
+use std::{collections::BTreeMap, path::Path};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+};
+use rebalancer_common::{ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, names};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::Error;
+
+/// A shared record as aya wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Raw<T>(pub(super) T);
+
+// SAFETY: `T` has no padding and any bytes are a valid `T`, as zerocopy has checked.
+unsafe impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Pod for Raw<T> {}
+
+/// Opens a pinned map.
+pub(super) fn pinned(pins: &Path, name: &str) -> Result<Map, Error> {
+    let path = pins.join(name);
+    if !path.exists() {
+        return Err(Error::NoPins {
+            path: pins.to_owned(),
+        });
+    }
+    MapData::from_pin(&path)
+        .map_err(anyhow::Error::from)
+        .and_then(|data| Ok(Map::from_map_data(data)?))
+        .map_err(|e| Error::call(format!("opening the map {}", path.display()), e))
+}
+
+/// Sums of every endpoint.
+pub fn read_endpoints(pins: &Path) -> Result<BTreeMap<EndpointKey, EndpointSums>, Error> {
+    let failed = |e: anyhow::Error| Error::call("reading the endpoints map", e);
+    let map = pinned(pins, names::ENDPOINTS)?;
+    let map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> = map
+        .try_into()
+        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+    map.iter()
+        .map(|entry| {
+            entry
+                .map(|(key, sums)| (key.0, sums.0))
+                .map_err(|e| failed(e.into()))
+        })
+        .collect()
+}
+
+/// What went wrong in the kernel half so far, summed over CPUs; only what did.
+pub fn read_faults(pins: &Path) -> Result<BTreeMap<Fault, u64>, Error> {
+    let failed = |e: anyhow::Error| Error::call("reading the faults map", e);
+    let map: PerCpuArray<_, u64> = pinned(pins, names::FAULTS)?
+        .try_into()
+        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+    let mut faults = BTreeMap::new();
+    for fault in Fault::ALL {
+        let counts = map.get(&(*fault as u32), 0).map_err(|e| failed(e.into()))?;
+        let sum: u64 = counts.iter().sum();
+        if sum > 0 {
+            faults.insert(*fault, sum);
+        }
+    }
+    Ok(faults)
+}
+
+/// Fails unless the pinned maps are of this program's ABI version.
+pub(super) fn check_abi(pins: &Path) -> Result<(), Error> {
+    let found = settings(pins)?.abi_version;
+    if found != ABI_VERSION {
+        return Err(Error::Abi {
+            path: pins.to_owned(),
+            found,
+            expected: ABI_VERSION,
+        });
+    }
+    Ok(())
+}
+
+/// Process id of the agent that pinned the maps, if there is one.
+pub fn agent_pid(pins: &Path) -> Option<u32> {
+    settings(pins).ok().map(|settings| settings.agent_pid)
+}
+
+fn settings(pins: &Path) -> Result<Settings, Error> {
+    let failed = |e: aya::maps::MapError| Error::call("reading the settings map", e);
+    let map: Array<_, Raw<Settings>> = pinned(pins, names::SETTINGS)?.try_into().map_err(failed)?;
+    Ok(map.get(&0, 0).map_err(failed)?.0)
+}
+
+/// Tells the kernel half what to record.
+pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Error> {
+    let failed = |e: aya::maps::MapError| Error::call("writing the settings map", e);
+    let mut map: Array<_, Raw<Settings>> =
+        pinned(pins, names::SETTINGS)?.try_into().map_err(failed)?;
+    map.set(0, Raw(settings), 0).map_err(failed)
+}

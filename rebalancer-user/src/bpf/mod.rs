@@ -1,0 +1,28 @@
+//! The kernel side, seen from userspace: load, attach, pin, read. Nothing is decided here.
+//!
+//! - [`Tracker`] holds the sock_ops program on the cgroup root and the pinned maps.
+//! - [`Lister`] reads every connection, with an iterator and memory of its own, so that no reader
+//!   disturbs another.
+//! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
+
+mod cgroup;
+mod error;
+mod lister;
+mod maps;
+mod offsets;
+mod pins;
+mod sys;
+mod tracker;
+
+pub use cgroup::cgroup_root;
+pub use error::Error;
+pub use lister::{Lister, Pass};
+pub use maps::{agent_pid, read_endpoints, read_faults};
+pub use offsets::Kernel;
+pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
+pub use sys::{missing_capabilities, raise_memlock};
+pub use tracker::{KernelLog, Tracker, Tracking};
+
+/// The kernel half, built by `build.rs`.
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/rebalancer-ebpf"));

@@ -1,0 +1,96 @@
+//! `rebalancer agent`: run the agent in the foreground.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use super::{KernelArgs, need_privilege, policy};
+use crate::{agent, policy::Mode};
+
+/// Run the agent: track connections and, if the policy says Enforce, move them.
+///
+/// Ends on SIGTERM or SIGINT and leaves nothing in the kernel. SIGHUP reads the policy again.
+#[derive(Args)]
+pub(super) struct Agent {
+    /// The policy file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/rebalancer/policy.yaml"
+    )]
+    policy: PathBuf,
+    /// Do no more than this, whatever the policy says.
+    #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
+    mode: ModeArg,
+    /// The form of the log, on stderr.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What is logged: a level, or `tracing` directives.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = "info",
+        env = "REBALANCER_LOG"
+    )]
+    log: String,
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    Disabled,
+    DryRun,
+    Enforce,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Disabled => Self::Disabled,
+            ModeArg::DryRun => Self::DryRun,
+            ModeArg::Enforce => Self::Enforce,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Agent {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        // The policy first: an operator who mistypes it needs no privilege to be told.
+        let policy = policy::load(&self.policy)?;
+        need_privilege()?;
+        start_log(&self.log, self.log_format)?;
+        let options = agent::Options {
+            pins: self.kernel.pins,
+            cgroup: self.kernel.cgroup,
+            mode: self.mode.into(),
+            reload: Box::new(move || policy::load(&self.policy)),
+        };
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?
+            .block_on(agent::run(options, policy))
+    }
+}
+
+fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .with_context(|| format!("--log {filter:?}: not a level or a list of directives"))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

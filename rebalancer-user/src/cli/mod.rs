@@ -1,0 +1,111 @@
+//! The command line: what an operator types, and the exit codes that scripts rely on.
+//!
+//! Data goes to stdout, all else to stderr. 0 ok, 1 error, 2 usage, 3 invalid policy,
+//! 4 privilege, 5 no agent.
+
+mod agent;
+mod dump;
+mod policy;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{bpf, policy::PolicyErrors};
+
+/// Rebalances long-lived TCP connections over the replicas of a service, by ending the ones that
+/// are too old or too heavy, so that their clients reconnect.
+#[derive(Parser)]
+#[command(
+    name = "rebalancer",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Agent(agent::Agent),
+    Dump(dump::Dump),
+    #[command(subcommand)]
+    Policy(policy::Policy),
+}
+
+/// Where the kernel side is.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct KernelArgs {
+    /// Folder on a bpffs in which the agent's maps are pinned.
+    #[arg(long, value_name = "PATH", default_value = bpf::DEFAULT_DIR)]
+    pins: PathBuf,
+    /// Cgroup v2 folder to attach to instead of the hierarchy's root, for nodes that live in a
+    /// private cgroup namespace.
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<PathBuf>,
+}
+
+/// Parses the command line, runs the command, and says what went wrong.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Agent(agent) => agent.run(),
+        Command::Dump(dump) => dump.run(),
+        Command::Policy(policy) => policy.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", message(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// A policy's errors are already in the form of a compiler's; others get a prefix.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<PolicyErrors>() {
+        Some(errors) => errors.to_string(),
+        None => format!("error: {error:#}"),
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.downcast_ref::<PolicyErrors>().is_some() {
+        return 3;
+    }
+    match error.downcast_ref::<bpf::Error>() {
+        Some(bpf::Error::Privilege(_)) => 4,
+        Some(bpf::Error::NoPins { .. }) => 5,
+        _ => 1,
+    }
+}
+
+/// The reader of our output has seen enough (`| head`): not an error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Fails with exit code 4 unless this process may use BPF.
+pub(crate) fn need_privilege() -> Result<(), bpf::Error> {
+    match bpf::missing_capabilities() {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(bpf::Error::Privilege(missing)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,109 @@
+//! Whether a connection is at a quiet moment: nothing under way that a reset would lose, as far
+//! as TCP can tell.
+//!
+//! Quiet is not proof of idle: a transaction, a subscription or a slow call beside a fast one on
+//! HTTP/2 look the same.
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
+
+use std::time::Duration;
+
+use super::Socket;
+
+/// What one look at a socket says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiet {
+    /// All read, all acknowledged, silent for long enough, and the server spoke last.
+    Yes,
+    /// Something is under way.
+    No,
+    /// The last words of both sides fell into one tick of the kernel's clock: who spoke last must
+    /// be asked elsewhere. Common with a fast client: its next request arrives within the tick of
+    /// the last answer, and while the server works on it all else looks quiet.
+    Tie,
+}
+
+/// Judges a socket. `idle_for`: how long it must have been silent.
+pub fn judge(socket: &Socket, idle_for: Duration) -> Quiet {
+    let at_rest = socket.receive_queue == 0 && socket.send_queue == 0;
+    let silent = socket.since_sent >= idle_for && socket.since_received >= idle_for;
+    // A socket's times start at its accept, so a fresh one whose first request is being worked
+    // on would look answered: it must have said something at all.
+    let spoke = socket.bytes_sent.0 > 0;
+    if !at_rest || !silent || !spoke {
+        return Quiet::No;
+    }
+    match socket.since_sent.cmp(&socket.since_received) {
+        std::cmp::Ordering::Less => Quiet::Yes,
+        std::cmp::Ordering::Equal => Quiet::Tie,
+        std::cmp::Ordering::Greater => Quiet::No,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Bytes, TcpState};
+
+    const IDLE: Duration = Duration::from_millis(200);
+
+    fn quiet() -> Socket {
+        Socket {
+            state: TcpState::Established,
+            receive_queue: 0,
+            send_queue: 0,
+            bytes_received: Bytes(100),
+            bytes_sent: Bytes(100),
+            since_sent: Duration::from_millis(200),
+            since_received: Duration::from_millis(204),
+        }
+    }
+
+    #[test]
+    fn answered_and_silent_is_quiet() {
+        assert_eq!(judge(&quiet(), IDLE), Quiet::Yes);
+    }
+
+    #[test]
+    fn each_condition_alone_makes_it_busy() {
+        let busy = [
+            Socket {
+                receive_queue: 1,
+                ..quiet()
+            },
+            Socket {
+                send_queue: 1,
+                ..quiet()
+            },
+            Socket {
+                bytes_sent: Bytes(0),
+                ..quiet()
+            },
+            Socket {
+                since_sent: Duration::from_millis(199),
+                ..quiet()
+            },
+            // The request came after our last answer: it is being worked on.
+            Socket {
+                since_sent: Duration::from_millis(300),
+                ..quiet()
+            },
+        ];
+        for socket in busy {
+            assert_eq!(judge(&socket, IDLE), Quiet::No, "{socket:?}");
+        }
+    }
+
+    #[test]
+    fn one_tick_for_both_is_a_tie() {
+        let tie = Socket {
+            since_received: Duration::from_millis(200),
+            ..quiet()
+        };
+        assert_eq!(judge(&tie, IDLE), Quiet::Tie);
+    }
+}

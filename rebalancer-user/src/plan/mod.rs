@@ -1,0 +1,161 @@
+//! What should be done now, and why: a `Plan`, decided from a policy, a snapshot and what was
+//! done before.
+//!
+//! [`decide`] is a pure function: the same input gives the same plan, in whatever order the
+//! snapshot lists its connections; it cannot fail. A plan says of every connection exactly one
+//! thing: it is to be moved, or spared, and why. Only a plan makes a [`Move`], and only a move
+//! may harm a connection.
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
+
+mod decide;
+mod ledger;
+mod limits;
+mod outcome;
+mod spared;
+
+pub use decide::decide;
+pub use ledger::{HOLD, Ledger};
+pub use limits::Reason;
+pub use outcome::Outcome;
+pub use spared::Spared;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use crate::{
+    policy::{AtEnd, Mode, RuleName, Step},
+    snapshot::{Cookie, EndpointKey},
+};
+
+/// What should be done with each connection of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    decisions: Vec<Decision>,
+    overdue: u64,
+    budget_left: u64,
+}
+
+impl Plan {
+    /// One per connection: the moves in the order in which to start them, then the spared by
+    /// cookie.
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
+    /// The moves, in the order in which to start them.
+    pub fn moves(&self) -> impl Iterator<Item = &Move> {
+        self.decisions
+            .iter()
+            .filter_map(|decision| match &decision.verdict {
+                Verdict::Move(chosen) => Some(chosen),
+                Verdict::Spared(_) => None,
+            })
+    }
+
+    /// How many connections were spared, by the reason's word.
+    pub fn spared(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        for decision in &self.decisions {
+            if let Verdict::Spared(spared) = &decision.verdict {
+                *counts.entry(spared.as_str()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for
+    /// budget or for an outcome.
+    pub fn overdue(&self) -> u64 {
+        self.overdue
+    }
+
+    /// Moves that the window has left after those of this plan.
+    pub fn budget_left(&self) -> u64 {
+        self.budget_left
+    }
+}
+
+/// What was decided about one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The connection.
+    pub cookie: Cookie,
+    /// The first rule that matches it.
+    pub rule: Option<RuleName>,
+    /// Move it or spare it.
+    pub verdict: Verdict,
+}
+
+/// Move a connection or spare it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is to be moved (or, in dry run, would be).
+    Move(Move),
+    /// It is left.
+    Spared(Spared),
+}
+
+/// One connection to end so that its client reconnects. Made by [`decide`] alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    cookie: Cookie,
+    endpoint: EndpointKey,
+    local: SocketAddr,
+    remote: SocketAddr,
+    rule: RuleName,
+    reasons: Vec<Reason>,
+    steps: Arc<[Step]>,
+    at_end: AtEnd,
+    mode: Mode,
+}
+
+impl Move {
+    /// The connection.
+    pub fn cookie(&self) -> Cookie {
+        self.cookie
+    }
+
+    /// Where it was accepted.
+    pub fn endpoint(&self) -> EndpointKey {
+        self.endpoint
+    }
+
+    /// The server's address.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The client's address.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// The rule that asks for it.
+    pub fn rule(&self) -> &RuleName {
+        &self.rule
+    }
+
+    /// The limits exceeded, the most exceeded first; never empty.
+    pub fn reasons(&self) -> &[Reason] {
+        &self.reasons
+    }
+
+    /// How to end it, in order; never empty.
+    pub fn steps(&self) -> &Arc<[Step]> {
+        &self.steps
+    }
+
+    /// What to do when all steps have timed out.
+    pub fn at_end(&self) -> AtEnd {
+        self.at_end
+    }
+
+    /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+}

@@ -1,0 +1,61 @@
+//! What became of a move.
+
+use std::fmt;
+
+/// What became of a move. Every move started gets one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The client or the server ended it while the move waited.
+    LeftByItself,
+    /// The server closed it when asked to.
+    Closed,
+    /// It was reset.
+    Reset,
+    /// It was gone before the move touched it.
+    GoneBefore,
+    /// No step's condition came true in its time; the connection lives.
+    GaveUp,
+    /// A guard or budget of the executor forbade it, by its word; the connection lives.
+    Refused(&'static str),
+    /// A step was tried and did not work, and why.
+    Failed(String),
+}
+
+impl Outcome {
+    /// A stable word, for logs and metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::LeftByItself => "leftByItself",
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::GoneBefore => "goneBefore",
+            Self::GaveUp => "gaveUp",
+            Self::Refused(_) => "refused",
+            Self::Failed(_) => "failed",
+        }
+    }
+
+    /// Whether nothing was done to the connection, so that the budget is given back.
+    pub fn harmless(&self) -> bool {
+        match self {
+            Self::GoneBefore | Self::GaveUp | Self::Refused(_) => true,
+            // It left while a step waited, perhaps because of it: counted, to be safe.
+            Self::LeftByItself => false,
+            Self::Closed | Self::Reset | Self::Failed(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LeftByItself => f.write_str("left by itself"),
+            Self::Closed => f.write_str("closed by the server"),
+            Self::Reset => f.write_str("reset"),
+            Self::GoneBefore => f.write_str("gone before"),
+            Self::GaveUp => f.write_str("gave up: it never became quiet in time"),
+            Self::Refused(why) => write!(f, "refused: {why}"),
+            Self::Failed(why) => write!(f, "failed: {why}"),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What the operator wants: a `Policy`, read from one strict YAML document.
+//!
+//! ```yaml
+//! apiVersion: rebalancer.dev/v1alpha1
+//! kind: RebalancePolicy
+//! mode: DryRun                 # Disabled | DryRun | Enforce
+//! interval: 5s
+//! track: {sockets: All, loopback: false, maxPerEndpoint: 65536}
+//! budget: {window: 1m, perNode: 60, maxInFlight: 20}
+//! guards: {minAge: 30s, allowSystemPorts: []}
+//! rules:                       # the first that matches wins
+//! - name: checkout
+//!   mode: Enforce
+//!   match:
+//!     ports: [{port: 50051, endPort: 50060}]
+//!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
+//!   limits: {maxAge: 30m, maxBytes: 10Gi}
+//!   jitter: 10%
+//!   sessionState: Keeps        # Keeps | Loses
+//!   steps:
+//!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
+//!   atEnd: Spare               # Spare | ResetNow
+//! ```
+//!
+//! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
+//! that of the policy); a rule needs a name, a `match` and at least one limit.
+//!
+//! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
+//! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; `perNode` an
+//! integer or a percentage of the node's tracked connections, rounded up and at least 1.
+//!
+//! Errors: [`parse`] gives [`PolicyErrors`], each with its line, column and remedy. Syntax and
+//! types stop at the first; errors of meaning are reported all at once.
+//!
+//! Pure. The file's types are private to this module; the types seen from outside are built from
+//! them once, and only valid ones exist.
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
+
+mod error;
+mod file;
+mod matching;
+mod parse;
+mod rule;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod units;
+mod values;
+
+pub use error::{PolicyError, PolicyErrors};
+pub use matching::{Match, Peer, PortRange};
+pub use parse::parse;
+pub use rule::{AtEnd, Limits, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
+
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
+
+use crate::snapshot::Connection;
+
+/// How much a policy may do. Ordered from the safest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Nothing is chosen.
+    Disabled,
+    /// Moves are chosen and told, not made.
+    #[default]
+    DryRun,
+    /// Moves are made.
+    Enforce,
+}
+
+impl Mode {
+    /// The safer of two.
+    pub fn safest(self, other: Self) -> Self {
+        self.min(other)
+    }
+
+    /// The word in the policy file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "Disabled",
+            Self::DryRun => "DryRun",
+            Self::Enforce => "Enforce",
+        }
+    }
+}
+
+/// A valid policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    mode: Mode,
+    interval: Duration,
+    track: Track,
+    budget: Budget,
+    guards: Guards,
+    rules: Vec<Rule>,
+}
+
+impl Policy {
+    /// The most that any rule may do.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// This policy, in no mode above `mode`: how a command line's flag is applied.
+    #[must_use]
+    pub fn with_mode_at_most(mut self, mode: Mode) -> Self {
+        self.mode = self.mode.safest(mode);
+        self
+    }
+
+    /// Time from one listing to the next; 200 ms or more.
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// What the kernel records.
+    pub fn track(&self) -> Track {
+        self.track
+    }
+
+    /// How many moves there may be.
+    pub fn budget(&self) -> Budget {
+        self.budget
+    }
+
+    /// What is never moved.
+    pub fn guards(&self) -> &Guards {
+        &self.guards
+    }
+
+    /// The rules, in the order of the file.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// The first rule that matches.
+    pub fn rule_for(&self, connection: &Connection) -> Option<&Rule> {
+        self.rules
+            .iter()
+            .find(|rule| rule.matches().covers(connection))
+    }
+
+    /// What `rule` may do under this policy.
+    pub fn mode_of(&self, rule: &Rule) -> Mode {
+        rule.mode().map_or(self.mode, |mode| self.mode.safest(mode))
+    }
+}
+
+/// What the kernel records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Track {
+    loopback: bool,
+    max_per_endpoint: NonZeroU32,
+}
+
+impl Track {
+    /// Whether connections from loopback addresses are recorded.
+    pub fn loopback(self) -> bool {
+        self.loopback
+    }
+
+    /// The most connections recorded for one endpoint.
+    pub fn max_per_endpoint(self) -> NonZeroU32 {
+        self.max_per_endpoint
+    }
+}
+
+/// How many moves there may be; never without a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    window: Duration,
+    per_node: Amount,
+    max_in_flight: NonZeroU32,
+}
+
+impl Budget {
+    /// The sliding time over which `per_node` counts.
+    pub fn window(self) -> Duration {
+        self.window
+    }
+
+    /// Moves started within the window.
+    pub fn per_node(self) -> Amount {
+        self.per_node
+    }
+
+    /// Moves started and not ended.
+    pub fn max_in_flight(self) -> NonZeroU32 {
+        self.max_in_flight
+    }
+}
+
+/// What is never moved, whatever a rule says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guards {
+    min_age: Duration,
+    allow_system_ports: BTreeSet<u16>,
+}
+
+impl Guards {
+    /// Younger connections are spared.
+    pub fn min_age(&self) -> Duration {
+        self.min_age
+    }
+
+    /// Ports of the node's own services that rules may name after all.
+    pub fn allow_system_ports(&self) -> &BTreeSet<u16> {
+        &self.allow_system_ports
+    }
+}

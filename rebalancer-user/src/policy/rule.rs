@@ -1,0 +1,162 @@
+//! One rule: which connections, how old or heavy they may grow, and how they are ended.
+
+use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
+
+use super::{Match, Mode, Percent};
+
+/// A rule's name: a DNS label, unique in its policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleName(pub(super) Arc<str>);
+
+impl RuleName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub(super) name: RuleName,
+    pub(super) mode: Option<Mode>,
+    pub(super) matches: Match,
+    pub(super) limits: Limits,
+    pub(super) jitter: Percent,
+    pub(super) session_state: SessionState,
+    pub(super) steps: Arc<[Step]>,
+    pub(super) at_end: AtEnd,
+}
+
+impl Rule {
+    /// Its name.
+    pub fn name(&self) -> &RuleName {
+        &self.name
+    }
+
+    /// Its own mode; see [`super::Policy::mode_of`] for what counts.
+    pub fn mode(&self) -> Option<Mode> {
+        self.mode
+    }
+
+    /// Which connections it is for.
+    pub fn matches(&self) -> &Match {
+        &self.matches
+    }
+
+    /// How old or heavy they may grow.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// By how much, at most, a connection's own limit is below the rule's.
+    pub fn jitter(&self) -> Percent {
+        self.jitter
+    }
+
+    /// Whether its servers keep a session's state beyond a connection.
+    pub fn session_state(&self) -> SessionState {
+        self.session_state
+    }
+
+    /// Ways to end a connection, in order; never empty.
+    pub fn steps(&self) -> &Arc<[Step]> {
+        &self.steps
+    }
+
+    /// What happens when all steps have timed out.
+    pub fn at_end(&self) -> AtEnd {
+        self.at_end
+    }
+}
+
+/// A rule's limits: at least one is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub(super) max_age: Option<Duration>,
+    pub(super) max_bytes: Option<NonZeroU64>,
+}
+
+impl Limits {
+    /// Time since accept; more than 0.
+    pub fn max_age(self) -> Option<Duration> {
+        self.max_age
+    }
+
+    /// Bytes both ways.
+    pub fn max_bytes(self) -> Option<NonZeroU64> {
+        self.max_bytes
+    }
+}
+
+/// Whether a connection's end costs its client more than a reconnect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionState {
+    /// The connection may hold state (a transaction, a subscription) on ports known for it:
+    /// those are spared.
+    #[default]
+    Keeps,
+    /// The operator says that losing what the connection holds is fine.
+    Loses,
+}
+
+/// One way to end a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub(super) kind: StepKind,
+    pub(super) when: When,
+    pub(super) timeout: Duration,
+}
+
+impl Step {
+    /// What is done.
+    pub fn kind(self) -> StepKind {
+        self.kind
+    }
+
+    /// The condition waited for.
+    pub fn when(self) -> When {
+        self.when
+    }
+
+    /// How long it is waited for; more than 0.
+    pub fn timeout(self) -> Duration {
+        self.timeout
+    }
+}
+
+/// What a step does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepKind {
+    /// A reset to both ends.
+    Reset,
+}
+
+/// When a step acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// All received was read, all sent was acknowledged, the server spoke last, and nothing
+    /// was exchanged for `idle_for`.
+    Quiet {
+        /// More than 0.
+        idle_for: Duration,
+    },
+    /// Without a condition.
+    AtOnce,
+}
+
+/// What happens when all steps have timed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtEnd {
+    /// The connection is left.
+    #[default]
+    Spare,
+    /// It is reset without a condition.
+    ResetNow,
+}

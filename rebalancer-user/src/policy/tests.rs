@@ -1,0 +1,481 @@
+//! What a policy file may say, and what it gets told where it may not.
+
+use std::{net::SocketAddr, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::snapshot::{Bytes, CgroupId, Cookie, EndpointKey, KernelTime, Netns, TcpState};
+
+const HEAD: &str = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
+
+/// Every field that this version has.
+const WHOLE: &str = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 2s
+track: {sockets: All, loopback: true, maxPerEndpoint: 1000}
+budget: {window: 5m, perNode: 10%, maxInFlight: 7}
+guards: {minAge: 1m, allowSystemPorts: [53, 6443]}
+rules:
+- name: checkout
+  mode: DryRun
+  match:
+    ports: [{port: 8080}, {port: 50051, endPort: 50060}]
+    peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}, {ipBlock: {cidr: 'fd00::/8'}}]
+  limits: {maxAge: 30m, maxBytes: 10Gi}
+  jitter: 25%
+  sessionState: Loses
+  steps:
+  - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
+  - {step: Reset, when: AtOnce}
+  atEnd: ResetNow
+- name: rest
+  match: {peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}
+  limits: {maxBytes: 1048576}
+";
+
+fn rule(fields: &str) -> String {
+    format!(
+        "{HEAD}rules:\n- name: a\n  match: {{ports: [{{port: 80}}]}}\n  limits: {{maxAge: 1h}}\n{fields}\n"
+    )
+}
+
+fn connection(port: u16, remote: &str) -> Connection {
+    let remote: SocketAddr = remote.parse().unwrap();
+    Connection {
+        cookie: Cookie(1),
+        endpoint: EndpointKey {
+            netns: Netns(1),
+            cgroup: None,
+            port,
+        },
+        cgroup: CgroupId(1),
+        local: SocketAddr::new(remote.ip(), port),
+        remote,
+        opened: KernelTime(0),
+        adopted: false,
+        state: TcpState::Established,
+        owned: true,
+        mptcp: false,
+        bytes_in: Bytes(0),
+        bytes_out: Bytes(0),
+        receive_queue: 0,
+        send_queue: 0,
+        server_spoke_last: true,
+        since_sent: Duration::ZERO,
+        since_received: Duration::ZERO,
+        segments_in: 0,
+        segments_out: 0,
+        retransmits: 0,
+        rtt: Duration::ZERO,
+    }
+}
+
+#[test]
+fn a_short_policy_has_the_documented_defaults() {
+    let policy = parse("policy.yaml", &rule("")).unwrap();
+    assert_eq!(policy.mode(), Mode::DryRun);
+    assert_eq!(policy.interval(), Duration::from_secs(5));
+    assert_eq!(
+        (
+            policy.track().loopback(),
+            policy.track().max_per_endpoint().get()
+        ),
+        (false, 65536)
+    );
+    assert_eq!(policy.budget().window(), Duration::from_secs(60));
+    assert_eq!(policy.budget().per_node().to_string(), "60");
+    assert_eq!(policy.budget().max_in_flight().get(), 20);
+    assert_eq!(policy.guards().min_age(), Duration::from_secs(30));
+    assert!(policy.guards().allow_system_ports().is_empty());
+    let [rule] = policy.rules() else {
+        panic!("one rule")
+    };
+    assert_eq!((rule.mode(), rule.jitter().get()), (None, 10));
+    assert_eq!(
+        (rule.session_state(), rule.at_end()),
+        (SessionState::Keeps, AtEnd::Spare)
+    );
+    let [step] = **rule.steps() else {
+        panic!("one step")
+    };
+    assert_eq!(
+        step.when(),
+        When::Quiet {
+            idle_for: Duration::from_millis(200)
+        }
+    );
+    assert_eq!(
+        (step.kind(), step.timeout()),
+        (StepKind::Reset, Duration::from_secs(120))
+    );
+}
+
+#[test]
+fn every_field_is_read() {
+    insta::assert_debug_snapshot!(parse("policy.yaml", WHOLE).unwrap());
+}
+
+#[test]
+fn the_documented_policy_is_valid_and_says_the_defaults() {
+    let docs = include_str!("mod.rs").split("```").nth(1).unwrap();
+    let text: String = docs
+        .lines()
+        .skip(1)
+        .map(|line| {
+            format!(
+                "{}\n",
+                line.trim_start_matches("//!").get(1..).unwrap_or_default()
+            )
+        })
+        .collect();
+    let documented = parse("mod.rs", &text).unwrap_or_else(|errors| panic!("{errors}"));
+    let short = parse(
+        "short",
+        &format!(
+            "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi}}\n"
+        ),
+    );
+    assert_eq!(Ok(documented), short);
+}
+
+#[test]
+fn no_rules_is_a_policy_if_said() {
+    assert!(
+        parse("p", &format!("{HEAD}rules: []\n"))
+            .unwrap()
+            .rules()
+            .is_empty()
+    );
+    assert!(parse("p", HEAD).is_err());
+}
+
+#[test]
+fn the_safest_mode_wins() {
+    for (file, own, flag, wins) in [
+        ("Enforce", "Enforce", Mode::Enforce, Mode::Enforce),
+        ("Enforce", "DryRun", Mode::Enforce, Mode::DryRun),
+        ("DryRun", "Enforce", Mode::Enforce, Mode::DryRun),
+        ("Enforce", "Enforce", Mode::DryRun, Mode::DryRun),
+        ("Enforce", "Disabled", Mode::DryRun, Mode::Disabled),
+        ("Enforce", "Enforce", Mode::Disabled, Mode::Disabled),
+    ] {
+        let text = format!("mode: {file}\n{}", rule(&format!("  mode: {own}")));
+        let policy = parse("p", &text).unwrap().with_mode_at_most(flag);
+        assert_eq!(
+            policy.mode_of(&policy.rules()[0]),
+            wins,
+            "{file} {own} {flag:?}"
+        );
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_wins_and_ports_and_peers_must_both_match() {
+    let policy = parse("p", WHOLE).unwrap();
+    let matched = |port, remote| {
+        policy
+            .rule_for(&connection(port, remote))
+            .map(|rule| rule.name().as_str())
+    };
+    for (port, remote, name) in [
+        (8080, "10.0.0.1:5", Some("checkout")),
+        (50051, "10.0.0.1:5", Some("checkout")),
+        (50060, "10.0.0.1:5", Some("checkout")),
+        (50061, "10.0.0.1:5", None),
+        (8080, "10.9.0.1:5", None),
+        (8080, "11.0.0.1:5", None),
+        (8080, "[fd00::1]:5", Some("checkout")),
+        (8080, "[fe80::1]:5", None),
+        (8080, "[::ffff:10.0.0.1]:5", Some("checkout")),
+        (8080, "192.168.3.4:5", Some("rest")),
+        (1, "192.168.3.4:5", Some("rest")),
+        (1, "[::ffff:192.168.3.4]:5", Some("rest")),
+        (1, "192.169.3.4:5", None),
+    ] {
+        assert_eq!(matched(port, remote), name, "{port} {remote}");
+    }
+}
+
+/// Every kind of mistake, with what is said of it.
+#[test]
+fn mistakes_are_told_with_place_and_remedy() {
+    let whole = |from: &str, to: &str| {
+        assert!(WHOLE.contains(from), "{from}");
+        WHOLE.replacen(from, to, 1)
+    };
+    let cases = [
+        ("nothing", String::new()),
+        ("only a comment", "# soon\n".into()),
+        ("a list", "- a\n- b\n".into()),
+        ("a text", "hello\n".into()),
+        ("not a policy", "apiVersion: v1\nkind: ConfigMap\nrules: []\n".into()),
+        ("unknown field, near", whole("maxAge", "maxage")),
+        ("unknown field, far", whole("jitter", "wobble")),
+        ("unknown at the top", whole("interval", "intervall")),
+        ("unknown number as field", whole("jitter", "7")),
+        ("duplicate field", whole("jitter: 25%", "jitter: 25%\n  jitter: 25%")),
+        ("duplicate part", format!("{WHOLE}rules: []\n")),
+        ("yes", whole("loopback: true", "loopback: yes")),
+        ("off", whole("loopback: true", "loopback: Off")),
+        ("quoted true", whole("loopback: true", "loopback: 'true'")),
+        ("boolean number", whole("loopback: true", "loopback: 1")),
+        ("name no", whole("name: checkout", "name: no")),
+        ("name true", whole("name: checkout", "name: true")),
+        ("name number", whole("name: checkout", "name: 17")),
+        ("name not a label", whole("name: checkout", "name: Check_Out")),
+        ("name too long", whole("checkout", &"x".repeat(64))),
+        ("name twice", whole("name: rest", "name: checkout")),
+        ("missing unit", whole("maxAge: 30m", "maxAge: 30")),
+        ("missing unit, quoted", whole("maxAge: 30m", "maxAge: '30'")),
+        ("missing unit at the end", whole("maxAge: 30m", "maxAge: 1h30")),
+        ("days", whole("maxAge: 30m", "maxAge: 2d")),
+        ("fraction", whole("maxAge: 30m", "maxAge: 1.5h")),
+        ("fraction without unit", whole("maxAge: 30m", "maxAge: 1.5")),
+        ("negative", whole("maxAge: 30m", "maxAge: -5")),
+        ("octal", whole("maxAge: 30m", "maxAge: 010")),
+        ("not a number", whole("maxAge: 30m", "maxAge: .nan")),
+        ("infinite", whole("maxAge: 30m", "maxAge: 1e999")),
+        ("boolean duration", whole("maxAge: 30m", "maxAge: true")),
+        ("list duration", whole("maxAge: 30m", "maxAge: [30m]")),
+        ("mapping duration", whole("maxAge: 30m", "maxAge: {minutes: 30}")),
+        ("empty value", whole("jitter: 25%", "jitter:")),
+        ("null value", whole("jitter: 25%", "jitter: ~")),
+        ("zero age", whole("maxAge: 30m", "maxAge: 0s")),
+        ("age below minAge", whole("maxAge: 30m", "maxAge: 10s")),
+        ("endless age", whole("maxAge: 30m", "maxAge: 99999h99999h")),
+        ("zero bytes", whole("maxBytes: 10Gi", "maxBytes: 0")),
+        ("bytes in GB", whole("maxBytes: 10Gi", "maxBytes: 10GB")),
+        ("bytes beyond u64", whole("maxBytes: 10Gi", "maxBytes: 99999999999999999999")),
+        ("bytes with exponent", whole("maxBytes: 10Gi", "maxBytes: 1e9")),
+        ("zero interval", whole("interval: 2s", "interval: 0s")),
+        ("short interval", whole("interval: 2s", "interval: 100ms")),
+        ("zero timeout", whole("timeout: 1m", "timeout: 0ms")),
+        ("zero idleFor", whole("idleFor: 300ms", "idleFor: 0s")),
+        ("minAge in days", whole("minAge: 1m", "minAge: 1d")),
+        ("port 0", whole("port: 8080", "port: 0")),
+        ("port beyond", whole("port: 8080", "port: 65536")),
+        ("port far beyond", whole("port: 8080", "port: 99999999999999999999999")),
+        ("port in hex", whole("port: 8080", "port: 0x50")),
+        ("port as text", whole("port: 8080", "port: '8080'")),
+        ("port by name", whole("port: 8080", "port: http")),
+        ("port range backwards", whole("endPort: 50060", "endPort: 50")),
+        ("no port", whole("{port: 8080}", "{endPort: 8080}")),
+        ("bare port", whole("{port: 8080}", "8080")),
+        ("host bits", whole("10.0.0.0/8", "10.1.2.3/8")),
+        ("host bits, IPv6", whole("fd00::/8", "fd00::1/8")),
+        ("no prefix", whole("10.0.0.0/8", "10.0.0.0")),
+        ("prefix beyond", whole("10.0.0.0/8", "10.0.0.0/33")),
+        ("no network", whole("10.0.0.0/8", "everything")),
+        ("exception outside", whole("10.9.0.0/16", "11.9.0.0/16")),
+        ("exception of all", whole("10.9.0.0/16", "10.0.0.0/8")),
+        ("exception of the other family", whole("10.9.0.0/16", "'fd00::/16'")),
+        ("percentage without sign", whole("jitter: 25%", "jitter: 25")),
+        ("percentage beyond", whole("jitter: 25%", "jitter: 101%")),
+        ("percentage with fraction", whole("jitter: 25%", "jitter: 2.5%")),
+        ("budget 0", whole("perNode: 10%", "perNode: 0")),
+        ("budget 0%", whole("perNode: 10%", "perNode: 0%")),
+        ("budget as fraction", whole("perNode: 10%", "perNode: 1.5")),
+        ("budget as word", whole("perNode: 10%", "perNode: unlimited")),
+        ("in flight 0", whole("maxInFlight: 7", "maxInFlight: 0")),
+        ("in flight negative", whole("maxInFlight: 7", "maxInFlight: -7")),
+        ("in flight as percentage", whole("maxInFlight: 7", "maxInFlight: 7%")),
+        ("mode in lower case", whole("mode: Enforce", "mode: enforce")),
+        ("mode off", whole("mode: Enforce", "mode: off")),
+        ("mode unheard of", whole("mode: Enforce", "mode: Chaos")),
+        ("no match", whole("  match: {peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}\n", "")),
+        ("empty match", whole("{peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}", "{}")),
+        ("empty peers", whole("[{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]", "[]")),
+        ("no limits", whole("  limits: {maxBytes: 1048576}\n", "")),
+        ("empty limits", whole("{maxBytes: 1048576}", "{}")),
+        ("empty steps", rule("  steps: []")),
+        ("step without a step", rule("  steps: [{when: Quiet}]")),
+        ("idleFor with AtOnce", rule("  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
+        ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
+        ("step Close", rule("  steps: [{step: Close}]")),
+        ("sockets: Matched", whole("sockets: All", "sockets: Matched")),
+        (
+            "fields of later versions",
+            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n\
+             budget: {perService: 10%, perEndpoint: 25%}\n\
+             guards: {excludeNamespaces: [kube-system], minReadyEndpoints: 2, settle: 60s}\n\
+             rules:\n- name: checkout\n  match:\n    services: [checkout]\n    \
+             namespaceSelector: {matchLabels: {team: shop}}\n    podSelector: {}\n    cgroups: [a]\n  \
+             limits: {maxRate: {bytesPerSecond: 50Mi, for: 30s}}\n  \
+             balance: {by: Connections, tolerance: 10%}\n  count: Messages\n"
+                .into(),
+        ),
+        (
+            "many mistakes at once",
+            "kind: RebalancePolicy\nmode: dryrun\ninterval: 5\nrules:\n- name: a\n  limits: {maxAge: 1x}\n\
+             - match: {ports: [{port: 0}]}\n  limits: {maxBytes: 1Q}\n"
+                .into(),
+        ),
+        ("rules as mapping", format!("{HEAD}rules: {{a: 1}}\n")),
+        ("rules empty by comment", format!("{HEAD}rules:\n# - name: a\n")),
+        ("tab", format!("{HEAD}track:\n\tloopback: true\n")),
+        ("tab, later", format!("{HEAD}track:\n  loopback: true\n\tsockets: All\n")),
+        ("unclosed", whole("[53, 6443]}", "[53, 6443")),
+        ("unclosed quote", whole("'fd00::/8'", "'fd00::/8")),
+        ("colon in text", whole("name: rest", "name: rest: more")),
+        ("anchor", whole("limits: {maxBytes: 1048576}", "limits: &l {maxBytes: 1048576}")),
+        ("alias", whole("limits: {maxBytes: 1048576}", "limits: *l")),
+        ("merge key", whole("{maxBytes: 1048576}", "{<<: {maxBytes: 1048576}}")),
+        ("tag", whole("name: rest", "name: !secret rest")),
+        ("two documents", format!("{WHOLE}---\n{WHOLE}")),
+        ("deep", format!("{HEAD}track: {{sockets: {}1{}}}\n", "[".repeat(40), "]".repeat(40))),
+        ("NUL", whole("name: rest", "name: re\0st")),
+        ("escape sequence", whole("name: rest", "name: \u{1b}[31mrest")),
+        ("block text", whole("name: rest", "name: |\n    rest\n    more")),
+        ("complex key", whole("jitter: 25%", "? [jitter]\n  : 25%")),
+        ("Windows line ends", whole("maxAge: 30m", "maxAge: 30").replace('\n', "\r\n")),
+        ("byte-order mark", format!("\u{feff}{}", whole("maxAge: 30m", "maxAge: 30"))),
+    ];
+    let told: String = cases
+        .iter()
+        .map(|(case, text)| match parse("policy.yaml", text) {
+            Err(errors) => format!("# {case}\n{errors}\n\n"),
+            Ok(_) => panic!("{case} was accepted:\n{text}"),
+        })
+        .collect();
+    insta::assert_snapshot!(told);
+}
+
+#[test]
+fn a_file_too_large_is_not_read() {
+    let errors = parse("p", &" ".repeat((1 << 20) + 1)).unwrap_err();
+    assert_eq!(errors.errors()[0].message(), "the file is too large");
+    assert!(parse("p", &format!("{}{}", rule(""), "#".repeat(1 << 19))).is_ok());
+}
+
+#[test]
+fn lists_are_bounded() {
+    let ports = "{port: 1},".repeat(257);
+    let one = "{name: a, match: {ports: [{port: 1}]}, limits: {maxAge: 1h}},";
+    let many: String = (0..257)
+        .map(|i| one.replacen(": a,", &format!(": a{i},"), 1))
+        .collect();
+    for text in [
+        format!("{HEAD}rules: [{many}]\n"),
+        format!(
+            "{HEAD}rules:\n- {{name: a, match: {{ports: [{ports}]}}, limits: {{maxAge: 1h}}}}\n"
+        ),
+    ] {
+        let errors = parse("p", &text).unwrap_err();
+        assert!(
+            errors
+                .errors()
+                .iter()
+                .any(|error| error.message() == "a list too long"),
+            "{errors}"
+        );
+    }
+}
+
+#[test]
+fn an_alias_bomb_does_not_go_off() {
+    let mut bomb = String::from("a0: &a0 [x]\n");
+    for i in 1..30 {
+        bomb += &format!("a{i}: &a{i} [*a{0}, *a{0}, *a{0}]\n", i - 1);
+    }
+    assert!(
+        parse(
+            "p",
+            &format!("{HEAD}rules:\n- match: {{services: &a [1]}}\n{bomb}")
+        )
+        .is_err()
+    );
+}
+
+/// A valid document with some of its bytes replaced by what is likely to hurt.
+fn mutated() -> impl Strategy<Value = String> {
+    let edit = (
+        0..WHOLE.len(),
+        0..20usize,
+        "[\\PC\n\t]{0,8}|[{}\\[\\]&*!|>'\"%@`#,:?~ \n-]{1,6}",
+    );
+    proptest::collection::vec(edit, 1..4).prop_map(|edits| {
+        let mut text = WHOLE.to_owned();
+        for (at, length, new) in edits {
+            let start = at.min(text.len());
+            let end = (start + length).min(text.len());
+            if text.is_char_boundary(start) && text.is_char_boundary(end) {
+                text.replace_range(start..end, &new);
+            }
+        }
+        text
+    })
+}
+
+/// Whatever is read, it is valid: what the accessors promise holds.
+fn check(policy: &Policy) {
+    assert!(policy.interval() >= Duration::from_millis(200));
+    assert!(!policy.budget().window().is_zero());
+    for rule in policy.rules() {
+        let limits = rule.limits();
+        assert!(limits.max_age().is_some() || limits.max_bytes().is_some());
+        assert!(
+            limits
+                .max_age()
+                .is_none_or(|age| age >= policy.guards().min_age() && !age.is_zero())
+        );
+        assert!(!rule.matches().ports().is_empty() || !rule.matches().peers().is_empty());
+        assert!(
+            rule.matches()
+                .ports()
+                .iter()
+                .all(|range| range.first() <= range.last())
+        );
+        assert!(!rule.steps().is_empty());
+        assert!(rule.steps().iter().all(|step| !step.timeout().is_zero()));
+    }
+}
+
+/// Whatever is wrong, it is told, at a place that exists.
+fn told(text: &str, errors: &PolicyErrors) {
+    assert!(!errors.errors().is_empty());
+    let lines = text.matches('\n').count() + 1;
+    for error in errors.errors() {
+        assert!(
+            (1..=lines).contains(&error.line()) && error.column() >= 1,
+            "{error:?}"
+        );
+        assert!(
+            !error.message().is_empty() && !error.remedy().is_empty(),
+            "{error:?}"
+        );
+    }
+    assert!(
+        errors
+            .errors()
+            .is_sorted_by_key(|error| (error.line(), error.column()))
+    );
+    assert!(
+        !errors
+            .to_string()
+            .contains(|c: char| c.is_control() && c != '\n')
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_broken_policy_is_told_or_valid(text in mutated()) {
+        match parse("policy.yaml", &text) {
+            Ok(policy) => check(&policy),
+            Err(errors) => told(&text, &errors),
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "(\\PC|[\n\t\r{}\\[\\]:,-]){0,200}|.{0,100}") {
+        match parse("policy.yaml", &text) {
+            Ok(policy) => check(&policy),
+            Err(errors) => told(&text, &errors),
+        }
+    }
+}

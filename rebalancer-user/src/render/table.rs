@@ -1,0 +1,130 @@
+//! Tables for a terminal: one line each, no lines between, as kubectl's.
+
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+
+use super::{cgroup, ordered, rate};
+use crate::snapshot::{Bytes, Snapshot};
+
+/// Every connection.
+pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
+    let mut table = table(
+        &[
+            "ID", "NETNS", "LOCAL", "PEER", "STATE", "AGE", "IN", "OUT", "RATE", "RECV-Q", "SEND-Q",
+        ],
+        5..11,
+    );
+    for c in ordered(snapshot) {
+        let more = if c.adopted { ">" } else { "" };
+        table.add_row([
+            c.cookie.to_string(),
+            c.endpoint.netns.0.to_string(),
+            c.local.to_string(),
+            c.remote.to_string(),
+            c.state.name().to_owned(),
+            format!("{more}{}", age(snapshot.taken.since(c.opened))),
+            size(c.bytes_in),
+            size(c.bytes_out),
+            rate(c, snapshot).map_or("-".to_owned(), |rate| format!("{}/s", size(Bytes(rate)))),
+            c.receive_queue.to_string(),
+            c.send_queue.to_string(),
+        ]);
+    }
+    write(out, &table)
+}
+
+/// Every endpoint.
+pub fn endpoints_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
+    let mut table = table(
+        &[
+            "NETNS",
+            "CGROUP",
+            "PORT",
+            "LISTENERS",
+            "ACCEPTED",
+            "OPEN",
+            "CLOSED",
+            "RESET",
+            "ABORTED",
+            "TIMED-OUT",
+            "IN",
+            "OUT",
+        ],
+        2..12,
+    );
+    for (key, e) in &snapshot.endpoints {
+        table.add_row([
+            key.netns.0.to_string(),
+            cgroup(key).map_or("-".to_owned(), |id| id.to_string()),
+            key.port.to_string(),
+            e.listeners.to_string(),
+            e.accepted.to_string(),
+            e.open.to_string(),
+            e.closed.to_string(),
+            e.closed_by_reset.to_string(),
+            e.closed_by_abort.to_string(),
+            e.closed_by_timeout.to_string(),
+            size(e.bytes_in),
+            size(e.bytes_out),
+        ]);
+    }
+    write(out, &table)
+}
+
+fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn write(out: &mut impl Write, table: &Table) -> io::Result<()> {
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn size(bytes: Bytes) -> String {
+    ByteSize::b(bytes.0).display().iec_short().to_string()
+}
+
+/// Two units at most, as `kubectl get` shows ages.
+fn age(age: Duration) -> String {
+    let s = age.as_secs();
+    let (m, h, d) = (s / 60, s / 3600, s / 86_400);
+    match s {
+        0..10 => format!("{:.1}s", age.as_secs_f64()),
+        10..120 => format!("{s}s"),
+        120..7_200 => format!("{m}m{}s", s % 60),
+        7_200..172_800 => format!("{h}h{}m", m % 60),
+        _ => format!("{d}d{}h", h % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_have_two_units_at_most() {
+        let shown = [0, 9, 10, 119, 120, 7_199, 7_200, 172_799, 172_800]
+            .map(|s| age(Duration::from_secs(s)));
+        assert_eq!(
+            shown,
+            [
+                "0.0s", "9.0s", "10s", "119s", "2m0s", "119m59s", "2h0m", "47h59m", "2d0h"
+            ]
+        );
+    }
+}
