@@ -1,7 +1,9 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
 mod build;
+mod demo;
 mod lab_command;
+mod paced;
 mod progress;
 mod setup;
 mod terminal;
@@ -31,11 +33,16 @@ enum Task {
     /// A small network with a client, a node with kube-proxy's rules, and pods
     #[command(subcommand)]
     Lab(lab_command::Action),
+    /// Tell the problem and its answer with real programs, in three acts
+    Demo,
     /// Run the checks: all, or one suite
     Test {
         #[arg(value_enum, default_value_t = test::Suite::All)]
         suite: test::Suite,
     },
+    /// The demo's client: keep-alive connections that think between requests
+    #[command(hide = true)]
+    PacedClient(paced::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +50,8 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
+        Task::Demo => demo::run(),
+        Task::PacedClient(arguments) => paced::run(&arguments),
         Task::Test { suite } => test::run(suite),
     };
     match done {
