@@ -1,11 +1,11 @@
 //! `cargo xtask build`: the release agent, one file with the kernel half inside.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    root,
+    cargo, root,
     setup::{self, Need},
     terminal,
 };
@@ -27,9 +27,8 @@ pub(crate) fn run() -> Result<PathBuf> {
 /// Builds the agent, showing cargo's own progress.
 pub(crate) fn agent() -> Result<PathBuf> {
     let root = root();
-    let status = Command::new("cargo")
+    let status = cargo()
         .args(["build", "--release", "-p", "rebalancer-user"])
-        .current_dir(&root)
         .status()
         .context("cargo build")?;
     ensure!(

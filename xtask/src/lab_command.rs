@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: the lab by hand.
 
-use std::{ffi::OsString, process::Command};
+use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -94,7 +94,9 @@ fn beside(lab: &Lab, command: &[OsString]) -> Result<()> {
     let each = |part: fn(&lab::PodState) -> String| {
         state.pods.iter().map(part).collect::<Vec<_>>().join(" ")
     };
-    let status = Command::new(program)
+    let status = lab
+        .machine()
+        .command(program)
         .args(arguments)
         .env("REBALANCER_LAB_ID", lab.id().to_string())
         .env("REBALANCER_LAB_SERVICE", &state.service)

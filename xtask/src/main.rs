@@ -1,12 +1,18 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
 mod build;
+mod demo;
 mod lab_command;
+mod paced;
 mod progress;
 mod setup;
 mod terminal;
+mod test;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
 
 use clap::{Parser, Subcommand};
 
@@ -27,6 +33,16 @@ enum Task {
     /// A small network with a client, a node with kube-proxy's rules, and pods
     #[command(subcommand)]
     Lab(lab_command::Action),
+    /// Tell the problem and its answer with real programs, in three acts
+    Demo,
+    /// Run the checks: all, or one suite
+    Test {
+        #[arg(value_enum, default_value_t = test::Suite::All)]
+        suite: test::Suite,
+    },
+    /// The demo's client: keep-alive connections that think between requests
+    #[command(hide = true)]
+    PacedClient(paced::Args),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +50,9 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
+        Task::Demo => demo::run(),
+        Task::PacedClient(arguments) => paced::run(&arguments),
+        Task::Test { suite } => test::run(suite),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,4 +68,12 @@ fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .canonicalize()
         .expect("the workspace that this program was built from is still there")
+}
+
+/// cargo in the workspace's root, in the environment that a plain `cargo build` has: another
+/// one would rebuild everything.
+fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).env_remove("RUSTC_BOOTSTRAP");
+    cargo
 }

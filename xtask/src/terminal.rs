@@ -32,6 +32,10 @@ pub(crate) fn green(text: impl Display) -> String {
     paint("32", text)
 }
 
+pub(crate) fn cyan(text: impl Display) -> String {
+    paint("36", text)
+}
+
 /// A heading with a blank line before it.
 pub(crate) fn heading(text: impl Display) {
     println!("\n{}", bold(text));

@@ -42,6 +42,10 @@ impl Addresses {
         Ipv4Addr::new(10, 244, self.0, 130)
     }
 
+    pub(crate) fn services(self) -> String {
+        format!("10.96.{}.0/24", self.0)
+    }
+
     /// The Service's ClusterIP.
     pub(crate) fn service(self) -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::new(10, 96, self.0, 10), PORT)

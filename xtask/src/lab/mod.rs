@@ -13,7 +13,7 @@ mod slot;
 
 use std::{
     net::{SocketAddr, SocketAddrV4, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -94,6 +94,17 @@ impl Lab {
     /// Its number on this machine.
     pub fn id(&self) -> u8 {
         self.claim.slot.0
+    }
+
+    /// A folder for files that shall end with the lab.
+    pub fn folder(&self) -> PathBuf {
+        self.claim.slot.folder()
+    }
+
+    /// A folder on the bpffs for an agent of this lab's own; what it leaves there ends with
+    /// the lab. Not made yet.
+    pub fn pins(&self) -> PathBuf {
+        self.claim.slot.pins()
     }
 
     /// Where the Service's clients are.

@@ -40,10 +40,13 @@ pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Res
              link add br0 type bridge\n\
              addr add {bridge}/25 dev br0\n\
              link set br0 up\n\
+             route add {services} dev br0\n\
              link add client type veth peer name eth0 netns {client}\n\
              addr add {gateway}/25 dev client\n\
              link set client up\n",
             bridge = addresses.bridge(),
+            // Rewritten or refused by the rules, but looked up first.
+            services = addresses.services(),
         ),
     )?;
     batch(

@@ -76,6 +76,10 @@ impl Slot {
         Ok(cgroup::hierarchy()?.join(format!("{PREFIX}{}", self.0)))
     }
 
+    pub(crate) fn pins(self) -> PathBuf {
+        Path::new("/sys/fs/bpf").join(format!("{PREFIX}{}", self.0))
+    }
+
     fn of(name: &str) -> Option<Self> {
         name.strip_prefix(PREFIX)?.parse().ok().map(Self)
     }
@@ -121,6 +125,7 @@ impl Slot {
             .arg(self.folder())
             .arg(self.cgroup()?)
             .arg(self.namespace(""));
+        script.arg(self.pins());
         Ok(script)
     }
 }

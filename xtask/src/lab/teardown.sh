@@ -2,8 +2,9 @@
 # trace. The owner holds the other end of this script's input; this script's output is the
 # lab's lock, so that nobody takes the lab for abandoned while it is being removed.
 #
-# $1 the lab's folder of state; $2 its cgroup; $3 the prefix of its namespaces' names
-state=$1 cgroup=$2 prefix=$3
+# $1 the lab's folder of state; $2 its cgroup; $3 the prefix of its namespaces' names;
+# $4 the folder of BPF pins that an agent in it may have left
+state=$1 cgroup=$2 prefix=$3 pins=$4
 trap '' HUP INT TERM
 cat >/dev/null
 [ -e "$state/kept" ] && exit 0
@@ -32,4 +33,4 @@ for name in /run/netns/"$prefix"*; do
     [ -e "$name" ] && ip netns del "${name##*/}"
 done
 [ -d "$cgroup" ] && find "$cgroup" -depth -type d -exec rmdir {} \;
-rm -rf "$state"
+rm -rf "$pins" "$state"

@@ -1,0 +1,262 @@
+//! `cargo xtask demo`: the problem and its answer, told with real programs in three acts. It
+//! fails if the connections do not spread.
+
+mod ab;
+mod agent;
+mod fleet;
+mod policies;
+mod shares;
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use xtask::lab::{Counts, Lab, Pod, Spec};
+
+use crate::{
+    build,
+    progress::Step,
+    setup::{self, Need},
+    terminal::{bold, dim, green, heading, red},
+    test::needs_this_kernel,
+};
+use agent::{Agent, Log};
+use fleet::{Fleet, SIZE};
+use shares::{SPREAD, Shares};
+
+const REQUESTS: u64 = 3000;
+/// How long the second act watches nothing happen.
+const WATCH: u32 = 10;
+/// How long the third act waits for each policy's spread.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// How many reports in a row must show the spread.
+const STEADY: u32 = 3;
+
+pub(crate) fn run() -> Result<()> {
+    needs_this_kernel()?;
+    setup::ensure(&[Need::Kernel, Need::Host])?;
+    heading("The agent");
+    let agent = build::agent()?;
+    println!("  {}", agent.display());
+
+    let started = Instant::now();
+    let lab = Lab::start(Spec::default())?;
+    let demo = Demo {
+        pods: lab.pods().iter().map(|pod| pod.name.clone()).collect(),
+        lab,
+    };
+    println!(
+        "\n{} A client, a node with kube-proxy's rules and three pods with nginx,\n\
+         each in its own network namespace. The Service is {}.",
+        bold("The lab."),
+        demo.lab.service()
+    );
+    demo.requests_spread_connections_do_not()?;
+    let (fleet, before) = demo.scaling_out_does_not_help()?;
+    demo.the_old_ones_move(&agent, fleet, &before)?;
+    demo.the_heavy_ones_move(&agent)?;
+    let seconds = started.elapsed().as_secs();
+    println!(
+        "\n{} The story took {seconds} s. The lab is gone.",
+        green("Done.")
+    );
+    Ok(())
+}
+
+struct Demo {
+    lab: Lab,
+    pods: Vec<String>,
+}
+
+impl Demo {
+    fn requests_spread_connections_do_not(&self) -> Result<()> {
+        act(
+            "Act 1",
+            "kube-proxy chooses a replica for a connection, not for a request",
+        );
+        for keep in [false, true] {
+            let before = self.counts()?;
+            let done = ab::run(&self.lab, REQUESTS, keep)?;
+            let after = self.counts()?;
+            ensure!(
+                done.failed == 0,
+                "ab: {} of {} requests failed",
+                done.failed,
+                done.complete
+            );
+            let requests = self.since(&before, &after, |counts| counts.requests);
+            let connections: u64 = before
+                .iter()
+                .zip(&after)
+                .map(|(b, a)| a.accepted - b.accepted)
+                .sum();
+            let title = if keep {
+                format!(
+                    "ab -k: {} requests, {connections} connection",
+                    done.complete
+                )
+            } else {
+                format!("ab: {} requests, {connections} connections", done.complete)
+            };
+            print!("{}", requests.table(&title));
+            ensure!(
+                if keep {
+                    done.kept > 0 && !requests.is_spread()
+                } else {
+                    requests.is_spread()
+                },
+                "ab's requests did not fall as they should: {}",
+                requests.line()
+            );
+        }
+        Ok(())
+    }
+
+    fn scaling_out_does_not_help(&self) -> Result<(Fleet, Shares)> {
+        act(
+            "Act 2",
+            "connections that are kept stay where they are, also when replicas are added",
+        );
+        let (fleet, before) = self.crowd("/")?;
+        println!("  One replica; {SIZE} clients keep a connection and think 300 to 600 ms.");
+        let step = Step::start(&format!("three replicas now, {WATCH} s pass"));
+        let mut last = before.clone();
+        for _ in 0..WATCH {
+            let report = fleet.next()?;
+            last = Shares::of(&self.pods, &report.connections);
+            step.say(&last.line());
+        }
+        step.done();
+        print!(
+            "{}",
+            last.table(&format!("connections, {WATCH} s after scaling out"))
+        );
+        ensure!(
+            last == before,
+            "connections moved without an agent: {}",
+            last.line()
+        );
+        println!("  Nothing moved: the two new replicas have nothing to do.");
+        Ok((fleet, last))
+    }
+
+    fn the_old_ones_move(&self, agent: &Path, fleet: Fleet, before: &Shares) -> Result<()> {
+        act(
+            "Act 3",
+            "the rebalancer moves what is too old, then what is too heavy",
+        );
+        let policy = policies::by_age(&self.lab.client_subnet());
+        self.moves_until_spread(agent, &policy, fleet, before)
+    }
+
+    fn the_heavy_ones_move(&self, agent: &Path) -> Result<()> {
+        println!("\n  The same again with downloads of 256 KiB, and the other limit.");
+        let (fleet, before) = self.crowd("/blob")?;
+        let policy = policies::by_bytes(&self.lab.client_subnet());
+        self.moves_until_spread(agent, &policy, fleet, &before)
+    }
+
+    /// A fresh fleet on one replica, and then three replicas.
+    fn crowd(&self, path: &str) -> Result<(Fleet, Shares)> {
+        self.lab.scale(1)?;
+        let fleet = Fleet::start(&self.lab, path)?;
+        let shares = Shares::of(&self.pods, &fleet.next()?.connections);
+        self.lab.scale(self.pods.len())?;
+        self.lab.wait_ready()?;
+        Ok((fleet, shares))
+    }
+
+    fn moves_until_spread(
+        &self,
+        agent: &Path,
+        policy: &str,
+        fleet: Fleet,
+        before: &Shares,
+    ) -> Result<()> {
+        println!("\n{}", dim(indent(policy)));
+        let agent = Agent::start(&self.lab, agent, policy)?;
+        let step = Step::start("the agent runs; its budget is 30 moves in 10 s");
+        let started = Instant::now();
+        let (mut steady, mut after) = (0, before.clone());
+        while steady < STEADY && started.elapsed() < PATIENCE {
+            let report = fleet.next()?;
+            after = Shares::of(&self.pods, &report.connections);
+            step.say(&format!("{}  moves {}", after.line(), agent.moves()));
+            steady = if after.is_spread() { steady + 1 } else { 0 };
+        }
+        let spread = steady == STEADY;
+        if spread {
+            step.done()
+        } else {
+            step.failed()
+        }
+        let log = agent.stop()?;
+        let report = fleet.stop()?;
+        println!("  {}", bold("connections"));
+        print!("{}", before.beside(&after));
+        show_moves(&log);
+        let answers: u64 = report.answers.values().sum();
+        show_errors(answers, report.errors, report.last_error.as_deref());
+        if !spread {
+            bail!(
+                "the connections did not spread in {} s: every pod should have {} to {} % of them",
+                PATIENCE.as_secs(),
+                SPREAD.start(),
+                SPREAD.end()
+            );
+        }
+        Ok(())
+    }
+
+    fn counts(&self) -> Result<Vec<Counts>> {
+        self.lab.pods().iter().map(Pod::counts).collect()
+    }
+
+    fn since(&self, before: &[Counts], after: &[Counts], what: fn(&Counts) -> u64) -> Shares {
+        let differences = before.iter().zip(after).map(|(b, a)| what(a) - what(b));
+        Shares::new(self.pods.iter().cloned().zip(differences))
+    }
+}
+
+fn act(number: &str, title: &str) {
+    heading(format!("{number}: {title}"));
+}
+
+fn show_moves(log: &Log) {
+    let outcomes: Vec<String> = log
+        .outcomes
+        .iter()
+        .map(|(o, n)| format!("{n} {o}"))
+        .collect();
+    let moves = if outcomes.is_empty() {
+        "none".to_owned()
+    } else {
+        outcomes.join(", ")
+    };
+    println!("    {:<26}{moves}", "moves, by outcome");
+    for trouble in log.troubles.iter().take(5) {
+        println!("    {} {}", red("agent:"), dim(trouble));
+    }
+}
+
+fn show_errors(answers: u64, errors: u64, last: Option<&str>) {
+    let count = if errors == 0 {
+        green("none")
+    } else {
+        red(errors)
+    };
+    println!(
+        "    {:<26}{count} in {answers} requests",
+        "errors the clients saw"
+    );
+    if let Some(last) = last {
+        println!("    {:<26}{last}", "the last of them");
+    }
+}
+
+fn indent(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| format!("    {line}")).collect();
+    lines.join("\n")
+}

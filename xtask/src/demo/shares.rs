@@ -1,0 +1,131 @@
+//! Who has how much: shares per pod, as numbers and bars, and what counts as spread.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use crate::terminal::{bold, cyan, dim};
+
+const WIDTH: f64 = 24.0;
+/// Every pod's share of the connections once they are spread, in percent. 60 connections that
+/// choose one of three pods by chance are in it 499 times of 500.
+pub(super) const SPREAD: std::ops::RangeInclusive<f64> = 15.0..=55.0;
+
+/// Counts per pod, of every pod, in the pods' order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shares(Vec<(String, u64)>);
+
+impl Shares {
+    pub(super) fn new(counts: impl IntoIterator<Item = (String, u64)>) -> Self {
+        Self(counts.into_iter().collect())
+    }
+
+    /// Those of `pods`, 0 where `counts` has none.
+    pub(super) fn of(pods: &[String], counts: &BTreeMap<String, u64>) -> Self {
+        Self::new(
+            pods.iter()
+                .map(|pod| (pod.clone(), counts.get(pod).copied().unwrap_or(0))),
+        )
+    }
+
+    fn total(&self) -> u64 {
+        self.0.iter().map(|(_, count)| count).sum()
+    }
+
+    fn percent(&self, count: u64) -> f64 {
+        100.0 * count as f64 / self.total().max(1) as f64
+    }
+
+    pub(super) fn is_spread(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(_, count)| SPREAD.contains(&self.percent(*count)))
+    }
+
+    /// All in one line, for a step under way.
+    pub(super) fn line(&self) -> String {
+        let counts: Vec<String> = self.0.iter().map(|(pod, n)| format!("{pod} {n}")).collect();
+        counts.join("  ")
+    }
+
+    fn cell(&self, count: u64) -> String {
+        let percent = self.percent(count);
+        format!("{count:>6} {percent:>4.0} %  {}", cyan(bar(percent)))
+    }
+
+    /// A line per pod.
+    pub(super) fn table(&self, title: &str) -> String {
+        let mut table = format!("  {}\n", bold(title));
+        for (pod, count) in &self.0 {
+            let _ = writeln!(table, "    {pod:<8}{}", self.cell(*count).trim_end());
+        }
+        table
+    }
+
+    /// A line per pod, these shares on the left and `after` on the right.
+    pub(super) fn beside(&self, after: &Self) -> String {
+        let pad = WIDTH as usize + 15;
+        let mut table = format!(
+            "    {:<8}{:>6}{:pad$}{:>6}\n",
+            "",
+            dim("before"),
+            "",
+            dim("after"),
+            pad = pad - 6
+        );
+        for ((pod, before), (_, later)) in self.0.iter().zip(&after.0) {
+            let (left, right) = (self.cell(*before), after.cell(*later));
+            let _ = writeln!(table, "    {pod:<8}{left}{}", right.trim_end());
+        }
+        table
+    }
+}
+
+/// A bar of at most [`WIDTH`] cells, to an eighth of a cell, padded to the width.
+fn bar(percent: f64) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    let eighths = (percent / 100.0 * WIDTH * 8.0).round() as usize;
+    let (full, rest) = (eighths / 8, EIGHTHS[eighths % 8]);
+    format!(
+        "{:<width$}",
+        format!("{}{rest}", "█".repeat(full)),
+        width = WIDTH as usize
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shares(counts: [u64; 3]) -> Shares {
+        let counts: Vec<u64> = counts.into();
+        Shares::new(
+            counts
+                .into_iter()
+                .enumerate()
+                .map(|(i, n)| (format!("web-{i}"), n)),
+        )
+    }
+
+    #[test]
+    fn spread_is_every_pod_within_bounds() {
+        assert!(shares([20, 20, 20]).is_spread());
+        assert!(shares([27, 24, 9]).is_spread());
+        assert!(!shares([60, 0, 0]).is_spread());
+        assert!(!shares([26, 26, 8]).is_spread());
+        assert!(!shares([0, 0, 0]).is_spread());
+    }
+
+    #[test]
+    fn a_bar_has_one_width() {
+        for percent in [0.0, 0.3, 33.3, 50.0, 99.9, 100.0] {
+            assert_eq!(bar(percent).chars().count(), WIDTH as usize, "{percent}");
+        }
+        assert_eq!(bar(100.0).trim_end().chars().count(), WIDTH as usize);
+    }
+
+    #[test]
+    fn pods_without_a_count_have_none() {
+        let pods = ["web-0".to_owned(), "web-1".to_owned()];
+        let counts = BTreeMap::from([("web-1".to_owned(), 3)]);
+        assert_eq!(Shares::of(&pods, &counts).line(), "web-0 0  web-1 3");
+    }
+}

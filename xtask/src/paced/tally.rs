@@ -1,0 +1,95 @@
+//! What the paced client has seen so far.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// One line of the client's output: sums since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// At which pod each connection was answered last.
+    pub(crate) connections: BTreeMap<String, u64>,
+    /// Answers by pod.
+    pub(crate) answers: BTreeMap<String, u64>,
+    /// Requests that failed.
+    pub(crate) errors: u64,
+    /// The latest failure.
+    pub(crate) last_error: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn placed(&self) -> u64 {
+        self.connections.values().sum()
+    }
+}
+
+pub(super) struct Tally(Mutex<Inner>);
+
+struct Inner {
+    /// The pod that answered each worker last.
+    places: Vec<Option<String>>,
+    sums: Report,
+}
+
+impl Tally {
+    pub(super) fn new(workers: usize) -> Self {
+        Self(Mutex::new(Inner {
+            places: vec![None; workers],
+            sums: Report::default(),
+        }))
+    }
+
+    pub(super) fn answered(&self, worker: usize, pod: &str) {
+        let mut inner = self.lock();
+        *inner.sums.answers.entry(pod.to_owned()).or_default() += 1;
+        inner.places[worker] = Some(pod.to_owned());
+    }
+
+    pub(super) fn failed(&self, error: &anyhow::Error) {
+        let mut inner = self.lock();
+        inner.sums.errors += 1;
+        inner.sums.last_error = Some(format!("{error:#}"));
+    }
+
+    pub(super) fn report(&self) -> Report {
+        let inner = self.lock();
+        let mut report = inner.sums.clone();
+        for pod in inner.places.iter().flatten() {
+            *report.connections.entry(pod.clone()).or_default() += 1;
+        }
+        report
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_where_it_was_answered_last() {
+        let tally = Tally::new(3);
+        tally.answered(0, "web-0");
+        tally.answered(1, "web-0");
+        tally.answered(0, "web-1");
+        tally.failed(&anyhow::anyhow!("reset"));
+        let report = tally.report();
+        assert_eq!(
+            report.connections,
+            BTreeMap::from([("web-0".into(), 1), ("web-1".into(), 1)])
+        );
+        assert_eq!(
+            report.answers,
+            BTreeMap::from([("web-0".into(), 2), ("web-1".into(), 1)])
+        );
+        assert_eq!((report.placed(), report.errors), (2, 1));
+        let line = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&line).unwrap(), report);
+    }
+}

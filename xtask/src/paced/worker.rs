@@ -1,0 +1,106 @@
+//! One connection of the paced client: ask, read all of the answer, think, ask again.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Uri, body::Bytes};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+
+use super::Tally;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Http = Client<HttpConnector, Empty<Bytes>>;
+
+/// How long a worker thinks: by chance, but the same in every run.
+#[derive(Clone, Copy)]
+pub(super) struct Think {
+    pub(super) seed: u64,
+    /// In milliseconds. The longest is twice that.
+    pub(super) shortest: u64,
+}
+
+impl Think {
+    fn time(self, turn: u64) -> Duration {
+        let chance = mix(mix(self.seed) ^ turn) % (self.shortest + 1);
+        Duration::from_millis(self.shortest + chance)
+    }
+}
+
+/// splitmix64's finish: neighbouring numbers come out unrelated.
+fn mix(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Never ends.
+pub(super) async fn run(index: usize, url: Uri, think: Think, tally: Arc<Tally>) {
+    let http = client();
+    for turn in 0.. {
+        tokio::time::sleep(think.time(turn)).await;
+        let answer = tokio::time::timeout(PATIENCE, ask(&http, url.clone())).await;
+        match answer.context("no answer in 10 s").flatten() {
+            Ok(pod) => tally.answered(index, &pod),
+            Err(error) => tally.failed(&error),
+        }
+    }
+}
+
+/// A client of its own, with a pool of one connection. Its retry of requests that met a closed
+/// connection is off: it would hide what a move cost.
+fn client() -> Http {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(3600))
+        .retry_canceled_requests(false)
+        .build(connector)
+}
+
+/// Which pod answered.
+async fn ask(http: &Http, url: Uri) -> Result<String> {
+    let answer = http.get(url).await?;
+    ensure!(answer.status().is_success(), "status {}", answer.status());
+    let pod = answer
+        .headers()
+        .get("x-pod")
+        .and_then(|pod| pod.to_str().ok())
+        .map(str::to_owned);
+    // All of it, or the connection does not go back into the pool.
+    answer
+        .into_body()
+        .collect()
+        .await
+        .context("the answer's body")?;
+    pod.context("the answer names no pod")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinking_takes_from_once_to_twice_the_shortest() {
+        let times: Vec<u128> = (0..1000)
+            .map(|turn| {
+                Think {
+                    seed: turn % 60,
+                    shortest: 300,
+                }
+                .time(turn)
+                .as_millis()
+            })
+            .collect();
+        assert!(times.iter().all(|time| (300..=600).contains(time)));
+        let mean = times.iter().sum::<u128>() / 1000;
+        assert!((430..=470).contains(&mean), "{mean}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What the lab promises, looked at from outside of it. Needs root; `cargo xtask test kernel`
+//! runs it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+    time::Duration,
+};
+
+use xtask::lab::{Lab, Spec};
+
+/// One request on `stream`; which pod answered.
+fn ask(stream: &mut TcpStream) -> String {
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n")
+        .unwrap();
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    let pod = answer.lines().find_map(|line| line.strip_prefix("X-Pod: "));
+    pod.unwrap_or_else(|| panic!("no X-Pod in {answer}"))
+        .to_owned()
+}
+
+fn connect(lab: &Lab, target: SocketAddr) -> TcpStream {
+    lab.client()
+        .enter(|| TcpStream::connect(target))
+        .unwrap()
+        .unwrap()
+}
+
+#[test]
+fn connections_spread_and_requests_stay() {
+    let lab = Lab::start(Spec::default()).unwrap();
+    let mut shares = BTreeMap::new();
+    for _ in 0..60 {
+        let mut stream = connect(&lab, lab.service());
+        let pod = ask(&mut stream);
+        assert_eq!(pod, ask(&mut stream), "a connection keeps its replica");
+        *shares.entry(pod).or_insert(0) += 1;
+    }
+    // One of three with none of 60: three times in 100 thousand million.
+    assert_eq!(shares.len(), 3, "{shares:?}");
+    for pod in lab.pods() {
+        assert_eq!(pod.counts().unwrap().requests, 2 * shares[&pod.name]);
+    }
+}
+
+#[test]
+fn new_endpoints_leave_connections_alone() {
+    let lab = Lab::start(Spec {
+        pods: 2,
+        serving: 1,
+    })
+    .unwrap();
+    let mut old = connect(&lab, lab.service());
+    assert_eq!(ask(&mut old), "web-0");
+    lab.pod(1).start_server().unwrap();
+    lab.set_endpoints(&[1]).unwrap();
+    assert_eq!(ask(&mut old), "web-0", "conntrack keeps it");
+    assert_eq!(ask(&mut connect(&lab, lab.service())), "web-1");
+    lab.set_endpoints(&[]).unwrap();
+    let refused = lab
+        .client()
+        .enter(|| TcpStream::connect(lab.service()))
+        .unwrap();
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
+}
+
+#[test]
+fn programs_run_where_they_should_and_end_with_the_lab() {
+    let lab = Lab::start(Spec {
+        pods: 1,
+        serving: 0,
+    })
+    .unwrap();
+    let pod = lab.pod(0);
+    let sleeper = pod.host.spawn("sleep", &["1000"]).unwrap();
+    let process = PathBuf::from(format!("/proc/{}", sleeper.id()));
+    let namespace = fs::read_link(process.join("ns/net")).unwrap();
+    assert_eq!(
+        namespace,
+        PathBuf::from(format!("net:[{}]", pod.host.netns_inode()))
+    );
+    let cgroups = fs::read_to_string(process.join("cgroup")).unwrap();
+    let (_, cgroup) = cgroups.rsplit_once("0::").unwrap();
+    assert!(
+        pod.host
+            .cgroup()
+            .ends_with(cgroup.trim().trim_start_matches('/')),
+        "{cgroups}"
+    );
+    let (netns, cgroup) = (pod.host.netns().to_owned(), pod.host.cgroup().to_owned());
+    drop(lab);
+    let mut sleeper = sleeper;
+    assert!(!sleeper.wait().unwrap().success(), "the lab ends it");
+    assert!(!netns.exists());
+    assert!(!cgroup.exists());
+}
+
+#[test]
+fn two_labs_share_nothing() {
+    let first = Lab::start(Spec {
+        pods: 1,
+        serving: 1,
+    })
+    .unwrap();
+    let second = Lab::start(Spec {
+        pods: 1,
+        serving: 1,
+    })
+    .unwrap();
+    assert_ne!(first.service(), second.service());
+    assert_ne!(first.client_subnet(), second.client_subnet());
+    let mut stream = connect(&second, second.service());
+    drop(first);
+    assert_eq!(
+        ask(&mut stream),
+        "web-0",
+        "one lab's end is not the other's"
+    );
+}
