@@ -31,7 +31,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         let rule = policy.rule_for(connection);
         match judge(policy, rule, connection, ledger, now) {
             Judgement::Choose(candidate) => {
-                overdue += u64::from(candidate.overdue());
+                overdue += u64::from(candidate.overdue);
                 candidates.push(candidate);
             }
             Judgement::Spare(reason) => {
@@ -59,7 +59,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             &mut enforce
         };
         match allowance.take() {
-            Ok(()) => decisions.push(candidate.into_decision(mode)),
+            Ok(()) => decisions.push(candidate.chosen(mode, now)),
             Err(reason) => {
                 spared.push(spare(
                     candidate.connection.cookie,
@@ -93,23 +93,19 @@ enum Judgement<'a> {
 struct Candidate<'a> {
     connection: &'a Connection,
     rule: &'a Rule,
-    /// The limits reached, the most exceeded first.
-    reasons: Vec<Reason>,
     worst: Reason,
+    overdue: bool,
 }
 
 impl Candidate<'_> {
-    fn overdue(&self) -> bool {
-        self.reasons.iter().any(|reason| reason.overdue())
-    }
-
-    fn into_decision(self, mode: Mode) -> Decision {
-        let Self {
-            connection,
-            rule,
-            reasons,
-            ..
+    fn chosen(&self, mode: Mode, now: KernelTime) -> Decision {
+        let &Self {
+            connection, rule, ..
         } = self;
+        let mut reasons: Vec<Reason> = measure(rule, connection, now)
+            .filter(|reason| reason.exceeded())
+            .collect();
+        reasons.sort_by(|a, b| b.compare(*a));
         let chosen = Move {
             cookie: connection.cookie,
             endpoint: connection.endpoint,
@@ -145,16 +141,22 @@ fn judge<'a>(
     if let Some(reason) = guard(policy, rule, connection) {
         return Judgement::Spare(reason);
     }
-    let mut reasons: Vec<Reason> = measure(rule, connection, now).collect();
-    reasons.sort_by(|a, b| b.compare(*a));
+    let mut measures = measure(rule, connection, now);
     // A rule has a limit; one without would have nothing to ask for.
-    let Some(&worst) = reasons.first() else {
+    let Some(first) = measures.next() else {
         return Judgement::Spare(Spared::NoRule);
     };
+    let (worst, overdue) = measures.fold((first, first.overdue()), |(worst, overdue), reason| {
+        let worst = if reason.compare(worst).is_gt() {
+            reason
+        } else {
+            worst
+        };
+        (worst, overdue || reason.overdue())
+    });
     if !worst.exceeded() {
         return Judgement::Spare(Spared::WithinLimits { nearest: worst });
     }
-    reasons.retain(|reason| reason.exceeded());
     let age = now.since(connection.opened);
     let min = policy.guards().min_age();
     if age < min {
@@ -172,8 +174,8 @@ fn judge<'a>(
     Judgement::Choose(Candidate {
         connection,
         rule,
-        reasons,
         worst,
+        overdue,
     })
 }
 

@@ -2,8 +2,8 @@
 
 use std::{fmt, ops::Range};
 
-/// Errors shown; what a hostile file could make of them is without end.
-const SHOWN: usize = 50;
+/// Errors kept; what a hostile file could make of them is without end.
+const KEPT: usize = 50;
 /// Characters shown of a source line, around the mark.
 const WIDTH: usize = 100;
 
@@ -50,6 +50,7 @@ impl PolicyError {
 pub struct PolicyErrors {
     source_name: String,
     errors: Vec<PolicyError>,
+    more: usize,
 }
 
 impl PolicyErrors {
@@ -59,11 +60,12 @@ impl PolicyErrors {
         let locate = |problem| PolicyError::locate(text, problem);
         Self {
             source_name: visible(source_name),
-            errors: problems.into_iter().map(locate).collect(),
+            more: problems.len().saturating_sub(KEPT),
+            errors: problems.into_iter().take(KEPT).map(locate).collect(),
         }
     }
 
-    /// Each of them.
+    /// Each of them, up to the 50th.
     pub fn errors(&self) -> &[PolicyError] {
         &self.errors
     }
@@ -71,7 +73,7 @@ impl PolicyErrors {
 
 impl fmt::Display for PolicyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.errors.iter().take(SHOWN).enumerate() {
+        for (index, error) in self.errors.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n\n")?;
             }
@@ -91,7 +93,7 @@ impl fmt::Display for PolicyErrors {
             writeln!(f, "{gutter} | {indent}{mark} {label}")?;
             write!(f, "{gutter} = {remedy}")?;
         }
-        match self.errors.len().saturating_sub(SHOWN) {
+        match self.more {
             0 => Ok(()),
             more => write!(f, "\n\n{}: {more} more errors", self.source_name),
         }
