@@ -115,6 +115,13 @@ impl Agent {
         if tracker.replaced_stale_pins() {
             warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
         }
+        let adopted = tracker.adopt()?;
+        if adopted.not_entered > 0 {
+            warn!(
+                count = adopted.not_entered,
+                "network namespaces could not be entered: their older connections are not tracked"
+            );
+        }
         let lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
         let mut mode = options.mode;
         if let Err(why) = moves::can_destroy() {
@@ -143,6 +150,7 @@ impl Agent {
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
+            adopted_from = adopted.namespaces,
             "started"
         );
         let agent = Self {

@@ -21,7 +21,7 @@ pub use maps::{agent_pid, read_endpoints, read_faults};
 pub use offsets::Kernel;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, raise_memlock};
-pub use tracker::{KernelLog, Tracker, Tracking};
+pub use tracker::{Adopted, KernelLog, Tracker, Tracking};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

@@ -11,14 +11,10 @@ use std::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{
-    Quiet, Socket, SocketId,
-    diag::Diag,
-    judge,
-    netns::{Namespaces, enter},
-};
+use super::{Quiet, Socket, SocketId, diag::Diag, judge};
 use crate::{
     bpf::{self, Lister},
+    netns::{Namespaces, enter},
     plan::{Move, Outcome},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{Cookie, Netns, TcpState},
