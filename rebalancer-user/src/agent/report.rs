@@ -45,10 +45,6 @@ pub(super) fn would_move(chosen: &Move) {
 }
 
 fn reasons(chosen: &Move) -> String {
-    let words: Vec<String> = chosen
-        .reasons()
-        .iter()
-        .map(|reason| format!("{reason:?}"))
-        .collect();
+    let words: Vec<String> = chosen.reasons().iter().map(ToString::to_string).collect();
     words.join("; ")
 }

@@ -52,8 +52,6 @@ pub struct Pass {
     pub recycled: u64,
     /// The longest time that one shard held the CPU.
     pub longest: Duration,
-    /// Times that a shard had to be read again, as the memory for it was too small.
-    pub enlarged: u32,
 }
 
 impl Lister {
@@ -84,6 +82,11 @@ impl Lister {
     /// The kernel that this was loaded for.
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// Sockets of one shard that there is memory for now.
+    pub fn slots(&self) -> u32 {
+        self.loaded.slots
     }
 
     /// Time of a number of the kernel's jiffies.
@@ -124,17 +127,21 @@ impl Lister {
                     .read_slots(head.cursor, &mut pass.listed);
                 return Ok(());
             }
-            // The pass was cut short: what is resumed is not exact, so begin this shard anew.
-            let slots = self.loaded.slots.saturating_mul(2);
-            if slots > MOST_SLOTS {
-                return Err(Error::Call {
-                    call: format!("listing shard {shard}"),
-                    message: format!("more than {MOST_SLOTS} sockets"),
-                });
-            }
-            self.loaded = Loaded::new(&self.kernel, &self.pins, slots)?;
-            pass.enlarged += 1;
+            self.enlarge(shard)?;
         }
+    }
+
+    /// A pass was cut short. What is resumed is not exact, so the shard is begun anew.
+    fn enlarge(&mut self, shard: usize) -> Result<(), Error> {
+        let slots = self.loaded.slots.saturating_mul(2);
+        if slots > MOST_SLOTS {
+            return Err(Error::Call {
+                call: format!("listing shard {shard}"),
+                message: format!("more than {MOST_SLOTS} sockets"),
+            });
+        }
+        self.loaded = Loaded::new(&self.kernel, &self.pins, slots)?;
+        Ok(())
     }
 
     /// The kernel does not tell userspace its tick rate; two moments on both of its clocks do.
@@ -146,7 +153,7 @@ impl Lister {
                 std::thread::sleep(SPAN);
             }
             while !self.loaded.run(0)? {
-                self.loaded = Loaded::new(&self.kernel, &self.pins, self.loaded.slots * 2)?;
+                self.enlarge(0)?;
             }
             let head = self.loaded.head.read_head();
             *moment = (head.now_ns, head.jiffies);

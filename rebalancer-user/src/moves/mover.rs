@@ -185,7 +185,8 @@ impl Room {
         }
         for (netns, cookies) in by_netns {
             for (cookie, next) in self.look_at(netns, &cookies) {
-                if let (Next::End(outcome), Some(active)) = (next, self.active.remove(&cookie)) {
+                let Next::End(outcome) = next else { continue };
+                if let Some(active) = self.active.remove(&cookie) {
                     self.tell(active, outcome);
                 }
             }

@@ -8,21 +8,26 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{
-    Agent, TRACK_ONLY, alone, connect, eventually, lab, request, ss,
-};
+use crate::support::{Agent, TRACK_ONLY, alone, connect, eventually, lab, request, ss};
 
 /// The dump and `ss`, on the same sockets at rest.
 fn assert_live_equals_ss(agent: &Agent, pod: &xtask::lab::Pod, port: u16, count: usize) {
     let dump = agent.connections(pod);
     let said = ss(&pod.host, port);
-    assert_eq!((dump.len(), said.len()), (count, count), "{dump:#?}\n{said:#?}");
+    assert_eq!(
+        (dump.len(), said.len()),
+        (count, count),
+        "{dump:#?}\n{said:#?}"
+    );
     for socket in said {
         let id = Value::from(socket.cookie.clone());
         let found = dump.iter().find(|c| c["id"] == id).expect("same cookies");
         assert_eq!(found["bytesIn"], socket.received, "{socket:?}");
         assert_eq!(found["bytesOut"], socket.acked, "{socket:?}");
-        assert_eq!((&found["receiveQueue"], &found["sendQueue"]), (&0.into(), &0.into()));
+        assert_eq!(
+            (&found["receiveQueue"], &found["sendQueue"]),
+            (&0.into(), &0.into())
+        );
     }
 }
 
@@ -42,23 +47,38 @@ fn request_traffic_live_and_final() {
     }
     eventually("all acknowledged", || {
         let acked: u64 = ss(&pod.host, 80).iter().map(|s| s.acked).sum();
-        if acked == received { Ok(acked) } else { Err(acked) }
+        if acked == received {
+            Ok(acked)
+        } else {
+            Err(acked)
+        }
     });
     assert_live_equals_ss(&agent, pod, 80, 5);
     let endpoint = agent.endpoint(pod, 80);
     assert_eq!(
-        (&endpoint["bytesIn"], &endpoint["bytesOut"], &endpoint["open"]),
+        (
+            &endpoint["bytesIn"],
+            &endpoint["bytesOut"],
+            &endpoint["open"]
+        ),
         (&sent.into(), &received.into(), &5.into())
     );
     drop(streams);
     let closed = eventually("closed", || {
         let e = agent.endpoint(pod, 80);
-        if e["closed"].as_u64() >= Some(5) && e["open"] == 0 { Ok(e) } else { Err(e) }
+        if e["closed"].as_u64() >= Some(5) && e["open"] == 0 {
+            Ok(e)
+        } else {
+            Err(e)
+        }
     });
     // One more for each FIN: the client's was received, nginx's was acknowledged.
     assert_eq!(closed["bytesIn"], sent + 5);
     let out = closed["bytesOut"].as_u64().unwrap();
-    assert!((received..=received + 5).contains(&out), "{out} of {received}");
+    assert!(
+        (received..=received + 5).contains(&out),
+        "{out} of {received}"
+    );
 }
 
 #[test]
@@ -69,7 +89,12 @@ fn short_connections_count_as_long_ones() {
     let pod = lab.pod(0);
     let before = agent.endpoint(pod, 80)["accepted"].as_u64().unwrap_or(0);
     let url = format!("http://{}/blob", pod.address());
-    let out = lab.client().command("ab").args(["-n", "500", "-c", "4", &url]).output().unwrap();
+    let out = lab
+        .client()
+        .command("ab")
+        .args(["-n", "500", "-c", "4", &url])
+        .output()
+        .unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
     let transferred: u64 = text
         .lines()
@@ -79,12 +104,23 @@ fn short_connections_count_as_long_ones() {
     assert!(text.contains("Failed requests:        0"), "{text}");
     let e = eventually("all closed", || {
         let e = agent.endpoint(pod, 80);
-        if e["closed"] == before + 500 && e["open"] == 0 { Ok(e) } else { Err(e) }
+        if e["closed"] == before + 500 && e["open"] == 0 {
+            Ok(e)
+        } else {
+            Err(e)
+        }
     });
-    assert_eq!(e["accepted"], before + 500, "none missed, none counted twice");
+    assert_eq!(
+        e["accepted"],
+        before + 500,
+        "none missed, none counted twice"
+    );
     // nginx closes first: its FIN counts one when acknowledged.
     let out = e["bytesOut"].as_u64().unwrap();
-    assert!((transferred..=transferred + 500).contains(&out), "{out} of {transferred}");
+    assert!(
+        (transferred..=transferred + 500).contains(&out),
+        "{out} of {transferred}"
+    );
 }
 
 #[test]
@@ -104,7 +140,11 @@ fn bulk_both_ways_by_iperf3() {
             .unwrap();
         eventually("listening", || {
             let e = agent.endpoint(pod, port);
-            if e["listeners"].as_u64() >= Some(1) { Ok(e) } else { Err(e) }
+            if e["listeners"].as_u64() >= Some(1) {
+                Ok(e)
+            } else {
+                Err(e)
+            }
         });
         let to = pod.addr.to_string();
         let mut client = lab.client().command("iperf3");
@@ -115,19 +155,25 @@ fn bulk_both_ways_by_iperf3() {
         let out = client.output().unwrap();
         server.wait().unwrap();
         let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-        // The receiver's count of what arrived: in reverse it may stop before the last bytes sent.
-        let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
-        assert!(received >= 300 << 20, "{report:#}");
+        let said = |sum: &str| report["end"][sum]["bytes"].as_u64().unwrap();
+        let (sent, received) = (said("sum_sent"), said("sum_received"));
+        assert!(sent >= 300 << 20, "{report:#}");
         let e = eventually("closed", || {
             let e = agent.endpoint(pod, port);
-            if e["closed"] == 2 && e["open"] == 0 { Ok(e) } else { Err(e) }
+            if e["closed"] == 2 && e["open"] == 0 {
+                Ok(e)
+            } else {
+                Err(e)
+            }
         });
         assert_eq!((&e["accepted"], &e["listeners"]), (&2.into(), &0.into()));
         // Beside the data: a cookie of 37 bytes on both connections and the control messages.
+        // iperf3 may close before the receiver has read, and counted, the last that was sent.
         let counted = e[sums].as_u64().unwrap();
-        let more = counted.checked_sub(received).expect("all that was received was counted");
-        let most = if reverse { 8 << 20 } else { 16 << 10 };
-        assert!(more < most, "{counted} counted, {received} received: {e:#}");
+        assert!(
+            (received..=sent + (16 << 10)).contains(&counted),
+            "{counted} counted, {sent} sent, {received} received"
+        );
     }
 }
 
@@ -139,12 +185,19 @@ fn receive_only_and_send_only_in_exact_numbers() {
     let pod = lab.pod(0);
     const SIZE: usize = 10 << 20;
     let address = std::net::SocketAddr::from((pod.addr, 7000));
-    let listener = pod.host.enter(|| TcpListener::bind(address)).unwrap().unwrap();
+    let listener = pod
+        .host
+        .enter(|| TcpListener::bind(address))
+        .unwrap()
+        .unwrap();
     for to_server in [true, false] {
         let mut client = connect(&lab, address);
         let (mut server, _) = listener.accept().unwrap();
-        let (from, to) =
-            if to_server { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        let (from, to) = if to_server {
+            (&mut client, &mut server)
+        } else {
+            (&mut server, &mut client)
+        };
         std::thread::scope(|scope| {
             scope.spawn(|| from.write_all(&vec![7; SIZE]).unwrap());
             to.read_exact(&mut vec![0; SIZE]).unwrap();
@@ -155,10 +208,17 @@ fn receive_only_and_send_only_in_exact_numbers() {
             if done { Ok(s) } else { Err(s) }
         });
         assert_live_equals_ss(&agent, pod, 7000, 1);
-        let expected = if to_server { (SIZE as u64, 0) } else { (0, SIZE as u64) };
+        let expected = if to_server {
+            (SIZE as u64, 0)
+        } else {
+            (0, SIZE as u64)
+        };
         let dump = agent.connections(pod);
         assert_eq!(
-            (dump[0]["bytesIn"].as_u64().unwrap(), dump[0]["bytesOut"].as_u64().unwrap()),
+            (
+                dump[0]["bytesIn"].as_u64().unwrap(),
+                dump[0]["bytesOut"].as_u64().unwrap()
+            ),
             expected
         );
         client.shutdown(Shutdown::Both).unwrap();

@@ -7,12 +7,18 @@ use crate::support::{Agent, TRACK_ONLY, alone, bpftool, connect, eventually, lab
 
 /// Runs of the sock_ops program that this agent attached.
 fn runs(program: u64) -> u64 {
-    bpftool(&["prog", "show", "id", &program.to_string()])["run_cnt"].as_u64().unwrap_or(0)
+    bpftool(&["prog", "show", "id", &program.to_string()])["run_cnt"]
+        .as_u64()
+        .unwrap_or(0)
 }
 
 fn sock_ops_programs() -> Vec<u64> {
     let all = bpftool(&["prog", "show"]);
-    let ours = all.as_array().unwrap().iter().filter(|p| p["name"] == "sock_ops");
+    let ours = all
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|p| p["name"] == "sock_ops");
     ours.filter_map(|p| p["id"].as_u64()).collect()
 }
 
@@ -23,8 +29,10 @@ fn a_gibibyte_over_one_connection_runs_no_program() {
     let before = sock_ops_programs();
     // Attached to the lab's cgroup: nothing else on this machine can make it run.
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program =
-        *sock_ops_programs().iter().find(|id| !before.contains(id)).expect("ours is loaded");
+    let program = *sock_ops_programs()
+        .iter()
+        .find(|id| !before.contains(id))
+        .expect("ours is loaded");
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut stream = connect(&lab, pod.address());
@@ -54,17 +62,26 @@ fn a_gibibyte_received_runs_no_program() {
     let lab = lab(1);
     let before = sock_ops_programs();
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program =
-        *sock_ops_programs().iter().find(|id| !before.contains(id)).expect("ours is loaded");
+    let program = *sock_ops_programs()
+        .iter()
+        .find(|id| !before.contains(id))
+        .expect("ours is loaded");
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut server = pod.host.spawn("iperf3", &["-s", "-1"]).unwrap();
     eventually("listening", || {
         let e = agent.endpoint(pod, 5201);
-        if e["listeners"].as_u64() >= Some(1) { Ok(e) } else { Err(e) }
+        if e["listeners"].as_u64() >= Some(1) {
+            Ok(e)
+        } else {
+            Err(e)
+        }
     });
     let to = pod.addr.to_string();
-    let mut client = lab.client().spawn("iperf3", &["-c", &to, "-n", "20G"]).unwrap();
+    let mut client = lab
+        .client()
+        .spawn("iperf3", &["-c", &to, "-n", "20G"])
+        .unwrap();
     let bytes = |dump: &[Value]| dump.iter().filter_map(|c| c["bytesIn"].as_u64()).max();
     let at_least = |bound: u64| {
         move |agent: &Agent| {

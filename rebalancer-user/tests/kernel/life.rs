@@ -30,9 +30,18 @@ fn pins_of_a_killed_agent_are_replaced() {
     first.child.wait().unwrap();
     assert!(pins.join("endpoints").exists(), "a kill leaves the pins");
     let mut second = Agent::with(TRACK_ONLY, pins.clone(), &[]);
-    assert_eq!(second.said("replaced pins that a killed agent had left").len(), 1);
+    assert_eq!(
+        second
+            .said("replaced pins that a killed agent had left")
+            .len(),
+        1
+    );
     let _stream = connect(&lab, lab.pod(0).address());
-    assert_eq!(second.connections(lab.pod(0)).len(), 1, "the maps are the new ones");
+    assert_eq!(
+        second.connections(lab.pod(0)).len(),
+        1,
+        "the maps are the new ones"
+    );
     assert_eq!(second.terminate(), Some(0));
     assert!(!pins.exists());
 }
@@ -52,9 +61,15 @@ fn a_second_agent_is_refused_and_names_the_first() {
         .unwrap();
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(1), "{said}");
-    assert!(said.contains(&format!("pid {}", first.child.id())), "{said}");
+    assert!(
+        said.contains(&format!("pid {}", first.child.id())),
+        "{said}"
+    );
     assert!(said.contains("remedy"), "{said}");
-    assert!(first.dump(&["--endpoints"]).len() < 1_000_000, "the first goes on");
+    assert!(
+        first.dump(&["--endpoints"]).len() < 1_000_000,
+        "the first goes on"
+    );
 }
 
 #[test]
@@ -71,7 +86,13 @@ fn a_refused_reload_keeps_the_last_good_policy() {
     let said = agent.wait_for("refused", |l| {
         l["message"] == "policy refused, the last good one stays"
     });
-    assert!(said["error"].as_str().unwrap().contains(path.to_str().unwrap()), "{said}");
+    assert!(
+        said["error"]
+            .as_str()
+            .unwrap()
+            .contains(path.to_str().unwrap()),
+        "{said}"
+    );
     std::fs::write(path, TRACK_ONLY.replace("Disabled", "DryRun")).unwrap();
     hup();
     let said = agent.wait_for("reloaded", |l| l["message"] == "policy reloaded");

@@ -74,7 +74,10 @@ fn the_heavy_one_is_reset_and_nothing_else() {
     agent.wait_for_intervals(5);
     assert_eq!(agent.said("move").len(), 1);
     let e = agent.endpoint(pod, 80);
-    assert_eq!(e["closedByAbort"], 1, "the kernel's own count of destroyed sockets: {e:#}");
+    assert_eq!(
+        e["closedByAbort"], 1,
+        "the kernel's own count of destroyed sockets: {e:#}"
+    );
 }
 
 #[test]
@@ -84,12 +87,18 @@ fn the_old_are_moved_within_the_budget() {
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
         .replace("guards:", "budget: {window: 1m, perNode: 3}\nguards:");
     let mut agent = Agent::in_lab(&lab, &policy);
-    let streams: Vec<_> = (0..10).map(|_| connect(&lab, lab.pod(0).address())).collect();
+    let streams: Vec<_> = (0..10)
+        .map(|_| connect(&lab, lab.pod(0).address()))
+        .collect();
     for _ in 0..3 {
         agent.wait_for_move();
     }
     agent.wait_for_intervals(6);
-    assert_eq!(agent.said("move").len(), 3, "the budget of the window is spent");
+    assert_eq!(
+        agent.said("move").len(),
+        3,
+        "the budget of the window is spent"
+    );
     assert_eq!(agent.connections(lab.pod(0)).len(), 7);
     drop(streams);
 }
@@ -98,12 +107,17 @@ fn the_old_are_moved_within_the_budget() {
 fn dry_run_says_and_does_not() {
     let _alone = alone();
     let lab = lab(1);
-    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE).replace("mode: Enforce", "mode: DryRun");
+    let policy =
+        enforce(&lab, 80, "maxAge: 400ms", AT_ONCE).replace("mode: Enforce", "mode: DryRun");
     let mut agent = Agent::in_lab(&lab, &policy);
     let mut stream = connect(&lab, lab.pod(0).address());
     agent.wait_for("would move", |line| line["message"] == "would move");
     agent.wait_for_intervals(5);
-    assert_eq!(agent.said("would move").len(), 1, "a connection is said once");
+    assert_eq!(
+        agent.said("would move").len(),
+        1,
+        "a connection is said once"
+    );
     assert_eq!(agent.said("move"), [] as [serde_json::Value; 0]);
     request(&mut stream, "/").unwrap();
 }
@@ -131,7 +145,12 @@ fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7010));
-    let listener = lab.pod(0).host.enter(|| TcpListener::bind(address)).unwrap().unwrap();
+    let listener = lab
+        .pod(0)
+        .host
+        .enter(|| TcpListener::bind(address))
+        .unwrap()
+        .unwrap();
     let mut agent = Agent::on_machine(&enforce(&lab, 7010, "maxAge: 1s", QUIET));
     let server = std::thread::spawn(move || {
         for stream in listener.incoming().take(8) {
@@ -185,7 +204,12 @@ fn a_slow_first_request_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7011));
-    let listener = lab.pod(0).host.enter(|| TcpListener::bind(address)).unwrap().unwrap();
+    let listener = lab
+        .pod(0)
+        .host
+        .enter(|| TcpListener::bind(address))
+        .unwrap()
+        .unwrap();
     let mut agent = Agent::on_machine(&enforce(&lab, 7011, "maxAge: 500ms", QUIET));
     let mut client = connect(&lab, address);
     client.write_all(b"s").unwrap();
@@ -235,10 +259,19 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     let mut outcomes = Vec::new();
     let mut stream = stream;
     for _ in 0..3 {
-        mover.order(Order { chosen: chosen.clone(), device: 0 }).map_err(|_| ()).unwrap();
+        mover
+            .order(Order {
+                chosen: chosen.clone(),
+                device: 0,
+            })
+            .map_err(|_| ())
+            .unwrap();
         outcomes.push(done.blocking_recv().unwrap().outcome);
     }
-    assert_eq!(outcomes, [Outcome::Reset, Outcome::GoneBefore, Outcome::GoneBefore]);
+    assert_eq!(
+        outcomes,
+        [Outcome::Reset, Outcome::GoneBefore, Outcome::GoneBefore]
+    );
     assert!(is_reset(&mut stream));
     // A new connection from the very same port as the victim's.
     let from = chosen.remote();
@@ -259,7 +292,10 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
         .unwrap();
     let mut again = again.expect("the port is free again after a reset");
     again.set_read_timeout(Some(PATIENCE)).unwrap();
-    mover.order(Order { chosen, device: 0 }).map_err(|_| ()).unwrap();
+    mover
+        .order(Order { chosen, device: 0 })
+        .map_err(|_| ())
+        .unwrap();
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
     request(&mut again, "/").expect("the one with the same addresses is spared");
     request(&mut connect(&lab, pod.address()), "/").expect("the listener lives");
@@ -281,6 +317,9 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
     let mover = Mover::start(lister, tell).unwrap();
     drop(lab);
-    mover.order(Order { chosen, device: 0 }).map_err(|_| ()).unwrap();
+    mover
+        .order(Order { chosen, device: 0 })
+        .map_err(|_| ())
+        .unwrap();
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
 }

@@ -25,25 +25,38 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Tests of the whole machine's kernel do not run side by side, whatever cargo is told.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    assert!(rustix::process::geteuid().is_root(), "kernel tests need root: run them with sudo");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "kernel tests need root: run them with sudo"
+    );
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A lab with so many pods, all serving.
 pub fn lab(pods: usize) -> Lab {
-    Lab::start(Spec { pods, serving: pods }).expect("the lab starts")
+    Lab::start(Spec {
+        pods,
+        serving: pods,
+    })
+    .expect("the lab starts")
 }
 
 /// The cgroup of the whole lab: a program attached there sees the lab and nothing else.
 pub fn cgroup(lab: &Lab) -> &Path {
-    lab.client().cgroup().parent().expect("the lab has a cgroup")
+    lab.client()
+        .cgroup()
+        .parent()
+        .expect("the lab has a cgroup")
 }
 
 /// A folder for pins that no other test uses.
 pub fn own_pins() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    PathBuf::from(format!("/sys/fs/bpf/rebalancer-test-{}-{n}", std::process::id()))
+    PathBuf::from(format!(
+        "/sys/fs/bpf/rebalancer-test-{}-{n}",
+        std::process::id()
+    ))
 }
 
 /// A policy that only tracks.
@@ -66,7 +79,11 @@ pub struct Agent {
 impl Agent {
     /// Starts one that sees the lab alone, and waits until it tracks.
     pub fn in_lab(lab: &Lab, policy: &str) -> Self {
-        Self::with(policy, own_pins(), &["--cgroup", cgroup(lab).to_str().unwrap()])
+        Self::with(
+            policy,
+            own_pins(),
+            &["--cgroup", cgroup(lab).to_str().unwrap()],
+        )
     }
 
     /// Starts one at the real root, and waits until it tracks.
@@ -83,7 +100,14 @@ impl Agent {
     /// The file is read before this returns, and on SIGHUP.
     pub fn with_file(policy: &Path, pins: PathBuf, arguments: &[&str]) -> Self {
         let mut child = Command::new(REBALANCER)
-            .args(["agent", "--log", "debug,aya=warn", "--log-format", "json", "--policy"])
+            .args([
+                "agent",
+                "--log",
+                "debug,aya=warn",
+                "--log-format",
+                "json",
+                "--policy",
+            ])
             .arg(policy)
             .arg("--pins")
             .arg(&pins)
@@ -101,7 +125,12 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Self { child, pins, lines, seen: Vec::new() };
+        let mut agent = Self {
+            child,
+            pins,
+            lines,
+            seen: Vec::new(),
+        };
         agent.wait_for("started", |line| line["message"] == "started");
         agent
     }
@@ -140,7 +169,11 @@ impl Agent {
         while let Ok(line) = self.lines.try_recv() {
             self.seen.push(line);
         }
-        self.seen.iter().filter(|line| line["message"] == message).cloned().collect()
+        self.seen
+            .iter()
+            .filter(|line| line["message"] == message)
+            .cloned()
+            .collect()
     }
 
     /// `rebalancer dump -o json`, its items.
@@ -154,20 +187,30 @@ impl Agent {
 
     pub fn dump_output(&self, more: &[&str]) -> Output {
         let dump = ["dump", "-o", "json", "--pins"];
-        Command::new(REBALANCER).args(dump).arg(&self.pins).args(more).output().unwrap()
+        Command::new(REBALANCER)
+            .args(dump)
+            .arg(&self.pins)
+            .args(more)
+            .output()
+            .unwrap()
     }
 
     /// Connections of this pod.
     pub fn connections(&self, pod: &Pod) -> Vec<Value> {
         let all = self.dump(&[]);
-        all.into_iter().filter(|c| c["endpoint"]["netns"] == pod.host.netns_inode()).collect()
+        all.into_iter()
+            .filter(|c| c["endpoint"]["netns"] == pod.host.netns_inode())
+            .collect()
     }
 
     /// The endpoint of this pod and port.
     pub fn endpoint(&self, pod: &Pod, port: u16) -> Value {
         let of_pod =
             |e: &Value| e["netns"] == pod.host.netns_inode() && e["port"] == u64::from(port);
-        self.dump(&["--endpoints"]).into_iter().find(of_pod).unwrap_or(Value::Null)
+        self.dump(&["--endpoints"])
+            .into_iter()
+            .find(of_pod)
+            .unwrap_or(Value::Null)
     }
 
     /// SIGTERM, and its exit code.
@@ -218,12 +261,19 @@ pub fn ss(host: &Host, port: u16) -> Vec<Ss> {
         .output()
         .expect("ss runs");
     assert!(out.status.success(), "{out:?}");
-    String::from_utf8(out.stdout).unwrap().lines().map(ss_line).collect()
+    String::from_utf8(out.stdout)
+        .unwrap()
+        .lines()
+        .map(ss_line)
+        .collect()
 }
 
 fn ss_line(line: &str) -> Ss {
     let word = |key: &str| {
-        line.split_whitespace().find_map(|w| w.strip_prefix(key)).unwrap_or("0").to_owned()
+        line.split_whitespace()
+            .find_map(|w| w.strip_prefix(key))
+            .unwrap_or("0")
+            .to_owned()
     };
     let number = |key: &str| word(key).parse().unwrap();
     Ss {
@@ -238,7 +288,11 @@ fn ss_line(line: &str) -> Ss {
 /// A client's connection, made in the lab's client namespace.
 pub fn connect(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
     let to = to.into();
-    let stream = lab.client().enter(|| TcpStream::connect(to)).unwrap().unwrap();
+    let stream = lab
+        .client()
+        .enter(|| TcpStream::connect(to))
+        .unwrap()
+        .unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
@@ -266,7 +320,9 @@ pub fn request(stream: &mut TcpStream, path: &str) -> std::io::Result<usize> {
 fn whole(answer: &[u8]) -> Option<usize> {
     let head = answer.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let text = std::str::from_utf8(&answer[..head]).ok()?;
-    let body = text.lines().find_map(|line| line.strip_prefix("Content-Length: "))?;
+    let body = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))?;
     Some(head + body.parse::<usize>().ok()?)
 }
 
@@ -275,7 +331,17 @@ pub fn ours_in_kernel() -> Vec<String> {
     let mut found = Vec::new();
     for (what, names) in [
         ("prog", &["sock_ops", "list"][..]),
-        ("map", &["endpoints", "settings", "faults", "listing", "list_head", "AYA_LOGS"][..]),
+        (
+            "map",
+            &[
+                "endpoints",
+                "settings",
+                "faults",
+                "listing",
+                "list_head",
+                "AYA_LOGS",
+            ][..],
+        ),
     ] {
         for item in bpftool(&[what, "show"]).as_array().into_iter().flatten() {
             let name = item["name"].as_str().unwrap_or_default();
@@ -289,6 +355,10 @@ pub fn ours_in_kernel() -> Vec<String> {
 
 /// `bpftool -j`.
 pub fn bpftool(arguments: &[&str]) -> Value {
-    let out = Command::new("bpftool").arg("-j").args(arguments).output().expect("bpftool runs");
+    let out = Command::new("bpftool")
+        .arg("-j")
+        .args(arguments)
+        .output()
+        .expect("bpftool runs");
     serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("bpftool: {out:?}"))
 }

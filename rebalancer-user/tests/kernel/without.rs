@@ -19,7 +19,10 @@ fn agent_after(prepare: &str, arguments: &str) -> Output {
         pins.display()
     );
     let before = ours_in_kernel();
-    let out = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let out = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
     assert_eq!(ours_in_kernel(), before, "nothing is left in the kernel");
     assert!(!pins.exists(), "no pins are left");
     out
@@ -44,10 +47,18 @@ fn without_privilege() {
     }
     let file = policy.path().to_str().unwrap();
     for arguments in [&["dump"][..], &["agent", "--policy", file]] {
-        let out = Command::new(&binary).args(arguments).uid(65_534).gid(65_534).output().unwrap();
+        let out = Command::new(&binary)
+            .args(arguments)
+            .uid(65_534)
+            .gid(65_534)
+            .output()
+            .unwrap();
         let said = said(&out);
         assert_eq!(out.status.code(), Some(4), "{said}");
-        assert!(said.contains("CAP_BPF") && said.contains("remedy"), "{said}");
+        assert!(
+            said.contains("CAP_BPF") && said.contains("remedy"),
+            "{said}"
+        );
     }
 }
 
@@ -64,11 +75,15 @@ fn without_btf() {
 #[test]
 fn without_cgroup_v2() {
     let _alone = alone();
-    let hide = "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
+    let hide =
+        "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
     let out = agent_after(hide, "");
     let said = said(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("no cgroup v2") && said.contains("mount -t cgroup2"), "{said}");
+    assert!(
+        said.contains("no cgroup v2") && said.contains("mount -t cgroup2"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -84,7 +99,10 @@ fn with_only_a_part_of_the_hierarchy() {
     let said = said(&out);
     let _ = std::fs::remove_dir("/run/rebalancer-test-part");
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("private cgroup namespace") && said.contains("--cgroup"), "{said}");
+    assert!(
+        said.contains("private cgroup namespace") && said.contains("--cgroup"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -93,7 +111,10 @@ fn with_a_cgroup_that_is_none() {
     let out = agent_after("true", "--cgroup /tmp");
     let said = said(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("/tmp: not a cgroup v2 folder") && said.contains("remedy"), "{said}");
+    assert!(
+        said.contains("/tmp: not a cgroup v2 folder") && said.contains("remedy"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -108,7 +129,10 @@ fn with_pins_outside_of_a_bpffs() {
         .unwrap();
     let said = said(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("not a bpffs") && said.contains("mount -t bpf"), "{said}");
+    assert!(
+        said.contains("not a bpffs") && said.contains("mount -t bpf"),
+        "{said}"
+    );
     assert!(!std::path::Path::new("/tmp/rebalancer-pins").exists());
 }
 
@@ -119,7 +143,10 @@ fn bpffs_is_mounted_where_it_is_not() {
         "umount -l /sys/fs/bpf && {REBALANCER} dump --watch 10ms -o json && \
          grep -q ' /sys/fs/bpf .* - bpf ' /proc/self/mountinfo"
     );
-    let out = Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    let out = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", said(&out));
 }
 
@@ -129,10 +156,16 @@ fn with_a_wrong_policy() {
     let before = ours_in_kernel();
     let policy = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(policy.path(), TRACK_ONLY.replace("maxAge: 1h", "maxAge: 1")).unwrap();
-    let out =
-        Command::new(REBALANCER).args(["agent", "--policy"]).arg(policy.path()).output().unwrap();
+    let out = Command::new(REBALANCER)
+        .args(["agent", "--policy"])
+        .arg(policy.path())
+        .output()
+        .unwrap();
     let said = said(&out);
     assert_eq!(out.status.code(), Some(3), "{said}");
-    assert!(said.contains(":5:") && said.contains('^') && said.contains("unit"), "{said}");
+    assert!(
+        said.contains(":5:") && said.contains('^') && said.contains("unit"),
+        "{said}"
+    );
     assert_eq!(ours_in_kernel(), before);
 }
