@@ -73,8 +73,10 @@ pub(crate) fn run() -> Result<()> {
         "Act 3",
         "the rebalancer moves what is too old, then what is too heavy",
     );
+    println!("\n{}", dim(indent(&old.enforce())));
     demo.moves_until_spread(&agent, &old, fleet, &before)?;
-    println!("\n  The same again with downloads of 256 KiB and the other limit.");
+    println!("\n  The same again with downloads of 256 KiB and another limit:");
+    println!("\n{}", dim(indent(&heavy.limits())));
     agent.reload(&heavy.dry_run())?;
     let (fleet, before) = demo.crowd("/blob")?;
     demo.moves_until_spread(&agent, &heavy, fleet, &before)?;
@@ -175,6 +177,8 @@ impl Demo {
 
     /// A fresh fleet on one replica, and then three replicas.
     fn crowd(&self, path: &str) -> Result<(Fleet, Shares)> {
+        // Down to none first: the agent sees listeners that begin after it.
+        self.lab.scale(0)?;
         self.lab.scale(1)?;
         let fleet = Fleet::start(&self.lab, path)?;
         let shares = Shares::of(&self.pods, &fleet.next()?.connections);
@@ -190,7 +194,6 @@ impl Demo {
         fleet: Fleet,
         before: &Shares,
     ) -> Result<()> {
-        println!("\n{}", dim(indent(&policy.enforce())));
         agent.reload(&policy.enforce())?;
         let step = Step::start("the agent moves, at most 30 in 10 s");
         let started = Instant::now();
@@ -199,7 +202,7 @@ impl Demo {
             let report = fleet.next()?;
             after = Shares::of(&self.pods, &report.connections);
             let moves: u64 = agent.log().outcomes(policy.rule).values().sum();
-            step.say(&format!("{}  moves {moves}", after.line()));
+            step.say(&format!("{moves} moves: {}", after.line()));
             steady = if after.is_spread() { steady + 1 } else { 0 };
         }
         let spread = steady == STEADY;

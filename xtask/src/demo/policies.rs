@@ -18,12 +18,18 @@ impl Policy<'_> {
         self.file("Enforce")
     }
 
+    /// The line that says what is too much.
+    pub(super) fn limits(&self) -> String {
+        format!("limits: {{{}}}", self.limit)
+    }
+
     fn file(&self, mode: &str) -> String {
         let Self {
             rule,
-            limit,
             client_subnet,
+            ..
         } = self;
+        let limits = self.limits();
         format!(
             "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -37,7 +43,7 @@ rules:
   match:
     ports: [{{port: 80}}]
     peers: [{{ipBlock: {{cidr: {client_subnet}}}}}]
-  limits: {{{limit}}}
+  {limits}
   jitter: 50%
   steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
 "
