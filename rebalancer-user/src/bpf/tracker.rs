@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
+    io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
 
-use super::{Error, Kernel, OBJECT, PinDir, cgroup_root, maps::write_settings, sys};
+use super::{Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root, maps::write_settings, sys};
 use crate::netns::{Namespaces, enter};
 
 /// What to record.
@@ -40,7 +41,7 @@ pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
     _ebpf: Ebpf,
     adopt: OwnedFd,
-    log: Option<KernelLog>,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
     pins: PinDir,
     cgroup: PathBuf,
     replaced: bool,
@@ -69,8 +70,7 @@ impl Tracker {
         // Kept until the program is loaded: it owns the map that the program writes to.
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
-            .ok()
-            .map(KernelLog);
+            .ok();
         let adopt = link_adopt(&mut ebpf, kernel)?;
         // The link closes what it is attached to when it is dropped, at the latest with us.
         attach_sock_ops(&mut ebpf, &cgroup_dir)?;
@@ -129,8 +129,9 @@ impl Tracker {
     }
 
     /// The reader of the kernel half's rare messages.
-    pub fn take_log(&mut self) -> Option<KernelLog> {
-        self.log.take()
+    /// Call it once, within a tokio runtime.
+    pub fn take_log(&mut self) -> io::Result<Option<KernelLog>> {
+        self.log.take().map(KernelLog::listen).transpose()
     }
 }
 
@@ -141,22 +142,6 @@ pub struct Adopted {
     pub namespaces: usize,
     /// Those that could not be entered: CAP_SYS_ADMIN is missing.
     pub not_entered: usize,
-}
-
-/// Rare messages of the kernel half.
-pub struct KernelLog(EbpfLogger<&'static dyn log::Log>);
-
-impl KernelLog {
-    /// Hands what is there to the `log` crate.
-    pub fn flush(&mut self) {
-        self.0.flush();
-    }
-}
-
-impl AsRawFd for KernelLog {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
 }
 
 fn attach_sock_ops(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), Error> {
