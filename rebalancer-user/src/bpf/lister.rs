@@ -222,7 +222,9 @@ impl Loaded {
     fn run(&mut self, shard: usize) -> Result<bool, Error> {
         let failed = |e: io::Error| Error::call(format!("listing shard {shard}"), e);
         self.head.zero();
-        let end = sys::run_iterator(self.links[shard].as_fd()).map_err(failed)?;
+        let end = sys::start_iterator(self.links[shard].as_fd())
+            .and_then(|pass| pass.run())
+            .map_err(failed)?;
         Ok(end == PassEnd::Whole && self.head.read_head().passes == 1)
     }
 }
