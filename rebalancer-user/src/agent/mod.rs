@@ -144,6 +144,7 @@ impl Agent {
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
         let policy = policy.with_mode_at_most(mode);
+        bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),

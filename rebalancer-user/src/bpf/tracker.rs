@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Btf, Ebpf, EbpfLoader,
     programs::{CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps, sock_ops::SockOpsLink},
 };
 use aya_log::EbpfLogger;
@@ -64,7 +64,8 @@ impl Tracker {
     ) -> Result<Self, Error> {
         let (cgroup, cgroup_dir) = cgroup_root(cgroup)?;
         let (pins, replaced) = PinDir::take(pins)?;
-        let mut loader = loader(kernel);
+        let btf = kernel.btf()?;
+        let mut loader = loader(kernel, &btf);
         let shared = shared_maps(pins.path());
         for (name, path) in &shared {
             loader.map_pin_path(name, path.as_path());
@@ -77,7 +78,7 @@ impl Tracker {
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
             .ok();
-        let adopt = link_adopt(&mut ebpf, kernel)?;
+        let adopt = link_adopt(&mut ebpf, &btf)?;
         let failed = failed(names::SOCK_OPS);
         let program = sock_ops(&mut ebpf)?;
         program.load().map_err(|e| failed("loading", e.into()))?;
@@ -197,9 +198,9 @@ fn attach(program: &mut SockOps, cgroup: &File) -> Result<SockOpsLink, Error> {
         .map_err(|e| failed(names::SOCK_OPS)("attaching", e.into()))
 }
 
-fn link_adopt(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<OwnedFd, Error> {
+fn link_adopt(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Error> {
     let failed = failed(names::ADOPT);
-    let program = load_iterator(ebpf, names::ADOPT, "tcp", kernel)?;
+    let program = load_iterator(ebpf, names::ADOPT, "tcp", btf)?;
     sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))
 }
 
@@ -208,7 +209,7 @@ pub(super) fn load_iterator<'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
     over: &str,
-    kernel: &Kernel,
+    btf: &Btf,
 ) -> Result<&'a ProgramFd, Error> {
     let failed = failed(name);
     let program: &mut Iter = ebpf
@@ -217,7 +218,7 @@ pub(super) fn load_iterator<'a>(
         .try_into()
         .map_err(|e: ProgramError| failed("finding", e.into()))?;
     program
-        .load(over, &kernel.btf)
+        .load(over, btf)
         .map_err(|e| failed("loading", e.into()))?;
     program.fd().map_err(|e| failed("loading", e.into()))
 }
@@ -237,10 +238,10 @@ fn settings(tracking: Tracking) -> Settings {
 }
 
 /// A loader with the running kernel's constants.
-pub(super) fn loader(kernel: &Kernel) -> EbpfLoader<'_> {
+pub(super) fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader
-        .btf(Some(&kernel.btf))
+        .btf(Some(btf))
         .override_global(names::HOST_NETNS, &kernel.host_netns, true)
         .override_global(names::OFFSETS, as_words(&kernel.offsets), true);
     loader
