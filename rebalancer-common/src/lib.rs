@@ -202,7 +202,7 @@ pub struct EndpointKey {
 pub struct EndpointSums {
     /// Sockets that listen here now.
     pub listeners: u64,
-    /// Connections accepted since tracking began.
+    /// Connections accepted since tracking began, and those adopted then.
     pub accepted: u64,
     /// Connections with a record, not closed yet.
     pub open: u64,
@@ -275,8 +275,6 @@ faults! {
     OverCap = 5 => "connections over an endpoint's cap, not recorded",
     /// A close of a connection whose endpoint is unknown.
     EndpointGone = 6 => "close of an unknown endpoint",
-    /// A record was there already at accept.
-    RecordExists = 7 => "accept seen twice",
     /// The settings map was not readable.
-    NoSettings = 8 => "settings missing",
+    NoSettings = 7 => "settings missing",
 }

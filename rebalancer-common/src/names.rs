@@ -5,6 +5,8 @@
 pub const SOCK_OPS: &str = "sock_ops";
 /// Iterator over one shard of the connections.
 pub const LIST: &str = "list";
+/// Iterator over the TCP sockets of one network namespace: makes records of those older than us.
+pub const ADOPT: &str = "adopt";
 
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";

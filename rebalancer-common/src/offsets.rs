@@ -29,6 +29,20 @@ offsets! {
     skc_cookie: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_cookie";
     /// TCP state, one byte.
     skc_state: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_state";
+    /// Address family, two bytes.
+    skc_family: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_family";
+    /// Local port, host order, two bytes.
+    skc_num: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_num";
+    /// Remote port, network order, two bytes.
+    skc_dport: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_dport";
+    /// Local IPv4 address.
+    skc_rcv_saddr: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_rcv_saddr";
+    /// Remote IPv4 address.
+    skc_daddr: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_daddr";
+    /// Local IPv6 address. Optional: a kernel may be built without IPv6.
+    skc_v6_rcv_saddr: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_v6_rcv_saddr";
+    /// Remote IPv6 address. Optional, likewise.
+    skc_v6_daddr: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr";
     /// Interface that the socket is bound to, or 0.
     skc_bound_dev_if: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if";
     /// Null until accepted, and again once orphaned.
@@ -69,6 +83,8 @@ offsets! {
     total_retrans: "tcp_sock", "total_retrans";
     /// See [`crate::Live::srtt_us8`].
     srtt_us: "tcp_sock", "srtt_us";
+    /// Callback flags that sock_ops programs have set, one byte.
+    cb_flags: "tcp_sock", "bpf_sock_ops_cb_flags";
     /// Whether the socket is an MPTCP subflow, one byte. Optional: [`ABSENT`] where not built in.
     is_mptcp: "tcp_sock", "is_mptcp";
     /// `struct net`: the namespace's inode.
@@ -83,4 +99,4 @@ offsets! {
 pub const ABSENT: u32 = u32::MAX;
 
 /// Fields that a kernel may lack: the programs do without them.
-pub const OPTIONAL: &[&str] = &["is_mptcp", "sk_cgroup"];
+pub const OPTIONAL: &[&str] = &["is_mptcp", "sk_cgroup", "skc_v6_rcv_saddr", "skc_v6_daddr"];

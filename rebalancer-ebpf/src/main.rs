@@ -1,9 +1,11 @@
 //! The rebalancer's kernel half.
 //!
-//! Two programs, each a short table from events to actions:
+//! Three programs, each a short table from events to actions:
 //!
 //! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
 //!   decides nothing, changes no packet, and runs for no packet.
+//! - [`adopt`], an iterator over the sockets of a network namespace: makes records of those that are
+//!   older than we.
 //! - [`list`], an iterator over one shard of the records: writes what each socket says of itself
 //!   at that moment into memory shared with its reader.
 //!
@@ -27,6 +29,7 @@
     )
 )]
 
+mod adopt;
 mod endpoint;
 mod faults;
 mod list;

@@ -30,6 +30,9 @@ fn frozen(value: &'static u32) -> u32 {
     unsafe { read_volatile(value) }
 }
 
+/// `linux/socket.h`
+const AF_INET6: u16 = 10;
+
 /// A `struct tcp_sock` of the kernel.
 #[derive(Clone, Copy)]
 pub(crate) struct TcpSock(*const u8);
@@ -74,6 +77,9 @@ impl TcpSock {
     fields! {
         skc_cookie: u64;
         skc_state: u8;
+        skc_family: u16;
+        skc_num: u16;
+        skc_dport: u16;
         skc_bound_dev_if: u32;
         sk_err: u32;
         sk_ack_backlog: u32;
@@ -92,6 +98,40 @@ impl TcpSock {
         data_segs_out: u32;
         total_retrans: u32;
         srtt_us: u32;
+        cb_flags: u8;
+    }
+
+    /// Local address; IPv4 as IPv4-mapped IPv6.
+    #[inline(always)]
+    pub(crate) fn local_addr(self) -> [u8; 16] {
+        self.address(
+            frozen(&OFFSETS.skc_rcv_saddr),
+            frozen(&OFFSETS.skc_v6_rcv_saddr),
+        )
+    }
+
+    /// Remote address; IPv4 as IPv4-mapped IPv6.
+    #[inline(always)]
+    pub(crate) fn remote_addr(self) -> [u8; 16] {
+        self.address(frozen(&OFFSETS.skc_daddr), frozen(&OFFSETS.skc_v6_daddr))
+    }
+
+    #[inline(always)]
+    fn address(self, v4: u32, v6: u32) -> [u8; 16] {
+        if self.skc_family() == AF_INET6 && v6 != ABSENT {
+            // SAFETY: a `struct in6_addr`, read word by word.
+            octets(unsafe {
+                [
+                    self.load(v6),
+                    self.load(v6 + 4),
+                    self.load(v6 + 8),
+                    self.load(v6 + 12),
+                ]
+            })
+        } else {
+            // SAFETY: a `__be32`.
+            mapped(unsafe { self.load(v4) })
+        }
     }
 
     /// Whether a process has accepted the socket and still holds it.
@@ -144,5 +184,67 @@ impl TcpSock {
             }
             read_volatile(node.add(frozen(&OFFSETS.kernfs_id) as usize).cast::<u64>())
         }
+    }
+}
+
+/// An IPv4 address in network order as the IPv4-mapped IPv6 address.
+#[inline(always)]
+fn mapped(ip4: u32) -> [u8; 16] {
+    let [a, b, c, d] = ip4.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+#[inline(always)]
+fn octets(words: [u32; 4]) -> [u8; 16] {
+    let mut octets = [0; 16];
+    let mut i = 0;
+    while i < 4 {
+        let word = words[i].to_ne_bytes();
+        octets[4 * i] = word[0];
+        octets[4 * i + 1] = word[1];
+        octets[4 * i + 2] = word[2];
+        octets[4 * i + 3] = word[3];
+        i += 1;
+    }
+    octets
+}
+
+/// 127.0.0.0/8, also mapped, and ::1.
+#[inline(always)]
+pub(crate) fn is_loopback(addr: &[u8; 16]) -> bool {
+    matches!(
+        addr,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..]
+            | [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_127_mapped_or_one() {
+        assert!(is_loopback(&mapped(u32::from_ne_bytes([127, 9, 9, 9]))));
+        assert!(is_loopback(&std::net::Ipv6Addr::LOCALHOST.octets()));
+        assert!(!is_loopback(&mapped(u32::from_ne_bytes([10, 127, 0, 1]))));
+        assert!(!is_loopback(&std::net::Ipv6Addr::UNSPECIFIED.octets()));
+        assert!(!is_loopback(
+            &"7f00::1".parse::<std::net::Ipv6Addr>().unwrap().octets()
+        ));
+    }
+
+    #[test]
+    fn addresses_keep_their_octets() {
+        let ip = std::net::Ipv4Addr::new(10, 1, 2, 3);
+        assert_eq!(
+            mapped(u32::from_ne_bytes(ip.octets())),
+            ip.to_ipv6_mapped().octets()
+        );
+        let six: std::net::Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
+        let words = std::array::from_fn(|i| {
+            u32::from_ne_bytes(six.octets()[4 * i..4 * i + 4].try_into().unwrap())
+        });
+        assert_eq!(octets(words), six.octets());
     }
 }

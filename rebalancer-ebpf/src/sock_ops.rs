@@ -7,15 +7,13 @@ use aya_ebpf::{
         BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
     },
     cty::c_void,
-    helpers::generated::{bpf_get_socket_cookie, bpf_ktime_get_ns},
+    helpers::generated::bpf_get_socket_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use rebalancer_common::{Connection, Fault, IpProto, Settings, flags, kind};
+use rebalancer_common::{Connection, Fault, flags, kind};
 
-use crate::{endpoint, faults, maps::SETTINGS, record, sock::TcpSock};
-
-const AF_INET: u32 = 2;
+use crate::{endpoint, faults, record, sock::TcpSock};
 
 /// `linux/errno.h`
 const ECONNABORTED: u32 = 103;
@@ -39,67 +37,27 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
 #[inline(always)]
 fn listen(ctx: &SockOpsContext) {
     let Some((sk, tcp)) = socket(ctx) else { return };
-    let mut new = describe(ctx, tcp, kind::LISTENER);
-    new.remote_port = 0;
-    new.remote_addr = [0; 16];
-    // SAFETY: `sk` is this call's socket.
-    let Some(stored) = (unsafe { record::get_or_create(sk, &mut new) }) else {
-        return faults::count(ctx, Fault::StorageFailed);
-    };
-    // SAFETY: the record of this socket, whose lock this call runs under.
-    unsafe {
-        let listens_already = (*stored).start_ns != new.start_ns
-            && (*stored).kind == kind::LISTENER
-            && (*stored).flags & flags::CLOSED == 0;
-        if listens_already {
-            return;
-        }
-        // A socket that listened before, or was connected before, listens anew.
-        *stored = new;
+    let mut new = record::describe(tcp, cookie(ctx), kind::LISTENER);
+    // SAFETY: `sk` is this call's socket, and this call runs under its lock.
+    match unsafe { record::open(sk, &mut new) } {
+        Ok(stored) => ask_for_close(ctx, stored),
+        Err(record::NotRecorded::Already) => {}
+        Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
     }
-    let Some(sums) = endpoint::get_or_create(&endpoint::key(&new)) else {
-        return faults::count(ctx, Fault::EndpointsFull);
-    };
-    // SAFETY: a live map value.
-    unsafe { endpoint::add(&raw mut (*sums).listeners, 1) };
-    ask_for_close(ctx, stored);
 }
 
 /// A connection was made to a listener here.
 #[inline(always)]
 fn accept(ctx: &SockOpsContext) {
     let Some((sk, tcp)) = socket(ctx) else { return };
-    let Some(settings) = settings() else {
-        return faults::count(ctx, Fault::NoSettings);
-    };
-    let mut new = describe(ctx, tcp, kind::CONNECTION);
-    if settings.loopback == 0 && is_loopback(&new.remote_addr) {
-        return;
+    let mut new = record::describe(tcp, cookie(ctx), kind::CONNECTION);
+    // SAFETY: `sk` is this call's socket, and this call runs under its lock.
+    match unsafe { record::open(sk, &mut new) } {
+        Ok(stored) => ask_for_close(ctx, stored),
+        // Two of our links run side by side for a moment, or its peer is not recorded.
+        Err(record::NotRecorded::Already) => {}
+        Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
     }
-    let Some(sums) = endpoint::get_or_create(&endpoint::key(&new)) else {
-        return faults::count(ctx, Fault::EndpointsFull);
-    };
-    // SAFETY: a live map value; a racing add only makes the cap late by a few.
-    if unsafe { core::ptr::read_volatile(&raw const (*sums).open) }
-        >= u64::from(settings.max_per_endpoint)
-    {
-        return faults::count(ctx, Fault::OverCap);
-    }
-    // SAFETY: `sk` is this call's socket.
-    let Some(stored) = (unsafe { record::get_or_create(sk, &mut new) }) else {
-        return faults::count(ctx, Fault::StorageFailed);
-    };
-    // SAFETY: the record of this socket, whose lock this call runs under.
-    if unsafe { (*stored).start_ns } != new.start_ns {
-        // Two of our links run side by side for a moment: the other one has counted it.
-        return faults::count(ctx, Fault::RecordExists);
-    }
-    // SAFETY: a live map value.
-    unsafe {
-        endpoint::add(&raw mut (*sums).accepted, 1);
-        endpoint::add(&raw mut (*sums).open, 1);
-    }
-    ask_for_close(ctx, stored);
 }
 
 /// A socket that asked for it changes its state; only the way to CLOSE is of interest.
@@ -165,39 +123,11 @@ fn socket(ctx: &SockOpsContext) -> Option<(*mut c_void, TcpSock)> {
     Some((sk, tcp?))
 }
 
-/// A record of this call's socket.
+/// The socket's cookie; made here if nobody has asked for it yet.
 #[inline(always)]
-fn describe(ctx: &SockOpsContext, tcp: TcpSock, kind: u8) -> Connection {
-    let family = ctx.family();
-    // All are read before the choice: left to itself the compiler chooses a pointer into the
-    // context and loads through it, which the verifier refuses.
-    let local_ip4 = word(&ctx_ref(ctx).local_ip4);
-    let remote_ip4 = word(&ctx_ref(ctx).remote_ip4);
-    let local_ip6 = words(&ctx_ref(ctx).local_ip6);
-    let remote_ip6 = words(&ctx_ref(ctx).remote_ip6);
-    let (local_addr, remote_addr) = if family == AF_INET {
-        (mapped(local_ip4), mapped(remote_ip4))
-    } else {
-        (octets(local_ip6), octets(remote_ip6))
-    };
-    Connection {
-        // SAFETY: helpers without preconditions beyond the context. The cookie is made here.
-        cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
-        // SAFETY: as above.
-        start_ns: unsafe { bpf_ktime_get_ns() },
-        cgroup: tcp.cgroup(),
-        netns: tcp.netns(),
-        local_port: ctx.local_port() as u16,
-        // Network order, in the upper half of the word as the kernel's host sees it.
-        remote_port: u16::from_be((ctx.remote_port() >> 16) as u16),
-        local_addr,
-        remote_addr,
-        family: family as u8,
-        kind,
-        flags: 0,
-        protocol: IpProto::Tcp as u8,
-        device: tcp.skc_bound_dev_if(),
-    }
+fn cookie(ctx: &SockOpsContext) -> u64 {
+    // SAFETY: a helper without preconditions beyond the context.
+    unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
 /// Adds the STATE callback to the flags that are there; clears none.
@@ -218,90 +148,7 @@ fn ask_for_close(ctx: &SockOpsContext, stored: *mut Connection) {
 }
 
 #[inline(always)]
-fn settings() -> Option<Settings> {
-    SETTINGS.get(0).copied()
-}
-
-#[inline(always)]
 fn ctx_ref(ctx: &SockOpsContext) -> &bpf_sock_ops {
     // SAFETY: `ops` is the program's context, valid for the call.
     unsafe { &*ctx.ops }
-}
-
-#[inline(always)]
-fn word(word: &u32) -> u32 {
-    // SAFETY: a valid reference; volatile, so that the load stays where it is written.
-    unsafe { core::ptr::read_volatile(word) }
-}
-
-#[inline(always)]
-fn words(words: &[u32; 4]) -> [u32; 4] {
-    [
-        word(&words[0]),
-        word(&words[1]),
-        word(&words[2]),
-        word(&words[3]),
-    ]
-}
-
-/// An IPv4 address in network order as the IPv4-mapped IPv6 address.
-#[inline(always)]
-fn mapped(ip4: u32) -> [u8; 16] {
-    let [a, b, c, d] = ip4.to_ne_bytes();
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-}
-
-#[inline(always)]
-fn octets(ip6: [u32; 4]) -> [u8; 16] {
-    let mut octets = [0; 16];
-    let mut i = 0;
-    while i < 4 {
-        let word = ip6[i].to_ne_bytes();
-        octets[4 * i] = word[0];
-        octets[4 * i + 1] = word[1];
-        octets[4 * i + 2] = word[2];
-        octets[4 * i + 3] = word[3];
-        i += 1;
-    }
-    octets
-}
-
-/// 127.0.0.0/8, also mapped, and ::1.
-#[inline(always)]
-fn is_loopback(addr: &[u8; 16]) -> bool {
-    match addr {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, ..]
-        | [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1] => true,
-        _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn loopback_is_127_mapped_or_one() {
-        assert!(is_loopback(&mapped(u32::from_ne_bytes([127, 9, 9, 9]))));
-        assert!(is_loopback(&std::net::Ipv6Addr::LOCALHOST.octets()));
-        assert!(!is_loopback(&mapped(u32::from_ne_bytes([10, 127, 0, 1]))));
-        assert!(!is_loopback(&std::net::Ipv6Addr::UNSPECIFIED.octets()));
-        assert!(!is_loopback(
-            &"7f00::1".parse::<std::net::Ipv6Addr>().unwrap().octets()
-        ));
-    }
-
-    #[test]
-    fn addresses_keep_their_octets() {
-        let ip = std::net::Ipv4Addr::new(10, 1, 2, 3);
-        assert_eq!(
-            mapped(u32::from_ne_bytes(ip.octets())),
-            ip.to_ipv6_mapped().octets()
-        );
-        let six: std::net::Ipv6Addr = "2001:db8:1:2:3:4:5:6".parse().unwrap();
-        let words = std::array::from_fn(|i| {
-            u32::from_ne_bytes(six.octets()[4 * i..4 * i + 4].try_into().unwrap())
-        });
-        assert_eq!(octets(words), six.octets());
-    }
 }

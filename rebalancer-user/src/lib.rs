@@ -8,6 +8,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod moves;
+pub mod netns;
 pub mod observe;
 pub mod plan;
 pub mod policy;

@@ -28,6 +28,7 @@ fn connection(cookie: u64) -> Connection {
         local: "10.1.0.1:8080".parse().unwrap(),
         remote,
         opened: KernelTime(0),
+        device: 0,
         adopted: false,
         state: TcpState::Established,
         owned: true,

@@ -9,7 +9,6 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use rebalancer_common::Fault;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::{MissedTickBehavior, interval},
@@ -97,13 +96,11 @@ struct Agent {
     faults: BTreeMap<Fault, u64>,
 }
 
-type Log = Option<AsyncFd<KernelLog>>;
-
 impl Agent {
     fn start(
         options: Options,
         policy: Policy,
-    ) -> anyhow::Result<(Self, Log, UnboundedReceiver<Done>)> {
+    ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -114,6 +111,13 @@ impl Agent {
         )?;
         if tracker.replaced_stale_pins() {
             warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
+        }
+        let adopted = tracker.adopt()?;
+        if adopted.not_entered > 0 {
+            warn!(
+                count = adopted.not_entered,
+                "network namespaces could not be entered: their older connections are not tracked"
+            );
         }
         let lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
         let mut mode = options.mode;
@@ -129,11 +133,7 @@ impl Agent {
         // The mover asks the kernel by itself, so it has its own iterator and memory.
         let mover = Mover::start(Lister::open(kernel, tracker.pins())?, tell)
             .context("starting the moving thread")?;
-        let kernel_log = tracker
-            .take_log()
-            .map(|log| AsyncFd::with_interest(log, Interest::READABLE))
-            .transpose()
-            .context("listening to the kernel half")?;
+        let kernel_log = tracker.take_log().context("listening to the kernel half")?;
         let policy = policy.with_mode_at_most(mode);
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -143,6 +143,7 @@ impl Agent {
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
+            adopted_from = adopted.namespaces,
             "started"
         );
         let agent = Self {
@@ -194,10 +195,7 @@ impl Agent {
             match chosen.mode() {
                 Mode::Enforce => {
                     let device = devices.get(&chosen.cookie()).copied().unwrap_or(0);
-                    self.order(Order {
-                        chosen: chosen.clone(),
-                        device,
-                    });
+                    self.order(chosen, device);
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
@@ -209,11 +207,14 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
     }
 
-    fn order(&mut self, order: Order) {
-        self.ledger.started(&order.chosen, self.now);
-        let Some(mover) = &self.mover else { return };
-        if let Err(Order { chosen, .. }) = mover.order(order) {
-            self.ended(&chosen, Outcome::Refused("queueFull"), Duration::ZERO);
+    fn order(&mut self, chosen: &Move, device: u32) {
+        self.ledger.started(chosen, self.now);
+        let order = Order {
+            chosen: chosen.clone(),
+            device,
+        };
+        if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
+            self.ended(chosen, Outcome::Refused("queueFull"), Duration::ZERO);
         }
     }
 
@@ -293,12 +294,9 @@ fn tracking(policy: &Policy) -> Tracking {
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.
-async fn kernel_spoke(log: &mut Log) {
-    let Some(log) = log else {
-        return std::future::pending().await;
-    };
-    if let Ok(mut ready) = log.readable_mut().await {
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
+async fn kernel_spoke(log: &mut Option<KernelLog>) {
+    match log {
+        Some(log) => log.pass_on().await,
+        None => std::future::pending().await,
     }
 }

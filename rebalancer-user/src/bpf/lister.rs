@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{Ebpf, programs::Iter};
+use aya::Ebpf;
 use bytes::{Buf as _, Bytes, BytesMut};
 use rebalancer_common::{ListHead, Listed, SHARDS, names, shard_of};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -20,8 +20,8 @@ use zerocopy::FromBytes as _;
 use super::{
     Error, Kernel, OBJECT,
     maps::{check_abi, pinned},
-    sys,
-    tracker::{loader, shared_maps},
+    sys::{self, PassEnd},
+    tracker::{failed, load_iterator, loader, shared_maps},
 };
 use crate::snapshot::Cookie;
 
@@ -197,23 +197,13 @@ impl Loaded {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
-        let failed = |step: &str, e: anyhow::Error| {
-            Error::call(format!("{step} the iterator {}", names::LIST), e)
-        };
-        let program: &mut Iter = ebpf
-            .program_mut(names::LIST)
-            .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
-            .try_into()
-            .map_err(|e: aya::programs::ProgramError| failed("finding", e.into()))?;
-        program
-            .load("bpf_sk_storage_map", &kernel.btf)
-            .map_err(|e| failed("loading", e.into()))?;
-        let program = program.fd().map_err(|e| failed("loading", e.into()))?;
+        let failed = failed(names::LIST);
+        let program = load_iterator(&mut ebpf, names::LIST, "bpf_sk_storage_map", kernel)?;
         let mut links = Vec::with_capacity(SHARDS);
         for name in names::CONNECTIONS {
             let map = pinned(pins, name)?;
             links.push(
-                sys::link_iterator(program.as_fd(), map_fd(&map)?.as_fd())
+                sys::link_iterator(program.as_fd(), Some(map_fd(&map)?.as_fd()))
                     .map_err(|e| failed("linking", e.into()))?,
             );
         }
@@ -232,17 +222,8 @@ impl Loaded {
     fn run(&mut self, shard: usize) -> Result<bool, Error> {
         let failed = |e: io::Error| Error::call(format!("listing shard {shard}"), e);
         self.head.zero();
-        let pass = sys::start_iterator(self.links[shard].as_fd()).map_err(failed)?;
-        let mut nothing = [0; 64];
-        loop {
-            match rustix::io::read(&pass, &mut nothing) {
-                Ok(0) => return Ok(self.head.read_head().passes == 1),
-                Ok(_) => {}
-                Err(rustix::io::Errno::AGAIN) => return Ok(false),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(e) => return Err(failed(e.into())),
-            }
-        }
+        let end = sys::run_iterator(self.links[shard].as_fd()).map_err(failed)?;
+        Ok(end == PassEnd::Whole && self.head.read_head().passes == 1)
     }
 }
 

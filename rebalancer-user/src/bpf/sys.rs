@@ -40,10 +40,15 @@ struct IterCreate {
     flags: u32,
 }
 
-/// Links an iterator program to a map: aya's own `attach` cannot name the map.
-pub(super) fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Links an iterator program, to a map if it is one over a map: aya's own `attach` cannot name
+/// the map, and its link can be read but once.
+pub(super) fn link_iterator(
+    program: BorrowedFd<'_>,
+    map: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    let map_fd = map.map_or(0, |map| map.as_raw_fd() as u32);
     let info = IterLinkInfo {
-        map_fd: map.as_raw_fd() as u32,
+        map_fd,
         rest: [0; 3],
     };
     let attr = LinkCreate {
@@ -51,15 +56,15 @@ pub(super) fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io:
         target_fd: 0,
         attach_type: BPF_TRACE_ITER,
         flags: 0,
-        iter_info: (&raw const info) as u64,
-        iter_info_len: size_of::<IterLinkInfo>() as u32,
+        iter_info: map.map_or(0, |_| (&raw const info) as u64),
+        iter_info_len: map.map_or(0, |_| size_of::<IterLinkInfo>() as u32),
         pad: 0,
     };
     bpf(BPF_LINK_CREATE, &attr)
 }
 
 /// A fresh pass over the linked map: reading the descriptor to its end runs it.
-pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     bpf(
         BPF_ITER_CREATE,
         &IterCreate {
@@ -67,6 +72,29 @@ pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             flags: 0,
         },
     )
+}
+
+/// How a pass over an iterator ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PassEnd {
+    /// The iterator came to its end.
+    Whole,
+    /// The program, or a very long list, stopped it: reading on would resume.
+    CutShort,
+}
+
+/// Runs one pass of an iterator that prints nothing.
+pub(super) fn run_iterator(link: BorrowedFd<'_>) -> io::Result<PassEnd> {
+    let pass = start_iterator(link)?;
+    let mut nothing = [0; 64];
+    loop {
+        match rustix::io::read(&pass, &mut nothing) {
+            Ok(0) => return Ok(PassEnd::Whole),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => return Ok(PassEnd::CutShort),
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// `bpf(2)` for commands that answer with a descriptor.

@@ -1,18 +1,21 @@
 //! The sock_ops program on the cgroup root, and the maps it fills.
 
 use std::{
-    os::fd::{AsRawFd, RawFd},
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, SockOps},
+    programs::{CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps},
 };
 use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
 
-use super::{Error, Kernel, OBJECT, PinDir, cgroup_root, maps::write_settings};
+use super::{Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root, maps::write_settings, sys};
+use crate::netns::{Namespaces, enter};
 
 /// What to record.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +40,8 @@ impl Default for Tracking {
 pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
     _ebpf: Ebpf,
-    log: Option<KernelLog>,
+    adopt: OwnedFd,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
     pins: PinDir,
     cgroup: PathBuf,
     replaced: bool,
@@ -66,28 +70,42 @@ impl Tracker {
         // Kept until the program is loaded: it owns the map that the program writes to.
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
-            .ok()
-            .map(KernelLog);
-        let failed = |step: &str, e: anyhow::Error| {
-            Error::call(format!("{step} the program {}", names::SOCK_OPS), e)
-        };
-        let program: &mut SockOps = ebpf
-            .program_mut(names::SOCK_OPS)
-            .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
-            .try_into()
-            .map_err(|e: aya::programs::ProgramError| failed("finding", e.into()))?;
-        program.load().map_err(|e| failed("loading", e.into()))?;
-        // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
-        program
-            .attach(&cgroup_dir, CgroupAttachMode::Single)
-            .map_err(|e| failed("attaching", e.into()))?;
+            .ok();
+        let adopt = link_adopt(&mut ebpf, kernel)?;
+        // The link closes what it is attached to when it is dropped, at the latest with us.
+        attach_sock_ops(&mut ebpf, &cgroup_dir)?;
         Ok(Self {
             _ebpf: ebpf,
+            adopt,
             log,
             pins,
             cgroup,
             replaced,
         })
+    }
+
+    /// Makes records of the connections and listeners that are older than tracking, in every
+    /// network namespace. Their age is known from now on only.
+    ///
+    /// Returns in how many namespaces it looked, and how many it could not enter.
+    pub fn adopt(&self) -> Result<Adopted, Error> {
+        let mut namespaces = Namespaces::default();
+        let mut adopted = Adopted::default();
+        for netns in namespaces.all() {
+            // One that is gone by now has no connections to adopt.
+            let Some(target) = namespaces.open(netns) else {
+                continue;
+            };
+            // After very many sockets the kernel pauses; reading on would resume by count, so the
+            // namespace is begun anew: what has its record by then is passed over quickly.
+            let pass = || sys::run_iterator(self.adopt.as_fd());
+            match enter(&target, pass) {
+                Err(_) => adopted.not_entered += 1,
+                Ok(Ok(_)) => adopted.namespaces += 1,
+                Ok(Err(e)) => return Err(Error::call("adopting older connections", e)),
+            }
+        }
+        Ok(adopted)
     }
 
     /// Where the maps are pinned.
@@ -111,25 +129,64 @@ impl Tracker {
     }
 
     /// The reader of the kernel half's rare messages.
-    pub fn take_log(&mut self) -> Option<KernelLog> {
-        self.log.take()
+    /// Call it once, within a tokio runtime.
+    pub fn take_log(&mut self) -> io::Result<Option<KernelLog>> {
+        self.log.take().map(KernelLog::listen).transpose()
     }
 }
 
-/// Rare messages of the kernel half.
-pub struct KernelLog(EbpfLogger<&'static dyn log::Log>);
-
-impl KernelLog {
-    /// Hands what is there to the `log` crate.
-    pub fn flush(&mut self) {
-        self.0.flush();
-    }
+/// Where older connections were looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Network namespaces looked into.
+    pub namespaces: usize,
+    /// Those that could not be entered: CAP_SYS_ADMIN is missing.
+    pub not_entered: usize,
 }
 
-impl AsRawFd for KernelLog {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
+fn attach_sock_ops(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), Error> {
+    let failed = failed(names::SOCK_OPS);
+    let program: &mut SockOps = ebpf
+        .program_mut(names::SOCK_OPS)
+        .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
+        .try_into()
+        .map_err(|e: ProgramError| failed("finding", e.into()))?;
+    program.load().map_err(|e| failed("loading", e.into()))?;
+    // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
+    program
+        .attach(cgroup, CgroupAttachMode::Single)
+        .map_err(|e| failed("attaching", e.into()))?;
+    Ok(())
+}
+
+fn link_adopt(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<OwnedFd, Error> {
+    let failed = failed(names::ADOPT);
+    let program = load_iterator(ebpf, names::ADOPT, "tcp", kernel)?;
+    sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))
+}
+
+/// Loads an iterator program of the object; returns its descriptor.
+pub(super) fn load_iterator<'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    over: &str,
+    kernel: &Kernel,
+) -> Result<&'a ProgramFd, Error> {
+    let failed = failed(name);
+    let program: &mut Iter = ebpf
+        .program_mut(name)
+        .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
+        .try_into()
+        .map_err(|e: ProgramError| failed("finding", e.into()))?;
+    program
+        .load(over, &kernel.btf)
+        .map_err(|e| failed("loading", e.into()))?;
+    program.fd().map_err(|e| failed("loading", e.into()))
+}
+
+/// An error of one step with one program.
+pub(super) fn failed(program: &'static str) -> impl Fn(&str, anyhow::Error) -> Error {
+    move |step, e| Error::call(format!("{step} the program {program}"), e)
 }
 
 fn settings(tracking: Tracking) -> Settings {

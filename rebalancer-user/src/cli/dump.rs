@@ -18,8 +18,8 @@ use crate::{
 
 /// Show every tracked connection, or every endpoint.
 ///
-/// Reads the maps of the agent that runs. Without one it attaches for the call, and can then
-/// only know what is accepted during it.
+/// Reads the maps of the agent that runs. Without one it attaches for the call: it then shows what
+/// is there, but ages count from the call, and nothing is known of what has closed.
 #[derive(Args)]
 pub(super) struct Dump {
     /// Show endpoints: listeners, connections accepted, open and closed, bytes.
@@ -28,9 +28,6 @@ pub(super) struct Dump {
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Without an agent: how long to watch before the dump, such as `2s`.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = watch_time)]
-    watch: std::time::Duration,
     #[command(flatten)]
     kernel: KernelArgs,
 }
@@ -54,12 +51,10 @@ impl Dump {
         bpf::raise_memlock();
         let (_own, mut lister) = attach_for_the_call(kernel, &self)?;
         eprintln!(
-            "no agent runs ({} has no live pins): attached for this call, watching for {:?}; \
-             older connections are not known, ages count from now",
+            "no agent runs ({} has no live pins): attached for this call; ages count from now, \
+             so they and the rates are lower and upper bounds",
             pins.display(),
-            self.watch
         );
-        std::thread::sleep(self.watch);
         self.print(&mut lister, Source::ThisCall)
     }
 
@@ -99,6 +94,13 @@ fn attach_for_the_call(kernel: Arc<Kernel>, dump: &Dump) -> anyhow::Result<(Trac
             ..Tracking::default()
         },
     )?;
+    let adopted = tracker.adopt()?;
+    if adopted.not_entered > 0 {
+        eprintln!(
+            "warning: {} network namespaces could not be entered",
+            adopted.not_entered
+        );
+    }
     let lister = Lister::open(kernel, &own)?;
     Ok((tracker, lister))
 }
@@ -130,9 +132,4 @@ fn remove_stale(pins: &Path) {
             drop(bpf::PinDir::take(&entry.path()));
         }
     }
-}
-
-fn watch_time(text: &str) -> Result<std::time::Duration, String> {
-    let _ = text;
-    Ok(std::time::Duration::from_secs(3))
 }

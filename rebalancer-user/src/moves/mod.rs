@@ -6,12 +6,10 @@
 
 mod diag;
 mod mover;
-mod netns;
 mod probe;
 mod quiet;
 
 pub use diag::{Socket, SocketId};
 pub use mover::{Done, Mover, Order};
-pub use netns::{Namespaces, enter};
 pub use probe::can_destroy;
 pub use quiet::{Quiet, judge};

@@ -4,21 +4,17 @@ use std::{
     collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{
-    Quiet, Socket, SocketId,
-    diag::Diag,
-    judge,
-    netns::{Namespaces, enter},
-};
+use super::{Quiet, Socket, SocketId, diag::Diag, judge};
 use crate::{
     bpf::{self, Lister},
+    netns::{Namespaces, enter},
     plan::{Move, Outcome},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{Cookie, Netns, TcpState},
@@ -79,14 +75,11 @@ impl Mover {
         })
     }
 
-    /// Hands over a move; gives it back if the thread cannot take it.
-    pub fn order(&self, order: Order) -> Result<(), Order> {
-        let Some(orders) = &self.orders else {
-            return Err(order);
-        };
-        orders.try_send(order).map_err(|e| match e {
-            TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
-        })
+    /// Hands over a move. `false`: the thread cannot take it, and there will be no [`Done`].
+    pub fn order(&self, order: Order) -> bool {
+        self.orders
+            .as_ref()
+            .is_some_and(|orders| orders.try_send(order).is_ok())
     }
 }
 

@@ -55,6 +55,7 @@ fn connection(port: u16, remote: &str) -> Connection {
         local: SocketAddr::new(remote.ip(), port),
         remote,
         opened: KernelTime(0),
+        device: 0,
         adopted: false,
         state: TcpState::Established,
         owned: true,

@@ -8,7 +8,8 @@ use rebalancer_user::{
 };
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, own_pins, request,
+    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, ours_in_kernel,
+    own_pins, request,
 };
 
 #[test]
@@ -209,30 +210,14 @@ fn bpftool_shows_the_maps_with_field_names() {
 fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
     let _alone = alone();
     let lab = lab(1);
-    let pins = own_pins();
-    let mut dump = std::process::Command::new(REBALANCER)
-        .args(["dump", "-o", "json", "--watch", "2s", "--pins"])
-        .arg(&pins)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
+    let mut stream = connect(&lab, lab.pod(0).address());
+    let answer = request(&mut stream, "/").unwrap();
+    let before = ours_in_kernel();
+    let out = std::process::Command::new(REBALANCER)
+        .args(["dump", "-o", "json", "--pins"])
+        .arg(own_pins())
+        .output()
         .unwrap();
-    let mut own = pins.clone().into_os_string();
-    own.push(format!("-dump-{}", dump.id()));
-    let own = std::path::PathBuf::from(own);
-    eventually("attached", || {
-        let there = own.join("settings").exists();
-        if there { Ok(there) } else { Err(there) }
-    });
-    let streams: Vec<_> = std::iter::from_fn(|| {
-        let running = dump.try_wait().unwrap().is_none();
-        running.then(|| {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            connect(&lab, lab.pod(0).address())
-        })
-    })
-    .collect();
-    let out = dump.wait_with_output().unwrap();
     assert!(out.status.success(), "{out:?}");
     let said = String::from_utf8(out.stderr).unwrap();
     assert!(
@@ -241,17 +226,92 @@ fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
     );
     let value: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(value["source"], "thisCall");
-    let of_pod = |c: &&serde_json::Value| c["endpoint"]["netns"] == lab.pod(0).host.netns_inode();
-    let seen = value["items"]
-        .as_array()
-        .unwrap()
+    let items = value["items"].as_array().unwrap();
+    let peer = stream.local_addr().unwrap().to_string();
+    let shown = items
         .iter()
-        .filter(of_pod)
-        .count();
-    assert!(
-        seen > 0 && seen <= streams.len(),
-        "{seen} of {}",
-        streams.len()
+        .find(|c| c["peer"] == peer)
+        .expect("what is older is shown too");
+    assert_eq!(
+        (&shown["adopted"], &shown["bytesOut"]),
+        (&true.into(), &answer.into())
     );
-    assert!(!own.exists(), "its pins are gone");
+    assert_eq!(ours_in_kernel(), before);
+    let left = std::fs::read_dir("/sys/fs/bpf").unwrap().flatten();
+    let left: Vec<_> = left
+        .filter(|e| e.file_name().to_string_lossy().contains("-dump-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_killed_dumps_pins_are_removed_by_the_next() {
+    let _alone = alone();
+    let pins = own_pins();
+    let mut stale = pins.clone().into_os_string();
+    stale.push("-dump-4194304"); // no process has this id
+    std::fs::create_dir(&stale).unwrap();
+    let out = std::process::Command::new(REBALANCER)
+        .args(["dump", "--pins"])
+        .arg(&pins)
+        .output();
+    assert!(out.unwrap().status.success());
+    assert!(!std::path::Path::new(&stale).exists());
+}
+
+#[test]
+fn what_is_older_than_the_agent_is_adopted_once_and_its_close_is_seen() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut old: Vec<_> = (0..5).map(|_| connect(&lab, pod.address())).collect();
+    let mut received = 0;
+    for stream in &mut old {
+        received += request(stream, "/blob").unwrap() as u64;
+    }
+    let agent = Agent::on_machine(TRACK_ONLY);
+    let young = connect(&lab, pod.address());
+    let all = agent.connections(pod);
+    assert_eq!(
+        all.iter().filter(|c| c["adopted"] == true).count(),
+        5,
+        "{all:#?}"
+    );
+    assert_eq!(all.iter().filter(|c| c["adopted"] == false).count(), 1);
+    let e = agent.endpoint(pod, 80);
+    assert_eq!(
+        (&e["listeners"], &e["accepted"], &e["open"]),
+        (&1.into(), &6.into(), &6.into())
+    );
+    assert_eq!(e["bytesOut"], received, "bytes before the adoption count");
+
+    // The other ends of these connections were not accepted: they are no connections of ours.
+    let netns = lab.client().netns_inode();
+    assert!(
+        agent
+            .dump(&[])
+            .iter()
+            .all(|c| c["endpoint"]["netns"] != netns)
+    );
+
+    drop((old, young));
+    let e = eventually("closed", || {
+        let e = agent.endpoint(pod, 80);
+        if e["closed"] == 6 && e["open"] == 0 {
+            Ok(e)
+        } else {
+            Err(e)
+        }
+    });
+    let out = e["bytesOut"].as_u64().unwrap();
+    assert!(
+        (received..=received + 6).contains(&out),
+        "{out} of {received}"
+    );
+    lab.pod(0).stop_server().unwrap();
+    let e = agent.endpoint(pod, 80);
+    assert_eq!(
+        e["listeners"], 0,
+        "an adopted listener's end is seen: {e:#}"
+    );
 }

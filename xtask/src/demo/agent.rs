@@ -1,62 +1,69 @@
-//! The rebalancer as the third act runs it: the release agent on this machine, its moves read
+//! The rebalancer as the demo runs it: the release agent on this machine, its moves read
 //! from its log.
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Child, ExitStatus, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{RecvTimeoutError, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::lab::Lab;
 
-const START: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) struct Agent {
     process: Child,
+    program: PathBuf,
+    policy: PathBuf,
+    pins: PathBuf,
     log: Arc<Mutex<Log>>,
     reader: JoinHandle<()>,
+    /// Hears of every policy that the agent has taken up.
+    ready: Receiver<()>,
 }
 
 /// What the agent has said.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Log {
-    /// How many moves ended in which outcome.
-    pub(super) outcomes: BTreeMap<String, u64>,
+    /// How many moves of which rule ended in which outcome.
+    moves: BTreeMap<(String, String), u64>,
+    /// How many moves it would have made.
+    pub(super) would_move: u64,
     /// Warnings and errors, and what is no JSON.
     pub(super) troubles: Vec<String>,
 }
 
 impl Agent {
     /// Starts the agent with `policy` and waits until it says that it has started.
-    pub(super) fn start(lab: &Lab, agent: &Path, policy: &str) -> Result<Self> {
-        let file = lab.folder().join("policy.yaml");
+    pub(super) fn start(lab: &Lab, program: &Path, policy: &str) -> Result<Self> {
+        let (file, pins) = (lab.folder().join("policy.yaml"), lab.pins());
         fs::write(&file, policy).context("write the policy")?;
         let mut process = lab
             .machine()
-            .command(agent)
+            .command(program)
             .args(["agent", "--log-format", "json", "--policy"])
             .arg(&file)
             .arg("--pins")
-            .arg(lab.pins())
+            .arg(&pins)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("start {}", agent.display()))?;
+            .with_context(|| format!("start {}", program.display()))?;
         let output = process.stderr.take().expect("its log is a pipe");
         let log = Arc::new(Mutex::new(Log::default()));
-        let (tell, started) = channel();
+        let (tell, ready) = channel();
         let writer = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -66,14 +73,19 @@ impl Agent {
                     .read(&line, &tell);
             }
         });
+        let program = program.to_owned();
         let agent = Self {
             process,
+            program,
+            policy: file,
+            pins,
             log,
             reader,
+            ready,
         };
-        match started.recv_timeout(START) {
+        match agent.ready.recv_timeout(PATIENCE) {
             Ok(()) => Ok(agent),
-            Err(RecvTimeoutError::Timeout) => bail!("the agent does not start in {START:?}"),
+            Err(RecvTimeoutError::Timeout) => bail!("the agent does not start in {PATIENCE:?}"),
             Err(RecvTimeoutError::Disconnected) => {
                 let (log, status) = agent.end()?;
                 bail!(
@@ -84,9 +96,41 @@ impl Agent {
         }
     }
 
-    pub(super) fn moves(&self) -> u64 {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.outcomes.get("reset").copied().unwrap_or(0)
+    /// Gives it another policy, as a changed ConfigMap does, and waits until it has it.
+    pub(super) fn reload(&self, policy: &str) -> Result<()> {
+        fs::write(&self.policy, policy).context("write the policy")?;
+        kill_process(Pid::from_child(&self.process), Signal::HUP).context("SIGHUP")?;
+        let ready = self.ready.recv_timeout(PATIENCE);
+        ready.with_context(|| {
+            format!(
+                "the agent did not take up the policy:\n{}",
+                self.log().troubles.join("\n")
+            )
+        })
+    }
+
+    /// What it has said so far.
+    pub(super) fn log(&self) -> Log {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// What its maps hold: a table of the endpoints.
+    pub(super) fn dump_endpoints(&self) -> Result<String> {
+        let output = Command::new(&self.program)
+            .args(["dump", "--endpoints", "--pins"])
+            .arg(&self.pins)
+            .output()
+            .context("rebalancer dump")?;
+        let problem = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "rebalancer dump: {}",
+            problem.trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Stops it as Kubernetes would, and returns all it said.
@@ -118,15 +162,27 @@ impl Agent {
 }
 
 impl Log {
-    fn read(&mut self, line: &str, started: &Sender<()>) {
+    /// The moves of `rule`, by outcome.
+    pub(super) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
+        let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
+        of_rule
+            .map(|((_, outcome), count)| (outcome.as_str(), *count))
+            .collect()
+    }
+
+    fn read(&mut self, line: &str, ready: &Sender<()>) {
         let Ok(event) = serde_json::from_str::<Value>(line) else {
             return self.troubles.push(line.to_owned());
         };
         let text = |name: &str| event[name].as_str().unwrap_or_default();
         match text("message") {
             // Nobody waits for it any more if it took too long.
-            "started" => drop(started.send(())),
-            "move" => *self.outcomes.entry(text("outcome").to_owned()).or_default() += 1,
+            "started" | "policy reloaded" => drop(ready.send(())),
+            "would move" => self.would_move += 1,
+            "move" => {
+                let key = (text("rule").to_owned(), text("outcome").to_owned());
+                *self.moves.entry(key).or_default() += 1;
+            }
             _ => {}
         }
         if matches!(text("level"), "WARN" | "ERROR") {
@@ -145,16 +201,17 @@ mod tests {
         let mut log = Log::default();
         for line in [
             r#"{"level":"INFO","message":"started","pid":1}"#,
-            r#"{"level":"INFO","message":"move","outcome":"reset","cookie":"1"}"#,
-            r#"{"level":"INFO","message":"move","outcome":"reset","cookie":"2"}"#,
-            r#"{"level":"WARN","message":"move","outcome":"failed","cookie":"3"}"#,
+            r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
+            r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"1"}"#,
+            r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"2"}"#,
+            r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
             "thread panicked",
         ] {
             log.read(line, &tell);
         }
         assert!(started.try_recv().is_ok());
-        let outcomes = BTreeMap::from([("failed".to_owned(), 1), ("reset".to_owned(), 2)]);
-        assert_eq!(log.outcomes, outcomes);
-        assert_eq!(log.troubles.len(), 2);
+        assert_eq!(log.outcomes("old"), BTreeMap::from([("reset", 2)]));
+        assert_eq!(log.outcomes("big"), BTreeMap::from([("failed", 1)]));
+        assert_eq!((log.would_move, log.troubles.len()), (1, 2));
     }
 }

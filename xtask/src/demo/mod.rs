@@ -8,7 +8,7 @@ mod policies;
 mod shares;
 
 use std::{
-    path::Path,
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -22,8 +22,9 @@ use crate::{
     terminal::{bold, dim, green, heading, red},
     test::needs_this_kernel,
 };
-use agent::{Agent, Log};
+use agent::Agent;
 use fleet::{Fleet, SIZE};
+use policies::Policy;
 use shares::{SPREAD, Shares};
 
 const REQUESTS: u64 = 3000;
@@ -38,8 +39,8 @@ pub(crate) fn run() -> Result<()> {
     needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     heading("The agent");
-    let agent = build::agent()?;
-    println!("  {}", agent.display());
+    let program = build::agent()?;
+    println!("  {}", program.display());
 
     let started = Instant::now();
     let lab = Lab::start(Spec::default())?;
@@ -54,12 +55,37 @@ pub(crate) fn run() -> Result<()> {
         demo.lab.service()
     );
     demo.requests_spread_connections_do_not()?;
-    let (fleet, before) = demo.scaling_out_does_not_help()?;
-    demo.the_old_ones_move(&agent, fleet, &before)?;
-    demo.the_heavy_ones_move(&agent)?;
+    let subnet = demo.lab.client_subnet();
+    let old = Policy {
+        rule: "too-old",
+        limit: "maxAge: 8s",
+        client_subnet: &subnet,
+    };
+    let heavy = Policy {
+        rule: "too-heavy",
+        limit: "maxBytes: 4Mi",
+        client_subnet: &subnet,
+    };
+    // It sees every connection from its first packet on, and only watches for now.
+    let agent = Agent::start(&demo.lab, &program, &old.dry_run())?;
+    let (fleet, before) = demo.scaling_out_does_not_help(&agent)?;
+    act(
+        "Act 3",
+        "the rebalancer moves what is too old, then what is too heavy",
+    );
+    println!("\n{}", dim(indent(&old.enforce())));
+    demo.moves_until_spread(&agent, &old, fleet, &before)?;
+    println!("\n  The same again with downloads of 256 KiB and another limit:");
+    println!("\n{}", dim(indent(&heavy.limits())));
+    agent.reload(&heavy.dry_run())?;
+    let (fleet, before) = demo.crowd("/blob")?;
+    demo.moves_until_spread(&agent, &heavy, fleet, &before)?;
+    for trouble in agent.stop()?.troubles.iter().take(5) {
+        println!("  {} {}", red("the agent said:"), dim(trouble));
+    }
     let seconds = started.elapsed().as_secs();
     println!(
-        "\n{} The story took {seconds} s. The lab is gone.",
+        "\n{} The story took {seconds} s; the lab is being removed.",
         green("Done.")
     );
     Ok(())
@@ -114,7 +140,7 @@ impl Demo {
         Ok(())
     }
 
-    fn scaling_out_does_not_help(&self) -> Result<(Fleet, Shares)> {
+    fn scaling_out_does_not_help(&self, agent: &Agent) -> Result<(Fleet, Shares)> {
         act(
             "Act 2",
             "connections that are kept stay where they are, also when replicas are added",
@@ -138,28 +164,21 @@ impl Demo {
             "connections moved without an agent: {}",
             last.line()
         );
-        println!("  Nothing moved: the two new replicas have nothing to do.");
-        Ok((fleet, last))
-    }
-
-    fn the_old_ones_move(&self, agent: &Path, fleet: Fleet, before: &Shares) -> Result<()> {
-        act(
-            "Act 3",
-            "the rebalancer moves what is too old, then what is too heavy",
+        println!(
+            "  Nothing moved: the two new replicas have nothing to do. What the agent sees, still"
         );
-        let policy = policies::by_age(&self.lab.client_subnet());
-        self.moves_until_spread(agent, &policy, fleet, before)
-    }
-
-    fn the_heavy_ones_move(&self, agent: &Path) -> Result<()> {
-        println!("\n  The same again with downloads of 256 KiB, and the other limit.");
-        let (fleet, before) = self.crowd("/blob")?;
-        let policy = policies::by_bytes(&self.lab.client_subnet());
-        self.moves_until_spread(agent, &policy, fleet, &before)
+        println!(
+            "  in DryRun (it would have moved {}):\n",
+            agent.log().would_move
+        );
+        println!("{}", indent(&agent.dump_endpoints()?));
+        Ok((fleet, last))
     }
 
     /// A fresh fleet on one replica, and then three replicas.
     fn crowd(&self, path: &str) -> Result<(Fleet, Shares)> {
+        // Down to none first: the agent sees listeners that begin after it.
+        self.lab.scale(0)?;
         self.lab.scale(1)?;
         let fleet = Fleet::start(&self.lab, path)?;
         let shares = Shares::of(&self.pods, &fleet.next()?.connections);
@@ -170,20 +189,20 @@ impl Demo {
 
     fn moves_until_spread(
         &self,
-        agent: &Path,
-        policy: &str,
+        agent: &Agent,
+        policy: &Policy<'_>,
         fleet: Fleet,
         before: &Shares,
     ) -> Result<()> {
-        println!("\n{}", dim(indent(policy)));
-        let agent = Agent::start(&self.lab, agent, policy)?;
-        let step = Step::start("the agent runs; its budget is 30 moves in 10 s");
+        agent.reload(&policy.enforce())?;
+        let step = Step::start("the agent moves, at most 30 in 10 s");
         let started = Instant::now();
         let (mut steady, mut after) = (0, before.clone());
         while steady < STEADY && started.elapsed() < PATIENCE {
             let report = fleet.next()?;
             after = Shares::of(&self.pods, &report.connections);
-            step.say(&format!("{}  moves {}", after.line(), agent.moves()));
+            let moves: u64 = agent.log().outcomes(policy.rule).values().sum();
+            step.say(&format!("{moves} moves: {}", after.line()));
             steady = if after.is_spread() { steady + 1 } else { 0 };
         }
         let spread = steady == STEADY;
@@ -192,11 +211,11 @@ impl Demo {
         } else {
             step.failed()
         }
-        let log = agent.stop()?;
+        agent.reload(&policy.dry_run())?;
         let report = fleet.stop()?;
         println!("  {}", bold("connections"));
         print!("{}", before.beside(&after));
-        show_moves(&log);
+        show_moves(&agent.log().outcomes(policy.rule));
         let answers: u64 = report.answers.values().sum();
         show_errors(answers, report.errors, report.last_error.as_deref());
         if !spread {
@@ -224,21 +243,14 @@ fn act(number: &str, title: &str) {
     heading(format!("{number}: {title}"));
 }
 
-fn show_moves(log: &Log) {
-    let outcomes: Vec<String> = log
-        .outcomes
-        .iter()
-        .map(|(o, n)| format!("{n} {o}"))
-        .collect();
+fn show_moves(outcomes: &BTreeMap<&str, u64>) {
+    let outcomes: Vec<String> = outcomes.iter().map(|(o, n)| format!("{n} {o}")).collect();
     let moves = if outcomes.is_empty() {
         "none".to_owned()
     } else {
         outcomes.join(", ")
     };
     println!("    {:<26}{moves}", "moves, by outcome");
-    for trouble in log.troubles.iter().take(5) {
-        println!("    {} {}", red("agent:"), dim(trouble));
-    }
 }
 
 fn show_errors(answers: u64, errors: u64, last: Option<&str>) {

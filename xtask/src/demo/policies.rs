@@ -1,33 +1,52 @@
-//! The two policies of the third act. Both are limited to the lab's client: nothing else on
-//! this machine is touched.
+//! The demo's policies. They are limited to the lab's client: nothing else on this machine is
+//! touched.
 
-/// Connections that are too old. All are, by the time the agent starts.
-pub(super) fn by_age(client_subnet: &str) -> String {
-    policy("too-old", "maxAge: 8s", client_subnet)
+/// One rule with one limit.
+pub(super) struct Policy<'a> {
+    pub(super) rule: &'a str,
+    pub(super) limit: &'a str,
+    pub(super) client_subnet: &'a str,
 }
 
-/// Connections that carried too much.
-pub(super) fn by_bytes(client_subnet: &str) -> String {
-    policy("too-heavy", "maxBytes: 4Mi", client_subnet)
-}
+impl Policy<'_> {
+    /// Says what it would move, and moves nothing.
+    pub(super) fn dry_run(&self) -> String {
+        self.file("DryRun")
+    }
 
-fn policy(name: &str, limit: &str, client_subnet: &str) -> String {
-    format!(
-        "\
+    pub(super) fn enforce(&self) -> String {
+        self.file("Enforce")
+    }
+
+    /// The line that says what is too much.
+    pub(super) fn limits(&self) -> String {
+        format!("limits: {{{}}}", self.limit)
+    }
+
+    fn file(&self, mode: &str) -> String {
+        let Self {
+            rule,
+            client_subnet,
+            ..
+        } = self;
+        let limits = self.limits();
+        format!(
+            "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
-mode: Enforce
+mode: {mode}
 interval: 1s
 budget: {{window: 10s, perNode: 30, maxInFlight: 20}}
 guards: {{minAge: 2s}}
 rules:
-- name: {name}
+- name: {rule}
   match:
     ports: [{{port: 80}}]
     peers: [{{ipBlock: {{cidr: {client_subnet}}}}}]
-  limits: {{{limit}}}
+  {limits}
   jitter: 50%
   steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
 "
-    )
+        )
+    }
 }

@@ -62,15 +62,14 @@ impl Shares {
 
     /// A line per pod, these shares on the left and `after` on the right.
     pub(super) fn beside(&self, after: &Self) -> String {
-        let pad = WIDTH as usize + 15;
-        let mut table = format!(
-            "    {:<8}{:>6}{:pad$}{:>6}\n",
+        let left = format!(
+            "{:<8}{:>6}{:width$}",
             "",
-            dim("before"),
+            "before",
             "",
-            dim("after"),
-            pad = pad - 6
+            width = WIDTH as usize + 9
         );
+        let mut table = format!("    {}\n", dim(format!("{left}{:>6}", "after")));
         for ((pod, before), (_, later)) in self.0.iter().zip(&after.0) {
             let (left, right) = (self.cell(*before), after.cell(*later));
             let _ = writeln!(table, "    {pod:<8}{left}{}", right.trim_end());

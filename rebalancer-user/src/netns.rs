@@ -32,6 +32,12 @@ impl Namespaces {
         self.open_known(netns)
     }
 
+    /// Every namespace that there is now.
+    pub fn all(&mut self) -> Vec<Netns> {
+        self.paths = scan();
+        self.paths.keys().copied().collect()
+    }
+
     fn open_known(&self, netns: Netns) -> Option<File> {
         let file = File::open(self.paths.get(&netns)?).ok()?;
         (inode(&file).ok()? == netns).then_some(file)
