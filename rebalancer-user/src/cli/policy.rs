@@ -1,11 +1,18 @@
 //! `rebalancer policy`: look at a policy file without an agent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    path::{Path, PathBuf},
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use crate::policy;
+
+/// More is not read: a file may have no end. Far above what a policy may have.
+const MOST: u64 = 16 << 20;
 
 /// Look at a policy file.
 #[derive(Subcommand)]
@@ -23,13 +30,14 @@ impl Policy {
             Self::Check { file } => {
                 let policy = load(&file)?;
                 let rules = policy.rules().len();
-                println!(
+                writeln!(
+                    io::stdout(),
                     "{}: valid, mode {}, {rules} rule{}",
                     name(&file),
                     policy.mode().as_str(),
                     if rules == 1 { "" } else { "s" },
-                );
-                Ok(())
+                )
+                .context("writing to stdout")
             }
         }
     }
@@ -38,14 +46,23 @@ impl Policy {
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
     let name = name(file);
-    let bytes = if file == Path::new("-") {
-        std::io::read_to_string(std::io::stdin()).map(String::into_bytes)
-    } else {
-        std::fs::read(file)
+    let bytes = read(file).with_context(|| format!("reading the policy {name}"))?;
+    if bytes.len() as u64 > MOST {
+        bail!("{name}: more than {} MiB, which no policy has", MOST >> 20);
     }
-    .with_context(|| format!("reading the policy {name}"))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text"))?;
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("{name}: not UTF-8 text; save it as UTF-8"))?;
     Ok(policy::parse(&name, &text)?)
+}
+
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        io::stdin().take(MOST + 1).read_to_end(&mut bytes)?;
+    } else {
+        File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 fn name(file: &Path) -> String {
