@@ -80,6 +80,10 @@ fn unit() -> Vec<Section> {
             "unit and property tests",
             &["test", "--workspace", "--lib", "--bins"],
         ),
+        section(
+            "properties of decisions",
+            &["test", "-p", "rebalancer-user", "--test", "decide"],
+        ),
         section("examples in the docs", &["test", "--workspace", "--doc"]),
     ];
     if !setup::kernel_is_ready() {
@@ -93,9 +97,11 @@ fn unit() -> Vec<Section> {
 
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
+    let tests = ["--test", "cli", "--test", "deploy"];
+    let agent = ["test", "-p", "rebalancer-user"];
     Ok(vec![section(
-        "command line",
-        &["test", "-p", "rebalancer-user", "--test", "cli"],
+        "command line, manifests",
+        &[&agent[..], &tests].concat(),
     )])
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Agent {
     )]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
-    #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
     mode: ModeArg,
     /// The form of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
@@ -41,8 +41,11 @@ pub(super) struct Agent {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeArg {
+    #[value(name = "Disabled")]
     Disabled,
+    #[value(name = "DryRun", alias = "dry-run")]
     DryRun,
+    #[value(name = "Enforce")]
     Enforce,
 }
 

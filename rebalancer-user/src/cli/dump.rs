@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::{KernelArgs, need_privilege};
+use super::{KernelArgs, need_privilege, note};
 use crate::{
     bpf::{self, Kernel, Lister, Tracker, Tracking},
     observe::observe,
@@ -50,21 +50,21 @@ impl Dump {
         }
         bpf::raise_memlock();
         let (_own, mut lister) = attach_for_the_call(kernel, &self)?;
-        eprintln!(
+        note(format_args!(
             "no agent runs ({} has no live pins): attached for this call; ages count from now, \
              so they and the rates are lower and upper bounds",
             pins.display(),
-        );
+        ));
         self.print(&mut lister, Source::ThisCall)
     }
 
     fn print(&self, lister: &mut Lister, source: Source) -> anyhow::Result<()> {
         let observation = observe(lister)?;
         for (fault, count) in &observation.faults {
-            eprintln!(
+            note(format_args!(
                 "warning: {}: {count} times since tracking began",
                 fault.text()
-            );
+            ));
         }
         let out = &mut io::stdout().lock();
         let snapshot = &observation.snapshot;
@@ -96,10 +96,10 @@ fn attach_for_the_call(kernel: Arc<Kernel>, dump: &Dump) -> anyhow::Result<(Trac
     )?;
     let adopted = tracker.adopt()?;
     if adopted.not_entered > 0 {
-        eprintln!(
+        note(format_args!(
             "warning: {} network namespaces could not be entered",
             adopted.not_entered
-        );
+        ));
     }
     let lister = Lister::open(kernel, &own)?;
     Ok((tracker, lister))

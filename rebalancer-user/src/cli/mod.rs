@@ -7,7 +7,11 @@ mod agent;
 mod dump;
 mod policy;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -58,10 +62,15 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", message(&error));
+            note(message(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Says something on stderr. A reader that is gone is no reason to end otherwise.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _nobody_reads = writeln!(io::stderr(), "{text}");
 }
 
 /// A policy's errors are already in the form of a compiler's; others get a prefix.

@@ -8,8 +8,8 @@ use rebalancer_user::{
 };
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, ours_in_kernel,
-    own_pins, request,
+    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, own_pins, pins_left,
+    request,
 };
 
 #[test]
@@ -212,10 +212,10 @@ fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
     let lab = lab(1);
     let mut stream = connect(&lab, lab.pod(0).address());
     let answer = request(&mut stream, "/").unwrap();
-    let before = ours_in_kernel();
+    let pins = own_pins();
     let out = std::process::Command::new(REBALANCER)
         .args(["dump", "-o", "json", "--pins"])
-        .arg(own_pins())
+        .arg(&pins)
         .output()
         .unwrap();
     assert!(out.status.success(), "{out:?}");
@@ -236,12 +236,7 @@ fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
         (&shown["adopted"], &shown["bytesOut"]),
         (&true.into(), &answer.into())
     );
-    assert_eq!(ours_in_kernel(), before);
-    let left = std::fs::read_dir("/sys/fs/bpf").unwrap().flatten();
-    let left: Vec<_> = left
-        .filter(|e| e.file_name().to_string_lossy().contains("-dump-"))
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
 }
 
 #[test]
