@@ -142,7 +142,7 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["agnet"], "'agent'"),
         (&["--nonsense"], "--nonsense"),
         (&["agent", "extra"], "extra"),
-        (&["agent", "--mode", "Kill"], "enforce"),
+        (&["agent", "--mode", "Kill"], "Enforce"),
         (&["agent", "--log-format", "xml"], "json"),
         (&["dump", "-o", "yaml"], "json"),
         (&["dump", "--endpoint"], "'--endpoints'"),
