@@ -95,7 +95,7 @@ fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
     Ok(vec![section(
         "command line",
-        &["test", "-p", "rebalancer-user", "--test", "cli"],
+        &["test", "--workspace", "--test", "cli"],
     )])
 }
 
@@ -103,9 +103,9 @@ fn kernel() -> Result<Vec<Section>> {
     needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let one_by_one = ["--", "--test-threads=1"];
-    let agent = ["test", "-p", "rebalancer-user", "--test", "kernel"];
+    let agent = ["test", "--workspace", "--test", "kernel"];
     Ok(vec![
-        section("the lab", &["test", "-p", "xtask", "--test", "lab"]),
+        section("the lab", &["test", "--workspace", "--test", "lab"]),
         section("kernel", &[&agent[..], &one_by_one].concat()),
     ])
 }
@@ -123,6 +123,8 @@ pub(crate) fn needs_this_kernel() -> Result<()> {
     Ok(())
 }
 
+// Always `--workspace`: with `-p` cargo would resolve features anew, and build the agent and its
+// kernel half once more.
 fn section(name: &'static str, arguments: &[&str]) -> Section {
     let mut command = cargo();
     command.args(arguments);
