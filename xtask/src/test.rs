@@ -82,7 +82,7 @@ fn unit() -> Vec<Section> {
         ),
         section(
             "properties of decisions",
-            &["test", "-p", "rebalancer-user", "--test", "decide"],
+            &["test", "--workspace", "--test", "decide"],
         ),
         section("examples in the docs", &["test", "--workspace", "--doc"]),
     ];
@@ -98,7 +98,7 @@ fn unit() -> Vec<Section> {
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let tests = ["--test", "cli", "--test", "deploy"];
-    let agent = ["test", "-p", "rebalancer-user"];
+    let agent = ["test", "--workspace"];
     Ok(vec![section(
         "command line, manifests",
         &[&agent[..], &tests].concat(),
@@ -109,9 +109,9 @@ fn kernel() -> Result<Vec<Section>> {
     needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let one_by_one = ["--", "--test-threads=1"];
-    let agent = ["test", "-p", "rebalancer-user", "--test", "kernel"];
+    let agent = ["test", "--workspace", "--test", "kernel"];
     Ok(vec![
-        section("the lab", &["test", "-p", "xtask", "--test", "lab"]),
+        section("the lab", &["test", "--workspace", "--test", "lab"]),
         section("kernel", &[&agent[..], &one_by_one].concat()),
     ])
 }
@@ -129,6 +129,8 @@ pub(crate) fn needs_this_kernel() -> Result<()> {
     Ok(())
 }
 
+// Always `--workspace`: with `-p` cargo would resolve features anew, and build the agent and its
+// kernel half once more.
 fn section(name: &'static str, arguments: &[&str]) -> Section {
     let mut command = cargo();
     command.args(arguments);
