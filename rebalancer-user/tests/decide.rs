@@ -27,6 +27,7 @@ fn connection(cookie: u64) -> Connection {
         cgroup: CgroupId(1),
         local: "10.1.0.1:8080".parse().unwrap(),
         remote,
+        device: 0,
         opened: KernelTime(0),
         adopted: false,
         state: TcpState::Established,

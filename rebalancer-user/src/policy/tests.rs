@@ -54,6 +54,7 @@ fn connection(port: u16, remote: &str) -> Connection {
         cgroup: CgroupId(1),
         local: SocketAddr::new(remote.ip(), port),
         remote,
+        device: 0,
         opened: KernelTime(0),
         adopted: false,
         state: TcpState::Established,
