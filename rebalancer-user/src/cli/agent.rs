@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{KernelArgs, need_privilege, policy};
-use crate::{agent, policy::Mode};
+use super::{DEFAULT_POLICY, KernelArgs, ModeArg, need_privilege, policy};
+use crate::agent;
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
 ///
@@ -15,11 +15,7 @@ use crate::{agent, policy::Mode};
 #[derive(Args)]
 pub(super) struct Agent {
     /// The policy file.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/rebalancer/policy.yaml"
-    )]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
     #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
@@ -37,23 +33,6 @@ pub(super) struct Agent {
     log: String,
     #[command(flatten)]
     kernel: KernelArgs,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ModeArg {
-    Disabled,
-    DryRun,
-    Enforce,
-}
-
-impl From<ModeArg> for Mode {
-    fn from(mode: ModeArg) -> Self {
-        match mode {
-            ModeArg::Disabled => Self::Disabled,
-            ModeArg::DryRun => Self::DryRun,
-            ModeArg::Enforce => Self::Enforce,
-        }
-    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
