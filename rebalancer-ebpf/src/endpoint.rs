@@ -30,7 +30,7 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
         return Some(sums);
     }
     // Another CPU may be first: then the insert fails, and the second look finds its entry.
-    let _exists_already = ENDPOINTS.insert(key, &EndpointSums::ZERO, BPF_NOEXIST.into());
+    let _exists_already = ENDPOINTS.insert(key, EndpointSums::ZERO, BPF_NOEXIST.into());
     get(key)
 }
 

@@ -9,7 +9,6 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use rebalancer_common::Fault;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
     time::{MissedTickBehavior, interval},
@@ -19,11 +18,16 @@ use tracing::{debug, error, info, warn};
 use crate::{
     bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
     moves::{self, Done, Mover, Order},
+    netns::Namespaces,
     observe::{Observation, observe},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy},
     snapshot::{Cookie, KernelTime},
 };
+
+/// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
+/// network namespace.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// How to run.
 pub struct Options {
@@ -95,15 +99,17 @@ struct Agent {
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
+    /// Something went unrecorded: look for it at the next interval.
+    adopt_again: bool,
+    /// When the last housekeeping was.
+    kept: KernelTime,
 }
-
-type Log = Option<AsyncFd<KernelLog>>;
 
 impl Agent {
     fn start(
         options: Options,
         policy: Policy,
-    ) -> anyhow::Result<(Self, Log, UnboundedReceiver<Done>)> {
+    ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -136,12 +142,9 @@ impl Agent {
         // The mover asks the kernel by itself, so it has its own iterator and memory.
         let mover = Mover::start(Lister::open(kernel, tracker.pins())?, tell)
             .context("starting the moving thread")?;
-        let kernel_log = tracker
-            .take_log()
-            .map(|log| AsyncFd::with_interest(log, Interest::READABLE))
-            .transpose()
-            .context("listening to the kernel half")?;
+        let kernel_log = tracker.take_log().context("listening to the kernel half")?;
         let policy = policy.with_mode_at_most(mode);
+        bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),
@@ -163,6 +166,8 @@ impl Agent {
             ledger: Ledger::default(),
             now: KernelTime::default(),
             faults: BTreeMap::new(),
+            adopt_again: false,
+            kept: KernelTime::default(),
         };
         Ok((agent, kernel_log, done))
     }
@@ -175,6 +180,7 @@ impl Agent {
 
     /// List, decide, move.
     fn tick(&mut self) {
+        self.keep_tracking();
         let observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
@@ -202,10 +208,7 @@ impl Agent {
             match chosen.mode() {
                 Mode::Enforce => {
                     let device = devices.get(&chosen.cookie()).copied().unwrap_or(0);
-                    self.order(Order {
-                        chosen: chosen.clone(),
-                        device,
-                    });
+                    self.order(chosen, device);
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
@@ -217,11 +220,14 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
     }
 
-    fn order(&mut self, order: Order) {
-        self.ledger.started(&order.chosen, self.now);
-        let Some(mover) = &self.mover else { return };
-        if let Err(Order { chosen, .. }) = mover.order(order) {
-            self.ended(&chosen, Outcome::Refused("queueFull"), Duration::ZERO);
+    fn order(&mut self, chosen: &Move, device: u32) {
+        self.ledger.started(chosen, self.now);
+        let order = Order {
+            chosen: chosen.clone(),
+            device,
+        };
+        if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
+            self.ended(chosen, Outcome::Refused("queueFull"), Duration::ZERO);
         }
     }
 
@@ -263,6 +269,31 @@ impl Agent {
         }
     }
 
+    /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
+    fn keep_tracking(&mut self) {
+        let wiped = self.tracker.stay_last().unwrap_or_else(|error| {
+            warn!(%error, "cannot tell whether our program is the last");
+            false
+        });
+        if wiped {
+            warn!("another sock_ops program was attached behind ours: attached again behind it");
+        }
+        let due = self.now.since(self.kept) >= HOUSEKEEPING;
+        if (wiped || (due && std::mem::take(&mut self.adopt_again)))
+            && let Err(error) = self.tracker.adopt()
+        {
+            warn!(%error, "what went unrecorded stays so");
+        }
+        if due {
+            self.kept = self.now;
+            match bpf::forget_endpoints(self.tracker.pins(), &Namespaces::default().all()) {
+                Ok(0) => {}
+                Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
+                Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
+            }
+        }
+    }
+
     fn report_faults(&mut self, observation: &Observation) {
         for (fault, count) in &observation.faults {
             let before = self.faults.insert(*fault, *count).unwrap_or(0);
@@ -273,6 +304,7 @@ impl Agent {
                     total = count,
                     "kernel fault"
                 );
+                self.adopt_again |= fault.leaves_unrecorded();
             }
         }
         if observation.invalid > 0 {
@@ -301,12 +333,9 @@ fn tracking(policy: &Policy) -> Tracking {
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.
-async fn kernel_spoke(log: &mut Log) {
-    let Some(log) = log else {
-        return std::future::pending().await;
-    };
-    if let Ok(mut ready) = log.readable_mut().await {
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
+async fn kernel_spoke(log: &mut Option<KernelLog>) {
+    match log {
+        Some(log) => log.pass_on().await,
+        None => std::future::pending().await,
     }
 }

@@ -59,13 +59,13 @@ pub struct Socket {
 }
 
 /// A socket of `sock_diag` in the network namespace in which it was opened.
-pub struct Diag {
+pub(super) struct Diag {
     netlink: Netlink,
 }
 
 impl Diag {
     /// Opens one in this thread's network namespace.
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         netlink.bind_auto()?;
         netlink.connect(&NetlinkAddr::new(0, 0))?;
@@ -75,7 +75,7 @@ impl Diag {
     }
 
     /// Looks at a socket; `None` if there is none with this cookie.
-    pub fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
+    pub(super) fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
         let request = SockDiagMessage::InetRequest(request(id));
         match self.call(NLM_F_REQUEST, request.into())? {
             Answer::Socket(socket) => Ok(Some(socket)),
@@ -87,7 +87,7 @@ impl Diag {
     /// Destroys a socket: the peer gets a RST. `false` if there is none with this cookie.
     ///
     /// EOPNOTSUPP: the kernel lacks CONFIG_INET_DIAG_DESTROY.
-    pub fn destroy(&self, id: &SocketId) -> io::Result<bool> {
+    pub(super) fn destroy(&self, id: &SocketId) -> io::Result<bool> {
         let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(request(id)));
         match self.call(NLM_F_REQUEST | NLM_F_ACK, request.into())? {
             Answer::Done => Ok(true),

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     thread,
     time::{Duration, Instant},
 };
@@ -75,14 +75,11 @@ impl Mover {
         })
     }
 
-    /// Hands over a move; gives it back if the thread cannot take it.
-    pub fn order(&self, order: Order) -> Result<(), Order> {
-        let Some(orders) = &self.orders else {
-            return Err(order);
-        };
-        orders.try_send(order).map_err(|e| match e {
-            TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
-        })
+    /// Hands over a move. `false`: the thread cannot take it, and there will be no [`Done`].
+    pub fn order(&self, order: Order) -> bool {
+        self.orders
+            .as_ref()
+            .is_some_and(|orders| orders.try_send(order).is_ok())
     }
 }
 

@@ -6,6 +6,7 @@ mod bytes;
 mod cost;
 mod life;
 mod moves;
+mod neighbours;
 mod support;
 mod tracking;
 mod without;
