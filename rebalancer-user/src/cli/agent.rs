@@ -1,13 +1,16 @@
 //! `rebalancer agent`: run the agent in the foreground.
 
-use std::{io::IsTerminal as _, path::PathBuf};
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{KernelArgs, need_privilege, policy};
-use crate::{agent, policy::Mode};
+use super::{DEFAULT_POLICY, KernelArgs, ModeArg, need_privilege, policy};
+use crate::agent;
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
 ///
@@ -15,11 +18,7 @@ use crate::{agent, policy::Mode};
 #[derive(Args)]
 pub(super) struct Agent {
     /// The policy file.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/rebalancer/policy.yaml"
-    )]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
     #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
@@ -40,26 +39,6 @@ pub(super) struct Agent {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ModeArg {
-    #[value(name = "Disabled")]
-    Disabled,
-    #[value(name = "DryRun", alias = "dry-run")]
-    DryRun,
-    #[value(name = "Enforce")]
-    Enforce,
-}
-
-impl From<ModeArg> for Mode {
-    fn from(mode: ModeArg) -> Self {
-        match mode {
-            ModeArg::Disabled => Self::Disabled,
-            ModeArg::DryRun => Self::DryRun,
-            ModeArg::Enforce => Self::Enforce,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -67,6 +46,9 @@ enum LogFormat {
 
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        if self.policy == Path::new("-") {
+            bail!("--policy -: the agent reads its policy again on SIGHUP, so it needs a file");
+        }
         // The policy first: an operator who mistypes it needs no privilege to be told.
         let policy = policy::load(&self.policy)?;
         need_privilege()?;

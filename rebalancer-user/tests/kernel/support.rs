@@ -313,7 +313,8 @@ pub fn connect(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
 
 /// One keep-alive request to nginx; returns the whole answer's length.
 pub fn request(stream: &mut TcpStream, path: &str) -> std::io::Result<usize> {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
+    // In one write: a second one would wait for the acknowledgement of the first.
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: lab\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
