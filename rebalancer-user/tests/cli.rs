@@ -144,7 +144,7 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["agent", "extra"], "extra"),
         (&["agent", "--mode", "Kill"], "Enforce"),
         (&["agent", "--log-format", "xml"], "json"),
-        (&["dump", "-o", "yaml"], "json"),
+        (&["dump", "-o", "xml"], "json"),
         (&["dump", "--endpoint"], "'--endpoints'"),
         (&["policy"], "check"),
         (&["policy", "check"], "<FILE>"),

@@ -40,7 +40,7 @@ impl Records {
         let (own, lister) = attach_for_the_call(kernel, args)?;
         note(format_args!(
             "no agent runs ({} has no live pins): attached for this call; ages count from now, \
-             so they and the rates are lower and upper bounds",
+             so they are lower bounds, and rates are not known",
             args.pins.display(),
         ));
         Ok(Self {

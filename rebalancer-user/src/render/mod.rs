@@ -82,10 +82,11 @@ fn sorted(snapshot: &Snapshot, sort: Sort) -> Vec<&Connection> {
     connections
 }
 
-/// Bytes per second over a connection's life; none for one that has just begun.
+/// Bytes per second over a connection's life; none for one that has just begun, nor for an
+/// adopted one, whose bytes are known from its accept and whose age is not.
 fn rate(connection: &Connection, snapshot: &Snapshot) -> Option<u64> {
     let age = snapshot.taken.since(connection.opened).as_nanos();
-    (age > 0).then(|| {
+    (age > 0 && !connection.adopted).then(|| {
         let bytes = u128::from(connection.bytes().0);
         u64::try_from(bytes * 1_000_000_000 / age).unwrap_or(u64::MAX)
     })
