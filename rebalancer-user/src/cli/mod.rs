@@ -5,6 +5,7 @@
 
 mod agent;
 mod dump;
+mod explain;
 mod input;
 mod plan;
 mod policy;
@@ -41,6 +42,7 @@ enum Command {
     Agent(agent::Agent),
     Dump(dump::Dump),
     Plan(plan::Plan),
+    Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
 }
@@ -96,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Agent(agent) => agent.run(),
         Command::Dump(dump) => dump.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
     };
     match result {

@@ -1,6 +1,9 @@
 //! `rebalancer policy`: look at a policy file without an agent.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -15,6 +18,13 @@ pub(super) enum Policy {
         /// The file; `-` is standard input.
         file: PathBuf,
     },
+    /// Print the effective whole of a policy file, with each default marked.
+    Explain {
+        /// The file; `-` is standard input.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of policy files, for editors.
+    Schema,
 }
 
 impl Policy {
@@ -31,12 +41,24 @@ impl Policy {
                 );
                 Ok(())
             }
+            Self::Explain { file } => print(&policy::explain(&name(&file), &read(&file)?)?),
+            Self::Schema => print(&format!("{}\n", policy::schema())),
         }
     }
 }
 
+fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("writing to stdout")
+}
+
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
+    Ok(policy::parse(&name(file), &read(file)?)?)
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
     let name = name(file);
     let bytes = if file == Path::new("-") {
         std::io::read_to_string(std::io::stdin()).map(String::into_bytes)
@@ -44,8 +66,7 @@ pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
         std::fs::read(file)
     }
     .with_context(|| format!("reading the policy {name}"))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text"))?;
-    Ok(policy::parse(&name, &text)?)
+    String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text"))
 }
 
 pub(super) fn name(file: &Path) -> String {
