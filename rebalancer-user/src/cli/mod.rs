@@ -7,6 +7,7 @@ mod agent;
 mod dump;
 mod explain;
 mod input;
+mod manual;
 mod plan;
 mod policy;
 mod records;
@@ -45,6 +46,8 @@ enum Command {
     Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Where the kernel side is.
@@ -100,6 +103,8 @@ pub fn main() -> ExitCode {
         Command::Plan(plan) => plan.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
