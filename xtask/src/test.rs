@@ -80,6 +80,10 @@ fn unit() -> Vec<Section> {
             "unit and property tests",
             &["test", "--workspace", "--lib", "--bins"],
         ),
+        section(
+            "properties of decisions",
+            &["test", "--workspace", "--test", "decide"],
+        ),
         section("examples in the docs", &["test", "--workspace", "--doc"]),
     ];
     if !setup::kernel_is_ready() {
@@ -93,9 +97,11 @@ fn unit() -> Vec<Section> {
 
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
+    let tests = ["cli", "deploy", "plan", "policy", "manual"].map(|test| ["--test", test]);
+    let agent = ["test", "--workspace"];
     Ok(vec![section(
-        "command line",
-        &["test", "-p", "rebalancer-user", "--test", "cli"],
+        "command line, manifests",
+        &[&agent[..], tests.as_flattened()].concat(),
     )])
 }
 
@@ -103,9 +109,9 @@ fn kernel() -> Result<Vec<Section>> {
     needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let one_by_one = ["--", "--test-threads=1"];
-    let agent = ["test", "-p", "rebalancer-user", "--test", "kernel"];
+    let agent = ["test", "--workspace", "--test", "kernel"];
     Ok(vec![
-        section("the lab", &["test", "-p", "xtask", "--test", "lab"]),
+        section("the lab", &["test", "--workspace", "--test", "lab"]),
         section("kernel", &[&agent[..], &one_by_one].concat()),
     ])
 }
@@ -123,6 +129,8 @@ pub(crate) fn needs_this_kernel() -> Result<()> {
     Ok(())
 }
 
+// Always `--workspace`: with `-p` cargo would resolve features anew, and build the agent and its
+// kernel half once more.
 fn section(name: &'static str, arguments: &[&str]) -> Section {
     let mut command = cargo();
     command.args(arguments);

@@ -18,7 +18,7 @@ pub(super) struct Agent {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
-    #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
     mode: ModeArg,
     /// The form of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

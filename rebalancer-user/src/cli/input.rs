@@ -23,7 +23,7 @@ pub(super) struct Input {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
-    #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
     mode: ModeArg,
     /// What `dump -o json` has written, instead of this node now; `-` is standard input.
     #[arg(long, value_name = "FILE")]

@@ -12,7 +12,11 @@ mod plan;
 mod policy;
 mod records;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -78,10 +82,13 @@ enum Output {
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeArg {
     /// Choose nothing.
+    #[value(name = "Disabled")]
     Disabled,
     /// Choose and tell, move nothing.
+    #[value(name = "DryRun", alias = "dry-run")]
     DryRun,
     /// What the policy says.
+    #[value(name = "Enforce")]
     Enforce,
 }
 
@@ -110,10 +117,15 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}", message(&error));
+            note(message(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Says something on stderr. A reader that is gone is no reason to end otherwise.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    let _nobody_reads = writeln!(io::stderr(), "{text}");
 }
 
 /// A policy's errors are already in the form of a compiler's; others get a prefix.

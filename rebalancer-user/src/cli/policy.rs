@@ -1,14 +1,18 @@
 //! `rebalancer policy`: look at a policy file without an agent.
 
 use std::{
-    io::Write as _,
+    fs::File,
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use crate::policy;
+
+/// More is not read: a file may have no end. Far above what a policy may have.
+const MOST: u64 = 16 << 20;
 
 /// Look at a policy file.
 #[derive(Subcommand)]
@@ -29,46 +33,49 @@ pub(super) enum Policy {
 
 impl Policy {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        match self {
+        let text = match self {
             Self::Check { file } => {
                 let policy = load(&file)?;
                 let rules = policy.rules().len();
-                println!(
+                format!(
                     "{}: valid, mode {}, {rules} rule{}",
                     name(&file),
                     policy.mode().as_str(),
                     if rules == 1 { "" } else { "s" },
-                );
-                Ok(())
+                )
             }
-            Self::Explain { file } => print(&policy::explain(&name(&file), &read(&file)?)?),
-            Self::Schema => print(&format!("{}\n", policy::schema())),
-        }
+            Self::Explain { file } => policy::explain(&name(&file), &text(&file)?)?,
+            Self::Schema => policy::schema(),
+        };
+        writeln!(io::stdout(), "{}", text.trim_end()).context("writing to stdout")
     }
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing to stdout")
 }
 
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
-    Ok(policy::parse(&name(file), &read(file)?)?)
+    Ok(policy::parse(&name(file), &text(file)?)?)
 }
 
-fn read(file: &Path) -> anyhow::Result<String> {
+fn text(file: &Path) -> anyhow::Result<String> {
     let name = name(file);
-    let bytes = if file == Path::new("-") {
-        std::io::read_to_string(std::io::stdin()).map(String::into_bytes)
-    } else {
-        std::fs::read(file)
+    let bytes = read(file).with_context(|| format!("reading the policy {name}"))?;
+    if bytes.len() as u64 > MOST {
+        bail!("{name}: more than {} MiB, which no policy has", MOST >> 20);
     }
-    .with_context(|| format!("reading the policy {name}"))?;
-    String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text"))
+    String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text; save it as UTF-8"))
 }
 
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        io::stdin().take(MOST + 1).read_to_end(&mut bytes)?;
+    } else {
+        File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// What messages call the file.
 pub(super) fn name(file: &Path) -> String {
     if file == Path::new("-") {
         "stdin".to_owned()

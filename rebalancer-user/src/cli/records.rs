@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{KernelArgs, need_privilege};
+use super::{KernelArgs, need_privilege, note};
 use crate::{
     bpf::{self, Kernel, Lister, Tracker, Tracking},
     observe::observe,
@@ -38,11 +38,11 @@ impl Records {
         }
         bpf::raise_memlock();
         let (own, lister) = attach_for_the_call(kernel, args)?;
-        eprintln!(
+        note(format_args!(
             "no agent runs ({} has no live pins): attached for this call; ages count from now, \
              so they and the rates are lower and upper bounds",
             args.pins.display(),
-        );
+        ));
         Ok(Self {
             lister,
             source: Source::ThisCall,
@@ -54,10 +54,10 @@ impl Records {
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
         let observation = observe(&mut self.lister)?;
         for (fault, count) in &observation.faults {
-            eprintln!(
+            note(format_args!(
                 "warning: {}: {count} times since tracking began",
                 fault.text()
-            );
+            ));
         }
         Ok((Origin::here(self.source), observation.snapshot))
     }
@@ -84,10 +84,10 @@ fn attach_for_the_call(
     )?;
     let adopted = tracker.adopt()?;
     if adopted.not_entered > 0 {
-        eprintln!(
+        note(format_args!(
             "warning: {} network namespaces could not be entered",
             adopted.not_entered
-        );
+        ));
     }
     let lister = Lister::open(kernel, &own)?;
     Ok((tracker, lister))

@@ -3,19 +3,25 @@
 use std::process::Command;
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, connect, eventually, lab, ours_in_kernel, own_pins,
+    Agent, REBALANCER, TRACK_ONLY, alone, connect, eventually, held_by, lab, own_pins, still_there,
 };
 
 #[test]
 fn sigterm_leaves_nothing_in_the_kernel() {
     let _alone = alone();
-    let before = ours_in_kernel();
     let mut agent = Agent::on_machine(TRACK_ONLY);
-    assert!(ours_in_kernel().len() > before.len());
+    let held = held_by(agent.child.id());
+    assert_eq!(still_there(&held), held, "what it holds is in the kernel");
+    for what in ["prog", "map", "link"] {
+        assert!(
+            held.iter().any(|(w, _)| *w == what),
+            "a {what} among {held:?}"
+        );
+    }
     assert_eq!(agent.terminate(), Some(0));
     eventually("nothing left", || {
-        let now = ours_in_kernel();
-        if now == before { Ok(now) } else { Err(now) }
+        let left = still_there(&held);
+        if left.is_empty() { Ok(left) } else { Err(left) }
     });
     assert!(!agent.pins.exists());
 }

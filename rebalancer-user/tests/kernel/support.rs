@@ -34,11 +34,25 @@ pub fn alone() -> MutexGuard<'static, ()> {
 
 /// A lab with so many pods, all serving.
 pub fn lab(pods: usize) -> Lab {
-    Lab::start(Spec {
+    let lab = Lab::start(Spec {
         pods,
         serving: pods,
     })
-    .expect("the lab starts")
+    .expect("the lab starts");
+    // The lab has asked its servers whether they answer: those connections are gone first.
+    for pod in lab.pods() {
+        eventually("the servers are at rest", || {
+            let none = connected(&pod.host).is_empty();
+            if none { Ok(none) } else { Err(none) }
+        });
+    }
+    lab
+}
+
+/// Every TCP connection in a namespace that is not over.
+fn connected(host: &Host) -> Vec<u8> {
+    let states = ["-tnH", "state", "connected", "exclude", "time-wait"];
+    host.command("ss").args(states).output().unwrap().stdout
 }
 
 /// The cgroup of the whole lab: a program attached there sees the lab and nothing else.
@@ -326,31 +340,63 @@ fn whole(answer: &[u8]) -> Option<usize> {
     Some(head + body.parse::<usize>().ok()?)
 }
 
-/// Programs, maps and links of ours in the kernel, by `bpftool`.
-pub fn ours_in_kernel() -> Vec<String> {
-    let mut found = Vec::new();
-    for (what, names) in [
-        ("prog", &["sock_ops", "list"][..]),
-        (
-            "map",
-            &[
-                "endpoints",
-                "settings",
-                "faults",
-                "listing",
-                "list_head",
-                "AYA_LOGS",
-            ][..],
-        ),
-    ] {
-        for item in bpftool(&[what, "show"]).as_array().into_iter().flatten() {
-            let name = item["name"].as_str().unwrap_or_default();
-            if names.contains(&name) || name.starts_with("connections_") {
-                found.push(format!("{what} {name} {}", item["id"]));
+/// Ids of the programs, maps and links that a process holds.
+pub fn held_by(pid: u32) -> Vec<(&'static str, u64)> {
+    let mut held = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))
+        .unwrap()
+        .flatten()
+    {
+        let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        for (what, key) in [
+            ("prog", "prog_id:"),
+            ("map", "map_id:"),
+            ("link", "link_id:"),
+        ] {
+            let id = info
+                .lines()
+                .find_map(|l| l.strip_prefix(key)?.trim().parse().ok());
+            // A link's description names its program as well.
+            if let Some(id) = id
+                && !(what == "prog" && info.contains("link_id:"))
+            {
+                held.push((what, id));
             }
         }
     }
-    found
+    held
+}
+
+/// Those of them that are still in the kernel.
+pub fn still_there(held: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
+    let ids = |what: &str| -> Vec<u64> {
+        let all = bpftool(&[what, "show"]);
+        all.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|i| i["id"].as_u64())
+            .collect()
+    };
+    let (progs, maps, links) = (ids("prog"), ids("map"), ids("link"));
+    held.iter()
+        .filter(|(what, id)| match *what {
+            "prog" => progs.contains(id),
+            "map" => maps.contains(id),
+            _ => links.contains(id),
+        })
+        .copied()
+        .collect()
+}
+
+/// Pins of ours, of whatever process, in the usual bpffs.
+pub fn pins_left(prefix: &Path) -> Vec<PathBuf> {
+    let prefix = prefix.to_str().unwrap().to_owned();
+    let all = std::fs::read_dir("/sys/fs/bpf")
+        .unwrap()
+        .flatten()
+        .map(|e| e.path());
+    all.filter(|p| p.to_str().is_some_and(|p| p.starts_with(&prefix)))
+        .collect()
 }
 
 /// `bpftool -j`.

@@ -1,0 +1,366 @@
+//! The command line as a black box: what goes where, exit codes, messages. Needs neither root
+//! nor BPF; what needs them is in tests/kernel.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Output, Stdio},
+};
+
+use assert_cmd::Command;
+use tempfile::TempDir;
+
+const VALID: &str = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30m}}
+";
+
+fn rebalancer(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rebalancer"));
+    // What the caller's environment sets must not decide.
+    command.env_remove("REBALANCER_LOG").args(arguments);
+    command
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        let said = Self {
+            // None is a signal: no mistake of a caller may be answered by one.
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        };
+        assert!(!said.err.contains("panicked"), "{}", said.err);
+        said
+    }
+}
+
+fn run(arguments: &[&str]) -> Said {
+    rebalancer(arguments).output().unwrap().into()
+}
+
+fn check_stdin(text: impl Into<Vec<u8>>) -> Said {
+    let mut command = rebalancer(&["policy", "check", "-"]);
+    command.write_stdin(text).output().unwrap().into()
+}
+
+/// A folder and a policy file in it.
+fn file(content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("policy.yaml");
+    fs::write(&path, content).unwrap();
+    (dir, path)
+}
+
+fn check(content: impl AsRef<[u8]>) -> Said {
+    let (_dir, path) = file(content);
+    run(&["policy", "check", path.to_str().unwrap()])
+}
+
+#[track_caller]
+fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+#[test]
+fn help_names_every_command() {
+    for arguments in [["--help"], ["-h"]] {
+        let said = run(&arguments);
+        assert_eq!((said.code, said.err.as_str()), (0, ""));
+        assert_has(&said.out, &["agent", "dump", "policy", "Usage: rebalancer"]);
+    }
+}
+
+#[test]
+fn version_is_that_of_the_crate() {
+    let version = concat!("rebalancer ", env!("CARGO_PKG_VERSION"), "\n");
+    for flag in ["--version", "-V"] {
+        let said = run(&[flag]);
+        assert_eq!(
+            (said.code, said.out.as_str(), said.err.as_str()),
+            (0, version, "")
+        );
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let expected: [(&[&str], &[&str]); 4] = [
+        (
+            &["agent"],
+            &[
+                "--policy",
+                "/etc/rebalancer/policy.yaml",
+                "--mode",
+                "--pins",
+                "/sys/fs/bpf/rebalancer",
+                "--cgroup",
+                "--log-format",
+                "REBALANCER_LOG",
+                "SIGTERM",
+                "SIGHUP",
+            ],
+        ),
+        (
+            &["dump"],
+            &[
+                "--endpoints",
+                "--output",
+                "table",
+                "json",
+                "--pins",
+                "agent",
+            ],
+        ),
+        (&["policy"], &["check"]),
+        (&["policy", "check"], &["<FILE>", "standard input"]),
+    ];
+    for (command, parts) in expected {
+        let said = run(&[command, &["--help"]].concat());
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{command:?}");
+        assert_has(&said.out, parts);
+    }
+}
+
+#[test]
+fn mistakes_of_usage_are_2_and_say_what_is_meant() {
+    let mistakes: [(&[&str], &str); 12] = [
+        (&[], "Usage"),
+        (&["help"], "help"),
+        (&["agnet"], "'agent'"),
+        (&["--nonsense"], "--nonsense"),
+        (&["agent", "extra"], "extra"),
+        (&["agent", "--mode", "Kill"], "Enforce"),
+        (&["agent", "--log-format", "xml"], "json"),
+        (&["dump", "-o", "xml"], "json"),
+        (&["dump", "--endpoint"], "'--endpoints'"),
+        (&["policy"], "check"),
+        (&["policy", "check"], "<FILE>"),
+        (&["policy", "check", "a", "b"], "'b'"),
+    ];
+    for (arguments, part) in mistakes {
+        let said = run(arguments);
+        assert_eq!((said.code, said.out.as_str()), (2, ""), "{arguments:?}");
+        assert_has(&said.err, &[part]);
+    }
+}
+
+#[test]
+fn a_valid_policy_is_told_on_stdout() {
+    let (_dir, path) = file(VALID);
+    let name = path.to_str().unwrap();
+    let said = run(&["policy", "check", name]);
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    assert_eq!(said.out, format!("{name}: valid, mode DryRun, 1 rule\n"));
+}
+
+#[test]
+fn no_rules_are_a_policy_too() {
+    let said = check(
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules: []\n",
+    );
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    assert_has(&said.out, &["valid, mode Enforce, 0 rules\n"]);
+}
+
+#[test]
+fn what_editors_leave_is_no_error() {
+    let (mark, lines) = (format!("\u{feff}{VALID}"), VALID.replace('\n', "\r\n"));
+    for text in [mark, lines, VALID.trim_end().to_owned()] {
+        let said = check(&text);
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{text:?}");
+    }
+}
+
+#[test]
+fn a_mistake_is_3_with_its_place_mark_and_remedy_on_stderr() {
+    let (_dir, path) = file(VALID.replace("maxAge", "maxage"));
+    let name = path.to_str().unwrap();
+    let said = run(&["policy", "check", name]);
+    assert_eq!((said.code, said.out.as_str()), (3, ""));
+    let expected = format!(
+        "{name}:4:56: error: unknown field `maxage`\n\
+         \x20 4 | - {{name: web, match: {{ports: [{{port: 8080}}]}}, limits: {{maxage: 30m}}}}\n\
+         \x20   |                                                        ^^^^^^ not a field of this mapping\n\
+         \x20   = did you mean `maxAge`?\n"
+    );
+    assert_eq!(said.err, expected);
+}
+
+#[test]
+fn mistakes_of_meaning_are_told_all_at_once() {
+    let wrong = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforced
+interval: 5
+rules:
+- {name: web, match: {ports: [{port: 80800}]}, limits: {maxAge: 30}}
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxBytes: 10Gi}}
+";
+    let said = check(wrong);
+    assert_eq!((said.code, said.out.as_str()), (3, ""));
+    let heads = said.err.lines().filter(|line| line.contains(": error: "));
+    let places: Vec<&str> = heads
+        .map(|head| {
+            let (_, place) = head.split_once("policy.yaml:").unwrap();
+            place.split_once(": error").unwrap().0
+        })
+        .collect();
+    assert_eq!(
+        places,
+        ["3:7", "4:11", "6:38", "6:65", "7:10"],
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn a_dash_is_standard_input() {
+    let said = check_stdin(VALID);
+    assert_eq!(
+        (said.code, said.out.as_str(), said.err.as_str()),
+        (0, "stdin: valid, mode DryRun, 1 rule\n", "")
+    );
+    let said = check_stdin("");
+    assert_eq!((said.code, said.out.as_str()), (3, ""));
+    assert_has(&said.err, &["stdin:1:1: error: missing field `apiVersion`"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_1_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none.yaml");
+    for (path, why) in [
+        (missing.as_path(), "No such file or directory"),
+        (dir.path(), "Is a directory"),
+    ] {
+        let path = path.to_str().unwrap();
+        for command in [&["policy", "check", path][..], &["agent", "--policy", path]] {
+            let said = run(command);
+            assert_eq!((said.code, said.out.as_str()), (1, ""), "{command:?}");
+            assert_has(&said.err, &["error: ", path, why]);
+            assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+        }
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_told_alike_from_file_and_stdin() {
+    let latin = b"# caf\xe9\n".to_vec();
+    let utf_16: Vec<u8> = "\u{feff}kind: x\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    for bytes in [latin, utf_16] {
+        for said in [check(&bytes), check_stdin(bytes.clone())] {
+            assert_ne!(said.code, 0);
+            assert_eq!(said.out, "");
+            assert_has(&said.err, &["not UTF-8"]);
+        }
+    }
+}
+
+#[test]
+fn binary_and_hostile_content_is_refused_without_a_trace_on_the_terminal() {
+    let deep = "[".repeat(100_000);
+    let wide = format!("rules: [{}]", "{},".repeat(100_000));
+    let bomb = "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n".to_owned();
+    let escapes = "kind: \"\u{9b}31m\u{202e}\"\n".to_owned();
+    let nul = "kind: \0\n".to_owned();
+    let large = format!("{VALID}# {}\n", "x".repeat(2 << 20));
+    let documents = format!("{VALID}---\n{VALID}");
+    for text in [deep, wide, bomb, escapes, nul, large, documents] {
+        let said = check(&text);
+        assert_eq!((said.code, said.out.as_str()), (3, ""), "{}", said.err);
+        assert!(said.err.len() < 100_000, "{} bytes", said.err.len());
+        let commands = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(!said.err.contains(commands), "{:?}", said.err);
+    }
+}
+
+#[test]
+fn an_endless_file_is_refused() {
+    let mut command = rebalancer(&["policy", "check", "/dev/zero"]);
+    let said = Said::from(
+        command
+            .timeout(std::time::Duration::from_secs(30))
+            .output()
+            .unwrap(),
+    );
+    assert_eq!((said.code, said.out.as_str()), (1, ""));
+    assert_has(&said.err, &["/dev/zero", "16 MiB"]);
+}
+
+#[test]
+fn the_agent_judges_its_policy_before_it_asks_for_anything() {
+    // Without privilege the answer to a valid one is 4, and with it this cgroup is an error.
+    let (_dir, path) = file(VALID.replace("30m", "30"));
+    let path = path.to_str().unwrap();
+    let said = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]);
+    assert_eq!((said.code, said.out.as_str()), (3, ""));
+    assert_has(&said.err, &[":4:64: error: missing unit", "30s"]);
+    assert!(!said.err.contains("nowhere"), "{}", said.err);
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_error() {
+    let (_dir, path) = file(VALID);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(["policy", "check"])
+        .arg(&path)
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_is_an_error() {
+    let (_dir, path) = file(VALID);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(["policy", "check"])
+        .arg(&path)
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!(said.code, 1);
+    assert_has(&said.err, &["error: ", "stdout", "No space left"]);
+}
+
+#[test]
+fn a_policy_from_a_pipe_is_read_to_its_end() {
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(["policy", "check", "/dev/stdin"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    for line in VALID.split_inclusive('\n') {
+        pipe.write_all(line.as_bytes()).unwrap();
+    }
+    drop(pipe);
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+}

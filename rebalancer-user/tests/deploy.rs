@@ -1,0 +1,263 @@
+//! The manifests under deploy/: what kubectl makes of them is what we mean, and the policy they
+//! bring is valid and safe. No cluster is asked.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rebalancer_user::policy::{self, Mode, Policy};
+use serde_json::Value;
+
+const NAMESPACE: &str = "rebalancer";
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base")
+}
+
+/// What `kubectl apply -k deploy/base` would send.
+fn rendered() -> Vec<Value> {
+    let output = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(base())
+        .output()
+        .unwrap_or_else(|e| panic!("kubectl: {e}; `cargo xtask setup` installs it"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "kubectl kustomize: {said}");
+    assert!(
+        !said.contains("deprecated") && !said.contains("Warning"),
+        "{said}"
+    );
+    let text = String::from_utf8(output.stdout).expect("kubectl writes UTF-8");
+    serde_saphyr::from_multiple(&text).expect("kubectl writes YAML")
+}
+
+/// The one object of that kind.
+fn object(kind: &str) -> Value {
+    let mut of_kind: Vec<Value> = rendered()
+        .into_iter()
+        .filter(|object| object["kind"] == kind)
+        .collect();
+    assert_eq!(of_kind.len(), 1, "{kind}s: {of_kind:#?}");
+    of_kind.remove(0)
+}
+
+fn daemon_set_pod() -> Value {
+    object("DaemonSet")["spec"]["template"]["spec"].clone()
+}
+
+/// The only container.
+fn container(pod: &Value) -> &Value {
+    let containers = pod["containers"].as_array().expect("containers");
+    assert_eq!(containers.len(), 1);
+    assert!(pod["initContainers"].is_null());
+    &containers[0]
+}
+
+/// A volume of the pod and where the container has it.
+fn volume<'a>(pod: &'a Value, path: &str) -> (&'a Value, &'a Value) {
+    let find = |list: &'a Value, field: &str, value: &str| {
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .find(|item| item[field] == value)
+    };
+    let mount = find(&container(pod)["volumeMounts"], "mountPath", path)
+        .unwrap_or_else(|| panic!("nothing is mounted at {path}"));
+    let name = mount["name"].as_str().expect("a mount's name");
+    let volume = find(&pod["volumes"], "name", name)
+        .unwrap_or_else(|| panic!("{path}: there is no volume {name}"));
+    (volume, mount)
+}
+
+fn policy_file() -> String {
+    std::fs::read_to_string(base().join("policy.yaml")).unwrap()
+}
+
+fn valid(text: &str) -> Policy {
+    policy::parse("policy.yaml", text).unwrap_or_else(|errors| panic!("{errors}\n---\n{text}"))
+}
+
+#[test]
+fn the_objects_are_these_and_in_one_namespace() {
+    let mut objects: Vec<(String, String)> = rendered()
+        .iter()
+        .map(|object| {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            (text(&object["kind"]), text(&object["metadata"]["name"]))
+        })
+        .collect();
+    objects.sort();
+    let expected = [
+        ("ConfigMap", "rebalancer-policy"),
+        ("DaemonSet", "rebalancer"),
+        ("Namespace", NAMESPACE),
+        ("ServiceAccount", "rebalancer"),
+    ]
+    .map(|(kind, name)| (kind.to_owned(), name.to_owned()));
+    assert_eq!(objects, expected);
+    for object in rendered() {
+        let metadata = &object["metadata"];
+        assert_eq!(
+            metadata["labels"]["app.kubernetes.io/name"], "rebalancer",
+            "{object:#}"
+        );
+        if object["kind"] != "Namespace" {
+            assert_eq!(metadata["namespace"], NAMESPACE, "{object:#}");
+        }
+    }
+}
+
+#[test]
+fn the_namespace_admits_privileged_pods() {
+    let labels = &object("Namespace")["metadata"]["labels"];
+    assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
+}
+
+#[test]
+fn the_daemon_set_selects_its_own_pods() {
+    let spec = &object("DaemonSet")["spec"];
+    let selector = spec["selector"]["matchLabels"]
+        .as_object()
+        .expect("a selector");
+    assert!(!selector.is_empty());
+    for (label, value) in selector {
+        assert_eq!(&spec["template"]["metadata"]["labels"][label], value);
+    }
+}
+
+#[test]
+fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
+    let pod = daemon_set_pod();
+    assert_eq!(pod["hostPID"], true);
+    // It enters namespaces; its own is the pod's.
+    assert_ne!(pod["hostNetwork"], true);
+    assert_ne!(pod["hostIPC"], true);
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["serviceAccountName"], "rebalancer");
+    let account = object("ServiceAccount");
+    assert_eq!(account["automountServiceAccountToken"], false);
+    let security = &container(&pod)["securityContext"];
+    assert_eq!(security["privileged"], true);
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+}
+
+#[test]
+fn one_agent_on_every_linux_node_come_what_may() {
+    let pod = daemon_set_pod();
+    assert_eq!(pod["nodeSelector"]["kubernetes.io/os"], "linux");
+    assert_eq!(
+        pod["tolerations"],
+        serde_json::json!([{"operator": "Exists"}])
+    );
+    assert_eq!(pod["priorityClassName"], "system-node-critical");
+    let resources = &container(&pod)["resources"];
+    assert!(resources["limits"]["memory"].is_string());
+    assert!(
+        resources["limits"]["cpu"].is_null(),
+        "a throttled agent is late"
+    );
+    assert!(
+        resources["requests"]["cpu"].is_string() && resources["requests"]["memory"].is_string()
+    );
+}
+
+#[test]
+fn the_agent_finds_what_it_needs_where_it_looks() {
+    let pod = daemon_set_pod();
+    // A folder, not a subPath: the kubelet's updates arrive only there.
+    let (volume_, mount) = volume(&pod, "/etc/rebalancer");
+    let config_map = object("ConfigMap");
+    assert_eq!(volume_["configMap"]["name"], config_map["metadata"]["name"],);
+    assert!(mount["subPath"].is_null());
+    assert_eq!(mount["readOnly"], true);
+
+    // What the agent mounts there must be the node's: pins are found by the next agent.
+    let (volume_, mount) = volume(&pod, "/sys/fs/bpf");
+    assert_eq!(volume_["hostPath"]["path"], "/sys/fs/bpf");
+    assert_eq!(mount["mountPropagation"], "Bidirectional");
+
+    let (volume_, mount) = volume(&pod, "/sys/fs/cgroup");
+    assert_eq!(volume_["hostPath"]["path"], "/sys/fs/cgroup");
+    assert_eq!(mount["readOnly"], true);
+
+    let mounts = container(&pod)["volumeMounts"].as_array().unwrap().len();
+    assert_eq!((mounts, pod["volumes"].as_array().unwrap().len()), (3, 3));
+}
+
+#[test]
+fn the_container_runs_the_agent_of_this_version() {
+    let pod = daemon_set_pod();
+    let agent = container(&pod);
+    let image = concat!("rebalancer:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(agent["image"], image);
+    assert_eq!(agent["imagePullPolicy"], "IfNotPresent");
+    // The command line is one that the binary knows: with `--help` added it is explained, not run.
+    let words: Vec<&str> = [&agent["command"], &agent["args"]]
+        .into_iter()
+        .flat_map(|list| list.as_array().into_iter().flatten())
+        .map(|word| word.as_str().expect("a word"))
+        .collect();
+    assert_eq!(words[..2], ["rebalancer", "agent"]);
+    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(&words[1..])
+        .arg("--no-such-option")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("'--no-such-option'"),
+        "an argument of the manifest is not known: {said}"
+    );
+}
+
+#[test]
+fn the_policy_in_the_config_map_is_the_file_and_it_is_valid() {
+    let config_map = object("ConfigMap");
+    let data = config_map["data"].as_object().expect("data");
+    assert_eq!(data.keys().collect::<Vec<_>>(), ["policy.yaml"]);
+    let text = data["policy.yaml"].as_str().expect("a text");
+    assert_eq!(text, policy_file());
+
+    // As an operator would see it.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(["policy", "check"])
+        .arg(file.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("mode DryRun"), "{told}");
+}
+
+#[test]
+fn the_policy_moves_nothing() {
+    let policy = valid(&policy_file());
+    assert_eq!(policy.mode(), Mode::DryRun);
+    assert!(!policy.rules().is_empty(), "a dry run shows something");
+    for rule in policy.rules() {
+        assert!(policy.mode_of(rule) <= Mode::DryRun, "{:?}", rule.name());
+    }
+}
+
+#[test]
+fn its_commented_examples_are_valid_too() {
+    // `#- ` and `#  ` begin lines of YAML, `# ` lines of prose.
+    let uncommented: Vec<String> = policy_file()
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            Some(yaml) if yaml.starts_with("- ") || yaml.starts_with("  ") => yaml.to_owned(),
+            _ => line.to_owned(),
+        })
+        .skip_while(|line| line != "rules:")
+        .collect();
+    let head = policy_file();
+    let head = head.split("\nrules:\n").next().unwrap();
+    let all = format!("{head}\n{}\n", uncommented.join("\n"));
+    let with_examples = valid(&all);
+    let examples = with_examples.rules().len() - valid(&policy_file()).rules().len();
+    assert_eq!(examples, 3);
+}
