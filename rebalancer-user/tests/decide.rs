@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
-    plan::{HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide},
+    plan::{HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide, explain},
     policy::{Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
@@ -139,6 +139,7 @@ fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
 fn each_guard_spares_with_its_word() {
     let rules = "\
 - {name: disabled, mode: Disabled, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: fast, match: {ports: [{port: 8082}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
 - {name: lost, match: {ports: [{port: 6379}]}, limits: {maxAge: 1h}, sessionState: Loses}
 - {name: all, match: {ports: [{port: 1, endPort: 65535}], peers: [{ipBlock: {cidr: 10.0.0.0/8}}]}, limits: {maxAge: 1h}}
 ";
@@ -205,6 +206,32 @@ fn each_guard_spares_with_its_word() {
                 ..on(8080)
             },
         ),
+        ("rateUnknown", on(8082)),
+        (
+            "sameHost",
+            Connection {
+                local: "10.0.0.1:8080".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        (
+            "sameHost",
+            Connection {
+                local: "[::ffff:10.0.0.1]:8080".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        // On a plain host its own namespace is where everything is.
+        (
+            "moved",
+            Connection {
+                endpoint: EndpointKey {
+                    cgroup: Some(CgroupId(7)),
+                    ..on(8080).endpoint
+                },
+                ..on(8080)
+            },
+        ),
     ] {
         let plan = decide(
             &policy,
@@ -218,6 +245,165 @@ fn each_guard_spares_with_its_word() {
         };
         assert_eq!(told, word, "{connection:?}");
     }
+}
+
+/// What is said of one connection under a policy of one rule for its port.
+fn word(policy: &Policy, connection: &Connection) -> &'static str {
+    let listed = snapshot(10 * HOUR, vec![connection.clone()]);
+    let plan = decide(policy, &listed, &Ledger::default(), listed.taken);
+    match &plan.decisions()[0].verdict {
+        Verdict::Move(_) => "moved",
+        Verdict::Spared(reason) => reason.as_str(),
+    }
+}
+
+#[test]
+fn loopback_peers_are_moved_only_where_they_are_tracked() {
+    for (local, remote) in [
+        ("127.0.0.1:8080", "127.0.0.1:5"),
+        ("127.0.0.2:8080", "127.9.9.9:5"),
+        ("[::1]:8080", "[::1]:5"),
+        ("[::ffff:127.0.0.1]:8080", "[::ffff:127.0.0.1]:5"),
+    ] {
+        let connection = Connection {
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            ..connection(1)
+        };
+        let with = |head| word(&one_rule(head, "limits: {maxAge: 1h}"), &connection);
+        assert_eq!(with("track: {loopback: false}"), "loopback", "{remote}");
+        assert_eq!(with("track: {loopback: true}"), "moved", "{remote}");
+    }
+}
+
+#[test]
+fn the_host_network_is_left_alone_where_the_policy_or_kubernetes_says_so() {
+    let pod = connection(1);
+    let host = Connection {
+        endpoint: EndpointKey {
+            cgroup: Some(CgroupId(7)),
+            ..pod.endpoint
+        },
+        ..connection(1)
+    };
+    for (guards, plain, kubernetes) in [
+        ("", "moved", "hostNetwork"),
+        ("allowHostNetwork: true", "moved", "moved"),
+        ("allowHostNetwork: false", "hostNetwork", "hostNetwork"),
+    ] {
+        let policy = one_rule(&format!("guards: {{{guards}}}"), "limits: {maxAge: 1h}");
+        assert_eq!(word(&policy, &host), plain, "{guards}");
+        assert_eq!(word(&policy, &pod), "moved", "{guards}");
+        let policy = policy.with_kubernetes_defaults();
+        assert_eq!(word(&policy, &host), kubernetes, "{guards}");
+        assert_eq!(word(&policy, &pod), "moved", "{guards}");
+    }
+}
+
+#[test]
+fn a_rate_is_too_high_when_it_was_held_and_one_burst_is_not() {
+    let policy = one_rule(
+        "interval: 5s\nguards: {minAge: 0s}",
+        "limits: {maxRate: {bytesPerSecond: 1Ki, for: 30s}}, jitter: 0%",
+    );
+    let mut ledger = Ledger::default();
+    let (mut steady, mut bursts) = (0, 0);
+    for tick in 0..20 {
+        let now = HOUR + tick * 5 * SECOND;
+        let with = |cookie, bytes| Connection {
+            bytes_out: Bytes(bytes),
+            ..connection(cookie)
+        };
+        let listed = snapshot(
+            now,
+            vec![with(1, steady), with(2, bursts), with(3, 5119 * tick)],
+        );
+        ledger.observe(&policy, &listed);
+        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+        // Thirty seconds are six intervals.
+        let expected = if tick < 6 { vec![] } else { vec![1] };
+        assert_eq!(cookies(&plan), expected, "{tick}");
+        if let Some(chosen) = plan.moves().next() {
+            let [Reason::Rate { value, limit, .. }] = chosen.reasons() else {
+                panic!("{:?}", chosen.reasons())
+            };
+            assert_eq!((value.0, limit.0), (2048, 1024));
+            assert_eq!(plan.overdue(), 1);
+        } else {
+            assert_eq!(plan.spared(), BTreeMap::from([("rateUnknown", 3)]));
+        }
+        steady += 5 * 2048;
+        bursts += if tick % 4 == 0 { 1 << 30 } else { 0 };
+    }
+}
+
+#[test]
+fn an_unknown_rate_does_not_hide_the_other_limits() {
+    let policy = one_rule(
+        "",
+        "limits: {maxAge: 1h, maxRate: {bytesPerSecond: 1, for: 30s}}",
+    );
+    assert_eq!(word(&policy, &connection(1)), "moved");
+    let young = Connection {
+        opened: KernelTime(10 * HOUR - MINUTE),
+        ..connection(1)
+    };
+    assert_eq!(word(&policy, &young), "withinLimits");
+}
+
+#[test]
+fn an_explanation_tells_all_that_is_weighed() {
+    let rules = "\
+- {name: admin, match: {ports: [{port: 9000}]}, limits: {maxAge: 1h}}
+- {name: inner, match: {ports: [{port: 5432}], peers: [{ipBlock: {cidr: 10.9.0.0/16}}]}, limits: {maxAge: 1h}}
+- {name: data, match: {ports: [{port: 5432}]}, limits: {maxAge: 1h, maxBytes: 1Gi, maxRate: {bytesPerSecond: 1Mi, for: 1m}}}
+- {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("", rules);
+    let data = Connection {
+        endpoint: EndpointKey {
+            port: 5432,
+            ..connection(7).endpoint
+        },
+        mptcp: true,
+        ..connection(7)
+    };
+    let listed = snapshot(2 * HOUR, vec![connection(1), data]);
+    let ledger = Ledger::default();
+    let explained = explain(&policy, &listed, &ledger, listed.taken, Cookie(7)).unwrap();
+    let rules: Vec<_> = explained
+        .rules
+        .iter()
+        .map(|(rule, miss)| (rule.name().as_str(), miss.map(|miss| miss.to_string())))
+        .collect();
+    let not = |why: &str| Some(why.to_owned());
+    assert_eq!(
+        rules,
+        [
+            ("admin", not("port 5432 is not among its ports")),
+            ("inner", not("10.0.0.1 is not among its peers")),
+            ("data", None),
+        ]
+    );
+    let measures: Vec<_> = explained
+        .measures
+        .iter()
+        .map(|m| (m.as_str(), m.overdue()))
+        .collect();
+    assert_eq!(measures, [("age", true), ("bytes", false)]);
+    assert_eq!(
+        explained.unknown.unwrap().to_string(),
+        "its rate over 1m is not known"
+    );
+    let guards: Vec<_> = explained.guards.iter().map(Spared::as_str).collect();
+    assert_eq!(guards, ["mptcp", "statefulPort"]);
+    assert!(explained.needs().unwrap().contains("MPTCP is never moved"));
+    let moved = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    assert_eq!((moved.needs(), moved.decision.place), (None, Some(1)));
+    assert_eq!(
+        explain(&policy, &listed, &ledger, listed.taken, Cookie(2)),
+        None
+    );
 }
 
 #[test]
@@ -461,6 +647,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             "maxAge: 8760h, maxBytes: 1",
             "maxBytes: 10Gi",
             "maxAge: 10m, maxBytes: 15Ei",
+            "maxRate: {bytesPerSecond: 1, for: 10s}",
+            "maxAge: 1h, maxRate: {bytesPerSecond: 1Gi, for: 1m}",
         ]),
         0..=100u8,
         select(vec!["Keeps", "Loses"]),
@@ -554,6 +742,15 @@ fn any_ledger() -> impl Strategy<Value = Ledger> {
         |(policy, connections, outcomes, now)| {
             let now = KernelTime(now);
             let mut ledger = Ledger::default();
+            for (ago, part) in [(60 * SECOND, 4), (30 * SECOND, 2), (0, 1)] {
+                let then = |c: &Connection| Connection {
+                    bytes_in: Bytes(c.bytes_in.0 / part),
+                    bytes_out: Bytes(c.bytes_out.0 / part),
+                    ..c.clone()
+                };
+                let listed = connections.iter().map(then).collect();
+                ledger.observe(&policy, &snapshot(now.0.saturating_sub(ago), listed));
+            }
             let plan = decide(&policy, &snapshot(now.0, connections), &ledger, now);
             for (chosen, outcome) in plan.moves().zip(outcomes) {
                 if chosen.mode() == Mode::DryRun {
@@ -662,6 +859,29 @@ proptest! {
         prop_assert_eq!(plan, decide(&policy, &snapshot(now, shuffled), &ledger, KernelTime(now)));
     }
 
+    /// It is what the plan says, with all that the plan does not say.
+    #[test]
+    fn an_explanation_agrees_with_the_plan(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let listed = snapshot(now.0, listed);
+        let plan = decide(&policy, &listed, &ledger, now);
+        for decision in plan.decisions().iter().step_by(7) {
+            let explained = explain(&policy, &listed, &ledger, now, decision.cookie).unwrap();
+            prop_assert_eq!(&explained.decision, decision);
+            prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
+            let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
+            if !matches!(decision.verdict, Verdict::Spared(Spared::Duplicate)) {
+                prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule.as_ref());
+            }
+            if let Verdict::Move(chosen) = &decision.verdict {
+                prop_assert!(explained.guards.is_empty());
+                prop_assert!(chosen.reasons().iter().all(|r| explained.measures.contains(r)));
+            }
+        }
+    }
+
     #[test]
     fn no_mode_is_exceeded(
         policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
@@ -691,7 +911,7 @@ proptest! {
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,
-                Reason::Bytes { .. } => panic!("no such limit"),
+                Reason::Bytes { .. } | Reason::Rate { .. } => panic!("no such limit"),
             })
         };
         let alone = limit(2 * HOUR, vec![]).unwrap();

@@ -121,3 +121,24 @@ fn what_is_wrong_is_told_with_its_exit_code() {
         .unwrap();
     assert_eq!(both.status.code(), Some(1));
 }
+
+#[test]
+fn a_connection_is_explained() {
+    let rules = POLICY.replace(
+        "rules:\n",
+        "rules:\n- {name: other, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n",
+    );
+    let (code, out, err) = run(&rules, &["explain", "3"], &dump());
+    assert_eq!(code, Some(0), "{err}");
+    insta::assert_snapshot!(out);
+    insta::assert_snapshot!(run(&rules, &["explain", "3", "-o", "json"], &dump()).1);
+    let (_, moved, _) = run(&rules, &["explain", "5"], &dump());
+    assert!(
+        moved.contains("move (Enforce)") && !moved.contains("needs"),
+        "{moved}"
+    );
+    let (code, _, err) = run(&rules, &["explain", "77"], &dump());
+    assert_eq!(code, Some(1));
+    assert!(err.contains("no connection 77 is tracked"), "{err}");
+    assert_eq!(run(&rules, &["explain", "xyz"], &dump()).0, Some(2));
+}

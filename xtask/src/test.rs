@@ -97,11 +97,11 @@ fn unit() -> Vec<Section> {
 
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
-    let tests = ["--test", "cli", "--test", "deploy"];
+    let tests = ["cli", "deploy", "plan", "policy", "manual"].map(|test| ["--test", test]);
     let agent = ["test", "--workspace"];
     Ok(vec![section(
         "command line, manifests",
-        &[&agent[..], &tests].concat(),
+        &[&agent[..], tests.as_flattened()].concat(),
     )])
 }
 

@@ -188,6 +188,7 @@ impl Agent {
         self.report_faults(&observation);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
+        self.ledger.observe(&self.policy, snapshot);
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         debug!(
             connections = snapshot.connections.len(),

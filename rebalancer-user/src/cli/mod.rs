@@ -5,7 +5,9 @@
 
 mod agent;
 mod dump;
+mod explain;
 mod input;
+mod manual;
 mod plan;
 mod policy;
 mod records;
@@ -45,8 +47,11 @@ enum Command {
     Agent(agent::Agent),
     Dump(dump::Dump),
     Plan(plan::Plan),
+    Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Completions(manual::Completions),
+    Man(manual::Man),
 }
 
 /// Where the kernel side is.
@@ -103,7 +108,10 @@ pub fn main() -> ExitCode {
         Command::Agent(agent) => agent.run(),
         Command::Dump(dump) => dump.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(man) => man.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

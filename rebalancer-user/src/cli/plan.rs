@@ -5,7 +5,7 @@ use std::{fs, io, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Output, input::Input};
+use super::{Output, input::Input, note};
 use crate::{
     plan::{Ledger, decide},
     render::{self, Notation, Sort},
@@ -36,7 +36,7 @@ impl Plan {
             fs::write(file, dump).with_context(|| format!("writing {}", file.display()))?;
         }
         let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-        eprintln!("note: budgets are shown unspent, as it is not known here what was moved before");
+        note("note: budgets are shown unspent, as it is not known here what was moved before");
         let out = &mut io::stdout().lock();
         match self.output {
             Output::Table => render::plan_table(out, &plan, snapshot),

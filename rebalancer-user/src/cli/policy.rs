@@ -22,37 +22,47 @@ pub(super) enum Policy {
         /// The file; `-` is standard input.
         file: PathBuf,
     },
+    /// Print the effective whole of a policy file, with each default marked.
+    Explain {
+        /// The file; `-` is standard input.
+        file: PathBuf,
+    },
+    /// Print the JSON Schema of policy files, for editors.
+    Schema,
 }
 
 impl Policy {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        match self {
+        let text = match self {
             Self::Check { file } => {
                 let policy = load(&file)?;
                 let rules = policy.rules().len();
-                writeln!(
-                    io::stdout(),
+                format!(
                     "{}: valid, mode {}, {rules} rule{}",
                     name(&file),
                     policy.mode().as_str(),
                     if rules == 1 { "" } else { "s" },
                 )
-                .context("writing to stdout")
             }
-        }
+            Self::Explain { file } => policy::explain(&name(&file), &text(&file)?)?,
+            Self::Schema => policy::schema(),
+        };
+        writeln!(io::stdout(), "{}", text.trim_end()).context("writing to stdout")
     }
 }
 
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
+    Ok(policy::parse(&name(file), &text(file)?)?)
+}
+
+fn text(file: &Path) -> anyhow::Result<String> {
     let name = name(file);
     let bytes = read(file).with_context(|| format!("reading the policy {name}"))?;
     if bytes.len() as u64 > MOST {
         bail!("{name}: more than {} MiB, which no policy has", MOST >> 20);
     }
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("{name}: not UTF-8 text; save it as UTF-8"))?;
-    Ok(policy::parse(&name, &text)?)
+    String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text; save it as UTF-8"))
 }
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
@@ -65,6 +75,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What messages call the file.
 pub(super) fn name(file: &Path) -> String {
     if file == Path::new("-") {
         "stdin".to_owned()

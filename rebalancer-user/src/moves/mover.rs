@@ -251,6 +251,9 @@ impl Active {
         };
         if self.holds(step, &socket, diag, lister) {
             match step.kind() {
+                StepKind::Close => {
+                    return Next::End(Outcome::Failed("step Close is not made yet".to_owned()));
+                }
                 StepKind::Reset => return Next::End(self.reset(diag)),
             }
         }

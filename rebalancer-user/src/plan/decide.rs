@@ -39,7 +39,11 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
                     reason,
                     Spared::InFlight | Spared::Held { .. } | Spared::DryRun
                 );
-                let is_overdue = |rule: &Rule| measure(rule, connection, now).any(Reason::overdue);
+                let is_overdue = |rule: &Rule| {
+                    measure(rule, connection, ledger, now)
+                        .0
+                        .any(Reason::overdue)
+                };
                 overdue += u64::from(waits && rule.is_some_and(is_overdue));
                 spared.push(spare(connection.cookie, rule, reason));
             }
@@ -59,7 +63,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             &mut enforce
         };
         match allowance.take() {
-            Ok(()) => decisions.push(candidate.chosen(mode, place, now)),
+            Ok(()) => decisions.push(candidate.chosen(mode, place, ledger, now)),
             Err(reason) => {
                 let waits = spare(candidate.connection.cookie, Some(candidate.rule), reason);
                 spared.push(Decision {
@@ -100,11 +104,12 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    fn chosen(&self, mode: Mode, place: u64, now: KernelTime) -> Decision {
+    fn chosen(&self, mode: Mode, place: u64, ledger: &Ledger, now: KernelTime) -> Decision {
         let &Self {
             connection, rule, ..
         } = self;
-        let mut reasons: Vec<Reason> = measure(rule, connection, now)
+        let mut reasons: Vec<Reason> = measure(rule, connection, ledger, now)
+            .0
             .filter(|reason| reason.exceeded())
             .collect();
         reasons.sort_by(|a, b| b.compare(*a));
@@ -144,10 +149,11 @@ fn judge<'a>(
     if let Some(reason) = guard(policy, rule, connection) {
         return Judgement::Spare(reason);
     }
-    let mut measures = measure(rule, connection, now);
-    // A rule has a limit; one without would have nothing to ask for.
+    let (mut measures, unknown) = measure(rule, connection, ledger, now);
     let Some(first) = measures.next() else {
-        return Judgement::Spare(Spared::NoRule);
+        // A rule has a limit; one without would have nothing to ask for.
+        let reason = unknown.map_or(Spared::NoRule, Spared::RateUnknown);
+        return Judgement::Spare(reason);
     };
     let (worst, overdue) = measures.fold((first, first.overdue()), |(worst, overdue), reason| {
         let worst = if reason.compare(worst).is_gt() {

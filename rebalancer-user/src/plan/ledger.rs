@@ -1,13 +1,14 @@
-//! What was moved, and when: what the next decision must know of those before.
+//! What was moved, and when, and how fast connections were: what the next decision must know of
+//! those before.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use super::{Move, Outcome};
+use super::{Move, Outcome, rates::Rates};
 use crate::{
-    policy::Mode,
+    policy::{Mode, Policy},
     snapshot::{Cookie, KernelTime, Snapshot},
 };
 
@@ -24,12 +25,23 @@ pub struct Ledger {
     said: BTreeSet<Cookie>,
     made: Spent,
     told: Spent,
+    rates: Rates,
 }
 
 /// Moves that count against a budget, by when they began.
 type Spent = BTreeSet<(KernelTime, Cookie)>;
 
 impl Ledger {
+    /// Takes in what connections have carried so far. Call it with each snapshot, before its
+    /// plan: rates need two listings at least.
+    pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
+        self.rates.observe(policy, snapshot);
+    }
+
+    pub(super) fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
         self.ended.remove(&chosen.cookie());

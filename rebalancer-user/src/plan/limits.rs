@@ -10,8 +10,9 @@ use std::{cmp::Ordering, fmt, time::Duration};
 
 use bytesize::ByteSize;
 
+use super::Ledger;
 use crate::{
-    policy::{Rule, Span},
+    policy::{MaxRate, Rule, Span},
     snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
@@ -37,6 +38,17 @@ pub enum Reason {
         /// The rule's limit.
         max: Bytes,
     },
+    /// Bytes both ways per second.
+    Rate {
+        /// The rate that it has held: the lowest between any two listings within `held`.
+        value: Bytes,
+        /// The connection's own limit.
+        limit: Bytes,
+        /// The rule's limit.
+        max: Bytes,
+        /// The time over which it counts.
+        held: Duration,
+    },
 }
 
 impl Reason {
@@ -45,6 +57,7 @@ impl Reason {
         match self {
             Self::Age { .. } => "age",
             Self::Bytes { .. } => "bytes",
+            Self::Rate { .. } => "rate",
         }
     }
 
@@ -52,7 +65,7 @@ impl Reason {
     pub fn exceeded(self) -> bool {
         match self {
             Self::Age { value, limit, .. } => value >= limit,
-            Self::Bytes { value, limit, .. } => value >= limit,
+            Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => value >= limit,
         }
     }
 
@@ -60,7 +73,7 @@ impl Reason {
     pub fn overdue(self) -> bool {
         match self {
             Self::Age { value, max, .. } => value >= max,
-            Self::Bytes { value, max, .. } => value >= max,
+            Self::Bytes { value, max, .. } | Self::Rate { value, max, .. } => value >= max,
         }
     }
 
@@ -76,7 +89,9 @@ impl Reason {
     fn fraction(self) -> (u64, u64) {
         match self {
             Self::Age { value, limit, .. } => (nanos(value), nanos(limit).max(1)),
-            Self::Bytes { value, limit, .. } => (value.0, limit.0.max(1)),
+            Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => {
+                (value.0, limit.0.max(1))
+            }
         }
     }
 }
@@ -92,7 +107,32 @@ impl fmt::Display for Reason {
                 let [value, limit, max] = [value, limit, max].map(|bytes| ByteSize::b(bytes.0));
                 write!(f, "{value} of {limit} (maxBytes {max})")
             }
+            Self::Rate {
+                value,
+                limit,
+                max,
+                held,
+            } => {
+                let [value, limit, max] = [value, limit, max].map(|bytes| ByteSize::b(bytes.0));
+                let held = rounded(held);
+                write!(
+                    f,
+                    "{value}/s of {limit}/s held for {held} (maxRate {max}/s)"
+                )
+            }
         }
+    }
+}
+
+/// A limit of which it is not known how near a connection is: its rate has not been watched for
+/// long enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unknown(pub MaxRate);
+
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let held = rounded(self.0.sustained_for());
+        write!(f, "its rate over {held} is not known")
     }
 }
 
@@ -106,12 +146,14 @@ pub(super) fn rounded(duration: Duration) -> Span {
     })
 }
 
-/// The limits of `rule` with what `connection` holds against them at `now`; at least one.
+/// The limits of `rule` with what `connection` holds against them at `now`, and the one of which
+/// that is not known; at least one of all.
 pub(super) fn measure(
     rule: &Rule,
     connection: &Connection,
+    ledger: &Ledger,
     now: KernelTime,
-) -> impl Iterator<Item = Reason> {
+) -> (impl Iterator<Item = Reason>, Option<Unknown>) {
     let jitter = rule.jitter().get();
     let own = |max, percent| own_limit(max, percent, connection.cookie);
     let age = rule.limits().max_age().map(|max| {
@@ -127,7 +169,22 @@ pub(super) fn measure(
         limit: Bytes(own(max.get(), jitter)),
         max: Bytes(max.get()),
     });
-    age.into_iter().chain(bytes)
+    let (mut rate, mut unknown) = (None, None);
+    if let Some(asked) = rule.limits().max_rate() {
+        let (max, held) = (asked.bytes_per_second().get(), asked.sustained_for());
+        match ledger.rates().sustained(connection.cookie, held) {
+            Some(value) => {
+                rate = Some(Reason::Rate {
+                    value,
+                    limit: Bytes(own(max, jitter)),
+                    max: Bytes(max),
+                    held,
+                });
+            }
+            None => unknown = Some(Unknown(asked)),
+        }
+    }
+    (age.into_iter().chain(bytes).chain(rate), unknown)
 }
 
 /// `max` less the connection's share of `percent` of it: from 1 to `max` for a `max` of 1 or

@@ -14,17 +14,20 @@
 
 mod budget;
 mod decide;
+mod explain;
 mod guards;
 mod ledger;
 mod limits;
 mod outcome;
 mod outlook;
 mod ports;
+mod rates;
 mod spared;
 
 pub use decide::decide;
+pub use explain::{Explanation, explain};
 pub use ledger::{HOLD, Ledger};
-pub use limits::Reason;
+pub use limits::{Reason, Unknown};
 pub use outcome::Outcome;
 pub use outlook::Outlook;
 pub use spared::Spared;

@@ -2,7 +2,9 @@
 
 use std::{fmt, time::Duration};
 
-use super::{Outcome, Reason, limits::rounded};
+use bytesize::ByteSize;
+
+use super::{Outcome, Reason, Unknown, limits::rounded};
 use crate::snapshot::TcpState;
 
 /// Why a connection is left.
@@ -25,6 +27,12 @@ pub enum Spared {
     NotAccepted,
     /// A subflow of an MPTCP connection: without it its client would be stranded.
     Mptcp,
+    /// Its client is at a loopback address, and `track.loopback` is not set.
+    Loopback,
+    /// Client and server have one address: a hop of a host, or of a pod, to itself.
+    SameHost,
+    /// It is of the host's own network namespace, and `guards.allowHostNetwork` is false.
+    HostNetwork,
     /// A port of the node's own services, not in `guards.allowSystemPorts`.
     SystemPort {
         /// The port.
@@ -51,6 +59,8 @@ pub enum Spared {
         /// The limit that it is nearest to.
         nearest: Reason,
     },
+    /// The one limit is of a rate that is not known.
+    RateUnknown(Unknown),
     /// A move of it ended less than [`super::HOLD`] ago.
     Held {
         /// How it ended.
@@ -85,10 +95,14 @@ impl Spared {
             Self::NotEstablished { .. } => "notEstablished",
             Self::NotAccepted => "notAccepted",
             Self::Mptcp => "mptcp",
+            Self::Loopback => "loopback",
+            Self::SameHost => "sameHost",
+            Self::HostNetwork => "hostNetwork",
             Self::SystemPort { .. } => "systemPort",
             Self::StatefulPort { .. } => "statefulPort",
             Self::MinAge { .. } => "minAge",
             Self::WithinLimits { .. } => "withinLimits",
+            Self::RateUnknown(_) => "rateUnknown",
             Self::Held { after, .. } => match after {
                 Outcome::GaveUp => "gaveUp",
                 Outcome::Refused(_) => "refused",
@@ -100,6 +114,53 @@ impl Spared {
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
             Self::Budget { .. } => "budget",
+        }
+    }
+
+    /// What it would take for the connection to be moved, as a phrase.
+    pub fn needs(&self) -> String {
+        match self {
+            Self::Duplicate => "a listing that has it once".to_owned(),
+            Self::InFlight => "nothing: it is being moved".to_owned(),
+            Self::NoRule => "a rule whose `match` covers it".to_owned(),
+            Self::Disabled => {
+                "mode DryRun or Enforce: in the policy, the rule and --mode".to_owned()
+            }
+            Self::NotEstablished { .. } => "nothing: it is ending by itself".to_owned(),
+            Self::NotAccepted => "that its server accepts it".to_owned(),
+            Self::Mptcp => "nothing will do: MPTCP is never moved".to_owned(),
+            Self::Loopback => "`track.loopback: true`".to_owned(),
+            Self::SameHost => "nothing will do: its client would come back here".to_owned(),
+            Self::HostNetwork => "`guards.allowHostNetwork: true`".to_owned(),
+            Self::SystemPort { port, .. } => format!("{port} in `guards.allowSystemPorts`"),
+            Self::StatefulPort { .. } => {
+                "`sessionState: Loses` in its rule, if that may be lost".to_owned()
+            }
+            Self::MinAge { age, min } => {
+                format!("an age of {} more", rounded(min.saturating_sub(*age)))
+            }
+            Self::WithinLimits { nearest } => match *nearest {
+                Reason::Age { value, limit, .. } => {
+                    format!("an age of {} more", rounded(limit.saturating_sub(value)))
+                }
+                Reason::Bytes { value, limit, .. } => {
+                    let more = limit.0.saturating_sub(value.0);
+                    format!("{} more", ByteSize::b(more))
+                }
+                Reason::Rate { limit, held, .. } => {
+                    format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held))
+                }
+            },
+            Self::RateUnknown(Unknown(asked)) => format!(
+                "to be watched for {}, as the agent does",
+                rounded(asked.sustained_for())
+            ),
+            Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::DryRun => "mode Enforce: in the policy, the rule and --mode".to_owned(),
+            Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
+            Self::Budget { window, .. } => {
+                format!("its turn, within {} or later", rounded(*window))
+            }
         }
     }
 }
@@ -114,6 +175,9 @@ impl fmt::Display for Spared {
             Self::NotEstablished { state } => write!(f, "its state is {}", state.name()),
             Self::NotAccepted => f.write_str("no process has accepted it"),
             Self::Mptcp => f.write_str("it is a subflow of an MPTCP connection"),
+            Self::Loopback => f.write_str("its client is at a loopback address"),
+            Self::SameHost => f.write_str("client and server have the same address"),
+            Self::HostNetwork => f.write_str("it is of the host's own network namespace"),
             Self::SystemPort { port, service } => {
                 write!(
                     f,
@@ -127,6 +191,7 @@ impl fmt::Display for Spared {
                 write!(f, "age {} is below minAge {}", rounded(*age), rounded(*min))
             }
             Self::WithinLimits { nearest } => write!(f, "within its limits: {nearest}"),
+            Self::RateUnknown(unknown) => unknown.fmt(f),
             Self::Held { after, left } => {
                 write!(f, "a move of it {after}; not again for {}", rounded(*left))
             }
@@ -169,6 +234,9 @@ mod tests {
             },
             Spared::NotAccepted,
             Spared::Mptcp,
+            Spared::Loopback,
+            Spared::SameHost,
+            Spared::HostNetwork,
             Spared::SystemPort {
                 port: 22,
                 service: "SSH",
@@ -192,7 +260,7 @@ mod tests {
         ];
         let told: String = all
             .iter()
-            .map(|spared| format!("{}: {spared}\n", spared.as_str()))
+            .map(|spared| format!("{}: {spared}; needs {}\n", spared.as_str(), spared.needs()))
             .collect();
         insta::assert_snapshot!(told);
     }

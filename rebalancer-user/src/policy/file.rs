@@ -1,13 +1,17 @@
-//! The file's own types: the shape of a policy document, no more. Every value keeps its place,
+//! The file's own types: the shape of a policy document, no more. Their documentation is what
+//! editors show. Every value keeps its place,
 //! and what it means is judged in `parse`, so that all errors of meaning are found at once.
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
     de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_saphyr::Spanned;
+
+use super::schema;
 
 /// A field that may be left out. One that is there and empty is not left out.
 #[derive(Debug)]
@@ -104,107 +108,242 @@ pub(super) type Unsupported = Field<IgnoredAny>;
 /// A list of which each item keeps its place.
 pub(super) type List<T> = Field<Vec<Spanned<T>>>;
 
-#[derive(Debug, Default, Deserialize)]
+/// Which connections are ended so that their clients reconnect.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "RebalancePolicy", extend("required" = ["apiVersion", "kind", "rules"]))]
 pub(super) struct PolicyFile {
+    /// The version of this format.
+    #[schemars(with = "schema::ApiVersion")]
     pub(super) api_version: Field<Scalar>,
+    /// The kind of this document.
+    #[schemars(with = "schema::Kind")]
     pub(super) kind: Field<Scalar>,
+    /// The most that any rule may do: `Disabled` chooses nothing, `DryRun` tells what it would
+    /// move, `Enforce` moves it.
+    #[schemars(with = "schema::Modes", extend("default" = "DryRun"))]
     pub(super) mode: Field<Scalar>,
+    /// Time from one listing to the next, from 200ms to 1h.
+    #[schemars(with = "schema::Duration", extend("default" = "5s"))]
     pub(super) interval: Field<Scalar>,
+    /// What the kernel records.
+    #[schemars(with = "TrackFile")]
     pub(super) track: Field<TrackFile>,
+    /// How many moves there may be.
+    #[schemars(with = "BudgetFile")]
     pub(super) budget: Field<BudgetFile>,
+    /// What is never moved, whatever a rule says.
+    #[schemars(with = "GuardsFile")]
     pub(super) guards: Field<GuardsFile>,
+    /// The first rule that matches a connection is the one for it.
+    #[schemars(with = "Vec<RuleFile>")]
     pub(super) rules: List<RuleFile>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What the kernel records.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Track")]
 pub(super) struct TrackFile {
+    /// `All` connections, or only those that a rule can match (`Matched`): nothing is spent on the
+    /// others, nor seen of them.
+    #[schemars(with = "schema::TrackedSockets", extend("default" = "All"))]
     pub(super) sockets: Field<Scalar>,
+    /// Whether connections from loopback addresses are recorded.
+    #[schemars(with = "bool", extend("default" = false))]
     pub(super) loopback: Field<Scalar>,
+    /// The most connections recorded for one endpoint.
+    #[schemars(with = "schema::PerEndpoint", extend("default" = 65536))]
     pub(super) max_per_endpoint: Field<Scalar>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// How many moves there may be.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Budget")]
 pub(super) struct BudgetFile {
+    /// The sliding time over which moves are counted, from 1s to 24h.
+    #[schemars(with = "schema::Duration", extend("default" = "1m"))]
     pub(super) window: Field<Scalar>,
+    /// Moves within a window: a number, or a percentage of the node's tracked connections, rounded
+    /// up and at least 1.
+    #[schemars(with = "schema::Amounts", extend("default" = 60))]
     pub(super) per_node: Field<Scalar>,
+    /// Moves started and not ended.
+    #[schemars(with = "schema::Counts", extend("default" = 20))]
     pub(super) max_in_flight: Field<Scalar>,
+    #[schemars(skip)]
     pub(super) per_service: Unsupported,
+    #[schemars(skip)]
     pub(super) per_endpoint: Unsupported,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What is never moved, whatever a rule says.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Guards")]
 pub(super) struct GuardsFile {
+    /// Younger connections are spared.
+    #[schemars(with = "schema::Duration", extend("default" = "30s"))]
     pub(super) min_age: Field<Scalar>,
+    /// Ports of the node's own services (SSH, DNS, kubelet, etcd…) that rules may name after all.
+    #[schemars(with = "Vec<schema::Port>", extend("default" = []))]
     pub(super) allow_system_ports: List<Scalar>,
+    /// Whether connections of the host's own network namespace may be moved. Without it: yes on a
+    /// plain host, no with Kubernetes.
+    #[schemars(with = "bool")]
+    pub(super) allow_host_network: Field<Scalar>,
+    #[schemars(skip)]
     pub(super) exclude_namespaces: Unsupported,
+    #[schemars(skip)]
     pub(super) min_ready_endpoints: Unsupported,
+    #[schemars(skip)]
     pub(super) settle: Unsupported,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Which connections, how old or heavy they may grow, and how they are ended.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Rule", extend("required" = ["name", "match", "limits"]))]
 pub(super) struct RuleFile {
+    /// A DNS label, unique in this policy.
+    #[schemars(with = "schema::Name")]
     pub(super) name: Field<Scalar>,
+    /// The most that this rule may do; the policy's own mode bounds it.
+    #[schemars(with = "schema::Modes")]
     pub(super) mode: Field<Scalar>,
+    /// Which connections it is for.
     #[serde(rename = "match")]
+    #[schemars(with = "MatchFile")]
     pub(super) matches: Field<MatchFile>,
+    /// How old or heavy they may grow; whoever exceeds any is chosen.
+    #[schemars(with = "LimitsFile")]
     pub(super) limits: Field<LimitsFile>,
+    /// By how much, at most, a connection's own limit is below the rule's, so that those opened
+    /// together do not end together.
+    #[schemars(with = "schema::Percentage", extend("default" = "10%"))]
     pub(super) jitter: Field<Scalar>,
+    /// `Keeps`: ports of protocols that hold state in their connections (PostgreSQL, Redis, MQTT…)
+    /// are spared. `Loses`: losing that state is fine.
+    #[schemars(with = "schema::SessionStates", extend("default" = "Keeps"))]
     pub(super) session_state: Field<Scalar>,
+    /// What is counted besides bytes, at a cost for each send.
+    #[schemars(with = "schema::Counted")]
+    pub(super) count: Field<Scalar>,
+    /// Ways to end a connection, the gentlest first. Without it: a reset at a quiet moment.
+    #[schemars(with = "Vec<StepFile>")]
     pub(super) steps: List<StepFile>,
+    /// What happens when all steps have timed out.
+    #[schemars(with = "schema::Ends", extend("default" = "Spare"))]
     pub(super) at_end: Field<Scalar>,
+    #[schemars(skip)]
     pub(super) balance: Unsupported,
-    pub(super) count: Unsupported,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Ports and peers; where both are given, both must match.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Match", extend("minProperties" = 1))]
 pub(super) struct MatchFile {
+    /// Ports of the server's side.
+    #[schemars(with = "Vec<PortFile>")]
     pub(super) ports: List<PortFile>,
+    /// Clients.
+    #[schemars(with = "Vec<PeerFile>")]
     pub(super) peers: List<PeerFile>,
+    #[schemars(skip)]
     pub(super) services: Unsupported,
+    #[schemars(skip)]
     pub(super) namespace_selector: Unsupported,
+    #[schemars(skip)]
     pub(super) pod_selector: Unsupported,
+    #[schemars(skip)]
     pub(super) cgroups: Unsupported,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A port, or a range of them.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Port", extend("required" = ["port"]))]
 pub(super) struct PortFile {
+    /// The port, or the lowest of a range.
+    #[schemars(with = "schema::Port")]
     pub(super) port: Field<Scalar>,
+    /// The highest of a range.
+    #[schemars(with = "schema::Port")]
     pub(super) end_port: Field<Scalar>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Clients by address.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Peer", extend("required" = ["ipBlock"]))]
 pub(super) struct PeerFile {
+    /// A network.
+    #[schemars(with = "IpBlockFile")]
     pub(super) ip_block: Field<IpBlockFile>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A network as a NetworkPolicy has it.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "IpBlock", extend("required" = ["cidr"]))]
 pub(super) struct IpBlockFile {
+    /// The network, e.g. `10.0.0.0/8`.
+    #[schemars(with = "schema::Network")]
     pub(super) cidr: Field<Scalar>,
+    /// Networks inside it that are not meant.
+    #[schemars(with = "Vec<schema::Network>")]
     pub(super) except: List<Scalar>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// How old or heavy a connection may grow; one limit at least.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Limits", extend("minProperties" = 1))]
 pub(super) struct LimitsFile {
+    /// Time since it was accepted.
+    #[schemars(with = "schema::Duration")]
     pub(super) max_age: Field<Scalar>,
+    /// Bytes both ways.
+    #[schemars(with = "schema::Size")]
     pub(super) max_bytes: Field<Scalar>,
-    pub(super) max_rate: Unsupported,
+    /// Bytes both ways per second.
+    #[schemars(with = "RateFile")]
+    pub(super) max_rate: Field<RateFile>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A rate that is too high if it is held without a pause.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Rate", extend("required" = ["bytesPerSecond", "for"]))]
+pub(super) struct RateFile {
+    /// The rate.
+    #[schemars(with = "schema::Size")]
+    pub(super) bytes_per_second: Field<Scalar>,
+    /// How long it must have been held; twice the interval or more.
+    #[serde(rename = "for")]
+    #[schemars(with = "schema::Duration")]
+    pub(super) sustained_for: Field<Scalar>,
+}
+
+/// One way to end a connection.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Step", extend("required" = ["step"]))]
 pub(super) struct StepFile {
+    /// `Close`: the server is told that its client has finished, and closes. `Reset`: a reset to
+    /// both ends.
+    #[schemars(with = "schema::StepKinds")]
     pub(super) step: Field<Scalar>,
+    /// `Quiet` waits until all was read and acknowledged, the server spoke last, and nothing was
+    /// exchanged for `idleFor`. `AtOnce` waits for nothing.
+    #[schemars(with = "schema::Conditions", extend("default" = "Quiet"))]
     pub(super) when: Field<Scalar>,
+    /// For how long nothing must have been exchanged.
+    #[schemars(with = "schema::Duration", extend("default" = "200ms"))]
     pub(super) idle_for: Field<Scalar>,
+    /// How long the step may take.
+    #[schemars(with = "schema::Duration", extend("default" = "2m"))]
     pub(super) timeout: Field<Scalar>,
 }

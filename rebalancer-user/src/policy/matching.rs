@@ -1,6 +1,6 @@
 //! Which connections a rule is for.
 
-use std::{net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 
@@ -26,10 +26,51 @@ impl Match {
 
     /// Whether `connection` is one of those meant.
     pub fn covers(&self, connection: &Connection) -> bool {
+        self.misses(connection).is_none()
+    }
+
+    /// Why `connection` is not one of those meant; `None` if it is.
+    pub fn misses(&self, connection: &Connection) -> Option<Miss> {
         let port = connection.endpoint.port;
         let peer = connection.remote.ip().to_canonical();
-        (self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port)))
-            && (self.peers.is_empty() || self.peers.iter().any(|block| block.contains(peer)))
+        if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
+            return Some(Miss::Port(port));
+        }
+        if !self.peers.is_empty() && !self.peers.iter().any(|block| block.contains(peer)) {
+            let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
+            return Some(Miss::Peer { peer, excepted });
+        }
+        None
+    }
+}
+
+/// Why a rule is not for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// It was accepted on another port.
+    Port(u16),
+    /// It comes from elsewhere.
+    Peer {
+        /// The client's address.
+        peer: IpAddr,
+        /// In one of the networks, but excepted from it.
+        excepted: bool,
+    },
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(f, "port {port} is not among its ports"),
+            Self::Peer {
+                peer,
+                excepted: false,
+            } => write!(f, "{peer} is not among its peers"),
+            Self::Peer {
+                peer,
+                excepted: true,
+            } => write!(f, "{peer} is excepted from its peers"),
+        }
     }
 }
 

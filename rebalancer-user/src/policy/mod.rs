@@ -5,25 +5,39 @@
 //! kind: RebalancePolicy
 //! mode: DryRun                 # Disabled | DryRun | Enforce
 //! interval: 5s
-//! track: {sockets: All, loopback: false, maxPerEndpoint: 65536}
+//! track:
+//!   sockets: All               # All | Matched
+//!   loopback: false
+//!   maxPerEndpoint: 65536
 //! budget: {window: 1m, perNode: 60, maxInFlight: 20}
-//! guards: {minAge: 30s, allowSystemPorts: []}
+//! guards:
+//!   minAge: 30s
+//!   allowSystemPorts: []
+//!   # allowHostNetwork: true   # with Kubernetes false
 //! rules:                       # the first that matches wins
 //! - name: checkout
 //!   mode: Enforce
 //!   match:
 //!     ports: [{port: 50051, endPort: 50060}]
 //!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
-//!   limits: {maxAge: 30m, maxBytes: 10Gi}
+//!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   jitter: 10%
 //!   sessionState: Keeps        # Keeps | Loses
-//!   steps:
+//!   # count: Messages          # besides bytes
+//!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow
 //! ```
 //!
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
-//! that of the policy); a rule needs a name, a `match` and at least one limit.
+//! that of the policy); a rule needs a name, a `match` and at least one limit. A rate is too high
+//! if it was held for the time given, which is at least twice the interval; one burst is not.
+//!
+//! Never moved, whatever a rule says: a connection of the host to itself (a sidecar's hop), one
+//! from a loopback address unless `track.loopback` is true, one of the host's own network
+//! namespace unless `guards.allowHostNetwork` is true. That last one is true on a plain host,
+//! where there is no other namespace, and false on a node of Kubernetes, where the host's
+//! namespace is the node's own.
 //!
 //! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
 //! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; `perNode` an
@@ -42,10 +56,12 @@
 )]
 
 mod error;
+mod explain;
 mod file;
 mod matching;
 mod parse;
 mod rule;
+mod schema;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -54,9 +70,11 @@ mod values;
 
 pub(crate) use error::visible;
 pub use error::{PolicyError, PolicyErrors};
-pub use matching::{Match, Peer, PortRange};
+pub use explain::explain;
+pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
-pub use rule::{AtEnd, Limits, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use rule::{AtEnd, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
@@ -115,6 +133,14 @@ impl Policy {
         self
     }
 
+    /// This policy with the defaults of a Kubernetes node: the host's own network namespace is
+    /// left alone.
+    #[must_use]
+    pub fn with_kubernetes_defaults(mut self) -> Self {
+        self.guards.allow_host_network.get_or_insert(false);
+        self
+    }
+
     /// Time from one listing to the next; 200 ms or more.
     pub fn interval(&self) -> Duration {
         self.interval
@@ -156,11 +182,17 @@ impl Policy {
 /// What the kernel records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Track {
+    sockets: Sockets,
     loopback: bool,
     max_per_endpoint: NonZeroU32,
 }
 
 impl Track {
+    /// Of which sockets there are records.
+    pub fn sockets(self) -> Sockets {
+        self.sockets
+    }
+
     /// Whether connections from loopback addresses are recorded.
     pub fn loopback(self) -> bool {
         self.loopback
@@ -170,6 +202,16 @@ impl Track {
     pub fn max_per_endpoint(self) -> NonZeroU32 {
         self.max_per_endpoint
     }
+}
+
+/// Of which sockets there are records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sockets {
+    /// Of all that are accepted.
+    #[default]
+    All,
+    /// Only of those that a rule can match: nothing is spent on the others, nor seen of them.
+    Matched,
 }
 
 /// How many moves there may be; never without a bound.
@@ -202,6 +244,7 @@ impl Budget {
 pub struct Guards {
     min_age: Duration,
     allow_system_ports: BTreeSet<u16>,
+    allow_host_network: Option<bool>,
 }
 
 impl Guards {
@@ -213,5 +256,11 @@ impl Guards {
     /// Ports of the node's own services that rules may name after all.
     pub fn allow_system_ports(&self) -> &BTreeSet<u16> {
         &self.allow_system_ports
+    }
+
+    /// Whether connections of the host's own network namespace may be moved; `None` if the
+    /// policy does not say, which is yes on a plain host.
+    pub fn allow_host_network(&self) -> Option<bool> {
+        self.allow_host_network
     }
 }

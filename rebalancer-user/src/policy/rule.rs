@@ -30,6 +30,7 @@ pub struct Rule {
     pub(super) limits: Limits,
     pub(super) jitter: Percent,
     pub(super) session_state: SessionState,
+    pub(super) count: Option<Count>,
     pub(super) steps: Arc<[Step]>,
     pub(super) at_end: AtEnd,
 }
@@ -65,6 +66,11 @@ impl Rule {
         self.session_state
     }
 
+    /// What is counted of its connections besides bytes.
+    pub fn count(&self) -> Option<Count> {
+        self.count
+    }
+
     /// Ways to end a connection, in order; never empty.
     pub fn steps(&self) -> &Arc<[Step]> {
         &self.steps
@@ -81,6 +87,7 @@ impl Rule {
 pub struct Limits {
     pub(super) max_age: Option<Duration>,
     pub(super) max_bytes: Option<NonZeroU64>,
+    pub(super) max_rate: Option<MaxRate>,
 }
 
 impl Limits {
@@ -93,6 +100,38 @@ impl Limits {
     pub fn max_bytes(self) -> Option<NonZeroU64> {
         self.max_bytes
     }
+
+    /// Bytes both ways per second, for a time without a pause.
+    pub fn max_rate(self) -> Option<MaxRate> {
+        self.max_rate
+    }
+}
+
+/// A rate that is too high if it is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxRate {
+    pub(super) bytes_per_second: NonZeroU64,
+    pub(super) sustained_for: Duration,
+}
+
+impl MaxRate {
+    /// The rate.
+    pub fn bytes_per_second(self) -> NonZeroU64 {
+        self.bytes_per_second
+    }
+
+    /// How long it must have been held; twice the policy's interval or more, so that no single
+    /// burst is long enough.
+    pub fn sustained_for(self) -> Duration {
+        self.sustained_for
+    }
+}
+
+/// What is counted of a rule's connections besides bytes, at a cost for each send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Messages: the server's sends.
+    Messages,
 }
 
 /// Whether a connection's end costs its client more than a reconnect.
@@ -134,6 +173,9 @@ impl Step {
 /// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepKind {
+    /// The server is told that its client has finished: it may still answer, and closes by
+    /// itself.
+    Close,
     /// A reset to both ends.
     Reset,
 }

@@ -17,19 +17,17 @@ use super::{
 const LARGEST: usize = 1 << 20;
 
 /// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 12] = [
+const LATER: [&str; 10] = [
     "perService",
     "perEndpoint",
     "excludeNamespaces",
     "minReadyEndpoints",
     "settle",
     "balance",
-    "count",
     "services",
     "namespaceSelector",
     "podSelector",
     "cgroups",
-    "maxRate",
 ];
 
 /// Reads the one document of `text`, in which no byte-order mark is left.

@@ -15,19 +15,21 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 2s
-track: {sockets: All, loopback: true, maxPerEndpoint: 1000}
+track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000}
 budget: {window: 5m, perNode: 10%, maxInFlight: 7}
-guards: {minAge: 1m, allowSystemPorts: [53, 6443]}
+guards: {minAge: 1m, allowSystemPorts: [53, 6443], allowHostNetwork: false}
 rules:
 - name: checkout
   mode: DryRun
   match:
     ports: [{port: 8080}, {port: 50051, endPort: 50060}]
     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}, {ipBlock: {cidr: 'fd00::/8'}}]
-  limits: {maxAge: 30m, maxBytes: 10Gi}
+  limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
   jitter: 25%
   sessionState: Loses
+  count: Messages
   steps:
+  - {step: Close, when: AtOnce, timeout: 10s}
   - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
   - {step: Reset, when: AtOnce}
   atEnd: ResetNow
@@ -91,6 +93,8 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!(policy.budget().max_in_flight().get(), 20);
     assert_eq!(policy.guards().min_age(), Duration::from_secs(30));
     assert!(policy.guards().allow_system_ports().is_empty());
+    assert_eq!(policy.guards().allow_host_network(), None);
+    assert_eq!(policy.track().sockets(), Sockets::All);
     let [rule] = policy.rules() else {
         panic!("one rule")
     };
@@ -121,23 +125,12 @@ fn every_field_is_read() {
 
 #[test]
 fn the_documented_policy_is_valid_and_says_the_defaults() {
-    let docs = include_str!("mod.rs").split("```").nth(1).unwrap();
-    let text: String = docs
-        .lines()
-        .skip(1)
-        .map(|line| {
-            format!(
-                "{}\n",
-                line.trim_start_matches("//!").get(1..).unwrap_or_default()
-            )
-        })
-        .collect();
-    let documented = parse("mod.rs", &text).unwrap_or_else(|errors| panic!("{errors}"));
+    let documented = parse("mod.rs", &documented()).unwrap_or_else(|errors| panic!("{errors}"));
     let short = parse(
         "short",
         &format!(
             "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
-             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi}}\n"
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n"
         ),
     );
     assert_eq!(Ok(documented), short);
@@ -296,8 +289,17 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("step without a step", rule("  steps: [{when: Quiet}]")),
         ("idleFor with AtOnce", rule("  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
-        ("step Close", rule("  steps: [{step: Close}]")),
-        ("sockets: Matched", whole("sockets: All", "sockets: Matched")),
+        ("step Notice", rule("  steps: [{step: Notice}]")),
+        ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
+        ("count of bytes", whole("count: Messages", "count: Bytes")),
+        ("host network as word", whole("allowHostNetwork: false", "allowHostNetwork: never")),
+        ("rate without a time", whole("bytesPerSecond: 50Mi, for: 30s", "bytesPerSecond: 50Mi")),
+        ("rate without a rate", whole("bytesPerSecond: 50Mi, for: 30s", "for: 30s")),
+        ("rate as a size", whole("{bytesPerSecond: 50Mi, for: 30s}", "50Mi")),
+        ("rate with a unit", whole("bytesPerSecond: 50Mi", "bytesPerSecond: 50Mi/s")),
+        ("rate of nothing", whole("bytesPerSecond: 50Mi", "bytesPerSecond: 0")),
+        ("rate held for a burst", whole("for: 30s", "for: 3s")),
+        ("rate held for days", whole("for: 30s", "for: 48h")),
         (
             "fields of later versions",
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n\
@@ -305,8 +307,7 @@ fn mistakes_are_told_with_place_and_remedy() {
              guards: {excludeNamespaces: [kube-system], minReadyEndpoints: 2, settle: 60s}\n\
              rules:\n- name: checkout\n  match:\n    services: [checkout]\n    \
              namespaceSelector: {matchLabels: {team: shop}}\n    podSelector: {}\n    cgroups: [a]\n  \
-             limits: {maxRate: {bytesPerSecond: 50Mi, for: 30s}}\n  \
-             balance: {by: Connections, tolerance: 10%}\n  count: Messages\n"
+             limits: {}\n  balance: {by: Connections, tolerance: 10%}\n"
                 .into(),
         ),
         (
@@ -319,7 +320,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("rules empty by comment", format!("{HEAD}rules:\n# - name: a\n")),
         ("tab", format!("{HEAD}track:\n\tloopback: true\n")),
         ("tab, later", format!("{HEAD}track:\n  loopback: true\n\tsockets: All\n")),
-        ("unclosed", whole("[53, 6443]}", "[53, 6443")),
+        ("unclosed", whole("6443], allowHostNetwork", "6443, allowHostNetwork")),
         ("unclosed quote", whole("'fd00::/8'", "'fd00::/8")),
         ("colon in text", whole("name: rest", "name: rest: more")),
         ("anchor", whole("limits: {maxBytes: 1048576}", "limits: &l {maxBytes: 1048576}")),
@@ -417,7 +418,16 @@ fn check(policy: &Policy) {
     assert!(!policy.budget().window().is_zero());
     for rule in policy.rules() {
         let limits = rule.limits();
-        assert!(limits.max_age().is_some() || limits.max_bytes().is_some());
+        assert!(
+            limits.max_age().is_some()
+                || limits.max_bytes().is_some()
+                || limits.max_rate().is_some()
+        );
+        assert!(
+            limits
+                .max_rate()
+                .is_none_or(|rate| rate.sustained_for() >= 2 * policy.interval())
+        );
         assert!(
             limits
                 .max_age()
@@ -461,8 +471,215 @@ fn told(text: &str, errors: &PolicyErrors) {
     );
 }
 
+#[test]
+fn the_host_network_is_left_alone_with_kubernetes_unless_the_policy_says_otherwise() {
+    let with = |guards: &str| {
+        let text = format!("guards: {{{guards}}}\n{}", rule(""));
+        let policy = parse("p", &text).unwrap().with_kubernetes_defaults();
+        policy.guards().allow_host_network()
+    };
+    assert_eq!(with(""), Some(false));
+    assert_eq!(with("allowHostNetwork: true"), Some(true));
+    assert_eq!(with("allowHostNetwork: false"), Some(false));
+}
+
+#[test]
+fn what_misses_is_told() {
+    let policy = parse("p", WHOLE).unwrap();
+    let miss = |port, remote| {
+        let miss = policy.rules()[0]
+            .matches()
+            .misses(&connection(port, remote));
+        miss.map(|miss| miss.to_string())
+    };
+    assert_eq!(miss(8080, "10.0.0.1:5"), None);
+    assert_eq!(
+        miss(81, "11.0.0.1:5").unwrap(),
+        "port 81 is not among its ports"
+    );
+    assert_eq!(
+        miss(8080, "11.0.0.1:5").unwrap(),
+        "11.0.0.1 is not among its peers"
+    );
+    assert_eq!(
+        miss(8080, "10.9.0.1:5").unwrap(),
+        "10.9.0.1 is excepted from its peers"
+    );
+}
+
+#[test]
+fn explained_a_policy_is_whole_with_its_defaults_marked() {
+    insta::assert_snapshot!("explained_short", explain("p", &rule("")).unwrap());
+    insta::assert_snapshot!("explained_whole", explain("p", WHOLE).unwrap());
+}
+
+#[test]
+fn names_that_yaml_would_take_for_something_else_stay_names() {
+    for name in ["no", "on", "true", "null", "17", "1e3", "0x1f", "a-1", "0"] {
+        let text = rule("").replace("name: a", &format!("name: \"{name}\""));
+        let policy = parse("p", &text).unwrap();
+        assert_eq!(
+            parse("p", &explain("p", &text).unwrap()),
+            Ok(policy),
+            "{name}"
+        );
+    }
+}
+
+/// A document as an editor sees it.
+fn as_json(text: &str) -> serde_json::Value {
+    serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+fn validator() -> jsonschema::Validator {
+    jsonschema::validator_for(&serde_json::from_str(&schema()).unwrap()).unwrap()
+}
+
+fn documented() -> String {
+    let docs = include_str!("mod.rs").split("```").nth(1).unwrap();
+    let code = |line: &str| {
+        line.trim_start_matches("//!")
+            .get(1..)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    docs.lines().skip(1).map(|line| code(line) + "\n").collect()
+}
+
+#[test]
+fn the_schema_accepts_what_is_valid() {
+    let validator = validator();
+    let shortest = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+rules:
+- {name: checkout, match: {ports: [{port: 8080}]}, limits: {maxAge: 30m}}
+";
+    let explained = explain("p", WHOLE).unwrap();
+    let sizes = WHOLE.replace("10Gi", "'1.5G'").replace("50Mi", "1.5");
+    let texts = [
+        shortest,
+        WHOLE,
+        &documented(),
+        &explained,
+        &sizes,
+        &rule(""),
+    ]
+    .map(str::to_owned);
+    for text in texts {
+        parse("p", &text).unwrap_or_else(|errors| panic!("{errors}"));
+        let errors: Vec<String> = validator
+            .iter_errors(&as_json(&text))
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{errors:?}\n{text}");
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_is_not() {
+    let validator = validator();
+    for (from, to) in [
+        ("v1alpha1", "v2"),
+        ("kind: RebalancePolicy", "kind: ConfigMap"),
+        ("mode: Enforce", "mode: enforce"),
+        ("interval: 2s", "interval: 2"),
+        ("interval: 2s", "interval: 2d"),
+        ("interval: 2s", "intervall: 2s"),
+        ("loopback: true", "loopback: 'true'"),
+        ("sockets: Matched", "sockets: Some"),
+        ("perNode: 10%", "perNode: 0"),
+        ("perNode: 10%", "perNode: 0%"),
+        ("perNode: 10%", "perNode: 101%"),
+        ("maxInFlight: 7", "maxInFlight: 7%"),
+        ("name: checkout", "name: Check_Out"),
+        ("name: checkout", "title: checkout"),
+        ("port: 8080", "port: 0"),
+        ("port: 8080", "port: 65536"),
+        ("port: 8080", "port: '8080'"),
+        ("{port: 8080}", "8080"),
+        ("cidr: 10.0.0.0/8", "cidr: 10.0.0.0"),
+        ("{maxBytes: 1048576}", "{}"),
+        ("maxBytes: 10Gi", "maxBytes: 10GB"),
+        ("maxBytes: 10Gi", "maxBytes: 0"),
+        ("for: 30s", "for: 30"),
+        ("bytesPerSecond: 50Mi, for: 30s", "for: 30s"),
+        ("jitter: 25%", "jitter: 25"),
+        ("sessionState: Loses", "sessionState: loses"),
+        ("count: Messages", "count: Bytes"),
+        ("step: Close", "step: Notice"),
+        ("step: Close, when: AtOnce", "when: AtOnce"),
+        ("when: AtOnce", "when: Never"),
+        ("atEnd: ResetNow", "atEnd: Reset"),
+        ("rules:", "balance: {}\nrules:"),
+    ] {
+        assert!(WHOLE.contains(from), "{from}");
+        let text = WHOLE.replacen(from, to, 1);
+        assert!(parse("p", &text).is_err(), "{to}");
+        assert!(!validator.is_valid(&as_json(&text)), "{to}");
+    }
+}
+
+#[test]
+fn the_schema_says_the_defaults() {
+    let schema: serde_json::Value = serde_json::from_str(&schema()).unwrap();
+    let of = |part: &str, field: &str| {
+        let fields = match part {
+            "" => &schema["properties"],
+            part => &schema["$defs"][part]["properties"],
+        };
+        fields[field]["default"].clone()
+    };
+    let explained = as_json(&explain("p", &rule("")).unwrap());
+    for (part, at) in [
+        ("", "/"),
+        ("Track", "/track/"),
+        ("Budget", "/budget/"),
+        ("Guards", "/guards/"),
+        ("Rule", "/rules/0/"),
+        ("Step", "/rules/0/steps/0/"),
+    ] {
+        let object = explained
+            .pointer(at.trim_end_matches('/'))
+            .unwrap()
+            .as_object()
+            .unwrap();
+        for (field, value) in object {
+            let default = of(part, field);
+            assert!(
+                default.is_null() || default == *value,
+                "{at}{field}: {default}"
+            );
+        }
+    }
+    assert_eq!(of("Budget", "perNode"), 60);
+    assert_eq!(of("Step", "timeout"), "2m");
+    let text = schema.to_string();
+    assert!(text.contains("How old or heavy they may grow"), "{text}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn explained_a_policy_stays_what_it_is(text in mutated()) {
+        let Ok(policy) = parse("p", &text) else { return Ok(()) };
+        let explained = explain("p", &text).unwrap();
+        prop_assert_eq!(parse("p", &explained), Ok(policy));
+        prop_assert_eq!(explain("p", &explained).unwrap(), explained.replace(" # default\n", "\n"));
+    }
+
+    #[test]
+    fn whatever_is_valid_the_schema_accepts(text in mutated()) {
+        use std::sync::LazyLock;
+        static VALIDATOR: LazyLock<jsonschema::Validator> = LazyLock::new(validator);
+        if parse("p", &text).is_ok() {
+            let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+            prop_assert!(VALIDATOR.is_valid(&as_json(text)), "{}", text);
+        }
+    }
+
 
     #[test]
     fn a_broken_policy_is_told_or_valid(text in mutated()) {

@@ -1,11 +1,13 @@
 //! Writes snapshots and plans for people and for programs, into any writer, and reads a snapshot
 //! back.
 
+mod explain;
 mod json;
 mod plan;
 mod read;
 mod table;
 
+pub use explain::{explanation, explanation_table};
 pub use json::{Notation, connections, endpoints};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{ReadError, read_snapshot};

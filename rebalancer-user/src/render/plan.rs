@@ -143,7 +143,7 @@ struct OutlookItem {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DecisionItem<'a> {
+pub(super) struct DecisionItem<'a> {
     id: String,
     endpoint: Option<EndpointRef>,
     local: Option<SocketAddr>,
@@ -197,13 +197,15 @@ pub fn plan(
     origin: &Origin,
 ) -> io::Result<()> {
     let known = by_cookie(snapshot);
-    let item = |decision| decision_item(decision, &known);
     let body = PlanBody {
         overdue: plan.overdue(),
         budget_left: plan.budget_left(),
         outlooks: plan.outlooks().iter().map(outlook_item).collect(),
         spared: plan.spared(),
-        items: in_order(plan).into_iter().map(item).collect(),
+        items: in_order(plan)
+            .into_iter()
+            .map(|decision| decision_item(decision, known.get(&decision.cookie).copied()))
+            .collect(),
     };
     write_json(out, notation, "Plan", snapshot, origin, body)
 }
@@ -220,11 +222,10 @@ fn outlook_item(outlook: &Outlook) -> OutlookItem {
     }
 }
 
-fn decision_item<'a>(
+pub(super) fn decision_item<'a>(
     decision: &'a Decision,
-    known: &BTreeMap<Cookie, &Connection>,
+    connection: Option<&Connection>,
 ) -> DecisionItem<'a> {
-    let connection = known.get(&decision.cookie);
     let (verdict, cause, why, chosen) = match &decision.verdict {
         Verdict::Move(chosen) => ("Move", None, reasons(chosen), Some(move_item(chosen))),
         Verdict::Spared(spared) => ("Spare", Some(spared.as_str()), spared.to_string(), None),
@@ -259,6 +260,9 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
     let (unit, [value, limit, max]) = match reason {
         Reason::Age { value, limit, max } => ("nanoseconds", [value, limit, max].map(nanoseconds)),
         Reason::Bytes { value, limit, max } => ("bytes", [value.0, limit.0, max.0]),
+        Reason::Rate {
+            value, limit, max, ..
+        } => ("bytesPerSecond", [value.0, limit.0, max.0]),
     };
     ReasonItem {
         reason: reason.as_str(),
@@ -276,6 +280,7 @@ fn step_item(step: Step) -> StepItem {
     };
     StepItem {
         step: match step.kind() {
+            StepKind::Close => "Close",
             StepKind::Reset => "Reset",
         },
         when,

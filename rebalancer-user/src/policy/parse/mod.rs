@@ -7,13 +7,13 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use self::reader::{Reader, inner};
 use super::{
-    Amount, Budget, Guards, Policy, PolicyErrors, Track,
+    Amount, Budget, Guards, Policy, PolicyErrors, Sockets, Track,
     file::{BudgetFile, Field, GuardsFile, PolicyFile, TrackFile},
     syntax, values,
 };
 
-const API_VERSION: &str = "rebalancer.dev/v1alpha1";
-const KIND: &str = "RebalancePolicy";
+pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
+pub(super) const KIND: &str = "RebalancePolicy";
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -24,6 +24,11 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// # Errors
 /// The first error of syntax or shape, or else all errors of meaning, sorted by place.
 pub fn parse(source_name: &str, text: &str) -> Result<Policy, PolicyErrors> {
+    read(source_name, text).map(|(_, policy)| policy)
+}
+
+/// Reads a policy, and gives what the file says beside what it means.
+pub(super) fn read(source_name: &str, text: &str) -> Result<(PolicyFile, Policy), PolicyErrors> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let file = syntax::read(text)
         .map_err(|problem| PolicyErrors::new(source_name, text, vec![problem]))?;
@@ -33,7 +38,7 @@ pub fn parse(source_name: &str, text: &str) -> Result<Policy, PolicyErrors> {
     };
     let policy = reader.policy(&file);
     if reader.problems.is_empty() {
-        Ok(policy)
+        Ok((file, policy))
     } else {
         Err(PolicyErrors::new(source_name, text, reader.problems))
     }
@@ -52,14 +57,15 @@ impl Reader<'_> {
         }
         self.required(&file.rules, "rules", &head, "rules, or `rules: []`");
         let guards = self.guards(&file.guards);
+        let interval = self
+            .duration(&file.interval, Duration::from_millis(200)..=DAY / 24)
+            .unwrap_or(5 * SECOND);
         Policy {
             mode: self.mode(&file.mode).unwrap_or_default(),
-            interval: self
-                .duration(&file.interval, Duration::from_millis(200)..=DAY / 24)
-                .unwrap_or(5 * SECOND),
+            interval,
             track: self.track(&file.track),
             budget: self.budget(&file.budget),
-            rules: self.rules(&file.rules, guards.min_age),
+            rules: self.rules(&file.rules, guards.min_age, interval),
             guards,
         }
     }
@@ -71,8 +77,9 @@ impl Reader<'_> {
             loopback,
             max_per_endpoint,
         } = inner(field, &default);
-        self.word(sockets, &[("All", ())], &["Matched"]);
+        let words = [("All", Sockets::All), ("Matched", Sockets::Matched)];
         Track {
+            sockets: self.word(sockets, &words, &[]).unwrap_or_default(),
             loopback: self.value(loopback, values::boolean).unwrap_or(false),
             max_per_endpoint: self.count(max_per_endpoint, 1 << 20, 65_536),
         }
@@ -103,11 +110,12 @@ impl Reader<'_> {
         let GuardsFile {
             min_age,
             allow_system_ports,
+            allow_host_network,
             exclude_namespaces,
             min_ready_endpoints,
             settle,
         } = inner(field, &default);
-        let supported = "minAge and allowSystemPorts";
+        let supported = "minAge, allowSystemPorts and allowHostNetwork";
         self.unsupported(exclude_namespaces, "excludeNamespaces", supported);
         self.unsupported(min_ready_endpoints, "minReadyEndpoints", supported);
         self.unsupported(settle, "settle", supported);
@@ -126,6 +134,7 @@ impl Reader<'_> {
                 },
             ),
             allow_system_ports: ports,
+            allow_host_network: self.value(allow_host_network, values::boolean),
         }
     }
 }

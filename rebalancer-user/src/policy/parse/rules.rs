@@ -9,12 +9,12 @@ use super::{
     reader::{Reader, inner},
 };
 use crate::policy::{
-    AtEnd, Limits, Match, Peer, Percent, PortRange, Rule, RuleName, SessionState, Span, Step,
-    StepKind, When,
+    AtEnd, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState,
+    Span, Step, StepKind, When,
     error::{Fault, quoted},
     file::{
-        Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RuleFile, StepFile,
-        Unsupported,
+        Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile, RuleFile,
+        StepFile, Unsupported,
     },
     values,
 };
@@ -25,13 +25,18 @@ const MOST_ITEMS: usize = 256;
 const MOST_STEPS: usize = 8;
 
 impl Reader<'_> {
-    pub(super) fn rules(&mut self, field: &List<RuleFile>, min_age: Duration) -> Vec<Rule> {
+    pub(super) fn rules(
+        &mut self,
+        field: &List<RuleFile>,
+        min_age: Duration,
+        interval: Duration,
+    ) -> Vec<Rule> {
         let mut names = BTreeMap::new();
         let files = self.list(field, MOST_RULES);
         files
             .iter()
             .filter_map(|file| {
-                let rule = self.rule(file, min_age)?;
+                let rule = self.rule(file, min_age, interval)?;
                 let at = self.place_of(&file.value.name);
                 if let Some(first) = names.insert(rule.name.clone(), at.start) {
                     let line = self.text[..first].matches('\n').count() + 1;
@@ -44,7 +49,12 @@ impl Reader<'_> {
             .collect()
     }
 
-    fn rule(&mut self, file: &Spanned<RuleFile>, min_age: Duration) -> Option<Rule> {
+    fn rule(
+        &mut self,
+        file: &Spanned<RuleFile>,
+        min_age: Duration,
+        interval: Duration,
+    ) -> Option<Rule> {
         let at = self.place(file);
         let RuleFile {
             name,
@@ -59,7 +69,6 @@ impl Reader<'_> {
             count,
         } = &file.value;
         self.unsupported(balance, "balance", "limits");
-        self.unsupported(count, "count", "maxBytes");
         self.required(name, "name", &at, "a name, e.g. `name: checkout`");
         self.required(
             matches,
@@ -81,9 +90,10 @@ impl Reader<'_> {
         let name = self.value(name, |value| values::name(value).map(Arc::from));
         let mode = self.mode(mode);
         let matches = self.matches(matches);
-        let limits = self.limits(limits, min_age);
+        let limits = self.limits(limits, min_age, interval);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
         let session_state = self.word(session_state, &session_states, &[]);
+        let count = self.word(count, &[("Messages", Count::Messages)], &[]);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]);
         Some(Rule {
@@ -93,6 +103,7 @@ impl Reader<'_> {
             limits,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
             session_state: session_state.unwrap_or_default(),
+            count,
             steps,
             at_end: at_end.unwrap_or_default(),
         })
@@ -188,17 +199,21 @@ impl Reader<'_> {
         })
     }
 
-    fn limits(&mut self, field: &Field<LimitsFile>, min_age: Duration) -> Limits {
+    fn limits(
+        &mut self,
+        field: &Field<LimitsFile>,
+        min_age: Duration,
+        interval: Duration,
+    ) -> Limits {
         let default = LimitsFile::default();
         let LimitsFile {
             max_age: age,
             max_bytes: bytes,
             max_rate,
         } = inner(field, &default);
-        self.unsupported(max_rate, "maxRate", "maxAge and maxBytes");
         let none = age.0.is_none() && bytes.0.is_none() && max_rate.0.is_none();
         if field.0.is_some() && none {
-            let remedy = "write maxAge or maxBytes, e.g. `limits: {maxAge: 30m}`";
+            let remedy = "write maxAge, maxBytes or maxRate, e.g. `limits: {maxAge: 30m}`";
             let fault = Fault::new("no limit", "nothing would ever exceed it", remedy);
             self.report(self.place_of(field), fault);
         }
@@ -213,7 +228,32 @@ impl Reader<'_> {
         Limits {
             max_age,
             max_bytes: self.value(bytes, values::size),
+            max_rate: self.max_rate(max_rate, interval),
         }
+    }
+
+    fn max_rate(&mut self, field: &Field<RateFile>, interval: Duration) -> Option<MaxRate> {
+        let at = self.place_of(field);
+        let RateFile {
+            bytes_per_second,
+            sustained_for,
+        } = &field.0.as_ref()?.value;
+        let example = "e.g. `maxRate: {bytesPerSecond: 50Mi, for: 30s}`";
+        self.required(bytes_per_second, "bytesPerSecond", &at, example);
+        self.required(sustained_for, "for", &at, example);
+        let per_second = self.value(bytes_per_second, values::size);
+        let held = self.duration(sustained_for, Duration::from_millis(1)..=DAY);
+        if held.is_some_and(|held| held < 2 * interval) {
+            let label = format!("below twice the interval, {}", Span(interval));
+            let least = Span(2 * interval);
+            let remedy = format!("write {least} or more, or lower `interval`");
+            let fault = Fault::new("too short to tell a burst from a rate", label, remedy);
+            self.report(self.place_of(sustained_for), fault);
+        }
+        Some(MaxRate {
+            bytes_per_second: per_second?,
+            sustained_for: held?,
+        })
     }
 
     fn steps(&mut self, field: &List<StepFile>) -> Arc<[Step]> {
@@ -230,7 +270,8 @@ impl Reader<'_> {
         self.not_empty(field, "steps");
         let files = self.list(field, MOST_STEPS);
         let steps: Arc<[Step]> = files.iter().map(|file| self.step(file, DEFAULT)).collect();
-        let last = steps.iter().position(|step| step.when == When::AtOnce);
+        let ends = |step: &Step| step.kind == StepKind::Reset && step.when == When::AtOnce;
+        let last = steps.iter().position(ends);
         if let Some(unreached) = last.and_then(|last| files.get(last + 1)) {
             let label = "a reset at once has ended the connection before";
             let fault = Fault::new("a step that is never reached", label, "remove it");
@@ -247,7 +288,8 @@ impl Reader<'_> {
             timeout,
         } = &file.value;
         self.required(step, "step", &self.place(file), "one, e.g. `step: Reset`");
-        self.word(step, &[("Reset", ())], &["Close", "Notice"]);
+        let kinds = [("Close", StepKind::Close), ("Reset", StepKind::Reset)];
+        let kind = self.word(step, &kinds, &["Notice"]);
         let at_once = self.word(when, &[("Quiet", false), ("AtOnce", true)], &[]) == Some(true);
         if at_once && idle_for.0.is_some() {
             let label = "`when: AtOnce` waits for no idle time";
@@ -258,7 +300,7 @@ impl Reader<'_> {
         let idle_for = self.duration(idle_for, some.clone());
         let quiet = idle_for.map_or(default.when, |idle_for| When::Quiet { idle_for });
         Step {
-            kind: StepKind::Reset,
+            kind: kind.unwrap_or(default.kind),
             when: if at_once { When::AtOnce } else { quiet },
             timeout: self.duration(timeout, some).unwrap_or(default.timeout),
         }

@@ -1,0 +1,88 @@
+//! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
+
+use super::{
+    Decision, Ledger, Reason, Spared, Verdict, decide,
+    guards::guards,
+    limits::{Unknown, measure},
+};
+use crate::{
+    policy::{Miss, Policy, Rule},
+    snapshot::{Connection, Cookie, KernelTime, Snapshot},
+};
+
+/// Why a connection is moved or spared, and what it would take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation<'a> {
+    /// The connection.
+    pub connection: &'a Connection,
+    /// The rules looked at, in order, with why each is not for it; the last one is, if it has no
+    /// such reason.
+    pub rules: Vec<(&'a Rule, Option<Miss>)>,
+    /// What it holds against each limit.
+    pub measures: Vec<Reason>,
+    /// A limit of which it is not known how near the connection is.
+    pub unknown: Option<Unknown>,
+    /// Every guard that spares it; the first is the one named in a plan.
+    pub guards: Vec<Spared>,
+    /// What the plan says of it.
+    pub decision: Decision,
+}
+
+impl Explanation<'_> {
+    /// What it would take to be moved; none if it is.
+    pub fn needs(&self) -> Option<String> {
+        match &self.decision.verdict {
+            Verdict::Move(_) => None,
+            Verdict::Spared(spared) => Some(match self.decision.place {
+                Some(place) => format!("its turn: it is number {place} of those to move"),
+                None => spared.needs(),
+            }),
+        }
+    }
+}
+
+/// Explains what [`decide`] makes of the connection `cookie`; `None` if it is not listed.
+pub fn explain<'a>(
+    policy: &'a Policy,
+    snapshot: &'a Snapshot,
+    ledger: &Ledger,
+    now: KernelTime,
+    cookie: Cookie,
+) -> Option<Explanation<'a>> {
+    let connection = snapshot
+        .connections
+        .iter()
+        .filter(|c| c.cookie == cookie)
+        .min_by_key(|c| (c.endpoint, c.opened))?;
+    let decision = decide(policy, snapshot, ledger, now)
+        .decisions()
+        .iter()
+        .find(|decision| decision.cookie == cookie)?
+        .clone();
+    let rule = policy.rule_for(connection);
+    let mut rules = Vec::new();
+    for looked_at in policy.rules() {
+        let miss = looked_at.matches().misses(connection);
+        let found = miss.is_none();
+        rules.push((looked_at, miss));
+        if found {
+            break;
+        }
+    }
+    let (measures, unknown, guards) = match rule {
+        Some(rule) => {
+            let (measures, unknown) = measure(rule, connection, ledger, now);
+            let guards = guards(policy, rule, connection).collect();
+            (measures.collect(), unknown, guards)
+        }
+        None => Default::default(),
+    };
+    Some(Explanation {
+        connection,
+        rules,
+        measures,
+        unknown,
+        guards,
+        decision,
+    })
+}

@@ -1,0 +1,252 @@
+//! The effective whole of a policy, each default marked: valid again, and the same policy.
+
+use std::fmt::{Display, Write as _};
+
+use ipnet::IpNet;
+
+use super::{
+    AtEnd, Count, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step,
+    StepKind, When,
+    file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
+    parse::{API_VERSION, KIND, read},
+};
+
+/// Reads a policy and writes all of it out, with `# default` behind what the file leaves out.
+///
+/// # Errors
+/// As [`super::parse`].
+pub fn explain(source_name: &str, text: &str) -> Result<String, PolicyErrors> {
+    let (file, policy) = read(source_name, text)?;
+    let mut lines = Lines::default();
+    lines.policy(&file, &policy);
+    Ok(lines.0)
+}
+
+/// Whether the file gives a field.
+fn given<T>(field: &Field<T>) -> bool {
+    field.0.is_some()
+}
+
+/// A part's fields, if the file gives the part.
+fn part<T>(field: &Field<T>) -> Option<&T> {
+    field.0.as_ref().map(|part| &part.value)
+}
+
+/// Whether the file gives a field of a part.
+fn within<T, V>(field: &Field<T>, inner: impl Fn(&T) -> &Field<V>) -> bool {
+    part(field).is_some_and(|part| given(inner(part)))
+}
+
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn line(&mut self, indent: &str, text: impl Display) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "{indent}{text}");
+    }
+
+    fn field(&mut self, indent: &str, name: &str, value: impl Display, given: bool) {
+        let mark = if given { "" } else { " # default" };
+        self.line(indent, format_args!("{name}: {value}{mark}"));
+    }
+
+    fn policy(&mut self, file: &PolicyFile, policy: &Policy) {
+        let PolicyFile {
+            mode,
+            interval,
+            track,
+            budget,
+            guards,
+            rules,
+            ..
+        } = file;
+        self.field("", "apiVersion", API_VERSION, true);
+        self.field("", "kind", KIND, true);
+        self.field("", "mode", policy.mode().as_str(), given(mode));
+        self.field("", "interval", Span(policy.interval()), given(interval));
+
+        let effective = policy.track();
+        let sockets = match effective.sockets() {
+            Sockets::All => "All",
+            Sockets::Matched => "Matched",
+        };
+        self.line("", "track:");
+        self.field("  ", "sockets", sockets, within(track, |t| &t.sockets));
+        let loopback = within(track, |t| &t.loopback);
+        self.field("  ", "loopback", effective.loopback(), loopback);
+        let most = within(track, |t| &t.max_per_endpoint);
+        self.field("  ", "maxPerEndpoint", effective.max_per_endpoint(), most);
+
+        let effective = policy.budget();
+        self.line("", "budget:");
+        let window = within(budget, |b| &b.window);
+        self.field("  ", "window", Span(effective.window()), window);
+        let per_node = within(budget, |b| &b.per_node);
+        self.field("  ", "perNode", effective.per_node(), per_node);
+        let in_flight = within(budget, |b| &b.max_in_flight);
+        self.field("  ", "maxInFlight", effective.max_in_flight(), in_flight);
+
+        self.guards(guards, policy);
+        self.rules(rules, policy);
+    }
+
+    fn guards(&mut self, file: &Field<GuardsFile>, policy: &Policy) {
+        let guards = policy.guards();
+        self.line("", "guards:");
+        let min_age = within(file, |g| &g.min_age);
+        self.field("  ", "minAge", Span(guards.min_age()), min_age);
+        let ports: Vec<String> = guards
+            .allow_system_ports()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let ports_given = within(file, |g| &g.allow_system_ports);
+        let ports = format!("[{}]", ports.join(", "));
+        self.field("  ", "allowSystemPorts", ports, ports_given);
+        match guards.allow_host_network() {
+            Some(allowed) => self.field("  ", "allowHostNetwork", allowed, true),
+            // It depends on where the agent runs, so no value would be right.
+            None => self.line(
+                "  ",
+                "# allowHostNetwork: true # default; with Kubernetes false",
+            ),
+        }
+    }
+
+    fn rules(&mut self, files: &List<RuleFile>, policy: &Policy) {
+        if policy.rules().is_empty() {
+            return self.line("", "rules: []");
+        }
+        self.line("", "rules:");
+        let files = part(files).map(Vec::as_slice).unwrap_or_default();
+        for (file, rule) in files.iter().zip(policy.rules()) {
+            self.rule(&file.value, rule, policy);
+        }
+    }
+
+    fn rule(&mut self, file: &RuleFile, rule: &Rule, policy: &Policy) {
+        self.line("", format_args!("- name: {}", name(rule.name().as_str())));
+        match rule.mode() {
+            Some(mode) => self.field("  ", "mode", mode.as_str(), true),
+            // Written out, it would no longer follow the policy's.
+            None => self.line(
+                "  ",
+                format_args!("# mode: {} # default; the policy's", policy.mode().as_str()),
+            ),
+        }
+        self.matches(rule.matches());
+        let limits = rule.limits();
+        self.line("  ", "limits:");
+        if let Some(age) = limits.max_age() {
+            self.field("    ", "maxAge", Span(age), true);
+        }
+        if let Some(bytes) = limits.max_bytes() {
+            self.field("    ", "maxBytes", Size(bytes.get()), true);
+        }
+        if let Some(rate) = limits.max_rate() {
+            self.line("    ", "maxRate:");
+            let per_second = Size(rate.bytes_per_second().get());
+            self.field("      ", "bytesPerSecond", per_second, true);
+            self.field("      ", "for", Span(rate.sustained_for()), true);
+        }
+        self.field("  ", "jitter", rule.jitter(), given(&file.jitter));
+        let state = match rule.session_state() {
+            SessionState::Keeps => "Keeps",
+            SessionState::Loses => "Loses",
+        };
+        self.field("  ", "sessionState", state, given(&file.session_state));
+        if let Some(Count::Messages) = rule.count() {
+            self.field("  ", "count", "Messages", true);
+        }
+        self.steps(&file.steps, rule);
+        let end = match rule.at_end() {
+            AtEnd::Spare => "Spare",
+            AtEnd::ResetNow => "ResetNow",
+        };
+        self.field("  ", "atEnd", end, given(&file.at_end));
+    }
+
+    fn matches(&mut self, matches: &Match) {
+        self.line("  ", "match:");
+        if !matches.ports().is_empty() {
+            self.line("    ", "ports:");
+        }
+        for range in matches.ports() {
+            self.line("    ", format_args!("- port: {}", range.first()));
+            if range.last() != range.first() {
+                self.field("      ", "endPort", range.last(), true);
+            }
+        }
+        if !matches.peers().is_empty() {
+            self.line("    ", "peers:");
+        }
+        for peer in matches.peers() {
+            self.line("    ", "- ipBlock:");
+            self.field("        ", "cidr", network(&peer.cidr()), true);
+            if !peer.except().is_empty() {
+                let except: Vec<String> = peer.except().iter().map(network).collect();
+                let except = format!("[{}]", except.join(", "));
+                self.field("        ", "except", except, true);
+            }
+        }
+    }
+
+    fn steps(&mut self, files: &List<StepFile>, rule: &Rule) {
+        let Some(files) = part(files) else {
+            self.line("  ", "steps: # default");
+            for step in rule.steps().iter() {
+                self.step(*step, [true; 3]);
+            }
+            return;
+        };
+        self.line("  ", "steps:");
+        for (file, step) in files.iter().zip(rule.steps().iter()) {
+            let file = &file.value;
+            let given = [
+                given(&file.when),
+                given(&file.idle_for),
+                given(&file.timeout),
+            ];
+            self.step(*step, given);
+        }
+    }
+
+    /// `given`: condition, idle time, timeout.
+    fn step(&mut self, step: Step, given: [bool; 3]) {
+        let kind = match step.kind() {
+            StepKind::Close => "Close",
+            StepKind::Reset => "Reset",
+        };
+        self.line("  ", format_args!("- step: {kind}"));
+        match step.when() {
+            When::Quiet { idle_for } => {
+                self.field("    ", "when", "Quiet", given[0]);
+                self.field("    ", "idleFor", Span(idle_for), given[1]);
+            }
+            When::AtOnce => self.field("    ", "when", "AtOnce", given[0]),
+        }
+        self.field("    ", "timeout", Span(step.timeout()), given[2]);
+    }
+}
+
+/// A name, in quotes where YAML could take it for something else.
+fn name(name: &str) -> String {
+    let words = [
+        "y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf",
+    ];
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase()) && !words.contains(&name);
+    if plain {
+        name.to_owned()
+    } else {
+        format!("\"{name}\"")
+    }
+}
+
+/// A network; IPv6 in quotes, for its colons.
+fn network(net: &IpNet) -> String {
+    match net {
+        IpNet::V4(net) => net.to_string(),
+        IpNet::V6(net) => format!("\"{net}\""),
+    }
+}

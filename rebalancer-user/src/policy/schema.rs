@@ -1,0 +1,71 @@
+//! The policy file's JSON Schema, for editors: derived from the file's types, with the notation
+//! of each kind of value.
+//!
+//! What [`super::parse`] accepts it accepts; of what `parse` refuses it refuses all that a schema
+//! can: shape, words, units and ranges, but not what one field means for another.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
+
+use super::file::PolicyFile;
+
+/// The schema, as indented JSON.
+pub fn schema() -> String {
+    let schema = SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<PolicyFile>();
+    // A schema is made of JSON values alone, so this cannot fail; `{}` accepts everything.
+    serde_json::to_string_pretty(&schema).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// Notations of single values, named in the file's types.
+macro_rules! notations {
+    ($($name:ident: $schema:tt)*) => {$(
+        pub(super) enum $name {}
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!($schema)
+            }
+        }
+    )*};
+}
+
+notations! {
+    ApiVersion: {"const": "rebalancer.dev/v1alpha1"}
+    Kind: {"const": "RebalancePolicy"}
+    Modes: {"enum": ["Disabled", "DryRun", "Enforce"]}
+    Duration: {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+    Size: {
+        "type": ["string", "number"],
+        "pattern": "^[0-9]{1,20}(\\.[0-9]{1,18})?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$",
+        "exclusiveMinimum": 0
+    }
+    Percentage: {"type": "string", "pattern": "^0*(100|[0-9]{1,2})%$"}
+    Amounts: {
+        "type": ["integer", "string"],
+        "minimum": 1,
+        "maximum": 1_000_000,
+        "pattern": "^0*(100|[1-9][0-9]?)%$"
+    }
+    Counts: {"type": "integer", "minimum": 1, "maximum": 10_000}
+    PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
+    Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
+    Name: {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
+    Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
+    TrackedSockets: {"enum": ["All", "Matched"]}
+    SessionStates: {"enum": ["Keeps", "Loses"]}
+    Counted: {"enum": ["Messages"]}
+    StepKinds: {"enum": ["Close", "Reset"]}
+    Conditions: {"enum": ["Quiet", "AtOnce"]}
+    Ends: {"enum": ["Spare", "ResetNow"]}
+}

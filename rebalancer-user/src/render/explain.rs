@@ -1,0 +1,159 @@
+//! Writes the explanation of one connection.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::{
+    Notation, Origin,
+    json::{state_name, write as write_json},
+    plan::{DecisionItem, ReasonItem, decision_item, reason_item},
+    table::{age, size},
+};
+use crate::{
+    plan::{Explanation, Reason, Verdict},
+    snapshot::Snapshot,
+};
+
+/// As lines for people: the connection, rules, limits, guards, decision, what it needs.
+pub fn explanation_table(
+    out: &mut impl Write,
+    explained: &Explanation<'_>,
+    snapshot: &Snapshot,
+) -> io::Result<()> {
+    let c = explained.connection;
+    let at_least = if c.adopted { "at least " } else { "" };
+    let mut line = |what: &str, text: String| writeln!(out, "{what:<10}{text}");
+    line("id", c.cookie.to_string())?;
+    line("peer", c.remote.to_string())?;
+    let netns = c.endpoint.netns.0;
+    line("local", format!("{}, network namespace {netns}", c.local))?;
+    line("state", state_name(c.state))?;
+    let age = age(snapshot.taken.since(c.opened));
+    line("age", format!("{at_least}{age}"))?;
+    let [bytes_in, bytes_out] = [size(c.bytes_in), size(c.bytes_out)];
+    line("bytes", format!("{bytes_in} in, {bytes_out} out"))?;
+    for (rule, miss) in &explained.rules {
+        let name = rule.name();
+        line(
+            "rule",
+            match miss {
+                Some(miss) => format!("not {name}: {miss}"),
+                None => format!("{name}: matches"),
+            },
+        )?;
+    }
+    for measure in &explained.measures {
+        line("limit", format!("{}: {measure}", standing(*measure)))?;
+    }
+    if let Some(unknown) = explained.unknown {
+        line("limit", format!("unknown: {unknown}"))?;
+    }
+    for guard in &explained.guards {
+        line("guard", format!("{}: {guard}", guard.as_str()))?;
+    }
+    line(
+        "decision",
+        match &explained.decision.verdict {
+            Verdict::Move(chosen) => {
+                let place = explained.decision.place.unwrap_or_default();
+                format!(
+                    "move ({}), number {place} of those to move",
+                    chosen.mode().as_str()
+                )
+            }
+            Verdict::Spared(spared) => format!("spared({}): {spared}", spared.as_str()),
+        },
+    )?;
+    explained
+        .needs()
+        .map_or(Ok(()), |needs| line("needs", needs))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    rules: Vec<RuleItem<'a>>,
+    limits: Vec<LimitItem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<String>,
+    guards: Vec<GuardItem>,
+    decision: DecisionItem<'a>,
+    needs: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RuleItem<'a> {
+    rule: &'a str,
+    matches: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_not: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LimitItem {
+    #[serde(flatten)]
+    reason: ReasonItem,
+    standing: &'static str,
+    text: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GuardItem {
+    cause: &'static str,
+    why: String,
+    needs: String,
+}
+
+/// For programs.
+pub fn explanation(
+    out: &mut impl Write,
+    notation: Notation,
+    explained: &Explanation<'_>,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> io::Result<()> {
+    let limit = |measure: &Reason| LimitItem {
+        reason: reason_item(*measure),
+        standing: standing(*measure),
+        text: measure.to_string(),
+    };
+    let body = Body {
+        rules: explained
+            .rules
+            .iter()
+            .map(|(rule, miss)| RuleItem {
+                rule: rule.name().as_str(),
+                matches: miss.is_none(),
+                why_not: miss.map(|miss| miss.to_string()),
+            })
+            .collect(),
+        limits: explained.measures.iter().map(limit).collect(),
+        unknown: explained.unknown.map(|unknown| unknown.to_string()),
+        guards: explained
+            .guards
+            .iter()
+            .map(|guard| GuardItem {
+                cause: guard.as_str(),
+                why: guard.to_string(),
+                needs: guard.needs(),
+            })
+            .collect(),
+        decision: decision_item(&explained.decision, Some(explained.connection)),
+        needs: explained.needs(),
+    };
+    write_json(out, notation, "Explanation", snapshot, origin, body)
+}
+
+fn standing(reason: Reason) -> &'static str {
+    if reason.overdue() {
+        "overdue"
+    } else if reason.exceeded() {
+        "exceeded"
+    } else {
+        "within"
+    }
+}

@@ -1,0 +1,66 @@
+//! `policy explain` and `policy schema` as black boxes.
+
+use assert_cmd::Command;
+
+fn rebalancer(arguments: &[&str], stdin: &str) -> (Option<i32>, String, String) {
+    let output = Command::cargo_bin("rebalancer")
+        .unwrap()
+        .args(arguments)
+        .write_stdin(stdin)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn an_explained_policy_is_valid_again() {
+    let policy = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let (code, explained, err) = rebalancer(&["policy", "explain", "-"], policy);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(
+        explained.contains("interval: 5s # default\n"),
+        "{explained}"
+    );
+    let (code, checked, err) = rebalancer(&["policy", "check", "-"], &explained);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(checked, "stdin: valid, mode DryRun, 1 rule\n");
+    let (code, out, err) = rebalancer(&["policy", "explain", "-"], "rules: 1");
+    assert_eq!((code, out.as_str()), (Some(3), ""));
+    assert!(err.contains("stdin:1:8"), "{err}");
+}
+
+#[test]
+fn the_schema_is_json() {
+    let (code, out, _) = rebalancer(&["policy", "schema"], "");
+    assert_eq!(code, Some(0));
+    let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(schema["title"], "RebalancePolicy");
+    assert_eq!(schema["additionalProperties"], false);
+}
+
+/// The policy that is deployed by default is valid, to the agent and to editors.
+#[test]
+fn the_deployed_policy_is_valid_by_the_schema() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/policy.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let (code, _, err) = rebalancer(&["policy", "check", "-"], &text);
+    assert_eq!(code, Some(0), "{err}");
+    let schema = rebalancer(&["policy", "schema"], "").1;
+    let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
+    let policy: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    let errors: Vec<String> = validator
+        .iter_errors(&policy)
+        .map(|e| e.to_string())
+        .collect();
+    assert!(errors.is_empty(), "{errors:?}");
+}
