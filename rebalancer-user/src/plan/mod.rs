@@ -114,6 +114,7 @@ pub struct Move {
     steps: Arc<[Step]>,
     at_end: AtEnd,
     mode: Mode,
+    heeds_guards: bool,
 }
 
 impl Move {
@@ -155,6 +156,12 @@ impl Move {
     /// What to do when all steps have timed out.
     pub fn at_end(&self) -> AtEnd {
         self.at_end
+    }
+
+    /// Whether what the executor learns of the process that holds the connection may spare it.
+    /// False only of a move by hand that asks for it.
+    pub fn heeds_guards(&self) -> bool {
+        self.heeds_guards
     }
 
     /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.

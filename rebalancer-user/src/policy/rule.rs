@@ -115,6 +115,26 @@ pub struct Step {
 }
 
 impl Step {
+    /// What `atEnd: ResetNow` comes to.
+    pub const RESET_NOW: Self = Self {
+        kind: StepKind::Reset,
+        when: When::AtOnce,
+        timeout: Duration::from_secs(5),
+    };
+
+    /// A step; `None` if its times are not more than 0.
+    pub fn new(kind: StepKind, when: When, timeout: Duration) -> Option<Self> {
+        let waits = match when {
+            When::Quiet { idle_for } => !idle_for.is_zero(),
+            When::AtOnce => true,
+        };
+        (waits && !timeout.is_zero()).then_some(Self {
+            kind,
+            when,
+            timeout,
+        })
+    }
+
     /// What is done.
     pub fn kind(self) -> StepKind {
         self.kind
@@ -134,6 +154,8 @@ impl Step {
 /// What a step does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepKind {
+    /// The server is asked to close, by end of file on its descriptor.
+    Close,
     /// A reset to both ends.
     Reset,
 }

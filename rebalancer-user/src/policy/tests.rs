@@ -296,7 +296,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("step without a step", rule("  steps: [{when: Quiet}]")),
         ("idleFor with AtOnce", rule("  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
-        ("step Close", rule("  steps: [{step: Close}]")),
+        ("step Notice", rule("  steps: [{step: Notice}]")),
         ("sockets: Matched", whole("sockets: All", "sockets: Matched")),
         (
             "fields of later versions",

@@ -4,8 +4,12 @@
 
 mod bytes;
 mod cost;
+mod guards;
 mod life;
+mod mechanisms;
 mod moves;
+mod server;
+mod steps;
 mod support;
 mod tracking;
 mod without;

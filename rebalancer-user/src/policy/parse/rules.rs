@@ -230,7 +230,8 @@ impl Reader<'_> {
         self.not_empty(field, "steps");
         let files = self.list(field, MOST_STEPS);
         let steps: Arc<[Step]> = files.iter().map(|file| self.step(file, DEFAULT)).collect();
-        let last = steps.iter().position(|step| step.when == When::AtOnce);
+        let ends = |step: &Step| step.kind == StepKind::Reset && step.when == When::AtOnce;
+        let last = steps.iter().position(ends);
         if let Some(unreached) = last.and_then(|last| files.get(last + 1)) {
             let label = "a reset at once has ended the connection before";
             let fault = Fault::new("a step that is never reached", label, "remove it");
@@ -247,7 +248,8 @@ impl Reader<'_> {
             timeout,
         } = &file.value;
         self.required(step, "step", &self.place(file), "one, e.g. `step: Reset`");
-        self.word(step, &[("Reset", ())], &["Close", "Notice"]);
+        let kinds = [("Close", StepKind::Close), ("Reset", StepKind::Reset)];
+        let kind = self.word(step, &kinds, &["Notice"]);
         let at_once = self.word(when, &[("Quiet", false), ("AtOnce", true)], &[]) == Some(true);
         if at_once && idle_for.0.is_some() {
             let label = "`when: AtOnce` waits for no idle time";
@@ -258,7 +260,7 @@ impl Reader<'_> {
         let idle_for = self.duration(idle_for, some.clone());
         let quiet = idle_for.map_or(default.when, |idle_for| When::Quiet { idle_for });
         Step {
-            kind: StepKind::Reset,
+            kind: kind.unwrap_or(default.kind),
             when: if at_once { When::AtOnce } else { quiet },
             timeout: self.duration(timeout, some).unwrap_or(default.timeout),
         }
