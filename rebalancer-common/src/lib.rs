@@ -260,6 +260,17 @@ macro_rules! faults {
     };
 }
 
+impl Fault {
+    /// Whether it means that a connection or listener has no record that should have one, so that
+    /// adopting again can help.
+    pub const fn leaves_unrecorded(self) -> bool {
+        matches!(
+            self,
+            Fault::NoSocket | Fault::NoTcpSock | Fault::StorageFailed | Fault::NoSettings
+        )
+    }
+}
+
 faults! {
     /// sock_ops was called without a full socket where one was expected.
     NoSocket = 0 => "accept without a full socket",

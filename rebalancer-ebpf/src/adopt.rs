@@ -68,7 +68,13 @@ pub(crate) extern "C" fn adopt(ctx: *mut Context) -> i32 {
     // SAFETY: the iterator's socket, whose lock the kernel holds for us.
     match unsafe { record::open(sk, &mut new) } {
         Ok(stored) => ask_for_close(&ctx, sk, tcp, stored),
-        Err(record::NotRecorded::Already) => {}
+        Err(record::NotRecorded::Already) => {
+            // A program that was attached behind ours may have wiped the callback.
+            // SAFETY: the iterator's socket.
+            if let Some(stored) = unsafe { record::get(sk, cookie) } {
+                ask_for_close(&ctx, sk, tcp, stored);
+            }
+        }
         Err(record::NotRecorded::Fault(fault)) => faults::count(&ctx, fault),
     }
     NEXT

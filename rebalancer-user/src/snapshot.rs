@@ -15,6 +15,15 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cookie(pub u64);
 
+impl std::str::FromStr for Cookie {
+    type Err = std::num::ParseIntError;
+
+    /// Reads what is shown: hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 impl fmt::Display for Cookie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)
@@ -92,6 +101,13 @@ impl TcpState {
             Self::Other(11) => "CLOSING",
             Self::Other(_) => "UNKNOWN",
         }
+    }
+
+    /// The state with this [`TcpState::name`]; none has the name `UNKNOWN`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        (1..=11)
+            .map(Self::from_kernel)
+            .find(|state| state.name() == name)
     }
 }
 

@@ -700,6 +700,61 @@ proptest! {
         prop_assert!(limit(age, others).is_none_or(|limit| limit == alone));
     }
 
+    /// An agent that lists at every interval, and whose moves end at once, starts the last of the
+    /// chosen exactly when the outlook says.
+    #[test]
+    fn the_outlook_comes_true(
+        chosen in 1..120u64, per_node in 1..30u64, in_flight in 1..10u64, interval in 1..90u64,
+    ) {
+        let head = format!(
+            "interval: {interval}s\nbudget: {{perNode: {per_node}, maxInFlight: {in_flight}, window: 1m}}"
+        );
+        let policy = one_rule(&head, "limits: {maxBytes: 1}");
+        let start = 2 * HOUR;
+        let heavy = |cookie| Connection { bytes_in: Bytes(1), ..connection(cookie) };
+        let mut live: Vec<u64> = (0..chosen).collect();
+        let mut ledger = Ledger::default();
+        let plan = decide(&policy, &snapshot(start, live.iter().copied().map(heavy).collect()), &ledger, KernelTime(start));
+        let [outlook] = plan.outlooks() else { panic!("{:?}", plan.outlooks()) };
+        let (first, lasts) = (*outlook, outlook.lasts);
+        prop_assert_eq!((first.chosen, first.now), (chosen, plan.moves().count() as u64));
+        let mut last = 0;
+        let mut now = start;
+        while !live.is_empty() {
+            let listed = snapshot(now, live.iter().copied().map(heavy).collect());
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            let moved = cookies(&plan);
+            // What is left is told as it was from the beginning.
+            prop_assert_eq!(plan.outlooks()[0].per_window, first.per_window);
+            for chosen in plan.moves() {
+                ledger.started(chosen, KernelTime(now));
+                ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
+                last = now;
+            }
+            live.retain(|cookie| !moved.contains(cookie));
+            ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+            now += interval * SECOND;
+        }
+        prop_assert_eq!(Duration::from_nanos(last - start), lasts);
+    }
+
+    /// The chosen have places, all of them, in the order of their turns.
+    #[test]
+    fn places_are_in_a_row(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
+        let mut places: Vec<u64> = plan.decisions().iter().filter_map(|d| d.place).collect();
+        let moves = plan.decisions().iter().filter(|d| matches!(d.verdict, Verdict::Move(_)));
+        prop_assert!(moves.map(|d| d.place).is_sorted());
+        places.sort_unstable();
+        prop_assert!(places.iter().copied().eq(1..=places.len() as u64));
+        let chosen: u64 = plan.outlooks().iter().map(|outlook| outlook.chosen).sum();
+        prop_assert_eq!(chosen, places.len() as u64);
+        let now: u64 = plan.outlooks().iter().map(|outlook| outlook.now).sum();
+        prop_assert_eq!(now, plan.moves().count() as u64);
+    }
+
     /// Over many rounds, with moves that end in any way, no window sees more harm than its
     /// budget, and no more are in flight than allowed.
     #[test]

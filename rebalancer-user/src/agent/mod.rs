@@ -18,11 +18,16 @@ use tracing::{debug, error, info, warn};
 use crate::{
     bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
     moves::{self, Done, Mechanism, Mover, Order},
+    netns::Namespaces,
     observe::{Observation, observe},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy},
     snapshot::{CgroupId, Cookie, KernelTime},
 };
+
+/// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
+/// network namespace.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// How to run.
 pub struct Options {
@@ -96,6 +101,10 @@ struct Agent {
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
+    /// Something went unrecorded: look for it at the next interval.
+    adopt_again: bool,
+    /// When the last housekeeping was.
+    kept: KernelTime,
 }
 
 impl Agent {
@@ -136,6 +145,7 @@ impl Agent {
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
         let policy = policy.with_mode_at_most(mode);
+        bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),
@@ -158,6 +168,8 @@ impl Agent {
             ledger: Ledger::default(),
             now: KernelTime::default(),
             faults: BTreeMap::new(),
+            adopt_again: false,
+            kept: KernelTime::default(),
         };
         Ok((agent, kernel_log, done))
     }
@@ -170,6 +182,7 @@ impl Agent {
 
     /// List, decide, move.
     fn tick(&mut self) {
+        self.keep_tracking();
         let observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
@@ -262,6 +275,31 @@ impl Agent {
         }
     }
 
+    /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
+    fn keep_tracking(&mut self) {
+        let wiped = self.tracker.stay_last().unwrap_or_else(|error| {
+            warn!(%error, "cannot tell whether our program is the last");
+            false
+        });
+        if wiped {
+            warn!("another sock_ops program was attached behind ours: attached again behind it");
+        }
+        let due = self.now.since(self.kept) >= HOUSEKEEPING;
+        if (wiped || (due && std::mem::take(&mut self.adopt_again)))
+            && let Err(error) = self.tracker.adopt()
+        {
+            warn!(%error, "what went unrecorded stays so");
+        }
+        if due {
+            self.kept = self.now;
+            match bpf::forget_endpoints(self.tracker.pins(), &Namespaces::default().all()) {
+                Ok(0) => {}
+                Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
+                Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
+            }
+        }
+    }
+
     fn report_faults(&mut self, observation: &Observation) {
         for (fault, count) in &observation.faults {
             let before = self.faults.insert(*fault, *count).unwrap_or(0);
@@ -272,6 +310,7 @@ impl Agent {
                     total = count,
                     "kernel fault"
                 );
+                self.adopt_again |= fault.leaves_unrecorded();
             }
         }
         if observation.invalid > 0 {

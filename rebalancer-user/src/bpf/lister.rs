@@ -182,7 +182,8 @@ struct Loaded {
 
 impl Loaded {
     fn new(kernel: &Kernel, pins: &Path, slots: u32) -> Result<Self, Error> {
-        let mut loader = loader(kernel);
+        let btf = kernel.btf()?;
+        let mut loader = loader(kernel, &btf);
         let shared = shared_maps(pins);
         for (name, path) in &shared {
             // The loader would make a map that is not there.
@@ -198,7 +199,7 @@ impl Loaded {
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
         let failed = failed(names::LIST);
-        let program = load_iterator(&mut ebpf, names::LIST, "bpf_sk_storage_map", kernel)?;
+        let program = load_iterator(&mut ebpf, names::LIST, "bpf_sk_storage_map", &btf)?;
         let mut links = Vec::with_capacity(SHARDS);
         for name in names::CONNECTIONS {
             let map = pinned(pins, name)?;
@@ -222,7 +223,9 @@ impl Loaded {
     fn run(&mut self, shard: usize) -> Result<bool, Error> {
         let failed = |e: io::Error| Error::call(format!("listing shard {shard}"), e);
         self.head.zero();
-        let end = sys::run_iterator(self.links[shard].as_fd()).map_err(failed)?;
+        let end = sys::start_iterator(self.links[shard].as_fd())
+            .and_then(|pass| pass.run())
+            .map_err(failed)?;
         Ok(end == PassEnd::Whole && self.head.read_head().passes == 1)
     }
 }

@@ -10,6 +10,7 @@ use rebalancer_common::{ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings,
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Error;
+use crate::snapshot::Netns;
 
 /// A shared record as aya wants it.
 #[derive(Clone, Copy)]
@@ -47,6 +48,25 @@ pub fn read_endpoints(pins: &Path) -> Result<BTreeMap<EndpointKey, EndpointSums>
                 .map_err(|e| failed(e.into()))
         })
         .collect()
+}
+
+/// Removes endpoints that can come no more: nobody listens, nothing is open, and their network
+/// namespace is not among `living`. Returns how many.
+pub fn forget_endpoints(pins: &Path, living: &[Netns]) -> Result<usize, Error> {
+    let failed = |e: anyhow::Error| Error::call("removing from the endpoints map", e);
+    let gone: Vec<EndpointKey> = read_endpoints(pins)?
+        .into_iter()
+        .filter(|(_, sums)| sums.listeners == 0 && sums.open == 0)
+        .map(|(key, _)| key)
+        .filter(|key| !living.contains(&Netns(key.netns)))
+        .collect();
+    let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> = pinned(pins, names::ENDPOINTS)?
+        .try_into()
+        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+    for key in &gone {
+        map.remove(&Raw(*key)).map_err(|e| failed(e.into()))?;
+    }
+    Ok(gone.len())
 }
 
 /// What went wrong in the kernel half so far, summed over CPUs; only what did.

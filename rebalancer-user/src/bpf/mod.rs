@@ -19,10 +19,10 @@ pub use cgroup::cgroup_root;
 pub use error::Error;
 pub use lister::{Lister, Pass};
 pub use log::KernelLog;
-pub use maps::{agent_pid, read_endpoints, read_faults};
+pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
 pub use offsets::Kernel;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
-pub use sys::{missing_capabilities, raise_memlock};
+pub use sys::{missing_capabilities, raise_memlock, return_memory};
 pub use tracker::{Adopted, Tracker, Tracking};
 
 /// The kernel half, built by `build.rs`.

@@ -1,6 +1,10 @@
 //! What the programs must know of the running kernel, found in its BTF.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use aya::{Btf, Endianness};
 use btfparse::{Offset, Readable, TypeInformation};
@@ -14,14 +18,14 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// What the running kernel looks like.
 ///
-/// Made once for a process: parsing takes about 150 ms and 63 MB for that moment.
+/// Made once for a process: finding the offsets takes about 150 ms, and 63 MB for that moment.
 pub struct Kernel {
     /// Frozen into the programs.
     pub(super) offsets: Offsets,
     /// Inode of the host's network namespace.
     pub(super) host_netns: u32,
-    /// For iterators, whose types are looked up when they are loaded.
-    pub(super) btf: Btf,
+    /// Where its BTF is.
+    path: PathBuf,
 }
 
 impl Kernel {
@@ -39,15 +43,20 @@ impl Kernel {
             path: path.to_owned(),
             what,
         })?;
-        let btf = Btf::parse(&raw, Endianness::default()).map_err(|e| Error::Btf {
-            path: path.to_owned(),
-            what: e.to_string(),
-        })?;
         let host_netns = host_netns()?;
         Ok(Self {
             offsets,
             host_netns,
-            btf,
+            path: path.to_owned(),
+        })
+    }
+
+    /// The kernel's types, for loading an iterator. Read again each time: loading is rare, and
+    /// keeping them costs 20 MB.
+    pub(super) fn btf(&self) -> Result<Btf, Error> {
+        Btf::parse_file(&self.path, Endianness::default()).map_err(|e| Error::Btf {
+            path: self.path.clone(),
+            what: e.to_string(),
         })
     }
 

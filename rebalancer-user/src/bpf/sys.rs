@@ -13,7 +13,21 @@ use rustix::{
 /// Commands of `bpf(2)`, from `linux/bpf.h`.
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_TRACE_ITER: u32 = 28;
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+
+/// The part of `union bpf_attr` that asks for the programs on a cgroup.
+#[repr(C)]
+struct ProgQuery {
+    target_fd: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    prog_cnt: u32,
+    pad: u32,
+}
 
 /// The part of `union bpf_attr` that links an iterator to one map.
 #[repr(C)]
@@ -63,15 +77,42 @@ pub(super) fn link_iterator(
     bpf(BPF_LINK_CREATE, &attr)
 }
 
-/// A fresh pass over the linked map: reading the descriptor to its end runs it.
-fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    bpf(
-        BPF_ITER_CREATE,
-        &IterCreate {
-            link_fd: link.as_raw_fd() as u32,
-            flags: 0,
-        },
-    )
+/// A fresh pass over what the link is for: one map, or the sockets of the network namespace that
+/// this thread is in.
+pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<IteratorPass> {
+    let attr = IterCreate {
+        link_fd: link.as_raw_fd() as u32,
+        flags: 0,
+    };
+    bpf(BPF_ITER_CREATE, &attr).map(IteratorPass)
+}
+
+/// Ids of the sock_ops programs on a cgroup itself, in the order in which they run.
+pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    const MOST: usize = 64; // BPF_CGROUP_MAX_PROGS
+    let mut ids = [0_u32; MOST];
+    let mut attr = ProgQuery {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_SOCK_OPS,
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: (&raw mut ids) as u64,
+        prog_cnt: MOST as u32,
+        pad: 0,
+    };
+    // SAFETY: `attr` is valid for its length, and `ids` for as many as it says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_QUERY,
+            &raw mut attr,
+            size_of::<ProgQuery>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids[..MOST.min(attr.prog_cnt as usize)].to_vec())
 }
 
 /// How a pass over an iterator ended.
@@ -79,20 +120,25 @@ fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 pub(super) enum PassEnd {
     /// The iterator came to its end.
     Whole,
-    /// The program, or a very long list, stopped it: reading on would resume.
+    /// The program, or a very long list, stopped it.
     CutShort,
 }
 
-/// Runs one pass of an iterator that prints nothing.
-pub(super) fn run_iterator(link: BorrowedFd<'_>) -> io::Result<PassEnd> {
-    let pass = start_iterator(link)?;
-    let mut nothing = [0; 64];
-    loop {
-        match rustix::io::read(&pass, &mut nothing) {
-            Ok(0) => return Ok(PassEnd::Whole),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN) => return Ok(PassEnd::CutShort),
-            Err(e) => return Err(e.into()),
+/// One pass of an iterator that prints nothing.
+pub(super) struct IteratorPass(OwnedFd);
+
+impl IteratorPass {
+    /// Runs it to its end, or to where it is cut short; from there the next call resumes, which
+    /// is not exact.
+    pub(super) fn run(&self) -> io::Result<PassEnd> {
+        let mut nothing = [0; 64];
+        loop {
+            match rustix::io::read(&self.0, &mut nothing) {
+                Ok(0) => return Ok(PassEnd::Whole),
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Ok(PassEnd::CutShort),
+                Err(e) => return Err(e.into()),
+            }
         }
     }
 }
@@ -141,4 +187,12 @@ pub fn raise_memlock() {
             maximum: None,
         },
     );
+}
+
+/// Gives memory that is free in this process back to the system: parsing BTF leaves tens of
+/// megabytes, and the node has better uses for them.
+pub fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: without preconditions.
+    let _returned_any = unsafe { libc::malloc_trim(0) };
 }

@@ -8,13 +8,17 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps},
+    Btf, Ebpf, EbpfLoader,
+    programs::{CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps, sock_ops::SockOpsLink},
 };
 use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
 
-use super::{Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root, maps::write_settings, sys};
+use super::{
+    Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root,
+    maps::write_settings,
+    sys::{self, PassEnd},
+};
 use crate::netns::{Namespaces, enter};
 
 /// What to record.
@@ -39,11 +43,13 @@ impl Default for Tracking {
 /// pins: nothing stays in the kernel.
 pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
-    _ebpf: Ebpf,
+    link: SockOpsLink,
+    ebpf: Ebpf,
     adopt: OwnedFd,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     pins: PinDir,
     cgroup: PathBuf,
+    cgroup_dir: File,
     replaced: bool,
 }
 
@@ -58,7 +64,8 @@ impl Tracker {
     ) -> Result<Self, Error> {
         let (cgroup, cgroup_dir) = cgroup_root(cgroup)?;
         let (pins, replaced) = PinDir::take(pins)?;
-        let mut loader = loader(kernel);
+        let btf = kernel.btf()?;
+        let mut loader = loader(kernel, &btf);
         let shared = shared_maps(pins.path());
         for (name, path) in &shared {
             loader.map_pin_path(name, path.as_path());
@@ -71,15 +78,19 @@ impl Tracker {
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
             .ok();
-        let adopt = link_adopt(&mut ebpf, kernel)?;
-        // The link closes what it is attached to when it is dropped, at the latest with us.
-        attach_sock_ops(&mut ebpf, &cgroup_dir)?;
+        let adopt = link_adopt(&mut ebpf, &btf)?;
+        let failed = failed(names::SOCK_OPS);
+        let program = sock_ops(&mut ebpf)?;
+        program.load().map_err(|e| failed("loading", e.into()))?;
+        let link = attach(program, &cgroup_dir)?;
         Ok(Self {
-            _ebpf: ebpf,
+            link,
+            ebpf,
             adopt,
             log,
             pins,
             cgroup,
+            cgroup_dir,
             replaced,
         })
     }
@@ -96,16 +107,43 @@ impl Tracker {
             let Some(target) = namespaces.open(netns) else {
                 continue;
             };
-            // After very many sockets the kernel pauses; reading on would resume by count, so the
-            // namespace is begun anew: what has its record by then is passed over quickly.
-            let pass = || sys::run_iterator(self.adopt.as_fd());
+            // A very long list is cut short, and resumed. That can miss one; the next adoption
+            // finds it.
+            let pass = || {
+                let pass = sys::start_iterator(self.adopt.as_fd())?;
+                while pass.run()? == PassEnd::CutShort {}
+                io::Result::Ok(())
+            };
             match enter(&target, pass) {
                 Err(_) => adopted.not_entered += 1,
-                Ok(Ok(_)) => adopted.namespaces += 1,
+                Ok(Ok(())) => adopted.namespaces += 1,
                 Ok(Err(e)) => return Err(Error::call("adopting older connections", e)),
             }
         }
         Ok(adopted)
+    }
+
+    /// Makes sure that our program is the last of those on its cgroup. Callback flags are one
+    /// absolute store for all of them, so one that was attached after ours can wipe what ours
+    /// has set, and the closes of those connections go unseen.
+    ///
+    /// Returns whether it had to be attached again.
+    pub fn stay_last(&mut self) -> Result<bool, Error> {
+        let failed = failed(names::SOCK_OPS);
+        let ours = sock_ops(&mut self.ebpf)?
+            .info()
+            .map_err(|e| failed("asking for the id of", e.into()))?
+            .id();
+        let all = sys::sock_ops_on(self.cgroup_dir.as_fd())
+            .map_err(|e| Error::call("querying the cgroup's programs", e))?;
+        if all.last() == Some(&ours) {
+            return Ok(false);
+        }
+        // The new link first: for a moment both run, and a record that is there is not made, nor
+        // counted, again.
+        let link = attach(sock_ops(&mut self.ebpf)?, &self.cgroup_dir)?;
+        self.link = link;
+        Ok(true)
     }
 
     /// Where the maps are pinned.
@@ -144,24 +182,25 @@ pub struct Adopted {
     pub not_entered: usize,
 }
 
-fn attach_sock_ops(ebpf: &mut Ebpf, cgroup: &File) -> Result<(), Error> {
+fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, Error> {
     let failed = failed(names::SOCK_OPS);
-    let program: &mut SockOps = ebpf
-        .program_mut(names::SOCK_OPS)
+    ebpf.program_mut(names::SOCK_OPS)
         .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
         .try_into()
-        .map_err(|e: ProgramError| failed("finding", e.into()))?;
-    program.load().map_err(|e| failed("loading", e.into()))?;
+        .map_err(|e: ProgramError| failed("finding", e.into()))
+}
+
+fn attach(program: &mut SockOps, cgroup: &File) -> Result<SockOpsLink, Error> {
     // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
     program
         .attach(cgroup, CgroupAttachMode::Single)
-        .map_err(|e| failed("attaching", e.into()))?;
-    Ok(())
+        .and_then(|id| program.take_link(id))
+        .map_err(|e| failed(names::SOCK_OPS)("attaching", e.into()))
 }
 
-fn link_adopt(ebpf: &mut Ebpf, kernel: &Kernel) -> Result<OwnedFd, Error> {
+fn link_adopt(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Error> {
     let failed = failed(names::ADOPT);
-    let program = load_iterator(ebpf, names::ADOPT, "tcp", kernel)?;
+    let program = load_iterator(ebpf, names::ADOPT, "tcp", btf)?;
     sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))
 }
 
@@ -170,7 +209,7 @@ pub(super) fn load_iterator<'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
     over: &str,
-    kernel: &Kernel,
+    btf: &Btf,
 ) -> Result<&'a ProgramFd, Error> {
     let failed = failed(name);
     let program: &mut Iter = ebpf
@@ -179,7 +218,7 @@ pub(super) fn load_iterator<'a>(
         .try_into()
         .map_err(|e: ProgramError| failed("finding", e.into()))?;
     program
-        .load(over, &kernel.btf)
+        .load(over, btf)
         .map_err(|e| failed("loading", e.into()))?;
     program.fd().map_err(|e| failed("loading", e.into()))
 }
@@ -199,10 +238,10 @@ fn settings(tracking: Tracking) -> Settings {
 }
 
 /// A loader with the running kernel's constants.
-pub(super) fn loader(kernel: &Kernel) -> EbpfLoader<'_> {
+pub(super) fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader
-        .btf(Some(&kernel.btf))
+        .btf(Some(btf))
         .override_global(names::HOST_NETNS, &kernel.host_netns, true)
         .override_global(names::OFFSETS, as_words(&kernel.offsets), true);
     loader

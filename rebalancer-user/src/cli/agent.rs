@@ -1,13 +1,13 @@
 //! `rebalancer agent`: run the agent in the foreground.
 
-use std::path::PathBuf;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{KernelArgs, need_privilege, policy};
-use crate::{agent, moves::Mechanism, policy::Mode};
+use super::{DEFAULT_POLICY, KernelArgs, ModeArg, need_privilege, policy};
+use crate::{agent, moves::Mechanism};
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
 ///
@@ -15,11 +15,7 @@ use crate::{agent, moves::Mechanism, policy::Mode};
 #[derive(Args)]
 pub(super) struct Agent {
     /// The policy file.
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/etc/rebalancer/policy.yaml"
-    )]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
     /// Do no more than this, whatever the policy says.
     #[arg(long, value_enum, default_value_t = ModeArg::Enforce)]
@@ -60,23 +56,6 @@ impl From<MechanismArg> for Mechanism {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum ModeArg {
-    Disabled,
-    DryRun,
-    Enforce,
-}
-
-impl From<ModeArg> for Mode {
-    fn from(mode: ModeArg) -> Self {
-        match mode {
-            ModeArg::Disabled => Self::Disabled,
-            ModeArg::DryRun => Self::DryRun,
-            ModeArg::Enforce => Self::Enforce,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -110,8 +89,13 @@ fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => log.with_target(false).init(),
+        LogFormat::Text => log.with_target(false).with_ansi(colours()).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Colours are for people: a terminal, unless `NO_COLOR` says otherwise.
+fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

@@ -5,13 +5,22 @@
 
 mod agent;
 mod dump;
+mod input;
+mod plan;
 mod policy;
+mod records;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{bpf, policy::PolicyErrors};
+use crate::{
+    bpf,
+    policy::{Mode, PolicyErrors},
+};
+
+/// Where the agent looks for its policy.
+const DEFAULT_POLICY: &str = "/etc/rebalancer/policy.yaml";
 
 /// Rebalances long-lived TCP connections over the replicas of a service, by ending the ones that
 /// are too old or too heavy, so that their clients reconnect.
@@ -31,6 +40,7 @@ struct Cli {
 enum Command {
     Agent(agent::Agent),
     Dump(dump::Dump),
+    Plan(plan::Plan),
     #[command(subcommand)]
     Policy(policy::Policy),
 }
@@ -47,11 +57,45 @@ pub(crate) struct KernelArgs {
     cgroup: Option<PathBuf>,
 }
 
+/// The form of what is shown.
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// A line for each, the essentials.
+    Table,
+    /// A line for each, all that is known.
+    Wide,
+    /// For programs.
+    Json,
+    /// The same as JSON.
+    Yaml,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    /// Choose nothing.
+    Disabled,
+    /// Choose and tell, move nothing.
+    DryRun,
+    /// What the policy says.
+    Enforce,
+}
+
+impl From<ModeArg> for Mode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::Disabled => Self::Disabled,
+            ModeArg::DryRun => Self::DryRun,
+            ModeArg::Enforce => Self::Enforce,
+        }
+    }
+}
+
 /// Parses the command line, runs the command, and says what went wrong.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
         Command::Dump(dump) => dump.run(),
+        Command::Plan(plan) => plan.run(),
         Command::Policy(policy) => policy.run(),
     };
     match result {

@@ -48,7 +48,7 @@ pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
     Ok(policy::parse(&name, &text)?)
 }
 
-fn name(file: &Path) -> String {
+pub(super) fn name(file: &Path) -> String {
     if file == Path::new("-") {
         "stdin".to_owned()
     } else {

@@ -51,7 +51,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let allowance = |mode| Allowance::new(policy, mode, ledger, tracked, now);
     let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
     let mut decisions = Vec::with_capacity(connections.len());
-    for candidate in candidates {
+    for (candidate, place) in candidates.into_iter().zip(1..) {
         let mode = policy.mode_of(candidate.rule);
         let allowance = if mode == Mode::DryRun {
             &mut dry_run
@@ -59,13 +59,13 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             &mut enforce
         };
         match allowance.take() {
-            Ok(()) => decisions.push(candidate.chosen(mode, now)),
+            Ok(()) => decisions.push(candidate.chosen(mode, place, now)),
             Err(reason) => {
-                spared.push(spare(
-                    candidate.connection.cookie,
-                    Some(candidate.rule),
-                    reason,
-                ));
+                let waits = spare(candidate.connection.cookie, Some(candidate.rule), reason);
+                spared.push(Decision {
+                    place: Some(place),
+                    ..waits
+                });
             }
         }
     }
@@ -76,8 +76,10 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     } else {
         enforce.left()
     };
+    let outlooks = [dry_run.outlook(), enforce.outlook()];
     Plan {
         decisions,
+        outlooks: outlooks.into_iter().flatten().collect(),
         overdue,
         budget_left,
     }
@@ -98,7 +100,7 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    fn chosen(&self, mode: Mode, now: KernelTime) -> Decision {
+    fn chosen(&self, mode: Mode, place: u64, now: KernelTime) -> Decision {
         let &Self {
             connection, rule, ..
         } = self;
@@ -121,6 +123,7 @@ impl Candidate<'_> {
         Decision {
             cookie: connection.cookie,
             rule: Some(rule.name().clone()),
+            place: Some(place),
             verdict: Verdict::Move(chosen),
         }
     }
@@ -185,6 +188,7 @@ fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {
     Decision {
         cookie,
         rule,
+        place: None,
         verdict: Verdict::Spared(reason),
     }
 }

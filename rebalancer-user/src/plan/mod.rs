@@ -18,6 +18,7 @@ mod guards;
 mod ledger;
 mod limits;
 mod outcome;
+mod outlook;
 mod ports;
 mod spared;
 
@@ -25,6 +26,7 @@ pub use decide::decide;
 pub use ledger::{HOLD, Ledger};
 pub use limits::Reason;
 pub use outcome::Outcome;
+pub use outlook::Outlook;
 pub use spared::Spared;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
@@ -38,6 +40,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     decisions: Vec<Decision>,
+    outlooks: Vec<Outlook>,
     overdue: u64,
     budget_left: u64,
 }
@@ -70,6 +73,11 @@ impl Plan {
         counts
     }
 
+    /// What the budgets make of the chosen, for each mode in which any were, dry runs first.
+    pub fn outlooks(&self) -> &[Outlook] {
+        &self.outlooks
+    }
+
     /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for
     /// budget or for an outcome.
     pub fn overdue(&self) -> u64 {
@@ -89,6 +97,9 @@ pub struct Decision {
     pub cookie: Cookie,
     /// The first rule that matches it.
     pub rule: Option<RuleName>,
+    /// Its place, from 1, among all that have reached a limit and that no guard spares: those
+    /// moved now, and then those that wait for budget, in the order of their turns.
+    pub place: Option<u64>,
     /// Move it or spare it.
     pub verdict: Verdict,
 }

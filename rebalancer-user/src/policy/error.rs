@@ -208,7 +208,7 @@ fn floor(text: &str, offset: usize) -> usize {
 
 /// `text` without what could command a terminal or change the order of what is shown, one
 /// character for each of its own.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let hidden = |c: char| {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

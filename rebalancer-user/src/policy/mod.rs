@@ -52,6 +52,7 @@ mod tests;
 mod units;
 mod values;
 
+pub(crate) use error::visible;
 pub use error::{PolicyError, PolicyErrors};
 pub use matching::{Match, Peer, PortRange};
 pub use parse::parse;

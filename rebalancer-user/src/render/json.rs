@@ -1,4 +1,6 @@
-//! JSON for programs: an envelope, exact numbers, and all that a decision needs.
+//! JSON and YAML for programs: an envelope, exact numbers, and all that a decision needs.
+//!
+//! What is written here is read back by [`super::read_snapshot`].
 
 use std::{
     io::{self, Write},
@@ -6,142 +8,167 @@ use std::{
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{cgroup, ordered, rate};
-use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot};
+use super::{Origin, Sort, Source, cgroup, rate, sorted};
+use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
 
-/// Whose records a dump shows.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Source {
-    /// Those of the agent that runs.
-    Agent,
-    /// Only those made during this call.
-    ThisCall,
+pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
+pub(super) const CONNECTIONS: &str = "ConnectionList";
+
+/// The two notations of one structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notation {
+    /// Indented JSON.
+    Json,
+    /// YAML.
+    Yaml,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Envelope<T> {
+struct Envelope<'a, T> {
     api_version: &'static str,
     kind: &'static str,
-    node: String,
+    node: &'a str,
     generated_at: String,
     source: Source,
     /// `CLOCK_MONOTONIC` when the snapshot was taken.
     taken_nanoseconds: u64,
-    items: Vec<T>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EndpointRef {
-    netns: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cgroup: Option<u64>,
-    port: u16,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ConnectionItem {
-    /// The socket's cookie in hexadecimal, as `ss -e` shows it behind `sk:`.
-    id: String,
-    endpoint: EndpointRef,
-    cgroup: u64,
-    local: SocketAddr,
-    peer: SocketAddr,
-    #[serde(skip_serializing_if = "is_zero")]
-    device: u32,
-    state: &'static str,
-    owned: bool,
-    mptcp: bool,
-    adopted: bool,
-    opened_nanoseconds: u64,
-    age_seconds: f64,
-    bytes_in: u64,
-    bytes_out: u64,
-    bytes_per_second: Option<u64>,
-    receive_queue: u32,
-    send_queue: u32,
-    server_spoke_last: bool,
-    since_sent_nanoseconds: u64,
-    since_received_nanoseconds: u64,
-    segments_in: u32,
-    segments_out: u32,
-    retransmits: u32,
-    rtt_microseconds: u64,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EndpointItem {
     #[serde(flatten)]
-    endpoint: EndpointRef,
-    listeners: u64,
-    accepted: u64,
-    open: u64,
-    closed: u64,
-    closed_by_reset: u64,
-    closed_by_abort: u64,
-    closed_by_timeout: u64,
-    bytes_in: u64,
-    bytes_out: u64,
+    body: T,
 }
 
-/// Every connection.
-pub fn connections_json(
+#[derive(Serialize)]
+struct Connections {
+    endpoints: Vec<EndpointItem>,
+    items: Vec<ConnectionItem>,
+}
+
+#[derive(Serialize)]
+struct Endpoints {
+    items: Vec<EndpointItem>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EndpointRef {
+    pub(super) netns: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cgroup: Option<u64>,
+    pub(super) port: u16,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ConnectionItem {
+    /// The socket's cookie in hexadecimal, as `ss -e` shows it behind `sk:`.
+    pub(super) id: String,
+    pub(super) endpoint: EndpointRef,
+    pub(super) cgroup: u64,
+    pub(super) local: SocketAddr,
+    pub(super) peer: SocketAddr,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) device: u32,
+    pub(super) state: String,
+    pub(super) owned: bool,
+    pub(super) mptcp: bool,
+    pub(super) adopted: bool,
+    pub(super) opened_nanoseconds: u64,
+    /// For people; follows from `openedNanoseconds`.
+    #[serde(skip_deserializing)]
+    age_seconds: f64,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+    /// For people; follows from age and bytes.
+    #[serde(skip_deserializing)]
+    bytes_per_second: Option<u64>,
+    pub(super) receive_queue: u32,
+    pub(super) send_queue: u32,
+    pub(super) server_spoke_last: bool,
+    pub(super) since_sent_nanoseconds: u64,
+    pub(super) since_received_nanoseconds: u64,
+    pub(super) segments_in: u32,
+    pub(super) segments_out: u32,
+    pub(super) retransmits: u32,
+    pub(super) rtt_microseconds: u64,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EndpointItem {
+    pub(super) netns: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cgroup: Option<u64>,
+    pub(super) port: u16,
+    pub(super) listeners: u64,
+    pub(super) accepted: u64,
+    pub(super) open: u64,
+    pub(super) closed: u64,
+    pub(super) closed_by_reset: u64,
+    pub(super) closed_by_abort: u64,
+    pub(super) closed_by_timeout: u64,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
+}
+
+/// Every connection, and the endpoints' sums beside them, so that a replay sees the whole node.
+pub fn connections(
     out: &mut impl Write,
+    notation: Notation,
     snapshot: &Snapshot,
-    source: Source,
+    origin: &Origin,
+    sort: Sort,
 ) -> io::Result<()> {
-    let items = ordered(snapshot)
+    let items = sorted(snapshot, sort)
         .into_iter()
         .map(|c| connection(c, snapshot))
         .collect();
-    write(out, "ConnectionList", snapshot, source, items)
+    let endpoints = endpoint_items(snapshot);
+    let body = Connections { endpoints, items };
+    write(out, notation, CONNECTIONS, snapshot, origin, body)
 }
 
 /// Every endpoint.
-pub fn endpoints_json(out: &mut impl Write, snapshot: &Snapshot, source: Source) -> io::Result<()> {
-    let items = snapshot
-        .endpoints
-        .iter()
-        .map(|(key, e)| endpoint(key, e))
-        .collect();
-    write(out, "EndpointList", snapshot, source, items)
+pub fn endpoints(
+    out: &mut impl Write,
+    notation: Notation,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> io::Result<()> {
+    let items = endpoint_items(snapshot);
+    let body = Endpoints { items };
+    write(out, notation, "EndpointList", snapshot, origin, body)
 }
 
-fn write<T: Serialize>(
+/// Writes `body` in its envelope.
+pub(super) fn write(
     out: &mut impl Write,
+    notation: Notation,
     kind: &'static str,
     snapshot: &Snapshot,
-    source: Source,
-    items: Vec<T>,
+    origin: &Origin,
+    body: impl Serialize,
 ) -> io::Result<()> {
     let envelope = Envelope {
-        api_version: "rebalancer.dev/v1alpha1",
+        api_version: API_VERSION,
         kind,
-        node: node_name(),
-        generated_at: jiff::Timestamp::now().to_string(),
-        source,
+        node: &origin.node,
+        generated_at: origin.generated_at.to_string(),
+        source: origin.source,
         taken_nanoseconds: snapshot.taken.0,
-        items,
+        body,
     };
-    serde_json::to_writer_pretty(&mut *out, &envelope)?;
-    writeln!(out)
+    match notation {
+        Notation::Json => {
+            serde_json::to_writer_pretty(&mut *out, &envelope)?;
+            writeln!(out)
+        }
+        Notation::Yaml => serde_saphyr::to_io_writer(out, &envelope).map_err(io::Error::other),
+    }
 }
 
-/// The node's host name.
-fn node_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
-
-fn endpoint_ref(key: &EndpointKey) -> EndpointRef {
+pub(super) fn endpoint_ref(key: &EndpointKey) -> EndpointRef {
     EndpointRef {
         netns: key.netns.0,
         cgroup: cgroup(key),
@@ -157,7 +184,7 @@ fn connection(c: &Connection, snapshot: &Snapshot) -> ConnectionItem {
         local: c.local,
         peer: c.remote,
         device: c.device,
-        state: c.state.name(),
+        state: state_name(c.state),
         owned: c.owned,
         mptcp: c.mptcp,
         adopted: c.adopted,
@@ -174,13 +201,23 @@ fn connection(c: &Connection, snapshot: &Snapshot) -> ConnectionItem {
         segments_in: c.segments_in,
         segments_out: c.segments_out,
         retransmits: c.retransmits,
-        rtt_microseconds: c.rtt.as_micros() as u64,
+        rtt_microseconds: u64::try_from(c.rtt.as_micros()).unwrap_or(u64::MAX),
     }
 }
 
-fn endpoint(key: &EndpointKey, e: &Endpoint) -> EndpointItem {
-    EndpointItem {
-        endpoint: endpoint_ref(key),
+/// A state's name; one that has none by its number.
+pub(super) fn state_name(state: TcpState) -> String {
+    match state {
+        TcpState::Other(number) if state.name() == "UNKNOWN" => format!("UNKNOWN-{number}"),
+        known => known.name().to_owned(),
+    }
+}
+
+fn endpoint_items(snapshot: &Snapshot) -> Vec<EndpointItem> {
+    let item = |(key, e): (&EndpointKey, &Endpoint)| EndpointItem {
+        netns: key.netns.0,
+        cgroup: cgroup(key),
+        port: key.port,
         listeners: e.listeners,
         accepted: e.accepted,
         open: e.open,
@@ -190,10 +227,11 @@ fn endpoint(key: &EndpointKey, e: &Endpoint) -> EndpointItem {
         closed_by_timeout: e.closed_by_timeout,
         bytes_in: e.bytes_in.0,
         bytes_out: e.bytes_out.0,
-    }
+    };
+    snapshot.endpoints.iter().map(item).collect()
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

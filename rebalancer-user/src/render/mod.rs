@@ -1,17 +1,84 @@
-//! Writes a snapshot for people and for programs, into any writer.
+//! Writes snapshots and plans for people and for programs, into any writer, and reads a snapshot
+//! back.
 
 mod json;
+mod plan;
+mod read;
 mod table;
 
-pub use json::{Source, connections_json, endpoints_json};
-pub use table::{connections_table, endpoints_table};
+pub use json::{Notation, connections, endpoints};
+pub use plan::{plan, plan_table, plan_wide};
+pub use read::{ReadError, read_snapshot};
+pub use table::{connections_table, connections_wide, endpoints_table};
+
+use std::cmp::Reverse;
+
+use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{Connection, EndpointKey, Snapshot};
 
-/// Connections in the order of every output: by endpoint, the oldest first.
-fn ordered(snapshot: &Snapshot) -> Vec<&Connection> {
+/// Whose records a snapshot shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// Those of the agent that runs.
+    Agent,
+    /// Only those made during this call.
+    ThisCall,
+}
+
+/// Where and when a snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The node's host name.
+    pub node: String,
+    /// When, by the node's clock.
+    pub generated_at: jiff::Timestamp,
+    /// Whose records it shows.
+    pub source: Source,
+}
+
+impl Origin {
+    /// This node, now.
+    pub fn here(source: Source) -> Self {
+        Self {
+            node: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            generated_at: jiff::Timestamp::now(),
+            source,
+        }
+    }
+}
+
+/// The order of connections in an output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sort {
+    /// By endpoint, the oldest first.
+    #[default]
+    Endpoint,
+    /// The oldest first.
+    Age,
+    /// The heaviest first.
+    Bytes,
+    /// The highest average rate first.
+    Rate,
+    /// By cookie.
+    Id,
+}
+
+/// Connections in the order asked for. What is equal there stays in the order of endpoints.
+fn sorted(snapshot: &Snapshot, sort: Sort) -> Vec<&Connection> {
     let mut connections: Vec<&Connection> = snapshot.connections.iter().collect();
     connections.sort_by_key(|c| (c.endpoint, c.opened, c.cookie));
+    match sort {
+        Sort::Endpoint => {}
+        Sort::Age => connections.sort_by_key(|c| c.opened),
+        Sort::Bytes => connections.sort_by_key(|c| Reverse(c.bytes())),
+        Sort::Rate => connections.sort_by_key(|c| Reverse(rate(c, snapshot))),
+        Sort::Id => connections.sort_by_key(|c| c.cookie),
+    }
     connections
 }
 

@@ -8,34 +8,78 @@ use std::{
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{cgroup, ordered, rate};
-use crate::snapshot::{Bytes, Snapshot};
+use super::{Sort, cgroup, rate, sorted};
+use crate::snapshot::{Bytes, Connection, Snapshot};
 
 /// Every connection.
-pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
-    let mut table = table(
-        &[
-            "ID", "NETNS", "LOCAL", "PEER", "STATE", "AGE", "IN", "OUT", "RATE", "RECV-Q", "SEND-Q",
-        ],
-        5..11,
-    );
-    for c in ordered(snapshot) {
-        let more = if c.adopted { ">" } else { "" };
-        table.add_row([
-            c.cookie.to_string(),
-            c.endpoint.netns.0.to_string(),
-            c.local.to_string(),
-            c.remote.to_string(),
-            c.state.name().to_owned(),
-            format!("{more}{}", age(snapshot.taken.since(c.opened))),
-            size(c.bytes_in),
-            size(c.bytes_out),
-            rate(c, snapshot).map_or("-".to_owned(), |rate| format!("{}/s", size(Bytes(rate)))),
-            c.receive_queue.to_string(),
-            c.send_queue.to_string(),
-        ]);
+pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
+    let mut table = table(&COLUMNS, 5..11);
+    for c in sorted(snapshot, sort) {
+        table.add_row(cells(c, snapshot));
     }
     write(out, &table)
+}
+
+/// Every connection, with all that is known of it.
+pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
+    let more = [
+        "CGROUP", "SENT", "RECEIVED", "SEGS-IN", "SEGS-OUT", "RETRANS", "RTT", "LAST", "FLAGS",
+    ];
+    let header: Vec<&str> = COLUMNS.into_iter().chain(more).collect();
+    let mut table = table(&header, 5..18);
+    for c in sorted(snapshot, sort) {
+        let flags: Vec<&str> = [
+            (!c.owned, "not-accepted"),
+            (c.mptcp, "mptcp"),
+            (c.adopted, "adopted"),
+        ]
+        .into_iter()
+        .filter_map(|(set, word)| set.then_some(word))
+        .collect();
+        let more = [
+            c.cgroup.0.to_string(),
+            age(c.since_sent),
+            age(c.since_received),
+            c.segments_in.to_string(),
+            c.segments_out.to_string(),
+            c.retransmits.to_string(),
+            format!("{:.1}ms", c.rtt.as_secs_f64() * 1000.0),
+            if c.server_spoke_last {
+                "server"
+            } else {
+                "client"
+            }
+            .to_owned(),
+            if flags.is_empty() {
+                "-".to_owned()
+            } else {
+                flags.join(",")
+            },
+        ];
+        table.add_row(cells(c, snapshot).into_iter().chain(more));
+    }
+    write(out, &table)
+}
+
+const COLUMNS: [&str; 11] = [
+    "ID", "NETNS", "LOCAL", "PEER", "STATE", "AGE", "IN", "OUT", "RATE", "RECV-Q", "SEND-Q",
+];
+
+fn cells(c: &Connection, snapshot: &Snapshot) -> [String; 11] {
+    let more = if c.adopted { ">" } else { "" };
+    [
+        c.cookie.to_string(),
+        c.endpoint.netns.0.to_string(),
+        c.local.to_string(),
+        c.remote.to_string(),
+        c.state.name().to_owned(),
+        format!("{more}{}", age(snapshot.taken.since(c.opened))),
+        size(c.bytes_in),
+        size(c.bytes_out),
+        rate(c, snapshot).map_or("-".to_owned(), |rate| format!("{}/s", size(Bytes(rate)))),
+        c.receive_queue.to_string(),
+        c.send_queue.to_string(),
+    ]
 }
 
 /// Every endpoint.
@@ -76,7 +120,7 @@ pub fn endpoints_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<
     write(out, &table)
 }
 
-fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
+pub(super) fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_header(header);
     for (i, column) in table.column_iter_mut().enumerate() {
@@ -88,19 +132,19 @@ fn table(header: &[&str], numbers: std::ops::Range<usize>) -> Table {
     table
 }
 
-fn write(out: &mut impl Write, table: &Table) -> io::Result<()> {
+pub(super) fn write(out: &mut impl Write, table: &Table) -> io::Result<()> {
     for line in table.lines() {
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
 
-fn size(bytes: Bytes) -> String {
+pub(super) fn size(bytes: Bytes) -> String {
     ByteSize::b(bytes.0).display().iec_short().to_string()
 }
 
 /// Two units at most, as `kubectl get` shows ages.
-fn age(age: Duration) -> String {
+pub(super) fn age(age: Duration) -> String {
     let s = age.as_secs();
     let (m, h, d) = (s / 60, s / 3600, s / 86_400);
     match s {

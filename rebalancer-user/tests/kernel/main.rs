@@ -8,6 +8,7 @@ mod guards;
 mod life;
 mod mechanisms;
 mod moves;
+mod neighbours;
 mod server;
 mod steps;
 mod support;

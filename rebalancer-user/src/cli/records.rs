@@ -1,0 +1,123 @@
+//! The node's records, opened for reading: those of the agent that runs, or else our own.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{KernelArgs, need_privilege};
+use crate::{
+    bpf::{self, Kernel, Lister, Tracker, Tracking},
+    observe::observe,
+    render::{Origin, Source},
+    snapshot::Snapshot,
+};
+
+/// Opened records. Those made for the call are removed when it is dropped.
+pub(super) struct Records {
+    // Dropped in this order: what reads the pins goes before the pins.
+    lister: Lister,
+    source: Source,
+    _own: Option<Tracker>,
+}
+
+impl Records {
+    /// Opens the records of the agent that runs; attaches for the call where none does, and says
+    /// what that means.
+    pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
+        need_privilege()?;
+        let kernel = Arc::new(Kernel::read()?);
+        // An agent holds a lock on its pins; what a killed one left is stale.
+        if bpf::agent_runs(&args.pins) {
+            return Ok(Self {
+                lister: Lister::open(kernel, &args.pins)?,
+                source: Source::Agent,
+                _own: None,
+            });
+        }
+        bpf::raise_memlock();
+        let (own, lister) = attach_for_the_call(kernel, args)?;
+        eprintln!(
+            "no agent runs ({} has no live pins): attached for this call; ages count from now, \
+             so they and the rates are lower and upper bounds",
+            args.pins.display(),
+        );
+        Ok(Self {
+            lister,
+            source: Source::ThisCall,
+            _own: Some(own),
+        })
+    }
+
+    /// Reads them, and warns of what the kernel half could not record.
+    pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
+        let observation = observe(&mut self.lister)?;
+        for (fault, count) in &observation.faults {
+            eprintln!(
+                "warning: {}: {count} times since tracking began",
+                fault.text()
+            );
+        }
+        Ok((Origin::here(self.source), observation.snapshot))
+    }
+}
+
+/// Tracks under pins of this process's own, which a killed one's successor removes.
+fn attach_for_the_call(
+    kernel: Arc<Kernel>,
+    args: &KernelArgs,
+) -> anyhow::Result<(Tracker, Lister)> {
+    let pins = &args.pins;
+    let parent = pins.parent().unwrap_or(Path::new("/"));
+    bpf::mount_bpffs(parent)?;
+    remove_stale(pins);
+    let own = own_pins(pins, std::process::id());
+    let tracker = Tracker::start(
+        &kernel,
+        &own,
+        args.cgroup.as_deref(),
+        Tracking {
+            loopback: true,
+            ..Tracking::default()
+        },
+    )?;
+    let adopted = tracker.adopt()?;
+    if adopted.not_entered > 0 {
+        eprintln!(
+            "warning: {} network namespaces could not be entered",
+            adopted.not_entered
+        );
+    }
+    let lister = Lister::open(kernel, &own)?;
+    Ok((tracker, lister))
+}
+
+fn own_pins(pins: &Path, pid: u32) -> PathBuf {
+    let mut name = pins.as_os_str().to_owned();
+    name.push(format!("-dump-{pid}"));
+    PathBuf::from(name)
+}
+
+/// Removes the pins of dumps that were killed.
+fn remove_stale(pins: &Path) {
+    let Some(parent) = pins.parent() else { return };
+    let prefix = own_pins(pins, 0);
+    let Some(prefix) = prefix
+        .file_name()
+        .and_then(|n| n.to_str())
+        .map(|n| n.trim_end_matches('0'))
+    else {
+        return;
+    };
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(prefix));
+        if ours && !bpf::agent_runs(&entry.path()) {
+            // Taking it empties it, dropping it removes it.
+            drop(bpf::PinDir::take(&entry.path()));
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Writes a plan. It depends on nothing but its arguments, so a plan made again from a dump
+//! reads byte for byte as the one made of the node itself.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    net::SocketAddr,
+};
+
+use serde::Serialize;
+
+use super::{
+    Notation, Origin, Sort,
+    json::{EndpointRef, endpoint_ref, nanoseconds, write as write_json},
+    sorted,
+    table::{table, write as write_table},
+};
+use crate::{
+    plan::{Decision, Move, Outlook, Plan, Reason, Verdict},
+    policy::{AtEnd, Step, StepKind, When},
+    snapshot::{Connection, Cookie, Snapshot},
+};
+
+/// The moves in their order, what is spared in sums, and how long it takes.
+pub fn plan_table(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Result<()> {
+    let known = by_cookie(snapshot);
+    let mut moves = table(
+        &["PLACE", "ID", "RULE", "MODE", "LOCAL", "PEER", "WHY"],
+        0..1,
+    );
+    for decision in plan.decisions() {
+        let (Verdict::Move(chosen), Some(place)) = (&decision.verdict, decision.place) else {
+            continue;
+        };
+        moves.add_row([
+            place.to_string(),
+            decision.cookie.to_string(),
+            chosen.rule().to_string(),
+            chosen.mode().as_str().to_owned(),
+            chosen.local().to_string(),
+            chosen.remote().to_string(),
+            reasons(chosen),
+        ]);
+    }
+    if plan.moves().next().is_some() {
+        write_table(out, &moves)?;
+        writeln!(out)?;
+    }
+    sums(out, plan, known.len())
+}
+
+/// Every connection: the moves in their order, then those that wait in theirs, then the others.
+pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Result<()> {
+    let known = by_cookie(snapshot);
+    let header = [
+        "PLACE", "ID", "NETNS", "LOCAL", "PEER", "RULE", "VERDICT", "WHY",
+    ];
+    let mut all = table(&header, 0..1);
+    for decision in in_order(plan) {
+        let [netns, local, peer] = match known.get(&decision.cookie) {
+            Some(c) => [
+                c.endpoint.netns.0.to_string(),
+                c.local.to_string(),
+                c.remote.to_string(),
+            ],
+            None => Default::default(),
+        };
+        let (verdict, why) = match &decision.verdict {
+            Verdict::Move(chosen) => ("move".to_owned(), reasons(chosen)),
+            Verdict::Spared(spared) => (format!("spared({})", spared.as_str()), spared.to_string()),
+        };
+        all.add_row([
+            decision.place.map_or("-".to_owned(), |n| n.to_string()),
+            decision.cookie.to_string(),
+            netns,
+            local,
+            peer,
+            decision
+                .rule
+                .as_ref()
+                .map_or("-".to_owned(), ToString::to_string),
+            verdict,
+            why,
+        ]);
+    }
+    if !plan.decisions().is_empty() {
+        write_table(out, &all)?;
+        writeln!(out)?;
+    }
+    sums(out, plan, known.len())
+}
+
+fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()> {
+    let spared = plan.spared();
+    if !spared.is_empty() {
+        let mut sums = table(&["SPARED", "CONNECTIONS", "FOR EXAMPLE"], 1..2);
+        for (cause, count) in spared {
+            let example = plan.decisions().iter().find_map(|d| match &d.verdict {
+                Verdict::Spared(spared) if spared.as_str() == cause => Some(spared.to_string()),
+                _ => None,
+            });
+            sums.add_row([
+                cause.to_owned(),
+                count.to_string(),
+                example.unwrap_or_default(),
+            ]);
+        }
+        write_table(out, &sums)?;
+        writeln!(out)?;
+    }
+    let overdue = plan.overdue();
+    writeln!(out, "{connections} connections, {overdue} overdue")?;
+    if plan.outlooks().is_empty() {
+        return writeln!(out, "nothing to move");
+    }
+    for outlook in plan.outlooks() {
+        writeln!(out, "{outlook}")?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PlanBody<'a> {
+    overdue: u64,
+    budget_left: u64,
+    outlooks: Vec<OutlookItem>,
+    spared: BTreeMap<&'static str, u64>,
+    items: Vec<DecisionItem<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutlookItem {
+    mode: &'static str,
+    chosen: u64,
+    now: u64,
+    per_window: u64,
+    window_nanoseconds: u64,
+    lasts_nanoseconds: u64,
+    text: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DecisionItem<'a> {
+    id: String,
+    endpoint: Option<EndpointRef>,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    rule: Option<&'a str>,
+    place: Option<u64>,
+    verdict: &'static str,
+    /// Why it is spared, as a stable word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    why: String,
+    #[serde(rename = "move", skip_serializing_if = "Option::is_none")]
+    chosen: Option<MoveItem>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MoveItem {
+    mode: &'static str,
+    reasons: Vec<ReasonItem>,
+    steps: Vec<StepItem>,
+    at_end: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ReasonItem {
+    reason: &'static str,
+    unit: &'static str,
+    value: u64,
+    limit: u64,
+    max: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct StepItem {
+    step: &'static str,
+    when: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_for_nanoseconds: Option<u64>,
+    timeout_nanoseconds: u64,
+}
+
+/// Everything, in the order of [`plan_wide`].
+pub fn plan(
+    out: &mut impl Write,
+    notation: Notation,
+    plan: &Plan,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> io::Result<()> {
+    let known = by_cookie(snapshot);
+    let item = |decision| decision_item(decision, &known);
+    let body = PlanBody {
+        overdue: plan.overdue(),
+        budget_left: plan.budget_left(),
+        outlooks: plan.outlooks().iter().map(outlook_item).collect(),
+        spared: plan.spared(),
+        items: in_order(plan).into_iter().map(item).collect(),
+    };
+    write_json(out, notation, "Plan", snapshot, origin, body)
+}
+
+fn outlook_item(outlook: &Outlook) -> OutlookItem {
+    OutlookItem {
+        mode: outlook.mode.as_str(),
+        chosen: outlook.chosen,
+        now: outlook.now,
+        per_window: outlook.per_window,
+        window_nanoseconds: nanoseconds(outlook.window),
+        lasts_nanoseconds: nanoseconds(outlook.lasts),
+        text: outlook.to_string(),
+    }
+}
+
+fn decision_item<'a>(
+    decision: &'a Decision,
+    known: &BTreeMap<Cookie, &Connection>,
+) -> DecisionItem<'a> {
+    let connection = known.get(&decision.cookie);
+    let (verdict, cause, why, chosen) = match &decision.verdict {
+        Verdict::Move(chosen) => ("Move", None, reasons(chosen), Some(move_item(chosen))),
+        Verdict::Spared(spared) => ("Spare", Some(spared.as_str()), spared.to_string(), None),
+    };
+    DecisionItem {
+        id: decision.cookie.to_string(),
+        endpoint: connection.map(|c| endpoint_ref(&c.endpoint)),
+        local: connection.map(|c| c.local),
+        peer: connection.map(|c| c.remote),
+        rule: decision.rule.as_ref().map(|rule| rule.as_str()),
+        place: decision.place,
+        verdict,
+        cause,
+        why,
+        chosen,
+    }
+}
+
+fn move_item(chosen: &Move) -> MoveItem {
+    MoveItem {
+        mode: chosen.mode().as_str(),
+        reasons: chosen.reasons().iter().map(|r| reason_item(*r)).collect(),
+        steps: chosen.steps().iter().map(|step| step_item(*step)).collect(),
+        at_end: match chosen.at_end() {
+            AtEnd::Spare => "Spare",
+            AtEnd::ResetNow => "ResetNow",
+        },
+    }
+}
+
+pub(super) fn reason_item(reason: Reason) -> ReasonItem {
+    let (unit, [value, limit, max]) = match reason {
+        Reason::Age { value, limit, max } => ("nanoseconds", [value, limit, max].map(nanoseconds)),
+        Reason::Bytes { value, limit, max } => ("bytes", [value.0, limit.0, max.0]),
+    };
+    ReasonItem {
+        reason: reason.as_str(),
+        unit,
+        value,
+        limit,
+        max,
+    }
+}
+
+fn step_item(step: Step) -> StepItem {
+    let (when, idle_for) = match step.when() {
+        When::Quiet { idle_for } => ("Quiet", Some(nanoseconds(idle_for))),
+        When::AtOnce => ("AtOnce", None),
+    };
+    StepItem {
+        step: match step.kind() {
+            StepKind::Close => "Close",
+            StepKind::Reset => "Reset",
+        },
+        when,
+        idle_for_nanoseconds: idle_for,
+        timeout_nanoseconds: nanoseconds(step.timeout()),
+    }
+}
+
+/// The decisions by their places; those without one last, by cookie.
+fn in_order(plan: &Plan) -> Vec<&Decision> {
+    let mut decisions: Vec<&Decision> = plan.decisions().iter().collect();
+    decisions.sort_by_key(|d| (d.place.is_none(), d.place, d.cookie));
+    // Two modes have two budgets, so one may wait while one of a later place moves: moves first.
+    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::Spared(_)));
+    decisions
+}
+
+fn by_cookie(snapshot: &Snapshot) -> BTreeMap<Cookie, &Connection> {
+    let mut known = BTreeMap::new();
+    for connection in sorted(snapshot, Sort::Endpoint) {
+        known.entry(connection.cookie).or_insert(connection);
+    }
+    known
+}
+
+fn reasons(chosen: &Move) -> String {
+    let words: Vec<String> = chosen.reasons().iter().map(ToString::to_string).collect();
+    words.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{
+        super::{
+            connections,
+            read::tests::{any_origin, any_snapshot},
+            read_snapshot,
+        },
+        *,
+    };
+    use crate::{
+        plan::{Ledger, decide},
+        policy::{Policy, parse},
+        snapshot::{KernelTime, TcpState},
+    };
+
+    fn policy() -> Policy {
+        let text = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+budget: {perNode: 2}
+guards: {minAge: 0s}
+rules:
+- {name: low, match: {ports: [{port: 1, endPort: 30000}]}, limits: {maxAge: 30m, maxBytes: 1Gi}, mode: DryRun}
+- {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 8760h}}
+";
+        parse("test", text).unwrap()
+    }
+
+    /// In every form, in one string.
+    fn shown(origin: &Origin, snapshot: &Snapshot) -> String {
+        let made = decide(&policy(), snapshot, &Ledger::default(), snapshot.taken);
+        let mut out = Vec::new();
+        plan_table(&mut out, &made, snapshot).unwrap();
+        plan_wide(&mut out, &made, snapshot).unwrap();
+        plan(&mut out, Notation::Json, &made, snapshot, origin).unwrap();
+        plan(&mut out, Notation::Yaml, &made, snapshot, origin).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    /// Such that some are moved.
+    fn movable(mut snapshot: Snapshot) -> Snapshot {
+        snapshot.taken = KernelTime(u64::MAX);
+        for c in snapshot.connections.iter_mut().step_by(2) {
+            (c.state, c.owned, c.mptcp) = (TcpState::Established, true, false);
+        }
+        snapshot
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_made_again_from_a_dump_is_the_same(
+            origin in any_origin(), snapshot in any_snapshot().prop_map(movable),
+            sort in prop::sample::select(vec![Sort::Endpoint, Sort::Age, Sort::Bytes, Sort::Rate, Sort::Id]),
+        ) {
+            let mut dump = Vec::new();
+            connections(&mut dump, Notation::Json, &snapshot, &origin, sort).unwrap();
+            let (read_origin, read) = read_snapshot(&dump[..]).unwrap();
+            prop_assert_eq!(shown(&origin, &snapshot), shown(&read_origin, &read));
+        }
+    }
+}

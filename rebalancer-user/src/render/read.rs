@@ -1,0 +1,490 @@
+//! Reads back what [`super::connections`] has written as JSON: a snapshot of another time or node.
+//!
+//! The text may come from anywhere. Fields that are not known are left aside, so that dumps of a
+//! later version can be read as long as its `apiVersion` is the same.
+
+use std::{collections::BTreeMap, io::Read, net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    Origin, Source,
+    json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+};
+use crate::{
+    policy::visible,
+    snapshot::{
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
+        TcpState,
+    },
+};
+
+/// The largest dump read: some 500,000 connections.
+const LARGEST: u64 = 512 << 20;
+
+/// Why a text is no dump.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It cannot be read.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// It is larger than any dump.
+    #[error("more than {} MiB, the largest dump that is read", LARGEST >> 20)]
+    TooLarge,
+    /// Not JSON, or a field is missing or has the wrong type.
+    #[error("{0}")]
+    Shape(String),
+    /// JSON of another kind or version.
+    #[error(
+        "{field} is {found}, {expected} is expected\n  remedy: give what `rebalancer dump -o json` of this version has written"
+    )]
+    Kind {
+        /// `apiVersion` or `kind`.
+        field: &'static str,
+        /// What stands there.
+        found: String,
+        /// What should.
+        expected: &'static str,
+    },
+    /// A field has a value that makes no sense.
+    #[error("{path}: {value} is not {expected}")]
+    Value {
+        /// The field, from the top.
+        path: String,
+        /// What stands there.
+        value: String,
+        /// What should.
+        expected: &'static str,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "a dump")]
+struct Head {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "a dump")]
+struct Dump {
+    node: String,
+    generated_at: String,
+    source: Source,
+    taken_nanoseconds: u64,
+    endpoints: Vec<EndpointItem>,
+    items: Vec<ConnectionItem>,
+}
+
+/// Reads a dump of connections.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
+    let text = read_at_most(from, LARGEST)?;
+    // What it is first: of another kind, any complaint about fields would mislead.
+    let head: Head = parse(&text)?;
+    let fixed = [
+        ("apiVersion", head.api_version, API_VERSION),
+        ("kind", head.kind, CONNECTIONS),
+    ];
+    for (field, found, expected) in fixed {
+        if found.as_deref() != Some(expected) {
+            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
+            return Err(ReadError::Kind {
+                field,
+                found,
+                expected,
+            });
+        }
+    }
+    let dump: Dump = parse(&text)?;
+    drop(text);
+    let generated_at = dump.generated_at.parse().map_err(|_| ReadError::Value {
+        path: "generatedAt".to_owned(),
+        value: quoted(&dump.generated_at),
+        expected: "a time as RFC 3339 has it",
+    })?;
+    let origin = Origin {
+        node: dump.node,
+        generated_at,
+        source: dump.source,
+    };
+    let mut endpoints = BTreeMap::new();
+    for (index, item) in dump.endpoints.iter().enumerate() {
+        let (key, sums) = endpoint(item);
+        if endpoints.insert(key, sums).is_some() {
+            return Err(ReadError::Value {
+                path: format!("endpoints[{index}]"),
+                value: format!("port {} of namespace {}", key.port, key.netns.0),
+                expected: "a new endpoint: it was listed before",
+            });
+        }
+    }
+    let connections: Result<_, ReadError> = dump
+        .items
+        .iter()
+        .enumerate()
+        .map(|(index, item)| connection(index, item))
+        .collect();
+    let snapshot = Snapshot {
+        taken: KernelTime(dump.taken_nanoseconds),
+        connections: connections?,
+        endpoints,
+    };
+    Ok((origin, snapshot))
+}
+
+fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
+    let mut text = Vec::new();
+    from.take(most + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(ReadError::TooLarge);
+    }
+    Ok(text)
+}
+
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    // It names the field, with its path.
+    let value = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| ReadError::Shape(visible(&error.to_string())))?;
+    json.end()
+        .map_err(|error| ReadError::Shape(error.to_string()))?;
+    Ok(value)
+}
+
+fn endpoint(item: &EndpointItem) -> (EndpointKey, Endpoint) {
+    let key = EndpointKey {
+        netns: Netns(item.netns),
+        cgroup: item.cgroup.map(CgroupId),
+        port: item.port,
+    };
+    let sums = Endpoint {
+        listeners: item.listeners,
+        accepted: item.accepted,
+        open: item.open,
+        closed: item.closed,
+        closed_by_reset: item.closed_by_reset,
+        closed_by_abort: item.closed_by_abort,
+        closed_by_timeout: item.closed_by_timeout,
+        bytes_in: Bytes(item.bytes_in),
+        bytes_out: Bytes(item.bytes_out),
+    };
+    (key, sums)
+}
+
+fn connection(index: usize, item: &ConnectionItem) -> Result<Connection, ReadError> {
+    let value = |field: &str, text: &str, expected| ReadError::Value {
+        path: format!("items[{index}].{field}"),
+        value: quoted(text),
+        expected,
+    };
+    let id = || value("id", &item.id, "a socket's cookie in hexadecimal");
+    let state = || value("state", &item.state, "a TCP state as `ss` names it");
+    let EndpointRef {
+        netns,
+        cgroup,
+        port,
+    } = item.endpoint;
+    Ok(Connection {
+        cookie: item.id.parse::<Cookie>().map_err(|_| id())?,
+        endpoint: EndpointKey {
+            netns: Netns(netns),
+            cgroup: cgroup.map(CgroupId),
+            port,
+        },
+        cgroup: CgroupId(item.cgroup),
+        local: address(item.local),
+        remote: address(item.peer),
+        device: item.device,
+        opened: KernelTime(item.opened_nanoseconds),
+        adopted: item.adopted,
+        state: read_state(&item.state).ok_or_else(state)?,
+        owned: item.owned,
+        mptcp: item.mptcp,
+        bytes_in: Bytes(item.bytes_in),
+        bytes_out: Bytes(item.bytes_out),
+        receive_queue: item.receive_queue,
+        send_queue: item.send_queue,
+        server_spoke_last: item.server_spoke_last,
+        since_sent: Duration::from_nanos(item.since_sent_nanoseconds),
+        since_received: Duration::from_nanos(item.since_received_nanoseconds),
+        segments_in: item.segments_in,
+        segments_out: item.segments_out,
+        retransmits: item.retransmits,
+        rtt: Duration::from_micros(item.rtt_microseconds),
+    })
+}
+
+/// IPv4-mapped addresses are shown as what they are, IPv4.
+fn address(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
+        _ => address,
+    }
+}
+
+fn read_state(name: &str) -> Option<TcpState> {
+    TcpState::from_name(name).or_else(|| {
+        let number = name.strip_prefix("UNKNOWN-")?.parse().ok()?;
+        Some(TcpState::from_kernel(number)).filter(|state| state.name() == "UNKNOWN")
+    })
+}
+
+/// What stands in a text of anyone's, shortened and made harmless.
+fn quoted(text: &str) -> String {
+    const LONGEST: usize = 40;
+    let short: String = text.chars().take(LONGEST).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("`{}{more}`", visible(&short))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::net::{IpAddr, SocketAddrV6};
+
+    use proptest::{collection::vec, option, prelude::*};
+
+    use super::*;
+    use crate::render::{Notation, Sort, connections};
+
+    fn written(origin: &Origin, snapshot: &Snapshot) -> String {
+        let mut out = Vec::new();
+        connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn any_address() -> impl Strategy<Value = SocketAddr> {
+        (any::<IpAddr>(), any::<u16>(), prop::bool::weighted(0.1)).prop_map(
+            |(ip, port, link_local)| match ip.to_canonical() {
+                IpAddr::V6(ip) if link_local => SocketAddrV6::new(ip, port, 0, 3).into(),
+                ip => SocketAddr::new(ip, port),
+            },
+        )
+    }
+
+    fn any_key() -> impl Strategy<Value = EndpointKey> {
+        (any::<u32>(), option::of(any::<u64>()), any::<u16>()).prop_map(|(netns, cgroup, port)| {
+            EndpointKey {
+                netns: Netns(netns),
+                cgroup: cgroup.map(CgroupId),
+                port,
+            }
+        })
+    }
+
+    fn any_connection() -> impl Strategy<Value = Connection> {
+        let who = (any::<u64>(), any_key(), any_address(), any_address());
+        let what = (
+            any::<u8>(),
+            any::<[bool; 4]>(),
+            any::<[u32; 6]>(),
+            any::<[u64; 6]>(),
+        );
+        (who, what).prop_map(
+            |((cookie, endpoint, local, remote), (state, bools, smalls, numbers))| Connection {
+                cookie: Cookie(cookie),
+                endpoint,
+                cgroup: CgroupId(numbers[0]),
+                local,
+                remote,
+                device: smalls[0],
+                opened: KernelTime(numbers[1]),
+                adopted: bools[0],
+                state: TcpState::from_kernel(state),
+                owned: bools[1],
+                mptcp: bools[2],
+                bytes_in: Bytes(numbers[2]),
+                bytes_out: Bytes(numbers[3]),
+                receive_queue: smalls[1],
+                send_queue: smalls[2],
+                server_spoke_last: bools[3],
+                since_sent: Duration::from_nanos(numbers[4]),
+                since_received: Duration::from_nanos(numbers[5]),
+                segments_in: smalls[3],
+                segments_out: smalls[4],
+                retransmits: smalls[5],
+                rtt: Duration::from_micros(numbers[4] >> 32),
+            },
+        )
+    }
+
+    pub(in crate::render) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+        let sums = any::<[u64; 9]>().prop_map(|n| Endpoint {
+            listeners: n[0],
+            accepted: n[1],
+            open: n[2],
+            closed: n[3],
+            closed_by_reset: n[4],
+            closed_by_abort: n[5],
+            closed_by_timeout: n[6],
+            bytes_in: Bytes(n[7]),
+            bytes_out: Bytes(n[8]),
+        });
+        let endpoints = prop::collection::btree_map(any_key(), sums, 0..5);
+        (any::<u64>(), vec(any_connection(), 0..8), endpoints).prop_map(
+            |(taken, connections, endpoints)| Snapshot {
+                taken: KernelTime(taken),
+                connections,
+                endpoints,
+            },
+        )
+    }
+
+    pub(in crate::render) fn any_origin() -> impl Strategy<Value = Origin> {
+        (
+            "\\PC{0,12}",
+            0..4_000_000_000_000_000_000_i128,
+            any::<bool>(),
+        )
+            .prop_map(|(node, at, own)| Origin {
+                node,
+                generated_at: jiff::Timestamp::from_nanosecond(at).unwrap(),
+                source: if own { Source::ThisCall } else { Source::Agent },
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(origin in any_origin(), mut snapshot in any_snapshot()) {
+            let text = written(&origin, &snapshot);
+            let (read_origin, read) = read_snapshot(text.as_bytes()).unwrap();
+            prop_assert_eq!(&text, &written(&read_origin, &read));
+            prop_assert_eq!(read_origin, origin);
+            snapshot.connections.sort_by_key(|c| (c.endpoint, c.opened, c.cookie));
+            prop_assert_eq!(read, snapshot);
+        }
+
+        #[test]
+        fn yaml_says_the_same_as_json(origin in any_origin(), snapshot in any_snapshot()) {
+            let mut yaml = Vec::new();
+            connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
+            let yaml: serde_json::Value = serde_saphyr::from_slice(&yaml).unwrap();
+            let json: serde_json::Value = serde_json::from_str(&written(&origin, &snapshot)).unwrap();
+            prop_assert_eq!(yaml, json);
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(
+            origin in any_origin(), snapshot in any_snapshot(),
+            at: prop::sample::Index, length in 0..20usize, new in "[\\PC\n]{0,8}|[{}\\[\\],:\"0-9e.-]{1,6}",
+        ) {
+            let text = written(&origin, &snapshot);
+            let at = at.index(text.len());
+            let bytes = [&text.as_bytes()[..at], new.as_bytes(), &text.as_bytes()[(at + length).min(text.len())..]].concat();
+            if let Err(error) = read_snapshot(&bytes[..]) {
+                let told = error.to_string();
+                prop_assert!(!told.is_empty() && !told.contains(|c: char| c.is_control() && c != '\n'), "{:?}", told);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_dump_is_told_with_the_path_of_the_field() {
+        let origin = Origin {
+            node: "n".to_owned(),
+            generated_at: jiff::Timestamp::UNIX_EPOCH,
+            source: Source::Agent,
+        };
+        let key = EndpointKey {
+            netns: Netns(1),
+            cgroup: None,
+            port: 80,
+        };
+        let snapshot = Snapshot {
+            taken: KernelTime(9),
+            connections: vec![Connection {
+                cookie: Cookie(0xabc),
+                endpoint: key,
+                cgroup: CgroupId(1),
+                local: "10.0.0.1:80".parse().unwrap(),
+                remote: "10.0.0.2:4000".parse().unwrap(),
+                device: 0,
+                opened: KernelTime(1),
+                adopted: false,
+                state: TcpState::Established,
+                owned: true,
+                mptcp: false,
+                bytes_in: Bytes(7),
+                bytes_out: Bytes(8),
+                receive_queue: 0,
+                send_queue: 0,
+                server_spoke_last: true,
+                since_sent: Duration::ZERO,
+                since_received: Duration::ZERO,
+                segments_in: 0,
+                segments_out: 0,
+                retransmits: 0,
+                rtt: Duration::ZERO,
+            }],
+            endpoints: BTreeMap::from([(key, Endpoint::default())]),
+        };
+        let whole = written(&origin, &snapshot);
+        let with = |from: &str, to: &str| {
+            assert!(whole.contains(from), "{from}");
+            whole.replacen(from, to, 1)
+        };
+        let cases = [
+            ("nothing", String::new()),
+            ("not JSON", "apiVersion: v1".into()),
+            ("a list", "[]".into()),
+            (
+                "another kind",
+                r#"{"apiVersion": "v1", "kind": "PodList", "items": []}"#.into(),
+            ),
+            ("endpoints only", with("ConnectionList", "EndpointList")),
+            ("a later version", with("v1alpha1", "v2")),
+            ("escapes", with("ConnectionList", r"\u001b[31mred")),
+            ("no time", with("1970-01-01T00:00:00Z", "yesterday")),
+            ("a field is missing", with("bytesIn\": 7", "bites\": 7")),
+            (
+                "a field twice",
+                with("\"bytesIn\": 7", "\"bytesIn\": 7, \"bytesIn\": 7"),
+            ),
+            ("negative", with("bytesIn\": 7", "bytesIn\": -7")),
+            ("a fraction", with("bytesIn\": 7", "bytesIn\": 7.5")),
+            (
+                "beyond 64 bits",
+                with("bytesIn\": 7", "bytesIn\": 99999999999999999999"),
+            ),
+            ("an id", with("\"abc\"", "\"xyz\"")),
+            (
+                "a long id",
+                with("\"abc\"", &format!("\"{}\"", "f".repeat(99))),
+            ),
+            ("a state", with("ESTAB", "GONE")),
+            (
+                "a state by number that has a name",
+                with("ESTAB", "UNKNOWN-1"),
+            ),
+            ("an address", with("10.0.0.2:4000", "10.0.0.2")),
+            ("a port", with("\"port\": 80", "\"port\": 80000")),
+            (
+                "deep",
+                with("\"bytesIn\": 7", &format!("\"x\": {}", "[".repeat(500))),
+            ),
+            ("more behind", format!("{whole}{whole}")),
+            ("cut off", whole[..whole.len() / 2].to_owned()),
+        ];
+        let told: String = cases
+            .iter()
+            .map(|(case, text)| match read_snapshot(text.as_bytes()) {
+                Err(error) => format!("# {case}\n{error}\n\n"),
+                Ok(_) => panic!("{case} was accepted"),
+            })
+            .collect();
+        insta::assert_snapshot!(told);
+        let more = with("\"bytesIn\": 7", "\"bytesIn\": 7, \"ofLater\": [{}]");
+        assert_eq!(read_snapshot(more.as_bytes()).unwrap(), (origin, snapshot));
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let read = |text: &[u8]| read_at_most(text, 3);
+        assert!(matches!(read(b"abcd"), Err(ReadError::TooLarge)));
+        assert!(read(b"abc").is_ok());
+        let endless = read_at_most(std::io::repeat(b' '), 1 << 20);
+        assert!(matches!(endless, Err(ReadError::TooLarge)));
+    }
+}

@@ -1,0 +1,205 @@
+//! Other sock_ops programs on the same cgroup and below it, which set callback flags absolutely
+//! and write replies: ours goes on, and theirs see what they saw without us.
+
+use std::{
+    fs::File,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use crate::support::{Agent, TRACK_ONLY, alone, cgroup, connect, eventually, lab, request};
+
+/// `linux/bpf.h`
+const PASSIVE_ESTABLISHED: u32 = 5;
+const RTT: u32 = 12;
+const RTT_FLAG: i32 = 8;
+
+/// A neighbour: counts its calls by operation, at an accept stores its flag absolutely (which
+/// clears ours), and writes a reply at every call.
+struct Neighbour {
+    counts: OwnedFd,
+    _link: OwnedFd,
+}
+
+impl Neighbour {
+    fn attach(cgroup: &Path) -> Self {
+        let counts = bpf(0, &[2, 4, 8, 16]); // BPF_MAP_CREATE of an array, u32 -> u64
+        let program = load(&instructions(counts.as_raw_fd()));
+        let dir = File::open(cgroup).unwrap();
+        // BPF_LINK_CREATE, BPF_CGROUP_SOCK_OPS
+        let link = bpf(
+            28,
+            &[program.as_raw_fd() as u32, dir.as_raw_fd() as u32, 3, 0],
+        );
+        Self {
+            counts,
+            _link: link,
+        }
+    }
+
+    fn count(&self, op: u32) -> u64 {
+        let mut value = 0_u64;
+        let attr: [u64; 3] = [
+            self.counts.as_raw_fd() as u64,
+            (&raw const op) as u64,
+            (&raw mut value) as u64,
+        ];
+        // SAFETY: BPF_MAP_LOOKUP_ELEM with a key and a value of the map's sizes.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, 1, attr.as_ptr(), size_of_val(&attr)) };
+        assert_eq!(result, 0);
+        value
+    }
+}
+
+fn bpf(command: i32, attr: &[u32]) -> OwnedFd {
+    // SAFETY: `attr` is valid for its length; the rest is taken as zero.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) } as i32;
+    assert!(
+        fd >= 0,
+        "bpf({command}): {}",
+        std::io::Error::last_os_error()
+    );
+    // SAFETY: a descriptor that the kernel has just given us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn load(instructions: &[u64]) -> OwnedFd {
+    let license = c"GPL";
+    let (code, license) = (instructions.as_ptr() as u64, license.as_ptr() as u64);
+    let halves = |word: u64| [word as u32, (word >> 32) as u32];
+    let ([code_lo, code_hi], [license_lo, license_hi]) = (halves(code), halves(license));
+    // BPF_PROG_LOAD, BPF_PROG_TYPE_SOCK_OPS
+    bpf(
+        5,
+        &[
+            13,
+            instructions.len() as u32,
+            code_lo,
+            code_hi,
+            license_lo,
+            license_hi,
+        ],
+    )
+}
+
+/// The program, in the kernel's instruction format: opcode, registers, offset, immediate.
+fn instructions(counts: i32) -> Vec<u64> {
+    let i = |opcode: u8, dst: u8, src: u8, offset: i16, imm: i32| {
+        u64::from(opcode)
+            | u64::from(src << 4 | dst) << 8
+            | u64::from(offset as u16) << 16
+            | u64::from(imm as u32) << 32
+    };
+    vec![
+        i(0xbf, 6, 1, 0, 0),                          // r6 = ctx
+        i(0x61, 7, 6, 0, 0),                          // r7 = ctx->op
+        i(0x63, 10, 7, -4, 0),                        // *(u32 *)(fp - 4) = op
+        i(0x18, 1, 1, 0, counts),                     // r1 = map
+        i(0, 0, 0, 0, 0),                             //
+        i(0xbf, 2, 10, 0, 0),                         // r2 = fp
+        i(0x07, 2, 0, 0, -4),                         // r2 -= 4
+        i(0x85, 0, 0, 0, 1),                          // r0 = map_lookup_elem
+        i(0x15, 0, 0, 2, 0),                          // if !r0 skip
+        i(0xb7, 1, 0, 0, 1),                          // r1 = 1
+        i(0xdb, 0, 1, 0, 0),                          // *r0 += r1, atomically
+        i(0x55, 7, 0, 3, PASSIVE_ESTABLISHED as i32), // if op != accept skip
+        i(0xbf, 1, 6, 0, 0),                          // r1 = ctx
+        i(0xb7, 2, 0, 0, RTT_FLAG),                   // r2 = its flag alone
+        i(0x85, 0, 0, 0, 59),                         // sock_ops_cb_flags_set
+        i(0xb7, 1, 0, 0, 7),                          // r1 = 7
+        i(0x63, 6, 1, 4, 0),                          // ctx->reply = 7, which is our args[0]
+        i(0xb7, 0, 0, 0, 1),                          // r0 = 1
+        i(0x95, 0, 0, 0, 0),                          // exit
+    ]
+}
+
+/// Ten connections with a request each, closed again; the endpoint's sums then.
+fn traffic(lab: &xtask::lab::Lab, agent: &Agent) -> (serde_json::Value, usize) {
+    let pod = lab.pod(0);
+    let mut received = 0;
+    let before = agent.endpoint(pod, 80)["accepted"].as_u64().unwrap_or(0);
+    let mut streams: Vec<_> = (0..10).map(|_| connect(lab, pod.address())).collect();
+    for stream in &mut streams {
+        received += request(stream, "/").unwrap();
+    }
+    drop(streams);
+    let seen = eventually("gone", || {
+        let e = agent.endpoint(pod, 80);
+        let done = e["open"] == 0 && e["accepted"].as_u64() >= Some(before + 10);
+        if done { Ok(e) } else { Err(e) }
+    });
+    (seen, received)
+}
+
+#[test]
+fn neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing() {
+    let _alone = alone();
+    let lab = lab(1);
+    let root = Neighbour::attach(cgroup(&lab));
+    let child = Neighbour::attach(lab.pod(0).host.cgroup());
+
+    // What they see without us.
+    let mut streams: Vec<_> = (0..10)
+        .map(|_| connect(&lab, lab.pod(0).address()))
+        .collect();
+    for stream in &mut streams {
+        request(stream, "/").unwrap();
+    }
+    drop(streams);
+    let alone_with = |n: &Neighbour| (n.count(PASSIVE_ESTABLISHED), n.count(RTT));
+    let (accepts, rtts) = alone_with(&root);
+    assert_eq!(accepts, 10);
+    assert!(rtts > 0, "its own flag works");
+    assert_eq!(alone_with(&child), (accepts, rtts));
+
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let (seen, received) = traffic(&lab, &agent);
+    assert_eq!(
+        (&seen["accepted"], &seen["closed"]),
+        (&10.into(), &10.into()),
+        "{seen:#}"
+    );
+    let out = seen["bytesOut"].as_u64().unwrap() as usize;
+    assert!(
+        (received..=received + 10).contains(&out),
+        "{out} of {received}"
+    );
+    for neighbour in [&root, &child] {
+        assert_eq!(neighbour.count(PASSIVE_ESTABLISHED), 20);
+        assert!(
+            neighbour.count(RTT) > rtts,
+            "its flag was not cleared by us"
+        );
+    }
+}
+
+#[test]
+fn one_that_is_attached_behind_ours_wipes_the_callback_until_ours_is_behind_it_again() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = TRACK_ONLY.replace("rules:", "interval: 2s\nrules:");
+    let mut agent = Agent::in_lab(&lab, &policy);
+    agent.wait_for_intervals(1);
+    let neighbour = Neighbour::attach(cgroup(&lab));
+    // Accepted while theirs is the last: our callback is wiped from these.
+    let wiped: Vec<_> = (0..5)
+        .map(|_| connect(&lab, lab.pod(0).address()))
+        .collect();
+    agent.wait_for("attached again", |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("attached again behind it"))
+    });
+    agent.wait_for_intervals(1);
+    drop(wiped);
+    let (seen, _) = traffic(&lab, &agent);
+    assert_eq!(
+        (&seen["accepted"], &seen["closed"]),
+        (&15.into(), &15.into()),
+        "those that were wiped got it back, and none was counted twice: {seen:#}"
+    );
+    assert_eq!(neighbour.count(PASSIVE_ESTABLISHED), 15);
+    assert!(neighbour.count(RTT) > 0, "its flag was not cleared by us");
+    assert_eq!(agent.terminate(), Some(0));
+}
