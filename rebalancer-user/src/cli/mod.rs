@@ -6,6 +6,7 @@
 mod agent;
 mod dump;
 mod input;
+mod move_;
 mod plan;
 mod policy;
 mod records;
@@ -40,6 +41,7 @@ struct Cli {
 enum Command {
     Agent(agent::Agent),
     Dump(dump::Dump),
+    Move(move_::Move),
     Plan(plan::Plan),
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -95,6 +97,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
         Command::Dump(dump) => dump.run(),
+        Command::Move(chosen) => chosen.run(),
         Command::Plan(plan) => plan.run(),
         Command::Policy(policy) => policy.run(),
     };

@@ -13,6 +13,7 @@
 )]
 
 mod budget;
+mod by_hand;
 mod decide;
 mod guards;
 mod ledger;
@@ -22,6 +23,7 @@ mod outlook;
 mod ports;
 mod spared;
 
+pub use by_hand::{Guarded, by_hand};
 pub use decide::decide;
 pub use ledger::{HOLD, Ledger};
 pub use limits::Reason;
@@ -113,7 +115,7 @@ pub enum Verdict {
     Spared(Spared),
 }
 
-/// One connection to end so that its client reconnects. Made by [`decide`] alone.
+/// One connection to end so that its client reconnects. Made by [`decide`] and [`by_hand`] alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     cookie: Cookie,
@@ -154,7 +156,7 @@ impl Move {
         &self.rule
     }
 
-    /// The limits exceeded, the most exceeded first; never empty.
+    /// The limits exceeded, the most exceeded first; empty only of a move by hand.
     pub fn reasons(&self) -> &[Reason] {
         &self.reasons
     }

@@ -9,6 +9,11 @@ use super::{Match, Mode, Percent};
 pub struct RuleName(pub(super) Arc<str>);
 
 impl RuleName {
+    /// What stands for a rule in a move by hand. No policy can name a rule so.
+    pub fn by_hand() -> Self {
+        Self("(by hand)".into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0

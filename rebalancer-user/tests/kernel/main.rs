@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask test kernel` runs it, one test after the other.
 
+mod by_hand;
 mod bytes;
 mod cost;
 mod guards;
