@@ -52,9 +52,23 @@ fn each_hits_its_victim_and_nothing_else() {
         for stream in &mut light {
             request(stream, "/").unwrap_or_else(|e| panic!("{mechanism}: a sibling saw {e}"));
         }
-        request(&mut connect(&lab, pod.address()), "/").unwrap();
+        let mut next = connect(&lab, pod.address());
+        request(&mut next, "/").unwrap();
         agent.wait_for_intervals(3);
         assert_eq!(agent.said("move").len(), 1, "{mechanism}");
+        // Each leaves a trace of its own in the socket's error when it closes: ECONNABORTED,
+        // none yet, ECONNRESET.
+        let e = agent.endpoint(pod, 80);
+        let count = |name: &str| e[name].as_u64().unwrap();
+        let traces = ["closed", "closedByAbort", "closedByReset"].map(count);
+        let expected = match mechanism {
+            Mechanism::SockDestroy => [1, 1, 0],
+            Mechanism::Abort => [1, 0, 0],
+            Mechanism::Raw => [1, 0, 1],
+        };
+        assert_eq!(traces, expected, "{mechanism}");
+        let started = &agent.said("started")[0];
+        assert_eq!(started["reset_by"], mechanism.as_str());
         // The server's end is gone too: nginx has let go of it.
         let open = agent.connections(pod);
         let peer = heavy.local_addr().unwrap().to_string();
