@@ -17,12 +17,12 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
-    moves::{self, Done, Mover, Order},
+    moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy},
-    snapshot::{Cookie, KernelTime},
+    snapshot::{CgroupId, Cookie, KernelTime},
 };
 
 /// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
@@ -37,6 +37,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// Do no more than this.
     pub mode: Mode,
+    /// How to reset, instead of the best that this node has.
+    pub mechanism: Option<Mechanism>,
     /// Reads the policy again, on SIGHUP.
     pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
 }
@@ -130,17 +132,16 @@ impl Agent {
         }
         let lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
         let mut mode = options.mode;
-        if let Err(why) = moves::can_destroy() {
-            warn!(
-                why,
-                "this node cannot reset connections: only dry runs; \
-                 a kernel with CONFIG_INET_DIAG_DESTROY=y can"
-            );
+        let mechanism = mechanism(options.mechanism);
+        if mechanism.is_none() {
             mode = mode.safest(Mode::DryRun);
         }
         let (tell, done) = unbounded_channel();
         // The mover asks the kernel by itself, so it has its own iterator and memory.
-        let mover = Mover::start(Lister::open(kernel, tracker.pins())?, tell)
+        let lister_of_mover = Lister::open(kernel, tracker.pins())?;
+        let mover = mechanism
+            .map(|mechanism| Mover::start(lister_of_mover, mechanism, tell))
+            .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
         let policy = policy.with_mode_at_most(mode);
@@ -149,6 +150,7 @@ impl Agent {
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),
             mode = policy.mode().as_str(),
+            reset_by = mechanism.map_or("nothing", Mechanism::as_str),
             rules = policy.rules().len(),
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
@@ -157,7 +159,7 @@ impl Agent {
             "started"
         );
         let agent = Self {
-            mover: Some(mover),
+            mover,
             lister,
             tracker,
             policy,
@@ -200,16 +202,18 @@ impl Agent {
             longest = ?observation.longest,
             "listed"
         );
-        let devices: BTreeMap<Cookie, u32> = snapshot
+        let of: BTreeMap<Cookie, (u32, CgroupId)> = snapshot
             .connections
             .iter()
-            .map(|c| (c.cookie, c.device))
+            .map(|c| (c.cookie, (c.device, c.cgroup)))
             .collect();
         for chosen in plan.moves() {
             match chosen.mode() {
                 Mode::Enforce => {
-                    let device = devices.get(&chosen.cookie()).copied().unwrap_or(0);
-                    self.order(chosen, device);
+                    // A plan chooses among what it was given.
+                    if let Some((device, cgroup)) = of.get(&chosen.cookie()) {
+                        self.order(chosen, *device, *cgroup);
+                    }
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
@@ -221,11 +225,12 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
     }
 
-    fn order(&mut self, chosen: &Move, device: u32) {
+    fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
         let order = Order {
             chosen: chosen.clone(),
             device,
+            cgroup,
         };
         if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
             self.ended(chosen, Outcome::Refused("queueFull"), Duration::ZERO);
@@ -238,6 +243,7 @@ impl Agent {
             chosen,
             outcome,
             waited,
+            ..
         }: Done,
     ) {
         self.ended(&chosen, outcome, waited);
@@ -321,6 +327,33 @@ impl Agent {
         self.mover = None;
         while let Ok(done) = done.try_recv() {
             self.done(done);
+        }
+    }
+}
+
+/// How this node resets, `forced` or found; `None`, and why, if it cannot.
+fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
+    let found = match forced {
+        Some(mechanism) => moves::probe(mechanism)
+            .map(|()| (mechanism, Vec::new()))
+            .map_err(|why| vec![format!("{mechanism}: {why}")]),
+        None => moves::find_mechanism(),
+    };
+    match found {
+        Ok((mechanism, why_no_better)) => {
+            if !why_no_better.is_empty() {
+                info!(
+                    mechanism = mechanism.as_str(),
+                    why = why_no_better.join("; "),
+                    "resets are made by second best means"
+                );
+            }
+            Some(mechanism)
+        }
+        Err(why) => {
+            let why = why.join("; ");
+            warn!(why, "this node cannot reset connections: only dry runs");
+            None
         }
     }
 }

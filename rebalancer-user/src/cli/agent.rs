@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, KernelArgs, ModeArg, need_privilege, policy};
-use crate::agent;
+use crate::{agent, moves::Mechanism};
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
 ///
@@ -34,8 +34,28 @@ pub(super) struct Agent {
         env = "REBALANCER_LOG"
     )]
     log: String,
+    /// Reset in this way, and in no other. For tests.
+    #[arg(long, value_enum, hide = true)]
+    reset_mechanism: Option<MechanismArg>,
     #[command(flatten)]
     kernel: KernelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MechanismArg {
+    SockDestroy,
+    Abort,
+    Raw,
+}
+
+impl From<MechanismArg> for Mechanism {
+    fn from(mechanism: MechanismArg) -> Self {
+        match mechanism {
+            MechanismArg::SockDestroy => Self::SockDestroy,
+            MechanismArg::Abort => Self::Abort,
+            MechanismArg::Raw => Self::Raw,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -57,6 +77,7 @@ impl Agent {
             pins: self.kernel.pins,
             cgroup: self.kernel.cgroup,
             mode: self.mode.into(),
+            mechanism: self.reset_mechanism.map(Mechanism::from),
             reload: Box::new(move || policy::load(&self.policy)),
         };
         tokio::runtime::Builder::new_current_thread()

@@ -8,6 +8,7 @@ mod dump;
 mod explain;
 mod input;
 mod manual;
+mod move_;
 mod plan;
 mod policy;
 mod records;
@@ -46,6 +47,7 @@ struct Cli {
 enum Command {
     Agent(agent::Agent),
     Dump(dump::Dump),
+    Move(move_::Move),
     Plan(plan::Plan),
     Explain(explain::Explain),
     #[command(subcommand)]
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
         Command::Dump(dump) => dump.run(),
+        Command::Move(chosen) => chosen.run(),
         Command::Plan(plan) => plan.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),

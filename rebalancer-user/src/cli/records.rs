@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct Records {
     // Dropped in this order: what reads the pins goes before the pins.
     lister: Lister,
+    kernel: Arc<Kernel>,
     source: Source,
     _own: Option<Tracker>,
 }
@@ -31,13 +32,14 @@ impl Records {
         // An agent holds a lock on its pins; what a killed one left is stale.
         if bpf::agent_runs(&args.pins) {
             return Ok(Self {
-                lister: Lister::open(kernel, &args.pins)?,
+                lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
+                kernel,
                 source: Source::Agent,
                 _own: None,
             });
         }
         bpf::raise_memlock();
-        let (own, lister) = attach_for_the_call(kernel, args)?;
+        let (own, lister) = attach_for_the_call(Arc::clone(&kernel), args)?;
         note(format_args!(
             "no agent runs ({} has no live pins): attached for this call; ages count from now, \
              so they are lower bounds, and rates are not known",
@@ -45,9 +47,15 @@ impl Records {
         ));
         Ok(Self {
             lister,
+            kernel,
             source: Source::ThisCall,
             _own: Some(own),
         })
+    }
+
+    /// Another reader of the same records.
+    pub(super) fn lister(&self) -> Result<Lister, bpf::Error> {
+        Lister::open(Arc::clone(&self.kernel), self.lister.pins())
     }
 
     /// Reads them, and warns of what the kernel half could not record.

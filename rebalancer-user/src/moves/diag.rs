@@ -39,11 +39,17 @@ pub struct SocketId {
     pub device: u32,
 }
 
+/// A socket's inode, by which the descriptors that lead to it are known. 0: there are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inode(pub u32);
+
 /// A socket as it is now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Socket {
     /// Its TCP state.
     pub state: TcpState,
+    /// Its inode.
+    pub inode: Inode,
     /// Received and not read yet.
     pub receive_queue: u32,
     /// Written and not acknowledged yet.
@@ -152,6 +158,7 @@ fn socket(response: &inet::InetResponse) -> io::Result<Socket> {
         .ok_or_else(|| unexpected("a socket without tcp_info"))?;
     Ok(Socket {
         state: TcpState::from_kernel(response.header.state),
+        inode: Inode(response.header.inode),
         receive_queue: response.header.recv_queue,
         send_queue: response.header.send_queue,
         bytes_received: Bytes(info.bytes_received),

@@ -1,15 +1,28 @@
 //! Ends connections, and only those that a plan chose.
 //!
 //! One thread does it: it enters the connection's network namespace, looks at the socket by its
-//! cookie, and destroys it when the step's condition holds, in the same breath. It leaves the
-//! namespace at once, as a thread that stays keeps a dead pod's namespace alive.
+//! cookie, finds the processes that hold it, and takes the step when its condition holds and no
+//! guard forbids it, in the same breath. It leaves the namespace at once, as a thread that stays
+//! keeps a dead pod's namespace alive.
+//!
+//! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
+//! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
+//! `probe` tries which of them this node has.
 
+mod active;
 mod diag;
+mod guards;
+mod mechanism;
 mod mover;
+mod owner;
 mod probe;
+mod process;
 mod quiet;
+mod raw;
+mod sys;
 
-pub use diag::{Socket, SocketId};
+pub use diag::{Inode, Socket, SocketId};
+pub use mechanism::Mechanism;
 pub use mover::{Done, Mover, Order};
-pub use probe::can_destroy;
+pub use probe::{find_mechanism, probe};
 pub use quiet::{Quiet, judge};

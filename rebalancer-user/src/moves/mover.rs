@@ -1,7 +1,7 @@
 //! The thread that moves: one state per move until its outcome.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -11,13 +11,18 @@ use std::{
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Quiet, Socket, SocketId, diag::Diag, judge};
+use super::{
+    Mechanism,
+    active::{Active, Inside, Next},
+    diag::Diag,
+    owner::Owners,
+    process::Cgroups,
+};
 use crate::{
-    bpf::{self, Lister},
+    bpf::Lister,
     netns::{Namespaces, enter},
     plan::{Move, Outcome},
-    policy::{AtEnd, Step, StepKind, When},
-    snapshot::{Cookie, Netns, TcpState},
+    snapshot::{CgroupId, Cookie, Netns},
 };
 
 /// How often a waiting move's socket is looked at. A look costs some 20 microseconds.
@@ -33,6 +38,8 @@ pub struct Order {
     pub chosen: Move,
     /// The interface that its socket is bound to, or 0.
     pub device: u32,
+    /// The cgroup of its socket.
+    pub cgroup: CgroupId,
 }
 
 /// A move's end.
@@ -42,6 +49,8 @@ pub struct Done {
     pub chosen: Move,
     /// What became of it.
     pub outcome: Outcome,
+    /// The guard that would have refused it, if it was told to ignore guards.
+    pub ignored: Option<&'static str>,
     /// From the order to the outcome.
     pub waited: Duration,
 }
@@ -55,14 +64,21 @@ pub struct Mover {
 impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
-    /// `lister` answers who spoke last when the clock's ticks cannot.
-    pub fn start(lister: Lister, done: UnboundedSender<Done>) -> io::Result<Self> {
+    /// `lister` answers who spoke last when the clock's ticks cannot, and tells sequence numbers;
+    /// `mechanism` is how it resets.
+    pub fn start(
+        lister: Lister,
+        mechanism: Mechanism,
+        done: UnboundedSender<Done>,
+    ) -> io::Result<Self> {
         let (orders, queue) = sync_channel(QUEUE);
         let thread = thread::Builder::new()
             .name("mover".to_owned())
             .spawn(move || {
                 Room {
                     lister,
+                    mechanism,
+                    cgroups: Cgroups::read(),
                     namespaces: Namespaces::default(),
                     active: BTreeMap::new(),
                     done,
@@ -95,25 +111,11 @@ impl Drop for Mover {
 /// What the thread owns.
 struct Room {
     lister: Lister,
+    mechanism: Mechanism,
+    cgroups: Cgroups,
     namespaces: Namespaces,
     active: BTreeMap<Cookie, Active>,
     done: UnboundedSender<Done>,
-}
-
-/// A move under way.
-struct Active {
-    chosen: Move,
-    id: SocketId,
-    ordered: Instant,
-    step: usize,
-    step_until: Instant,
-    seen: bool,
-}
-
-/// What one look led to.
-enum Next {
-    Wait,
-    End(Outcome),
 }
 
 impl Room {
@@ -137,33 +139,14 @@ impl Room {
             self.look_at_all();
         }
         for (_, active) in std::mem::take(&mut self.active) {
-            self.tell(active, Outcome::Refused("shutdown"));
+            let outcome = active.stopped();
+            self.tell(active, outcome);
         }
     }
 
-    fn accept(&mut self, Order { chosen, device }: Order) {
-        let now = Instant::now();
-        let cookie = chosen.cookie();
-        let id = SocketId {
-            cookie,
-            local: chosen.local(),
-            remote: chosen.remote(),
-            device,
-        };
-        let step_until = now
-            + chosen
-                .steps()
-                .first()
-                .map_or(Duration::ZERO, |step| step.timeout());
-        let active = Active {
-            chosen,
-            id,
-            ordered: now,
-            step: 0,
-            step_until,
-            seen: false,
-        };
-        if let Some(twice) = self.active.insert(cookie, active) {
+    fn accept(&mut self, order: Order) {
+        let active = Active::new(order, Instant::now());
+        if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
         }
     }
@@ -197,21 +180,46 @@ impl Room {
         let Some(target) = self.namespaces.open(netns) else {
             return all(Outcome::GoneBefore);
         };
-        let Self { lister, active, .. } = self;
+        let Self {
+            lister,
+            mechanism,
+            cgroups,
+            active,
+            ..
+        } = self;
         let inside = || {
             let diag = match Diag::open() {
                 Ok(diag) => diag,
                 Err(e) => return all(Outcome::Failed(format!("sock_diag: {e}"))),
             };
+            let mut inside = Inside {
+                netns,
+                diag: &diag,
+                lister,
+                mechanism: *mechanism,
+            };
             let mut next = Vec::with_capacity(cookies.len());
+            let mut ready = Vec::new();
             for cookie in cookies {
                 let Some(active) = active.get_mut(cookie) else {
                     continue;
                 };
-                // A defect in one move must not end the agent, nor the other moves.
-                let look = catch_unwind(AssertUnwindSafe(|| active.look(&diag, lister)))
-                    .unwrap_or_else(|_| Next::End(Outcome::Failed("panic".to_owned())));
-                next.push((*cookie, look));
+                match without_panic(|| active.look(&mut inside)) {
+                    Next::Act(inode) => ready.push((*cookie, inode)),
+                    other => next.push((*cookie, other)),
+                }
+            }
+            if ready.is_empty() {
+                return next;
+            }
+            // One search for all that are ready now.
+            let wanted: BTreeSet<_> = ready.iter().map(|(_, inode)| *inode).collect();
+            let owners = Owners::find(netns, &wanted, cgroups);
+            for (cookie, inode) in ready {
+                if let Some(active) = active.get_mut(&cookie) {
+                    let acted = without_panic(|| active.act(inode, &owners, &mut inside));
+                    next.push((cookie, acted));
+                }
             }
             next
         };
@@ -229,107 +237,14 @@ impl Room {
         let _agent_is_gone = self.done.send(Done {
             chosen: active.chosen,
             outcome,
+            ignored: active.ignored,
             waited,
         });
     }
 }
 
-impl Active {
-    /// One look; in the connection's namespace.
-    fn look(&mut self, diag: &Diag, lister: &mut Lister) -> Next {
-        let socket = match diag.look(&self.id) {
-            Ok(Some(socket)) => socket,
-            Ok(None) => return Next::End(self.gone()),
-            Err(e) => return Next::End(Outcome::Failed(format!("sock_diag: {e}"))),
-        };
-        if socket.state != TcpState::Established {
-            return Next::End(self.gone());
-        }
-        self.seen = true;
-        let Some(step) = self.chosen.steps().get(self.step).copied() else {
-            return self.end_of_steps(diag);
-        };
-        if self.holds(step, &socket, diag, lister) {
-            match step.kind() {
-                StepKind::Close => {
-                    return Next::End(Outcome::Failed("step Close is not made yet".to_owned()));
-                }
-                StepKind::Reset => return Next::End(self.reset(diag)),
-            }
-        }
-        if Instant::now() >= self.step_until {
-            self.step += 1;
-            match self.chosen.steps().get(self.step) {
-                Some(step) => self.step_until = Instant::now() + step.timeout(),
-                None => return self.end_of_steps(diag),
-            }
-        }
-        Next::Wait
-    }
-
-    /// Whether the step's condition holds now.
-    fn holds(&self, step: Step, socket: &Socket, diag: &Diag, lister: &mut Lister) -> bool {
-        match step.when() {
-            When::AtOnce => true,
-            When::Quiet { idle_for } => match judge(socket, idle_for) {
-                Quiet::Yes => true,
-                Quiet::No => false,
-                Quiet::Tie => {
-                    self.server_spoke_last(socket, diag, lister)
-                        .unwrap_or_else(|error| {
-                            tracing::warn!(%error, "cannot tell who spoke last");
-                            false
-                        })
-                }
-            },
-        }
-    }
-
-    /// Asks the iterator who spoke last, and whether nothing has happened since `socket` was
-    /// looked at: what it says is only used for the very state that was judged.
-    fn server_spoke_last(
-        &self,
-        socket: &Socket,
-        diag: &Diag,
-        lister: &mut Lister,
-    ) -> Result<bool, bpf::Error> {
-        let Some(listed) = lister.read_one(self.id.cookie)? else {
-            return Ok(false);
-        };
-        let live = &listed.live;
-        let spoke_last = live.bytes_sent > 0 && live.snd_wl1 == live.rcv_nxt;
-        let same_socket = |now: &Socket| {
-            now.state == socket.state
-                && now.receive_queue == 0
-                && now.send_queue == 0
-                && now.bytes_received == socket.bytes_received
-                && now.bytes_sent == socket.bytes_sent
-        };
-        let unchanged = matches!(diag.look(&self.id), Ok(Some(now)) if same_socket(&now));
-        Ok(spoke_last && unchanged)
-    }
-
-    fn reset(&self, diag: &Diag) -> Outcome {
-        match diag.destroy(&self.id) {
-            Ok(true) => Outcome::Reset,
-            Ok(false) => self.gone(),
-            Err(e) => Outcome::Failed(format!("SOCK_DESTROY: {e}")),
-        }
-    }
-
-    fn end_of_steps(&self, diag: &Diag) -> Next {
-        Next::End(match self.chosen.at_end() {
-            AtEnd::Spare => Outcome::GaveUp,
-            AtEnd::ResetNow => self.reset(diag),
-        })
-    }
-
-    /// It is not there any more: did it leave while we watched?
-    fn gone(&self) -> Outcome {
-        if self.seen {
-            Outcome::LeftByItself
-        } else {
-            Outcome::GoneBefore
-        }
-    }
+/// A defect in one move must not end the agent, nor the other moves.
+fn without_panic(work: impl FnOnce() -> Next) -> Next {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Next::End(Outcome::Failed("panic".to_owned())))
 }

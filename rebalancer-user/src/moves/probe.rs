@@ -1,67 +1,182 @@
-//! Whether this node can reset a connection, tried on one of our own.
+//! Which ways to reset a connection this node has, tried on connections of our own.
 
 use std::{
+    fs,
     io::{self, Read as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::AsFd as _,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd as _, AsRawFd as _},
     time::Duration,
 };
 
-use rustix::net::sockopt::socket_cookie;
+use rustix::{
+    net::{connect_unspec, sockopt::socket_cookie},
+    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
+    thread::{CapabilitySet, capabilities},
+};
 
-use super::{SocketId, diag::Diag};
-use crate::snapshot::Cookie;
+use super::{
+    Mechanism, SocketId,
+    diag::Diag,
+    raw::{self, Ends},
+    sys,
+};
+use crate::snapshot::{Cookie, TcpState};
 
-/// Makes a loopback connection to ourselves, destroys its server side and sees that the client
-/// side is reset and that the listener lives on.
-pub fn can_destroy() -> Result<(), String> {
-    let step = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(step("listening"))?;
-    let address = listener.local_addr().map_err(step("listening"))?;
-    let mut client = TcpStream::connect(address).map_err(step("connecting"))?;
-    let (server, remote) = listener.accept().map_err(step("accepting"))?;
-    let cookie = socket_cookie(server.as_fd()).map_err(|e| step("SO_COOKIE")(e.into()))?;
-    let id = SocketId {
-        cookie: Cookie(cookie),
-        local: address,
-        remote,
-        device: 0,
-    };
-
-    let diag = Diag::open().map_err(step("sock_diag"))?;
-    if diag
-        .look(&id)
-        .map_err(step("looking by sock_diag"))?
-        .is_none()
-    {
-        return Err("sock_diag does not find a connection that is there \
-                    (kernel without CONFIG_INET_DIAG, or its module inet_diag/tcp_diag not loaded)"
-            .to_owned());
-    }
-    match diag.destroy(&id) {
-        Ok(true) => {}
-        Ok(false) => return Err("SOCK_DESTROY does not find a connection that is there".to_owned()),
-        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            return Err("kernel without CONFIG_INET_DIAG_DESTROY".to_owned());
-        }
-        Err(e) => return Err(step("SOCK_DESTROY")(e)),
-    }
-    let wait = Some(Duration::from_secs(1));
-    client
-        .set_read_timeout(wait)
-        .map_err(step("waiting for the reset"))?;
-    match client.read(&mut [0]) {
-        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
-        other => {
-            return Err(format!(
-                "a destroyed connection's client saw {other:?}, not a reset"
-            ));
+/// The best mechanism that works here, and why those before it do not.
+///
+/// `Err`: why none does.
+pub fn find_mechanism() -> Result<(Mechanism, Vec<String>), Vec<String>> {
+    let mut why_not = Vec::new();
+    for mechanism in Mechanism::ALL {
+        match probe(mechanism) {
+            Ok(()) => return Ok((mechanism, why_not)),
+            Err(why) => why_not.push(format!("{mechanism}: {why}")),
         }
     }
-    match diag.destroy(&id) {
-        Ok(false) => {}
-        other => return Err(format!("destroying a destroyed connection gave {other:?}")),
+    Err(why_not)
+}
+
+/// Makes a loopback connection to ourselves, resets it, and sees that both its ends know and that
+/// the listener lives on.
+pub fn probe(mechanism: Mechanism) -> Result<(), String> {
+    let mut pair = Pair::connect()?;
+    match mechanism {
+        Mechanism::SockDestroy => pair.destroy()?,
+        Mechanism::Abort => pair.abort()?,
+        Mechanism::Raw => pair.reset_by_hand()?,
     }
-    TcpStream::connect(address).map_err(step("the listener did not survive"))?;
-    Ok(())
+    pair.is_reset()
+}
+
+/// A connection of which both ends are ours.
+struct Pair {
+    // Dropped in this order.
+    client: TcpStream,
+    server: TcpStream,
+    _listener: TcpListener,
+    id: SocketId,
+    diag: Diag,
+}
+
+fn step(what: &'static str) -> impl Fn(io::Error) -> String {
+    move |e| format!("{what}: {e}")
+}
+
+impl Pair {
+    fn connect() -> Result<Self, String> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(step("listening"))?;
+        let local = listener.local_addr().map_err(step("listening"))?;
+        let client = TcpStream::connect(local).map_err(step("connecting"))?;
+        let (server, remote) = listener.accept().map_err(step("accepting"))?;
+        let cookie = socket_cookie(server.as_fd()).map_err(|e| step("SO_COOKIE")(e.into()))?;
+        let id = SocketId {
+            cookie: Cookie(cookie),
+            local,
+            remote,
+            device: 0,
+        };
+        // Every mechanism needs to look: the state is compared just before.
+        let diag = Diag::open().map_err(step("sock_diag"))?;
+        let found = diag.look(&id).map_err(step("looking by sock_diag"))?;
+        if found.is_none() {
+            return Err("sock_diag does not find a connection that is there \
+                        (kernel without CONFIG_INET_DIAG, or its module inet_diag/tcp_diag not \
+                        loaded)"
+                .to_owned());
+        }
+        Ok(Self {
+            client,
+            server,
+            _listener: listener,
+            id,
+            diag,
+        })
+    }
+
+    fn destroy(&self) -> Result<(), String> {
+        match self.diag.destroy(&self.id) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err("SOCK_DESTROY does not find a connection that is there".to_owned());
+            }
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                return Err("kernel without CONFIG_INET_DIAG_DESTROY".to_owned());
+            }
+            Err(e) => return Err(step("SOCK_DESTROY")(e)),
+        }
+        // A repeat must say that it is gone, not hit what else is on the port.
+        match self.diag.destroy(&self.id) {
+            Ok(false) => Ok(()),
+            other => Err(format!("destroying a destroyed connection gave {other:?}")),
+        }
+    }
+
+    fn abort(&self) -> Result<(), String> {
+        may_take_descriptors()?;
+        let failed = |what: &'static str| move |e: rustix::io::Errno| step(what)(e.into());
+        let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd_open"))?;
+        let fd = self.server.as_raw_fd();
+        let duplicate =
+            pidfd_getfd(&own, fd, PidfdGetfdFlags::empty()).map_err(failed("pidfd_getfd"))?;
+        connect_unspec(duplicate).map_err(failed("connect(AF_UNSPEC)"))
+    }
+
+    fn reset_by_hand(&self) -> Result<(), String> {
+        let ends = Ends {
+            server: self.id.local,
+            client: self.id.remote,
+            to_client: next_sequence(&self.server).map_err(step("reading sequence numbers"))?,
+            to_server: next_sequence(&self.client).map_err(step("reading sequence numbers"))?,
+        };
+        raw::reset(&ends).map_err(step("sending a raw RST"))
+    }
+
+    /// Both ends know, and whoever connects next is accepted.
+    fn is_reset(&mut self) -> Result<(), String> {
+        let after = self.diag.look(&self.id).map_err(step("looking again"))?;
+        if let Some(socket) = after
+            && socket.state == TcpState::Established
+        {
+            return Err("its server's end is still established".to_owned());
+        }
+        let wait = Some(Duration::from_secs(1));
+        let waiting = step("waiting for the reset");
+        self.client.set_read_timeout(wait).map_err(waiting)?;
+        match self.client.read(&mut [0]) {
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            other => return Err(format!("its client saw {other:?}, not a reset")),
+        }
+        let address: SocketAddr = self.id.local;
+        TcpStream::connect(address).map_err(step("the listener did not survive"))?;
+        Ok(())
+    }
+}
+
+/// Whether this process may take descriptors of others. It may always take its own, so trying
+/// proves nothing.
+pub(super) fn may_take_descriptors() -> Result<(), String> {
+    let have = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    if !have.contains(CapabilitySet::SYS_PTRACE) {
+        return Err("CAP_SYS_PTRACE is missing".to_owned());
+    }
+    // Without Yama the file is missing; its scope 3 forbids it even to root.
+    match fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope") {
+        Ok(scope) if scope.trim() == "3" => Err("kernel.yama.ptrace_scope is 3".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// What the peer of our own socket expects next, by `TCP_REPAIR`, which tells it without a word
+/// on the wire.
+fn next_sequence(socket: &TcpStream) -> io::Result<u32> {
+    /// Values of `linux/tcp.h`: leaving repair without probing the peer, and the queue of what
+    /// is sent.
+    const REPAIR_OFF_NO_PROBE: libc::c_int = -1;
+    const SEND_QUEUE: libc::c_int = 2;
+    let set = |option, value| sys::set_option(socket, libc::IPPROTO_TCP, option, value);
+    set(libc::TCP_REPAIR, 1)?;
+    let sequence = set(libc::TCP_REPAIR_QUEUE, SEND_QUEUE)
+        .and_then(|()| sys::option(socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ));
+    set(libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE)?;
+    sequence.map(libc::c_int::cast_unsigned)
 }

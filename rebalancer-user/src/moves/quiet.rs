@@ -47,13 +47,17 @@ pub fn judge(socket: &Socket, idle_for: Duration) -> Quiet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Bytes, TcpState};
+    use crate::{
+        moves::Inode,
+        snapshot::{Bytes, TcpState},
+    };
 
     const IDLE: Duration = Duration::from_millis(200);
 
     fn quiet() -> Socket {
         Socket {
             state: TcpState::Established,
+            inode: Inode(1),
             receive_queue: 0,
             send_queue: 0,
             bytes_received: Bytes(100),

@@ -123,6 +123,7 @@ impl Candidate<'_> {
             steps: rule.steps().clone(),
             at_end: rule.at_end(),
             mode,
+            heeds_guards: true,
         };
         Decision {
             cookie: connection.cookie,

@@ -1,5 +1,7 @@
 //! What is spared for what it is, before any limit is looked at.
 
+use std::collections::BTreeSet;
+
 use super::{Spared, ports};
 use crate::{
     policy::{Mode, Policy, Rule, SessionState},
@@ -21,16 +23,28 @@ pub(super) fn guards<'a>(
     let all: [Guard; 9] = [
         disabled,
         |_, _, c| not_established(c),
-        |_, _, c| (!c.owned).then_some(Spared::NotAccepted),
-        |_, _, c| c.mptcp.then_some(Spared::Mptcp),
+        |_, _, c| not_accepted(c),
+        |_, _, c| mptcp(c),
         |policy, _, c| loopback(policy, c),
         |_, _, c| same_host(c),
         |policy, _, c| host_network(policy, c),
-        |policy, _, c| system_port(policy, c),
-        |_, rule, c| stateful_port(rule, c),
+        |policy, _, c| system_port(c.endpoint.port, policy.guards().allow_system_ports()),
+        |_, rule, c| stateful_port(c.endpoint.port, rule.session_state()),
     ];
     all.into_iter()
         .filter_map(move |guard| guard(policy, rule, connection))
+}
+
+/// What it surely is: to move it cannot help.
+pub(super) fn socket(connection: &Connection) -> Option<Spared> {
+    not_established(connection)
+        .or_else(|| not_accepted(connection))
+        .or_else(|| mptcp(connection))
+}
+
+/// What it may be, by its port: to move it may do harm.
+pub(super) fn port(port: u16, allowed: &BTreeSet<u16>, state: SessionState) -> Option<Spared> {
+    system_port(port, allowed).or_else(|| stateful_port(port, state))
 }
 
 fn disabled(policy: &Policy, rule: &Rule, _: &Connection) -> Option<Spared> {
@@ -61,18 +75,22 @@ fn host_network(policy: &Policy, connection: &Connection) -> Option<Spared> {
     (forbidden && connection.endpoint.cgroup.is_some()).then_some(Spared::HostNetwork)
 }
 
-fn system_port(policy: &Policy, connection: &Connection) -> Option<Spared> {
-    let port = connection.endpoint.port;
-    let service = ports::system(port)?;
-    let allowed = policy.guards().allow_system_ports().contains(&port);
-    (!allowed).then_some(Spared::SystemPort { port, service })
+fn not_accepted(connection: &Connection) -> Option<Spared> {
+    (!connection.owned).then_some(Spared::NotAccepted)
 }
 
-fn stateful_port(rule: &Rule, connection: &Connection) -> Option<Spared> {
-    let port = connection.endpoint.port;
+fn mptcp(connection: &Connection) -> Option<Spared> {
+    connection.mptcp.then_some(Spared::Mptcp)
+}
+
+fn system_port(port: u16, allowed: &BTreeSet<u16>) -> Option<Spared> {
+    let service = ports::system(port)?;
+    (!allowed.contains(&port)).then_some(Spared::SystemPort { port, service })
+}
+
+fn stateful_port(port: u16, state: SessionState) -> Option<Spared> {
     let protocol = ports::stateful(port)?;
-    let keeps = rule.session_state() == SessionState::Keeps;
-    keeps.then_some(Spared::StatefulPort { port, protocol })
+    (state == SessionState::Keeps).then_some(Spared::StatefulPort { port, protocol })
 }
 
 fn is_loopback(connection: &Connection) -> bool {

@@ -13,6 +13,7 @@
 )]
 
 mod budget;
+mod by_hand;
 mod decide;
 mod explain;
 mod guards;
@@ -24,6 +25,7 @@ mod ports;
 mod rates;
 mod spared;
 
+pub use by_hand::{Guarded, by_hand};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
 pub use ledger::{HOLD, Ledger};
@@ -116,7 +118,7 @@ pub enum Verdict {
     Spared(Spared),
 }
 
-/// One connection to end so that its client reconnects. Made by [`decide`] alone.
+/// One connection to end so that its client reconnects. Made by [`decide`] and [`by_hand`] alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     cookie: Cookie,
@@ -128,6 +130,7 @@ pub struct Move {
     steps: Arc<[Step]>,
     at_end: AtEnd,
     mode: Mode,
+    heeds_guards: bool,
 }
 
 impl Move {
@@ -156,7 +159,7 @@ impl Move {
         &self.rule
     }
 
-    /// The limits exceeded, the most exceeded first; never empty.
+    /// The limits exceeded, the most exceeded first; empty only of a move by hand.
     pub fn reasons(&self) -> &[Reason] {
         &self.reasons
     }
@@ -169,6 +172,12 @@ impl Move {
     /// What to do when all steps have timed out.
     pub fn at_end(&self) -> AtEnd {
         self.at_end
+    }
+
+    /// Whether what the executor learns of the process that holds the connection may spare it.
+    /// False only of a move by hand that asks for it.
+    pub fn heeds_guards(&self) -> bool {
+        self.heeds_guards
     }
 
     /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.

@@ -9,6 +9,11 @@ use super::{Match, Mode, Percent};
 pub struct RuleName(pub(super) Arc<str>);
 
 impl RuleName {
+    /// What stands for a rule in a move by hand. No policy can name a rule so.
+    pub fn by_hand() -> Self {
+        Self("(by hand)".into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -154,6 +159,26 @@ pub struct Step {
 }
 
 impl Step {
+    /// What `atEnd: ResetNow` comes to.
+    pub const RESET_NOW: Self = Self {
+        kind: StepKind::Reset,
+        when: When::AtOnce,
+        timeout: Duration::from_secs(5),
+    };
+
+    /// A step; `None` if its times are not more than 0.
+    pub fn new(kind: StepKind, when: When, timeout: Duration) -> Option<Self> {
+        let waits = match when {
+            When::Quiet { idle_for } => !idle_for.is_zero(),
+            When::AtOnce => true,
+        };
+        (waits && !timeout.is_zero()).then_some(Self {
+            kind,
+            when,
+            timeout,
+        })
+    }
+
     /// What is done.
     pub fn kind(self) -> StepKind {
         self.kind

@@ -3,12 +3,14 @@
 
 mod explain;
 mod json;
+mod moved;
 mod plan;
 mod read;
 mod table;
 
 pub use explain::{explanation, explanation_table};
 pub use json::{Notation, connections, endpoints};
+pub use moved::{End, Moved, moved, moved_table};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{ReadError, read_snapshot};
 pub use table::{connections_table, connections_wide, endpoints_table};

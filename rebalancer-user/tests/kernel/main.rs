@@ -2,11 +2,16 @@
 //!
 //! `cargo xtask test kernel` runs it, one test after the other.
 
+mod by_hand;
 mod bytes;
 mod cost;
+mod guards;
 mod life;
+mod mechanisms;
 mod moves;
 mod neighbours;
+mod server;
+mod steps;
 mod support;
 mod tracking;
 mod without;

@@ -2,23 +2,27 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use rebalancer_user::{
     bpf::{Kernel, Lister},
-    moves::{Mover, Order},
+    moves::{Mechanism, Mover, Order},
     observe::observe,
     plan::{Ledger, Outcome, decide},
     policy,
+    snapshot::CgroupId,
 };
 
-use crate::support::{Agent, PATIENCE, TRACK_ONLY, alone, connect, lab, request};
+use crate::{
+    server::{Kind, Server},
+    support::{Agent, PATIENCE, TRACK_ONLY, alone, connect, lab, request},
+};
 
 /// A policy for the lab's clients and one port.
-fn enforce(lab: &xtask::lab::Lab, port: u16, limits: &str, steps: &str) -> String {
+pub fn enforce(lab: &xtask::lab::Lab, port: u16, limits: &str, steps: &str) -> String {
     format!(
         "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -37,10 +41,10 @@ rules:
     )
 }
 
-const AT_ONCE: &str = "{step: Reset, when: AtOnce, timeout: 5s}";
-const QUIET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
+pub const AT_ONCE: &str = "{step: Reset, when: AtOnce, timeout: 5s}";
+pub const QUIET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
 
-fn is_reset(stream: &mut TcpStream) -> bool {
+pub fn is_reset(stream: &mut TcpStream) -> bool {
     match stream.read(&mut [0; 1]) {
         Err(e) => e.kind() == ErrorKind::ConnectionReset,
         Ok(_) => false,
@@ -145,29 +149,8 @@ fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7010));
-    let listener = lab
-        .pod(0)
-        .host
-        .enter(|| TcpListener::bind(address))
-        .unwrap()
-        .unwrap();
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
     let mut agent = Agent::on_machine(&enforce(&lab, 7010, "maxAge: 1s", QUIET));
-    let server = std::thread::spawn(move || {
-        for stream in listener.incoming().take(8) {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut request = [0];
-                while matches!(stream.read(&mut request), Ok(1)) {
-                    if request == *b"s" {
-                        std::thread::sleep(Duration::from_secs(1));
-                    }
-                    if stream.write_all(&request).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
     let busy = |lab: &xtask::lab::Lab| {
         let mut stream = connect(lab, address);
         let until = Instant::now() + Duration::from_secs(4);
@@ -193,8 +176,6 @@ fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
     for _ in 0..7 {
         assert_eq!(agent.wait_for_move()["outcome"], "reset");
     }
-    drop(connect(&lab, address));
-    server.join().unwrap();
 }
 
 /// A fresh connection whose first request takes long: its times start at its accept, so only
@@ -204,21 +185,14 @@ fn a_slow_first_request_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7011));
-    let listener = lab
-        .pod(0)
-        .host
-        .enter(|| TcpListener::bind(address))
-        .unwrap()
-        .unwrap();
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
     let mut agent = Agent::on_machine(&enforce(&lab, 7011, "maxAge: 500ms", QUIET));
     let mut client = connect(&lab, address);
-    client.write_all(b"s").unwrap();
-    let (mut server, _) = listener.accept().unwrap();
-    server.read_exact(&mut [0]).unwrap();
+    // It is answered after three seconds.
+    client.write_all(b"h").unwrap();
     agent.wait_for_intervals(10);
     assert_eq!(agent.said("move").len(), 0, "it waits");
-    server.write_all(b"answer").unwrap();
-    client.read_exact(&mut [0; 6]).unwrap();
+    client.read_exact(&mut [0]).unwrap();
     assert_eq!(agent.wait_for_move()["outcome"], "reset");
 }
 
@@ -249,11 +223,12 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     std::thread::sleep(Duration::from_millis(400));
     let snapshot = observe(&mut lister).unwrap().snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
+    let cgroup = CgroupId(pod.host.cgroup_id().unwrap());
     let chosen = plan.moves().next().expect("it is old enough").clone();
     assert_eq!(chosen.remote(), stream.local_addr().unwrap());
 
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, tell).unwrap();
+    let mover = Mover::start(lister, Mechanism::SockDestroy, tell).unwrap();
     // First while it lives, then again: now another connection may have its place, the cookie
     // tells it apart, and the listener on the port is never meant.
     let mut outcomes = Vec::new();
@@ -261,7 +236,8 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     for _ in 0..3 {
         assert!(mover.order(Order {
             chosen: chosen.clone(),
-            device: 0
+            device: 0,
+            cgroup
         }));
         outcomes.push(done.blocking_recv().unwrap().outcome);
     }
@@ -289,7 +265,11 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
         .unwrap();
     let mut again = again.expect("the port is free again after a reset");
     again.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(mover.order(Order { chosen, device: 0 }));
+    assert!(mover.order(Order {
+        chosen,
+        device: 0,
+        cgroup
+    }));
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
     request(&mut again, "/").expect("the one with the same addresses is spared");
     request(&mut connect(&lab, pod.address()), "/").expect("the listener lives");
@@ -307,10 +287,15 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     std::thread::sleep(Duration::from_millis(400));
     let snapshot = observe(&mut lister).unwrap().snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
+    let cgroup = CgroupId(lab.pod(0).host.cgroup_id().unwrap());
     let chosen = plan.moves().next().unwrap().clone();
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, tell).unwrap();
+    let mover = Mover::start(lister, Mechanism::SockDestroy, tell).unwrap();
     drop(lab);
-    assert!(mover.order(Order { chosen, device: 0 }));
+    assert!(mover.order(Order {
+        chosen,
+        device: 0,
+        cgroup
+    }));
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
 }

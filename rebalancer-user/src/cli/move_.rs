@@ -1,0 +1,215 @@
+//! `rebalancer move`: end connections by hand.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::{Args, ValueEnum};
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::{KernelArgs, Output, records::Records};
+use crate::{
+    moves::{self, Done, Mover, Order},
+    plan::{self, Guarded, Outcome, by_hand},
+    policy::{Step, StepKind, When, parse_duration},
+    render::{self, End, Moved, Notation},
+    snapshot::{Connection, Cookie},
+};
+
+/// End connections by hand, so that their clients reconnect.
+///
+/// Each is ended by one step, as the agent would, with the same guards; policy and budgets are not
+/// asked. Works with and without an agent. Exit code 1 if any was not moved.
+#[derive(Args)]
+pub(super) struct Move {
+    /// The connections, by the ids that `dump` shows.
+    #[arg(required = true, value_name = "ID", value_parser = cookie)]
+    ids: Vec<Cookie>,
+    /// Say what would be moved, and move nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Move also what a guard spares for what it may be: system and stateful ports, and what is
+    /// found of the server's process (sigpipe, foreignProcess, ownerUnknown). Each guard ignored
+    /// is told.
+    #[arg(long)]
+    ignore_guards: bool,
+    /// How to end them.
+    #[arg(long, value_enum, default_value_t = StepArg::Reset)]
+    step: StepArg,
+    /// When to end them.
+    #[arg(long, value_enum, default_value_t = WhenArg::Quiet)]
+    when: WhenArg,
+    /// How long a connection must have been silent to be quiet.
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    idle_for: Duration,
+    /// How long to wait for a quiet moment, and for the server to close.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StepArg {
+    /// Ask the server to close, by end of file.
+    Close,
+    /// Reset both ends.
+    Reset,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenArg {
+    /// At a quiet moment.
+    Quiet,
+    /// Now, whatever is under way.
+    AtOnce,
+}
+
+fn cookie(text: &str) -> Result<Cookie, String> {
+    let digits = text.strip_prefix("sk:").unwrap_or(text);
+    digits
+        .parse()
+        .map_err(|_| "not an id: hexadecimal digits, as `rebalancer dump` shows them".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|e| format!("{}: {}", e.what, e.remedy))?;
+    if duration.is_zero() {
+        return Err("must be more than 0".to_owned());
+    }
+    Ok(duration)
+}
+
+impl Move {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let step = self.step()?;
+        let mut records = Records::open(&self.kernel)?;
+        let (origin, snapshot) = &records.read()?;
+        let known: BTreeMap<Cookie, &Connection> =
+            snapshot.connections.iter().map(|c| (c.cookie, c)).collect();
+
+        let mut moved = Vec::new();
+        let mut chosen = Vec::new();
+        let mut told = BTreeSet::new();
+        for id in self.ids.iter().copied().filter(|id| told.insert(*id)) {
+            let mut one = Moved {
+                id,
+                connection: known.get(&id).copied(),
+                end: End::NotFound,
+                ignored: Vec::new(),
+            };
+            if let Some(connection) = one.connection {
+                match self.choose(connection, step, &mut one.ignored) {
+                    Err(spared) => one.end = End::Spared(spared),
+                    Ok(one_move) => {
+                        one.end = End::WouldMove;
+                        chosen.push((one_move, connection));
+                    }
+                }
+            }
+            moved.push(one);
+        }
+        if !self.dry_run && !chosen.is_empty() {
+            let mut done = make(&records, chosen)?;
+            for one in &mut moved {
+                if let Some((end, ignored)) = done.remove(&one.id) {
+                    one.end = end;
+                    one.ignored.extend(ignored);
+                }
+            }
+        }
+
+        for one in &moved {
+            for guard in &one.ignored {
+                eprintln!("note: {}: guard ignored: {guard}", one.id);
+            }
+        }
+        let out = &mut io::stdout().lock();
+        match self.output {
+            Output::Table | Output::Wide => render::moved_table(out, &moved),
+            Output::Json => render::moved(out, Notation::Json, &moved, snapshot, origin),
+            Output::Yaml => render::moved(out, Notation::Yaml, &moved, snapshot, origin),
+        }
+        .context("writing to stdout")?;
+        match moved.iter().filter(|one| !one.end.is_moved()).count() {
+            0 => Ok(()),
+            left => bail!("{left} of {} were not moved", moved.len()),
+        }
+    }
+
+    fn step(&self) -> anyhow::Result<Step> {
+        let kind = match self.step {
+            StepArg::Close => StepKind::Close,
+            StepArg::Reset => StepKind::Reset,
+        };
+        let when = match self.when {
+            WhenArg::Quiet => When::Quiet {
+                idle_for: self.idle_for,
+            },
+            WhenArg::AtOnce => When::AtOnce,
+        };
+        Step::new(kind, when, self.timeout).context("times must be more than 0")
+    }
+
+    /// Heeds the guards first, also where they are ignored: to say which.
+    fn choose(
+        &self,
+        connection: &Connection,
+        step: Step,
+        ignored: &mut Vec<String>,
+    ) -> Result<plan::Move, plan::Spared> {
+        let heeded = by_hand(connection, step, Guarded::Yes);
+        if !self.ignore_guards {
+            return heeded;
+        }
+        let chosen = by_hand(connection, step, Guarded::No)?;
+        ignored.extend(heeded.err().map(|spared| spared.to_string()));
+        Ok(chosen)
+    }
+}
+
+/// Makes the moves and waits for their outcomes.
+fn make(
+    records: &Records,
+    chosen: Vec<(plan::Move, &Connection)>,
+) -> anyhow::Result<BTreeMap<Cookie, (End, Option<String>)>> {
+    let (mechanism, _) = moves::find_mechanism()
+        .map_err(|why| anyhow!("this node cannot reset connections: {}", why.join("; ")))?;
+    let (tell, mut done) = unbounded_channel();
+    let mover =
+        Mover::start(records.lister()?, mechanism, tell).context("starting the moving thread")?;
+    let mut ends = BTreeMap::new();
+    let mut ordered = 0;
+    for (chosen, connection) in chosen {
+        let cookie = chosen.cookie();
+        let order = Order {
+            chosen,
+            device: connection.device,
+            cgroup: connection.cgroup,
+        };
+        if mover.order(order) {
+            ordered += 1;
+        } else {
+            let outcome = Outcome::Refused("queueFull");
+            let waited = Duration::ZERO;
+            ends.insert(cookie, (End::Ended { outcome, waited }, None));
+        }
+    }
+    for _ in 0..ordered {
+        let Done {
+            chosen,
+            outcome,
+            ignored,
+            waited,
+        } = done.blocking_recv().context("the moving thread ended")?;
+        let end = End::Ended { outcome, waited };
+        ends.insert(chosen.cookie(), (end, ignored.map(str::to_owned)));
+    }
+    Ok(ends)
+}

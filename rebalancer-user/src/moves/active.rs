@@ -1,0 +1,304 @@
+//! One move under way: what each look at its socket leads to.
+
+use std::time::{Duration, Instant};
+
+use rustix::{
+    io::Errno,
+    net::{Shutdown, shutdown},
+};
+
+use super::{
+    Inode, Mechanism, Order, Quiet, Socket, SocketId,
+    diag::Diag,
+    guards::refusal,
+    judge,
+    mechanism::Attempt,
+    owner::{Owner, Owners},
+};
+use crate::{
+    bpf::{self, Lister},
+    plan::{Move, Outcome},
+    policy::{AtEnd, Step, StepKind, When},
+    snapshot::{CgroupId, Cookie, Netns, TcpState},
+};
+
+/// What a server that was asked to close gets at least, before the next step.
+const TIME_TO_CLOSE: Duration = Duration::from_secs(1);
+
+/// Resets sent by hand that may miss before the move has failed.
+const MOST_MISSES: u32 = 5;
+
+/// A move under way.
+pub(super) struct Active {
+    pub(super) chosen: Move,
+    pub(super) ordered: Instant,
+    /// The guard that would have refused it, had it not been told to ignore guards.
+    pub(super) ignored: Option<&'static str>,
+    id: SocketId,
+    cgroup: CgroupId,
+    step: usize,
+    step_until: Instant,
+    /// It was found at least once.
+    seen: bool,
+    /// The step in which the server was asked to close.
+    asked: Option<usize>,
+    misses: u32,
+    /// Why a step could not be taken.
+    trouble: Option<String>,
+}
+
+/// What one look led to.
+pub(super) enum Next {
+    /// Look again later.
+    Wait,
+    /// The step's condition holds: find who holds the socket, then [`Active::act`].
+    Act(Inode),
+    /// The move has ended.
+    End(Outcome),
+}
+
+/// What a look needs, in the connection's network namespace.
+pub(super) struct Inside<'a> {
+    pub(super) netns: Netns,
+    pub(super) diag: &'a Diag,
+    pub(super) lister: &'a mut Lister,
+    pub(super) mechanism: Mechanism,
+}
+
+impl Active {
+    pub(super) fn new(order: Order, now: Instant) -> Self {
+        let Order {
+            chosen,
+            device,
+            cgroup,
+        } = order;
+        let mut active = Self {
+            id: SocketId {
+                cookie: chosen.cookie(),
+                local: chosen.local(),
+                remote: chosen.remote(),
+                device,
+            },
+            chosen,
+            ordered: now,
+            ignored: None,
+            cgroup,
+            step: 0,
+            step_until: now,
+            seen: false,
+            asked: None,
+            misses: 0,
+            trouble: None,
+        };
+        active.begin(0, now);
+        active
+    }
+
+    pub(super) fn cookie(&self) -> Cookie {
+        self.id.cookie
+    }
+
+    /// One look.
+    pub(super) fn look(&mut self, inside: &mut Inside<'_>) -> Next {
+        let socket = match self.socket(inside.diag) {
+            Ok(socket) => socket,
+            Err(outcome) => return Next::End(outcome),
+        };
+        let now = Instant::now();
+        while let Some(step) = self.current() {
+            let server_closes = self.asked == Some(self.step);
+            if !server_closes && self.holds(step, &socket, inside) {
+                return Next::Act(socket.inode);
+            }
+            if now < self.step_until {
+                return Next::Wait;
+            }
+            self.begin(self.step + 1, now);
+        }
+        let end = match self.trouble.take() {
+            Some(words) => Outcome::Failed(words),
+            None => Outcome::GaveUp,
+        };
+        Next::End(self.left(end))
+    }
+
+    /// Takes the step, if its condition still holds: to find the owners has taken a while.
+    pub(super) fn act(&mut self, inode: Inode, owners: &Owners, inside: &mut Inside<'_>) -> Next {
+        let socket = match self.socket(inside.diag) {
+            Ok(socket) => socket,
+            Err(outcome) => return Next::End(outcome),
+        };
+        let owners = owners.of(inode);
+        let facts = owners.iter().map(|owner| owner.facts);
+        if let Some(guard) = refusal(facts, inside.netns, self.cgroup) {
+            if self.chosen.heeds_guards() {
+                return Next::End(self.left(Outcome::Refused(guard)));
+            }
+            self.ignored = Some(guard);
+        }
+        let Some(step) = self.current() else {
+            return Next::Wait;
+        };
+        if socket.inode != inode || !self.holds(step, &socket, inside) {
+            return Next::Wait;
+        }
+        match step.kind() {
+            StepKind::Close => self.close(owners),
+            StepKind::Reset => self.reset(owners, inside),
+        }
+    }
+
+    /// The thread ends, and with it the move.
+    pub(super) fn stopped(&self) -> Outcome {
+        self.left(Outcome::Refused("shutdown"))
+    }
+
+    /// The socket, if it is still to be moved; otherwise how the move has ended.
+    fn socket(&mut self, diag: &Diag) -> Result<Socket, Outcome> {
+        match diag.look(&self.id) {
+            Ok(Some(socket)) if socket.state == TcpState::Established => {
+                self.seen = true;
+                Ok(socket)
+            }
+            Ok(other) => Err(self.gone(other.map(|socket| socket.state))),
+            Err(e) => Err(Outcome::Failed(format!("sock_diag: {e}"))),
+        }
+    }
+
+    /// The step that is its turn: the policy's, and then, if it says so, a reset at once.
+    fn current(&self) -> Option<Step> {
+        let steps = self.chosen.steps();
+        let at_end = || match self.chosen.at_end() {
+            AtEnd::ResetNow if self.step == steps.len() => Some(Step::RESET_NOW),
+            AtEnd::ResetNow | AtEnd::Spare => None,
+        };
+        steps.get(self.step).copied().or_else(at_end)
+    }
+
+    fn begin(&mut self, step: usize, now: Instant) {
+        self.step = step;
+        self.step_until = now + self.current().map_or(Duration::ZERO, Step::timeout);
+    }
+
+    /// Whether the step's condition holds now.
+    fn holds(&self, step: Step, socket: &Socket, inside: &mut Inside<'_>) -> bool {
+        // Nobody has accepted it yet: nobody can be asked, nor be looked at by the guards.
+        if socket.inode == Inode(0) {
+            return false;
+        }
+        match step.when() {
+            When::AtOnce => true,
+            When::Quiet { idle_for } => match judge(socket, idle_for) {
+                Quiet::Yes => true,
+                Quiet::No => false,
+                Quiet::Tie => self
+                    .server_spoke_last(socket, inside)
+                    .unwrap_or_else(|error| {
+                        tracing::warn!(%error, "cannot tell who spoke last");
+                        false
+                    }),
+            },
+        }
+    }
+
+    /// Asks the iterator who spoke last, and whether nothing has happened since `socket` was
+    /// looked at: what it says is only used for the very state that was judged.
+    fn server_spoke_last(
+        &self,
+        socket: &Socket,
+        inside: &mut Inside<'_>,
+    ) -> Result<bool, bpf::Error> {
+        let Some(listed) = inside.lister.read_one(self.id.cookie)? else {
+            return Ok(false);
+        };
+        let live = &listed.live;
+        let spoke_last = live.bytes_sent > 0 && live.snd_wl1 == live.rcv_nxt;
+        let same_socket = |now: &Socket| {
+            now.state == socket.state
+                && now.receive_queue == 0
+                && now.send_queue == 0
+                && now.bytes_received == socket.bytes_received
+                && now.bytes_sent == socket.bytes_sent
+        };
+        let unchanged = matches!(inside.diag.look(&self.id), Ok(Some(now)) if same_socket(&now));
+        Ok(spoke_last && unchanged)
+    }
+
+    /// Gives the server an end of file. It may still answer, and closes by itself.
+    fn close(&mut self, owners: &[Owner]) -> Next {
+        let now = Instant::now();
+        let mut last = Errno::SRCH;
+        for owner in owners {
+            // The duplicate is closed at once, as until then the server's own close sends no FIN.
+            let asked = owner
+                .duplicate(self.id.cookie)
+                .and_then(|duplicate| shutdown(&duplicate, Shutdown::Read));
+            match asked {
+                Ok(()) => {
+                    self.asked = Some(self.step);
+                    self.step_until = self.step_until.max(now + TIME_TO_CLOSE);
+                    return Next::Wait;
+                }
+                Err(e) => last = e,
+            }
+        }
+        let changed = [Errno::SRCH, Errno::BADF, Errno::STALE, Errno::NOTCONN].contains(&last);
+        if !changed || owners.is_empty() {
+            self.trouble = Some(match owners {
+                [] => "no process that holds it was found".to_owned(),
+                _ => format!("taking the server's descriptor: {last}"),
+            });
+            self.begin(self.step + 1, now);
+        }
+        Next::Wait
+    }
+
+    fn reset(&mut self, owners: &[Owner], inside: &mut Inside<'_>) -> Next {
+        let Inside {
+            diag,
+            lister,
+            mechanism,
+            ..
+        } = inside;
+        match mechanism.reset(&self.id, owners, diag, lister) {
+            Ok(Attempt::Hit) => Next::End(Outcome::Reset),
+            Ok(Attempt::Gone) => Next::End(self.gone(None)),
+            Ok(Attempt::Untouched) => Next::Wait,
+            Ok(Attempt::Missed) if self.misses < MOST_MISSES => {
+                self.misses += 1;
+                Next::Wait
+            }
+            Ok(Attempt::Missed) => Next::End(Outcome::Failed(format!(
+                "{} resets were sent and it lives",
+                self.misses + 1
+            ))),
+            Err(words) => Next::End(Outcome::Failed(words)),
+        }
+    }
+
+    /// It is not there any more, or not established: by whose doing?
+    fn gone(&self, state: Option<TcpState>) -> Outcome {
+        if self.misses > 0 {
+            Outcome::Reset
+        } else if self.asked.is_some() && state != Some(TcpState::CloseWait) {
+            Outcome::Closed
+        } else if self.seen {
+            Outcome::LeftByItself
+        } else {
+            Outcome::GoneBefore
+        }
+    }
+
+    /// The move ends and the connection lives: untouched, or not.
+    fn left(&self, end: Outcome) -> Outcome {
+        if self.misses > 0 {
+            Outcome::Failed(format!("resets were sent and it lives; the move {end}"))
+        } else if self.asked.is_some() {
+            Outcome::Failed(format!(
+                "the server was asked to close and did not; the move {end}"
+            ))
+        } else {
+            end
+        }
+    }
+}

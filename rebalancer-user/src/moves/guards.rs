@@ -1,0 +1,80 @@
+//! What is known only of the process that holds a connection, and spares it. Unsure means spared.
+#![forbid(unsafe_code)]
+#![deny(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    clippy::disallowed_macros
+)]
+
+use super::process::Facts;
+use crate::snapshot::{CgroupId, Netns};
+
+/// The first guard that forbids to touch a socket of this network namespace and cgroup, held by
+/// processes of which these are the facts. Each of them counts: any may write to it.
+///
+/// - `ownerUnknown`: no process was found, or none of what it is. It may be one of those below.
+/// - `foreignProcess`: a process in another network namespace or cgroup than the socket's own
+///   serves it on behalf of its pod (a mesh's proxy for the node, a passed descriptor), or was
+///   moved to another cgroup after it had begun to listen. What its end means is not known.
+/// - `sigpipe`: the process does not expect to write to a connection that has been reset, and
+///   would be killed.
+pub(super) fn refusal(
+    owners: impl Iterator<Item = Facts> + Clone,
+    netns: Netns,
+    cgroup: CgroupId,
+) -> Option<&'static str> {
+    let mut all = owners.clone();
+    if all.next().is_none() {
+        return Some("ownerUnknown");
+    }
+    let mut all = owners.clone();
+    if all.any(|facts| facts.netns != netns || facts.cgroup.is_some_and(|own| own != cgroup)) {
+        return Some("foreignProcess");
+    }
+    let mut all = owners.clone();
+    if all.any(|facts| facts.cgroup.is_none()) {
+        return Some("ownerUnknown");
+    }
+    let mut all = owners;
+    all.any(|facts| facts.dies_of_sigpipe).then_some("sigpipe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETNS: Netns = Netns(1);
+    const CGROUP: CgroupId = CgroupId(7);
+    const FINE: Facts = Facts {
+        netns: NETNS,
+        cgroup: Some(CGROUP),
+        dies_of_sigpipe: false,
+    };
+
+    fn refused(owners: &[Facts]) -> Option<&'static str> {
+        refusal(owners.iter().copied(), NETNS, CGROUP)
+    }
+
+    #[test]
+    fn any_owner_that_is_not_fine_spares() {
+        assert_eq!(refused(&[FINE]), None);
+        assert_eq!(refused(&[FINE, FINE]), None);
+        assert_eq!(refused(&[]), Some("ownerUnknown"));
+        let netns = Netns(2);
+        let elsewhere = Facts { netns, ..FINE };
+        assert_eq!(refused(&[FINE, elsewhere]), Some("foreignProcess"));
+        let cgroup = Some(CgroupId(8));
+        let moved = Facts { cgroup, ..FINE };
+        assert_eq!(refused(&[FINE, moved]), Some("foreignProcess"));
+        let hidden = Facts {
+            cgroup: None,
+            ..FINE
+        };
+        assert_eq!(refused(&[FINE, hidden]), Some("ownerUnknown"));
+        let mortal = Facts {
+            dies_of_sigpipe: true,
+            ..FINE
+        };
+        assert_eq!(refused(&[FINE, mortal]), Some("sigpipe"));
+    }
+}

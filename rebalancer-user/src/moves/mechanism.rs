@@ -1,0 +1,115 @@
+//! The ways to reset a connection: to both its ends, and without touching another.
+
+use std::{fmt, io};
+
+use rustix::{io::Errno, net::connect_unspec};
+
+use super::{
+    SocketId,
+    diag::Diag,
+    owner::Owner,
+    raw::{self, Ends},
+};
+use crate::{bpf::Lister, snapshot::TcpState};
+
+/// A way to reset a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// `SOCK_DESTROY` of `sock_diag(7)`, by cookie. Needs CONFIG_INET_DIAG_DESTROY.
+    SockDestroy,
+    /// `connect(AF_UNSPEC)` on a duplicate of the server's own descriptor. Needs a kernel from
+    /// 5.6 on, and that `pidfd_getfd` is allowed.
+    Abort,
+    /// A segment with RST to each end.
+    Raw,
+}
+
+/// What an attempt to reset came to.
+pub(super) enum Attempt {
+    /// It is reset.
+    Hit,
+    /// It was gone.
+    Gone,
+    /// It lives, untouched: it changed in this moment.
+    Untouched,
+    /// It lives, although resets were sent: something was under way.
+    Missed,
+}
+
+impl Mechanism {
+    /// All of them, the best first.
+    pub const ALL: [Self; 3] = [Self::SockDestroy, Self::Abort, Self::Raw];
+
+    /// A stable word, for flags and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SockDestroy => "sock-destroy",
+            Self::Abort => "abort",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// Resets a connection; in its network namespace.
+    pub(super) fn reset(
+        self,
+        id: &SocketId,
+        owners: &[Owner],
+        diag: &Diag,
+        lister: &mut Lister,
+    ) -> Result<Attempt, String> {
+        match self {
+            Self::SockDestroy => match diag.destroy(id) {
+                Ok(true) => Ok(Attempt::Hit),
+                Ok(false) => Ok(Attempt::Gone),
+                Err(e) => Err(format!("SOCK_DESTROY: {e}")),
+            },
+            Self::Abort => abort(id, owners),
+            Self::Raw => by_hand(id, diag, lister),
+        }
+    }
+}
+
+impl fmt::Display for Mechanism {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn abort(id: &SocketId, owners: &[Owner]) -> Result<Attempt, String> {
+    // All of them lead to the same socket: the first that is allowed will do.
+    let mut last = None;
+    for owner in owners {
+        match owner.duplicate(id.cookie).and_then(connect_unspec) {
+            Ok(()) => return Ok(Attempt::Hit),
+            Err(e) => last = Some(e),
+        }
+    }
+    match last {
+        None => Err("no process that holds it was found".to_owned()),
+        // Process or descriptor are gone, or (some kernels) a thread is blocked in a receive.
+        Some(Errno::SRCH | Errno::BADF | Errno::STALE | Errno::BUSY) => Ok(Attempt::Untouched),
+        Some(e) => Err(format!("aborting by the server's descriptor: {e}")),
+    }
+}
+
+fn by_hand(id: &SocketId, diag: &Diag, lister: &mut Lister) -> Result<Attempt, String> {
+    let listed = lister
+        .read_one(id.cookie)
+        .map_err(|e| format!("reading sequence numbers: {e}"))?;
+    let Some(listed) = listed else {
+        return Ok(Attempt::Gone);
+    };
+    let ends = Ends {
+        server: id.local,
+        client: id.remote,
+        to_client: listed.live.snd_nxt,
+        to_server: listed.live.rcv_nxt,
+    };
+    let failed = |e: io::Error| format!("raw RST: {e}");
+    raw::reset(&ends).map_err(failed)?;
+    let after = diag.look(id).map_err(failed)?;
+    Ok(match after {
+        Some(socket) if socket.state == TcpState::Established => Attempt::Missed,
+        _ => Attempt::Hit,
+    })
+}

@@ -1,0 +1,139 @@
+//! A reset made by hand: two segments with RST, one to each end, from sequence numbers that the
+//! listing tells. For kernels that offer nothing better.
+//!
+//! An end takes a RST only with exactly the sequence number that it expects next (RFC 5961), so
+//! a connection on which something is under way may live on: look, and try again. The server is
+//! reached by a segment that claims to come from its client; it never leaves the host, and as it
+//! is looped back with its route already found, no reverse-path filter sees it.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use network_types::{ip::IpProto, tcp::TcpHdr};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketFlags, SocketType, bind, ipproto, sendto, socket_with,
+};
+
+/// The ends of a connection, and what each expects next of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ends {
+    /// The server's address.
+    pub(super) server: SocketAddr,
+    /// The client's address.
+    pub(super) client: SocketAddr,
+    /// The server's `snd_nxt`: what the client expects next, if it has received everything.
+    pub(super) to_client: u32,
+    /// The server's `rcv_nxt`: what the server expects next.
+    pub(super) to_server: u32,
+}
+
+/// Sends both resets, from this thread's network namespace, which must be the server's.
+///
+/// The server's end first: if the client's is lost or refused, whatever the client sends next is
+/// answered by the kernel with the RST that fits.
+pub(super) fn reset(ends: &Ends) -> io::Result<()> {
+    send(ends.client, ends.server, ends.to_server)?;
+    send(ends.server, ends.client, ends.to_client)
+}
+
+fn send(from: SocketAddr, to: SocketAddr, sequence: u32) -> io::Result<()> {
+    let family = match from {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(
+        family,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(ipproto::TCP),
+    )?;
+    allow_any_source(&socket, from)?;
+    // A raw socket's port is its protocol, or none.
+    let without_port = |mut address: SocketAddr| {
+        address.set_port(0);
+        address
+    };
+    bind(&socket, &without_port(from))?;
+    let segment = segment(from, to, sequence);
+    sendto(&socket, &segment, SendFlags::DONTWAIT, &without_port(to))?;
+    Ok(())
+}
+
+/// Lets a socket use an address that is not this host's, here the client's.
+fn allow_any_source(socket: &OwnedFd, from: SocketAddr) -> io::Result<()> {
+    let (level, option) = match from {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    super::sys::set_option(socket, level, option, 1)
+}
+
+/// A TCP header with nothing but RST; the kernel puts the IP header before it.
+fn segment(from: SocketAddr, to: SocketAddr, sequence: u32) -> [u8; TcpHdr::LEN] {
+    const WORDS: u16 = (TcpHdr::LEN / 4) as u16;
+    let mut header = TcpHdr {
+        source: from.port().to_be_bytes(),
+        dest: to.port().to_be_bytes(),
+        seq: sequence.to_be_bytes(),
+        ack_seq: [0; 4],
+        _bitfield_align_1: [],
+        _bitfield_1: TcpHdr::new_bitfield_1(0, WORDS, 0, 0, 1, 0, 0, 0, 0, 0),
+        window: [0; 2],
+        check: [0; 2],
+        urg_ptr: [0; 2],
+    };
+    header.check = checksum(from.ip(), to.ip(), &bytes(header)).to_be_bytes();
+    bytes(header)
+}
+
+fn bytes(header: TcpHdr) -> [u8; TcpHdr::LEN] {
+    // SAFETY: `repr(C)` of bytes alone: there is no padding, and any value of it is bytes.
+    unsafe { std::mem::transmute(header) }
+}
+
+/// The Internet checksum over the pseudo-header and the segment (RFC 9293, 3.1).
+fn checksum(from: IpAddr, to: IpAddr, segment: &[u8]) -> u16 {
+    let words = |bytes: &[u8]| -> u64 {
+        bytes
+            .chunks(2)
+            .map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)))
+            .sum()
+    };
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => words(&ip.octets()),
+        IpAddr::V6(ip) => words(&ip.octets()),
+    };
+    let mut sum = address(from)
+        + address(to)
+        + u64::from(IpProto::Tcp as u8)
+        + segment.len() as u64
+        + words(segment);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_a_reset_and_sums_up() {
+        let from: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let to: SocketAddr = "10.0.0.2:40000".parse().unwrap();
+        let segment = segment(from, to, 0x0102_0304);
+        assert_eq!(segment[..4], [0, 80, 0x9c, 0x40]);
+        assert_eq!(segment[4..8], [1, 2, 3, 4]);
+        // Five words of header, and RST alone.
+        assert_eq!(segment[12..14], [0x50, 0x04]);
+        // The sum over a segment with its checksum is all ones.
+        assert_eq!(checksum(from.ip(), to.ip(), &segment), 0);
+        let (six, too) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
+        let segment = super::segment(SocketAddr::new(six, 80), SocketAddr::new(too, 1), 7);
+        assert_eq!(checksum(six, too, &segment), 0);
+    }
+}

@@ -1,0 +1,156 @@
+//! `rebalancer move`: through the same executor, with the same guards.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+use crate::{
+    moves::is_reset,
+    server::{Kind, Server},
+    support::{
+        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, ours_in_kernel,
+        own_pins, request, ss,
+    },
+};
+
+fn by_hand(pins: &std::path::Path, arguments: &[&str]) -> Output {
+    Command::new(REBALANCER)
+        .args(["move", "-o", "json", "--pins"])
+        .arg(pins)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn items(out: &Output) -> Vec<Value> {
+    let text = std::str::from_utf8(&out.stdout).unwrap();
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    assert_eq!(value["kind"], "MoveList");
+    value["items"].as_array().unwrap().clone()
+}
+
+#[test]
+fn each_id_gets_its_outcome() {
+    let _alone = alone();
+    let lab = lab(1);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let pod = lab.pod(0);
+    let mut streams: Vec<_> = (0..3).map(|_| connect(&lab, pod.address())).collect();
+    for stream in &mut streams {
+        request(stream, "/").unwrap();
+    }
+    let id_of = |stream: &std::net::TcpStream| {
+        let peer = stream.local_addr().unwrap().to_string();
+        let known = agent.connections(pod);
+        let found = known.iter().find(|c| c["peer"] == peer).unwrap();
+        found["id"].as_str().unwrap().to_owned()
+    };
+    let (first, second) = (id_of(&streams[0]), id_of(&streams[1]));
+
+    let dry = by_hand(&agent.pins, &["--dry-run", &first]);
+    assert_eq!(dry.status.code(), Some(0), "{dry:?}");
+    assert_eq!(items(&dry)[0]["outcome"], "wouldMove");
+    request(&mut streams[0], "/").unwrap();
+
+    // Twice the same, and one that there never was: an outcome each, and a failing code.
+    let some = by_hand(&agent.pins, &[&first, &first, "dead0000beef"]);
+    assert_eq!(some.status.code(), Some(1), "{some:?}");
+    let got = items(&some);
+    let outcomes: Vec<_> = got.iter().map(|i| i["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["reset", "notFound"]);
+    assert!(is_reset(&mut streams[0]));
+
+    let closed = by_hand(&agent.pins, &["--step", "close", &second]);
+    assert_eq!(closed.status.code(), Some(0), "{closed:?}");
+    assert_eq!(items(&closed)[0]["outcome"], "closed");
+    assert_eq!(streams[1].read(&mut [0]).unwrap(), 0);
+    request(&mut streams[2], "/").unwrap();
+
+    // Never quiet in that time: given up, and not moved.
+    let third = id_of(&streams[2]);
+    let wait = ["--idle-for", "1h", "--timeout", "300ms", &third];
+    let gave_up = by_hand(&agent.pins, &wait);
+    assert_eq!(gave_up.status.code(), Some(1), "{gave_up:?}");
+    assert_eq!(items(&gave_up)[0]["outcome"], "gaveUp");
+    let table = Command::new(REBALANCER)
+        .args(["move", "--when", "at-once", &third, "--pins"])
+        .arg(&agent.pins)
+        .output()
+        .unwrap();
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        table.starts_with("ID") && table.contains("the move reset it"),
+        "{table}"
+    );
+}
+
+#[test]
+fn guards_hold_unless_they_are_ignored_aloud() {
+    let _alone = alone();
+    let lab = lab(1);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let pod = lab.pod(0);
+    for (port, kind, outcome, cause) in [
+        (5432, Kind::Plain, "spared", "statefulPort"),
+        (10250, Kind::Plain, "spared", "systemPort"),
+        (7070, Kind::DiesOfSigpipe, "refused", "sigpipe"),
+        (7071, Kind::Hides, "refused", "ownerUnknown"),
+    ] {
+        let address = SocketAddr::from((pod.addr, port));
+        let _server = Server::start(&pod.host, address, kind);
+        let mut client = connect(&lab, address);
+        client.write_all(b"f").unwrap();
+        if kind != Kind::Hides {
+            client.read_exact(&mut [0]).unwrap();
+        }
+        let known = agent.connections(pod);
+        let found = known
+            .iter()
+            .find(|c| c["endpoint"]["port"] == port)
+            .unwrap();
+        let id = found["id"].as_str().unwrap();
+
+        let kept = by_hand(&agent.pins, &["--when", "at-once", id]);
+        assert_eq!(kept.status.code(), Some(1), "{kept:?}");
+        let item = &items(&kept)[0];
+        assert_eq!(
+            (&item["outcome"], &item["cause"]),
+            (&outcome.into(), &cause.into()),
+            "{item}"
+        );
+
+        let ignore = ["--when", "at-once", "--ignore-guards", id];
+        let moved = by_hand(&agent.pins, &ignore);
+        assert_eq!(moved.status.code(), Some(0), "{moved:?}");
+        let said = String::from_utf8_lossy(&moved.stderr).into_owned();
+        assert!(said.contains("guard ignored"), "{said}");
+        assert_eq!(items(&moved)[0]["outcome"], "reset");
+        assert!(is_reset(&mut client));
+    }
+}
+
+#[test]
+fn works_without_an_agent_and_leaves_nothing() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut stream = connect(&lab, pod.address());
+    request(&mut stream, "/").unwrap();
+    let id = ss(&pod.host, 80)[0].cookie.clone();
+    let before = ours_in_kernel();
+    let cgroup = cgroup(&lab).to_str().unwrap().to_owned();
+    let moved = by_hand(&own_pins(), &["--cgroup", &cgroup, &format!("sk:{id}")]);
+    assert_eq!(moved.status.code(), Some(0), "{moved:?}");
+    assert!(is_reset(&mut stream));
+    // The kernel frees maps in its own time.
+    eventually("everything is gone", || match ours_in_kernel() {
+        now if now == before => Ok(now),
+        now => Err(now),
+    });
+    request(&mut connect(&lab, pod.address()), "/").unwrap();
+}

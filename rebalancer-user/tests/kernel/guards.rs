@@ -1,0 +1,133 @@
+//! What the process that holds a connection is, spares it.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+};
+
+use serde_json::Value;
+use xtask::lab::Lab;
+
+use crate::{
+    moves::{AT_ONCE, enforce},
+    server::{Kind, Server},
+    support::{Agent, alone, connect, lab, request},
+};
+
+const CLOSE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
+
+/// An agent that moves whatever is older than a moment on this port.
+fn agent(lab: &Lab, port: u16, step: &str) -> Agent {
+    Agent::in_lab(lab, &enforce(lab, port, "maxAge: 300ms", step))
+}
+
+fn echoes(stream: &mut TcpStream) {
+    stream.write_all(b"f").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+}
+
+#[track_caller]
+fn refused(line: &Value, guard: &str) {
+    assert_eq!(line["outcome"], "refused", "{line}");
+    let detail = line["detail"].as_str().unwrap();
+    assert!(detail.ends_with(guard), "{line}");
+}
+
+#[test]
+fn a_server_that_sigpipe_would_kill_is_spared_on_every_step() {
+    let _alone = alone();
+    let lab = lab(1);
+    for (port, step) in [(7030, AT_ONCE), (7031, CLOSE)] {
+        let address = SocketAddr::from((lab.pod(0).addr, port));
+        let mut server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+        let mut agent = agent(&lab, port, step);
+        let mut client = connect(&lab, address);
+        refused(&agent.wait_for_move(), "sigpipe");
+        echoes(&mut client);
+        assert!(server.lives());
+    }
+    // What the guard is for: a reset does kill such a server. The client's own has the same end.
+    let address = SocketAddr::from((lab.pod(0).addr, 7032));
+    let mut server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+    let mut client = connect(&lab, address);
+    client.write_all(b"ff").unwrap();
+    client.write_all(b"s").unwrap();
+    rustix::net::sockopt::set_socket_linger(&client, Some(std::time::Duration::ZERO)).unwrap();
+    drop(client);
+    let status = server.child.wait().unwrap();
+    use std::os::unix::process::ExitStatusExt as _;
+    assert_eq!(status.signal(), Some(libc::SIGPIPE), "{status}");
+}
+
+#[test]
+fn every_holder_counts() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7033));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Leaks);
+    let mut agent = agent(&lab, 7033, AT_ONCE);
+    let mut client = connect(&lab, address);
+    refused(&agent.wait_for_move(), "sigpipe");
+    echoes(&mut client);
+}
+
+#[test]
+fn a_server_that_nobody_is_seen_to_hold_is_spared() {
+    let _alone = alone();
+    let lab = lab(1);
+    for (port, step) in [(7034, AT_ONCE), (7035, CLOSE)] {
+        let address = SocketAddr::from((lab.pod(0).addr, port));
+        let _server = Server::start(&lab.pod(0).host, address, Kind::Hides);
+        let mut agent = agent(&lab, port, step);
+        let client = connect(&lab, address);
+        refused(&agent.wait_for_move(), "ownerUnknown");
+        assert_eq!(agent.connections(lab.pod(0)).len(), 1);
+        drop(client);
+    }
+}
+
+/// This test's own process serves in the pod's network, as the proxy of an ambient mesh does.
+#[test]
+fn a_process_of_another_namespace_that_serves_for_the_pod_is_spared() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7036));
+    let listen = || TcpListener::bind(address);
+    let listener = lab.pod(0).host.enter(listen).unwrap().unwrap();
+    // The socket's cgroup is this process's, outside of the lab's.
+    let mut agent = Agent::on_machine(&enforce(&lab, 7036, "maxAge: 300ms", AT_ONCE));
+    let mut client = connect(&lab, address);
+    let (mut server, _) = listener.accept().unwrap();
+    refused(&agent.wait_for_move(), "foreignProcess");
+    client.write_all(b"f").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn a_process_moved_to_another_cgroup_is_spared() {
+    let _alone = alone();
+    let lab = lab(2);
+    let address = SocketAddr::from((lab.pod(0).addr, 7037));
+    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let elsewhere = lab.pod(1).host.cgroup().join("cgroup.procs");
+    fs::write(elsewhere, server.child.id().to_string()).unwrap();
+    let mut agent = agent(&lab, 7037, AT_ONCE);
+    let mut client = connect(&lab, address);
+    refused(&agent.wait_for_move(), "foreignProcess");
+    echoes(&mut client);
+}
+
+/// nginx ignores SIGPIPE, and its worker holds what its master's listener accepted.
+#[test]
+fn an_ordinary_server_is_not() {
+    let _alone = alone();
+    let lab = lab(1);
+    for step in [AT_ONCE, CLOSE] {
+        let mut agent = agent(&lab, 80, step);
+        let mut stream = connect(&lab, lab.pod(0).address());
+        request(&mut stream, "/").unwrap();
+        let outcome = if step == CLOSE { "closed" } else { "reset" };
+        assert_eq!(agent.wait_for_move()["outcome"], outcome);
+    }
+}

@@ -1,0 +1,202 @@
+//! The steps, one after the other, on real servers.
+
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    moves::{enforce, is_reset},
+    server::{Kind, Server},
+    support::{Agent, alone, connect, eventually, lab, request, ss},
+};
+
+const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 5s}";
+const CLOSE_AT_ONCE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
+/// The server is given this long to close.
+const CLOSE_SHORT: &str = "{step: Close, when: AtOnce, timeout: 1s}";
+const RESET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 5s}";
+
+#[test]
+fn nginx_closes_when_asked_and_only_that_connection() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxBytes: 1Mi", CLOSE));
+    let mut light = connect(&lab, pod.address());
+    let mut heavy = connect(&lab, pod.address());
+    request(&mut light, "/").unwrap();
+    for _ in 0..5 {
+        request(&mut heavy, "/blob").unwrap();
+    }
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "closed", "{line}");
+    assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
+    // A clean end: no data is lost, no reset.
+    assert_eq!(heavy.read(&mut [0]).unwrap(), 0);
+    request(&mut light, "/").unwrap();
+    request(&mut connect(&lab, pod.address()), "/").unwrap();
+    agent.wait_for_intervals(3);
+    assert_eq!(agent.said("move").len(), 1);
+    assert_eq!(agent.endpoint(pod, 80)["closedByAbort"], 0);
+}
+
+/// A request under way is not cut off: Close waits for a quiet moment.
+#[test]
+fn a_server_at_work_is_not_asked() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7040));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7040, "maxAge: 300ms", CLOSE));
+    let mut client = connect(&lab, address);
+    let asked = Instant::now();
+    client.write_all(b"h").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(3));
+    assert_eq!(agent.wait_for_move()["outcome"], "closed");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_server_that_does_not_close_is_reset_by_the_next_step() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7041));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Stays);
+    let steps = format!("{CLOSE_SHORT}, {RESET}");
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7041, "maxAge: 300ms", &steps));
+    let mut client = connect(&lab, address);
+    client.write_all(b"f").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+    assert!(line["waited_ms"].as_u64().unwrap() >= 1000, "{line}");
+    assert!(is_reset(&mut client));
+}
+
+/// It was touched, so it is not told as given up, which says that nothing was done.
+#[test]
+fn a_server_that_does_not_close_and_has_no_next_step_is_told_as_it_is() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7042));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Stays);
+    let policy = enforce(&lab, 7042, "maxAge: 300ms", CLOSE_SHORT);
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let _client = connect(&lab, address);
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "failed", "{line}");
+    let detail = line["detail"].as_str().unwrap();
+    assert!(detail.contains("asked to close and did not"), "{line}");
+}
+
+#[test]
+fn a_server_that_is_stopped_gets_the_next_step() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7043));
+    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let mut client = connect(&lab, address);
+    client.write_all(b"f").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    kill_process(Pid::from_child(&server.child), Signal::STOP).unwrap();
+    let steps = format!("{CLOSE_SHORT}, {RESET}");
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7043, "maxAge: 300ms", &steps));
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+    assert!(is_reset(&mut client));
+}
+
+#[test]
+fn reset_now_at_the_end_of_the_steps() {
+    let _alone = alone();
+    let lab = lab(1);
+    let steps = "{step: Close, when: Quiet, idleFor: 10s, timeout: 500ms}";
+    let policy = enforce(&lab, 80, "maxAge: 300ms", steps) + "  atEnd: ResetNow\n";
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut client = connect(&lab, lab.pod(0).address());
+    request(&mut client, "/").unwrap();
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+    assert!(is_reset(&mut client));
+}
+
+/// What waits to be read when the server is asked to close is read before the end of file.
+#[test]
+fn requests_that_came_before_are_still_answered() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7044));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let policy = enforce(&lab, 7044, "maxAge: 300ms", CLOSE_AT_ONCE);
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut client = connect(&lab, address);
+    client.write_all(b"hf").unwrap();
+    let mut answers = [0; 2];
+    client.read_exact(&mut answers).unwrap();
+    assert_eq!(&answers, b"hf");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "closed", "{line}");
+    // It was asked while it worked, not afterwards.
+    assert!(line["waited_ms"].as_u64().unwrap() >= 1500, "{line}");
+}
+
+/// What comes between the end of file and the server's own close is never read: the client must
+/// hear of it, and not take it for done.
+#[test]
+fn a_request_that_crosses_the_end_of_file_is_refused_aloud() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7045));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Lingers);
+    let policy = enforce(&lab, 7045, "maxAge: 300ms", CLOSE_AT_ONCE);
+    let mut agent = Agent::in_lab(&lab, &policy);
+    for _ in 0..5 {
+        let mut client = connect(&lab, address);
+        let end = loop {
+            // More often than the server takes to close, so that one surely crosses.
+            std::thread::sleep(Duration::from_millis(50));
+            if let Err(e) = client
+                .write_all(b"f")
+                .and_then(|()| client.read_exact(&mut [0]))
+            {
+                break e.kind();
+            }
+        };
+        assert_eq!(end, ErrorKind::ConnectionReset);
+        assert_eq!(agent.wait_for_move()["outcome"], "closed");
+    }
+}
+
+/// Nothing of ours keeps the connection open: the server's close sends its FIN at once.
+#[test]
+fn the_duplicate_is_closed_at_once() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 300ms", CLOSE));
+    let before = sockets_of(&agent);
+    let mut client = connect(&lab, pod.address());
+    request(&mut client, "/").unwrap();
+    assert_eq!(agent.wait_for_move()["outcome"], "closed");
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    drop(client);
+    eventually("nothing is left", || {
+        let left = ss(&pod.host, 80).len();
+        if left == 0 { Ok(left) } else { Err(left) }
+    });
+    assert_eq!(sockets_of(&agent), before);
+}
+
+fn sockets_of(agent: &Agent) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", agent.child.id()))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+        .filter(|link| link.to_string_lossy().starts_with("socket:"))
+        .count()
+}
