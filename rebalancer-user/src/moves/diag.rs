@@ -132,9 +132,7 @@ fn parse(bytes: &[u8]) -> io::Result<Answer> {
     let message = NetlinkMessage::<SockDiagMessage>::deserialize(bytes)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
     match message.payload {
-        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-            socket(&response).map(Answer::Socket)
-        }
+        NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => socket(&response),
         NetlinkPayload::Error(error) => match error.code {
             None => Ok(Answer::Done),
             Some(code) => match -code.get() {
@@ -147,17 +145,23 @@ fn parse(bytes: &[u8]) -> io::Result<Answer> {
     }
 }
 
-fn socket(response: &inet::InetResponse) -> io::Result<Socket> {
-    let info = response
-        .nlas
-        .iter()
-        .find_map(|nla| match nla {
-            Nla::TcpInfo(info) => Some(info),
-            _ => None,
-        })
-        .ok_or_else(|| unexpected("a socket without tcp_info"))?;
-    Ok(Socket {
-        state: TcpState::from_kernel(response.header.state),
+/// The socket in an answer; `Gone` if only its shadow is left: a socket whose server closed first
+/// leaves its addresses and cookie to a smaller one, which waits for the client's end and is
+/// shown as FIN-WAIT-2 or TIME-WAIT, without `tcp_info`.
+fn socket(response: &inet::InetResponse) -> io::Result<Answer> {
+    let state = TcpState::from_kernel(response.header.state);
+    let info = response.nlas.iter().find_map(|nla| match nla {
+        Nla::TcpInfo(info) => Some(info),
+        _ => None,
+    });
+    let Some(info) = info else {
+        return match state {
+            TcpState::Established => Err(unexpected("a socket without tcp_info")),
+            _ => Ok(Answer::Gone),
+        };
+    };
+    Ok(Answer::Socket(Socket {
+        state,
         inode: Inode(response.header.inode),
         receive_queue: response.header.recv_queue,
         send_queue: response.header.send_queue,
@@ -165,7 +169,7 @@ fn socket(response: &inet::InetResponse) -> io::Result<Socket> {
         bytes_sent: Bytes(info.bytes_sent),
         since_sent: Duration::from_millis(info.last_data_sent.into()),
         since_received: Duration::from_millis(info.last_data_recv.into()),
-    })
+    }))
 }
 
 fn unexpected(what: &str) -> io::Error {

@@ -188,6 +188,7 @@ mod tests {
         child.kill().unwrap();
         // Before it is reaped its folder is still there, and says nothing that counts.
         process.wait_for_its_end();
+        assert_eq!(process.proc(|path| Some(path.exists())), None);
         assert_eq!(process.facts(&Cgroups::read()), None);
         child.wait().unwrap();
         assert_eq!(process.facts(&Cgroups::read()), None);
