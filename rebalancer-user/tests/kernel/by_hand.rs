@@ -12,8 +12,8 @@ use crate::{
     moves::is_reset,
     server::{Kind, Server},
     support::{
-        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, ours_in_kernel,
-        own_pins, request, ss,
+        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins,
+        pins_left, request, ss,
     },
 };
 
@@ -142,15 +142,11 @@ fn works_without_an_agent_and_leaves_nothing() {
     let mut stream = connect(&lab, pod.address());
     request(&mut stream, "/").unwrap();
     let id = ss(&pod.host, 80)[0].cookie.clone();
-    let before = ours_in_kernel();
+    let pins = own_pins();
     let cgroup = cgroup(&lab).to_str().unwrap().to_owned();
-    let moved = by_hand(&own_pins(), &["--cgroup", &cgroup, &format!("sk:{id}")]);
+    let moved = by_hand(&pins, &["--cgroup", &cgroup, &format!("sk:{id}")]);
     assert_eq!(moved.status.code(), Some(0), "{moved:?}");
     assert!(is_reset(&mut stream));
-    // The kernel frees maps in its own time.
-    eventually("everything is gone", || match ours_in_kernel() {
-        now if now == before => Ok(now),
-        now => Err(now),
-    });
+    assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
     request(&mut connect(&lab, pod.address()), "/").unwrap();
 }
