@@ -225,6 +225,15 @@ impl EndpointSums {
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 }
 
+/// Words of the `wanted` map: one bit for each port.
+pub const WANTED_WORDS: usize = (1 << 16) / 64;
+
+/// Where a port's bit is in the `wanted` map: the word, and the bit in it.
+#[inline(always)]
+pub const fn wanted_bit(port: u16) -> (u32, u64) {
+    (port as u32 / 64, 1 << (port % 64))
+}
+
 /// What the agent tells the kernel half to record; the one slot of the `settings` map.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -237,6 +246,8 @@ pub struct Settings {
     pub loopback: u32,
     /// Most connections recorded per endpoint.
     pub max_per_endpoint: u32,
+    /// 1: record only sockets whose local port is in the `wanted` map.
+    pub matched: u32,
     /// The agent's process id, for messages.
     pub agent_pid: u32,
 }

@@ -12,6 +12,8 @@ pub const ADOPT: &str = "adopt";
 pub const ENDPOINTS: &str = "endpoints";
 /// Array of one [`crate::Settings`].
 pub const SETTINGS: &str = "settings";
+/// Array of [`crate::WANTED_WORDS`] words: a bit for each port that a rule names.
+pub const WANTED: &str = "wanted";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
 /// Memory-mapped array of [`crate::Listed`]; each reader has its own.

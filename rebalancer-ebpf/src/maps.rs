@@ -5,7 +5,9 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use rebalancer_common::{Connection, EndpointKey, EndpointSums, Fault, ListHead, Listed, Settings};
+use rebalancer_common::{
+    Connection, EndpointKey, EndpointSums, Fault, ListHead, Listed, Settings, WANTED_WORDS,
+};
 
 /// Endpoints that a node can have at one time; a full map is a counted fault.
 const MAX_ENDPOINTS: usize = 16_384;
@@ -18,6 +20,9 @@ pub(crate) static ENDPOINTS: HashMap<EndpointKey, EndpointSums, MAX_ENDPOINTS> =
 
 #[btf_map(name = "settings")]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map(name = "wanted")]
+pub(crate) static WANTED: Array<u64, WANTED_WORDS> = Array::new();
 
 #[btf_map(name = "faults")]
 pub(crate) static FAULTS: PerCpuArray<u64, { Fault::ALL.len() }> = PerCpuArray::new();

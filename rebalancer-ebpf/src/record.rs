@@ -6,11 +6,11 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
 };
-use rebalancer_common::{Connection, Fault, IpProto, flags, kind};
+use rebalancer_common::{Connection, Fault, IpProto, flags, kind, wanted_bit};
 
 use crate::{
     endpoint,
-    maps::{SETTINGS, shard},
+    maps::{SETTINGS, WANTED, shard},
     sock::{TcpSock, is_loopback},
 };
 
@@ -60,6 +60,10 @@ pub(crate) unsafe fn open(
     let Some(settings) = SETTINGS.get(0) else {
         return Err(NotRecorded::Fault(Fault::NoSettings));
     };
+    // First of all, so that a socket that no rule can name costs next to nothing.
+    if settings.matched != 0 && !wanted(new.local_port) {
+        return Err(NotRecorded::Already);
+    }
     let listener = new.kind == kind::LISTENER;
     if !listener && settings.loopback == 0 && is_loopback(&new.remote_addr) {
         return Err(NotRecorded::Already);
@@ -101,6 +105,13 @@ pub(crate) unsafe fn open(
         }
     }
     Ok(stored)
+}
+
+/// Whether a rule names the port.
+#[inline(always)]
+fn wanted(port: u16) -> bool {
+    let (word, bit) = wanted_bit(port);
+    WANTED.get(word).is_some_and(|bits| bits & bit != 0)
 }
 
 /// The socket's record, if it has one.

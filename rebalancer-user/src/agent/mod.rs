@@ -4,7 +4,7 @@
 
 mod report;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
@@ -21,7 +21,7 @@ use crate::{
     netns::Namespaces,
     observe::{Observation, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy},
+    policy::{Mode, Policy, Rule, Sockets},
     snapshot::{CgroupId, Cookie, KernelTime},
 };
 
@@ -258,7 +258,7 @@ impl Agent {
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(policy) => {
-                if let Err(error) = self.tracker.track(tracking(&policy)) {
+                if let Err(error) = self.tracker.track(&tracking(&policy)) {
                     error!(%error, "the kernel half keeps its settings");
                 }
                 self.policy = policy.with_mode_at_most(self.mode);
@@ -363,7 +363,22 @@ fn tracking(policy: &Policy) -> Tracking {
     Tracking {
         loopback: track.loopback(),
         max_per_endpoint: track.max_per_endpoint().get(),
+        only_ports: match track.sockets() {
+            Sockets::All => None,
+            Sockets::Matched => named_ports(policy),
+        },
     }
+}
+
+/// The ports that rules name; `None` if a rule names none, and so can match any.
+fn named_ports(policy: &Policy) -> Option<Vec<RangeInclusive<u16>>> {
+    let ports = |rule: &Rule| {
+        let ports = rule.matches().ports();
+        (!ports.is_empty()).then(|| ports.to_vec())
+    };
+    let ranges: Option<Vec<_>> = policy.rules().iter().map(ports).collect();
+    let ranges = ranges?.into_iter().flatten();
+    Some(ranges.map(|p| p.first().get()..=p.last().get()).collect())
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.

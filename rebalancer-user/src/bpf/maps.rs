@@ -1,12 +1,14 @@
 //! The small maps, read directly.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
 
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
-use rebalancer_common::{ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, names};
+use rebalancer_common::{
+    ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, WANTED_WORDS, names, wanted_bit,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Error;
@@ -116,4 +118,19 @@ pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Erro
     let mut map: Array<_, Raw<Settings>> =
         pinned(pins, names::SETTINGS)?.try_into().map_err(failed)?;
     map.set(0, Raw(settings), 0).map_err(failed)
+}
+
+/// Tells the kernel half which ports are wanted.
+pub(super) fn write_wanted(pins: &Path, ports: &[RangeInclusive<u16>]) -> Result<(), Error> {
+    let failed = |e: aya::maps::MapError| Error::call("writing the wanted map", e);
+    let mut words = vec![0_u64; WANTED_WORDS];
+    for port in ports.iter().cloned().flatten() {
+        let (word, bit) = wanted_bit(port);
+        words[word as usize] |= bit;
+    }
+    let mut map: Array<_, u64> = pinned(pins, names::WANTED)?.try_into().map_err(failed)?;
+    for (index, word) in (0..).zip(words) {
+        map.set(index, word, 0).map_err(failed)?;
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    ops::RangeInclusive,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -16,18 +17,20 @@ use rebalancer_common::{ABI_VERSION, Settings, names};
 
 use super::{
     Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root,
-    maps::write_settings,
+    maps::{write_settings, write_wanted},
     sys::{self, PassEnd},
 };
 use crate::netns::{Namespaces, enter};
 
 /// What to record.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Tracking {
     /// Record connections from loopback addresses too.
     pub loopback: bool,
     /// Most connections recorded per endpoint.
     pub max_per_endpoint: u32,
+    /// Record only sockets with these local ports, and spend next to nothing on others.
+    pub only_ports: Option<Vec<RangeInclusive<u16>>>,
 }
 
 impl Default for Tracking {
@@ -35,6 +38,7 @@ impl Default for Tracking {
         Self {
             loopback: false,
             max_per_endpoint: 65_536,
+            only_ports: None,
         }
     }
 }
@@ -73,7 +77,7 @@ impl Tracker {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
-        write_settings(pins.path(), settings(tracking))?;
+        write_tracking(pins.path(), &tracking)?;
         // Kept until the program is loaded: it owns the map that the program writes to.
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
@@ -162,8 +166,8 @@ impl Tracker {
     }
 
     /// Changes what is recorded from now on.
-    pub fn track(&self, tracking: Tracking) -> Result<(), Error> {
-        write_settings(self.pins.path(), settings(tracking))
+    pub fn track(&self, tracking: &Tracking) -> Result<(), Error> {
+        write_tracking(self.pins.path(), tracking)
     }
 
     /// The reader of the kernel half's rare messages.
@@ -228,13 +232,21 @@ pub(super) fn failed(program: &'static str) -> impl Fn(&str, anyhow::Error) -> E
     move |step, e| Error::call(format!("{step} the program {program}"), e)
 }
 
-fn settings(tracking: Tracking) -> Settings {
-    Settings {
-        abi_version: ABI_VERSION,
-        loopback: tracking.loopback.into(),
-        max_per_endpoint: tracking.max_per_endpoint,
-        agent_pid: std::process::id(),
+/// The ports first: what is looked up in them only counts once the settings say so.
+fn write_tracking(pins: &Path, tracking: &Tracking) -> Result<(), Error> {
+    if let Some(ports) = &tracking.only_ports {
+        write_wanted(pins, ports)?;
     }
+    write_settings(
+        pins,
+        Settings {
+            abi_version: ABI_VERSION,
+            loopback: tracking.loopback.into(),
+            max_per_endpoint: tracking.max_per_endpoint,
+            matched: tracking.only_ports.is_some().into(),
+            agent_pid: std::process::id(),
+        },
+    )
 }
 
 /// A loader with the running kernel's constants.
@@ -257,7 +269,12 @@ fn as_words(offsets: &rebalancer_common::offsets::Offsets) -> &[u32] {
 pub(super) fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
     names::CONNECTIONS
         .iter()
-        .chain(&[names::ENDPOINTS, names::SETTINGS, names::FAULTS])
+        .chain(&[
+            names::ENDPOINTS,
+            names::SETTINGS,
+            names::WANTED,
+            names::FAULTS,
+        ])
         .map(|name| (*name, pins.join(name)))
         .collect()
 }

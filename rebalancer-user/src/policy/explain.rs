@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, Count, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step,
-    StepKind, When,
+    AtEnd, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step, StepKind,
+    When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -156,9 +156,6 @@ impl Lines {
             SessionState::Loses => "Loses",
         };
         self.field("  ", "sessionState", state, given(&file.session_state));
-        if let Some(Count::Messages) = rule.count() {
-            self.field("  ", "count", "Messages", true);
-        }
         self.steps(&file.steps, rule);
         let end = match rule.at_end() {
             AtEnd::Spare => "Spare",

@@ -227,9 +227,6 @@ pub(super) struct RuleFile {
     /// are spared. `Loses`: losing that state is fine.
     #[schemars(with = "schema::SessionStates", extend("default" = "Keeps"))]
     pub(super) session_state: Field<Scalar>,
-    /// What is counted besides bytes, at a cost for each send.
-    #[schemars(with = "schema::Counted")]
-    pub(super) count: Field<Scalar>,
     /// Ways to end a connection, the gentlest first. Without it: a reset at a quiet moment.
     #[schemars(with = "Vec<StepFile>")]
     pub(super) steps: List<StepFile>,
@@ -238,6 +235,8 @@ pub(super) struct RuleFile {
     pub(super) at_end: Field<Scalar>,
     #[schemars(skip)]
     pub(super) balance: Unsupported,
+    #[schemars(skip)]
+    pub(super) count: Unsupported,
 }
 
 /// Ports and peers; where both are given, both must match.

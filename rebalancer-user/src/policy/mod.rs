@@ -23,7 +23,6 @@
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   jitter: 10%
 //!   sessionState: Keeps        # Keeps | Loses
-//!   # count: Messages          # besides bytes
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow
@@ -73,7 +72,7 @@ pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
 pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
-pub use rule::{AtEnd, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use rule::{AtEnd, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 

@@ -35,7 +35,6 @@ pub struct Rule {
     pub(super) limits: Limits,
     pub(super) jitter: Percent,
     pub(super) session_state: SessionState,
-    pub(super) count: Option<Count>,
     pub(super) steps: Arc<[Step]>,
     pub(super) at_end: AtEnd,
 }
@@ -69,11 +68,6 @@ impl Rule {
     /// Whether its servers keep a session's state beyond a connection.
     pub fn session_state(&self) -> SessionState {
         self.session_state
-    }
-
-    /// What is counted of its connections besides bytes.
-    pub fn count(&self) -> Option<Count> {
-        self.count
     }
 
     /// Ways to end a connection, in order; never empty.
@@ -130,13 +124,6 @@ impl MaxRate {
     pub fn sustained_for(self) -> Duration {
         self.sustained_for
     }
-}
-
-/// What is counted of a rule's connections besides bytes, at a cost for each send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// Messages: the server's sends.
-    Messages,
 }
 
 /// Whether a connection's end costs its client more than a reconnect.

@@ -17,13 +17,14 @@ use super::{
 const LARGEST: usize = 1 << 20;
 
 /// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 10] = [
+const LATER: [&str; 11] = [
     "perService",
     "perEndpoint",
     "excludeNamespaces",
     "minReadyEndpoints",
     "settle",
     "balance",
+    "count",
     "services",
     "namespaceSelector",
     "podSelector",

@@ -27,7 +27,6 @@ rules:
   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
   jitter: 25%
   sessionState: Loses
-  count: Messages
   steps:
   - {step: Close, when: AtOnce, timeout: 10s}
   - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
@@ -291,7 +290,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
         ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
-        ("count of bytes", whole("count: Messages", "count: Bytes")),
+        ("count", rule("  count: Messages")),
         ("host network as word", whole("allowHostNetwork: false", "allowHostNetwork: never")),
         ("rate without a time", whole("bytesPerSecond: 50Mi, for: 30s", "bytesPerSecond: 50Mi")),
         ("rate without a rate", whole("bytesPerSecond: 50Mi, for: 30s", "for: 30s")),
@@ -607,7 +606,7 @@ fn the_schema_refuses_what_is_not() {
         ("bytesPerSecond: 50Mi, for: 30s", "for: 30s"),
         ("jitter: 25%", "jitter: 25"),
         ("sessionState: Loses", "sessionState: loses"),
-        ("count: Messages", "count: Bytes"),
+        ("sessionState: Loses", "count: Messages"),
         ("step: Close", "step: Notice"),
         ("step: Close, when: AtOnce", "when: AtOnce"),
         ("when: AtOnce", "when: Never"),

@@ -308,3 +308,41 @@ fn what_is_older_than_the_agent_is_adopted_once_and_its_close_is_seen() {
         "an adopted listener's end is seen: {e:#}"
     );
 }
+
+#[test]
+fn matched_records_only_ports_that_rules_name() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let policy = |rule: &str| {
+        TRACK_ONLY
+            .replace("rules:", "track: {sockets: Matched}\nrules:")
+            .replace("[{port: 1}]", rule)
+    };
+    // Older and younger ones, on ports named and not: 7020 and 7029 are the ends of a range.
+    let listen = |port: u16| {
+        let address = SocketAddr::from((pod.addr, port));
+        pod.host
+            .enter(|| TcpListener::bind(address))
+            .unwrap()
+            .unwrap()
+    };
+    let ports = [7019, 7020, 7029, 7030];
+    let listeners = ports.map(listen);
+    let older = ports.map(|port| connect(&lab, SocketAddr::from((pod.addr, port))));
+    let agent = Agent::on_machine(&policy("[{port: 7020, endPort: 7029}]"));
+    let younger = ports.map(|port| connect(&lab, SocketAddr::from((pod.addr, port))));
+    let mut seen: Vec<u64> = agent
+        .connections(pod)
+        .iter()
+        .map(|c| c["endpoint"]["port"].as_u64().unwrap())
+        .collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [7020, 7020, 7029, 7029]);
+    assert_eq!(
+        agent.endpoint(pod, 7019),
+        serde_json::Value::Null,
+        "nor its listener"
+    );
+    drop((older, younger, listeners));
+}

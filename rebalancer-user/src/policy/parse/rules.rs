@@ -9,8 +9,8 @@ use super::{
     reader::{Reader, inner},
 };
 use crate::policy::{
-    AtEnd, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState,
-    Span, Step, StepKind, When,
+    AtEnd, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState, Span,
+    Step, StepKind, When,
     error::{Fault, quoted},
     file::{
         Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile, RuleFile,
@@ -69,6 +69,7 @@ impl Reader<'_> {
             count,
         } = &file.value;
         self.unsupported(balance, "balance", "limits");
+        self.unsupported(count, "count", "bytes");
         self.required(name, "name", &at, "a name, e.g. `name: checkout`");
         self.required(
             matches,
@@ -93,7 +94,6 @@ impl Reader<'_> {
         let limits = self.limits(limits, min_age, interval);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
         let session_state = self.word(session_state, &session_states, &[]);
-        let count = self.word(count, &[("Messages", Count::Messages)], &[]);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]);
         Some(Rule {
@@ -103,7 +103,6 @@ impl Reader<'_> {
             limits,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
             session_state: session_state.unwrap_or_default(),
-            count,
             steps,
             at_end: at_end.unwrap_or_default(),
         })
