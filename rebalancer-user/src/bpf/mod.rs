@@ -23,7 +23,7 @@ pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
 pub use offsets::Kernel;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, raise_memlock, return_memory};
-pub use tracker::{Adopted, Tracker, Tracking};
+pub use tracker::{Adopted, Tracker, Tracking, sock_ops_programs};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

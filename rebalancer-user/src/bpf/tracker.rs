@@ -186,6 +186,13 @@ pub struct Adopted {
     pub not_entered: usize,
 }
 
+/// How many sock_ops programs are on a cgroup itself, whoever attached them.
+pub fn sock_ops_programs(cgroup: &File) -> Result<usize, Error> {
+    sys::sock_ops_on(cgroup.as_fd())
+        .map(|ids| ids.len())
+        .map_err(|e| Error::call("querying the cgroup's programs", e))
+}
+
 fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, Error> {
     let failed = failed(names::SOCK_OPS);
     ebpf.program_mut(names::SOCK_OPS)

@@ -4,6 +4,7 @@
 //! 4 privilege, 5 no agent.
 
 mod agent;
+mod doctor;
 mod dump;
 mod explain;
 mod input;
@@ -46,6 +47,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Agent(agent::Agent),
+    Doctor(doctor::Doctor),
     Dump(dump::Dump),
     Move(move_::Move),
     Plan(plan::Plan),
@@ -108,6 +110,7 @@ impl From<ModeArg> for Mode {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Agent(agent) => agent.run(),
+        Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
         Command::Move(chosen) => chosen.run(),
         Command::Plan(plan) => plan.run(),

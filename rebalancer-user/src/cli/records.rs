@@ -72,7 +72,7 @@ impl Records {
 }
 
 /// Tracks under pins of this process's own, which a killed one's successor removes.
-fn attach_for_the_call(
+pub(super) fn attach_for_the_call(
     kernel: Arc<Kernel>,
     args: &KernelArgs,
 ) -> anyhow::Result<(Tracker, Lister)> {

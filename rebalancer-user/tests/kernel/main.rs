@@ -5,6 +5,7 @@
 mod by_hand;
 mod bytes;
 mod cost;
+mod doctor;
 mod guards;
 mod life;
 mod mechanisms;

@@ -1,0 +1,322 @@
+//! `rebalancer doctor`: what this node has and lacks, each with its remedy.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use rustix::net::sockopt::socket_cookie;
+use serde::Serialize;
+
+use super::{KernelArgs, records::attach_for_the_call};
+use crate::{
+    bpf::{self, Kernel},
+    moves::{Mechanism, probe},
+    snapshot::Cookie,
+};
+
+/// Check what this node has and lacks, with a remedy for each lack.
+///
+/// It makes a loopback connection of its own that must be recorded, and others that it resets, and
+/// touches nothing else. Exit code 1 if something is missing without which the agent cannot run or
+/// cannot move, 4 if privilege is.
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    /// A line for each finding.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Level {
+    Ok,
+    /// The agent runs, but not with all that it can do.
+    Warning,
+    /// The agent cannot run, or cannot move.
+    Failed,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Finding {
+    what: &'static str,
+    level: Level,
+    found: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<&'static str>,
+}
+
+fn ok(what: &'static str, found: impl Into<String>) -> Finding {
+    Finding {
+        what,
+        level: Level::Ok,
+        found: found.into(),
+        remedy: None,
+    }
+}
+
+fn lacks(
+    level: Level,
+    what: &'static str,
+    found: impl Into<String>,
+    remedy: &'static str,
+) -> Finding {
+    Finding {
+        what,
+        level,
+        found: found.into(),
+        remedy: Some(remedy),
+    }
+}
+
+impl Doctor {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let findings = self.findings();
+        let out = &mut io::stdout().lock();
+        match self.output {
+            Form::Table => table(out, &findings),
+            Form::Json => serde_json::to_writer_pretty(&mut *out, &findings)
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(out)),
+        }
+        .context("writing to stdout")?;
+        let missing = bpf::missing_capabilities();
+        if !missing.is_empty() {
+            return Err(bpf::Error::Privilege(missing).into());
+        }
+        match findings.iter().filter(|f| f.level == Level::Failed).count() {
+            0 => Ok(()),
+            1 => bail!("1 finding failed"),
+            count => bail!("{count} findings failed"),
+        }
+    }
+
+    fn findings(&self) -> Vec<Finding> {
+        let mut findings = vec![kernel_version(), capabilities()];
+        findings.push(self.cgroup());
+        findings.extend(self.neighbours());
+        findings.push(host_namespace());
+        match Kernel::read() {
+            Ok(kernel) => {
+                findings.push(ok("BTF", "every structure that is read was found"));
+                findings.push(self.recording(Arc::new(kernel)));
+            }
+            Err(error) => findings.push(lacks(
+                Level::Failed,
+                "BTF",
+                error.to_string(),
+                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            )),
+        }
+        findings.extend(mechanisms());
+        findings.extend(yama());
+        findings.push(self.agent());
+        findings
+    }
+
+    fn cgroup(&self) -> Finding {
+        match bpf::cgroup_root(self.kernel.cgroup.as_deref()) {
+            Ok((path, _)) if self.kernel.cgroup.is_some() => {
+                ok("cgroup v2", format!("{}, as --cgroup says", path.display()))
+            }
+            Ok((path, _)) => ok(
+                "cgroup v2",
+                format!("{}, the hierarchy's root", path.display()),
+            ),
+            Err(error) => lacks(
+                Level::Failed,
+                "cgroup v2",
+                error.to_string(),
+                "mount it, or name it with --cgroup PATH",
+            ),
+        }
+    }
+
+    fn neighbours(&self) -> Option<Finding> {
+        let (_, dir) = bpf::cgroup_root(self.kernel.cgroup.as_deref()).ok()?;
+        Some(match bpf::sock_ops_programs(&dir) {
+            Ok(0) => ok("sock_ops programs", "none on this cgroup"),
+            Ok(count) => ok(
+                "sock_ops programs",
+                format!("{count} on this cgroup, ours among them if an agent runs"),
+            ),
+            Err(error) => lacks(
+                Level::Warning,
+                "sock_ops programs",
+                error.to_string(),
+                "without this the agent cannot tell whether another one wipes its callbacks",
+            ),
+        })
+    }
+
+    /// A connection of our own must get a record.
+    fn recording(&self, kernel: Arc<Kernel>) -> Finding {
+        const WHAT: &str = "recording";
+        let tried = || -> anyhow::Result<()> {
+            let (_own, mut lister) = attach_for_the_call(kernel, &self.kernel)?;
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let _client = TcpStream::connect(listener.local_addr()?)?;
+            let (server, _) = listener.accept()?;
+            let cookie = Cookie(socket_cookie(server.as_fd())?);
+            match lister.read_one(cookie)? {
+                Some(_) => Ok(()),
+                None => bail!("a connection that was accepted has no record"),
+            }
+        };
+        match tried() {
+            Ok(()) => ok(WHAT, "a connection of our own was recorded and listed"),
+            // Below another cgroup than ours, our own connection is none of theirs.
+            Err(error) if self.kernel.cgroup.is_some() => lacks(
+                Level::Warning,
+                WHAT,
+                format!("{error:#}"),
+                "means nothing if this process is not below --cgroup",
+            ),
+            Err(error) => lacks(
+                Level::Failed,
+                WHAT,
+                format!("{error:#}"),
+                "the finding above says what is missing; if none does, please report this",
+            ),
+        }
+    }
+
+    fn agent(&self) -> Finding {
+        let pins = &self.kernel.pins;
+        match (bpf::agent_runs(pins), bpf::agent_pid(pins)) {
+            (true, Some(pid)) => ok(
+                "agent",
+                format!("runs, pid {pid}, pins in {}", pins.display()),
+            ),
+            (true, None) => ok("agent", format!("runs, pins in {}", pins.display())),
+            (false, _) => ok("agent", "none runs here"),
+        }
+    }
+}
+
+fn kernel_version() -> Finding {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|n| n.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    match version {
+        v if v >= (6, 12) => ok("kernel", release),
+        v if v >= (5, 15) => lacks(
+            Level::Warning,
+            "kernel",
+            release,
+            "before 6.12 the close of a connection older than the agent is not seen, only that it is gone",
+        ),
+        _ => lacks(Level::Failed, "kernel", release, "use Linux 5.15 or later"),
+    }
+}
+
+fn capabilities() -> Finding {
+    match bpf::missing_capabilities() {
+        missing if missing.is_empty() => ok("capabilities", "all that are needed"),
+        missing => lacks(
+            Level::Failed,
+            "capabilities",
+            format!("missing {}", missing.join(", ")),
+            "run as root, or in Kubernetes with `privileged: true` or these capabilities",
+        ),
+    }
+}
+
+fn host_namespace() -> Finding {
+    match fs::metadata("/proc/1/ns/net") {
+        Ok(_) => ok("host's network namespace", "that of process 1"),
+        Err(error) => lacks(
+            Level::Warning,
+            "host's network namespace",
+            format!("process 1 cannot be looked at ({error}): our own is taken for it"),
+            "fine on a plain host; in a pod set hostPID and CAP_SYS_PTRACE",
+        ),
+    }
+}
+
+/// Each way to reset, tried; the first that works is the one in use.
+fn mechanisms() -> Vec<Finding> {
+    let mut in_use = false;
+    let mut findings: Vec<Finding> = Vec::new();
+    for mechanism in Mechanism::ALL {
+        let what = match mechanism {
+            Mechanism::SockDestroy => "reset by SOCK_DESTROY",
+            Mechanism::Abort => "reset by the server's descriptor",
+            Mechanism::Raw => "reset by a raw segment",
+        };
+        findings.push(match probe(mechanism) {
+            Ok(()) if !in_use => {
+                in_use = true;
+                ok(what, "works: this one is used")
+            }
+            Ok(()) => ok(what, "works"),
+            Err(why) => lacks(
+                Level::Warning,
+                what,
+                why,
+                "not needed while another one works; SOCK_DESTROY needs CONFIG_INET_DIAG_DESTROY=y",
+            ),
+        });
+    }
+    if !in_use {
+        findings.push(lacks(
+            Level::Failed,
+            "moves",
+            "no way to reset a connection works here",
+            "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then the agent only does dry runs",
+        ));
+    }
+    findings
+}
+
+fn yama() -> Option<Finding> {
+    let scope = fs::read_to_string(Path::new("/proc/sys/kernel/yama/ptrace_scope")).ok()?;
+    Some(match scope.trim() {
+        "3" => lacks(
+            Level::Warning,
+            "Yama",
+            "ptrace_scope is 3: a server's descriptor cannot be taken",
+            "step Close and reset by descriptor do not work; a lower scope needs a reboot",
+        ),
+        scope => ok("Yama", format!("ptrace_scope is {scope}")),
+    })
+}
+
+fn table(out: &mut impl io::Write, findings: &[Finding]) -> io::Result<()> {
+    let width = findings.iter().map(|f| f.what.len()).max().unwrap_or(0);
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Ok => "ok     ",
+            Level::Warning => "warning",
+            Level::Failed => "FAILED ",
+        };
+        let found = finding.found.replace('\n', " ");
+        writeln!(out, "{mark}  {:<width$}  {found}", finding.what)?;
+        if let Some(remedy) = finding.remedy {
+            writeln!(out, "         {:<width$}  = {remedy}", "")?;
+        }
+    }
+    Ok(())
+}

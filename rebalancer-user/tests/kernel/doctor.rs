@@ -1,0 +1,85 @@
+//! `rebalancer doctor` says what is there, and names a remedy for what is not.
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use serde_json::Value;
+
+use crate::support::{Agent, REBALANCER, TRACK_ONLY, alone, own_pins, pins_left};
+
+fn finding<'a>(findings: &'a Value, what: &str) -> &'a Value {
+    let all = findings.as_array().unwrap();
+    all.iter()
+        .find(|f| f["what"] == what)
+        .unwrap_or_else(|| panic!("no {what}: {findings:#}"))
+}
+
+#[test]
+fn all_is_well_here_and_nothing_is_left() {
+    let _alone = alone();
+    let agent = Agent::on_machine(TRACK_ONLY);
+    let out = Command::new(REBALANCER)
+        .args(["doctor", "-o", "json", "--pins"])
+        .arg(&agent.pins)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
+    for what in ["kernel", "capabilities", "cgroup v2", "BTF", "recording"] {
+        assert_eq!(finding(&findings, what)["level"], "ok", "{findings:#}");
+    }
+    let used = finding(&findings, "reset by SOCK_DESTROY");
+    assert_eq!(used["found"], "works: this one is used");
+    let seen = finding(&findings, "agent")["found"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(
+        seen.contains(&format!("pid {}", agent.child.id())),
+        "{seen}"
+    );
+    assert_eq!(pins_left(&agent.pins), [agent.pins.clone()]);
+}
+
+#[test]
+fn what_is_missing_has_a_remedy_and_the_exit_code_says_so() {
+    let _alone = alone();
+    let pins = own_pins();
+    let script = format!(
+        "mount -t tmpfs none /sys/kernel/btf && exec {REBALANCER} doctor --pins {}",
+        pins.display()
+    );
+    let out = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED   BTF"), "{said}");
+    assert!(
+        said.contains("= use a kernel built with CONFIG_DEBUG_INFO_BTF"),
+        "{said}"
+    );
+    assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn without_privilege_it_still_says_what_it_can() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let binary = dir.path().join("rebalancer");
+    std::fs::copy(REBALANCER, &binary).unwrap();
+    let out = Command::new(&binary)
+        .arg("doctor")
+        .uid(65_534)
+        .gid(65_534)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(out.status.code(), Some(4), "{said}");
+    assert!(
+        said.contains("FAILED   capabilities") && said.contains("CAP_BPF"),
+        "{said}"
+    );
+}
