@@ -1,5 +1,6 @@
 //! Names of programs, maps and globals: written once, used by the loader, by the pins and in
-//! messages. The kernel half uses the same words as identifiers; a test compares the two.
+//! messages. The kernel half uses the same words; a name that is not in the
+//! object is an error at load.
 
 /// Program on the cgroup root: records listens, accepts and closes.
 pub const SOCK_OPS: &str = "sock_ops";

@@ -25,36 +25,23 @@ const ETIMEDOUT: u32 = 110;
 #[sock_ops]
 pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
-        BPF_SOCK_OPS_TCP_LISTEN_CB => listen(&ctx),
-        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => accept(&ctx),
+        BPF_SOCK_OPS_TCP_LISTEN_CB => open(&ctx, kind::LISTENER),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => open(&ctx, kind::CONNECTION),
         BPF_SOCK_OPS_STATE_CB => state(&ctx),
         _ => {}
     }
     1
 }
 
-/// A socket begins to listen.
+/// A socket begins to listen, or a connection was made to one that does.
 #[inline(always)]
-fn listen(ctx: &SockOpsContext) {
+fn open(ctx: &SockOpsContext, kind: u8) {
     let Some((sk, tcp)) = socket(ctx) else { return };
-    let mut new = record::describe(tcp, cookie(ctx), kind::LISTENER);
+    let mut new = record::describe(tcp, cookie(ctx), kind);
     // SAFETY: `sk` is this call's socket, and this call runs under its lock.
     match unsafe { record::open(sk, &mut new) } {
         Ok(stored) => ask_for_close(ctx, stored),
-        Err(record::NotRecorded::Already) => {}
-        Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
-    }
-}
-
-/// A connection was made to a listener here.
-#[inline(always)]
-fn accept(ctx: &SockOpsContext) {
-    let Some((sk, tcp)) = socket(ctx) else { return };
-    let mut new = record::describe(tcp, cookie(ctx), kind::CONNECTION);
-    // SAFETY: `sk` is this call's socket, and this call runs under its lock.
-    match unsafe { record::open(sk, &mut new) } {
-        Ok(stored) => ask_for_close(ctx, stored),
-        // Two of our links run side by side for a moment, or its peer is not recorded.
+        // Two of our links run side by side for a moment, or it is not to be recorded.
         Err(record::NotRecorded::Already) => {}
         Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
     }

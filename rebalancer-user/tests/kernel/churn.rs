@@ -35,6 +35,8 @@ fn none_is_lost_and_none_counted_twice_under_churn() {
         }
     });
     let before = agent.endpoint(busy, 80);
+    let accepted_by_nginx = || busy.counts().unwrap().accepted;
+    let truth_before = accepted_by_nginx();
     let kernel = Arc::new(Kernel::read().unwrap());
     let mut lister = Lister::open(kernel, &agent.pins).unwrap();
 
@@ -86,12 +88,12 @@ fn none_is_lost_and_none_counted_twice_under_churn() {
             Err(e)
         }
     });
+    // ab may open one more than it was asked for; nginx's own count is the truth.
+    let truth = accepted_by_nginx() - truth_before;
+    assert!(truth >= SHORT, "{truth}");
     for key in ["accepted", "closed"] {
-        assert_eq!(
-            number(&after, key) - number(&before, key),
-            SHORT,
-            "{key}: {after:#}"
-        );
+        let counted = number(&after, key) - number(&before, key);
+        assert_eq!(counted, truth, "{key}: {after:#}");
     }
     drop(held);
 }

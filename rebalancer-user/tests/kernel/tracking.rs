@@ -175,12 +175,18 @@ fn a_full_endpoint_is_capped_and_counted() {
     let _alone = alone();
     let lab = lab(1);
     let policy = TRACK_ONLY.replace("rules:", "track: {maxPerEndpoint: 3}\nrules:");
-    let agent = Agent::in_lab(&lab, &policy);
+    let mut agent = Agent::in_lab(&lab, &policy);
     let pod = lab.pod(0);
     let _streams: Vec<_> = (0..5).map(|_| connect(&lab, pod.address())).collect();
     eventually("capped", || {
         let n = agent.connections(pod).len();
         if n == 3 { Ok(n) } else { Err(n) }
+    });
+    // The kernel half says it itself too, once for each CPU, through aya-log.
+    agent.wait_for("the kernel half's message", |line| {
+        line["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("first fault of kind 5"))
     });
     let said = String::from_utf8(agent.dump_output(&[]).stderr).unwrap();
     assert!(
