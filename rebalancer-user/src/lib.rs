@@ -7,6 +7,8 @@
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod moves;
 pub mod netns;
 pub mod observe;

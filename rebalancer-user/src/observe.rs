@@ -43,7 +43,7 @@ pub fn observe(lister: &mut Lister) -> Result<Observation, bpf::Error> {
 }
 
 /// Joins one pass with the endpoints' sums.
-fn join(
+pub(crate) fn join(
     pass: &Pass,
     sums: &BTreeMap<common::EndpointKey, common::EndpointSums>,
     faults: BTreeMap<Fault, u64>,

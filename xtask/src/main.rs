@@ -2,6 +2,7 @@
 
 mod build;
 mod demo;
+mod fuzz;
 mod lab_command;
 mod paced;
 mod progress;
@@ -40,6 +41,8 @@ enum Task {
         #[arg(value_enum, default_value_t = test::Suite::All)]
         suite: test::Suite,
     },
+    /// Feed the doors for input from outside with made-up bytes, by libFuzzer
+    Fuzz(fuzz::Args),
     /// The demo's client: keep-alive connections that think between requests
     #[command(hide = true)]
     PacedClient(paced::Args),
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
         Task::Demo => demo::run(),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::PacedClient(arguments) => paced::run(&arguments),
         Task::Test { suite } => test::run(suite),
     };

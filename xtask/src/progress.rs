@@ -14,10 +14,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::terminal;
 
 /// How much of a failed program's output is shown.
-const TAIL: usize = 40;
+const SHOWN: usize = 40;
+/// How much of a program's output is kept.
+const KEPT: usize = 400;
 
 /// Runs `command` to its end as the step `title`.
 pub(crate) fn run(title: &str, command: &mut Command) -> Result<()> {
+    run_for_output(title, command).map(drop)
+}
+
+/// The same; the last lines that it wrote.
+pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<String>> {
     let step = Step::start(title);
     let (reader, writer) = std::io::pipe().context("pipe")?;
     let program = command.get_program().to_string_lossy().into_owned();
@@ -35,22 +42,24 @@ pub(crate) fn run(title: &str, command: &mut Command) -> Result<()> {
         .with_context(|| format!("wait for {program}"))?;
     if status.success() {
         step.done();
-        return Ok(());
+        return Ok(tail.into());
     }
     step.failed();
+    let tail = Vec::from(tail);
+    let shown = &tail[tail.len().saturating_sub(SHOWN)..];
     bail!(
         "{title}: {program} ended with {status}\n{}",
-        Vec::from(tail).join("\n")
+        shown.join("\n")
     );
 }
 
 fn follow(output: PipeReader, step: &Step) -> VecDeque<String> {
-    let mut tail = VecDeque::with_capacity(TAIL);
+    let mut tail = VecDeque::with_capacity(KEPT);
     // Not `lines()`: what a program writes need not be UTF-8.
     for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         step.say(&line);
-        if tail.len() == TAIL {
+        if tail.len() == KEPT {
             tail.pop_front();
         }
         tail.push_back(line);

@@ -24,6 +24,8 @@ pub(crate) enum Suite {
     Unit,
     /// The command line, as a black box
     Cli,
+    /// The doors for input from outside, fed with made-up bytes
+    Fuzz,
     /// On this kernel, in the lab: needs root
     Kernel,
     /// All of them
@@ -40,6 +42,7 @@ pub(crate) fn run(suite: Suite) -> Result<()> {
         Suite::Lint => lint()?,
         Suite::Unit => unit(),
         Suite::Cli => cli()?,
+        Suite::Fuzz => vec![fuzz()?],
         Suite::Kernel => kernel()?,
         Suite::All => {
             let kernel = kernel()?;
@@ -47,6 +50,7 @@ pub(crate) fn run(suite: Suite) -> Result<()> {
                 .into_iter()
                 .chain(unit())
                 .chain(cli()?)
+                .chain([fuzz()?])
                 .chain(kernel)
                 .collect()
         }
@@ -103,6 +107,12 @@ fn cli() -> Result<Vec<Section>> {
         "command line, manifests",
         &[&agent[..], tests.as_flattened()].concat(),
     )])
+}
+
+/// A short run: a long one is `cargo xtask fuzz --seconds 3600`.
+fn fuzz() -> Result<Section> {
+    setup::ensure(&[Need::Fuzzer])?;
+    Ok(section("fuzzing", &["xtask", "fuzz", "--seconds", "8"]))
 }
 
 fn kernel() -> Result<Vec<Section>> {

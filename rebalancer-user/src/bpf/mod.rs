@@ -10,6 +10,7 @@ mod error;
 mod lister;
 mod log;
 mod maps;
+mod nesting;
 mod offsets;
 mod pins;
 mod sys;
@@ -21,6 +22,8 @@ pub use lister::{Lister, Pass};
 pub use log::KernelLog;
 pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
 pub use offsets::Kernel;
+#[cfg(any(test, fuzzing))]
+pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, raise_memlock, return_memory};
 pub use tracker::{Adopted, Tracker, Tracking, sock_ops_programs};

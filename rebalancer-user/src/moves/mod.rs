@@ -21,6 +21,8 @@ mod quiet;
 mod raw;
 mod sys;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use diag::parse_answer;
 pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
 pub use mover::{Done, Mover, Order};

@@ -26,16 +26,18 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
 ];
 
 pub(super) fn look() -> Vec<Finding> {
-    PROGRAMS
-        .iter()
-        .map(|(program, package, purpose)| Finding {
-            what: program,
-            state: find(program)
-                .map(|path| path.display().to_string())
-                .ok_or_else(|| format!("missing: for {purpose}")),
-            packages: vec![package],
-        })
-        .collect()
+    PROGRAMS.map(look_for).into()
+}
+
+/// Looks for one program; its package, and what it is for.
+pub(super) fn look_for((program, package, purpose): (&'static str, &'static str, &str)) -> Finding {
+    Finding {
+        what: program,
+        state: find(program)
+            .map(|path| path.display().to_string())
+            .ok_or_else(|| format!("missing: for {purpose}")),
+        packages: vec![package],
+    }
 }
 
 /// Where `program` is. Users other than root often have no sbin in their PATH.

@@ -22,9 +22,11 @@ pub(crate) enum Need {
     Host,
     /// clippy and rustfmt.
     Lints,
+    /// A C++ compiler: libFuzzer is built with the fuzzers.
+    Fuzzer,
 }
 
-const ALL: [Need; 3] = [Need::Kernel, Need::Host, Need::Lints];
+const ALL: [Need; 4] = [Need::Kernel, Need::Host, Need::Lints, Need::Fuzzer];
 
 /// One thing that was looked for.
 struct Finding {
@@ -41,6 +43,7 @@ impl Need {
             Self::Kernel => kernel::look(),
             Self::Host => host::look(),
             Self::Lints => vec![components::look()],
+            Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
         }
     }
 
@@ -48,7 +51,7 @@ impl Need {
     fn complete(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::complete(),
-            Self::Host => Ok(()),
+            Self::Host | Self::Fuzzer => Ok(()),
             Self::Lints => components::complete(),
         }
     }

@@ -1,0 +1,177 @@
+//! What must hold for every input that comes from outside, whatever its bytes: one function for
+//! each door. `cargo xtask fuzz` runs them on inputs that it makes up, guided by what they reach;
+//! a unit test runs them on the seeds and on every input that was once a mistake.
+//!
+//! Each panics if something does not hold, and only then.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rebalancer_common::{EndpointKey, EndpointSums, Listed, kind};
+use zerocopy::FromBytes as _;
+
+use crate::{
+    bpf::{self, Pass},
+    moves, observe,
+    plan::{Ledger, decide},
+    policy::{self, Policy},
+    render::{self, Notation, Origin, Sort, Source},
+    snapshot::Netns,
+};
+
+/// Matches all, so that every record gets to the limits and the guards.
+const POLICY: &str = "
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+guards: {minAge: 1ms}
+rules:
+- name: all
+  match: {ports: [{port: 1, endPort: 65535}]}
+  limits: {maxAge: 1m, maxBytes: 1Mi, maxRate: {bytesPerSecond: 1Ki, for: 10s}}
+";
+
+/// The text of a policy: refused with a place inside it, or explained as a policy that is valid
+/// and is explained as the same.
+pub fn policy(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return; // refused where the file is read
+    };
+    match policy::explain("policy.yaml", text) {
+        Ok(whole) => {
+            let again = policy::explain("explained", &whole)
+                .unwrap_or_else(|errors| panic!("explained, and then refused: {errors}\n{whole}"));
+            assert_eq!(unmarked(&whole), unmarked(&again), "explained differently");
+        }
+        Err(errors) => {
+            let said = errors.to_string();
+            assert!(
+                said.starts_with("policy.yaml:"),
+                "without its place: {said}"
+            );
+            assert!(
+                !said.contains(|c: char| c.is_control() && c != '\n'),
+                "control characters reach a terminal: {said:?}"
+            );
+        }
+    }
+}
+
+/// Without the marks of what was left out: in the explained whole nothing is.
+fn unmarked(explained: &str) -> String {
+    explained.replace(" # default", "")
+}
+
+/// What the iterator wrote: each record is a connection, a listener, closed, or counted as
+/// senseless; each connection gets one verdict; and a dump of them is read back as it was.
+pub fn records(bytes: &[u8]) {
+    let listed: Vec<Listed> = bytes
+        .chunks_exact(size_of::<Listed>())
+        .filter_map(|record| Listed::read_from_bytes(record).ok())
+        .collect();
+    let pass = Pass {
+        now_ns: listed.len() as u64 * 1_000_000_000,
+        listed,
+        ..Pass::default()
+    };
+    let sums = BTreeMap::from([(EndpointKey::default(), EndpointSums::default())]);
+    let observation = observe::join(&pass, &sums, BTreeMap::new(), Netns(1), &|jiffies| {
+        Duration::from_millis(4 * u64::from(jiffies))
+    });
+    let snapshot = &observation.snapshot;
+    let candidates = pass
+        .listed
+        .iter()
+        .filter(|l| l.connection.kind != kind::LISTENER);
+    assert!(snapshot.connections.len() as u64 + observation.invalid <= candidates.count() as u64);
+
+    let policy = all();
+    let mut ledger = Ledger::default();
+    ledger.observe(&policy, snapshot);
+    let plan = decide(&policy, snapshot, &ledger, snapshot.taken);
+    assert_eq!(plan.decisions().len(), snapshot.connections.len());
+
+    let origin = Origin::here(Source::Agent);
+    let mut dump = Vec::new();
+    render::connections(&mut dump, Notation::Json, snapshot, &origin, Sort::Endpoint)
+        .expect("memory takes it");
+    let (_, again) = render::read_snapshot(&dump[..])
+        .unwrap_or_else(|error| panic!("our own dump is refused: {error}"));
+    assert_eq!(again.endpoints, snapshot.endpoints);
+    assert_eq!(again.connections.len(), snapshot.connections.len());
+    render::connections_wide(&mut dump, snapshot, Sort::Endpoint).expect("memory takes it");
+}
+
+fn all() -> Policy {
+    policy::parse("fuzzing", POLICY).expect("valid")
+}
+
+/// An answer of `sock_diag(7)`.
+pub fn netlink(bytes: &[u8]) {
+    moves::parse_answer(bytes);
+}
+
+/// The kernel's types.
+pub fn btf(bytes: &[u8]) {
+    bpf::find_offsets(bytes);
+}
+
+/// A dump of anyone's, for `plan --snapshot`: refused, or planned for.
+pub fn dump(bytes: &[u8]) {
+    match render::read_snapshot(bytes) {
+        Ok((_, snapshot)) => {
+            let plan = decide(&all(), &snapshot, &Ledger::default(), snapshot.taken);
+            assert_eq!(plan.decisions().len(), snapshot.connections.len());
+        }
+        Err(error) => {
+            let said = error.to_string();
+            assert!(
+                !said.contains('\u{1b}'),
+                "escapes reach a terminal: {said:?}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    /// The seeds, among them what was once a mistake.
+    fn on_its_seeds(target: &str, run: fn(&[u8])) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("fuzz/corpus")
+            .join(target);
+        let mut seeds = 0;
+        for file in fs::read_dir(&folder).expect("a folder of seeds") {
+            let file = file.expect("a seed").path();
+            run(&fs::read(&file).expect("a seed can be read"));
+            seeds += 1;
+        }
+        assert!(seeds > 0, "no seeds in {}", folder.display());
+    }
+
+    #[test]
+    fn seeds_of_policy() {
+        on_its_seeds("policy", super::policy);
+    }
+
+    #[test]
+    fn seeds_of_records() {
+        on_its_seeds("records", super::records);
+    }
+
+    #[test]
+    fn seeds_of_netlink() {
+        on_its_seeds("netlink", super::netlink);
+    }
+
+    #[test]
+    fn seeds_of_btf() {
+        on_its_seeds("btf", super::btf);
+    }
+
+    #[test]
+    fn seeds_of_dump() {
+        on_its_seeds("dump", super::dump);
+    }
+}
