@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cli;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod kubernetes;
 pub mod moves;
 pub mod netns;
 pub mod observe;

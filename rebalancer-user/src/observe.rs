@@ -12,7 +12,7 @@ use crate::{
     bpf::{self, Lister, Pass, read_endpoints, read_faults},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState,
+        TcpState, Who,
     },
 };
 
@@ -76,6 +76,7 @@ pub(crate) fn join(
         taken: KernelTime(pass.now_ns),
         connections,
         endpoints,
+        ..Snapshot::default()
     };
     Observation {
         snapshot,
@@ -159,6 +160,7 @@ fn endpoint_key(key: &common::EndpointKey) -> EndpointKey {
 
 fn endpoint(sums: &common::EndpointSums) -> Endpoint {
     Endpoint {
+        who: Who::default(), // names come from elsewhere
         listeners: sums.listeners,
         accepted: sums.accepted,
         open: 0,

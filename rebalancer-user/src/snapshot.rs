@@ -9,7 +9,11 @@
     clippy::disallowed_macros
 )]
 
+mod identity;
+
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
+
+pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 
 /// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,8 +172,10 @@ impl Connection {
 }
 
 /// Sums of an endpoint: closed connections and live ones together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
+    /// Whose it is.
+    pub who: Who,
     /// Sockets that listen.
     pub listeners: u64,
     /// Connections accepted since tracking began.
@@ -199,4 +205,16 @@ pub struct Snapshot {
     pub connections: Vec<Connection>,
     /// Every endpoint known.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Whether the endpoints have names.
+    pub naming: Naming,
+    /// Containers by the cgroup of their sockets, where it is known.
+    pub containers: BTreeMap<CgroupId, String>,
+}
+
+impl Snapshot {
+    /// Whose an endpoint is.
+    pub fn who(&self, endpoint: &EndpointKey) -> &Who {
+        static NOBODY: Who = Who::NoPod;
+        self.endpoints.get(endpoint).map_or(&NOBODY, |e| &e.who)
+    }
 }

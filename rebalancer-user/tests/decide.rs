@@ -8,6 +8,7 @@ use rebalancer_user::{
     policy::{Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
+        Who,
     },
 };
 
@@ -51,7 +52,7 @@ fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
     Snapshot {
         taken: KernelTime(taken),
         connections,
-        endpoints: BTreeMap::new(),
+        ..Snapshot::default()
     }
 }
 
@@ -805,7 +806,7 @@ proptest! {
             prop_assert!(connection.owned && !connection.mptcp);
             prop_assert_eq!(connection.state, TcpState::Established);
             prop_assert!(now.since(connection.opened) >= policy.guards().min_age());
-            let rule = policy.rule_for(connection).unwrap();
+            let rule = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap();
             prop_assert_eq!(chosen.rule(), rule.name());
             prop_assert_eq!(chosen.steps(), rule.steps());
             prop_assert_eq!(chosen.mode(), policy.mode_of(rule));
@@ -827,7 +828,7 @@ proptest! {
             let Verdict::Spared(Spared::WithinLimits { nearest }) = &decision.verdict else { continue };
             prop_assert!(!nearest.overdue() && !nearest.exceeded());
             let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
-            let limits = policy.rule_for(connection).unwrap().limits();
+            let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
             prop_assert!(limits.max_age().is_none_or(|max| now.since(connection.opened) < max));
             prop_assert!(limits.max_bytes().is_none_or(|max| connection.bytes().0 < max.get()));
         }

@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    kubernetes::{Access, Names},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
@@ -35,6 +36,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// Cgroup to attach to instead of the root.
     pub cgroup: Option<PathBuf>,
+    /// How to ask for names of pods and Services.
+    pub names: Access,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
@@ -58,7 +61,8 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy)?;
+    let names = Names::connect(&options.names, options.cgroup.as_deref()).await?;
+    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy, names)?;
     let mut ticks = agent.ticks();
     loop {
         let event = tokio::select! {
@@ -94,6 +98,8 @@ struct Agent {
     mover: Option<Mover>,
     lister: Lister,
     tracker: Tracker,
+    /// On a plain host there are none.
+    names: Option<Names>,
     policy: Policy,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
@@ -111,6 +117,7 @@ impl Agent {
     fn start(
         options: Options,
         policy: Policy,
+        names: Option<Names>,
     ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
@@ -144,7 +151,7 @@ impl Agent {
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
-        let policy = policy.with_mode_at_most(mode);
+        let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -156,12 +163,14 @@ impl Agent {
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
             adopted_from = adopted.namespaces,
+            kubernetes = names.is_some(),
             "started"
         );
         let agent = Self {
             mover,
             lister,
             tracker,
+            names,
             policy,
             mode,
             reload: options.reload,
@@ -183,11 +192,14 @@ impl Agent {
     /// List, decide, move.
     fn tick(&mut self) {
         self.keep_tracking();
-        let observation = match observe(&mut self.lister) {
+        let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
         };
         self.report_faults(&observation);
+        if let Some(names) = &mut self.names {
+            names.name(&mut observation.snapshot);
+        }
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
         self.ledger.observe(&self.policy, snapshot);
@@ -200,6 +212,7 @@ impl Agent {
             budget_left = plan.budget_left(),
             spared = ?plan.spared(),
             longest = ?observation.longest,
+            naming = ?snapshot.naming,
             "listed"
         );
         let of: BTreeMap<Cookie, (u32, CgroupId)> = snapshot
@@ -261,7 +274,8 @@ impl Agent {
                 if let Err(error) = self.tracker.track(&tracking(&policy)) {
                     error!(%error, "the kernel half keeps its settings");
                 }
-                self.policy = policy.with_mode_at_most(self.mode);
+                self.policy =
+                    on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
                 true
@@ -356,6 +370,21 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
             None
         }
     }
+}
+
+/// The policy as it is meant where there are names, or none.
+fn on_this_node(policy: Policy, named: bool) -> Policy {
+    if named {
+        return policy.with_kubernetes_defaults();
+    }
+    for rule in policy.rules_for_pods() {
+        let rule = rule.name().as_str();
+        warn!(
+            rule,
+            "is for pods by their names: without Kubernetes it matches nothing"
+        );
+    }
+    policy
 }
 
 fn tracking(policy: &Policy) -> Tracking {

@@ -20,6 +20,7 @@ pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
                 local = %chosen.local(),
                 peer = %chosen.remote(),
                 netns = chosen.endpoint().netns.0,
+                pod = chosen.pod(),
                 "move"
             )
         };
@@ -40,6 +41,7 @@ pub(super) fn would_move(chosen: &Move) {
         local = %chosen.local(),
         peer = %chosen.remote(),
         netns = chosen.endpoint().netns.0,
+        pod = chosen.pod(),
         "would move"
     );
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{DEFAULT_POLICY, KernelArgs, ModeArg, need_privilege, policy};
+use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, need_privilege, policy};
 use crate::{agent, moves::Mechanism};
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
@@ -39,6 +39,8 @@ pub(super) struct Agent {
     reset_mechanism: Option<MechanismArg>,
     #[command(flatten)]
     kernel: KernelArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,6 +78,7 @@ impl Agent {
         let options = agent::Options {
             pins: self.kernel.pins,
             cgroup: self.kernel.cgroup,
+            names: self.names.access(),
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
             reload: Box::new(move || policy::load(&self.policy)),

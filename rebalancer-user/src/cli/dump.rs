@@ -5,7 +5,7 @@ use std::io;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::{KernelArgs, Output, records::Records};
+use super::{KernelArgs, Output, names::NamesArgs, records::Records};
 use crate::render::{self, Notation, Sort};
 
 /// Show every tracked connection, or every endpoint.
@@ -25,6 +25,8 @@ pub(super) struct Dump {
     sort: Option<SortArg>,
     #[command(flatten)]
     kernel: KernelArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -53,7 +55,10 @@ impl From<SortArg> for Sort {
 impl Dump {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let mut records = Records::open(&self.kernel)?;
-        let (origin, snapshot) = &records.read()?;
+        let (origin, mut snapshot) = records.read()?;
+        let cgroup = self.kernel.cgroup.as_deref();
+        self.names.put(&mut snapshot, cgroup)?;
+        let (origin, snapshot) = (&origin, &snapshot);
         let sort = self.sort.map_or(Sort::default(), Sort::from);
         let out = &mut io::stdout().lock();
         if self.endpoints {

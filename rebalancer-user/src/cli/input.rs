@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{DEFAULT_POLICY, KernelArgs, ModeArg, policy, records::Records};
+use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, policy, records::Records};
 use crate::{
     policy::Policy,
     render::{Origin, read_snapshot},
-    snapshot::Snapshot,
+    snapshot::{Naming, Snapshot},
 };
 
 /// Where policy and snapshot come from.
@@ -30,6 +30,8 @@ pub(super) struct Input {
     snapshot: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArgs,
+    #[command(flatten)]
+    names: NamesArgs,
 }
 
 impl Input {
@@ -42,7 +44,19 @@ impl Input {
         let policy = policy::load(&self.policy)?.with_mode_at_most(self.mode.into());
         let (origin, snapshot) = match &self.snapshot {
             Some(file) => replayed(file)?,
-            None => Records::open(&self.kernel)?.read()?,
+            None => {
+                let (origin, mut snapshot) = Records::open(&self.kernel)?.read()?;
+                let cgroup = self.kernel.cgroup.as_deref();
+                self.names.put(&mut snapshot, cgroup)?;
+                (origin, snapshot)
+            }
+        };
+        // As the agent does that has made, or would have made, such a snapshot.
+        let policy = if snapshot.naming == Naming::Off {
+            policy::note_rules_for_pods(&policy);
+            policy
+        } else {
+            policy.with_kubernetes_defaults()
         };
         Ok((policy, origin, snapshot))
     }

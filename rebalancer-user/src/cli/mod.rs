@@ -10,6 +10,7 @@ mod explain;
 mod input;
 mod manual;
 mod move_;
+mod names;
 mod plan;
 mod policy;
 mod records;

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
+use super::note;
 use crate::policy;
 
 /// More is not read: a file may have no end. Far above what a policy may have.
@@ -36,6 +37,7 @@ impl Policy {
         let text = match self {
             Self::Check { file } => {
                 let policy = load(&file)?;
+                note_rules_for_pods(&policy);
                 let rules = policy.rules().len();
                 format!(
                     "{}: valid, mode {}, {rules} rule{}",
@@ -54,6 +56,16 @@ impl Policy {
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
     Ok(policy::parse(&name(file), &text(file)?)?)
+}
+
+/// Says which rules match nothing where nobody is asked for names.
+pub(super) fn note_rules_for_pods(policy: &policy::Policy) {
+    for rule in policy.rules_for_pods() {
+        note(format_args!(
+            "note: rule {} is for pods by their names: without Kubernetes it matches nothing",
+            rule.name()
+        ));
+    }
 }
 
 fn text(file: &Path) -> anyhow::Result<String> {

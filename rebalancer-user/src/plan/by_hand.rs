@@ -46,6 +46,7 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
         endpoint: connection.endpoint,
         local: connection.local,
         remote: connection.remote,
+        pod: None,
         rule: RuleName::by_hand(),
         reasons: Vec::new(),
         steps: Arc::new([step]),

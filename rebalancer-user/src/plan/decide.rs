@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     policy::{Mode, Policy, Rule},
-    snapshot::{Connection, Cookie, KernelTime, Snapshot},
+    snapshot::{Connection, Cookie, Identity, KernelTime, Snapshot, Who},
 };
 
 /// Decides what to do with every connection of `snapshot` at `now`.
@@ -28,8 +28,19 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             spared.extend(same.iter().map(duplicate));
             continue;
         };
-        let rule = policy.rule_for(connection);
-        match judge(policy, rule, connection, ledger, now) {
+        let who = snapshot.who(&connection.endpoint);
+        let (rule, unsure) = match policy.rule_for(connection, who) {
+            Ok(rule) => (rule, None),
+            Err((rule, lack)) => {
+                let rule = Some(rule.name().clone());
+                (None, Some(Spared::Unnamed { lack, rule }))
+            }
+        };
+        let judgement = match unsure {
+            Some(unsure) if !ledger.is_in_flight(connection.cookie) => Judgement::Spare(unsure),
+            _ => judge(policy, rule, snapshot, connection, ledger, now),
+        };
+        match judgement {
             Judgement::Choose(candidate) => {
                 overdue += u64::from(candidate.overdue);
                 candidates.push(candidate);
@@ -98,6 +109,7 @@ enum Judgement<'a> {
 /// A connection that has reached a limit.
 struct Candidate<'a> {
     connection: &'a Connection,
+    who: &'a Who,
     rule: &'a Rule,
     worst: Reason,
     overdue: bool,
@@ -106,8 +118,12 @@ struct Candidate<'a> {
 impl Candidate<'_> {
     fn chosen(&self, mode: Mode, place: u64, ledger: &Ledger, now: KernelTime) -> Decision {
         let &Self {
-            connection, rule, ..
+            connection,
+            who,
+            rule,
+            ..
         } = self;
+        let name = |pod: &Identity| format!("{}/{}", pod.namespace, pod.pod);
         let mut reasons: Vec<Reason> = measure(rule, connection, ledger, now)
             .0
             .filter(|reason| reason.exceeded())
@@ -118,6 +134,7 @@ impl Candidate<'_> {
             endpoint: connection.endpoint,
             local: connection.local,
             remote: connection.remote,
+            pod: who.pod().map(name),
             rule: rule.name().clone(),
             reasons,
             steps: rule.steps().clone(),
@@ -137,6 +154,7 @@ impl Candidate<'_> {
 fn judge<'a>(
     policy: &Policy,
     rule: Option<&'a Rule>,
+    snapshot: &'a Snapshot,
     connection: &'a Connection,
     ledger: &Ledger,
     now: KernelTime,
@@ -147,7 +165,7 @@ fn judge<'a>(
     let Some(rule) = rule else {
         return Judgement::Spare(Spared::NoRule);
     };
-    if let Some(reason) = guard(policy, rule, connection) {
+    if let Some(reason) = guard(policy, rule, snapshot, connection) {
         return Judgement::Spare(reason);
     }
     let (mut measures, unknown) = measure(rule, connection, ledger, now);
@@ -183,6 +201,7 @@ fn judge<'a>(
     }
     Judgement::Choose(Candidate {
         connection,
+        who: snapshot.who(&connection.endpoint),
         rule,
         worst,
         overdue,

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     policy::{Miss, Policy, Rule},
-    snapshot::{Connection, Cookie, KernelTime, Snapshot},
+    snapshot::{Connection, Cookie, KernelTime, Snapshot, Who},
 };
 
 /// Why a connection is moved or spared, and what it would take.
@@ -15,8 +15,10 @@ use crate::{
 pub struct Explanation<'a> {
     /// The connection.
     pub connection: &'a Connection,
+    /// Who accepted it.
+    pub who: &'a Who,
     /// The rules looked at, in order, with why each is not for it; the last one is, if it has no
-    /// such reason.
+    /// such reason, and may be, if that reason is not sure.
     pub rules: Vec<(&'a Rule, Option<Miss>)>,
     /// What it holds against each limit.
     pub measures: Vec<Reason>,
@@ -59,11 +61,12 @@ pub fn explain<'a>(
         .iter()
         .find(|decision| decision.cookie == cookie)?
         .clone();
-    let rule = policy.rule_for(connection);
+    let who = snapshot.who(&connection.endpoint);
+    let rule = policy.rule_for(connection, who).ok().flatten();
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
-        let miss = looked_at.matches().misses(connection);
-        let found = miss.is_none();
+        let miss = looked_at.matches().misses(connection, who);
+        let found = miss.is_none_or(|miss| !miss.is_sure());
         rules.push((looked_at, miss));
         if found {
             break;
@@ -72,13 +75,14 @@ pub fn explain<'a>(
     let (measures, unknown, guards) = match rule {
         Some(rule) => {
             let (measures, unknown) = measure(rule, connection, ledger, now);
-            let guards = guards(policy, rule, connection).collect();
+            let guards = guards(policy, rule, snapshot, connection).collect();
             (measures.collect(), unknown, guards)
         }
         None => Default::default(),
     };
     Some(Explanation {
         connection,
+        who,
         rules,
         measures,
         unknown,

@@ -2,21 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use super::{Spared, ports};
+use super::{Spared, pods, ports};
 use crate::{
     policy::{Mode, Policy, Rule, SessionState},
-    snapshot::{Connection, TcpState},
+    snapshot::{Connection, Snapshot, TcpState},
 };
 
 /// The first guard that spares `connection`, which `rule` matches.
-pub(super) fn guard(policy: &Policy, rule: &Rule, connection: &Connection) -> Option<Spared> {
-    guards(policy, rule, connection).next()
+pub(super) fn guard(
+    policy: &Policy,
+    rule: &Rule,
+    snapshot: &Snapshot,
+    connection: &Connection,
+) -> Option<Spared> {
+    guards(policy, rule, snapshot, connection).next()
 }
 
 /// Every guard that spares `connection`, which `rule` matches.
 pub(super) fn guards<'a>(
     policy: &'a Policy,
     rule: &'a Rule,
+    snapshot: &'a Snapshot,
     connection: &'a Connection,
 ) -> impl Iterator<Item = Spared> + 'a {
     type Guard = fn(&Policy, &Rule, &Connection) -> Option<Spared>;
@@ -33,6 +39,12 @@ pub(super) fn guards<'a>(
     ];
     all.into_iter()
         .filter_map(move |guard| guard(policy, rule, connection))
+        .chain(pods::guards(
+            policy,
+            rule,
+            snapshot,
+            snapshot.who(&connection.endpoint),
+        ))
 }
 
 /// What it surely is: to move it cannot help.

@@ -21,6 +21,7 @@ mod ledger;
 mod limits;
 mod outcome;
 mod outlook;
+mod pods;
 mod ports;
 mod rates;
 mod spared;
@@ -125,6 +126,7 @@ pub struct Move {
     endpoint: EndpointKey,
     local: SocketAddr,
     remote: SocketAddr,
+    pod: Option<String>,
     rule: RuleName,
     reasons: Vec<Reason>,
     steps: Arc<[Step]>,
@@ -152,6 +154,11 @@ impl Move {
     /// The client's address.
     pub fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    /// The pod that accepted it, as `namespace/name`, if it is known.
+    pub fn pod(&self) -> Option<&str> {
+        self.pod.as_deref()
     }
 
     /// The rule that asks for it.

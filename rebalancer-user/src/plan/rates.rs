@@ -55,10 +55,9 @@ impl Rates {
         }
         let mut before = std::mem::take(&mut self.known);
         for connection in &snapshot.connections {
-            let asks = |c| {
-                policy
-                    .rule_for(c)
-                    .is_some_and(|rule| rule.limits().max_rate().is_some())
+            let asks = |c: &Connection| {
+                let rule = policy.rule_for(c, snapshot.who(&c.endpoint));
+                matches!(rule, Ok(Some(rule)) if rule.limits().max_rate().is_some())
             };
             if !asks(connection) || self.known.contains_key(&connection.cookie) {
                 continue;
@@ -191,7 +190,7 @@ mod tests {
         Snapshot {
             taken: KernelTime(taken),
             connections,
-            endpoints: BTreeMap::new(),
+            ..Snapshot::default()
         }
     }
 

@@ -5,7 +5,13 @@ use std::{fmt, time::Duration};
 use bytesize::ByteSize;
 
 use super::{Outcome, Reason, Unknown, limits::rounded};
-use crate::snapshot::TcpState;
+use crate::{
+    policy::{Lack, RuleName},
+    snapshot::TcpState,
+};
+
+/// What a pod or a Service says to be left alone.
+const OPT_OUT: &str = "rebalancer.dev/enabled: \"false\"";
 
 /// Why a connection is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +52,35 @@ pub enum Spared {
         port: u16,
         /// The protocol.
         protocol: &'static str,
+    },
+    /// Its pod, or a Service that leads there, asks to be left alone by annotation.
+    OptedOut {
+        /// `pod` or `Service`.
+        kind: &'static str,
+        /// Namespace and name.
+        name: String,
+    },
+    /// Its pod is being deleted, or taken out of its Service.
+    Terminating {
+        /// Namespace and name.
+        pod: String,
+    },
+    /// Its pod is of a namespace in `guards.excludeNamespaces`.
+    ExcludedNamespace {
+        /// The namespace.
+        namespace: String,
+    },
+    /// What is asked of its names is not known.
+    Unnamed {
+        /// What would have to be known.
+        lack: Lack,
+        /// The rule that asks; without one, `guards.excludeNamespaces`.
+        rule: Option<RuleName>,
+    },
+    /// Its rule asks for names, and the API server does not answer: they may have changed.
+    StaleFacts {
+        /// For how long it has not; `None`: never yet.
+        silent: Option<Duration>,
     },
     /// Younger than `guards.minAge`.
     MinAge {
@@ -100,6 +135,11 @@ impl Spared {
             Self::HostNetwork => "hostNetwork",
             Self::SystemPort { .. } => "systemPort",
             Self::StatefulPort { .. } => "statefulPort",
+            Self::OptedOut { .. } => "optedOut",
+            Self::Terminating { .. } => "terminating",
+            Self::ExcludedNamespace { .. } => "excludedNamespace",
+            Self::Unnamed { .. } => "unnamed",
+            Self::StaleFacts { .. } => "staleFacts",
             Self::MinAge { .. } => "minAge",
             Self::WithinLimits { .. } => "withinLimits",
             Self::RateUnknown(_) => "rateUnknown",
@@ -136,6 +176,18 @@ impl Spared {
             Self::StatefulPort { .. } => {
                 "`sessionState: Loses` in its rule, if that may be lost".to_owned()
             }
+            Self::OptedOut { kind, name } => {
+                format!("{kind} {name} without the annotation `{OPT_OUT}`")
+            }
+            Self::Terminating { .. } => "nothing: its pod is ending".to_owned(),
+            Self::ExcludedNamespace { namespace } => {
+                format!("`guards.excludeNamespaces` without {namespace}")
+            }
+            Self::Unnamed { rule: None, .. } => {
+                "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned()
+            }
+            Self::Unnamed { .. } => "its names in the API server's answer".to_owned(),
+            Self::StaleFacts { .. } => "that the API server answers".to_owned(),
             Self::MinAge { age, min } => {
                 format!("an age of {} more", rounded(min.saturating_sub(*age)))
             }
@@ -187,6 +239,33 @@ impl fmt::Display for Spared {
             Self::StatefulPort { port, protocol } => {
                 write!(f, "port {port} ({protocol}) may hold session state")
             }
+            Self::OptedOut { kind, name } => {
+                write!(f, "{kind} {name} has the annotation `{OPT_OUT}`")
+            }
+            Self::Terminating { pod } => write!(f, "pod {pod} is being taken out of service"),
+            Self::ExcludedNamespace { namespace } => {
+                write!(f, "namespace {namespace} is in excludeNamespaces")
+            }
+            Self::Unnamed {
+                lack,
+                rule: Some(rule),
+            } => {
+                write!(f, "it is not known {lack}: rule {rule} may be for it")
+            }
+            Self::Unnamed { lack, rule: None } => {
+                write!(
+                    f,
+                    "it is not known {lack}: its namespace may be in excludeNamespaces"
+                )
+            }
+            Self::StaleFacts {
+                silent: Some(silent),
+            } => write!(
+                f,
+                "the API server has not answered for {}: names may have changed",
+                rounded(*silent)
+            ),
+            Self::StaleFacts { silent: None } => f.write_str("the API server has not answered yet"),
             Self::MinAge { age, min } => {
                 write!(f, "age {} is below minAge {}", rounded(*age), rounded(*min))
             }
@@ -245,6 +324,26 @@ mod tests {
                 port: 5432,
                 protocol: "PostgreSQL",
             },
+            Spared::OptedOut {
+                kind: "Service",
+                name: "shop/checkout".into(),
+            },
+            Spared::Terminating {
+                pod: "shop/web-0".into(),
+            },
+            Spared::ExcludedNamespace {
+                namespace: "kube-system".into(),
+            },
+            Spared::Unnamed {
+                lack: Lack::Pod,
+                rule: None,
+            },
+            Spared::Unnamed {
+                lack: Lack::Services,
+                rule: Some(RuleName::by_hand()),
+            },
+            Spared::StaleFacts { silent: Some(age) },
+            Spared::StaleFacts { silent: None },
             Spared::MinAge { age, min: age * 3 },
             Spared::WithinLimits { nearest },
             held(Outcome::GaveUp),

@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step, StepKind,
-    When,
+    AtEnd, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef, SessionState, Size,
+    Sockets, Span, Step, StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -112,6 +112,17 @@ impl Lines {
                 "# allowHostNetwork: true # default; with Kubernetes false",
             ),
         }
+        match guards.exclude_namespaces() {
+            Some(excluded) => {
+                let excluded: Vec<String> = excluded.iter().map(|n| name(n)).collect();
+                let excluded = format!("[{}]", excluded.join(", "));
+                self.field("  ", "excludeNamespaces", excluded, true);
+            }
+            None => self.line(
+                "  ",
+                "# excludeNamespaces: [] # default; with Kubernetes [kube-system]",
+            ),
+        }
     }
 
     fn rules(&mut self, files: &List<RuleFile>, policy: &Policy) {
@@ -175,6 +186,7 @@ impl Lines {
                 self.field("      ", "endPort", range.last(), true);
             }
         }
+        self.pods(matches.pods());
         if !matches.peers().is_empty() {
             self.line("    ", "peers:");
         }
@@ -185,6 +197,53 @@ impl Lines {
                 let except: Vec<String> = peer.except().iter().map(network).collect();
                 let except = format!("[{}]", except.join(", "));
                 self.field("        ", "except", except, true);
+            }
+        }
+    }
+
+    fn pods(&mut self, pods: &Pods) {
+        if !pods.services().is_empty() {
+            let services: Vec<String> = pods.services().iter().map(service).collect();
+            let services = format!("[{}]", services.join(", "));
+            self.field("    ", "services", services, true);
+        }
+        let selectors = [
+            ("namespaceSelector", pods.namespace_selector()),
+            ("podSelector", pods.pod_selector()),
+        ];
+        for (field, selector) in selectors {
+            if let Some(selector) = selector {
+                self.selector(field, selector);
+            }
+        }
+    }
+
+    fn selector(&mut self, field: &str, selector: &Selector) {
+        if selector.is_any() {
+            return self.field("    ", field, "{}", true);
+        }
+        self.line("    ", format_args!("{field}:"));
+        if !selector.labels().is_empty() {
+            self.line("      ", "matchLabels:");
+        }
+        for (key, value) in selector.labels() {
+            self.field("        ", &name(key), name(value), true);
+        }
+        if !selector.requirements().is_empty() {
+            self.line("      ", "matchExpressions:");
+        }
+        for requirement in selector.requirements() {
+            self.line("      ", format_args!("- key: {}", name(requirement.key())));
+            let operator = requirement.operator();
+            self.field("        ", "operator", operator.as_str(), true);
+            if operator.takes_values() {
+                let values: Vec<String> = requirement.values().iter().map(|v| name(v)).collect();
+                self.field(
+                    "        ",
+                    "values",
+                    format!("[{}]", values.join(", ")),
+                    true,
+                );
             }
         }
     }
@@ -237,6 +296,14 @@ fn name(name: &str) -> String {
         name.to_owned()
     } else {
         format!("\"{name}\"")
+    }
+}
+
+fn service(service: &ServiceRef) -> String {
+    match service.namespace() {
+        // No word that YAML knows has a slash; a number in front of one is a text.
+        Some(_) => service.to_string(),
+        None => name(service.name()),
     }
 }
 

@@ -2,7 +2,7 @@
 //! editors show. Every value keeps its place,
 //! and what it means is judged in `parse`, so that all errors of meaning are found at once.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use schemars::JsonSchema;
 use serde::{
@@ -193,8 +193,9 @@ pub(super) struct GuardsFile {
     /// plain host, no with Kubernetes.
     #[schemars(with = "bool")]
     pub(super) allow_host_network: Field<Scalar>,
-    #[schemars(skip)]
-    pub(super) exclude_namespaces: Unsupported,
+    /// Namespaces whose pods are left alone. Without it: `kube-system` with Kubernetes.
+    #[schemars(with = "Vec<schema::Name>")]
+    pub(super) exclude_namespaces: List<Scalar>,
     #[schemars(skip)]
     pub(super) min_ready_endpoints: Unsupported,
     #[schemars(skip)]
@@ -239,7 +240,7 @@ pub(super) struct RuleFile {
     pub(super) count: Unsupported,
 }
 
-/// Ports and peers; where both are given, both must match.
+/// Ports, peers and pods; what is given must all match.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[schemars(rename = "Match", extend("minProperties" = 1))]
@@ -250,14 +251,47 @@ pub(super) struct MatchFile {
     /// Clients.
     #[schemars(with = "Vec<PeerFile>")]
     pub(super) peers: List<PeerFile>,
-    #[schemars(skip)]
-    pub(super) services: Unsupported,
-    #[schemars(skip)]
-    pub(super) namespace_selector: Unsupported,
-    #[schemars(skip)]
-    pub(super) pod_selector: Unsupported,
+    /// Services of which one leads to the port: `name`, or `namespace/name`. A bare name is that
+    /// of a Service in any namespace that `namespaceSelector` selects, or in any at all.
+    #[schemars(with = "Vec<schema::ServiceName>")]
+    pub(super) services: List<Scalar>,
+    /// Labels of the pod's namespace.
+    #[schemars(with = "SelectorFile")]
+    pub(super) namespace_selector: Field<SelectorFile>,
+    /// Labels of the pod.
+    #[schemars(with = "SelectorFile")]
+    pub(super) pod_selector: Field<SelectorFile>,
     #[schemars(skip)]
     pub(super) cgroups: Unsupported,
+}
+
+/// Labels as a NetworkPolicy selects by them; an empty one selects everything.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "LabelSelector")]
+pub(super) struct SelectorFile {
+    /// Labels and the values that they must have.
+    #[schemars(with = "BTreeMap<String, schema::LabelValue>")]
+    pub(super) match_labels: Field<BTreeMap<String, Spanned<Scalar>>>,
+    /// What else must hold of labels.
+    #[schemars(with = "Vec<RequirementFile>")]
+    pub(super) match_expressions: List<RequirementFile>,
+}
+
+/// What must hold of one label.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "LabelSelectorRequirement", extend("required" = ["key", "operator"]))]
+pub(super) struct RequirementFile {
+    /// The label.
+    #[schemars(with = "schema::LabelKey")]
+    pub(super) key: Field<Scalar>,
+    /// `In` and `NotIn` look at the label's value, `Exists` and `DoesNotExist` at the label alone.
+    #[schemars(with = "schema::Operators")]
+    pub(super) operator: Field<Scalar>,
+    /// The values of `In` and `NotIn`.
+    #[schemars(with = "Vec<schema::LabelValue>")]
+    pub(super) values: List<Scalar>,
 }
 
 /// A port, or a range of them.

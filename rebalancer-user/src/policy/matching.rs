@@ -4,13 +4,15 @@ use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 
-use crate::snapshot::Connection;
+use super::{Lack, Pods};
+use crate::snapshot::{Connection, Who};
 
-/// Ports and peers; where both are given, both must match. Never empty.
+/// Ports, peers and pods; what is given must all match. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     pub(super) ports: Vec<PortRange>,
     pub(super) peers: Vec<Peer>,
+    pub(super) pods: Pods,
 }
 
 impl Match {
@@ -24,13 +26,13 @@ impl Match {
         &self.peers
     }
 
-    /// Whether `connection` is one of those meant.
-    pub fn covers(&self, connection: &Connection) -> bool {
-        self.misses(connection).is_none()
+    /// Pods, by the names that a cluster gives them.
+    pub fn pods(&self) -> &Pods {
+        &self.pods
     }
 
-    /// Why `connection` is not one of those meant; `None` if it is.
-    pub fn misses(&self, connection: &Connection) -> Option<Miss> {
+    /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
+    pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Miss> {
         let port = connection.endpoint.port;
         let peer = connection.remote.ip().to_canonical();
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
@@ -40,7 +42,7 @@ impl Match {
             let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
             return Some(Miss::Peer { peer, excepted });
         }
-        None
+        self.pods.misses(who)
     }
 }
 
@@ -56,6 +58,23 @@ pub enum Miss {
         /// In one of the networks, but excepted from it.
         excepted: bool,
     },
+    /// It was accepted by no pod, as far as is known.
+    NoPod,
+    /// Its port is behind none of the Services.
+    Services,
+    /// The labels of its namespace are not selected.
+    Namespace,
+    /// Its pod's labels are not selected.
+    PodLabels,
+    /// Not known: the rule may be for it.
+    Unsure(Lack),
+}
+
+impl Miss {
+    /// Whether the rule is surely not for it.
+    pub fn is_sure(self) -> bool {
+        !matches!(self, Self::Unsure(_))
+    }
 }
 
 impl fmt::Display for Miss {
@@ -70,6 +89,11 @@ impl fmt::Display for Miss {
                 peer,
                 excepted: true,
             } => write!(f, "{peer} is excepted from its peers"),
+            Self::NoPod => f.write_str("no pod accepted it, as far as is known"),
+            Self::Services => f.write_str("none of its services leads there"),
+            Self::Namespace => f.write_str("namespaceSelector does not select its namespace"),
+            Self::PodLabels => f.write_str("podSelector does not select its pod"),
+            Self::Unsure(lack) => write!(f, "it is not known {lack}"),
         }
     }
 }

@@ -14,6 +14,7 @@
 //!   minAge: 30s
 //!   allowSystemPorts: []
 //!   # allowHostNetwork: true   # with Kubernetes false
+//!   # excludeNamespaces: []    # with Kubernetes [kube-system]
 //! rules:                       # the first that matches wins
 //! - name: checkout
 //!   mode: Enforce
@@ -26,6 +27,12 @@
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow
+//! - name: pods                 # by the names that a cluster gives them
+//!   match:
+//!     services: [cart, shop/pay]
+//!     namespaceSelector: {matchLabels: {team: shop}}
+//!     podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [dev]}]}
+//!   limits: {maxAge: 2h}
 //! ```
 //!
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
@@ -37,6 +44,16 @@
 //! namespace unless `guards.allowHostNetwork` is true. That last one is true on a plain host,
 //! where there is no other namespace, and false on a node of Kubernetes, where the host's
 //! namespace is the node's own.
+//!
+//! Of a `match` all that is given must hold. A Service is named as `namespace/name`, or by its
+//! bare name, which means one in any namespace that `namespaceSelector` selects, or in any at all;
+//! one of those named must lead to the very port. Selectors are those of a NetworkPolicy. On a
+//! host without Kubernetes a rule for pods matches nothing. While it is not known whether a rule
+//! matches, no later one counts: the connection is spared.
+//!
+//! Pods of `guards.excludeNamespaces` are never moved from, nor pods that are being deleted, nor
+//! those that opt out, themselves or by a Service, with the annotation
+//! `rebalancer.dev/enabled: "false"`.
 //!
 //! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
 //! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; `perNode` an
@@ -59,6 +76,7 @@ mod explain;
 mod file;
 mod matching;
 mod parse;
+mod pods;
 mod rule;
 mod schema;
 mod syntax;
@@ -72,13 +90,14 @@ pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
 pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
+pub use pods::{Lack, Operator, Pods, Requirement, Selector, ServiceRef};
 pub use rule::{AtEnd, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
-use crate::snapshot::Connection;
+use crate::snapshot::{Connection, Who};
 
 /// How much a policy may do. Ordered from the safest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,11 +151,13 @@ impl Policy {
         self
     }
 
-    /// This policy with the defaults of a Kubernetes node: the host's own network namespace is
-    /// left alone.
+    /// This policy with the defaults of a Kubernetes node: the host's own network namespace and
+    /// the pods of `kube-system` are left alone.
     #[must_use]
     pub fn with_kubernetes_defaults(mut self) -> Self {
         self.guards.allow_host_network.get_or_insert(false);
+        let system = || BTreeSet::from(["kube-system".to_owned()]);
+        self.guards.exclude_namespaces.get_or_insert_with(system);
         self
     }
 
@@ -165,11 +186,31 @@ impl Policy {
         &self.rules
     }
 
-    /// The first rule that matches.
-    pub fn rule_for(&self, connection: &Connection) -> Option<&Rule> {
+    /// The first rule that matches `connection`, accepted by `who`.
+    ///
+    /// # Errors
+    /// The first rule of which it is not known whether it does, if none before it does: what a
+    /// later rule says must not count until that is known.
+    pub fn rule_for(
+        &self,
+        connection: &Connection,
+        who: &Who,
+    ) -> Result<Option<&Rule>, (&Rule, Lack)> {
+        for rule in &self.rules {
+            match rule.matches().misses(connection, who) {
+                None => return Ok(Some(rule)),
+                Some(Miss::Unsure(lack)) => return Err((rule, lack)),
+                Some(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// The rules that match pods alone: none of them matches on a host without Kubernetes.
+    pub fn rules_for_pods(&self) -> impl Iterator<Item = &Rule> {
         self.rules
             .iter()
-            .find(|rule| rule.matches().covers(connection))
+            .filter(|rule| !rule.matches().pods().is_any())
     }
 
     /// What `rule` may do under this policy.
@@ -244,6 +285,7 @@ pub struct Guards {
     min_age: Duration,
     allow_system_ports: BTreeSet<u16>,
     allow_host_network: Option<bool>,
+    exclude_namespaces: Option<BTreeSet<String>>,
 }
 
 impl Guards {
@@ -261,5 +303,11 @@ impl Guards {
     /// policy does not say, which is yes on a plain host.
     pub fn allow_host_network(&self) -> Option<bool> {
         self.allow_host_network
+    }
+
+    /// Namespaces whose pods are left alone; `None` if the policy does not say, which is none on
+    /// a plain host.
+    pub fn exclude_namespaces(&self) -> Option<&BTreeSet<String>> {
+        self.exclude_namespaces.as_ref()
     }
 }

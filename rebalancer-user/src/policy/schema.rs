@@ -62,6 +62,19 @@ notations! {
     Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
     Name: {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
     Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
+    ServiceName: {
+        "type": "string",
+        "pattern": "^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+    }
+    LabelKey: {
+        "type": "string",
+        "pattern": "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+    }
+    LabelValue: {
+        "type": "string",
+        "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+    }
+    Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
     TrackedSockets: {"enum": ["All", "Matched"]}
     SessionStates: {"enum": ["Keeps", "Loses"]}
     StepKinds: {"enum": ["Close", "Reset"]}

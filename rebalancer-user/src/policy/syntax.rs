@@ -17,17 +17,13 @@ use super::{
 const LARGEST: usize = 1 << 20;
 
 /// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 11] = [
+const LATER: [&str; 7] = [
     "perService",
     "perEndpoint",
-    "excludeNamespaces",
     "minReadyEndpoints",
     "settle",
     "balance",
     "count",
-    "services",
-    "namespaceSelector",
-    "podSelector",
     "cgroups",
 ];
 

@@ -17,7 +17,7 @@ mode: Enforce
 interval: 2s
 track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000}
 budget: {window: 5m, perNode: 10%, maxInFlight: 7}
-guards: {minAge: 1m, allowSystemPorts: [53, 6443], allowHostNetwork: false}
+guards: {minAge: 1m, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:
 - name: checkout
   mode: DryRun
@@ -35,6 +35,12 @@ rules:
 - name: rest
   match: {peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}
   limits: {maxBytes: 1048576}
+- name: pods
+  match:
+    services: [cart, shop/pay]
+    namespaceSelector: {matchLabels: {team: shop}, matchExpressions: [{key: a.io/tier, operator: NotIn, values: [dev, '']}]}
+    podSelector: {matchExpressions: [{key: app, operator: Exists}]}
+  limits: {maxAge: 2h}
 ";
 
 fn rule(fields: &str) -> String {
@@ -129,7 +135,9 @@ fn the_documented_policy_is_valid_and_says_the_defaults() {
         "short",
         &format!(
             "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
-             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n"
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
+             namespaceSelector: {{matchLabels: {{team: shop}}}}\n    \
+             podSelector: {{matchExpressions: [{{key: tier, operator: NotIn, values: [dev]}}]}}\n  limits: {{maxAge: 2h}}\n"
         ),
     );
     assert_eq!(Ok(documented), short);
@@ -171,7 +179,8 @@ fn the_first_rule_that_matches_wins_and_ports_and_peers_must_both_match() {
     let policy = parse("p", WHOLE).unwrap();
     let matched = |port, remote| {
         policy
-            .rule_for(&connection(port, remote))
+            .rule_for(&connection(port, remote), &Who::NoPod)
+            .unwrap()
             .map(|rule| rule.name().as_str())
     };
     for (port, remote, name) in [
@@ -299,13 +308,39 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("rate of nothing", whole("bytesPerSecond: 50Mi", "bytesPerSecond: 0")),
         ("rate held for a burst", whole("for: 30s", "for: 3s")),
         ("rate held for days", whole("for: 30s", "for: 48h")),
+        ("excluded namespace", whole("[kube-system, infra]", "[kube_system]")),
+        ("excluded namespaces as word", whole("[kube-system, infra]", "kube-system")),
+        ("no services", whole("[cart, shop/pay]", "[]")),
+        ("service in three parts", whole("shop/pay", "shop/pay/http")),
+        ("service as DNS name", whole("shop/pay", "pay.shop.svc")),
+        ("service of no namespace", whole("shop/pay", "/pay")),
+        ("service by number", whole("shop/pay", "7")),
+        ("service as mapping", whole("shop/pay", "{name: pay}")),
+        ("service as word", whole("[cart, shop/pay]", "cart")),
+        ("label's key", whole("team: shop", "-team: shop")),
+        ("label's prefix", whole("a.io/tier", "A_/tier")),
+        ("label's value", whole("team: shop", "team: sh op")),
+        ("label's value as number", whole("team: shop", "team: 1")),
+        ("label's value as boolean", whole("team: shop", "team: true")),
+        ("label's value like a boolean", whole("team: shop", "team: no")),
+        ("label's value as list", whole("team: shop", "team: [shop]")),
+        ("label twice", whole("team: shop", "team: shop, team: pay")),
+        ("labels as list", whole("{team: shop}", "[team]")),
+        ("labels without matchLabels", whole("matchLabels: {team: shop}", "team: shop")),
+        ("operator", whole("operator: NotIn", "operator: notin")),
+        ("operator unheard of", whole("operator: NotIn", "operator: Gt")),
+        ("no operator", whole("operator: Exists", "values: [a]")),
+        ("no key", whole("key: app, ", "")),
+        ("no values", whole(", values: [dev, '']", "")),
+        ("values empty", whole("[dev, '']", "[]")),
+        ("values with Exists", whole("operator: Exists", "operator: Exists, values: [a]")),
+        ("selector as null", whole("{matchExpressions: [{key: app, operator: Exists}]}", "")),
         (
             "fields of later versions",
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n\
              budget: {perService: 10%, perEndpoint: 25%}\n\
-             guards: {excludeNamespaces: [kube-system], minReadyEndpoints: 2, settle: 60s}\n\
-             rules:\n- name: checkout\n  match:\n    services: [checkout]\n    \
-             namespaceSelector: {matchLabels: {team: shop}}\n    podSelector: {}\n    cgroups: [a]\n  \
+             guards: {minReadyEndpoints: 2, settle: 60s}\n\
+             rules:\n- name: checkout\n  match:\n    cgroups: [a]\n  \
              limits: {}\n  balance: {by: Connections, tolerance: 10%}\n"
                 .into(),
         ),
@@ -432,7 +467,21 @@ fn check(policy: &Policy) {
                 .max_age()
                 .is_none_or(|age| age >= policy.guards().min_age() && !age.is_zero())
         );
-        assert!(!rule.matches().ports().is_empty() || !rule.matches().peers().is_empty());
+        let matches = rule.matches();
+        let any = matches.ports().is_empty() && matches.peers().is_empty();
+        assert!(!any || !matches.pods().is_any());
+        let selectors = [
+            matches.pods().namespace_selector(),
+            matches.pods().pod_selector(),
+        ];
+        for requirement in selectors
+            .into_iter()
+            .flatten()
+            .flat_map(Selector::requirements)
+        {
+            let takes = requirement.operator().takes_values();
+            assert_eq!(takes, !requirement.values().is_empty());
+        }
         assert!(
             rule.matches()
                 .ports()
@@ -483,12 +532,29 @@ fn the_host_network_is_left_alone_with_kubernetes_unless_the_policy_says_otherwi
 }
 
 #[test]
+fn system_namespaces_are_left_alone_with_kubernetes_unless_the_policy_says_otherwise() {
+    let with = |guards: &str| {
+        let text = format!("guards: {{{guards}}}\n{}", rule(""));
+        let policy = parse("p", &text).unwrap().with_kubernetes_defaults();
+        let excluded = policy.guards().exclude_namespaces().unwrap();
+        excluded.iter().cloned().collect::<Vec<_>>().join(",")
+    };
+    assert_eq!(with(""), "kube-system");
+    assert_eq!(with("excludeNamespaces: []"), "");
+    assert_eq!(with("excludeNamespaces: [b, a, b]"), "a,b");
+    assert_eq!(
+        parse("p", &rule("")).unwrap().guards().exclude_namespaces(),
+        None
+    );
+}
+
+#[test]
 fn what_misses_is_told() {
     let policy = parse("p", WHOLE).unwrap();
     let miss = |port, remote| {
         let miss = policy.rules()[0]
             .matches()
-            .misses(&connection(port, remote));
+            .misses(&connection(port, remote), &Who::NoPod);
         miss.map(|miss| miss.to_string())
     };
     assert_eq!(miss(8080, "10.0.0.1:5"), None);
@@ -612,6 +678,12 @@ fn the_schema_refuses_what_is_not() {
         ("when: AtOnce", "when: Never"),
         ("atEnd: ResetNow", "atEnd: Reset"),
         ("rules:", "balance: {}\nrules:"),
+        ("[kube-system, infra]", "[Kube]"),
+        ("shop/pay", "a/b/c"),
+        ("team: shop", "team: 1"),
+        ("a.io/tier", "a.io/"),
+        ("operator: Exists", "operator: Gt"),
+        ("operator: Exists", "values: [a]"),
     ] {
         assert!(WHOLE.contains(from), "{from}");
         let text = WHOLE.replacen(from, to, 1);

@@ -10,6 +10,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
+    ServiceRef,
     error::{Fault, quoted},
     file::Scalar,
     syntax::nearest,
@@ -283,12 +284,7 @@ pub(super) fn exactly(value: Value<'_>, expected: &str) -> Read<()> {
 /// A DNS label.
 pub(super) fn name(value: Value<'_>) -> Read<&str> {
     let text = value.text("a name", "checkout")?;
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let valid = (1..=63).contains(&text.len())
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if valid {
+    if is_label(text) {
         return Ok(text);
     }
     Err(Fault::new(
@@ -296,6 +292,79 @@ pub(super) fn name(value: Value<'_>) -> Read<&str> {
         "must be a DNS label",
         "write 1 to 63 of a-z, 0-9 and `-`, the first and last not `-`, e.g. checkout",
     ))
+}
+
+fn is_label(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=63).contains(&text.len())
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// A Service: `name` or `namespace/name`.
+pub(super) fn service(value: Value<'_>) -> Read<ServiceRef> {
+    let text = value.text("a Service", "checkout")?;
+    let (namespace, name) = match text.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, text),
+    };
+    if [namespace, Some(name)].into_iter().flatten().all(is_label) {
+        return Ok(ServiceRef {
+            namespace: namespace.map(str::to_owned),
+            name: name.to_owned(),
+        });
+    }
+    let label = "neither `name` nor `namespace/name`";
+    let remedy = "write the Service's own name, e.g. checkout or shop/checkout";
+    Err(Fault::new("not a Service", label, remedy))
+}
+
+/// A label's key: a name, with or without a prefix.
+pub(super) fn label_key(value: Value<'_>) -> Read<&str> {
+    let text = value.text("a label", "app.kubernetes.io/name")?;
+    label_key_text(text).map(|()| text)
+}
+
+/// As [`label_key`], of a mapping's own key.
+pub(super) fn label_key_text(text: &str) -> Read<()> {
+    const LONGEST_PREFIX: usize = 253;
+    let (prefix, name) = match text.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, text),
+    };
+    let is_prefix =
+        |prefix: &str| prefix.len() <= LONGEST_PREFIX && prefix.split('.').all(is_label);
+    if !name.is_empty() && is_label_value(name) && prefix.is_none_or(is_prefix) {
+        return Ok(());
+    }
+    Err(Fault::new(
+        "not a label",
+        format!("{} is no label's key", quoted(text)),
+        "write it as on the object, e.g. app or app.kubernetes.io/name",
+    ))
+}
+
+/// A label's value.
+pub(super) fn label_value(value: Value<'_>) -> Read<&str> {
+    let text = value.text("a label's value", "checkout")?;
+    if is_label_value(text) {
+        return Ok(text);
+    }
+    let label = "no label can have this value";
+    let remedy =
+        "write up to 63 of a-z, A-Z, 0-9, `-`, `_` and `.`, a letter or digit at both ends";
+    Err(Fault::new("not a label's value", label, remedy))
+}
+
+fn is_label_value(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    text.is_empty()
+        || text.len() <= 63
+            && text.bytes().all(inner)
+            && text.starts_with(ends)
+            && text.ends_with(ends)
 }
 
 /// A network; an IPv4-mapped one becomes IPv4.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     Notation, Origin,
     json::{state_name, write as write_json},
+    names::service_names,
     plan::{DecisionItem, ReasonItem, decision_item, reason_item},
     table::{age, size},
 };
@@ -28,6 +29,19 @@ pub fn explanation_table(
     line("peer", c.remote.to_string())?;
     let netns = c.endpoint.netns.0;
     line("local", format!("{}, network namespace {netns}", c.local))?;
+    if let Some(pod) = explained.who.pod() {
+        line("pod", format!("{}/{}", pod.namespace, pod.pod))?;
+        if pod.services.is_some() {
+            let services = service_names(pod);
+            let none = ["none"];
+            let shown = if services.is_empty() {
+                &none[..]
+            } else {
+                &services
+            };
+            line("services", shown.join(", "))?;
+        }
+    }
     line("state", state_name(c.state))?;
     let age = age(snapshot.taken.since(c.opened));
     line("age", format!("{at_least}{age}"))?;
@@ -38,7 +52,8 @@ pub fn explanation_table(
         line(
             "rule",
             match miss {
-                Some(miss) => format!("not {name}: {miss}"),
+                Some(miss) if miss.is_sure() => format!("not {name}: {miss}"),
+                Some(miss) => format!("{name}, perhaps: {miss}"),
                 None => format!("{name}: matches"),
             },
         )?;

@@ -10,7 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Origin, Sort, Source, cgroup, rate, sorted};
+use super::{
+    Origin, Sort, Source, cgroup,
+    names::{NamingItem, PodItem, container, service_names, who_item},
+    rate, sorted,
+};
 use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
 
 pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
@@ -40,13 +44,17 @@ struct Envelope<'a, T> {
 }
 
 #[derive(Serialize)]
-struct Connections {
+struct Connections<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    names: Option<NamingItem>,
     endpoints: Vec<EndpointItem>,
-    items: Vec<ConnectionItem>,
+    items: Vec<ConnectionItem<'a>>,
 }
 
 #[derive(Serialize)]
 struct Endpoints {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    names: Option<NamingItem>,
     items: Vec<EndpointItem>,
 }
 
@@ -61,9 +69,18 @@ pub(super) struct EndpointRef {
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ConnectionItem {
+pub(super) struct ConnectionItem<'a> {
     /// The socket's cookie in hexadecimal, as `ss -e` shows it behind `sk:`.
     pub(super) id: String,
+    /// For people; follows from the endpoint's `pod`.
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    namespace: Option<&'a str>,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
+    #[serde(skip_deserializing, skip_serializing_if = "Vec::is_empty")]
+    services: Vec<&'a str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) container: Option<String>,
     pub(super) endpoint: EndpointRef,
     pub(super) cgroup: u64,
     pub(super) local: SocketAddr,
@@ -110,6 +127,11 @@ pub(super) struct EndpointItem {
     pub(super) closed_by_timeout: u64,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) pod: Option<PodItem>,
+    /// It may be a pod's, and of which is not known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) pod_unknown: bool,
 }
 
 /// Every connection, and the endpoints' sums beside them, so that a replay sees the whole node.
@@ -125,7 +147,11 @@ pub fn connections(
         .map(|c| connection(c, snapshot))
         .collect();
     let endpoints = endpoint_items(snapshot);
-    let body = Connections { endpoints, items };
+    let body = Connections {
+        names: NamingItem::of(snapshot.naming),
+        endpoints,
+        items,
+    };
     write(out, notation, CONNECTIONS, snapshot, origin, body)
 }
 
@@ -137,7 +163,8 @@ pub fn endpoints(
     origin: &Origin,
 ) -> io::Result<()> {
     let items = endpoint_items(snapshot);
-    let body = Endpoints { items };
+    let names = NamingItem::of(snapshot.naming);
+    let body = Endpoints { names, items };
     write(out, notation, "EndpointList", snapshot, origin, body)
 }
 
@@ -176,9 +203,14 @@ pub(super) fn endpoint_ref(key: &EndpointKey) -> EndpointRef {
     }
 }
 
-fn connection(c: &Connection, snapshot: &Snapshot) -> ConnectionItem {
+fn connection<'a>(c: &Connection, snapshot: &'a Snapshot) -> ConnectionItem<'a> {
+    let pod = snapshot.who(&c.endpoint).pod();
     ConnectionItem {
         id: c.cookie.to_string(),
+        namespace: pod.map(|pod| pod.namespace.as_str()),
+        pod: pod.map(|pod| pod.pod.as_str()),
+        services: pod.map(service_names).unwrap_or_default(),
+        container: container(c, snapshot).map(str::to_owned),
         endpoint: endpoint_ref(&c.endpoint),
         cgroup: c.cgroup.0,
         local: c.local,
@@ -214,19 +246,24 @@ pub(super) fn state_name(state: TcpState) -> String {
 }
 
 fn endpoint_items(snapshot: &Snapshot) -> Vec<EndpointItem> {
-    let item = |(key, e): (&EndpointKey, &Endpoint)| EndpointItem {
-        netns: key.netns.0,
-        cgroup: cgroup(key),
-        port: key.port,
-        listeners: e.listeners,
-        accepted: e.accepted,
-        open: e.open,
-        closed: e.closed,
-        closed_by_reset: e.closed_by_reset,
-        closed_by_abort: e.closed_by_abort,
-        closed_by_timeout: e.closed_by_timeout,
-        bytes_in: e.bytes_in.0,
-        bytes_out: e.bytes_out.0,
+    let item = |(key, e): (&EndpointKey, &Endpoint)| {
+        let (pod, pod_unknown) = who_item(&e.who);
+        EndpointItem {
+            netns: key.netns.0,
+            cgroup: cgroup(key),
+            port: key.port,
+            listeners: e.listeners,
+            accepted: e.accepted,
+            open: e.open,
+            closed: e.closed,
+            closed_by_reset: e.closed_by_reset,
+            closed_by_abort: e.closed_by_abort,
+            closed_by_timeout: e.closed_by_timeout,
+            bytes_in: e.bytes_in.0,
+            bytes_out: e.bytes_out.0,
+            pod,
+            pod_unknown,
+        }
     };
     snapshot.endpoints.iter().map(item).collect()
 }

@@ -4,6 +4,7 @@
 mod explain;
 mod json;
 mod moved;
+mod names;
 mod plan;
 mod read;
 mod table;

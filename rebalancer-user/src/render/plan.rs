@@ -12,35 +12,45 @@ use serde::Serialize;
 use super::{
     Notation, Origin, Sort,
     json::{EndpointRef, endpoint_ref, nanoseconds, write as write_json},
+    names::pod_name,
     sorted,
     table::{table, write as write_table},
 };
 use crate::{
     plan::{Decision, Move, Outlook, Plan, Reason, Verdict},
     policy::{AtEnd, Step, StepKind, When},
-    snapshot::{Connection, Cookie, Snapshot},
+    snapshot::{Connection, Cookie, Naming, Snapshot},
 };
 
 /// The moves in their order, what is spared in sums, and how long it takes.
 pub fn plan_table(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Result<()> {
     let known = by_cookie(snapshot);
-    let mut moves = table(
-        &["PLACE", "ID", "RULE", "MODE", "LOCAL", "PEER", "WHY"],
-        0..1,
-    );
+    let named = snapshot.naming != Naming::Off;
+    let pod: &[&str] = if named { &["POD"] } else { &[] };
+    let header = [
+        &["PLACE", "ID", "RULE", "MODE"],
+        pod,
+        &["LOCAL", "PEER", "WHY"],
+    ]
+    .concat();
+    let mut moves = table(&header, 0..1);
     for decision in plan.decisions() {
         let (Verdict::Move(chosen), Some(place)) = (&decision.verdict, decision.place) else {
             continue;
         };
-        moves.add_row([
+        let what = [
             place.to_string(),
             decision.cookie.to_string(),
             chosen.rule().to_string(),
             chosen.mode().as_str().to_owned(),
+        ];
+        let pod = named.then(|| chosen.pod().unwrap_or("-").to_owned());
+        let whence = [
             chosen.local().to_string(),
             chosen.remote().to_string(),
             reasons(chosen),
-        ]);
+        ];
+        moves.add_row(what.into_iter().chain(pod).chain(whence));
     }
     if plan.moves().next().is_some() {
         write_table(out, &moves)?;
@@ -52,14 +62,20 @@ pub fn plan_table(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io:
 /// Every connection: the moves in their order, then those that wait in theirs, then the others.
 pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Result<()> {
     let known = by_cookie(snapshot);
+    let named = snapshot.naming != Naming::Off;
+    let place = if named { "POD" } else { "NETNS" };
     let header = [
-        "PLACE", "ID", "NETNS", "LOCAL", "PEER", "RULE", "VERDICT", "WHY",
+        "PLACE", "ID", place, "LOCAL", "PEER", "RULE", "VERDICT", "WHY",
     ];
     let mut all = table(&header, 0..1);
     for decision in in_order(plan) {
-        let [netns, local, peer] = match known.get(&decision.cookie) {
+        let [place, local, peer] = match known.get(&decision.cookie) {
             Some(c) => [
-                c.endpoint.netns.0.to_string(),
+                if named {
+                    pod_name(snapshot.who(&c.endpoint))
+                } else {
+                    c.endpoint.netns.0.to_string()
+                },
                 c.local.to_string(),
                 c.remote.to_string(),
             ],
@@ -72,7 +88,7 @@ pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::
         all.add_row([
             decision.place.map_or("-".to_owned(), |n| n.to_string()),
             decision.cookie.to_string(),
-            netns,
+            place,
             local,
             peer,
             decision
@@ -150,6 +166,9 @@ pub(super) struct DecisionItem<'a> {
     peer: Option<SocketAddr>,
     rule: Option<&'a str>,
     place: Option<u64>,
+    /// The pod that is moved from, as `namespace/name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod: Option<&'a str>,
     verdict: &'static str,
     /// Why it is spared, as a stable word.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,6 +256,10 @@ pub(super) fn decision_item<'a>(
         peer: connection.map(|c| c.remote),
         rule: decision.rule.as_ref().map(|rule| rule.as_str()),
         place: decision.place,
+        pod: match &decision.verdict {
+            Verdict::Move(chosen) => chosen.pod(),
+            Verdict::Spared(_) => None,
+        },
         verdict,
         cause,
         why,

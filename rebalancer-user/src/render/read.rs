@@ -10,14 +10,17 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     Origin, Source,
     json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+    names::{NamingItem, is_name, who},
 };
 use crate::{
     policy::visible,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState,
+        TcpState, Who,
     },
 };
+
+const NAME: &str = "a name: up to 253 of a-z, A-Z, 0-9, `-`, `_` and `.`";
 
 /// The largest dump read: some 500,000 connections.
 const LARGEST: u64 = 512 << 20;
@@ -72,8 +75,10 @@ struct Dump {
     generated_at: String,
     source: Source,
     taken_nanoseconds: u64,
+    #[serde(default)]
+    names: Option<NamingItem>,
     endpoints: Vec<EndpointItem>,
-    items: Vec<ConnectionItem>,
+    items: Vec<ConnectionItem<'static>>,
 }
 
 /// Reads a dump of connections.
@@ -112,7 +117,13 @@ pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
     };
     let mut endpoints = BTreeMap::new();
     for (index, item) in dump.endpoints.iter().enumerate() {
-        let (key, sums) = endpoint(item);
+        let (key, mut sums) = endpoint(item);
+        sums.who =
+            who(item.pod.as_ref(), item.pod_unknown).map_err(|(field, text)| ReadError::Value {
+                path: format!("endpoints[{index}].pod.{field}"),
+                value: quoted(&text),
+                expected: NAME,
+            })?;
         if endpoints.insert(key, sums).is_some() {
             return Err(ReadError::Value {
                 path: format!("endpoints[{index}]"),
@@ -120,6 +131,20 @@ pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
                 expected: "a new endpoint: it was listed before",
             });
         }
+    }
+    let mut containers = BTreeMap::new();
+    for (index, item) in dump.items.iter().enumerate() {
+        let Some(container) = &item.container else {
+            continue;
+        };
+        if !is_name(container) {
+            return Err(ReadError::Value {
+                path: format!("items[{index}].container"),
+                value: quoted(container),
+                expected: NAME,
+            });
+        }
+        containers.insert(CgroupId(item.cgroup), container.clone());
     }
     let connections: Result<_, ReadError> = dump
         .items
@@ -131,6 +156,8 @@ pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
         taken: KernelTime(dump.taken_nanoseconds),
         connections: connections?,
         endpoints,
+        naming: NamingItem::read(dump.names),
+        containers,
     };
     Ok((origin, snapshot))
 }
@@ -161,6 +188,7 @@ fn endpoint(item: &EndpointItem) -> (EndpointKey, Endpoint) {
         port: item.port,
     };
     let sums = Endpoint {
+        who: Who::default(),
         listeners: item.listeners,
         accepted: item.accepted,
         open: item.open,
@@ -174,7 +202,7 @@ fn endpoint(item: &EndpointItem) -> (EndpointKey, Endpoint) {
     (key, sums)
 }
 
-fn connection(index: usize, item: &ConnectionItem) -> Result<Connection, ReadError> {
+fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, ReadError> {
     let value = |field: &str, text: &str, expected| ReadError::Value {
         path: format!("items[{index}].{field}"),
         value: quoted(text),
@@ -242,12 +270,22 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::net::{IpAddr, SocketAddrV6};
+    use std::{
+        net::{IpAddr, SocketAddrV6},
+        sync::Arc,
+    };
 
-    use proptest::{collection::vec, option, prelude::*};
+    use proptest::{
+        collection::{btree_map, vec},
+        option,
+        prelude::*,
+    };
 
     use super::*;
-    use crate::render::{Notation, Sort, connections};
+    use crate::{
+        render::{Notation, Sort, connections},
+        snapshot::{Identity, Naming, ServiceAt},
+    };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
         let mut out = Vec::new();
@@ -310,8 +348,38 @@ pub(super) mod tests {
         )
     }
 
+    fn any_who() -> impl Strategy<Value = Who> {
+        let labels = || btree_map("\\PC{0,8}", "\\PC{0,8}", 0..3);
+        let name = "[a-z0-9][a-z0-9.-]{0,20}";
+        let service = (name, any::<[bool; 3]>()).prop_map(|(name, bools)| ServiceAt {
+            name,
+            ready: bools[0],
+            terminating: bools[1],
+            opted_out: bools[2],
+        });
+        let names = (name, name, name, option::of(labels()), labels());
+        let pod = (names, option::of(vec(service, 0..3)), any::<[bool; 3]>());
+        let pod = pod.prop_map(
+            |((namespace, pod, uid, namespace_labels, labels), services, bools)| {
+                Who::Pod(Arc::new(Identity {
+                    namespace,
+                    namespace_labels,
+                    pod,
+                    uid,
+                    labels,
+                    services,
+                    ready: bools[0],
+                    terminating: bools[1],
+                    opted_out: bools[2],
+                }))
+            },
+        );
+        prop_oneof![Just(Who::NoPod), Just(Who::Unknown), pod]
+    }
+
     pub(in crate::render) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
-        let sums = any::<[u64; 9]>().prop_map(|n| Endpoint {
+        let sums = (any_who(), any::<[u64; 9]>()).prop_map(|(who, n)| Endpoint {
+            who,
             listeners: n[0],
             accepted: n[1],
             open: n[2],
@@ -323,11 +391,24 @@ pub(super) mod tests {
             bytes_out: Bytes(n[8]),
         });
         let endpoints = prop::collection::btree_map(any_key(), sums, 0..5);
-        (any::<u64>(), vec(any_connection(), 0..8), endpoints).prop_map(
-            |(taken, connections, endpoints)| Snapshot {
-                taken: KernelTime(taken),
-                connections,
-                endpoints,
+        let naming = prop_oneof![
+            Just(Naming::Off),
+            Just(Naming::Fresh),
+            Just(Naming::Stale(None)),
+            any::<u64>().prop_map(|n| Naming::Stale(Some(Duration::from_nanos(n)))),
+        ];
+        let connections = vec((any_connection(), option::of("[a-z0-9-]{1,63}")), 0..8);
+        (any::<u64>(), connections, endpoints, naming).prop_map(
+            |(taken, connections, endpoints, naming)| {
+                let named =
+                    |(c, name): &(Connection, Option<String>)| Some((c.cgroup, name.clone()?));
+                Snapshot {
+                    taken: KernelTime(taken),
+                    containers: connections.iter().filter_map(named).collect(),
+                    connections: connections.into_iter().map(|(c, _)| c).collect(),
+                    endpoints,
+                    naming,
+                }
             },
         )
     }
@@ -418,7 +499,20 @@ pub(super) mod tests {
                 retransmits: 0,
                 rtt: Duration::ZERO,
             }],
-            endpoints: BTreeMap::from([(key, Endpoint::default())]),
+            endpoints: BTreeMap::from([(
+                key,
+                Endpoint {
+                    who: Who::Pod(Arc::new(Identity {
+                        namespace: "shop".to_owned(),
+                        pod: "web-0".to_owned(),
+                        uid: "u".to_owned(),
+                        ..Identity::default()
+                    })),
+                    ..Endpoint::default()
+                },
+            )]),
+            naming: Naming::Fresh,
+            containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
         };
         let whole = written(&origin, &snapshot);
         let with = |from: &str, to: &str| {
@@ -464,6 +558,9 @@ pub(super) mod tests {
                 "deep",
                 with("\"bytesIn\": 7", &format!("\"x\": {}", "[".repeat(500))),
             ),
+            ("a pod's name", with("web-0", "\\u001b[31mred")),
+            ("a container's name", with("nginx", "")),
+            ("a state of names", with("fresh", "rotten")),
             ("more behind", format!("{whole}{whole}")),
             ("cut off", whole[..whole.len() / 2].to_owned()),
         ];

@@ -8,14 +8,34 @@ use std::{
 use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{Sort, cgroup, rate, sorted};
-use crate::snapshot::{Bytes, Connection, Snapshot};
+use super::{
+    Sort, cgroup,
+    names::{columns, container},
+    rate, sorted,
+};
+use crate::snapshot::{Bytes, Connection, Naming, Snapshot};
 
 /// Every connection.
 pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
-    let mut table = table(&COLUMNS, 5..11);
+    let named = snapshot.naming != Naming::Off;
+    let [id, netns, rest @ ..] = COLUMNS;
+    let place: &[&str] = if named {
+        &["NAMESPACE", "POD"]
+    } else {
+        &[netns]
+    };
+    let header: Vec<&str> = [&[id], place, &rest].concat();
+    let numbers = header.len() - 6;
+    let mut table = table(&header, numbers..header.len());
     for c in sorted(snapshot, sort) {
-        table.add_row(cells(c, snapshot));
+        let [id, netns, rest @ ..] = cells(c, snapshot);
+        let place = if named {
+            let [namespace, pod, _] = columns(snapshot.who(&c.endpoint));
+            vec![namespace, pod]
+        } else {
+            vec![netns]
+        };
+        table.add_row([id].into_iter().chain(place).chain(rest));
     }
     write(out, &table)
 }
@@ -25,8 +45,16 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
     let more = [
         "CGROUP", "SENT", "RECEIVED", "SEGS-IN", "SEGS-OUT", "RETRANS", "RTT", "LAST", "FLAGS",
     ];
-    let header: Vec<&str> = COLUMNS.into_iter().chain(more).collect();
-    let mut table = table(&header, 5..18);
+    let named = snapshot.naming != Naming::Off;
+    let [id, rest @ ..] = COLUMNS;
+    let names: &[&str] = if named {
+        &["NAMESPACE", "POD", "SERVICE", "CONTAINER"]
+    } else {
+        &[]
+    };
+    let header = [&[id], names, &rest, &more].concat();
+    let numbers = names.len() + 5;
+    let mut table = table(&header, numbers..numbers + 13);
     for c in sorted(snapshot, sort) {
         let flags: Vec<&str> = [
             (!c.owned, "not-accepted"),
@@ -56,7 +84,13 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
                 flags.join(",")
             },
         ];
-        table.add_row(cells(c, snapshot).into_iter().chain(more));
+        let [id, rest @ ..] = cells(c, snapshot);
+        let mut names = Vec::new();
+        if named {
+            names.extend(columns(snapshot.who(&c.endpoint)));
+            names.push(container(c, snapshot).unwrap_or("-").to_owned());
+        }
+        table.add_row([id].into_iter().chain(names).chain(rest).chain(more));
     }
     write(out, &table)
 }
@@ -84,25 +118,31 @@ fn cells(c: &Connection, snapshot: &Snapshot) -> [String; 11] {
 
 /// Every endpoint.
 pub fn endpoints_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<()> {
-    let mut table = table(
-        &[
-            "NETNS",
-            "CGROUP",
-            "PORT",
-            "LISTENERS",
-            "ACCEPTED",
-            "OPEN",
-            "CLOSED",
-            "RESET",
-            "ABORTED",
-            "TIMED-OUT",
-            "IN",
-            "OUT",
-        ],
-        2..12,
-    );
+    let named = snapshot.naming != Naming::Off;
+    let names: &[&str] = if named {
+        &["NAMESPACE", "POD", "SERVICE"]
+    } else {
+        &[]
+    };
+    let sums = [
+        "NETNS",
+        "CGROUP",
+        "PORT",
+        "LISTENERS",
+        "ACCEPTED",
+        "OPEN",
+        "CLOSED",
+        "RESET",
+        "ABORTED",
+        "TIMED-OUT",
+        "IN",
+        "OUT",
+    ];
+    let header = [names, &sums].concat();
+    let mut table = table(&header, names.len() + 2..header.len());
     for (key, e) in &snapshot.endpoints {
-        table.add_row([
+        let names = named.then(|| columns(&e.who)).into_iter().flatten();
+        table.add_row(names.chain([
             key.netns.0.to_string(),
             cgroup(key).map_or("-".to_owned(), |id| id.to_string()),
             key.port.to_string(),
@@ -115,7 +155,7 @@ pub fn endpoints_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<
             e.closed_by_timeout.to_string(),
             size(e.bytes_in),
             size(e.bytes_out),
-        ]);
+        ]));
     }
     write(out, &table)
 }

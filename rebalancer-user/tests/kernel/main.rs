@@ -11,6 +11,7 @@ mod guards;
 mod life;
 mod mechanisms;
 mod moves;
+mod names;
 mod neighbours;
 mod server;
 mod steps;

@@ -1,5 +1,6 @@
 //! From the file's types to a [`Policy`]: the errors of meaning, all of them.
 
+mod pods;
 mod reader;
 mod rules;
 
@@ -14,6 +15,8 @@ use super::{
 
 pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const KIND: &str = "RebalancePolicy";
+
+const MOST_NAMESPACES: usize = 1024;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -115,8 +118,7 @@ impl Reader<'_> {
             min_ready_endpoints,
             settle,
         } = inner(field, &default);
-        let supported = "minAge, allowSystemPorts and allowHostNetwork";
-        self.unsupported(exclude_namespaces, "excludeNamespaces", supported);
+        let supported = "minAge, allowSystemPorts, allowHostNetwork and excludeNamespaces";
         self.unsupported(min_ready_endpoints, "minReadyEndpoints", supported);
         self.unsupported(settle, "settle", supported);
         let ports: BTreeSet<u16> = self
@@ -125,7 +127,13 @@ impl Reader<'_> {
             .filter_map(|port| self.item(port, values::port))
             .map(Into::into)
             .collect();
+        let namespaces: BTreeSet<String> = self
+            .list(exclude_namespaces, MOST_NAMESPACES)
+            .iter()
+            .filter_map(|name| self.item(name, |value| values::name(value).map(str::to_owned)))
+            .collect();
         Guards {
+            exclude_namespaces: exclude_namespaces.0.is_some().then_some(namespaces),
             min_age: self.duration(min_age, Duration::ZERO..=YEAR).unwrap_or(
                 if min_age.0.is_some() {
                     Duration::ZERO

@@ -14,14 +14,14 @@ use crate::policy::{
     error::{Fault, quoted},
     file::{
         Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile, RuleFile,
-        StepFile, Unsupported,
+        StepFile,
     },
     values,
 };
 
 /// Bounds on lists: each connection is held against each item.
 const MOST_RULES: usize = 256;
-const MOST_ITEMS: usize = 256;
+pub(super) const MOST_ITEMS: usize = 256;
 const MOST_STEPS: usize = 8;
 
 impl Reader<'_> {
@@ -118,17 +118,18 @@ impl Reader<'_> {
             pod_selector,
             cgroups,
         } = inner(field, &default);
-        let supported = "ports and peers";
-        self.unsupported(services, "services", supported);
-        self.unsupported(namespace_selector, "namespaceSelector", supported);
-        self.unsupported(pod_selector, "podSelector", supported);
+        let supported = "ports, peers, services, namespaceSelector and podSelector";
         self.unsupported(cgroups, "cgroups", supported);
-        let given = |field: &Unsupported| field.0.is_some();
-        let later = [services, namespace_selector, pod_selector, cgroups]
-            .into_iter()
-            .any(given);
-        if field.0.is_some() && ports.0.is_none() && peers.0.is_none() && !later {
-            let remedy = "write ports or peers, e.g. `match: {ports: [{port: 8080}]}`";
+        let given = [
+            ports.0.is_some(),
+            peers.0.is_some(),
+            services.0.is_some(),
+            namespace_selector.0.is_some(),
+            pod_selector.0.is_some(),
+            cgroups.0.is_some(),
+        ];
+        if field.0.is_some() && !given.contains(&true) {
+            let remedy = "write what it is for, e.g. `match: {ports: [{port: 8080}]}`";
             let fault = Fault::new("an empty match", "matches nothing", remedy);
             self.report(self.place_of(field), fault);
         }
@@ -142,6 +143,7 @@ impl Reader<'_> {
                 .filter_map(|port| self.port_range(port))
                 .collect(),
             peers: peers.iter().filter_map(|peer| self.peer(peer)).collect(),
+            pods: self.pods(services, namespace_selector, pod_selector),
         }
     }
 

@@ -1,0 +1,77 @@
+//! Where names of pods come from, and a look-up of them for one call.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+
+use super::note;
+use crate::{
+    kubernetes::{Access, Ask, Names},
+    snapshot::Snapshot,
+};
+
+/// How long a call waits for the API server.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where names of pods and Services come from.
+#[derive(Args, Clone, Debug)]
+pub(super) struct NamesArgs {
+    /// Whether the API server is asked for names of pods and Services. `auto`: in a pod with a
+    /// token, or with a kubeconfig.
+    #[arg(long, value_enum, default_value_t = AskArg::Auto, value_name = "WHEN")]
+    kubernetes: AskArg,
+    /// The way to the API server, instead of a pod's own.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// What the API server calls this node; with a kubeconfig it is the host's name by default.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    node_name: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AskArg {
+    /// If there is one to ask.
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+impl NamesArgs {
+    pub(super) fn access(&self) -> Access {
+        Access {
+            ask: match self.kubernetes {
+                AskArg::Auto => Ask::Auto,
+                AskArg::On => Ask::On,
+                AskArg::Off => Ask::Off,
+            },
+            kubeconfig: self.kubeconfig.clone(),
+            node: self.node_name.clone().filter(|name| !name.is_empty()),
+        }
+    }
+
+    /// Puts names to a snapshot of this node, if there is an API server to ask. If it does not
+    /// answer, that is said, and the names stay unknown.
+    pub(super) fn put(&self, snapshot: &mut Snapshot, cgroup: Option<&Path>) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        let named = async {
+            let Some(mut names) = Names::connect(&self.access(), cgroup).await? else {
+                return anyhow::Ok(());
+            };
+            if !names.listed(PATIENCE).await {
+                note("warning: the API server has not answered: not all names are known");
+            }
+            names.name(snapshot);
+            Ok(())
+        };
+        runtime.block_on(named)
+    }
+}

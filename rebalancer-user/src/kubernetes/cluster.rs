@@ -1,0 +1,247 @@
+//! What the API server said, as far as it is used: no more of an object is kept. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use crate::snapshot::{Identity, Labels, Naming, ServiceAt};
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) labels: Labels,
+    pub(super) ready: bool,
+    pub(super) terminating: bool,
+    pub(super) opted_out: bool,
+    /// What kubelet calls a static pod, whose mirror this is.
+    pub(super) mirror_of: Option<String>,
+    /// Containers' names, by the runtime's id.
+    pub(super) containers: BTreeMap<String, String>,
+}
+
+/// A part of a Service's endpoints, of this node alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) namespace: String,
+    pub(super) service: String,
+    /// Ports of the pods; `None` is any.
+    pub(super) ports: Vec<Option<u16>>,
+    /// By the pod's uid.
+    pub(super) endpoints: BTreeMap<String, SliceEndpoint>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SliceEndpoint {
+    pub(super) ready: bool,
+    pub(super) terminating: bool,
+}
+
+/// What happened to the objects of a kind. `None` for a value: nothing of the object is used.
+#[derive(Clone, Debug)]
+pub(super) enum Change<T> {
+    /// They are listed anew.
+    Begin,
+    /// One of the list.
+    Listed(String, Option<T>),
+    /// The list is complete: what was not in it is gone.
+    Done,
+    /// One has come, or has changed.
+    Set(String, Option<T>),
+    /// One has gone.
+    Removed(String),
+}
+
+/// The objects of one kind, and how sure of them one can be.
+#[derive(Debug)]
+pub(super) struct Known<T> {
+    /// `None` until the first list is complete.
+    now: Option<BTreeMap<String, T>>,
+    coming: Option<BTreeMap<String, T>>,
+    failed: bool,
+    heard: Option<Instant>,
+}
+
+impl<T> Default for Known<T> {
+    fn default() -> Self {
+        Self {
+            now: None,
+            coming: None,
+            failed: false,
+            heard: None,
+        }
+    }
+}
+
+impl<T> Known<T> {
+    /// Takes in a change that was heard at `at`.
+    pub(super) fn change(&mut self, change: Change<T>, at: Instant) {
+        match change {
+            // Nothing was heard yet: it is asked for.
+            Change::Begin => {
+                self.coming = Some(BTreeMap::new());
+                return;
+            }
+            Change::Listed(key, value) => {
+                let coming = self.coming.get_or_insert_default();
+                coming.extend(value.map(|value| (key, value)));
+            }
+            Change::Done => self.now = Some(self.coming.take().unwrap_or_default()),
+            Change::Set(key, Some(value)) => {
+                self.now.get_or_insert_default().insert(key, value);
+            }
+            Change::Set(key, None) | Change::Removed(key) => {
+                self.now.get_or_insert_default().remove(&key);
+            }
+        }
+        self.heard(at);
+    }
+
+    /// The API server has answered at `at`.
+    pub(super) fn heard(&mut self, at: Instant) {
+        self.failed = false;
+        self.heard = Some(at);
+    }
+
+    /// It has not answered, or has refused.
+    pub(super) fn failed(&mut self) {
+        self.failed = true;
+    }
+
+    /// Whether they have been listed once.
+    pub(super) fn is_listed(&self) -> bool {
+        self.now.is_some()
+    }
+
+    /// Whether an answer is overdue: to a list for so long, or of a watch at all.
+    pub(super) fn waits(&self, now: Instant, list: Duration, watch: Duration) -> bool {
+        let most = if self.coming.is_some() || !self.is_listed() {
+            list
+        } else {
+            watch
+        };
+        let silent = |heard| now.saturating_duration_since(heard) >= most;
+        self.heard.is_none_or(silent)
+    }
+
+    /// Since when they may be outdated; `Some(None)`: they were never known.
+    fn outdated(&self, now: Instant, patience: Duration) -> Option<Option<Instant>> {
+        let Some(heard) = self.heard.filter(|_| self.is_listed()) else {
+            return Some(None);
+        };
+        let silent = now.saturating_duration_since(heard) > patience;
+        (self.failed || self.coming.is_some() || silent).then_some(Some(heard))
+    }
+}
+
+/// What is known of a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    /// Pods of this node, by uid.
+    pub(super) pods: Known<Pod>,
+    /// Every namespace's labels.
+    pub(super) namespaces: Known<Labels>,
+    /// Services that ask to be left alone, as `namespace/name`.
+    pub(super) opted_out: Known<()>,
+    /// Slices with endpoints of this node.
+    pub(super) slices: Known<Slice>,
+}
+
+/// How long nothing may be heard of a kind: longer than its watch is asked to last.
+pub(super) const POD_PATIENCE: Duration = Duration::from_secs(75);
+pub(super) const PATIENCE: Duration = Duration::from_secs(135);
+
+impl Cluster {
+    /// Whether everything has been listed once.
+    pub(super) fn is_listed(&self) -> bool {
+        self.pods.is_listed()
+            && self.namespaces.is_listed()
+            && self.opted_out.is_listed()
+            && self.slices.is_listed()
+    }
+
+    /// How sure of all of it one can be.
+    pub(super) fn naming(&self, now: Instant) -> Naming {
+        let outdated = [
+            self.pods.outdated(now, POD_PATIENCE),
+            self.namespaces.outdated(now, PATIENCE),
+            self.opted_out.outdated(now, PATIENCE),
+            self.slices.outdated(now, PATIENCE),
+        ];
+        // `None`, never known, is before any time.
+        match outdated.into_iter().flatten().min() {
+            None => Naming::Fresh,
+            Some(heard) => Naming::Stale(heard.map(|at| now.saturating_duration_since(at))),
+        }
+    }
+
+    /// The pod that kubelet calls so, with its uid in the API.
+    pub(super) fn pod(&self, uid: &str) -> Option<(&str, &Pod)> {
+        let pods = self.pods.now.as_ref()?;
+        if let Some((uid, pod)) = pods.get_key_value(uid) {
+            return Some((uid, pod));
+        }
+        let mut mirrors = pods
+            .iter()
+            .filter(|(_, pod)| pod.mirror_of.as_deref() == Some(uid));
+        let (of_api, pod) = mirrors.next()?;
+        // Two cannot both be it, and which is forged is not known.
+        mirrors.next().is_none().then_some((of_api, pod))
+    }
+
+    /// The pod that kubelet calls so, as it is seen at one of its ports.
+    pub(super) fn identify(&self, uid: &str, port: u16) -> Option<Identity> {
+        let (uid, pod) = self.pod(uid)?;
+        let namespaces = self.namespaces.now.as_ref();
+        Some(Identity {
+            namespace: pod.namespace.clone(),
+            namespace_labels: namespaces.and_then(|all| all.get(&pod.namespace).cloned()),
+            pod: pod.name.clone(),
+            uid: uid.to_owned(),
+            labels: pod.labels.clone(),
+            services: self.services(uid, pod, port),
+            ready: pod.ready,
+            terminating: pod.terminating,
+            opted_out: pod.opted_out,
+        })
+    }
+
+    fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
+        let slices = self.slices.now.as_ref()?;
+        let opted_out = self.opted_out.now.as_ref()?;
+        let mut services: BTreeMap<&str, ServiceAt> = BTreeMap::new();
+        for slice in slices.values() {
+            let leads_here = slice.namespace == pod.namespace
+                && slice.ports.iter().any(|p| p.is_none_or(|p| p == port));
+            let Some(endpoint) = slice.endpoints.get(uid).filter(|_| leads_here) else {
+                continue;
+            };
+            let at = services.entry(&slice.service).or_insert_with(|| ServiceAt {
+                name: slice.service.clone(),
+                opted_out: opted_out.contains_key(&format!("{}/{}", pod.namespace, slice.service)),
+                ..ServiceAt::default()
+            });
+            // One for each family of addresses.
+            at.ready |= endpoint.ready;
+            at.terminating |= endpoint.terminating;
+        }
+        Some(services.into_values().collect())
+    }
+
+    /// How many objects are kept, for the log.
+    pub(super) fn counts(&self) -> [usize; 3] {
+        let pods = self.pods.now.as_ref().map_or(0, BTreeMap::len);
+        let namespaces = self.namespaces.now.as_ref().map_or(0, BTreeMap::len);
+        let services: BTreeSet<(&str, &str)> = self
+            .slices
+            .now
+            .iter()
+            .flat_map(BTreeMap::values)
+            .map(|slice| (slice.namespace.as_str(), slice.service.as_str()))
+            .collect();
+        [pods, namespaces, services.len()]
+    }
+}

@@ -1,0 +1,124 @@
+//! The way to the API server: a pod's own token, or a kubeconfig.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use kube::{
+    Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::task::JoinSet;
+
+use super::{Access, Ask, watch, watch::Shared, whereabouts::Whereabouts};
+use crate::{bpf, snapshot::Snapshot};
+
+const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// What the API server says, followed for as long as this lives.
+#[derive(Debug)]
+pub struct Names {
+    shared: Shared,
+    whereabouts: Whereabouts,
+    node: String,
+    _tasks: JoinSet<()>,
+}
+
+impl Names {
+    /// Begins to follow the API server; `None` if there is none to ask. `cgroup` is the folder
+    /// below which sockets are looked at, instead of the hierarchy's root.
+    ///
+    /// # Errors
+    /// Why it cannot be asked. That it does not answer is none.
+    pub async fn connect(access: &Access, cgroup: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        let Some((config, node)) = configure(access).await? else {
+            return Ok(None);
+        };
+        let (root, _) = bpf::cgroup_root(cgroup)?;
+        let shared = Shared::default();
+        let tasks =
+            watch::start(&config, &node, &shared).context("preparing to ask the API server")?;
+        Ok(Some(Self {
+            shared,
+            whereabouts: Whereabouts::below(root),
+            node,
+            _tasks: tasks,
+        }))
+    }
+
+    /// Waits until everything was listed, for so long at most. Whether it was.
+    pub async fn listed(&self, patience: Duration) -> bool {
+        let listed = async {
+            while !self.shared.lock().is_listed() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(patience, listed).await.is_ok()
+    }
+
+    /// Puts names to the endpoints of a snapshot.
+    pub fn name(&mut self, snapshot: &mut Snapshot) {
+        let cluster = self.shared.lock();
+        super::name(snapshot, &cluster, &mut self.whereabouts, Instant::now());
+    }
+
+    /// What the API server calls this node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Pods of this node, namespaces, and Services with endpoints on this node.
+    pub fn counts(&self) -> [usize; 3] {
+        self.shared.lock().counts()
+    }
+}
+
+async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {
+    if access.ask == Ask::Off {
+        return Ok(None);
+    }
+    if let Some(path) = &access.kubeconfig {
+        let config = from_kubeconfig(path).await?;
+        let node = match &access.node {
+            Some(node) => node.clone(),
+            None => host_name(),
+        };
+        return Ok(Some((config, node)));
+    }
+    let in_pod = env::var_os("KUBERNETES_SERVICE_HOST").is_some() && fs::exists(TOKEN)?;
+    if !in_pod && access.ask == Ask::Auto {
+        return Ok(None);
+    }
+    if !in_pod {
+        bail!(
+            "--kubernetes on: this is not a pod with a token ({TOKEN} and \
+             $KUBERNETES_SERVICE_HOST)\n  remedy: give --kubeconfig FILE"
+        );
+    }
+    let Some(node) = access.node.clone() else {
+        bail!(
+            "which node this is is not known\n  remedy: give --node-name, or $NODE_NAME by a \
+             fieldRef to spec.nodeName, or --kubernetes off"
+        );
+    };
+    let config = Config::incluster().context("reading the pod's own access to the API server")?;
+    Ok(Some((config, node)))
+}
+
+async fn from_kubeconfig(path: &PathBuf) -> anyhow::Result<Config> {
+    let shown = path.display();
+    let kubeconfig =
+        Kubeconfig::read_from(path).with_context(|| format!("reading the kubeconfig {shown}"))?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("the kubeconfig {shown}"))
+}
+
+/// As kubelet calls its node unless it is told otherwise.
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    uname.nodename().to_string_lossy().to_lowercase()
+}

@@ -1,0 +1,128 @@
+//! Names: from the API server's objects to whose each endpoint of a snapshot is.
+//!
+//! An endpoint's network namespace leads to a process, its cgroup to the pod's uid, and that, if
+//! the API server has such a pod on this node, to its names. Whatever is not certain stays
+//! [`Who::Unknown`]. Nothing else needs this module: a plain host has no names, and every decision
+//! is made from a [`Snapshot`] however it was named.
+
+mod cgroup;
+mod cluster;
+#[cfg(feature = "kubernetes")]
+mod connect;
+#[cfg(feature = "kubernetes")]
+mod objects;
+#[cfg(all(test, feature = "kubernetes"))]
+mod tests;
+#[cfg(feature = "kubernetes")]
+mod watch;
+mod whereabouts;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
+
+use self::{
+    cluster::Cluster,
+    whereabouts::{Place, Whereabouts},
+};
+use crate::snapshot::{CgroupId, EndpointKey, Snapshot, Who};
+
+#[cfg(feature = "kubernetes")]
+pub use connect::Names;
+
+/// Whether the API server is asked for names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ask {
+    /// If a kubeconfig is given, or this is a pod with a token.
+    #[default]
+    Auto,
+    /// Yes, and it is an error if that is not possible.
+    On,
+    /// No.
+    Off,
+}
+
+/// How to ask the API server.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Whether to.
+    pub ask: Ask,
+    /// Instead of a pod's own token.
+    pub kubeconfig: Option<PathBuf>,
+    /// What the API server calls this node.
+    pub node: Option<String>,
+}
+
+/// Puts names to the endpoints of `snapshot`.
+fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: Instant) {
+    at.learn(snapshot, now);
+    snapshot.naming = cluster.naming(now);
+    let mut sockets: BTreeMap<EndpointKey, BTreeSet<CgroupId>> = BTreeMap::new();
+    for connection in &snapshot.connections {
+        let of_endpoint = sockets.entry(connection.endpoint).or_default();
+        of_endpoint.insert(connection.cgroup);
+    }
+    let none = BTreeSet::new();
+    for (key, endpoint) in &mut snapshot.endpoints {
+        endpoint.who = match at.of(key, sockets.get(key).unwrap_or(&none)) {
+            Place::NoPod => Who::NoPod,
+            Place::Unknown => Who::Unknown,
+            Place::Pod(pod) => {
+                let identity = cluster.identify(&pod.uid, key.port);
+                identity.map_or(Who::Unknown, |identity| Who::Pod(Arc::new(identity)))
+            }
+        };
+    }
+    let all: BTreeSet<CgroupId> = sockets.into_values().flatten().collect();
+    let container = |id: &CgroupId| match at.of_cgroup(*id) {
+        Place::Pod(pod) => {
+            let (_, of_api) = cluster.pod(&pod.uid)?;
+            of_api.containers.get(&pod.container?).cloned()
+        }
+        Place::NoPod | Place::Unknown => None,
+    };
+    snapshot.containers = all
+        .into_iter()
+        .filter_map(|id| Some((id, container(&id)?)))
+        .collect();
+}
+
+/// Names that nobody can know: this program was built without Kubernetes.
+#[cfg(not(feature = "kubernetes"))]
+#[derive(Debug)]
+pub enum Names {}
+
+#[cfg(not(feature = "kubernetes"))]
+impl Names {
+    /// As the other: nothing to ask.
+    ///
+    /// # Errors
+    /// If it must be asked.
+    pub async fn connect(
+        access: &Access,
+        _: Option<&std::path::Path>,
+    ) -> anyhow::Result<Option<Self>> {
+        if access.ask == Ask::On || access.kubeconfig.is_some() {
+            anyhow::bail!("this program was built without Kubernetes (feature `kubernetes`)");
+        }
+        Ok(None)
+    }
+
+    /// Never called.
+    pub async fn listed(&self, _: std::time::Duration) -> bool {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn name(&mut self, _: &mut Snapshot) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn counts(&self) -> [usize; 3] {
+        match *self {}
+    }
+}

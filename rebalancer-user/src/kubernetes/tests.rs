@@ -1,0 +1,225 @@
+//! The watches against an API server that fails.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use xtask::apiserver::ApiServer;
+
+use super::watch::{self, Shared};
+use crate::snapshot::{Identity, Naming};
+
+/// For anything that should happen, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Followed {
+    api: ApiServer,
+    shared: Shared,
+    _tasks: JoinSet<()>,
+}
+
+impl Followed {
+    fn start(api: ApiServer) -> Self {
+        let config = kube::Config::new(api.url().parse().unwrap());
+        let shared = Shared::default();
+        let _tasks = watch::start(&config, "n1", &shared).unwrap();
+        Self {
+            api,
+            shared,
+            _tasks,
+        }
+    }
+
+    fn identify(&self, uid: &str) -> Option<Identity> {
+        self.shared.lock().identify(uid, 8080)
+    }
+
+    fn naming(&self) -> Naming {
+        self.shared.lock().naming(Instant::now())
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self) {
+            let seen = || (self.naming(), self.shared.lock().counts());
+            assert!(Instant::now() < deadline, "never {what}: {:?}", seen());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn until_fresh(&self) {
+        self.until("fresh", |f| f.naming() == Naming::Fresh).await;
+    }
+}
+
+fn pod(name: &str, uid: &str, node: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "uid": uid, "labels": {"app": "web"}},
+           "spec": {"nodeName": node, "containers": []},
+           "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+}
+
+fn slice(name: &str, service: &str, uids: &[&str]) -> Value {
+    let endpoint = |uid: &&str| {
+        json!({"addresses": ["10.0.0.1"], "nodeName": "n1", "conditions": {"ready": true},
+               "targetRef": {"kind": "Pod", "uid": uid}})
+    };
+    json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
+           "addressType": "IPv4", "endpoints": uids.iter().map(endpoint).collect::<Vec<_>>(),
+           "ports": [{"port": 8080, "protocol": "TCP"}]})
+}
+
+fn service(name: &str, annotations: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": {}})
+}
+
+fn shop() -> ApiServer {
+    let api = ApiServer::start().unwrap();
+    let labels = json!({"team": "shop"});
+    api.set(
+        "namespaces",
+        json!({"metadata": {"name": "shop", "labels": labels}}),
+    );
+    api.set("services", service("web", json!({})));
+    api.set("endpointslices", slice("web-1", "web", &["u0", "u1"]));
+    api.set("pods", pod("web-0", "u0", "n1"));
+    api.set("pods", pod("web-1", "u1", "n2"));
+    api
+}
+
+fn services(identity: &Identity) -> Vec<(&str, bool)> {
+    let services = identity.services.as_ref().unwrap();
+    services
+        .iter()
+        .map(|s| (s.name.as_str(), s.opted_out))
+        .collect()
+}
+
+#[tokio::test]
+async fn objects_become_names_and_changes_reach_them() {
+    let f = Followed::start(shop());
+    assert_eq!(f.naming(), Naming::Stale(None));
+    f.until_fresh().await;
+    let web = f.identify("u0").unwrap();
+    assert_eq!(
+        (web.namespace.as_str(), web.pod.as_str()),
+        ("shop", "web-0")
+    );
+    assert_eq!(web.namespace_labels.as_ref().unwrap()["team"], "shop");
+    assert_eq!((web.labels["app"].as_str(), web.ready), ("web", true));
+    assert_eq!(services(&web), [("web", false)]);
+    assert_eq!(
+        f.shared.lock().identify("u0", 81).unwrap().services,
+        Some(vec![])
+    );
+    assert_eq!(f.identify("u1"), None, "of another node");
+
+    f.api.set(
+        "services",
+        service("web", json!({"rebalancer.dev/enabled": "false"})),
+    );
+    f.api.set("endpointslices", slice("all-1", "all", &["u0"]));
+    f.until("told of Services", |f| {
+        f.identify("u0")
+            .is_some_and(|w| services(&w) == [("all", false), ("web", true)])
+    })
+    .await;
+    f.api.delete("endpointslices", "shop/all-1");
+    f.api.set("services", service("web", json!({})));
+    f.api.set(
+        "namespaces",
+        json!({"metadata": {"name": "shop", "labels": {"team": "pay"}}}),
+    );
+    f.until("told of their ends", |f| {
+        let web = f.identify("u0").unwrap();
+        services(&web) == [("web", false)] && web.namespace_labels.unwrap()["team"] == "pay"
+    })
+    .await;
+
+    // The same name, another pod.
+    f.api.delete("pods", "shop/web-0");
+    f.api.set("pods", pod("web-0", "u2", "n1"));
+    f.until("told of the new pod", |f| f.identify("u2").is_some())
+        .await;
+    assert_eq!(f.identify("u0"), None);
+    assert_eq!(f.naming(), Naming::Fresh);
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_gone_the_last_names_stay() {
+    let mut f = Followed::start(shop());
+    f.until_fresh().await;
+    f.api.down();
+    f.until("stale", |f| matches!(f.naming(), Naming::Stale(Some(_))))
+        .await;
+    assert_eq!(f.identify("u0").unwrap().pod, "web-0");
+    // What happens meanwhile is learnt afterwards.
+    f.api.set("pods", pod("web-9", "u9", "n1"));
+    f.api.delete("pods", "shop/web-0");
+    f.api.up().unwrap();
+    f.until("told what it missed", |f| {
+        f.identify("u9").is_some() && f.identify("u0").is_none()
+    })
+    .await;
+    f.until_fresh().await;
+}
+
+#[tokio::test]
+async fn what_has_expired_is_listed_anew() {
+    let mut f = Followed::start(shop());
+    f.until_fresh().await;
+    let lists = f.api.asked("list", "pods");
+    f.api.down();
+    // Both events are lost: only a list can tell.
+    f.api.set("pods", pod("web-9", "u9", "n1"));
+    f.api.delete("pods", "shop/web-0");
+    f.api.expire();
+    f.api.up().unwrap();
+    f.until("told what it missed", |f| {
+        f.identify("u9").is_some() && f.identify("u0").is_none()
+    })
+    .await;
+    f.until_fresh().await;
+    assert!(f.api.asked("list", "pods") > lists);
+}
+
+#[tokio::test]
+async fn cut_connections_are_made_anew_without_a_list() {
+    let f = Followed::start(shop());
+    f.until_fresh().await;
+    let [lists, watches] = ["list", "watch"].map(|verb| f.api.asked(verb, "pods"));
+    for round in 0..5 {
+        f.api.cut();
+        let uid = format!("v{round}");
+        f.api.set("pods", pod(&format!("new-{round}"), &uid, "n1"));
+        f.until("told of it", |f| f.identify(&uid).is_some()).await;
+    }
+    f.until_fresh().await;
+    assert_eq!(f.api.asked("list", "pods"), lists);
+    assert!(f.api.asked("watch", "pods") >= watches + 5);
+}
+
+#[tokio::test]
+async fn one_kind_that_is_refused_makes_names_stale() {
+    let api = shop();
+    api.forbid(Some("endpointslices"));
+    let f = Followed::start(api);
+    f.until("named", |f| f.identify("u0").is_some()).await;
+    assert_eq!(f.identify("u0").unwrap().services, None);
+    assert_eq!(f.naming(), Naming::Stale(None));
+    f.api.forbid(None);
+    f.until_fresh().await;
+    assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
+}
+
+#[tokio::test]
+async fn a_thousand_pods_come_in_pages() {
+    let api = shop();
+    for n in 0..1000 {
+        let (name, uid) = (format!("many-{n}"), format!("m{n}"));
+        api.set("pods", pod(&name, &uid, "n1"));
+    }
+    let f = Followed::start(api);
+    f.until_fresh().await;
+    assert_eq!(f.shared.lock().counts(), [1001, 1, 1]);
+    assert_eq!(f.api.asked("list", "pods"), 11);
+}

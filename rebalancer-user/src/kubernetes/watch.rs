@@ -1,0 +1,228 @@
+//! Follows the API server: each kind of object by a watch of its own, for as long as the agent
+//! runs. What it says goes into a [`Cluster`], and so does its silence.
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use futures_util::{Stream, StreamExt as _, stream::BoxStream};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client,
+    client::ClientBuilder,
+    core::PartialObjectMeta,
+    runtime::watcher::{self, Event},
+};
+use tokio::task::JoinSet;
+use tower::{layer::layer_fn, util::MapResponse};
+use tracing::{debug, info, warn};
+
+use super::{
+    cluster::{Change, Cluster, Known, PATIENCE, POD_PATIENCE},
+    objects,
+};
+
+/// What the watches write into.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shared(Arc<Mutex<Cluster>>);
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Cluster> {
+        // Whoever panicked with it left each object whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The server ends a watch after so long, and it is begun again: that it answers is heard at
+/// least so often, and a connection that leads nowhere is noticed a little later.
+const POD_WATCH: u32 = 60;
+const WATCH: u32 = 120;
+/// Objects in one answer of a list: what is parsed at once.
+const PAGE: u32 = 100;
+/// Between two attempts, at most; chance adds up to as much again.
+const MOST: Duration = Duration::from_millis(2500);
+/// For one answer of a list, or the beginning of a watch.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Follows a kind of object by its own connections, whose answers are heard.
+struct Follow<T: 'static> {
+    kind: &'static str,
+    shared: Shared,
+    part: fn(&mut Cluster) -> &mut Known<T>,
+    patience: Duration,
+}
+
+impl<T> Clone for Follow<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            ..*self
+        }
+    }
+}
+
+/// Begins to follow the pods of `node`, and all namespaces, Services and EndpointSlices.
+pub(super) fn start(
+    config: &kube::Config,
+    node: &str,
+    shared: &Shared,
+) -> kube::Result<JoinSet<()>> {
+    let mut tasks = JoinSet::new();
+    let every = || watcher::Config::default().timeout(WATCH).page_size(PAGE);
+
+    let pods = Follow::new("pods", shared, |c| &mut c.pods, POD_PATIENCE);
+    let api: Api<Pod> = Api::all(pods.client(config)?);
+    let of_node = every()
+        .timeout(POD_WATCH)
+        .fields(&format!("spec.nodeName={node}"));
+    tasks.spawn(pods.run(
+        move || watcher::watcher(api.clone(), of_node.clone()).boxed(),
+        |event| objects::change(event, objects::uid, objects::pod),
+    ));
+
+    let namespaces = Follow::new("namespaces", shared, |c| &mut c.namespaces, PATIENCE);
+    let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
+    tasks.spawn(namespaces.run(
+        move || watcher::watcher(api.clone(), every()).boxed(),
+        |event| objects::change(event, objects::name, objects::labels),
+    ));
+
+    let services = Follow::new("services", shared, |c| &mut c.opted_out, PATIENCE);
+    let api: Api<PartialObjectMeta<Service>> = Api::all(services.client(config)?);
+    tasks.spawn(services.run(
+        move || watcher::watcher(api.clone(), every()).boxed(),
+        |event| objects::change(event, objects::name, objects::opt_out),
+    ));
+
+    let slices = Follow::new("endpointslices", shared, |c| &mut c.slices, PATIENCE);
+    let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
+    let node = node.to_owned();
+    tasks.spawn(slices.run(
+        move || watcher::watcher(api.clone(), every()).boxed(),
+        move |event| objects::change(event, objects::name, |slice| objects::slice(&node, slice)),
+    ));
+    Ok(tasks)
+}
+
+impl<T: Send + 'static> Follow<T> {
+    fn new(
+        kind: &'static str,
+        shared: &Shared,
+        part: fn(&mut Cluster) -> &mut Known<T>,
+        patience: Duration,
+    ) -> Self {
+        Self {
+            kind,
+            shared: shared.clone(),
+            part,
+            patience,
+        }
+    }
+
+    /// A client of which every good answer counts as heard: a watch that was begun anew and has
+    /// nothing to tell is not silence, and no event says so.
+    fn client(&self, config: &kube::Config) -> kube::Result<Client> {
+        let listener = self.clone();
+        let hear = layer_fn(move |service| {
+            let listener = listener.clone();
+            MapResponse::new(service, move |response: http::Response<_>| {
+                if response.status().is_success() {
+                    listener.with(|known| known.heard(Instant::now()));
+                }
+                response
+            })
+        });
+        let builder = ClientBuilder::try_from(config.clone())?;
+        Ok(builder.with_layer(&hear).build())
+    }
+
+    fn with<R>(&self, look: impl FnOnce(&mut Known<T>) -> R) -> R {
+        look((self.part)(&mut self.shared.lock()))
+    }
+
+    /// Never ends.
+    async fn run<K>(
+        self,
+        watch: impl Fn() -> BoxStream<'static, watcher::Result<Event<K>>>,
+        change: impl Fn(Event<K>) -> Option<Change<T>>,
+    ) where
+        K: Debug + Send + 'static,
+    {
+        let pauses = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(500))
+            .with_max_delay(MOST)
+            .without_max_times()
+            .with_jitter();
+        let mut pause = pauses.build();
+        let mut events = watch();
+        let mut silent = false;
+        loop {
+            match self.next(&mut events).await {
+                Some(Ok(event)) => {
+                    // A list that begins is not yet an answer.
+                    if !matches!(event, Event::Init) {
+                        pause = pauses.build();
+                        if std::mem::take(&mut silent) {
+                            info!(kind = self.kind, "the API server answers again");
+                        }
+                    }
+                    if let Some(change) = change(event) {
+                        self.with(|known| known.change(change, Instant::now()));
+                    }
+                    continue;
+                }
+                Some(Err(error)) => self.tell(&error, &mut silent),
+                None => {
+                    debug!(kind = self.kind, "no answer: asking anew");
+                    events = watch();
+                }
+            }
+            self.with(Known::failed);
+            tokio::time::sleep(pause.next().unwrap_or(MOST)).await;
+        }
+    }
+
+    /// The next event; `None` if nothing was heard for longer than that can be.
+    async fn next<K>(
+        &self,
+        events: &mut (impl Stream<Item = watcher::Result<Event<K>>> + Unpin),
+    ) -> Option<watcher::Result<Event<K>>> {
+        loop {
+            match tokio::time::timeout(ANSWER, events.next()).await {
+                Ok(event) => return event,
+                Err(_) if self.with(|known| known.waits(Instant::now(), ANSWER, self.patience)) => {
+                    return None;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn tell(&self, error: &watcher::Error, silent: &mut bool) {
+        use watcher::Error;
+        let (Error::WatchStartFailed(source) | Error::InitialListFailed(source)) = error else {
+            // Ends of watches are of every day; that they cannot be begun again is not.
+            return debug!(kind = self.kind, %error, "a watch has ended");
+        };
+        let source: &dyn std::error::Error = source;
+        let chain = std::iter::successors(Some(source), |error| error.source());
+        let error = chain
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(": ");
+        if !std::mem::replace(silent, true) {
+            warn!(
+                kind = self.kind,
+                error, "the API server does not answer: the last known names stay"
+            );
+        } else {
+            debug!(kind = self.kind, error, "still no answer");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What is spared for whose it is, or because that is not known well enough.
+
+use crate::{
+    plan::Spared,
+    policy::{Lack, Policy, Rule},
+    snapshot::{Naming, Snapshot, Who},
+};
+
+/// Every guard that spares a connection accepted by `who`, which `rule` matches.
+pub(super) fn guards<'a>(
+    policy: &'a Policy,
+    rule: &'a Rule,
+    snapshot: &Snapshot,
+    who: &'a Who,
+) -> impl Iterator<Item = Spared> + 'a {
+    let guards = [
+        opted_out(who),
+        terminating(who),
+        excluded(policy, who),
+        stale(rule, snapshot.naming),
+    ];
+    guards.into_iter().flatten()
+}
+
+fn opted_out(who: &Who) -> Option<Spared> {
+    let pod = who.pod()?;
+    let name = |name: &str| format!("{}/{name}", pod.namespace);
+    if pod.opted_out {
+        return Some(Spared::OptedOut {
+            kind: "pod",
+            name: name(&pod.pod),
+        });
+    }
+    let mut services = pod.services.iter().flatten();
+    let service = services.find(|service| service.opted_out)?;
+    Some(Spared::OptedOut {
+        kind: "Service",
+        name: name(&service.name),
+    })
+}
+
+/// It ends its connections itself, as well as it can.
+fn terminating(who: &Who) -> Option<Spared> {
+    let pod = who.pod()?;
+    let mut services = pod.services.iter().flatten();
+    let ends = pod.terminating || services.any(|service| service.terminating);
+    ends.then(|| Spared::Terminating {
+        pod: format!("{}/{}", pod.namespace, pod.pod),
+    })
+}
+
+fn excluded(policy: &Policy, who: &Who) -> Option<Spared> {
+    let excluded = policy.guards().exclude_namespaces()?;
+    match who {
+        Who::NoPod => None,
+        Who::Unknown if excluded.is_empty() => None,
+        Who::Unknown => Some(Spared::Unnamed {
+            lack: Lack::Pod,
+            rule: None,
+        }),
+        Who::Pod(pod) => excluded
+            .contains(&pod.namespace)
+            .then(|| Spared::ExcludedNamespace {
+                namespace: pod.namespace.clone(),
+            }),
+    }
+}
+
+/// What a rule asks of names may have changed meanwhile.
+fn stale(rule: &Rule, naming: Naming) -> Option<Spared> {
+    match naming {
+        Naming::Stale(silent) if !rule.matches().pods().is_any() => {
+            Some(Spared::StaleFacts { silent })
+        }
+        _ => None,
+    }
+}

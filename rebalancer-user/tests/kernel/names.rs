@@ -1,0 +1,297 @@
+//! Names on a real kernel: pods known by their namespaces and cgroups, moved by their Services.
+
+use std::{io::Write as _, path::Path, process::Command};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use xtask::{
+    apiserver::ApiServer,
+    lab::{Lab, Pod},
+};
+
+use crate::{
+    moves::is_reset,
+    server::{Kind, Server},
+    support::{Agent, REBALANCER, alone, cgroup, connect, eventually, lab, own_pins, request},
+};
+
+const NODE: &str = "lab-node";
+
+/// An API server that knows the lab's pods, the first of them behind a Service.
+struct Cluster {
+    api: ApiServer,
+    folder: TempDir,
+}
+
+impl Cluster {
+    fn of(lab: &Lab) -> Self {
+        let api = ApiServer::start().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        api.write_kubeconfig(&folder.path().join("kubeconfig"))
+            .unwrap();
+        api.set(
+            "namespaces",
+            json!({"metadata": {"name": "shop", "labels": {"team": "shop"}}}),
+        );
+        for pod in lab.pods() {
+            api.set("pods", object(pod, json!({})));
+        }
+        let first = uid(lab.pod(0));
+        api.set(
+            "endpointslices",
+            json!({"metadata": {"name": "checkout-1", "namespace": "shop",
+                                "labels": {"kubernetes.io/service-name": "checkout"}},
+                   "addressType": "IPv4", "ports": [{"port": 80, "protocol": "TCP"}],
+                   "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": NODE, "conditions": {"ready": true},
+                                  "targetRef": {"kind": "Pod", "uid": first}}]}),
+        );
+        Self { api, folder }
+    }
+
+    fn arguments(&self) -> [String; 4] {
+        let kubeconfig = self.folder.path().join("kubeconfig");
+        let file = kubeconfig.to_str().unwrap();
+        ["--kubeconfig", file, "--node-name", NODE].map(str::to_owned)
+    }
+
+    fn agent(&self, lab: &Lab, policy: &str) -> Agent {
+        let ours = self.arguments();
+        let mut arguments = vec!["--cgroup", cgroup(lab).to_str().unwrap()];
+        arguments.extend(ours.iter().map(String::as_str));
+        let mut agent = Agent::with(policy, own_pins(), &arguments);
+        agent.wait_for("names", |line| line["naming"] == "Fresh");
+        agent
+    }
+
+    /// `dump` of everything, with names.
+    fn dump(&self, lab: &Lab, agent: &Agent, more: &[&str]) -> Value {
+        let ours = self.arguments();
+        let mut arguments = vec!["--cgroup", cgroup(lab).to_str().unwrap()];
+        arguments.extend(ours.iter().map(String::as_str));
+        arguments.extend(more);
+        let out = agent.dump_output(&arguments);
+        assert!(out.status.success(), "{out:?}");
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+}
+
+/// The uid by which kubelet would have named a lab's pod's cgroup.
+fn uid(pod: &Pod) -> String {
+    let parts = pod.host.cgroup().iter().map(|part| part.to_str().unwrap());
+    let mut uids = parts.filter_map(|part| part.strip_prefix("pod"));
+    uids.next().expect("named as by kubelet").to_owned()
+}
+
+fn object(pod: &Pod, annotations: Value) -> Value {
+    let container = pod.host.cgroup().file_name().unwrap().to_str().unwrap();
+    json!({"metadata": {"name": pod.name, "namespace": "shop", "uid": uid(pod), "labels": {"app": "web"},
+                        "annotations": annotations},
+           "spec": {"nodeName": NODE, "containers": []},
+           "status": {"containerStatuses": [{"name": "nginx", "containerID": format!("containerd://{container}"),
+                                             "image": "", "imageID": "", "ready": true, "restartCount": 0}]}})
+}
+
+fn policy(matches: &str) -> String {
+    format!(
+        "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 200ms
+guards: {{minAge: 200ms}}
+rules:
+- name: named
+  match: {{{matches}}}
+  limits: {{maxBytes: 1Mi}}
+  jitter: 0%
+  steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
+"
+    )
+}
+
+fn make_heavy(stream: &mut std::net::TcpStream) {
+    for _ in 0..5 {
+        request(stream, "/blob").unwrap();
+    }
+}
+
+fn spared(line: &Value, word: &str) -> bool {
+    line["message"] == "listed" && line["spared"].as_str().is_some_and(|s| s.contains(word))
+}
+
+#[test]
+fn a_service_names_what_is_moved() {
+    let _alone = alone();
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let [mut inside, mut outside] = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
+    make_heavy(&mut outside);
+    make_heavy(&mut inside);
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset");
+    assert_eq!(line["peer"], inside.local_addr().unwrap().to_string());
+    assert_eq!(line["pod"], format!("shop/{}", lab.pod(0).name));
+    assert!(is_reset(&mut inside));
+    request(&mut outside, "/").unwrap();
+    agent.wait_for_intervals(2);
+    assert_eq!(agent.said("move").len(), 1);
+
+    // The dump has the names, and a plan made of it is the node's own.
+    let dump = cluster.dump(&lab, &agent, &[]);
+    assert_eq!(dump["names"]["state"], "fresh");
+    let items = dump["items"].as_array().unwrap();
+    let it = items
+        .iter()
+        .find(|c| c["peer"] == outside.local_addr().unwrap().to_string())
+        .unwrap();
+    let pod = lab.pod(1);
+    assert_eq!(
+        (&it["namespace"], &it["pod"]),
+        (&json!("shop"), &json!(pod.name))
+    );
+    assert_eq!(it["container"], "nginx");
+    let endpoints = dump["endpoints"].as_array().unwrap();
+    let first = endpoints
+        .iter()
+        .find(|e| e["netns"] == lab.pod(0).host.netns_inode() && e["port"] == 80)
+        .unwrap();
+    assert_eq!(first["pod"]["uid"], uid(lab.pod(0)));
+    assert_eq!(first["pod"]["services"][0]["name"], "checkout");
+    assert_eq!(first["pod"]["namespaceLabels"]["team"], "shop");
+    let file = cluster.folder.path().join("policy.yaml");
+    std::fs::write(&file, policy("podSelector: {matchLabels: {app: web}}")).unwrap();
+    let mut plan = Command::new(REBALANCER);
+    plan.args(["plan", "-o", "json", "--snapshot", "-", "--policy"])
+        .arg(&file);
+    let out = with_input(plan, &dump.to_string());
+    let plan: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(plan["items"][0]["verdict"], "Move", "{plan:#}");
+    assert_eq!(plan["items"][0]["pod"], format!("shop/{}", pod.name));
+}
+
+fn with_input(mut command: Command, input: &str) -> String {
+    use std::process::Stdio;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
+    let _alone = alone();
+    let lab = lab(1);
+    let mut cluster = Cluster::of(&lab);
+    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    cluster.api.down();
+    agent.wait_for("stale names", |line| {
+        line["naming"]
+            .as_str()
+            .is_some_and(|naming| naming.starts_with("Stale"))
+    });
+    let mut heavy = connect(&lab, lab.pod(0).address());
+    make_heavy(&mut heavy);
+    agent.wait_for("spared", |line| spared(line, "staleFacts"));
+    agent.wait_for_intervals(3);
+    assert_eq!(agent.said("move").len(), 0);
+    request(&mut heavy, "/").unwrap();
+    assert_eq!(agent.connections(lab.pod(0)).len(), 1, "tracking goes on");
+    cluster.api.up().unwrap();
+    let line = agent.wait_for_move();
+    assert_eq!(line["pod"], format!("shop/{}", lab.pod(0).name));
+    assert!(is_reset(&mut heavy));
+}
+
+#[test]
+fn who_opts_out_or_is_not_known_is_spared() {
+    let _alone = alone();
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let out = json!({"rebalancer.dev/enabled": "false"});
+    cluster.api.set("pods", object(lab.pod(0), out));
+    // The API server has another pod of that name on this node by now.
+    let mut other = object(lab.pod(1), json!({}));
+    other["metadata"]["uid"] = "0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33".into();
+    cluster
+        .api
+        .delete("pods", &format!("shop/{}", lab.pod(1).name));
+    cluster.api.set("pods", other);
+    let mut agent = cluster.agent(&lab, &policy("ports: [{port: 80}]"));
+    let mut heavy = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
+    heavy.iter_mut().for_each(make_heavy);
+    agent.wait_for("both spared", |line| {
+        spared(line, "\"optedOut\": 1") && spared(line, "\"unnamed\": 1")
+    });
+    // Both are named as they are, and then moved.
+    for n in [0, 1] {
+        cluster.api.set("pods", object(lab.pod(n), json!({})));
+    }
+    agent.wait_for_move();
+    agent.wait_for_move();
+    assert!(heavy.iter_mut().all(is_reset));
+}
+
+/// A pod with cgroups of its own can name them as it likes.
+#[test]
+fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
+    let _alone = alone();
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let [victim, liar] = [lab.pod(0), lab.pod(1)];
+    let below = format!("kubepods/burstable/pod{}/{}", uid(victim), "0".repeat(64));
+    let own = liar.host.cgroup().join(below);
+    std::fs::create_dir_all(&own).unwrap();
+    let address = (*liar.address().ip(), 8080);
+    let server = Server::start(&liar.host, std::net::SocketAddr::from(address), Kind::Plain);
+    move_into(server.child.id(), &own);
+    // The Service leads to that port too: what it lacks is the right pod.
+    let slice = json!({"metadata": {"name": "checkout-2", "namespace": "shop",
+                                    "labels": {"kubernetes.io/service-name": "checkout"}},
+                       "addressType": "IPv4", "ports": [{"port": 8080, "protocol": "TCP"}],
+                       "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": NODE,
+                                      "targetRef": {"kind": "Pod", "uid": uid(victim)}}]});
+    cluster.api.set("endpointslices", slice);
+    let _stream = connect(&lab, server.address);
+    let named = eventually("the liar's endpoint has a name", || {
+        let dump = cluster.dump(&lab, &agent, &["--endpoints"]);
+        let endpoints = dump["items"].as_array().unwrap().clone();
+        let of_liar = |e: &&Value| e["netns"] == liar.host.netns_inode() && e["port"] == 8080;
+        let named = endpoints.iter().find(of_liar).map(|e| e["pod"].clone());
+        named.filter(|pod| pod.is_object()).ok_or(json!(endpoints))
+    });
+    assert_eq!(named["uid"], uid(liar));
+    assert_eq!(named["services"], json!([]));
+    agent.wait_for_intervals(2);
+    assert_eq!(agent.said("move").len(), 0);
+    drop(server);
+    // The lab's own script removes no folders that it does not know.
+    eventually("the cgroups are empty", || {
+        remove_below(liar.host.cgroup(), &own)
+    });
+}
+
+fn move_into(pid: u32, cgroup: &Path) {
+    std::fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
+}
+
+/// Removes `own` and what is above it, up to `cgroup`.
+fn remove_below(cgroup: &Path, own: &Path) -> Result<bool, bool> {
+    for folder in own.ancestors().take_while(|folder| *folder != cgroup) {
+        if folder.exists() && std::fs::remove_dir(folder).is_err() {
+            return Err(false);
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,383 @@
+//! An API server that is none: it serves the objects that a test gives it, by list and watch, and
+//! fails when it is told to. In plain HTTP/1.1 and by hand, for what a library would not do: to
+//! cut an answer off in its middle.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead as _, BufReader, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+/// The kinds served: their plural names, and the paths of their groups.
+const KINDS: [(&str, &str); 4] = [
+    ("pods", "/api/v1"),
+    ("namespaces", "/api/v1"),
+    ("services", "/api/v1"),
+    ("endpointslices", "/apis/discovery.k8s.io/v1"),
+];
+
+/// A server on a port of loopback. Dropping it ends it.
+#[derive(Debug)]
+pub struct ApiServer {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepts: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    version: u64,
+    objects: BTreeMap<(&'static str, String), Value>,
+    /// What happened, by version: kind, `ADDED` and so on, and the object.
+    events: Vec<(u64, &'static str, &'static str, Value)>,
+    /// Watches from before this version have expired.
+    oldest: u64,
+    /// Connections of another life are cut off.
+    life: u64,
+    up: bool,
+    forbidden: Option<&'static str>,
+    asked: BTreeMap<String, u64>,
+    connections: Vec<TcpStream>,
+}
+
+impl ApiServer {
+    /// Starts one without objects.
+    pub fn start() -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut server = Self {
+            address: listener.local_addr()?,
+            shared: Arc::default(),
+            accepts: None,
+        };
+        server.serve(listener);
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Writes a kubeconfig that leads here.
+    pub fn write_kubeconfig(&self, file: &Path) -> io::Result<()> {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "fake",
+            "clusters": [{"name": "fake", "cluster": {"server": self.url()}}],
+            "users": [{"name": "fake", "user": {}}],
+            "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
+        });
+        std::fs::write(file, config.to_string())
+    }
+
+    /// Adds an object, or changes the one of its name.
+    pub fn set(&self, kind: &str, mut object: Value) {
+        let kind = known(kind);
+        let key = (kind, key(&object));
+        let mut state = self.lock();
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        let before = state.objects.insert(key, object.clone());
+        let what = if before.is_some() {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        state.happened(kind, what, object);
+        self.shared.changed.notify_all();
+    }
+
+    /// Deletes the object of this name, `namespace/name`.
+    pub fn delete(&self, kind: &str, name: &str) {
+        let kind = known(kind);
+        let mut state = self.lock();
+        let Some(mut object) = state.objects.remove(&(kind, name.to_owned())) else {
+            return;
+        };
+        state.version += 1;
+        object["metadata"]["resourceVersion"] = state.version.to_string().into();
+        state.happened(kind, "DELETED", object);
+        self.shared.changed.notify_all();
+    }
+
+    /// Forgets what happened: a watch from before, if it is not there, gets 410 Gone.
+    pub fn expire(&self) {
+        let mut state = self.lock();
+        state.version += 1;
+        state.oldest = state.version;
+        state.events.clear();
+    }
+
+    /// Cuts every connection off, in the middle of whatever it was saying.
+    pub fn cut(&self) {
+        self.lock().cut();
+        self.shared.changed.notify_all();
+    }
+
+    /// Answers for this kind with 403, or for none.
+    pub fn forbid(&self, kind: Option<&str>) {
+        self.lock().forbidden = kind.map(known);
+    }
+
+    /// Ends it; its objects stay for [`ApiServer::up`].
+    pub fn down(&mut self) {
+        {
+            let mut state = self.lock();
+            state.up = false;
+            state.cut();
+        }
+        self.shared.changed.notify_all();
+        // Out of its accept.
+        drop(TcpStream::connect(self.address));
+        if let Some(accepts) = self.accepts.take() {
+            accepts.join().expect("the fake API server's thread ends");
+        }
+    }
+
+    /// Starts it again, at the same address.
+    pub fn up(&mut self) -> io::Result<()> {
+        let listener = TcpListener::bind(self.address)?;
+        self.serve(listener);
+        Ok(())
+    }
+
+    /// How often it was asked to `list` or to `watch` a kind.
+    pub fn asked(&self, verb: &str, kind: &str) -> u64 {
+        let asked = format!("{verb} {}", known(kind));
+        self.lock().asked.get(&asked).copied().unwrap_or(0)
+    }
+
+    fn serve(&mut self, listener: TcpListener) {
+        self.lock().up = true;
+        let shared = Arc::clone(&self.shared);
+        self.accepts = Some(std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let life = {
+                    let mut state = shared.lock();
+                    if !state.up {
+                        return;
+                    }
+                    state.connections.extend(stream.try_clone());
+                    state.life
+                };
+                let shared = Arc::clone(&shared);
+                // It ends with its connection.
+                std::thread::spawn(move || shared.answer_all(stream, life));
+            }
+        }));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.lock()
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+impl State {
+    fn happened(&mut self, kind: &'static str, what: &'static str, object: Value) {
+        self.events.push((self.version, kind, what, object));
+    }
+
+    fn cut(&mut self) {
+        self.life += 1;
+        for connection in self.connections.drain(..) {
+            // It may have ended already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answer_all(&self, stream: TcpStream, life: u64) {
+        let Ok(mut out) = stream.try_clone() else {
+            return;
+        };
+        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        loop {
+            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+            let Some(target) = head.first().and_then(|line| line.split(' ').nth(1)) else {
+                return;
+            };
+            if self.answer(&mut out, target, life).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer(&self, out: &mut TcpStream, target: &str, life: u64) -> io::Result<()> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let query = |name: &str| {
+            query.split('&').find_map(|pair| {
+                let value = pair.strip_prefix(name)?.strip_prefix('=')?;
+                Some(value.replace("%3D", "=").replace("%2C", ","))
+            })
+        };
+        let kind = KINDS
+            .iter()
+            .find(|(kind, group)| path == format!("{group}/{kind}"));
+        let Some((kind, _)) = kind else {
+            return whole(out, 404, &status(404));
+        };
+        let verb = query("watch").map_or("list", |_| "watch");
+        {
+            let mut state = self.lock();
+            *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
+            if state.forbidden == Some(kind) {
+                return whole(out, 403, &status(403));
+            }
+        }
+        let node = query("fieldSelector").and_then(|selector| {
+            let node = selector.strip_prefix("spec.nodeName=")?;
+            Some(node.to_owned())
+        });
+        let selects = |object: &Value| {
+            node.as_ref()
+                .is_none_or(|n| object["spec"]["nodeName"] == **n)
+        };
+        if verb == "list" {
+            let limit = query("limit").and_then(|n| n.parse().ok()).unwrap_or(500);
+            let after = query("continue");
+            let list = self.list(kind, limit, after.as_deref(), selects);
+            return whole(out, 200, &list);
+        }
+        let from = query("resourceVersion").and_then(|v| v.parse().ok());
+        let most = query("timeoutSeconds").and_then(|s| s.parse().ok());
+        let until = Instant::now() + Duration::from_secs(most.unwrap_or(290));
+        self.watch(out, kind, from.unwrap_or(0), until, life, selects)
+    }
+
+    fn list(
+        &self,
+        kind: &str,
+        limit: usize,
+        after: Option<&str>,
+        selects: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let state = self.lock();
+        let mut all = state.objects.iter().filter(|((of, name), object)| {
+            *of == kind && after.is_none_or(|after| name.as_str() > after) && selects(object)
+        });
+        let page: Vec<_> = all.by_ref().take(limit).collect();
+        let more = all
+            .next()
+            .and(page.last())
+            .map(|((_, name), _)| name.clone());
+        json!({
+            "apiVersion": "v1", "kind": "List",
+            "metadata": {"resourceVersion": state.version.to_string(), "continue": more.unwrap_or_default()},
+            "items": page.into_iter().map(|(_, object)| object).collect::<Vec<_>>(),
+        })
+    }
+
+    fn watch(
+        &self,
+        out: &mut TcpStream,
+        kind: &str,
+        from: u64,
+        until: Instant,
+        life: u64,
+        selects: impl Fn(&Value) -> bool,
+    ) -> io::Result<()> {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+        out.write_all(head.as_bytes())?;
+        let mut seen = from;
+        let mut state = self.lock();
+        // Who watches already is told all: only who comes too late has to list again.
+        if from < state.oldest {
+            drop(state);
+            let gone = json!({"type": "ERROR", "object": status(410)});
+            chunk(out, &format!("{gone}\n"))?;
+            return chunk(out, "");
+        }
+        loop {
+            if state.life != life {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let new: Vec<String> = state
+                .events
+                .iter()
+                .filter(|(version, of, _, object)| {
+                    *version > seen && *of == kind && selects(object)
+                })
+                .map(|(_, _, what, object)| {
+                    format!("{}\n", json!({"type": what, "object": object}))
+                })
+                .collect();
+            seen = seen.max(state.version);
+            drop(state);
+            for event in new {
+                chunk(out, &event)?;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return chunk(out, "");
+            }
+            state = self.lock();
+            if state.version <= seen && state.life == life {
+                let waited = self.changed.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+    }
+}
+
+/// The name that a constant has.
+fn known(kind: &str) -> &'static str {
+    let found = KINDS.iter().find(|(known, _)| *known == kind);
+    found
+        .unwrap_or_else(|| panic!("no kind {kind} is served"))
+        .0
+}
+
+fn key(object: &Value) -> String {
+    let meta = &object["metadata"];
+    let name = meta["name"].as_str().expect("an object has a name");
+    match meta["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+fn status(code: u16) -> Value {
+    let reason = match code {
+        403 => "Forbidden",
+        410 => "Expired",
+        _ => "NotFound",
+    };
+    json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "metadata": {}, "message": reason,
+           "reason": reason, "code": code})
+}
+
+fn whole(out: &mut TcpStream, code: u16, body: &Value) -> io::Result<()> {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!(
+        "HTTP/1.1 {code} -\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    out.write_all(format!("{head}{body}").as_bytes())
+}
+
+/// One chunk; an empty one is the last.
+fn chunk(out: &mut TcpStream, text: &str) -> io::Result<()> {
+    out.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
+}
