@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
@@ -35,12 +35,23 @@ pub struct Options {
     pub pins: PathBuf,
     /// Cgroup to attach to instead of the root.
     pub cgroup: Option<PathBuf>,
+    /// What becomes of tracking when the agent is told to stop.
+    pub on_exit: OnExit,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
     pub mechanism: Option<Mechanism>,
     /// Reads the policy again, on SIGHUP.
     pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+}
+
+/// What becomes of tracking when the agent is told to stop. A kill leaves it in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// Nothing stays in the kernel.
+    Remove,
+    /// It goes on, and the next agent takes it over.
+    Keep,
 }
 
 /// Everything that can happen to the agent.
@@ -95,6 +106,7 @@ struct Agent {
     lister: Lister,
     tracker: Tracker,
     policy: Policy,
+    on_exit: OnExit,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
@@ -119,9 +131,14 @@ impl Agent {
             &options.pins,
             options.cgroup.as_deref(),
             tracking(&policy),
+            Lifetime::Pins,
         )?;
-        if tracker.replaced_stale_pins() {
-            warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
+        if let Inherited::Replaced(why) = tracker.inherited() {
+            let pins = options.pins.display();
+            warn!(%pins, why, "pins of another agent were of no use: replaced, ages begin anew");
+        }
+        if options.on_exit == OnExit::Keep {
+            tracker.outlive();
         }
         let adopted = tracker.adopt()?;
         if adopted.not_entered > 0 {
@@ -156,6 +173,7 @@ impl Agent {
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
             adopted_from = adopted.namespaces,
+            taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
         );
         let agent = Self {
@@ -163,6 +181,7 @@ impl Agent {
             lister,
             tracker,
             policy,
+            on_exit: options.on_exit,
             mode,
             reload: options.reload,
             ledger: Ledger::default(),
@@ -327,6 +346,10 @@ impl Agent {
         self.mover = None;
         while let Ok(done) = done.try_recv() {
             self.done(done);
+        }
+        if self.on_exit == OnExit::Keep {
+            let pins = self.tracker.pins().display();
+            info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
         }
     }
 }

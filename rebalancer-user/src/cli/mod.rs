@@ -13,6 +13,7 @@ mod move_;
 mod plan;
 mod policy;
 mod records;
+mod uninstall;
 
 use std::{
     io::{self, Write as _},
@@ -54,6 +55,7 @@ enum Command {
     Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Uninstall(uninstall::Uninstall),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -116,6 +118,7 @@ pub fn main() -> ExitCode {
         Command::Plan(plan) => plan.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
     };
