@@ -3,6 +3,7 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod report;
+mod watch;
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use self::watch::Watch;
 use crate::{
     bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
     moves::{self, Done, Mechanism, Mover, Order},
@@ -41,7 +43,9 @@ pub struct Options {
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
     pub mechanism: Option<Mechanism>,
-    /// Reads the policy again, on SIGHUP.
+    /// The policy's file: read again when it changes, and on SIGHUP.
+    pub policy_file: PathBuf,
+    /// Reads it.
     pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
 }
 
@@ -60,6 +64,7 @@ enum Event {
     Done(Done),
     KernelSpoke,
     Reload,
+    LookAtPolicy,
     Stop(&'static str),
 }
 
@@ -71,6 +76,8 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy)?;
     let mut ticks = agent.ticks();
+    let mut looks = interval(watch::EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             biased;
@@ -80,13 +87,15 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
             Some(done) = done.recv() => Event::Done(done),
             () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
+            _ = looks.tick() => Event::LookAtPolicy,
         };
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(done),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
-            Event::Reload => {
-                if agent.reload() {
+            Event::Reload | Event::LookAtPolicy => {
+                let changed = agent.watch.changed();
+                if (changed || matches!(event, Event::Reload)) && agent.reload() {
                     ticks = agent.ticks();
                 }
             }
@@ -110,6 +119,7 @@ struct Agent {
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    watch: Watch,
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
@@ -124,6 +134,8 @@ impl Agent {
         options: Options,
         policy: Policy,
     ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
+        // What is written from here on is a change; the policy was read just before.
+        let watch = Watch::new(options.policy_file);
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -184,6 +196,7 @@ impl Agent {
             on_exit: options.on_exit,
             mode,
             reload: options.reload,
+            watch,
             ledger: Ledger::default(),
             now: KernelTime::default(),
             faults: BTreeMap::new(),
@@ -273,7 +286,8 @@ impl Agent {
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
-    /// Whether there is a new policy. A refused one changes nothing.
+    /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
+    /// wait are called back, and those connections are judged again like any other.
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(policy) => {
@@ -281,6 +295,9 @@ impl Agent {
                     error!(%error, "the kernel half keeps its settings");
                 }
                 self.policy = policy.with_mode_at_most(self.mode);
+                if let Some(mover) = &self.mover {
+                    mover.recall();
+                }
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
                 true

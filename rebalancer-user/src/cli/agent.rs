@@ -104,6 +104,7 @@ impl Agent {
             on_exit: self.on_exit.into(),
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
+            policy_file: self.policy.clone(),
             reload: Box::new(move || policy::load(&self.policy)),
         };
         tokio::runtime::Builder::new_current_thread()

@@ -232,30 +232,3 @@ fn a_second_agent_is_refused_and_names_the_first() {
         "the first goes on"
     );
 }
-
-#[test]
-fn a_refused_reload_keeps_the_last_good_policy() {
-    let _alone = alone();
-    let policy = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(policy.path(), TRACK_ONLY).unwrap();
-    let path = policy.path();
-    let mut agent = Agent::with_file(path, own_pins(), &[]);
-    let pid = rustix::process::Pid::from_child(&agent.child);
-    let hup = || rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
-    std::fs::write(path, "mode: Enforce").unwrap();
-    hup();
-    let said = agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, the last good one stays"
-    });
-    assert!(
-        said["error"]
-            .as_str()
-            .unwrap()
-            .contains(path.to_str().unwrap()),
-        "{said}"
-    );
-    std::fs::write(path, TRACK_ONLY.replace("Disabled", "DryRun")).unwrap();
-    hup();
-    let said = agent.wait_for("reloaded", |l| l["message"] == "policy reloaded");
-    assert_eq!(said["mode"], "DryRun");
-}

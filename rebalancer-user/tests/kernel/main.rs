@@ -12,6 +12,7 @@ mod life;
 mod mechanisms;
 mod moves;
 mod neighbours;
+mod reload;
 mod server;
 mod steps;
 mod support;
