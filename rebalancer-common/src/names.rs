@@ -9,6 +9,9 @@ pub const LIST: &str = "list";
 /// Iterator over the TCP sockets of one network namespace: makes records of those older than us.
 pub const ADOPT: &str = "adopt";
 
+/// The pinned link of [`SOCK_OPS`]: what keeps the program attached while no agent runs.
+pub const LINK: &str = "link";
+
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";
 /// Array of one [`crate::Settings`].

@@ -3,6 +3,7 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod report;
+mod watch;
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,8 +16,9 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
+use self::watch::Watch;
 use crate::{
-    bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
     kubernetes::{Access, Names},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
@@ -38,12 +40,25 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// How to ask for names of pods and Services.
     pub names: Access,
+    /// What becomes of tracking when the agent is told to stop.
+    pub on_exit: OnExit,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
     pub mechanism: Option<Mechanism>,
-    /// Reads the policy again, on SIGHUP.
+    /// The policy's file: read again when it changes, and on SIGHUP.
+    pub policy_file: PathBuf,
+    /// Reads it.
     pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+}
+
+/// What becomes of tracking when the agent is told to stop. A kill leaves it in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnExit {
+    /// Nothing stays in the kernel.
+    Remove,
+    /// It goes on, and the next agent takes it over.
+    Keep,
 }
 
 /// Everything that can happen to the agent.
@@ -52,6 +67,7 @@ enum Event {
     Done(Done),
     KernelSpoke,
     Reload,
+    LookAtPolicy,
     Stop(&'static str),
 }
 
@@ -64,6 +80,8 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
     let names = Names::connect(&options.names, options.cgroup.as_deref()).await?;
     let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy, names)?;
     let mut ticks = agent.ticks();
+    let mut looks = interval(watch::EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             biased;
@@ -73,13 +91,15 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
             Some(done) = done.recv() => Event::Done(done),
             () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
+            _ = looks.tick() => Event::LookAtPolicy,
         };
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(done),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
-            Event::Reload => {
-                if agent.reload() {
+            Event::Reload | Event::LookAtPolicy => {
+                let changed = agent.watch.changed();
+                if (changed || matches!(event, Event::Reload)) && agent.reload() {
                     ticks = agent.ticks();
                 }
             }
@@ -101,9 +121,11 @@ struct Agent {
     /// On a plain host there are none.
     names: Option<Names>,
     policy: Policy,
+    on_exit: OnExit,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    watch: Watch,
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
@@ -119,6 +141,8 @@ impl Agent {
         policy: Policy,
         names: Option<Names>,
     ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
+        // What is written from here on is a change; the policy was read just before.
+        let watch = Watch::new(options.policy_file);
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -126,9 +150,14 @@ impl Agent {
             &options.pins,
             options.cgroup.as_deref(),
             tracking(&policy),
+            Lifetime::Pins,
         )?;
-        if tracker.replaced_stale_pins() {
-            warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
+        if let Inherited::Replaced(why) = tracker.inherited() {
+            let pins = options.pins.display();
+            warn!(%pins, why, "pins of another agent were of no use: replaced, ages begin anew");
+        }
+        if options.on_exit == OnExit::Keep {
+            tracker.outlive();
         }
         let adopted = tracker.adopt()?;
         if adopted.not_entered > 0 {
@@ -164,6 +193,7 @@ impl Agent {
             pins = %tracker.pins().display(),
             adopted_from = adopted.namespaces,
             kubernetes = names.is_some(),
+            taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
         );
         let agent = Self {
@@ -172,8 +202,10 @@ impl Agent {
             tracker,
             names,
             policy,
+            on_exit: options.on_exit,
             mode,
             reload: options.reload,
+            watch,
             ledger: Ledger::default(),
             now: KernelTime::default(),
             faults: BTreeMap::new(),
@@ -267,7 +299,8 @@ impl Agent {
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
-    /// Whether there is a new policy. A refused one changes nothing.
+    /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
+    /// wait are called back, and those connections are judged again like any other.
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(policy) => {
@@ -276,6 +309,9 @@ impl Agent {
                 }
                 self.policy =
                     on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
+                if let Some(mover) = &self.mover {
+                    mover.recall();
+                }
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
                 true
@@ -341,6 +377,10 @@ impl Agent {
         self.mover = None;
         while let Ok(done) = done.try_recv() {
             self.done(done);
+        }
+        if self.on_exit == OnExit::Keep {
+            let pins = self.tracker.pins().display();
+            info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
         }
     }
 }

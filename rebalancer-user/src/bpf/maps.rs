@@ -101,6 +101,21 @@ pub(super) fn check_abi(pins: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether all that the programs share is pinned in `pins`, in this program's ABI version; else
+/// why it cannot be taken over.
+pub(super) fn complete(pins: &Path, names: &[&str]) -> Result<(), String> {
+    if let Some(missing) = names.iter().find(|name| !pins.join(name).exists()) {
+        return Err(format!("{missing} is missing"));
+    }
+    match settings(pins).map(|settings| settings.abi_version) {
+        Ok(ABI_VERSION) => Ok(()),
+        Ok(other) => Err(format!(
+            "they have ABI version {other}, this program speaks {ABI_VERSION}"
+        )),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Process id of the agent that pinned the maps, if there is one.
 pub fn agent_pid(pins: &Path) -> Option<u32> {
     settings(pins).ok().map(|settings| settings.agent_pid)

@@ -26,7 +26,7 @@ pub use offsets::Kernel;
 pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, raise_memlock, return_memory};
-pub use tracker::{Adopted, Tracker, Tracking, sock_ops_programs};
+pub use tracker::{Adopted, Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

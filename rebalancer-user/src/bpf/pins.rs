@@ -1,4 +1,5 @@
-//! The bpffs folder in which the maps are pinned, so that other processes find them.
+//! The bpffs folder in which the maps are pinned, so that other processes find them: readers
+//! beside the agent, and the next agent.
 
 use std::{
     fs::{self, File},
@@ -19,19 +20,18 @@ pub const DEFAULT_DIR: &str = "/sys/fs/bpf/rebalancer";
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const BPFFS_MAGIC: u64 = 0xcafe_4a11;
 
-/// A folder of pins that this process owns. Dropping it removes the pins.
+/// A folder of pins that this process owns. Dropping it removes the pins, unless they are kept.
 #[derive(Debug)]
 pub struct PinDir {
     path: PathBuf,
+    kept: bool,
     /// Locked for as long as we live: a second owner is refused, and a dead one's lock is gone.
     _lock: File,
 }
 
 impl PinDir {
-    /// Makes the folder ours and empties it: pins that a killed process left are replaced.
-    ///
-    /// Returns whether there were any.
-    pub fn take(path: &Path) -> Result<(Self, bool), Error> {
+    /// Makes the folder ours, with whatever pins a former owner has left in it.
+    pub fn take(path: &Path) -> Result<Self, Error> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         let bpffs = |what: String| Error::Bpffs {
             path: parent.to_owned(),
@@ -51,12 +51,16 @@ impl PinDir {
                 pid: super::agent_pid(path),
             });
         }
-        let dir = Self {
+        Ok(Self {
             path: path.to_owned(),
+            kept: false,
             _lock: lock,
-        };
-        let stale = dir.clear()?;
-        Ok((dir, stale > 0))
+        })
+    }
+
+    /// Whether the pins stay when this is dropped, and with them what they hold in the kernel.
+    pub fn keep(&mut self, kept: bool) {
+        self.kept = kept;
     }
 
     /// The folder.
@@ -65,7 +69,7 @@ impl PinDir {
     }
 
     /// Removes every pin; returns how many there were.
-    fn clear(&self) -> Result<usize, Error> {
+    pub fn clear(&self) -> Result<usize, Error> {
         let failed = |e| Error::call(format!("emptying {}", self.path.display()), e);
         let mut removed = 0;
         for entry in fs::read_dir(&self.path).map_err(failed)? {
@@ -78,6 +82,9 @@ impl PinDir {
 
 impl Drop for PinDir {
     fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
         let removed = self.clear().and_then(|_| {
             fs::remove_dir(&self.path)
                 .map_err(|e| Error::call(format!("removing {}", self.path.display()), e))

@@ -1,7 +1,7 @@
 //! The sock_ops program on the cgroup root, and the maps it fills.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     ops::RangeInclusive,
     os::fd::{AsFd as _, OwnedFd},
@@ -10,14 +10,17 @@ use std::{
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps, sock_ops::SockOpsLink},
+    programs::{
+        CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps,
+        links::{FdLink, PinnedLink},
+    },
 };
 use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
 
 use super::{
     Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root,
-    maps::{write_settings, write_wanted},
+    maps::{complete, write_settings, write_wanted},
     sys::{self, PassEnd},
 };
 use crate::netns::{Namespaces, enter};
@@ -43,50 +46,88 @@ impl Default for Tracking {
     }
 }
 
-/// Tracking, for as long as this value lives. Dropping it detaches the program and removes the
-/// pins: nothing stays in the kernel.
+/// How long tracking lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as this process, however that ends.
+    Process,
+    /// Until the pins are removed: it outlives a process that is killed.
+    Pins,
+}
+
+/// What a former owner of the pins had left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inherited {
+    /// Nothing.
+    Nothing,
+    /// Its maps, with the records of all that it had tracked, and tracking that went on.
+    TakenOver,
+    /// Pins that were of no use, and why; they are replaced.
+    Replaced(String),
+}
+
+/// Tracking. Dropping it detaches the program and removes the pins, so that nothing stays in the
+/// kernel, unless [`Tracker::outlive`] was called.
 pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
-    link: SockOpsLink,
+    link: Link,
     ebpf: Ebpf,
     adopt: OwnedFd,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     pins: PinDir,
     cgroup: PathBuf,
     cgroup_dir: File,
-    replaced: bool,
+    inherited: Inherited,
+}
+
+/// What keeps the program attached.
+#[expect(dead_code, reason = "each holds a descriptor, for as long as it lives")]
+enum Link {
+    Held(FdLink),
+    /// By its pin too.
+    Pinned(PinnedLink),
 }
 
 impl Tracker {
     /// Loads the program, pins its maps under `pins` and attaches it to the cgroup root (or to
-    /// `cgroup`). Connections accepted from now on are recorded.
+    /// `cgroup`). Connections accepted from now on are recorded. Maps that are pinned there
+    /// already are taken over, with the records in them, if they are of the same ABI version.
     pub fn start(
         kernel: &Kernel,
         pins: &Path,
         cgroup: Option<&Path>,
         tracking: Tracking,
+        lifetime: Lifetime,
     ) -> Result<Self, Error> {
         let (cgroup, cgroup_dir) = cgroup_root(cgroup)?;
-        let (pins, replaced) = PinDir::take(pins)?;
+        let mut pins = PinDir::take(pins)?;
+        let mut inherited = inherit(&pins)?;
+        // A start that fails destroys nothing that others have recorded.
+        pins.keep(inherited == Inherited::TakenOver);
         let btf = kernel.btf()?;
-        let mut loader = loader(kernel, &btf);
-        let shared = shared_maps(pins.path());
-        for (name, path) in &shared {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|e| Error::call("loading the BPF object", e))?;
-        write_tracking(pins.path(), &tracking)?;
-        // Kept until the program is loaded: it owns the map that the program writes to.
-        let log = EbpfLogger::init(&mut ebpf)
-            .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
-            .ok();
-        let adopt = link_adopt(&mut ebpf, &btf)?;
-        let failed = failed(names::SOCK_OPS);
+        let load = || Loaded::over(kernel, &btf, pins.path(), &tracking);
+        let Loaded {
+            mut ebpf,
+            log,
+            adopt,
+        } = match load() {
+            // Maps of the same version that do not fit must not keep the node without an agent.
+            Err(error) if inherited == Inherited::TakenOver => {
+                pins.clear()?;
+                inherited = Inherited::Replaced(error.to_string());
+                load()?
+            }
+            loaded => loaded?,
+        };
         let program = sock_ops(&mut ebpf)?;
-        program.load().map_err(|e| failed("loading", e.into()))?;
+        // Behind the program of a former agent, which goes only then: for a moment both run, and
+        // nothing is missed, nor counted twice.
         let link = attach(program, &cgroup_dir)?;
+        let link = match lifetime {
+            Lifetime::Process => Link::Held(link),
+            Lifetime::Pins => pin(link, pins.path())?,
+        };
+        pins.keep(false);
         Ok(Self {
             link,
             ebpf,
@@ -95,7 +136,7 @@ impl Tracker {
             pins,
             cgroup,
             cgroup_dir,
-            replaced,
+            inherited,
         })
     }
 
@@ -146,8 +187,19 @@ impl Tracker {
         // The new link first: for a moment both run, and a record that is there is not made, nor
         // counted, again.
         let link = attach(sock_ops(&mut self.ebpf)?, &self.cgroup_dir)?;
-        self.link = link;
+        self.link = match self.link {
+            Link::Held(_) => Link::Held(link),
+            Link::Pinned(_) => pin(link, self.pins.path())?,
+        };
         Ok(true)
+    }
+
+    /// Lets tracking go on when this value is dropped: the next one takes it over. Only what is
+    /// pinned lasts.
+    pub fn outlive(&mut self) {
+        if matches!(self.link, Link::Pinned(_)) {
+            self.pins.keep(true);
+        }
     }
 
     /// Where the maps are pinned.
@@ -160,9 +212,9 @@ impl Tracker {
         &self.cgroup
     }
 
-    /// Whether pins of a process that was killed were found, and replaced.
-    pub fn replaced_stale_pins(&self) -> bool {
-        self.replaced
+    /// What a former owner of the pins had left.
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// Changes what is recorded from now on.
@@ -177,6 +229,37 @@ impl Tracker {
     }
 }
 
+/// The programs, in the kernel and not attached yet.
+struct Loaded {
+    ebpf: Ebpf,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
+    adopt: OwnedFd,
+}
+
+impl Loaded {
+    /// Loads them over the maps pinned under `pins`; pins those that are not there.
+    fn over(kernel: &Kernel, btf: &Btf, pins: &Path, tracking: &Tracking) -> Result<Self, Error> {
+        let mut loader = loader(kernel, btf);
+        let shared = shared_maps(pins);
+        for (name, path) in &shared {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|e| Error::call("loading the BPF object", e))?;
+        write_tracking(pins, tracking)?;
+        // Kept until the program is loaded: it owns the map that the program writes to.
+        let log = EbpfLogger::init(&mut ebpf)
+            .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
+            .ok();
+        let adopt = link_adopt(&mut ebpf, btf)?;
+        sock_ops(&mut ebpf)?
+            .load()
+            .map_err(|e| failed(names::SOCK_OPS)("loading", e.into()))?;
+        Ok(Self { ebpf, log, adopt })
+    }
+}
+
 /// Where older connections were looked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Adopted {
@@ -184,6 +267,11 @@ pub struct Adopted {
     pub namespaces: usize,
     /// Those that could not be entered: CAP_SYS_ADMIN is missing.
     pub not_entered: usize,
+}
+
+/// Whether tracking goes on under `pins`, with or without an agent.
+pub fn tracks(pins: &Path) -> bool {
+    pins.join(names::LINK).exists()
 }
 
 /// How many sock_ops programs are on a cgroup itself, whoever attached them.
@@ -201,12 +289,43 @@ fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, Error> {
         .map_err(|e: ProgramError| failed("finding", e.into()))
 }
 
-fn attach(program: &mut SockOps, cgroup: &File) -> Result<SockOpsLink, Error> {
+/// Decides what becomes of pins that are there; those of no use are removed, and with them the
+/// program that they kept attached.
+fn inherit(pins: &PinDir) -> Result<Inherited, Error> {
+    let shared = shared_maps(pins.path());
+    let mut expected: Vec<_> = shared.iter().map(|(name, _)| *name).collect();
+    expected.push(names::LINK);
+    match complete(pins.path(), &expected) {
+        Ok(()) => Ok(Inherited::TakenOver),
+        Err(why) => Ok(match pins.clear()? {
+            0 => Inherited::Nothing,
+            _ => Inherited::Replaced(why),
+        }),
+    }
+}
+
+fn attach(program: &mut SockOps, cgroup: &File) -> Result<FdLink, Error> {
+    let failed = failed(names::SOCK_OPS);
     // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
     program
         .attach(cgroup, CgroupAttachMode::Single)
         .and_then(|id| program.take_link(id))
-        .map_err(|e| failed(names::SOCK_OPS)("attaching", e.into()))
+        .map_err(|e| failed("attaching", e.into()))
+        .and_then(|link| FdLink::try_from(link).map_err(|e| failed("attaching", e.into())))
+}
+
+/// Pins a link in the place of the one that is there.
+fn pin(link: FdLink, pins: &Path) -> Result<Link, Error> {
+    let failed = failed(names::SOCK_OPS);
+    let place = pins.join(names::LINK);
+    let beside = pins.join(format!("{}-next", names::LINK));
+    // One killed just here has left it.
+    let _none_was_left = fs::remove_file(&beside);
+    let link = link
+        .pin(&beside)
+        .map_err(|e| failed("pinning the link of", e.into()))?;
+    fs::rename(&beside, &place).map_err(|e| failed("pinning the link of", e.into()))?;
+    Ok(Link::Pinned(link))
 }
 
 fn link_adopt(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Error> {

@@ -10,11 +10,15 @@ use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, need_privilege, policy};
-use crate::{agent, moves::Mechanism};
+use crate::{
+    agent::{self, OnExit},
+    moves::Mechanism,
+};
 
 /// Run the agent: track connections and, if the policy says Enforce, move them.
 ///
-/// Ends on SIGTERM or SIGINT and leaves nothing in the kernel. SIGHUP reads the policy again.
+/// Ends on SIGTERM or SIGINT; what becomes of tracking then is chosen by --on-exit. SIGHUP reads
+/// the policy again. The next agent takes over what a killed one has left: ages survive.
 #[derive(Args)]
 pub(super) struct Agent {
     /// The policy file.
@@ -23,6 +27,10 @@ pub(super) struct Agent {
     /// Do no more than this, whatever the policy says.
     #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
     mode: ModeArg,
+    /// What becomes of tracking on SIGTERM or SIGINT: `keep` lets it go on for the next agent, so
+    /// that ages survive a restart or an upgrade.
+    #[arg(long, value_enum, default_value_t = OnExitArg::Remove)]
+    on_exit: OnExitArg,
     /// The form of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -41,6 +49,23 @@ pub(super) struct Agent {
     kernel: KernelArgs,
     #[command(flatten)]
     names: NamesArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OnExitArg {
+    /// Nothing stays in the kernel
+    Remove,
+    /// It goes on; `rebalancer uninstall` ends it
+    Keep,
+}
+
+impl From<OnExitArg> for OnExit {
+    fn from(on_exit: OnExitArg) -> Self {
+        match on_exit {
+            OnExitArg::Remove => Self::Remove,
+            OnExitArg::Keep => Self::Keep,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -79,8 +104,10 @@ impl Agent {
             pins: self.kernel.pins,
             cgroup: self.kernel.cgroup,
             names: self.names.access(),
+            on_exit: self.on_exit.into(),
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
+            policy_file: self.policy.clone(),
             reload: Box::new(move || policy::load(&self.policy)),
         };
         tokio::runtime::Builder::new_current_thread()

@@ -206,6 +206,13 @@ impl Doctor {
                 format!("runs, pid {pid}, pins in {}", pins.display()),
             ),
             (true, None) => ok("agent", format!("runs, pins in {}", pins.display())),
+            (false, _) if bpf::tracks(pins) => ok(
+                "agent",
+                format!(
+                    "none runs; tracking goes on by its pins in {} (`rebalancer uninstall` ends it)",
+                    pins.display()
+                ),
+            ),
             (false, _) => ok("agent", "none runs here"),
         }
     }

@@ -14,6 +14,7 @@ mod names;
 mod plan;
 mod policy;
 mod records;
+mod uninstall;
 
 use std::{
     io::{self, Write as _},
@@ -55,6 +56,7 @@ enum Command {
     Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Uninstall(uninstall::Uninstall),
     Completions(manual::Completions),
     Man(manual::Man),
 }
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Plan(plan) => plan.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
     };

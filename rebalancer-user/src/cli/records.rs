@@ -8,7 +8,7 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note};
 use crate::{
-    bpf::{self, Kernel, Lister, Tracker, Tracking},
+    bpf::{self, Kernel, Lifetime, Lister, Tracker, Tracking},
     observe::observe,
     render::{Origin, Source},
     snapshot::Snapshot,
@@ -24,17 +24,27 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Opens the records of the agent that runs; attaches for the call where none does, and says
-    /// what that means.
+    /// Opens the records of the agent that runs, or those that go on without one; attaches for the
+    /// call where there are none, and says what that means.
     pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
         need_privilege()?;
         let kernel = Arc::new(Kernel::read()?);
-        // An agent holds a lock on its pins; what a killed one left is stale.
-        if bpf::agent_runs(&args.pins) {
+        // An agent holds a lock on its pins.
+        let agent_runs = bpf::agent_runs(&args.pins);
+        if agent_runs || bpf::tracks(&args.pins) {
+            let source = if agent_runs {
+                Source::Agent
+            } else {
+                note(format_args!(
+                    "no agent runs; tracking goes on by its pins in {}, and nothing is moved",
+                    args.pins.display()
+                ));
+                Source::Pins
+            };
             return Ok(Self {
                 lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
                 kernel,
-                source: Source::Agent,
+                source,
                 _own: None,
             });
         }
@@ -89,6 +99,7 @@ pub(super) fn attach_for_the_call(
             loopback: true,
             ..Tracking::default()
         },
+        Lifetime::Process,
     )?;
     let adopted = tracker.adopt()?;
     if adopted.not_entered > 0 {
@@ -108,7 +119,7 @@ fn own_pins(pins: &Path, pid: u32) -> PathBuf {
 }
 
 /// Removes the pins of dumps that were killed.
-fn remove_stale(pins: &Path) {
+pub(super) fn remove_stale(pins: &Path) {
     let Some(parent) = pins.parent() else { return };
     let prefix = own_pins(pins, 0);
     let Some(prefix) = prefix
@@ -124,7 +135,7 @@ fn remove_stale(pins: &Path) {
             .to_str()
             .is_some_and(|name| name.starts_with(prefix));
         if ours && !bpf::agent_runs(&entry.path()) {
-            // Taking it empties it, dropping it removes it.
+            // Dropping it removes it.
             drop(bpf::PinDir::take(&entry.path()));
         }
     }

@@ -148,11 +148,6 @@ impl Active {
         }
     }
 
-    /// The thread ends, and with it the move.
-    pub(super) fn stopped(&self) -> Outcome {
-        self.left(Outcome::Refused("shutdown"))
-    }
-
     /// The socket, if it is still to be moved; otherwise how the move has ended.
     fn socket(&mut self, diag: &Diag) -> Result<Socket, Outcome> {
         match diag.look(&self.id) {
@@ -290,7 +285,7 @@ impl Active {
     }
 
     /// The move ends and the connection lives: untouched, or not.
-    fn left(&self, end: Outcome) -> Outcome {
+    pub(super) fn left(&self, end: Outcome) -> Outcome {
         if self.misses > 0 {
             Outcome::Failed(format!("resets were sent and it lives; the move {end}"))
         } else if self.asked.is_some() {

@@ -55,9 +55,16 @@ pub struct Done {
     pub waited: Duration,
 }
 
+/// What the thread is told.
+enum Request {
+    Order(Order),
+    /// End all moves that wait.
+    Recall,
+}
+
 /// Handle of the moving thread. Dropping it ends the thread; moves that wait end without harm.
 pub struct Mover {
-    orders: Option<SyncSender<Order>>,
+    requests: Option<SyncSender<Request>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -71,7 +78,7 @@ impl Mover {
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
-        let (orders, queue) = sync_channel(QUEUE);
+        let (requests, queue) = sync_channel(QUEUE);
         let thread = thread::Builder::new()
             .name("mover".to_owned())
             .spawn(move || {
@@ -86,22 +93,31 @@ impl Mover {
                 .run(&queue);
             })?;
         Ok(Self {
-            orders: Some(orders),
+            requests: Some(requests),
             thread: Some(thread),
         })
     }
 
     /// Hands over a move. `false`: the thread cannot take it, and there will be no [`Done`].
     pub fn order(&self, order: Order) -> bool {
-        self.orders
+        self.requests
             .as_ref()
-            .is_some_and(|orders| orders.try_send(order).is_ok())
+            .is_some_and(|requests| requests.try_send(Request::Order(order)).is_ok())
+    }
+
+    /// Ends every move that was ordered and has not ended, without harm: the policy that chose them
+    /// is no longer in force. Waits while the thread is busy.
+    pub fn recall(&self) {
+        if let Some(requests) = &self.requests {
+            // It fails only if the thread has ended, and then no move waits.
+            let _no_thread = requests.send(Request::Recall);
+        }
     }
 }
 
 impl Drop for Mover {
     fn drop(&mut self) {
-        self.orders = None;
+        self.requests = None;
         if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
             tracing::error!("the moving thread panicked");
         }
@@ -119,7 +135,7 @@ struct Room {
 }
 
 impl Room {
-    fn run(mut self, queue: &Receiver<Order>) {
+    fn run(mut self, queue: &Receiver<Request>) {
         loop {
             let next = if self.active.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -127,10 +143,10 @@ impl Room {
                 queue.recv_timeout(LOOK_EVERY)
             };
             match next {
-                Ok(order) => {
-                    self.accept(order);
-                    while let Ok(order) = queue.try_recv() {
-                        self.accept(order);
+                Ok(request) => {
+                    self.accept(request);
+                    while let Ok(request) = queue.try_recv() {
+                        self.accept(request);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -138,13 +154,21 @@ impl Room {
             }
             self.look_at_all();
         }
+        self.end_all(&Outcome::Refused("shutdown"));
+    }
+
+    fn end_all(&mut self, end: &Outcome) {
         for (_, active) in std::mem::take(&mut self.active) {
-            let outcome = active.stopped();
+            let outcome = active.left(end.clone());
             self.tell(active, outcome);
         }
     }
 
-    fn accept(&mut self, order: Order) {
+    fn accept(&mut self, request: Request) {
+        let order = match request {
+            Request::Order(order) => order,
+            Request::Recall => return self.end_all(&Outcome::Recalled),
+        };
         let active = Active::new(order, Instant::now());
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));

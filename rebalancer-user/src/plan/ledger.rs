@@ -49,14 +49,17 @@ impl Ledger {
         self.made.insert((now, chosen.cookie()));
     }
 
-    /// Records how the move of `cookie` ended; gives the budget back if it did no harm.
+    /// Records how the move of `cookie` ended; gives the budget back if it did no harm. One that
+    /// was recalled may be chosen again at once.
     pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
         if let Some(began) = self.in_flight.remove(&cookie)
             && outcome.harmless()
         {
             self.made.remove(&(began, cookie));
         }
-        self.ended.insert(cookie, (outcome, now));
+        if outcome != Outcome::Recalled {
+            self.ended.insert(cookie, (outcome, now));
+        }
     }
 
     /// Records that `chosen` was told in dry run. It counts against the budget of dry runs, so

@@ -18,6 +18,9 @@ pub enum Outcome {
     GaveUp,
     /// A guard or budget of the executor forbade it, by its word; the connection lives.
     Refused(&'static str),
+    /// The policy that chose it was replaced while it waited; the connection lives, and is judged
+    /// by the new one.
+    Recalled,
     /// A step was tried and did not work, and why.
     Failed(String),
 }
@@ -32,6 +35,7 @@ impl Outcome {
             Self::GoneBefore => "goneBefore",
             Self::GaveUp => "gaveUp",
             Self::Refused(_) => "refused",
+            Self::Recalled => "recalled",
             Self::Failed(_) => "failed",
         }
     }
@@ -39,7 +43,7 @@ impl Outcome {
     /// Whether nothing was done to the connection, so that the budget is given back.
     pub fn harmless(&self) -> bool {
         match self {
-            Self::GoneBefore | Self::GaveUp | Self::Refused(_) => true,
+            Self::GoneBefore | Self::GaveUp | Self::Refused(_) | Self::Recalled => true,
             // It left while a step waited, perhaps because of it: counted, to be safe.
             Self::LeftByItself => false,
             Self::Closed | Self::Reset | Self::Failed(_) => false,
@@ -56,6 +60,7 @@ impl fmt::Display for Outcome {
             Self::GoneBefore => f.write_str("found it gone"),
             Self::GaveUp => f.write_str("gave up, as no step could act in time"),
             Self::Refused(why) => write!(f, "was refused: {why}"),
+            Self::Recalled => f.write_str("was recalled, as the policy changed"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }

@@ -145,7 +145,7 @@ impl Spared {
             Self::RateUnknown(_) => "rateUnknown",
             Self::Held { after, .. } => match after {
                 Outcome::GaveUp => "gaveUp",
-                Outcome::Refused(_) => "refused",
+                Outcome::Refused(_) | Outcome::Recalled => "refused",
                 Outcome::Failed(_) => "failed",
                 Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => {
                     "moved"

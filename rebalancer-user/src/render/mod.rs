@@ -28,6 +28,8 @@ use crate::snapshot::{Connection, EndpointKey, Snapshot};
 pub enum Source {
     /// Those of the agent that runs.
     Agent,
+    /// Those that go on without an agent, by its pins.
+    Pins,
     /// Only those made during this call.
     ThisCall,
 }

@@ -13,6 +13,7 @@ mod mechanisms;
 mod moves;
 mod names;
 mod neighbours;
+mod reload;
 mod server;
 mod steps;
 mod support;

@@ -149,15 +149,16 @@ fn neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing() {
     drop(streams);
     let alone_with = |n: &Neighbour| (n.count(PASSIVE_ESTABLISHED), n.count(RTT));
     // The acknowledgements of the ends are still under way: both count them, one after the other.
-    let (accepts, rtts) = eventually("both count the same", || {
+    let (of_root, of_child) = eventually("both count the same", || {
         let counts = (alone_with(&root), alone_with(&child));
         if counts.0 == counts.1 {
-            Ok(counts.0)
+            Ok(counts)
         } else {
             Err(counts)
         }
     });
-    assert_eq!(accepts, 10);
+    let (accepts, rtts) = of_root;
+    assert_eq!((accepts, of_child), (10, of_root));
     assert!(rtts > 0, "its own flag works");
 
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
