@@ -2,28 +2,12 @@
 
 use std::process::Command;
 
-use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, connect, eventually, held_by, lab, own_pins, still_there,
-};
+use crate::support::{Agent, REBALANCER, TRACK_ONLY, alone, connect, lab, own_pins};
 
 #[test]
 fn sigterm_leaves_nothing_in_the_kernel() {
     let _alone = alone();
-    let mut agent = Agent::on_machine(TRACK_ONLY);
-    let held = held_by(agent.child.id());
-    assert_eq!(still_there(&held), held, "what it holds is in the kernel");
-    for what in ["prog", "map", "link"] {
-        assert!(
-            held.iter().any(|(w, _)| *w == what),
-            "a {what} among {held:?}"
-        );
-    }
-    assert_eq!(agent.terminate(), Some(0));
-    eventually("nothing left", || {
-        let left = still_there(&held);
-        if left.is_empty() { Ok(left) } else { Err(left) }
-    });
-    assert!(!agent.pins.exists());
+    Agent::on_machine(TRACK_ONLY).leaves_nothing();
 }
 
 #[test]
