@@ -11,6 +11,7 @@ mod guards;
 mod handed_over;
 mod handshakes;
 mod interrupted;
+mod ipv6;
 mod life;
 mod mechanisms;
 mod moves;
