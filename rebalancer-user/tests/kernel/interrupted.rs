@@ -7,6 +7,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use xtask::lab::Lab;
 
 use crate::{
     guards::echoes,
@@ -43,6 +44,23 @@ fn nothing_is_left(mut agent: Agent, descriptors: usize) {
     agent.leaves_nothing();
 }
 
+/// A server, and a move of its one connection that waits for a quiet moment.
+fn under_way(
+    lab: &Lab,
+    port: u16,
+    step: &str,
+    agent: impl Fn(&Lab, &str) -> Agent,
+) -> (Server, Agent, usize, TcpStream) {
+    let address = SocketAddr::from((lab.pod(0).addr, port));
+    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let mut agent = agent(lab, &enforce(lab, port, "maxAge: 300ms", step));
+    let descriptors = agent.descriptors();
+    let mut client = connect(lab, address);
+    echoes(&mut client);
+    wait_until_under_way(&mut agent);
+    (server, agent, descriptors, client)
+}
+
 fn signal(server: &Server, signal: Signal) {
     kill_process(Pid::from_child(&server.child), signal).unwrap();
 }
@@ -51,13 +69,7 @@ fn signal(server: &Server, signal: Signal) {
 fn a_server_stopped_with_a_request_is_not_reset() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7060));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7060, "maxAge: 300ms", RESET));
-    let descriptors = agent.descriptors();
-    let mut client = connect(&lab, address);
-    echoes(&mut client);
-    wait_until_under_way(&mut agent);
+    let (server, mut agent, descriptors, mut client) = under_way(&lab, 7060, RESET, Agent::in_lab);
     signal(&server, Signal::STOP);
     client.write_all(b"f").unwrap();
     let line = agent.wait_for_move();
@@ -71,20 +83,15 @@ fn a_server_stopped_with_a_request_is_not_reset() {
 fn a_server_stopped_at_rest_is_reset() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7061));
-    let mut server = Server::start(&lab.pod(0).host, address, Kind::Plain);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7061, "maxAge: 300ms", RESET));
-    let descriptors = agent.descriptors();
-    let mut client = connect(&lab, address);
-    echoes(&mut client);
-    wait_until_under_way(&mut agent);
+    let (mut server, mut agent, descriptors, mut client) =
+        under_way(&lab, 7061, RESET, Agent::in_lab);
     signal(&server, Signal::STOP);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset", "{line}");
     assert!(is_reset(&mut client));
     signal(&server, Signal::CONT);
     // What the reset did to the server's own descriptor does not harm it.
-    echoes(&mut connect(&lab, address));
+    echoes(&mut connect(&lab, (lab.pod(0).addr, 7061)));
     assert!(server.lives());
     nothing_is_left(agent, descriptors);
 }
@@ -93,13 +100,7 @@ fn a_server_stopped_at_rest_is_reset() {
 fn a_server_stopped_before_it_can_close_is_told_as_it_is() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7062));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7062, "maxAge: 300ms", CLOSE));
-    let descriptors = agent.descriptors();
-    let mut client = connect(&lab, address);
-    echoes(&mut client);
-    wait_until_under_way(&mut agent);
+    let (server, mut agent, descriptors, mut client) = under_way(&lab, 7062, CLOSE, Agent::in_lab);
     signal(&server, Signal::STOP);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "failed", "{line}");
@@ -116,13 +117,8 @@ fn a_pod_deleted_in_mid_move_is_an_outcome() {
     let _alone = alone();
     for step in [CLOSE, RESET] {
         let lab = lab(1);
-        let address = SocketAddr::from((lab.pod(0).addr, 7063));
-        let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
-        let mut agent = Agent::on_machine(&enforce(&lab, 7063, "maxAge: 300ms", step));
-        let descriptors = agent.descriptors();
-        let mut client = connect(&lab, address);
-        echoes(&mut client);
-        wait_until_under_way(&mut agent);
+        let (server, mut agent, descriptors, _client) =
+            under_way(&lab, 7063, step, |_, policy| Agent::on_machine(policy));
         drop((server, lab));
         let line = agent.wait_for_move();
         assert_eq!(line["outcome"], "leftByItself", "{line}");
