@@ -61,6 +61,22 @@ fn under_way(
     (server, agent, descriptors, client)
 }
 
+/// Stops every thread of it: the signal alone returns before they have.
+fn stop(server: &Server) {
+    signal(server, Signal::STOP);
+    let tasks = format!("/proc/{}/task", server.child.id());
+    eventually("all threads are stopped", || {
+        let states: Vec<String> = std::fs::read_dir(&tasks)
+            .unwrap()
+            .flatten()
+            .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
+            .filter_map(|status| Some(status.lines().find(|l| l.starts_with("State:"))?.to_owned()))
+            .collect();
+        let stopped = states.iter().all(|state| state.contains("T (stopped)"));
+        if stopped { Ok(states) } else { Err(states) }
+    });
+}
+
 fn signal(server: &Server, signal: Signal) {
     kill_process(Pid::from_child(&server.child), signal).unwrap();
 }
@@ -70,7 +86,7 @@ fn a_server_stopped_with_a_request_is_not_reset() {
     let _alone = alone();
     let lab = lab(1);
     let (server, mut agent, descriptors, mut client) = under_way(&lab, 7060, RESET, Agent::in_lab);
-    signal(&server, Signal::STOP);
+    stop(&server);
     client.write_all(b"f").unwrap();
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "gaveUp", "{line}");
@@ -85,7 +101,7 @@ fn a_server_stopped_at_rest_is_reset() {
     let lab = lab(1);
     let (mut server, mut agent, descriptors, mut client) =
         under_way(&lab, 7061, RESET, Agent::in_lab);
-    signal(&server, Signal::STOP);
+    stop(&server);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset", "{line}");
     assert!(is_reset(&mut client));
@@ -101,7 +117,7 @@ fn a_server_stopped_before_it_can_close_is_told_as_it_is() {
     let _alone = alone();
     let lab = lab(1);
     let (server, mut agent, descriptors, mut client) = under_way(&lab, 7062, CLOSE, Agent::in_lab);
-    signal(&server, Signal::STOP);
+    stop(&server);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "failed", "{line}");
     let detail = line["detail"].as_str().unwrap();
