@@ -9,6 +9,9 @@
     clippy::disallowed_macros
 )]
 
+#[cfg(test)]
+pub(crate) mod sample;
+
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 /// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.

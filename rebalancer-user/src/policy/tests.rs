@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::{Bytes, CgroupId, Cookie, EndpointKey, KernelTime, Netns, TcpState};
+use crate::snapshot::sample;
 
 const HEAD: &str = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
 
@@ -45,33 +45,12 @@ fn rule(fields: &str) -> String {
 
 fn connection(port: u16, remote: &str) -> Connection {
     let remote: SocketAddr = remote.parse().unwrap();
+    let mut connection = sample::connection(1);
+    connection.endpoint.port = port;
     Connection {
-        cookie: Cookie(1),
-        endpoint: EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port,
-        },
-        cgroup: CgroupId(1),
         local: SocketAddr::new(remote.ip(), port),
         remote,
-        opened: KernelTime(0),
-        device: 0,
-        adopted: false,
-        state: TcpState::Established,
-        owned: true,
-        mptcp: false,
-        bytes_in: Bytes(0),
-        bytes_out: Bytes(0),
-        receive_queue: 0,
-        send_queue: 0,
-        server_spoke_last: true,
-        since_sent: Duration::ZERO,
-        since_received: Duration::ZERO,
-        segments_in: 0,
-        segments_out: 0,
-        retransmits: 0,
-        rtt: Duration::ZERO,
+        ..connection
     }
 }
 
