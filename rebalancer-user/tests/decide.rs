@@ -44,6 +44,7 @@ fn connection(cookie: u64) -> Connection {
         segments_out: 0,
         retransmits: 0,
         rtt: Duration::ZERO,
+        sends: None,
     }
 }
 

@@ -184,6 +184,7 @@ mod tests {
             segments_out: 0,
             retransmits: 0,
             rtt: Duration::ZERO,
+            sends: None,
         }
     }
 

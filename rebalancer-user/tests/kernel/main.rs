@@ -10,6 +10,7 @@ mod doctor;
 mod guards;
 mod life;
 mod mechanisms;
+mod messages;
 mod moves;
 mod neighbours;
 mod server;

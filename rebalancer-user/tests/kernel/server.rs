@@ -32,16 +32,27 @@ pub enum Kind {
     Stays,
     /// It takes 300 ms from end of file to its close.
     Lingers,
+    /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
+    Sends,
+}
+
+/// See [`Kind::Sends`].
+pub const UNIT: usize = 100;
+
+/// The byte at a place of a [`Kind::Sends`] server's stream.
+pub fn pattern(place: usize) -> u8 {
+    (place % 251) as u8
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
         Self::Hides,
         Self::Stays,
         Self::Lingers,
+        Self::Sends,
     ];
 }
 
@@ -110,6 +121,7 @@ fn serve(stream: TcpStream, kind: Kind) {
     match kind {
         Kind::Hides => hide(&stream),
         Kind::Leaks => leak(&stream),
+        Kind::Sends => send(stream),
         _ => answer(stream, kind),
     }
 }
@@ -133,6 +145,18 @@ fn answer(mut stream: TcpStream, kind: Kind) {
         if stream.write_all(&request).is_err() {
             return;
         }
+    }
+}
+
+fn send(mut stream: TcpStream) {
+    let (mut request, mut place) = ([0], 0);
+    while let Ok(1) = stream.read(&mut request) {
+        let to = place + usize::from(request[0]) * UNIT;
+        let answer: Vec<u8> = (place..to).map(pattern).collect();
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+        place = to;
     }
 }
 
