@@ -145,7 +145,7 @@ impl From<&Connection> for Wanted {
 enum Counter {
     /// No rule asks.
     Closed,
-    Open(MessageCounter),
+    Open(Box<MessageCounter>),
     /// This kernel cannot, and that was said.
     Unavailable,
 }
@@ -268,7 +268,7 @@ impl Room {
                     ?fionread,
                     "counting the sends of connections whose rule asks"
                 );
-                Counter::Open(counter)
+                Counter::Open(Box::new(counter))
             }
             Err(error) => {
                 let error = format!("{error:#}");
