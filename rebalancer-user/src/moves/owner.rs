@@ -33,22 +33,22 @@ use crate::snapshot::{Cookie, Netns};
 const MOST_DESCRIPTORS: usize = 250_000;
 
 /// What a search found. Valid for the moment: keep it no longer than for one step.
-pub(super) struct Owners {
+pub(crate) struct Owners {
     of: BTreeMap<Inode, Vec<Owner>>,
     complete: bool,
 }
 
 /// A process's descriptor of a socket.
-pub(super) struct Owner {
+pub(crate) struct Owner {
     process: Process,
     fd: RawFd,
     /// What the guards ask of the process.
-    pub(super) facts: Facts,
+    pub(crate) facts: Facts,
 }
 
 impl Owners {
     /// Every owner found of this socket; empty if there may be others, or none was found.
-    pub(super) fn of(&self, inode: Inode) -> &[Owner] {
+    pub(crate) fn of(&self, inode: Inode) -> &[Owner] {
         match self.of.get(&inode) {
             Some(owners) if self.complete => owners,
             _ => &[],
@@ -57,7 +57,7 @@ impl Owners {
 
     /// Searches for the owners of sockets of one network namespace: among its own processes, and
     /// if that leaves one without an owner, among all others of the node.
-    pub(super) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
+    pub(crate) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
         let (inside, outside): (Vec<_>, Vec<_>) =
             processes().into_iter().partition(|pid| is_in(*pid, netns));
         Self::among(&inside, &outside, wanted, cgroups)
@@ -105,7 +105,7 @@ impl Owner {
     ///
     /// EPERM: Yama, a security module or a missing CAP_SYS_PTRACE forbids it. ESRCH, EBADF,
     /// ESTALE: process or descriptor are not what they were.
-    pub(super) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
+    pub(crate) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
         let duplicate = pidfd_getfd(self.process.pidfd(), self.fd, PidfdGetfdFlags::empty())?;
         if socket_cookie(duplicate.as_fd()) == Ok(cookie.0) {
             Ok(duplicate)

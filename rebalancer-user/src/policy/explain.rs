@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step, StepKind,
-    When,
+    AtEnd, Count, Match, Policy, PolicyErrors, Rule, SessionState, Size, Sockets, Span, Step,
+    StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -162,6 +162,11 @@ impl Lines {
             AtEnd::ResetNow => "ResetNow",
         };
         self.field("  ", "atEnd", end, given(&file.at_end));
+        match rule.count() {
+            Some(Count::Messages) => self.field("  ", "count", "Messages", true),
+            // There is no word for nothing.
+            None => self.line("  ", "# count: Messages # default; nothing is counted"),
+        }
     }
 
     fn matches(&mut self, matches: &Match) {

@@ -26,6 +26,7 @@
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow
+//!   # count: Messages          # nothing is counted without it
 //! ```
 //!
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
@@ -72,7 +73,7 @@ pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
 pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
-pub use rule::{AtEnd, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use rule::{AtEnd, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 

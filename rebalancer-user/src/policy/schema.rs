@@ -64,6 +64,7 @@ notations! {
     Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
     TrackedSockets: {"enum": ["All", "Matched"]}
     SessionStates: {"enum": ["Keeps", "Loses"]}
+    Counted: {"enum": ["Messages"]}
     StepKinds: {"enum": ["Close", "Reset"]}
     Conditions: {"enum": ["Quiet", "AtOnce"]}
     Ends: {"enum": ["Spare", "ResetNow"]}

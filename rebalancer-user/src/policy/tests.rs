@@ -32,6 +32,7 @@ rules:
   - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
   - {step: Reset, when: AtOnce}
   atEnd: ResetNow
+  count: Messages
 - name: rest
   match: {peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}
   limits: {maxBytes: 1048576}
@@ -269,7 +270,8 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
         ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
-        ("count", rule("  count: Messages")),
+        ("count: Bytes", rule("  count: Bytes")),
+        ("count as list", rule("  count: [Messages]")),
         ("host network as word", whole("allowHostNetwork: false", "allowHostNetwork: never")),
         ("rate without a time", whole("bytesPerSecond: 50Mi, for: 30s", "bytesPerSecond: 50Mi")),
         ("rate without a rate", whole("bytesPerSecond: 50Mi, for: 30s", "for: 30s")),
@@ -585,7 +587,7 @@ fn the_schema_refuses_what_is_not() {
         ("bytesPerSecond: 50Mi, for: 30s", "for: 30s"),
         ("jitter: 25%", "jitter: 25"),
         ("sessionState: Loses", "sessionState: loses"),
-        ("sessionState: Loses", "count: Messages"),
+        ("count: Messages", "count: Bytes"),
         ("step: Close", "step: Notice"),
         ("step: Close, when: AtOnce", "when: AtOnce"),
         ("when: AtOnce", "when: Never"),

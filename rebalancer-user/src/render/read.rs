@@ -14,8 +14,8 @@ use super::{
 use crate::{
     policy::visible,
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState,
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
+        Snapshot, TcpState,
     },
 };
 
@@ -214,6 +214,10 @@ fn connection(index: usize, item: &ConnectionItem) -> Result<Connection, ReadErr
         segments_out: item.segments_out,
         retransmits: item.retransmits,
         rtt: Duration::from_micros(item.rtt_microseconds),
+        sends: item.sends.as_ref().map(|sends| Sends {
+            messages: sends.messages,
+            bytes: Bytes(sends.bytes),
+        }),
     })
 }
 
@@ -306,6 +310,10 @@ pub(super) mod tests {
                 segments_out: smalls[4],
                 retransmits: smalls[5],
                 rtt: Duration::from_micros(numbers[4] >> 32),
+                sends: bools[3].then_some(Sends {
+                    messages: numbers[0],
+                    bytes: Bytes(numbers[1]),
+                }),
             },
         )
     }
@@ -417,6 +425,7 @@ pub(super) mod tests {
                 segments_out: 0,
                 retransmits: 0,
                 rtt: Duration::ZERO,
+                sends: None,
             }],
             endpoints: BTreeMap::from([(key, Endpoint::default())]),
         };

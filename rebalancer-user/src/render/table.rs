@@ -23,10 +23,20 @@ pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) 
 /// Every connection, with all that is known of it.
 pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
     let more = [
-        "CGROUP", "SENT", "RECEIVED", "SEGS-IN", "SEGS-OUT", "RETRANS", "RTT", "LAST", "FLAGS",
+        "CGROUP",
+        "SENT",
+        "RECEIVED",
+        "SEGS-IN",
+        "SEGS-OUT",
+        "RETRANS",
+        "RTT",
+        "SENDS",
+        "SEND-BYTES",
+        "LAST",
+        "FLAGS",
     ];
     let header: Vec<&str> = COLUMNS.into_iter().chain(more).collect();
-    let mut table = table(&header, 5..18);
+    let mut table = table(&header, 5..20);
     for c in sorted(snapshot, sort) {
         let flags: Vec<&str> = [
             (!c.owned, "not-accepted"),
@@ -44,6 +54,9 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
             c.segments_out.to_string(),
             c.retransmits.to_string(),
             format!("{:.1}ms", c.rtt.as_secs_f64() * 1000.0),
+            c.sends
+                .map_or("-".to_owned(), |sends| sends.messages.to_string()),
+            c.sends.map_or("-".to_owned(), |sends| size(sends.bytes)),
             if c.server_spoke_last {
                 "server"
             } else {

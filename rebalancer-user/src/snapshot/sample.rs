@@ -33,5 +33,6 @@ pub(crate) fn connection(cookie: u64) -> Connection {
         segments_out: 0,
         retransmits: 0,
         rtt: Duration::ZERO,
+        sends: None,
     }
 }

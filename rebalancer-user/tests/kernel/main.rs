@@ -14,6 +14,7 @@ mod interrupted;
 mod ipv6;
 mod life;
 mod mechanisms;
+mod messages;
 mod moves;
 mod mptcp;
 mod neighbours;

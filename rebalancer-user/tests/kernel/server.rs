@@ -47,10 +47,20 @@ pub enum Kind {
     /// It starts a program for each connection, which inherits it, as inetd does, and closes its
     /// own descriptor. SIGPIPE would kill it, not the program.
     Inetd,
+    /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
+    Sends,
+}
+
+/// See [`Kind::Sends`].
+pub const UNIT: usize = 100;
+
+/// The byte at a place of a [`Kind::Sends`] server's stream.
+pub fn pattern(place: usize) -> u8 {
+    (place % 251) as u8
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
@@ -60,6 +70,7 @@ impl Kind {
         Self::Mptcp,
         Self::HandsOver,
         Self::Inetd,
+        Self::Sends,
     ];
 }
 
@@ -192,6 +203,7 @@ fn serve(stream: TcpStream, kind: Kind) {
             send_descriptor(&worker, stream);
         }
         Kind::Inetd => start_program(stream),
+        Kind::Sends => send(stream),
         _ => answer(stream, kind),
     }
 }
@@ -215,6 +227,18 @@ fn answer(mut stream: TcpStream, kind: Kind) {
         if stream.write_all(&request).is_err() {
             return;
         }
+    }
+}
+
+fn send(mut stream: TcpStream) {
+    let (mut request, mut place) = ([0], 0);
+    while let Ok(1) = stream.read(&mut request) {
+        let to = place + usize::from(request[0]) * UNIT;
+        let answer: Vec<u8> = (place..to).map(pattern).collect();
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+        place = to;
     }
 }
 
