@@ -16,7 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Changes whenever a record here changes its shape or its meaning.
 ///
 /// It is stored beside the pinned maps; a reader of another version refuses them.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// How many socket-storage maps the connections are spread over, by cookie.
 ///
@@ -46,6 +46,8 @@ pub mod flags {
     pub const ADOPTED: u8 = 2;
     /// The callback for the close could not be asked for.
     pub const NO_CLOSE_CALLBACK: u8 = 4;
+    /// Sends were counted on this connection: see [`super::Connection::messages`].
+    pub const COUNTED: u8 = 8;
 }
 
 /// What the kernel remembers of a socket, in its socket storage, from accept to its end.
@@ -81,6 +83,11 @@ pub struct Connection {
     /// Interface that the socket is bound to (link-local, `SO_BINDTODEVICE`), or 0. A socket bound
     /// to one is not found by a lookup that does not name it.
     pub device: u32,
+    /// Sends of the server since a rule asked to count them. A long one counts as several: it is
+    /// what the kernel takes at a time. Written under the socket's lock, as all here is.
+    pub messages: u64,
+    /// Bytes in those sends, whether acknowledged yet or not.
+    pub message_bytes: u64,
 }
 
 /// What the iterator reads of a socket at the moment of the listing.

@@ -8,6 +8,8 @@ pub const SOCK_OPS: &str = "sock_ops";
 pub const LIST: &str = "list";
 /// Iterator over the TCP sockets of one network namespace: makes records of those older than us.
 pub const ADOPT: &str = "adopt";
+/// sk_msg program on the sockets in `counted`: counts what each sends.
+pub const MESSAGES: &str = "messages";
 
 /// The pinned link of [`SOCK_OPS`]: what keeps the program attached while no agent runs.
 pub const LINK: &str = "link";
@@ -24,6 +26,10 @@ pub const FAULTS: &str = "faults";
 pub const LISTING: &str = "listing";
 /// Memory-mapped array of one [`crate::ListHead`]; each reader has its own.
 pub const LIST_HEAD: &str = "list_head";
+/// Socket hash: cookie → socket, of the connections whose sends are counted. The agent makes it
+/// when a rule asks, and pins it nowhere: with its process it is gone, and every socket is as it
+/// was. The kernel half does not name it.
+pub const COUNTED: &str = "counted";
 
 /// The connections' socket-storage maps, by shard.
 pub const CONNECTIONS: [&str; crate::SHARDS] = [

@@ -1,6 +1,6 @@
 //! The rebalancer's kernel half.
 //!
-//! Three programs, each a short table from events to actions:
+//! Four programs, each a short table from events to actions:
 //!
 //! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
 //!   decides nothing, changes no packet, and runs for no packet.
@@ -8,6 +8,7 @@
 //!   older than we.
 //! - [`list`], an iterator over one shard of the records: writes what each socket says of itself
 //!   at that moment into memory shared with its reader.
+//! - [`messages`], on the sockets that a rule asked for, and on no other: counts what they send.
 //!
 //! Rules that hold here: another program's callback flags are never cleared, no reply is written
 //! (`reply` and `args` are one union), the answer is always 1, and a failure is counted in
@@ -34,6 +35,7 @@ mod endpoint;
 mod faults;
 mod list;
 mod maps;
+mod messages;
 mod record;
 mod sock;
 mod sock_ops;

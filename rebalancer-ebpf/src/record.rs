@@ -45,6 +45,8 @@ pub(crate) fn describe(tcp: TcpSock, cookie: u64, kind: u8) -> Connection {
         flags: 0,
         protocol: IpProto::Tcp as u8,
         device: tcp.skc_bound_dev_if(),
+        messages: 0,
+        message_bytes: 0,
     }
 }
 

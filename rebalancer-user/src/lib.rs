@@ -1,12 +1,13 @@
 //! The rebalancer's node agent, as a library for its binary and its tests.
 //!
 //! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
-//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, and [`agent`]
-//! joins them in one loop. [`cli`] and [`render`] are what an operator sees.
+//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, [`counting`] counts
+//! what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins them in one loop. [`cli`] and [`render`] are what an operator sees.
 
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod counting;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod kubernetes;

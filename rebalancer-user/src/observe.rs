@@ -11,8 +11,8 @@ use rebalancer_common::{self as common, Fault, IpProto, Listed, flags, kind};
 use crate::{
     bpf::{self, Lister, Pass, read_endpoints, read_faults},
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState, Who,
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
+        Snapshot, TcpState, Who,
     },
 };
 
@@ -137,6 +137,10 @@ pub(crate) fn connection(
         segments_out: live.data_segs_out,
         retransmits: live.total_retrans,
         rtt: Duration::from_micros(u64::from(live.srtt_us8 >> 3)),
+        sends: (record.flags & flags::COUNTED != 0).then_some(Sends {
+            messages: record.messages,
+            bytes: Bytes(record.message_bytes),
+        }),
     })
 }
 

@@ -10,6 +10,8 @@
 )]
 
 mod identity;
+#[cfg(test)]
+pub(crate) mod sample;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
@@ -162,6 +164,18 @@ pub struct Connection {
     pub retransmits: u32,
     /// Smoothed round-trip time.
     pub rtt: Duration,
+    /// What the server has sent since a rule asked to count it; `None` if none did, or nothing was
+    /// sent since.
+    pub sends: Option<Sends>,
+}
+
+/// Sends of a server, as the kernel takes them: a long one counts as several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sends {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes, acknowledged or not.
+    pub bytes: Bytes,
 }
 
 impl Connection {

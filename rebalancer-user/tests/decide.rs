@@ -1,6 +1,6 @@
 //! What holds for every plan, whatever the policy, the snapshot and the past.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
@@ -12,41 +12,13 @@ use rebalancer_user::{
     },
 };
 
+#[path = "../src/snapshot/sample.rs"]
+mod sample;
+use sample::connection;
+
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
-
-fn connection(cookie: u64) -> Connection {
-    let remote: SocketAddr = "10.0.0.1:40000".parse().unwrap();
-    Connection {
-        cookie: Cookie(cookie),
-        endpoint: EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port: 8080,
-        },
-        cgroup: CgroupId(1),
-        local: "10.1.0.1:8080".parse().unwrap(),
-        remote,
-        opened: KernelTime(0),
-        device: 0,
-        adopted: false,
-        state: TcpState::Established,
-        owned: true,
-        mptcp: false,
-        bytes_in: Bytes(0),
-        bytes_out: Bytes(0),
-        receive_queue: 0,
-        send_queue: 0,
-        server_spoke_last: true,
-        since_sent: Duration::ZERO,
-        since_received: Duration::ZERO,
-        segments_in: 0,
-        segments_out: 0,
-        retransmits: 0,
-        rtt: Duration::ZERO,
-    }
-}
 
 fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
     Snapshot {

@@ -1,21 +1,8 @@
 //! Completions and manual pages, as black boxes.
 
-use assert_cmd::Command;
+mod black_box;
 
-fn rebalancer(arguments: &[&str], stdin: &str) -> (Option<i32>, String, String) {
-    let output = Command::cargo_bin("rebalancer")
-        .unwrap()
-        .args(arguments)
-        .write_stdin(stdin)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
+use black_box::rebalancer;
 
 #[test]
 fn every_shell_gets_completions() {

@@ -1,6 +1,6 @@
 //! Rules and guards that ask for names: decided from names as data, however they were come by.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use proptest::{collection::btree_map, option, prelude::*};
 use rebalancer_user::{
@@ -12,41 +12,16 @@ use rebalancer_user::{
     },
 };
 
-const HOUR: u64 = 3_600_000_000_000;
+#[path = "../src/snapshot/sample.rs"]
+mod sample;
+use sample::connection;
 
-const KEY: EndpointKey = EndpointKey {
-    netns: Netns(2),
-    cgroup: None,
-    port: 8080,
-};
+const HOUR: u64 = 3_600_000_000_000;
 
 /// An old connection of `who`, in a listing that was named so.
 fn snapshot(who: Who, naming: Naming) -> Snapshot {
-    let local: SocketAddr = "10.244.0.2:8080".parse().unwrap();
-    let connection = Connection {
-        cookie: Cookie(1),
-        endpoint: KEY,
-        cgroup: CgroupId(1),
-        local,
-        remote: "10.244.0.9:5000".parse().unwrap(),
-        device: 0,
-        opened: KernelTime(0),
-        adopted: false,
-        state: TcpState::Established,
-        owned: true,
-        mptcp: false,
-        bytes_in: Bytes(0),
-        bytes_out: Bytes(0),
-        receive_queue: 0,
-        send_queue: 0,
-        server_spoke_last: true,
-        since_sent: Duration::ZERO,
-        since_received: Duration::ZERO,
-        segments_in: 0,
-        segments_out: 0,
-        retransmits: 0,
-        rtt: Duration::ZERO,
-    };
+    let connection = connection(1);
+    let key = connection.endpoint;
     let endpoint = Endpoint {
         who,
         ..Endpoint::default()
@@ -54,7 +29,7 @@ fn snapshot(who: Who, naming: Naming) -> Snapshot {
     Snapshot {
         taken: KernelTime(10 * HOUR),
         connections: vec![connection],
-        endpoints: [(KEY, endpoint)].into(),
+        endpoints: [(key, endpoint)].into(),
         naming,
         ..Snapshot::default()
     }

@@ -100,10 +100,18 @@ fn beside(lab: &Lab, command: &[OsString]) -> Result<()> {
         .args(arguments)
         .env("REBALANCER_LAB_ID", lab.id().to_string())
         .env("REBALANCER_LAB_SERVICE", &state.service)
+        .env(
+            "REBALANCER_LAB_SERVICE6",
+            state.service6.as_deref().unwrap_or_default(),
+        )
         .env("REBALANCER_LAB_CLIENT_NETNS", &state.client)
         .env("REBALANCER_LAB_CLIENT_SUBNET", lab.client_subnet())
         .env("REBALANCER_LAB_NODE_NETNS", &state.node)
         .env("REBALANCER_LAB_PODS", each(|pod| pod.address.clone()))
+        .env(
+            "REBALANCER_LAB_PODS6",
+            each(|pod| pod.address6.clone().unwrap_or_default()),
+        )
         .env(
             "REBALANCER_LAB_POD_NETNS",
             each(|pod| pod.netns.display().to_string()),
@@ -133,6 +141,11 @@ fn show(slot: Slot, state: &State, standing: Standing) {
         state.service,
         dim("ClusterIP")
     );
+    match (&state.service6, &state.no_ipv6) {
+        (Some(service6), _) => println!("  {:<8} {service6}", ""),
+        (None, Some(missing)) => println!("  {:<8} no IPv6: {missing}", ""),
+        (None, None) => {}
+    }
     println!(
         "  {:<8} {:<18} {}",
         "client",
@@ -147,6 +160,9 @@ fn show(slot: Slot, state: &State, standing: Standing) {
             pod.address,
             dim(pod.netns.display())
         );
+        if let Some(address6) = &pod.address6 {
+            println!("  {:<8} {address6}", "");
+        }
     }
 }
 
@@ -158,6 +174,10 @@ fn show_ways_in(state: &State) {
         state.service
     );
     println!("  nsenter --net={node} iptables-save -t nat");
+    if let Some(service6) = &state.service6 {
+        println!("  nsenter --net={client} curl -si http://{service6}/");
+        println!("  nsenter --net={node} ip6tables-save -t nat");
+    }
     if let Some(pod) = state.pods.first() {
         println!("  nsenter --net={} ss -tin", pod.netns.display());
     }

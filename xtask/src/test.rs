@@ -122,6 +122,10 @@ fn kernel() -> Result<Vec<Section>> {
     let agent = ["test", "--workspace", "--test", "kernel"];
     Ok(vec![
         section("the lab", &["test", "--workspace", "--test", "lab"]),
+        section(
+            "unit tests as root",
+            &["test", "--workspace", "--lib", "--", "--ignored"],
+        ),
         section("kernel", &[&agent[..], &one_by_one].concat()),
     ])
 }

@@ -38,9 +38,33 @@ fn connect(lab: &Lab, target: SocketAddr) -> TcpStream {
 #[test]
 fn connections_spread_and_requests_stay() {
     let lab = Lab::start(Spec::default()).unwrap();
+    spread_and_stay(&lab, lab.service());
+}
+
+#[test]
+fn the_same_by_ipv6() {
+    let lab = Lab::start(Spec::default()).unwrap();
+    let service = lab.service6().expect("this machine has IPv6 and NAT of it");
+    spread_and_stay(&lab, service);
+    for pod in lab.pods() {
+        let address = pod.address6().unwrap();
+        assert_eq!(ask(&mut connect(&lab, address.into())), pod.name);
+    }
+    let mut old = connect(&lab, service);
+    let first = ask(&mut old);
+    lab.set_endpoints(&[]).unwrap();
+    assert_eq!(ask(&mut old), first, "conntrack keeps it");
+    let refused = lab.client().enter(|| TcpStream::connect(service)).unwrap();
+    assert_eq!(
+        refused.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
+}
+
+fn spread_and_stay(lab: &Lab, service: SocketAddr) {
     let mut shares = BTreeMap::new();
     for _ in 0..60 {
-        let mut stream = connect(&lab, lab.service());
+        let mut stream = connect(lab, service);
         let pod = ask(&mut stream);
         assert_eq!(pod, ask(&mut stream), "a connection keeps its replica");
         *shares.entry(pod).or_insert(0) += 1;

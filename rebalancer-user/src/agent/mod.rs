@@ -19,13 +19,14 @@ use tracing::{debug, error, info, warn};
 use self::watch::Watch;
 use crate::{
     bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
+    counting::Counting,
     kubernetes::{Access, Names},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy, Rule, Sockets},
-    snapshot::{CgroupId, Cookie, KernelTime},
+    snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
 /// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
@@ -48,6 +49,8 @@ pub struct Options {
     pub mechanism: Option<Mechanism>,
     /// The policy's file: read again when it changes, and on SIGHUP.
     pub policy_file: PathBuf,
+    /// Count sends also where the kernel then answers a server's FIONREAD wrongly.
+    pub count_despite_fionread: bool,
     /// Reads it.
     pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
 }
@@ -116,6 +119,10 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
 struct Agent {
     // Dropped in this order: first nothing is moved any more, then nothing is tracked.
     mover: Option<Mover>,
+    /// From when a rule asks for it.
+    counting: Option<Counting>,
+    count_despite_fionread: bool,
+    kernel: Arc<Kernel>,
     lister: Lister,
     tracker: Tracker,
     /// On a plain host there are none.
@@ -174,7 +181,7 @@ impl Agent {
         }
         let (tell, done) = unbounded_channel();
         // The mover asks the kernel by itself, so it has its own iterator and memory.
-        let lister_of_mover = Lister::open(kernel, tracker.pins())?;
+        let lister_of_mover = Lister::open(Arc::clone(&kernel), tracker.pins())?;
         let mover = mechanism
             .map(|mechanism| Mover::start(lister_of_mover, mechanism, tell))
             .transpose()
@@ -198,6 +205,9 @@ impl Agent {
         );
         let agent = Self {
             mover,
+            counting: None,
+            count_despite_fionread: options.count_despite_fionread,
+            kernel,
             lister,
             tracker,
             names,
@@ -266,8 +276,23 @@ impl Agent {
                 }
             }
         }
+        self.count(snapshot);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
+    }
+
+    /// Says which connections are to be counted on; a thread does it.
+    fn count(&mut self, snapshot: &Snapshot) {
+        if self.counting.is_none() && Counting::is_asked(&self.policy) {
+            let pins = self.tracker.pins().to_owned();
+            self.counting =
+                Counting::start(Arc::clone(&self.kernel), pins, self.count_despite_fionread)
+                    .inspect_err(|error| error!(%error, "starting the counting thread"))
+                    .ok();
+        }
+        if let Some(counting) = &self.counting {
+            counting.ask(&self.policy, snapshot);
+        }
     }
 
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {

@@ -21,7 +21,7 @@ use super::{
     Error, Kernel, OBJECT,
     maps::{check_abi, pinned},
     sys::{self, PassEnd},
-    tracker::{failed, load_iterator, loader, shared_maps},
+    tracker::{failed, load_iterator, loader_over},
 };
 use crate::snapshot::Cookie;
 
@@ -183,17 +183,7 @@ struct Loaded {
 impl Loaded {
     fn new(kernel: &Kernel, pins: &Path, slots: u32) -> Result<Self, Error> {
         let btf = kernel.btf()?;
-        let mut loader = loader(kernel, &btf);
-        let shared = shared_maps(pins);
-        for (name, path) in &shared {
-            // The loader would make a map that is not there.
-            if !path.exists() {
-                return Err(Error::NoPins {
-                    path: pins.to_owned(),
-                });
-            }
-            loader.map_pin_path(name, path.as_path());
-        }
+        let mut loader = loader_over(kernel, &btf, pins)?;
         loader.map_max_entries(names::LISTING, slots);
         let mut ebpf = loader
             .load(OBJECT)

@@ -3,6 +3,7 @@
 //! - [`Tracker`] holds the sock_ops program on the cgroup root and the pinned maps.
 //! - [`Lister`] reads every connection, with an iterator and memory of its own, so that no reader
 //!   disturbs another.
+//! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
 mod cgroup;
@@ -10,6 +11,7 @@ mod error;
 mod lister;
 mod log;
 mod maps;
+mod messages;
 mod nesting;
 mod offsets;
 mod pins;
@@ -21,6 +23,7 @@ pub use error::Error;
 pub use lister::{Lister, Pass};
 pub use log::KernelLog;
 pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
+pub use messages::MessageCounter;
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;

@@ -11,11 +11,26 @@ use rustix::{
 };
 
 /// Commands of `bpf(2)`, from `linux/bpf.h`.
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
+const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
+
+/// The part of `union bpf_attr` that makes a map.
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    map_name: [u8; 16],
+}
 
 /// The part of `union bpf_attr` that asks for the programs on a cgroup.
 #[repr(C)]
@@ -52,6 +67,27 @@ struct IterLinkInfo {
 struct IterCreate {
     link_fd: u32,
     flags: u32,
+}
+
+/// Makes a map from cookies to sockets. It is not in the object, as then each of its loaders would
+/// make one, and fail where the kernel has none.
+pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<OwnedFd> {
+    let mut map_name = [0; 16];
+    // The last byte stays zero.
+    for (to, from) in map_name[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    let attr = MapCreate {
+        map_type: BPF_MAP_TYPE_SOCKHASH,
+        key_size: size_of::<u64>() as u32,
+        value_size: size_of::<u32>() as u32,
+        max_entries,
+        map_flags: 0,
+        inner_map_fd: 0,
+        numa_node: 0,
+        map_name,
+    };
+    bpf(BPF_MAP_CREATE, &attr)
 }
 
 /// Links an iterator program, to a map if it is one over a map: aya's own `attach` cannot name

@@ -376,13 +376,32 @@ fn write_tracking(pins: &Path, tracking: &Tracking) -> Result<(), Error> {
 }
 
 /// A loader with the running kernel's constants.
-pub(super) fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
+fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(btf))
         .override_global(names::HOST_NETNS, &kernel.host_netns, true)
         .override_global(names::OFFSETS, as_words(&kernel.offsets), true);
     loader
+}
+
+/// The same, over the maps that an agent has pinned.
+pub(super) fn loader_over<'a>(
+    kernel: &'a Kernel,
+    btf: &'a Btf,
+    pins: &Path,
+) -> Result<EbpfLoader<'a>, Error> {
+    let mut loader = loader(kernel, btf);
+    for (name, path) in shared_maps(pins) {
+        // The loader would make a map that is not there.
+        if !path.exists() {
+            return Err(Error::NoPins {
+                path: pins.to_owned(),
+            });
+        }
+        loader.map_pin_path(name, path);
+    }
+    Ok(loader)
 }
 
 fn as_words(offsets: &rebalancer_common::offsets::Offsets) -> &[u32] {
@@ -392,7 +411,7 @@ fn as_words(offsets: &rebalancer_common::offsets::Offsets) -> &[u32] {
 
 /// Maps that every process shares, and where they are pinned. The listing is not among them: each
 /// reader has its own.
-pub(super) fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
+fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
     names::CONNECTIONS
         .iter()
         .chain(&[

@@ -42,6 +42,11 @@ pub(super) struct Agent {
         env = "REBALANCER_LOG"
     )]
     log: String,
+    /// Count sends for rules with `count: Messages` also where the kernel then tells a server that
+    /// nothing waits to be read (FIONREAD on Linux 6.12.75 to 6.18; `doctor` says whether). nginx
+    /// believes that, and hangs in uploads.
+    #[arg(long)]
+    count_despite_fionread: bool,
     /// Reset in this way, and in no other. For tests.
     #[arg(long, value_enum, hide = true)]
     reset_mechanism: Option<MechanismArg>,
@@ -108,6 +113,7 @@ impl Agent {
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
             policy_file: self.policy.clone(),
+            count_despite_fionread: self.count_despite_fionread,
             reload: Box::new(move || policy::load(&self.policy)),
         };
         tokio::runtime::Builder::new_current_thread()

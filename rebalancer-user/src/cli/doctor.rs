@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
     bpf::{self, Kernel},
+    counting::{self, Fionread},
     moves::{Mechanism, probe},
     snapshot::Cookie,
 };
@@ -116,7 +117,9 @@ impl Doctor {
         match Kernel::read() {
             Ok(kernel) => {
                 findings.push(ok("BTF", "every structure that is read was found"));
-                findings.push(self.recording(Arc::new(kernel)));
+                let kernel = Arc::new(kernel);
+                findings.push(self.recording(Arc::clone(&kernel)));
+                findings.push(self.counting(kernel));
             }
             Err(error) => findings.push(lacks(
                 Level::Failed,
@@ -194,6 +197,28 @@ impl Doctor {
                 WHAT,
                 format!("{error:#}"),
                 "the finding above says what is missing; if none does, please report this",
+            ),
+        }
+    }
+
+    /// A send of our own must be counted, and FIONREAD stay what it is.
+    fn counting(&self, kernel: Arc<Kernel>) -> Finding {
+        const WHAT: &str = "counting sends";
+        let tried = attach_for_the_call(kernel, &self.kernel)
+            .and_then(|(_own, mut lister)| counting::probe(&mut lister));
+        match tried {
+            Ok(Fionread::Right) => ok(WHAT, "a send of our own was counted by sk_msg"),
+            Ok(Fionread::Wrong) => lacks(
+                Level::Warning,
+                WHAT,
+                "sk_msg works, but FIONREAD is 0 on a counted socket with data: nginx hangs in uploads",
+                "only rules with `count` need it, and go without; see --count-despite-fionread",
+            ),
+            Err(error) => lacks(
+                Level::Warning,
+                WHAT,
+                format!("{error:#}"),
+                "only rules with `count` need it; use a kernel with CONFIG_NET_SOCK_MSG=y",
             ),
         }
     }

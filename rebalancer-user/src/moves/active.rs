@@ -271,8 +271,13 @@ impl Active {
         }
     }
 
+    /// It lives, and nobody in its network namespace does: whoever holds it is not found.
+    pub(super) fn out_of_reach(&self) -> Outcome {
+        self.left(Outcome::Refused("ownerUnknown"))
+    }
+
     /// It is not there any more, or not established: by whose doing?
-    fn gone(&self, state: Option<TcpState>) -> Outcome {
+    pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
         if self.misses > 0 {
             Outcome::Reset
         } else if self.asked.is_some() && state != Some(TcpState::CloseWait) {

@@ -65,13 +65,13 @@ pub struct Socket {
 }
 
 /// A socket of `sock_diag` in the network namespace in which it was opened.
-pub(super) struct Diag {
+pub(crate) struct Diag {
     netlink: Netlink,
 }
 
 impl Diag {
     /// Opens one in this thread's network namespace.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         netlink.bind_auto()?;
         netlink.connect(&NetlinkAddr::new(0, 0))?;
@@ -81,7 +81,7 @@ impl Diag {
     }
 
     /// Looks at a socket; `None` if there is none with this cookie.
-    pub(super) fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
+    pub(crate) fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
         let request = SockDiagMessage::InetRequest(request(id));
         match self.call(NLM_F_REQUEST, request.into())? {
             Answer::Socket(socket) => Ok(Some(socket)),

@@ -24,6 +24,17 @@ pub(super) fn refusal(
     cgroup: CgroupId,
 ) -> Option<&'static str> {
     let mut all = owners.clone();
+    stranger(owners, netns, cgroup)
+        .or_else(|| all.any(|facts| facts.dies_of_sigpipe).then_some("sigpipe"))
+}
+
+/// The same, without `sigpipe`: for what is done to a socket without its end.
+pub(crate) fn stranger(
+    owners: impl Iterator<Item = Facts> + Clone,
+    netns: Netns,
+    cgroup: CgroupId,
+) -> Option<&'static str> {
+    let mut all = owners.clone();
     if all.next().is_none() {
         return Some("ownerUnknown");
     }
@@ -31,12 +42,9 @@ pub(super) fn refusal(
     if all.any(|facts| facts.netns != netns || facts.cgroup.is_some_and(|own| own != cgroup)) {
         return Some("foreignProcess");
     }
-    let mut all = owners.clone();
-    if all.any(|facts| facts.cgroup.is_none()) {
-        return Some("ownerUnknown");
-    }
     let mut all = owners;
-    all.any(|facts| facts.dies_of_sigpipe).then_some("sigpipe")
+    all.any(|facts| facts.cgroup.is_none())
+        .then_some("ownerUnknown")
 }
 
 #[cfg(test)]

@@ -21,8 +21,14 @@ mod quiet;
 mod raw;
 mod sys;
 
+pub(crate) use diag::Diag;
 #[cfg(any(test, fuzzing))]
 pub(crate) use diag::parse_answer;
+pub(crate) use guards::stranger;
+pub(crate) use owner::{Owner, Owners};
+pub(crate) use process::Cgroups;
+pub(crate) use sys::option;
+
 pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
 pub use mover::{Done, Mover, Order};

@@ -22,7 +22,7 @@ use crate::{
     bpf::Lister,
     netns::{Namespaces, enter},
     plan::{Move, Outcome},
-    snapshot::{CgroupId, Cookie, Netns},
+    snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
 
 /// How often a waiting move's socket is looked at. A look costs some 20 microseconds.
@@ -202,7 +202,7 @@ impl Room {
                 .collect()
         };
         let Some(target) = self.namespaces.open(netns) else {
-            return all(Outcome::GoneBefore);
+            return self.unreachable(cookies);
         };
         let Self {
             lister,
@@ -253,6 +253,25 @@ impl Room {
                 "entering the network namespace: {e}"
             ))),
         }
+    }
+
+    /// No process and no name leads to the namespace. A pod that was deleted has taken its
+    /// connections along; but a process of another namespace may hold one, and keep it.
+    fn unreachable(&mut self, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
+        let Self { lister, active, .. } = self;
+        let end = |cookie: &Cookie| {
+            let active = active.get(cookie)?;
+            let state = lister
+                .read_one(*cookie)
+                .map(|listed| listed.map(|listed| TcpState::from_kernel(listed.live.state)));
+            let outcome = match state {
+                Ok(Some(TcpState::Established)) => active.out_of_reach(),
+                Ok(state) => active.gone(state),
+                Err(e) => Outcome::Failed(format!("its network namespace has gone: {e}")),
+            };
+            Some((*cookie, Next::End(outcome)))
+        };
+        cookies.iter().filter_map(end).collect()
     }
 
     fn tell(&self, active: Active, outcome: Outcome) {

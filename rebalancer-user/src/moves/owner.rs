@@ -33,22 +33,22 @@ use crate::snapshot::{Cookie, Netns};
 const MOST_DESCRIPTORS: usize = 250_000;
 
 /// What a search found. Valid for the moment: keep it no longer than for one step.
-pub(super) struct Owners {
+pub(crate) struct Owners {
     of: BTreeMap<Inode, Vec<Owner>>,
     complete: bool,
 }
 
 /// A process's descriptor of a socket.
-pub(super) struct Owner {
+pub(crate) struct Owner {
     process: Process,
     fd: RawFd,
     /// What the guards ask of the process.
-    pub(super) facts: Facts,
+    pub(crate) facts: Facts,
 }
 
 impl Owners {
     /// Every owner found of this socket; empty if there may be others, or none was found.
-    pub(super) fn of(&self, inode: Inode) -> &[Owner] {
+    pub(crate) fn of(&self, inode: Inode) -> &[Owner] {
         match self.of.get(&inode) {
             Some(owners) if self.complete => owners,
             _ => &[],
@@ -57,7 +57,7 @@ impl Owners {
 
     /// Searches for the owners of sockets of one network namespace: among its own processes, and
     /// if that leaves one without an owner, among all others of the node.
-    pub(super) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
+    pub(crate) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
         let (inside, outside): (Vec<_>, Vec<_>) =
             processes().into_iter().partition(|pid| is_in(*pid, netns));
         Self::among(&inside, &outside, wanted, cgroups)
@@ -105,7 +105,7 @@ impl Owner {
     ///
     /// EPERM: Yama, a security module or a missing CAP_SYS_PTRACE forbids it. ESRCH, EBADF,
     /// ESTALE: process or descriptor are not what they were.
-    pub(super) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
+    pub(crate) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
         let duplicate = pidfd_getfd(self.process.pidfd(), self.fd, PidfdGetfdFlags::empty())?;
         if socket_cookie(duplicate.as_fd()) == Ok(cookie.0) {
             Ok(duplicate)
@@ -258,6 +258,82 @@ mod tests {
         let mut number = OwnedFd::from(socket);
         rustix::io::dup2(&other, &mut number).unwrap();
         assert_eq!(owner.duplicate(cookie).unwrap_err(), Errno::STALE);
+    }
+
+    /// A copy of this process, with all of its descriptors, that does nothing. It is given this
+    /// id, which must be free, and `other` in the place of a descriptor.
+    fn copy_with_id(id: Option<Pid>, other: Option<(RawFd, RawFd)>) -> Pid {
+        let id = id.map(|pid| pid.as_raw_nonzero().get());
+        // `struct clone_args` of `linux/sched.h`.
+        let mut arguments = [0_u64; 10];
+        arguments[4] = libc::SIGCHLD as u64; // exit_signal
+        if let Some(id) = &id {
+            arguments[8] = std::ptr::from_ref(id) as u64; // set_tid
+            arguments[9] = 1; // set_tid_size
+        }
+        // SAFETY: a fork; the copy only makes system calls.
+        let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, 80) };
+        if pid == 0 {
+            // SAFETY: as above; it ends by a signal.
+            unsafe {
+                if let Some((from, to)) = other {
+                    libc::dup2(from, to);
+                }
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        Pid::from_raw(pid as i32).unwrap_or_else(|| panic!("{}", io::Error::last_os_error()))
+    }
+
+    fn end(pid: Pid) {
+        use rustix::process::{Signal, WaitOptions, kill_process, waitpid};
+        kill_process(pid, Signal::KILL).unwrap();
+        waitpid(Some(pid), WaitOptions::empty()).unwrap();
+    }
+
+    /// To the eye the same: its id, and under it the same number leads to the same socket.
+    #[test]
+    #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
+    fn a_process_that_takes_the_owners_id_is_not_the_owner() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (inode, fd) = (inode(&socket), socket.as_raw_fd());
+        let cookie = Cookie(socket_cookie(&socket).unwrap());
+        let cgroups = Cgroups::read();
+        let first = copy_with_id(None, None);
+        let owners = Owners::among(&[first], &[], &BTreeSet::from([inode]), &cgroups);
+        let [owner] = owners.of(inode) else {
+            panic!("one descriptor has one owner");
+        };
+        drop(owner.duplicate(cookie).unwrap());
+        end(first);
+        let second = copy_with_id(Some(first), None);
+        assert_eq!(second, first);
+        assert!(leads_to(second, fd, inode));
+        assert_eq!(owner.duplicate(cookie).unwrap_err(), Errno::SRCH);
+        assert_eq!(owner.process.facts(&cgroups), None);
+        end(second);
+    }
+
+    /// Between the walk over descriptors, which knows ids only, and the hold.
+    #[test]
+    #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
+    fn a_process_that_takes_the_id_of_a_hit_is_not_held_for_it() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (inode, fd) = (inode(&socket), socket.as_raw_fd());
+        let cgroups = Cgroups::read();
+        let first = copy_with_id(None, None);
+        assert!(Owner::hold(first, fd, inode, &cgroups).is_some());
+        end(first);
+        assert!(Owner::hold(first, fd, inode, &cgroups).is_none());
+        let second = copy_with_id(Some(first), Some((other.as_raw_fd(), fd)));
+        while leads_to(second, fd, inode) {
+            std::thread::yield_now(); // until it has its other descriptor
+        }
+        assert!(Owner::hold(second, fd, inode, &cgroups).is_none());
+        end(second);
     }
 
     #[test]

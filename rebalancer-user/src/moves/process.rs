@@ -23,13 +23,13 @@ pub(super) struct Process {
 
 /// What the guards ask of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(crate) struct Facts {
     /// Its network namespace.
-    pub(super) netns: Netns,
+    pub(crate) netns: Netns,
     /// Its cgroup v2; `None` if no mount here shows it.
-    pub(super) cgroup: Option<CgroupId>,
+    pub(crate) cgroup: Option<CgroupId>,
     /// SIGPIPE is neither caught nor ignored, so that a write to a reset connection kills it.
-    pub(super) dies_of_sigpipe: bool,
+    pub(crate) dies_of_sigpipe: bool,
 }
 
 impl Process {
@@ -85,14 +85,14 @@ fn dies_of_sigpipe(status: &str) -> Option<bool> {
 }
 
 /// From a process's cgroup path to the cgroup's id.
-pub(super) struct Cgroups {
+pub(crate) struct Cgroups {
     /// What of the hierarchy each cgroup2 mount shows, and where.
     mounts: Vec<(String, PathBuf)>,
 }
 
 impl Cgroups {
     /// Reads this process's mounts.
-    pub(super) fn read() -> Self {
+    pub(crate) fn read() -> Self {
         // Without them no cgroup is known, and then the guards spare.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self {

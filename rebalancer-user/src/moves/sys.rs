@@ -28,7 +28,7 @@ pub(super) fn set_option(
     }
 }
 
-pub(super) fn option(
+pub(crate) fn option(
     socket: impl AsFd,
     level: libc::c_int,
     option: libc::c_int,

@@ -62,7 +62,7 @@ pub fn explain<'a>(
         .find(|decision| decision.cookie == cookie)?
         .clone();
     let who = snapshot.who(&connection.endpoint);
-    let rule = policy.rule_for(connection, who).ok().flatten();
+    let rule = policy.sure_rule_for(connection, snapshot);
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
         let miss = looked_at.matches().misses(connection, who);

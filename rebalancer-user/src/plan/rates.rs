@@ -56,8 +56,8 @@ impl Rates {
         let mut before = std::mem::take(&mut self.known);
         for connection in &snapshot.connections {
             let asks = |c: &Connection| {
-                let rule = policy.rule_for(c, snapshot.who(&c.endpoint));
-                matches!(rule, Ok(Some(rule)) if rule.limits().max_rate().is_some())
+                let rule = policy.sure_rule_for(c, snapshot);
+                rule.is_some_and(|rule| rule.limits().max_rate().is_some())
             };
             if !asks(connection) || self.known.contains_key(&connection.cookie) {
                 continue;
@@ -142,47 +142,22 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::SocketAddr, sync::LazyLock};
+    use std::{collections::BTreeMap, sync::LazyLock};
 
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::{
-        policy::parse,
-        snapshot::{CgroupId, EndpointKey, Netns, TcpState},
-    };
+    use crate::{policy::parse, snapshot::sample};
 
     const SECOND: u64 = 1_000_000_000;
 
     fn connection(cookie: u64, port: u16, bytes: u64) -> Connection {
-        let remote: SocketAddr = "10.0.0.1:40000".parse().unwrap();
+        let mut connection = sample::connection(cookie);
+        connection.endpoint.port = port;
         Connection {
-            cookie: Cookie(cookie),
-            endpoint: EndpointKey {
-                netns: Netns(1),
-                cgroup: None,
-                port,
-            },
-            cgroup: CgroupId(1),
-            local: SocketAddr::new(remote.ip(), port),
-            remote,
-            device: 0,
-            opened: KernelTime(0),
-            adopted: false,
-            state: TcpState::Established,
-            owned: true,
-            mptcp: false,
             bytes_in: Bytes(bytes / 3),
             bytes_out: Bytes(bytes - bytes / 3),
-            receive_queue: 0,
-            send_queue: 0,
-            server_spoke_last: true,
-            since_sent: Duration::ZERO,
-            since_received: Duration::ZERO,
-            segments_in: 0,
-            segments_out: 0,
-            retransmits: 0,
-            rtt: Duration::ZERO,
+            ..connection
         }
     }
 

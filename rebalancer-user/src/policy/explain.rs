@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef, SessionState, Size,
-    Sockets, Span, Step, StepKind, When,
+    AtEnd, Count, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef, SessionState,
+    Size, Sockets, Span, Step, StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -173,6 +173,11 @@ impl Lines {
             AtEnd::ResetNow => "ResetNow",
         };
         self.field("  ", "atEnd", end, given(&file.at_end));
+        match rule.count() {
+            Some(Count::Messages) => self.field("  ", "count", "Messages", true),
+            // There is no word for nothing.
+            None => self.line("  ", "# count: Messages # default; nothing is counted"),
+        }
     }
 
     fn matches(&mut self, matches: &Match) {

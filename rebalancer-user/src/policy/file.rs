@@ -234,10 +234,12 @@ pub(super) struct RuleFile {
     /// What happens when all steps have timed out.
     #[schemars(with = "schema::Ends", extend("default" = "Spare"))]
     pub(super) at_end: Field<Scalar>,
+    /// `Messages`: how often its servers send on each connection, and how many bytes, is counted in
+    /// the kernel, at some cost to each send. Without it nothing runs for a send.
+    #[schemars(with = "schema::Counted")]
+    pub(super) count: Field<Scalar>,
     #[schemars(skip)]
     pub(super) balance: Unsupported,
-    #[schemars(skip)]
-    pub(super) count: Unsupported,
 }
 
 /// Ports, peers and pods; what is given must all match.

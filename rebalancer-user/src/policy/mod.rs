@@ -27,6 +27,7 @@
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow
+//!   # count: Messages          # nothing is counted without it
 //! - name: pods                 # by the names that a cluster gives them
 //!   match:
 //!     services: [cart, shop/pay]
@@ -91,13 +92,13 @@ pub use explain::explain;
 pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
 pub use pods::{Lack, Operator, Pods, Requirement, Selector, ServiceRef};
-pub use rule::{AtEnd, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use rule::{AtEnd, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
-use crate::snapshot::{Connection, Who};
+use crate::snapshot::{Connection, Snapshot, Who};
 
 /// How much a policy may do. Ordered from the safest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -204,6 +205,12 @@ impl Policy {
             }
         }
         Ok(None)
+    }
+
+    /// The first rule that surely matches a connection of `snapshot`.
+    pub fn sure_rule_for(&self, connection: &Connection, snapshot: &Snapshot) -> Option<&Rule> {
+        let who = snapshot.who(&connection.endpoint);
+        self.rule_for(connection, who).ok().flatten()
     }
 
     /// The rules that match pods alone: none of them matches on a host without Kubernetes.

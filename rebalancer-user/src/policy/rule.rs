@@ -37,6 +37,7 @@ pub struct Rule {
     pub(super) session_state: SessionState,
     pub(super) steps: Arc<[Step]>,
     pub(super) at_end: AtEnd,
+    pub(super) count: Option<Count>,
 }
 
 impl Rule {
@@ -78,6 +79,11 @@ impl Rule {
     /// What happens when all steps have timed out.
     pub fn at_end(&self) -> AtEnd {
         self.at_end
+    }
+
+    /// What is counted on its connections beyond what the kernel counts anyway.
+    pub fn count(&self) -> Option<Count> {
+        self.count
     }
 }
 
@@ -213,4 +219,11 @@ pub enum AtEnd {
     Spare,
     /// It is reset without a condition.
     ResetNow,
+}
+
+/// What a program of ours counts on a connection, at some cost to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Each send of the server, and its bytes.
+    Messages,
 }

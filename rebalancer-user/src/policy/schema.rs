@@ -77,6 +77,7 @@ notations! {
     Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
     TrackedSockets: {"enum": ["All", "Matched"]}
     SessionStates: {"enum": ["Keeps", "Loses"]}
+    Counted: {"enum": ["Messages"]}
     StepKinds: {"enum": ["Close", "Reset"]}
     Conditions: {"enum": ["Quiet", "AtOnce"]}
     Ends: {"enum": ["Spare", "ResetNow"]}

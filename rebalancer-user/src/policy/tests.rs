@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::{Bytes, CgroupId, Cookie, EndpointKey, KernelTime, Netns, TcpState};
+use crate::snapshot::sample;
 
 const HEAD: &str = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
 
@@ -32,6 +32,7 @@ rules:
   - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
   - {step: Reset, when: AtOnce}
   atEnd: ResetNow
+  count: Messages
 - name: rest
   match: {peers: [{ipBlock: {cidr: '::ffff:192.168.0.0/112'}}]}
   limits: {maxBytes: 1048576}
@@ -51,33 +52,12 @@ fn rule(fields: &str) -> String {
 
 fn connection(port: u16, remote: &str) -> Connection {
     let remote: SocketAddr = remote.parse().unwrap();
+    let mut connection = sample::connection(1);
+    connection.endpoint.port = port;
     Connection {
-        cookie: Cookie(1),
-        endpoint: EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port,
-        },
-        cgroup: CgroupId(1),
         local: SocketAddr::new(remote.ip(), port),
         remote,
-        opened: KernelTime(0),
-        device: 0,
-        adopted: false,
-        state: TcpState::Established,
-        owned: true,
-        mptcp: false,
-        bytes_in: Bytes(0),
-        bytes_out: Bytes(0),
-        receive_queue: 0,
-        send_queue: 0,
-        server_spoke_last: true,
-        since_sent: Duration::ZERO,
-        since_received: Duration::ZERO,
-        segments_in: 0,
-        segments_out: 0,
-        retransmits: 0,
-        rtt: Duration::ZERO,
+        ..connection
     }
 }
 
@@ -299,7 +279,8 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
         ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
-        ("count", rule("  count: Messages")),
+        ("count: Bytes", rule("  count: Bytes")),
+        ("count as list", rule("  count: [Messages]")),
         ("host network as word", whole("allowHostNetwork: false", "allowHostNetwork: never")),
         ("rate without a time", whole("bytesPerSecond: 50Mi, for: 30s", "bytesPerSecond: 50Mi")),
         ("rate without a rate", whole("bytesPerSecond: 50Mi, for: 30s", "for: 30s")),
@@ -672,7 +653,7 @@ fn the_schema_refuses_what_is_not() {
         ("bytesPerSecond: 50Mi, for: 30s", "for: 30s"),
         ("jitter: 25%", "jitter: 25"),
         ("sessionState: Loses", "sessionState: loses"),
-        ("sessionState: Loses", "count: Messages"),
+        ("count: Messages", "count: Bytes"),
         ("step: Close", "step: Notice"),
         ("step: Close, when: AtOnce", "when: AtOnce"),
         ("when: AtOnce", "when: Never"),

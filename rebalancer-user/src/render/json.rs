@@ -109,6 +109,15 @@ pub(super) struct ConnectionItem<'a> {
     pub(super) segments_out: u32,
     pub(super) retransmits: u32,
     pub(super) rtt_microseconds: u64,
+    /// Null on connections whose sends are not counted.
+    pub(super) sends: Option<SendsItem>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SendsItem {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -234,6 +243,10 @@ fn connection<'a>(c: &Connection, snapshot: &'a Snapshot) -> ConnectionItem<'a> 
         segments_out: c.segments_out,
         retransmits: c.retransmits,
         rtt_microseconds: u64::try_from(c.rtt.as_micros()).unwrap_or(u64::MAX),
+        sends: c.sends.map(|sends| SendsItem {
+            messages: sends.messages,
+            bytes: sends.bytes.0,
+        }),
     }
 }
 

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     policy::visible,
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState, Who,
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
+        Snapshot, TcpState, Who,
     },
 };
 
@@ -242,6 +242,10 @@ fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, Rea
         segments_out: item.segments_out,
         retransmits: item.retransmits,
         rtt: Duration::from_micros(item.rtt_microseconds),
+        sends: item.sends.as_ref().map(|sends| Sends {
+            messages: sends.messages,
+            bytes: Bytes(sends.bytes),
+        }),
     })
 }
 
@@ -344,6 +348,10 @@ pub(super) mod tests {
                 segments_out: smalls[4],
                 retransmits: smalls[5],
                 rtt: Duration::from_micros(numbers[4] >> 32),
+                sends: bools[3].then_some(Sends {
+                    messages: numbers[0],
+                    bytes: Bytes(numbers[1]),
+                }),
             },
         )
     }
@@ -498,6 +506,7 @@ pub(super) mod tests {
                 segments_out: 0,
                 retransmits: 0,
                 rtt: Duration::ZERO,
+                sends: None,
             }],
             endpoints: BTreeMap::from([(
                 key,

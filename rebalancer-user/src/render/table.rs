@@ -43,7 +43,17 @@ pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) 
 /// Every connection, with all that is known of it.
 pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
     let more = [
-        "CGROUP", "SENT", "RECEIVED", "SEGS-IN", "SEGS-OUT", "RETRANS", "RTT", "LAST", "FLAGS",
+        "CGROUP",
+        "SENT",
+        "RECEIVED",
+        "SEGS-IN",
+        "SEGS-OUT",
+        "RETRANS",
+        "RTT",
+        "SENDS",
+        "SEND-BYTES",
+        "LAST",
+        "FLAGS",
     ];
     let named = snapshot.naming != Naming::Off;
     let [id, rest @ ..] = COLUMNS;
@@ -54,7 +64,7 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
     };
     let header = [&[id], names, &rest, &more].concat();
     let numbers = names.len() + 5;
-    let mut table = table(&header, numbers..numbers + 13);
+    let mut table = table(&header, numbers..numbers + 15);
     for c in sorted(snapshot, sort) {
         let flags: Vec<&str> = [
             (!c.owned, "not-accepted"),
@@ -72,6 +82,9 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
             c.segments_out.to_string(),
             c.retransmits.to_string(),
             format!("{:.1}ms", c.rtt.as_secs_f64() * 1000.0),
+            c.sends
+                .map_or("-".to_owned(), |sends| sends.messages.to_string()),
+            c.sends.map_or("-".to_owned(), |sends| size(sends.bytes)),
             if c.server_spoke_last {
                 "server"
             } else {

@@ -12,12 +12,12 @@ use crate::{
     moves::is_reset,
     server::{Kind, Server},
     support::{
-        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins,
-        pins_left, request, ss,
+        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, pins_left, request,
+        ss,
     },
 };
 
-fn by_hand(pins: &std::path::Path, arguments: &[&str]) -> Output {
+pub fn by_hand(pins: &std::path::Path, arguments: &[&str]) -> Output {
     Command::new(REBALANCER)
         .args(["move", "-o", "json", "--pins"])
         .arg(pins)
@@ -27,7 +27,7 @@ fn by_hand(pins: &std::path::Path, arguments: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn items(out: &Output) -> Vec<Value> {
+pub fn items(out: &Output) -> Vec<Value> {
     let text = std::str::from_utf8(&out.stdout).unwrap();
     let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {out:?}"));
     assert_eq!(value["kind"], "MoveList");

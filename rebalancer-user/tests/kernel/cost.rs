@@ -3,7 +3,9 @@
 use aya::sys::{Stats, enable_stats};
 use serde_json::Value;
 
-use crate::support::{Agent, TRACK_ONLY, alone, bpftool, connect, eventually, lab, request};
+use crate::support::{
+    Agent, TRACK_ONLY, alone, bpftool, connect, eventually, held_by, lab, request,
+};
 
 /// Runs of the sock_ops program that this agent attached.
 fn runs(program: u64) -> u64 {
@@ -12,27 +14,24 @@ fn runs(program: u64) -> u64 {
         .unwrap_or(0)
 }
 
-fn sock_ops_programs() -> Vec<u64> {
-    let all = bpftool(&["prog", "show"]);
-    let ours = all
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|p| p["name"] == "sock_ops");
-    ours.filter_map(|p| p["id"].as_u64()).collect()
+/// The sock_ops program of this agent.
+fn sock_ops_of(agent: &Agent) -> u64 {
+    let is_it = |id: &u64| {
+        bpftool(&["prog", "show", "id", &id.to_string()])["name"]
+            == rebalancer_common::names::SOCK_OPS
+    };
+    let held = held_by(agent.child.id()).into_iter();
+    let mut programs = held.filter_map(|(what, id)| (what == "prog").then_some(id));
+    programs.find(is_it).expect("it holds its program")
 }
 
 #[test]
 fn a_gibibyte_over_one_connection_runs_no_program() {
     let _alone = alone();
     let lab = lab(1);
-    let before = sock_ops_programs();
     // Attached to the lab's cgroup: nothing else on this machine can make it run.
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program = *sock_ops_programs()
-        .iter()
-        .find(|id| !before.contains(id))
-        .expect("ours is loaded");
+    let program = sock_ops_of(&agent);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut stream = connect(&lab, pod.address());
@@ -60,12 +59,8 @@ fn a_gibibyte_over_one_connection_runs_no_program() {
 fn a_gibibyte_received_runs_no_program() {
     let _alone = alone();
     let lab = lab(1);
-    let before = sock_ops_programs();
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program = *sock_ops_programs()
-        .iter()
-        .find(|id| !before.contains(id))
-        .expect("ours is loaded");
+    let program = sock_ops_of(&agent);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut server = pod.host.spawn("iperf3", &["-s", "-1"]).unwrap();

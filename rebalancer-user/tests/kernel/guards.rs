@@ -22,13 +22,13 @@ fn agent(lab: &Lab, port: u16, step: &str) -> Agent {
     Agent::in_lab(lab, &enforce(lab, port, "maxAge: 300ms", step))
 }
 
-fn echoes(stream: &mut TcpStream) {
+pub fn echoes(stream: &mut TcpStream) {
     stream.write_all(b"f").unwrap();
     stream.read_exact(&mut [0]).unwrap();
 }
 
 #[track_caller]
-fn refused(line: &Value, guard: &str) {
+pub fn refused(line: &Value, guard: &str) {
     assert_eq!(line["outcome"], "refused", "{line}");
     let detail = line["detail"].as_str().unwrap();
     assert!(detail.ends_with(guard), "{line}");

@@ -10,21 +10,7 @@ use crate::support::{
 #[test]
 fn sigterm_leaves_nothing_in_the_kernel() {
     let _alone = alone();
-    let mut agent = Agent::on_machine(TRACK_ONLY);
-    let held = held_by(agent.child.id());
-    assert_eq!(still_there(&held), held, "what it holds is in the kernel");
-    for what in ["prog", "map", "link"] {
-        assert!(
-            held.iter().any(|(w, _)| *w == what),
-            "a {what} among {held:?}"
-        );
-    }
-    assert_eq!(agent.terminate(), Some(0));
-    eventually("nothing left", || {
-        let left = still_there(&held);
-        if left.is_empty() { Ok(left) } else { Err(left) }
-    });
-    assert!(!agent.pins.exists());
+    Agent::on_machine(TRACK_ONLY).leaves_nothing();
 }
 
 /// Ends an agent by SIGKILL.

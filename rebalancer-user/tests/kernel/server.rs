@@ -7,7 +7,11 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::{fd::AsFd as _, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -16,6 +20,9 @@ use xtask::lab::Host;
 
 const ADDRESS: &str = "REBALANCER_TEST_SERVER";
 const KIND: &str = "REBALANCER_TEST_SERVER_KIND";
+/// Where connections are handed over; [`INHERITED`] in the process that was given one.
+const WORKER: &str = "REBALANCER_TEST_SERVER_WORKER";
+const INHERITED: &str = "stdin";
 
 /// What is special about a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,33 +39,73 @@ pub enum Kind {
     Stays,
     /// It takes 300 ms from end of file to its close.
     Lingers,
+    /// It listens with MPTCP.
+    Mptcp,
+    /// It passes each connection to a worker and closes its own descriptor. SIGPIPE would kill
+    /// it, not the worker.
+    HandsOver,
+    /// It starts a program for each connection, which inherits it, as inetd does, and closes its
+    /// own descriptor. SIGPIPE would kill it, not the program.
+    Inetd,
+    /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
+    Sends,
+}
+
+/// See [`Kind::Sends`].
+pub const UNIT: usize = 100;
+
+/// The byte at a place of a [`Kind::Sends`] server's stream.
+pub fn pattern(place: usize) -> u8 {
+    (place % 251) as u8
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 10] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
         Self::Hides,
         Self::Stays,
         Self::Lingers,
+        Self::Mptcp,
+        Self::HandsOver,
+        Self::Inetd,
+        Self::Sends,
     ];
 }
 
 /// A server. Dropping it kills it.
 pub struct Server {
-    pub address: SocketAddr,
     pub child: Child,
 }
 
 impl Server {
     /// Starts one at an address of this host, and waits until it listens.
     pub fn start(host: &Host, address: impl Into<SocketAddr>, kind: Kind) -> Self {
-        let address = address.into();
+        Self::run(host, kind, &[(ADDRESS, address.into().to_string())])
+    }
+
+    /// Starts one that hands its connections to the worker at this path.
+    pub fn handing_over(host: &Host, address: impl Into<SocketAddr>, worker: &Path) -> Self {
+        let worker = worker.to_str().unwrap().to_owned();
+        let address = address.into().to_string();
+        Self::run(
+            host,
+            Kind::HandsOver,
+            &[(ADDRESS, address), (WORKER, worker)],
+        )
+    }
+
+    /// Starts one that serves what it is handed at this path.
+    pub fn worker(host: &Host, at: &Path, kind: Kind) -> Self {
+        Self::run(host, kind, &[(WORKER, at.to_str().unwrap().to_owned())])
+    }
+
+    fn run(host: &Host, kind: Kind, environment: &[(&str, String)]) -> Self {
         let mut child = host
             .command(std::env::current_exe().unwrap())
-            .args(["--exact", "server::serves_when_told", "--nocapture"])
-            .env(ADDRESS, address.to_string())
+            .args(THE_SERVER)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .env(KIND, format!("{kind:?}"))
             .stdout(Stdio::piped())
             .spawn()
@@ -67,9 +114,9 @@ impl Server {
         let mut lines = lines.map_while(Result::ok);
         assert!(
             lines.any(|line| line.ends_with("listening")),
-            "the server at {address} does not listen"
+            "the server {environment:?} does not listen"
         );
-        Self { address, child }
+        Self { child }
     }
 
     /// Whether it runs.
@@ -86,30 +133,77 @@ impl Drop for Server {
     }
 }
 
+const THE_SERVER: [&str; 3] = ["--exact", "server::serves_when_told", "--nocapture"];
+
 /// Not a test but the server, if the environment says so.
 #[test]
 fn serves_when_told() {
-    let Ok(address) = std::env::var(ADDRESS) else {
+    let (address, worker) = (std::env::var(ADDRESS), std::env::var(WORKER));
+    if address.is_err() && worker.is_err() {
         return;
-    };
+    }
     let name = std::env::var(KIND).unwrap();
     let is_it = |kind: &Kind| format!("{kind:?}") == name;
     let kind = Kind::ALL.into_iter().find(is_it).unwrap();
-    if kind == Kind::DiesOfSigpipe {
+    if matches!(kind, Kind::DiesOfSigpipe | Kind::HandsOver | Kind::Inetd) {
         // SAFETY: no handler of ours is replaced.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
-    let listener = TcpListener::bind(address.parse::<SocketAddr>().unwrap()).unwrap();
-    println!("listening");
-    for stream in listener.incoming().map_while(Result::ok) {
-        std::thread::spawn(move || serve(stream, kind));
+    let serve_all = |streams: &mut dyn Iterator<Item = TcpStream>| {
+        println!("listening");
+        for stream in streams {
+            std::thread::spawn(move || serve(stream, kind));
+        }
+    };
+    match (address, worker.as_deref()) {
+        (Ok(address), _) => {
+            let listener = listen(address.parse().unwrap(), kind);
+            serve_all(&mut listener.incoming().map_while(Result::ok));
+        }
+        (Err(_), Ok(INHERITED)) => {
+            // Its standard input stays open until the process ends, a moment later.
+            let inherited = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+            answer(TcpStream::from(inherited), kind);
+        }
+        (Err(_), path) => {
+            let handed = UnixListener::bind(path.unwrap()).unwrap();
+            let streams = handed.incoming().map_while(Result::ok);
+            serve_all(&mut streams.filter_map(|from| receive_descriptor(&from)));
+        }
     }
+}
+
+fn listen(address: SocketAddr, kind: Kind) -> TcpListener {
+    if kind != Kind::Mptcp {
+        return TcpListener::bind(address).unwrap();
+    }
+    let socket = mptcp_socket();
+    rustix::net::bind(&socket, &address).unwrap();
+    rustix::net::listen(&socket, 128).unwrap();
+    TcpListener::from(socket)
+}
+
+/// A socket for IPv4 that offers MPTCP.
+pub fn mptcp_socket() -> OwnedFd {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    socket(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        Some(ipproto::MPTCP),
+    )
+    .expect("this test needs a kernel with CONFIG_MPTCP")
 }
 
 fn serve(stream: TcpStream, kind: Kind) {
     match kind {
-        Kind::Hides => hide(&stream),
+        Kind::Hides => hide(stream),
         Kind::Leaks => leak(&stream),
+        Kind::HandsOver => {
+            let worker = UnixStream::connect(std::env::var(WORKER).unwrap()).unwrap();
+            send_descriptor(&worker, stream);
+        }
+        Kind::Inetd => start_program(stream),
+        Kind::Sends => send(stream),
         _ => answer(stream, kind),
     }
 }
@@ -136,19 +230,61 @@ fn answer(mut stream: TcpStream, kind: Kind) {
     }
 }
 
+fn send(mut stream: TcpStream) {
+    let (mut request, mut place) = ([0], 0);
+    while let Ok(1) = stream.read(&mut request) {
+        let to = place + usize::from(request[0]) * UNIT;
+        let answer: Vec<u8> = (place..to).map(pattern).collect();
+        if stream.write_all(&answer).is_err() {
+            return;
+        }
+        place = to;
+    }
+}
+
 /// Under way in a unix socket, a descriptor is in nobody's table.
-fn hide(stream: &TcpStream) {
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+fn hide(stream: TcpStream) {
     let (sender, _receiver) = UnixStream::pair().unwrap();
+    send_descriptor(&sender, stream);
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
+/// Passes the connection on, and closes the own descriptor of it.
+fn send_descriptor(to: &UnixStream, stream: TcpStream) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let descriptors = [stream.as_fd()];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = SendAncillaryBuffer::new(&mut space);
     assert!(message.push(SendAncillaryMessage::ScmRights(&descriptors)));
     let one = [std::io::IoSlice::new(b"x")];
-    sendmsg(&sender, &one, &mut message, SendFlags::empty()).unwrap();
-    // SAFETY: the stream is not used, nor closed by its value, any more: the process ends first.
-    unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(stream)) };
-    std::thread::sleep(Duration::from_secs(3600));
+    sendmsg(to, &one, &mut message, SendFlags::empty()).unwrap();
+}
+
+fn receive_descriptor(from: &UnixStream) -> Option<TcpStream> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut one = [std::io::IoSliceMut::new(&mut byte)];
+    recvmsg(from, &mut one, &mut message, RecvFlags::CMSG_CLOEXEC).ok()?;
+    message.drain().find_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut all) => all.next().map(TcpStream::from),
+        _ => None,
+    })
+}
+
+fn start_program(stream: TcpStream) {
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program
+        .args(THE_SERVER)
+        .env_remove(ADDRESS)
+        .env(WORKER, INHERITED)
+        .env(KIND, format!("{:?}", Kind::Plain))
+        .stdin(OwnedFd::from(stream))
+        .stdout(Stdio::null());
+    let mut started = program.spawn().unwrap();
+    drop(program); // and with it the own descriptor
+    started.wait().unwrap();
 }
 
 fn leak(stream: &TcpStream) {

@@ -227,6 +227,38 @@ impl Agent {
             .unwrap_or(Value::Null)
     }
 
+    /// What it said that an operator should look at, beside the outcomes of moves.
+    pub fn complaints(&mut self) -> Vec<Value> {
+        while let Ok(line) = self.lines.try_recv() {
+            self.seen.push(line);
+        }
+        let bad = |line: &Value| line["level"] == "WARN" || line["level"] == "ERROR";
+        let is_one = |line: &&Value| bad(line) && line["message"] != "move";
+        self.seen.iter().filter(is_one).cloned().collect()
+    }
+
+    /// Ends it, and looks whether anything of it is left in the kernel or on the bpffs.
+    pub fn leaves_nothing(mut self) {
+        let held = held_by(self.child.id());
+        assert_eq!(still_there(&held), held, "what it holds is in the kernel");
+        for what in ["prog", "map", "link"] {
+            let some = held.iter().any(|(kind, _)| *kind == what);
+            assert!(some, "a {what} among {held:?}");
+        }
+        assert_eq!(self.terminate(), Some(0));
+        eventually("nothing left", || {
+            let left = still_there(&held);
+            if left.is_empty() { Ok(left) } else { Err(left) }
+        });
+        assert_eq!(pins_left(&self.pins), [] as [PathBuf; 0]);
+    }
+
+    /// How many descriptors it holds.
+    pub fn descriptors(&self) -> usize {
+        let all = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        all.unwrap().count()
+    }
+
     /// SIGTERM, and its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         let pid = rustix::process::Pid::from_child(&self.child);

@@ -280,7 +280,8 @@ fn what_is_older_than_the_agent_is_adopted_once_and_its_close_is_seen() {
     let e = agent.endpoint(pod, 80);
     assert_eq!(
         (&e["listeners"], &e["accepted"], &e["open"]),
-        (&1.into(), &6.into(), &6.into())
+        (&2.into(), &6.into(), &6.into()),
+        "nginx has a listener for each family"
     );
     assert_eq!(e["bytesOut"], received, "bytes before the adoption count");
 

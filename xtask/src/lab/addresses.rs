@@ -1,7 +1,7 @@
 //! Who has which address, derived from the lab's number alone, so that labs beside each other
 //! share no address and a rule can be limited to one of them.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
 /// The most pods a lab can have: half a /24, less the network, the node and the broadcast.
 pub const MAX_PODS: usize = 125;
@@ -50,7 +50,49 @@ impl Addresses {
     pub(crate) fn service(self) -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::new(10, 96, self.0, 10), PORT)
     }
+
+    /// The twins of all that, in networks of unique local addresses (RFC 4193).
+    pub(crate) fn cluster6(self) -> String {
+        format!("{}/64", self.address6(CLUSTER6, 0, 0))
+    }
+
+    pub(crate) fn client_subnet6(self) -> String {
+        format!("{}/112", self.address6(CLUSTER6, 1, 0))
+    }
+
+    pub(crate) fn bridge6(self) -> Ipv6Addr {
+        self.address6(CLUSTER6, 0, 1)
+    }
+
+    pub(crate) fn pod6(self, index: usize) -> Ipv6Addr {
+        assert!(index < MAX_PODS, "a lab has at most {MAX_PODS} pods");
+        self.address6(CLUSTER6, 0, 2 + index as u16)
+    }
+
+    pub(crate) fn gateway6(self) -> Ipv6Addr {
+        self.address6(CLUSTER6, 1, 1)
+    }
+
+    pub(crate) fn client6(self) -> Ipv6Addr {
+        self.address6(CLUSTER6, 1, 2)
+    }
+
+    pub(crate) fn services6(self) -> String {
+        format!("{}/112", self.address6(SERVICES6, 0, 0))
+    }
+
+    pub(crate) fn service6(self) -> SocketAddrV6 {
+        SocketAddrV6::new(self.address6(SERVICES6, 0, 10), PORT, 0, 0)
+    }
+
+    fn address6(self, network: u16, part: u16, host: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x10, network, self.0.into(), 0, 0, part, host)
+    }
 }
+
+/// Third group of the twins' addresses, as the second byte of IPv4's.
+const CLUSTER6: u16 = 0x244;
+const SERVICES6: u16 = 0x96;
 
 #[cfg(test)]
 mod tests {
@@ -62,5 +104,10 @@ mod tests {
         assert_eq!(addresses.pod(0), Ipv4Addr::new(10, 244, 7, 2));
         assert_eq!(addresses.pod(MAX_PODS - 1), Ipv4Addr::new(10, 244, 7, 126));
         assert_eq!(addresses.client_subnet(), "10.244.7.128/25");
+        assert_eq!(addresses.pod6(0).to_string(), "fd00:10:244:7::2");
+        assert_eq!(addresses.client6().to_string(), "fd00:10:244:7::1:2");
+        assert_eq!(addresses.client_subnet6(), "fd00:10:244:7::1:0/112");
+        assert_eq!(addresses.cluster6(), "fd00:10:244:7::/64");
+        assert_eq!(addresses.service6().to_string(), "[fd00:10:96:7::a]:80");
     }
 }

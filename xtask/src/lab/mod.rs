@@ -12,7 +12,7 @@ mod rules;
 mod slot;
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,6 +25,7 @@ pub use pod::{BLOB_BYTES, Counts, Pod};
 pub use slot::{PodState, Slot, Standing, State, remove_unused};
 
 use addresses::Addresses;
+use rules::Service;
 use slot::Claim;
 
 /// What a lab shall have.
@@ -53,6 +54,8 @@ pub struct Lab {
     node: Host,
     machine: Host,
     pods: Vec<Pod>,
+    /// Why there is no IPv6, if there is none.
+    ipv6: Result<(), String>,
     /// Last: dropping it ends the others' processes and removes their namespaces.
     claim: Claim,
 }
@@ -69,9 +72,11 @@ impl Lab {
         let name = |host| claim.slot.namespace(host);
         network::join_client(&name("node"), &name("client"), addresses)?;
         network::tune(&node, &client)?;
-        rules::install(&node)?;
+        rules::install(&node, &service4(addresses))?;
+        let ipv6 = add_ipv6(claim.slot, &node, &client, addresses)
+            .map_err(|missing| format!("{missing:#}"));
         let pods = (0..spec.pods)
-            .map(|index| make_pod(claim.slot, addresses, index))
+            .map(|index| make_pod(claim.slot, addresses, ipv6.is_ok(), index))
             .collect::<Result<Vec<Pod>>>()?;
         let machine = Host::new(
             "/proc/self/ns/net".into(),
@@ -83,6 +88,7 @@ impl Lab {
             node,
             machine,
             pods,
+            ipv6,
             claim,
         };
         lab.claim.slot.write_state(&lab.state())?;
@@ -140,13 +146,39 @@ impl Lab {
         SocketAddr::V4(self.addresses.service())
     }
 
+    /// The same Service's ClusterIP by IPv6.
+    ///
+    /// # Errors
+    /// What this machine lacks for it.
+    pub fn service6(&self) -> Result<SocketAddr, &str> {
+        match &self.ipv6 {
+            Ok(()) => Ok(self.addresses.service6().into()),
+            Err(missing) => Err(missing),
+        }
+    }
+
+    /// The network that holds the client's IPv6 address and nothing else of this machine.
+    pub fn client_subnet6(&self) -> String {
+        self.addresses.client_subnet6()
+    }
+
     /// Makes these pods the Service's endpoints. Connections that exist stay where they are.
     pub fn set_endpoints(&self, pods: &[usize]) -> Result<()> {
-        let endpoints: Vec<(usize, SocketAddrV4)> = pods
+        let endpoints: Vec<_> = pods
             .iter()
-            .map(|&index| (index, self.pods[index].address()))
+            .map(|&index| (index, self.pods[index].address().into()))
             .collect();
-        rules::replace(&self.node, self.addresses, &endpoints).context("kube-proxy's rules")
+        rules::replace(&self.node, &service4(self.addresses), &endpoints)
+            .context("kube-proxy's rules")?;
+        if self.ipv6.is_ok() {
+            let endpoints: Vec<_> = pods
+                .iter()
+                .map(|&index| (index, (self.addresses.pod6(index), PORT).into()))
+                .collect();
+            rules::replace(&self.node, &service6(self.addresses), &endpoints)
+                .context("kube-proxy's rules for IPv6")?;
+        }
+        Ok(())
     }
 
     /// As `kubectl scale`: the first `count` pods serve and are endpoints, the others neither.
@@ -161,9 +193,15 @@ impl Lab {
     /// Waits until the client reaches every pod that serves, and the Service if any does.
     pub fn wait_ready(&self) -> Result<()> {
         let serving = self.pods.iter().filter(|pod| pod.counts().is_ok());
-        let mut targets: Vec<SocketAddr> = serving.map(|pod| pod.address().into()).collect();
+        let mut targets: Vec<SocketAddr> = serving
+            .flat_map(|pod| {
+                let v6 = pod.address6().map(SocketAddr::from);
+                [Some(pod.address().into()), v6].into_iter().flatten()
+            })
+            .collect();
         if !targets.is_empty() {
             targets.push(self.service());
+            targets.extend(self.service6());
         }
         let deadline = Instant::now() + Duration::from_secs(10);
         self.client.enter(|| {
@@ -184,6 +222,8 @@ impl Lab {
         State {
             owner: std::process::id(),
             service: self.service().to_string(),
+            service6: self.service6().ok().map(|service| service.to_string()),
+            no_ipv6: self.ipv6.clone().err(),
             client: self.client.netns().to_owned(),
             node: self.node.netns().to_owned(),
             pods: self.pods.iter().map(pod_state).collect(),
@@ -206,7 +246,7 @@ fn make_host(slot: Slot, name: &str, cgroup: &Path) -> Result<Host> {
     )
 }
 
-fn make_pod(slot: Slot, addresses: Addresses, index: usize) -> Result<Pod> {
+fn make_pod(slot: Slot, addresses: Addresses, ipv6: bool, index: usize) -> Result<Pod> {
     let name = format!("web-{index}");
     let host = make_host(slot, &name, &cgroup::container()?)?;
     network::join_pod(
@@ -215,14 +255,50 @@ fn make_pod(slot: Slot, addresses: Addresses, index: usize) -> Result<Pod> {
         index,
         addresses,
     )?;
+    if ipv6 {
+        network::enable6(&host)?;
+        network::join_pod6(&slot.namespace(&name), index, addresses)?;
+    }
     let folder = slot.folder().join(&name);
-    Ok(Pod::new(name, addresses.pod(index), host, folder))
+    let addr6 = ipv6.then(|| addresses.pod6(index));
+    Ok(Pod::new(name, addresses.pod(index), addr6, host, folder))
+}
+
+/// The IPv6 twin of client, node and Service.
+///
+/// # Errors
+/// What this machine lacks for it: IPv6 in the kernel, or NAT of it.
+fn add_ipv6(slot: Slot, node: &Host, client: &Host, addresses: Addresses) -> Result<()> {
+    network::enable6(node)?;
+    network::enable6(client)?;
+    network::join_client6(
+        &slot.namespace("node"),
+        &slot.namespace("client"),
+        addresses,
+    )?;
+    network::tune6(node)?;
+    rules::install(node, &service6(addresses)).context("kube-proxy's rules for IPv6")
+}
+
+fn service4(addresses: Addresses) -> Service {
+    Service {
+        address: addresses.service().into(),
+        cluster: addresses.cluster(),
+    }
+}
+
+fn service6(addresses: Addresses) -> Service {
+    Service {
+        address: addresses.service6().into(),
+        cluster: addresses.cluster6(),
+    }
 }
 
 fn pod_state(pod: &Pod) -> PodState {
     PodState {
         name: pod.name.clone(),
         address: pod.address().to_string(),
+        address6: pod.address6().map(|address| address.to_string()),
         netns: pod.host.netns().to_owned(),
         cgroup: pod.host.cgroup().to_owned(),
     }

@@ -82,23 +82,85 @@ pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses
     )
 }
 
+/// Gives client and node their IPv6 addresses, beside the others.
+pub(crate) fn join_client6(node: &str, client: &str, addresses: Addresses) -> Result<()> {
+    let (gateway, address) = (addresses.gateway6(), addresses.client6());
+    // Nobody else is here, so that looking for duplicates would only take time.
+    batch(
+        node,
+        &format!(
+            "addr add {bridge}/112 dev br0 nodad\n\
+             route add {services} dev br0\n\
+             addr add {gateway}/112 dev client nodad\n",
+            bridge = addresses.bridge6(),
+            services = addresses.services6(),
+        ),
+    )?;
+    batch(
+        client,
+        &format!(
+            "addr add {address}/112 dev eth0 nodad\n\
+             route add default via {gateway}\n"
+        ),
+    )
+}
+
+/// Gives one pod its IPv6 address.
+pub(crate) fn join_pod6(pod: &str, index: usize, addresses: Addresses) -> Result<()> {
+    batch(
+        pod,
+        &format!(
+            "addr add {address}/112 dev eth0 nodad\n\
+             route add default via {gateway}\n",
+            address = addresses.pod6(index),
+            gateway = addresses.bridge6(),
+        ),
+    )
+}
+
+/// Switches IPv6 on in a host that a default of the machine may have switched it off in.
+///
+/// # Errors
+/// The kernel has none.
+pub(crate) fn enable6(host: &Host) -> Result<()> {
+    host.enter(|| {
+        ensure!(
+            fs::exists("/proc/sys/net/ipv6").unwrap_or(false),
+            "the kernel has no IPv6: built without CONFIG_IPV6, or booted with ipv6.disable=1"
+        );
+        write("net/ipv6/conf/all/disable_ipv6", "0")?;
+        write("net/ipv6/conf/default/disable_ipv6", "0")
+    })?
+}
+
+/// The node forwards IPv6 too.
+pub(crate) fn tune6(node: &Host) -> Result<()> {
+    node.enter(|| {
+        write("net/ipv6/conf/all/forwarding", "1")?;
+        write_if_there("net/bridge/bridge-nf-call-ip6tables", "1")
+    })?
+}
+
 /// Settings of the kernel, each namespace's own.
 pub(crate) fn tune(node: &Host, client: &Host) -> Result<()> {
     node.enter(|| {
         write("net/ipv4/ip_forward", "1")?;
         // Only there with the bridge filter; then, as on a Kubernetes node, replies from pod
         // to pod pass conntrack too.
-        let filter = "net/bridge/bridge-nf-call-iptables";
-        if fs::exists(format!("/proc/sys/{filter}")).unwrap_or(false) {
-            write(filter, "1")?;
-        }
-        anyhow::Ok(())
+        write_if_there("net/bridge/bridge-nf-call-iptables", "1")
     })??;
     client.enter(|| {
         // `ab` without -k uses up ports quickly.
         write("net/ipv4/ip_local_port_range", "1024 65535")?;
         write("net/ipv4/tcp_tw_reuse", "1")
     })?
+}
+
+fn write_if_there(name: &str, value: &str) -> Result<()> {
+    if fs::exists(format!("/proc/sys/{name}")).unwrap_or(false) {
+        write(name, value)?;
+    }
+    Ok(())
 }
 
 fn write(name: &str, value: &str) -> Result<()> {

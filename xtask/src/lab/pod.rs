@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
@@ -25,6 +25,8 @@ pub const BLOB_BYTES: usize = 256 << 10;
 pub struct Pod {
     pub name: String,
     pub addr: Ipv4Addr,
+    /// `None` if the lab has no IPv6.
+    pub addr6: Option<Ipv6Addr>,
     pub host: Host,
     folder: PathBuf,
     server: Mutex<Option<Server>>,
@@ -46,10 +48,17 @@ pub struct Counts {
 }
 
 impl Pod {
-    pub(crate) fn new(name: String, addr: Ipv4Addr, host: Host, folder: PathBuf) -> Self {
+    pub(crate) fn new(
+        name: String,
+        addr: Ipv4Addr,
+        addr6: Option<Ipv6Addr>,
+        host: Host,
+        folder: PathBuf,
+    ) -> Self {
         Self {
             name,
             addr,
+            addr6,
             host,
             folder,
             server: Mutex::new(None),
@@ -59,6 +68,11 @@ impl Pod {
     /// Where it serves.
     pub fn address(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.addr, PORT)
+    }
+
+    /// Where it serves by IPv6, if the lab has it.
+    pub fn address6(&self) -> Option<SocketAddrV6> {
+        self.addr6.map(|addr| SocketAddrV6::new(addr, PORT, 0, 0))
     }
 
     /// Starts nginx and waits until it listens; nothing if it runs already.
@@ -139,6 +153,10 @@ impl Pod {
 
     fn configuration(&self) -> String {
         let (folder, name) = (self.folder.display(), &self.name);
+        let listen6 = match self.addr6 {
+            Some(_) => format!("listen [::]:{PORT} backlog=4096;"),
+            None => String::new(),
+        };
         format!(
             "daemon off;\n\
              worker_processes 1;\n\
@@ -153,6 +171,7 @@ impl Pod {
                  keepalive_timeout 1h;\n\
                  server {{\n\
                      listen {PORT} backlog=4096;\n\
+                     {listen6}\n\
                      add_header X-Pod {name};\n\
                      location / {{ return 200 \"{name}\\n\"; }}\n\
                      location = /blob {{ root {folder}; }}\n\

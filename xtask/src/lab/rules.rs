@@ -3,19 +3,28 @@
 //! destination. Changing the endpoints replaces the Service's chain in one transaction and
 //! leaves conntrack alone, so connections that exist keep their replica.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use anyhow::Result;
 
-use super::{Host, addresses::Addresses, network::feed};
+use super::{Host, network::feed};
 
 const SERVICE: &str = "KUBE-SVC-REBALANCERLABWEB";
 const NAME: &str = "lab/web:http";
 
-/// What jumps to kube-proxy's chains; written once.
-pub(crate) fn install(node: &Host) -> Result<()> {
+/// A Service's address, and the cluster that it is reached from without masquerading; kube-proxy
+/// writes the same rules for both families, each with the family's own program.
+#[derive(Clone, Debug)]
+pub(crate) struct Service {
+    pub(crate) address: SocketAddr,
+    pub(crate) cluster: String,
+}
+
+/// What jumps to kube-proxy's chains; written once for each family.
+pub(crate) fn install(node: &Host, service: &Service) -> Result<()> {
     restore(
         node,
+        service,
         "*nat\n\
          :KUBE-SERVICES - [0:0]\n\
          :KUBE-POSTROUTING - [0:0]\n\
@@ -40,16 +49,21 @@ pub(crate) fn install(node: &Host) -> Result<()> {
 /// Makes `endpoints` (index and address) the Service's, in place of those before.
 pub(crate) fn replace(
     node: &Host,
-    addresses: Addresses,
-    endpoints: &[(usize, SocketAddrV4)],
+    service: &Service,
+    endpoints: &[(usize, SocketAddr)],
 ) -> Result<()> {
-    restore(node, &service_rules(addresses, endpoints))
+    restore(node, service, &service_rules(service, endpoints))
 }
 
-fn service_rules(addresses: Addresses, endpoints: &[(usize, SocketAddrV4)]) -> String {
-    let service = addresses.service();
-    let (cluster_ip, port) = (service.ip(), service.port());
-    let to_service = format!("-d {cluster_ip}/32 -p tcp -m tcp --dport {port}");
+/// A network of one address.
+fn alone(address: SocketAddr) -> String {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    format!("{}/{bits}", address.ip())
+}
+
+fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String {
+    let (cluster_ip, port) = (alone(service.address), service.address.port());
+    let to_service = format!("-d {cluster_ip} -p tcp -m tcp --dport {port}");
     let mut nat = format!("*nat\n:KUBE-SERVICES - [0:0]\n:{SERVICE} - [0:0]\n");
     // Without endpoints a connection is refused at once.
     let mut filter = "*filter\n:KUBE-SERVICES - [0:0]\n".to_owned();
@@ -64,7 +78,7 @@ fn service_rules(addresses: Addresses, endpoints: &[(usize, SocketAddrV4)]) -> S
              -j {SERVICE}\n\
              -A {SERVICE} ! -s {cluster} {to_service} -m comment --comment \"{NAME} cluster IP\" \
              -j KUBE-MARK-MASQ\n",
-            cluster = addresses.cluster(),
+            cluster = service.cluster,
         ));
     }
     for (position, (index, address)) in endpoints.iter().enumerate() {
@@ -78,11 +92,11 @@ fn service_rules(addresses: Addresses, endpoints: &[(usize, SocketAddrV4)]) -> S
                 1.0 / left as f64
             ),
         };
-        let pod: &Ipv4Addr = address.ip();
+        let pod = alone(*address);
         nat.push_str(&format!(
             ":{chain} - [0:0]\n\
              -A {SERVICE} -m comment --comment \"{NAME} -> {address}\" {chance}-j {chain}\n\
-             -A {chain} -s {pod}/32 -m comment --comment \"{NAME}\" -j KUBE-MARK-MASQ\n\
+             -A {chain} -s {pod} -m comment --comment \"{NAME}\" -j KUBE-MARK-MASQ\n\
              -A {chain} -p tcp -m comment --comment \"{NAME}\" -m tcp \
              -j DNAT --to-destination {address}\n"
         ));
@@ -90,10 +104,13 @@ fn service_rules(addresses: Addresses, endpoints: &[(usize, SocketAddrV4)]) -> S
     format!("{nat}COMMIT\n{filter}COMMIT\n")
 }
 
-fn restore(node: &Host, rules: &str) -> Result<()> {
+fn restore(node: &Host, service: &Service, rules: &str) -> Result<()> {
+    let program = match service.address {
+        SocketAddr::V4(_) => "iptables-restore",
+        SocketAddr::V6(_) => "ip6tables-restore",
+    };
     feed(
-        node.command("iptables-restore")
-            .args(["--noflush", "--wait", "10"]),
+        node.command(program).args(["--noflush", "--wait", "10"]),
         rules,
     )
 }
@@ -102,12 +119,32 @@ fn restore(node: &Host, rules: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn rules(count: usize) -> String {
-        let addresses = Addresses(3);
+    fn rules(count: u8) -> String {
+        let service = Service {
+            address: "10.96.3.10:80".parse().unwrap(),
+            cluster: "10.244.3.0/24".to_owned(),
+        };
         let endpoints: Vec<_> = (0..count)
-            .map(|index| (index, SocketAddrV4::new(addresses.pod(index), 80)))
+            .map(|index| {
+                (
+                    index.into(),
+                    SocketAddr::from(([10, 244, 3, 2 + index], 80)),
+                )
+            })
             .collect();
-        service_rules(addresses, &endpoints)
+        service_rules(&service, &endpoints)
+    }
+
+    #[test]
+    fn ipv6_has_the_same_shape() {
+        let service = Service {
+            address: "[fd00::a]:80".parse().unwrap(),
+            cluster: "fd00:1::/64".to_owned(),
+        };
+        let rules = service_rules(&service, &[(0, "[fd00:1::2]:80".parse().unwrap())]);
+        assert!(rules.contains("-d fd00::a/128 -p tcp"), "{rules}");
+        assert!(rules.contains("-s fd00:1::2/128"), "{rules}");
+        assert!(rules.contains("--to-destination [fd00:1::2]:80"), "{rules}");
     }
 
     #[test]

@@ -33,6 +33,12 @@ pub struct State {
     pub owner: u32,
     /// The Service's address.
     pub service: String,
+    /// The same by IPv6, if the lab has it.
+    #[serde(default)]
+    pub service6: Option<String>,
+    /// Why it has none.
+    #[serde(default)]
+    pub no_ipv6: Option<String>,
     pub client: PathBuf,
     pub node: PathBuf,
     pub pods: Vec<PodState>,
@@ -43,6 +49,8 @@ pub struct State {
 pub struct PodState {
     pub name: String,
     pub address: String,
+    #[serde(default)]
+    pub address6: Option<String>,
     pub netns: PathBuf,
     pub cgroup: PathBuf,
 }
@@ -249,11 +257,14 @@ mod tests {
         let state = State {
             owner: 1,
             service: "10.96.1.10:80".to_owned(),
+            service6: None,
+            no_ipv6: None,
             client: "/run/netns/c".into(),
             node: "/run/netns/n".into(),
             pods: vec![PodState {
                 name: "web-0".to_owned(),
                 address: "10.244.1.2:80".to_owned(),
+                address6: None,
                 netns: "/run/netns/p".into(),
                 cgroup: "/sys/fs/cgroup/p".into(),
             }],

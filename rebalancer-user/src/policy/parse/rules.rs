@@ -9,8 +9,8 @@ use super::{
     reader::{Reader, inner},
 };
 use crate::policy::{
-    AtEnd, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState, Span,
-    Step, StepKind, When,
+    AtEnd, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState,
+    Span, Step, StepKind, When,
     error::{Fault, quoted},
     file::{
         Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile, RuleFile,
@@ -65,11 +65,10 @@ impl Reader<'_> {
             session_state,
             steps,
             at_end,
-            balance,
             count,
+            balance,
         } = &file.value;
         self.unsupported(balance, "balance", "limits");
-        self.unsupported(count, "count", "bytes");
         self.required(name, "name", &at, "a name, e.g. `name: checkout`");
         self.required(
             matches,
@@ -96,6 +95,7 @@ impl Reader<'_> {
         let session_state = self.word(session_state, &session_states, &[]);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]);
+        let count = self.word(count, &[("Messages", Count::Messages)], &[]);
         Some(Rule {
             name: RuleName(name?),
             mode,
@@ -105,6 +105,7 @@ impl Reader<'_> {
             session_state: session_state.unwrap_or_default(),
             steps,
             at_end: at_end.unwrap_or_default(),
+            count,
         })
     }
 

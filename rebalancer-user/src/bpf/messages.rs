@@ -1,0 +1,102 @@
+//! The sk_msg program, and the sockets whose sends it counts.
+
+use std::{io, os::fd::BorrowedFd, path::Path};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData, MapError, SockHash},
+    programs::{ProgramError, SkMsg},
+};
+use rebalancer_common::names;
+use rustix::fd::AsRawFd as _;
+
+use super::{
+    Error, Kernel, OBJECT,
+    maps::check_abi,
+    sys,
+    tracker::{failed, loader_over},
+};
+use crate::snapshot::Cookie;
+
+/// Sockets counted at one time, at 16 bytes each and some 100 more once they are in. What is in
+/// the way of one more is said, not hidden.
+const MOST_SOCKETS: u32 = 65_536;
+
+/// Counts the sends of the sockets that join it. Dropping it lets all of them go.
+pub struct MessageCounter {
+    // Dropped in this order. Neither is pinned: a killed process leaves nothing.
+    counted: SockHash<MapData, u64>,
+    _ebpf: Ebpf,
+}
+
+impl MessageCounter {
+    /// Loads the program over the maps pinned under `pins`. It runs for nothing yet.
+    ///
+    /// # Errors
+    /// Among others, that the kernel has no socket hash (CONFIG_NET_SOCK_MSG).
+    pub fn open(kernel: &Kernel, pins: &Path) -> Result<Self, Error> {
+        check_abi(pins)?;
+        let failed = failed(names::MESSAGES);
+        let making =
+            |e: anyhow::Error| Error::call(format!("making the map {}", names::COUNTED), e);
+        let map =
+            sys::make_socket_hash(names::COUNTED, MOST_SOCKETS).map_err(|e| making(e.into()))?;
+        let counted: SockHash<MapData, u64> = MapData::from_fd(map)
+            .and_then(Map::from_map_data)
+            .and_then(SockHash::try_from)
+            .map_err(|e| making(e.into()))?;
+        let btf = kernel.btf()?;
+        let mut ebpf = loader_over(kernel, &btf, pins)?
+            .load(OBJECT)
+            .map_err(|e| Error::call("loading the BPF object", e))?;
+        let program: &mut SkMsg = ebpf
+            .program_mut(names::MESSAGES)
+            .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
+            .try_into()
+            .map_err(|e: ProgramError| failed("finding", e.into()))?;
+        program.load().map_err(|e| failed("loading", e.into()))?;
+        // Before any socket is in: it takes the program that is there when it comes.
+        program
+            .attach(counted.fd())
+            .map_err(|e| failed("attaching", e.into()))?;
+        Ok(Self {
+            counted,
+            _ebpf: ebpf,
+        })
+    }
+
+    /// The sends of this socket are counted from now on. It must be this cookie's.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: it is not established. EBUSY: another program has it. EINVAL: something else
+    /// has taken it over, such as kernel TLS. E2BIG: the map is full.
+    pub fn join(&mut self, cookie: Cookie, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.counted
+            .insert(cookie.0, socket.as_raw_fd(), 0)
+            .map_err(io_error)
+    }
+
+    /// They are not counted any more. `false`: the socket is closed, and had left by itself.
+    ///
+    /// A server that is blocked in a receive just now keeps the program, and what it sends from
+    /// another thread is counted, until that receive returns.
+    pub fn leave(&mut self, cookie: Cookie) -> io::Result<bool> {
+        match self.counted.remove(&cookie.0) {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(e) => match io_error(e) {
+                // EINVAL: what kernels before 5.17 say of a key that is not there.
+                e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(false),
+                e => Err(e),
+            },
+        }
+    }
+}
+
+fn io_error(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(e) => e.io_error,
+        MapError::IoError(e) => e,
+        other => io::Error::other(other),
+    }
+}

@@ -1,0 +1,384 @@
+//! Counts the sends of the connections that a rule with `count: Messages` is for.
+//!
+//! A thread of its own lets sockets join the kernel's map, on which an sk_msg program counts, and
+//! lets them go when no rule asks any more. It never waits for a connection, and a connection that
+//! cannot join is left as it is, with the reason said. Nothing is loaded before a rule asks.
+//!
+//! A socket joins by a duplicate of its server's own descriptor, found as a move finds it: one
+//! search of a namespace's processes for all that are new there.
+//!
+//! Some kernels tell the server of such a socket that it has nothing to read while it has
+//! ([`Fionread::Wrong`]). Nothing is counted on those, unless the agent was started to do so.
+
+mod probe;
+mod refused;
+
+pub use probe::{Fionread, probe};
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
+    time::Instant,
+};
+
+use rustix::io::Errno;
+use tracing::{debug, error, info, warn};
+
+use self::refused::{NotCounted, RETRY_AFTER};
+use crate::{
+    bpf::{self, Kernel, MessageCounter},
+    moves::{Cgroups, Diag, Inode, Owner, Owners, SocketId, option, stranger},
+    netns::{Namespaces, enter},
+    policy::{Count, Mode, Policy},
+    snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
+};
+
+/// A connection to count on.
+struct Wanted {
+    id: SocketId,
+    netns: Netns,
+    cgroup: CgroupId,
+    state: TcpState,
+    mptcp: bool,
+}
+
+/// Handle of the counting thread. Dropping it ends the thread, and all counting with it.
+pub struct Counting {
+    asks: Option<SyncSender<Option<Vec<Wanted>>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Counting {
+    /// Whether a rule of this policy asks for it. One that is disabled does not.
+    pub fn is_asked(policy: &Policy) -> bool {
+        let asks = |rule| policy.mode_of(rule) != Mode::Disabled;
+        let mut rules = policy.rules().iter();
+        rules.any(|rule| rule.count() == Some(Count::Messages) && asks(rule))
+    }
+
+    /// Starts the thread; the records are those pinned under `pins`.
+    /// `anywhere`: also on a kernel that then answers FIONREAD wrongly.
+    pub fn start(kernel: Arc<Kernel>, pins: PathBuf, anywhere: bool) -> io::Result<Self> {
+        // One that waits is enough: the next interval's asks for the same, and knows more.
+        let (asks, queue) = sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("counting".to_owned())
+            .spawn(move || {
+                Room {
+                    kernel,
+                    pins,
+                    anywhere,
+                    cgroups: Cgroups::read(),
+                    namespaces: Namespaces::default(),
+                    counter: Counter::Closed,
+                    joined: BTreeSet::new(),
+                    refused: BTreeMap::new(),
+                    said: BTreeMap::new(),
+                }
+                .run(&queue);
+            })?;
+        Ok(Self {
+            asks: Some(asks),
+            thread: Some(thread),
+        })
+    }
+
+    /// Says which connections are to be counted on, from now on those and no others. Does not
+    /// wait: a thread that is busy hears it at the next interval.
+    pub fn ask(&self, policy: &Policy, snapshot: &Snapshot) {
+        let asked = Self::is_asked(policy).then(|| {
+            let wanted = |c: &&Connection| {
+                // One that nobody has accepted yet is nobody's to take.
+                c.owned
+                    && policy.sure_rule_for(c, snapshot).is_some_and(|rule| {
+                        rule.count() == Some(Count::Messages)
+                            && policy.mode_of(rule) != Mode::Disabled
+                    })
+            };
+            snapshot
+                .connections
+                .iter()
+                .filter(wanted)
+                .map(Wanted::from)
+                .collect()
+        });
+        if let Some(asks) = &self.asks {
+            let _busy = asks.try_send(asked);
+        }
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.asks = None;
+        if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
+            error!("the counting thread panicked");
+        }
+    }
+}
+
+impl From<&Connection> for Wanted {
+    fn from(c: &Connection) -> Self {
+        Self {
+            id: SocketId {
+                cookie: c.cookie,
+                local: c.local,
+                remote: c.remote,
+                device: c.device,
+            },
+            netns: c.endpoint.netns,
+            cgroup: c.cgroup,
+            state: c.state,
+            mptcp: c.mptcp,
+        }
+    }
+}
+
+/// The kernel's side of it.
+enum Counter {
+    /// No rule asks.
+    Closed,
+    Open(Box<MessageCounter>),
+    /// This kernel cannot, and that was said.
+    Unavailable,
+}
+
+/// What the thread owns.
+struct Room {
+    kernel: Arc<Kernel>,
+    pins: PathBuf,
+    anywhere: bool,
+    cgroups: Cgroups,
+    namespaces: Namespaces,
+    counter: Counter,
+    joined: BTreeSet<Cookie>,
+    refused: BTreeMap<Cookie, (NotCounted, Instant)>,
+    /// How many were refused, by reason, since a rule asked.
+    said: BTreeMap<NotCounted, u64>,
+}
+
+impl Room {
+    fn run(mut self, queue: &Receiver<Option<Vec<Wanted>>>) {
+        while let Ok(asked) = queue.recv() {
+            match asked {
+                Some(wanted) => self.count_on(wanted),
+                None => self.close(),
+            }
+        }
+        self.close();
+    }
+
+    fn count_on(&mut self, wanted: Vec<Wanted>) {
+        if matches!(self.counter, Counter::Closed) {
+            self.counter = self.open();
+        }
+        let Counter::Open(counter) = &mut self.counter else {
+            return;
+        };
+        let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.id.cookie).collect();
+        let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
+        let left = leave(counter, &gone);
+        self.joined.retain(|cookie| asked.contains(cookie));
+        self.refused.retain(|cookie, _| asked.contains(cookie));
+        let now = Instant::now();
+        let is_new = |w: &Wanted| {
+            !self.joined.contains(&w.id.cookie)
+                && self.refused.get(&w.id.cookie).is_none_or(|(why, at)| {
+                    why.may_pass() && now.duration_since(*at) >= RETRY_AFTER
+                })
+        };
+        let mut by_netns: BTreeMap<Netns, Vec<Wanted>> = BTreeMap::new();
+        for new in wanted.into_iter().filter(is_new) {
+            by_netns.entry(new.netns).or_default().push(new);
+        }
+        let mut results = Vec::new();
+        for (netns, new) in &by_netns {
+            join_all(
+                counter,
+                &mut self.namespaces,
+                &self.cgroups,
+                *netns,
+                new,
+                &mut results,
+            );
+        }
+        self.note(results, left, now);
+    }
+
+    /// Remembers and says what became of those that were new.
+    fn note(&mut self, results: Vec<(Cookie, Result<(), NotCounted>)>, left: usize, now: Instant) {
+        let (mut joined, mut not) = (0, BTreeMap::<NotCounted, (Cookie, u64)>::new());
+        for (cookie, result) in results {
+            match result {
+                Ok(()) => {
+                    joined += 1;
+                    self.refused.remove(&cookie);
+                    self.joined.insert(cookie);
+                }
+                Err(why) => {
+                    let before = self.refused.insert(cookie, (why, now));
+                    // Tried again, and no news.
+                    if before.is_none_or(|(known, _)| known != why) {
+                        not.entry(why).or_insert((cookie, 0)).1 += 1;
+                    }
+                }
+            }
+        }
+        if joined > 0 || left > 0 {
+            let all = self.joined.len();
+            debug!(joined, left, all, "counting sends");
+        }
+        for (why, (cookie, new)) in not {
+            let total = self.said.entry(why).or_default();
+            *total += new;
+            // The first of its kind to an operator; a million more of it would help nobody.
+            if *total == new {
+                warn!(reason = %why, %cookie, new, total, "sends not counted");
+            } else {
+                debug!(reason = %why, %cookie, new, total, "sends not counted");
+            }
+        }
+    }
+
+    fn open(&self) -> Counter {
+        let opened = MessageCounter::open(&self.kernel, &self.pins)
+            .map_err(anyhow::Error::from)
+            .and_then(|mut counter| Ok((probe::fionread(&mut counter)?, counter)));
+        bpf::return_memory();
+        match opened {
+            Ok((Fionread::Wrong, _)) if !self.anywhere => {
+                warn!(
+                    reason = "fionread",
+                    remedy = "use another kernel; or, if none of the servers in question asks \
+                              FIONREAD (nginx does), --count-despite-fionread",
+                    "this kernel would tell a server that nothing waits to be read: sends are not \
+                     counted"
+                );
+                Counter::Unavailable
+            }
+            Ok((fionread, counter)) => {
+                info!(
+                    ?fionread,
+                    "counting the sends of connections whose rule asks"
+                );
+                Counter::Open(Box::new(counter))
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(
+                    reason = "unavailable",
+                    error, "this node cannot count sends"
+                );
+                Counter::Unavailable
+            }
+        }
+    }
+
+    /// Lets all go, and unloads.
+    fn close(&mut self) {
+        if let Counter::Open(counter) = &mut self.counter {
+            let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
+            let left = leave(counter, &all);
+            info!(left, "counts no sends any more");
+        }
+        self.counter = Counter::Closed;
+        self.refused.clear();
+        self.said.clear();
+    }
+}
+
+/// How many left; others were closed, and had left by themselves.
+fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
+    let mut left = 0;
+    for cookie in cookies {
+        match counter.leave(*cookie) {
+            Ok(there) => left += usize::from(there),
+            // It leaves with the map, at the latest.
+            Err(error) => warn!(%error, %cookie, "a connection is still counted"),
+        }
+    }
+    left
+}
+
+/// Lets those of one namespace join, from inside it. Of one that has gone nothing is said.
+fn join_all(
+    counter: &mut MessageCounter,
+    namespaces: &mut Namespaces,
+    cgroups: &Cgroups,
+    netns: Netns,
+    new: &[Wanted],
+    results: &mut Vec<(Cookie, Result<(), NotCounted>)>,
+) {
+    let Some(target) = namespaces.open(netns) else {
+        return;
+    };
+    let look = || -> io::Result<Vec<(&Wanted, Inode)>> {
+        let diag = Diag::open()?;
+        let mut there = Vec::new();
+        for wanted in new {
+            if let Some(why) = wanted.spared() {
+                results.push((wanted.id.cookie, Err(why)));
+            } else if let Some(socket) = diag.look(&wanted.id)? {
+                there.push((wanted, socket.inode));
+            }
+        }
+        Ok(there)
+    };
+    let there = match enter(&target, look).and_then(|looked| looked) {
+        Ok(there) if there.is_empty() => return,
+        Ok(there) => there,
+        Err(error) => return warn!(%error, netns = netns.0, "cannot look at its sockets"),
+    };
+    let inodes = there.iter().map(|(_, inode)| *inode).collect();
+    let owners = Owners::find(netns, &inodes, cgroups);
+    for (wanted, inode) in there {
+        let result = wanted.join(owners.of(inode), counter);
+        results.push((wanted.id.cookie, result));
+    }
+}
+
+impl Wanted {
+    /// What the snapshot alone tells against it.
+    fn spared(&self) -> Option<NotCounted> {
+        if self.mptcp {
+            Some(NotCounted::Mptcp)
+        } else if self.state != TcpState::Established {
+            Some(NotCounted::NotEstablished)
+        } else {
+            None
+        }
+    }
+
+    fn join(&self, owners: &[Owner], counter: &mut MessageCounter) -> Result<(), NotCounted> {
+        let facts = owners.iter().map(|owner| owner.facts);
+        if let Some(guard) = stranger(facts, self.netns, self.cgroup) {
+            return Err(NotCounted::by_guard(guard));
+        }
+        let mut last = NotCounted::OwnerUnknown;
+        for owner in owners {
+            // Closed at once, as until then the server's own close sends no FIN.
+            match owner.duplicate(self.id.cookie) {
+                Ok(socket) => {
+                    // 0 where no other protocol of the kernel has the socket, else its name.
+                    if option(&socket, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|ulp| ulp != 0) {
+                        return Err(NotCounted::KernelTls);
+                    }
+                    return counter
+                        .join(self.id.cookie, socket.as_fd())
+                        .map_err(|e| NotCounted::by_kernel(&e));
+                }
+                // Process or descriptor are not what they were.
+                Err(Errno::SRCH | Errno::BADF | Errno::STALE) => {}
+                Err(e) => last = NotCounted::by_kernel(&e.into()),
+            }
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,91 @@
+//! Whether counting on a socket changes what its server sees, tried on a connection of our own.
+
+use std::{
+    io::{self, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::fd::AsFd as _,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::ioctl_fionread,
+    net::sockopt::socket_cookie,
+};
+
+use crate::{
+    bpf::{Lister, MessageCounter},
+    snapshot::Cookie,
+};
+
+/// What a server is told on a socket whose sends are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fionread {
+    /// How much it has to read, as without us.
+    Right,
+    /// That it has nothing to read, while it has (Linux 6.12.75 to 6.18, as measured). nginx
+    /// believes it, and waits for the rest of an upload for ever.
+    Wrong,
+}
+
+/// Sees what FIONREAD says on a socket of our own, in the map.
+pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
+    let mut pair = Pair::connect()?;
+    counter.join(pair.cookie, pair.server.as_fd())?;
+    pair.client.write_all(b"x")?;
+    let mut readable = [PollFd::new(&pair.server, PollFlags::IN)];
+    let second = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    if poll(&mut readable, Some(&second))? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let waiting = ioctl_fionread(&pair.server)?;
+    counter.leave(pair.cookie)?;
+    Ok(if waiting == 1 {
+        Fionread::Right
+    } else {
+        Fionread::Wrong
+    })
+}
+
+/// Counts a send on a connection of our own, and says what FIONREAD would.
+///
+/// # Errors
+/// Why this node cannot count.
+pub fn probe(lister: &mut Lister) -> anyhow::Result<Fionread> {
+    let mut counter = MessageCounter::open(lister.kernel(), lister.pins())?;
+    let found = fionread(&mut counter).context("trying it on a connection of our own")?;
+    let mut pair = Pair::connect()?;
+    counter.join(pair.cookie, pair.server.as_fd())?;
+    pair.server.write_all(b"four")?;
+    let listed = lister.read_one(pair.cookie)?;
+    let listed = listed.context("a connection of our own has no record")?;
+    let counted = (listed.connection.messages, listed.connection.message_bytes);
+    if counted != (1, 4) {
+        bail!("one send of 4 bytes was counted as {counted:?}");
+    }
+    Ok(found)
+}
+
+/// A connection of which both ends are ours.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    cookie: Cookie,
+}
+
+impl Pair {
+    fn connect() -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        let cookie = Cookie(socket_cookie(server.as_fd())?);
+        Ok(Self {
+            client,
+            server,
+            cookie,
+        })
+    }
+}

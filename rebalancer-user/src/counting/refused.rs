@@ -1,0 +1,78 @@
+//! Why a connection's sends are not counted, and whether that may change.
+
+use std::{fmt, io, time::Duration};
+
+/// How long what may pass is left alone. Nothing else is tried twice.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a connection does not join.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum NotCounted {
+    /// One of its ends has closed.
+    NotEstablished,
+    /// A subflow of MPTCP, whose parent would not notice.
+    Mptcp,
+    /// Kernel TLS, or the like, has taken the socket over.
+    KernelTls,
+    /// The process that holds it was not found, or it is not known what it is.
+    OwnerUnknown,
+    /// A process of another network namespace or cgroup holds it.
+    ForeignProcess,
+    /// Yama or a security module forbids to take its process's descriptor.
+    Forbidden,
+    /// Another program than ours has it.
+    Busy,
+    /// As many as there is room for are counted.
+    Full,
+    /// The kernel said something else.
+    Errno(i32),
+}
+
+impl NotCounted {
+    /// What the guards that look at its processes have said.
+    pub(super) fn by_guard(guard: &'static str) -> Self {
+        match guard {
+            "foreignProcess" => Self::ForeignProcess,
+            _ => Self::OwnerUnknown,
+        }
+    }
+
+    /// What the kernel said when it was to join.
+    pub(super) fn by_kernel(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => Self::NotEstablished,
+            Some(libc::EBUSY) => Self::Busy,
+            Some(libc::E2BIG) => Self::Full,
+            Some(libc::EPERM) => Self::Forbidden,
+            other => Self::Errno(other.unwrap_or(0)),
+        }
+    }
+
+    /// Whether it may pass by itself while the connection lives.
+    pub(super) fn may_pass(self) -> bool {
+        match self {
+            Self::OwnerUnknown | Self::Busy | Self::Full | Self::Errno(_) => true,
+            Self::NotEstablished
+            | Self::Mptcp
+            | Self::KernelTls
+            | Self::ForeignProcess
+            | Self::Forbidden => false,
+        }
+    }
+}
+
+impl fmt::Display for NotCounted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotEstablished => "notEstablished",
+            Self::Mptcp => "mptcp",
+            Self::KernelTls => "kernelTls",
+            Self::OwnerUnknown => "ownerUnknown",
+            Self::ForeignProcess => "foreignProcess",
+            Self::Forbidden => "forbidden",
+            Self::Busy => "busy",
+            Self::Full => "full",
+            Self::Errno(errno) => return write!(f, "{}", io::Error::from_raw_os_error(*errno)),
+        })
+    }
+}
