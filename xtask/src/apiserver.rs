@@ -229,7 +229,12 @@ impl Shared {
         let query = |name: &str| {
             query.split('&').find_map(|pair| {
                 let value = pair.strip_prefix(name)?.strip_prefix('=')?;
-                Some(value.replace("%3D", "=").replace("%2C", ","))
+                Some(
+                    value
+                        .replace("%3D", "=")
+                        .replace("%2C", ",")
+                        .replace("%2F", "/"),
+                )
             })
         };
         let kind = KINDS
