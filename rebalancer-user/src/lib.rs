@@ -2,11 +2,13 @@
 //!
 //! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
 //! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, and [`agent`]
-//! joins them in one loop. [`cli`] and [`render`] are what an operator sees.
+//! joins them in one loop, which others ask through [`http`]. [`cli`] and [`render`] are what an
+//! operator sees.
 
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod http;
 pub mod moves;
 pub mod netns;
 pub mod observe;

@@ -3,6 +3,8 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod report;
+mod serve;
+mod standing;
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,13 +12,21 @@ use anyhow::Context as _;
 use rebalancer_common::Fault;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::{
+        mpsc::{Receiver, UnboundedReceiver, unbounded_channel},
+        watch,
+    },
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, error, info, warn};
 
+use self::{
+    serve::{LedgerAsked, Published, serve},
+    standing::Standing,
+};
 use crate::{
     bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    http::{RunDir, Server},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
@@ -35,12 +45,24 @@ pub struct Options {
     pub pins: PathBuf,
     /// Cgroup to attach to instead of the root.
     pub cgroup: Option<PathBuf>,
+    /// Folder for the socket on which the agent is asked.
+    pub run_dir: PathBuf,
+    /// What the policy's file is called.
+    pub policy_file: String,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
     pub mechanism: Option<Mechanism>,
     /// Reads the policy again, on SIGHUP.
-    pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    pub reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+}
+
+/// A policy as it was read.
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// What it was read from.
+    pub text: Arc<str>,
 }
 
 /// Everything that can happen to the agent.
@@ -49,16 +71,17 @@ enum Event {
     Done(Done),
     KernelSpoke,
     Reload,
+    LedgerAsked(LedgerAsked),
     Stop(&'static str),
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
+pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     // Before anything is in the kernel: from here on a signal is a clean stop.
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy)?;
+    let (mut agent, mut inbox) = Agent::start(options, loaded)?;
     let mut ticks = agent.ticks();
     loop {
         let event = tokio::select! {
@@ -66,9 +89,11 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
             _ = term.recv() => Event::Stop("SIGTERM"),
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
-            Some(done) = done.recv() => Event::Done(done),
-            () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
+            Some(done) = inbox.done.recv() => Event::Done(done),
+            () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
+            // Last: however much is asked, the rest is done.
+            Some(asked) = inbox.ledger_asked.recv() => Event::LedgerAsked(asked),
         };
         match event {
             Event::Tick => agent.tick(),
@@ -79,25 +104,38 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
                     ticks = agent.ticks();
                 }
             }
+            // Who asked may be gone.
+            Event::LedgerAsked(asked) => drop(asked.send(agent.ledger.clone())),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
             }
         }
     }
-    agent.stop(&mut done);
+    agent.stop(&mut inbox.done);
     Ok(())
 }
 
+/// From where the agent hears.
+struct Inbox {
+    kernel_log: Option<KernelLog>,
+    done: UnboundedReceiver<Done>,
+    ledger_asked: Receiver<LedgerAsked>,
+}
+
 struct Agent {
-    // Dropped in this order: first nothing is moved any more, then nothing is tracked.
+    // Dropped in this order: first nobody asks, then nothing is moved any more, then nothing is
+    // tracked.
+    _server: Server,
     mover: Option<Mover>,
     lister: Lister,
     tracker: Tracker,
     policy: Policy,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
-    reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+    standing: Standing,
+    publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
@@ -108,10 +146,8 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(
-        options: Options,
-        policy: Policy,
-    ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
+    fn start(options: Options, loaded: Loaded) -> anyhow::Result<(Self, Inbox)> {
+        let Loaded { policy, text } = loaded;
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -120,6 +156,8 @@ impl Agent {
             options.cgroup.as_deref(),
             tracking(&policy),
         )?;
+        // After the pins: a second agent on them is told of the first, not of its socket.
+        let run_dir = RunDir::take(&options.run_dir)?;
         if tracker.replaced_stale_pins() {
             warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
         }
@@ -144,7 +182,15 @@ impl Agent {
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
+        let mut standing = Standing::new(options.policy_file, options.mode, mechanism, &tracker);
+        standing.policy_loaded(policy.mode(), text);
         let policy = policy.with_mode_at_most(mode);
+        let ledger = Ledger::default();
+        let first = standing.status(&policy, &ledger, KernelTime::default());
+        let (publish, published) = watch::channel(Arc::new(first));
+        let socket = run_dir.socket();
+        let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
+        let (server, ledger_asked) = serve(run_dir, published, steps)?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -155,23 +201,32 @@ impl Agent {
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
+            socket = %socket.display(),
             adopted_from = adopted.namespaces,
             "started"
         );
         let agent = Self {
+            _server: server,
             mover,
             lister,
             tracker,
             policy,
             mode,
             reload: options.reload,
-            ledger: Ledger::default(),
+            standing,
+            publish,
+            ledger,
             now: KernelTime::default(),
             faults: BTreeMap::new(),
             adopt_again: false,
             kept: KernelTime::default(),
         };
-        Ok((agent, kernel_log, done))
+        let inbox = Inbox {
+            kernel_log,
+            done,
+            ledger_asked,
+        };
+        Ok((agent, inbox))
     }
 
     fn ticks(&self) -> tokio::time::Interval {
@@ -180,12 +235,26 @@ impl Agent {
         ticks
     }
 
-    /// List, decide, move.
+    /// List, decide, move; and let others know how it stands.
     fn tick(&mut self) {
+        self.standing.pass_begins();
+        self.pass();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let status = self.standing.status(&self.policy, &self.ledger, self.now);
+        self.publish.send_replace(Arc::new(status));
+    }
+
+    fn pass(&mut self) {
         self.keep_tracking();
         let observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
-            Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
+            Err(error) => {
+                self.standing.pass_failed(&error);
+                return error!(%error, "no listing in this interval, nothing is moved");
+            }
         };
         self.report_faults(&observation);
         let snapshot = &observation.snapshot;
@@ -217,16 +286,19 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
+                    self.standing.told();
                     self.ledger.said(chosen, self.now);
                 }
             }
         }
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
+        self.standing.passed(&observation, &plan);
     }
 
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
+        self.standing.started(chosen);
         let order = Order {
             chosen: chosen.clone(),
             device,
@@ -247,17 +319,20 @@ impl Agent {
         }: Done,
     ) {
         self.ended(&chosen, outcome, waited);
+        self.publish();
     }
 
     fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
+        self.standing.ended(chosen, &outcome);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
     /// Whether there is a new policy. A refused one changes nothing.
     fn reload(&mut self) -> bool {
-        match (self.reload)() {
-            Ok(policy) => {
+        let reloaded = match (self.reload)() {
+            Ok(Loaded { policy, text }) => {
+                self.standing.policy_loaded(policy.mode(), text);
                 if let Err(error) = self.tracker.track(&tracking(&policy)) {
                     error!(%error, "the kernel half keeps its settings");
                 }
@@ -267,13 +342,14 @@ impl Agent {
                 true
             }
             Err(error) => {
-                error!(
-                    error = format!("{error:#}"),
-                    "policy refused, the last good one stays"
-                );
+                let error = format!("{error:#}");
+                self.standing.policy_refused(error.clone());
+                error!(error, "policy refused, the last good one stays");
                 false
             }
-        }
+        };
+        self.publish();
+        reloaded
     }
 
     /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
@@ -283,6 +359,7 @@ impl Agent {
             false
         });
         if wiped {
+            self.standing.attached_again();
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
         let due = self.now.since(self.kept) >= HOUSEKEEPING;

@@ -23,6 +23,6 @@ mod sys;
 
 pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
-pub use mover::{Done, Mover, Order};
+pub use mover::{Done, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use quiet::{Quiet, judge};
