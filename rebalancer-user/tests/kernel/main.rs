@@ -13,6 +13,7 @@ mod mechanisms;
 mod moves;
 mod neighbours;
 mod server;
+mod status;
 mod steps;
 mod support;
 mod tracking;
