@@ -2,8 +2,10 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod policy_file;
 mod report;
-mod watch;
+mod serve;
+mod standing;
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
@@ -11,15 +13,23 @@ use anyhow::Context as _;
 use rebalancer_common::Fault;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::{
+        mpsc::{Receiver, UnboundedReceiver, unbounded_channel},
+        watch,
+    },
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, error, info, warn};
 
-use self::watch::Watch;
+use self::{
+    policy_file::PolicyFile,
+    serve::{LedgerAsked, Published, serve},
+    standing::Standing,
+};
 use crate::{
     bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
     counting::Counting,
+    http::{RunDir, Server},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, observe},
@@ -40,6 +50,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// What becomes of tracking when the agent is told to stop.
     pub on_exit: OnExit,
+    /// Folder for the socket on which the agent is asked.
+    pub run_dir: PathBuf,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
@@ -49,7 +61,15 @@ pub struct Options {
     /// Count sends also where the kernel then answers a server's FIONREAD wrongly.
     pub count_despite_fionread: bool,
     /// Reads it.
-    pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    pub reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+}
+
+/// A policy as it was read.
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// What it was read from.
+    pub text: Arc<str>,
 }
 
 /// What becomes of tracking when the agent is told to stop. A kill leaves it in any case.
@@ -68,18 +88,19 @@ enum Event {
     KernelSpoke,
     Reload,
     LookAtPolicy,
+    LedgerAsked(LedgerAsked),
     Stop(&'static str),
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
+pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     // Before anything is in the kernel: from here on a signal is a clean stop.
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy)?;
+    let (mut agent, mut inbox) = Agent::start(options, loaded)?;
     let mut ticks = agent.ticks();
-    let mut looks = interval(watch::EVERY);
+    let mut looks = interval(policy_file::EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
@@ -87,33 +108,46 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
             _ = term.recv() => Event::Stop("SIGTERM"),
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
-            Some(done) = done.recv() => Event::Done(done),
-            () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
+            Some(done) = inbox.done.recv() => Event::Done(done),
+            () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
+            // Last: however much is asked, the rest is done.
+            Some(asked) = inbox.ledger_asked.recv() => Event::LedgerAsked(asked),
         };
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(done),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
-                let changed = agent.watch.changed();
+                let changed = agent.policy_file.changed();
                 if (changed || matches!(event, Event::Reload)) && agent.reload() {
                     ticks = agent.ticks();
                 }
             }
+            // Who asked may be gone.
+            Event::LedgerAsked(asked) => drop(asked.send(agent.ledger.clone())),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
             }
         }
     }
-    agent.stop(&mut done);
+    agent.stop(&mut inbox.done);
     Ok(())
 }
 
+/// From where the agent hears.
+struct Inbox {
+    kernel_log: Option<KernelLog>,
+    done: UnboundedReceiver<Done>,
+    ledger_asked: Receiver<LedgerAsked>,
+}
+
 struct Agent {
-    // Dropped in this order: first nothing is moved any more, then nothing is tracked.
+    // Dropped in this order: first nobody asks, then nothing is moved any more, then nothing is
+    // tracked.
+    _server: Server,
     mover: Option<Mover>,
     /// From when a rule asks for it.
     counting: Option<Counting>,
@@ -125,8 +159,10 @@ struct Agent {
     on_exit: OnExit,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
-    reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
-    watch: Watch,
+    policy_file: PolicyFile,
+    reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+    standing: Standing,
+    publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
@@ -137,12 +173,10 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(
-        options: Options,
-        policy: Policy,
-    ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
+    fn start(options: Options, loaded: Loaded) -> anyhow::Result<(Self, Inbox)> {
+        let Loaded { policy, text } = loaded;
         // What is written from here on is a change; the policy was read just before.
-        let watch = Watch::new(options.policy_file);
+        let policy_file = PolicyFile::new(options.policy_file.clone());
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
         let mut tracker = Tracker::start(
@@ -159,6 +193,8 @@ impl Agent {
         if options.on_exit == OnExit::Keep {
             tracker.outlive();
         }
+        // After the pins: a second agent on them is told of the first, not of its socket.
+        let run_dir = RunDir::take(&options.run_dir)?;
         let adopted = tracker.adopt()?;
         if adopted.not_entered > 0 {
             warn!(
@@ -180,7 +216,20 @@ impl Agent {
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
+        let mut standing = Standing::new(
+            options.policy_file.display().to_string(),
+            options.mode,
+            mechanism,
+            &tracker,
+        );
+        standing.policy_loaded(policy.mode(), text);
         let policy = policy.with_mode_at_most(mode);
+        let ledger = Ledger::default();
+        let first = standing.status(&policy, &ledger, KernelTime::default());
+        let (publish, published) = watch::channel(Arc::new(first));
+        let socket = run_dir.socket();
+        let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
+        let (server, ledger_asked) = serve(run_dir, published, steps)?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -191,11 +240,13 @@ impl Agent {
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
+            socket = %socket.display(),
             adopted_from = adopted.namespaces,
             taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
         );
         let agent = Self {
+            _server: server,
             mover,
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
@@ -206,14 +257,21 @@ impl Agent {
             on_exit: options.on_exit,
             mode,
             reload: options.reload,
-            watch,
-            ledger: Ledger::default(),
+            policy_file,
+            standing,
+            publish,
+            ledger,
             now: KernelTime::default(),
             faults: BTreeMap::new(),
             adopt_again: false,
             kept: KernelTime::default(),
         };
-        Ok((agent, kernel_log, done))
+        let inbox = Inbox {
+            kernel_log,
+            done,
+            ledger_asked,
+        };
+        Ok((agent, inbox))
     }
 
     fn ticks(&self) -> tokio::time::Interval {
@@ -222,12 +280,26 @@ impl Agent {
         ticks
     }
 
-    /// List, decide, move.
+    /// List, decide, move; and let others know how it stands.
     fn tick(&mut self) {
+        self.standing.pass_begins();
+        self.pass();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let status = self.standing.status(&self.policy, &self.ledger, self.now);
+        self.publish.send_replace(Arc::new(status));
+    }
+
+    fn pass(&mut self) {
         self.keep_tracking();
         let observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
-            Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
+            Err(error) => {
+                self.standing.pass_failed(&error);
+                return error!(%error, "no listing in this interval, nothing is moved");
+            }
         };
         self.report_faults(&observation);
         let snapshot = &observation.snapshot;
@@ -259,6 +331,7 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
+                    self.standing.told();
                     self.ledger.said(chosen, self.now);
                 }
             }
@@ -266,6 +339,7 @@ impl Agent {
         self.count(snapshot);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
+        self.standing.passed(&observation, &plan);
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -284,6 +358,7 @@ impl Agent {
 
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
+        self.standing.started(chosen);
         let order = Order {
             chosen: chosen.clone(),
             device,
@@ -304,18 +379,21 @@ impl Agent {
         }: Done,
     ) {
         self.ended(&chosen, outcome, waited);
+        self.publish();
     }
 
     fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
+        self.standing.ended(chosen, &outcome);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
     /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
     /// wait are called back, and those connections are judged again like any other.
     fn reload(&mut self) -> bool {
-        match (self.reload)() {
-            Ok(policy) => {
+        let reloaded = match (self.reload)() {
+            Ok(Loaded { policy, text }) => {
+                self.standing.policy_loaded(policy.mode(), text);
                 if let Err(error) = self.tracker.track(&tracking(&policy)) {
                     error!(%error, "the kernel half keeps its settings");
                 }
@@ -328,13 +406,14 @@ impl Agent {
                 true
             }
             Err(error) => {
-                error!(
-                    error = format!("{error:#}"),
-                    "policy refused, the last good one stays"
-                );
+                let error = format!("{error:#}");
+                self.standing.policy_refused(error.clone());
+                error!(error, "policy refused, the last good one stays");
                 false
             }
-        }
+        };
+        self.publish();
+        reloaded
     }
 
     /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
@@ -344,6 +423,7 @@ impl Agent {
             false
         });
         if wiped {
+            self.standing.attached_again();
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
         let due = self.now.since(self.kept) >= HOUSEKEEPING;

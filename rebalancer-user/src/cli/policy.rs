@@ -53,7 +53,13 @@ impl Policy {
 
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
-    Ok(policy::parse(&name(file), &text(file)?)?)
+    load_with_text(file).map(|(policy, _)| policy)
+}
+
+/// The same, and what it was read from.
+pub(super) fn load_with_text(file: &Path) -> anyhow::Result<(policy::Policy, String)> {
+    let text = text(file)?;
+    Ok((policy::parse(&name(file), &text)?, text))
 }
 
 fn text(file: &Path) -> anyhow::Result<String> {

@@ -10,8 +10,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Origin, Sort, Source, cgroup, rate, sorted};
-use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
+use super::{Origin, Sort, Source, cgroup, ledger::LedgerItem, rate, sorted};
+use crate::{
+    plan::Ledger,
+    snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState},
+};
 
 pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const CONNECTIONS: &str = "ConnectionList";
@@ -41,6 +44,9 @@ struct Envelope<'a, T> {
 
 #[derive(Serialize)]
 struct Connections {
+    /// What the agent had done until then, without which its budgets are unspent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger: Option<LedgerItem>,
     endpoints: Vec<EndpointItem>,
     items: Vec<ConnectionItem>,
 }
@@ -121,11 +127,13 @@ pub(super) struct EndpointItem {
     pub(super) bytes_out: u64,
 }
 
-/// Every connection, and the endpoints' sums beside them, so that a replay sees the whole node.
+/// Every connection, and beside them the endpoints' sums and the agent's ledger, so that a replay
+/// sees the whole node.
 pub fn connections(
     out: &mut impl Write,
     notation: Notation,
     snapshot: &Snapshot,
+    ledger: Option<&Ledger>,
     origin: &Origin,
     sort: Sort,
 ) -> io::Result<()> {
@@ -134,7 +142,11 @@ pub fn connections(
         .map(|c| connection(c, snapshot))
         .collect();
     let endpoints = endpoint_items(snapshot);
-    let body = Connections { endpoints, items };
+    let body = Connections {
+        ledger: ledger.map(LedgerItem::of),
+        endpoints,
+        items,
+    };
     write(out, notation, CONNECTIONS, snapshot, origin, body)
 }
 
@@ -168,12 +180,21 @@ pub(super) fn write(
         taken_nanoseconds: snapshot.taken.0,
         body,
     };
+    write_value(out, notation, &envelope)
+}
+
+/// Writes what has its envelope already.
+pub(super) fn write_value(
+    out: &mut impl Write,
+    notation: Notation,
+    value: &impl Serialize,
+) -> io::Result<()> {
     match notation {
         Notation::Json => {
-            serde_json::to_writer_pretty(&mut *out, &envelope)?;
+            serde_json::to_writer_pretty(&mut *out, value)?;
             writeln!(out)
         }
-        Notation::Yaml => serde_saphyr::to_io_writer(out, &envelope).map_err(io::Error::other),
+        Notation::Yaml => serde_saphyr::to_io_writer(out, value).map_err(io::Error::other),
     }
 }
 

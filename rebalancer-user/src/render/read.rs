@@ -10,8 +10,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     Origin, Source,
     json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+    ledger::LedgerItem,
 };
 use crate::{
+    plan::Ledger,
     policy::visible,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
@@ -65,9 +67,22 @@ struct Head {
     kind: Option<String>,
 }
 
+/// A dump read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dumped {
+    /// Where and when it was made.
+    pub origin: Origin,
+    /// The node.
+    pub snapshot: Snapshot,
+    /// What its agent had done until then, if one ran.
+    pub ledger: Option<Ledger>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a dump")]
 struct Dump {
+    #[serde(default)]
+    ledger: Option<LedgerItem>,
     node: String,
     generated_at: String,
     source: Source,
@@ -80,24 +95,9 @@ struct Dump {
 ///
 /// # Errors
 /// Why it is none, with the path of the field.
-pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
+pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
     let text = read_at_most(from, LARGEST)?;
-    // What it is first: of another kind, any complaint about fields would mislead.
-    let head: Head = parse(&text)?;
-    let fixed = [
-        ("apiVersion", head.api_version, API_VERSION),
-        ("kind", head.kind, CONNECTIONS),
-    ];
-    for (field, found, expected) in fixed {
-        if found.as_deref() != Some(expected) {
-            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
-            return Err(ReadError::Kind {
-                field,
-                found,
-                expected,
-            });
-        }
-    }
+    check_kind(&text, CONNECTIONS)?;
     let dump: Dump = parse(&text)?;
     drop(text);
     let generated_at = dump.generated_at.parse().map_err(|_| ReadError::Value {
@@ -132,7 +132,32 @@ pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
         connections: connections?,
         endpoints,
     };
-    Ok((origin, snapshot))
+    let ledger = dump.ledger.map(|item| item.ledger("ledger.")).transpose()?;
+    Ok(Dumped {
+        origin,
+        snapshot,
+        ledger,
+    })
+}
+
+/// What it is, first: of another kind, any complaint about fields would mislead.
+pub(super) fn check_kind(text: &[u8], kind: &'static str) -> Result<(), ReadError> {
+    let head: Head = parse(text)?;
+    let fixed = [
+        ("apiVersion", head.api_version, API_VERSION),
+        ("kind", head.kind, kind),
+    ];
+    for (field, found, expected) in fixed {
+        if found.as_deref() != Some(expected) {
+            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
+            return Err(ReadError::Kind {
+                field,
+                found,
+                expected,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
@@ -144,7 +169,7 @@ fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
     Ok(text)
 }
 
-fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
+pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
     let mut json = serde_json::Deserializer::from_slice(text);
     // It names the field, with its path.
     let value = serde_path_to_error::deserialize(&mut json)
@@ -237,7 +262,7 @@ fn read_state(name: &str) -> Option<TcpState> {
 }
 
 /// What stands in a text of anyone's, shortened and made harmless.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     const LONGEST: usize = 40;
     let short: String = text.chars().take(LONGEST).collect();
     let more = if short.len() < text.len() { "…" } else { "" };
@@ -255,7 +280,15 @@ pub(super) mod tests {
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
         let mut out = Vec::new();
-        connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
+        connections(
+            &mut out,
+            Notation::Json,
+            snapshot,
+            None,
+            origin,
+            Sort::Endpoint,
+        )
+        .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -357,17 +390,17 @@ pub(super) mod tests {
         #[test]
         fn what_is_written_is_read_back(origin in any_origin(), mut snapshot in any_snapshot()) {
             let text = written(&origin, &snapshot);
-            let (read_origin, read) = read_snapshot(text.as_bytes()).unwrap();
-            prop_assert_eq!(&text, &written(&read_origin, &read));
-            prop_assert_eq!(read_origin, origin);
+            let read = read_snapshot(text.as_bytes()).unwrap();
+            prop_assert_eq!(&text, &written(&read.origin, &read.snapshot));
+            prop_assert_eq!(read.origin, origin);
             snapshot.connections.sort_by_key(|c| (c.endpoint, c.opened, c.cookie));
-            prop_assert_eq!(read, snapshot);
+            prop_assert_eq!(read.snapshot, snapshot);
         }
 
         #[test]
         fn yaml_says_the_same_as_json(origin in any_origin(), snapshot in any_snapshot()) {
             let mut yaml = Vec::new();
-            connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
+            connections(&mut yaml, Notation::Yaml, &snapshot, None, &origin, Sort::Endpoint).unwrap();
             let yaml: serde_json::Value = serde_saphyr::from_slice(&yaml).unwrap();
             let json: serde_json::Value = serde_json::from_str(&written(&origin, &snapshot)).unwrap();
             prop_assert_eq!(yaml, json);
@@ -485,7 +518,8 @@ pub(super) mod tests {
             .collect();
         insta::assert_snapshot!(told);
         let more = with("\"bytesIn\": 7", "\"bytesIn\": 7, \"ofLater\": [{}]");
-        assert_eq!(read_snapshot(more.as_bytes()).unwrap(), (origin, snapshot));
+        let read = read_snapshot(more.as_bytes()).unwrap();
+        assert_eq!((read.origin, read.snapshot), (origin, snapshot));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod mptcp;
 mod neighbours;
 mod reload;
 mod server;
+mod status;
 mod steps;
 mod support;
 mod tracking;

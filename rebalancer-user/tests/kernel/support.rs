@@ -273,6 +273,9 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.pins);
+        if let Some(name) = self.pins.file_name() {
+            let _ = std::fs::remove_dir_all(Path::new("/run").join(name));
+        }
     }
 }
 
