@@ -1,5 +1,8 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
+mod ab;
+mod agent;
+mod bench;
 mod build;
 mod demo;
 mod lab_command;
@@ -35,6 +38,9 @@ enum Task {
     Lab(lab_command::Action),
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
+    /// Measure what the agent costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run the checks: all, or one suite
     Test {
         #[arg(value_enum, default_value_t = test::Suite::All)]
@@ -51,6 +57,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
         Task::Demo => demo::run(),
+        Task::Bench(bench) => bench::run(&bench),
         Task::PacedClient(arguments) => paced::run(&arguments),
         Task::Test { suite } => test::run(suite),
     };

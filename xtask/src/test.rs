@@ -113,6 +113,18 @@ fn kernel() -> Result<Vec<Section>> {
     Ok(vec![
         section("the lab", &["test", "--workspace", "--test", "lab"]),
         section("kernel", &[&agent[..], &one_by_one].concat()),
+        section(
+            "the bench runs (its numbers say nothing)",
+            &[
+                "xtask",
+                "bench",
+                "accept",
+                "--rounds",
+                "1",
+                "--connections",
+                "1000",
+            ],
+        ),
     ])
 }
 
