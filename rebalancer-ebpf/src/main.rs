@@ -35,6 +35,7 @@ mod faults;
 mod list;
 mod maps;
 mod record;
+mod scope;
 mod sock;
 mod sock_ops;
 

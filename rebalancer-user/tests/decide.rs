@@ -25,6 +25,7 @@ fn connection(cookie: u64) -> Connection {
             port: 8080,
         },
         cgroup: CgroupId(1),
+        cgroup_path: None,
         local: "10.1.0.1:8080".parse().unwrap(),
         remote,
         opened: KernelTime(0),
@@ -374,7 +375,7 @@ fn an_explanation_tells_all_that_is_weighed() {
     let rules: Vec<_> = explained
         .rules
         .iter()
-        .map(|(rule, miss)| (rule.name().as_str(), miss.map(|miss| miss.to_string())))
+        .map(|(rule, miss)| (rule.name().as_str(), miss.as_ref().map(ToString::to_string)))
         .collect();
     let not = |why: &str| Some(why.to_owned());
     assert_eq!(

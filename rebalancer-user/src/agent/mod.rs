@@ -3,8 +3,9 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod report;
+mod scope;
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
@@ -16,14 +17,16 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    bpf::{self, Kernel, KernelLog, Lister, Tracker, Tracking},
+    bpf::{self, CgroupPaths, CgroupTree, Kernel, KernelLog, Lister, Tracker},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
-    observe::{Observation, observe},
+    observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy, Rule, Sockets},
+    policy::{Mode, Policy},
     snapshot::{CgroupId, Cookie, KernelTime},
 };
+
+use scope::Scope;
 
 /// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
 /// network namespace.
@@ -94,7 +97,9 @@ struct Agent {
     mover: Option<Mover>,
     lister: Lister,
     tracker: Tracker,
+    cgroups: CgroupTree,
     policy: Policy,
+    scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
@@ -114,11 +119,13 @@ impl Agent {
     ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
+        let scope = Scope::of(&policy);
         let mut tracker = Tracker::start(
             &kernel,
             &options.pins,
             options.cgroup.as_deref(),
-            tracking(&policy),
+            scope.tracking(&policy, &read_cgroups(&policy, &cgroups)),
         )?;
         if tracker.replaced_stale_pins() {
             warn!(pins = %options.pins.display(), "replaced pins that a killed agent had left");
@@ -162,7 +169,9 @@ impl Agent {
             mover,
             lister,
             tracker,
+            cgroups,
             policy,
+            scope,
             mode,
             reload: options.reload,
             ledger: Ledger::default(),
@@ -183,11 +192,16 @@ impl Agent {
     /// List, decide, move.
     fn tick(&mut self) {
         self.keep_tracking();
-        let observation = match observe(&mut self.lister) {
+        // Before the listing: what is accepted in a cgroup made since then is of no known one.
+        let paths = read_cgroups(&self.policy, &self.cgroups);
+        let new_cgroups = self.classify(&paths);
+        let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
         };
         self.report_faults(&observation);
+        locate(&mut observation.snapshot, &paths);
+        self.leave_out(&mut observation, &paths, new_cgroups);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
         self.ledger.observe(&self.policy, snapshot);
@@ -258,9 +272,15 @@ impl Agent {
     fn reload(&mut self) -> bool {
         match (self.reload)() {
             Ok(policy) => {
-                if let Err(error) = self.tracker.track(&tracking(&policy)) {
-                    error!(%error, "the kernel half keeps its settings");
+                let scope = Scope::of(&policy);
+                let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
+                match self.tracker.track(tracking) {
+                    // What is there already is recorded, or not, as the new policy says; and cgroups
+                    // that this has told of are not new to the next interval.
+                    Ok(()) => self.adopt(),
+                    Err(error) => error!(%error, "the kernel half keeps its settings"),
                 }
+                self.scope = scope;
                 self.policy = policy.with_mode_at_most(self.mode);
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
@@ -286,10 +306,8 @@ impl Agent {
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
         let due = self.now.since(self.kept) >= HOUSEKEEPING;
-        if (wiped || (due && std::mem::take(&mut self.adopt_again)))
-            && let Err(error) = self.tracker.adopt()
-        {
-            warn!(%error, "what went unrecorded stays so");
+        if wiped || (due && std::mem::take(&mut self.adopt_again)) {
+            self.adopt();
         }
         if due {
             self.kept = self.now;
@@ -298,6 +316,50 @@ impl Agent {
                 Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
                 Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
             }
+        }
+    }
+
+    fn adopt(&self) {
+        if let Err(error) = self.tracker.adopt() {
+            warn!(%error, "what went unrecorded stays so");
+        }
+    }
+
+    /// Tells the kernel half of cgroups that have come and gone; whether there were any.
+    fn classify(&mut self, paths: &CgroupPaths) -> bool {
+        let Some(classes) = self.scope.classes(paths) else {
+            return false;
+        };
+        self.tracker.classify(classes).unwrap_or_else(|error| {
+            warn!(%error, "what new cgroups are excluded or named is not known in the kernel");
+            false
+        })
+    }
+
+    /// Leaves out what was recorded only because its cgroup was not known yet, and has its record
+    /// removed.
+    fn leave_out(
+        &self,
+        Observation {
+            snapshot,
+            listeners,
+            ..
+        }: &mut Observation,
+        paths: &CgroupPaths,
+        new_cgroups: bool,
+    ) {
+        let all = snapshot.connections.len() + listeners.len();
+        snapshot
+            .connections
+            .retain(|c| self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref()));
+        listeners.retain(|(port, id)| self.scope.covers(*port, paths.get(id)));
+        let count = all - snapshot.connections.len() - listeners.len();
+        if count > 0 && new_cgroups {
+            debug!(
+                count,
+                "removing records of cgroups that are not to be recorded"
+            );
+            self.adopt();
         }
     }
 
@@ -358,27 +420,13 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
     }
 }
 
-fn tracking(policy: &Policy) -> Tracking {
-    let track = policy.track();
-    Tracking {
-        loopback: track.loopback(),
-        max_per_endpoint: track.max_per_endpoint().get(),
-        only_ports: match track.sockets() {
-            Sockets::All => None,
-            Sockets::Matched => named_ports(policy),
-        },
+/// The cgroups that are there; none if the policy names none, as walking them costs.
+fn read_cgroups(policy: &Policy, cgroups: &CgroupTree) -> CgroupPaths {
+    if policy.names_cgroups() {
+        cgroups.read()
+    } else {
+        CgroupPaths::new()
     }
-}
-
-/// The ports that rules name; `None` if a rule names none, and so can match any.
-fn named_ports(policy: &Policy) -> Option<Vec<RangeInclusive<u16>>> {
-    let ports = |rule: &Rule| {
-        let ports = rule.matches().ports();
-        (!ports.is_empty()).then(|| ports.to_vec())
-    };
-    let ranges: Option<Vec<_>> = policy.rules().iter().map(ports).collect();
-    let ranges = ranges?.into_iter().flatten();
-    Some(ranges.map(|p| p.first().get()..=p.last().get()).collect())
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.

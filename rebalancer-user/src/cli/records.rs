@@ -8,8 +8,8 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note};
 use crate::{
-    bpf::{self, Kernel, Lister, Tracker, Tracking},
-    observe::observe,
+    bpf::{self, CgroupTree, Kernel, Lister, Tracker, Tracking},
+    observe::{locate, observe},
     render::{Origin, Source},
     snapshot::Snapshot,
 };
@@ -20,6 +20,7 @@ pub(super) struct Records {
     lister: Lister,
     kernel: Arc<Kernel>,
     source: Source,
+    cgroups: CgroupTree,
     _own: Option<Tracker>,
 }
 
@@ -29,12 +30,14 @@ impl Records {
     pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
         need_privilege()?;
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(args.cgroup.as_deref())?;
         // An agent holds a lock on its pins; what a killed one left is stale.
         if bpf::agent_runs(&args.pins) {
             return Ok(Self {
                 lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
                 kernel,
                 source: Source::Agent,
+                cgroups,
                 _own: None,
             });
         }
@@ -49,6 +52,7 @@ impl Records {
             lister,
             kernel,
             source: Source::ThisCall,
+            cgroups,
             _own: Some(own),
         })
     }
@@ -60,7 +64,8 @@ impl Records {
 
     /// Reads them, and warns of what the kernel half could not record.
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
-        let observation = observe(&mut self.lister)?;
+        let mut observation = observe(&mut self.lister)?;
+        locate(&mut observation.snapshot, &self.cgroups.read());
         for (fault, count) in &observation.faults {
             note(format_args!(
                 "warning: {}: {count} times since tracking began",

@@ -165,6 +165,7 @@ mod tests {
                 port,
             },
             cgroup: CgroupId(1),
+            cgroup_path: None,
             local: SocketAddr::new(remote.ip(), port),
             remote,
             device: 0,

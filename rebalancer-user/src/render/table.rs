@@ -9,7 +9,10 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use super::{Sort, cgroup, rate, sorted};
-use crate::snapshot::{Bytes, Connection, Snapshot};
+use crate::{
+    policy::visible,
+    snapshot::{Bytes, Connection, Snapshot},
+};
 
 /// Every connection.
 pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
@@ -24,6 +27,7 @@ pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) 
 pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
     let more = [
         "CGROUP", "SENT", "RECEIVED", "SEGS-IN", "SEGS-OUT", "RETRANS", "RTT", "LAST", "FLAGS",
+        "PATH",
     ];
     let header: Vec<&str> = COLUMNS.into_iter().chain(more).collect();
     let mut table = table(&header, 5..18);
@@ -55,6 +59,9 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
             } else {
                 flags.join(",")
             },
+            c.cgroup_path
+                .as_ref()
+                .map_or("-".to_owned(), |path| visible(path.as_str())),
         ];
         table.add_row(cells(c, snapshot).into_iter().chain(more));
     }
