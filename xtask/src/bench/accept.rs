@@ -209,14 +209,16 @@ impl Bench {
             .filter(|endpoint| endpoint["netns"] == netns)
             .filter_map(|endpoint| endpoint["accepted"].as_u64())
             .sum();
+        // At its end ab opens a few more, which it never uses.
         let expected = if case == Case::All {
-            self.connections
+            self.connections..=self.connections + AT_ONCE
         } else {
-            0
+            0..=0
         };
         ensure!(
-            accepted == expected,
-            "{accepted} connections were recorded, not {expected}"
+            expected.contains(&accepted),
+            "{accepted} connections were recorded, not {} or a few more",
+            expected.start()
         );
         Ok(())
     }
