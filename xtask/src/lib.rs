@@ -1,4 +1,5 @@
 //! The part of xtask that tests share: the lab, a small network with pods, a client and
-//! kube-proxy's rules, on this machine alone.
+//! kube-proxy's rules, on this machine alone; and other programs that a node may have.
 
 pub mod lab;
+pub mod sock_ops;

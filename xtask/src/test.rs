@@ -127,6 +127,18 @@ fn kernel() -> Result<Vec<Section>> {
             &["test", "--workspace", "--lib", "--", "--ignored"],
         ),
         section("kernel", &[&agent[..], &one_by_one].concat()),
+        section(
+            "the bench runs (its numbers say nothing)",
+            &[
+                "xtask",
+                "bench",
+                "accept",
+                "--rounds",
+                "1",
+                "--connections",
+                "1000",
+            ],
+        ),
     ])
 }
 

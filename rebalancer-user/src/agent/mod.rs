@@ -4,10 +4,11 @@
 
 mod policy_file;
 mod report;
+mod scope;
 mod serve;
 mod standing;
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
@@ -23,18 +24,19 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     policy_file::PolicyFile,
+    scope::Scope,
     serve::{LedgerAsked, Published, serve},
     standing::Standing,
 };
 use crate::{
-    bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
+    bpf::{self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker},
     counting::Counting,
     http::{RunDir, Server},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
-    observe::{Observation, observe},
+    observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy, Rule, Sockets},
+    policy::{Mode, Policy},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
@@ -155,8 +157,10 @@ struct Agent {
     kernel: Arc<Kernel>,
     lister: Lister,
     tracker: Tracker,
+    cgroups: CgroupTree,
     policy: Policy,
     on_exit: OnExit,
+    scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     policy_file: PolicyFile,
@@ -179,11 +183,13 @@ impl Agent {
         let policy_file = PolicyFile::new(options.policy_file.clone());
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
+        let scope = Scope::of(&policy);
         let mut tracker = Tracker::start(
             &kernel,
             &options.pins,
             options.cgroup.as_deref(),
-            tracking(&policy),
+            scope.tracking(&policy, &read_cgroups(&policy, &cgroups)),
             Lifetime::Pins,
         )?;
         if let Inherited::Replaced(why) = tracker.inherited() {
@@ -253,8 +259,10 @@ impl Agent {
             kernel,
             lister,
             tracker,
+            cgroups,
             policy,
             on_exit: options.on_exit,
+            scope,
             mode,
             reload: options.reload,
             policy_file,
@@ -294,7 +302,10 @@ impl Agent {
 
     fn pass(&mut self) {
         self.keep_tracking();
-        let observation = match observe(&mut self.lister) {
+        // Before the listing: what is accepted in a cgroup made since then is of no known one.
+        let paths = read_cgroups(&self.policy, &self.cgroups);
+        let new_cgroups = self.classify(&paths);
+        let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => {
                 self.standing.pass_failed(&error);
@@ -302,6 +313,8 @@ impl Agent {
             }
         };
         self.report_faults(&observation);
+        locate(&mut observation.snapshot, &paths);
+        self.leave_out(&mut observation, &paths, new_cgroups);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
         self.ledger.observe(&self.policy, snapshot);
@@ -394,9 +407,15 @@ impl Agent {
         let reloaded = match (self.reload)() {
             Ok(Loaded { policy, text }) => {
                 self.standing.policy_loaded(policy.mode(), text);
-                if let Err(error) = self.tracker.track(&tracking(&policy)) {
-                    error!(%error, "the kernel half keeps its settings");
+                let scope = Scope::of(&policy);
+                let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
+                match self.tracker.track(tracking) {
+                    // What is there already is recorded, or not, as the new policy says; and cgroups
+                    // that this has told of are not new to the next interval.
+                    Ok(()) => self.adopt(),
+                    Err(error) => error!(%error, "the kernel half keeps its settings"),
                 }
+                self.scope = scope;
                 self.policy = policy.with_mode_at_most(self.mode);
                 if let Some(mover) = &self.mover {
                     mover.recall();
@@ -427,10 +446,8 @@ impl Agent {
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
         let due = self.now.since(self.kept) >= HOUSEKEEPING;
-        if (wiped || (due && std::mem::take(&mut self.adopt_again)))
-            && let Err(error) = self.tracker.adopt()
-        {
-            warn!(%error, "what went unrecorded stays so");
+        if wiped || (due && std::mem::take(&mut self.adopt_again)) {
+            self.adopt();
         }
         if due {
             self.kept = self.now;
@@ -439,6 +456,50 @@ impl Agent {
                 Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
                 Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
             }
+        }
+    }
+
+    fn adopt(&self) {
+        if let Err(error) = self.tracker.adopt() {
+            warn!(%error, "what went unrecorded stays so");
+        }
+    }
+
+    /// Tells the kernel half of cgroups that have come and gone; whether there were any.
+    fn classify(&mut self, paths: &CgroupPaths) -> bool {
+        let Some(classes) = self.scope.classes(paths) else {
+            return false;
+        };
+        self.tracker.classify(classes).unwrap_or_else(|error| {
+            warn!(%error, "what new cgroups are excluded or named is not known in the kernel");
+            false
+        })
+    }
+
+    /// Leaves out what was recorded only because its cgroup was not known yet, and has its record
+    /// removed.
+    fn leave_out(
+        &self,
+        Observation {
+            snapshot,
+            listeners,
+            ..
+        }: &mut Observation,
+        paths: &CgroupPaths,
+        new_cgroups: bool,
+    ) {
+        let all = snapshot.connections.len() + listeners.len();
+        snapshot
+            .connections
+            .retain(|c| self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref()));
+        listeners.retain(|(port, id)| self.scope.covers(*port, paths.get(id)));
+        let count = all - snapshot.connections.len() - listeners.len();
+        if count > 0 && new_cgroups {
+            debug!(
+                count,
+                "removing records of cgroups that are not to be recorded"
+            );
+            self.adopt();
         }
     }
 
@@ -503,27 +564,13 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
     }
 }
 
-fn tracking(policy: &Policy) -> Tracking {
-    let track = policy.track();
-    Tracking {
-        loopback: track.loopback(),
-        max_per_endpoint: track.max_per_endpoint().get(),
-        only_ports: match track.sockets() {
-            Sockets::All => None,
-            Sockets::Matched => named_ports(policy),
-        },
+/// The cgroups that are there; none if the policy names none, as walking them costs.
+fn read_cgroups(policy: &Policy, cgroups: &CgroupTree) -> CgroupPaths {
+    if policy.names_cgroups() {
+        cgroups.read()
+    } else {
+        CgroupPaths::new()
     }
-}
-
-/// The ports that rules name; `None` if a rule names none, and so can match any.
-fn named_ports(policy: &Policy) -> Option<Vec<RangeInclusive<u16>>> {
-    let ports = |rule: &Rule| {
-        let ports = rule.matches().ports();
-        (!ports.is_empty()).then(|| ports.to_vec())
-    };
-    let ranges: Option<Vec<_>> = policy.rules().iter().map(ports).collect();
-    let ranges = ranges?.into_iter().flatten();
-    Some(ranges.map(|p| p.first().get()..=p.last().get()).collect())
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.

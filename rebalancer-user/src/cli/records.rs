@@ -8,8 +8,8 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note, running};
 use crate::{
-    bpf::{self, Kernel, Lifetime, Lister, Tracker, Tracking},
-    observe::observe,
+    bpf::{self, CgroupTree, Kernel, Lifetime, Lister, Tracker, Tracking},
+    observe::{locate, observe},
     render::{AgentLedger, Origin, Source},
     snapshot::Snapshot,
 };
@@ -20,6 +20,7 @@ pub(super) struct Records {
     lister: Lister,
     kernel: Arc<Kernel>,
     source: Source,
+    cgroups: CgroupTree,
     _own: Option<Tracker>,
 }
 
@@ -29,6 +30,7 @@ impl Records {
     pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
         need_privilege()?;
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(args.cgroup.as_deref())?;
         // An agent holds a lock on its pins.
         let agent_runs = bpf::agent_runs(&args.pins);
         if agent_runs || bpf::tracks(&args.pins) {
@@ -45,6 +47,7 @@ impl Records {
                 lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
                 kernel,
                 source,
+                cgroups,
                 _own: None,
             });
         }
@@ -59,6 +62,7 @@ impl Records {
             lister,
             kernel,
             source: Source::ThisCall,
+            cgroups,
             _own: Some(own),
         })
     }
@@ -70,7 +74,8 @@ impl Records {
 
     /// Reads them, and warns of what the kernel half could not record.
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
-        let observation = observe(&mut self.lister)?;
+        let mut observation = observe(&mut self.lister)?;
+        locate(&mut observation.snapshot, &self.cgroups.read());
         for (fault, count) in &observation.faults {
             note(format_args!(
                 "warning: {}: {count} times since tracking began",

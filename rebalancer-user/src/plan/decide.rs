@@ -145,7 +145,12 @@ fn judge<'a>(
         return Judgement::Spare(Spared::InFlight);
     }
     let Some(rule) = rule else {
-        return Judgement::Spare(Spared::NoRule);
+        let unsure = policy.needs_cgroup_of(connection);
+        return Judgement::Spare(if unsure {
+            Spared::CgroupUnknown
+        } else {
+            Spared::NoRule
+        });
     };
     if let Some(reason) = guard(policy, rule, connection) {
         return Judgement::Spare(reason);

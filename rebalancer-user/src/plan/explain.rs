@@ -63,7 +63,8 @@ pub fn explain<'a>(
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
         let miss = looked_at.matches().misses(connection);
-        let found = miss.is_none();
+        // One that may be for it, or may not, hides those behind it.
+        let found = matches!(miss, None | Some(Miss::CgroupUnknown));
         rules.push((looked_at, miss));
         if found {
             break;

@@ -155,6 +155,10 @@ pub(super) struct TrackFile {
     /// The most connections recorded for one endpoint.
     #[schemars(with = "schema::PerEndpoint", extend("default" = 65536))]
     pub(super) max_per_endpoint: Field<Scalar>,
+    /// Cgroups whose sockets are not recorded, nor those of any cgroup below: globs over their
+    /// paths, as in `match.cgroups`.
+    #[schemars(with = "Vec<schema::CgroupGlob>", extend("default" = []))]
+    pub(super) exclude_cgroups: List<Scalar>,
 }
 
 /// How many moves there may be.
@@ -241,7 +245,7 @@ pub(super) struct RuleFile {
     pub(super) balance: Unsupported,
 }
 
-/// Ports and peers; where both are given, both must match.
+/// Ports, peers and cgroups; of what is given, all must match.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[schemars(rename = "Match", extend("minProperties" = 1))]
@@ -252,14 +256,17 @@ pub(super) struct MatchFile {
     /// Clients.
     #[schemars(with = "Vec<PeerFile>")]
     pub(super) peers: List<PeerFile>,
+    /// Cgroups of the server's side: globs over their paths, as `/proc/PID/cgroup` shows them. Each
+    /// names the cgroups it matches and all below them. `*` also stands for `/`, a backslash for
+    /// itself.
+    #[schemars(with = "Vec<schema::CgroupGlob>")]
+    pub(super) cgroups: List<Scalar>,
     #[schemars(skip)]
     pub(super) services: Unsupported,
     #[schemars(skip)]
     pub(super) namespace_selector: Unsupported,
     #[schemars(skip)]
     pub(super) pod_selector: Unsupported,
-    #[schemars(skip)]
-    pub(super) cgroups: Unsupported,
 }
 
 /// A port, or a range of them.

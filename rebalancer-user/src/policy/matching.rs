@@ -4,13 +4,15 @@ use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 
-use crate::snapshot::Connection;
+use super::{CgroupGlobs, visible};
+use crate::snapshot::{CgroupPath, Connection};
 
-/// Ports and peers; where both are given, both must match. Never empty.
+/// Ports, peers and cgroups; of what is given, all must match. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     pub(super) ports: Vec<PortRange>,
     pub(super) peers: Vec<Peer>,
+    pub(super) cgroups: CgroupGlobs,
 }
 
 impl Match {
@@ -22,6 +24,11 @@ impl Match {
     /// Peers; empty if any.
     pub fn peers(&self) -> &[Peer] {
         &self.peers
+    }
+
+    /// Cgroups of the server's side; empty if any.
+    pub fn cgroups(&self) -> &CgroupGlobs {
+        &self.cgroups
     }
 
     /// Whether `connection` is one of those meant.
@@ -40,12 +47,19 @@ impl Match {
             let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
             return Some(Miss::Peer { peer, excepted });
         }
-        None
+        if self.cgroups.is_empty() {
+            return None;
+        }
+        // Last: who is missed by port or peer need not be known better.
+        match &connection.cgroup_path {
+            None => Some(Miss::CgroupUnknown),
+            Some(path) => (!self.cgroups.name(path)).then(|| Miss::Cgroup(path.clone())),
+        }
     }
 }
 
 /// Why a rule is not for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Miss {
     /// It was accepted on another port.
     Port(u16),
@@ -56,6 +70,10 @@ pub enum Miss {
         /// In one of the networks, but excepted from it.
         excepted: bool,
     },
+    /// It belongs to another cgroup.
+    Cgroup(CgroupPath),
+    /// The path of its cgroup is not known, so that no glob can be held against it.
+    CgroupUnknown,
 }
 
 impl fmt::Display for Miss {
@@ -70,6 +88,13 @@ impl fmt::Display for Miss {
                 peer,
                 excepted: true,
             } => write!(f, "{peer} is excepted from its peers"),
+            Self::Cgroup(path) => {
+                let path = visible(path.as_str());
+                write!(f, "the cgroup {path} is not among its cgroups")
+            }
+            Self::CgroupUnknown => {
+                f.write_str("it names cgroups, and the connection's own is gone or not known")
+            }
         }
     }
 }

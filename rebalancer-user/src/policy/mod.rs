@@ -9,6 +9,7 @@
 //!   sockets: All               # All | Matched
 //!   loopback: false
 //!   maxPerEndpoint: 65536
+//!   excludeCgroups: []
 //! budget: {window: 1m, perNode: 60, maxInFlight: 20}
 //! guards:
 //!   minAge: 30s
@@ -20,6 +21,7 @@
 //!   match:
 //!     ports: [{port: 50051, endPort: 50060}]
 //!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
+//!     cgroups: ['*/machine.slice/*']
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   jitter: 10%
 //!   sessionState: Keeps        # Keeps | Loses
@@ -32,6 +34,12 @@
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
 //! that of the policy); a rule needs a name, a `match` and at least one limit. A rate is too high
 //! if it was held for the time given, which is at least twice the interval; one burst is not.
+//!
+//! `cgroups` and `track.excludeCgroups` are globs over the path of the cgroup that the server's
+//! socket belongs to, as `/proc/PID/cgroup` shows it. A glob names the cgroups whose path it
+//! matches, and all below them; `*` also stands for `/`, a backslash for itself. Sockets of
+//! excluded cgroups are not recorded. A connection whose cgroup is gone is not moved by a rule that
+//! names cgroups, nor by one behind it.
 //!
 //! Never moved, whatever a rule says: a connection of the host to itself (a sidecar's hop), one
 //! from a loopback address unless `track.loopback` is true, one of the host's own network
@@ -55,6 +63,7 @@
     clippy::disallowed_macros
 )]
 
+mod cgroups;
 mod error;
 mod explain;
 mod file;
@@ -68,6 +77,7 @@ mod tests;
 mod units;
 mod values;
 
+pub use cgroups::CgroupGlobs;
 pub(crate) use error::visible;
 pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
@@ -147,8 +157,8 @@ impl Policy {
     }
 
     /// What the kernel records.
-    pub fn track(&self) -> Track {
-        self.track
+    pub fn track(&self) -> &Track {
+        &self.track
     }
 
     /// How many moves there may be.
@@ -166,11 +176,33 @@ impl Policy {
         &self.rules
     }
 
-    /// The first rule that matches.
+    /// The first rule that matches; none where it is not known which is the first.
     pub fn rule_for(&self, connection: &Connection) -> Option<&Rule> {
-        self.rules
-            .iter()
-            .find(|rule| rule.matches().covers(connection))
+        self.first_rule(connection).ok().flatten()
+    }
+
+    /// Whether no rule is for `connection` because the path of its cgroup is not known.
+    pub fn needs_cgroup_of(&self, connection: &Connection) -> bool {
+        self.first_rule(connection).is_err()
+    }
+
+    /// The first rule that matches. A rule that may be it, or may not, hides those behind it: one
+    /// of them could be harder.
+    fn first_rule(&self, connection: &Connection) -> Result<Option<&Rule>, Miss> {
+        for rule in &self.rules {
+            match rule.matches().misses(connection) {
+                None => return Ok(Some(rule)),
+                Some(Miss::CgroupUnknown) => return Err(Miss::CgroupUnknown),
+                Some(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether it names cgroups anywhere: only then must their paths be known.
+    pub fn names_cgroups(&self) -> bool {
+        let by_rule = |rule: &Rule| !rule.matches().cgroups().is_empty();
+        !self.track.exclude_cgroups.is_empty() || self.rules.iter().any(by_rule)
     }
 
     /// What `rule` may do under this policy.
@@ -180,27 +212,33 @@ impl Policy {
 }
 
 /// What the kernel records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
     sockets: Sockets,
     loopback: bool,
     max_per_endpoint: NonZeroU32,
+    exclude_cgroups: CgroupGlobs,
 }
 
 impl Track {
     /// Of which sockets there are records.
-    pub fn sockets(self) -> Sockets {
+    pub fn sockets(&self) -> Sockets {
         self.sockets
     }
 
     /// Whether connections from loopback addresses are recorded.
-    pub fn loopback(self) -> bool {
+    pub fn loopback(&self) -> bool {
         self.loopback
     }
 
     /// The most connections recorded for one endpoint.
-    pub fn max_per_endpoint(self) -> NonZeroU32 {
+    pub fn max_per_endpoint(&self) -> NonZeroU32 {
         self.max_per_endpoint
+    }
+
+    /// Cgroups whose sockets are not recorded.
+    pub fn exclude_cgroups(&self) -> &CgroupGlobs {
+        &self.exclude_cgroups
     }
 }
 

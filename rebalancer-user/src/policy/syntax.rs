@@ -17,7 +17,7 @@ use super::{
 const LARGEST: usize = 1 << 20;
 
 /// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 11] = [
+const LATER: [&str; 10] = [
     "perService",
     "perEndpoint",
     "excludeNamespaces",
@@ -28,7 +28,6 @@ const LATER: [&str; 11] = [
     "services",
     "namespaceSelector",
     "podSelector",
-    "cgroups",
 ];
 
 /// Reads the one document of `text`, in which no byte-order mark is left.

@@ -72,6 +72,9 @@ pub(super) struct ConnectionItem {
     pub(super) id: String,
     pub(super) endpoint: EndpointRef,
     pub(super) cgroup: u64,
+    /// Left out where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cgroup_path: Option<String>,
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -211,6 +214,7 @@ fn connection(c: &Connection, snapshot: &Snapshot) -> ConnectionItem {
         id: c.cookie.to_string(),
         endpoint: endpoint_ref(&c.endpoint),
         cgroup: c.cgroup.0,
+        cgroup_path: c.cgroup_path.as_ref().map(|path| path.as_str().to_owned()),
         local: c.local,
         peer: c.remote,
         device: c.device,

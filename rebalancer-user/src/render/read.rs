@@ -16,8 +16,8 @@ use crate::{
     plan::Ledger,
     policy::visible,
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
-        Snapshot, TcpState,
+        Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
+        Sends, Snapshot, TcpState,
     },
 };
 
@@ -206,6 +206,10 @@ fn connection(index: usize, item: &ConnectionItem) -> Result<Connection, ReadErr
         expected,
     };
     let id = || value("id", &item.id, "a socket's cookie in hexadecimal");
+    let path = |text: &str| {
+        CgroupPath::new(text)
+            .ok_or_else(|| value("cgroupPath", text, "a path that begins with `/`"))
+    };
     let state = || value("state", &item.state, "a TCP state as `ss` names it");
     let EndpointRef {
         netns,
@@ -220,6 +224,7 @@ fn connection(index: usize, item: &ConnectionItem) -> Result<Connection, ReadErr
             port,
         },
         cgroup: CgroupId(item.cgroup),
+        cgroup_path: item.cgroup_path.as_deref().map(path).transpose()?,
         local: address(item.local),
         remote: address(item.peer),
         device: item.device,
@@ -312,7 +317,8 @@ pub(super) mod tests {
     }
 
     fn any_connection() -> impl Strategy<Value = Connection> {
-        let who = (any::<u64>(), any_key(), any_address(), any_address());
+        let path = option::of("/[a-z\\\\/é\u{1b}]{0,12}");
+        let who = (any::<u64>(), any_key(), any_address(), any_address(), path);
         let what = (
             any::<u8>(),
             any::<[bool; 4]>(),
@@ -320,33 +326,36 @@ pub(super) mod tests {
             any::<[u64; 6]>(),
         );
         (who, what).prop_map(
-            |((cookie, endpoint, local, remote), (state, bools, smalls, numbers))| Connection {
-                cookie: Cookie(cookie),
-                endpoint,
-                cgroup: CgroupId(numbers[0]),
-                local,
-                remote,
-                device: smalls[0],
-                opened: KernelTime(numbers[1]),
-                adopted: bools[0],
-                state: TcpState::from_kernel(state),
-                owned: bools[1],
-                mptcp: bools[2],
-                bytes_in: Bytes(numbers[2]),
-                bytes_out: Bytes(numbers[3]),
-                receive_queue: smalls[1],
-                send_queue: smalls[2],
-                server_spoke_last: bools[3],
-                since_sent: Duration::from_nanos(numbers[4]),
-                since_received: Duration::from_nanos(numbers[5]),
-                segments_in: smalls[3],
-                segments_out: smalls[4],
-                retransmits: smalls[5],
-                rtt: Duration::from_micros(numbers[4] >> 32),
-                sends: bools[3].then_some(Sends {
-                    messages: numbers[0],
-                    bytes: Bytes(numbers[1]),
-                }),
+            |((cookie, endpoint, local, remote, path), (state, bools, smalls, numbers))| {
+                Connection {
+                    cookie: Cookie(cookie),
+                    endpoint,
+                    cgroup: CgroupId(numbers[0]),
+                    cgroup_path: path.as_deref().and_then(CgroupPath::new),
+                    local,
+                    remote,
+                    device: smalls[0],
+                    opened: KernelTime(numbers[1]),
+                    adopted: bools[0],
+                    state: TcpState::from_kernel(state),
+                    owned: bools[1],
+                    mptcp: bools[2],
+                    bytes_in: Bytes(numbers[2]),
+                    bytes_out: Bytes(numbers[3]),
+                    receive_queue: smalls[1],
+                    send_queue: smalls[2],
+                    server_spoke_last: bools[3],
+                    since_sent: Duration::from_nanos(numbers[4]),
+                    since_received: Duration::from_nanos(numbers[5]),
+                    segments_in: smalls[3],
+                    segments_out: smalls[4],
+                    retransmits: smalls[5],
+                    rtt: Duration::from_micros(numbers[4] >> 32),
+                    sends: bools[3].then_some(Sends {
+                        messages: numbers[0],
+                        bytes: Bytes(numbers[1]),
+                    }),
+                }
             },
         )
     }
@@ -439,6 +448,7 @@ pub(super) mod tests {
                 cookie: Cookie(0xabc),
                 endpoint: key,
                 cgroup: CgroupId(1),
+                cgroup_path: CgroupPath::new("/a"),
                 local: "10.0.0.1:80".parse().unwrap(),
                 remote: "10.0.0.2:4000".parse().unwrap(),
                 device: 0,

@@ -9,7 +9,10 @@ use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use super::{Sort, cgroup, rate, sorted};
-use crate::snapshot::{Bytes, Connection, Snapshot};
+use crate::{
+    policy::visible,
+    snapshot::{Bytes, Connection, Snapshot},
+};
 
 /// Every connection.
 pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
@@ -34,6 +37,7 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
         "SEND-BYTES",
         "LAST",
         "FLAGS",
+        "PATH",
     ];
     let header: Vec<&str> = COLUMNS.into_iter().chain(more).collect();
     let mut table = table(&header, 5..20);
@@ -68,6 +72,9 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
             } else {
                 flags.join(",")
             },
+            c.cgroup_path
+                .as_ref()
+                .map_or("-".to_owned(), |path| visible(path.as_str())),
         ];
         table.add_row(cells(c, snapshot).into_iter().chain(more));
     }

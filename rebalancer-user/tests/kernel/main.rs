@@ -4,6 +4,7 @@
 
 mod by_hand;
 mod bytes;
+mod cgroups;
 mod churn;
 mod cost;
 mod doctor;

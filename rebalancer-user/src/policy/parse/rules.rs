@@ -119,22 +119,23 @@ impl Reader<'_> {
             pod_selector,
             cgroups,
         } = inner(field, &default);
-        let supported = "ports and peers";
+        let supported = "ports, peers and cgroups";
         self.unsupported(services, "services", supported);
         self.unsupported(namespace_selector, "namespaceSelector", supported);
         self.unsupported(pod_selector, "podSelector", supported);
-        self.unsupported(cgroups, "cgroups", supported);
         let given = |field: &Unsupported| field.0.is_some();
-        let later = [services, namespace_selector, pod_selector, cgroups]
+        let later = [services, namespace_selector, pod_selector]
             .into_iter()
             .any(given);
-        if field.0.is_some() && ports.0.is_none() && peers.0.is_none() && !later {
-            let remedy = "write ports or peers, e.g. `match: {ports: [{port: 8080}]}`";
+        let none = ports.0.is_none() && peers.0.is_none() && cgroups.0.is_none();
+        if field.0.is_some() && none && !later {
+            let remedy = "write ports, peers or cgroups, e.g. `match: {ports: [{port: 8080}]}`";
             let fault = Fault::new("an empty match", "matches nothing", remedy);
             self.report(self.place_of(field), fault);
         }
         self.not_empty(ports, "ports");
         self.not_empty(peers, "peers");
+        self.not_empty(cgroups, "cgroups");
         let ports = self.list(ports, MOST_ITEMS);
         let peers = self.list(peers, MOST_ITEMS);
         Match {
@@ -143,6 +144,7 @@ impl Reader<'_> {
                 .filter_map(|port| self.port_range(port))
                 .collect(),
             peers: peers.iter().filter_map(|peer| self.peer(peer)).collect(),
+            cgroups: self.cgroups(cgroups),
         }
     }
 
