@@ -4,7 +4,6 @@
 
 mod by_hand;
 mod bytes;
-mod churn;
 mod cost;
 mod doctor;
 mod guards;
@@ -12,7 +11,9 @@ mod life;
 mod mechanisms;
 mod moves;
 mod neighbours;
+mod program;
 mod reload;
+mod scale;
 mod server;
 mod steps;
 mod support;

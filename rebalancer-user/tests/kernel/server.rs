@@ -14,6 +14,8 @@ use std::{
 
 use xtask::lab::Host;
 
+use crate::program::again;
+
 const ADDRESS: &str = "REBALANCER_TEST_SERVER";
 const KIND: &str = "REBALANCER_TEST_SERVER_KIND";
 
@@ -55,9 +57,7 @@ impl Server {
     /// Starts one at an address of this host, and waits until it listens.
     pub fn start(host: &Host, address: impl Into<SocketAddr>, kind: Kind) -> Self {
         let address = address.into();
-        let mut child = host
-            .command(std::env::current_exe().unwrap())
-            .args(["--exact", "server::serves_when_told", "--nocapture"])
+        let mut child = again(host, "server::serves_when_told")
             .env(ADDRESS, address.to_string())
             .env(KIND, format!("{kind:?}"))
             .stdout(Stdio::piped())
