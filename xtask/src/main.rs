@@ -1,5 +1,6 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -37,12 +38,12 @@ enum Task {
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
     /// Run the checks: all, or one suite
-    Test {
-        #[arg(value_enum, default_value_t = test::Suite::All)]
-        suite: test::Suite,
-    },
+    Test(test::Args),
     /// Feed the doors for input from outside with made-up bytes, by libFuzzer
     Fuzz(fuzz::Args),
+    /// Measure on this machine, with the release build
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// The demo's client: keep-alive connections that think between requests
     #[command(hide = true)]
     PacedClient(paced::Args),
@@ -56,7 +57,8 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::PacedClient(arguments) => paced::run(&arguments),
-        Task::Test { suite } => test::run(suite),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Bench(what) => bench::run(&what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
