@@ -43,10 +43,7 @@ enum Task {
     #[command(subcommand)]
     Bench(bench::Bench),
     /// Run the checks: all, or one suite
-    Test {
-        #[arg(value_enum, default_value_t = test::Suite::All)]
-        suite: test::Suite,
-    },
+    Test(test::Args),
     /// Feed the doors for input from outside with made-up bytes, by libFuzzer
     Fuzz(fuzz::Args),
     /// The demo's client: keep-alive connections that think between requests
@@ -63,7 +60,7 @@ fn main() -> ExitCode {
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
         Task::PacedClient(arguments) => paced::run(&arguments),
-        Task::Test { suite } => test::run(suite),
+        Task::Test(arguments) => test::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

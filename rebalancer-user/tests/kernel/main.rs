@@ -5,7 +5,6 @@
 mod by_hand;
 mod bytes;
 mod cgroups;
-mod churn;
 mod cost;
 mod doctor;
 mod guards;
@@ -19,7 +18,9 @@ mod messages;
 mod moves;
 mod mptcp;
 mod neighbours;
+mod program;
 mod reload;
+mod scale;
 mod server;
 mod status;
 mod steps;
