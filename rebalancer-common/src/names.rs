@@ -18,8 +18,10 @@ pub const LINK: &str = "link";
 pub const ENDPOINTS: &str = "endpoints";
 /// Array of one [`crate::Settings`].
 pub const SETTINGS: &str = "settings";
-/// Array of [`crate::WANTED_WORDS`] words: a bit for each port that a rule names.
+/// Array of [`crate::WANTED_WORDS`] words: for each port the groups of rules that name it.
 pub const WANTED: &str = "wanted";
+/// Hash: a cgroup's id → its [`crate::class`]. Filled only where the policy names cgroups.
+pub const CGROUPS: &str = "cgroups";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
 /// Memory-mapped array of [`crate::Listed`]; each reader has its own.

@@ -91,6 +91,10 @@ offsets! {
     net_inum: "net", "ns.inum";
     /// `struct cgroup`: pointer to its kernfs node.
     cgroup_kn: "cgroup", "kn";
+    /// `struct cgroup`: pointer to the state of the cgroup above it.
+    cgroup_parent: "cgroup", "self.parent";
+    /// `struct cgroup_subsys_state`: pointer to its cgroup.
+    css_cgroup: "cgroup_subsys_state", "cgroup";
     /// `struct kernfs_node`: the cgroup's id.
     kernfs_id: "kernfs_node", "id";
 }

@@ -1,4 +1,5 @@
-//! Makes records of connections and listeners that are older than tracking: an iterator over the
+//! Makes records of connections and listeners that are older than tracking, and removes those that
+//! are not wanted any more: an iterator over the
 //! TCP sockets of one network namespace, listeners first.
 //!
 //! The kernel holds the socket's lock and a reference meanwhile, so an accept that is recorded at
@@ -12,7 +13,7 @@ use aya_ebpf::{
 };
 use rebalancer_common::{Connection, Fault, flags, kind};
 
-use crate::{endpoint, faults, record, sock::TcpSock};
+use crate::{endpoint, faults, record, scope, sock::TcpSock};
 
 /// `struct bpf_iter__tcp` of the kernel; its last member is not of interest.
 #[repr(C)]
@@ -56,6 +57,18 @@ pub(crate) extern "C" fn adopt(ctx: *mut Context) -> i32 {
         ESTABLISHED | CLOSE_WAIT => kind::CONNECTION,
         _ => return NEXT,
     };
+    let ctx = Ctx(ctx);
+    let Some(settings) = scope::settings() else {
+        faults::count(&ctx, Fault::NoSettings);
+        return NEXT;
+    };
+    let groups = scope::groups(settings, tcp.skc_num());
+    if !scope::covers(settings, groups, tcp) {
+        // It may have a record from when it was to have one, or when that was not known.
+        // SAFETY: the iterator's socket, whose lock the kernel holds for us.
+        unsafe { record::remove(sk, tcp.skc_cookie()) };
+        return NEXT;
+    }
     // The cookie first: it chooses the shard.
     // SAFETY: a helper that takes the iterator's socket.
     let cookie = unsafe { bpf_get_socket_cookie(sk) };
@@ -64,9 +77,8 @@ pub(crate) extern "C" fn adopt(ctx: *mut Context) -> i32 {
     if kind == kind::CONNECTION && !accepted_here(&new) {
         return NEXT;
     }
-    let ctx = Ctx(ctx);
     // SAFETY: the iterator's socket, whose lock the kernel holds for us.
-    match unsafe { record::open(sk, &mut new) } {
+    match unsafe { record::open(sk, settings, &mut new) } {
         Ok(stored) => ask_for_close(&ctx, sk, tcp, stored),
         Err(record::NotRecorded::Already) => {
             // A program that was attached behind ours may have wiped the callback.

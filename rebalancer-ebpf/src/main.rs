@@ -37,6 +37,7 @@ mod list;
 mod maps;
 mod messages;
 mod record;
+mod scope;
 mod sock;
 mod sock_ops;
 

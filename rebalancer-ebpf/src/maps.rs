@@ -1,7 +1,7 @@
 //! The maps, under the names of `rebalancer_common::names`.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
@@ -11,6 +11,9 @@ use rebalancer_common::{
 
 /// Endpoints that a node can have at one time; a full map is a counted fault.
 const MAX_ENDPOINTS: usize = 16_384;
+
+/// Cgroups that the agent can tell of; memory is taken only for those that are there.
+const MAX_CGROUPS: usize = 65_536;
 
 /// Slots of the listing in the object; each reader sets its own number at load.
 const LISTING_SLOTS: usize = 1;
@@ -23,6 +26,10 @@ pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 
 #[btf_map(name = "wanted")]
 pub(crate) static WANTED: Array<u64, WANTED_WORDS> = Array::new();
+
+#[btf_map(name = "cgroups")]
+pub(crate) static CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map(name = "faults")]
 pub(crate) static FAULTS: PerCpuArray<u64, { Fault::ALL.len() }> = PerCpuArray::new();

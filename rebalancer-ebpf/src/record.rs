@@ -4,13 +4,13 @@
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
     cty::c_void,
-    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get},
 };
-use rebalancer_common::{Connection, Fault, IpProto, flags, kind, wanted_bit};
+use rebalancer_common::{Connection, Fault, IpProto, Settings, flags, kind};
 
 use crate::{
     endpoint,
-    maps::{SETTINGS, WANTED, shard},
+    maps::shard,
     sock::{TcpSock, is_loopback},
 };
 
@@ -57,15 +57,9 @@ pub(crate) fn describe(tcp: TcpSock, cookie: u64, kind: u8) -> Connection {
 #[inline(always)]
 pub(crate) unsafe fn open(
     sk: *mut c_void,
+    settings: &Settings,
     new: &mut Connection,
 ) -> Result<*mut Connection, NotRecorded> {
-    let Some(settings) = SETTINGS.get(0) else {
-        return Err(NotRecorded::Fault(Fault::NoSettings));
-    };
-    // First of all, so that a socket that no rule can name costs next to nothing.
-    if settings.matched != 0 && !wanted(new.local_port) {
-        return Err(NotRecorded::Already);
-    }
     let listener = new.kind == kind::LISTENER;
     if !listener && settings.loopback == 0 && is_loopback(&new.remote_addr) {
         return Err(NotRecorded::Already);
@@ -109,11 +103,34 @@ pub(crate) unsafe fn open(
     Ok(stored)
 }
 
-/// Whether a rule names the port.
+/// Takes back what [`open`] has done for a socket that is not to be recorded any more.
+///
+/// # Safety
+/// `sk` is a socket that the kernel gave this program, not null, and its lock is held.
 #[inline(always)]
-fn wanted(port: u16) -> bool {
-    let (word, bit) = wanted_bit(port);
-    WANTED.get(word).is_some_and(|bits| bits & bit != 0)
+pub(crate) unsafe fn remove(sk: *mut c_void, cookie: u64) {
+    // SAFETY: the caller's.
+    let Some(stored) = (unsafe { get(sk, cookie) }) else {
+        return;
+    };
+    // SAFETY: the record of this socket, whose lock is held.
+    let record = unsafe { *stored };
+    if record.flags & flags::CLOSED == 0
+        && let Some(sums) = endpoint::get(&endpoint::key(&record))
+    {
+        const MINUS_ONE: u64 = u64::MAX;
+        // SAFETY: a live map value.
+        unsafe {
+            if record.kind == kind::LISTENER {
+                endpoint::add(&raw mut (*sums).listeners, MINUS_ONE);
+            } else {
+                endpoint::add(&raw mut (*sums).accepted, MINUS_ONE);
+                endpoint::add(&raw mut (*sums).open, MINUS_ONE);
+            }
+        }
+    }
+    // SAFETY: the caller's; it fails only where there is none.
+    let _removed = unsafe { bpf_sk_storage_delete(shard(cookie), sk) };
 }
 
 /// The socket's record, if it has one.

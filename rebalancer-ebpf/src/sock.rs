@@ -164,27 +164,66 @@ impl TcpSock {
     /// Id of the socket's cgroup v2; 0 where the kernel does not say.
     #[inline(always)]
     pub(crate) fn cgroup(self) -> u64 {
+        self.cgroup_node().map_or(0, Cgroup::id)
+    }
+
+    /// The socket's cgroup v2, where the kernel says it.
+    #[inline(always)]
+    pub(crate) fn cgroup_node(self) -> Option<Cgroup> {
         let offset = frozen(&OFFSETS.sk_cgroup);
         if offset == ABSENT {
-            return 0;
+            return None;
         }
-        // SAFETY: `cgroup *`, then `kernfs_node *`; loads through them cannot fault, as above.
+        // SAFETY: a `struct cgroup *`.
+        Cgroup::new(unsafe { self.load(offset) })
+    }
+}
+
+/// A `struct cgroup` of the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Cgroup(*const u8);
+
+impl Cgroup {
+    #[inline(always)]
+    fn new(cgroup: *const u8) -> Option<Self> {
+        (!cgroup.is_null()).then_some(Self(cgroup))
+    }
+
+    /// Its id, 0 if the kernel does not say.
+    #[inline(always)]
+    pub(crate) fn id(self) -> u64 {
+        // SAFETY: a `kernfs_node *`, then its id; a load through a pointer cannot fault, as above.
         unsafe {
-            let cgroup: *const u8 = self.load(offset);
-            if cgroup.is_null() {
-                return 0;
-            }
-            let node: *const u8 = read_volatile(
-                cgroup
-                    .add(frozen(&OFFSETS.cgroup_kn) as usize)
-                    .cast::<*const u8>(),
-            );
+            let node = pointer(self.0, &OFFSETS.cgroup_kn);
             if node.is_null() {
                 return 0;
             }
             read_volatile(node.add(frozen(&OFFSETS.kernfs_id) as usize).cast::<u64>())
         }
     }
+
+    /// The cgroup that it is in; none above the root.
+    #[inline(always)]
+    pub(crate) fn parent(self) -> Option<Self> {
+        // SAFETY: a `cgroup_subsys_state *`, then a `cgroup *`, likewise.
+        unsafe {
+            let state = pointer(self.0, &OFFSETS.cgroup_parent);
+            if state.is_null() {
+                return None;
+            }
+            Self::new(pointer(state, &OFFSETS.css_cgroup))
+        }
+    }
+}
+
+/// A pointer in a structure of the kernel.
+///
+/// # Safety
+/// `structure` is one, and there is a pointer at the frozen `offset`.
+#[inline(always)]
+unsafe fn pointer(structure: *const u8, offset: &'static u32) -> *const u8 {
+    // SAFETY: the caller's.
+    unsafe { read_volatile(structure.add(frozen(offset) as usize).cast::<*const u8>()) }
 }
 
 /// An IPv4 address in network order as the IPv4-mapped IPv6 address.

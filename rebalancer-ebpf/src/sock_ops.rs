@@ -13,7 +13,7 @@ use aya_ebpf::{
 };
 use rebalancer_common::{Connection, Fault, flags, kind};
 
-use crate::{endpoint, faults, record, sock::TcpSock};
+use crate::{endpoint, faults, record, scope, sock::TcpSock};
 
 /// `linux/errno.h`
 const ECONNABORTED: u32 = 103;
@@ -36,10 +36,22 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
 /// A socket begins to listen, or a connection was made to one that does.
 #[inline(always)]
 fn open(ctx: &SockOpsContext, kind: u8) {
+    let Some(settings) = scope::settings() else {
+        return faults::count(ctx, Fault::NoSettings);
+    };
+    // First of all, so that a socket that no rule can name costs next to nothing: the port is in
+    // the context.
+    let groups = scope::groups(settings, ctx.local_port() as u16);
+    if groups == 0 {
+        return;
+    }
     let Some((sk, tcp)) = socket(ctx) else { return };
+    if !scope::covers(settings, groups, tcp) {
+        return;
+    }
     let mut new = record::describe(tcp, cookie(ctx), kind);
     // SAFETY: `sk` is this call's socket, and this call runs under its lock.
-    match unsafe { record::open(sk, &mut new) } {
+    match unsafe { record::open(sk, settings, &mut new) } {
         Ok(stored) => ask_for_close(ctx, stored),
         // Two of our links run side by side for a moment, or it is not to be recorded.
         Err(record::NotRecorded::Already) => {}

@@ -14,7 +14,7 @@ use crate::{
     moves, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
-    render::{self, Notation, Origin, Sort, Source},
+    render::{self, Dumped, Notation, Origin, Sort, Source},
     snapshot::Netns,
 };
 
@@ -92,12 +92,19 @@ pub fn records(bytes: &[u8]) {
 
     let origin = Origin::here(Source::Agent);
     let mut dump = Vec::new();
-    render::connections(&mut dump, Notation::Json, snapshot, &origin, Sort::Endpoint)
-        .expect("memory takes it");
-    let (_, again) = render::read_snapshot(&dump[..])
+    render::connections(
+        &mut dump,
+        Notation::Json,
+        snapshot,
+        Some(&ledger),
+        &origin,
+        Sort::Endpoint,
+    )
+    .expect("memory takes it");
+    let again = render::read_snapshot(&dump[..])
         .unwrap_or_else(|error| panic!("our own dump is refused: {error}"));
-    assert_eq!(again.endpoints, snapshot.endpoints);
-    assert_eq!(again.connections.len(), snapshot.connections.len());
+    assert_eq!(again.snapshot.endpoints, snapshot.endpoints);
+    assert_eq!(again.snapshot.connections.len(), snapshot.connections.len());
     render::connections_wide(&mut dump, snapshot, Sort::Endpoint).expect("memory takes it");
 }
 
@@ -118,8 +125,11 @@ pub fn btf(bytes: &[u8]) {
 /// A dump of anyone's, for `plan --snapshot`: refused, or planned for.
 pub fn dump(bytes: &[u8]) {
     match render::read_snapshot(bytes) {
-        Ok((_, snapshot)) => {
-            let plan = decide(&all(), &snapshot, &Ledger::default(), snapshot.taken);
+        Ok(Dumped {
+            snapshot, ledger, ..
+        }) => {
+            let ledger = ledger.unwrap_or_default();
+            let plan = decide(&all(), &snapshot, &ledger, snapshot.taken);
             assert_eq!(plan.decisions().len(), snapshot.connections.len());
         }
         Err(error) => {

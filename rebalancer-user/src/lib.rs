@@ -2,7 +2,8 @@
 //!
 //! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
 //! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, [`counting`] counts
-//! what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins them in one loop. [`cli`] and [`render`] are what an operator sees.
+//! what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins them in one loop,
+//! which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
 
 pub mod agent;
 pub mod bpf;
@@ -10,6 +11,7 @@ pub mod cli;
 pub mod counting;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod http;
 pub mod kubernetes;
 pub mod moves;
 pub mod netns;

@@ -9,7 +9,7 @@ use std::{
 use rebalancer_common::{self as common, Fault, IpProto, Listed, flags, kind};
 
 use crate::{
-    bpf::{self, Lister, Pass, read_endpoints, read_faults},
+    bpf::{self, CgroupPaths, Lister, Pass, read_endpoints, read_faults},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
         Snapshot, TcpState, Who,
@@ -29,6 +29,8 @@ pub struct Observation {
     pub longest: Duration,
     /// Records that made no sense, and were skipped.
     pub invalid: u64,
+    /// Port and cgroup of every listener.
+    pub listeners: Vec<(u16, CgroupId)>,
 }
 
 /// Reads everything that the kernel half has recorded.
@@ -40,6 +42,13 @@ pub fn observe(lister: &mut Lister) -> Result<Observation, bpf::Error> {
     Ok(join(&pass, &sums, faults, host, &|jiffies| {
         lister.jiffies(jiffies)
     }))
+}
+
+/// Puts the paths of their cgroups to the connections.
+pub fn locate(snapshot: &mut Snapshot, paths: &CgroupPaths) {
+    for connection in &mut snapshot.connections {
+        connection.cgroup_path = paths.get(&connection.cgroup).cloned();
+    }
 }
 
 /// Joins one pass with the endpoints' sums.
@@ -56,6 +65,13 @@ pub(crate) fn join(
         .collect();
     let mut connections = Vec::with_capacity(pass.listed.len());
     let mut invalid = 0;
+    let listeners = pass
+        .listed
+        .iter()
+        .map(|listed| &listed.connection)
+        .filter(|record| record.kind == kind::LISTENER)
+        .map(|record| (record.local_port, CgroupId(record.cgroup)))
+        .collect();
     for listed in &pass.listed {
         if listed.connection.kind == kind::LISTENER || is_closed(listed) {
             continue;
@@ -84,6 +100,7 @@ pub(crate) fn join(
         recycled: pass.recycled,
         longest: pass.longest,
         invalid,
+        listeners,
     }
 }
 
@@ -118,6 +135,7 @@ pub(crate) fn connection(
             port: record.local_port,
         },
         cgroup,
+        cgroup_path: None,
         local: address(record.local_addr, record.local_port, record.device),
         remote: address(record.remote_addr, record.remote_port, record.device),
         device: record.device,

@@ -13,7 +13,7 @@ mod identity;
 #[cfg(test)]
 pub(crate) mod sample;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 
@@ -54,6 +54,22 @@ pub struct Netns(pub u32);
 /// Id of a cgroup v2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupId(pub u64);
+
+/// Path of a cgroup v2 below the hierarchy's root, as `/proc/PID/cgroup` shows it: `/` first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupPath(Arc<str>);
+
+impl CgroupPath {
+    /// From its text; `None` if that does not begin with `/`.
+    pub fn new(text: &str) -> Option<Self> {
+        text.starts_with('/').then(|| Self(text.into()))
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 /// Where connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,6 +142,8 @@ pub struct Connection {
     pub endpoint: EndpointKey,
     /// The cgroup of its socket.
     pub cgroup: CgroupId,
+    /// Where that cgroup is; `None` if it is gone, or nobody has asked.
+    pub cgroup_path: Option<CgroupPath>,
     /// The server's address; IPv4 shown as IPv4 also on a dual-stack listener.
     pub local: SocketAddr,
     /// The client's address, likewise.

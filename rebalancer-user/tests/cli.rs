@@ -79,7 +79,10 @@ fn help_names_every_command() {
     for arguments in [["--help"], ["-h"]] {
         let said = run(&arguments);
         assert_eq!((said.code, said.err.as_str()), (0, ""));
-        assert_has(&said.out, &["agent", "dump", "policy", "Usage: rebalancer"]);
+        assert_has(
+            &said.out,
+            &["agent", "dump", "policy", "status", "Usage: rebalancer"],
+        );
     }
 }
 
@@ -313,6 +316,87 @@ fn the_agent_judges_its_policy_before_it_asks_for_anything() {
     assert_eq!((said.code, said.out.as_str()), (3, ""));
     assert_has(&said.err, &[":4:64: error: missing unit", "30s"]);
     assert!(!said.err.contains("nowhere"), "{}", said.err);
+}
+
+/// A folder without a socket, and pins that are not there.
+fn status(form: &str, run_dir: &std::path::Path) -> Command {
+    let run_dir = run_dir.to_str().unwrap();
+    let pins = "/sys/fs/bpf/rebalancer-nobody";
+    rebalancer(&["status", "-o", form, "--pins", pins, "--run-dir", run_dir])
+}
+
+#[test]
+fn no_agent_is_5_in_every_form_and_says_where_it_was_looked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    for form in ["table", "wide", "json", "yaml"] {
+        let said = Said::from(status(form, dir.path()).output().unwrap());
+        assert_eq!((said.code, said.out.as_str()), (5, ""), "{}", said.err);
+        let socket = dir.path().join("agent.sock");
+        let parts = [
+            "no agent runs",
+            socket.to_str().unwrap(),
+            "rebalancer-nobody",
+        ];
+        assert_has(&said.err, &parts);
+    }
+    // What a killed one leaves: nobody listens on it.
+    drop(std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap());
+    let said = Said::from(status("table", dir.path()).output().unwrap());
+    assert_eq!(said.code, 5, "{}", said.err);
+    assert_eq!(run(&["status", "-o", "xml"]).code, 2);
+}
+
+#[test]
+fn who_may_not_ask_is_told_so_with_4() {
+    use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
+    let dir = tempfile::tempdir().unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
+    command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
+    // Root may all: then another user's eyes are used, on a binary where they reach.
+    let copy = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    if rustix::process::geteuid().is_root() {
+        let binary = copy.path().join("rebalancer");
+        fs::copy(env!("CARGO_BIN_EXE_rebalancer"), &binary).unwrap();
+        fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        command = std::process::Command::new(binary);
+        command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
+        command.uid(65534).gid(65534);
+    }
+    let said = Said::from(command.output().unwrap());
+    assert_eq!((said.code, said.out.as_str()), (4, ""), "{}", said.err);
+    assert_has(&said.err, &["not allowed", "root"]);
+}
+
+#[test]
+fn an_agent_that_answers_nonsense_is_an_error_of_one_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+    let answers = [
+        (
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+            "apiVersion is missing",
+        ),
+        (
+            "HTTP/1.1 404 Not Found\r\ncontent-length: 6\r\n\r\n\u{1b}[31m!",
+            "404",
+        ),
+        ("220 smtp.example.org\r\n", "asking the agent"),
+    ];
+    for (answer, part) in answers {
+        let said = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            Said::from(status("table", dir.path()).output().unwrap())
+        });
+        assert_eq!((said.code, said.out.as_str()), (1, ""), "{}", said.err);
+        assert_has(&said.err, &[part]);
+        assert!(!said.err.contains('\u{1b}'), "{:?}", said.err);
+    }
 }
 
 #[test]

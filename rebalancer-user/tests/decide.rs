@@ -347,7 +347,7 @@ fn an_explanation_tells_all_that_is_weighed() {
     let rules: Vec<_> = explained
         .rules
         .iter()
-        .map(|(rule, miss)| (rule.name().as_str(), miss.map(|miss| miss.to_string())))
+        .map(|(rule, miss)| (rule.name().as_str(), miss.as_ref().map(ToString::to_string)))
         .collect();
     let not = |why: &str| Some(why.to_owned());
     assert_eq!(

@@ -181,8 +181,11 @@ fn the_agent_finds_what_it_needs_where_it_looks() {
     assert_eq!(volume_["hostPath"]["path"], "/sys/fs/cgroup");
     assert_eq!(mount["readOnly"], true);
 
+    let (volume_, mount) = volume(&pod, "/run/rebalancer");
+    assert_eq!(volume_["emptyDir"]["medium"], "Memory");
+    assert_ne!(mount["readOnly"], true, "the agent makes its socket there");
     let mounts = container(&pod)["volumeMounts"].as_array().unwrap().len();
-    assert_eq!((mounts, pod["volumes"].as_array().unwrap().len()), (3, 3));
+    assert_eq!((mounts, pod["volumes"].as_array().unwrap().len()), (4, 4));
 }
 
 #[test]

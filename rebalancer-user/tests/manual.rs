@@ -9,7 +9,13 @@ fn every_shell_gets_completions() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, out, _) = rebalancer(&["completions", shell], "");
         assert_eq!(code, Some(0), "{shell}");
-        for word in ["explain", "--snapshot", "completions"] {
+        for word in [
+            "explain",
+            "--snapshot",
+            "completions",
+            "status",
+            "--run-dir",
+        ] {
             let known = out.contains(word.trim_start_matches('-'));
             assert!(known, "{shell} does not know {word}");
         }
@@ -29,7 +35,12 @@ fn every_command_has_a_manual_page() {
     let pages = folder.path().join("man1");
     let (code, _, err) = rebalancer(&["man", "--dir", pages.to_str().unwrap()], "");
     assert_eq!(code, Some(0), "{err}");
-    for name in ["rebalancer", "rebalancer-plan", "rebalancer-policy-explain"] {
+    for name in [
+        "rebalancer",
+        "rebalancer-plan",
+        "rebalancer-status",
+        "rebalancer-policy-explain",
+    ] {
         let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
         assert!(page.contains("SYNOPSIS"), "{name}: {page}");
     }

@@ -1,5 +1,8 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
+mod ab;
+mod agent;
+mod bench;
 mod build;
 mod demo;
 mod fuzz;
@@ -36,11 +39,11 @@ enum Task {
     Lab(lab_command::Action),
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
+    /// Measure what the agent costs
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run the checks: all, or one suite
-    Test {
-        #[arg(value_enum, default_value_t = test::Suite::All)]
-        suite: test::Suite,
-    },
+    Test(test::Args),
     /// Feed the doors for input from outside with made-up bytes, by libFuzzer
     Fuzz(fuzz::Args),
     /// The demo's client: keep-alive connections that think between requests
@@ -55,8 +58,9 @@ fn main() -> ExitCode {
         Task::Lab(action) => lab_command::run(&action),
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Bench(bench) => bench::run(&bench),
         Task::PacedClient(arguments) => paced::run(&arguments),
-        Task::Test { suite } => test::run(suite),
+        Task::Test(arguments) => test::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

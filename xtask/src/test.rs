@@ -28,6 +28,8 @@ pub(crate) enum Suite {
     Fuzz,
     /// On this kernel, in the lab: needs root
     Kernel,
+    /// Many moves under churn, each of which must hit its victim and nothing else: needs root
+    Moves,
     /// All of them
     All,
 }
@@ -37,13 +39,28 @@ struct Section {
     command: Command,
 }
 
-pub(crate) fn run(suite: Suite) -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[arg(value_enum, default_value_t = Suite::All)]
+    suite: Suite,
+    /// How many moves the suite `moves` makes by SOCK_DESTROY, and a fifth of it by each other
+    /// means [default: 100000]
+    #[arg(long, value_name = "COUNT")]
+    moves: Option<u32>,
+}
+
+pub(crate) fn run(arguments: &Args) -> Result<()> {
+    let suite = arguments.suite;
+    if arguments.moves.is_some() && suite != Suite::Moves {
+        bail!("--moves is for one suite: cargo xtask test moves --moves COUNT");
+    }
     let sections = match suite {
         Suite::Lint => lint()?,
         Suite::Unit => unit(),
         Suite::Cli => cli()?,
         Suite::Fuzz => vec![fuzz()?],
         Suite::Kernel => kernel()?,
+        Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
         Suite::All => {
             let kernel = kernel()?;
             lint()?
@@ -118,16 +135,56 @@ fn fuzz() -> Result<Section> {
 fn kernel() -> Result<Vec<Section>> {
     needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
-    let one_by_one = ["--", "--test-threads=1"];
-    let agent = ["test", "--workspace", "--test", "kernel"];
     Ok(vec![
         section("the lab", &["test", "--workspace", "--test", "lab"]),
         section(
             "unit tests as root",
             &["test", "--workspace", "--lib", "--", "--ignored"],
         ),
-        section("kernel", &[&agent[..], &one_by_one].concat()),
+        section("kernel", &[&KERNEL[..], &["--skip", SCALE]].concat()),
+        // It measures as well: its words are shown.
+        section(
+            "kernel, at scale",
+            &[&KERNEL[..], &["--nocapture", SCALE]].concat(),
+        ),
+        section(
+            "the bench runs (its numbers say nothing)",
+            &[
+                "xtask",
+                "bench",
+                "accept",
+                "--rounds",
+                "1",
+                "--connections",
+                "1000",
+            ],
+        ),
     ])
+}
+
+/// The kernel tests, one by one; what follows chooses among them.
+const KERNEL: [&str; 6] = [
+    "test",
+    "--workspace",
+    "--test",
+    "kernel",
+    "--",
+    "--test-threads=1",
+];
+/// Those that do much.
+const SCALE: &str = "scale::";
+
+fn moves(count: u32) -> Result<Section> {
+    needs_this_kernel()?;
+    setup::ensure(&[Need::Kernel, Need::Host])?;
+    let mut section = section(
+        "moves",
+        &[&KERNEL[..], &["--nocapture", "scale::moves::"]].concat(),
+    );
+    section
+        .command
+        .env("REBALANCER_TEST_MOVES", count.to_string());
+    Ok(section)
 }
 
 /// What the kernel tests and the demo need of the machine, beyond programs.

@@ -2,30 +2,42 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod policy_file;
 mod report;
-mod watch;
+mod scope;
+mod serve;
+mod standing;
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::{
+        mpsc::{Receiver, UnboundedReceiver, unbounded_channel},
+        watch,
+    },
     time::{MissedTickBehavior, interval},
 };
 use tracing::{debug, error, info, warn};
 
-use self::watch::Watch;
+use self::{
+    policy_file::PolicyFile,
+    scope::Scope,
+    serve::{LedgerAsked, Published, serve},
+    standing::Standing,
+};
 use crate::{
-    bpf::{self, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker, Tracking},
+    bpf::{self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker},
     counting::Counting,
+    http::{RunDir, Server},
     kubernetes::{Access, Names},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
-    observe::{Observation, observe},
+    observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy, Rule, Sockets},
+    policy::{Mode, Policy},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
@@ -43,6 +55,8 @@ pub struct Options {
     pub names: Access,
     /// What becomes of tracking when the agent is told to stop.
     pub on_exit: OnExit,
+    /// Folder for the socket on which the agent is asked.
+    pub run_dir: PathBuf,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
@@ -52,7 +66,15 @@ pub struct Options {
     /// Count sends also where the kernel then answers a server's FIONREAD wrongly.
     pub count_despite_fionread: bool,
     /// Reads it.
-    pub reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
+    pub reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+}
+
+/// A policy as it was read.
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// What it was read from.
+    pub text: Arc<str>,
 }
 
 /// What becomes of tracking when the agent is told to stop. A kill leaves it in any case.
@@ -71,19 +93,20 @@ enum Event {
     KernelSpoke,
     Reload,
     LookAtPolicy,
+    LedgerAsked(LedgerAsked),
     Stop(&'static str),
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
+pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     // Before anything is in the kernel: from here on a signal is a clean stop.
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     let names = Names::connect(&options.names, options.cgroup.as_deref()).await?;
-    let (mut agent, mut kernel_log, mut done) = Agent::start(options, policy, names)?;
+    let (mut agent, mut inbox) = Agent::start(options, loaded, names)?;
     let mut ticks = agent.ticks();
-    let mut looks = interval(watch::EVERY);
+    let mut looks = interval(policy_file::EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
@@ -91,33 +114,46 @@ pub async fn run(options: Options, policy: Policy) -> anyhow::Result<()> {
             _ = term.recv() => Event::Stop("SIGTERM"),
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
-            Some(done) = done.recv() => Event::Done(done),
-            () = kernel_spoke(&mut kernel_log) => Event::KernelSpoke,
+            Some(done) = inbox.done.recv() => Event::Done(done),
+            () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
+            // Last: however much is asked, the rest is done.
+            Some(asked) = inbox.ledger_asked.recv() => Event::LedgerAsked(asked),
         };
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(done),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
-                let changed = agent.watch.changed();
+                let changed = agent.policy_file.changed();
                 if (changed || matches!(event, Event::Reload)) && agent.reload() {
                     ticks = agent.ticks();
                 }
             }
+            // Who asked may be gone.
+            Event::LedgerAsked(asked) => drop(asked.send(agent.ledger.clone())),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
             }
         }
     }
-    agent.stop(&mut done);
+    agent.stop(&mut inbox.done);
     Ok(())
 }
 
+/// From where the agent hears.
+struct Inbox {
+    kernel_log: Option<KernelLog>,
+    done: UnboundedReceiver<Done>,
+    ledger_asked: Receiver<LedgerAsked>,
+}
+
 struct Agent {
-    // Dropped in this order: first nothing is moved any more, then nothing is tracked.
+    // Dropped in this order: first nobody asks, then nothing is moved any more, then nothing is
+    // tracked.
+    _server: Server,
     mover: Option<Mover>,
     /// From when a rule asks for it.
     counting: Option<Counting>,
@@ -127,12 +163,16 @@ struct Agent {
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
+    cgroups: CgroupTree,
     policy: Policy,
     on_exit: OnExit,
+    scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
-    reload: Box<dyn Fn() -> anyhow::Result<Policy>>,
-    watch: Watch,
+    policy_file: PolicyFile,
+    reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+    standing: Standing,
+    publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
@@ -145,18 +185,21 @@ struct Agent {
 impl Agent {
     fn start(
         options: Options,
-        policy: Policy,
+        loaded: Loaded,
         names: Option<Names>,
-    ) -> anyhow::Result<(Self, Option<KernelLog>, UnboundedReceiver<Done>)> {
+    ) -> anyhow::Result<(Self, Inbox)> {
+        let Loaded { policy, text } = loaded;
         // What is written from here on is a change; the policy was read just before.
-        let watch = Watch::new(options.policy_file);
+        let policy_file = PolicyFile::new(options.policy_file.clone());
         bpf::raise_memlock();
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
+        let scope = Scope::of(&policy);
         let mut tracker = Tracker::start(
             &kernel,
             &options.pins,
             options.cgroup.as_deref(),
-            tracking(&policy),
+            scope.tracking(&policy, &read_cgroups(&policy, &cgroups)),
             Lifetime::Pins,
         )?;
         if let Inherited::Replaced(why) = tracker.inherited() {
@@ -166,6 +209,8 @@ impl Agent {
         if options.on_exit == OnExit::Keep {
             tracker.outlive();
         }
+        // After the pins: a second agent on them is told of the first, not of its socket.
+        let run_dir = RunDir::take(&options.run_dir)?;
         let adopted = tracker.adopt()?;
         if adopted.not_entered > 0 {
             warn!(
@@ -187,7 +232,20 @@ impl Agent {
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
+        let mut standing = Standing::new(
+            options.policy_file.display().to_string(),
+            options.mode,
+            mechanism,
+            &tracker,
+        );
+        standing.policy_loaded(policy.mode(), text);
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
+        let ledger = Ledger::default();
+        let first = standing.status(&policy, &ledger, KernelTime::default());
+        let (publish, published) = watch::channel(Arc::new(first));
+        let socket = run_dir.socket();
+        let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
+        let (server, ledger_asked) = serve(run_dir, published, steps)?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -198,12 +256,14 @@ impl Agent {
             interval = ?policy.interval(),
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
+            socket = %socket.display(),
             adopted_from = adopted.namespaces,
             kubernetes = names.is_some(),
             taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
         );
         let agent = Self {
+            _server: server,
             mover,
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
@@ -211,18 +271,27 @@ impl Agent {
             lister,
             tracker,
             names,
+            cgroups,
             policy,
             on_exit: options.on_exit,
+            scope,
             mode,
             reload: options.reload,
-            watch,
-            ledger: Ledger::default(),
+            policy_file,
+            standing,
+            publish,
+            ledger,
             now: KernelTime::default(),
             faults: BTreeMap::new(),
             adopt_again: false,
             kept: KernelTime::default(),
         };
-        Ok((agent, kernel_log, done))
+        let inbox = Inbox {
+            kernel_log,
+            done,
+            ledger_asked,
+        };
+        Ok((agent, inbox))
     }
 
     fn ticks(&self) -> tokio::time::Interval {
@@ -231,14 +300,33 @@ impl Agent {
         ticks
     }
 
-    /// List, decide, move.
+    /// List, decide, move; and let others know how it stands.
     fn tick(&mut self) {
+        self.standing.pass_begins();
+        self.pass();
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let status = self.standing.status(&self.policy, &self.ledger, self.now);
+        self.publish.send_replace(Arc::new(status));
+    }
+
+    fn pass(&mut self) {
         self.keep_tracking();
+        // Before the listing: what is accepted in a cgroup made since then is of no known one.
+        let paths = read_cgroups(&self.policy, &self.cgroups);
+        let new_cgroups = self.classify(&paths);
         let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
-            Err(error) => return error!(%error, "no listing in this interval, nothing is moved"),
+            Err(error) => {
+                self.standing.pass_failed(&error);
+                return error!(%error, "no listing in this interval, nothing is moved");
+            }
         };
         self.report_faults(&observation);
+        locate(&mut observation.snapshot, &paths);
+        self.leave_out(&mut observation, &paths, new_cgroups);
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
         }
@@ -272,6 +360,7 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
+                    self.standing.told();
                     self.ledger.said(chosen, self.now);
                 }
             }
@@ -279,6 +368,7 @@ impl Agent {
         self.count(snapshot);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
+        self.standing.passed(&observation, &plan);
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -297,6 +387,7 @@ impl Agent {
 
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
+        self.standing.started(chosen);
         let order = Order {
             chosen: chosen.clone(),
             device,
@@ -317,21 +408,30 @@ impl Agent {
         }: Done,
     ) {
         self.ended(&chosen, outcome, waited);
+        self.publish();
     }
 
     fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
+        self.standing.ended(chosen, &outcome);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
     /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
     /// wait are called back, and those connections are judged again like any other.
     fn reload(&mut self) -> bool {
-        match (self.reload)() {
-            Ok(policy) => {
-                if let Err(error) = self.tracker.track(&tracking(&policy)) {
-                    error!(%error, "the kernel half keeps its settings");
+        let reloaded = match (self.reload)() {
+            Ok(Loaded { policy, text }) => {
+                self.standing.policy_loaded(policy.mode(), text);
+                let scope = Scope::of(&policy);
+                let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
+                match self.tracker.track(tracking) {
+                    // What is there already is recorded, or not, as the new policy says; and cgroups
+                    // that this has told of are not new to the next interval.
+                    Ok(()) => self.adopt(),
+                    Err(error) => error!(%error, "the kernel half keeps its settings"),
                 }
+                self.scope = scope;
                 self.policy =
                     on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
                 if let Some(mover) = &self.mover {
@@ -342,13 +442,14 @@ impl Agent {
                 true
             }
             Err(error) => {
-                error!(
-                    error = format!("{error:#}"),
-                    "policy refused, the last good one stays"
-                );
+                let error = format!("{error:#}");
+                self.standing.policy_refused(error.clone());
+                error!(error, "policy refused, the last good one stays");
                 false
             }
-        }
+        };
+        self.publish();
+        reloaded
     }
 
     /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
@@ -358,13 +459,12 @@ impl Agent {
             false
         });
         if wiped {
+            self.standing.attached_again();
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
         let due = self.now.since(self.kept) >= HOUSEKEEPING;
-        if (wiped || (due && std::mem::take(&mut self.adopt_again)))
-            && let Err(error) = self.tracker.adopt()
-        {
-            warn!(%error, "what went unrecorded stays so");
+        if wiped || (due && std::mem::take(&mut self.adopt_again)) {
+            self.adopt();
         }
         if due {
             self.kept = self.now;
@@ -373,6 +473,50 @@ impl Agent {
                 Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
                 Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
             }
+        }
+    }
+
+    fn adopt(&self) {
+        if let Err(error) = self.tracker.adopt() {
+            warn!(%error, "what went unrecorded stays so");
+        }
+    }
+
+    /// Tells the kernel half of cgroups that have come and gone; whether there were any.
+    fn classify(&mut self, paths: &CgroupPaths) -> bool {
+        let Some(classes) = self.scope.classes(paths) else {
+            return false;
+        };
+        self.tracker.classify(classes).unwrap_or_else(|error| {
+            warn!(%error, "what new cgroups are excluded or named is not known in the kernel");
+            false
+        })
+    }
+
+    /// Leaves out what was recorded only because its cgroup was not known yet, and has its record
+    /// removed.
+    fn leave_out(
+        &self,
+        Observation {
+            snapshot,
+            listeners,
+            ..
+        }: &mut Observation,
+        paths: &CgroupPaths,
+        new_cgroups: bool,
+    ) {
+        let all = snapshot.connections.len() + listeners.len();
+        snapshot
+            .connections
+            .retain(|c| self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref()));
+        listeners.retain(|(port, id)| self.scope.covers(*port, paths.get(id)));
+        let count = all - snapshot.connections.len() - listeners.len();
+        if count > 0 && new_cgroups {
+            debug!(
+                count,
+                "removing records of cgroups that are not to be recorded"
+            );
+            self.adopt();
         }
     }
 
@@ -452,27 +596,13 @@ fn on_this_node(policy: Policy, named: bool) -> Policy {
     policy
 }
 
-fn tracking(policy: &Policy) -> Tracking {
-    let track = policy.track();
-    Tracking {
-        loopback: track.loopback(),
-        max_per_endpoint: track.max_per_endpoint().get(),
-        only_ports: match track.sockets() {
-            Sockets::All => None,
-            Sockets::Matched => named_ports(policy),
-        },
+/// The cgroups that are there; none if the policy names none, as walking them costs.
+fn read_cgroups(policy: &Policy, cgroups: &CgroupTree) -> CgroupPaths {
+    if policy.names_cgroups() {
+        cgroups.read()
+    } else {
+        CgroupPaths::new()
     }
-}
-
-/// The ports that rules name; `None` if a rule names none, and so can match any.
-fn named_ports(policy: &Policy) -> Option<Vec<RangeInclusive<u16>>> {
-    let ports = |rule: &Rule| {
-        let ports = rule.matches().ports();
-        (!ports.is_empty()).then(|| ports.to_vec())
-    };
-    let ranges: Option<Vec<_>> = policy.rules().iter().map(ports).collect();
-    let ranges = ranges?.into_iter().flatten();
-    Some(ranges.map(|p| p.first().get()..=p.last().get()).collect())
 }
 
 /// Waits for messages of the kernel half and hands them to the `log` crate.

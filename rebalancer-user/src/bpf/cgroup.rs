@@ -57,7 +57,7 @@ fn is_cgroup2(dir: &File) -> bool {
 }
 
 /// Mount points of type cgroup2, see `proc_pid_mountinfo(5)`.
-fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
+pub(super) fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
     mountinfo
         .lines()
         .filter_map(|line| {

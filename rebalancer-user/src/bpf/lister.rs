@@ -52,6 +52,10 @@ pub struct Pass {
     pub recycled: u64,
     /// The longest time that one shard held the CPU.
     pub longest: Duration,
+    /// Sockets in the largest shard: as many as one read had to cover without a pause.
+    pub largest: usize,
+    /// Reads made: one a shard, and one more for each time that the memory had to grow.
+    pub reads: u32,
 }
 
 impl Lister {
@@ -118,8 +122,10 @@ impl Lister {
             let started = std::time::Instant::now();
             let exact = self.loaded.run(shard)?;
             pass.longest = pass.longest.max(started.elapsed());
+            pass.reads += 1;
             let head = self.loaded.head.read_head();
             if exact {
+                pass.largest = pass.largest.max(head.cursor as usize);
                 pass.now_ns = head.now_ns;
                 pass.recycled += head.recycled;
                 self.loaded

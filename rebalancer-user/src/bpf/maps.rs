@@ -7,12 +7,12 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray},
 };
 use rebalancer_common::{
-    ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, WANTED_WORDS, names, wanted_bit,
+    ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, WANTED_WORDS, names, wanted_bits,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Error;
-use crate::snapshot::Netns;
+use crate::snapshot::{CgroupId, Netns};
 
 /// A shared record as aya wants it.
 #[derive(Clone, Copy)]
@@ -135,17 +135,58 @@ pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Erro
     map.set(0, Raw(settings), 0).map_err(failed)
 }
 
-/// Tells the kernel half which ports are wanted.
-pub(super) fn write_wanted(pins: &Path, ports: &[RangeInclusive<u16>]) -> Result<(), Error> {
+/// Tells the kernel half which ports are wanted, by which groups of rules.
+pub(super) fn write_wanted(pins: &Path, ports: &[(RangeInclusive<u16>, u8)]) -> Result<(), Error> {
     let failed = |e: aya::maps::MapError| Error::call("writing the wanted map", e);
     let mut words = vec![0_u64; WANTED_WORDS];
-    for port in ports.iter().cloned().flatten() {
-        let (word, bit) = wanted_bit(port);
-        words[word as usize] |= bit;
+    for (range, groups) in ports {
+        for port in range.clone() {
+            let (word, shift) = wanted_bits(port);
+            words[word as usize] |= u64::from(*groups) << shift;
+        }
     }
     let mut map: Array<_, u64> = pinned(pins, names::WANTED)?.try_into().map_err(failed)?;
     for (index, word) in (0..).zip(words) {
         map.set(index, word, 0).map_err(failed)?;
     }
     Ok(())
+}
+
+/// What the kernel half was told of cgroups.
+pub(super) fn read_cgroups(pins: &Path) -> Result<BTreeMap<CgroupId, u32>, Error> {
+    let failed = |e: aya::maps::MapError| Error::call("reading the cgroups map", e);
+    let map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
+    map.iter()
+        .map(|entry| {
+            entry
+                .map(|(id, class)| (CgroupId(id), class))
+                .map_err(failed)
+        })
+        .collect()
+}
+
+/// Tells the kernel half what is new of cgroups, where `before` was told last. Returns whether there
+/// was anything.
+pub(super) fn write_cgroups(
+    pins: &Path,
+    before: &BTreeMap<CgroupId, u32>,
+    classes: &BTreeMap<CgroupId, u32>,
+) -> Result<bool, Error> {
+    let failed = |e: aya::maps::MapError| Error::call("writing the cgroups map", e);
+    let mut map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
+    let mut changed = false;
+    // What has gone first: it makes room.
+    for id in before.keys().filter(|id| !classes.contains_key(id)) {
+        // It is not there if telling of it has failed.
+        let _absent = map.remove(&id.0);
+        changed = true;
+    }
+    for (id, class) in classes
+        .iter()
+        .filter(|(id, class)| before.get(id) != Some(class))
+    {
+        map.insert(id.0, class, 0).map_err(failed)?;
+        changed = true;
+    }
+    Ok(changed)
 }

@@ -7,6 +7,7 @@
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
 mod cgroup;
+mod cgroups;
 mod error;
 mod lister;
 mod log;
@@ -19,6 +20,7 @@ mod sys;
 mod tracker;
 
 pub use cgroup::cgroup_root;
+pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use lister::{Lister, Pass};
 pub use log::KernelLog;

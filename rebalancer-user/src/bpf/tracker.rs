@@ -1,6 +1,7 @@
 //! The sock_ops program on the cgroup root, and the maps it fills.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     ops::RangeInclusive,
@@ -20,10 +21,13 @@ use rebalancer_common::{ABI_VERSION, Settings, names};
 
 use super::{
     Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root,
-    maps::{complete, write_settings, write_wanted},
+    maps::{complete, read_cgroups, write_cgroups, write_settings, write_wanted},
     sys::{self, PassEnd},
 };
-use crate::netns::{Namespaces, enter};
+use crate::{
+    netns::{Namespaces, enter},
+    snapshot::CgroupId,
+};
 
 /// What to record.
 #[derive(Clone, Debug)]
@@ -32,8 +36,11 @@ pub struct Tracking {
     pub loopback: bool,
     /// Most connections recorded per endpoint.
     pub max_per_endpoint: u32,
-    /// Record only sockets with these local ports, and spend next to nothing on others.
-    pub only_ports: Option<Vec<RangeInclusive<u16>>>,
+    /// Record only sockets with these local ports, each for some groups of rules, and spend next to
+    /// nothing on others.
+    pub only_ports: Option<Vec<(RangeInclusive<u16>, u8)>>,
+    /// Look at the sockets' cgroups: the [`class`](rebalancer_common::class) of each that is there.
+    pub cgroups: Option<BTreeMap<CgroupId, u32>>,
 }
 
 impl Default for Tracking {
@@ -42,6 +49,7 @@ impl Default for Tracking {
             loopback: false,
             max_per_endpoint: 65_536,
             only_ports: None,
+            cgroups: None,
         }
     }
 }
@@ -78,6 +86,8 @@ pub struct Tracker {
     cgroup: PathBuf,
     cgroup_dir: File,
     inherited: Inherited,
+    /// What the kernel half was last told of cgroups.
+    classes: BTreeMap<CgroupId, u32>,
 }
 
 /// What keeps the program attached.
@@ -137,11 +147,13 @@ impl Tracker {
             cgroup,
             cgroup_dir,
             inherited,
+            classes: tracking.cgroups.unwrap_or_default(),
         })
     }
 
     /// Makes records of the connections and listeners that are older than tracking, in every
-    /// network namespace. Their age is known from now on only.
+    /// network namespace; their age is known from now on only. Removes the records of those that are
+    /// not to have one any more.
     ///
     /// Returns in how many namespaces it looked, and how many it could not enter.
     pub fn adopt(&self) -> Result<Adopted, Error> {
@@ -217,9 +229,19 @@ impl Tracker {
         &self.inherited
     }
 
-    /// Changes what is recorded from now on.
-    pub fn track(&self, tracking: &Tracking) -> Result<(), Error> {
-        write_tracking(self.pins.path(), tracking)
+    /// Changes what is recorded from now on. For what is there already, [`Tracker::adopt`].
+    pub fn track(&mut self, tracking: Tracking) -> Result<(), Error> {
+        write_tracking(self.pins.path(), &tracking, &self.classes)?;
+        self.classes = tracking.cgroups.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Tells the kernel half of the cgroups that are there now. Returns whether any is new, gone or
+    /// of another class.
+    pub fn classify(&mut self, classes: BTreeMap<CgroupId, u32>) -> Result<bool, Error> {
+        let changed = write_cgroups(self.pins.path(), &self.classes, &classes)?;
+        self.classes = classes;
+        Ok(changed)
     }
 
     /// The reader of the kernel half's rare messages.
@@ -247,7 +269,8 @@ impl Loaded {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
-        write_tracking(pins, tracking)?;
+        // What a former agent has told of cgroups is replaced as a whole.
+        write_tracking(pins, tracking, &read_cgroups(pins)?)?;
         // Kept until the program is loaded: it owns the map that the program writes to.
         let log = EbpfLogger::init(&mut ebpf)
             .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
@@ -358,8 +381,17 @@ pub(super) fn failed(program: &'static str) -> impl Fn(&str, anyhow::Error) -> E
     move |step, e| Error::call(format!("{step} the program {program}"), e)
 }
 
-/// The ports first: what is looked up in them only counts once the settings say so.
-fn write_tracking(pins: &Path, tracking: &Tracking) -> Result<(), Error> {
+/// Ports and cgroups first: what is looked up in them only counts once the settings say so.
+fn write_tracking(
+    pins: &Path,
+    tracking: &Tracking,
+    classes: &BTreeMap<CgroupId, u32>,
+) -> Result<(), Error> {
+    write_cgroups(
+        pins,
+        classes,
+        tracking.cgroups.as_ref().unwrap_or(&BTreeMap::new()),
+    )?;
     if let Some(ports) = &tracking.only_ports {
         write_wanted(pins, ports)?;
     }
@@ -370,6 +402,7 @@ fn write_tracking(pins: &Path, tracking: &Tracking) -> Result<(), Error> {
             loopback: tracking.loopback.into(),
             max_per_endpoint: tracking.max_per_endpoint,
             matched: tracking.only_ports.is_some().into(),
+            cgroups: tracking.cgroups.is_some().into(),
             agent_pid: std::process::id(),
         },
     )
@@ -418,6 +451,7 @@ fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
             names::ENDPOINTS,
             names::SETTINGS,
             names::WANTED,
+            names::CGROUPS,
             names::FAULTS,
         ])
         .map(|name| (*name, pins.join(name)))

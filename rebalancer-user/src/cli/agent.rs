@@ -102,10 +102,11 @@ impl Agent {
             bail!("--policy -: the agent reads its policy again on SIGHUP, so it needs a file");
         }
         // The policy first: an operator who mistypes it needs no privilege to be told.
-        let policy = policy::load(&self.policy)?;
+        let loaded = load(&self.policy)?;
         need_privilege()?;
         start_log(&self.log, self.log_format)?;
         let options = agent::Options {
+            run_dir: self.kernel.run_dir(),
             pins: self.kernel.pins,
             cgroup: self.kernel.cgroup,
             names: self.names.access(),
@@ -114,14 +115,20 @@ impl Agent {
             mechanism: self.reset_mechanism.map(Mechanism::from),
             policy_file: self.policy.clone(),
             count_despite_fionread: self.count_despite_fionread,
-            reload: Box::new(move || policy::load(&self.policy)),
+            reload: Box::new(move || load(&self.policy)),
         };
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?
-            .block_on(agent::run(options, policy))
+            .block_on(agent::run(options, loaded))
     }
+}
+
+fn load(file: &Path) -> anyhow::Result<agent::Loaded> {
+    let (policy, text) = policy::load_with_text(file)?;
+    let text = text.into();
+    Ok(agent::Loaded { policy, text })
 }
 
 fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {

@@ -5,8 +5,12 @@ use std::io;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::{KernelArgs, Output, names::NamesArgs, records::Records};
-use crate::render::{self, Notation, Sort};
+use super::{
+    KernelArgs, Output,
+    names::NamesArgs,
+    records::{Records, agents_ledger},
+};
+use crate::render::{self, Notation, Sort, Source};
 
 /// Show every tracked connection, or every endpoint.
 ///
@@ -68,11 +72,19 @@ impl Dump {
                 Output::Yaml => render::endpoints(out, Notation::Yaml, snapshot, origin),
             }
         } else {
+            // For a replay. The ledger after the records, as `plan` does.
+            let replayable = matches!(self.output, Output::Json | Output::Yaml);
+            let agent = (replayable && origin.source == Source::Agent)
+                .then(|| agents_ledger(&self.kernel))
+                .flatten();
+            let ledger = agent.as_ref().map(|agent| &agent.ledger);
+            let write =
+                |notation, out| render::connections(out, notation, snapshot, ledger, origin, sort);
             match self.output {
                 Output::Table => render::connections_table(out, snapshot, sort),
                 Output::Wide => render::connections_wide(out, snapshot, sort),
-                Output::Json => render::connections(out, Notation::Json, snapshot, origin, sort),
-                Output::Yaml => render::connections(out, Notation::Yaml, snapshot, origin, sort),
+                Output::Json => write(Notation::Json, out),
+                Output::Yaml => write(Notation::Yaml, out),
             }
         }
         .context("writing to stdout")

@@ -5,16 +5,19 @@ use std::io;
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Output, input::Input};
+use super::{
+    Output,
+    input::{Input, ledger_of},
+};
 use crate::{
-    plan::{Ledger, explain},
+    plan::explain,
     render::{self, Notation},
     snapshot::Cookie,
 };
 
 /// Explain one connection: its rule, its limits, what spares it, and what it would take.
 ///
-/// As `plan`, it knows nothing of what the agent has moved.
+/// As `plan`, it knows what the agent that runs has moved.
 #[derive(Args)]
 pub(super) struct Explain {
     /// The connection, as `dump` and `plan` show it in their first columns.
@@ -29,8 +32,9 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let (policy, origin, snapshot) = &self.input.read()?;
-        let ledger = Ledger::default();
+        let (policy, dumped) = &self.input.read()?;
+        let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
+        let ledger = ledger_of(dumped);
         let Some(explained) = explain(policy, snapshot, &ledger, snapshot.taken, self.id) else {
             bail!(
                 "no connection {} is tracked: it has ended, or was never recorded",

@@ -9,11 +9,17 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, policy, records::Records};
+use super::{
+    DEFAULT_POLICY, KernelArgs, ModeArg,
+    names::NamesArgs,
+    note, policy,
+    records::{Records, agents_ledger},
+};
 use crate::{
+    plan::Ledger,
     policy::Policy,
-    render::{Origin, read_snapshot},
-    snapshot::{Naming, Snapshot},
+    render::{AgentLedger, Dumped, Source, read_snapshot},
+    snapshot::Naming,
 };
 
 /// Where policy and snapshot come from.
@@ -36,33 +42,75 @@ pub(super) struct Input {
 
 impl Input {
     /// Reads both, the policy first: an operator who mistypes it needs no privilege to be told.
-    pub(super) fn read(&self) -> anyhow::Result<(Policy, Origin, Snapshot)> {
+    pub(super) fn read(&self) -> anyhow::Result<(Policy, Dumped)> {
         let stdin = Path::new("-");
         if self.policy == stdin && self.snapshot.as_deref() == Some(stdin) {
             bail!("--policy and --snapshot cannot both be standard input");
         }
-        let policy = policy::load(&self.policy)?.with_mode_at_most(self.mode.into());
-        let (origin, snapshot) = match &self.snapshot {
+        let policy = policy::load(&self.policy)?;
+        let dumped = match &self.snapshot {
             Some(file) => replayed(file)?,
-            None => {
-                let (origin, mut snapshot) = Records::open(&self.kernel)?.read()?;
-                let cgroup = self.kernel.cgroup.as_deref();
-                self.names.put(&mut snapshot, cgroup)?;
-                (origin, snapshot)
-            }
+            None => self.live(&policy)?,
         };
         // As the agent does that has made, or would have made, such a snapshot.
-        let policy = if snapshot.naming == Naming::Off {
+        let policy = if dumped.snapshot.naming == Naming::Off {
             policy::note_rules_for_pods(&policy);
             policy
         } else {
             policy.with_kubernetes_defaults()
         };
-        Ok((policy, origin, snapshot))
+        if dumped.ledger.is_none() {
+            note("note: budgets are shown unspent, as it is not known here what was moved before");
+        }
+        Ok((policy.with_mode_at_most(self.mode.into()), dumped))
+    }
+
+    /// The ledger after the records: what began to move in between is known to be moving, and not
+    /// chosen again.
+    fn live(&self, policy: &Policy) -> anyhow::Result<Dumped> {
+        let mut records = Records::open(&self.kernel)?;
+        let (origin, mut snapshot) = records.read()?;
+        let cgroup = self.kernel.cgroup.as_deref();
+        self.names.put(&mut snapshot, cgroup)?;
+        let agent = match origin.source {
+            Source::Agent => agents_ledger(&self.kernel),
+            Source::Pins | Source::ThisCall => None,
+        };
+        if let Some(agent) = &agent {
+            compare(agent, policy, &policy::name(&self.policy), self.mode);
+        }
+        Ok(Dumped {
+            origin,
+            snapshot,
+            ledger: agent.map(|agent| agent.ledger),
+        })
     }
 }
 
-fn replayed(file: &Path) -> anyhow::Result<(Origin, Snapshot)> {
+/// What to decide with; nothing done yet, if nothing else is known.
+pub(super) fn ledger_of(dumped: &Dumped) -> Ledger {
+    dumped.ledger.clone().unwrap_or_default()
+}
+
+/// Says where the agent goes by something else than this plan.
+fn compare(agent: &AgentLedger, policy: &Policy, name: &str, mode: ModeArg) {
+    let file = &agent.policy_file;
+    if crate::policy::parse(file, &agent.policy).as_ref() != Ok(policy) {
+        note(format_args!(
+            "warning: the agent goes by another policy: what it read from {file} differs from \
+             {name}; a reload (SIGHUP) that was refused, or not asked for, is told by `status`"
+        ));
+    }
+    let mode = policy.mode().safest(mode.into()).as_str();
+    if agent.mode != mode {
+        note(format_args!(
+            "warning: this plan is of mode {mode}, the agent is in mode {}",
+            agent.mode
+        ));
+    }
+}
+
+fn replayed(file: &Path) -> anyhow::Result<Dumped> {
     let name = policy::name(file);
     let read = if file == Path::new("-") {
         read_snapshot(io::stdin().lock())

@@ -14,11 +14,13 @@ mod names;
 mod plan;
 mod policy;
 mod records;
+mod running;
+mod status;
 mod uninstall;
 
 use std::{
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -53,6 +55,7 @@ enum Command {
     Dump(dump::Dump),
     Move(move_::Move),
     Plan(plan::Plan),
+    Status(status::Status),
     Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
@@ -71,6 +74,19 @@ pub(crate) struct KernelArgs {
     /// private cgroup namespace.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<PathBuf>,
+    /// Folder of the socket on which the agent is asked [default: /run/ and the last part of
+    /// --pins].
+    #[arg(long, value_name = "PATH")]
+    run_dir: Option<PathBuf>,
+}
+
+impl KernelArgs {
+    fn run_dir(&self) -> PathBuf {
+        self.run_dir.clone().unwrap_or_else(|| {
+            let name = self.pins.file_name();
+            Path::new("/run").join(name.unwrap_or("rebalancer".as_ref()))
+        })
+    }
 }
 
 /// The form of what is shown.
@@ -117,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Dump(dump) => dump.run(),
         Command::Move(chosen) => chosen.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Status(status) => status.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
@@ -149,6 +166,11 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<PolicyErrors>().is_some() {
         return 3;
+    }
+    match error.downcast_ref::<running::NotAsked>() {
+        Some(running::NotAsked::Privilege { .. }) => return 4,
+        Some(running::NotAsked::NoAgent { .. }) => return 5,
+        Some(running::NotAsked::Other { .. }) | None => {}
     }
     match error.downcast_ref::<bpf::Error>() {
         Some(bpf::Error::Privilege(_)) => 4,

@@ -5,16 +5,19 @@ use std::{fs, io, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Output, input::Input, note};
+use super::{
+    Output,
+    input::{Input, ledger_of},
+};
 use crate::{
-    plan::{Ledger, decide},
+    plan::decide,
     render::{self, Notation, Sort},
 };
 
 /// Show what would be moved now, in what order and why; what is spared and why; how long it takes.
 ///
-/// It changes nothing. It asks the same core as the agent, but knows nothing of what the agent has
-/// moved: the budgets are shown unspent.
+/// It changes nothing. It asks the same core as the agent, with what the agent that runs has moved
+/// so far: it is what that agent would do now. Without an agent the budgets are shown unspent.
 #[derive(Args)]
 pub(super) struct Plan {
     #[command(flatten)]
@@ -29,14 +32,16 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let (policy, origin, snapshot) = &self.input.read()?;
+        let (policy, dumped) = &self.input.read()?;
+        let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
         if let Some(file) = &self.dump_to {
             let mut dump = Vec::new();
-            render::connections(&mut dump, Notation::Json, snapshot, origin, Sort::default())?;
+            let (json, sort) = (Notation::Json, Sort::default());
+            let ledger = dumped.ledger.as_ref();
+            render::connections(&mut dump, json, snapshot, ledger, origin, sort)?;
             fs::write(file, dump).with_context(|| format!("writing {}", file.display()))?;
         }
-        let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-        note("note: budgets are shown unspent, as it is not known here what was moved before");
+        let plan = decide(policy, snapshot, &ledger_of(dumped), snapshot.taken);
         let out = &mut io::stdout().lock();
         match self.output {
             Output::Table => render::plan_table(out, &plan, snapshot),

@@ -55,7 +55,13 @@ impl Policy {
 
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
-    Ok(policy::parse(&name(file), &text(file)?)?)
+    load_with_text(file).map(|(policy, _)| policy)
+}
+
+/// The same, and what it was read from.
+pub(super) fn load_with_text(file: &Path) -> anyhow::Result<(policy::Policy, String)> {
+    let text = text(file)?;
+    Ok((policy::parse(&name(file), &text)?, text))
 }
 
 /// Says which rules match nothing where nobody is asked for names.

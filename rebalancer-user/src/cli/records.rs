@@ -6,11 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{KernelArgs, need_privilege, note};
+use super::{KernelArgs, need_privilege, note, running};
 use crate::{
-    bpf::{self, Kernel, Lifetime, Lister, Tracker, Tracking},
-    observe::observe,
-    render::{Origin, Source},
+    bpf::{self, CgroupTree, Kernel, Lifetime, Lister, Tracker, Tracking},
+    observe::{locate, observe},
+    render::{AgentLedger, Origin, Source},
     snapshot::Snapshot,
 };
 
@@ -20,6 +20,7 @@ pub(super) struct Records {
     lister: Lister,
     kernel: Arc<Kernel>,
     source: Source,
+    cgroups: CgroupTree,
     _own: Option<Tracker>,
 }
 
@@ -29,6 +30,7 @@ impl Records {
     pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
         need_privilege()?;
         let kernel = Arc::new(Kernel::read()?);
+        let cgroups = CgroupTree::find(args.cgroup.as_deref())?;
         // An agent holds a lock on its pins.
         let agent_runs = bpf::agent_runs(&args.pins);
         if agent_runs || bpf::tracks(&args.pins) {
@@ -45,6 +47,7 @@ impl Records {
                 lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
                 kernel,
                 source,
+                cgroups,
                 _own: None,
             });
         }
@@ -59,6 +62,7 @@ impl Records {
             lister,
             kernel,
             source: Source::ThisCall,
+            cgroups,
             _own: Some(own),
         })
     }
@@ -70,7 +74,8 @@ impl Records {
 
     /// Reads them, and warns of what the kernel half could not record.
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
-        let observation = observe(&mut self.lister)?;
+        let mut observation = observe(&mut self.lister)?;
+        locate(&mut observation.snapshot, &self.cgroups.read());
         for (fault, count) in &observation.faults {
             note(format_args!(
                 "warning: {}: {count} times since tracking began",
@@ -78,6 +83,28 @@ impl Records {
             ));
         }
         Ok((Origin::here(self.source), observation.snapshot))
+    }
+}
+
+/// What the agent whose records these are has done; none, and why, if it cannot be asked.
+pub(super) fn agents_ledger(args: &KernelArgs) -> Option<AgentLedger> {
+    match running::ledger(args) {
+        Ok(agent) if running::same_folder(Path::new(&agent.pins), &args.pins) => Some(agent),
+        Ok(agent) => {
+            note(format_args!(
+                "warning: the agent asked has its pins in {}, not in {}: what it has moved does \
+                 not count here",
+                agent.pins,
+                args.pins.display()
+            ));
+            None
+        }
+        Err(error) => {
+            note(format_args!(
+                "warning: what the agent has moved is not known: {error}"
+            ));
+            None
+        }
     }
 }
 

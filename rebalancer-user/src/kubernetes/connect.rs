@@ -14,7 +14,7 @@ use kube::{
 use tokio::task::JoinSet;
 
 use super::{Access, Ask, watch, watch::Shared, whereabouts::Whereabouts};
-use crate::{bpf, snapshot::Snapshot};
+use crate::{bpf::CgroupTree, snapshot::Snapshot};
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
@@ -37,13 +37,13 @@ impl Names {
         let Some((config, node)) = configure(access).await? else {
             return Ok(None);
         };
-        let (root, _) = bpf::cgroup_root(cgroup)?;
+        let tree = CgroupTree::find(cgroup)?;
         let shared = Shared::default();
         let tasks =
             watch::start(&config, &node, &shared).context("preparing to ask the API server")?;
         Ok(Some(Self {
             shared,
-            whereabouts: Whereabouts::below(root),
+            whereabouts: Whereabouts::of_tree(tree),
             node,
             _tasks: tasks,
         }))

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::cgroup::PodCgroup;
-use crate::snapshot::{CgroupId, EndpointKey, Netns, Snapshot};
+use crate::{
+    bpf::{CgroupPaths, CgroupTree},
+    snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, Snapshot},
+};
 
 /// How often processes are looked through anew: one of another pod may have entered a namespace.
 const LOOK_THROUGH: Duration = Duration::from_secs(30);
@@ -38,19 +41,19 @@ struct Found {
 /// process whenever it is asked for; ids of cgroups are not.
 #[derive(Debug)]
 pub(super) struct Whereabouts {
-    root: PathBuf,
+    tree: CgroupTree,
     namespaces: BTreeMap<Netns, Found>,
-    cgroups: BTreeMap<CgroupId, String>,
+    cgroups: CgroupPaths,
     looked: Option<Instant>,
 }
 
 impl Whereabouts {
-    /// Of the cgroups below `root`, a folder of the v2 hierarchy.
-    pub(super) fn below(root: PathBuf) -> Self {
+    /// Of the cgroups of this hierarchy.
+    pub(super) fn of_tree(tree: CgroupTree) -> Self {
         Self {
-            root,
+            tree,
             namespaces: BTreeMap::new(),
-            cgroups: BTreeMap::new(),
+            cgroups: CgroupPaths::new(),
             looked: None,
         }
     }
@@ -76,7 +79,7 @@ impl Whereabouts {
         let ids: BTreeSet<CgroupId> = sockets.chain(endpoints).collect();
         self.cgroups.retain(|id, _| ids.contains(id));
         if ids.iter().any(|id| !self.cgroups.contains_key(id)) {
-            let mut paths = walk(&self.root);
+            let mut paths = self.tree.read();
             let missing = ids
                 .into_iter()
                 .filter_map(|id| Some((id, paths.remove(&id)?)));
@@ -98,7 +101,7 @@ impl Whereabouts {
 
     /// Where a socket's cgroup is.
     pub(super) fn of_cgroup(&self, id: CgroupId) -> Place {
-        match self.cgroups.get(&id).map(String::as_str) {
+        match self.cgroups.get(&id).map(CgroupPath::as_str) {
             // At the root is also what has its cgroup in another hierarchy alone, as all pods of
             // a host with v1.
             None | Some("/") => Place::Unknown,
@@ -175,24 +178,6 @@ fn place_of(process: &Path) -> Option<Place> {
         Ok(None) => Place::NoPod,
         Err(_) => Place::Unknown,
     })
-}
-
-/// Every cgroup's path below `root`, by id, which is the folder's inode.
-fn walk(root: &Path) -> BTreeMap<CgroupId, String> {
-    let mut paths = BTreeMap::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let Ok(meta) = fs::metadata(&folder) else {
-            continue; // gone meanwhile
-        };
-        if let Some(below) = folder.strip_prefix(root).ok().and_then(Path::to_str) {
-            paths.insert(CgroupId(meta.ino()), format!("/{below}"));
-        }
-        let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
-        let inside = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        folders.extend(inside.map(|entry| entry.path()));
-    }
-    paths
 }
 
 #[cfg(test)]

@@ -98,6 +98,11 @@ impl Active {
         self.id.cookie
     }
 
+    /// What is its turn; none if all steps have passed.
+    pub(super) fn step_kind(&self) -> Option<StepKind> {
+        self.current().map(Step::kind)
+    }
+
     /// One look.
     pub(super) fn look(&mut self, inside: &mut Inside<'_>) -> Next {
         let socket = match self.socket(inside.diag) {

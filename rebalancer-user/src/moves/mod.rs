@@ -31,6 +31,6 @@ pub(crate) use sys::option;
 
 pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
-pub use mover::{Done, Mover, Order};
+pub use mover::{Done, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use quiet::{Quiet, judge};

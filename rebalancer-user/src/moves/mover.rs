@@ -4,7 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +25,7 @@ use crate::{
     bpf::Lister,
     netns::{Namespaces, enter},
     plan::{Move, Outcome},
+    policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
 
@@ -62,10 +66,23 @@ enum Request {
     Recall,
 }
 
+/// The step at which each move under way is, for whoever is asked. Shared with the moving thread.
+#[derive(Clone, Debug, Default)]
+pub struct Steps(Arc<Mutex<BTreeMap<Cookie, StepKind>>>);
+
+impl Steps {
+    /// The step of the move of `cookie`; `None` if it is not under way, or not looked at yet.
+    pub fn of(&self, cookie: Cookie) -> Option<StepKind> {
+        let steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.get(&cookie).copied()
+    }
+}
+
 /// Handle of the moving thread. Dropping it ends the thread; moves that wait end without harm.
 pub struct Mover {
     requests: Option<SyncSender<Request>>,
     thread: Option<thread::JoinHandle<()>>,
+    steps: Steps,
 }
 
 impl Mover {
@@ -79,6 +96,8 @@ impl Mover {
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
         let (requests, queue) = sync_channel(QUEUE);
+        let steps = Steps::default();
+        let told = steps.clone();
         let thread = thread::Builder::new()
             .name("mover".to_owned())
             .spawn(move || {
@@ -89,13 +108,20 @@ impl Mover {
                     namespaces: Namespaces::default(),
                     active: BTreeMap::new(),
                     done,
+                    steps: told,
                 }
                 .run(&queue);
             })?;
         Ok(Self {
             requests: Some(requests),
             thread: Some(thread),
+            steps,
         })
+    }
+
+    /// The step at which each move is.
+    pub fn steps(&self) -> Steps {
+        self.steps.clone()
     }
 
     /// Hands over a move. `false`: the thread cannot take it, and there will be no [`Done`].
@@ -132,6 +158,7 @@ struct Room {
     namespaces: Namespaces,
     active: BTreeMap<Cookie, Active>,
     done: UnboundedSender<Done>,
+    steps: Steps,
 }
 
 impl Room {
@@ -153,6 +180,7 @@ impl Room {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.look_at_all();
+            self.tell_steps();
         }
         self.end_all(&Outcome::Refused("shutdown"));
     }
@@ -173,6 +201,12 @@ impl Room {
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
         }
+    }
+
+    fn tell_steps(&self) {
+        let steps = self.active.iter();
+        let steps = steps.filter_map(|(cookie, active)| Some((*cookie, active.step_kind()?)));
+        *self.steps.0.lock().unwrap_or_else(PoisonError::into_inner) = steps.collect();
     }
 
     fn look_at_all(&mut self) {

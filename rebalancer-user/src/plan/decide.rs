@@ -5,7 +5,7 @@ use super::{
     limits::measure,
 };
 use crate::{
-    policy::{Mode, Policy, Rule},
+    policy::{Lack, Mode, Policy, Rule},
     snapshot::{Connection, Cookie, Identity, KernelTime, Snapshot, Who},
 };
 
@@ -31,6 +31,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         let who = snapshot.who(&connection.endpoint);
         let (rule, unsure) = match policy.rule_for(connection, who) {
             Ok(rule) => (rule, None),
+            Err((_, Lack::Cgroup)) => (None, Some(Spared::CgroupUnknown)),
             Err((rule, lack)) => {
                 let rule = Some(rule.name().clone());
                 (None, Some(Spared::Unnamed { lack, rule }))

@@ -66,7 +66,8 @@ pub fn explain<'a>(
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
         let miss = looked_at.matches().misses(connection, who);
-        let found = miss.is_none_or(|miss| !miss.is_sure());
+        // One that may be for it, or may not, hides those behind it.
+        let found = miss.as_ref().is_none_or(|miss| !miss.is_sure());
         rules.push((looked_at, miss));
         if found {
             break;

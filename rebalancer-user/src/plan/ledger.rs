@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Move, Outcome, rates::Rates};
+use super::{
+    Move, Outcome,
+    rates::{History, Rates},
+};
 use crate::{
     policy::{Mode, Policy},
     snapshot::{Cookie, KernelTime, Snapshot},
@@ -31,7 +34,53 @@ pub struct Ledger {
 /// Moves that count against a budget, by when they began.
 type Spent = BTreeSet<(KernelTime, Cookie)>;
 
+/// All that a [`Ledger`] holds, to be written and read: a decision made with what was read back
+/// is the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Moves under way, and when they began.
+    pub in_flight: Vec<(Cookie, KernelTime)>,
+    /// Moves that ended, how and when.
+    pub ended: Vec<(Cookie, Outcome, KernelTime)>,
+    /// Connections told in dry run.
+    pub said: Vec<Cookie>,
+    /// Moves that count against the budget, by when they began.
+    pub made: Vec<(KernelTime, Cookie)>,
+    /// What was told in dry run, likewise.
+    pub told: Vec<(KernelTime, Cookie)>,
+    /// The rates of connections whose rules ask for them.
+    pub rates: Vec<(Cookie, History)>,
+}
+
 impl Ledger {
+    /// All that it holds, in order.
+    pub fn entries(&self) -> Entries {
+        let ended = |(cookie, (outcome, at)): (&Cookie, &(Outcome, KernelTime))| {
+            (*cookie, outcome.clone(), *at)
+        };
+        Entries {
+            in_flight: self.in_flight.iter().map(|(c, at)| (*c, *at)).collect(),
+            ended: self.ended.iter().map(ended).collect(),
+            said: self.said.iter().copied().collect(),
+            made: self.made.iter().copied().collect(),
+            told: self.told.iter().copied().collect(),
+            rates: self.rates.entries(),
+        }
+    }
+
+    /// A ledger that holds `entries`.
+    pub fn from_entries(entries: Entries) -> Self {
+        let ended = |(cookie, outcome, at)| (cookie, (outcome, at));
+        Self {
+            in_flight: entries.in_flight.into_iter().collect(),
+            ended: entries.ended.into_iter().map(ended).collect(),
+            said: entries.said.into_iter().collect(),
+            made: entries.made.into_iter().collect(),
+            told: entries.told.into_iter().collect(),
+            rates: Rates::from_entries(entries.rates),
+        }
+    }
+
     /// Takes in what connections have carried so far. Call it with each snapshot, before its
     /// plan: rates need two listings at least.
     pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
@@ -89,6 +138,13 @@ impl Ledger {
         self.in_flight.len()
     }
 
+    /// Moves under way, and when they began.
+    pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime)> {
+        self.in_flight
+            .iter()
+            .map(|(cookie, began)| (*cookie, *began))
+    }
+
     pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {
         self.in_flight.contains_key(&cookie)
     }
@@ -106,16 +162,29 @@ impl Ledger {
 
     /// Moves of `mode` that began within `window`. Dry runs and real moves are apart: what is
     /// only told must not hold up what is to be done.
-    pub(super) fn spent(&self, mode: Mode, window: Duration, now: KernelTime) -> u64 {
+    pub fn spent(&self, mode: Mode, window: Duration, now: KernelTime) -> u64 {
+        u64::try_from(self.recent(mode, window, now).count()).unwrap_or(u64::MAX)
+    }
+
+    /// Until the window forgets the first of [`Ledger::spent`]; none if there is none.
+    pub fn refills_in(&self, mode: Mode, window: Duration, now: KernelTime) -> Option<Duration> {
+        let began = self.recent(mode, window, now).next()?;
+        Some(window.saturating_sub(now.since(began)))
+    }
+
+    /// When those began, the earliest first.
+    fn recent(
+        &self,
+        mode: Mode,
+        window: Duration,
+        now: KernelTime,
+    ) -> impl Iterator<Item = KernelTime> {
         let spent = if mode == Mode::DryRun {
             &self.told
         } else {
             &self.made
         };
-        let recent = spent
-            .iter()
-            .filter(|(began, _)| now.since(*began) < window)
-            .count();
-        u64::try_from(recent).unwrap_or(u64::MAX)
+        let began = spent.iter().map(|(began, _)| *began);
+        began.filter(move |began| now.since(*began) < window)
     }
 }

@@ -29,10 +29,11 @@ mod spared;
 pub use by_hand::{Guarded, by_hand};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
-pub use ledger::{HOLD, Ledger};
+pub use ledger::{Entries, HOLD, Ledger};
 pub use limits::{Reason, Unknown};
 pub use outcome::Outcome;
 pub use outlook::Outlook;
+pub use rates::{History, Level};
 pub use spared::Spared;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};

@@ -22,9 +22,9 @@ pub(super) struct Rates {
     known: BTreeMap<Cookie, History>,
 }
 
-/// What is known of one connection.
+/// What is known of one connection's rate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct History {
+pub struct History {
     listed: KernelTime,
     bytes: Bytes,
     /// Intervals between listings so far.
@@ -34,15 +34,28 @@ struct History {
     levels: Vec<Level>,
 }
 
+/// A rate that has been held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Level {
-    rate: u64,
-    since: KernelTime,
+pub struct Level {
+    /// Bytes per second.
+    pub rate: u64,
+    /// From when on.
+    pub since: KernelTime,
     /// The number of the interval that began then.
-    interval: u64,
+    pub interval: u64,
 }
 
 impl Rates {
+    pub(super) fn entries(&self) -> Vec<(Cookie, History)> {
+        self.known.iter().map(|(c, h)| (*c, h.clone())).collect()
+    }
+
+    pub(super) fn from_entries(entries: Vec<(Cookie, History)>) -> Self {
+        Self {
+            known: entries.into_iter().collect(),
+        }
+    }
+
     /// Takes in a snapshot. What is not in it, or of no rule that limits rates, is forgotten.
     pub(super) fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
         if !policy
@@ -83,6 +96,43 @@ impl Rates {
 }
 
 impl History {
+    /// What was known; `None` if it makes no sense, as the levels do not rise.
+    pub fn known(
+        listed: KernelTime,
+        bytes: Bytes,
+        intervals: u64,
+        levels: Vec<Level>,
+    ) -> Option<Self> {
+        let rises =
+            |a: &Level, b: &Level| a.rate < b.rate && a.since <= b.since && a.interval < b.interval;
+        let sensible = levels.len() <= LEVELS.get()
+            && levels.is_sorted_by(rises)
+            && levels
+                .iter()
+                .all(|l| l.interval < intervals && l.since <= listed);
+        sensible.then_some(Self {
+            listed,
+            bytes,
+            intervals,
+            levels,
+        })
+    }
+
+    /// The last listing: when, and the bytes carried until then.
+    pub fn listed(&self) -> (KernelTime, Bytes) {
+        (self.listed, self.bytes)
+    }
+
+    /// Intervals between listings so far.
+    pub fn intervals(&self) -> u64 {
+        self.intervals
+    }
+
+    /// The rates held, the lowest first, which is held for longest.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
     fn new(connection: &Connection, listed: KernelTime) -> Self {
         Self {
             listed,

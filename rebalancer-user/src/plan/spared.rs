@@ -22,6 +22,8 @@ pub enum Spared {
     InFlight,
     /// No rule matches it.
     NoRule,
+    /// A rule names cgroups, and the path of this one's is not known.
+    CgroupUnknown,
     /// The policy or its rule is disabled.
     Disabled,
     /// Not in a state to be moved.
@@ -126,6 +128,7 @@ impl Spared {
             Self::Duplicate => "duplicate",
             Self::InFlight => "inFlight",
             Self::NoRule => "noRule",
+            Self::CgroupUnknown => "cgroupUnknown",
             Self::Disabled => "disabled",
             Self::NotEstablished { .. } => "notEstablished",
             Self::NotAccepted => "notAccepted",
@@ -163,6 +166,7 @@ impl Spared {
             Self::Duplicate => "a listing that has it once".to_owned(),
             Self::InFlight => "nothing: it is being moved".to_owned(),
             Self::NoRule => "a rule whose `match` covers it".to_owned(),
+            Self::CgroupUnknown => "a rule for it that names no cgroups, in front".to_owned(),
             Self::Disabled => {
                 "mode DryRun or Enforce: in the policy, the rule and --mode".to_owned()
             }
@@ -223,6 +227,9 @@ impl fmt::Display for Spared {
             Self::Duplicate => f.write_str("its cookie was listed more than once"),
             Self::InFlight => f.write_str("a move of it is under way"),
             Self::NoRule => f.write_str("no rule matches it"),
+            Self::CgroupUnknown => {
+                f.write_str("a rule names cgroups, and its own is gone or not known")
+            }
             Self::Disabled => f.write_str("the policy or its rule is disabled"),
             Self::NotEstablished { state } => write!(f, "its state is {}", state.name()),
             Self::NotAccepted => f.write_str("no process has accepted it"),
@@ -307,6 +314,7 @@ mod tests {
             Spared::Duplicate,
             Spared::InFlight,
             Spared::NoRule,
+            Spared::CgroupUnknown,
             Spared::Disabled,
             Spared::NotEstablished {
                 state: TcpState::CloseWait,

@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, Count, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef, SessionState,
-    Size, Sockets, Span, Step, StepKind, When,
+    AtEnd, CgroupGlobs, Count, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef,
+    SessionState, Size, Sockets, Span, Step, StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -77,6 +77,9 @@ impl Lines {
         self.field("  ", "loopback", effective.loopback(), loopback);
         let most = within(track, |t| &t.max_per_endpoint);
         self.field("  ", "maxPerEndpoint", effective.max_per_endpoint(), most);
+        let excluded = within(track, |t| &t.exclude_cgroups);
+        let globs = globs(effective.exclude_cgroups());
+        self.field("  ", "excludeCgroups", globs, excluded);
 
         let effective = policy.budget();
         self.line("", "budget:");
@@ -204,6 +207,9 @@ impl Lines {
                 self.field("        ", "except", except, true);
             }
         }
+        if !matches.cgroups().is_empty() {
+            self.field("    ", "cgroups", globs(matches.cgroups()), true);
+        }
     }
 
     fn pods(&mut self, pods: &Pods) {
@@ -310,6 +316,15 @@ fn service(service: &ServiceRef) -> String {
         Some(_) => service.to_string(),
         None => name(service.name()),
     }
+}
+
+/// Globs, each in single quotes: nothing but a quote has a meaning in them.
+fn globs(globs: &CgroupGlobs) -> String {
+    let quoted: Vec<String> = globs
+        .as_strs()
+        .map(|glob| format!("'{}'", glob.replace('\'', "''")))
+        .collect();
+    format!("[{}]", quoted.join(", "))
 }
 
 /// A network; IPv6 in quotes, for its colons.

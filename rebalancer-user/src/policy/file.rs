@@ -155,6 +155,10 @@ pub(super) struct TrackFile {
     /// The most connections recorded for one endpoint.
     #[schemars(with = "schema::PerEndpoint", extend("default" = 65536))]
     pub(super) max_per_endpoint: Field<Scalar>,
+    /// Cgroups whose sockets are not recorded, nor those of any cgroup below: globs over their
+    /// paths, as in `match.cgroups`.
+    #[schemars(with = "Vec<schema::CgroupGlob>", extend("default" = []))]
+    pub(super) exclude_cgroups: List<Scalar>,
 }
 
 /// How many moves there may be.
@@ -242,7 +246,7 @@ pub(super) struct RuleFile {
     pub(super) balance: Unsupported,
 }
 
-/// Ports, peers and pods; what is given must all match.
+/// Ports, peers, pods and cgroups; what is given must all match.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[schemars(rename = "Match", extend("minProperties" = 1))]
@@ -263,8 +267,11 @@ pub(super) struct MatchFile {
     /// Labels of the pod.
     #[schemars(with = "SelectorFile")]
     pub(super) pod_selector: Field<SelectorFile>,
-    #[schemars(skip)]
-    pub(super) cgroups: Unsupported,
+    /// Cgroups of the server's side: globs over their paths, as `/proc/PID/cgroup` shows them. Each
+    /// names the cgroups it matches and all below them. `*` also stands for `/`, a backslash for
+    /// itself.
+    #[schemars(with = "Vec<schema::CgroupGlob>")]
+    pub(super) cgroups: List<Scalar>,
 }
 
 /// Labels as a NetworkPolicy selects by them; an empty one selects everything.

@@ -4,15 +4,16 @@ use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 
-use super::{Lack, Pods};
-use crate::snapshot::{Connection, Who};
+use super::{CgroupGlobs, Lack, Pods, visible};
+use crate::snapshot::{CgroupPath, Connection, Who};
 
-/// Ports, peers and pods; what is given must all match. Never empty.
+/// Ports, peers, pods and cgroups; what is given must all match. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
     pub(super) ports: Vec<PortRange>,
     pub(super) peers: Vec<Peer>,
     pub(super) pods: Pods,
+    pub(super) cgroups: CgroupGlobs,
 }
 
 impl Match {
@@ -31,6 +32,11 @@ impl Match {
         &self.pods
     }
 
+    /// Cgroups of the server's side; empty if any.
+    pub fn cgroups(&self) -> &CgroupGlobs {
+        &self.cgroups
+    }
+
     /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
     pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Miss> {
         let port = connection.endpoint.port;
@@ -42,12 +48,28 @@ impl Match {
             let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
             return Some(Miss::Peer { peer, excepted });
         }
-        self.pods.misses(who)
+        // Last: who is missed by port or peer need not be known better. And what is surely
+        // another is another, whatever else is not known of it.
+        let [pods, cgroups] = [self.pods.misses(who), self.misses_cgroup(connection)];
+        match (pods, cgroups) {
+            (Some(unsure), Some(other)) if !unsure.is_sure() && other.is_sure() => Some(other),
+            (pods, cgroups) => pods.or(cgroups),
+        }
+    }
+
+    fn misses_cgroup(&self, connection: &Connection) -> Option<Miss> {
+        if self.cgroups.is_empty() {
+            return None;
+        }
+        match &connection.cgroup_path {
+            None => Some(Miss::Unsure(Lack::Cgroup)),
+            Some(path) => (!self.cgroups.name(path)).then(|| Miss::Cgroup(path.clone())),
+        }
     }
 }
 
 /// Why a rule is not for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Miss {
     /// It was accepted on another port.
     Port(u16),
@@ -58,6 +80,8 @@ pub enum Miss {
         /// In one of the networks, but excepted from it.
         excepted: bool,
     },
+    /// It belongs to another cgroup.
+    Cgroup(CgroupPath),
     /// It was accepted by no pod, as far as is known.
     NoPod,
     /// Its port is behind none of the Services.
@@ -72,7 +96,7 @@ pub enum Miss {
 
 impl Miss {
     /// Whether the rule is surely not for it.
-    pub fn is_sure(self) -> bool {
+    pub fn is_sure(&self) -> bool {
         !matches!(self, Self::Unsure(_))
     }
 }
@@ -89,10 +113,17 @@ impl fmt::Display for Miss {
                 peer,
                 excepted: true,
             } => write!(f, "{peer} is excepted from its peers"),
+            Self::Cgroup(path) => {
+                let path = visible(path.as_str());
+                write!(f, "the cgroup {path} is not among its cgroups")
+            }
             Self::NoPod => f.write_str("no pod accepted it, as far as is known"),
             Self::Services => f.write_str("none of its services leads there"),
             Self::Namespace => f.write_str("namespaceSelector does not select its namespace"),
             Self::PodLabels => f.write_str("podSelector does not select its pod"),
+            Self::Unsure(Lack::Cgroup) => {
+                f.write_str("it names cgroups, and the connection's own is gone or not known")
+            }
             Self::Unsure(lack) => write!(f, "it is not known {lack}"),
         }
     }

@@ -9,6 +9,7 @@
 //!   sockets: All               # All | Matched
 //!   loopback: false
 //!   maxPerEndpoint: 65536
+//!   excludeCgroups: []
 //! budget: {window: 1m, perNode: 60, maxInFlight: 20}
 //! guards:
 //!   minAge: 30s
@@ -21,6 +22,7 @@
 //!   match:
 //!     ports: [{port: 50051, endPort: 50060}]
 //!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
+//!     cgroups: ['*/machine.slice/*']
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   jitter: 10%
 //!   sessionState: Keeps        # Keeps | Loses
@@ -39,6 +41,12 @@
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
 //! that of the policy); a rule needs a name, a `match` and at least one limit. A rate is too high
 //! if it was held for the time given, which is at least twice the interval; one burst is not.
+//!
+//! `cgroups` and `track.excludeCgroups` are globs over the path of the cgroup that the server's
+//! socket belongs to, as `/proc/PID/cgroup` shows it. A glob names the cgroups whose path it
+//! matches, and all below them; `*` also stands for `/`, a backslash for itself. Sockets of
+//! excluded cgroups are not recorded. A connection whose cgroup is gone is not moved by a rule that
+//! names cgroups, nor by one behind it.
 //!
 //! Never moved, whatever a rule says: a connection of the host to itself (a sidecar's hop), one
 //! from a loopback address unless `track.loopback` is true, one of the host's own network
@@ -72,6 +80,7 @@
     clippy::disallowed_macros
 )]
 
+mod cgroups;
 mod error;
 mod explain;
 mod file;
@@ -86,6 +95,7 @@ mod tests;
 mod units;
 mod values;
 
+pub use cgroups::CgroupGlobs;
 pub(crate) use error::visible;
 pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
@@ -168,8 +178,8 @@ impl Policy {
     }
 
     /// What the kernel records.
-    pub fn track(&self) -> Track {
-        self.track
+    pub fn track(&self) -> &Track {
+        &self.track
     }
 
     /// How many moves there may be.
@@ -220,6 +230,12 @@ impl Policy {
             .filter(|rule| !rule.matches().pods().is_any())
     }
 
+    /// Whether it names cgroups anywhere: only then must their paths be known.
+    pub fn names_cgroups(&self) -> bool {
+        let by_rule = |rule: &Rule| !rule.matches().cgroups().is_empty();
+        !self.track.exclude_cgroups.is_empty() || self.rules.iter().any(by_rule)
+    }
+
     /// What `rule` may do under this policy.
     pub fn mode_of(&self, rule: &Rule) -> Mode {
         rule.mode().map_or(self.mode, |mode| self.mode.safest(mode))
@@ -227,27 +243,33 @@ impl Policy {
 }
 
 /// What the kernel records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
     sockets: Sockets,
     loopback: bool,
     max_per_endpoint: NonZeroU32,
+    exclude_cgroups: CgroupGlobs,
 }
 
 impl Track {
     /// Of which sockets there are records.
-    pub fn sockets(self) -> Sockets {
+    pub fn sockets(&self) -> Sockets {
         self.sockets
     }
 
     /// Whether connections from loopback addresses are recorded.
-    pub fn loopback(self) -> bool {
+    pub fn loopback(&self) -> bool {
         self.loopback
     }
 
     /// The most connections recorded for one endpoint.
-    pub fn max_per_endpoint(self) -> NonZeroU32 {
+    pub fn max_per_endpoint(&self) -> NonZeroU32 {
         self.max_per_endpoint
+    }
+
+    /// Cgroups whose sockets are not recorded.
+    pub fn exclude_cgroups(&self) -> &CgroupGlobs {
+        &self.exclude_cgroups
     }
 }
 

@@ -105,6 +105,8 @@ pub enum Lack {
     NamespaceLabels,
     /// The Services that lead to it.
     Services,
+    /// The cgroup that it belongs to.
+    Cgroup,
 }
 
 impl fmt::Display for Lack {
@@ -113,6 +115,7 @@ impl fmt::Display for Lack {
             Self::Pod => "which pod it is",
             Self::NamespaceLabels => "which labels its namespace has",
             Self::Services => "which Services lead to it",
+            Self::Cgroup => "which cgroup it belongs to",
         })
     }
 }

@@ -198,6 +198,16 @@ pub enum StepKind {
     Reset,
 }
 
+impl StepKind {
+    /// The word in the policy file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Close => "Close",
+            Self::Reset => "Reset",
+        }
+    }
+}
+
 /// When a step acts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {

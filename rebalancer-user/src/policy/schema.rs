@@ -61,6 +61,7 @@ notations! {
     PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
     Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
     Name: {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
+    CgroupGlob: {"type": "string", "pattern": "^[/*?\\[{]", "minLength": 1, "maxLength": 512}
     Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
     ServiceName: {
         "type": "string",

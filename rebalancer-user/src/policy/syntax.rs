@@ -17,14 +17,13 @@ use super::{
 const LARGEST: usize = 1 << 20;
 
 /// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 7] = [
+const LATER: [&str; 6] = [
     "perService",
     "perEndpoint",
     "minReadyEndpoints",
     "settle",
     "balance",
     "count",
-    "cgroups",
 ];
 
 /// Reads the one document of `text`, in which no byte-order mark is left.

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::sample;
+use crate::snapshot::{CgroupPath, sample};
 
 const HEAD: &str = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
 
@@ -15,7 +15,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 2s
-track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000}
+track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
 budget: {window: 5m, perNode: 10%, maxInFlight: 7}
 guards: {minAge: 1m, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:
@@ -24,6 +24,7 @@ rules:
   match:
     ports: [{port: 8080}, {port: 50051, endPort: 50060}]
     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}, {ipBlock: {cidr: 'fd00::/8'}}]
+    cgroups: ['*/machine.slice/*', '/user.slice']
   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
   jitter: 25%
   sessionState: Loses
@@ -55,6 +56,7 @@ fn connection(port: u16, remote: &str) -> Connection {
     let mut connection = sample::connection(1);
     connection.endpoint.port = port;
     Connection {
+        cgroup_path: CgroupPath::new("/machine.slice/vm.scope"),
         local: SocketAddr::new(remote.ip(), port),
         remote,
         ..connection
@@ -115,7 +117,7 @@ fn the_documented_policy_is_valid_and_says_the_defaults() {
         "short",
         &format!(
             "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
-             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n    cgroups: ['*/machine.slice/*']\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
              namespaceSelector: {{matchLabels: {{team: shop}}}}\n    \
              podSelector: {{matchExpressions: [{{key: tier, operator: NotIn, values: [dev]}}]}}\n  limits: {{maxAge: 2h}}\n"
         ),
@@ -278,6 +280,17 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("idleFor with AtOnce", rule("  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
         ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
+        ("glob without a root", whole("'/user.slice'", "user.slice")),
+        ("glob with a slash at its end", whole("'/user.slice'", "/user.slice/")),
+        ("glob of everything", whole("'/user.slice'", "/")),
+        ("glob with an open class", whole("'/user.slice'", "'/user[a'")),
+        ("glob of nothing", whole("'/user.slice'", "''")),
+        ("glob too long", whole("'/user.slice'", &format!("/{}", "a".repeat(512)))),
+        ("glob as a number", whole("'/user.slice'", "7")),
+        ("globs as a text", whole("['*/machine.slice/*', '/user.slice']", "'*'")),
+        ("no globs", whole("['*/machine.slice/*', '/user.slice']", "[]")),
+        ("excluded globs", whole("'*\\x2d*'", "a, '/{b'")),
+        ("too many globs", whole("'/user.slice'", &["'*'"; 70].join(", "))),
         ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
         ("count: Bytes", rule("  count: Bytes")),
         ("count as list", rule("  count: [Messages]")),
@@ -321,7 +334,7 @@ fn mistakes_are_told_with_place_and_remedy() {
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n\
              budget: {perService: 10%, perEndpoint: 25%}\n\
              guards: {minReadyEndpoints: 2, settle: 60s}\n\
-             rules:\n- name: checkout\n  match:\n    cgroups: [a]\n  \
+             rules:\n- name: checkout\n  match: {ports: [{port: 1}]}\n  \
              limits: {}\n  balance: {by: Connections, tolerance: 10%}\n"
                 .into(),
         ),
@@ -551,6 +564,44 @@ fn what_misses_is_told() {
         miss(8080, "10.9.0.1:5").unwrap(),
         "10.9.0.1 is excepted from its peers"
     );
+    let of = |path: &str| Connection {
+        cgroup_path: CgroupPath::new(path),
+        ..connection(8080, "10.0.0.1:5")
+    };
+    let matches = policy.rules()[0].matches();
+    let elsewhere = Some(Miss::Cgroup(CgroupPath::new("/a").unwrap()));
+    assert_eq!(matches.misses(&of("/a"), &Who::NoPod), elsewhere);
+    assert_eq!(
+        matches.misses(&of(""), &Who::NoPod),
+        Some(Miss::Unsure(Lack::Cgroup))
+    );
+}
+
+#[test]
+fn a_rule_that_may_be_the_first_hides_those_behind_it() {
+    let behind = "- name: b\n  match: {ports: [{port: 80}]}\n  limits: {maxAge: 1h}\n";
+    let first = rule("").replace(
+        "{ports: [{port: 80}]}",
+        "{cgroups: [/a], ports: [{port: 80}]}",
+    );
+    let policy = parse("p", &format!("{first}{behind}")).unwrap();
+    let of = |port, path: &str| Connection {
+        cgroup_path: CgroupPath::new(path),
+        ..connection(port, "10.0.0.1:5")
+    };
+    for (connection, rule, unsure) in [
+        (of(80, "/a/b"), Some("a"), false),
+        (of(80, "/b"), Some("b"), false),
+        (of(80, ""), None, true),
+        // Of another port it is not for the first rule, wherever it is.
+        (of(81, ""), None, false),
+    ] {
+        let found = policy.rule_for(&connection, &Who::NoPod);
+        let name = found.ok().flatten().map(|rule| rule.name().as_str());
+        assert_eq!(name, rule, "{connection:?}");
+        let lack = found.err().map(|(_, lack)| lack);
+        assert_eq!(lack, unsure.then_some(Lack::Cgroup), "{connection:?}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{
-    ServiceRef,
+    CgroupGlobs, ServiceRef,
     error::{Fault, quoted},
     file::Scalar,
     syntax::nearest,
@@ -365,6 +365,53 @@ fn is_label_value(text: &str) -> bool {
             && text.bytes().all(inner)
             && text.starts_with(ends)
             && text.ends_with(ends)
+}
+
+/// A glob over cgroups' paths.
+pub(super) fn cgroup_glob(value: Value<'_>) -> Read<&str> {
+    const EXAMPLE: &str = "'*/machine.slice/*'";
+    const LONGEST: usize = 512;
+    let text = value.text("a glob over cgroups' paths", EXAMPLE)?;
+    let fault = |label: String, remedy: String| {
+        let message = "not a glob over cgroups' paths";
+        Err(Fault::new(message, label, remedy))
+    };
+    if text.chars().count() > LONGEST {
+        let label = format!("longer than {LONGEST} characters");
+        return fault(label, "write a shorter one, with `*`".to_owned());
+    }
+    if text.contains(char::is_control) {
+        let label = "a line break or another control character in it".to_owned();
+        return fault(label, "write `?` for it".to_owned());
+    }
+    if !text.starts_with(['/', '*', '?', '[', '{']) {
+        let label = "every path begins with `/`, so it matches none".to_owned();
+        let remedy = if text.is_empty() {
+            format!("write one, e.g. {EXAMPLE}")
+        } else {
+            format!("write '/{text}', or '*/{text}' for one at any depth")
+        };
+        return fault(label, remedy);
+    }
+    if text.ends_with('/') {
+        let label = "no path ends with `/`".to_owned();
+        let all = text.trim_end_matches('/');
+        let remedy = if all.is_empty() {
+            "for every cgroup write '*'".to_owned()
+        } else {
+            format!("write '{all}': what is below it is meant too")
+        };
+        return fault(label, remedy);
+    }
+    match CgroupGlobs::new([text]) {
+        Ok(_) => Ok(text),
+        Err(error) => fault(
+            error.kind().to_string(),
+            "`*` is any text, `?` a character, `[ab]` one of these, `{a,b}` either; for one of \
+             them itself write e.g. `[[]`"
+                .to_owned(),
+        ),
+    }
 }
 
 /// A network; an IPv4-mapped one becomes IPv4.

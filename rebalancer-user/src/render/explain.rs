@@ -143,7 +143,7 @@ pub fn explanation(
             .map(|(rule, miss)| RuleItem {
                 rule: rule.name().as_str(),
                 matches: miss.is_none(),
-                why_not: miss.map(|miss| miss.to_string()),
+                why_not: miss.as_ref().map(ToString::to_string),
             })
             .collect(),
         limits: explained.measures.iter().map(limit).collect(),

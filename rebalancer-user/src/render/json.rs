@@ -12,10 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Origin, Sort, Source, cgroup,
+    ledger::LedgerItem,
     names::{NamingItem, PodItem, container, service_names, who_item},
     rate, sorted,
 };
-use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
+use crate::{
+    plan::Ledger,
+    snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState},
+};
 
 pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const CONNECTIONS: &str = "ConnectionList";
@@ -47,6 +51,9 @@ struct Envelope<'a, T> {
 struct Connections<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     names: Option<NamingItem>,
+    /// What the agent had done until then, without which its budgets are unspent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger: Option<LedgerItem>,
     endpoints: Vec<EndpointItem>,
     items: Vec<ConnectionItem<'a>>,
 }
@@ -83,6 +90,9 @@ pub(super) struct ConnectionItem<'a> {
     pub(super) container: Option<String>,
     pub(super) endpoint: EndpointRef,
     pub(super) cgroup: u64,
+    /// Left out where it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cgroup_path: Option<String>,
     pub(super) local: SocketAddr,
     pub(super) peer: SocketAddr,
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -143,11 +153,13 @@ pub(super) struct EndpointItem {
     pub(super) pod_unknown: bool,
 }
 
-/// Every connection, and the endpoints' sums beside them, so that a replay sees the whole node.
+/// Every connection, and beside them the endpoints' sums and the agent's ledger, so that a replay
+/// sees the whole node.
 pub fn connections(
     out: &mut impl Write,
     notation: Notation,
     snapshot: &Snapshot,
+    ledger: Option<&Ledger>,
     origin: &Origin,
     sort: Sort,
 ) -> io::Result<()> {
@@ -158,6 +170,7 @@ pub fn connections(
     let endpoints = endpoint_items(snapshot);
     let body = Connections {
         names: NamingItem::of(snapshot.naming),
+        ledger: ledger.map(LedgerItem::of),
         endpoints,
         items,
     };
@@ -195,12 +208,21 @@ pub(super) fn write(
         taken_nanoseconds: snapshot.taken.0,
         body,
     };
+    write_value(out, notation, &envelope)
+}
+
+/// Writes what has its envelope already.
+pub(super) fn write_value(
+    out: &mut impl Write,
+    notation: Notation,
+    value: &impl Serialize,
+) -> io::Result<()> {
     match notation {
         Notation::Json => {
-            serde_json::to_writer_pretty(&mut *out, &envelope)?;
+            serde_json::to_writer_pretty(&mut *out, value)?;
             writeln!(out)
         }
-        Notation::Yaml => serde_saphyr::to_io_writer(out, &envelope).map_err(io::Error::other),
+        Notation::Yaml => serde_saphyr::to_io_writer(out, value).map_err(io::Error::other),
     }
 }
 
@@ -222,6 +244,7 @@ fn connection<'a>(c: &Connection, snapshot: &'a Snapshot) -> ConnectionItem<'a> 
         container: container(c, snapshot).map(str::to_owned),
         endpoint: endpoint_ref(&c.endpoint),
         cgroup: c.cgroup.0,
+        cgroup_path: c.cgroup_path.as_ref().map(|path| path.as_str().to_owned()),
         local: c.local,
         peer: c.remote,
         device: c.device,

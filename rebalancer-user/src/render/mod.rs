@@ -3,17 +3,24 @@
 
 mod explain;
 mod json;
+mod ledger;
 mod moved;
 mod names;
 mod plan;
 mod read;
+mod status;
 mod table;
 
 pub use explain::{explanation, explanation_table};
 pub use json::{Notation, connections, endpoints};
+pub use ledger::{AgentLedger, agent_ledger, read_agent_ledger};
 pub use moved::{End, Moved, moved, moved_table};
 pub use plan::{plan, plan_table, plan_wide};
-pub use read::{ReadError, read_snapshot};
+pub use read::{Dumped, ReadError, read_snapshot};
+pub use status::{
+    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PolicyStatus,
+    RefusedStatus, Status, read_status, status, status_table,
+};
 pub use table::{connections_table, connections_wide, endpoints_table};
 
 use std::cmp::Reverse;

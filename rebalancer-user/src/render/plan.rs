@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     plan::{Decision, Move, Outlook, Plan, Reason, Verdict},
-    policy::{AtEnd, Step, StepKind, When},
+    policy::{AtEnd, Step, When},
     snapshot::{Connection, Cookie, Naming, Snapshot},
 };
 
@@ -302,10 +302,7 @@ fn step_item(step: Step) -> StepItem {
         When::AtOnce => ("AtOnce", None),
     };
     StepItem {
-        step: match step.kind() {
-            StepKind::Close => "Close",
-            StepKind::Reset => "Reset",
-        },
+        step: step.kind().as_str(),
         when,
         idle_for_nanoseconds: idle_for,
         timeout_nanoseconds: nanoseconds(step.timeout()),
@@ -347,7 +344,7 @@ mod tests {
         *,
     };
     use crate::{
-        plan::{Ledger, decide},
+        plan::{Ledger, Outcome, decide},
         policy::{Policy, parse},
         snapshot::{KernelTime, TcpState},
     };
@@ -367,8 +364,8 @@ rules:
     }
 
     /// In every form, in one string.
-    fn shown(origin: &Origin, snapshot: &Snapshot) -> String {
-        let made = decide(&policy(), snapshot, &Ledger::default(), snapshot.taken);
+    fn shown(origin: &Origin, snapshot: &Snapshot, ledger: &Ledger) -> String {
+        let made = decide(&policy(), snapshot, ledger, snapshot.taken);
         let mut out = Vec::new();
         plan_table(&mut out, &made, snapshot).unwrap();
         plan_wide(&mut out, &made, snapshot).unwrap();
@@ -386,16 +383,48 @@ rules:
         snapshot
     }
 
+    /// The ledger of an agent that has moved some, and how that went.
+    fn begun(snapshot: &Snapshot, outcomes: &[usize]) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.observe(&policy(), snapshot);
+        for outcome in outcomes {
+            let made = decide(&policy(), snapshot, &ledger, snapshot.taken);
+            let Some(chosen) = made.moves().next() else {
+                break;
+            };
+            if chosen.mode() == crate::policy::Mode::DryRun {
+                ledger.said(chosen, snapshot.taken);
+                continue;
+            }
+            ledger.started(chosen, snapshot.taken);
+            let outcome = match outcome {
+                0 => continue,
+                1 => Outcome::LeftByItself,
+                2 => Outcome::Closed,
+                3 => Outcome::Reset,
+                4 => Outcome::GoneBefore,
+                5 => Outcome::GaveUp,
+                6 => Outcome::Refused("sigpipe"),
+                _ => Outcome::Failed("EPERM (os error 1)".into()),
+            };
+            ledger.ended(chosen.cookie(), outcome, snapshot.taken);
+        }
+        ledger
+    }
+
     proptest! {
         #[test]
         fn a_plan_made_again_from_a_dump_is_the_same(
             origin in any_origin(), snapshot in any_snapshot().prop_map(movable),
+            outcomes in prop::collection::vec(0..8_usize, 0..4),
             sort in prop::sample::select(vec![Sort::Endpoint, Sort::Age, Sort::Bytes, Sort::Rate, Sort::Id]),
         ) {
+            let ledger = begun(&snapshot, &outcomes);
             let mut dump = Vec::new();
-            connections(&mut dump, Notation::Json, &snapshot, &origin, sort).unwrap();
-            let (read_origin, read) = read_snapshot(&dump[..]).unwrap();
-            prop_assert_eq!(shown(&origin, &snapshot), shown(&read_origin, &read));
+            connections(&mut dump, Notation::Json, &snapshot, Some(&ledger), &origin, sort).unwrap();
+            let read = read_snapshot(&dump[..]).unwrap();
+            let again = shown(&read.origin, &read.snapshot, &read.ledger.unwrap());
+            prop_assert_eq!(shown(&origin, &snapshot, &ledger), again);
         }
     }
 }

@@ -10,13 +10,15 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     Origin, Source,
     json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+    ledger::LedgerItem,
     names::{NamingItem, is_name, who},
 };
 use crate::{
+    plan::Ledger,
     policy::visible,
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
-        Snapshot, TcpState, Who,
+        Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
+        Sends, Snapshot, TcpState, Who,
     },
 };
 
@@ -68,9 +70,22 @@ struct Head {
     kind: Option<String>,
 }
 
+/// A dump read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dumped {
+    /// Where and when it was made.
+    pub origin: Origin,
+    /// The node.
+    pub snapshot: Snapshot,
+    /// What its agent had done until then, if one ran.
+    pub ledger: Option<Ledger>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a dump")]
 struct Dump {
+    #[serde(default)]
+    ledger: Option<LedgerItem>,
     node: String,
     generated_at: String,
     source: Source,
@@ -85,24 +100,9 @@ struct Dump {
 ///
 /// # Errors
 /// Why it is none, with the path of the field.
-pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
+pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
     let text = read_at_most(from, LARGEST)?;
-    // What it is first: of another kind, any complaint about fields would mislead.
-    let head: Head = parse(&text)?;
-    let fixed = [
-        ("apiVersion", head.api_version, API_VERSION),
-        ("kind", head.kind, CONNECTIONS),
-    ];
-    for (field, found, expected) in fixed {
-        if found.as_deref() != Some(expected) {
-            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
-            return Err(ReadError::Kind {
-                field,
-                found,
-                expected,
-            });
-        }
-    }
+    check_kind(&text, CONNECTIONS)?;
     let dump: Dump = parse(&text)?;
     drop(text);
     let generated_at = dump.generated_at.parse().map_err(|_| ReadError::Value {
@@ -159,7 +159,32 @@ pub fn read_snapshot(from: impl Read) -> Result<(Origin, Snapshot), ReadError> {
         naming: NamingItem::read(dump.names),
         containers,
     };
-    Ok((origin, snapshot))
+    let ledger = dump.ledger.map(|item| item.ledger("ledger.")).transpose()?;
+    Ok(Dumped {
+        origin,
+        snapshot,
+        ledger,
+    })
+}
+
+/// What it is, first: of another kind, any complaint about fields would mislead.
+pub(super) fn check_kind(text: &[u8], kind: &'static str) -> Result<(), ReadError> {
+    let head: Head = parse(text)?;
+    let fixed = [
+        ("apiVersion", head.api_version, API_VERSION),
+        ("kind", head.kind, kind),
+    ];
+    for (field, found, expected) in fixed {
+        if found.as_deref() != Some(expected) {
+            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
+            return Err(ReadError::Kind {
+                field,
+                found,
+                expected,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
@@ -171,7 +196,7 @@ fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
     Ok(text)
 }
 
-fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
+pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
     let mut json = serde_json::Deserializer::from_slice(text);
     // It names the field, with its path.
     let value = serde_path_to_error::deserialize(&mut json)
@@ -209,6 +234,10 @@ fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, Rea
         expected,
     };
     let id = || value("id", &item.id, "a socket's cookie in hexadecimal");
+    let path = |text: &str| {
+        CgroupPath::new(text)
+            .ok_or_else(|| value("cgroupPath", text, "a path that begins with `/`"))
+    };
     let state = || value("state", &item.state, "a TCP state as `ss` names it");
     let EndpointRef {
         netns,
@@ -223,6 +252,7 @@ fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, Rea
             port,
         },
         cgroup: CgroupId(item.cgroup),
+        cgroup_path: item.cgroup_path.as_deref().map(path).transpose()?,
         local: address(item.local),
         remote: address(item.peer),
         device: item.device,
@@ -265,7 +295,7 @@ fn read_state(name: &str) -> Option<TcpState> {
 }
 
 /// What stands in a text of anyone's, shortened and made harmless.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     const LONGEST: usize = 40;
     let short: String = text.chars().take(LONGEST).collect();
     let more = if short.len() < text.len() { "…" } else { "" };
@@ -293,7 +323,15 @@ pub(super) mod tests {
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
         let mut out = Vec::new();
-        connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
+        connections(
+            &mut out,
+            Notation::Json,
+            snapshot,
+            None,
+            origin,
+            Sort::Endpoint,
+        )
+        .unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -317,7 +355,8 @@ pub(super) mod tests {
     }
 
     fn any_connection() -> impl Strategy<Value = Connection> {
-        let who = (any::<u64>(), any_key(), any_address(), any_address());
+        let path = option::of("/[a-z\\\\/é\u{1b}]{0,12}");
+        let who = (any::<u64>(), any_key(), any_address(), any_address(), path);
         let what = (
             any::<u8>(),
             any::<[bool; 4]>(),
@@ -325,33 +364,36 @@ pub(super) mod tests {
             any::<[u64; 6]>(),
         );
         (who, what).prop_map(
-            |((cookie, endpoint, local, remote), (state, bools, smalls, numbers))| Connection {
-                cookie: Cookie(cookie),
-                endpoint,
-                cgroup: CgroupId(numbers[0]),
-                local,
-                remote,
-                device: smalls[0],
-                opened: KernelTime(numbers[1]),
-                adopted: bools[0],
-                state: TcpState::from_kernel(state),
-                owned: bools[1],
-                mptcp: bools[2],
-                bytes_in: Bytes(numbers[2]),
-                bytes_out: Bytes(numbers[3]),
-                receive_queue: smalls[1],
-                send_queue: smalls[2],
-                server_spoke_last: bools[3],
-                since_sent: Duration::from_nanos(numbers[4]),
-                since_received: Duration::from_nanos(numbers[5]),
-                segments_in: smalls[3],
-                segments_out: smalls[4],
-                retransmits: smalls[5],
-                rtt: Duration::from_micros(numbers[4] >> 32),
-                sends: bools[3].then_some(Sends {
-                    messages: numbers[0],
-                    bytes: Bytes(numbers[1]),
-                }),
+            |((cookie, endpoint, local, remote, path), (state, bools, smalls, numbers))| {
+                Connection {
+                    cookie: Cookie(cookie),
+                    endpoint,
+                    cgroup: CgroupId(numbers[0]),
+                    cgroup_path: path.as_deref().and_then(CgroupPath::new),
+                    local,
+                    remote,
+                    device: smalls[0],
+                    opened: KernelTime(numbers[1]),
+                    adopted: bools[0],
+                    state: TcpState::from_kernel(state),
+                    owned: bools[1],
+                    mptcp: bools[2],
+                    bytes_in: Bytes(numbers[2]),
+                    bytes_out: Bytes(numbers[3]),
+                    receive_queue: smalls[1],
+                    send_queue: smalls[2],
+                    server_spoke_last: bools[3],
+                    since_sent: Duration::from_nanos(numbers[4]),
+                    since_received: Duration::from_nanos(numbers[5]),
+                    segments_in: smalls[3],
+                    segments_out: smalls[4],
+                    retransmits: smalls[5],
+                    rtt: Duration::from_micros(numbers[4] >> 32),
+                    sends: bools[3].then_some(Sends {
+                        messages: numbers[0],
+                        bytes: Bytes(numbers[1]),
+                    }),
+                }
             },
         )
     }
@@ -438,17 +480,17 @@ pub(super) mod tests {
         #[test]
         fn what_is_written_is_read_back(origin in any_origin(), mut snapshot in any_snapshot()) {
             let text = written(&origin, &snapshot);
-            let (read_origin, read) = read_snapshot(text.as_bytes()).unwrap();
-            prop_assert_eq!(&text, &written(&read_origin, &read));
-            prop_assert_eq!(read_origin, origin);
+            let read = read_snapshot(text.as_bytes()).unwrap();
+            prop_assert_eq!(&text, &written(&read.origin, &read.snapshot));
+            prop_assert_eq!(read.origin, origin);
             snapshot.connections.sort_by_key(|c| (c.endpoint, c.opened, c.cookie));
-            prop_assert_eq!(read, snapshot);
+            prop_assert_eq!(read.snapshot, snapshot);
         }
 
         #[test]
         fn yaml_says_the_same_as_json(origin in any_origin(), snapshot in any_snapshot()) {
             let mut yaml = Vec::new();
-            connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
+            connections(&mut yaml, Notation::Yaml, &snapshot, None, &origin, Sort::Endpoint).unwrap();
             let yaml: serde_json::Value = serde_saphyr::from_slice(&yaml).unwrap();
             let json: serde_json::Value = serde_json::from_str(&written(&origin, &snapshot)).unwrap();
             prop_assert_eq!(yaml, json);
@@ -487,6 +529,7 @@ pub(super) mod tests {
                 cookie: Cookie(0xabc),
                 endpoint: key,
                 cgroup: CgroupId(1),
+                cgroup_path: CgroupPath::new("/a"),
                 local: "10.0.0.1:80".parse().unwrap(),
                 remote: "10.0.0.2:4000".parse().unwrap(),
                 device: 0,
@@ -582,7 +625,8 @@ pub(super) mod tests {
             .collect();
         insta::assert_snapshot!(told);
         let more = with("\"bytesIn\": 7", "\"bytesIn\": 7, \"ofLater\": [{}]");
-        assert_eq!(read_snapshot(more.as_bytes()).unwrap(), (origin, snapshot));
+        let read = read_snapshot(more.as_bytes()).unwrap();
+        assert_eq!((read.origin, read.snapshot), (origin, snapshot));
     }
 
     #[test]

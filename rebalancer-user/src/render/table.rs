@@ -13,7 +13,10 @@ use super::{
     names::{columns, container},
     rate, sorted,
 };
-use crate::snapshot::{Bytes, Connection, Naming, Snapshot};
+use crate::{
+    policy::visible,
+    snapshot::{Bytes, Connection, Naming, Snapshot},
+};
 
 /// Every connection.
 pub fn connections_table(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -> io::Result<()> {
@@ -54,6 +57,7 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
         "SEND-BYTES",
         "LAST",
         "FLAGS",
+        "PATH",
     ];
     let named = snapshot.naming != Naming::Off;
     let [id, rest @ ..] = COLUMNS;
@@ -96,6 +100,9 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
             } else {
                 flags.join(",")
             },
+            c.cgroup_path
+                .as_ref()
+                .map_or("-".to_owned(), |path| visible(path.as_str())),
         ];
         let [id, rest @ ..] = cells(c, snapshot);
         let mut names = Vec::new();

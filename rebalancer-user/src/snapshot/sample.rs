@@ -14,6 +14,7 @@ pub(crate) fn connection(cookie: u64) -> Connection {
             port: 8080,
         },
         cgroup: CgroupId(1),
+        cgroup_path: None,
         local: "10.1.0.1:8080".parse().expect("an address"),
         remote: "10.0.0.1:40000".parse().expect("an address"),
         opened: KernelTime(0),

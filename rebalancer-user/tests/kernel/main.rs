@@ -4,7 +4,7 @@
 
 mod by_hand;
 mod bytes;
-mod churn;
+mod cgroups;
 mod cost;
 mod doctor;
 mod guards;
@@ -19,8 +19,11 @@ mod moves;
 mod mptcp;
 mod names;
 mod neighbours;
+mod program;
 mod reload;
+mod scale;
 mod server;
+mod status;
 mod steps;
 mod support;
 mod tracking;

@@ -2,10 +2,11 @@
 //! and write replies: ours goes on, and theirs see what they saw without us.
 
 use std::{
-    fs::File,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
 };
+
+use xtask::sock_ops::{SockOps, counters, instruction};
 
 use crate::support::{Agent, TRACK_ONLY, alone, cgroup, connect, eventually, lab, request};
 
@@ -18,22 +19,16 @@ const RTT_FLAG: i32 = 8;
 /// clears ours), and writes a reply at every call.
 struct Neighbour {
     counts: OwnedFd,
-    _link: OwnedFd,
+    _program: SockOps,
 }
 
 impl Neighbour {
     fn attach(cgroup: &Path) -> Self {
-        let counts = bpf(0, &[2, 4, 8, 16]); // BPF_MAP_CREATE of an array, u32 -> u64
-        let program = load(&instructions(counts.as_raw_fd()));
-        let dir = File::open(cgroup).unwrap();
-        // BPF_LINK_CREATE, BPF_CGROUP_SOCK_OPS
-        let link = bpf(
-            28,
-            &[program.as_raw_fd() as u32, dir.as_raw_fd() as u32, 3, 0],
-        );
+        let counts = counters(16).unwrap();
+        let program = SockOps::attach(cgroup, &instructions(counts.as_raw_fd())).unwrap();
         Self {
             counts,
-            _link: link,
+            _program: program,
         }
     }
 
@@ -51,46 +46,9 @@ impl Neighbour {
     }
 }
 
-fn bpf(command: i32, attr: &[u32]) -> OwnedFd {
-    // SAFETY: `attr` is valid for its length; the rest is taken as zero.
-    let fd =
-        unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) } as i32;
-    assert!(
-        fd >= 0,
-        "bpf({command}): {}",
-        std::io::Error::last_os_error()
-    );
-    // SAFETY: a descriptor that the kernel has just given us.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-fn load(instructions: &[u64]) -> OwnedFd {
-    let license = c"GPL";
-    let (code, license) = (instructions.as_ptr() as u64, license.as_ptr() as u64);
-    let halves = |word: u64| [word as u32, (word >> 32) as u32];
-    let ([code_lo, code_hi], [license_lo, license_hi]) = (halves(code), halves(license));
-    // BPF_PROG_LOAD, BPF_PROG_TYPE_SOCK_OPS
-    bpf(
-        5,
-        &[
-            13,
-            instructions.len() as u32,
-            code_lo,
-            code_hi,
-            license_lo,
-            license_hi,
-        ],
-    )
-}
-
-/// The program, in the kernel's instruction format: opcode, registers, offset, immediate.
+/// The program.
 fn instructions(counts: i32) -> Vec<u64> {
-    let i = |opcode: u8, dst: u8, src: u8, offset: i16, imm: i32| {
-        u64::from(opcode)
-            | u64::from(src << 4 | dst) << 8
-            | u64::from(offset as u16) << 16
-            | u64::from(imm as u32) << 32
-    };
+    let i = instruction;
     vec![
         i(0xbf, 6, 1, 0, 0),                          // r6 = ctx
         i(0x61, 7, 6, 0, 0),                          // r7 = ctx->op

@@ -190,6 +190,11 @@ impl Agent {
             .collect()
     }
 
+    /// The next line; it is not kept. `None`: the agent has ended, or says nothing for long.
+    pub fn hear(&mut self) -> Option<Value> {
+        self.lines.recv_timeout(PATIENCE).ok()
+    }
+
     /// `rebalancer dump -o json`, its items.
     pub fn dump(&self, more: &[&str]) -> Vec<Value> {
         let out = self.dump_output(more);
@@ -261,9 +266,13 @@ impl Agent {
 
     /// SIGTERM, and its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
         self.child.wait().unwrap().code()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 }
 
@@ -273,6 +282,9 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.pins);
+        if let Some(name) = self.pins.file_name() {
+            let _ = std::fs::remove_dir_all(Path::new("/run").join(name));
+        }
     }
 }
 

@@ -1,8 +1,6 @@
 //! `cargo xtask demo`: the problem and its answer, told with real programs in three acts. It
 //! fails if the connections do not spread.
 
-mod ab;
-mod agent;
 mod fleet;
 mod policies;
 mod shares;
@@ -16,13 +14,14 @@ use anyhow::{Result, bail, ensure};
 use xtask::lab::{Counts, Lab, Pod, Spec};
 
 use crate::{
+    ab,
+    agent::Agent,
     build,
     progress::Step,
     setup::{self, Need},
     terminal::{bold, dim, green, heading, red},
     test::needs_this_kernel,
 };
-use agent::Agent;
 use fleet::{Fleet, SIZE};
 use policies::Policy;
 use shares::{SPREAD, Shares};
@@ -67,7 +66,7 @@ pub(crate) fn run() -> Result<()> {
         client_subnet: &subnet,
     };
     // It sees every connection from its first packet on, and only watches for now.
-    let agent = Agent::start(&demo.lab, &program, &old.dry_run())?;
+    let agent = Agent::start(&demo.lab, &program, &old.dry_run(), &[])?;
     let (fleet, before) = demo.scaling_out_does_not_help(&agent)?;
     act(
         "Act 3",
@@ -104,7 +103,7 @@ impl Demo {
         );
         for keep in [false, true] {
             let before = self.counts()?;
-            let done = ab::run(&self.lab, REQUESTS, keep)?;
+            let done = ab::run(&self.lab, self.lab.service(), REQUESTS, 1, keep)?;
             let after = self.counts()?;
             ensure!(
                 done.failed == 0,
@@ -171,7 +170,7 @@ impl Demo {
             "  in DryRun (it would have moved {}):\n",
             agent.log().would_move
         );
-        println!("{}", indent(&agent.dump_endpoints()?));
+        println!("{}", indent(&agent.dump_endpoints("table")?));
         Ok((fleet, last))
     }
 

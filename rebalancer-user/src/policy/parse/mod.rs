@@ -79,12 +79,14 @@ impl Reader<'_> {
             sockets,
             loopback,
             max_per_endpoint,
+            exclude_cgroups,
         } = inner(field, &default);
         let words = [("All", Sockets::All), ("Matched", Sockets::Matched)];
         Track {
             sockets: self.word(sockets, &words, &[]).unwrap_or_default(),
             loopback: self.value(loopback, values::boolean).unwrap_or(false),
             max_per_endpoint: self.count(max_per_endpoint, 1 << 20, 65_536),
+            exclude_cgroups: self.cgroups(exclude_cgroups),
         }
     }
 

@@ -9,12 +9,15 @@ use std::{
 use serde_saphyr::Spanned;
 
 use crate::policy::{
-    Mode,
+    CgroupGlobs, Mode,
     error::{Fault, Problem},
     file::{Field, List, Scalar, Unsupported},
     syntax,
     values::{self, Value},
 };
+
+/// Globs in one list: a connection's cgroup is held against all of them.
+const MOST_GLOBS: usize = 64;
 
 const MODES: [(&str, Mode); 3] = [
     ("Disabled", Mode::Disabled),
@@ -96,6 +99,23 @@ impl Reader<'_> {
             );
         }
         &items[..items.len().min(most)]
+    }
+
+    /// Globs over cgroups; those that are wrong are reported and left out.
+    pub(super) fn cgroups(&mut self, field: &List<Scalar>) -> CgroupGlobs {
+        let items = self.list(field, MOST_GLOBS);
+        let globs: Vec<Box<str>> = items
+            .iter()
+            .filter_map(|item| self.item(item, |value| values::cgroup_glob(value).map(Box::from)))
+            .collect();
+        CgroupGlobs::new(globs.iter().map(AsRef::as_ref)).unwrap_or_else(|error| {
+            // Each is right by itself: together they are too much.
+            let label = error.kind().to_string();
+            let remedy = "write fewer or shorter ones";
+            let fault = Fault::new("globs that are too large", label, remedy);
+            self.report(self.place_of(field), fault);
+            CgroupGlobs::default()
+        })
     }
 
     pub(super) fn not_empty<T>(&mut self, field: &List<T>, name: &str) {

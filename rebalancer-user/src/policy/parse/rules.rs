@@ -119,8 +119,6 @@ impl Reader<'_> {
             pod_selector,
             cgroups,
         } = inner(field, &default);
-        let supported = "ports, peers, services, namespaceSelector and podSelector";
-        self.unsupported(cgroups, "cgroups", supported);
         let given = [
             ports.0.is_some(),
             peers.0.is_some(),
@@ -136,6 +134,7 @@ impl Reader<'_> {
         }
         self.not_empty(ports, "ports");
         self.not_empty(peers, "peers");
+        self.not_empty(cgroups, "cgroups");
         let ports = self.list(ports, MOST_ITEMS);
         let peers = self.list(peers, MOST_ITEMS);
         Match {
@@ -145,6 +144,7 @@ impl Reader<'_> {
                 .collect(),
             peers: peers.iter().filter_map(|peer| self.peer(peer)).collect(),
             pods: self.pods(services, namespace_selector, pod_selector),
+            cgroups: self.cgroups(cgroups),
         }
     }
 

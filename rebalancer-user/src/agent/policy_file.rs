@@ -14,7 +14,7 @@ use std::{
 pub(super) const EVERY: Duration = Duration::from_secs(2);
 
 /// A file and what was last seen of it.
-pub(super) struct Watch {
+pub(super) struct PolicyFile {
     path: PathBuf,
     identity: Option<Identity>,
     content: Option<u64>,
@@ -30,16 +30,16 @@ struct Identity {
     changed: (i64, i64),
 }
 
-impl Watch {
+impl PolicyFile {
     /// Takes the file as it is now as seen.
     pub(super) fn new(path: PathBuf) -> Self {
-        let mut watch = Self {
+        let mut file_seen = Self {
             path,
             identity: None,
             content: None,
         };
-        watch.changed();
-        watch
+        file_seen.changed();
+        file_seen
     }
 
     /// Whether it has another content than when it was last asked. That it has gone is a change
@@ -84,25 +84,25 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         let file = at("policy.yaml");
         fs::write(&file, "one").unwrap();
-        let mut watch = Watch::new(file.clone());
-        assert!(!watch.changed());
+        let mut file_seen = PolicyFile::new(file.clone());
+        assert!(!file_seen.changed());
 
         fs::write(&file, "two").unwrap();
-        assert!(watch.changed(), "a plain write");
-        assert!(!watch.changed());
+        assert!(file_seen.changed(), "a plain write");
+        assert!(!file_seen.changed());
 
         fs::write(at("beside"), "six").unwrap();
         fs::rename(at("beside"), &file).unwrap();
-        assert!(watch.changed(), "an editor's rename");
+        assert!(file_seen.changed(), "an editor's rename");
 
         fs::write(&file, "six").unwrap();
-        assert!(!watch.changed(), "the same again");
+        assert!(!file_seen.changed(), "the same again");
 
         fs::remove_file(&file).unwrap();
-        assert!(watch.changed(), "it has gone");
-        assert!(!watch.changed(), "told once");
+        assert!(file_seen.changed(), "it has gone");
+        assert!(!file_seen.changed(), "told once");
         fs::write(&file, "six").unwrap();
-        assert!(watch.changed(), "it is back");
+        assert!(file_seen.changed(), "it is back");
     }
 
     #[test]
@@ -115,10 +115,10 @@ mod tests {
         }
         symlink("..1", at("..data")).unwrap();
         symlink("..data/policy.yaml", at("policy.yaml")).unwrap();
-        let mut watch = Watch::new(at("policy.yaml"));
+        let mut file_seen = PolicyFile::new(at("policy.yaml"));
         symlink("..2", at("..data_tmp")).unwrap();
         fs::rename(at("..data_tmp"), at("..data")).unwrap();
-        assert!(watch.changed());
-        assert!(!watch.changed());
+        assert!(file_seen.changed());
+        assert!(!file_seen.changed());
     }
 }

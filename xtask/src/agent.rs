@@ -22,7 +22,7 @@ use xtask::lab::Lab;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) struct Agent {
+pub(crate) struct Agent {
     process: Child,
     program: PathBuf,
     policy: PathBuf,
@@ -35,18 +35,18 @@ pub(super) struct Agent {
 
 /// What the agent has said.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Log {
+pub(crate) struct Log {
     /// How many moves of which rule ended in which outcome.
     moves: BTreeMap<(String, String), u64>,
     /// How many moves it would have made.
-    pub(super) would_move: u64,
+    pub(crate) would_move: u64,
     /// Warnings and errors, and what is no JSON.
-    pub(super) troubles: Vec<String>,
+    pub(crate) troubles: Vec<String>,
 }
 
 impl Agent {
     /// Starts the agent with `policy` and waits until it says that it has started.
-    pub(super) fn start(lab: &Lab, program: &Path, policy: &str) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, program: &Path, policy: &str, more: &[&str]) -> Result<Self> {
         let (file, pins) = (lab.folder().join("policy.yaml"), lab.pins());
         fs::write(&file, policy).context("write the policy")?;
         let mut process = lab
@@ -56,6 +56,7 @@ impl Agent {
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -97,7 +98,7 @@ impl Agent {
     }
 
     /// Gives it another policy, as a changed ConfigMap does, and waits until it has it.
-    pub(super) fn reload(&self, policy: &str) -> Result<()> {
+    pub(crate) fn reload(&self, policy: &str) -> Result<()> {
         fs::write(&self.policy, policy).context("write the policy")?;
         kill_process(Pid::from_child(&self.process), Signal::HUP).context("SIGHUP")?;
         let ready = self.ready.recv_timeout(PATIENCE);
@@ -110,17 +111,17 @@ impl Agent {
     }
 
     /// What it has said so far.
-    pub(super) fn log(&self) -> Log {
+    pub(crate) fn log(&self) -> Log {
         self.log
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    /// What its maps hold: a table of the endpoints.
-    pub(super) fn dump_endpoints(&self) -> Result<String> {
+    /// What its maps hold of endpoints, in one of `dump`'s forms.
+    pub(crate) fn dump_endpoints(&self, form: &str) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(["dump", "--endpoints", "--pins"])
+            .args(["dump", "--endpoints", "-o", form, "--pins"])
             .arg(&self.pins)
             .output()
             .context("rebalancer dump")?;
@@ -134,7 +135,7 @@ impl Agent {
     }
 
     /// Stops it as Kubernetes would, and returns all it said.
-    pub(super) fn stop(self) -> Result<Log> {
+    pub(crate) fn stop(self) -> Result<Log> {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).context("stop the agent")?;
         let (log, status) = self.end()?;
@@ -163,7 +164,7 @@ impl Agent {
 
 impl Log {
     /// The moves of `rule`, by outcome.
-    pub(super) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
+    pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
         let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
         of_rule
             .map(|((_, outcome), count)| (outcome.as_str(), *count))

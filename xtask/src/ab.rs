@@ -1,28 +1,37 @@
-//! The first act's client: `ab`, with and without kept connections.
+//! `ab`, with and without kept connections.
 
-use std::process::Stdio;
+use std::{net::SocketAddr, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::Lab;
 
 /// What ab says it did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Done {
-    pub(super) complete: u64,
-    pub(super) failed: u64,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Done {
+    pub(crate) complete: u64,
+    pub(crate) failed: u64,
     /// Requests on a connection that was kept.
-    pub(super) kept: u64,
+    pub(crate) kept: u64,
+    /// Requests a second.
+    pub(crate) per_second: f64,
 }
 
-/// Sends `requests` to the Service, one after the other.
-pub(super) fn run(lab: &Lab, requests: u64, keep: bool) -> Result<Done> {
+/// Sends `requests` from the lab's client, so many at once.
+pub(crate) fn run(
+    lab: &Lab,
+    to: SocketAddr,
+    requests: u64,
+    at_once: u64,
+    keep: bool,
+) -> Result<Done> {
     let mut ab = lab.client().command("ab");
     if keep {
         ab.arg("-k");
     }
     let output = ab
-        .args(["-q", "-c", "1", "-n", &requests.to_string()])
-        .arg(format!("http://{}/", lab.service()))
+        .args(["-q", "-c", &at_once.to_string()])
+        .args(["-n", &requests.to_string()])
+        .arg(format!("http://{to}/"))
         .stdin(Stdio::null())
         .output()
         .context("start ab")?;
@@ -32,15 +41,18 @@ pub(super) fn run(lab: &Lab, requests: u64, keep: bool) -> Result<Done> {
 }
 
 fn parse(output: &str) -> Option<Done> {
-    let number = |name: &str| -> Option<u64> {
-        let line = output.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().parse().ok()
-    };
+    let line = |name: &str| output.lines().find_map(|line| line.strip_prefix(name));
+    let number = |name: &str| -> Option<u64> { line(name)?.trim().parse().ok() };
     Some(Done {
         complete: number("Complete requests:")?,
         failed: number("Failed requests:")?,
         // Only there with -k.
         kept: number("Keep-Alive requests:").unwrap_or(0),
+        per_second: line("Requests per second:")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()?,
     })
 }
 
@@ -52,22 +64,26 @@ mod tests {
     fn reads_abs_output() {
         let output = "Concurrency Level:      1\nTime taken for tests:   0.136 seconds\n\
                       Complete requests:      2000\nFailed requests:        3\n\
-                      Keep-Alive requests:    1999\nTotal transferred:      340000 bytes\n";
+                      Keep-Alive requests:    1999\n\
+                      Requests per second:    14705.88 [#/sec] (mean)\nTotal transferred:      340000 bytes\n";
         assert_eq!(
             parse(output),
             Some(Done {
                 complete: 2000,
                 failed: 3,
-                kept: 1999
+                kept: 1999,
+                per_second: 14705.88
             })
         );
-        let plain = "Complete requests:      10\nFailed requests:        0\n";
+        let plain = "Complete requests:      10\nFailed requests:        0\n\
+                     Requests per second:    9.50 [#/sec] (mean)\n";
         assert_eq!(
             parse(plain),
             Some(Done {
                 complete: 10,
                 failed: 0,
-                kept: 0
+                kept: 0,
+                per_second: 9.5
             })
         );
         assert_eq!(parse("ab: invalid URL\n"), None);

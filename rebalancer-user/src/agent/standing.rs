@@ -1,0 +1,226 @@
+//! What the agent remembers to tell of itself. Nothing is decided by it.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rebalancer_common::Fault;
+
+use super::serve::Published;
+use crate::{
+    bpf::{self, Tracker},
+    moves::Mechanism,
+    observe::Observation,
+    plan::{Ledger, Move, Outcome, Plan},
+    policy::{Mode, Policy, RuleName},
+    render::{
+        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PolicyStatus,
+        RefusedStatus, Source, Status,
+    },
+    snapshot::{Cookie, KernelTime},
+};
+
+/// What was, and how often.
+pub(super) struct Standing {
+    node: String,
+    up_since: Timestamp,
+    policy_file: String,
+    policy_mode: Mode,
+    policy_text: Arc<str>,
+    loaded_at: Timestamp,
+    refused: Option<RefusedStatus>,
+    flag: Mode,
+    mechanism: Option<Mechanism>,
+    pins: String,
+    cgroup: String,
+    attached_again: u64,
+    began: (Timestamp, Instant),
+    last_pass: Option<PassStatus>,
+    pass_error: Option<String>,
+    /// As of the last pass.
+    tracked: u64,
+    faults: BTreeMap<Fault, u64>,
+    rules: BTreeMap<Cookie, RuleName>,
+    ended: BTreeMap<String, u64>,
+    told: u64,
+}
+
+impl Standing {
+    pub(super) fn new(
+        policy_file: String,
+        flag: Mode,
+        mechanism: Option<Mechanism>,
+        tracker: &Tracker,
+    ) -> Self {
+        let Origin {
+            node, generated_at, ..
+        } = Origin::here(Source::Agent);
+        Self {
+            node,
+            up_since: generated_at,
+            policy_file,
+            policy_mode: Mode::default(),
+            policy_text: "".into(),
+            loaded_at: generated_at,
+            refused: None,
+            flag,
+            mechanism,
+            pins: tracker.pins().display().to_string(),
+            cgroup: tracker.cgroup().display().to_string(),
+            attached_again: 0,
+            began: (generated_at, Instant::now()),
+            last_pass: None,
+            pass_error: None,
+            tracked: 0,
+            faults: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            told: 0,
+        }
+    }
+
+    /// `mode` is what the file says, before anything else bounds it.
+    pub(super) fn policy_loaded(&mut self, mode: Mode, text: Arc<str>) {
+        self.policy_mode = mode;
+        self.policy_text = text;
+        self.loaded_at = Timestamp::now();
+        self.refused = None;
+    }
+
+    pub(super) fn policy_refused(&mut self, error: String) {
+        let at = Timestamp::now();
+        self.refused = Some(RefusedStatus { at, error });
+    }
+
+    pub(super) fn attached_again(&mut self) {
+        self.attached_again += 1;
+    }
+
+    pub(super) fn pass_begins(&mut self) {
+        self.began = (Timestamp::now(), Instant::now());
+    }
+
+    pub(super) fn pass_failed(&mut self, error: &bpf::Error) {
+        self.pass_error = Some(error.to_string());
+    }
+
+    pub(super) fn passed(&mut self, observation: &Observation, plan: &Plan) {
+        let (at, began) = self.began;
+        let snapshot = &observation.snapshot;
+        let spared = plan.spared().into_iter();
+        self.pass_error = None;
+        self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
+        self.faults.clone_from(&observation.faults);
+        self.last_pass = Some(PassStatus {
+            at,
+            duration_seconds: began.elapsed().as_secs_f64(),
+            longest_stretch_seconds: observation.longest.as_secs_f64(),
+            connections: snapshot.connections.len(),
+            endpoints: snapshot.endpoints.len(),
+            moves: plan.moves().count(),
+            overdue: plan.overdue(),
+            spared: spared.map(|(why, n)| (why.to_owned(), n)).collect(),
+        });
+    }
+
+    pub(super) fn told(&mut self) {
+        self.told += 1;
+    }
+
+    pub(super) fn started(&mut self, chosen: &Move) {
+        self.rules.insert(chosen.cookie(), chosen.rule().clone());
+    }
+
+    pub(super) fn ended(&mut self, chosen: &Move, outcome: &Outcome) {
+        self.rules.remove(&chosen.cookie());
+        *self.ended.entry(outcome.as_str().to_owned()).or_default() += 1;
+    }
+
+    /// All of it, with what the loop goes by; `now` is when the last snapshot was taken.
+    pub(super) fn status(&self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Published {
+        let said_at = Timestamp::now();
+        // Of two clocks: what was a while ago by the kernel's is as long ago by the node's.
+        let (pass_at, _) = self.began;
+        let ago = |time: Duration| pass_at.checked_sub(time).unwrap_or(pass_at);
+        let ahead = |time: Duration| pass_at.checked_add(time).unwrap_or(pass_at);
+        let fault = |(fault, n): (&Fault, &u64)| (fault.text().to_owned(), *n);
+        let rule = |cookie| self.rules.get(&cookie).map(ToString::to_string);
+        let in_flight = |(cookie, began): (Cookie, KernelTime)| InFlightStatus {
+            id: cookie.to_string(),
+            rule: rule(cookie).unwrap_or_default(),
+            step: None,
+            since: ago(now.since(began)),
+        };
+        let budget = policy.budget();
+        let (window, per_node) = (budget.window(), budget.per_node().of(self.tracked));
+        let budget_of = |mode: Mode| {
+            let used = ledger.spent(mode, window, now);
+            BudgetStatus {
+                mode: mode.as_str().to_owned(),
+                per_node,
+                window_seconds: window.as_secs_f64(),
+                used,
+                left: per_node.saturating_sub(used),
+                refills_at: ledger.refills_in(mode, window, now).map(ahead),
+            }
+        };
+        let mut budgets = vec![budget_of(Mode::Enforce), budget_of(Mode::DryRun)];
+        if policy.mode() != Mode::Enforce {
+            budgets.reverse();
+        }
+        let status = Status {
+            node: self.node.clone(),
+            generated_at: said_at,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            up_since: self.up_since,
+            mode: self.mode(policy.mode()),
+            policy: PolicyStatus {
+                file: self.policy_file.clone(),
+                loaded_at: self.loaded_at,
+                rules: policy.rules().len(),
+                refused: self.refused.clone(),
+            },
+            reset_mechanism: self.mechanism.map(|m| m.as_str().to_owned()),
+            pins: self.pins.clone(),
+            cgroup: self.cgroup.clone(),
+            attached_again: self.attached_again,
+            interval_seconds: policy.interval().as_secs_f64(),
+            last_pass: self.last_pass.clone(),
+            pass_error: self.pass_error.clone(),
+            capacity: CapacityStatus {
+                max_per_endpoint: policy.track().max_per_endpoint().get(),
+                refused: self.faults.get(&Fault::OverCap).copied().unwrap_or(0),
+            },
+            kernel_faults: self.faults.iter().map(fault).collect(),
+            budgets,
+            max_in_flight: budget.max_in_flight().get().into(),
+            in_flight: ledger.moves_in_flight().map(in_flight).collect(),
+            ended: self.ended.clone(),
+            told_in_dry_run: self.told,
+        };
+        let policy = Arc::clone(&self.policy_text);
+        Published { status, policy }
+    }
+
+    fn mode(&self, effective: Mode) -> ModeStatus {
+        let node = self.mechanism.map_or(Mode::DryRun, |_| Mode::Enforce);
+        let limits = [
+            ("policy", self.policy_mode),
+            ("flag", self.flag),
+            ("noMechanism", node),
+        ];
+        let limits = limits
+            .iter()
+            .filter(|(_, most)| *most == effective && effective != Mode::Enforce);
+        ModeStatus {
+            effective: effective.as_str().to_owned(),
+            policy: self.policy_mode.as_str().to_owned(),
+            flag: self.flag.as_str().to_owned(),
+            limited_by: limits.map(|(by, _)| (*by).to_owned()).collect(),
+        }
+    }
+}

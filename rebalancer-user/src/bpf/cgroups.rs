@@ -1,0 +1,70 @@
+//! The tree of cgroups: from the id that a socket has to the path that people know.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::{Error, cgroup::cgroup2_mounts, cgroup_root};
+use crate::snapshot::{CgroupId, CgroupPath};
+
+/// Paths of the cgroups that are there, by id.
+pub type CgroupPaths = BTreeMap<CgroupId, CgroupPath>;
+
+/// Where the cgroup v2 hierarchy can be walked.
+#[derive(Clone, Debug)]
+pub struct CgroupTree {
+    mount: PathBuf,
+}
+
+impl CgroupTree {
+    /// The hierarchy that holds `chosen`, or else the real root's. Paths begin at its mount point.
+    pub fn find(chosen: Option<&Path>) -> Result<Self, Error> {
+        let (path, _) = cgroup_root(chosen)?;
+        if chosen.is_none() {
+            return Ok(Self { mount: path });
+        }
+        let path = path.canonicalize().unwrap_or(path);
+        let mounts = fs::read_to_string("/proc/self/mountinfo")
+            .map_err(|e| Error::call("reading /proc/self/mountinfo", e))?;
+        let above = cgroup2_mounts(&mounts)
+            .into_iter()
+            .filter(|mount| path.starts_with(mount))
+            .max_by_key(|mount| mount.as_os_str().len());
+        Ok(Self {
+            mount: above.unwrap_or(path),
+        })
+    }
+
+    /// Every cgroup that is there now. One that comes or goes meanwhile may be missing.
+    pub fn read(&self) -> CgroupPaths {
+        let mut paths = CgroupPaths::new();
+        let mut folders = vec![self.mount.clone()];
+        while let Some(folder) = folders.pop() {
+            // What has gone since it was listed is no cgroup any more.
+            let Ok(meta) = fs::metadata(&folder) else {
+                continue;
+            };
+            // A name that is no UTF-8 stays unknown: no glob could mean it.
+            if let Some(path) = self.path_of(&folder) {
+                // The id is the folder's inode.
+                paths.insert(CgroupId(meta.ino()), path);
+            }
+            // Two links and one more for each folder in it: most cgroups have none, and need
+            // not be listed.
+            if meta.nlink() > 2 {
+                let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+                let inside = entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
+                folders.extend(inside.map(|entry| entry.path()));
+            }
+        }
+        paths
+    }
+
+    fn path_of(&self, folder: &Path) -> Option<CgroupPath> {
+        let below = folder.strip_prefix(&self.mount).ok()?.to_str()?;
+        CgroupPath::new(&format!("/{below}"))
+    }
+}

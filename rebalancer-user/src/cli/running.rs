@@ -1,0 +1,101 @@
+//! The agent that runs, asked through its socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::KernelArgs;
+use crate::{
+    bpf,
+    http::{AskError, ask, socket_of},
+    render::{AgentLedger, ReadError, Status, read_agent_ledger, read_status},
+};
+
+/// Why the agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotAsked {
+    /// None runs.
+    #[error("no agent runs: nobody listens on {socket}, and {pins}")]
+    NoAgent {
+        /// Where it would listen.
+        socket: String,
+        /// What its pins say.
+        pins: String,
+    },
+    /// It may not be asked by this process.
+    #[error("{socket}: not allowed to ask the agent\n  remedy: run as root")]
+    Privilege {
+        /// Where it listens.
+        socket: String,
+    },
+    /// Anything else.
+    #[error("{socket}: {why}")]
+    Other {
+        /// Where it listens.
+        socket: String,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// What it says of itself.
+pub(super) fn status(args: &KernelArgs) -> Result<Status, NotAsked> {
+    get(args, "/status", read_status)
+}
+
+/// What it decides with.
+pub(super) fn ledger(args: &KernelArgs) -> Result<AgentLedger, NotAsked> {
+    get(args, "/ledger", read_agent_ledger)
+}
+
+fn get<T>(
+    args: &KernelArgs,
+    path: &str,
+    read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
+) -> Result<T, NotAsked> {
+    let at = socket_of(&args.run_dir());
+    let socket = at.display().to_string();
+    let other = |socket, why: String| NotAsked::Other { socket, why };
+    match ask(&at, path) {
+        Ok(body) => read(&body).map_err(|e| {
+            let remedy = "\n  remedy: use the version of `rebalancer` that the agent is of";
+            other(socket, format!("the agent's answer: {e}{remedy}"))
+        }),
+        Err(AskError::Nobody) if bpf::agent_runs(&args.pins) => {
+            let pid =
+                bpf::agent_pid(&args.pins).map_or(String::new(), |pid| format!(" (pid {pid})"));
+            let why = format!(
+                "nobody listens, but an agent{pid} runs with its pins in {}\n  \
+                 remedy: name the folder of its socket with --run-dir, as the agent was told",
+                args.pins.display()
+            );
+            Err(other(socket, why))
+        }
+        Err(AskError::Nobody) => Err(NotAsked::NoAgent {
+            socket,
+            pins: left_pins(&args.pins),
+        }),
+        Err(AskError::Privilege) => Err(NotAsked::Privilege { socket }),
+        Err(error) => Err(other(socket, error.to_string())),
+    }
+}
+
+/// What the pins say when nobody has locked them.
+fn left_pins(pins: &Path) -> String {
+    let shown = pins.display();
+    match pins.symlink_metadata() {
+        Ok(_) => format!(
+            "{shown} has the pins of a killed one: connections are not moved, and tracked only as \
+             far as it was attached\n  remedy: start an agent, which replaces them"
+        ),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => format!("{shown} has no pins"),
+        Err(e) => format!("whether {shown} has pins of a killed one cannot be seen: {e}"),
+    }
+}
+
+/// The same folder, by whatever way it is written.
+pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| PathBuf::from(path));
+    real(a) == real(b)
+}

@@ -1,0 +1,292 @@
+//! An agent's ledger as it travels: in dumps, and through the agent's socket.
+
+use std::{collections::BTreeSet, sync::Mutex, sync::PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    json::API_VERSION,
+    read::{ReadError, check_kind, parse, quoted},
+};
+use crate::{
+    plan::{Entries, History, Ledger, Level, Outcome},
+    snapshot::{Bytes, Cookie, KernelTime},
+};
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LedgerItem {
+    in_flight: Vec<BeganItem>,
+    ended: Vec<EndedItem>,
+    told_in_dry_run: Vec<String>,
+    spent: Vec<BeganItem>,
+    spent_in_dry_run: Vec<BeganItem>,
+    rates: Vec<RateItem>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BeganItem {
+    id: String,
+    began_nanoseconds: u64,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EndedItem {
+    id: String,
+    outcome: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+    ended_nanoseconds: u64,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RateItem {
+    id: String,
+    listed_nanoseconds: u64,
+    bytes: u64,
+    intervals: u64,
+    levels: Vec<LevelItem>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LevelItem {
+    bytes_per_second: u64,
+    since_nanoseconds: u64,
+    interval: u64,
+}
+
+impl LedgerItem {
+    pub(super) fn of(ledger: &Ledger) -> Self {
+        let Entries {
+            in_flight,
+            ended,
+            said,
+            made,
+            told,
+            rates,
+        } = ledger.entries();
+        let spent = |all: Vec<(KernelTime, Cookie)>| all.into_iter().map(|(t, c)| began(c, t));
+        Self {
+            in_flight: in_flight.into_iter().map(|(c, t)| began(c, t)).collect(),
+            ended: ended.into_iter().map(ended_item).collect(),
+            told_in_dry_run: said.iter().map(ToString::to_string).collect(),
+            spent: spent(made).collect(),
+            spent_in_dry_run: spent(told).collect(),
+            rates: rates.into_iter().map(rate_item).collect(),
+        }
+    }
+
+    /// # Errors
+    /// What makes no sense in it; `above` is the path that leads to it.
+    pub(super) fn ledger(&self, above: &str) -> Result<Ledger, ReadError> {
+        let spent = |field: &str, items: &[BeganItem]| {
+            each(items, above, field, |item, path| {
+                Ok((KernelTime(item.began_nanoseconds), id(&item.id, path)?))
+            })
+        };
+        Ok(Ledger::from_entries(Entries {
+            in_flight: spent("inFlight", &self.in_flight)?
+                .into_iter()
+                .map(|(began, cookie)| (cookie, began))
+                .collect(),
+            ended: each(&self.ended, above, "ended", |item, path| {
+                let at = KernelTime(item.ended_nanoseconds);
+                Ok((id(&item.id, path)?, outcome(item, path)?, at))
+            })?,
+            said: each(
+                &self.told_in_dry_run,
+                above,
+                "toldInDryRun",
+                |text, path| id(text, path),
+            )?,
+            made: spent("spent", &self.spent)?,
+            told: spent("spentInDryRun", &self.spent_in_dry_run)?,
+            rates: each(&self.rates, above, "rates", |item, path| {
+                Ok((id(&item.id, path)?, history(item, path)?))
+            })?,
+        }))
+    }
+}
+
+fn began(cookie: Cookie, began: KernelTime) -> BeganItem {
+    BeganItem {
+        id: cookie.to_string(),
+        began_nanoseconds: began.0,
+    }
+}
+
+fn ended_item((cookie, outcome, at): (Cookie, Outcome, KernelTime)) -> EndedItem {
+    let word = outcome.as_str().to_owned();
+    EndedItem {
+        id: cookie.to_string(),
+        outcome: word,
+        why: match outcome {
+            Outcome::Refused(guard) => Some(guard.to_owned()),
+            Outcome::Failed(why) => Some(why),
+            _ => None,
+        },
+        ended_nanoseconds: at.0,
+    }
+}
+
+fn rate_item((cookie, history): (Cookie, History)) -> RateItem {
+    let (listed, bytes) = history.listed();
+    let level = |level: &Level| LevelItem {
+        bytes_per_second: level.rate,
+        since_nanoseconds: level.since.0,
+        interval: level.interval,
+    };
+    RateItem {
+        id: cookie.to_string(),
+        listed_nanoseconds: listed.0,
+        bytes: bytes.0,
+        intervals: history.intervals(),
+        levels: history.levels().iter().map(level).collect(),
+    }
+}
+
+/// Reads each item of a list, given its path.
+fn each<I, T>(
+    items: &[I],
+    above: &str,
+    field: &str,
+    read: impl Fn(&I, &str) -> Result<T, ReadError>,
+) -> Result<Vec<T>, ReadError> {
+    let path = |index| format!("{above}{field}[{index}]");
+    let items = items.iter().enumerate();
+    items.map(|(i, item)| read(item, &path(i))).collect()
+}
+
+fn id(text: &str, path: &str) -> Result<Cookie, ReadError> {
+    text.parse().map_err(|_| ReadError::Value {
+        path: format!("{path}.id"),
+        value: quoted(text),
+        expected: "a socket's cookie in hexadecimal",
+    })
+}
+
+fn outcome(item: &EndedItem, path: &str) -> Result<Outcome, ReadError> {
+    let fixed = [
+        Outcome::LeftByItself,
+        Outcome::Closed,
+        Outcome::Reset,
+        Outcome::GoneBefore,
+        Outcome::GaveUp,
+    ];
+    let why = item.why.as_deref().unwrap_or_default();
+    let known = match item.outcome.as_str() {
+        "failed" => Some(Outcome::Failed(crate::policy::visible(why))),
+        "refused" => word(why).map(Outcome::Refused),
+        other => fixed.into_iter().find(|outcome| outcome.as_str() == other),
+    };
+    known.ok_or_else(|| ReadError::Value {
+        path: format!("{path}.outcome"),
+        value: quoted(&format!("{} {why}", item.outcome)),
+        expected: "an outcome of a move",
+    })
+}
+
+/// A guard's word, which outlives what it was read from: there are few of them, each is kept
+/// once, and a text that has more is refused.
+fn word(text: &str) -> Option<&'static str> {
+    const MOST: usize = 256;
+    static WORDS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    if text.len() > 40 || !text.chars().all(|c| c.is_ascii_alphanumeric()) {
+        return None;
+    }
+    let mut words = WORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = words.get(text) {
+        return Some(known);
+    }
+    (words.len() < MOST).then(|| {
+        let kept: &'static str = Box::leak(text.to_owned().into_boxed_str());
+        words.insert(kept);
+        kept
+    })
+}
+
+fn history(item: &RateItem, path: &str) -> Result<History, ReadError> {
+    let level = |item: &LevelItem| Level {
+        rate: item.bytes_per_second,
+        since: KernelTime(item.since_nanoseconds),
+        interval: item.interval,
+    };
+    History::known(
+        KernelTime(item.listed_nanoseconds),
+        Bytes(item.bytes),
+        item.intervals,
+        item.levels.iter().map(level).collect(),
+    )
+    .ok_or_else(|| ReadError::Value {
+        path: format!("{path}.levels"),
+        value: format!("a list of {}", item.levels.len()),
+        expected: "a list of rates, each higher and later than the one before",
+    })
+}
+
+const LEDGER: &str = "Ledger";
+
+/// What a running agent decides with: its ledger, and the policy that it follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentLedger {
+    /// The agent's process id.
+    pub pid: u32,
+    /// Where its maps are pinned.
+    pub pins: String,
+    /// The most that it does, by policy, flag and node.
+    pub mode: String,
+    /// The file of its policy.
+    pub policy_file: String,
+    /// The text of its policy, as the file had it when it was read.
+    pub policy: String,
+    /// What it has done.
+    pub ledger: Ledger,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AgentLedgerItem {
+    api_version: String,
+    kind: String,
+    pid: u32,
+    pins: String,
+    mode: String,
+    policy_file: String,
+    policy: String,
+    ledger: LedgerItem,
+}
+
+/// As JSON.
+pub fn agent_ledger(agent: &AgentLedger) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&AgentLedgerItem {
+        api_version: API_VERSION.to_owned(),
+        kind: LEDGER.to_owned(),
+        pid: agent.pid,
+        pins: agent.pins.clone(),
+        mode: agent.mode.clone(),
+        policy_file: agent.policy_file.clone(),
+        policy: agent.policy.clone(),
+        ledger: LedgerItem::of(&agent.ledger),
+    })
+}
+
+/// Reads what [`agent_ledger`] has written.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_agent_ledger(text: &[u8]) -> Result<AgentLedger, ReadError> {
+    check_kind(text, LEDGER)?;
+    let item: AgentLedgerItem = parse(text)?;
+    Ok(AgentLedger {
+        ledger: item.ledger.ledger("ledger.")?,
+        pid: item.pid,
+        pins: item.pins,
+        mode: item.mode,
+        policy_file: item.policy_file,
+        policy: item.policy,
+    })
+}

@@ -1,0 +1,363 @@
+//! What an agent says of itself: as it travels through its socket, and for people.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Notation,
+    json::{API_VERSION, write_value},
+    read::{ReadError, check_kind, parse},
+    table::age,
+};
+
+const STATUS: &str = "Status";
+
+/// An agent at one moment.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The node's host name.
+    pub node: String,
+    /// When this was said.
+    pub generated_at: Timestamp,
+    /// The agent's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it began to track.
+    pub up_since: Timestamp,
+    /// How much it may do.
+    pub mode: ModeStatus,
+    /// What it goes by.
+    pub policy: PolicyStatus,
+    /// How it resets; none if this node cannot.
+    pub reset_mechanism: Option<String>,
+    /// Where its maps are pinned.
+    pub pins: String,
+    /// The cgroup that its program is attached to.
+    pub cgroup: String,
+    /// How often it had to attach again behind another program.
+    pub attached_again: u64,
+    /// Time from one pass to the next.
+    pub interval_seconds: f64,
+    /// The last pass; none before the first.
+    pub last_pass: Option<PassStatus>,
+    /// Why the last pass could not be made, if so.
+    pub pass_error: Option<String>,
+    /// What bounds the records.
+    pub capacity: CapacityStatus,
+    /// What went wrong in the kernel half since tracking began, by kind.
+    pub kernel_faults: BTreeMap<String, u64>,
+    /// The budgets, of the mode in effect first.
+    pub budgets: Vec<BudgetStatus>,
+    /// The most moves that may be under way.
+    pub max_in_flight: u64,
+    /// Moves under way.
+    pub in_flight: Vec<InFlightStatus>,
+    /// Moves that ended since the agent started, by outcome.
+    pub ended: BTreeMap<String, u64>,
+    /// Connections told in dry run since the agent started.
+    pub told_in_dry_run: u64,
+}
+
+/// How much an agent may do, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModeStatus {
+    /// The safest of those below.
+    pub effective: String,
+    /// The policy's.
+    pub policy: String,
+    /// The most that the command line allows.
+    pub flag: String,
+    /// What keeps it from more: `policy`, `flag`, `noMechanism`.
+    pub limited_by: Vec<String>,
+}
+
+/// An agent's policy.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// The file.
+    pub file: String,
+    /// When what is in effect was read.
+    pub loaded_at: Timestamp,
+    /// Its rules.
+    pub rules: usize,
+    /// The last reload, if it was refused: what was read before stays in effect.
+    pub refused: Option<RefusedStatus>,
+}
+
+/// A reload that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedStatus {
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub error: String,
+}
+
+/// One pass: list, decide, order.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PassStatus {
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it took in all.
+    pub duration_seconds: f64,
+    /// The longest time for which it held a CPU without a pause.
+    pub longest_stretch_seconds: f64,
+    /// Connections listed.
+    pub connections: usize,
+    /// Endpoints known.
+    pub endpoints: usize,
+    /// Moves chosen, or told in dry run.
+    pub moves: usize,
+    /// Connections beyond their rule's limit that no guard spares.
+    pub overdue: u64,
+    /// Connections spared, by the reason's word.
+    pub spared: BTreeMap<String, u64>,
+}
+
+/// What bounds the records.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CapacityStatus {
+    /// Most connections recorded for one endpoint.
+    pub max_per_endpoint: u32,
+    /// Connections not recorded for that, since tracking began.
+    pub refused: u64,
+}
+
+/// The budget of one mode.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BudgetStatus {
+    /// The mode: dry runs have a budget of their own.
+    pub mode: String,
+    /// Moves in each window.
+    pub per_node: u64,
+    /// The window.
+    pub window_seconds: f64,
+    /// Moves that count now.
+    pub used: u64,
+    /// Moves that may still be started.
+    pub left: u64,
+    /// When the first of those used is forgotten; none if none is used.
+    pub refills_at: Option<Timestamp>,
+}
+
+/// A move under way.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InFlightStatus {
+    /// The connection.
+    pub id: String,
+    /// The rule that asks for it.
+    pub rule: String,
+    /// The step that is its turn; none if it has not been looked at yet.
+    pub step: Option<String>,
+    /// When it began.
+    pub since: Timestamp,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
+/// For programs; also how it travels.
+pub fn status(out: &mut impl Write, notation: Notation, status: &Status) -> io::Result<()> {
+    let envelope = Envelope {
+        api_version: API_VERSION,
+        kind: STATUS,
+        status,
+    };
+    write_value(out, notation, &envelope)
+}
+
+/// Reads what [`status`] has written as JSON.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_status(text: &[u8]) -> Result<Status, ReadError> {
+    check_kind(text, STATUS)?;
+    parse(text)
+}
+
+/// As lines for people; times as they are seen at `now`.
+pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io::Result<()> {
+    let mut line = |what: &str, text: String| writeln!(out, "{what:<12}{text}");
+    let ago = |at: Timestamp| format!("{} ago", age(between(at, now)));
+    line(
+        "agent",
+        format!(
+            "{}, pid {}, on {}, up {} (since {:.0})",
+            status.version,
+            status.pid,
+            status.node,
+            age(between(status.up_since, now)),
+            status.up_since,
+        ),
+    )?;
+    line("mode", mode(&status.mode))?;
+    let policy = &status.policy;
+    line(
+        "policy",
+        format!(
+            "{}: valid, {} rule{}, loaded {}",
+            policy.file,
+            policy.rules,
+            if policy.rules == 1 { "" } else { "s" },
+            ago(policy.loaded_at)
+        ),
+    )?;
+    if let Some(refused) = &policy.refused {
+        let error = refused.error.trim_end().replace('\n', "\n            ");
+        let when = ago(refused.at);
+        let text = format!(
+            "the reload {when} was refused, the policy before it stays:\n            {error}"
+        );
+        line("", text)?;
+    }
+    let mechanism = status.reset_mechanism.as_deref();
+    line(
+        "reset by",
+        mechanism
+            .unwrap_or("nothing: this node has no way")
+            .to_owned(),
+    )?;
+    line("pins", status.pins.clone())?;
+    let again = match status.attached_again {
+        0 => String::new(),
+        n => format!(", attached again {n} times, behind programs of others"),
+    };
+    line("cgroup", format!("{}{again}", status.cgroup))?;
+    let every = span(status.interval_seconds);
+    match &status.last_pass {
+        None => line("pass", format!("every {every}; none yet"))?,
+        Some(pass) => {
+            let text = format!(
+                "every {every}; the last {}, in {}, holding a CPU for {} at most",
+                ago(pass.at),
+                span(pass.duration_seconds),
+                span(pass.longest_stretch_seconds)
+            );
+            line("pass", text)?;
+            let text = format!(
+                "{} connections, {} endpoints",
+                pass.connections, pass.endpoints
+            );
+            line("tracked", text)?;
+        }
+    }
+    if let Some(error) = &status.pass_error {
+        line("", format!("a later pass failed: {error}"))?;
+    }
+    let CapacityStatus {
+        max_per_endpoint,
+        refused,
+    } = status.capacity;
+    let text = format!("{max_per_endpoint} connections for each endpoint, {refused} refused by it");
+    line("capacity", text)?;
+    line("faults", sums(&status.kernel_faults, "none"))?;
+    if let Some(pass) = &status.last_pass {
+        line("spared", sums(&pass.spared, "none"))?;
+        line(
+            "to move",
+            format!("{}, {} overdue", pass.moves, pass.overdue),
+        )?;
+    }
+    for budget in &status.budgets {
+        let refills = match budget.refills_at {
+            Some(at) => format!(", the next comes back in {}", age(between(now, at))),
+            None => String::new(),
+        };
+        let text = format!(
+            "{}: {} of {} used in {}, {} left{refills}",
+            budget.mode,
+            budget.used,
+            budget.per_node,
+            span(budget.window_seconds),
+            budget.left
+        );
+        line("budget", text)?;
+    }
+    let text = format!("{} of {}", status.in_flight.len(), status.max_in_flight);
+    line("in flight", text)?;
+    for InFlightStatus {
+        id,
+        rule,
+        step,
+        since,
+    } in &status.in_flight
+    {
+        let step = step.as_deref().unwrap_or("not begun");
+        line(
+            "",
+            format!(
+                "{id}, rule {rule}, {step}, since {}",
+                age(between(*since, now))
+            ),
+        )?;
+    }
+    line("ended", sums(&status.ended, "no move yet"))?;
+    if status.told_in_dry_run > 0 {
+        line("told", format!("{} in dry run", status.told_in_dry_run))?;
+    }
+    Ok(())
+}
+
+fn mode(mode: &ModeStatus) -> String {
+    let why = |by: &String| match by.as_str() {
+        "policy" => format!("the policy says {}", mode.policy),
+        "flag" => format!("--mode {}", mode.flag),
+        "noMechanism" => "this node cannot reset".to_owned(),
+        other => other.to_owned(),
+    };
+    let whys: Vec<String> = mode.limited_by.iter().map(why).collect();
+    match whys.as_slice() {
+        [] => mode.effective.clone(),
+        whys => format!("{} ({})", mode.effective, whys.join(", ")),
+    }
+}
+
+fn sums(counts: &BTreeMap<String, u64>, none: &str) -> String {
+    let words: Vec<String> = counts
+        .iter()
+        .map(|(word, n)| format!("{n} {word}"))
+        .collect();
+    match words.as_slice() {
+        [] => none.to_owned(),
+        words => words.join(", "),
+    }
+}
+
+/// Zero if `later` is the earlier: clocks are set back.
+fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+    later
+        .duration_since(earlier)
+        .try_into()
+        .unwrap_or(Duration::ZERO)
+}
+
+/// A time that may be much below a second. What makes no sense as a time is none.
+fn span(seconds: f64) -> String {
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    match time.as_micros() {
+        micros @ 0..1_000 => format!("{micros}us"),
+        1_000..1_000_000 => format!("{:.1}ms", time.as_secs_f64() * 1000.0),
+        _ => age(time),
+    }
+}

@@ -1,0 +1,117 @@
+//! Programs of the tests' own, each a process in the lab as real ones are: this test binary,
+//! started again to run one "test" that is none. It is told what to do by its environment, says
+//! when it is ready, works until its input ends, and then reports.
+
+use std::{
+    io::{BufRead as _, BufReader, Lines, Write as _},
+    marker::PhantomData,
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use xtask::lab::Host;
+
+const ORDERS: &str = "REBALANCER_TEST_PROGRAM";
+/// What the program says begins so; the test harness says more.
+const MARK: &str = "program: ";
+const READY: &str = "ready";
+
+/// Starts this binary again in a host of the lab, for one test.
+pub fn again(host: &Host, test: &str) -> Command {
+    let mut command = host.command(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    command
+}
+
+/// A program at work, which will report an `R`. Dropping it kills it.
+pub struct Program<R> {
+    child: Child,
+    orders: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+    report: PhantomData<R>,
+}
+
+impl<R: DeserializeOwned> Program<R> {
+    /// Starts one and waits until it is ready.
+    pub fn start(host: &Host, test: &str, orders: &impl Serialize) -> Self {
+        let mut child = again(host, test)
+            .env(ORDERS, serde_json::to_string(orders).unwrap())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut program = Self {
+            orders: child.stdin.take(),
+            lines: BufReader::new(child.stdout.take().unwrap()).lines(),
+            child,
+            report: PhantomData,
+        };
+        assert_eq!(program.hear().as_deref(), Some(READY), "{test} fails");
+        program
+    }
+
+    /// Tells it to end, and returns what it has to say.
+    pub fn stop(mut self) -> R {
+        self.orders = None;
+        let said = self.hear().expect("the program reports");
+        serde_json::from_str(&said).unwrap()
+    }
+
+    fn hear(&mut self) -> Option<String> {
+        self.lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, said) = line.split_once(MARK)?;
+            Some(said.to_owned())
+        })
+    }
+}
+
+impl<R> Drop for Program<R> {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// In the program: what it is told to do. `None`: this is an ordinary run of the tests.
+pub fn orders<T: DeserializeOwned>() -> Option<T> {
+    let text = std::env::var(ORDERS).ok()?;
+    Some(serde_json::from_str(&text).unwrap())
+}
+
+/// In the program: it is ready.
+pub fn ready() {
+    say(READY);
+}
+
+/// In the program: waits until it is told to end.
+pub fn wait_for_the_end() {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+}
+
+/// In the program: its last words.
+pub fn report(what: &impl Serialize) -> ! {
+    say(&serde_json::to_string(what).unwrap());
+    std::process::exit(0);
+}
+
+fn say(what: &str) {
+    let mut out = std::io::stdout().lock();
+    // On a line of its own, whatever the harness has begun.
+    writeln!(out, "\n{MARK}{what}").unwrap();
+    out.flush().unwrap();
+}
+
+/// In the program: lets it hold so many descriptors, and some more.
+pub fn allow_descriptors(count: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = Some(count as u64 + 100);
+    if getrlimit(Resource::Nofile).current < wanted {
+        let limit = Rlimit {
+            current: wanted,
+            maximum: wanted.max(getrlimit(Resource::Nofile).maximum),
+        };
+        setrlimit(Resource::Nofile, limit)
+            .unwrap_or_else(|e| panic!("raising the limit of open files to {count}: {e}"));
+    }
+}

@@ -1,0 +1,197 @@
+//! Listings are exact while connections come and go: from a real client to a real server, and as
+//! fast as this machine can make them.
+
+use std::{
+    collections::BTreeSet,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rebalancer_common::{flags, kind};
+use rebalancer_user::bpf::{Kernel, Lister, read_faults};
+use serde_json::Value;
+use xtask::lab::{Lab, Pod};
+
+use super::{churner, number};
+use crate::support::{Agent, TRACK_ONLY, alone, connect, eventually, lab, ss};
+
+/// How long the fastest churn lasts.
+const SECONDS: &str = "REBALANCER_TEST_CHURN_SECONDS";
+
+/// Listings that must have run beside it.
+const ENOUGH: usize = 10;
+
+#[test]
+fn none_is_lost_and_none_counted_twice_under_churn() {
+    const SHORT: u64 = 30_000;
+    let _alone = alone();
+    let lab = lab(2);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    // nginx may close what waits when it is busy: the held ones are another's.
+    let busy = lab.pod(1);
+    let held = Held::at(&lab, lab.pod(0));
+    let before = agent.endpoint(busy, 80);
+    let accepted_by_nginx = || busy.counts().unwrap().accepted;
+    let truth_before = accepted_by_nginx();
+
+    let url = format!("http://{}/", busy.address());
+    let requests = SHORT.to_string();
+    let started = Instant::now();
+    let mut ab = lab
+        .client()
+        .command("ab")
+        .args(["-q", "-n", &requests, "-c", "16", &url])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let listings = held.list_while(&agent, &lab, |_| ab.try_wait().unwrap().is_none());
+    listings.tell(SHORT, started.elapsed());
+    let after = at_rest(&agent, busy, 80);
+    // ab may open one more than it was asked for; nginx's own count is the truth.
+    let truth = accepted_by_nginx() - truth_before;
+    assert!(truth >= SHORT, "{truth}");
+    for key in ["accepted", "closed"] {
+        let counted = field(&after, key) - field(&before, key);
+        assert_eq!(counted, truth, "{key}: {after:#}");
+    }
+}
+
+/// Beside the number of connections, the sum of their bytes is exact.
+#[test]
+fn sums_are_exact_as_fast_as_connections_can_come_and_go() {
+    const PORT: u16 = 7200;
+    let _alone = alone();
+    let lab = lab(2);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let busy = lab.pod(1);
+    let held = Held::at(&lab, lab.pod(0));
+    let churner = churner::start(&busy.host, (busy.addr, PORT).into());
+    let (mut began, lasts) = (None, Duration::from_secs(number(SECONDS, 4) as u64));
+    let listings = held.list_while(&agent, &lab, |passes| {
+        let began = began.get_or_insert_with(Instant::now);
+        began.elapsed() < lasts || passes < ENOUGH
+    });
+    let done = churner.stop();
+    listings.tell(done.made, done.took);
+    let after = at_rest(&agent, busy, PORT);
+    let message = churner::MESSAGE as u64;
+    for (key, truth) in [
+        ("accepted", done.made),
+        ("closed", done.made),
+        ("bytesIn", done.made * message),
+        ("bytesOut", 0),
+        ("listeners", 0),
+    ] {
+        assert_eq!(field(&after, key), truth, "{key} of {done:?}: {after:#}");
+    }
+    assert!(read_faults(&agent.pins).unwrap().is_empty());
+}
+
+fn field(endpoint: &Value, key: &str) -> u64 {
+    endpoint[key].as_u64().unwrap()
+}
+
+/// The endpoint, once nothing is open there.
+fn at_rest(agent: &Agent, pod: &Pod, port: u16) -> Value {
+    eventually("at rest", || {
+        let e = agent.endpoint(pod, port);
+        if field(&e, "open") == 0 {
+            Ok(e)
+        } else {
+            Err(e)
+        }
+    })
+}
+
+/// Connections that are there all the time.
+struct Held {
+    cookies: BTreeSet<u64>,
+    _streams: Vec<std::net::TcpStream>,
+}
+
+/// What was listed meanwhile.
+#[derive(Default)]
+struct Listings {
+    passes: usize,
+    listed: usize,
+    recycled: u64,
+    longest: Duration,
+}
+
+impl Held {
+    fn at(lab: &Lab, pod: &Pod) -> Self {
+        const HELD: usize = 200;
+        let streams = (0..HELD).map(|_| connect(lab, pod.address())).collect();
+        let cookies = eventually("all are established", || {
+            let seen = ss(&pod.host, 80);
+            let ids = seen
+                .iter()
+                .map(|s| u64::from_str_radix(&s.cookie, 16).unwrap())
+                .collect();
+            if seen.len() == HELD {
+                Ok(ids)
+            } else {
+                Err(ids)
+            }
+        });
+        Self {
+            cookies,
+            _streams: streams,
+        }
+    }
+
+    /// Lists all the time: each held connection is in every listing, alive, and none is twice.
+    fn list_while(
+        &self,
+        agent: &Agent,
+        lab: &Lab,
+        mut go_on: impl FnMut(usize) -> bool,
+    ) -> Listings {
+        let kernel = Arc::new(Kernel::read().unwrap());
+        let mut lister = Lister::open(kernel, &agent.pins).unwrap();
+        let pods: Vec<u64> = lab.pods().iter().map(|p| p.host.netns_inode()).collect();
+        let mut listings = Listings::default();
+        while go_on(listings.passes) {
+            let pass = lister.read().unwrap();
+            let mut alive = BTreeSet::new();
+            for l in &pass.listed {
+                let of_lab = pods.contains(&u64::from(l.connection.netns));
+                if of_lab && l.connection.kind == kind::CONNECTION {
+                    assert!(alive.insert(l.connection.cookie), "listed twice: {l:?}");
+                    if self.cookies.contains(&l.connection.cookie) {
+                        assert_eq!(l.live.state, 1, "a held connection lives: {l:?}");
+                        assert_eq!(l.connection.flags & flags::CLOSED, 0, "{l:?}");
+                    }
+                }
+            }
+            let missed: Vec<_> = self.cookies.difference(&alive).collect();
+            let passes = listings.passes;
+            assert!(missed.is_empty(), "pass {passes} missed {missed:?}");
+            listings.passes += 1;
+            listings.listed += pass.listed.len();
+            listings.longest = listings.longest.max(pass.longest);
+            listings.recycled += pass.recycled;
+        }
+        listings
+    }
+}
+
+impl Listings {
+    fn tell(&self, made: u64, took: Duration) {
+        let rate = made as f64 / took.as_secs_f64();
+        let Self {
+            passes,
+            listed,
+            recycled,
+            longest,
+        } = self;
+        println!(
+            "\n  {made} accepts and as many closes in {took:.1?}, {rate:.0} a second; beside them \
+             {passes} listings of\n  {} on average, the longest read took {longest:.1?}, \
+             {recycled} recycled under the iterator's eyes",
+            listed / (*passes).max(1)
+        );
+        assert!(*passes >= ENOUGH, "{passes} listings ran beside it");
+    }
+}

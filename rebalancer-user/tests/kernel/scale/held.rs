@@ -1,0 +1,236 @@
+//! Many connections held: what listing them takes, in time and in memory, and how long it keeps
+//! a CPU from others.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rebalancer_common::{SHARDS, kind, shard_of};
+use rebalancer_user::bpf::{Kernel, Lister, Pass};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use super::{holder::Crowd, number, quantile};
+use crate::support::{Agent, TRACK_ONLY, alone, eventually, lab};
+
+/// How many connections are held.
+const HELD: &str = "REBALANCER_TEST_HELD";
+/// How long each part of the watching lasts.
+const SECONDS: &str = "REBALANCER_TEST_HELD_SECONDS";
+
+#[test]
+fn held_connections_are_listed_in_short_reads() {
+    let (held, seconds) = (number(HELD, 4_000), number(SECONDS, 2) as u64);
+    let _alone = alone();
+    let lab = lab(2);
+    let started = Instant::now();
+    let _crowd = Crowd::gather(&lab, held);
+    let build = if cfg!(debug_assertions) {
+        "debug"
+    } else {
+        "release"
+    };
+    println!(
+        "\n  {held} connections held, made in {:.1?}; a {build} build",
+        started.elapsed()
+    );
+
+    let mut bytes = Vec::new();
+    for _ in 0..3 {
+        let before = accounted_slab();
+        let agent = Agent::in_lab(&lab, TRACK_ONLY);
+        let grown = accounted_slab() - before;
+        assert_eq!(open(&agent), held as u64, "all were adopted");
+        bytes.push(grown / held as i64);
+        drop(agent);
+        // The records are freed a grace period later.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    println!(
+        "  kernel memory: {} bytes a connection in accounted slabs (three agents' adoptions: {bytes:?})",
+        quantile(&mut bytes.clone(), 0.5)
+    );
+
+    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
+    agent.wait_for_intervals(1);
+    let (before, since) = (cpu_time(agent.child.id()), Instant::now());
+    agent.wait_for_intervals(2);
+    let used = cpu_time(agent.child.id()) - before;
+    println!(
+        "  the agent: {} MiB resident, {:.2} % of one CPU at an interval of 5 s",
+        resident(agent.child.id()) >> 20,
+        100.0 * used.as_secs_f64() / since.elapsed().as_secs_f64()
+    );
+
+    let kernel = Arc::new(Kernel::read().unwrap());
+    let mut lister = Lister::open(kernel, &agent.pins).unwrap();
+    lister.read().unwrap(); // its memory grows now, if it has to
+    let (mut whole, mut longest) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let started = Instant::now();
+        let pass = lister.read().unwrap();
+        whole.push(started.elapsed());
+        longest.push(pass.longest);
+        check(&pass, held);
+    }
+    let pass = lister.read().unwrap();
+    println!(
+        "  a listing: {:.1?} median of 20; its longest read {:.2?} median, {:.2?} at most;\n  \
+         {} reads, the largest shard has {} sockets of {}",
+        quantile(&mut whole, 0.5),
+        quantile(&mut longest, 0.5),
+        quantile(&mut longest, 1.0),
+        pass.reads,
+        pass.largest,
+        pass.listed.len(),
+    );
+    delays(lister, Duration::from_secs(seconds));
+}
+
+/// What cannot be noise: a read for each shard, and each covers its own shard's sockets alone.
+fn check(pass: &Pass, held: usize) {
+    assert_eq!(pass.reads as usize, SHARDS, "a read for each shard");
+    let shards = pass.listed.iter().map(|l| shard_of(l.connection.cookie));
+    let mut of_shard: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut last = 0;
+    for shard in shards {
+        assert!(shard >= last, "shard by shard");
+        last = shard;
+        *of_shard.entry(shard).or_default() += 1;
+    }
+    let largest = of_shard.values().copied().max().unwrap();
+    assert_eq!(pass.largest, largest, "no read covers more than its shard");
+    let mean = pass.listed.len() / SHARDS;
+    assert!(largest < 2 * mean, "the shards are even: {of_shard:?}");
+    let connections = pass
+        .listed
+        .iter()
+        .filter(|l| l.connection.kind == kind::CONNECTION && l.live.state == 1);
+    assert!(connections.count() >= held, "none is missing");
+}
+
+/// How late a thread wakes that shares the listing's CPU, with and without listings all the time.
+fn delays(mut lister: Lister, each: Duration) {
+    let mut rows = BTreeMap::new();
+    // Interleaved: the machine has other things to do.
+    for _ in 0..3 {
+        for listing in [false, true] {
+            let end = Arc::new(AtomicBool::new(false));
+            let seen = std::thread::scope(|scope| {
+                let probe = scope.spawn(|| probe(&end));
+                let until = Instant::now() + each;
+                stay_on_one_cpu();
+                while Instant::now() < until {
+                    if listing {
+                        lister.read().unwrap();
+                    } else {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
+                end.store(true, Ordering::Relaxed);
+                probe.join().unwrap()
+            });
+            rows.entry(listing).or_insert_with(Vec::new).extend(seen);
+        }
+    }
+    println!("  how late a real-time thread wakes on the listing's CPU:");
+    for (listing, mut delays) in rows {
+        let what = if listing {
+            "listing all the time"
+        } else {
+            "no listings"
+        };
+        let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|q| quantile(&mut delays, q));
+        println!(
+            "    {what:<22} p50 {p50:>9.1?}  p99 {p99:>9.1?}  p99.9 {p999:>9.1?}  max {max:>9.1?}  ({} wakes)",
+            delays.len()
+        );
+        assert!(delays.len() > 100, "the probe ran");
+    }
+}
+
+/// The last CPU: the first one has the most interrupts.
+fn stay_on_one_cpu() {
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let mut set = CpuSet::new();
+    set.set(cpus - 1);
+    sched_setaffinity(None, &set).unwrap();
+}
+
+fn probe(end: &AtomicBool) -> Vec<Duration> {
+    const EVERY: Duration = Duration::from_micros(500);
+    stay_on_one_cpu();
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a valid parameter; 0 is this thread.
+    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    assert_eq!(
+        refused,
+        0,
+        "SCHED_FIFO: {}",
+        std::io::Error::last_os_error()
+    );
+    let mut delays = Vec::new();
+    while !end.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        std::thread::sleep(EVERY);
+        delays.push(started.elapsed().saturating_sub(EVERY));
+    }
+    delays
+}
+
+fn open(agent: &Agent) -> u64 {
+    eventually("all are there", || {
+        let endpoints = agent.dump(&["--endpoints"]);
+        let ours = endpoints
+            .iter()
+            .filter(|e| e["port"].as_u64() >= Some(7300));
+        let open = ours.filter_map(|e| e["open"].as_u64()).sum();
+        if open > 0 { Ok(open) } else { Err(open) }
+    })
+}
+
+/// Bytes in the kernel's slabs that are charged to memory cgroups, and of general use.
+fn accounted_slab() -> i64 {
+    let text = fs::read_to_string("/proc/slabinfo").unwrap();
+    let lines = text.lines().filter(|l| l.starts_with("kmalloc-cg-"));
+    lines
+        .map(|line| {
+            let mut numbers = line
+                .split_whitespace()
+                .skip(1)
+                .map_while(|n| n.parse::<i64>().ok());
+            let (active, _all, size) = (numbers.next(), numbers.next(), numbers.next());
+            active.unwrap() * size.unwrap()
+        })
+        .sum()
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let kibibytes: u64 = line
+        .unwrap()
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .unwrap();
+    kibibytes << 10
+}
+
+/// Time on a CPU so far.
+fn cpu_time(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_name, rest) = stat.rsplit_once(')').unwrap();
+    let ticks: u64 = rest
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
+}

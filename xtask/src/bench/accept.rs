@@ -1,0 +1,300 @@
+//! The cost of an accepted connection.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use xtask::{
+    lab::{Lab, Spec},
+    sock_ops::SockOps,
+};
+
+use super::ratios::Quartiles;
+use crate::{
+    ab,
+    agent::Agent,
+    build,
+    progress::Step,
+    setup::{self, Need},
+    terminal::{dim, heading},
+    test::needs_this_kernel,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds; in each, every case is measured once, beginning with another
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Connections of each measurement
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    connections: u64,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Measure this agent instead of building one
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+}
+
+/// How many connections ab has open at once.
+const AT_ONCE: u64 = 8;
+
+/// What is on the servers' cgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Untouched,
+    Empty,
+    MatchedByPort,
+    MatchedByCgroup,
+    All,
+}
+
+impl Case {
+    const EACH: [Self; 5] = [
+        Self::Untouched,
+        Self::Empty,
+        Self::MatchedByPort,
+        Self::MatchedByCgroup,
+        Self::All,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Untouched => "untouched",
+            Self::Empty => "an empty program",
+            Self::MatchedByPort => "Matched, another port",
+            Self::MatchedByCgroup => "Matched, another cgroup",
+            Self::All => "All",
+        }
+    }
+
+    /// What the agent records, and a match for its one rule, which names none of the connections.
+    fn policy(self) -> Option<String> {
+        let (sockets, matches) = match self {
+            Self::Untouched | Self::Empty => return None,
+            Self::MatchedByPort => ("Matched", "ports: [{port: 1}]"),
+            Self::MatchedByCgroup => ("Matched", "ports: [{port: 80}], cgroups: [/none]"),
+            Self::All => ("All", "ports: [{port: 1}]"),
+        };
+        // Long intervals: what a listing costs is another question.
+        Some(format!(
+            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Disabled\n\
+             interval: 1h\ntrack: {{sockets: {sockets}}}\n\
+             rules: [{{name: none, match: {{{matches}}}, limits: {{maxAge: 1h}}}}]\n"
+        ))
+    }
+}
+
+pub(crate) fn run(arguments: &Args) -> Result<()> {
+    needs_this_kernel()?;
+    let program = match &arguments.agent {
+        Some(program) => {
+            setup::ensure(&[Need::Host])?;
+            program.canonicalize().context("--agent")?
+        }
+        None => {
+            setup::ensure(&[Need::Kernel, Need::Host])?;
+            build::agent()?
+        }
+    };
+    let lab = Lab::start(Spec {
+        pods: 1,
+        serving: 1,
+    })?;
+    let bench = Bench {
+        lab,
+        program,
+        connections: arguments.connections,
+        quiet: arguments.json,
+    };
+    let rates = bench.rounds(arguments.rounds as usize)?;
+    let report = Report::new(arguments, &rates)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        report.print();
+    }
+    Ok(())
+}
+
+struct Bench {
+    lab: Lab,
+    program: PathBuf,
+    connections: u64,
+    /// Standard output is for data.
+    quiet: bool,
+}
+
+impl Bench {
+    /// Connections a second, of each round the cases in the order of [`Case::EACH`].
+    fn rounds(&self, count: usize) -> Result<Vec<[f64; Case::EACH.len()]>> {
+        let cases = Case::EACH.len();
+        let connections = self.connections;
+        let title = format!("{count} rounds of {cases} × {connections} connections");
+        let step = (!self.quiet).then(|| Step::start(&title));
+        let on_terminal = step.is_some() && std::io::stderr().is_terminal();
+        let mut rounds = Vec::with_capacity(count);
+        for round in 0..count {
+            let mut rates = [0.0; Case::EACH.len()];
+            for turn in 0..cases {
+                // Another one begins each round, so that none always follows the same.
+                let index = (round + turn) % cases;
+                let case = Case::EACH[index];
+                if let Some(step) = &step {
+                    step.say(&format!("round {} of {count}: {}", round + 1, case.name()));
+                }
+                rates[index] = self
+                    .measure(case, round == 0)
+                    .with_context(|| format!("round {}, {}", round + 1, case.name()))?;
+            }
+            rounds.push(rates);
+            if !on_terminal {
+                eprintln!("    round {} of {count}", round + 1);
+            }
+        }
+        if let Some(step) = step {
+            step.done();
+        }
+        Ok(rounds)
+    }
+
+    fn measure(&self, case: Case, check: bool) -> Result<f64> {
+        let cgroup = self.cgroup()?;
+        let Some(policy) = case.policy() else {
+            let _empty = (case == Case::Empty)
+                .then(|| SockOps::attach_empty(cgroup))
+                .transpose()
+                .context("attach an empty program")?;
+            return self.load();
+        };
+        let where_ = cgroup.to_str().context("the cgroup's path")?;
+        let agent = Agent::start(&self.lab, &self.program, &policy, &["--cgroup", where_])?;
+        let rate = self.load()?;
+        if check {
+            self.check(case, &agent)?;
+        }
+        agent.stop()?;
+        Ok(rate)
+    }
+
+    /// The lab's own: programs on it see the lab's connections, and no others.
+    fn cgroup(&self) -> Result<&Path> {
+        let client = self.lab.client().cgroup();
+        client.parent().context("the lab has a cgroup")
+    }
+
+    fn load(&self) -> Result<f64> {
+        let pod = self.lab.pod(0).address().into();
+        let done = ab::run(&self.lab, pod, self.connections, AT_ONCE, false)?;
+        ensure!(
+            done.complete == self.connections && done.failed == 0 && done.kept == 0,
+            "ab: not {} connections: {done:?}",
+            self.connections
+        );
+        Ok(done.per_second)
+    }
+
+    /// That the case is what it says: all connections were recorded, or none.
+    fn check(&self, case: Case, agent: &Agent) -> Result<()> {
+        let endpoints: Value = serde_json::from_str(&agent.dump_endpoints("json")?)?;
+        let netns = self.lab.pod(0).host.netns_inode();
+        let accepted: u64 = endpoints["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|endpoint| endpoint["netns"] == netns)
+            .filter_map(|endpoint| endpoint["accepted"].as_u64())
+            .sum();
+        // At its end ab opens a few more, which it never uses.
+        let expected = if case == Case::All {
+            self.connections..=self.connections + AT_ONCE
+        } else {
+            0..=0
+        };
+        ensure!(
+            expected.contains(&accepted),
+            "{accepted} connections were recorded, not {} or a few more",
+            expected.start()
+        );
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    kernel: String,
+    cpus: usize,
+    rounds: usize,
+    connections_per_measurement: u64,
+    connections: u64,
+    cases: Vec<CaseReport>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CaseReport {
+    name: &'static str,
+    connections_per_second: Quartiles,
+    /// Of its rate and the untouched one of the same round.
+    ratio: Quartiles,
+}
+
+impl Report {
+    fn new(arguments: &Args, rounds: &[[f64; Case::EACH.len()]]) -> Result<Self> {
+        let kernel = rustix::system::uname().release().to_string_lossy().into();
+        let case = |(index, case): (usize, &Case)| {
+            let rates = rounds.iter().map(|rates| rates[index]);
+            let ratios = rounds.iter().map(|rates| rates[index] / rates[0]);
+            Some(CaseReport {
+                name: case.name(),
+                connections_per_second: Quartiles::of(rates)?,
+                ratio: Quartiles::of(ratios)?,
+            })
+        };
+        let cases: Option<Vec<_>> = Case::EACH.iter().enumerate().map(case).collect();
+        let measurements = (rounds.len() * Case::EACH.len()) as u64;
+        Ok(Self {
+            kernel,
+            cpus: std::thread::available_parallelism()?.get(),
+            rounds: rounds.len(),
+            connections_per_measurement: arguments.connections,
+            connections: arguments.connections * measurements,
+            cases: cases.context("no rounds")?,
+        })
+    }
+
+    fn print(&self) {
+        heading(format!(
+            "Accepted connections: nginx, one worker; ab -c {AT_ONCE}, no keep-alive; Linux {}, {} CPUs",
+            self.kernel, self.cpus
+        ));
+        println!(
+            "  {:<26}{:>14}{:>9}   {}",
+            "", "connections/s", "ratio", "middle half"
+        );
+        for case in &self.cases {
+            let ratio = case.ratio;
+            println!(
+                "  {:<26}{:>14.0}{:>9.3}   {:.3} to {:.3}",
+                case.name,
+                case.connections_per_second.median,
+                ratio.median,
+                ratio.lower,
+                ratio.upper
+            );
+        }
+        println!(
+            "  {}",
+            dim(format!(
+                "medians of {} interleaved rounds, {} connections in all; a ratio is to the \
+                 untouched rate of the same round",
+                self.rounds, self.connections
+            ))
+        );
+    }
+}
