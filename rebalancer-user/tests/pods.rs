@@ -323,7 +323,11 @@ fn an_explanation_says_what_is_known_and_what_is_not() {
     );
     let explained = |seen: &Snapshot| {
         let explained = explain(&policy, seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
-        let rules: Vec<Option<Miss>> = explained.rules.iter().map(|(_, miss)| *miss).collect();
+        let rules: Vec<Option<Miss>> = explained
+            .rules
+            .iter()
+            .map(|(_, miss)| miss.clone())
+            .collect();
         (rules, explained.who.pod().map(|pod| pod.pod.clone()))
     };
     let known = explained(&snapshot(named(web()), Naming::Fresh));

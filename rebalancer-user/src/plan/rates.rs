@@ -192,7 +192,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::LazyLock};
+    use std::sync::LazyLock;
 
     use proptest::{collection::vec, prelude::*};
 

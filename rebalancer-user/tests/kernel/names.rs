@@ -253,8 +253,8 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
     let below = format!("kubepods/burstable/pod{}/{}", uid(victim), "0".repeat(64));
     let own = liar.host.cgroup().join(below);
     std::fs::create_dir_all(&own).unwrap();
-    let address = (*liar.address().ip(), 8080);
-    let server = Server::start(&liar.host, std::net::SocketAddr::from(address), Kind::Plain);
+    let address = std::net::SocketAddr::from((*liar.address().ip(), 8080));
+    let server = Server::start(&liar.host, address, Kind::Plain);
     move_into(server.child.id(), &own);
     // The Service leads to that port too: what it lacks is the right pod.
     let slice = json!({"metadata": {"name": "checkout-2", "namespace": "shop",
@@ -263,7 +263,7 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
                        "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": NODE,
                                       "targetRef": {"kind": "Pod", "uid": uid(victim)}}]});
     cluster.api.set("endpointslices", slice);
-    let _stream = connect(&lab, server.address);
+    let _stream = connect(&lab, address);
     let named = eventually("the liar's endpoint has a name", || {
         let dump = cluster.dump(&lab, &agent, &["--endpoints"]);
         let endpoints = dump["items"].as_array().unwrap().clone();
