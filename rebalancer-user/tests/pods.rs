@@ -343,16 +343,12 @@ fn any_labels() -> impl Strategy<Value = Labels> {
     btree_map("[abc]", "[xyz]", 0..4)
 }
 
-/// One requirement: its text, and whether it holds of labels, by its definition.
-fn any_requirement() -> impl Strategy<
-    Value = (
-        String,
-        fn(&Labels, &str, &[String]) -> bool,
-        String,
-        Vec<String>,
-    ),
-> {
-    type Holds = fn(&Labels, &str, &[String]) -> bool;
+type Holds = fn(&Labels, &str, &[String]) -> bool;
+
+/// One requirement: its text, whether it holds of labels by its definition, its key and values.
+type Requirement = (String, Holds, String, Vec<String>);
+
+fn any_requirement() -> impl Strategy<Value = Requirement> {
     let operators: [(&str, Holds); 4] = [
         ("In", |l, k, v| l.get(k).is_some_and(|x| v.contains(x))),
         ("NotIn", |l, k, v| !l.get(k).is_some_and(|x| v.contains(x))),
