@@ -1,11 +1,13 @@
 //! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
 
+mod agent;
 mod build;
 mod demo;
 mod lab_command;
 mod paced;
 mod progress;
 mod setup;
+mod steps;
 mod terminal;
 mod test;
 
@@ -40,6 +42,9 @@ enum Task {
         #[arg(value_enum, default_value_t = test::Suite::All)]
         suite: test::Suite,
     },
+    /// A part of the table of steps, in half a minute
+    #[command(hide = true)]
+    StepsShort,
     /// The demo's client: keep-alive connections that think between requests
     #[command(hide = true)]
     PacedClient(paced::Args),
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Task::Lab(action) => lab_command::run(&action),
         Task::Demo => demo::run(),
         Task::PacedClient(arguments) => paced::run(&arguments),
+        Task::StepsShort => steps::short(),
         Task::Test { suite } => test::run(suite),
     };
     match done {

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use crate::{
     cargo,
     setup::{self, Need},
-    terminal,
+    steps, terminal,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,7 +26,9 @@ pub(crate) enum Suite {
     Cli,
     /// On this kernel, in the lab: needs root
     Kernel,
-    /// All of them
+    /// What each step does to real servers and clients, as a table: needs root
+    Steps,
+    /// All of them but the table
     All,
 }
 
@@ -41,6 +43,7 @@ pub(crate) fn run(suite: Suite) -> Result<()> {
         Suite::Unit => unit(),
         Suite::Cli => cli()?,
         Suite::Kernel => kernel()?,
+        Suite::Steps => return steps::run(),
         Suite::All => {
             let kernel = kernel()?;
             lint()?

@@ -2,7 +2,6 @@
 //! fails if the connections do not spread.
 
 mod ab;
-mod agent;
 mod fleet;
 mod policies;
 mod shares;
@@ -16,13 +15,13 @@ use anyhow::{Result, bail, ensure};
 use xtask::lab::{Counts, Lab, Pod, Spec};
 
 use crate::{
+    agent::Agent,
     build,
     progress::Step,
     setup::{self, Need},
     terminal::{bold, dim, green, heading, red},
     test::needs_this_kernel,
 };
-use agent::Agent;
 use fleet::{Fleet, SIZE};
 use policies::Policy;
 use shares::{SPREAD, Shares};

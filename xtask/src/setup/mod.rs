@@ -6,6 +6,7 @@ mod apt;
 mod components;
 mod host;
 mod kernel;
+mod servers;
 
 use std::time::Instant;
 
@@ -22,8 +23,13 @@ pub(crate) enum Need {
     Host,
     /// clippy and rustfmt.
     Lints,
+    /// Servers of the table of steps that the kernel tests measure too.
+    StepsShort,
+    /// Those that only the whole table needs.
+    StepsAll,
 }
 
+/// What the command `setup` brings: all but what a single command installs by itself.
 const ALL: [Need; 3] = [Need::Kernel, Need::Host, Need::Lints];
 
 /// One thing that was looked for.
@@ -41,6 +47,8 @@ impl Need {
             Self::Kernel => kernel::look(),
             Self::Host => host::look(),
             Self::Lints => vec![components::look()],
+            Self::StepsShort => servers::short(),
+            Self::StepsAll => servers::all(),
         }
     }
 
@@ -48,7 +56,7 @@ impl Need {
     fn complete(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::complete(),
-            Self::Host => Ok(()),
+            Self::Host | Self::StepsShort | Self::StepsAll => Ok(()),
             Self::Lints => components::complete(),
         }
     }

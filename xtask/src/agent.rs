@@ -1,5 +1,5 @@
-//! The rebalancer as the demo runs it: the release agent on this machine, its moves read
-//! from its log.
+//! The rebalancer as the demo and the table of steps run it: the agent on this machine, its
+//! moves read from its log.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +18,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::lab::Lab;
+use xtask::lab::{Lab, Pod};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) struct Agent {
+pub(crate) struct Agent {
     process: Child,
     program: PathBuf,
     policy: PathBuf,
@@ -35,24 +35,49 @@ pub(super) struct Agent {
 
 /// What the agent has said.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Log {
+pub(crate) struct Log {
     /// How many moves of which rule ended in which outcome.
     moves: BTreeMap<(String, String), u64>,
     /// How many moves it would have made.
-    pub(super) would_move: u64,
+    pub(crate) would_move: u64,
     /// Warnings and errors, and what is no JSON.
-    pub(super) troubles: Vec<String>,
+    pub(crate) troubles: Vec<String>,
 }
 
 impl Agent {
     /// Starts the agent with `policy` and waits until it says that it has started.
-    pub(super) fn start(lab: &Lab, program: &Path, policy: &str) -> Result<Self> {
-        let (file, pins) = (lab.folder().join("policy.yaml"), lab.pins());
+    pub(crate) fn start(lab: &Lab, program: &Path, policy: &str) -> Result<Self> {
+        let mut command = lab.machine().command(program);
+        command.arg("agent");
+        Self::launch(
+            command,
+            lab.folder().join("policy.yaml"),
+            lab.pins(),
+            program,
+            policy,
+        )
+    }
+
+    /// Starts one that sees only what `pod` serves, so that several can run side by side.
+    pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
+        let pins = lab.pins();
+        make_on_bpffs(&pins)?;
+        let mut command = lab.machine().command(program);
+        command.arg("agent").arg("--cgroup").arg(pod.host.cgroup());
+        let file = lab.folder().join(format!("{}.yaml", pod.name));
+        Self::launch(command, file, pins.join(&pod.name), program, policy)
+    }
+
+    fn launch(
+        mut command: Command,
+        file: PathBuf,
+        pins: PathBuf,
+        program: &Path,
+        policy: &str,
+    ) -> Result<Self> {
         fs::write(&file, policy).context("write the policy")?;
-        let mut process = lab
-            .machine()
-            .command(program)
-            .args(["agent", "--log-format", "json", "--policy"])
+        let mut process = command
+            .args(["--log-format", "json", "--policy"])
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
@@ -97,7 +122,7 @@ impl Agent {
     }
 
     /// Gives it another policy, as a changed ConfigMap does, and waits until it has it.
-    pub(super) fn reload(&self, policy: &str) -> Result<()> {
+    pub(crate) fn reload(&self, policy: &str) -> Result<()> {
         fs::write(&self.policy, policy).context("write the policy")?;
         kill_process(Pid::from_child(&self.process), Signal::HUP).context("SIGHUP")?;
         let ready = self.ready.recv_timeout(PATIENCE);
@@ -110,7 +135,7 @@ impl Agent {
     }
 
     /// What it has said so far.
-    pub(super) fn log(&self) -> Log {
+    pub(crate) fn log(&self) -> Log {
         self.log
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -118,23 +143,37 @@ impl Agent {
     }
 
     /// What its maps hold: a table of the endpoints.
-    pub(super) fn dump_endpoints(&self) -> Result<String> {
+    pub(crate) fn dump_endpoints(&self) -> Result<String> {
+        self.ask(&["dump", "--endpoints"])
+    }
+
+    /// How many connections its policy spares for which cause, by `rebalancer plan`.
+    pub(crate) fn spared(&self) -> Result<BTreeMap<String, u64>> {
+        let policy = self.policy.display().to_string();
+        let plan = self.ask(&["plan", "-o", "json", "--policy", &policy])?;
+        let plan: Value = serde_json::from_str(&plan).context("the plan")?;
+        serde_json::from_value(plan["spared"].clone()).context("the plan's sums")
+    }
+
+    fn ask(&self, question: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(["dump", "--endpoints", "--pins"])
+            .args(question)
+            .arg("--pins")
             .arg(&self.pins)
             .output()
-            .context("rebalancer dump")?;
+            .with_context(|| format!("rebalancer {}", question[0]))?;
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "rebalancer dump: {}",
+            "rebalancer {}: {}",
+            question[0],
             problem.trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Stops it as Kubernetes would, and returns all it said.
-    pub(super) fn stop(self) -> Result<Log> {
+    pub(crate) fn stop(self) -> Result<Log> {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).context("stop the agent")?;
         let (log, status) = self.end()?;
@@ -162,8 +201,8 @@ impl Agent {
 }
 
 impl Log {
-    /// The moves of `rule`, by outcome.
-    pub(super) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
+    /// The moves of `rule`, by outcome; what was refused, by the guard too.
+    pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
         let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
         of_rule
             .map(|((_, outcome), count)| (outcome.as_str(), *count))
@@ -180,7 +219,12 @@ impl Log {
             "started" | "policy reloaded" => drop(ready.send(())),
             "would move" => self.would_move += 1,
             "move" => {
-                let key = (text("rule").to_owned(), text("outcome").to_owned());
+                // A refusal's detail names the guard.
+                let outcome = match text("outcome") {
+                    "refused" => text("detail").trim_start_matches("was "),
+                    other => other,
+                };
+                let key = (text("rule").to_owned(), outcome.to_owned());
                 *self.moves.entry(key).or_default() += 1;
             }
             _ => {}
@@ -189,6 +233,22 @@ impl Log {
             self.troubles.push(line.to_owned());
         }
     }
+}
+
+/// Makes a folder there, so that several agents can keep their pins in it.
+fn make_on_bpffs(folder: &Path) -> Result<()> {
+    let made = || match fs::create_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    };
+    if made().is_ok() {
+        return Ok(());
+    }
+    // Nobody has mounted it yet; the agent would do the same.
+    let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
+    let status = Command::new("mount").args(mount).status();
+    ensure!(status.context("mount")?.success(), "mount /sys/fs/bpf");
+    made().with_context(|| folder.display().to_string())
 }
 
 #[cfg(test)]
@@ -204,6 +264,7 @@ mod tests {
             r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"2"}"#,
+            r#"{"level":"INFO","message":"move","rule":"c","outcome":"refused","detail":"was refused: sigpipe"}"#,
             r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
             "thread panicked",
         ] {
@@ -211,6 +272,7 @@ mod tests {
         }
         assert!(started.try_recv().is_ok());
         assert_eq!(log.outcomes("old"), BTreeMap::from([("reset", 2)]));
+        assert_eq!(log.outcomes("c"), BTreeMap::from([("refused: sigpipe", 1)]));
         assert_eq!(log.outcomes("big"), BTreeMap::from([("failed", 1)]));
         assert_eq!((log.would_move, log.troubles.len()), (1, 2));
     }
