@@ -95,6 +95,21 @@ fn lint() -> Result<Vec<Section>> {
                 "warnings",
             ],
         ),
+        // Not among all targets, as a plain `cargo test` leaves it out.
+        section(
+            "lints of the kernel tests",
+            &[
+                "clippy",
+                "--workspace",
+                "--test",
+                "kernel",
+                "--test",
+                "lab",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
     ])
 }
 
