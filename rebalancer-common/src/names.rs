@@ -71,5 +71,7 @@ pub const CONNECTIONS: [&str; crate::SHARDS] = [
 
 /// Frozen global: inode of the host's network namespace.
 pub const HOST_NETNS: &str = "HOST_NETNS";
+/// Frozen global: id of the cgroup below which older sockets are adopted; 0: wherever they are.
+pub const ADOPT_WITHIN: &str = "ADOPT_WITHIN";
 /// Frozen global: the kernel's offsets, see [`crate::offsets`].
 pub const OFFSETS: &str = "OFFSETS";

@@ -1,6 +1,6 @@
 //! Makes records of connections and listeners that are older than tracking, and removes those that
-//! are not wanted any more: an iterator over the
-//! TCP sockets of one network namespace, listeners first.
+//! are not wanted any more: an iterator over the TCP sockets of one network namespace, listeners
+//! first.
 //!
 //! The kernel holds the socket's lock and a reference meanwhile, so an accept that is recorded at
 //! the same moment is not counted twice.
@@ -13,7 +13,10 @@ use aya_ebpf::{
 };
 use rebalancer_common::{Connection, Fault, flags, kind};
 
-use crate::{endpoint, faults, record, scope, sock::TcpSock};
+use crate::{
+    endpoint, faults, record, scope,
+    sock::{TcpSock, frozen},
+};
 
 /// `struct bpf_iter__tcp` of the kernel; its last member is not of interest.
 #[repr(C)]
@@ -39,6 +42,11 @@ const LISTEN: u8 = 10;
 const SOL_TCP: i32 = 6;
 const TCP_BPF_SOCK_OPS_CB_FLAGS: i32 = 1008;
 
+/// Frozen by the loader: the cgroup that `sock_ops` is attached to, which sees no socket outside of
+/// it, while this iterator sees the whole machine's. 0: the root.
+#[unsafe(no_mangle)]
+static ADOPT_WITHIN: u64 = 0;
+
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
 pub(crate) extern "C" fn adopt(ctx: *mut Context) -> i32 {
@@ -62,6 +70,9 @@ pub(crate) extern "C" fn adopt(ctx: *mut Context) -> i32 {
         faults::count(&ctx, Fault::NoSettings);
         return NEXT;
     };
+    if !scope::is_within(tcp, frozen(&ADOPT_WITHIN)) {
+        return NEXT;
+    }
     let groups = scope::groups(settings, tcp.skc_num());
     if !scope::covers(settings, groups, tcp) {
         // It may have a record from when it was to have one, or when that was not known.

@@ -56,3 +56,20 @@ fn class_of(tcp: TcpSock) -> u32 {
     }
     class::ALL_GROUPS
 }
+
+/// Whether the socket's cgroup is this one or below it, as far as the kernel says.
+#[inline(always)]
+pub(crate) fn is_within(tcp: TcpSock, id: u64) -> bool {
+    let mut cgroup = tcp.cgroup_node();
+    if id == 0 || cgroup.is_none() {
+        return true;
+    }
+    for _ in 0..DEPTH {
+        let Some(at) = cgroup else { break };
+        if at.id() == id {
+            return true;
+        }
+        cgroup = at.parent();
+    }
+    false
+}

@@ -25,7 +25,7 @@ pub(crate) fn host_netns() -> u32 {
 /// A value that the loader patches after compilation. Read one by one, so that no copy of the
 /// whole table lands on the stack.
 #[inline(always)]
-fn frozen(value: &'static u32) -> u32 {
+pub(crate) fn frozen<T: Copy>(value: &'static T) -> T {
     // SAFETY: a valid reference; volatile, or the compiler would fold the value it sees now.
     unsafe { read_volatile(value) }
 }

@@ -1,5 +1,5 @@
-//! The rebalancer as the demo runs it: the release agent on this machine, its moves read
-//! from its log.
+//! The rebalancer as the demo and the table of steps run it: the agent on this machine, its
+//! moves read from its log.
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +19,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::lab::Lab;
+#[cfg(feature = "steps")]
+use xtask::lab::Pod;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,16 +49,36 @@ pub(crate) struct Log {
 impl Agent {
     /// Starts the agent with `policy` and waits until it says that it has started.
     pub(crate) fn start(lab: &Lab, program: &Path, policy: &str, more: &[&str]) -> Result<Self> {
-        let (file, pins) = (lab.folder().join("policy.yaml"), lab.pins());
+        let mut command = lab.machine().command(program);
+        command.arg("agent").args(more);
+        let file = lab.folder().join("policy.yaml");
+        Self::launch(command, file, lab.pins(), program, policy)
+    }
+
+    /// Starts one that sees only what `pod` serves, so that several can run side by side.
+    #[cfg(feature = "steps")]
+    pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
+        let pins = lab.pins();
+        make_on_bpffs(&pins)?;
+        let mut command = lab.machine().command(program);
+        command.arg("agent").arg("--cgroup").arg(pod.host.cgroup());
+        let file = lab.folder().join(format!("{}.yaml", pod.name));
+        Self::launch(command, file, pins.join(&pod.name), program, policy)
+    }
+
+    fn launch(
+        mut command: Command,
+        file: PathBuf,
+        pins: PathBuf,
+        program: &Path,
+        policy: &str,
+    ) -> Result<Self> {
         fs::write(&file, policy).context("write the policy")?;
-        let mut process = lab
-            .machine()
-            .command(program)
-            .args(["agent", "--log-format", "json", "--policy"])
+        let mut process = command
+            .args(["--log-format", "json", "--policy"])
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
-            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -120,15 +142,30 @@ impl Agent {
 
     /// What its maps hold of endpoints, in one of `dump`'s forms.
     pub(crate) fn dump_endpoints(&self, form: &str) -> Result<String> {
+        self.ask(&["dump", "--endpoints", "-o", form])
+    }
+
+    /// How many connections its policy spares for which cause, by `rebalancer plan`.
+    #[cfg(feature = "steps")]
+    pub(crate) fn spared(&self) -> Result<BTreeMap<String, u64>> {
+        let policy = self.policy.display().to_string();
+        let plan = self.ask(&["plan", "-o", "json", "--policy", &policy])?;
+        let plan: Value = serde_json::from_str(&plan).context("the plan")?;
+        serde_json::from_value(plan["spared"].clone()).context("the plan's sums")
+    }
+
+    fn ask(&self, question: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(["dump", "--endpoints", "-o", form, "--pins"])
+            .args(question)
+            .arg("--pins")
             .arg(&self.pins)
             .output()
-            .context("rebalancer dump")?;
+            .with_context(|| format!("rebalancer {}", question[0]))?;
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
-            "rebalancer dump: {}",
+            "rebalancer {}: {}",
+            question[0],
             problem.trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -163,7 +200,7 @@ impl Agent {
 }
 
 impl Log {
-    /// The moves of `rule`, by outcome.
+    /// The moves of `rule`, by outcome; what was refused, by the guard too.
     pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
         let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
         of_rule
@@ -181,7 +218,12 @@ impl Log {
             "started" | "policy reloaded" => drop(ready.send(())),
             "would move" => self.would_move += 1,
             "move" => {
-                let key = (text("rule").to_owned(), text("outcome").to_owned());
+                // A refusal's detail names the guard.
+                let outcome = match text("outcome") {
+                    "refused" => text("detail").trim_start_matches("was "),
+                    other => other,
+                };
+                let key = (text("rule").to_owned(), outcome.to_owned());
                 *self.moves.entry(key).or_default() += 1;
             }
             _ => {}
@@ -190,6 +232,23 @@ impl Log {
             self.troubles.push(line.to_owned());
         }
     }
+}
+
+/// Makes a folder there, so that several agents can keep their pins in it.
+#[cfg(feature = "steps")]
+fn make_on_bpffs(folder: &Path) -> Result<()> {
+    let made = || match fs::create_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    };
+    if made().is_ok() {
+        return Ok(());
+    }
+    // Nobody has mounted it yet; the agent would do the same.
+    let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
+    let status = Command::new("mount").args(mount).status();
+    ensure!(status.context("mount")?.success(), "mount /sys/fs/bpf");
+    made().with_context(|| folder.display().to_string())
 }
 
 #[cfg(test)]
@@ -205,6 +264,7 @@ mod tests {
             r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"2"}"#,
+            r#"{"level":"INFO","message":"move","rule":"c","outcome":"refused","detail":"was refused: sigpipe"}"#,
             r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
             "thread panicked",
         ] {
@@ -212,6 +272,7 @@ mod tests {
         }
         assert!(started.try_recv().is_ok());
         assert_eq!(log.outcomes("old"), BTreeMap::from([("reset", 2)]));
+        assert_eq!(log.outcomes("c"), BTreeMap::from([("refused: sigpipe", 1)]));
         assert_eq!(log.outcomes("big"), BTreeMap::from([("failed", 1)]));
         assert_eq!((log.would_move, log.troubles.len()), (1, 2));
     }

@@ -26,7 +26,6 @@ pub(crate) fn run() -> Result<PathBuf> {
 
 /// Builds the agent, showing cargo's own progress.
 pub(crate) fn agent() -> Result<PathBuf> {
-    let root = root();
     let status = cargo()
         .args(["build", "--release", "-p", "rebalancer-user"])
         .status()
@@ -35,6 +34,11 @@ pub(crate) fn agent() -> Result<PathBuf> {
         status.success(),
         "cargo build --release -p rebalancer-user failed"
     );
+    Ok(target().join("release/rebalancer"))
+}
+
+fn target() -> PathBuf {
+    let root = root();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    Ok(root.join(target).join("release/rebalancer"))
+    root.join(target)
 }

@@ -10,6 +10,8 @@ mod lab_command;
 mod paced;
 mod progress;
 mod setup;
+#[cfg(feature = "steps")]
+mod steps;
 mod terminal;
 mod test;
 

@@ -30,7 +30,9 @@ pub(crate) enum Suite {
     Kernel,
     /// Many moves under churn, each of which must hit its victim and nothing else: needs root
     Moves,
-    /// All of them
+    /// What each step does to real servers and clients, as a table: needs root
+    Steps,
+    /// All of them but the table
     All,
 }
 
@@ -61,6 +63,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         Suite::Fuzz => vec![fuzz()?],
         Suite::Kernel => kernel()?,
         Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
+        Suite::Steps => return steps(),
         Suite::All => {
             let kernel = kernel()?;
             lint()?
@@ -87,6 +90,21 @@ fn lint() -> Result<Vec<Section>> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        // Not among all targets, as a plain `cargo test` leaves it out.
+        section(
+            "lints of the kernel tests",
+            &[
+                "clippy",
+                "--workspace",
+                "--test",
+                "kernel",
+                "--test",
+                "lab",
                 "--",
                 "-D",
                 "warnings",
@@ -186,6 +204,21 @@ fn moves(count: u32) -> Result<Section> {
         .env("REBALANCER_TEST_MOVES", count.to_string());
     Ok(section)
 }
+
+/// The table of steps, by this program built once more with the clients that only it needs.
+#[cfg(not(feature = "steps"))]
+fn steps() -> Result<()> {
+    setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;
+    let again = ["run", "--package", "xtask", "--features", "steps", "--"];
+    let status = cargo().args(again).args(["test", "steps"]).status()?;
+    if !status.success() {
+        bail!("cargo xtask test steps: see above");
+    }
+    Ok(())
+}
+
+#[cfg(feature = "steps")]
+use crate::steps::run as steps;
 
 /// What the kernel tests and the demo need of the machine, beyond programs.
 pub(crate) fn needs_this_kernel() -> Result<()> {

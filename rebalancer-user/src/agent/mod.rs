@@ -89,7 +89,7 @@ pub enum OnExit {
 /// Everything that can happen to the agent.
 enum Event {
     Tick,
-    Done(Done),
+    Done(Box<Done>),
     KernelSpoke,
     Reload,
     LookAtPolicy,
@@ -114,7 +114,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = term.recv() => Event::Stop("SIGTERM"),
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
-            Some(done) = inbox.done.recv() => Event::Done(done),
+            Some(done) = inbox.done.recv() => Event::Done(Box::new(done)),
             () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
@@ -123,7 +123,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         };
         match event {
             Event::Tick => agent.tick(),
-            Event::Done(done) => agent.done(done),
+            Event::Done(done) => agent.done(*done),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
                 let changed = agent.policy_file.changed();

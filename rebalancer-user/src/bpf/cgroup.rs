@@ -14,7 +14,7 @@ use super::Error;
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// The hierarchy's root has this inode. It proves nothing alone; a subtree bound at the usual
 /// place by a private cgroup namespace has another.
-const ROOT_INODE: u64 = 1;
+pub(super) const ROOT_INODE: u64 = 1;
 
 /// Opens the cgroup to attach to: `chosen`, or else the root, found among the mounts of this
 /// process (`/sys/fs/cgroup` on v2 hosts, `/sys/fs/cgroup/unified` on hybrid ones).

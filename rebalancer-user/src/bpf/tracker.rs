@@ -5,7 +5,10 @@ use std::{
     fs::{self, File},
     io,
     ops::RangeInclusive,
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -20,7 +23,9 @@ use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
 
 use super::{
-    Error, Kernel, KernelLog, OBJECT, PinDir, cgroup_root,
+    Error, Kernel, KernelLog, OBJECT, PinDir,
+    cgroup::ROOT_INODE,
+    cgroup_root,
     maps::{complete, read_cgroups, write_cgroups, write_settings, write_wanted},
     sys::{self, PassEnd},
 };
@@ -115,7 +120,8 @@ impl Tracker {
         // A start that fails destroys nothing that others have recorded.
         pins.keep(inherited == Inherited::TakenOver);
         let btf = kernel.btf()?;
-        let load = || Loaded::over(kernel, &btf, pins.path(), &tracking);
+        let within = below_root(&cgroup_dir)?;
+        let load = || Loaded::over(kernel, &btf, pins.path(), &tracking, &within);
         let Loaded {
             mut ebpf,
             log,
@@ -260,8 +266,16 @@ struct Loaded {
 
 impl Loaded {
     /// Loads them over the maps pinned under `pins`; pins those that are not there.
-    fn over(kernel: &Kernel, btf: &Btf, pins: &Path, tracking: &Tracking) -> Result<Self, Error> {
+    /// Older sockets are adopted below the cgroup with the id `within`.
+    fn over(
+        kernel: &Kernel,
+        btf: &Btf,
+        pins: &Path,
+        tracking: &Tracking,
+        within: &u64,
+    ) -> Result<Self, Error> {
         let mut loader = loader(kernel, btf);
+        loader.override_global(names::ADOPT_WITHIN, within, true);
         let shared = shared_maps(pins);
         for (name, path) in &shared {
             loader.map_pin_path(name, path.as_path());
@@ -310,6 +324,18 @@ fn sock_ops(ebpf: &mut Ebpf) -> Result<&mut SockOps, Error> {
         .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
         .try_into()
         .map_err(|e: ProgramError| failed("finding", e.into()))
+}
+
+/// The id of the cgroup, 0 of the root: the inode of its folder.
+fn below_root(cgroup: &File) -> Result<u64, Error> {
+    let meta = cgroup
+        .metadata()
+        .map_err(|e| Error::call("asking for the cgroup's id", e))?;
+    Ok(if meta.ino() == ROOT_INODE {
+        0
+    } else {
+        meta.ino()
+    })
 }
 
 /// Decides what becomes of pins that are there; those of no use are removed, and with them the

@@ -292,7 +292,11 @@ fn a_reload_removes_the_records_of_what_it_excludes_and_makes_those_it_does_not(
     hang_up(&agent);
     eventually_ports("made", &agent, lab.pod(0), &[80]);
     let e = agent.endpoint(lab.pod(0), 80);
-    assert_eq!((&e["listeners"], &e["open"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&e["listeners"], &e["open"]),
+        (&2.into(), &1.into()),
+        "nginx has a listener for each family"
+    );
 }
 
 #[test]

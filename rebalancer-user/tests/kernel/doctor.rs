@@ -49,7 +49,7 @@ fn all_is_well_here_and_nothing_is_left() {
         seen.contains(&format!("pid {}", agent.child.id())),
         "{seen}"
     );
-    assert_eq!(pins_left(&agent.pins), [agent.pins.clone()]);
+    assert_eq!(pins_left(&agent.pins), std::slice::from_ref(&agent.pins));
 }
 
 #[test]

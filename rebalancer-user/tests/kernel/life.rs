@@ -170,9 +170,12 @@ fn pins_of_another_version_are_replaced_aloud() {
     kill(&mut first);
     // What an older version would have left.
     let settings = pins.join("settings");
+    let mut value = vec!["0"; size_of::<rebalancer_common::Settings>()];
+    value[0] = "99";
     let set = Command::new("bpftool")
         .args(["map", "update", "pinned", settings.to_str().unwrap()])
-        .args("key 0 0 0 0 value 99 0 0 0 0 0 0 0 0 0 1 0 0 0 0 0 0 0 0 0".split(' '))
+        .args("key 0 0 0 0 value".split(' '))
+        .args(value)
         .status()
         .unwrap();
     assert!(set.success());

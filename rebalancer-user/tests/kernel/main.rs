@@ -1,6 +1,10 @@
 //! What holds on a real kernel, with real servers and clients, in the lab. Needs root.
 //!
 //! `cargo xtask test kernel` runs it, one test after the other.
+#![expect(
+    unreachable_pub,
+    reason = "one program of many rooms: what they share is public"
+)]
 
 mod by_hand;
 mod bytes;

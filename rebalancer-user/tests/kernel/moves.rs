@@ -45,10 +45,9 @@ pub const AT_ONCE: &str = "{step: Reset, when: AtOnce, timeout: 5s}";
 pub const QUIET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
 
 pub fn is_reset(stream: &mut TcpStream) -> bool {
-    match stream.read(&mut [0; 1]) {
-        Err(e) => e.kind() == ErrorKind::ConnectionReset,
-        Ok(_) => false,
-    }
+    stream
+        .read_exact(&mut [0])
+        .is_err_and(|e| e.kind() == ErrorKind::ConnectionReset)
 }
 
 #[test]

@@ -259,6 +259,25 @@ fn a_killed_dumps_pins_are_removed_by_the_next() {
 }
 
 #[test]
+fn only_what_is_below_the_cgroup_that_it_is_attached_to_is_adopted() {
+    let _alone = alone();
+    let lab = lab(2);
+    let streams: Vec<_> = lab
+        .pods()
+        .iter()
+        .map(|pod| connect(&lab, pod.address()))
+        .collect();
+    let of_one = lab.pod(0).host.cgroup().to_str().unwrap();
+    let agent = Agent::with(TRACK_ONLY, own_pins(), &["--cgroup", of_one]);
+    assert_eq!(agent.connections(lab.pod(0)).len(), 1);
+    assert_eq!(
+        agent.connections(lab.pod(1)),
+        Vec::<serde_json::Value>::new()
+    );
+    drop(streams);
+}
+
+#[test]
 fn what_is_older_than_the_agent_is_adopted_once_and_its_close_is_seen() {
     let _alone = alone();
     let lab = lab(1);

@@ -274,8 +274,8 @@ impl Report {
             self.kernel, self.cpus
         ));
         println!(
-            "  {:<26}{:>14}{:>9}   {}",
-            "", "connections/s", "ratio", "middle half"
+            "{:28}{:>14}{:>9}   middle half",
+            "", "connections/s", "ratio"
         );
         for case in &self.cases {
             let ratio = case.ratio;

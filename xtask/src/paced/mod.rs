@@ -13,6 +13,8 @@ use hyper::Uri;
 
 pub(crate) use tally::Report;
 use tally::Tally;
+#[cfg(feature = "steps")]
+pub(crate) use worker::{Http, client};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

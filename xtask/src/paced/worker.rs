@@ -14,7 +14,7 @@ use super::Tally;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-type Http = Client<HttpConnector, Empty<Bytes>>;
+pub(crate) type Http = Client<HttpConnector, Empty<Bytes>>;
 
 /// How long a worker thinks: by chance, but the same in every run.
 #[derive(Clone, Copy)]
@@ -54,7 +54,7 @@ pub(super) async fn run(index: usize, url: Uri, think: Think, tally: Arc<Tally>)
 
 /// A client of its own, with a pool of one connection. Its retry of requests that met a closed
 /// connection is off: it would hide what a move cost.
-fn client() -> Http {
+pub(crate) fn client() -> Http {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     Client::builder(TokioExecutor::new())

@@ -6,6 +6,7 @@ mod apt;
 mod components;
 mod host;
 mod kernel;
+pub(crate) mod servers;
 
 use std::time::Instant;
 
@@ -24,8 +25,11 @@ pub(crate) enum Need {
     Lints,
     /// A C++ compiler: libFuzzer is built with the fuzzers.
     Fuzzer,
+    /// The servers of the table of steps.
+    Steps,
 }
 
+/// What the command `setup` brings: all but what a single command installs by itself.
 const ALL: [Need; 4] = [Need::Kernel, Need::Host, Need::Lints, Need::Fuzzer];
 
 /// One thing that was looked for.
@@ -44,6 +48,7 @@ impl Need {
             Self::Host => host::look(),
             Self::Lints => vec![components::look()],
             Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
+            Self::Steps => servers::look(),
         }
     }
 
@@ -51,7 +56,7 @@ impl Need {
     fn complete(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::complete(),
-            Self::Host | Self::Fuzzer => Ok(()),
+            Self::Host | Self::Fuzzer | Self::Steps => Ok(()),
             Self::Lints => components::complete(),
         }
     }

@@ -202,7 +202,7 @@ async fn come_again(from: SocketAddr, server: SocketAddr, seen: Seen, mut end: E
             seen.lock().unwrap().reused_after.push(gap);
         }
         let stays = chance(u64::from(from.port()), turn) % LONGEST_STAY;
-        let leaves = from.port() % 3 == 0;
+        let leaves = from.port().is_multiple_of(3);
         let talk = Talk {
             seed: u64::from(from.port()),
             think: 100..200,

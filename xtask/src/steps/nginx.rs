@@ -1,0 +1,241 @@
+//! nginx: kept connections, downloads, long polls, and HTTP/2 with a slow call beside fast ones.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Request, Uri, body::Bytes, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use xtask::lab::{Lab, Pod};
+
+use super::{
+    Defaults, Server, Situation,
+    ground::{Ground, PAUSE, think},
+    server::{Running, folder},
+    tally::{Seen, Tally},
+};
+use crate::paced;
+
+const KEPT: u16 = 8080;
+const DOWNLOAD: u16 = 8081;
+const POLL: u16 = 8082;
+const HTTP2: u16 = 8083;
+/// Twice what the slow call takes.
+const HANGS: Duration = Duration::from_secs(3);
+const BIG: u64 = 16 << 20;
+
+const AT_REST: Situation = Situation {
+    title: "nginx, kept connections at rest",
+    client: "hyper",
+    rule: "nginx-kept",
+    port: KEPT,
+    lost: "requests failed",
+    defaults: Defaults::Moves,
+    ever_quiet: true,
+    run: kept,
+};
+
+pub(super) const SERVER: Server = Server {
+    start,
+    situations: &[
+        AT_REST,
+        Situation {
+            title: "nginx, in the middle of downloads",
+            client: "hyper",
+            rule: "nginx-download",
+            port: DOWNLOAD,
+            lost: "downloads broke off",
+            defaults: Defaults::Moves,
+            ever_quiet: true,
+            run: downloads,
+        },
+        Situation {
+            title: "nginx, long polls",
+            client: "hyper",
+            rule: "nginx-poll",
+            port: POLL,
+            lost: "polls failed",
+            defaults: Defaults::Waits,
+            ever_quiet: false,
+            run: polls,
+        },
+        Situation {
+            title: "nginx, HTTP/2: slow calls beside fast ones",
+            client: "hyper",
+            rule: "nginx-http2",
+            port: HTTP2,
+            lost: "calls failed",
+            defaults: Defaults::MayLose("HTTP/2 is not seen: a slow call hides behind fast ones"),
+            ever_quiet: true,
+            run: http2,
+        },
+    ],
+};
+
+fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "nginx")?;
+    fs::File::create(folder.join("big"))?.set_len(BIG)?;
+    let configuration = folder.join("nginx.conf");
+    let path = folder.display();
+    let text = format!(
+        "load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;\n\
+         daemon off;\n\
+         worker_processes 1;\n\
+         pid {path}/pid;\n\
+         error_log stderr;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n\
+             access_log off;\n\
+             client_body_temp_path {path}/bodies;\n\
+             keepalive_requests 1000000;\n\
+             keepalive_timeout 1h;\n\
+             server {{ listen {KEPT}; location / {{ return 200 \"here\\n\"; }} }}\n\
+             server {{ listen {DOWNLOAD}; location / {{ root {path}; }} }}\n\
+             server {{ listen {POLL}; location / {{ echo_sleep 1.5; echo news; }} }}\n\
+             server {{\n\
+                 listen {HTTP2} http2;\n\
+                 location / {{ return 200 \"fast\\n\"; }}\n\
+                 location /slow {{ echo_sleep 1.5; echo slow; }}\n\
+             }}\n\
+         }}\n"
+    );
+    fs::write(&configuration, text)?;
+    let mut nginx = pod.host.command("nginx");
+    let nginx = nginx.arg("-p").arg(&folder);
+    let ports = [KEPT, DOWNLOAD, POLL, HTTP2];
+    Running::start(
+        lab,
+        pod,
+        &folder,
+        nginx.arg("-c").arg(configuration),
+        &ports,
+    )
+}
+
+fn kept(ground: &Ground<'_>) -> Result<Seen> {
+    let uri = uri(ground, "/")?;
+    ground.each(move |index, tally| {
+        let uri = uri.clone();
+        async move {
+            let http = paced::client();
+            loop {
+                ask(&http, &uri, &tally, Duration::ZERO).await;
+                tokio::time::sleep(think(index)).await;
+            }
+        }
+    })
+}
+
+/// Slow readers: what they have not read waits in both hosts' queues.
+fn downloads(ground: &Ground<'_>) -> Result<Seen> {
+    let uri = uri(ground, "/big")?;
+    ground.each(move |index, tally| {
+        let uri = uri.clone();
+        async move {
+            let http = paced::client();
+            loop {
+                ask(&http, &uri, &tally, Duration::from_millis(40)).await;
+                tokio::time::sleep(think(index)).await;
+            }
+        }
+    })
+}
+
+/// The next poll follows the answer at once.
+fn polls(ground: &Ground<'_>) -> Result<Seen> {
+    let uri = uri(ground, "/")?;
+    ground.each(move |_, tally| {
+        let uri = uri.clone();
+        async move {
+            let http = paced::client();
+            loop {
+                if !ask(&http, &uri, &tally, Duration::ZERO).await {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
+fn uri(ground: &Ground<'_>, path: &str) -> Result<Uri> {
+    Ok(format!("http://{}{path}", ground.address()).parse()?)
+}
+
+/// One request, all of its answer read, with a pause at every 256 KiB.
+async fn ask(http: &paced::Http, uri: &Uri, tally: &Tally, pause: Duration) -> bool {
+    let answer = async {
+        let answer = http.get(uri.clone()).await?;
+        ensure!(answer.status().is_success(), "status {}", answer.status());
+        let (mut body, mut since, mut all) = (answer.into_body(), 0, 0);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.with_context(|| format!("after {all} bytes"))?;
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            (since, all) = (since + length, all + length);
+            if since >= 256 << 10 && !pause.is_zero() {
+                since = 0;
+                tokio::time::sleep(pause).await;
+            }
+        }
+        Ok(())
+    };
+    count(answer.await, tally)
+}
+
+fn count(result: Result<()>, tally: &Tally) -> bool {
+    match &result {
+        Ok(()) => tally.done(),
+        Err(error) => tally.lost(format!("{error:#}")),
+    }
+    result.is_ok()
+}
+
+type Calls = http2::SendRequest<Empty<Bytes>>;
+
+/// On each connection one call after the other that takes 1.5 s, and fast ones beside it.
+fn http2(ground: &Ground<'_>) -> Result<Seen> {
+    let (address, fast, slow) = (ground.address(), uri(ground, "/")?, uri(ground, "/slow")?);
+    ground.each(move |index, tally| {
+        let (fast, slow) = (fast.clone(), slow.clone());
+        async move {
+            loop {
+                if let Ok(calls) = connect(address).await {
+                    let beside = repeat(&calls, &fast, think(index), &tally);
+                    tokio::join!(beside, repeat(&calls, &slow, Duration::ZERO, &tally));
+                }
+                tally.reconnected();
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    })
+}
+
+async fn connect(address: std::net::SocketAddrV4) -> Result<Calls> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    let (calls, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(calls)
+}
+
+/// Until the connection is over. A call that is begun on one that is known to be closed would
+/// go to another: it is no loss.
+async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
+    let mut calls = calls.clone();
+    while calls.ready().await.is_ok() {
+        let call = async {
+            let request = Request::get(uri.clone()).body(Empty::new())?;
+            let answer = calls.send_request(request).await?;
+            ensure!(answer.status().is_success(), "status {}", answer.status());
+            answer.into_body().collect().await.context("the body")?;
+            Ok(())
+        };
+        // A call that is never answered is lost too.
+        let answered = tokio::time::timeout(HANGS, call).await;
+        let answered = answered.unwrap_or_else(|_| bail!("no answer in {HANGS:?}"));
+        if !count(answered, tally) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}

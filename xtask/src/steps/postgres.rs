@@ -1,0 +1,244 @@
+//! PostgreSQL: a pool at rest, transactions of several statements, and LISTEN.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, stream::poll_fn};
+use tokio::time::sleep;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use xtask::lab::{Lab, Pod};
+
+use crate::setup::servers;
+
+use super::{
+    Defaults, Server, Situation,
+    ground::{CONNECTIONS, Ground, PAUSE, think},
+    server::{Running, folder, run},
+    tally::{Follower, Seen},
+};
+
+const PORT: u16 = 5432;
+/// PostgreSQL will not run as root, and the package's own user need not be there.
+const NOBODY: [&str; 4] = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+/// Several statements with time between them: what is not committed is lost.
+const TRANSACTION: &str = "\
+\\set account random(1, 1000)
+BEGIN;
+UPDATE accounts SET balance = balance - 1 WHERE id = :account;
+\\sleep 400 ms
+INSERT INTO transfers VALUES (:account);
+\\sleep 400 ms
+END;
+";
+
+pub(super) const SERVER: Server = Server {
+    start,
+    situations: &[
+        Situation {
+            title: "PostgreSQL, a pool at rest",
+            client: "tokio-postgres, looks before use",
+            rule: "postgres-pool",
+            port: PORT,
+            lost: "queries failed",
+            defaults: Defaults::Spares("statefulPort"),
+            ever_quiet: true,
+            run: pool,
+        },
+        Situation {
+            title: "PostgreSQL, transactions of several statements",
+            client: "pgbench",
+            rule: "postgres-transactions",
+            port: PORT,
+            lost: "transactions lost",
+            defaults: Defaults::Spares("statefulPort"),
+            ever_quiet: true,
+            run: transactions,
+        },
+        Situation {
+            title: "PostgreSQL, LISTEN",
+            client: "tokio-postgres",
+            rule: "postgres-listen",
+            port: PORT,
+            lost: "notifications missed",
+            defaults: Defaults::Spares("statefulPort"),
+            ever_quiet: true,
+            run: listen,
+        },
+    ],
+};
+
+fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let bin = servers::postgres_programs().context("no PostgreSQL in /usr/lib/postgresql")?;
+    let folder = folder(lab, pod, "postgres")?;
+    let data = folder.join("data");
+    std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
+    let mut initdb = Command::new("setpriv");
+    run(initdb
+        .args(NOBODY)
+        .arg(bin.join("initdb"))
+        .args(["--username=postgres", "--auth=trust", "--no-sync", "-D"])
+        .arg(&data)
+        .current_dir(&folder))
+    .context("initdb")?;
+    let mut access = fs::OpenOptions::new()
+        .append(true)
+        .open(data.join("pg_hba.conf"))?;
+    let line = format!("host all all {} trust\n", lab.client_subnet());
+    std::io::Write::write_all(&mut access, line.as_bytes())?;
+    let mut postgres = pod.host.command("setpriv");
+    let postgres = postgres
+        .args(NOBODY)
+        .arg(bin.join("postgres"))
+        .arg("-D")
+        .arg(&data)
+        .args(["-c", "listen_addresses=*", "-c", "fsync=off"])
+        .arg("-c")
+        .arg(format!("unix_socket_directories={}", folder.display()))
+        .current_dir(&folder);
+    Running::start(lab, pod, &folder, postgres, &[PORT])
+}
+
+fn config(host: &str) -> Config {
+    let mut config = Config::new();
+    config.host(host).port(PORT).user("postgres");
+    config
+}
+
+async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// As a pool does: a connection that is known to be closed is replaced before it is used.
+fn pool(ground: &Ground<'_>) -> Result<Seen> {
+    let config = config(&ground.pod.to_string());
+    ground.each(move |index, tally| {
+        let config = config.clone();
+        async move {
+            loop {
+                if let Ok(client) = connect(&config).await {
+                    while !client.is_closed() {
+                        match client.batch_execute("SELECT 1").await {
+                            Ok(()) => tally.done(),
+                            Err(error) => tally.lost(error),
+                        }
+                        sleep(think(index)).await;
+                    }
+                }
+                tally.reconnected();
+            }
+        }
+    })
+}
+
+/// pgbench gives up a client whose connection breaks: it makes no other.
+fn transactions(ground: &Ground<'_>) -> Result<Seen> {
+    let bin = servers::postgres_programs().context("no pgbench")?;
+    let socket = ground.folder.display().to_string();
+    block_on(async move {
+        let client = connect(&config(&socket)).await?;
+        let tables = "CREATE TABLE accounts AS SELECT id, 0 AS balance \
+                      FROM generate_series(1, 1000) id; CREATE TABLE transfers (account int)";
+        Ok(client.batch_execute(tables).await?)
+    })
+    .context("pgbench's tables")?;
+    let script = ground.folder.join("transaction.sql");
+    fs::write(&script, TRANSACTION)?;
+    let output = ground
+        .client
+        .command(bin.join("pgbench"))
+        .args(["--no-vacuum", "--username=postgres", "--jobs=1"])
+        .arg(format!("--host={}", ground.pod))
+        .arg(format!("--port={PORT}"))
+        .arg(format!("--client={CONNECTIONS}"))
+        .arg(format!("--time={}", ground.left().as_secs().max(1)))
+        .arg("--file")
+        .arg(script)
+        .arg("postgres")
+        .output()
+        .context("start pgbench")?;
+    let (out, problems) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    parse(&out, &problems).with_context(|| format!("pgbench: {}", problems.trim()))
+}
+
+fn parse(output: &str, problems: &str) -> Option<Seen> {
+    let name = "number of transactions actually processed: ";
+    let processed = output.lines().find_map(|line| line.strip_prefix(name))?;
+    // "client 3 aborted in command 4 (SQL) of script 0; perhaps the backend died …"
+    let aborted = |line: &&str| line.contains(" aborted in command ");
+    let mut lost = problems.lines().filter(aborted);
+    let trouble = lost.next();
+    Some(Seen {
+        done: processed.split('/').next()?.trim().parse().ok()?,
+        lost: u64::from(trouble.is_some()) + lost.count() as u64,
+        reconnects: 0,
+        trouble: trouble.map(str::to_owned),
+    })
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build()?.block_on(work)
+}
+
+/// Listeners that come back at once, and one who notifies on the server's unix socket.
+fn listen(ground: &Ground<'_>) -> Result<Seen> {
+    let config_of_listener = config(&ground.pod.to_string());
+    let socket = ground.folder.display().to_string();
+    let notify = async move {
+        let client = connect(&config(&socket)).await?;
+        for number in 0_u64.. {
+            client
+                .batch_execute(&format!("NOTIFY news, '{number}'"))
+                .await?;
+            sleep(Duration::from_millis(400)).await;
+        }
+        Ok(())
+    };
+    ground.each_beside(notify, move |_, tally| {
+        let config = config_of_listener.clone();
+        async move {
+            let mut follower = Follower::default();
+            loop {
+                if let Ok((client, mut connection)) = config.connect(NoTls).await {
+                    let mut messages = poll_fn(move |context| connection.poll_message(context));
+                    // The answer to LISTEN comes by way of the messages too.
+                    let listen = tokio::spawn(async move {
+                        let _ = client.batch_execute("LISTEN news").await;
+                        client
+                    });
+                    while let Some(Ok(message)) = messages.next().await {
+                        if let AsyncMessage::Notification(news) = message
+                            && let Ok(number) = news.payload().parse()
+                        {
+                            follower.heard(number, &tally);
+                        }
+                    }
+                    listen.abort();
+                }
+                tally.reconnected();
+                sleep(PAUSE).await;
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn an_aborted_client_is_a_lost_transaction() {
+        let output = "transaction type: t.sql\nnumber of transactions actually processed: 39\n";
+        let problems = "pgbench: error: client 3 aborted in command 4 (SQL) of script 0; perhaps \
+                        the backend died while processing\npgbench: error: Run was aborted\n";
+        let seen = parse(output, problems).unwrap();
+        assert_eq!((seen.done, seen.lost), (39, 1));
+        assert_eq!(parse(output, "").unwrap().lost, 0);
+        assert_eq!(parse("", problems), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! Redis: connections at rest, subscribers, and transactions under way.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures_util::StreamExt as _;
+use redis::{AsyncConnectionConfig, Client, RedisResult, aio::MultiplexedConnection};
+use tokio::{net::UnixStream, time::sleep};
+use xtask::lab::{Lab, Pod};
+
+use super::{
+    Defaults, Server, Situation,
+    ground::{Ground, PAUSE, think},
+    server::{Running, folder},
+    tally::{Follower, Seen},
+};
+
+const PORT: u16 = 6379;
+const SOCKET: &str = "redis.sock";
+
+pub(super) const SUBSCRIBERS: Situation = Situation {
+    title: "Redis, SUBSCRIBE",
+    client: "redis-rs",
+    rule: "redis-subscribe",
+    port: PORT,
+    lost: "messages missed",
+    defaults: Defaults::Spares("statefulPort"),
+    ever_quiet: true,
+    run: subscribers,
+};
+
+pub(super) const SERVER: Server = Server {
+    start,
+    situations: &[
+        Situation {
+            title: "Redis, at rest",
+            client: "redis-rs",
+            rule: "redis-rest",
+            port: PORT,
+            lost: "commands failed",
+            defaults: Defaults::Spares("statefulPort"),
+            ever_quiet: true,
+            run: at_rest,
+        },
+        SUBSCRIBERS,
+        Situation {
+            title: "Redis, inside MULTI",
+            client: "redis-rs",
+            rule: "redis-multi",
+            port: PORT,
+            lost: "transactions lost",
+            defaults: Defaults::Spares("statefulPort"),
+            ever_quiet: true,
+            run: transactions,
+        },
+    ],
+};
+
+fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "redis")?;
+    let port = PORT.to_string();
+    let mut redis = pod.host.command("redis-server");
+    let redis = redis
+        .args([
+            "--port",
+            &port,
+            "--bind",
+            "0.0.0.0",
+            "--protected-mode",
+            "no",
+        ])
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(&folder)
+        .arg("--unixsocket")
+        .arg(folder.join(SOCKET));
+    Running::start(lab, pod, &folder, redis, &[PORT])
+}
+
+fn client(ground: &Ground<'_>) -> Result<Client> {
+    Ok(Client::open(format!("redis://{}", ground.address()))?)
+}
+
+async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+    // Its default of half a second is short for a busy machine.
+    let patience = Some(Duration::from_secs(10));
+    let config = AsyncConnectionConfig::new().set_response_timeout(patience);
+    client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+}
+
+async fn send(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisResult<()> {
+    let mut command = redis::Cmd::new();
+    command.arg(words).exec_async(connection).await
+}
+
+/// A command, a time to think, and so on.
+fn at_rest(ground: &Ground<'_>) -> Result<Seen> {
+    let client = client(ground)?;
+    ground.each(move |index, tally| {
+        let client = client.clone();
+        async move {
+            loop {
+                if let Ok(mut connection) = connect(&client).await {
+                    while match send(&mut connection, &["INCR", "hits"]).await {
+                        Ok(()) => true,
+                        Err(error) => {
+                            tally.lost(error);
+                            false
+                        }
+                    } {
+                        tally.done();
+                        sleep(think(index)).await;
+                    }
+                }
+                tally.reconnected();
+                sleep(PAUSE).await;
+            }
+        }
+    })
+}
+
+fn transactions(ground: &Ground<'_>) -> Result<Seen> {
+    let client = client(ground)?;
+    ground.each(move |index, tally| {
+        let client = client.clone();
+        async move {
+            loop {
+                if let Ok(mut connection) = connect(&client).await {
+                    loop {
+                        match transaction(&mut connection, think(index)).await {
+                            Ok(()) => tally.done(),
+                            Err(error) => break tally.lost(error),
+                        }
+                    }
+                }
+                tally.reconnected();
+                sleep(PAUSE).await;
+            }
+        }
+    })
+}
+
+async fn transaction(connection: &mut MultiplexedConnection, think: Duration) -> RedisResult<()> {
+    for words in [&["MULTI"][..], &["INCR", "debit"], &["INCR", "credit"]] {
+        send(connection, words).await?;
+        sleep(think).await;
+    }
+    send(connection, &["EXEC"]).await
+}
+
+/// Subscribers that come back at once, and a publisher on the server's unix socket.
+fn subscribers(ground: &Ground<'_>) -> Result<Seen> {
+    let client = client(ground)?;
+    let socket = ground.folder.join(SOCKET);
+    let publish = async move {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut publisher = UnixStream::connect(&socket).await.context("publish")?;
+        for number in 0_u64.. {
+            let command = format!("PUBLISH news {number}\r\n");
+            publisher.write_all(command.as_bytes()).await?;
+            publisher.read_exact(&mut [0]).await.context("publish")?;
+            sleep(Duration::from_millis(400)).await;
+        }
+        Ok(())
+    };
+    ground.each_beside(publish, move |_, tally| {
+        let client = client.clone();
+        async move {
+            let mut follower = Follower::default();
+            loop {
+                if let Ok(mut news) = client.get_async_pubsub().await
+                    && news.subscribe("news").await.is_ok()
+                {
+                    let mut messages = news.into_on_message();
+                    while let Some(message) = messages.next().await {
+                        if let Ok(number) = message.get_payload() {
+                            follower.heard(number, &tally);
+                        }
+                    }
+                }
+                tally.reconnected();
+                sleep(PAUSE).await;
+            }
+        }
+    })
+}

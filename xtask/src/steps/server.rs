@@ -1,0 +1,102 @@
+//! A real server in a pod, for as long as its value lives.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use xtask::lab::{Lab, Pod};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) struct Running {
+    process: Child,
+    folder: PathBuf,
+}
+
+/// A folder for `server` of `pod`, which ends with the lab.
+pub(super) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
+    let folder = lab.folder().join(format!("{}-{server}", pod.name));
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    Ok(folder)
+}
+
+impl Running {
+    /// Starts it, its output in a file, and waits until the lab's client reaches all `ports`.
+    pub(super) fn start(
+        lab: &Lab,
+        pod: &Pod,
+        folder: &Path,
+        command: &mut Command,
+        ports: &[u16],
+    ) -> Result<Self> {
+        let log = fs::File::create(folder.join("log"))?;
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", command.get_program().display()))?;
+        let mut server = Self {
+            process,
+            folder: folder.to_owned(),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        for port in ports {
+            let address = SocketAddr::from((pod.addr, *port));
+            let reached = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
+            while let Err(error) = lab.client().enter(reached)? {
+                if server.process.try_wait()?.is_some() || Instant::now() > deadline {
+                    bail!("{address} is not served: {error}\n{}", server.said());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(server)
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether it and all of its workers have lived through everything so far.
+    pub(super) fn survives(&mut self) -> Result<bool> {
+        let said = self.said();
+        // nginx, PostgreSQL and Redis tell of a process that a signal ended.
+        let signalled = ["by signal", "on signal"].iter().any(|s| said.contains(s));
+        Ok(self.process.try_wait()?.is_none() && !signalled)
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // All of these end at once on INT, PostgreSQL without waiting for its clients. One that
+        // does not is ended by the lab.
+        if kill_process(Pid::from_child(&self.process), Signal::INT).is_ok() {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs a program to its end.
+pub(super) fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().display().to_string();
+    let output = command.output().with_context(|| format!("start {name}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}", said.trim());
+    Ok(())
+}

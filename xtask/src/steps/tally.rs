@@ -1,0 +1,82 @@
+//! What the clients of one cell saw.
+
+use std::{
+    fmt::Display,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// Sums over all connections of a cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// What went well: requests, transactions, messages.
+    pub(super) done: u64,
+    /// What did not, or never came.
+    pub(super) lost: u64,
+    /// How often a client made another connection.
+    pub(super) reconnects: u64,
+    /// The first trouble.
+    pub(super) trouble: Option<String>,
+}
+
+/// Where a cell's clients count.
+#[derive(Default)]
+pub(super) struct Tally(Mutex<Seen>);
+
+impl Tally {
+    pub(super) fn done(&self) {
+        self.lock().done += 1;
+    }
+
+    pub(super) fn lost(&self, why: impl Display) {
+        let mut seen = self.lock();
+        seen.lost += 1;
+        seen.trouble.get_or_insert_with(|| why.to_string());
+    }
+
+    pub(super) fn reconnected(&self) {
+        self.lock().reconnects += 1;
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One receiver of numbered messages: tells which never came, also over reconnects.
+#[derive(Default)]
+pub(super) struct Follower(Option<u64>);
+
+impl Follower {
+    pub(super) fn heard(&mut self, number: u64, tally: &Tally) {
+        // What came twice is not new.
+        if self.0.is_some_and(|last| number <= last) {
+            return;
+        }
+        let next = self.0.map_or(number, |last| last + 1);
+        for missed in next..number {
+            tally.lost(format!("message {missed} never came"));
+        }
+        tally.done();
+        self.0 = Some(number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_what_was_lost() {
+        let (tally, mut follower) = (Tally::default(), Follower::default());
+        for number in [7, 8, 8, 11, 12] {
+            follower.heard(number, &tally);
+        }
+        let seen = tally.seen();
+        assert_eq!((seen.done, seen.lost), (4, 2));
+        assert_eq!(seen.trouble.as_deref(), Some("message 9 never came"));
+    }
+}

@@ -1,0 +1,64 @@
+//! A WebSocket with an event every half second, served by Python's websockets.
+
+use anyhow::Result;
+use futures_util::StreamExt as _;
+use tokio::time::sleep;
+use tokio_tungstenite::{connect_async, tungstenite::Message};
+use xtask::lab::{Lab, Pod};
+
+use super::{
+    Defaults, Server, Situation,
+    ground::{Ground, PAUSE},
+    server::{Running, folder},
+    tally::{Follower, Seen},
+};
+
+const PORT: u16 = 8091;
+const SOURCE: &str = include_str!("websocket.py");
+
+pub(super) const SERVER: Server = Server {
+    start,
+    situations: &[Situation {
+        title: "a WebSocket between events",
+        client: "tungstenite",
+        rule: "websocket",
+        port: PORT,
+        lost: "events missed",
+        defaults: Defaults::MayLose("a WebSocket is not seen: it ends between two events"),
+        ever_quiet: true,
+        run: follow,
+    }],
+};
+
+fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "websocket")?;
+    // Debian's own, which has Debian's module.
+    let mut python = pod.host.command("/usr/bin/python3");
+    let python = python.args(["-c", SOURCE, &PORT.to_string()]);
+    Running::start(lab, pod, &folder, python, &[PORT])
+}
+
+/// Clients that come back at once.
+fn follow(ground: &Ground<'_>) -> Result<Seen> {
+    let url = format!("ws://{}/", ground.address());
+    ground.each(move |_, tally| {
+        let url = url.clone();
+        async move {
+            let mut follower = Follower::default();
+            loop {
+                if let Ok((mut socket, _)) = connect_async(&url).await {
+                    while let Some(Ok(message)) = socket.next().await {
+                        let Message::Text(text) = message else {
+                            continue;
+                        };
+                        if let Ok(number) = text.parse() {
+                            follower.heard(number, &tally);
+                        }
+                    }
+                }
+                tally.reconnected();
+                sleep(PAUSE).await;
+            }
+        }
+    })
+}
