@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod demo;
 mod fuzz;
+mod image;
 mod lab_command;
 mod paced;
 mod progress;
@@ -16,10 +17,12 @@ mod terminal;
 mod test;
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, tests and demonstrates the rebalancer.
@@ -39,6 +42,8 @@ enum Task {
     /// A small network with a client, a node with kube-proxy's rules, and pods
     #[command(subcommand)]
     Lab(lab_command::Action),
+    /// Make the agent's OCI image, without a container engine and without a registry
+    Image,
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
     /// Measure what the agent costs
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
+        Task::Image => image::run(),
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
