@@ -4,6 +4,7 @@ mod ab;
 mod agent;
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod fuzz;
 mod image;
@@ -44,6 +45,9 @@ enum Task {
     Lab(lab_command::Action),
     /// Make the agent's OCI image, without a container engine and without a registry
     Image,
+    /// A real Kubernetes in namespaces of this machine
+    #[command(subcommand)]
+    Cluster(cluster::Action),
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
     /// Measure what the agent costs
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
         Task::Image => image::run(),
+        Task::Cluster(action) => cluster::run(&action),
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
@@ -84,6 +89,18 @@ fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .canonicalize()
         .expect("the workspace that this program was built from is still there")
+}
+
+/// What takes long to make and stays: each named by what it was made from.
+fn cache() -> Result<PathBuf> {
+    let caches = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: where shall built programs be kept?")?;
+    let cache = caches.join("rebalancer");
+    fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    Ok(cache)
 }
 
 /// cargo in the workspace's root, in the environment that a plain `cargo build` has: another
