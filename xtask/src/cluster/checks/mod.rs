@@ -136,14 +136,19 @@ fn show_what_happened() {
     }
 }
 
-/// The overlay for nodes in cgroup namespaces, as this cluster's are.
-fn overlay() -> Result<PathBuf> {
+/// Where a node mounts cgroup v2.
+fn cgroup() -> Result<String> {
     let hierarchies = Hierarchy::all()?;
     let v2 = hierarchies.iter().find(|hierarchy| hierarchy.is_v2());
-    let name = match v2.context("cgroup v2")?.mount().to_str() {
-        Some("/sys/fs/cgroup") => "private-cgroup",
-        Some("/sys/fs/cgroup/unified") => "private-cgroup-hybrid",
-        other => bail!("deploy/ has no overlay for cgroup v2 at {other:?}"),
+    Ok(v2.context("cgroup v2")?.mount().display().to_string())
+}
+
+/// The overlay for nodes in cgroup namespaces, as this cluster's are.
+fn overlay() -> Result<PathBuf> {
+    let name = match cgroup()?.as_str() {
+        "/sys/fs/cgroup" => "private-cgroup",
+        "/sys/fs/cgroup/unified" => "private-cgroup-hybrid",
+        other => bail!("deploy/ has no overlay for cgroup v2 at {other}"),
     };
     Ok(root().join("deploy/overlays").join(name))
 }
@@ -210,7 +215,9 @@ fn client_connects(story: &mut Story) -> Found {
 
 /// Each connection of the client's, once, on the node of the pod that serves it.
 fn dump_shows(story: &mut Story) -> Found {
-    let table = exec("ds/rebalancer", &["dump"])?;
+    // Like the agent, each command is told in a cgroup namespace.
+    let cgroup = cgroup()?;
+    let table = exec("ds/rebalancer", &["dump", "--cgroup", &cgroup])?;
     ensure!(
         table.contains("PEER") || table.contains("REMOTE"),
         "no table: {table}"
@@ -222,7 +229,10 @@ fn dump_shows(story: &mut Story) -> Found {
     let mut seen = 0;
     let mut on = Vec::new();
     for agent in agents()? {
-        let dump: Value = serde_json::from_str(&exec(&agent.pod, &["dump", "-o", "json"])?)?;
+        let dump: Value = serde_json::from_str(&exec(
+            &agent.pod,
+            &["dump", "-o", "json", "--cgroup", &cgroup],
+        )?)?;
         let items = dump["items"].as_array().context("a list of connections")?;
         let from = |item: &&Value, field: &str, address: &str| {
             let socket = item[field].as_str().unwrap_or_default();
