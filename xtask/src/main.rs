@@ -4,8 +4,10 @@ mod ab;
 mod agent;
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod fuzz;
+mod image;
 mod lab_command;
 mod paced;
 mod progress;
@@ -16,10 +18,12 @@ mod terminal;
 mod test;
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, tests and demonstrates the rebalancer.
@@ -39,6 +43,11 @@ enum Task {
     /// A small network with a client, a node with kube-proxy's rules, and pods
     #[command(subcommand)]
     Lab(lab_command::Action),
+    /// Make the agent's OCI image, without a container engine and without a registry
+    Image,
+    /// A real Kubernetes in namespaces of this machine
+    #[command(subcommand)]
+    Cluster(cluster::Action),
     /// Tell the problem and its answer with real programs, in three acts
     Demo,
     /// Measure what the agent costs
@@ -58,6 +67,8 @@ fn main() -> ExitCode {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
+        Task::Image => image::run(),
+        Task::Cluster(action) => cluster::run(&action),
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
@@ -78,6 +89,18 @@ fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .canonicalize()
         .expect("the workspace that this program was built from is still there")
+}
+
+/// What takes long to make and stays: each named by what it was made from.
+fn cache() -> Result<PathBuf> {
+    let caches = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: where shall built programs be kept?")?;
+    let cache = caches.join("rebalancer");
+    fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    Ok(cache)
 }
 
 /// cargo in the workspace's root, in the environment that a plain `cargo build` has: another

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    cargo,
+    cargo, cluster,
     setup::{self, Need},
     terminal,
 };
@@ -32,8 +32,10 @@ pub(crate) enum Suite {
     Moves,
     /// What each step does to real servers and clients, as a table: needs root
     Steps,
-    /// All of them but the table
+    /// All but `moves`, `steps` and `cluster`
     All,
+    /// The manifests in a real Kubernetes, which is built the first time: needs root
+    Cluster,
 }
 
 struct Section {
@@ -49,6 +51,8 @@ pub(crate) struct Args {
     /// means [default: 100000]
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
+    #[command(flatten, next_help_heading = "For the suite cluster")]
+    cluster: cluster::Options,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
@@ -64,6 +68,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         Suite::Kernel => kernel()?,
         Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
         Suite::Steps => return steps(),
+        Suite::Cluster => return cluster::check(arguments.cluster),
         Suite::All => {
             let kernel = kernel()?;
             lint()?

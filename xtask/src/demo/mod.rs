@@ -2,8 +2,8 @@
 //! fails if the connections do not spread.
 
 mod fleet;
-mod policies;
-mod shares;
+pub(crate) mod policies;
+pub(crate) mod shares;
 
 use std::{
     collections::BTreeMap,

@@ -2,24 +2,24 @@
 //! touched.
 
 /// One rule with one limit.
-pub(super) struct Policy<'a> {
-    pub(super) rule: &'a str,
-    pub(super) limit: &'a str,
-    pub(super) client_subnet: &'a str,
+pub(crate) struct Policy<'a> {
+    pub(crate) rule: &'a str,
+    pub(crate) limit: &'a str,
+    pub(crate) client_subnet: &'a str,
 }
 
 impl Policy<'_> {
     /// Says what it would move, and moves nothing.
-    pub(super) fn dry_run(&self) -> String {
+    pub(crate) fn dry_run(&self) -> String {
         self.file("DryRun")
     }
 
-    pub(super) fn enforce(&self) -> String {
+    pub(crate) fn enforce(&self) -> String {
         self.file("Enforce")
     }
 
     /// The line that says what is too much.
-    pub(super) fn limits(&self) -> String {
+    pub(crate) fn limits(&self) -> String {
         format!("limits: {{{}}}", self.limit)
     }
 

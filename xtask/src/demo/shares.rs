@@ -7,19 +7,19 @@ use crate::terminal::{bold, cyan, dim};
 const WIDTH: f64 = 24.0;
 /// Every pod's share of the connections once they are spread, in percent. 60 connections that
 /// choose one of three pods by chance are in it 499 times of 500.
-pub(super) const SPREAD: std::ops::RangeInclusive<f64> = 15.0..=55.0;
+pub(crate) const SPREAD: std::ops::RangeInclusive<f64> = 15.0..=55.0;
 
 /// Counts per pod, of every pod, in the pods' order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shares(Vec<(String, u64)>);
+pub(crate) struct Shares(Vec<(String, u64)>);
 
 impl Shares {
-    pub(super) fn new(counts: impl IntoIterator<Item = (String, u64)>) -> Self {
+    pub(crate) fn new(counts: impl IntoIterator<Item = (String, u64)>) -> Self {
         Self(counts.into_iter().collect())
     }
 
     /// Those of `pods`, 0 where `counts` has none.
-    pub(super) fn of(pods: &[String], counts: &BTreeMap<String, u64>) -> Self {
+    pub(crate) fn of(pods: &[String], counts: &BTreeMap<String, u64>) -> Self {
         Self::new(
             pods.iter()
                 .map(|pod| (pod.clone(), counts.get(pod).copied().unwrap_or(0))),
@@ -34,14 +34,14 @@ impl Shares {
         100.0 * count as f64 / self.total().max(1) as f64
     }
 
-    pub(super) fn is_spread(&self) -> bool {
+    pub(crate) fn is_spread(&self) -> bool {
         self.0
             .iter()
             .all(|(_, count)| SPREAD.contains(&self.percent(*count)))
     }
 
     /// All in one line, for a step under way.
-    pub(super) fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let counts: Vec<String> = self.0.iter().map(|(pod, n)| format!("{pod} {n}")).collect();
         counts.join("  ")
     }
@@ -52,7 +52,7 @@ impl Shares {
     }
 
     /// A line per pod.
-    pub(super) fn table(&self, title: &str) -> String {
+    pub(crate) fn table(&self, title: &str) -> String {
         let mut table = format!("  {}\n", bold(title));
         for (pod, count) in &self.0 {
             let _ = writeln!(table, "    {pod:<8}{}", self.cell(*count).trim_end());
@@ -61,7 +61,7 @@ impl Shares {
     }
 
     /// A line per pod, these shares on the left and `after` on the right.
-    pub(super) fn beside(&self, after: &Self) -> String {
+    pub(crate) fn beside(&self, after: &Self) -> String {
         let left = format!(
             "{:<8}{:>6}{:width$}",
             "",

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::Finding;
 
 /// A program, the Debian package that has it, and what it is for.
-const PROGRAMS: [(&str, &str, &str); 9] = [
+type Program = (&'static str, &'static str, &'static str);
+
+const PROGRAMS: [Program; 9] = [
     ("ip", "iproute2", "the lab's namespaces"),
     ("ss", "iproute2", "the kernel's own counts, to compare with"),
     (
@@ -25,8 +27,27 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
     ("kubectl", "kubernetes-client", "the manifests' test"),
 ];
 
+/// What the cluster's nodes and images are made of, beside what is built.
+const CLUSTER: [Program; 7] = [
+    ("containerd", "containerd", "the nodes' containers"),
+    ("runc", "runc", "the nodes' containers"),
+    (
+        "/usr/lib/cni/bridge",
+        "containernetworking-plugins",
+        "the pods' network",
+    ),
+    ("iptables", "iptables", "kube-proxy"),
+    ("nft", "nftables", "kube-proxy"),
+    ("busybox", "busybox-static", "a shell in images"),
+    ("openssl", "openssl", "the cluster's certificates"),
+];
+
 pub(super) fn look() -> Vec<Finding> {
     PROGRAMS.map(look_for).into()
+}
+
+pub(super) fn look_for_cluster() -> Vec<Finding> {
+    CLUSTER.map(look_for).into()
 }
 
 /// Looks for one program; its package, and what it is for.
@@ -41,7 +62,7 @@ pub(super) fn look_for((program, package, purpose): (&'static str, &'static str,
 }
 
 /// Where `program` is. Users other than root often have no sbin in their PATH.
-pub(super) fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))

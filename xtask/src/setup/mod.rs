@@ -4,6 +4,7 @@
 
 mod apt;
 mod components;
+mod go;
 mod host;
 mod kernel;
 pub(crate) mod servers;
@@ -14,6 +15,9 @@ use anyhow::{Result, bail};
 
 use crate::terminal;
 
+pub(crate) use go::program as go;
+pub(crate) use host::find;
+
 /// A part of what this project needs from the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -21,6 +25,9 @@ pub(crate) enum Need {
     Kernel,
     /// The programs of the lab, the demo and the tests.
     Host,
+    /// What the cluster's programs are made of and its nodes run; large, so only for the commands
+    /// that want a cluster.
+    Cluster,
     /// clippy and rustfmt.
     Lints,
     /// A C++ compiler: libFuzzer is built with the fuzzers.
@@ -46,6 +53,11 @@ impl Need {
         match self {
             Self::Kernel => kernel::look(),
             Self::Host => host::look(),
+            Self::Cluster => {
+                let mut findings = host::look_for_cluster();
+                findings.push(go::look());
+                findings
+            }
             Self::Lints => vec![components::look()],
             Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
             Self::Steps => servers::look(),
@@ -57,6 +69,7 @@ impl Need {
         match self {
             Self::Kernel => kernel::complete(),
             Self::Host | Self::Fuzzer | Self::Steps => Ok(()),
+            Self::Cluster => go::complete(),
             Self::Lints => components::complete(),
         }
     }

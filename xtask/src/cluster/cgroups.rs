@@ -1,0 +1,292 @@
+//! The cluster's cgroups, in every hierarchy that the machine has: cgroup v2 alone, v1 with v2
+//! beside it, or both mixed. All that the cluster starts is in them, and ends with them.
+
+use std::{
+    fs::{self, OpenOptions},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::places::NAME;
+
+const MOUNTS: &str = "/sys/fs/cgroup";
+
+/// One mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hierarchy {
+    mount: PathBuf,
+    /// For v1: the mount options that name it.
+    controllers: Option<String>,
+}
+
+impl Hierarchy {
+    pub(super) fn all() -> Result<Vec<Self>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+        let all: Vec<Self> = mounts.lines().filter_map(Self::parse).collect();
+        if !all.iter().any(Self::is_v2) {
+            bail!("no cgroup v2 hierarchy is mounted below {MOUNTS}: the agent needs one");
+        }
+        Ok(all)
+    }
+
+    /// From one line of mountinfo.
+    fn parse(line: &str) -> Option<Self> {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mount = PathBuf::from(mount.split(' ').nth(4)?);
+        if !mount.starts_with(MOUNTS) {
+            return None;
+        }
+        let mut filesystem = filesystem.split(' ');
+        let kind = filesystem.next()?;
+        let options = filesystem.nth(1)?;
+        match kind {
+            "cgroup2" => Some(Self {
+                mount,
+                controllers: None,
+            }),
+            "cgroup" => {
+                let naming = |option: &&str| !matches!(*option, "rw" | "ro" | "xattr");
+                let names: Vec<&str> = options.split(',').filter(naming).collect();
+                // A hierarchy without a controller is mounted by its name alone.
+                let prefix = if options.contains("name=") {
+                    "none,"
+                } else {
+                    ""
+                };
+                Some(Self {
+                    mount,
+                    controllers: Some(format!("{prefix}{}", names.join(","))),
+                })
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_v2(&self) -> bool {
+        self.controllers.is_none()
+    }
+
+    pub(super) fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// How a node mounts it anew: type, options, and the place below `/sys/fs/cgroup`.
+    pub(super) fn recipe(&self) -> String {
+        let (kind, options) = match &self.controllers {
+            None => ("cgroup2", "rw"),
+            Some(names) => ("cgroup", names.as_str()),
+        };
+        let place = self.mount.strip_prefix(MOUNTS).unwrap_or(&self.mount);
+        let place = match place.to_str() {
+            None | Some("") => ".",
+            Some(place) => place,
+        };
+        format!("{kind} {options} {place}\n")
+    }
+}
+
+/// One cgroup, in every hierarchy.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    hierarchies: Vec<Hierarchy>,
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `path` below the cluster's own.
+    pub(super) fn make(path: &str) -> Result<Self> {
+        let hierarchies = Hierarchy::all()?;
+        let path = Path::new(NAME).join(path);
+        for hierarchy in &hierarchies {
+            make_in(hierarchy, &path).with_context(|| {
+                format!(
+                    "the cgroup {}/{}",
+                    hierarchy.mount.display(),
+                    path.display()
+                )
+            })?;
+        }
+        Ok(Self { hierarchies, path })
+    }
+
+    /// Each hierarchy's list of processes; writing `0` joins.
+    pub(super) fn open(&self) -> Result<Vec<OwnedFd>> {
+        self.lists()
+            .map(|list| {
+                let file = OpenOptions::new().write(true).open(&list);
+                Ok(file.with_context(|| list.display().to_string())?.into())
+            })
+            .collect()
+    }
+
+    /// Moves a process here.
+    pub(super) fn take(&self, process: u32) -> Result<()> {
+        for list in self.lists() {
+            fs::write(&list, process.to_string()).with_context(|| list.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    fn lists(&self) -> impl Iterator<Item = PathBuf> {
+        let lists = |hierarchy: &Hierarchy| hierarchy.mount.join(&self.path).join("cgroup.procs");
+        self.hierarchies.iter().map(lists)
+    }
+}
+
+fn make_in(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
+    let mut folder = hierarchy.mount.clone();
+    for part in path {
+        if hierarchy.is_v2() {
+            delegate(&folder)?;
+        }
+        let parent = folder.clone();
+        folder.push(part);
+        match fs::create_dir(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => inherit_cpuset(&parent, &folder)?,
+        }
+    }
+    Ok(())
+}
+
+/// v2: what a cgroup's children shall control must be switched on in it. Without controllers
+/// (beside v1) there is nothing to do. One that cannot be delegated is left out: the kubelet
+/// names those that it misses.
+fn delegate(folder: &Path) -> io::Result<()> {
+    let controllers = fs::read_to_string(folder.join("cgroup.controllers"))?;
+    for controller in controllers.split_whitespace() {
+        let _ = fs::write(
+            folder.join("cgroup.subtree_control"),
+            format!("+{controller}"),
+        );
+    }
+    Ok(())
+}
+
+/// v1: a cpuset takes no process before it has CPUs and memory.
+fn inherit_cpuset(parent: &Path, folder: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Ok(value) = fs::read_to_string(parent.join(file)) else {
+            continue;
+        };
+        // Beside it are files that on v2 mean something else when empty.
+        let is_v1 = parent.join("cpuset.memory_pressure").exists();
+        if is_v1 && fs::read_to_string(folder.join(file))?.trim().is_empty() {
+            fs::write(folder.join(file), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends every process of the cluster and removes its cgroups; nothing to do is no error.
+pub(super) fn remove() -> Result<()> {
+    let hierarchies = Hierarchy::all()?;
+    let Some(v2) = hierarchies.iter().find(|hierarchy| hierarchy.is_v2()) else {
+        return Ok(());
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let cgroup = v2.mount.join(NAME);
+    while is_populated(&cgroup) {
+        if Instant::now() > deadline {
+            bail!("{}: its processes do not end", cgroup.display());
+        }
+        // There from Linux 5.14 on.
+        if fs::write(cgroup.join("cgroup.kill"), "1").is_err() {
+            kill_each(&cgroup);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    loop {
+        let left: Vec<PathBuf> = hierarchies
+            .iter()
+            .map(|hierarchy| hierarchy.mount.join(NAME))
+            .filter(|folder| folder.exists())
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let failed: Vec<io::Error> = left
+            .iter()
+            .filter_map(|folder| prune(folder).err())
+            .collect();
+        // Dead processes leave a v1 cgroup a moment later.
+        match failed.into_iter().next() {
+            Some(error) if Instant::now() > deadline => {
+                return Err(error).context("remove the cluster's cgroups");
+            }
+            Some(_) => std::thread::sleep(Duration::from_millis(50)),
+            None => {}
+        }
+    }
+}
+
+fn is_populated(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+fn kill_each(cgroup: &Path) {
+    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let processes = list.lines().filter_map(|line| line.parse().ok());
+    for process in processes.filter_map(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+    }
+    folders(cgroup).iter().for_each(|folder| kill_each(folder));
+}
+
+/// Removes a cgroup, what is below it first.
+pub(super) fn prune(cgroup: &Path) -> io::Result<()> {
+    for folder in folders(cgroup) {
+        prune(&folder)?;
+    }
+    fs::remove_dir(cgroup)
+}
+
+fn folders(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(line: &str) -> Option<String> {
+        Hierarchy::parse(line).map(|hierarchy| hierarchy.recipe())
+    }
+
+    #[test]
+    fn a_node_mounts_the_hierarchies_of_the_machine() {
+        let mount = |place: &str, filesystem: &str| {
+            recipe(&format!(
+                "1 2 0:3 / /sys/fs/cgroup{place} rw,relatime shared:9 - {filesystem}"
+            ))
+        };
+        let expect = |recipe: &str| Some(format!("{recipe}\n"));
+        assert_eq!(
+            mount("", "cgroup2 cgroup2 rw,nsdelegate"),
+            expect("cgroup2 rw .")
+        );
+        assert_eq!(
+            mount("/unified", "cgroup2 cgroup2 rw"),
+            expect("cgroup2 rw unified")
+        );
+        assert_eq!(
+            mount("/cpu,cpuacct", "cgroup cgroup rw,cpu,cpuacct"),
+            expect("cgroup cpu,cpuacct cpu,cpuacct")
+        );
+        assert_eq!(
+            mount("/systemd", "cgroup cgroup rw,xattr,name=systemd"),
+            expect("cgroup none,name=systemd systemd")
+        );
+        assert_eq!(mount("", "tmpfs tmpfs rw"), None);
+        assert_eq!(recipe("1 2 0:3 / /mnt/x rw - cgroup2 none rw"), None);
+    }
+}

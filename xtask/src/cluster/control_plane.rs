@@ -1,0 +1,140 @@
+//! etcd, the API server, the controllers and the scheduler.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    certificates::{file, kubeconfig},
+    cgroups::Cgroup,
+    kubectl, network, places,
+    process::{Server, in_namespace, program},
+};
+
+/// What was asked of the API server by whom, without the contents.
+const AUDIT: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules: [{level: Metadata}]
+";
+
+pub(super) fn start() -> Result<()> {
+    let cgroup = Cgroup::make(network::CONTROL_PLANE)?;
+    etcd(&cgroup)?;
+    let mut api_server = api_server(&cgroup)?;
+    api_server.wait("the API server", 120, || {
+        kubectl::output(&["get", "--raw", "/readyz"]).ok()
+    })?;
+    controller_manager(&cgroup)?;
+    scheduler(&cgroup)
+}
+
+fn serve(cgroup: &Cgroup, name: &str, arguments: &[String]) -> Result<Server> {
+    let mut command = in_namespace(network::CONTROL_PLANE, program(name));
+    Server::start(name, cgroup, command.args(arguments))
+}
+
+fn option(name: &str, value: impl AsRef<Path>) -> String {
+    format!("--{name}={}", value.as_ref().display())
+}
+
+fn etcd(cgroup: &Cgroup) -> Result<()> {
+    let (clients, peers) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
+    let arguments = [
+        option("name", "cluster"),
+        option("data-dir", places::state().join("etcd")),
+        // Nothing here survives the machine.
+        option("unsafe-no-fsync", "true"),
+        option("log-level", "warn"),
+        option("listen-client-urls", clients),
+        option("advertise-client-urls", clients),
+        option("listen-peer-urls", peers),
+        option("initial-advertise-peer-urls", peers),
+        option("initial-cluster", format!("cluster={peers}")),
+    ];
+    serve(cgroup, "etcd", &arguments).map(drop)
+}
+
+fn api_server(cgroup: &Cgroup) -> Result<Server> {
+    let audit = places::state().join("audit-policy.yaml");
+    fs::write(&audit, AUDIT).context("the audit policy")?;
+    let arguments = [
+        option("etcd-servers", "http://127.0.0.1:2379"),
+        option("secure-port", "6443"),
+        option("bind-address", "0.0.0.0"),
+        option("advertise-address", places::CONTROL_PLANE),
+        option("client-ca-file", file("ca.crt")),
+        option("tls-cert-file", file("apiserver.crt")),
+        option("tls-private-key-file", file("apiserver.key")),
+        option("authorization-mode", "Node,RBAC"),
+        option("enable-admission-plugins", "NodeRestriction"),
+        option("service-account-key-file", file("sa.pub")),
+        option("service-account-signing-key-file", file("sa.key")),
+        option(
+            "service-account-issuer",
+            "https://kubernetes.default.svc.cluster.local",
+        ),
+        option("service-cluster-ip-range", places::SERVICES),
+        option("allow-privileged", "true"),
+        option(
+            "kubelet-client-certificate",
+            file("apiserver-kubelet-client.crt"),
+        ),
+        option("kubelet-client-key", file("apiserver-kubelet-client.key")),
+        option("kubelet-certificate-authority", file("ca.crt")),
+        option("kubelet-preferred-address-types", "InternalIP"),
+        option("requestheader-client-ca-file", file("ca.crt")),
+        option("requestheader-allowed-names", "front-proxy-client"),
+        option("requestheader-username-headers", "X-Remote-User"),
+        option("requestheader-group-headers", "X-Remote-Group"),
+        option("requestheader-extra-headers-prefix", "X-Remote-Extra-"),
+        option("proxy-client-cert-file", file("front-proxy-client.crt")),
+        option("proxy-client-key-file", file("front-proxy-client.key")),
+        option("audit-policy-file", audit),
+        option("audit-log-path", super::process::logs().join("audit.log")),
+        option("audit-log-maxsize", "100"),
+    ];
+    serve(cgroup, "kube-apiserver", &arguments)
+}
+
+/// How a server of the control plane asks the API server, and who may ask it.
+fn as_client(name: &str) -> Vec<String> {
+    let config = kubeconfig(name);
+    [
+        "kubeconfig",
+        "authentication-kubeconfig",
+        "authorization-kubeconfig",
+    ]
+    .map(|flag| option(flag, &config))
+    .into_iter()
+    .chain([
+        option("bind-address", "127.0.0.1"),
+        option("leader-elect", "false"),
+    ])
+    .collect()
+}
+
+fn controller_manager(cgroup: &Cgroup) -> Result<()> {
+    let name = "kube-controller-manager";
+    let mut arguments = as_client(name);
+    arguments.extend([
+        // The default is slow to scale.
+        option("kube-api-qps", "200"),
+        option("kube-api-burst", "400"),
+        option("use-service-account-credentials", "true"),
+        option("allocate-node-cidrs", "true"),
+        option("cluster-cidr", places::PODS),
+        option("service-cluster-ip-range", places::SERVICES),
+        option("root-ca-file", file("ca.crt")),
+        option("service-account-private-key-file", file("sa.key")),
+        option("cluster-signing-cert-file", file("ca.crt")),
+        option("cluster-signing-key-file", file("ca.key")),
+    ]);
+    serve(cgroup, name, &arguments).map(drop)
+}
+
+fn scheduler(cgroup: &Cgroup) -> Result<()> {
+    let name = "kube-scheduler";
+    serve(cgroup, name, &as_client(name)).map(drop)
+}

@@ -1,0 +1,257 @@
+//! `cargo xtask cluster`: a real Kubernetes on this machine alone: etcd, API server, controllers
+//! and scheduler in one network namespace, and nodes that each have namespaces, cgroups,
+//! containerd, kubelet and kube-proxy of their own. No registry, no service manager, nothing in
+//! the machine's own network. For the manifests' tests and for playing.
+
+mod certificates;
+mod cgroups;
+mod checks;
+mod claim;
+mod control_plane;
+mod images;
+mod kubectl;
+mod network;
+mod node;
+mod places;
+mod process;
+mod programs;
+mod teardown;
+
+use std::{ffi::OsString, fmt, fs};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::{
+    build,
+    progress::Step,
+    setup::{self, Need},
+    terminal::{self, bold, dim, green},
+    test,
+};
+
+pub(crate) use checks::run as check;
+use claim::{Claim, Turn};
+use images::Images;
+use places::{Description, Node};
+
+/// The cgroup namespaces hold a few; this machine's memory is the limit.
+const MOST_NODES: u8 = 9;
+
+#[derive(Subcommand)]
+pub(crate) enum Action {
+    /// Bring a cluster up and leave it up; the first time its programs are built
+    Up(Options),
+    /// Remove the cluster, also what an interrupted command left of one
+    Down,
+    /// kubectl in the cluster, as its administrator
+    Kubectl {
+        #[arg(last = true, required = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Removes the cluster when the input ends
+    #[command(hide = true)]
+    Watch,
+}
+
+/// What a cluster shall have.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// How many nodes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
+    pub(crate) nodes: u8,
+    /// The version of Kubernetes
+    #[arg(long, value_enum, default_value_t = Kube::V1_37)]
+    pub(crate) kube: Kube,
+    /// How kube-proxy does it
+    #[arg(long, value_enum, default_value_t = Mode::Iptables)]
+    pub(crate) mode: Mode,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kube {
+    #[value(name = "1.34.4")]
+    V1_34,
+    #[value(name = "1.37.2")]
+    V1_37,
+}
+
+impl Kube {
+    fn minor(self) -> u32 {
+        match self {
+            Self::V1_34 => 34,
+            Self::V1_37 => 37,
+        }
+    }
+}
+
+impl fmt::Display for Kube {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V1_34 => "1.34.4",
+            Self::V1_37 => "1.37.2",
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    Iptables,
+    Nftables,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+        })
+    }
+}
+
+pub(crate) fn run(action: &Action) -> Result<()> {
+    match action {
+        Action::Up(options) => {
+            let claim = start(*options)?;
+            claim.keep()?;
+            show(*options);
+            Ok(())
+        }
+        Action::Down => {
+            let _turn = Turn::take()?;
+            let traces = teardown::traces()?;
+            teardown::remove()?;
+            println!(
+                "{}",
+                if traces.is_empty() {
+                    "no cluster is up"
+                } else {
+                    "removed"
+                }
+            );
+            Ok(())
+        }
+        Action::Kubectl { arguments } => {
+            if Description::read().is_none() {
+                bail!("no cluster is up: cargo xtask cluster up");
+            }
+            let status = kubectl::command(arguments).status().context("kubectl")?;
+            // Its own complaint was enough.
+            std::process::exit(status.code().unwrap_or(1));
+        }
+        Action::Watch => claim::watch(),
+    }
+}
+
+/// Brings a cluster up and waits until it is ready. It ends with what is returned, or with this
+/// process, whatever the cause.
+fn start(options: Options) -> Result<Claim> {
+    test::needs_this_kernel()?;
+    setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
+    let agent = build::agent()?;
+    let turn = Turn::take()?;
+    if let Some(last) = Description::read() {
+        println!(
+            "  the cluster that is up (Kubernetes {}) is replaced",
+            last.kube
+        );
+    }
+    terminal::heading(format!(
+        "A cluster: Kubernetes {}, nodes: {}, kube-proxy: {}",
+        options.kube, options.nodes, options.mode
+    ));
+    let programs = programs::build(options.kube)?;
+    teardown::remove().context("remove what is left of another cluster")?;
+    let claim = Claim::of(turn)?;
+    fs::create_dir_all(process::logs()).context("the cluster's folder")?;
+    teardown::make_mount_points()?;
+    programs::place(&programs)?;
+    let nodes: Vec<Node> = (1..=options.nodes).map(Node).collect();
+    let images = step("images", || Images::make(&agent))?;
+    step("certificates", || certificates::make(&nodes))?;
+    step("network", || network::make(&nodes))?;
+    step("control plane", control_plane::start)?;
+    step("nodes", || join(&nodes, &images, options.mode))?;
+    step("all ready", || settle(&nodes))?;
+    Description::of(options).write()?;
+    Ok(claim)
+}
+
+/// One step of bringing a cluster up, shown.
+fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let step = Step::start(title);
+    match work() {
+        Ok(done) => {
+            step.done();
+            Ok(done)
+        }
+        Err(error) => {
+            step.failed();
+            Err(error).with_context(|| title.to_owned())
+        }
+    }
+}
+
+/// Starts all nodes at once.
+fn join(nodes: &[Node], images: &Images, mode: Mode) -> Result<()> {
+    let pods: Vec<(Node, String)> = std::thread::scope(|scope| {
+        let starts: Vec<_> = nodes
+            .iter()
+            .map(|&node| (node, scope.spawn(move || node::start(node, images))))
+            .collect();
+        starts
+            .into_iter()
+            .map(|(node, start)| match start.join() {
+                Ok(pods) => Ok((node, pods.with_context(|| node.name())?)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+            .collect::<Result<_>>()
+    })?;
+    network::route(&pods)?;
+    for node in nodes {
+        node::kube_proxy(*node, mode)?;
+    }
+    Ok(())
+}
+
+fn settle(nodes: &[Node]) -> Result<()> {
+    process::wait("the default service account", 60, || {
+        kubectl::output(&["get", "serviceaccount", "default"]).ok()
+    })?;
+    let ready = [
+        "wait",
+        "--for=condition=Ready",
+        "node",
+        "--all",
+        "--timeout=120s",
+    ];
+    kubectl::output(&ready)?;
+    for node in nodes {
+        // Its health port answers once it has written its rules; until then with an error.
+        let server = format!("http://{}:10256", node.address());
+        let ask = ["--server", &server, "get", "--raw", "/healthz"];
+        process::wait(&format!("kube-proxy on {}", node.name()), 90, || {
+            kubectl::output(&ask).ok()
+        })?;
+    }
+    Ok(())
+}
+
+fn show(options: Options) {
+    println!("\n{} Kubernetes {}", green("up:"), options.kube);
+    println!("\n{}", bold("Look into it"));
+    for (command, what) in [
+        (
+            "cargo xtask cluster kubectl -- get pods -A",
+            "kubectl, as administrator",
+        ),
+        ("cargo xtask cluster down", "remove it all"),
+    ] {
+        println!("  {command:<46} {}", dim(what));
+    }
+    println!(
+        "  {:<46} {}",
+        process::logs().display(),
+        dim("the servers' logs")
+    );
+}

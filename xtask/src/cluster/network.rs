@@ -1,0 +1,95 @@
+//! The cluster's wires. Each node has a network namespace on a bridge in the control plane's;
+//! nothing is added to the machine's own.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result};
+use xtask::lab::feed;
+
+use super::{
+    places::{self, Node},
+    process::{in_namespace, output},
+};
+
+pub(super) const CONTROL_PLANE: &str = "control-plane";
+
+pub(super) fn make(nodes: &[Node]) -> Result<()> {
+    add(CONTROL_PLANE)?;
+    batch(
+        CONTROL_PLANE,
+        &format!(
+            "link set lo up\n\
+             link add br0 type bridge\n\
+             addr add {}/{} dev br0\n\
+             link set br0 up\n",
+            places::CONTROL_PLANE,
+            places::NODE_BITS
+        ),
+    )?;
+    nodes.iter().try_for_each(|node| join(*node))
+}
+
+fn join(node: Node) -> Result<()> {
+    let name = node.name();
+    add(&name)?;
+    let namespace = places::namespace(&name);
+    batch(
+        CONTROL_PLANE,
+        &format!(
+            "link add {name} type veth peer name eth0 netns {namespace}\n\
+             link set {name} master br0 up\n"
+        ),
+    )?;
+    batch(
+        &name,
+        &format!(
+            "link set lo up\n\
+             addr add {}/{} dev eth0\n\
+             link set eth0 up\n\
+             route add default via {}\n",
+            node.address(),
+            places::NODE_BITS,
+            places::CONTROL_PLANE
+        ),
+    )?;
+    sysctl(&name, "net.ipv4.ip_forward=1")?;
+    // There with the bridge filter (br_netfilter) only. Then pods of one node reach a Service
+    // whose pod is beside them through kube-proxy's rules, both ways.
+    if fs::exists("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or(false) {
+        sysctl(&name, "net.bridge.bridge-nf-call-iptables=1")?;
+    }
+    Ok(())
+}
+
+/// Routes to the pods of each node from the others, and to Services from the control plane.
+pub(super) fn route(pods: &[(Node, String)]) -> Result<()> {
+    for (node, range) in pods {
+        let route = format!("route replace {range} via {}\n", node.address());
+        batch(CONTROL_PLANE, &route)?;
+        for (other, _) in pods.iter().filter(|(other, _)| other != node) {
+            batch(&other.name(), &route)?;
+        }
+    }
+    let (first, _) = pods.first().context("a cluster has a node")?;
+    let services = format!(
+        "route replace {} via {}\n",
+        places::SERVICES,
+        first.address()
+    );
+    batch(CONTROL_PLANE, &services)
+}
+
+fn add(host: &str) -> Result<()> {
+    output(Command::new("ip").args(["netns", "add", &places::namespace(host)])).map(drop)
+}
+
+fn sysctl(host: &str, setting: &str) -> Result<()> {
+    output(in_namespace(host, "sysctl").args(["-qw", setting])).map(drop)
+}
+
+fn batch(host: &str, commands: &str) -> Result<()> {
+    let namespace = places::namespace(host);
+    let mut ip = Command::new("ip");
+    feed(ip.args(["-n", &namespace, "-batch", "-"]), commands)
+        .with_context(|| format!("set up the links of {namespace}"))
+}

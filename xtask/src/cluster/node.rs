@@ -1,0 +1,257 @@
+//! One node: network, mount, UTS, cgroup and PID namespaces of its own; in them containerd, the
+//! kubelet and kube-proxy. What is in its cgroups, its `/proc` and its bpffs is the node's alone.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Mode,
+    certificates::{file, kubeconfig},
+    cgroups::{Cgroup, Hierarchy},
+    images::{self, Images},
+    kubectl,
+    places::{self, Node},
+    process::{Server, in_namespace, output, program},
+};
+
+const SETUP: &str = include_str!("node.sh");
+
+/// What the kubelet wants of settings that are the whole machine's.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
+/// Starts a node up to the kubelet; returns the range of its pods' addresses.
+pub(super) fn start(node: Node, images: &Images) -> Result<String> {
+    write_files(node)?;
+    enter_namespaces(node, images)?;
+    let cgroup = system(node)?;
+    containerd(node, &cgroup)?;
+    for image in images.all() {
+        let import = ["-n", "k8s.io", "images", "import"].map(Path::new);
+        let mut ctr = inside(node, "ctr")?;
+        output(ctr.args(import).arg(image)).context("import an image")?;
+    }
+    let mut kubelet = kubelet(node, &cgroup)?;
+    let pods = kubelet.wait(&format!("{} registers", node.name()), 90, || {
+        let path = "jsonpath={.spec.podCIDR}";
+        let range = kubectl::output(&["get", "node", &node.name(), "-o", path]).ok()?;
+        (!range.is_empty()).then_some(range)
+    })?;
+    connect_pods(node, &pods)?;
+    Ok(pods)
+}
+
+/// A command in the node's namespaces.
+pub(super) fn inside(node: Node, program: impl AsRef<Path>) -> Result<Command> {
+    let first = fs::read_to_string(node.folder().join("init")).context("the node's process 1")?;
+    let mut command = Command::new("nsenter");
+    command.args(["-t", first.trim(), "-m", "-u", "-n", "-C", "-p"]);
+    command.arg(program.as_ref());
+    // containerd starts runc, kube-proxy iptables and nft: in folders that a PATH may lack.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    Ok(command)
+}
+
+/// The cgroup of what runs on a node beside pods.
+fn system(node: Node) -> Result<Cgroup> {
+    Cgroup::make(&format!("{}/system", node.name()))
+}
+
+fn write_files(node: Node) -> Result<()> {
+    let folder = node.folder();
+    for part in [
+        "containerd",
+        "kubelet",
+        "cni",
+        "cni-conf",
+        "pods",
+        "containers",
+    ] {
+        make_folder(&folder.join(part))?;
+    }
+    let hierarchies: String = Hierarchy::all()?.iter().map(Hierarchy::recipe).collect();
+    write(&folder.join("hierarchies"), &hierarchies)?;
+    for (name, value) in SYSCTLS {
+        let path = folder.join("sysctl").join(name);
+        make_folder(path.parent().context("a setting's folder")?)?;
+        write(&path, &format!("{value}\n"))?;
+    }
+    write(&folder.join("resolv.conf"), "")?;
+    write(&folder.join("containerd.toml"), CONTAINERD)?;
+    write(&folder.join("kubelet.yaml"), &kubelet_configuration(node))
+}
+
+fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
+    let name = node.name();
+    // The cgroup namespace's root is the cgroup in which it is made.
+    let cgroup = Cgroup::make(&name)?;
+    let mut unshare = in_namespace(&name, "unshare");
+    unshare.args([
+        "--mount",
+        "--uts",
+        "--cgroup",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ]);
+    unshare.args(["--propagation", "private", "sh", "-c", SETUP, "node"]);
+    unshare
+        .arg(node.folder())
+        .arg(&name)
+        .arg(&images.pause_program);
+    let mut server = Server::start(&format!("{name}-init"), &cgroup, &mut unshare)?;
+    let ready = node.folder().join("ready");
+    server.wait("the node's namespaces", 20, || ready.exists().then_some(()))?;
+    let outer = server.id();
+    let children = format!("/proc/{outer}/task/{outer}/children");
+    let children = fs::read_to_string(&children).context(children)?;
+    let first: u32 = children.trim().parse().context("the node's process 1")?;
+    write(&node.folder().join("init"), &first.to_string())?;
+    // On cgroup v2 a cgroup that holds processes cannot hand controllers to its children.
+    let system = system(node)?;
+    system.take(first)?;
+    system.take(outer)
+}
+
+/// Without CAP_SYS_RESOURCE a negative score is refused: hence restrict_oom_score_adj.
+const CONTAINERD: &str = r#"version = 2
+oom_score = 0
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "rebalancer.local/pause:1"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/etc/cni/net.d"
+"#;
+
+fn containerd(node: Node, cgroup: &Cgroup) -> Result<()> {
+    debug_assert!(CONTAINERD.contains(images::PAUSE));
+    let mut command = inside(node, "containerd")?;
+    command
+        .arg("--config")
+        .arg(node.folder().join("containerd.toml"));
+    let mut server = Server::start(&format!("{}-containerd", node.name()), cgroup, &mut command)?;
+    server.wait("containerd", 60, || {
+        let mut ctr = inside(node, "ctr").ok()?;
+        output(ctr.arg("version")).ok()
+    })?;
+    Ok(())
+}
+
+fn kubelet_configuration(node: Node) -> String {
+    let name = node.name();
+    format!(
+        r#"apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+address: 0.0.0.0
+authentication: {{anonymous: {{enabled: false}}, webhook: {{enabled: true}}, x509: {{clientCAFile: {ca}}}}}
+authorization: {{mode: Webhook}}
+tlsCertFile: {certificate}
+tlsPrivateKeyFile: {key}
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+cgroupDriver: cgroupfs
+failCgroupV1: false
+failSwapOn: false
+enforceNodeAllocatable: []
+oomScoreAdj: 0
+maxOpenFiles: 20000
+resolvConf: {resolv}
+clusterDomain: cluster.local
+nodeStatusUpdateFrequency: 5s
+# How soon a ConfigMap's change is in the volume; a minute by default.
+syncFrequency: 5s
+# The machine's own disk and memory are no concern of this node's.
+evictionHard: {{memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}}
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+"#,
+        ca = file("ca.crt").display(),
+        certificate = file(&format!("{name}.crt")).display(),
+        key = file(&format!("{name}.key")).display(),
+        resolv = node.folder().join("resolv.conf").display(),
+    )
+}
+
+fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Server> {
+    let name = node.name();
+    let mut command = inside(node, program("kubelet"))?;
+    command
+        .arg("--config")
+        .arg(node.folder().join("kubelet.yaml"))
+        .arg("--kubeconfig")
+        .arg(kubeconfig(&name))
+        .args(["--hostname-override", &name, "--node-ip", &node.address()]);
+    Server::start(&format!("{name}-kubelet"), cgroup, &mut command)
+}
+
+/// Gives the pods their network. Written in place: containerd 1.6 does not see a file that is
+/// renamed into the folder, and the node would never be ready.
+fn connect_pods(node: Node, pods: &str) -> Result<()> {
+    let configuration = format!(
+        r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+  {{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+    "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "{pods}"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}},
+  {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
+"#
+    );
+    write(
+        &node.folder().join("cni-conf/10-pods.conflist"),
+        &configuration,
+    )
+}
+
+pub(super) fn kube_proxy(node: Node, mode: Mode) -> Result<Server> {
+    let name = node.name();
+    let configuration = format!(
+        "\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: {mode}
+hostnameOverride: {name}
+clientConnection: {{kubeconfig: '{kubeconfig}'}}
+clusterCIDR: {pods}
+detectLocalMode: ClusterCIDR
+metricsBindAddress: 127.0.0.1:10249
+healthzBindAddress: 0.0.0.0:10256
+# Zero: the machine's own settings are left alone.
+conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
+iptables: {{minSyncPeriod: 100ms}}
+nftables: {{minSyncPeriod: 100ms}}
+",
+        kubeconfig = kubeconfig("kube-proxy").display(),
+        pods = places::PODS,
+    );
+    let path: PathBuf = node.folder().join("kube-proxy.yaml");
+    write(&path, &configuration)?;
+    let mut command = inside(node, program("kube-proxy"))?;
+    command.arg("--config").arg(path);
+    Server::start(&format!("{name}-kube-proxy"), &system(node)?, &mut command)
+}
+
+fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| path.display().to_string())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,139 @@
+//! Starting the cluster's servers, and waiting for what they do.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{cgroups::Cgroup, places};
+
+/// How much of a server's log an error shows.
+const TAIL: usize = 15;
+
+/// A server that outlives this program, and ends with the cluster.
+pub(super) struct Server {
+    name: String,
+    child: Child,
+}
+
+impl Server {
+    /// Starts `command` in `cgroup`, in a session of its own, its output in the log `name`.
+    pub(super) fn start(name: &str, cgroup: &Cgroup, command: &mut Command) -> Result<Self> {
+        let path = log(name);
+        let output = fs::File::create(&path).with_context(|| path.display().to_string())?;
+        let lists = cgroup.open()?;
+        // SAFETY: between fork and exec only system calls are made, on descriptors that the
+        // closure owns; nothing is allocated and no lock is taken.
+        unsafe {
+            command.pre_exec(move || {
+                for list in &lists {
+                    rustix::io::write(list, b"0")?;
+                }
+                rustix::process::setsid()?;
+                Ok(())
+            });
+        }
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("the server's log")?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("start {name}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+        })
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until `ready` gives something.
+    ///
+    /// # Errors
+    /// The server ended, or it took too long: with the end of its log.
+    pub(super) fn wait<T>(
+        &mut self,
+        what: &str,
+        seconds: u64,
+        ready: impl FnMut() -> Option<T>,
+    ) -> Result<T> {
+        let Self { name, child } = self;
+        let ended = || match child.try_wait() {
+            Ok(Some(status)) => Some(format!("{name} ended with {status}")),
+            _ => None,
+        };
+        until(seconds, ready, ended).map_err(|problem| {
+            let log = fs::read_to_string(log(name)).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+            anyhow::anyhow!("{what}: {problem}\n{tail}")
+        })
+    }
+}
+
+fn log(name: &str) -> PathBuf {
+    logs().join(format!("{name}.log"))
+}
+
+pub(super) fn logs() -> PathBuf {
+    places::state().join("log")
+}
+
+/// Waits until `ready` gives something.
+pub(super) fn wait<T>(what: &str, seconds: u64, ready: impl FnMut() -> Option<T>) -> Result<T> {
+    until(seconds, ready, || None).map_err(|problem| anyhow::anyhow!("{what}: {problem}"))
+}
+
+fn until<T>(
+    seconds: u64,
+    mut ready: impl FnMut() -> Option<T>,
+    mut ended: impl FnMut() -> Option<String>,
+) -> Result<T, String> {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        if let Some(found) = ready() {
+            return Ok(found);
+        }
+        if let Some(problem) = ended() {
+            return Err(problem);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("not within {seconds} s"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A command in a network namespace of the cluster.
+pub(super) fn in_namespace(host: &str, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("nsenter");
+    let namespace = places::namespace_path(host);
+    command.arg(format!("--net={}", namespace.display()));
+    command.arg(program.as_ref());
+    command
+}
+
+/// One of Kubernetes' programs.
+pub(super) fn program(name: &str) -> PathBuf {
+    places::state().join("bin").join(name)
+}
+
+/// What a command says; an error holds what it complains of.
+pub(super) fn output(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("start {program}"))?;
+    if !output.status.success() {
+        let arguments: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+        let problem = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} {}: {}", arguments.join(" "), problem.trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{program} writes UTF-8"))
+}

@@ -1,0 +1,96 @@
+//! Removes every trace of a cluster, whatever state it is in.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{cgroups, places};
+
+/// Folders that a node lays its own over, in its own mount namespace. Where the machine has none
+/// an empty one is made, and removed.
+const MOUNT_POINTS: [&str; 8] = [
+    "/run/containerd",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+    "/var/lib/cni",
+    "/etc/cni",
+    "/etc/cni/net.d",
+    "/var/log/pods",
+    "/var/log/containers",
+];
+
+fn made() -> PathBuf {
+    places::state().join("mount-points")
+}
+
+/// Makes those that are missing, and notes which.
+pub(super) fn make_mount_points() -> Result<()> {
+    let missing = |path: &&str| !Path::new(path).exists();
+    let paths: Vec<&str> = MOUNT_POINTS.into_iter().filter(missing).collect();
+    fs::write(made(), paths.join("\n")).context("note the mount points")?;
+    for path in paths {
+        fs::create_dir(path).with_context(|| path.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Ends all of the cluster's processes and removes its namespaces, cgroups and files; nothing to
+/// do is no error.
+pub(super) fn remove() -> Result<()> {
+    cgroups::remove()?;
+    for name in namespaces()? {
+        let output = Command::new("ip").args(["netns", "del", &name]).output();
+        let output = output.context("ip netns del")?;
+        let problem = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "ip netns del {name}: {}",
+            problem.trim()
+        );
+    }
+    let made = fs::read_to_string(made()).unwrap_or_default();
+    for path in made.lines().rev() {
+        // One that someone else has begun to use stays.
+        let _ = fs::remove_dir(path);
+    }
+    match fs::remove_dir_all(places::state()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", places::state().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What of a cluster is on this machine; empty after [`remove`].
+pub(super) fn traces() -> Result<Vec<String>> {
+    let mut traces: Vec<String> = namespaces()?
+        .into_iter()
+        .map(|name| format!("network namespace {name}"))
+        .collect();
+    for hierarchy in cgroups::Hierarchy::all()? {
+        let cgroup = hierarchy.mount().join(places::NAME);
+        if cgroup.exists() {
+            traces.push(cgroup.display().to_string());
+        }
+    }
+    if places::state().exists() {
+        traces.push(places::state().display().to_string());
+    }
+    Ok(traces)
+}
+
+fn namespaces() -> Result<Vec<String>> {
+    let entries = match fs::read_dir("/run/netns") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context("/run/netns")?,
+    };
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let prefix = places::namespace("");
+    Ok(names.filter(|name| name.starts_with(&prefix)).collect())
+}

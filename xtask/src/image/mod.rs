@@ -1,0 +1,78 @@
+//! `cargo xtask image`: the agent as an OCI image, without a container engine and without a
+//! registry: one layer with the binary of `cargo xtask build` and the C library that it was linked
+//! with.
+
+mod oci;
+mod root;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use crate::{
+    build,
+    setup::{self, Need},
+    terminal,
+};
+
+pub(crate) use oci::{Image, architecture, hex};
+pub(crate) use root::Root;
+
+/// As deploy/base calls it.
+const NAME: &str = concat!("docker.io/library/rebalancer:", env!("CARGO_PKG_VERSION"));
+
+/// Builds the image and says where it is and how to bring it to a node.
+pub(crate) fn run() -> Result<()> {
+    setup::ensure(&[Need::Kernel])?;
+    let agent = build::agent()?;
+    let path = write(&agent)?;
+    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+    println!(
+        "{} {} ({:.1} MiB, sha256 {})",
+        terminal::green("built"),
+        path.display(),
+        bytes.len() as f64 / f64::from(1 << 20),
+        hex(&bytes)
+    );
+    println!("  its name       {NAME}");
+    println!(
+        "  to a node      ctr -n k8s.io images import {}",
+        path.display()
+    );
+    println!(
+        "  to a registry  skopeo copy oci-archive:{} docker://…",
+        path.display()
+    );
+    Ok(())
+}
+
+/// Writes the image of `agent` beside it.
+pub(crate) fn write(agent: &Path) -> Result<PathBuf> {
+    let mut root = Root::default();
+    root.program("/usr/bin/rebalancer", agent)?;
+    let image = Image {
+        name: NAME,
+        root: &root,
+        config: json!({
+            "Entrypoint": ["/usr/bin/rebalancer"],
+            "Cmd": ["--help"],
+            "Env": ["PATH=/usr/bin"],
+            "WorkingDir": "/",
+            "StopSignal": "SIGTERM",
+            "Labels": {
+                "org.opencontainers.image.title": "rebalancer",
+                "org.opencontainers.image.description":
+                    "Ends heavy or old TCP connections gently, so that clients reconnect and spread",
+                "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
+                "org.opencontainers.image.licenses": "MIT OR Apache-2.0",
+            },
+        }),
+    };
+    let path = agent.with_file_name("rebalancer-image.tar");
+    fs::write(&path, image.tar()?).with_context(|| path.display().to_string())?;
+    Ok(path)
+}

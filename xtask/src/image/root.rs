@@ -1,0 +1,129 @@
+//! A container's root: the files that go into an image's one layer, in the order of their names.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// What an image's root holds. Parent folders come by themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Root(BTreeMap<PathBuf, Entry>);
+
+#[derive(Debug)]
+pub(super) enum Entry {
+    Folder,
+    File { bytes: Vec<u8>, mode: u32 },
+    Link(PathBuf),
+}
+
+impl Root {
+    pub(crate) fn folder(&mut self, path: &str) {
+        self.insert(Path::new(path), Entry::Folder);
+    }
+
+    pub(crate) fn text(&mut self, path: &str, text: &str) {
+        let bytes = text.as_bytes().to_vec();
+        self.insert(Path::new(path), Entry::File { bytes, mode: 0o644 });
+    }
+
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
+        self.insert(Path::new(path), Entry::Link(target.into()));
+    }
+
+    /// Puts the program `from` at `path`, and beside it the shared libraries that it names, each
+    /// where its loader will look for it.
+    pub(crate) fn program(&mut self, path: &str, from: &Path) -> Result<()> {
+        self.executable(Path::new(path), from)?;
+        for library in libraries(from)? {
+            self.executable(&library, &library)?;
+        }
+        Ok(())
+    }
+
+    fn executable(&mut self, path: &Path, from: &Path) -> Result<()> {
+        let bytes = fs::read(from).with_context(|| from.display().to_string())?;
+        self.insert(path, Entry::File { bytes, mode: 0o755 });
+        Ok(())
+    }
+
+    fn insert(&mut self, path: &Path, entry: Entry) {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let above = path.ancestors().skip(1);
+        for folder in above.filter(|folder| !folder.as_os_str().is_empty()) {
+            self.0.entry(folder.into()).or_insert(Entry::Folder);
+        }
+        self.0.insert(path.into(), entry);
+    }
+
+    /// Every entry, a folder before what is in it; paths without the leading slash.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Path, &Entry)> {
+        self.0.iter().map(|(path, entry)| (path.as_path(), entry))
+    }
+}
+
+/// The shared libraries of `program`, and its loader; none for a static one.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output();
+    let output = output.context("ldd")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let problem = String::from_utf8_lossy(&output.stderr);
+    let is_static = [&said, &problem].into_iter().any(|text| {
+        text.contains("not a dynamic executable") || text.contains("statically linked")
+    });
+    if is_static {
+        return Ok(Vec::new());
+    }
+    ensure!(
+        output.status.success() && !said.contains("not found"),
+        "ldd {}: {}{}",
+        program.display(),
+        said.trim(),
+        problem.trim()
+    );
+    Ok(said.lines().filter_map(library).collect())
+}
+
+/// From one line of ldd's: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, or without the
+/// arrow the loader. The vDSO has no path.
+fn library(line: &str) -> Option<PathBuf> {
+    let line = line.trim();
+    let path = line.split_once(" => ").map_or(line, |(_, path)| path);
+    path.starts_with('/')
+        .then(|| path.split(' ').next().map(PathBuf::from))
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_ldd_says() {
+        let of = |line| library(line).map(|path| path.display().to_string());
+        assert_eq!(
+            of("\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)"),
+            Some("/lib/x86_64-linux-gnu/libc.so.6".to_owned())
+        );
+        assert_eq!(
+            of("\t/lib64/ld-linux-x86-64.so.2 (0x00007f)"),
+            Some("/lib64/ld-linux-x86-64.so.2".to_owned())
+        );
+        assert_eq!(of("\tlinux-vdso.so.1 (0x00007ffd)"), None);
+    }
+
+    #[test]
+    fn folders_come_before_what_is_in_them() {
+        let mut root = Root::default();
+        root.text("/etc/nginx/nginx.conf", "");
+        root.folder("/etc");
+        let paths: Vec<_> = root.entries().map(|(path, _)| path.to_owned()).collect();
+        assert_eq!(
+            paths,
+            ["etc", "etc/nginx", "etc/nginx/nginx.conf"].map(PathBuf::from)
+        );
+    }
+}

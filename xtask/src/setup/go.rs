@@ -1,0 +1,165 @@
+//! The Go that builds the cluster's programs. Kubernetes asks for a newer one than Debian 12 has.
+//! From 1.21 on Go fetches the release that a module asks for by itself; an older one, as
+//! Debian's 1.19, can download the same release as a module, and then it is used from the cache.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Finding, host};
+use crate::{cache, image, progress};
+
+/// What is fetched where none will do.
+const RELEASE: &str = "1.26.8";
+/// The first that fetches others.
+const LEAST: (u32, u32) = (1, 21);
+/// Where Go's own archives are unpacked; often not in the PATH.
+const USUAL: &str = "/usr/local/go/bin/go";
+
+pub(super) fn look() -> Finding {
+    let here = find_any();
+    let state = match program() {
+        Ok(go) => Ok(format!(
+            "{}, {}",
+            go.display(),
+            version(&go).unwrap_or_default()
+        )),
+        Err(_) => Err(match &here {
+            None => format!("missing: Debian's fetches {RELEASE} from the Go module proxy (70 MB)"),
+            Some(go) => format!(
+                "{} is older than 1.{}: it will fetch {RELEASE} from the Go module proxy (70 MB)",
+                go.display(),
+                LEAST.1
+            ),
+        }),
+    };
+    Finding {
+        what: "go",
+        state,
+        packages: if here.is_none() {
+            vec!["golang-go"]
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+/// A Go that builds the cluster's programs.
+pub(crate) fn program() -> Result<PathBuf> {
+    let fetched = fetched()?;
+    let candidates = [host::find("go"), Some(USUAL.into()), Some(fetched)];
+    candidates
+        .into_iter()
+        .flatten()
+        .find(|go| release(go).is_some_and(|release| release >= LEAST))
+        .with_context(|| {
+            format!(
+                "no Go 1.{} or later: `cargo xtask cluster up` installs one",
+                LEAST.1
+            )
+        })
+}
+
+/// Any Go at all.
+fn find_any() -> Option<PathBuf> {
+    host::find("go").or_else(|| host::find(USUAL))
+}
+
+/// Fetches the release with an older Go, which must be there by now.
+pub(super) fn complete() -> Result<()> {
+    if program().is_ok() {
+        return Ok(());
+    }
+    let Some(old) = find_any() else {
+        bail!(
+            "no Go: install 1.{} or later from https://go.dev/dl/ to /usr/local/go, then run this \
+             again",
+            LEAST.1
+        );
+    };
+    let mut go = Command::new(old);
+    go.args([
+        "mod",
+        "download",
+        &format!("golang.org/toolchain@{}", module()),
+    ])
+    .current_dir("/")
+    .env("GOMODCACHE", modules()?)
+    .env("GOFLAGS", "-modcacherw")
+    .env("GO111MODULE", "on");
+    progress::run(&format!("fetching Go {RELEASE}"), &mut go)?;
+    // In a module no file is executable.
+    let root = toolchain()?;
+    let tools = root
+        .join("pkg/tool")
+        .join(format!("linux_{}", image::architecture()));
+    for folder in [root.join("bin"), tools] {
+        make_executable(&folder).with_context(|| folder.display().to_string())?;
+    }
+    program().map(drop)
+}
+
+fn make_executable(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        fs::set_permissions(entry?.path(), fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn module() -> String {
+    format!("v0.0.1-go{RELEASE}.linux-{}", image::architecture())
+}
+
+fn modules() -> Result<PathBuf> {
+    Ok(cache()?.join("go"))
+}
+
+fn toolchain() -> Result<PathBuf> {
+    Ok(modules()?.join(format!("golang.org/toolchain@{}", module())))
+}
+
+fn fetched() -> Result<PathBuf> {
+    Ok(toolchain()?.join("bin/go"))
+}
+
+/// What it says of itself: `go version go1.26.8 linux/amd64`.
+fn version(go: &Path) -> Option<String> {
+    let output = Command::new(go)
+        .arg("version")
+        .current_dir("/")
+        .env("GOTOOLCHAIN", "local")
+        .output()
+        .ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn release(go: &Path) -> Option<(u32, u32)> {
+    parse(&version(go)?)
+}
+
+fn parse(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version
+        .split(' ')
+        .nth(2)?
+        .strip_prefix("go")?
+        .split(|letter: char| !letter.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_release() {
+        assert_eq!(parse("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(parse("go version go1.19.8 linux/amd64"), Some((1, 19)));
+        assert_eq!(parse("go version go1.27rc1 linux/arm64"), Some((1, 27)));
+        assert_eq!(parse("go version devel"), None);
+    }
+}
