@@ -102,7 +102,8 @@ fn the_objects_are_these_and_in_one_namespace() {
             metadata["labels"]["app.kubernetes.io/name"], "rebalancer",
             "{object:#}"
         );
-        if object["kind"] != "Namespace" {
+        let of_the_cluster = ["Namespace", "ClusterRole", "ClusterRoleBinding"];
+        if !of_the_cluster.map(Value::from).contains(&object["kind"]) {
             assert_eq!(metadata["namespace"], NAMESPACE, "{object:#}");
         }
     }
@@ -133,13 +134,47 @@ fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
     // It enters namespaces; its own is the pod's.
     assert_ne!(pod["hostNetwork"], true);
     assert_ne!(pod["hostIPC"], true);
-    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["automountServiceAccountToken"], true);
     assert_eq!(pod["serviceAccountName"], "rebalancer");
+    let env = container(&pod)["env"].as_array().expect("a list").clone();
+    let node = env.iter().find(|variable| variable["name"] == "NODE_NAME");
+    let node = node.expect("the agent knows whose pods to ask for");
+    assert_eq!(node["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
     let account = object("ServiceAccount");
     assert_eq!(account["automountServiceAccountToken"], false);
     let security = &container(&pod)["securityContext"];
     assert_eq!(security["privileged"], true);
     assert_eq!(security["readOnlyRootFilesystem"], true);
+}
+
+#[test]
+fn the_account_may_read_what_names_need_and_nothing_else() {
+    let role = object("ClusterRole");
+    let mut may: Vec<String> = Vec::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]));
+        assert_eq!(rule["apiGroups"].as_array().map(Vec::len), Some(1));
+        for resource in rule["resources"].as_array().expect("resources") {
+            let group = rule["apiGroups"][0].as_str().unwrap_or_default();
+            may.push(format!("{group}/{}", resource.as_str().unwrap_or_default()));
+        }
+    }
+    may.sort();
+    let needed = [
+        "/namespaces",
+        "/pods",
+        "/services",
+        "discovery.k8s.io/endpointslices",
+    ];
+    assert_eq!(may, needed);
+    let binding = object("ClusterRoleBinding");
+    assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
+    assert_eq!(
+        binding["subjects"],
+        serde_json::json!([{
+            "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
+        }])
+    );
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(crate) struct KernelArgs {
     pins: PathBuf,
     /// Cgroup v2 folder to attach to instead of the hierarchy's root, for nodes that live in a
     /// private cgroup namespace.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "REBALANCER_CGROUP")]
     cgroup: Option<PathBuf>,
     /// Folder of the socket on which the agent is asked [default: /run/ and the last part of
     /// --pins].

@@ -215,9 +215,7 @@ fn client_connects(story: &mut Story) -> Found {
 
 /// Each connection of the client's, once, on the node of the pod that serves it.
 fn dump_shows(story: &mut Story) -> Found {
-    // Like the agent, each command is told in a cgroup namespace.
-    let cgroup = cgroup()?;
-    let table = exec("ds/rebalancer", &["dump", "--cgroup", &cgroup])?;
+    let table = exec("ds/rebalancer", &["dump"])?;
     ensure!(
         table.contains("PEER") || table.contains("REMOTE"),
         "no table: {table}"
@@ -229,10 +227,7 @@ fn dump_shows(story: &mut Story) -> Found {
     let mut seen = 0;
     let mut on = Vec::new();
     for agent in agents()? {
-        let dump: Value = serde_json::from_str(&exec(
-            &agent.pod,
-            &["dump", "-o", "json", "--cgroup", &cgroup],
-        )?)?;
+        let dump: Value = serde_json::from_str(&exec(&agent.pod, &["dump", "-o", "json"])?)?;
         let items = dump["items"].as_array().context("a list of connections")?;
         let from = |item: &&Value, field: &str, address: &str| {
             let socket = item[field].as_str().unwrap_or_default();
@@ -240,10 +235,20 @@ fn dump_shows(story: &mut Story) -> Found {
                 ip.trim_matches(['[', ']']).trim_start_matches("::ffff:") == address
             })
         };
-        let count = items
-            .iter()
-            .filter(|item| from(item, "peer", &client) && from(item, "local", &web))
-            .count();
+        let of_web = || {
+            let of_web = |item: &&Value| from(item, "peer", &client) && from(item, "local", &web);
+            items.iter().filter(of_web)
+        };
+        for item in of_web() {
+            let names = (&item["namespace"], &item["pod"], &item["services"]);
+            let expected = (
+                &Value::from("default"),
+                &Value::from(story.web[0].as_str()),
+                &serde_json::json!(["web"]),
+            );
+            ensure!(names == expected, "{names:?} instead of {expected:?}");
+        }
+        let count = of_web().count();
         if count > 0 {
             on.push(agent.node);
         }
@@ -291,7 +296,15 @@ fn policy_arrives(_: &mut Story) -> Found {
         client_subnet: places::PODS,
     };
     let file = places::state().join("policy.yaml");
-    std::fs::write(&file, policy.enforce()).context("the policy")?;
+    // By the Service's name, as its kube-proxy balances it.
+    let text = policy
+        .enforce()
+        .replace("ports: [{port: 80}]", "services: [default/web]");
+    ensure!(
+        text.contains("default/web"),
+        "a policy without ports: {text}"
+    );
+    std::fs::write(&file, text).context("the policy")?;
     let from = format!("--from-file=policy.yaml={}", file.display());
     let create = [
         "create",
