@@ -27,6 +27,26 @@ rules:
 }
 
 #[test]
+fn a_rule_for_pods_says_that_it_needs_kubernetes() {
+    let policy = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: shop, match: {services: [checkout]}, limits: {maxAge: 1h}}
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let (code, out, err) = rebalancer(&["policy", "check", "-"], policy);
+    assert_eq!(
+        (code, out.as_str()),
+        (Some(0), "stdin: valid, mode DryRun, 2 rules\n")
+    );
+    assert_eq!(
+        err,
+        "note: rule shop is for pods by their names: without Kubernetes it matches nothing\n"
+    );
+}
+
+#[test]
 fn the_schema_is_json() {
     let (code, out, _) = rebalancer(&["policy", "schema"], "");
     assert_eq!(code, Some(0));

@@ -2,10 +2,13 @@
 //!
 //! An endpoint's network namespace leads to a process, its cgroup to the pod's uid, and that, if
 //! the API server has such a pod on this node, to its names. Whatever is not certain stays
-//! [`Who::Unknown`]. Nothing else needs this module: a plain host has no names, and every decision
+//! [`Who::Unknown`](crate::snapshot::Who::Unknown). Nothing else needs this module: a plain host has
+//! no names, and every decision
 //! is made from a [`Snapshot`] however it was named.
 
+#[cfg(feature = "kubernetes")]
 mod cgroup;
+#[cfg(feature = "kubernetes")]
 mod cluster;
 #[cfg(feature = "kubernetes")]
 mod connect;
@@ -15,20 +18,25 @@ mod objects;
 mod tests;
 #[cfg(feature = "kubernetes")]
 mod watch;
+#[cfg(feature = "kubernetes")]
 mod whereabouts;
 
+use std::path::PathBuf;
+#[cfg(feature = "kubernetes")]
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
 
+#[cfg(feature = "kubernetes")]
 use self::{
     cluster::Cluster,
     whereabouts::{Place, Whereabouts},
 };
-use crate::snapshot::{CgroupId, EndpointKey, Snapshot, Who};
+use crate::snapshot::Snapshot;
+#[cfg(feature = "kubernetes")]
+use crate::snapshot::{CgroupId, EndpointKey, Who};
 
 #[cfg(feature = "kubernetes")]
 pub use connect::Names;
@@ -56,6 +64,7 @@ pub struct Access {
     pub node: Option<String>,
 }
 
+#[cfg(feature = "kubernetes")]
 /// Puts names to the endpoints of `snapshot`.
 fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: Instant) {
     at.learn(snapshot, now);
