@@ -86,6 +86,8 @@ rules:
 pub struct Agent {
     pub child: Child,
     pub pins: PathBuf,
+    /// Its policy, where it is a file of its own: it is looked at for as long as the agent runs.
+    _policy: Option<tempfile::NamedTempFile>,
     lines: Receiver<Value>,
     seen: Vec<Value>,
 }
@@ -108,7 +110,9 @@ impl Agent {
     pub fn with(policy: &str, pins: PathBuf, arguments: &[&str]) -> Self {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(policy.as_bytes()).unwrap();
-        Self::with_file(file.path(), pins, arguments)
+        let mut agent = Self::with_file(file.path(), pins, arguments);
+        agent._policy = Some(file);
+        agent
     }
 
     /// The file is read before this returns, and on SIGHUP.
@@ -142,6 +146,7 @@ impl Agent {
         let mut agent = Self {
             child,
             pins,
+            _policy: None,
             lines,
             seen: Vec::new(),
         };
