@@ -164,8 +164,9 @@ fn a_live_plan_is_what_the_agent_would_do_and_its_replay_is_the_same() {
             assert_eq!(plan["spared"]["budget"], 1, "{plan:#}");
         }
     }
-    std::fs::write(file.path(), policy.replace("perNode: 3", "perNode: 4")).unwrap();
-    let other = rebalancer(&agent, &["plan", "--policy", path]);
+    let other = folder.path().join("other");
+    std::fs::write(&other, policy.replace("perNode: 3", "perNode: 4")).unwrap();
+    let other = rebalancer(&agent, &["plan", "--policy", other.to_str().unwrap()]);
     assert!(said(&other).contains("another policy"), "{other:?}");
 }
 
