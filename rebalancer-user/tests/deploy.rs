@@ -89,6 +89,8 @@ fn the_objects_are_these_and_in_one_namespace() {
         .collect();
     objects.sort();
     let expected = [
+        ("ClusterRole", "rebalancer"),
+        ("ClusterRoleBinding", "rebalancer"),
         ("ConfigMap", "rebalancer-policy"),
         ("DaemonSet", "rebalancer"),
         ("Namespace", NAMESPACE),
