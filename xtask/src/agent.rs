@@ -79,6 +79,9 @@ impl Agent {
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
+            // Its own choice is named after the pins, and so would be the lab's folder.
+            .arg("--run-dir")
+            .arg(file.with_extension("run"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -159,6 +162,8 @@ impl Agent {
             .args(question)
             .arg("--pins")
             .arg(&self.pins)
+            .arg("--run-dir")
+            .arg(self.policy.with_extension("run"))
             .output()
             .with_context(|| format!("rebalancer {}", question[0]))?;
         let problem = String::from_utf8_lossy(&output.stderr);
