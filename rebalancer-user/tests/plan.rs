@@ -1,6 +1,8 @@
 //! `plan` and its kin as black boxes, on saved dumps: without privilege, without a kernel half.
 
-use assert_cmd::Command;
+mod black_box;
+
+use black_box::rebalancer;
 
 const POLICY: &str = "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -41,21 +43,10 @@ fn run(policy: &str, arguments: &[&str], stdin: &str) -> (Option<i32>, String, S
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     std::fs::write(&file, policy).unwrap();
-    let output = Command::cargo_bin("rebalancer")
-        .unwrap()
-        .args(arguments)
-        .arg("--policy")
-        .arg(&file)
-        .args(["--snapshot", "-"])
-        .write_stdin(stdin)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr).replace(file.to_str().unwrap(), "policy.yaml"),
-    )
+    let file = file.to_str().unwrap();
+    let asked = [arguments, &["--policy", file, "--snapshot", "-"]].concat();
+    let (code, out, error) = rebalancer(&asked, stdin);
+    (code, out, error.replace(file, "policy.yaml"))
 }
 
 #[test]
@@ -114,12 +105,8 @@ fn what_is_wrong_is_told_with_its_exit_code() {
     assert!(err.contains("policy.yaml:1:8"), "{err}");
     let (code, _, _) = run(POLICY, &["plan", "-o", "xml"], &dump());
     assert_eq!(code, Some(2));
-    let both = Command::cargo_bin("rebalancer")
-        .unwrap()
-        .args(["plan", "--policy", "-", "--snapshot", "-"])
-        .output()
-        .unwrap();
-    assert_eq!(both.status.code(), Some(1));
+    let (code, _, _) = rebalancer(&["plan", "--policy", "-", "--snapshot", "-"], "");
+    assert_eq!(code, Some(1));
 }
 
 #[test]

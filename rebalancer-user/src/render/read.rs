@@ -318,7 +318,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         render::{Notation, Sort, connections},
-        snapshot::{Identity, Naming, ServiceAt},
+        snapshot::{Identity, Naming, ServiceAt, sample},
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
@@ -526,30 +526,14 @@ pub(super) mod tests {
         let snapshot = Snapshot {
             taken: KernelTime(9),
             connections: vec![Connection {
-                cookie: Cookie(0xabc),
                 endpoint: key,
-                cgroup: CgroupId(1),
                 cgroup_path: CgroupPath::new("/a"),
                 local: "10.0.0.1:80".parse().unwrap(),
                 remote: "10.0.0.2:4000".parse().unwrap(),
-                device: 0,
                 opened: KernelTime(1),
-                adopted: false,
-                state: TcpState::Established,
-                owned: true,
-                mptcp: false,
                 bytes_in: Bytes(7),
                 bytes_out: Bytes(8),
-                receive_queue: 0,
-                send_queue: 0,
-                server_spoke_last: true,
-                since_sent: Duration::ZERO,
-                since_received: Duration::ZERO,
-                segments_in: 0,
-                segments_out: 0,
-                retransmits: 0,
-                rtt: Duration::ZERO,
-                sends: None,
+                ..sample::connection(0xabc)
             }],
             endpoints: BTreeMap::from([(
                 key,
