@@ -25,12 +25,16 @@ const SYSTEM: [(u16, &str); 17] = [
 /// Protocols that keep a session's state in the connection: a transaction, a subscription, a
 /// lock, a login. It may look idle and yet lose something. A rule reaches them only by
 /// `sessionState: Loses`.
-const STATEFUL: [(u16, &str); 43] = [
+///
+/// HTTP/2 is one of them: a slow call hides behind the answers to others, and no counter of TCP
+/// tells it from HTTP/1.1. Its usual ports are here; elsewhere the rule's author must know.
+const STATEFUL: [(u16, &str); 46] = [
     (21, "FTP"),
     (25, "SMTP"),
     (110, "POP3"),
     (143, "IMAP"),
     (389, "LDAP"),
+    (443, "HTTPS, often HTTP/2"),
     (445, "SMB"),
     (465, "SMTP"),
     (587, "SMTP"),
@@ -55,6 +59,7 @@ const STATEFUL: [(u16, &str); 43] = [
     (6379, "Redis"),
     (6380, "Redis"),
     (6432, "PgBouncer"),
+    (8443, "HTTPS, often HTTP/2"),
     (8883, "MQTT"),
     (9042, "Cassandra"),
     (9092, "Kafka"),
@@ -68,6 +73,7 @@ const STATEFUL: [(u16, &str); 43] = [
     (27018, "MongoDB"),
     (27019, "MongoDB"),
     (33060, "MySQL X"),
+    (50051, "gRPC"),
     (61613, "STOMP"),
 ];
 

@@ -20,6 +20,8 @@ use crate::paced;
 const KEPT: u16 = 8080;
 const DOWNLOAD: u16 = 8081;
 const POLL: u16 = 8082;
+/// gRPC's port, and one that says nothing of HTTP/2.
+const GRPC: u16 = 50051;
 const HTTP2: u16 = 8083;
 /// Twice what the slow call takes.
 const HANGS: Duration = Duration::from_secs(3);
@@ -34,6 +36,17 @@ const AT_REST: Situation = Situation {
     defaults: Defaults::Moves,
     ever_quiet: true,
     run: kept,
+};
+
+const SIDE_BY_SIDE: Situation = Situation {
+    title: "nginx, HTTP/2 on gRPC's port: slow calls beside fast ones",
+    client: "hyper",
+    rule: "nginx-grpc",
+    port: GRPC,
+    lost: "calls failed",
+    defaults: Defaults::Spares("statefulPort"),
+    ever_quiet: true,
+    run: http2,
 };
 
 pub(super) const SERVER: Server = Server {
@@ -60,15 +73,13 @@ pub(super) const SERVER: Server = Server {
             ever_quiet: false,
             run: polls,
         },
+        SIDE_BY_SIDE,
         Situation {
-            title: "nginx, HTTP/2: slow calls beside fast ones",
-            client: "hyper",
+            title: "the same on port 8083, which says nothing of HTTP/2",
             rule: "nginx-http2",
             port: HTTP2,
-            lost: "calls failed",
             defaults: Defaults::MayLose("HTTP/2 is not seen: a slow call hides behind fast ones"),
-            ever_quiet: true,
-            run: http2,
+            ..SIDE_BY_SIDE
         },
     ],
 };
@@ -94,6 +105,7 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
              server {{ listen {DOWNLOAD}; location / {{ root {path}; }} }}\n\
              server {{ listen {POLL}; location / {{ echo_sleep 1.5; echo news; }} }}\n\
              server {{\n\
+                 listen {GRPC} http2;\n\
                  listen {HTTP2} http2;\n\
                  location / {{ return 200 \"fast\\n\"; }}\n\
                  location /slow {{ echo_sleep 1.5; echo slow; }}\n\
@@ -103,7 +115,7 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     fs::write(&configuration, text)?;
     let mut nginx = pod.host.command("nginx");
     let nginx = nginx.arg("-p").arg(&folder);
-    let ports = [KEPT, DOWNLOAD, POLL, HTTP2];
+    let ports = [KEPT, DOWNLOAD, POLL, GRPC, HTTP2];
     Running::start(
         lab,
         pod,
