@@ -12,10 +12,12 @@
 mod identity;
 #[cfg(test)]
 pub(crate) mod sample;
+mod service;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
+pub use service::{Service, ServiceName};
 
 /// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -239,6 +241,8 @@ pub struct Snapshot {
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// Whether the endpoints have names.
     pub naming: Naming,
+    /// The Services that lead to endpoints of this node, as far as they are known.
+    pub services: BTreeMap<ServiceName, Service>,
     /// Containers by the cgroup of their sockets, where it is known.
     pub containers: BTreeMap<CgroupId, String>,
 }

@@ -157,6 +157,7 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         connections: connections?,
         endpoints,
         naming: NamingItem::read(dump.names),
+        services: BTreeMap::new(),
         containers,
     };
     let ledger = dump.ledger.map(|item| item.ledger("ledger.")).transpose()?;
@@ -454,6 +455,7 @@ pub(super) mod tests {
                     |(c, name): &(Connection, Option<String>)| Some((c.cgroup, name.clone()?));
                 Snapshot {
                     taken: KernelTime(taken),
+                    services: BTreeMap::new(),
                     containers: connections.iter().filter_map(named).collect(),
                     connections: connections.into_iter().map(|(c, _)| c).collect(),
                     endpoints,
@@ -548,6 +550,7 @@ pub(super) mod tests {
                 },
             )]),
             naming: Naming::Fresh,
+            services: BTreeMap::new(),
             containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
         };
         let whole = written(&origin, &snapshot);
