@@ -52,7 +52,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
     #[command(flatten, next_help_heading = "For the suite cluster")]
-    cluster: cluster::Options,
+    cluster: cluster::Checking,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
