@@ -180,6 +180,9 @@ fn kernel() -> Result<Vec<Section>> {
                 "1",
                 "--connections",
                 "1000",
+                // Built by what runs before it; a release build is for numbers that mean something.
+                "--agent",
+                "target/debug/rebalancer",
             ],
         ),
     ])
