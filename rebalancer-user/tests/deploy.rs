@@ -99,6 +99,8 @@ fn the_objects_are_these_and_in_one_namespace() {
         ("ConfigMap", "rebalancer-policy"),
         ("DaemonSet", "rebalancer"),
         ("Namespace", NAMESPACE),
+        ("Role", "rebalancer"),
+        ("RoleBinding", "rebalancer"),
         ("ServiceAccount", "rebalancer"),
     ]
     .map(|(kind, name)| (kind.to_owned(), name.to_owned()));
@@ -162,34 +164,49 @@ fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
     assert_eq!(security["readOnlyRootFilesystem"], true);
 }
 
-#[test]
-fn the_account_may_read_what_names_need_and_nothing_else() {
-    let role = object("ClusterRole");
-    let mut may: Vec<String> = Vec::new();
+/// What a role of this kind allows, each as verb, group and resource.
+fn allowed(kind: &str) -> Vec<String> {
+    let role = object(kind);
+    let words = |value: &Value| -> Vec<String> {
+        let list = value.as_array().expect("a list").iter();
+        list.map(|word| word.as_str().expect("a word").to_owned())
+            .collect()
+    };
+    let mut may = Vec::new();
     for rule in role["rules"].as_array().expect("rules") {
-        assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]));
-        assert_eq!(rule["apiGroups"].as_array().map(Vec::len), Some(1));
-        for resource in rule["resources"].as_array().expect("resources") {
-            let group = rule["apiGroups"][0].as_str().unwrap_or_default();
-            may.push(format!("{group}/{}", resource.as_str().unwrap_or_default()));
+        for group in words(&rule["apiGroups"]) {
+            for resource in words(&rule["resources"]) {
+                let verbs = words(&rule["verbs"]).into_iter();
+                may.extend(verbs.map(|verb| format!("{verb} {group}/{resource}")));
+            }
         }
     }
     may.sort();
-    let needed = [
-        "/namespaces",
-        "/pods",
-        "/services",
-        "discovery.k8s.io/endpointslices",
-    ];
-    assert_eq!(may, needed);
-    let binding = object("ClusterRoleBinding");
+    let binding = object(&format!("{kind}Binding"));
+    assert_eq!(binding["roleRef"]["kind"], kind);
     assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
-    assert_eq!(
-        binding["subjects"],
-        serde_json::json!([{
-            "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
-        }])
-    );
+    let account = serde_json::json!([{
+        "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
+    }]);
+    assert_eq!(binding["subjects"], account);
+    may
+}
+
+#[test]
+fn the_account_may_read_what_names_need_write_its_own_events_and_nothing_else() {
+    let everywhere = [
+        "list /namespaces",
+        "list /pods",
+        "list /services",
+        "list discovery.k8s.io/endpointslices",
+        "watch /namespaces",
+        "watch /pods",
+        "watch /services",
+        "watch discovery.k8s.io/endpointslices",
+    ];
+    assert_eq!(allowed("ClusterRole"), everywhere);
+    let in_its_namespace = ["create events.k8s.io/events", "patch events.k8s.io/events"];
+    assert_eq!(allowed("Role"), in_its_namespace);
 }
 
 #[test]
@@ -388,5 +405,5 @@ fn its_commented_examples_are_valid_too() {
     let all = format!("{head}\n{}\n", uncommented.join("\n"));
     let with_examples = valid(&all);
     let examples = with_examples.rules().len() - valid(&policy_file()).rules().len();
-    assert_eq!(examples, 3);
+    assert_eq!(examples, 4);
 }
