@@ -17,6 +17,7 @@ done <"$folder/hierarchies"
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmpfs /run/containerd
 mount -t tmpfs tmpfs /run/netns
+mount -t tmpfs -o mode=700 tmpfs /run/rebalancer # each node's agent has its socket there
 mount --bind "$folder/containerd" /var/lib/containerd
 mount --bind "$folder/kubelet" /var/lib/kubelet
 mount --bind "$folder/cni" /var/lib/cni

@@ -16,13 +16,14 @@ use crate::{
 type Found = Result<String>;
 type Check = (&'static str, fn(&Tools) -> Found);
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("what is shipped renders", renders),
     ("helm lint has nothing to say", lint),
     ("kustomize and helm give the same", choices::give_the_same),
     ("a mistake in values is refused", mistakes_are_refused),
     ("a policy of one's own arrives", policy_arrives),
     ("memory follows maxConnections", memory),
+    ("AppArmor before and from 1.30 on", app_armor),
     ("promtool reads the alerts", prometheus::alerts),
     ("promtool reads the dashboard", prometheus::dashboard),
 ];
@@ -143,6 +144,24 @@ fn policy_arrives(tools: &Tools) -> Found {
             && !theirs.contains_key("ConfigMap rebalancer-policy"),
         "{volumes}"
     );
+    Ok(String::new())
+}
+
+/// An annotation of the pod's until it became a field of the container's.
+fn app_armor(tools: &Tools) -> Found {
+    const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/agent";
+    for (version, is_a_field) in [("1.29.0", false), ("1.30.0", true)] {
+        let arguments = ["--set", "profile=least-privilege", "--kube-version", version];
+        let objects = objects::parse(&tools.template(&arguments)?)?;
+        let pod = &objects["DaemonSet rebalancer"]["spec"]["template"];
+        let field = &pod["spec"]["containers"][0]["securityContext"]["appArmorProfile"];
+        let annotation = &pod["metadata"]["annotations"][ANNOTATION];
+        ensure!(
+            (field["type"] == "Unconfined") == is_a_field
+                && (*annotation == "unconfined") != is_a_field,
+            "{version}: {field} and {annotation}"
+        );
+    }
     Ok(String::new())
 }
 
