@@ -127,7 +127,10 @@ impl From<ModeArg> for Mode {
 
 /// Parses the command line, runs the command, and says what went wrong.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Before there are threads. Without it some names stay unknown, and `doctor` says why.
+    let _own_view_stays = bpf::see_cgroups_as_process_1();
+    let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
