@@ -2,13 +2,22 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod health;
+mod metrics;
 mod policy_file;
 mod report;
 mod scope;
 mod serve;
 mod standing;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+pub use serve::Offer;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
@@ -25,7 +34,7 @@ use tracing::{debug, error, info, warn};
 use self::{
     policy_file::PolicyFile,
     scope::Scope,
-    serve::{LedgerAsked, Published, serve},
+    serve::{Published, Question, serve},
     standing::Standing,
 };
 use crate::{
@@ -37,7 +46,7 @@ use crate::{
     netns::Namespaces,
     observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy},
+    policy::{Mode, Policy, StepKind},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
@@ -57,6 +66,8 @@ pub struct Options {
     pub on_exit: OnExit,
     /// Folder for the socket on which the agent is asked.
     pub run_dir: PathBuf,
+    /// Where metrics and health are offered beside.
+    pub offer: Offer,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
@@ -93,7 +104,7 @@ enum Event {
     KernelSpoke,
     Reload,
     LookAtPolicy,
-    LedgerAsked(LedgerAsked),
+    Asked(Question),
     Stop(&'static str),
 }
 
@@ -119,7 +130,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
             // Last: however much is asked, the rest is done.
-            Some(asked) = inbox.ledger_asked.recv() => Event::LedgerAsked(asked),
+            Some(asked) = inbox.asked.recv() => Event::Asked(asked),
         };
         match event {
             Event::Tick => agent.tick(),
@@ -132,7 +143,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                 }
             }
             // Who asked may be gone.
-            Event::LedgerAsked(asked) => drop(asked.send(agent.ledger.clone())),
+            Event::Asked(Question::Ledger(asked)) => drop(asked.send(agent.ledger.clone())),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
@@ -147,7 +158,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 struct Inbox {
     kernel_log: Option<KernelLog>,
     done: UnboundedReceiver<Done>,
-    ledger_asked: Receiver<LedgerAsked>,
+    asked: Receiver<Question>,
 }
 
 struct Agent {
@@ -245,7 +256,7 @@ impl Agent {
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
         let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
-        let (server, ledger_asked) = serve(run_dir, published, steps)?;
+        let (server, asked) = serve(run_dir, options.offer, &published, steps)?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -289,7 +300,7 @@ impl Agent {
         let inbox = Inbox {
             kernel_log,
             done,
-            ledger_asked,
+            asked,
         };
         Ok((agent, inbox))
     }
@@ -304,6 +315,7 @@ impl Agent {
     fn tick(&mut self) {
         self.standing.pass_begins();
         self.pass();
+        self.standing.pass_ends();
         self.publish();
     }
 
@@ -317,6 +329,7 @@ impl Agent {
         // Before the listing: what is accepted in a cgroup made since then is of no known one.
         let paths = read_cgroups(&self.policy, &self.cgroups);
         let new_cgroups = self.classify(&paths);
+        let began = Instant::now();
         let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => {
@@ -324,6 +337,7 @@ impl Agent {
                 return error!(%error, "no listing in this interval, nothing is moved");
             }
         };
+        let listing = began.elapsed();
         self.report_faults(&observation);
         locate(&mut observation.snapshot, &paths);
         self.leave_out(&mut observation, &paths, new_cgroups);
@@ -360,7 +374,7 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
-                    self.standing.told();
+                    self.standing.told(chosen);
                     self.ledger.said(chosen, self.now);
                 }
             }
@@ -368,7 +382,7 @@ impl Agent {
         self.count(snapshot);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
-        self.standing.passed(&observation, &plan);
+        self.standing.passed(&observation, &plan, listing);
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -394,7 +408,7 @@ impl Agent {
             cgroup,
         };
         if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
-            self.ended(chosen, Outcome::Refused("queueFull"), Duration::ZERO);
+            self.ended(chosen, None, Outcome::Refused("queueFull"), Duration::ZERO);
         }
     }
 
@@ -403,17 +417,24 @@ impl Agent {
         Done {
             chosen,
             outcome,
+            step,
             waited,
             ..
         }: Done,
     ) {
-        self.ended(&chosen, outcome, waited);
+        self.ended(&chosen, step, outcome, waited);
         self.publish();
     }
 
-    fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
+    fn ended(
+        &mut self,
+        chosen: &Move,
+        step: Option<StepKind>,
+        outcome: Outcome,
+        waited: Duration,
+    ) {
         report::moved(chosen, &outcome, waited);
-        self.standing.ended(chosen, &outcome);
+        self.standing.ended(chosen, step, &outcome, waited);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 

@@ -13,6 +13,7 @@ mod move_;
 mod names;
 mod plan;
 mod policy;
+mod probe;
 mod records;
 mod running;
 mod status;
@@ -55,6 +56,7 @@ enum Command {
     Dump(dump::Dump),
     Move(move_::Move),
     Plan(plan::Plan),
+    Probe(probe::Probe),
     Status(status::Status),
     Explain(explain::Explain),
     #[command(subcommand)]
@@ -133,6 +135,7 @@ pub fn main() -> ExitCode {
         Command::Dump(dump) => dump.run(),
         Command::Move(chosen) => chosen.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Probe(probe) => probe.run(),
         Command::Status(status) => status.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),

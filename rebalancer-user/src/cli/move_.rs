@@ -207,6 +207,7 @@ fn make(
             outcome,
             ignored,
             waited,
+            ..
         } = done.blocking_recv().context("the moving thread ended")?;
         let end = End::Ended { outcome, waited };
         ends.insert(chosen.cookie(), (end, ignored.map(str::to_owned)));

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+
 use super::KernelArgs;
 use crate::{
     bpf,
@@ -49,20 +51,31 @@ pub(super) fn ledger(args: &KernelArgs) -> Result<AgentLedger, NotAsked> {
     get(args, "/ledger", read_agent_ledger)
 }
 
+/// What it answers there, as it is.
+pub(super) fn text(args: &KernelArgs, path: &str) -> Result<Bytes, NotAsked> {
+    let at = socket_of(&args.run_dir());
+    ask(&at, path).map_err(|error| not_asked(args, &at, error))
+}
+
 fn get<T>(
     args: &KernelArgs,
     path: &str,
     read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
 ) -> Result<T, NotAsked> {
-    let at = socket_of(&args.run_dir());
-    let socket = at.display().to_string();
-    let other = |socket, why: String| NotAsked::Other { socket, why };
-    match ask(&at, path) {
-        Ok(body) => read(&body).map_err(|e| {
-            let remedy = "\n  remedy: use the version of `rebalancer` that the agent is of";
-            other(socket, format!("the agent's answer: {e}{remedy}"))
-        }),
-        Err(AskError::Nobody) if bpf::agent_runs(&args.pins) => {
+    let body = text(args, path)?;
+    read(&body).map_err(|e| NotAsked::Other {
+        socket: socket_of(&args.run_dir()).display().to_string(),
+        why: format!(
+            "the agent's answer: {e}\n  remedy: use the version of `rebalancer` that the agent is of"
+        ),
+    })
+}
+
+/// Why there is no answer at `socket`, for an operator.
+fn not_asked(args: &KernelArgs, socket: &Path, error: AskError) -> NotAsked {
+    let socket = socket.display().to_string();
+    match error {
+        AskError::Nobody if bpf::agent_runs(&args.pins) => {
             let pid =
                 bpf::agent_pid(&args.pins).map_or(String::new(), |pid| format!(" (pid {pid})"));
             let why = format!(
@@ -70,14 +83,17 @@ fn get<T>(
                  remedy: name the folder of its socket with --run-dir, as the agent was told",
                 args.pins.display()
             );
-            Err(other(socket, why))
+            NotAsked::Other { socket, why }
         }
-        Err(AskError::Nobody) => Err(NotAsked::NoAgent {
+        AskError::Nobody => NotAsked::NoAgent {
             socket,
             pins: left_pins(&args.pins),
-        }),
-        Err(AskError::Privilege) => Err(NotAsked::Privilege { socket }),
-        Err(error) => Err(other(socket, error.to_string())),
+        },
+        AskError::Privilege => NotAsked::Privilege { socket },
+        error => NotAsked::Other {
+            socket,
+            why: error.to_string(),
+        },
     }
 }
 

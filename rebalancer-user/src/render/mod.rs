@@ -18,8 +18,8 @@ pub use moved::{End, Moved, moved, moved_table};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{Dumped, ReadError, read_snapshot};
 pub use status::{
-    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PolicyStatus,
-    RefusedStatus, Status, read_status, status, status_table,
+    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PausedStatus,
+    PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
 };
 pub use table::{connections_table, connections_wide, endpoints_table};
 
