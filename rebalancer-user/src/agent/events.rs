@@ -83,7 +83,8 @@ impl Events {
             if ring.kept.len() == MOST {
                 ring.kept.pop_front();
             }
-            ring.kept.push_back(Arc::new(Happened { seq, run, at, what }));
+            ring.kept
+                .push_back(Arc::new(Happened { seq, run, at, what }));
             seq
         };
         self.0.newest.send_replace(newest);
@@ -101,7 +102,8 @@ impl Events {
             return (0, Vec::new());
         };
         let missed = oldest.saturating_sub(seq.saturating_add(1));
-        let skip = usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
+        let skip =
+            usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
         let next = ring.kept.iter().skip(skip).take(PART).cloned().collect();
         (missed, next)
     }
@@ -348,7 +350,10 @@ mod tests {
     fn wishes_are_read_strictly() {
         assert_eq!(Wish::of(""), Ok(Wish::default()));
         let wish = Wish::of("follow=1&run=a-b&after=7").unwrap();
-        assert_eq!((wish.follow, wish.run.as_deref(), wish.after), (true, Some("a-b"), 7));
+        assert_eq!(
+            (wish.follow, wish.run.as_deref(), wish.after),
+            (true, Some("a-b"), 7)
+        );
         for wrong in ["follow=2", "after=-1", "after=x", "more=1", "follow"] {
             assert!(Wish::of(wrong).is_err(), "{wrong}");
         }

@@ -2,14 +2,17 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod events;
 mod health;
 mod metrics;
+mod pause;
 mod policy_file;
 mod report;
 mod scope;
 mod serve;
 mod standing;
 
+pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use serve::Offer;
 
 use std::{
@@ -32,6 +35,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::{
+    pause::Pause,
     policy_file::PolicyFile,
     scope::Scope,
     serve::{Published, Question, serve},
@@ -104,6 +108,7 @@ enum Event {
     KernelSpoke,
     Reload,
     LookAtPolicy,
+    PauseOver,
     Asked(Question),
     Stop(&'static str),
 }
@@ -129,6 +134,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
+            () = agent.pause.over() => Event::PauseOver,
             // Last: however much is asked, the rest is done.
             Some(asked) = inbox.asked.recv() => Event::Asked(asked),
         };
@@ -142,8 +148,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                     ticks = agent.ticks();
                 }
             }
-            // Who asked may be gone.
-            Event::Asked(Question::Ledger(asked)) => drop(asked.send(agent.ledger.clone())),
+            Event::PauseOver => drop(agent.go_on("expired")),
+            Event::Asked(question) => agent.asked(question),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
@@ -180,6 +186,7 @@ struct Agent {
     scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
+    pause: Pause,
     policy_file: PolicyFile,
     reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
     standing: Standing,
@@ -249,14 +256,18 @@ impl Agent {
             mechanism,
             &tracker,
         );
-        standing.policy_loaded(policy.mode(), text);
+        standing.policy_loaded(&policy, text);
+        let pause = Pause::resume(&options.run_dir);
+        if let Some(paused) = pause.now() {
+            standing.paused(paused.clone());
+        }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
         let ledger = Ledger::default();
         let first = standing.status(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
         let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
-        let (server, asked) = serve(run_dir, options.offer, &published, steps)?;
+        let (server, asked) = serve(run_dir, options.offer, &published, steps, standing.events())?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -288,6 +299,7 @@ impl Agent {
             scope,
             mode,
             reload: options.reload,
+            pause,
             policy_file,
             standing,
             publish,
@@ -317,6 +329,15 @@ impl Agent {
         self.pass();
         self.standing.pass_ends();
         self.publish();
+    }
+
+    fn asked(&mut self, question: Question) {
+        // Who asked may be gone.
+        match question {
+            Question::Ledger(tell) => drop(tell.send(self.ledger.clone())),
+            Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
+            Question::Resume(tell) => drop(tell.send(self.go_on("asked"))),
+        }
     }
 
     fn publish(&self) {
@@ -364,7 +385,8 @@ impl Agent {
             .iter()
             .map(|c| (c.cookie, (c.device, c.cgroup)))
             .collect();
-        for chosen in plan.moves() {
+        let paused = self.pause.now().is_some();
+        for chosen in plan.moves().filter(|_| !paused) {
             match chosen.mode() {
                 Mode::Enforce => {
                     // A plan chooses among what it was given.
@@ -426,13 +448,7 @@ impl Agent {
         self.publish();
     }
 
-    fn ended(
-        &mut self,
-        chosen: &Move,
-        step: Option<StepKind>,
-        outcome: Outcome,
-        waited: Duration,
-    ) {
+    fn ended(&mut self, chosen: &Move, step: Option<StepKind>, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
         self.standing.ended(chosen, step, &outcome, waited);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
@@ -443,7 +459,7 @@ impl Agent {
     fn reload(&mut self) -> bool {
         let reloaded = match (self.reload)() {
             Ok(Loaded { policy, text }) => {
-                self.standing.policy_loaded(policy.mode(), text);
+                self.standing.policy_loaded(&policy, text);
                 let scope = Scope::of(&policy);
                 let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
                 match self.tracker.track(tracking) {

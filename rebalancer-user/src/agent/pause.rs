@@ -16,7 +16,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use crate::render::PausedStatus;
+use super::Agent;
+use crate::render::{PauseAnswer, PausedStatus};
 
 /// The longest pause: one that is forgotten must end.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -70,7 +71,14 @@ impl Pause {
                 );
                 let reason = Some("the file of the pause could not be understood".to_owned());
                 let (since, until) = (at, at);
-                (Kept { since, until, reason }, UNSURE)
+                (
+                    Kept {
+                        since,
+                        until,
+                        reason,
+                    },
+                    UNSURE,
+                )
             }
         };
         let mut pause = Self { file, now: None };
@@ -141,6 +149,40 @@ impl Pause {
     }
 }
 
+impl Agent {
+    /// Nothing new is moved from now on, and what waits is called back.
+    pub(super) fn pause_moves(&mut self, time: Duration, reason: Option<String>) -> PauseAnswer {
+        let (said, not_kept) = self.pause.begin(time, reason);
+        let recalled = self.ledger.in_flight();
+        if let Some(mover) = &self.mover {
+            mover.recall();
+        }
+        info!(until = %said.until, reason = said.reason, recalled, "moves are paused");
+        if let Some(error) = &not_kept {
+            warn!(%error, "the pause could not be kept: a restart would end it");
+        }
+        let answer = PauseAnswer {
+            until: said.until,
+            recalled,
+            not_kept: not_kept.map(|error| error.to_string()),
+        };
+        self.standing.paused(said);
+        self.publish();
+        answer
+    }
+
+    /// Moves go on, as it was `asked` for or the pause has `expired`. Whether there was one.
+    pub(super) fn go_on(&mut self, why: &str) -> bool {
+        let was_paused = self.pause.end();
+        if was_paused {
+            info!(why, "moves go on");
+            self.standing.resumed(why);
+            self.publish();
+        }
+        was_paused
+    }
+}
+
 /// What is left of it at `now`: no more than it was begun with, wherever the clock was set since.
 fn left(kept: &Kept, now: Timestamp) -> Duration {
     let until = |from: Timestamp| kept.until.duration_since(from);
@@ -183,7 +225,11 @@ fn read(path: &Path) -> Result<Option<Kept>, String> {
         return Err("too large".to_owned());
     }
     let kept: Kept = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
-    if kept.reason.as_ref().is_some_and(|r| r.len() > LONGEST_REASON) {
+    if kept
+        .reason
+        .as_ref()
+        .is_some_and(|r| r.len() > LONGEST_REASON)
+    {
         return Err("its reason is too long".to_owned());
     }
     Ok(Some(kept))
@@ -288,7 +334,8 @@ mod tests {
     fn what_is_not_ours_is_no_pause_and_ours_that_is_broken_is_one() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join(FILE);
-        let good = r#"{"since":"2026-01-01T00:00:00Z","until":"9000-01-01T00:00:00Z","reason":null}"#;
+        let good =
+            r#"{"since":"2026-01-01T00:00:00Z","until":"9000-01-01T00:00:00Z","reason":null}"#;
         let resumed = || Pause::resume(dir.path());
 
         fs::write(dir.path().join("elsewhere"), good).unwrap();

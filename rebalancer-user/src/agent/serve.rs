@@ -7,7 +7,7 @@
 use std::{
     future::ready,
     net::SocketAddr,
-    sync::{Arc, atomic::AtomicU64},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,14 +24,16 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
+    events::Events,
     health::{self, Beat},
     metrics::{self, Numbers},
+    pause,
 };
 use crate::{
-    http::{Answer, Open, Router, RunDir, Server, json_answer, text_answer},
+    http::{Answer, Asked, Open, Router, RunDir, Server, body_of, json_answer, text_answer},
     moves::Steps,
     plan::Ledger,
-    render::{AgentLedger, Notation, Status, agent_ledger, status},
+    render::{AgentLedger, Notation, PauseAnswer, PauseWish, Status, agent_ledger, status},
 };
 
 /// Questions asked of the loop and not answered yet.
@@ -54,6 +56,10 @@ pub enum Offer {
 pub(super) enum Question {
     /// Who wants to know the ledger.
     Ledger(oneshot::Sender<Ledger>),
+    /// To pause moves for so long, and why.
+    Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
+    /// To go on; the answer is whether there was a pause.
+    Resume(oneshot::Sender<bool>),
 }
 
 /// What the loop lets others know.
@@ -73,10 +79,10 @@ pub(super) fn serve(
     offer: Offer,
     published: &Watched,
     steps: Steps,
+    events: Events,
 ) -> anyhow::Result<(Server, Receiver<Question>)> {
     let (ask, asked) = channel(MOST_ASKED);
-    let missed = Arc::new(AtomicU64::new(0));
-    let registry = Arc::new(metrics::registry(published.clone(), missed));
+    let registry = Arc::new(metrics::registry(published.clone(), events.missed()));
     let of_status = published.clone();
     let of_ledger = published.clone();
     let router = for_all(published, &registry)
@@ -84,6 +90,17 @@ pub(super) fn serve(
             let published = Arc::clone(&of_status.borrow());
             let steps = steps.clone();
             async move { status_answer(published.status.clone(), &steps) }
+        })
+        .on(Method::GET, "/events", move |asked| {
+            ready(events.answer(&asked))
+        })
+        .on(Method::POST, "/pause", {
+            let ask = ask.clone();
+            move |asked| pause_answer(ask.clone(), asked)
+        })
+        .on(Method::POST, "/resume", {
+            let ask = ask.clone();
+            move |_| resume_answer(ask.clone())
         })
         .on(Method::GET, "/ledger", move |_| {
             ledger_answer(ask.clone(), of_ledger.clone())
@@ -163,6 +180,53 @@ async fn of_loop<T>(
         let text = "the agent's loop is busy or ends\n";
         text_answer(StatusCode::SERVICE_UNAVAILABLE, text)
     })
+}
+
+async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Answer {
+    let (time, reason) = match wished(asked).await {
+        Ok(wish) => wish,
+        Err(answer) => return answer,
+    };
+    let question = |tell| Question::Pause(time, reason, tell);
+    let paused = match of_loop(ask, question).await {
+        Ok(paused) => paused,
+        Err(answer) => return answer,
+    };
+    match serde_json::to_vec(&paused) {
+        Ok(body) => json_answer(body),
+        Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
+    }
+}
+
+/// For how long to pause, and why; or what to answer instead.
+async fn wished(asked: Asked) -> Result<(Duration, Option<String>), Answer> {
+    let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
+    let body = body_of(asked).await?;
+    let wish: PauseWish =
+        serde_json::from_slice(&body).map_err(|error| refused(format!("the body: {error}")))?;
+    let time = Duration::from_millis(wish.milliseconds);
+    if time.is_zero() || time > pause::LONGEST {
+        return Err(refused(
+            "a pause lasts more than 0, and 168h at most".to_owned(),
+        ));
+    }
+    let reason = wish.reason.filter(|reason| !reason.is_empty());
+    if reason
+        .as_ref()
+        .is_some_and(|r| r.len() > pause::LONGEST_REASON)
+    {
+        let most = pause::LONGEST_REASON;
+        return Err(refused(format!("a reason has {most} bytes at most")));
+    }
+    Ok((time, reason))
+}
+
+async fn resume_answer(ask: Sender<Question>) -> Answer {
+    match of_loop(ask, Question::Resume).await {
+        Ok(true) => text_answer(StatusCode::OK, "moves go on\n"),
+        Ok(false) => text_answer(StatusCode::OK, "moves were not paused\n"),
+        Err(answer) => answer,
+    }
 }
 
 async fn ledger_answer(ask: Sender<Question>, published: Watched) -> Answer {

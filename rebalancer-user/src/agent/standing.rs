@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use rebalancer_common::Fault;
 
 use super::{
+    events::{Events, about, ended},
     health::Beat,
     metrics::Numbers,
     serve::Published,
@@ -22,7 +23,7 @@ use crate::{
     policy::{Mode, Policy, RuleName, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RefusedStatus, Source, Status,
+        PolicyStatus, RefusedStatus, Source, Status, What,
     },
     snapshot::{Cookie, KernelTime},
 };
@@ -49,6 +50,7 @@ pub(super) struct Standing {
     faults: BTreeMap<Fault, u64>,
     rules: BTreeMap<Cookie, RuleName>,
     numbers: Numbers,
+    events: Events,
     started: Instant,
     /// When the last pass ended, well or not.
     beat: Option<Instant>,
@@ -86,15 +88,25 @@ impl Standing {
             faults: BTreeMap::new(),
             rules: BTreeMap::new(),
             numbers: Numbers::new(endpoints_most.unwrap_or_default()),
+            events: Events::new(generated_at),
             started: Instant::now(),
             beat: None,
             paused: None,
         }
     }
 
-    /// `mode` is what the file says, before anything else bounds it.
-    pub(super) fn policy_loaded(&mut self, mode: Mode, text: Arc<str>) {
-        self.policy_mode = mode;
+    /// What happened lately.
+    pub(super) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// As the file says, before anything else bounds its mode.
+    pub(super) fn policy_loaded(&mut self, policy: &Policy, text: Arc<str>) {
+        self.events.add(What::PolicyLoaded {
+            mode: policy.mode().as_str().to_owned(),
+            rules: policy.rules().len(),
+        });
+        self.policy_mode = policy.mode();
         self.policy_text = text;
         self.loaded_at = Timestamp::now();
         self.refused = None;
@@ -103,6 +115,9 @@ impl Standing {
 
     pub(super) fn policy_refused(&mut self, error: String) {
         let at = Timestamp::now();
+        self.events.add(What::PolicyRefused {
+            error: error.clone(),
+        });
         self.refused = Some(RefusedStatus { at, error });
         self.numbers.loaded(false);
     }
@@ -121,7 +136,14 @@ impl Standing {
     }
 
     pub(super) fn pass_failed(&mut self, error: &bpf::Error) {
-        self.pass_error = Some(error.to_string());
+        let error = error.to_string();
+        // Once, and not at every interval.
+        if self.pass_error.is_none() {
+            self.events.add(What::ListingFailed {
+                error: error.clone(),
+            });
+        }
+        self.pass_error = Some(error);
         self.numbers.failed();
     }
 
@@ -130,7 +152,9 @@ impl Standing {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
         let spared = plan.spared().into_iter();
-        self.pass_error = None;
+        if self.pass_error.take().is_some() {
+            self.events.add(What::ListingRecovered);
+        }
         self.numbers.passed(observation, listing);
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
@@ -148,14 +172,28 @@ impl Standing {
 
     pub(super) fn told(&mut self, chosen: &Move) {
         self.numbers.told(chosen);
+        self.events.add(What::Told(about(chosen)));
     }
 
-    pub(super) fn paused(&mut self, paused: Option<PausedStatus>) {
-        self.paused = paused;
+    pub(super) fn paused(&mut self, paused: PausedStatus) {
+        self.events.add(What::Paused {
+            until: paused.until,
+            reason: paused.reason.clone(),
+        });
+        self.paused = Some(paused);
+    }
+
+    /// `why`: it was `asked` for, or the pause has `expired`.
+    pub(super) fn resumed(&mut self, why: &str) {
+        self.events.add(What::Resumed {
+            why: why.to_owned(),
+        });
+        self.paused = None;
     }
 
     pub(super) fn started(&mut self, chosen: &Move) {
         self.rules.insert(chosen.cookie(), chosen.rule().clone());
+        self.events.add(What::Started(about(chosen)));
     }
 
     pub(super) fn ended(
@@ -167,6 +205,7 @@ impl Standing {
     ) {
         self.rules.remove(&chosen.cookie());
         self.numbers.ended(chosen, step, outcome, waited);
+        self.events.add(ended(chosen, step, outcome, waited));
     }
 
     /// All of it, with what the loop goes by; `now` is when the last snapshot was taken.

@@ -105,7 +105,10 @@ impl From<Failed> for anyhow::Error {
 impl Heard {
     /// Hears until the agent ends its answer.
     fn ask(&mut self, kernel: &KernelArgs, follow: bool) -> Result<(), Failed> {
-        let mut path = format!("/events?after={}", self.last.as_ref().map_or(0, |(_, n)| *n));
+        let mut path = format!(
+            "/events?after={}",
+            self.last.as_ref().map_or(0, |(_, n)| *n)
+        );
         if let Some((run, _)) = &self.last {
             path.extend(["&run=", run]);
         }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use super::KernelArgs;
 use crate::{
     bpf,
-    http::{AskError, ask, socket_of},
+    http::{self, AskError, ask, socket_of},
     render::{AgentLedger, ReadError, Status, read_agent_ledger, read_status},
 };
 
@@ -55,6 +56,22 @@ pub(super) fn ledger(args: &KernelArgs) -> Result<AgentLedger, NotAsked> {
 pub(super) fn text(args: &KernelArgs, path: &str) -> Result<Bytes, NotAsked> {
     let at = socket_of(&args.run_dir());
     ask(&at, path).map_err(|error| not_asked(args, &at, error))
+}
+
+/// Tells it something there, with a body in JSON; what it answers.
+pub(super) fn tell(args: &KernelArgs, path: &str, body: Vec<u8>) -> Result<Bytes, NotAsked> {
+    let at = socket_of(&args.run_dir());
+    http::tell(&at, path, body).map_err(|error| not_asked(args, &at, error))
+}
+
+/// Hands each line of its answer to `heard`, as it comes.
+pub(super) fn lines(
+    args: &KernelArgs,
+    path: &str,
+    heard: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), NotAsked> {
+    let at = socket_of(&args.run_dir());
+    http::follow(&at, path, heard).map_err(|error| not_asked(args, &at, error))
 }
 
 fn get<T>(

@@ -106,7 +106,10 @@ pub fn stream_answer(kind: &'static str) -> (Sender<Bytes, Infallible>, Answer) 
 /// # Errors
 /// What to answer instead: it is too large, or broke off.
 pub async fn body_of(asked: Asked) -> Result<Bytes, Answer> {
-    match Limited::new(asked.into_body(), LARGEST_BODY).collect().await {
+    match Limited::new(asked.into_body(), LARGEST_BODY)
+        .collect()
+        .await
+    {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) => {
             let text = format!("the body, of {LARGEST_BODY} bytes at most: {error}\n");

@@ -178,7 +178,7 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         bounds(&numbers.ages),
     )?;
     out.gauges(
-        "connections_by_bytes",
+        "connections_by_size",
         "Connections at the last pass that have carried no more than `le` bytes, both ways. \
          Cumulative, fit for histogram_quantile as it is.",
         bounds(&numbers.sizes),
@@ -370,7 +370,8 @@ impl Out<'_> {
             .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in samples {
             let labels = texts(&labels);
-            let no_exemplar = None::<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], u64>>;
+            let no_exemplar =
+                None::<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], u64>>;
             if N == 0 {
                 metric.encode_counter(&value, no_exemplar)?;
             } else {
@@ -530,7 +531,10 @@ mod tests {
     #[test]
     fn the_list_of_metrics_is_complete() {
         let listed = include_str!("../../../../deploy/metrics.txt");
-        let body: Vec<&str> = listed.lines().filter(|line| !line.starts_with('#')).collect();
+        let body: Vec<&str> = listed
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .collect();
         let exposed = list(&exposed());
         assert_eq!(
             body.join("\n").trim(),

@@ -14,8 +14,8 @@ use std::{
 
 use rebalancer_common::Fault;
 
-pub(super) use self::{exposition::registry, text::answer};
 use self::distribution::Distribution;
+pub(super) use self::{exposition::registry, text::answer};
 use crate::{
     observe::Observation,
     plan::{Move, Outcome},
@@ -142,7 +142,8 @@ impl Numbers {
         self.sizes = Distribution::new(SIZES);
         let now: KernelTime = snapshot.taken;
         for connection in &snapshot.connections {
-            self.ages.observe(now.since(connection.opened).as_secs_f64());
+            self.ages
+                .observe(now.since(connection.opened).as_secs_f64());
             // Exact up to 8 PiB.
             self.sizes.observe(connection.bytes().0 as f64);
         }
