@@ -24,7 +24,7 @@ pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use lister::{Lister, Pass};
 pub use log::KernelLog;
-pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
+pub use maps::{agent_pid, endpoints_capacity, forget_endpoints, read_endpoints, read_faults};
 pub use messages::MessageCounter;
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
