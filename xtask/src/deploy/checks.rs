@@ -101,7 +101,7 @@ const MISTAKES: [(&str, &[&str]); 10] = [
     ("metrics.port=http", &["/metrics/port", "integer"]),
     ("metrics.enable=true", &["/metrics", "enable"]),
     ("metrics.address=example.org", &["/metrics/address"]),
-    ("maxConnections=10", &["/maxConnections", "1000"]),
+    ("maxConnections=10", &["/maxConnections", "1,000"]),
     ("maxUnavailable=0%", &["/maxUnavailable"]),
     ("cgroup=sys/fs/cgroup", &["/cgroup"]),
     ("metrics.podMonitor.enabled=true", &["metrics.enabled=true"]),
@@ -151,7 +151,12 @@ fn policy_arrives(tools: &Tools) -> Found {
 fn app_armor(tools: &Tools) -> Found {
     const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/agent";
     for (version, is_a_field) in [("1.29.0", false), ("1.30.0", true)] {
-        let arguments = ["--set", "profile=least-privilege", "--kube-version", version];
+        let arguments = [
+            "--set",
+            "profile=least-privilege",
+            "--kube-version",
+            version,
+        ];
         let objects = objects::parse(&tools.template(&arguments)?)?;
         let pod = &objects["DaemonSet rebalancer"]["spec"]["template"];
         let field = &pod["spec"]["containers"][0]["securityContext"]["appArmorProfile"];
