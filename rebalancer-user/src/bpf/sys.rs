@@ -205,8 +205,26 @@ pub fn missing_capabilities() -> Vec<&'static str> {
         (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
         (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
     ];
+    lacking(&NEEDED)
+}
+
+/// Capabilities that finding who holds a socket needs, and this process lacks. Without them other
+/// users' processes are not looked into.
+pub fn missing_for_owners() -> Vec<&'static str> {
+    const PTRACE: (CapabilitySet, &str) = (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE");
+    const SEARCH: (CapabilitySet, &str) = (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH");
+    // The greater one of the two has the other in it.
+    let overrides = lacking(&[(CapabilitySet::DAC_OVERRIDE, "")]).is_empty();
+    lacking(if overrides {
+        &[PTRACE]
+    } else {
+        &[PTRACE, SEARCH]
+    })
+}
+
+fn lacking(needed: &[(CapabilitySet, &'static str)]) -> Vec<&'static str> {
     let have = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    NEEDED
+    needed
         .iter()
         .filter(|(cap, _)| !have.contains(*cap))
         .map(|(_, name)| *name)

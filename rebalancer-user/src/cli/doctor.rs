@@ -111,6 +111,7 @@ impl Doctor {
 
     fn findings(&self) -> Vec<Finding> {
         let mut findings = vec![kernel_version(), capabilities()];
+        findings.extend(owners());
         findings.push(self.cgroup());
         findings.extend(self.neighbours());
         findings.push(host_namespace());
@@ -275,6 +276,19 @@ fn capabilities() -> Finding {
             "run as root, or in Kubernetes with `privileged: true` or these capabilities",
         ),
     }
+}
+
+/// Only where it is amiss.
+fn owners() -> Option<Finding> {
+    let missing = bpf::missing_for_owners();
+    (!missing.is_empty()).then(|| {
+        lacks(
+            Level::Warning,
+            "owners of sockets",
+            format!("missing {}", missing.join(", ")),
+            "without them connections of other users' processes are spared (`ownerUnknown`)",
+        )
+    })
 }
 
 fn host_namespace() -> Finding {

@@ -26,6 +26,7 @@ mod mptcp;
 mod names;
 mod neighbours;
 mod pause;
+mod privileges;
 mod program;
 mod reload;
 mod scale;

@@ -1,0 +1,97 @@
+//! With no more than the capabilities of deploy/overlays/least-privilege.
+
+use std::{fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, process::Command};
+
+use serde_json::Value;
+use xtask::lab::Pod;
+
+use crate::{
+    guards::refused,
+    moves::enforce,
+    support::{Agent, REBALANCER, alone, cgroup, connect, lab, own_pins, request},
+};
+
+const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 10s}";
+/// Without it another user's descriptors are out of sight.
+const SIGHT: &str = "DAC_READ_SEARCH";
+
+/// The overlay's capabilities.
+fn capabilities() -> Vec<String> {
+    let overlay = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy/overlays/least-privilege/daemonset.yaml");
+    let patch: Value = serde_saphyr::from_str(&fs::read_to_string(overlay).unwrap()).unwrap();
+    let context = &patch["spec"]["template"]["spec"]["containers"][0]["securityContext"];
+    let names = context["capabilities"]["add"].as_array().unwrap();
+    let names: Vec<String> = names
+        .iter()
+        .map(|name| name.as_str().unwrap().to_owned())
+        .collect();
+    assert!(names.iter().any(|name| name == SIGHT), "{names:?}");
+    names
+}
+
+/// A program that has these capabilities and can gain no other.
+fn with_only(capabilities: &[String], program: &str) -> Command {
+    let added = capabilities
+        .iter()
+        .map(|name| format!(",+{}", name.to_lowercase()));
+    let bounds = format!("--bounding-set=-all{}", added.collect::<String>());
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args([&bounds, "--inh-caps=-all", "--no-new-privs", program]);
+    setpriv
+}
+
+/// The users by which nginx serves in this pod.
+fn servers_users(pod: &Pod) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let of_pod = processes.filter(|process| {
+        let netns = fs::metadata(process.path().join("ns/net"));
+        netns.is_ok_and(|netns| netns.ino() == u64::from(pod.host.netns_inode()))
+    });
+    of_pod
+        .filter_map(|process| Some(fs::metadata(process.path()).ok()?.uid()))
+        .collect()
+}
+
+/// Closing a connection of nginx's, whose worker is another user's.
+fn close_by(capabilities: &[String]) -> Value {
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let policy = enforce(&lab, 80, "maxBytes: 1Mi", CLOSE);
+    file.write_all(policy.as_bytes()).unwrap();
+    let pins = own_pins();
+    let cgroup = cgroup(&lab).to_str().unwrap();
+    let inner = Agent::command(file.path(), &pins, &["--cgroup", cgroup]);
+    let mut command = with_only(capabilities, REBALANCER);
+    command.args(inner.get_args());
+    let mut agent = Agent::launch(command, pins);
+    let users = servers_users(pod);
+    assert!(
+        users.iter().any(|user| *user != 0),
+        "all are root's: {users:?}"
+    );
+    let mut heavy = connect(&lab, pod.address());
+    for _ in 0..5 {
+        request(&mut heavy, "/blob").unwrap();
+    }
+    agent.wait_for_move()
+}
+
+#[test]
+fn those_of_the_overlay_suffice() {
+    let _alone = alone();
+    let line = close_by(&capabilities());
+    assert_eq!(line["outcome"], "closed", "{line}");
+}
+
+#[test]
+fn without_sight_of_descriptors_the_connection_is_spared_and_the_doctor_says_why() {
+    let _alone = alone();
+    let mut few = capabilities();
+    few.retain(|name| name != SIGHT);
+    refused(&close_by(&few), "ownerUnknown");
+    let doctor = with_only(&few, REBALANCER).arg("doctor").output().unwrap();
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    assert!(said.contains(&format!("CAP_{SIGHT}")), "{said}");
+}
