@@ -19,7 +19,7 @@ mod pins;
 mod sys;
 mod tracker;
 
-pub use cgroup::cgroup_root;
+pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use lister::{Lister, Pass};

@@ -143,7 +143,10 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the command line, runs the command, and says what went wrong.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Before there are threads. Without it some names stay unknown, and `doctor` says why.
+    let _own_view_stays = bpf::see_cgroups_as_process_1();
+    let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
