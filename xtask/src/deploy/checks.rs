@@ -151,7 +151,12 @@ fn policy_arrives(tools: &Tools) -> Found {
 fn app_armor(tools: &Tools) -> Found {
     const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/agent";
     for (version, is_a_field) in [("1.29.0", false), ("1.30.0", true)] {
-        let arguments = ["--set", "profile=least-privilege", "--kube-version", version];
+        let arguments = [
+            "--set",
+            "profile=least-privilege",
+            "--kube-version",
+            version,
+        ];
         let objects = objects::parse(&tools.template(&arguments)?)?;
         let pod = &objects["DaemonSet rebalancer"]["spec"]["template"];
         let field = &pod["spec"]["containers"][0]["securityContext"]["appArmorProfile"];
