@@ -76,7 +76,7 @@ impl Names {
     }
 }
 
-async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {
+pub(super) async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {
     if access.ask == Ask::Off {
         return Ok(None);
     }

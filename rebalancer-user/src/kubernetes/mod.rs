@@ -7,6 +7,8 @@
 //! is made from a [`Snapshot`] however it was named.
 
 #[cfg(feature = "kubernetes")]
+mod announce;
+#[cfg(feature = "kubernetes")]
 mod cgroup;
 #[cfg(feature = "kubernetes")]
 mod cluster;
@@ -38,6 +40,8 @@ use crate::snapshot::Snapshot;
 #[cfg(feature = "kubernetes")]
 use crate::snapshot::{CgroupId, EndpointKey, Who};
 
+#[cfg(feature = "kubernetes")]
+pub use announce::{Announcer, announce_once};
 #[cfg(feature = "kubernetes")]
 pub use connect::Names;
 
@@ -97,6 +101,62 @@ fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: I
         .into_iter()
         .filter_map(|id| Some((id, container(&id)?)))
         .collect();
+}
+
+/// A pod, as an Event names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodAt {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, if it is known: without it `kubectl describe` does not show the Event.
+    pub uid: Option<String>,
+}
+
+/// What an Event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod that it is about; the agent's own, if `None`.
+    pub about: Option<PodAt>,
+    /// A word, as Kubernetes writes it.
+    pub reason: &'static str,
+    /// What was done, or tried.
+    pub action: &'static str,
+    /// For people.
+    pub note: String,
+    /// Whether somebody should look.
+    pub warning: bool,
+}
+
+/// Events that nobody can write: this program was built without Kubernetes.
+#[cfg(not(feature = "kubernetes"))]
+#[derive(Debug)]
+pub enum Announcer {}
+
+#[cfg(not(feature = "kubernetes"))]
+impl Announcer {
+    /// As the other: nobody to tell.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn connect(_: &Access, _: Option<PodAt>) -> anyhow::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    /// Never called.
+    pub fn announce(&self, _: Notice) {
+        match *self {}
+    }
+}
+
+/// As the other: nobody to tell.
+///
+/// # Errors
+/// Never.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn announce_once(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
+    Ok(())
 }
 
 /// Names that nobody can know: this program was built without Kubernetes.

@@ -329,3 +329,107 @@ fn remove_below(cgroup: &Path, own: &Path) -> Result<bool, bool> {
     }
     Ok(true)
 }
+
+/// The Events written for this reason, with their namespaces.
+fn written(cluster: &Cluster, reason: &str) -> Vec<(String, Value)> {
+    let all = cluster.api.written().into_iter();
+    all.filter(|(_, event)| event["reason"] == reason).collect()
+}
+
+fn of_own_pod(command: &mut Command) -> &mut Command {
+    command
+        .env("POD_NAME", "rebalancer-x")
+        .env("POD_NAMESPACE", "rebalancer")
+        .env("POD_UID", "0-1")
+}
+
+#[test]
+fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
+    let _alone = alone();
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &policy).unwrap();
+    let ours = cluster.arguments();
+    let mut arguments = vec!["--cgroup", cgroup(&lab).to_str().unwrap(), "--move-events"];
+    arguments.extend(ours.iter().map(String::as_str));
+    let pins = own_pins();
+    let mut command = Agent::command(file.path(), &pins, &arguments);
+    of_own_pod(&mut command);
+    let mut agent = Agent::launch(command, pins);
+    agent.wait_for("names", |line| line["naming"] == "Fresh");
+    let _streams = [0; 2].map(|_| connect(&lab, lab.pod(0).address()));
+    agent.wait_for_move();
+    agent.wait_for_move();
+    let moved = eventually("a move is told", || {
+        let moved = written(&cluster, "ConnectionsMoved");
+        if moved.is_empty() {
+            Err(moved)
+        } else {
+            Ok(moved)
+        }
+    });
+    agent.wait_for_intervals(5);
+    let (namespace, event) = &moved[0];
+    assert_eq!(namespace, "shop");
+    assert_eq!(event["type"], "Normal");
+    assert_eq!(event["regarding"]["uid"], uid(lab.pod(0)));
+    assert!(
+        event["note"]
+            .as_str()
+            .unwrap()
+            .contains("Rule lab has moved"),
+        "{event}"
+    );
+    assert_eq!(
+        written(&cluster, "ConnectionsMoved").len(),
+        1,
+        "one in five minutes"
+    );
+
+    // Where Events of others are forbidden it is about our own pod.
+    cluster.api.allow_writes_to("rebalancer");
+    std::fs::write(file.path(), "mode: Enforce").unwrap();
+    agent.signal(rustix::process::Signal::HUP);
+    let refused = eventually("the refusal is told", || {
+        let refused = written(&cluster, "PolicyRefused");
+        if refused.is_empty() {
+            Err(refused)
+        } else {
+            Ok(refused)
+        }
+    });
+    let (namespace, event) = &refused[0];
+    assert_eq!(
+        (namespace.as_str(), &event["type"]),
+        ("rebalancer", &"Warning".into())
+    );
+    assert_eq!(event["regarding"]["name"], "rebalancer-x");
+    assert_eq!(event["regarding"]["uid"], "0-1");
+    let note = event["note"].as_str().unwrap();
+    assert!(
+        note.contains("apiVersion") && note.contains("last good one"),
+        "{note}"
+    );
+    agent.signal(rustix::process::Signal::HUP);
+    agent.wait_for("refused again", |line| {
+        line["message"] == "policy refused, the last good one stays"
+    });
+    agent.wait_for_intervals(3);
+    assert_eq!(
+        written(&cluster, "PolicyRefused").len(),
+        1,
+        "the same again"
+    );
+    assert_eq!(agent.terminate(), Some(0));
+
+    // One that cannot start says so too.
+    let mut command = Agent::command(file.path(), &own_pins(), &arguments);
+    let out = of_own_pod(&mut command).output().unwrap();
+    assert_eq!(out.status.code(), Some(3), "{out:?}");
+    let refused = written(&cluster, "PolicyRefused");
+    assert_eq!(refused.len(), 2, "{refused:#?}");
+    let note = refused[1].1["note"].as_str().unwrap();
+    assert!(note.contains("does not start"), "{note}");
+}
