@@ -14,6 +14,15 @@ impl RuleName {
         Self("(by hand)".into())
     }
 
+    /// A name that was written by an agent; `None` if no rule can have it.
+    pub(crate) fn known(text: &str) -> Option<Self> {
+        let by_hand = Self::by_hand();
+        if text == by_hand.as_str() {
+            return Some(by_hand);
+        }
+        super::values::is_label(text).then(|| Self(text.into()))
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
