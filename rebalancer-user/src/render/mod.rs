@@ -5,6 +5,7 @@ mod events;
 mod explain;
 mod json;
 mod ledger;
+mod ledger_balance;
 mod moved;
 mod names;
 mod pause;
