@@ -24,6 +24,7 @@ mod outlook;
 mod pods;
 mod ports;
 mod rates;
+mod services;
 mod spared;
 
 pub use by_hand::{Guarded, by_hand};

@@ -8,6 +8,7 @@ mod moved;
 mod names;
 mod plan;
 mod read;
+mod services;
 mod status;
 mod table;
 
