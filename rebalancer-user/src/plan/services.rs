@@ -143,8 +143,7 @@ fn affinity(asked: &[Leads<'_>]) -> Option<Spared> {
 }
 
 fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
-    let min = 2; // policy.guards().min_ready_endpoints()
-    let _ = policy;
+    let min = policy.guards().min_ready_endpoints();
     let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
     let (service, ready) = (least.name.clone(), least.facts.comparable());
     if ready >= min {
@@ -168,8 +167,7 @@ fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
 
 /// Clients are on their way to new endpoints, or from old ones, by themselves.
 fn settling(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
-    let settle = std::time::Duration::from_secs(60); // policy.guards().settle();
-    let _ = policy;
+    let settle = policy.guards().settle();
     let changed = |s: &Leads<'_>| Some((s.facts.changed?, s.name.clone()));
     let (since, service) = asked.iter().filter_map(changed).min()?;
     (since < settle).then_some(Spared::Settling {
