@@ -243,7 +243,12 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
         verdict(&policy("", &["services: [all]"]), &seen),
         "sessionAffinity"
     );
-    // But whoever is an endpoint of either is a sibling.
+    // But whoever is an endpoint of either is a sibling, and the port is one port.
+    let says = with(seen.clone(), "all", |s| s.http2 = [8080].into());
+    assert_eq!(
+        verdict(&policy("", &["services: [canary]"]), &says),
+        "http2"
+    );
     let seen = with(seen, "all", |s| s.addresses = addresses(&["10.0.0.1"]));
     assert_eq!(
         verdict(&policy("", &["services: [canary]"]), &seen),

@@ -39,7 +39,7 @@ pub(super) struct SliceEndpoint {
     here: Option<bool>,
     zone: Option<Arc<str>>,
     /// Zones whose clients are meant to use it.
-    for_zones: Vec<Arc<str>>,
+    for_zones: Box<[Arc<str>]>,
     /// Clients of its own node are meant to use it.
     for_nodes: bool,
     pub(super) ready: bool,
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn an_endpoint_is_small() {
         assert!(
-            size_of::<SliceEndpoint>() <= 96,
+            size_of::<SliceEndpoint>() <= 80,
             "{}",
             size_of::<SliceEndpoint>()
         );

@@ -47,6 +47,8 @@ const POD_WATCH: u32 = 60;
 const WATCH: u32 = 120;
 /// Objects in one answer of a list: what is parsed at once.
 const PAGE: u32 = 100;
+/// The same of slices, of which each has up to 100 endpoints, or 1,000.
+const SLICES_PAGE: u32 = 20;
 /// Between two attempts, at most; chance adds up to as much again.
 const MOST: Duration = Duration::from_millis(2500);
 /// For one answer of a list, or the beginning of a watch.
@@ -131,7 +133,7 @@ pub(super) fn start(
     let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
     let node = node.to_owned();
     tasks.spawn(slices.run(
-        move || watcher::watcher(api.clone(), every()).boxed(),
+        move || watcher::watcher(api.clone(), every().page_size(SLICES_PAGE)).boxed(),
         move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
     ));
     Ok(tasks)

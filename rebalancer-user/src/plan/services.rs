@@ -31,20 +31,9 @@ pub(super) fn guards(
         Ok(all) => all,
         Err(spared) => return vec![spared],
     };
-    let peer = connection.remote.ip().to_canonical();
-    let sibling = all.iter().find(|s| s.facts.addresses.contains(&peer));
-    let sibling = sibling.map(|s| Spared::SiblingPeer {
-        service: s.name.clone(),
-    });
+    let sibling = sibling(connection, &all);
+    let http2 = http2(rule, connection, &all);
     let asked = asked(rule, pod, all);
-    let port = connection.endpoint.port;
-    let http2 = asked.iter().find(|s| s.facts.http2.contains(&port));
-    let http2 = http2
-        .filter(|_| rule.session_state() == SessionState::Keeps)
-        .map(|s| Spared::Http2 {
-            port,
-            service: s.name.clone(),
-        });
     [
         unready(pod, &asked),
         headless(&asked),
@@ -132,6 +121,25 @@ fn ambiguous(connection: &Connection, asked: &[Leads<'_>]) -> Option<Spared> {
     Some(Spared::AmbiguousService {
         one: first.name.clone(),
         other: other.name.clone(),
+    })
+}
+
+/// Endpoints of a Service talk among themselves by their own addresses.
+fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+    let peer = connection.remote.ip().to_canonical();
+    let service = all.iter().find(|s| s.facts.addresses.contains(&peer))?;
+    Some(Spared::SiblingPeer {
+        service: service.name.clone(),
+    })
+}
+
+/// Whichever Service says it: the port is the same.
+fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+    let port = connection.endpoint.port;
+    let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
+    (rule.session_state() == SessionState::Keeps).then(|| Spared::Http2 {
+        port,
+        service: service.name.clone(),
     })
 }
 
