@@ -194,14 +194,10 @@ fn a_service_names_what_is_moved() {
     assert_eq!(plan["items"][0]["verdict"], "Move", "{plan:#}");
     assert_eq!(plan["items"][0]["pod"], format!("shop/{}", pod.name));
     let mut explain = Command::new(REBALANCER);
-    explain.args([
-        "explain",
-        it["id"].as_str().unwrap(),
-        "--snapshot",
-        "-",
-        "--policy",
-    ]);
-    let told = with_input(explain.arg(&file), &dump.to_string());
+    let id = it["id"].as_str().unwrap();
+    explain.args(["explain", id, "--snapshot", "-", "--policy"]);
+    explain.arg(&file);
+    let told = with_input(explain, &dump.to_string());
     let line = "service   cart: 2 ready endpoints, 1 on this node\n";
     assert!(told.contains(line), "{told}");
 }
