@@ -98,7 +98,8 @@ fn each_fact_of_a_service_spares_with_its_reason() {
 
 #[test]
 fn what_is_enough_or_is_not_meant_spares_nothing() {
-    let cases: [(&str, fn(&mut Service)); 8] = [
+    type Change = fn(&mut Service);
+    let cases: [(&str, Change); 8] = [
         ("two are enough", |s| s.ready = 2),
         ("two near are enough", |s| s.ready_in_zone = Some(2)),
         ("two here", |s| {
