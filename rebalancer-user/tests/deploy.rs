@@ -2,6 +2,7 @@
 //! bring is valid and safe. No cluster is asked.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -11,8 +12,12 @@ use serde_json::Value;
 
 const NAMESPACE: &str = "rebalancer";
 
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
+}
+
 fn base() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base")
+    deploy().join("base")
 }
 
 /// What `kubectl apply -k deploy/base` would send.
@@ -94,6 +99,8 @@ fn the_objects_are_these_and_in_one_namespace() {
         ("ConfigMap", "rebalancer-policy"),
         ("DaemonSet", "rebalancer"),
         ("Namespace", NAMESPACE),
+        ("Role", "rebalancer"),
+        ("RoleBinding", "rebalancer"),
         ("ServiceAccount", "rebalancer"),
     ]
     .map(|(kind, name)| (kind.to_owned(), name.to_owned()));
@@ -139,9 +146,17 @@ fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
     assert_eq!(pod["automountServiceAccountToken"], true);
     assert_eq!(pod["serviceAccountName"], "rebalancer");
     let env = container(&pod)["env"].as_array().expect("a list").clone();
-    let node = env.iter().find(|variable| variable["name"] == "NODE_NAME");
-    let node = node.expect("the agent knows whose pods to ask for");
-    assert_eq!(node["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
+    // Whose pods to ask for, and what its own Events are about.
+    for (name, field) in [
+        ("NODE_NAME", "spec.nodeName"),
+        ("POD_NAME", "metadata.name"),
+        ("POD_NAMESPACE", "metadata.namespace"),
+        ("POD_UID", "metadata.uid"),
+    ] {
+        let of = env.iter().find(|variable| variable["name"] == name);
+        let of = of.unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(of["valueFrom"]["fieldRef"]["fieldPath"], field);
+    }
     let account = object("ServiceAccount");
     assert_eq!(account["automountServiceAccountToken"], false);
     let security = &container(&pod)["securityContext"];
@@ -149,34 +164,49 @@ fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
     assert_eq!(security["readOnlyRootFilesystem"], true);
 }
 
-#[test]
-fn the_account_may_read_what_names_need_and_nothing_else() {
-    let role = object("ClusterRole");
-    let mut may: Vec<String> = Vec::new();
+/// What a role of this kind allows, each as verb, group and resource.
+fn allowed(kind: &str) -> Vec<String> {
+    let role = object(kind);
+    let words = |value: &Value| -> Vec<String> {
+        let list = value.as_array().expect("a list").iter();
+        list.map(|word| word.as_str().expect("a word").to_owned())
+            .collect()
+    };
+    let mut may = Vec::new();
     for rule in role["rules"].as_array().expect("rules") {
-        assert_eq!(rule["verbs"], serde_json::json!(["list", "watch"]));
-        assert_eq!(rule["apiGroups"].as_array().map(Vec::len), Some(1));
-        for resource in rule["resources"].as_array().expect("resources") {
-            let group = rule["apiGroups"][0].as_str().unwrap_or_default();
-            may.push(format!("{group}/{}", resource.as_str().unwrap_or_default()));
+        for group in words(&rule["apiGroups"]) {
+            for resource in words(&rule["resources"]) {
+                let verbs = words(&rule["verbs"]).into_iter();
+                may.extend(verbs.map(|verb| format!("{verb} {group}/{resource}")));
+            }
         }
     }
     may.sort();
-    let needed = [
-        "/namespaces",
-        "/pods",
-        "/services",
-        "discovery.k8s.io/endpointslices",
-    ];
-    assert_eq!(may, needed);
-    let binding = object("ClusterRoleBinding");
+    let binding = object(&format!("{kind}Binding"));
+    assert_eq!(binding["roleRef"]["kind"], kind);
     assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
-    assert_eq!(
-        binding["subjects"],
-        serde_json::json!([{
-            "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
-        }])
-    );
+    let account = serde_json::json!([{
+        "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
+    }]);
+    assert_eq!(binding["subjects"], account);
+    may
+}
+
+#[test]
+fn the_account_may_read_what_names_need_write_its_own_events_and_nothing_else() {
+    let everywhere = [
+        "list /namespaces",
+        "list /pods",
+        "list /services",
+        "list discovery.k8s.io/endpointslices",
+        "watch /namespaces",
+        "watch /pods",
+        "watch /services",
+        "watch discovery.k8s.io/endpointslices",
+    ];
+    assert_eq!(allowed("ClusterRole"), everywhere);
+    let in_its_namespace = ["create events.k8s.io/events", "patch events.k8s.io/events"];
+    assert_eq!(allowed("Role"), in_its_namespace);
 }
 
 #[test]
@@ -219,7 +249,9 @@ fn the_agent_finds_what_it_needs_where_it_looks() {
     assert_eq!(mount["readOnly"], true);
 
     let (volume_, mount) = volume(&pod, "/run/rebalancer");
-    assert_eq!(volume_["emptyDir"]["medium"], "Memory");
+    // The node's own: what is written there at a pause outlives the pod.
+    assert_eq!(volume_["hostPath"]["path"], "/run/rebalancer");
+    assert_eq!(volume_["hostPath"]["type"], "DirectoryOrCreate");
     assert_ne!(mount["readOnly"], true, "the agent makes its socket there");
     let mounts = container(&pod)["volumeMounts"].as_array().unwrap().len();
     assert_eq!((mounts, pod["volumes"].as_array().unwrap().len()), (4, 4));
@@ -249,6 +281,80 @@ fn the_container_runs_the_agent_of_this_version() {
         said.contains("'--no-such-option'"),
         "an argument of the manifest is not known: {said}"
     );
+}
+
+#[test]
+fn what_removes_every_trace_is_of_this_version_too() {
+    let text = std::fs::read_to_string(deploy().join("uninstall.yaml")).unwrap();
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
+    let daemon_set = daemon_set.expect("one pod on every node");
+    // The agent's own selector, NetworkPolicy and PodMonitor must not take these pods for its.
+    let labels = &daemon_set["spec"]["template"]["metadata"]["labels"];
+    assert_eq!(labels["app.kubernetes.io/name"], "rebalancer-uninstall");
+    let pod = &daemon_set["spec"]["template"]["spec"];
+    assert_eq!(pod["tolerations"], daemon_set_pod()["tolerations"]);
+    let uninstall = &pod["initContainers"][0];
+    assert_eq!(uninstall["image"], container(&daemon_set_pod())["image"]);
+    assert_eq!(
+        uninstall["command"],
+        serde_json::json!(["rebalancer", "uninstall"])
+    );
+    assert_eq!(uninstall["volumeMounts"][0]["mountPath"], "/sys/fs/bpf");
+}
+
+#[test]
+fn the_chart_is_of_this_version_and_has_the_bases_own_files() {
+    let chart = deploy().join("chart");
+    let text = std::fs::read_to_string(chart.join("Chart.yaml")).unwrap();
+    let about: Value = serde_saphyr::from_str(&text).unwrap();
+    for field in ["version", "appVersion"] {
+        assert_eq!(about[field], env!("CARGO_PKG_VERSION"), "{field}");
+    }
+    let same = |file: &str, other: &str| {
+        let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap();
+        assert_eq!(
+            read(chart.join("files").join(file)),
+            read(deploy().join(other))
+        );
+    };
+    same("policy.yaml", "base/policy.yaml");
+    same("dashboard.json", "components/monitoring/dashboard.json");
+    same(
+        "prometheusrule.yaml",
+        "components/monitoring/prometheusrule.yaml",
+    );
+}
+
+/// Names in a query that begin as the agent's metrics do, without what a histogram adds.
+fn metrics_in(query: &str) -> BTreeSet<String> {
+    query
+        .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+        .filter(|word| word.starts_with("rebalancer_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned())
+        .collect()
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let list = std::fs::read_to_string(deploy().join("metrics.txt")).unwrap();
+    let known: BTreeSet<&str> = list
+        .lines()
+        .filter(|line| line.starts_with("rebalancer_"))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(known.contains("rebalancer_moves_total"), "{known:?}");
+    let monitoring = deploy().join("components/monitoring");
+    for file in ["dashboard.json", "prometheusrule.yaml"] {
+        let text = std::fs::read_to_string(monitoring.join(file)).unwrap();
+        let asked: BTreeSet<String> = text.lines().flat_map(metrics_in).collect();
+        assert!(asked.len() > 5, "{file}: {asked:?}");
+        let unknown: Vec<&String> = asked
+            .iter()
+            .filter(|name| !known.contains(name.as_str()))
+            .collect();
+        assert_eq!(unknown, [""; 0], "{file}");
+    }
 }
 
 #[test]
@@ -299,5 +405,5 @@ fn its_commented_examples_are_valid_too() {
     let all = format!("{head}\n{}\n", uncommented.join("\n"));
     let with_examples = valid(&all);
     let examples = with_examples.rules().len() - valid(&policy_file()).rules().len();
-    assert_eq!(examples, 3);
+    assert_eq!(examples, 4);
 }

@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod cluster;
 mod demo;
+mod deploy;
 mod fuzz;
 mod image;
 mod lab_command;
@@ -45,6 +46,12 @@ enum Task {
     Lab(lab_command::Action),
     /// Make the agent's OCI image, without a container engine and without a registry
     Image,
+    /// Write the manifests that deploy/ comes to: each overlay, and the chart with its defaults
+    Manifests {
+        /// Where to; made if it is not there
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
     /// A real Kubernetes in namespaces of this machine
     #[command(subcommand)]
     Cluster(cluster::Action),
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
         Task::Image => image::run(),
+        Task::Manifests { folder } => deploy::write(&folder),
         Task::Cluster(action) => cluster::run(&action),
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    cargo, cluster,
+    cargo, cluster, deploy,
     setup::{self, Need},
     terminal,
 };
@@ -32,8 +32,11 @@ pub(crate) enum Suite {
     Moves,
     /// What each step does to real servers and clients, as a table: needs root
     Steps,
-    /// All but `moves`, `steps` and `cluster`
+    /// All but `moves`, `steps`, `deploy` and `cluster`
     All,
+    /// Overlays, chart, alerts and dashboard by helm, kustomize and promtool, the first two of which
+    /// are built the first time
+    Deploy,
     /// The manifests in a real Kubernetes, which is built the first time: needs root
     Cluster,
 }
@@ -52,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
     #[command(flatten, next_help_heading = "For the suite cluster")]
-    cluster: cluster::Options,
+    cluster: cluster::Checking,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
@@ -68,6 +71,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         Suite::Kernel => kernel()?,
         Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
         Suite::Steps => return steps(),
+        Suite::Deploy => return deploy::check(),
         Suite::Cluster => return cluster::check(arguments.cluster),
         Suite::All => {
             let kernel = kernel()?;
@@ -180,6 +184,9 @@ fn kernel() -> Result<Vec<Section>> {
                 "1",
                 "--connections",
                 "1000",
+                // Built by what runs before it; a release build is for numbers that mean something.
+                "--agent",
+                "target/debug/rebalancer",
             ],
         ),
     ])

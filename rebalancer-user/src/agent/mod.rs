@@ -2,13 +2,25 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod events;
+mod health;
+mod metrics;
+mod pause;
 mod policy_file;
 mod report;
 mod scope;
 mod serve;
 mod standing;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
+pub use serve::Offer;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use rebalancer_common::Fault;
@@ -23,9 +35,10 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::{
+    pause::Pause,
     policy_file::PolicyFile,
     scope::Scope,
-    serve::{LedgerAsked, Published, serve},
+    serve::{Published, Question, serve},
     standing::Standing,
 };
 use crate::{
@@ -37,7 +50,7 @@ use crate::{
     netns::Namespaces,
     observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
-    policy::{Mode, Policy},
+    policy::{Mode, Policy, StepKind},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
@@ -57,6 +70,8 @@ pub struct Options {
     pub on_exit: OnExit,
     /// Folder for the socket on which the agent is asked.
     pub run_dir: PathBuf,
+    /// Where metrics and health are offered beside.
+    pub offer: Offer,
     /// Do no more than this.
     pub mode: Mode,
     /// How to reset, instead of the best that this node has.
@@ -93,7 +108,8 @@ enum Event {
     KernelSpoke,
     Reload,
     LookAtPolicy,
-    LedgerAsked(LedgerAsked),
+    PauseOver,
+    Asked(Question),
     Stop(&'static str),
 }
 
@@ -118,8 +134,9 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
+            () = agent.pause.over() => Event::PauseOver,
             // Last: however much is asked, the rest is done.
-            Some(asked) = inbox.ledger_asked.recv() => Event::LedgerAsked(asked),
+            Some(asked) = inbox.asked.recv() => Event::Asked(asked),
         };
         match event {
             Event::Tick => agent.tick(),
@@ -131,8 +148,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                     ticks = agent.ticks();
                 }
             }
-            // Who asked may be gone.
-            Event::LedgerAsked(asked) => drop(asked.send(agent.ledger.clone())),
+            Event::PauseOver => drop(agent.go_on("expired")),
+            Event::Asked(question) => agent.asked(question),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;
@@ -147,7 +164,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 struct Inbox {
     kernel_log: Option<KernelLog>,
     done: UnboundedReceiver<Done>,
-    ledger_asked: Receiver<LedgerAsked>,
+    asked: Receiver<Question>,
 }
 
 struct Agent {
@@ -169,6 +186,7 @@ struct Agent {
     scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
+    pause: Pause,
     policy_file: PolicyFile,
     reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
     standing: Standing,
@@ -238,14 +256,18 @@ impl Agent {
             mechanism,
             &tracker,
         );
-        standing.policy_loaded(policy.mode(), text);
+        standing.policy_loaded(&policy, text);
+        let pause = Pause::resume(&options.run_dir);
+        if let Some(paused) = pause.now() {
+            standing.paused(paused.clone());
+        }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
         let ledger = Ledger::default();
         let first = standing.status(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
         let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
-        let (server, ledger_asked) = serve(run_dir, published, steps)?;
+        let (server, asked) = serve(run_dir, options.offer, &published, steps, standing.events())?;
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -277,6 +299,7 @@ impl Agent {
             scope,
             mode,
             reload: options.reload,
+            pause,
             policy_file,
             standing,
             publish,
@@ -289,7 +312,7 @@ impl Agent {
         let inbox = Inbox {
             kernel_log,
             done,
-            ledger_asked,
+            asked,
         };
         Ok((agent, inbox))
     }
@@ -304,7 +327,17 @@ impl Agent {
     fn tick(&mut self) {
         self.standing.pass_begins();
         self.pass();
+        self.standing.pass_ends();
         self.publish();
+    }
+
+    fn asked(&mut self, question: Question) {
+        // Who asked may be gone.
+        match question {
+            Question::Ledger(tell) => drop(tell.send(self.ledger.clone())),
+            Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
+            Question::Resume(tell) => drop(tell.send(self.go_on("asked"))),
+        }
     }
 
     fn publish(&self) {
@@ -317,6 +350,7 @@ impl Agent {
         // Before the listing: what is accepted in a cgroup made since then is of no known one.
         let paths = read_cgroups(&self.policy, &self.cgroups);
         let new_cgroups = self.classify(&paths);
+        let began = Instant::now();
         let mut observation = match observe(&mut self.lister) {
             Ok(observation) => observation,
             Err(error) => {
@@ -324,6 +358,7 @@ impl Agent {
                 return error!(%error, "no listing in this interval, nothing is moved");
             }
         };
+        let listing = began.elapsed();
         self.report_faults(&observation);
         locate(&mut observation.snapshot, &paths);
         self.leave_out(&mut observation, &paths, new_cgroups);
@@ -350,7 +385,8 @@ impl Agent {
             .iter()
             .map(|c| (c.cookie, (c.device, c.cgroup)))
             .collect();
-        for chosen in plan.moves() {
+        let paused = self.pause.now().is_some();
+        for chosen in plan.moves().filter(|_| !paused) {
             match chosen.mode() {
                 Mode::Enforce => {
                     // A plan chooses among what it was given.
@@ -360,7 +396,7 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
-                    self.standing.told();
+                    self.standing.told(chosen);
                     self.ledger.said(chosen, self.now);
                 }
             }
@@ -368,7 +404,7 @@ impl Agent {
         self.count(snapshot);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
-        self.standing.passed(&observation, &plan);
+        self.standing.passed(&observation, &plan, listing);
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -394,7 +430,7 @@ impl Agent {
             cgroup,
         };
         if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
-            self.ended(chosen, Outcome::Refused("queueFull"), Duration::ZERO);
+            self.ended(chosen, None, Outcome::Refused("queueFull"), Duration::ZERO);
         }
     }
 
@@ -403,17 +439,18 @@ impl Agent {
         Done {
             chosen,
             outcome,
+            step,
             waited,
             ..
         }: Done,
     ) {
-        self.ended(&chosen, outcome, waited);
+        self.ended(&chosen, step, outcome, waited);
         self.publish();
     }
 
-    fn ended(&mut self, chosen: &Move, outcome: Outcome, waited: Duration) {
+    fn ended(&mut self, chosen: &Move, step: Option<StepKind>, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
-        self.standing.ended(chosen, &outcome);
+        self.standing.ended(chosen, step, &outcome, waited);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
 
@@ -422,7 +459,7 @@ impl Agent {
     fn reload(&mut self) -> bool {
         let reloaded = match (self.reload)() {
             Ok(Loaded { policy, text }) => {
-                self.standing.policy_loaded(policy.mode(), text);
+                self.standing.policy_loaded(&policy, text);
                 let scope = Scope::of(&policy);
                 let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
                 match self.tracker.track(tracking) {

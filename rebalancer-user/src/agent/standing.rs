@@ -9,16 +9,21 @@ use std::{
 use jiff::Timestamp;
 use rebalancer_common::Fault;
 
-use super::serve::Published;
+use super::{
+    events::{Events, about, ended},
+    health::Beat,
+    metrics::Numbers,
+    serve::Published,
+};
 use crate::{
     bpf::{self, Tracker},
     moves::Mechanism,
     observe::Observation,
     plan::{Ledger, Move, Outcome, Plan},
-    policy::{Mode, Policy, RuleName},
+    policy::{Mode, Policy, RuleName, StepKind},
     render::{
-        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PolicyStatus,
-        RefusedStatus, Source, Status,
+        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
+        PolicyStatus, RefusedStatus, Source, Status, What,
     },
     snapshot::{Cookie, KernelTime},
 };
@@ -44,8 +49,12 @@ pub(super) struct Standing {
     tracked: u64,
     faults: BTreeMap<Fault, u64>,
     rules: BTreeMap<Cookie, RuleName>,
-    ended: BTreeMap<String, u64>,
-    told: u64,
+    numbers: Numbers,
+    events: Events,
+    started: Instant,
+    /// When the last pass ended, well or not.
+    beat: Option<Instant>,
+    paused: Option<PausedStatus>,
 }
 
 impl Standing {
@@ -55,6 +64,7 @@ impl Standing {
         mechanism: Option<Mechanism>,
         tracker: &Tracker,
     ) -> Self {
+        let endpoints_most = bpf::endpoints_capacity(tracker.pins());
         let Origin {
             node, generated_at, ..
         } = Origin::here(Source::Agent);
@@ -77,22 +87,39 @@ impl Standing {
             tracked: 0,
             faults: BTreeMap::new(),
             rules: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            told: 0,
+            numbers: Numbers::new(endpoints_most.unwrap_or_default()),
+            events: Events::new(generated_at),
+            started: Instant::now(),
+            beat: None,
+            paused: None,
         }
     }
 
-    /// `mode` is what the file says, before anything else bounds it.
-    pub(super) fn policy_loaded(&mut self, mode: Mode, text: Arc<str>) {
-        self.policy_mode = mode;
+    /// What happened lately.
+    pub(super) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// As the file says, before anything else bounds its mode.
+    pub(super) fn policy_loaded(&mut self, policy: &Policy, text: Arc<str>) {
+        self.events.add(What::PolicyLoaded {
+            mode: policy.mode().as_str().to_owned(),
+            rules: policy.rules().len(),
+        });
+        self.policy_mode = policy.mode();
         self.policy_text = text;
         self.loaded_at = Timestamp::now();
         self.refused = None;
+        self.numbers.loaded(true);
     }
 
     pub(super) fn policy_refused(&mut self, error: String) {
         let at = Timestamp::now();
+        self.events.add(What::PolicyRefused {
+            error: error.clone(),
+        });
         self.refused = Some(RefusedStatus { at, error });
+        self.numbers.loaded(false);
     }
 
     pub(super) fn attached_again(&mut self) {
@@ -103,15 +130,32 @@ impl Standing {
         self.began = (Timestamp::now(), Instant::now());
     }
 
-    pub(super) fn pass_failed(&mut self, error: &bpf::Error) {
-        self.pass_error = Some(error.to_string());
+    /// It ended, well or not: the loop lives.
+    pub(super) fn pass_ends(&mut self) {
+        self.beat = Some(Instant::now());
     }
 
-    pub(super) fn passed(&mut self, observation: &Observation, plan: &Plan) {
+    pub(super) fn pass_failed(&mut self, error: &bpf::Error) {
+        let error = error.to_string();
+        // Once, and not at every interval.
+        if self.pass_error.is_none() {
+            self.events.add(What::ListingFailed {
+                error: error.clone(),
+            });
+        }
+        self.pass_error = Some(error);
+        self.numbers.failed();
+    }
+
+    /// A pass listed `observation` within `listing`.
+    pub(super) fn passed(&mut self, observation: &Observation, plan: &Plan, listing: Duration) {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
         let spared = plan.spared().into_iter();
-        self.pass_error = None;
+        if self.pass_error.take().is_some() {
+            self.events.add(What::ListingRecovered);
+        }
+        self.numbers.passed(observation, listing);
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -126,17 +170,42 @@ impl Standing {
         });
     }
 
-    pub(super) fn told(&mut self) {
-        self.told += 1;
+    pub(super) fn told(&mut self, chosen: &Move) {
+        self.numbers.told(chosen);
+        self.events.add(What::Told(about(chosen)));
+    }
+
+    pub(super) fn paused(&mut self, paused: PausedStatus) {
+        self.events.add(What::Paused {
+            until: paused.until,
+            reason: paused.reason.clone(),
+        });
+        self.paused = Some(paused);
+    }
+
+    /// `why`: it was `asked` for, or the pause has `expired`.
+    pub(super) fn resumed(&mut self, why: &str) {
+        self.events.add(What::Resumed {
+            why: why.to_owned(),
+        });
+        self.paused = None;
     }
 
     pub(super) fn started(&mut self, chosen: &Move) {
         self.rules.insert(chosen.cookie(), chosen.rule().clone());
+        self.events.add(What::Started(about(chosen)));
     }
 
-    pub(super) fn ended(&mut self, chosen: &Move, outcome: &Outcome) {
+    pub(super) fn ended(
+        &mut self,
+        chosen: &Move,
+        step: Option<StepKind>,
+        outcome: &Outcome,
+        waited: Duration,
+    ) {
         self.rules.remove(&chosen.cookie());
-        *self.ended.entry(outcome.as_str().to_owned()).or_default() += 1;
+        self.numbers.ended(chosen, step, outcome, waited);
+        self.events.add(ended(chosen, step, outcome, waited));
     }
 
     /// All of it, with what the loop goes by; `now` is when the last snapshot was taken.
@@ -189,6 +258,7 @@ impl Standing {
             cgroup: self.cgroup.clone(),
             attached_again: self.attached_again,
             interval_seconds: policy.interval().as_secs_f64(),
+            paused: self.paused.clone(),
             last_pass: self.last_pass.clone(),
             pass_error: self.pass_error.clone(),
             capacity: CapacityStatus {
@@ -199,11 +269,19 @@ impl Standing {
             budgets,
             max_in_flight: budget.max_in_flight().get().into(),
             in_flight: ledger.moves_in_flight().map(in_flight).collect(),
-            ended: self.ended.clone(),
-            told_in_dry_run: self.told,
+            ended: self.numbers.by_outcome(),
+            told_in_dry_run: self.numbers.told_in_all(),
         };
-        let policy = Arc::clone(&self.policy_text);
-        Published { status, policy }
+        Published {
+            status,
+            policy: Arc::clone(&self.policy_text),
+            numbers: self.numbers.clone(),
+            beat: Beat {
+                started: self.started,
+                last: self.beat,
+                interval: policy.interval(),
+            },
+        }
     }
 
     fn mode(&self, effective: Mode) -> ModeStatus {

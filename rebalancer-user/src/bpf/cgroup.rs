@@ -1,12 +1,17 @@
 //! Finds the real root of the cgroup v2 hierarchy: where a program sees every socket of the node.
+//! And sees to it that cgroups have the names that the node gives them.
 
 use std::{
     fs::{self, File},
-    os::unix::fs::MetadataExt as _,
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::fstatfs;
+use rustix::{
+    fs::fstatfs,
+    thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
+};
 
 use super::Error;
 
@@ -50,6 +55,27 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), Error> {
         ),
     };
     Err(Error::NoCgroup2 { hint })
+}
+
+/// Sees cgroups as process 1 does from here on.
+///
+/// A container that is not privileged has a cgroup namespace of its own on nodes with cgroup v2
+/// alone. There `/proc/PID/cgroup` tells another pod's path from the container's own, with `/..`
+/// and without the part that says what it is. With the node's processes in sight (`hostPID`)
+/// process 1 has the node's view.
+///
+/// It holds for the calling thread and for those that it starts later.
+///
+/// # Errors
+/// Process 1 may not be looked at (CAP_SYS_PTRACE is missing), or its namespace not entered
+/// (CAP_SYS_ADMIN); then nothing has changed.
+pub fn see_cgroups_as_process_1() -> io::Result<()> {
+    let node = File::open("/proc/1/ns/cgroup")?;
+    if node.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/cgroup")?.ino() {
+        return Ok(());
+    }
+    let kind = ThreadNameSpaceType::CONTROL_GROUP;
+    Ok(move_into_thread_name_spaces(node.as_fd(), kind)?)
 }
 
 fn is_cgroup2(dir: &File) -> bool {

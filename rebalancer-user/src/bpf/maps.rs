@@ -52,6 +52,14 @@ pub fn read_endpoints(pins: &Path) -> Result<BTreeMap<EndpointKey, EndpointSums>
         .collect()
 }
 
+/// How many endpoints there is room for.
+pub fn endpoints_capacity(pins: &Path) -> Result<u64, Error> {
+    let failed = |e: anyhow::Error| Error::call("asking of the endpoints map", e);
+    let path = pins.join(names::ENDPOINTS);
+    let info = aya::maps::MapInfo::from_pin(&path).map_err(|e| failed(e.into()))?;
+    Ok(info.max_entries().into())
+}
+
 /// Removes endpoints that can come no more: nobody listens, nothing is open, and their network
 /// namespace is not among `living`. Returns how many.
 pub fn forget_endpoints(pins: &Path, living: &[Netns]) -> Result<usize, Error> {

@@ -19,12 +19,12 @@ mod pins;
 mod sys;
 mod tracker;
 
-pub use cgroup::cgroup_root;
+pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use lister::{Lister, Pass};
 pub use log::KernelLog;
-pub use maps::{agent_pid, forget_endpoints, read_endpoints, read_faults};
+pub use maps::{agent_pid, endpoints_capacity, forget_endpoints, read_endpoints, read_faults};
 pub use messages::MessageCounter;
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]

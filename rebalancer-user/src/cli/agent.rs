@@ -2,6 +2,7 @@
 
 use std::{
     io::IsTerminal as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, need_privilege, policy};
 use crate::{
-    agent::{self, OnExit},
+    agent::{self, Offer, OnExit},
     moves::Mechanism,
 };
 
@@ -50,10 +51,32 @@ pub(super) struct Agent {
     /// Reset in this way, and in no other. For tests.
     #[arg(long, value_enum, hide = true)]
     reset_mechanism: Option<MechanismArg>,
+    /// Where metrics and health are offered by TCP, beside the agent's socket: an address with a
+    /// port, or `none` [default: 127.0.0.1:9321, if it is free].
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "REBALANCER_METRICS_ADDRESS",
+        value_parser = offer
+    )]
+    metrics_address: Option<Offer>,
     #[command(flatten)]
     kernel: KernelArgs,
     #[command(flatten)]
     names: NamesArgs,
+}
+
+/// Metrics are offered here unless something else is said: to this machine alone.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9321);
+
+fn offer(text: &str) -> Result<Offer, String> {
+    if text == "none" {
+        return Ok(Offer::Nowhere);
+    }
+    text.parse().map(Offer::At).map_err(|_| {
+        "not an address with a port: write e.g. 127.0.0.1:9321, [::1]:9321, 0.0.0.0:9321 or none"
+            .to_owned()
+    })
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -111,6 +134,7 @@ impl Agent {
             cgroup: self.kernel.cgroup,
             names: self.names.access(),
             on_exit: self.on_exit.into(),
+            offer: self.metrics_address.unwrap_or(Offer::IfFree(METRICS)),
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
             policy_file: self.policy.clone(),

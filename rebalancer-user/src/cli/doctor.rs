@@ -114,6 +114,7 @@ impl Doctor {
         findings.push(self.cgroup());
         findings.extend(self.neighbours());
         findings.push(host_namespace());
+        findings.push(cgroup_namespace());
         match Kernel::read() {
             Ok(kernel) => {
                 findings.push(ok("BTF", "every structure that is read was found"));
@@ -284,6 +285,20 @@ fn host_namespace() -> Finding {
             "host's network namespace",
             format!("process 1 cannot be looked at ({error}): our own is taken for it"),
             "fine on a plain host; in a pod set hostPID and CAP_SYS_PTRACE",
+        ),
+    }
+}
+
+/// Asked again: what has been entered already is our own.
+fn cgroup_namespace() -> Finding {
+    const WHAT: &str = "cgroup namespace";
+    match bpf::see_cgroups_as_process_1() {
+        Ok(()) => ok(WHAT, "that of process 1: cgroups have the node's names"),
+        Err(error) => lacks(
+            Level::Warning,
+            WHAT,
+            format!("that of process 1 cannot be entered ({error})"),
+            "fine on a plain host; in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN, or no pod is known",
         ),
     }
 }

@@ -6,13 +6,16 @@
 mod agent;
 mod doctor;
 mod dump;
+mod events;
 mod explain;
 mod input;
 mod manual;
 mod move_;
 mod names;
+mod pause;
 mod plan;
 mod policy;
+mod probe;
 mod records;
 mod running;
 mod status;
@@ -22,13 +25,14 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     bpf,
-    policy::{Mode, PolicyErrors},
+    policy::{Mode, PolicyErrors, parse_duration},
 };
 
 /// Where the agent looks for its policy.
@@ -53,8 +57,12 @@ enum Command {
     Agent(agent::Agent),
     Doctor(doctor::Doctor),
     Dump(dump::Dump),
+    Events(events::Events),
     Move(move_::Move),
+    Pause(pause::Pause),
     Plan(plan::Plan),
+    Probe(probe::Probe),
+    Resume(pause::Resume),
     Status(status::Status),
     Explain(explain::Explain),
     #[command(subcommand)]
@@ -125,14 +133,29 @@ impl From<ModeArg> for Mode {
     }
 }
 
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text).map_err(|e| format!("{}: {}", e.what, e.remedy))?;
+    if duration.is_zero() {
+        return Err("must be more than 0".to_owned());
+    }
+    Ok(duration)
+}
+
 /// Parses the command line, runs the command, and says what went wrong.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // Before there are threads. Without it some names stay unknown, and `doctor` says why.
+    let _own_view_stays = bpf::see_cgroups_as_process_1();
+    let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
+        Command::Events(events) => events.run(),
         Command::Move(chosen) => chosen.run(),
+        Command::Pause(pause) => pause.run(),
         Command::Plan(plan) => plan.run(),
+        Command::Probe(probe) => probe.run(),
+        Command::Resume(resume) => resume.run(),
         Command::Status(status) => status.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),

@@ -10,11 +10,11 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{KernelArgs, Output, records::Records};
+use super::{KernelArgs, Output, positive_duration, records::Records, running};
 use crate::{
     moves::{self, Done, Mover, Order},
     plan::{self, Guarded, Outcome, by_hand},
-    policy::{Step, StepKind, When, parse_duration},
+    policy::{Mode, Step, StepKind, When},
     render::{self, End, Moved, Notation},
     snapshot::{Connection, Cookie},
 };
@@ -43,10 +43,10 @@ pub(super) struct Move {
     #[arg(long, value_enum, default_value_t = WhenArg::Quiet)]
     when: WhenArg,
     /// How long a connection must have been silent to be quiet.
-    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = positive_duration)]
     idle_for: Duration,
     /// How long to wait for a quiet moment, and for the server to close.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = positive_duration)]
     timeout: Duration,
     /// The form of the output.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
@@ -78,17 +78,26 @@ fn cookie(text: &str) -> Result<Cookie, String> {
         .map_err(|_| "not an id: hexadecimal digits, as `rebalancer dump` shows them".to_owned())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let duration = parse_duration(text).map_err(|e| format!("{}: {}", e.what, e.remedy))?;
-    if duration.is_zero() {
-        return Err("must be more than 0".to_owned());
-    }
-    Ok(duration)
-}
-
 impl Move {
+    /// An agent that was started to move nothing says what this node is for: a hand in its
+    /// container is not above that. Without an agent, or with one that does not answer, root is.
+    fn may_move(&self) -> anyhow::Result<()> {
+        match running::status(&self.kernel) {
+            Ok(status) if status.mode.flag == Mode::Disabled.as_str() => bail!(
+                "the agent of this node (pid {}) runs with --mode {}: nothing is moved here, by hand \
+                 neither\n  remedy: start it without, or add --dry-run to see what would be moved",
+                status.pid,
+                status.mode.flag
+            ),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn run(self) -> anyhow::Result<()> {
         let step = self.step()?;
+        if !self.dry_run {
+            self.may_move()?;
+        }
         let mut records = Records::open(&self.kernel)?;
         let (origin, snapshot) = &records.read()?;
         let known: BTreeMap<Cookie, &Connection> =
@@ -207,6 +216,7 @@ fn make(
             outcome,
             ignored,
             waited,
+            ..
         } = done.blocking_recv().context("the moving thread ended")?;
         let end = End::Ended { outcome, waited };
         ends.insert(chosen.cookie(), (end, ignored.map(str::to_owned)));

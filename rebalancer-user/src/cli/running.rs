@@ -2,13 +2,16 @@
 
 use std::{
     io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
+
+use bytes::Bytes;
 
 use super::KernelArgs;
 use crate::{
     bpf,
-    http::{AskError, ask, socket_of},
+    http::{self, AskError, ask, socket_of},
     render::{AgentLedger, ReadError, Status, read_agent_ledger, read_status},
 };
 
@@ -49,20 +52,47 @@ pub(super) fn ledger(args: &KernelArgs) -> Result<AgentLedger, NotAsked> {
     get(args, "/ledger", read_agent_ledger)
 }
 
+/// What it answers there, as it is.
+pub(super) fn text(args: &KernelArgs, path: &str) -> Result<Bytes, NotAsked> {
+    let at = socket_of(&args.run_dir());
+    ask(&at, path).map_err(|error| not_asked(args, &at, error))
+}
+
+/// Tells it something there, with a body in JSON; what it answers.
+pub(super) fn tell(args: &KernelArgs, path: &str, body: Vec<u8>) -> Result<Bytes, NotAsked> {
+    let at = socket_of(&args.run_dir());
+    http::tell(&at, path, body).map_err(|error| not_asked(args, &at, error))
+}
+
+/// Hands each line of its answer to `heard`, as it comes.
+pub(super) fn lines(
+    args: &KernelArgs,
+    path: &str,
+    heard: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), NotAsked> {
+    let at = socket_of(&args.run_dir());
+    http::follow(&at, path, heard).map_err(|error| not_asked(args, &at, error))
+}
+
 fn get<T>(
     args: &KernelArgs,
     path: &str,
     read: impl FnOnce(&[u8]) -> Result<T, ReadError>,
 ) -> Result<T, NotAsked> {
-    let at = socket_of(&args.run_dir());
-    let socket = at.display().to_string();
-    let other = |socket, why: String| NotAsked::Other { socket, why };
-    match ask(&at, path) {
-        Ok(body) => read(&body).map_err(|e| {
-            let remedy = "\n  remedy: use the version of `rebalancer` that the agent is of";
-            other(socket, format!("the agent's answer: {e}{remedy}"))
-        }),
-        Err(AskError::Nobody) if bpf::agent_runs(&args.pins) => {
+    let body = text(args, path)?;
+    read(&body).map_err(|e| NotAsked::Other {
+        socket: socket_of(&args.run_dir()).display().to_string(),
+        why: format!(
+            "the agent's answer: {e}\n  remedy: use the version of `rebalancer` that the agent is of"
+        ),
+    })
+}
+
+/// Why there is no answer at `socket`, for an operator.
+fn not_asked(args: &KernelArgs, socket: &Path, error: AskError) -> NotAsked {
+    let socket = socket.display().to_string();
+    match error {
+        AskError::Nobody if bpf::agent_runs(&args.pins) => {
             let pid =
                 bpf::agent_pid(&args.pins).map_or(String::new(), |pid| format!(" (pid {pid})"));
             let why = format!(
@@ -70,14 +100,17 @@ fn get<T>(
                  remedy: name the folder of its socket with --run-dir, as the agent was told",
                 args.pins.display()
             );
-            Err(other(socket, why))
+            NotAsked::Other { socket, why }
         }
-        Err(AskError::Nobody) => Err(NotAsked::NoAgent {
+        AskError::Nobody => NotAsked::NoAgent {
             socket,
             pins: left_pins(&args.pins),
-        }),
-        Err(AskError::Privilege) => Err(NotAsked::Privilege { socket }),
-        Err(error) => Err(other(socket, error.to_string())),
+        },
+        AskError::Privilege => NotAsked::Privilege { socket },
+        error => NotAsked::Other {
+            socket,
+            why: error.to_string(),
+        },
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{KernelArgs, need_privilege, records};
-use crate::bpf::PinDir;
+use crate::{agent::forget_pause, bpf::PinDir, http::RunDir};
 
 /// Remove every trace: detach the program and remove its maps, with the records in them.
 ///
@@ -21,6 +21,7 @@ impl Uninstall {
         let pins = &self.kernel.pins;
         records::remove_stale(pins);
         if !pins.exists() {
+            self.forget_pause()?;
             println!("{}: nothing there, nothing to remove", pins.display());
             return Ok(());
         }
@@ -29,6 +30,7 @@ impl Uninstall {
         let removed = ours
             .clear()
             .with_context(|| format!("removing what is in {}", pins.display()))?;
+        self.forget_pause()?;
         drop(ours);
         if pins.exists() {
             anyhow::bail!("{}: still there", pins.display());
@@ -37,6 +39,20 @@ impl Uninstall {
             "{}: removed, with {removed} pins; no program of ours is attached by them any more",
             pins.display()
         );
+        Ok(())
+    }
+
+    /// A pause outlives its agent, and so would this.
+    fn forget_pause(&self) -> anyhow::Result<()> {
+        let dir = self.kernel.run_dir();
+        if !dir.exists() {
+            return Ok(());
+        }
+        // Only an agent that has ended leaves it to us; it goes with us if nothing else is in it.
+        let _ours = RunDir::take(&dir)?;
+        if forget_pause(&dir).with_context(|| format!("removing the pause in {}", dir.display()))? {
+            println!("{}: removed the pause that was kept there", dir.display());
+        }
         Ok(())
     }
 }

@@ -1,9 +1,14 @@
 //! Asks a running agent.
 
-use std::{io, path::Path, time::Duration};
+use std::{io, ops::ControlFlow, path::Path, time::Duration};
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use tokio::{net::UnixStream, time::timeout};
 
@@ -11,6 +16,8 @@ use tokio::{net::UnixStream, time::timeout};
 const LARGEST: usize = 512 << 20;
 /// An agent that takes longer hangs.
 const WITHIN: Duration = Duration::from_secs(30);
+/// The longest line of a stream that is read.
+const LONGEST_LINE: usize = 64 << 10;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +44,72 @@ pub enum AskError {
 
 /// The body of the agent's answer to `GET path`.
 pub fn ask(socket: &Path, path: &str) -> Result<Bytes, AskError> {
+    alone(timed(async {
+        whole(send(socket, Method::GET, path, Bytes::new()).await?).await
+    }))
+}
+
+/// The body of the agent's answer to `POST path` with a body in JSON.
+pub fn tell(socket: &Path, path: &str, body: Vec<u8>) -> Result<Bytes, AskError> {
+    alone(timed(async {
+        whole(send(socket, Method::POST, path, body.into()).await?).await
+    }))
+}
+
+/// Hands each line of the agent's answer to `GET path` to `heard`, as it comes. Returns when the
+/// agent ends the answer, or `heard` says that it has heard enough.
+pub fn follow(
+    socket: &Path,
+    path: &str,
+    mut heard: impl FnMut(&[u8]) -> ControlFlow<()>,
+) -> Result<(), AskError> {
+    alone(async {
+        let answer = timed(send(socket, Method::GET, path, Bytes::new())).await?;
+        if answer.status() != StatusCode::OK {
+            return timed(whole(answer)).await.map(drop);
+        }
+        let mut body = answer.into_body();
+        let mut rest = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(broken)?.into_data() else {
+                continue;
+            };
+            rest.extend_from_slice(&data);
+            while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = rest.drain(..=end).collect();
+                if heard(&line[..end]).is_break() {
+                    return Ok(());
+                }
+            }
+            if rest.len() > LONGEST_LINE {
+                return Err(AskError::Answer("a line without end".to_owned()));
+            }
+        }
+        Ok(())
+    })
+}
+
+fn alone<T>(work: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?
-        .block_on(async { timeout(WITHIN, get(socket, path)).await })
-        .unwrap_or(Err(AskError::Slow))
+        .block_on(work)
 }
 
-async fn get(socket: &Path, path: &str) -> Result<Bytes, AskError> {
+async fn timed<T>(work: impl Future<Output = Result<T, AskError>>) -> Result<T, AskError> {
+    timeout(WITHIN, work).await.unwrap_or(Err(AskError::Slow))
+}
+
+fn broken(error: hyper::Error) -> AskError {
+    AskError::Io(io::Error::other(error))
+}
+
+async fn send(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, AskError> {
     let stream = UnixStream::connect(socket)
         .await
         .map_err(|e| match e.kind() {
@@ -56,16 +121,20 @@ async fn get(socket: &Path, path: &str) -> Result<Bytes, AskError> {
     if peer != rustix::process::geteuid().as_raw() {
         return Err(AskError::Stranger(peer));
     }
-    let broken = |e: hyper::Error| AskError::Io(io::Error::other(e));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(broken)?;
     tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header(header::HOST, "agent")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(io::Error::other)?;
-    let answer = sender.send_request(request).await.map_err(broken)?;
+    sender.send_request(request).await.map_err(broken)
+}
+
+async fn whole(answer: Response<Incoming>) -> Result<Bytes, AskError> {
     let status = answer.status();
     let body = Limited::new(answer.into_body(), LARGEST)
         .collect()

@@ -6,43 +6,39 @@
 
 mod client;
 mod run_dir;
+mod server;
 
-pub use client::{AskError, ask};
+pub use client::{AskError, ask, follow, tell};
 pub use run_dir::{RunDir, RunDirError, socket_of};
+pub use server::{Open, Server};
 
-use std::{
-    collections::BTreeMap, convert::Infallible, future::Future, io, pin::Pin, sync::Arc, thread,
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, future::Future, pin::Pin};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, header, server::conn::http1,
-    service::service_fn,
+use http_body_util::{
+    BodyExt as _, Full, Limited,
+    channel::{Channel, Sender},
+    combinators::BoxBody,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, oneshot},
-    time::timeout,
-};
-use tracing::debug;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 
-/// Connections served at once; more wait in the socket's queue.
-const MOST_CONNECTIONS: usize = 16;
-/// A request's head must come within this time.
-const HEAD_WITHIN: Duration = Duration::from_secs(5);
-/// One request and its answer.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(30);
-/// The largest head: a request line and a few headers.
-const LARGEST_HEAD: usize = 8 << 10;
-const MOST_HEADERS: usize = 32;
+/// The largest body of a request that is read.
+const LARGEST_BODY: usize = 4 << 10;
+
+/// Parts of a stream that wait for a client that is slow to read.
+const STREAM_AHEAD: usize = 4;
+
+/// What is asked.
+pub type Asked = Request<Incoming>;
 
 /// What is answered. Its body may be a stream.
 pub type Answer = Response<BoxBody<Bytes, Infallible>>;
 
-type Handler = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+/// Of an answer that may take as long as its client stays.
+#[derive(Clone, Copy, Debug)]
+struct LongLived;
+
+type Handler = Box<dyn Fn(Asked) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
 /// Which path is answered by whom.
 #[derive(Default)]
@@ -55,18 +51,18 @@ impl Router {
     #[must_use]
     pub fn on<F, A>(mut self, method: Method, path: &'static str, handler: F) -> Self
     where
-        F: Fn() -> A + Send + Sync + 'static,
+        F: Fn(Asked) -> A + Send + Sync + 'static,
         A: Future<Output = Answer> + Send + 'static,
     {
-        let handler: Handler = Box::new(move || Box::pin(handler()));
+        let handler: Handler = Box::new(move |asked| Box::pin(handler(asked)));
         self.routes.insert(path, (method, handler));
         self
     }
 
-    /// A body that a request may have is not read.
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    /// A body that a request may have is read by nobody but its handler.
+    async fn answer(&self, request: Asked) -> Answer {
         match self.routes.get(request.uri().path()) {
-            Some((method, handler)) if method == request.method() => handler().await,
+            Some((method, handler)) if method == request.method() => handler(request).await,
             Some((method, _)) => {
                 let text = format!("only {method} is answered here\n");
                 let mut answer = text_answer(StatusCode::METHOD_NOT_ALLOWED, text);
@@ -94,113 +90,39 @@ pub fn text_answer(status: StatusCode, text: impl Into<String>) -> Answer {
     typed(status, "text/plain; charset=utf-8", text.into().into())
 }
 
-fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+/// An answer that is written bit by bit, for as long as the client stays and the sender lives. A
+/// client that is slow to read holds up the sender, and nobody else.
+pub fn stream_answer(kind: &'static str) -> (Sender<Bytes, Infallible>, Answer) {
+    let (sender, body) = Channel::new(STREAM_AHEAD);
+    let mut answer = Response::new(body.boxed());
+    let kind = header::HeaderValue::from_static(kind);
+    answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+    answer.extensions_mut().insert(LongLived);
+    (sender, answer)
+}
+
+/// The body of a request.
+///
+/// # Errors
+/// What to answer instead: it is too large, or broke off.
+pub async fn body_of(asked: Asked) -> Result<Bytes, Answer> {
+    match Limited::new(asked.into_body(), LARGEST_BODY)
+        .collect()
+        .await
+    {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => {
+            let text = format!("the body, of {LARGEST_BODY} bytes at most: {error}\n");
+            Err(text_answer(StatusCode::PAYLOAD_TOO_LARGE, text))
+        }
+    }
+}
+
+/// An answer of this kind.
+pub fn typed(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
     let mut answer = Response::new(Full::new(body).boxed());
     *answer.status_mut() = status;
     let kind = header::HeaderValue::from_static(kind);
     answer.headers_mut().insert(header::CONTENT_TYPE, kind);
     answer
-}
-
-/// Serves until it is dropped; then the socket is gone.
-pub struct Server {
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-    // After the thread, which listens on its socket.
-    _dir: RunDir,
-}
-
-impl Server {
-    /// Serves on the socket of `dir`, for this process's own user alone.
-    pub fn start(mut dir: RunDir, router: Router) -> Result<Self, RunDirError> {
-        let failed = |path: &std::path::Path, source: io::Error| RunDirError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let path = dir.socket();
-        let listener = dir.listen()?;
-        let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| failed(&path, e))?;
-        let listener = {
-            let _inside = runtime.enter();
-            UnixListener::from_std(listener).map_err(|e| failed(&path, e))?
-        };
-        let thread = thread::Builder::new()
-            .name("http".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = stopped => {}
-                        () = accept(&listener, Arc::new(router)) => {}
-                    }
-                });
-            })
-            .map_err(|e| failed(&path, e))?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-            _dir: dir,
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
-            tracing::error!("the HTTP thread panicked");
-        }
-    }
-}
-
-async fn accept(listener: &UnixListener, router: Arc<Router>) {
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return; // it is never closed
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Too many files, most likely: not to be asked for again at once.
-                debug!(%error, "accepting on the agent's socket");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        if !is_our_user(&stream) {
-            debug!("a process of another user was not answered");
-            continue;
-        }
-        let router = Arc::clone(&router);
-        tokio::spawn(async move {
-            serve(stream, &router).await;
-            drop(place);
-        });
-    }
-}
-
-/// The socket's mode says so too; this holds where its folder's mode does not.
-fn is_our_user(stream: &UnixStream) -> bool {
-    let ours = rustix::process::geteuid().as_raw();
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == ours)
-}
-
-async fn serve(stream: UnixStream, router: &Router) {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(router.answer(request).await) });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(LARGEST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_WITHIN, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a request that could not be answered"),
-        Err(_) => debug!("a client that took too long was left"),
-    }
 }

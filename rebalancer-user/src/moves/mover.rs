@@ -53,6 +53,8 @@ pub struct Done {
     pub chosen: Move,
     /// What became of it.
     pub outcome: Outcome,
+    /// The step that was its turn when it ended; none if it was not looked at, or all had passed.
+    pub step: Option<StepKind>,
     /// The guard that would have refused it, if it was told to ignore guards.
     pub ignored: Option<&'static str>,
     /// From the order to the outcome.
@@ -310,10 +312,12 @@ impl Room {
 
     fn tell(&self, active: Active, outcome: Outcome) {
         let waited = active.ordered.elapsed();
+        let step = active.step_kind();
         // The agent that does not listen any more is on its way out.
         let _agent_is_gone = self.done.send(Done {
             chosen: active.chosen,
             outcome,
+            step,
             ignored: active.ignored,
             waited,
         });

@@ -60,7 +60,9 @@ impl fmt::Display for Outcome {
             Self::GoneBefore => f.write_str("found it gone"),
             Self::GaveUp => f.write_str("gave up, as no step could act in time"),
             Self::Refused(why) => write!(f, "was refused: {why}"),
-            Self::Recalled => f.write_str("was recalled, as the policy changed"),
+            Self::Recalled => {
+                f.write_str("was recalled, as the policy changed or moves were paused")
+            }
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }

@@ -1,26 +1,30 @@
 //! Writes snapshots and plans for people and for programs, into any writer, and reads a snapshot
 //! back.
 
+mod events;
 mod explain;
 mod json;
 mod ledger;
 mod moved;
 mod names;
+mod pause;
 mod plan;
 mod read;
 mod services;
 mod status;
 mod table;
 
+pub use events::{About, Happened, What, event, event_row, events_head, read_event};
 pub use explain::{explanation, explanation_table};
 pub use json::{Notation, connections, endpoints};
 pub use ledger::{AgentLedger, agent_ledger, read_agent_ledger};
 pub use moved::{End, Moved, moved, moved_table};
+pub use pause::{PauseAnswer, PauseWish};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{Dumped, ReadError, read_snapshot};
 pub use status::{
-    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PolicyStatus,
-    RefusedStatus, Status, read_status, status, status_table,
+    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PausedStatus,
+    PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
 };
 pub use table::{connections_table, connections_wide, endpoints_table};
 

@@ -15,6 +15,7 @@ use super::{
     read::{ReadError, check_kind, parse},
     table::age,
 };
+use crate::policy::visible;
 
 const STATUS: &str = "Status";
 
@@ -46,6 +47,8 @@ pub struct Status {
     pub attached_again: u64,
     /// Time from one pass to the next.
     pub interval_seconds: f64,
+    /// The pause of moves, if an operator has asked for one.
+    pub paused: Option<PausedStatus>,
     /// The last pass; none before the first.
     pub last_pass: Option<PassStatus>,
     /// Why the last pass could not be made, if so.
@@ -102,6 +105,18 @@ pub struct RefusedStatus {
     pub at: Timestamp,
     /// Why.
     pub error: String,
+}
+
+/// A pause: nothing new is moved.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PausedStatus {
+    /// When it began.
+    pub since: Timestamp,
+    /// When it ends by itself.
+    pub until: Timestamp,
+    /// Why, in the operator's words.
+    pub reason: Option<String>,
 }
 
 /// One pass: list, decide, order.
@@ -212,6 +227,17 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         ),
     )?;
     line("mode", mode(&status.mode))?;
+    if let Some(paused) = &status.paused {
+        let left = age(between(now, paused.until));
+        let reason = paused.reason.as_deref().map(visible);
+        let why = reason.map_or(String::new(), |reason| format!(": {reason}"));
+        let text = format!(
+            "since {}, for {left} more (until {:.0}){why}; `rebalancer resume` ends it",
+            ago(paused.since),
+            paused.until
+        );
+        line("paused", text)?;
+    }
     let policy = &status.policy;
     line(
         "policy",

@@ -202,6 +202,40 @@ fn a_service_names_what_is_moved() {
     assert!(told.contains(line), "{told}");
 }
 
+/// As in a container that is not privileged, where there is cgroup v2 alone.
+#[test]
+fn a_private_cgroup_namespace_hides_no_pod() {
+    let _alone = alone();
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let stream = connect(&lab, lab.pod(0).address());
+    let own = cgroup(&lab).join("kubepods/besteffort/pod0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33/own");
+    std::fs::create_dir_all(&own).unwrap();
+    // Not every machine's process 1 may be looked at: this test's own process stands for it.
+    let node = std::process::id();
+    let script = format!(
+        "mount --bind /proc/{node} /proc/1 && echo $$ > $0/cgroup.procs && \
+         exec unshare --cgroup \"$@\""
+    );
+    let pins = agent.pins.to_str().unwrap();
+    let out = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script])
+        .arg(&own)
+        .args([REBALANCER, "dump", "-o", "json", "--pins", pins, "--cgroup"])
+        .arg(cgroup(&lab))
+        .args(cluster.arguments())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let dump: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let peer = stream.local_addr().unwrap().to_string();
+    let items = dump["items"].as_array().unwrap();
+    let it = items.iter().find(|c| c["peer"] == peer).unwrap();
+    assert_eq!(it["pod"], lab.pod(0).name, "{it:#}");
+    assert_eq!(it["container"], "nginx");
+}
+
 fn with_input(mut command: Command, input: &str) -> String {
     use std::process::Stdio;
     let mut child = command

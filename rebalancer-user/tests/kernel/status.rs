@@ -15,12 +15,12 @@ use crate::{
     support::{Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, connect, lab, own_pins, request},
 };
 
-fn socket(agent: &Agent) -> PathBuf {
+pub fn socket(agent: &Agent) -> PathBuf {
     let name = agent.pins.file_name().unwrap();
     PathBuf::from("/run").join(name).join("agent.sock")
 }
 
-fn rebalancer(agent: &Agent, arguments: &[&str]) -> Output {
+pub fn rebalancer(agent: &Agent, arguments: &[&str]) -> Output {
     Command::new(REBALANCER)
         .args(arguments)
         .arg("--pins")
@@ -29,12 +29,12 @@ fn rebalancer(agent: &Agent, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// `status -o json`.
-fn status(agent: &Agent) -> Value {
+pub fn status(agent: &Agent) -> Value {
     let out = rebalancer(agent, &["status", "-o", "json"]);
     assert!(out.status.success(), "{out:?}");
     serde_json::from_slice(&out.stdout).unwrap()

@@ -117,7 +117,14 @@ impl Agent {
 
     /// The file is read before this returns, and on SIGHUP.
     pub fn with_file(policy: &Path, pins: PathBuf, arguments: &[&str]) -> Self {
-        let mut child = Command::new(REBALANCER)
+        let command = Self::command(policy, &pins, arguments);
+        Self::launch(command, pins)
+    }
+
+    /// What starts one.
+    pub fn command(policy: &Path, pins: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(REBALANCER);
+        command
             .args([
                 "agent",
                 "--log",
@@ -128,11 +135,14 @@ impl Agent {
             ])
             .arg(policy)
             .arg("--pins")
-            .arg(&pins)
-            .args(arguments)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .arg(pins)
+            .args(arguments);
+        command
+    }
+
+    /// Runs what is made ready, and waits until it tracks.
+    pub fn launch(mut command: Command, pins: PathBuf) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (tell, lines) = channel();
         std::thread::spawn(move || {

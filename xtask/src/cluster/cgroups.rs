@@ -13,6 +13,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::places::NAME;
 
+/// How long the end of processes may take.
+const DEADLINE: Duration = Duration::from_secs(30);
 const MOUNTS: &str = "/sys/fs/cgroup";
 
 /// One mounted hierarchy.
@@ -131,6 +133,22 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Ends every process in it and below it, and removes what is below it: what a reboot leaves
+    /// of a node. An old pod's cgroup would hold up the kubelet, which asks after each.
+    pub(super) fn empty(&self) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        let v2 = self.hierarchies.iter().find(|h| h.is_v2());
+        let v2 = v2.context("cgroup v2")?.mount.join(&self.path);
+        end_all(&v2, deadline)?;
+        for hierarchy in &self.hierarchies {
+            for folder in folders(&hierarchy.mount.join(&self.path)) {
+                retry(deadline, || prune(&folder))
+                    .with_context(|| format!("remove {}", folder.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn lists(&self) -> impl Iterator<Item = PathBuf> {
         let lists = |hierarchy: &Hierarchy| hierarchy.mount.join(&self.path).join("cgroup.procs");
         self.hierarchies.iter().map(lists)
@@ -188,38 +206,43 @@ pub(super) fn remove() -> Result<()> {
     let Some(v2) = hierarchies.iter().find(|hierarchy| hierarchy.is_v2()) else {
         return Ok(());
     };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let cgroup = v2.mount.join(NAME);
-    while is_populated(&cgroup) {
+    let deadline = Instant::now() + DEADLINE;
+    end_all(&v2.mount.join(NAME), deadline)?;
+    for hierarchy in &hierarchies {
+        let folder = hierarchy.mount.join(NAME);
+        retry(deadline, || {
+            if folder.exists() {
+                prune(&folder)
+            } else {
+                Ok(())
+            }
+        })
+        .context("remove the cluster's cgroups")?;
+    }
+    Ok(())
+}
+
+/// Ends every process in `cgroup`, of version 2, and below it.
+fn end_all(cgroup: &Path, deadline: Instant) -> Result<()> {
+    while is_populated(cgroup) {
         if Instant::now() > deadline {
             bail!("{}: its processes do not end", cgroup.display());
         }
         // There from Linux 5.14 on.
         if fs::write(cgroup.join("cgroup.kill"), "1").is_err() {
-            kill_each(&cgroup);
+            kill_each(cgroup);
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+    Ok(())
+}
+
+/// Dead processes leave a v1 cgroup a moment later.
+fn retry(deadline: Instant, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
     loop {
-        let left: Vec<PathBuf> = hierarchies
-            .iter()
-            .map(|hierarchy| hierarchy.mount.join(NAME))
-            .filter(|folder| folder.exists())
-            .collect();
-        if left.is_empty() {
-            return Ok(());
-        }
-        let failed: Vec<io::Error> = left
-            .iter()
-            .filter_map(|folder| prune(folder).err())
-            .collect();
-        // Dead processes leave a v1 cgroup a moment later.
-        match failed.into_iter().next() {
-            Some(error) if Instant::now() > deadline => {
-                return Err(error).context("remove the cluster's cgroups");
-            }
-            Some(_) => std::thread::sleep(Duration::from_millis(50)),
-            None => {}
+        match work() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            done => return done,
         }
     }
 }

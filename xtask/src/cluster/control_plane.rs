@@ -1,6 +1,9 @@
 //! etcd, the API server, the controllers and the scheduler.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -19,15 +22,44 @@ omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 ";
 
-pub(super) fn start() -> Result<()> {
-    let cgroup = Cgroup::make(network::CONTROL_PLANE)?;
-    etcd(&cgroup)?;
-    let mut api_server = api_server(&cgroup)?;
-    api_server.wait("the API server", 120, || {
-        kubectl::output(&["get", "--raw", "/readyz"]).ok()
-    })?;
-    controller_manager(&cgroup)?;
-    scheduler(&cgroup)
+/// The servers of which one can be taken away.
+pub(super) struct ControlPlane {
+    cgroup: Cgroup,
+    api_server: Server,
+}
+
+impl ControlPlane {
+    pub(super) fn start() -> Result<Self> {
+        let cgroup = Cgroup::make(network::CONTROL_PLANE)?;
+        etcd(&cgroup)?;
+        let api_server = api_server(&cgroup)?;
+        let mut started = Self { cgroup, api_server };
+        started.wait()?;
+        controller_manager(&started.cgroup)?;
+        scheduler(&started.cgroup)?;
+        Ok(started)
+    }
+
+    /// Ends the API server; the others wait for it.
+    pub(super) fn stop_api_server(&mut self) -> Result<()> {
+        self.api_server.kill()
+    }
+
+    /// Starts it again, on what etcd has.
+    pub(super) fn start_api_server(&mut self) -> Result<()> {
+        self.api_server = api_server(&self.cgroup)?;
+        self.wait()
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        let ready = || kubectl::output(&["get", "--raw", "/readyz"]).ok();
+        self.api_server.wait("the API server", 120, ready).map(drop)
+    }
+}
+
+/// What was asked of the API server, a JSON document a line.
+pub(super) fn audit_log() -> PathBuf {
+    super::process::logs().join("audit.log")
 }
 
 fn serve(cgroup: &Cgroup, name: &str, arguments: &[String]) -> Result<Server> {
@@ -92,7 +124,7 @@ fn api_server(cgroup: &Cgroup) -> Result<Server> {
         option("proxy-client-cert-file", file("front-proxy-client.crt")),
         option("proxy-client-key-file", file("front-proxy-client.key")),
         option("audit-policy-file", audit),
-        option("audit-log-path", super::process::logs().join("audit.log")),
+        option("audit-log-path", audit_log()),
         option("audit-log-maxsize", "100"),
     ];
     serve(cgroup, "kube-apiserver", &arguments)

@@ -30,8 +30,10 @@ use crate::{
     test,
 };
 
-pub(crate) use checks::run as check;
+use cgroups::Cgroup;
+pub(crate) use checks::{Checking, run as check};
 use claim::{Claim, Turn};
+use control_plane::ControlPlane;
 use images::Images;
 use places::{Description, Node};
 
@@ -112,8 +114,7 @@ impl fmt::Display for Mode {
 pub(crate) fn run(action: &Action) -> Result<()> {
     match action {
         Action::Up(options) => {
-            let claim = start(*options)?;
-            claim.keep()?;
+            start(*options)?.claim.keep()?;
             show(*options);
             Ok(())
         }
@@ -143,9 +144,32 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     }
 }
 
-/// Brings a cluster up and waits until it is ready. It ends with what is returned, or with this
-/// process, whatever the cause.
-fn start(options: Options) -> Result<Claim> {
+/// A cluster that is up. It ends when this is dropped, or with this process, whatever the cause.
+struct Cluster {
+    control_plane: ControlPlane,
+    /// With the range of their pods' addresses.
+    nodes: Vec<(Node, String)>,
+    images: Images,
+    mode: Mode,
+    // Last: whatever the others still hold of it, it is removed.
+    claim: Claim,
+}
+
+impl Cluster {
+    /// Ends all of the node's processes at once and starts it anew. What is on its disk stays;
+    /// its memory is lost: network, cgroups, `/run` and BPF file system.
+    fn reboot(&self, node: Node) -> Result<()> {
+        Cgroup::make(&node.name())?.empty()?;
+        network::renew(node)?;
+        node::forget(node)?;
+        join(&[node], &self.images)?;
+        network::route(&self.nodes)?;
+        node::kube_proxy(node, self.mode).map(drop)
+    }
+}
+
+/// Brings a cluster up and waits until it is ready.
+fn start(options: Options) -> Result<Cluster> {
     test::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
     let agent = build::agent()?;
@@ -170,11 +194,24 @@ fn start(options: Options) -> Result<Claim> {
     let images = step("images", || Images::make(&agent))?;
     step("certificates", || certificates::make(&nodes))?;
     step("network", || network::make(&nodes))?;
-    step("control plane", control_plane::start)?;
-    step("nodes", || join(&nodes, &images, options.mode))?;
+    let control_plane = step("control plane", ControlPlane::start)?;
+    let joined = step("nodes", || {
+        let joined = join(&nodes, &images)?;
+        network::route(&joined)?;
+        for node in &nodes {
+            node::kube_proxy(*node, options.mode)?;
+        }
+        Ok(joined)
+    })?;
     step("all ready", || settle(&nodes))?;
     Description::of(options).write()?;
-    Ok(claim)
+    Ok(Cluster {
+        control_plane,
+        nodes: joined,
+        images,
+        mode: options.mode,
+        claim,
+    })
 }
 
 /// One step of bringing a cluster up, shown.
@@ -192,9 +229,9 @@ fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Starts all nodes at once.
-fn join(nodes: &[Node], images: &Images, mode: Mode) -> Result<()> {
-    let pods: Vec<(Node, String)> = std::thread::scope(|scope| {
+/// Starts all of `nodes` at once; with the range of their pods' addresses.
+fn join(nodes: &[Node], images: &Images) -> Result<Vec<(Node, String)>> {
+    std::thread::scope(|scope| {
         let starts: Vec<_> = nodes
             .iter()
             .map(|&node| (node, scope.spawn(move || node::start(node, images))))
@@ -205,13 +242,8 @@ fn join(nodes: &[Node], images: &Images, mode: Mode) -> Result<()> {
                 Ok(pods) => Ok((node, pods.with_context(|| node.name())?)),
                 Err(panic) => std::panic::resume_unwind(panic),
             })
-            .collect::<Result<_>>()
-    })?;
-    network::route(&pods)?;
-    for node in nodes {
-        node::kube_proxy(*node, mode)?;
-    }
-    Ok(())
+            .collect()
+    })
 }
 
 fn settle(nodes: &[Node]) -> Result<()> {

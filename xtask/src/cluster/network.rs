@@ -8,7 +8,7 @@ use xtask::lab::feed;
 
 use super::{
     places::{self, Node},
-    process::{in_namespace, output},
+    process::{self, in_namespace, output},
 };
 
 pub(super) const CONTROL_PLANE: &str = "control-plane";
@@ -27,6 +27,20 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
         ),
     )?;
     nodes.iter().try_for_each(|node| join(*node))
+}
+
+/// As after a reboot: none of the node's interfaces, routes and rules are left.
+pub(super) fn renew(node: Node) -> Result<()> {
+    let namespace = places::namespace(&node.name());
+    output(Command::new("ip").args(["netns", "del", &namespace]))?;
+    // The other end goes with the namespace, a moment later.
+    process::wait("the node's wire to go", 10, || {
+        let link = ["link", "show", &node.name()];
+        output(in_namespace(CONTROL_PLANE, "ip").args(link))
+            .is_err()
+            .then_some(())
+    })?;
+    join(node)
 }
 
 fn join(node: Node) -> Result<()> {

@@ -52,6 +52,15 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
     Ok(pods)
 }
 
+/// Before it is started again: what tells that it is up.
+pub(super) fn forget(node: Node) -> Result<()> {
+    for file in ["ready", "init"] {
+        let path = node.folder().join(file);
+        fs::remove_file(&path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
 /// A command in the node's namespaces.
 pub(super) fn inside(node: Node, program: impl AsRef<Path>) -> Result<Command> {
     let first = fs::read_to_string(node.folder().join("init")).context("the node's process 1")?;

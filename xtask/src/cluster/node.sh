@@ -17,6 +17,8 @@ done <"$folder/hierarchies"
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmpfs /run/containerd
 mount -t tmpfs tmpfs /run/netns
+# As /run is a node's own: what an agent leaves there outlives its pod, and not the node.
+mount -t tmpfs -o mode=700 tmpfs /run/rebalancer
 mount --bind "$folder/containerd" /var/lib/containerd
 mount --bind "$folder/kubelet" /var/lib/kubelet
 mount --bind "$folder/cni" /var/lib/cni

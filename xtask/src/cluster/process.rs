@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Seek as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::MemfdFlags;
 
 use super::{cgroups::Cgroup, places};
 
@@ -52,6 +54,14 @@ impl Server {
 
     pub(super) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends it at once, as a crash would.
+    pub(super) fn kill(&mut self) -> Result<()> {
+        let Self { name, child } = self;
+        child.kill().with_context(|| format!("end {name}"))?;
+        child.wait().with_context(|| format!("end {name}"))?;
+        Ok(())
     }
 
     /// Waits until `ready` gives something.
@@ -127,8 +137,20 @@ pub(super) fn program(name: &str) -> PathBuf {
 
 /// What a command says; an error holds what it complains of.
 pub(super) fn output(command: &mut Command) -> Result<String> {
+    said(command.stdin(Stdio::null()))
+}
+
+/// The same of a command that reads `input`.
+pub(super) fn fed(command: &mut Command, input: &str) -> Result<String> {
+    let mut file = fs::File::from(rustix::fs::memfd_create("input", MemfdFlags::CLOEXEC)?);
+    file.write_all(input.as_bytes()).context("the input")?;
+    file.rewind().context("the input")?;
+    said(command.stdin(file))
+}
+
+fn said(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.stdin(Stdio::null()).output();
+    let output = command.output();
     let output = output.with_context(|| format!("start {program}"))?;
     if !output.status.success() {
         let arguments: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();

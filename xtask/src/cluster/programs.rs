@@ -25,26 +25,53 @@ const NAMES: [&str; 7] = [
 ];
 const TAGS: &str = "selinux,netgo";
 
+/// Whether the binary of `kube` is there.
+pub(super) fn is_built(kube: Kube) -> Result<bool> {
+    Ok(Sources::of(kube)?.binary.exists())
+}
+
+/// What a binary is made from, and where it is once it is made.
+struct Sources {
+    files: [PathBuf; 3],
+    flags: String,
+    binary: PathBuf,
+}
+
+impl Sources {
+    fn of(kube: Kube) -> Result<Self> {
+        let sources = root().join("xtask/cluster/kubernetes");
+        let module = sources.join(kube.to_string());
+        let files = [
+            sources.join("main.go"),
+            module.join("go.mod"),
+            module.join("go.sum"),
+        ];
+        let flags = link_flags(kube);
+        let mut made_from = format!("{flags} {TAGS}").into_bytes();
+        for file in &files {
+            made_from.extend(fs::read(file).with_context(|| file.display().to_string())?);
+        }
+        let key = &image::hex(&made_from)[..16];
+        let binary = crate::cache()?.join(format!("kubernetes-{kube}-{key}"));
+        Ok(Self {
+            files,
+            flags,
+            binary,
+        })
+    }
+}
+
 /// The binary of `kube`, built if it is not there.
 pub(super) fn build(kube: Kube) -> Result<PathBuf> {
-    let sources = root().join("xtask/cluster/kubernetes");
-    let module = sources.join(kube.to_string());
-    let files = [
-        sources.join("main.go"),
-        module.join("go.mod"),
-        module.join("go.sum"),
-    ];
-    let flags = link_flags(kube);
-    let mut made_from = format!("{flags} {TAGS}").into_bytes();
-    for file in &files {
-        made_from.extend(fs::read(file).with_context(|| file.display().to_string())?);
-    }
-    let key = &image::hex(&made_from)[..16];
-    let cache = crate::cache()?;
-    let binary = cache.join(format!("kubernetes-{kube}-{key}"));
+    let Sources {
+        files,
+        flags,
+        binary,
+    } = Sources::of(kube)?;
     if binary.exists() {
         return Ok(binary);
     }
+    let cache = crate::cache()?;
     let folder = cache.join(format!("build-{kube}"));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for file in &files {

@@ -12,8 +12,9 @@ use super::{cgroups, places};
 
 /// Folders that a node lays its own over, in its own mount namespace. Where the machine has none
 /// an empty one is made, and removed.
-const MOUNT_POINTS: [&str; 8] = [
+const MOUNT_POINTS: [&str; 9] = [
     "/run/containerd",
+    "/run/rebalancer",
     "/var/lib/containerd",
     "/var/lib/kubelet",
     "/var/lib/cni",

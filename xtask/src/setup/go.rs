@@ -1,4 +1,4 @@
-//! The Go that builds the cluster's programs. Kubernetes asks for a newer one than Debian 12 has.
+//! The Go that builds the cluster's programs, and helm. Kubernetes asks for a newer one than Debian 12 has.
 //! From 1.21 on Go fetches the release that a module asks for by itself; an older one, as
 //! Debian's 1.19, can download the same release as a module, and then it is used from the cache.
 
@@ -49,7 +49,7 @@ pub(super) fn look() -> Finding {
     }
 }
 
-/// A Go that builds the cluster's programs.
+/// A Go that builds the cluster's programs and helm.
 pub(crate) fn program() -> Result<PathBuf> {
     let fetched = fetched()?;
     let candidates = [host::find("go"), Some(USUAL.into()), Some(fetched)];
@@ -59,7 +59,7 @@ pub(crate) fn program() -> Result<PathBuf> {
         .find(|go| release(go).is_some_and(|release| release >= LEAST))
         .with_context(|| {
             format!(
-                "no Go 1.{} or later: `cargo xtask cluster up` installs one",
+                "no Go 1.{} or later: `cargo xtask cluster up` and `test deploy` install one",
                 LEAST.1
             )
         })

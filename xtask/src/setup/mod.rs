@@ -28,6 +28,8 @@ pub(crate) enum Need {
     /// What the cluster's programs are made of and its nodes run; large, so only for the commands
     /// that want a cluster.
     Cluster,
+    /// What checks the manifests beyond kubectl; only for the commands that want it.
+    Deploy,
     /// clippy and rustfmt.
     Lints,
     /// A C++ compiler: libFuzzer is built with the fuzzers.
@@ -58,6 +60,10 @@ impl Need {
                 findings.push(go::look());
                 findings
             }
+            Self::Deploy => vec![
+                go::look(),
+                host::look_for(("promtool", "prometheus", "alert rules and dashboards")),
+            ],
             Self::Lints => vec![components::look()],
             Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
             Self::Steps => servers::look(),
@@ -69,7 +75,7 @@ impl Need {
         match self {
             Self::Kernel => kernel::complete(),
             Self::Host | Self::Fuzzer | Self::Steps => Ok(()),
-            Self::Cluster => go::complete(),
+            Self::Cluster | Self::Deploy => go::complete(),
             Self::Lints => components::complete(),
         }
     }

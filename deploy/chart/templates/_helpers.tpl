@@ -1,0 +1,30 @@
+{{- define "rebalancer.labels" -}}
+app.kubernetes.io/name: rebalancer
+{{- end }}
+
+{{- define "rebalancer.image" -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ .tag | default .version }}
+{{- end }}
+{{- end }}
+
+{{- /* So many bytes as Mi, in steps of 64, at least 128. */ -}}
+{{- define "rebalancer.memory" -}}
+{{- $step := 67108864 -}}
+{{- max 128 (mul 64 (div (add . (sub $step 1)) $step)) }}Mi
+{{- end }}
+
+{{- define "rebalancer.resources" -}}
+{{- if .Values.resources -}}
+{{ toYaml .Values.resources }}
+{{- else -}}
+{{- $connections := int64 .Values.maxConnections -}}
+requests:
+  cpu: 20m
+  memory: {{ include "rebalancer.memory" (add 20000000 (mul 1155 $connections)) }}
+limits:
+  memory: {{ include "rebalancer.memory" (add 20000000 (mul 4755 $connections)) }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,361 @@
+//! What happened lately, and who follows it: a ring of bounded length that the loop writes into and
+//! never waits for.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::channel::Sender;
+use hyper::StatusCode;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::{
+    http::{Answer, Asked, stream_answer, text_answer, typed},
+    plan::{Move, Outcome},
+    policy::StepKind,
+    render::{About, Happened, What, event},
+};
+
+/// Events kept.
+const MOST: usize = 1024;
+/// Events sent in one part.
+const PART: usize = 64;
+/// Who may follow at once: each holds a place of the server's for as long as it likes.
+const MOST_FOLLOWERS: usize = 4;
+/// A follower that has gone is noticed by a line that it does not take: so often there is one.
+const BLANK_EVERY: Duration = Duration::from_secs(10);
+
+const LINES: &str = "application/x-ndjson";
+
+/// The ring. Clones share it.
+#[derive(Clone)]
+pub(super) struct Events(Arc<Shared>);
+
+struct Shared {
+    run: String,
+    ring: Mutex<Ring>,
+    newest: watch::Sender<u64>,
+    followers: AtomicUsize,
+    missed: Arc<AtomicU64>,
+}
+
+#[derive(Default)]
+struct Ring {
+    /// Those kept, the oldest first; their numbers have no gaps.
+    kept: VecDeque<Arc<Happened>>,
+    newest: u64,
+}
+
+impl Events {
+    /// An empty one, of the agent that started at `up_since`.
+    pub(super) fn new(up_since: Timestamp) -> Self {
+        let (newest, _) = watch::channel(0);
+        Self(Arc::new(Shared {
+            run: format!("{:x}-{:x}", std::process::id(), up_since.as_nanosecond()),
+            ring: Mutex::default(),
+            newest,
+            followers: AtomicUsize::new(0),
+            missed: Arc::new(AtomicU64::new(0)),
+        }))
+    }
+
+    /// What followers came too late for, in all.
+    pub(super) fn missed(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.0.missed)
+    }
+
+    /// Adds what has just happened; the oldest goes when there is no room.
+    pub(super) fn add(&self, what: What) {
+        let at = Timestamp::now();
+        let newest = {
+            let mut ring = self.ring();
+            ring.newest += 1;
+            let seq = ring.newest;
+            let run = self.0.run.clone();
+            if ring.kept.len() == MOST {
+                ring.kept.pop_front();
+            }
+            ring.kept
+                .push_back(Arc::new(Happened { seq, run, at, what }));
+            seq
+        };
+        self.0.newest.send_replace(newest);
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // Whoever panicked with it left it whole.
+        self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next after `seq`, a part at most, and how many before them are kept no more.
+    fn after(&self, seq: u64) -> (u64, Vec<Arc<Happened>>) {
+        let ring = self.ring();
+        let Some(oldest) = ring.kept.front().map(|happened| happened.seq) else {
+            return (0, Vec::new());
+        };
+        let missed = oldest.saturating_sub(seq.saturating_add(1));
+        let skip =
+            usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
+        let next = ring.kept.iter().skip(skip).take(PART).cloned().collect();
+        (missed, next)
+    }
+
+    /// `/events`: those kept, as lines. With `follow=1` also those to come, for as long as the
+    /// client stays. With `run` and `after`: only what came after that number of that run, so that
+    /// who comes back hears nothing twice.
+    pub(super) fn answer(&self, asked: &Asked) -> Answer {
+        let wish = match Wish::of(asked.uri().query().unwrap_or_default()) {
+            Ok(wish) => wish,
+            Err(what) => {
+                let text = format!("{what}: there are follow=1, run=RUN and after=NUMBER\n");
+                return text_answer(StatusCode::BAD_REQUEST, text);
+            }
+        };
+        let known = wish.run.as_deref() == Some(self.0.run.as_str());
+        let from = if known { wish.after } else { 0 };
+        if !wish.follow {
+            let mut lines = Vec::new();
+            let mut place = Place { seq: from, known };
+            while let Some(part) = self.part(&mut place) {
+                lines.extend_from_slice(&part);
+            }
+            return typed(StatusCode::OK, LINES, lines.into());
+        }
+        let Some(guest) = self.enter() else {
+            let text = format!("{MOST_FOLLOWERS} follow already: end one of them\n");
+            return text_answer(StatusCode::SERVICE_UNAVAILABLE, text);
+        };
+        let (sender, answer) = stream_answer(LINES);
+        tokio::spawn(guest.follow(Place { seq: from, known }, sender));
+        answer
+    }
+
+    /// The next part after `place`, which it moves on; none if there is nothing new.
+    fn part(&self, place: &mut Place) -> Option<Bytes> {
+        let (missed, next) = self.after(place.seq);
+        let last = next.last()?.seq;
+        let mut lines = Vec::new();
+        // What was kept no more when it first came is no loss of a stranger's.
+        if missed > 0 && place.known {
+            self.0.missed.fetch_add(missed, Ordering::Relaxed);
+            let first = &next[0];
+            let told = Happened {
+                seq: first.seq - 1,
+                run: self.0.run.clone(),
+                at: first.at,
+                what: What::Missed { count: missed },
+            };
+            write(&mut lines, &told);
+        }
+        for happened in &next {
+            write(&mut lines, happened);
+        }
+        *place = Place {
+            seq: last,
+            known: true,
+        };
+        Some(lines.into())
+    }
+
+    fn enter(&self) -> Option<Guest> {
+        let one_more = |n| (n < MOST_FOLLOWERS).then_some(n + 1);
+        let followers = &self.0.followers;
+        followers
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .ok()?;
+        Some(Guest(self.clone()))
+    }
+}
+
+/// A vector takes all that is written, and what happened is always JSON.
+fn write(lines: &mut Vec<u8>, happened: &Happened) {
+    let _cannot_fail = event(lines, happened);
+}
+
+/// Up to where a client has heard, and whether it has heard of this run before.
+struct Place {
+    seq: u64,
+    known: bool,
+}
+
+/// One follower, until it is dropped.
+struct Guest(Events);
+
+impl Guest {
+    async fn follow(self, mut place: Place, mut sender: Sender<Bytes, Infallible>) {
+        let mut newest = self.0.0.newest.subscribe();
+        loop {
+            newest.mark_unchanged();
+            // A slow client is waited for here, and the loop goes on meanwhile.
+            while let Some(part) = self.0.part(&mut place) {
+                if sender.send_data(part).await.is_err() {
+                    return; // it has gone
+                }
+            }
+            match tokio::time::timeout(BLANK_EVERY, newest.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) if sender.send_data(Bytes::from_static(b"\n")).await.is_err() => return,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.0.followers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a client wants.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wish {
+    follow: bool,
+    run: Option<String>,
+    after: u64,
+}
+
+impl Wish {
+    /// # Errors
+    /// What is not understood.
+    fn of(query: &str) -> Result<Self, &'static str> {
+        let mut wish = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            match pair.split_once('=') {
+                Some(("follow", "1")) => wish.follow = true,
+                Some(("run", run)) => wish.run = Some(run.to_owned()),
+                Some(("after", seq)) => {
+                    wish.after = seq.parse().map_err(|_| "after is no number")?;
+                }
+                _ => return Err("a part of the query is unknown"),
+            }
+        }
+        Ok(wish)
+    }
+}
+
+/// Of which connection an event is, and why.
+pub(super) fn about(chosen: &Move) -> About {
+    let reasons = chosen.reasons().iter();
+    let words: Vec<String> = reasons.clone().map(ToString::to_string).collect();
+    About {
+        id: chosen.cookie().to_string(),
+        rule: chosen.rule().to_string(),
+        reasons: reasons.map(|reason| reason.as_str().to_owned()).collect(),
+        why: words.join("; "),
+        mode: chosen.mode().as_str().to_owned(),
+        local: chosen.local().to_string(),
+        peer: chosen.remote().to_string(),
+        pod: chosen.pod().map(str::to_owned),
+    }
+}
+
+/// A move's end.
+pub(super) fn ended(
+    chosen: &Move,
+    step: Option<StepKind>,
+    outcome: &Outcome,
+    waited: Duration,
+) -> What {
+    What::Ended {
+        about: about(chosen),
+        step: step.map(|step| step.as_str().to_owned()),
+        outcome: outcome.as_str().to_owned(),
+        detail: outcome.to_string(),
+        waited_seconds: waited.as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::render::read_event;
+
+    fn heard(part: &[u8]) -> Vec<Happened> {
+        let lines = part.split(|byte| *byte == b'\n');
+        let lines = lines.filter(|line| !line.is_empty());
+        lines.map(|line| read_event(line).unwrap()).collect()
+    }
+
+    fn all(events: &Events, place: &mut Place) -> Vec<Happened> {
+        let mut all = Vec::new();
+        while let Some(part) = events.part(place) {
+            all.extend(heard(&part));
+        }
+        all
+    }
+
+    fn numbers(happened: &[Happened]) -> Vec<u64> {
+        happened.iter().map(|happened| happened.seq).collect()
+    }
+
+    #[test]
+    fn who_comes_back_hears_nothing_twice_and_who_is_slow_hears_how_much_it_missed() {
+        let events = Events::new(Timestamp::now());
+        let mut place = Place {
+            seq: 0,
+            known: false,
+        };
+        assert!(all(&events, &mut place).is_empty());
+        for _ in 0..3 {
+            events.add(What::ListingRecovered);
+        }
+        assert_eq!(numbers(&all(&events, &mut place)), [1, 2, 3]);
+        assert!(all(&events, &mut place).is_empty());
+        for _ in 0..MOST + 5 {
+            events.add(What::ListingRecovered);
+        }
+        let late = all(&events, &mut place);
+        assert_eq!(late[0].what, What::Missed { count: 5 });
+        assert_eq!(late.len(), MOST + 1);
+        assert_eq!((late[1].seq, place.seq), (9, 3 + MOST as u64 + 5));
+        assert_eq!(events.missed().load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn a_stranger_hears_what_is_kept_and_missed_nothing() {
+        let events = Events::new(Timestamp::now());
+        for _ in 0..MOST + 5 {
+            events.add(What::ListingRecovered);
+        }
+        let mut place = Place {
+            seq: 0,
+            known: false,
+        };
+        let kept = all(&events, &mut place);
+        assert_eq!((kept.len(), kept[0].seq), (MOST, 6));
+        assert_eq!(events.missed().load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn followers_are_few_and_leave_their_place() {
+        let events = Events::new(Timestamp::now());
+        let guests: Vec<_> = (0..MOST_FOLLOWERS).map(|_| events.enter()).collect();
+        assert!(guests.iter().all(Option::is_some));
+        assert!(events.enter().is_none());
+        drop(guests);
+        assert!(events.enter().is_some());
+    }
+
+    #[test]
+    fn wishes_are_read_strictly() {
+        assert_eq!(Wish::of(""), Ok(Wish::default()));
+        let wish = Wish::of("follow=1&run=a-b&after=7").unwrap();
+        assert_eq!(
+            (wish.follow, wish.run.as_deref(), wish.after),
+            (true, Some("a-b"), 7)
+        );
+        for wrong in ["follow=2", "after=-1", "after=x", "more=1", "follow"] {
+            assert!(Wish::of(wrong).is_err(), "{wrong}");
+        }
+    }
+}

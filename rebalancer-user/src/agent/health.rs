@@ -1,0 +1,88 @@
+//! Whether the agent lives and is ready, as a kubelet or a script asks.
+
+use std::time::{Duration, Instant};
+
+use hyper::StatusCode;
+
+use super::serve::Published;
+use crate::http::{Answer, text_answer};
+
+/// A loop that has not ended a pass for longer than this, and than three intervals, hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When the loop was last seen to go round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beat {
+    /// When the agent began.
+    pub(super) started: Instant,
+    /// When the last pass ended, well or not.
+    pub(super) last: Option<Instant>,
+    /// From one pass to the next.
+    pub(super) interval: Duration,
+}
+
+impl Beat {
+    /// Whether the loop goes round, in words.
+    fn at(&self, now: Instant) -> Result<String, String> {
+        let silent = now.saturating_duration_since(self.last.unwrap_or(self.started));
+        let most = PATIENCE.max(self.interval.saturating_mul(3));
+        let since = match self.last {
+            Some(_) => format!("the last pass ended {:.1} s ago", silent.as_secs_f64()),
+            None => format!("no pass has ended in {:.1} s", silent.as_secs_f64()),
+        };
+        if silent > most {
+            return Err(format!("{since}, one is due every {:?}", self.interval));
+        }
+        Ok(since)
+    }
+}
+
+/// `/healthz`: the loop goes round. A listing that fails is a trouble of its own, and no reason to
+/// begin anew.
+pub(super) fn live(published: &Published, now: Instant) -> Answer {
+    answer(published.beat.at(now))
+}
+
+/// `/readyz`: attached, with a valid policy, and the first listing was made. A policy that is
+/// refused later changes nothing: the one before it is in effect.
+pub(super) fn ready(published: &Published) -> Answer {
+    let status = &published.status;
+    answer(match (&status.last_pass, &status.pass_error) {
+        (Some(_), _) => Ok(format!(
+            "attached to {}, {} rules of {}",
+            status.cgroup, status.policy.rules, status.policy.file
+        )),
+        (None, Some(error)) => Err(format!("nothing could be listed yet: {error}")),
+        (None, None) => Err("nothing was listed yet".to_owned()),
+    })
+}
+
+fn answer(said: Result<String, String>) -> Answer {
+    match said {
+        Ok(why) => text_answer(StatusCode::OK, format!("ok: {why}\n")),
+        Err(why) => text_answer(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_hangs_after_three_intervals_and_half_a_minute() {
+        let started = Instant::now();
+        let after = |seconds| started + Duration::from_secs(seconds);
+        let beat = |last, interval| Beat {
+            started,
+            last,
+            interval: Duration::from_secs(interval),
+        };
+        assert!(beat(None, 5).at(after(30)).is_ok());
+        assert!(beat(None, 5).at(after(31)).is_err());
+        assert!(beat(Some(after(100)), 5).at(after(130)).is_ok());
+        let hangs = beat(Some(after(100)), 5).at(after(131)).unwrap_err();
+        assert_eq!(hangs, "the last pass ended 31.0 s ago, one is due every 5s");
+        assert!(beat(Some(after(100)), 60).at(after(280)).is_ok());
+        assert!(beat(Some(after(100)), 60).at(after(281)).is_err());
+    }
+}

@@ -1,0 +1,558 @@
+//! What is published, as metrics: their names, types, labels and texts. deploy/metrics.txt is the
+//! list of them, and a test holds it to this.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use jiff::Timestamp;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeGaugeValue},
+    metrics::MetricType,
+    registry::{Registry, Unit},
+};
+use rebalancer_common::{ABI_VERSION, Fault};
+use tokio::sync::watch;
+
+use super::{MODES, distribution::Distribution};
+use crate::agent::serve::Published;
+
+/// Every metric of an agent that lets know of itself by `published`; `missed` counts what followers
+/// of its events came too late for.
+pub(in crate::agent) fn registry(
+    published: watch::Receiver<Arc<Published>>,
+    missed: Arc<AtomicU64>,
+) -> Registry {
+    let mut registry = Registry::with_prefix("rebalancer");
+    registry.register_collector(Box::new(Exposition { published, missed }));
+    registry
+}
+
+struct Exposition {
+    published: watch::Receiver<Arc<Published>>,
+    missed: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Exposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Exposition")
+    }
+}
+
+impl Collector for Exposition {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let published = Arc::clone(&self.published.borrow());
+        let mut out = Out(encoder);
+        agent(&mut out, &published)?;
+        policy(&mut out, &published)?;
+        last_pass(&mut out, &published)?;
+        moves(&mut out, &published)?;
+        kernel(&mut out, &published)?;
+        let missed = self.missed.load(Ordering::Relaxed);
+        out.counter(
+            "events_missed",
+            "Events that followers of the agent's events came too late for.",
+            missed,
+        )
+    }
+}
+
+fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let (status, numbers) = (&published.status, &published.numbers);
+    out.info(
+        "build",
+        "The agent's version, and that of the records that it shares with the kernel half.",
+        [
+            ("version", status.version.clone()),
+            ("abi", ABI_VERSION.to_string()),
+        ],
+    )?;
+    let effective = status.mode.effective.as_str();
+    out.gauges(
+        "mode",
+        "1 for the mode in effect: the safest of policy, flag and what this node can do.",
+        MODES.map(|mode| {
+            let mode = mode.as_str();
+            ([("mode", mode)], u64::from(mode == effective))
+        }),
+    )?;
+    out.gauge(
+        "paused",
+        "1 while moves are paused by an operator.",
+        u64::from(status.paused.is_some()),
+    )?;
+    out.gauges_of(
+        "paused_until_timestamp",
+        "When the pause ends by itself; no sample while there is none.",
+        Some(Unit::Seconds),
+        status.paused.iter().map(|p| (NONE, seconds(p.until))),
+    )?;
+    let up = status.generated_at.duration_since(status.up_since);
+    let stale = numbers.names_stale(up.try_into().unwrap_or_default());
+    out.gauges_of(
+        "names_stale",
+        "Time since the API server last answered, 0 while it does; no sample without Kubernetes.",
+        Some(Unit::Seconds),
+        stale.map(|stale| (NONE, stale)),
+    )
+}
+
+fn policy(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let (policy, numbers) = (&published.status.policy, &published.numbers);
+    out.gauge(
+        "policy_reload_success",
+        "1 if the policy was accepted when it was last read; 0: refused, the one before it stays.",
+        u64::from(policy.refused.is_none()),
+    )?;
+    out.gauges_of(
+        "policy_reload_success_timestamp",
+        "When the policy in effect was read.",
+        Some(Unit::Seconds),
+        [(NONE, seconds(policy.loaded_at))],
+    )?;
+    out.counters(
+        "policy_reloads",
+        "Times that the policy was read, the first included, by result: accepted or refused.",
+        [
+            ([("result", "accepted")], numbers.loads),
+            ([("result", "refused")], numbers.refused_loads),
+        ],
+    )?;
+    let rules = u64::try_from(policy.rules).unwrap_or(u64::MAX);
+    out.gauge("policy_rules", "Rules of the policy in effect.", rules)
+}
+
+fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let (status, numbers) = (&published.status, &published.numbers);
+    out.counters(
+        "passes",
+        "Passes of the loop, by result: listed, or failed to.",
+        [
+            ([("result", "listed")], numbers.passes),
+            ([("result", "failed")], numbers.failed_passes),
+        ],
+    )?;
+    out.histograms(
+        "listing_duration",
+        "Time to list all connections, in many reads.",
+        [(NONE, &numbers.listings)],
+    )?;
+    out.histograms(
+        "listing_longest_stretch",
+        "The longest time of a listing for which it held a CPU without a pause.",
+        [(NONE, &numbers.stretches)],
+    )?;
+    let pass = status.last_pass.as_ref();
+    out.gauges_of(
+        "last_pass_timestamp",
+        "When the last pass that could list began.",
+        Some(Unit::Seconds),
+        pass.map(|pass| (NONE, seconds(pass.at))),
+    )?;
+    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    out.gauge(
+        "connections",
+        "Connections tracked, as of the last pass.",
+        pass.map_or(0, |pass| number(pass.connections)),
+    )?;
+    out.gauge(
+        "overdue",
+        "Connections beyond their rule's full limit that no guard spares, as of the last pass.",
+        pass.map_or(0, |pass| pass.overdue),
+    )?;
+    let spared = pass.iter().flat_map(|pass| &pass.spared);
+    out.gauges(
+        "spared",
+        "Connections left at the last pass, by cause.",
+        spared.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
+    )?;
+    out.gauges(
+        "connections_by_age",
+        "Connections at the last pass that are no older than `le` seconds; of those older than \
+         the agent the age is a lower bound. Cumulative, fit for histogram_quantile as it is.",
+        bounds(&numbers.ages),
+    )?;
+    out.gauges(
+        "connections_by_size",
+        "Connections at the last pass that have carried no more than `le` bytes, both ways. \
+         Cumulative, fit for histogram_quantile as it is.",
+        bounds(&numbers.sizes),
+    )
+}
+
+fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let (status, numbers) = (&published.status, &published.numbers);
+    out.counters(
+        "moves",
+        "Moves that ended, and connections told in dry run (outcome told), by rule, the limit \
+         most exceeded, the step at which it ended, mode and outcome.",
+        numbers.moves.iter().map(|(kind, n)| {
+            let labels = [
+                ("rule", kind.rule.as_str()),
+                ("reason", kind.reason),
+                ("step", kind.step),
+                ("mode", kind.mode),
+                ("outcome", kind.outcome),
+            ];
+            (labels, *n)
+        }),
+    )?;
+    let durations = numbers.durations.iter();
+    out.histograms(
+        "move_duration",
+        "From the order of a move to its outcome, by outcome.",
+        durations.map(|(outcome, spread)| ([("outcome", *outcome)], spread)),
+    )?;
+    let in_flight = u64::try_from(status.in_flight.len()).unwrap_or(u64::MAX);
+    out.gauge("moves_in_flight", "Moves under way.", in_flight)?;
+    out.gauge(
+        "moves_in_flight_max",
+        "The most moves that may be under way.",
+        status.max_in_flight,
+    )?;
+    let budgets = status.budgets.iter();
+    out.gauges(
+        "budget_moves",
+        "Moves that the node's budget allows in a window, by mode.",
+        budgets
+            .clone()
+            .map(|b| ([("mode", b.mode.as_str())], b.per_node)),
+    )?;
+    out.gauges(
+        "budget_moves_left",
+        "Moves that the window has left, by mode.",
+        budgets.map(|b| ([("mode", b.mode.as_str())], b.left)),
+    )?;
+    let returns = numbers.returns.iter();
+    out.counters(
+        "returns",
+        "Clients that were moved and came back to the same endpoint, by rule.",
+        returns.map(|(rule, n)| ([("rule", rule.as_str())], *n)),
+    )
+}
+
+fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let (status, numbers) = (&published.status, &published.numbers);
+    out.gauges(
+        "map_entries",
+        "Entries of the kernel's maps: endpoints, and records of connections and listeners.",
+        [
+            ([("map", "endpoints")], numbers.endpoints_recorded),
+            ([("map", "connections")], numbers.records),
+        ],
+    )?;
+    out.gauges(
+        "map_capacity",
+        "Most entries of a map; that of connections is bounded for each endpoint.",
+        [([("map", "endpoints")], numbers.endpoints_most)],
+    )?;
+    out.gauge(
+        "endpoint_connections_most",
+        "Connections of the endpoint that has most.",
+        numbers.fullest_endpoint,
+    )?;
+    out.gauge(
+        "endpoint_connections_capacity",
+        "Most connections recorded for one endpoint, by the policy.",
+        u64::from(status.capacity.max_per_endpoint),
+    )?;
+    out.gauges_of(
+        "kernel_memory",
+        "Kernel memory of the records, estimated by their number.",
+        Some(Unit::Bytes),
+        [(NONE, numbers.kernel_bytes())],
+    )?;
+    let fault = |fault: &Fault| {
+        let count = numbers.faults.get(fault).copied().unwrap_or(0);
+        ([("fault", word(*fault))], count)
+    };
+    out.counters(
+        "kernel_faults",
+        "What went wrong in the kernel half since tracking began, by fault.",
+        Fault::ALL.iter().map(fault),
+    )?;
+    out.counter(
+        "attached_again",
+        "Times that the program was attached again, behind one of others.",
+        status.attached_again,
+    )
+}
+
+/// A fault's name, as other words are written.
+fn word(fault: Fault) -> String {
+    let name = format!("{fault:?}");
+    let (first, rest) = name.split_at(1);
+    format!("{}{rest}", first.to_ascii_lowercase())
+}
+
+fn bounds(spread: &Distribution) -> impl Iterator<Item = ([(&'static str, String); 1], u64)> {
+    spread.cumulative().map(|(bound, count)| {
+        let bound = if bound.is_finite() {
+            format!("{bound:?}")
+        } else {
+            "+Inf".to_owned()
+        };
+        ([("le", bound)], count)
+    })
+}
+
+/// Unix time.
+fn seconds(at: Timestamp) -> f64 {
+    // Milliseconds are exact for thousands of years, and enough.
+    at.as_millisecond() as f64 / 1000.0
+}
+
+const NONE: [(&str, &str); 0] = [];
+
+/// Writes each metric once, with all its samples.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn info(&mut self, name: &str, help: &str, labels: [(&str, String); 2]) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Info)?;
+        metric.encode_info(&labels)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.gauges(name, help, [(NONE, value)])
+    }
+
+    fn gauges<const N: usize, V: AsRef<str>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, V); N], u64)>,
+    ) -> fmt::Result {
+        self.gauges_of(name, help, None, samples)
+    }
+
+    fn gauges_of<const N: usize, V: AsRef<str>, G: EncodeGaugeValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl IntoIterator<Item = ([(&'static str, V); N], G)>,
+    ) -> fmt::Result {
+        let unit = unit.as_ref();
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            let labels = texts(&labels);
+            if N == 0 {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.counters(name, help, [(NONE, value)])
+    }
+
+    fn counters<const N: usize, V: AsRef<str>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, V); N], u64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            let labels = texts(&labels);
+            let no_exemplar =
+                None::<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], u64>>;
+            if N == 0 {
+                metric.encode_counter(&value, no_exemplar)?;
+            } else {
+                let mut metric = metric.encode_family(&labels)?;
+                metric.encode_counter(&value, no_exemplar)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All are of seconds.
+    fn histograms<'n, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([(&'static str, &'static str); N], &'n Distribution)>,
+    ) -> fmt::Result {
+        let unit = Some(&Unit::Seconds);
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        for (labels, spread) in samples {
+            let (sum, count, buckets) = (spread.sum(), spread.count(), spread.buckets());
+            let none = None::<&std::collections::HashMap<usize, _>>;
+            if N == 0 {
+                metric.encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, none)?;
+            } else {
+                let mut metric = metric.encode_family(&labels)?;
+                metric.encode_histogram::<[(&str, &str); 0]>(sum, count, &buckets, none)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn texts<const N: usize, V: AsRef<str>>(
+    labels: &[(&'static str, V); N],
+) -> [(&'static str, String); N] {
+    std::array::from_fn(|i| (labels[i].0, labels[i].1.as_ref().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Instant};
+
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+    use crate::{
+        agent::{
+            health::Beat,
+            metrics::{Kind, MOVES, Numbers},
+        },
+        render::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},
+        snapshot::Naming,
+    };
+
+    /// One of everything.
+    fn published() -> Published {
+        let at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let status = r#"{
+            "apiVersion": "rebalancer.dev/v1alpha1", "kind": "Status", "node": "n",
+            "generatedAt": "2026-01-02T03:04:05Z", "version": "1.2.3", "pid": 1,
+            "upSince": "2026-01-02T03:04:05Z",
+            "mode": {"effective": "Enforce", "policy": "Enforce", "flag": "Enforce",
+                     "limitedBy": []},
+            "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
+            "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
+            "capacity": {"maxPerEndpoint": 10, "refused": 0}, "kernelFaults": {},
+            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
+        }"#;
+        let mut status: Status = read_status(status.as_bytes()).unwrap();
+        status.paused = Some(PausedStatus {
+            since: at,
+            until: at,
+            reason: None,
+        });
+        status.last_pass = Some(PassStatus {
+            at,
+            duration_seconds: 1.0,
+            longest_stretch_seconds: 1.0,
+            connections: 2,
+            endpoints: 1,
+            moves: 0,
+            overdue: 0,
+            spared: BTreeMap::from([("noRule".to_owned(), 2)]),
+        });
+        status.budgets = vec![BudgetStatus {
+            mode: "Enforce".to_owned(),
+            per_node: 10,
+            window_seconds: 60.0,
+            used: 1,
+            left: 9,
+            refills_at: None,
+        }];
+        let mut numbers = Numbers::new(16_384);
+        let kind = Kind {
+            rule: "web".to_owned(),
+            reason: "age",
+            step: "Reset",
+            mode: "Enforce",
+            outcome: "reset",
+        };
+        numbers.moves.insert(kind, 1);
+        let mut spread = Distribution::new(MOVES);
+        spread.observe(0.2);
+        numbers.durations.insert("reset", spread);
+        numbers.returns.insert("web".to_owned(), 1);
+        numbers.naming = Naming::Fresh;
+        Published {
+            status,
+            policy: "".into(),
+            numbers,
+            beat: Beat {
+                started: Instant::now(),
+                last: None,
+                interval: std::time::Duration::from_secs(5),
+            },
+        }
+    }
+
+    fn exposed() -> String {
+        let (_publish, published) = watch::channel(Arc::new(published()));
+        let mut text = String::new();
+        encode(&mut text, &registry(published, Arc::default())).unwrap();
+        text
+    }
+
+    /// Name and type, labels, and text of every metric, in the form of deploy/metrics.txt.
+    fn list(exposed: &str) -> String {
+        let mut list = String::new();
+        let mut blocks = exposed.split("# HELP ").skip(1).peekable();
+        while let Some(block) = blocks.next() {
+            let mut lines = block.lines();
+            let (name, help) = lines.next().unwrap().split_once(' ').unwrap();
+            let (_, kind) = lines.next().unwrap().rsplit_once(' ').unwrap();
+            let sample = lines.find(|line| !line.starts_with('#')).unwrap();
+            let labels = sample.split_once('{').map_or("", |(_, rest)| {
+                let (labels, _) = rest.rsplit_once('}').unwrap();
+                labels
+            });
+            let labels: Vec<&str> = labels
+                .split("\",")
+                .filter_map(|label| Some(label.split_once('=')?.0))
+                .collect();
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            list.push_str(&format!("{name}{suffix} {kind} {{{}}}\n", labels.join(",")));
+            list.push_str(&format!("    {help}\n"));
+        }
+        list
+    }
+
+    #[test]
+    fn the_list_of_metrics_is_complete() {
+        let listed = include_str!("../../../../deploy/metrics.txt");
+        let body: Vec<&str> = listed
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .collect();
+        let exposed = list(&exposed());
+        assert_eq!(
+            body.join("\n").trim(),
+            exposed.trim(),
+            "deploy/metrics.txt shall be:\n{exposed}"
+        );
+    }
+
+    #[test]
+    fn no_text_needs_what_the_forms_write_differently() {
+        for line in exposed().lines().filter(|line| line.starts_with("# HELP")) {
+            assert!(!line.contains(['"', '\\']) && line.ends_with('.'), "{line}");
+        }
+    }
+
+    #[test]
+    fn faults_have_words() {
+        assert_eq!(word(Fault::OverCap), "overCap");
+        assert_eq!(word(Fault::NoTcpSock), "noTcpSock");
+    }
+}

@@ -1,0 +1,244 @@
+//! Numbers for monitoring: counted by the loop, published with its status, written out by whoever
+//! is asked for them.
+//!
+//! Nothing is decided by them. No label names a pod, an address or a port; rules are bounded.
+
+mod distribution;
+mod exposition;
+mod text;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use rebalancer_common::Fault;
+
+use self::distribution::Distribution;
+pub(super) use self::{exposition::registry, text::answer};
+use crate::{
+    observe::Observation,
+    plan::{Move, Outcome},
+    policy::{Mode, RuleName, StepKind},
+    snapshot::{KernelTime, Naming},
+};
+
+/// Rules that are told apart since the agent started. A policy has few; one whose rules are renamed
+/// for ever must not fill the memory of whoever stores this.
+const MOST_RULES: usize = 512;
+/// What all the others are counted as: no rule has such a name.
+const OTHER_RULES: &str = "_other";
+
+/// Kernel memory of a record in socket storage, as measured over 50,000.
+const RECORD_BYTES: u64 = 384;
+
+/// From a listing of an empty node to one of a million connections.
+const LISTINGS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+/// Stretches: 5 ms is where others begin to feel it.
+const STRETCHES: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05,
+];
+/// From a reset at once to the longest steps of a patient rule.
+const MOVES: &[f64] = &[
+    0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
+];
+/// Seconds: from a moment to a week.
+const AGES: &[f64] = &[
+    1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 10_800.0, 43_200.0, 86_400.0, 604_800.0,
+];
+/// From a kibibyte to a tebibyte.
+const SIZES: &[f64] = &[
+    1024.0,
+    16_384.0,
+    262_144.0,
+    1_048_576.0,
+    16_777_216.0,
+    268_435_456.0,
+    1_073_741_824.0,
+    17_179_869_184.0,
+    274_877_906_944.0,
+    1_099_511_627_776.0,
+];
+
+/// Which moves are counted together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Kind {
+    rule: String,
+    reason: &'static str,
+    step: &'static str,
+    mode: &'static str,
+    outcome: &'static str,
+}
+
+/// All that is counted, and what the last pass saw.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers {
+    moves: BTreeMap<Kind, u64>,
+    durations: BTreeMap<&'static str, Distribution>,
+    returns: BTreeMap<String, u64>,
+    rules: BTreeSet<String>,
+    passes: u64,
+    failed_passes: u64,
+    loads: u64,
+    refused_loads: u64,
+    listings: Distribution,
+    stretches: Distribution,
+    /// Of the last pass.
+    ages: Distribution,
+    sizes: Distribution,
+    endpoints_recorded: u64,
+    fullest_endpoint: u64,
+    records: u64,
+    naming: Naming,
+    faults: BTreeMap<Fault, u64>,
+    /// Endpoints that the kernel half can hold.
+    endpoints_most: u64,
+}
+
+/// The outcome of what is only told.
+const TOLD: &str = "told";
+
+impl Numbers {
+    pub(super) fn new(endpoints_most: u64) -> Self {
+        Self {
+            moves: BTreeMap::new(),
+            durations: BTreeMap::new(),
+            returns: BTreeMap::new(),
+            rules: BTreeSet::new(),
+            passes: 0,
+            failed_passes: 0,
+            loads: 0,
+            refused_loads: 0,
+            listings: Distribution::new(LISTINGS),
+            stretches: Distribution::new(STRETCHES),
+            ages: Distribution::new(AGES),
+            sizes: Distribution::new(SIZES),
+            endpoints_recorded: 0,
+            fullest_endpoint: 0,
+            records: 0,
+            naming: Naming::Off,
+            faults: BTreeMap::new(),
+            endpoints_most,
+        }
+    }
+
+    /// A policy was read, and is in effect or refused.
+    pub(super) fn loaded(&mut self, accepted: bool) {
+        self.loads += u64::from(accepted);
+        self.refused_loads += u64::from(!accepted);
+    }
+
+    /// A pass listed `observation` within `listing`.
+    pub(super) fn passed(&mut self, observation: &Observation, listing: Duration) {
+        self.passes += 1;
+        self.listings.observe(listing.as_secs_f64());
+        self.stretches.observe(observation.longest.as_secs_f64());
+        self.faults.clone_from(&observation.faults);
+        let snapshot = &observation.snapshot;
+        self.naming = snapshot.naming;
+        self.ages = Distribution::new(AGES);
+        self.sizes = Distribution::new(SIZES);
+        let now: KernelTime = snapshot.taken;
+        for connection in &snapshot.connections {
+            self.ages
+                .observe(now.since(connection.opened).as_secs_f64());
+            // Exact up to 8 PiB.
+            self.sizes.observe(connection.bytes().0 as f64);
+        }
+        let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        self.records = number(snapshot.connections.len() + observation.listeners.len());
+        self.endpoints_recorded = number(snapshot.endpoints.len());
+        let open = snapshot.endpoints.values().map(|endpoint| endpoint.open);
+        self.fullest_endpoint = open.max().unwrap_or(0);
+    }
+
+    /// A pass could not list.
+    pub(super) fn failed(&mut self) {
+        self.failed_passes += 1;
+    }
+
+    /// A move was told in dry run.
+    pub(super) fn told(&mut self, chosen: &Move) {
+        self.count(chosen, None, TOLD);
+    }
+
+    /// A move that was ordered `waited` ago ended, at this step.
+    pub(super) fn ended(
+        &mut self,
+        chosen: &Move,
+        step: Option<StepKind>,
+        outcome: &Outcome,
+        waited: Duration,
+    ) {
+        self.count(chosen, step, outcome.as_str());
+        let durations = self.durations.entry(outcome.as_str());
+        durations
+            .or_insert_with(|| Distribution::new(MOVES))
+            .observe(waited.as_secs_f64());
+    }
+
+    /// A client that was moved by `rule` came back to the same endpoint.
+    #[expect(dead_code, reason = "whoever judges returns counts them here")]
+    pub(super) fn returned(&mut self, rule: &RuleName) {
+        let rule = self.rule(rule);
+        *self.returns.entry(rule).or_default() += 1;
+    }
+
+    fn count(&mut self, chosen: &Move, step: Option<StepKind>, outcome: &'static str) {
+        let kind = Kind {
+            rule: self.rule(chosen.rule()),
+            // The most exceeded.
+            reason: chosen.reasons().first().map_or("none", |r| r.as_str()),
+            step: step.map_or("none", StepKind::as_str),
+            mode: chosen.mode().as_str(),
+            outcome,
+        };
+        *self.moves.entry(kind).or_default() += 1;
+    }
+
+    fn rule(&mut self, rule: &RuleName) -> String {
+        let name = rule.as_str();
+        if !self.rules.contains(name) {
+            if self.rules.len() >= MOST_RULES {
+                return OTHER_RULES.to_owned();
+            }
+            self.rules.insert(name.to_owned());
+        }
+        name.to_owned()
+    }
+
+    /// Moves that ended, by outcome.
+    pub(super) fn by_outcome(&self) -> BTreeMap<String, u64> {
+        let mut ended = BTreeMap::new();
+        for (kind, count) in &self.moves {
+            if kind.outcome != TOLD {
+                *ended.entry(kind.outcome.to_owned()).or_default() += count;
+            }
+        }
+        ended
+    }
+
+    /// Connections told in dry run.
+    pub(super) fn told_in_all(&self) -> u64 {
+        let told = self.moves.iter().filter(|(kind, _)| kind.outcome == TOLD);
+        told.map(|(_, count)| count).sum()
+    }
+
+    /// Seconds since the API server's answers; none without Kubernetes.
+    fn names_stale(&self, up: Duration) -> Option<f64> {
+        match self.naming {
+            Naming::Off => None,
+            Naming::Fresh => Some(0.0),
+            Naming::Stale(heard) => Some(heard.unwrap_or(up).as_secs_f64()),
+        }
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        self.records * RECORD_BYTES
+    }
+}
+
+/// All modes, for a gauge of each.
+const MODES: [Mode; 3] = [Mode::Disabled, Mode::DryRun, Mode::Enforce];

@@ -1,0 +1,363 @@
+//! A pause of moves that an operator has asked for: until when, why, and the file beside the
+//! agent's socket that keeps it across a restart.
+//!
+//! The file is read as if anybody could have written it: what is not the agent's own is no pause.
+//! One that is its own and cannot be understood is: whoever wrote it wanted one.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use super::Agent;
+use crate::render::{PauseAnswer, PausedStatus};
+
+/// The longest pause: one that is forgotten must end.
+pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The longest reason, in bytes.
+pub const LONGEST_REASON: usize = 256;
+
+/// For so long a file is honoured that cannot be understood.
+const UNSURE: Duration = Duration::from_secs(3600);
+
+const FILE: &str = "pause.json";
+const LARGEST: u64 = 4096;
+
+/// Whether moves are paused.
+pub(super) struct Pause {
+    file: PathBuf,
+    now: Option<Current>,
+}
+
+struct Current {
+    said: PausedStatus,
+    /// By a clock that nobody sets.
+    ends: Instant,
+}
+
+/// As it is kept, and nothing else.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Kept {
+    since: Timestamp,
+    until: Timestamp,
+    reason: Option<String>,
+}
+
+impl Pause {
+    /// The pause that the agent before has left in `dir`, if it has not ended.
+    pub(super) fn resume(dir: &Path) -> Self {
+        let file = dir.join(FILE);
+        let at = Timestamp::now();
+        let (kept, left) = match read(&file) {
+            Ok(None) => return Self { file, now: None },
+            Ok(Some(kept)) => {
+                let left = left(&kept, at);
+                (kept, left)
+            }
+            Err(why) => {
+                warn!(
+                    file = %file.display(), why,
+                    "a pause that cannot be understood: moves are paused for an hour, \
+                     `rebalancer resume` ends it"
+                );
+                let reason = Some("the file of the pause could not be understood".to_owned());
+                let (since, until) = (at, at);
+                (
+                    Kept {
+                        since,
+                        until,
+                        reason,
+                    },
+                    UNSURE,
+                )
+            }
+        };
+        let mut pause = Self { file, now: None };
+        if left.is_zero() {
+            pause.forget();
+        } else {
+            let until = after(at, left);
+            info!(%until, reason = kept.reason, "moves are paused still");
+            pause.now = Some(Current {
+                said: PausedStatus {
+                    since: kept.since,
+                    until,
+                    reason: kept.reason,
+                },
+                ends: Instant::now() + left,
+            });
+        }
+        pause
+    }
+
+    /// Pauses from now on, in place of a pause that may be. It lasts also if it cannot be kept; why
+    /// not is returned.
+    pub(super) fn begin(
+        &mut self,
+        time: Duration,
+        reason: Option<String>,
+    ) -> (PausedStatus, Option<io::Error>) {
+        let since = Timestamp::now();
+        let said = PausedStatus {
+            since,
+            until: after(since, time),
+            reason,
+        };
+        let kept = keep(&self.file, &said);
+        self.now = Some(Current {
+            said: said.clone(),
+            ends: Instant::now() + time,
+        });
+        (said, kept.err())
+    }
+
+    /// Ends it. Whether there was one.
+    pub(super) fn end(&mut self) -> bool {
+        self.forget();
+        self.now.take().is_some()
+    }
+
+    /// The pause that is.
+    pub(super) fn now(&self) -> Option<&PausedStatus> {
+        self.now.as_ref().map(|current| &current.said)
+    }
+
+    /// Waits until it ends by itself; for ever without one.
+    pub(super) async fn over(&self) {
+        match &self.now {
+            Some(current) => tokio::time::sleep_until(current.ends.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn forget(&self) {
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                warn!(file = %self.file.display(), %error, "the next agent will be paused by it");
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+impl Agent {
+    /// Nothing new is moved from now on, and what waits is called back.
+    pub(super) fn pause_moves(&mut self, time: Duration, reason: Option<String>) -> PauseAnswer {
+        let (said, not_kept) = self.pause.begin(time, reason);
+        let recalled = self.ledger.in_flight();
+        if let Some(mover) = &self.mover {
+            mover.recall();
+        }
+        info!(until = %said.until, reason = said.reason, recalled, "moves are paused");
+        if let Some(error) = &not_kept {
+            warn!(%error, "the pause could not be kept: a restart would end it");
+        }
+        let answer = PauseAnswer {
+            until: said.until,
+            recalled,
+            not_kept: not_kept.map(|error| error.to_string()),
+        };
+        self.standing.paused(said);
+        self.publish();
+        answer
+    }
+
+    /// Moves go on, as it was `asked` for or the pause has `expired`. Whether there was one.
+    pub(super) fn go_on(&mut self, why: &str) -> bool {
+        let was_paused = self.pause.end();
+        if was_paused {
+            info!(why, "moves go on");
+            self.standing.resumed(why);
+            self.publish();
+        }
+        was_paused
+    }
+}
+
+/// What is left of it at `now`: no more than it was begun with, wherever the clock was set since.
+fn left(kept: &Kept, now: Timestamp) -> Duration {
+    let until = |from: Timestamp| kept.until.duration_since(from);
+    let left = Duration::try_from(until(now)).unwrap_or_default();
+    let whole = Duration::try_from(until(kept.since)).unwrap_or_default();
+    left.min(whole).min(LONGEST)
+}
+
+fn after(at: Timestamp, time: Duration) -> Timestamp {
+    at.checked_add(time).unwrap_or(Timestamp::MAX)
+}
+
+/// What was kept; `None` if there is nothing of ours.
+///
+/// # Errors
+/// What is wrong with ours.
+fn read(path: &Path) -> Result<Option<Kept>, String> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return strange(path, &error.to_string()),
+    };
+    let meta = file.metadata().map_err(|error| error.to_string())?;
+    let ours = rustix::process::geteuid().as_raw();
+    if !meta.is_file() {
+        return strange(path, "no file");
+    }
+    if meta.uid() != ours || meta.mode() & 0o022 != 0 {
+        return strange(path, "others may have written it");
+    }
+    let mut text = Vec::new();
+    file.take(LARGEST + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| error.to_string())?;
+    if text.len() as u64 > LARGEST {
+        return Err("too large".to_owned());
+    }
+    let kept: Kept = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    if kept
+        .reason
+        .as_ref()
+        .is_some_and(|r| r.len() > LONGEST_REASON)
+    {
+        return Err("its reason is too long".to_owned());
+    }
+    Ok(Some(kept))
+}
+
+fn strange(path: &Path, why: &str) -> Result<Option<Kept>, String> {
+    warn!(file = %path.display(), why, "is not a pause of ours, and counts as none");
+    Ok(None)
+}
+
+/// Whole or not at all: a reader never sees a part.
+fn keep(path: &Path, said: &PausedStatus) -> io::Result<()> {
+    let kept = Kept {
+        since: said.since,
+        until: said.until,
+        reason: said.reason.clone(),
+    };
+    let beside = path.with_extension("next");
+    // One killed just here has left it.
+    let _none_was_left = fs::remove_file(&beside);
+    let mut file: File = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)?;
+    file.write_all(&serde_json::to_vec(&kept)?)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// Removes what a pause has left in `dir`, for a node on which no agent shall run any more. Whether
+/// there was anything.
+///
+/// # Errors
+/// What the system says.
+pub fn forget_pause(dir: &Path) -> io::Result<bool> {
+    match fs::remove_file(dir.join(FILE)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn is_about(left: Duration, expected: Duration) -> bool {
+        left <= expected && left > expected - Duration::from_secs(60)
+    }
+
+    fn left_of(pause: &Pause) -> Duration {
+        let current = pause.now.as_ref().unwrap();
+        current.ends.saturating_duration_since(Instant::now())
+    }
+
+    #[test]
+    fn a_pause_outlives_its_agent_and_an_end_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = Pause::resume(dir.path());
+        assert!(first.now().is_none());
+        let (said, not_kept) = first.begin(HOUR, Some("an incident".to_owned()));
+        assert!(not_kept.is_none(), "{not_kept:?}");
+        let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+
+        let mut second = Pause::resume(dir.path());
+        assert_eq!(second.now().unwrap().since, said.since);
+        assert_eq!(second.now().unwrap().reason, said.reason);
+        assert!(is_about(left_of(&second), HOUR));
+        assert!(second.end());
+        assert!(!second.end());
+        assert!(Pause::resume(dir.path()).now().is_none());
+        assert!(!forget_pause(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn what_is_kept_ends_whatever_the_clock_says() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let kept = |since, until| Kept {
+            since: at(since),
+            until: at(until),
+            reason: None,
+        };
+        let now = at("2026-01-02T00:00:00Z");
+        let an_hour = kept("2026-01-01T23:30:00Z", "2026-01-02T00:30:00Z");
+        assert_eq!(left(&an_hour, now), HOUR / 2);
+        assert_eq!(left(&an_hour, at("2026-01-02T00:31:00Z")), Duration::ZERO);
+        let set_back = at("2020-01-01T00:00:00Z");
+        assert_eq!(left(&an_hour, set_back), HOUR);
+        let for_ever = kept("2026-01-01T00:00:00Z", "9000-01-01T00:00:00Z");
+        assert_eq!(left(&for_ever, now), LONGEST);
+        let backwards = kept("2026-01-03T00:00:00Z", "2026-01-02T12:00:00Z");
+        assert_eq!(left(&backwards, now), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_no_pause_and_ours_that_is_broken_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        let good =
+            r#"{"since":"2026-01-01T00:00:00Z","until":"9000-01-01T00:00:00Z","reason":null}"#;
+        let resumed = || Pause::resume(dir.path());
+
+        fs::write(dir.path().join("elsewhere"), good).unwrap();
+        symlink(dir.path().join("elsewhere"), &file).unwrap();
+        assert!(resumed().now().is_none(), "a link");
+        fs::remove_file(&file).unwrap();
+
+        fs::create_dir(&file).unwrap();
+        assert!(resumed().now().is_none(), "a folder");
+        fs::remove_dir(&file).unwrap();
+
+        fs::write(&file, good).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(resumed().now().is_none(), "one that others may write");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(is_about(left_of(&resumed()), LONGEST));
+
+        let long = good.replace("null", &format!("{:?}", "x".repeat(300)));
+        let huge = " ".repeat(5000);
+        for broken in ["", "{", "[]", r#"{"until":1}"#, &long, &huge] {
+            fs::write(&file, broken).unwrap();
+            assert!(is_about(left_of(&resumed()), UNSURE), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! `rebalancer events`: what happened in the agent lately, and what happens.
+
+use std::{
+    io::{self, Write as _},
+    ops::ControlFlow,
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+
+use super::{
+    KernelArgs, note, positive_duration,
+    running::{self, NotAsked},
+};
+use crate::render::{self, Happened};
+
+/// Between two attempts to reach an agent that has gone.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Show what happened in the agent lately: moves that were told, begun and ended, policies, pauses.
+///
+/// The agent keeps the last 1024 events of its run, and tells who follows and is too slow how many
+/// it has missed. Exit code 5 if no agent runs, 4 if it may not be asked.
+#[derive(Args)]
+pub(super) struct Events {
+    /// Go on with what happens from now on, also in an agent that takes over.
+    #[arg(short, long)]
+    follow: bool,
+    /// Leave out what happened longer ago than this.
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
+    since: Option<Duration>,
+    /// The form of the output.
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
+    #[command(flatten)]
+    kernel: KernelArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// A line for each, for people.
+    Table,
+    /// A line of JSON for each, for programs.
+    Json,
+}
+
+impl Events {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let since = self.since.and_then(|since| {
+            let now = Timestamp::now();
+            now.checked_sub(since).ok()
+        });
+        let mut heard = Heard {
+            form: self.output,
+            since,
+            last: None,
+            broken: None,
+        };
+        if self.output == Form::Table {
+            render::events_head(&mut io::stdout().lock()).context("writing to stdout")?;
+        }
+        heard.ask(&self.kernel, self.follow)?;
+        while self.follow {
+            note("note: the agent has ended, the next one is waited for");
+            loop {
+                thread::sleep(AGAIN);
+                match heard.ask(&self.kernel, true) {
+                    Ok(()) => break,
+                    Err(Failed::Asked(NotAsked::NoAgent { .. } | NotAsked::Other { .. })) => {}
+                    Err(failed) => return Err(failed.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was heard, and where it goes.
+struct Heard {
+    form: Form,
+    since: Option<Timestamp>,
+    /// The run and the number of the last.
+    last: Option<(String, u64)>,
+    broken: Option<anyhow::Error>,
+}
+
+/// Why there is no more to hear.
+enum Failed {
+    Asked(NotAsked),
+    Here(anyhow::Error),
+}
+
+impl From<Failed> for anyhow::Error {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Asked(error) => error.into(),
+            Failed::Here(error) => error,
+        }
+    }
+}
+
+impl Heard {
+    /// Hears until the agent ends its answer.
+    fn ask(&mut self, kernel: &KernelArgs, follow: bool) -> Result<(), Failed> {
+        let mut path = format!(
+            "/events?after={}",
+            self.last.as_ref().map_or(0, |(_, n)| *n)
+        );
+        if let Some((run, _)) = &self.last {
+            path.extend(["&run=", run]);
+        }
+        if follow {
+            path.push_str("&follow=1");
+        }
+        let asked = running::lines(kernel, &path, |line| {
+            let shown = self.line(line);
+            self.broken = shown.err();
+            if self.broken.is_some() {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        match self.broken.take() {
+            Some(error) => Err(Failed::Here(error)),
+            None => asked.map_err(Failed::Asked),
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> anyhow::Result<()> {
+        // A blank one says that the agent is still there.
+        if line.is_empty() {
+            return Ok(());
+        }
+        let happened = render::read_event(line)
+            .map_err(|error| anyhow!("the agent's answer: {error}\n  remedy: use the version of `rebalancer` that the agent is of"))?;
+        if self.since.is_none_or(|since| happened.at >= since) {
+            self.show(&happened).context("writing to stdout")?;
+        }
+        self.last = Some((happened.run, happened.seq));
+        Ok(())
+    }
+
+    fn show(&self, happened: &Happened) -> io::Result<()> {
+        let out = &mut io::stdout().lock();
+        match self.form {
+            Form::Table => render::event_row(out, happened)?,
+            Form::Json => render::event(out, happened)?,
+        }
+        out.flush()
+    }
+}

@@ -1,0 +1,201 @@
+//! What happens in an agent, followed.
+
+use std::{
+    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    process::{Child, ChildStdout, Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::{
+    moves::{AT_ONCE, enforce},
+    status::{rebalancer, socket},
+    support::{Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins},
+};
+
+/// `rebalancer events -f -o json`, until it is dropped.
+struct Follower {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    heard: Vec<Value>,
+}
+
+impl Follower {
+    fn of(agent: &Agent) -> Self {
+        let mut child = Command::new(REBALANCER)
+            .args(["events", "-f", "-o", "json", "--pins"])
+            .arg(&agent.pins)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let heard = Vec::new();
+        Self {
+            child,
+            lines,
+            heard,
+        }
+    }
+
+    /// Waits for the next of this type. It ends with its agent's test, which would hang.
+    fn wait_for(&mut self, kind: &str) -> Value {
+        loop {
+            let line = self.lines.next().expect("it goes on").unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            self.heard.push(event.clone());
+            if event["type"] == kind {
+                return event;
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_follower_hears_of_a_move_and_after_a_restart_nothing_twice() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
+    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
+    let pins = own_pins();
+    let mut first = Agent::with(&policy, pins.clone(), &in_lab);
+    let mut follower = Follower::of(&first);
+    assert_eq!(follower.wait_for("policyLoaded")["rules"], 1);
+    let stream = connect(&lab, lab.pod(0).address());
+    let started = follower.wait_for("started");
+    let ended = follower.wait_for("ended");
+    assert_eq!(
+        (&started["rule"], &ended["outcome"]),
+        (&"lab".into(), &"reset".into())
+    );
+    assert_eq!(started["id"], ended["id"]);
+    assert_eq!(started["peer"], stream.local_addr().unwrap().to_string());
+    assert_eq!(ended["step"], "Reset");
+    assert_eq!(started["reasons"], serde_json::json!(["age"]));
+
+    let table = rebalancer(&first, &["events"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    let kinds: Vec<_> = table.lines().map(|l| l.split_whitespace().nth(1)).collect();
+    let expected = ["EVENT", "policyLoaded", "started", "ended"];
+    assert_eq!(kinds, expected.map(Some), "{table}");
+    let recent = rebalancer(&first, &["events", "--since", "1ms", "-o", "json"]);
+    assert_eq!(String::from_utf8(recent.stdout).unwrap(), "");
+
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let mut second = Agent::with(&policy, pins, &in_lab);
+    follower.wait_for("policyLoaded");
+    let _stream = connect(&lab, lab.pod(0).address());
+    follower.wait_for("ended");
+    second.wait_for_intervals(1);
+    let mut numbers: Vec<(String, u64)> = follower
+        .heard
+        .iter()
+        .map(|event| (event["run"].to_string(), event["seq"].as_u64().unwrap()))
+        .collect();
+    let heard = numbers.len();
+    numbers.dedup();
+    assert_eq!(numbers.len(), heard, "nothing twice: {numbers:?}");
+    assert_eq!(
+        numbers.iter().filter(|(_, n)| *n == 1).count(),
+        2,
+        "two runs"
+    );
+    assert_eq!(second.terminate(), Some(0), "a follower does not keep it");
+}
+
+#[test]
+fn a_slow_follower_holds_up_nobody_and_hears_how_much_it_missed() {
+    let _alone = alone();
+    let mut agent = Agent::on_machine(TRACK_ONLY);
+    let socket = socket(&agent);
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    let mut slow = ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
+    let body = r#"{"milliseconds":600000,"reason":null}"#;
+    let began = std::time::Instant::now();
+    for _ in 0..2500 {
+        for (path, body) in [("/pause", body), ("/resume", "")] {
+            let mut answer = String::new();
+            let length = body.len();
+            ask(&format!(
+                "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}"
+            ))
+            .read_to_string(&mut answer)
+            .unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        }
+    }
+    eprintln!(
+        "5000 events beside a follower that reads nothing: {:?}",
+        began.elapsed()
+    );
+    agent.wait_for_intervals(1);
+    let mut lines = BufReader::new(&mut slow).lines().map_while(Result::ok);
+    let mut last = 0;
+    let missed = loop {
+        let line = lines.next().expect("it is told");
+        // The head, and the lengths of chunks, are no events.
+        let Ok(event) = serde_json::from_str::<Value>(&line) else {
+            continue;
+        };
+        let Some(seq) = event["seq"].as_u64() else {
+            continue;
+        };
+        if event["type"] == "missed" {
+            assert_eq!(seq, last + event["count"].as_u64().unwrap(), "{event}");
+            break event["count"].as_u64().unwrap();
+        }
+        assert_eq!(seq, last + 1, "{event}");
+        last = seq;
+    };
+    assert!(missed > 0);
+    // More than the places there are: the rest is refused, and the agent answers others.
+    let more: Vec<_> = (0..5)
+        .map(|_| ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n"))
+        .collect();
+    let answers: Vec<String> = more
+        .iter()
+        .map(|stream| {
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            line
+        })
+        .collect();
+    let refused = answers.iter().filter(|line| line.contains(" 503 ")).count();
+    assert_eq!(refused, 2, "{answers:?}");
+    let metrics = {
+        let mut text = String::new();
+        let mut stream = ask("GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    let counted = crate::metrics::sample(&metrics, "rebalancer_events_missed_total");
+    assert_eq!(counted, Some(missed as f64));
+    // Places are free again when followers go.
+    drop((slow, more));
+    let again = crate::support::eventually("a place is free", || {
+        let mut line = String::new();
+        let stream = ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        if line.contains(" 200 ") {
+            Ok(line)
+        } else {
+            Err(line)
+        }
+    });
+    assert!(again.contains("200"));
+    assert_eq!(agent.terminate(), Some(0));
+}

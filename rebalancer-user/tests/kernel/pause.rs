@@ -1,0 +1,133 @@
+//! Moves that an operator pauses.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::Value;
+
+use crate::{
+    moves::enforce,
+    status::{rebalancer, said, socket, status},
+    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, request},
+};
+
+/// Waits longer than any test.
+const PATIENT: &str = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";
+
+fn in_flight(agent: &mut Agent) {
+    agent.wait_for("a move under way", |l| {
+        l["message"] == "listed" && l["spared"].as_str().is_some_and(|s| s.contains("inFlight"))
+    });
+}
+
+fn paused(agent: &Agent) -> Value {
+    status(agent)["paused"].clone()
+}
+
+#[test]
+fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
+    let _alone = alone();
+    let lab = lab(1);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
+    let mut stream = connect(&lab, lab.pod(0).address());
+    request(&mut stream, "/").unwrap();
+    in_flight(&mut agent);
+
+    let out = rebalancer(&agent, &["pause", "--for", "1h", "--reason", "an incident"]);
+    assert!(out.status.success(), "{out:?}");
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.contains("moves called back: 1"), "{text}");
+    assert_eq!(agent.wait_for_move()["outcome"], "recalled");
+    agent.wait_for_intervals(5);
+    assert_eq!(agent.said("move").len(), 1, "nothing new is moved");
+    request(&mut stream, "/").expect("it lives");
+    let told = status(&agent);
+    assert_eq!(told["paused"]["reason"], "an incident");
+    assert_eq!(told["inFlight"], serde_json::json!([]));
+    assert_eq!(told["lastPass"]["moves"], 1, "what would be moved is told");
+    let table = String::from_utf8(rebalancer(&agent, &["status"]).stdout).unwrap();
+    assert!(
+        table.contains("an incident") && table.contains("rebalancer resume"),
+        "{table}"
+    );
+
+    let out = rebalancer(&agent, &["resume"]);
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), "moves go on\n");
+    in_flight(&mut agent);
+    assert_eq!(paused(&agent), Value::Null);
+    let again = rebalancer(&agent, &["resume"]);
+    assert_eq!(again.stdout, b"moves were not paused\n");
+
+    // It ends by itself.
+    let out = rebalancer(&agent, &["pause", "--for", "1500ms"]);
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(agent.wait_for_move()["outcome"], "recalled");
+    let on = agent.wait_for("the end", |line| line["message"] == "moves go on");
+    assert_eq!(on["why"], "expired");
+    in_flight(&mut agent);
+    let events = rebalancer(&agent, &["events", "-o", "json"]).stdout;
+    let kinds: Vec<String> = String::from_utf8(events)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|event| event["type"] == "paused" || event["type"] == "resumed")
+        .map(|event| format!("{} {}", event["type"], event["why"]).replace('"', ""))
+        .collect();
+    let expected = [
+        "paused null",
+        "resumed asked",
+        "paused null",
+        "resumed expired",
+    ];
+    assert_eq!(kinds, expected);
+}
+
+#[test]
+fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
+    let _alone = alone();
+    let lab = lab(1);
+    let policy = enforce(&lab, 80, "maxAge: 400ms", PATIENT);
+    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
+    let pins = own_pins();
+    let mut first = Agent::with(&policy, pins.clone(), &in_lab);
+    let file = socket(&first).with_file_name("pause.json");
+    let out = rebalancer(&first, &["pause", "--for", "1h", "--reason", "a rollout"]);
+    assert!(out.status.success(), "{out:?}");
+    let before = paused(&first);
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+
+    let mut second = Agent::with(&policy, pins, &in_lab);
+    assert_eq!(second.said("moves are paused still").len(), 1);
+    let mut stream = connect(&lab, lab.pod(0).address());
+    request(&mut stream, "/").unwrap();
+    eventually("there is one to move", || {
+        let told = status(&second)["lastPass"]["moves"].clone();
+        if told == 1 { Ok(told) } else { Err(told) }
+    });
+    second.wait_for_intervals(3);
+    let after = paused(&second);
+    assert_eq!(
+        (&after["since"], &after["reason"]),
+        (&before["since"], &before["reason"])
+    );
+    assert_eq!(status(&second)["inFlight"], serde_json::json!([]));
+    assert!(rebalancer(&second, &["resume"]).status.success());
+    assert!(!file.exists(), "what has ended is not kept");
+    in_flight(&mut second);
+
+    assert!(
+        rebalancer(&second, &["pause", "--for", "1h"])
+            .status
+            .success()
+    );
+    assert_eq!(second.terminate(), Some(0));
+    assert!(file.exists(), "also a clean stop is no end of it");
+    let out = rebalancer(&second, &["uninstall"]);
+    assert!(out.status.success(), "{out:?}");
+    assert!(!file.parent().unwrap().exists(), "no trace is left");
+    let none = rebalancer(&second, &["pause", "--for", "1h"]);
+    assert_eq!(none.status.code(), Some(5), "{none:?}");
+    assert!(said(&none).contains("no agent runs"), "{none:?}");
+}

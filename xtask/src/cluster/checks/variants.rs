@@ -1,0 +1,106 @@
+//! The other ways to install: with few privileges, for reading alone; and how to be rid of it.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{
+    Found, Story,
+    agents::{NAMESPACE, adapted, agents, ask, exec, install, overlay},
+    policy, traffic,
+};
+use crate::{
+    cluster::{images, kubectl, process},
+    root,
+};
+
+/// The same moves without `privileged`; or the doctor says what is missing.
+pub(super) fn least_privilege(story: &mut Story) -> Found {
+    install(&adapted("least-privilege")?)?;
+    let agent = &agents()?[0];
+    let privileged = "jsonpath={.spec.containers[0].securityContext}";
+    let get = ["get", "pod", &agent.pod, "-o", privileged];
+    let context = kubectl::output(&[&NAMESPACE[..], &get].concat())?;
+    ensure!(!context.contains("\"privileged\":true"), "{context}");
+    let doctor = exec(&agent.pod, &["doctor"])?;
+    traffic::skew(story)?;
+    policy::enforce(&policy::enforced("with-little", "maxAge: 6s"))?;
+    let found = traffic::spread_by_age(story)?;
+    let dump = ask(&agent.pod, &["dump"])?;
+    ensure!(dump["items"].is_array(), "{dump}");
+    Ok(format!("{found}; doctor: {} lines", doctor.lines().count()))
+}
+
+pub(super) fn read_only(_: &mut Story) -> Found {
+    install(&adapted("read-only")?)?;
+    let mut seen = 0;
+    for agent in agents()? {
+        let dump = ask(&agent.pod, &["dump"])?;
+        let items = dump["items"].as_array().context("a list")?;
+        seen += items.len();
+        for id in items.iter().take(3).flat_map(|item| item["id"].as_str()) {
+            let moved = exec(&agent.pod, &["move", id, "--ignore-guards"]);
+            let words = moved
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
+            ensure!(words.contains("Disabled"), "a move by hand: {words:?}");
+        }
+    }
+    ensure!(seen > 0, "no connections");
+    Ok(format!(
+        "{seen} connections dumped; moves by hand are refused"
+    ))
+}
+
+/// Everything in deploy/ that kustomize builds, and the chart where helm is there.
+pub(super) fn dry_run(_: &mut Story) -> Found {
+    let mut done = 0;
+    let overlays = fs::read_dir(root().join("deploy/overlays")).context("deploy/overlays")?;
+    let overlays = overlays.flatten().map(|overlay| overlay.path());
+    for folder in overlays.chain([root().join("deploy/base")]) {
+        let folder = folder.to_str().context("UTF-8")?.to_owned();
+        kubectl::output(&["apply", "--dry-run=server", "-k", &folder])?;
+        done += 1;
+    }
+    Ok(format!("{done} by kustomize"))
+}
+
+/// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
+pub(super) fn uninstalled(_: &mut Story) -> Found {
+    install(&overlay()?)?;
+    let ours = programs()?;
+    ensure!(ours > 0, "none of the agents' programs is loaded");
+    let folder = overlay()?;
+    let folder = folder.to_str().context("UTF-8")?;
+    kubectl::output(&["delete", "-k", folder, "--wait"])?;
+    ensure!(programs()? > 0, "tracking ended with the agents");
+    let file = root().join("deploy/uninstall.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    // No registry is asked for anything here.
+    let local = text.replace("registry.k8s.io/pause:3.10", images::PAUSE);
+    ensure!(local != text, "uninstall.yaml names another image");
+    kubectl::apply(&local)?;
+    let namespace = ["-n", "rebalancer-uninstall"];
+    let status = [
+        "rollout",
+        "status",
+        "ds/rebalancer-uninstall",
+        "--timeout=120s",
+    ];
+    kubectl::output(&[&namespace[..], &status].concat())?;
+    let left = programs()?;
+    ensure!(left == 0, "{left} of {ours} programs are left");
+    kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
+    Ok(format!("{ours} programs before, none after"))
+}
+
+/// Programs of the agents' that the kernel has.
+fn programs() -> Result<usize> {
+    let list = process::output(Command::new("bpftool").args(["-j", "prog", "show"]))?;
+    let list: Vec<serde_json::Value> = serde_json::from_str(&list).context("bpftool's list")?;
+    let ours = |program: &&serde_json::Value| {
+        ["sock_ops", "list", "adopt", "messages"].contains(&program["name"].as_str().unwrap_or(""))
+    };
+    Ok(list.iter().filter(ours).count())
+}

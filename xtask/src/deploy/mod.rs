@@ -1,0 +1,73 @@
+//! `cargo xtask manifests` writes what deploy/ comes to; `cargo xtask test deploy` holds it to what
+//! it promises: the overlays and the chart give the same objects for the same choices, a mistake
+//! in the chart's values is refused in clear words, and Prometheus reads every rule and panel.
+//! No cluster is asked. What needs neither helm nor kustomize is in `rebalancer-user/tests`.
+
+mod checks;
+mod choices;
+mod objects;
+mod prometheus;
+mod tools;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    root,
+    setup::{self, Need},
+    terminal,
+};
+
+pub(crate) use checks::run as check;
+use tools::Tools;
+
+/// Writes every overlay and the chart with its defaults into `folder`, a file each.
+pub(crate) fn write(folder: &Path) -> Result<()> {
+    setup::ensure(&[Need::Deploy])?;
+    let tools = Tools::build()?;
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    for (name, text) in shipped(&tools)? {
+        let path = folder.join(name).with_extension("yaml");
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        println!("{} {}", terminal::green("wrote"), path.display());
+    }
+    Ok(())
+}
+
+/// What is shipped, by name.
+fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
+    let mut all = Vec::new();
+    for overlay in overlays()? {
+        let text = tools.kustomize(&overlay)?;
+        let name = overlay.file_name().context("an overlay's name")?;
+        all.push((format!("overlay-{}", name.display()), text));
+    }
+    all.push(("chart".to_owned(), tools.template(&[])?));
+    let uninstall = folder().join("uninstall.yaml");
+    let text = fs::read_to_string(&uninstall).with_context(|| uninstall.display().to_string())?;
+    all.push(("uninstall".to_owned(), text));
+    Ok(all)
+}
+
+fn folder() -> PathBuf {
+    root().join("deploy")
+}
+
+fn chart() -> PathBuf {
+    folder().join("chart")
+}
+
+/// The folders of the overlays, by name.
+fn overlays() -> Result<Vec<PathBuf>> {
+    let overlays = folder().join("overlays");
+    let entries = fs::read_dir(&overlays).with_context(|| overlays.display().to_string())?;
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    paths.sort();
+    Ok(paths)
+}

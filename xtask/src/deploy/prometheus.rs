@@ -1,0 +1,81 @@
+//! Alert rules and the dashboard's queries, read by Prometheus' own parser. Whether the metrics
+//! that they name exist is asked elsewhere, by the agent's own list.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Tools, folder, tools};
+use crate::{root, setup};
+
+/// Grafana's own variables, and what stands for them here.
+const VARIABLES: [(&str, &str); 4] = [
+    ("$__rate_interval", "5m"),
+    ("$__range", "1h"),
+    ("$__interval", "1m"),
+    ("$node", "node1"),
+];
+
+pub(super) fn alerts(_: &Tools) -> Result<String> {
+    let file = folder().join("components/monitoring/prometheusrule.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let rule: Value = serde_saphyr::from_str(&text).context("prometheusrule.yaml")?;
+    check("alerts.json", &rule["spec"])
+}
+
+/// Each query as a rule that records it.
+pub(super) fn dashboard(_: &Tools) -> Result<String> {
+    let file = folder().join("components/monitoring/dashboard.json");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let dashboard: Value = serde_json::from_str(&text).context("dashboard.json")?;
+    let mut queries = Vec::new();
+    find_queries(&dashboard, &mut queries);
+    ensure!(!queries.is_empty(), "a dashboard without a query");
+    let rules: Vec<Value> = queries
+        .iter()
+        .enumerate()
+        .map(|(n, query)| json!({"record": format!("panel:query:{n}"), "expr": query}))
+        .collect();
+    check(
+        "dashboard.json",
+        &json!({"groups": [{"name": "dashboard", "rules": rules}]}),
+    )
+}
+
+fn find_queries(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(query) = fields.get("expr").and_then(Value::as_str) {
+                let mut query = query.to_owned();
+                for (variable, value) in VARIABLES {
+                    query = query.replace(variable, value);
+                }
+                found.push(query);
+            }
+            fields.values().for_each(|field| find_queries(field, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| find_queries(item, found)),
+        _ => {}
+    }
+}
+
+/// JSON is YAML too.
+fn check(name: &str, groups: &Value) -> Result<String> {
+    let folder = root().join("target/deploy");
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let file = folder.join(name);
+    fs::write(&file, groups.to_string()).with_context(|| file.display().to_string())?;
+    let (said, _) = tools::run(promtool()?.args(["check", "rules"]).arg(&file))?;
+    let found = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("SUCCESS: "));
+    Ok(found.with_context(|| said.clone())?.to_owned())
+}
+
+fn promtool() -> Result<Command> {
+    let program = setup::find("promtool").context("promtool")?;
+    let mut promtool = Command::new(program);
+    promtool.current_dir(Path::new("/"));
+    Ok(promtool)
+}
