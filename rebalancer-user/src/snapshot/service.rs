@@ -24,8 +24,8 @@ pub struct Service {
     pub ready: u32,
     /// Of these, on this node.
     pub ready_here: u32,
-    /// Its ready endpoints in this node's zone, if its traffic keeps to zones where it can
-    /// (`trafficDistribution`, or hints in its slices).
+    /// Those near this node, if its traffic keeps near where it can (`trafficDistribution`, or
+    /// hints in its slices): of its zone, or of this node alone where it prefers the same node.
     pub ready_in_zone: Option<u32>,
     /// Addresses of all its endpoints, ready or not: a peer among them is a sibling. Shared by
     /// Services with the same ones.
