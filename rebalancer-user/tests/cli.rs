@@ -85,7 +85,14 @@ fn help_names_every_command() {
         assert_has(
             &said.out,
             &[
-                "agent", "dump", "events", "pause", "policy", "probe", "resume", "status",
+                "agent",
+                "dump",
+                "events",
+                "pause",
+                "policy",
+                "probe",
+                "resume",
+                "status",
                 "Usage: rebalancer",
             ],
         );

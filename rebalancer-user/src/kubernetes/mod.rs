@@ -1,4 +1,5 @@
-//! Names: from the API server's objects to whose each endpoint of a snapshot is.
+//! Names: from the API server's objects to whose each endpoint of a snapshot is, and facts of the
+//! Services that lead there.
 //!
 //! An endpoint's network namespace leads to a process, its cgroup to the pod's uid, and that, if
 //! the API server has such a pod on this node, to its names. Whatever is not certain stays
@@ -16,6 +17,10 @@ mod cluster;
 mod connect;
 #[cfg(feature = "kubernetes")]
 mod objects;
+#[cfg(feature = "kubernetes")]
+mod services;
+#[cfg(feature = "kubernetes")]
+mod slices;
 #[cfg(all(test, feature = "kubernetes"))]
 mod tests;
 #[cfg(feature = "kubernetes")]
@@ -73,6 +78,7 @@ pub struct Access {
 fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: Instant) {
     at.learn(snapshot, now);
     snapshot.naming = cluster.naming(now);
+    snapshot.services = cluster.facts(now);
     let mut sockets: BTreeMap<EndpointKey, BTreeSet<CgroupId>> = BTreeMap::new();
     for connection in &snapshot.connections {
         let of_endpoint = sockets.entry(connection.endpoint).or_default();
@@ -187,6 +193,11 @@ impl Names {
 
     /// Never called.
     pub fn name(&mut self, _: &mut Snapshot) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn age(&self) -> Option<std::time::Duration> {
         match *self {}
     }
 

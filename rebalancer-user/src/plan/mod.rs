@@ -29,6 +29,7 @@ mod pods;
 mod ports;
 mod rates;
 mod returns;
+mod services;
 mod spared;
 mod turns;
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     policy::{By, Lack, RuleName},
-    snapshot::TcpState,
+    snapshot::{ServiceName, TcpState},
 };
 
 /// What a pod or a Service says to be left alone.
@@ -70,6 +70,80 @@ pub enum Spared {
     Terminating {
         /// Namespace and name.
         pod: String,
+    },
+    /// Its Service sends new connections elsewhere.
+    Unready {
+        /// The pod's namespace and name.
+        pod: String,
+        /// The Service.
+        service: ServiceName,
+    },
+    /// No Service leads to this port of its pod: its client has dialled the pod and would again.
+    NoService,
+    /// A Service leads there of which nothing is known.
+    ServiceUnknown {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Only a headless Service leads there: its clients choose their endpoints by themselves.
+    Headless {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Services with different endpoints lead there, and its rule does not name one alone.
+    AmbiguousService {
+        /// One of them.
+        one: ServiceName,
+        /// Another.
+        other: ServiceName,
+    },
+    /// `sessionAffinity: ClientIP`: its client would come back.
+    SessionAffinity {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Its client is another endpoint of its own Service.
+    SiblingPeer {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// The Service keeps traffic on the node it has reached, and this node has too few endpoints.
+    LocalTraffic {
+        /// The Service.
+        service: ServiceName,
+        /// `internalTrafficPolicy` or `externalTrafficPolicy`.
+        policy: &'static str,
+        /// Ready endpoints on this node.
+        ready: u32,
+        /// The guard's.
+        min: u32,
+    },
+    /// Fewer ready endpoints than `guards.minReadyEndpoints`.
+    MinReadyEndpoints {
+        /// The Service.
+        service: ServiceName,
+        /// It keeps traffic to zones or nodes: there are more, farther away.
+        in_zone: bool,
+        /// Ready endpoints.
+        ready: u32,
+        /// The guard's.
+        min: u32,
+    },
+    /// The Service's ready endpoints changed less than `guards.settle` ago.
+    Settling {
+        /// The Service.
+        service: ServiceName,
+        /// Since they changed.
+        since: Duration,
+        /// The guard's.
+        settle: Duration,
+    },
+    /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
+    Http2 {
+        /// The port.
+        port: u16,
+        /// The Service.
+        service: ServiceName,
     },
     /// Its pod is of a namespace in `guards.excludeNamespaces`.
     ExcludedNamespace {
@@ -186,6 +260,17 @@ impl Spared {
             Self::StatefulPort { .. } => "statefulPort",
             Self::OptedOut { .. } => "optedOut",
             Self::Terminating { .. } => "terminating",
+            Self::Unready { .. } => "unready",
+            Self::NoService => "noService",
+            Self::ServiceUnknown { .. } => "serviceUnknown",
+            Self::Headless { .. } => "headless",
+            Self::AmbiguousService { .. } => "ambiguousService",
+            Self::SessionAffinity { .. } => "sessionAffinity",
+            Self::SiblingPeer { .. } => "siblingPeer",
+            Self::LocalTraffic { .. } => "localTraffic",
+            Self::MinReadyEndpoints { .. } => "minReadyEndpoints",
+            Self::Settling { .. } => "settling",
+            Self::Http2 { .. } => "http2",
             Self::ExcludedNamespace { .. } => "excludedNamespace",
             Self::Unnamed { .. } => "unnamed",
             Self::StaleFacts { .. } => "staleFacts",
@@ -242,12 +327,44 @@ impl Spared {
                 format!("{kind} {name} without the annotation `{OPT_OUT}`")
             }
             Self::Terminating { .. } => "nothing: its pod is ending".to_owned(),
+            Self::Unready { pod, .. } => format!("that pod {pod} becomes ready"),
+            Self::NoService => "a Service that leads to this port of its pod".to_owned(),
+            Self::ServiceUnknown { service } => {
+                format!("Service {service} in the API server's answer")
+            }
+            Self::Headless { .. } => "a Service with a cluster IP in front of its pod".to_owned(),
+            Self::AmbiguousService { .. } => {
+                "a rule that names one of them alone in `match.services`".to_owned()
+            }
+            Self::SessionAffinity { service } => {
+                format!("`sessionAffinity: None` in Service {service}")
+            }
+            Self::SiblingPeer { .. } => {
+                "nothing will do: endpoints of a Service talk among themselves".to_owned()
+            }
+            Self::LocalTraffic { ready, min, .. } => {
+                format!("{} more ready on this node", min.saturating_sub(*ready))
+            }
+            Self::MinReadyEndpoints { ready, min, .. } => format!(
+                "{} more ready, or a lower `guards.minReadyEndpoints`",
+                min.saturating_sub(*ready)
+            ),
+            Self::Settling { since, settle, .. } => {
+                format!(
+                    "{} without a change",
+                    rounded(settle.saturating_sub(*since))
+                )
+            }
+            Self::Http2 { .. } => {
+                "`sessionState: Loses` in its rule, if calls may be lost".to_owned()
+            }
             Self::ExcludedNamespace { namespace } => {
                 format!("`guards.excludeNamespaces` without {namespace}")
             }
-            Self::Unnamed { rule: None, .. } => {
-                "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned()
-            }
+            Self::Unnamed {
+                lack: Lack::Pod,
+                rule: None,
+            } => "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned(),
             Self::Unnamed { .. } => "its names in the API server's answer".to_owned(),
             Self::StaleFacts { .. } => "that the API server answers".to_owned(),
             Self::MinAge { age, min } => {
@@ -325,6 +442,79 @@ impl fmt::Display for Spared {
                 write!(f, "{kind} {name} has the annotation `{OPT_OUT}`")
             }
             Self::Terminating { pod } => write!(f, "pod {pod} is being taken out of service"),
+            Self::Unready { pod, service } => {
+                write!(
+                    f,
+                    "pod {pod} is not ready: Service {service} does not lead there now"
+                )
+            }
+            Self::NoService => {
+                f.write_str("no Service leads to this port of its pod: its client would come back")
+            }
+            Self::ServiceUnknown { service } => {
+                write!(
+                    f,
+                    "nothing is known of Service {service}, which leads there"
+                )
+            }
+            Self::Headless { service } => {
+                write!(
+                    f,
+                    "Service {service} is headless: its clients choose an endpoint themselves"
+                )
+            }
+            Self::AmbiguousService { one, other } => {
+                write!(
+                    f,
+                    "Services {one} and {other} lead there and have different endpoints"
+                )
+            }
+            Self::SessionAffinity { service } => write!(
+                f,
+                "Service {service} has sessionAffinity ClientIP: its client would come back"
+            ),
+            Self::SiblingPeer { service } => {
+                write!(f, "its client is an endpoint of Service {service} itself")
+            }
+            Self::LocalTraffic {
+                service,
+                policy,
+                ready,
+                min,
+            } => write!(
+                f,
+                "Service {service} has {policy} Local and {ready} ready on this node, below \
+                 minReadyEndpoints {min}"
+            ),
+            Self::MinReadyEndpoints {
+                service,
+                in_zone,
+                ready,
+                min,
+            } => {
+                let near = if *in_zone { " near this node" } else { "" };
+                write!(
+                    f,
+                    "Service {service} has {ready} of the {min} ready endpoints{near} that \
+                     minReadyEndpoints asks for"
+                )
+            }
+            Self::Settling {
+                service,
+                since,
+                settle,
+            } => write!(
+                f,
+                "the endpoints of Service {service} changed {} ago, less than settle {}",
+                rounded(*since),
+                rounded(*settle)
+            ),
+            Self::Http2 { port, service } => {
+                write!(
+                    f,
+                    "port {port} speaks HTTP/2 by the word of Service {service}"
+                )
+            }
             Self::ExcludedNamespace { namespace } => {
                 write!(f, "namespace {namespace} is in excludeNamespaces")
             }
@@ -334,11 +524,16 @@ impl fmt::Display for Spared {
             } => {
                 write!(f, "it is not known {lack}: rule {rule} may be for it")
             }
+            Self::Unnamed {
+                lack: Lack::Pod,
+                rule: None,
+            } => write!(
+                f,
+                "it is not known {}: its namespace may be in excludeNamespaces",
+                Lack::Pod
+            ),
             Self::Unnamed { lack, rule: None } => {
-                write!(
-                    f,
-                    "it is not known {lack}: its namespace may be in excludeNamespaces"
-                )
+                write!(f, "it is not known {lack}: a move may not help")
             }
             Self::StaleFacts {
                 silent: Some(silent),
@@ -422,6 +617,10 @@ mod tests {
             limit: age * 2,
             max: age * 3,
         };
+        let service = || ServiceName {
+            namespace: "shop".into(),
+            name: "checkout".into(),
+        };
         let held = |after| Spared::Held {
             after,
             left: Duration::from_millis(599_900),
@@ -475,11 +674,58 @@ mod tests {
             Spared::Terminating {
                 pod: "shop/web-0".into(),
             },
+            Spared::Unready {
+                pod: "shop/web-0".into(),
+                service: service(),
+            },
+            Spared::NoService,
+            Spared::ServiceUnknown { service: service() },
+            Spared::Headless { service: service() },
+            Spared::AmbiguousService {
+                one: service(),
+                other: ServiceName {
+                    name: "all".into(),
+                    ..service()
+                },
+            },
+            Spared::SessionAffinity { service: service() },
+            Spared::SiblingPeer { service: service() },
+            Spared::LocalTraffic {
+                service: service(),
+                policy: "internalTrafficPolicy",
+                ready: 1,
+                min: 2,
+            },
+            Spared::MinReadyEndpoints {
+                service: service(),
+                in_zone: false,
+                ready: 0,
+                min: 2,
+            },
+            Spared::MinReadyEndpoints {
+                service: service(),
+                in_zone: true,
+                ready: 1,
+                min: 2,
+            },
+            Spared::Settling {
+                service: service(),
+                since: age,
+                settle: age * 5,
+            },
+            Spared::Http2 {
+                port: 8080,
+                service: service(),
+            },
             Spared::ExcludedNamespace {
                 namespace: "kube-system".into(),
             },
             Spared::Unnamed {
                 lack: Lack::Pod,
+                rule: None,
+            },
+            Spared::Unnamed {
+                lack: Lack::Services,
                 rule: None,
             },
             Spared::Unnamed {

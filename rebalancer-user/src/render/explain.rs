@@ -9,11 +9,12 @@ use super::{
     json::{state_name, write as write_json},
     names::service_names,
     plan::{DecisionItem, ReasonItem, decision_item, load_unit, reason_item},
+    service_facts::described,
     table::{age, size},
 };
 use crate::{
     plan::{Explanation, Reason, Standing, Test, Verdict},
-    snapshot::Snapshot,
+    snapshot::{ServiceName, Snapshot},
 };
 
 /// As lines for people: the connection, rules, limits, guards, decision, what it needs.
@@ -40,6 +41,15 @@ pub fn explanation_table(
                 &services
             };
             line("services", shown.join(", "))?;
+            for at in pod.services.iter().flatten() {
+                let name = ServiceName {
+                    namespace: pod.namespace.clone(),
+                    name: at.name.clone(),
+                };
+                let facts = snapshot.services.get(&name);
+                let facts = facts.map_or_else(|| "not known".to_owned(), described);
+                line("service", format!("{}: {facts}", at.name))?;
+            }
         }
     }
     line("state", state_name(c.state))?;

@@ -11,6 +11,8 @@ mod names;
 mod pause;
 mod plan;
 mod read;
+mod service_facts;
+mod services;
 mod status;
 mod table;
 
