@@ -101,7 +101,7 @@ const MISTAKES: [(&str, &[&str]); 10] = [
     ("metrics.port=http", &["/metrics/port", "integer"]),
     ("metrics.enable=true", &["/metrics", "enable"]),
     ("metrics.address=example.org", &["/metrics/address"]),
-    ("maxConnections=10", &["/maxConnections", "1000"]),
+    ("maxConnections=10", &["/maxConnections", "1,000"]),
     ("maxUnavailable=0%", &["/maxUnavailable"]),
     ("cgroup=sys/fs/cgroup", &["/cgroup"]),
     ("metrics.podMonitor.enabled=true", &["metrics.enabled=true"]),

@@ -17,8 +17,13 @@ const PACKAGES: [&str; 2] = [
     "helm.sh/helm/v3/cmd/helm",
     "sigs.k8s.io/kustomize/kustomize/v5",
 ];
-/// helm takes no version from its module.
-const LINK_FLAGS: &str = "-s -w -X helm.sh/helm/v3/internal/version.version=v3.19.5";
+/// helm takes no version from its module; nor that of the Kubernetes that it renders for where no
+/// cluster is asked.
+const LINK_FLAGS: &str = "-s -w -X helm.sh/helm/v3/internal/version.version=v3.19.5 \
+                          -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 \
+                          -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=34 \
+                          -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 \
+                          -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=34";
 /// The namespace that deploy/ names.
 const NAMESPACE: &str = "rebalancer";
 
