@@ -4,9 +4,13 @@ use std::{fmt, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Outcome, Reason, Unknown, limits::rounded};
+use super::{
+    BudgetOf, NoView, Outcome, Reason, Standing, Unknown, Whom,
+    limits::{Load, rounded},
+    returns::FIRST_FEW,
+};
 use crate::{
-    policy::{Lack, RuleName},
+    policy::{By, Lack, RuleName},
     snapshot::TcpState,
 };
 
@@ -114,10 +118,52 @@ pub enum Spared {
     },
     /// The window's moves are used up.
     Budget {
+        /// Whose.
+        of: BudgetOf,
         /// The bound.
-        per_node: u64,
+        moves: u64,
         /// Over this time.
         window: Duration,
+    },
+    /// Its endpoint does not hold more than its siblings, beyond tolerance and chance.
+    WithinBalance(Standing),
+    /// Its endpoint sheds others, and then holds no more than it should.
+    OthersMoved(Standing),
+    /// It counts for more than its endpoint has too much: any other would be as hot with it.
+    LargerThanExcess {
+        /// What is balanced.
+        by: By,
+        /// What it counts for.
+        load: u64,
+        /// What the endpoint has too much.
+        excess: u64,
+    },
+    /// What it counts for has not been measured yet.
+    LoadUnknown,
+    /// Not all endpoints that share its clients are seen here, so that their mean is not known.
+    NoClusterView(NoView),
+    /// New connections are not sent to its endpoint: it is compared with no other.
+    NotReady,
+    /// Moves were seen not to help: clients came back to the same endpoint more often than by
+    /// chance.
+    Returns {
+        /// Whose clients.
+        whom: Whom,
+        /// Of so many moves,
+        moves: u64,
+        /// so many came back,
+        returned: u64,
+        /// where one of so many does by chance.
+        siblings: u32,
+        /// Until a move is tried again.
+        left: Duration,
+    },
+    /// It is not known yet whether moves help: the first few are under way.
+    FirstFew {
+        /// Whose moves.
+        whom: Whom,
+        /// How many.
+        under_way: u64,
     },
 }
 
@@ -156,7 +202,19 @@ impl Spared {
             },
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
-            Self::Budget { .. } => "budget",
+            Self::Budget { of, .. } => match of {
+                BudgetOf::Node => "budget",
+                BudgetOf::Service => "serviceBudget",
+                BudgetOf::Endpoint => "endpointBudget",
+            },
+            Self::WithinBalance(_) => "withinBalance",
+            Self::OthersMoved(_) => "othersMoved",
+            Self::LargerThanExcess { .. } => "largerThanExcess",
+            Self::LoadUnknown => "loadUnknown",
+            Self::NoClusterView(_) => "noClusterView",
+            Self::NotReady => "notReady",
+            Self::Returns { .. } => "returns",
+            Self::FirstFew { .. } => "firstFew",
         }
     }
 
@@ -206,6 +264,8 @@ impl Spared {
                 Reason::Rate { limit, held, .. } => {
                     format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held))
                 }
+                // No limit.
+                Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
             },
             Self::RateUnknown(Unknown(asked)) => format!(
                 "to be watched for {}, as the agent does",
@@ -216,6 +276,21 @@ impl Spared {
             Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
             Self::Budget { window, .. } => {
                 format!("its turn, within {} or later", rounded(*window))
+            }
+            Self::WithinBalance(standing) => match standing.start {
+                Some(start) => format!("an endpoint that holds {}", Load(standing.by, start)),
+                None => "more connections, so that chance explains less".to_owned(),
+            },
+            Self::OthersMoved(_) => "nothing: others are moved".to_owned(),
+            Self::LargerThanExcess { by, load, .. } => {
+                format!("an excess of {}", Load(*by, *load))
+            }
+            Self::LoadUnknown => "one listing more".to_owned(),
+            Self::NoClusterView(_) => "all ready endpoints of its Service on this node".to_owned(),
+            Self::NotReady => "that its endpoint is ready".to_owned(),
+            Self::Returns { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::FirstFew { .. } => {
+                "that their clients are seen elsewhere, or not at all for a time".to_owned()
             }
         }
     }
@@ -283,13 +358,54 @@ impl fmt::Display for Spared {
             }
             Self::DryRun => f.write_str("would be moved (dry run, told before)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
-            Self::Budget { per_node, window } => {
+            Self::Budget { of, moves, window } => {
                 write!(
                     f,
-                    "the budget of {per_node} moves in {} is used up",
+                    "the budget of {moves} moves in {} ({of}) is used up",
                     rounded(*window)
                 )
             }
+            Self::WithinBalance(standing) => standing.fmt(f),
+            Self::OthersMoved(standing) => {
+                let Standing { load, stop, .. } = *standing;
+                let (load, stop) = (Load(standing.by, load), Load(standing.by, stop));
+                write!(
+                    f,
+                    "others are moved until the endpoint holds {stop}, not {load}"
+                )
+            }
+            Self::LargerThanExcess { by, load, excess } => write!(
+                f,
+                "it counts for {}, more than the {} that its endpoint has too much",
+                Load(*by, *load),
+                Load(*by, *excess)
+            ),
+            Self::LoadUnknown => f.write_str("its rate has not been measured yet"),
+            Self::NoClusterView(NoView { here, all }) => match all {
+                Some(all) => write!(
+                    f,
+                    "of the {all} ready endpoints of its Service {here} are seen here"
+                ),
+                None => f.write_str("the endpoints that share its clients are not known"),
+            },
+            Self::NotReady => f.write_str("its endpoint is not ready"),
+            Self::Returns {
+                whom,
+                moves,
+                returned,
+                siblings,
+                left,
+            } => write!(
+                f,
+                "{returned} of {moves} moves of {whom} came back to this endpoint, where chance \
+                 brings one of {siblings}; not again for {}",
+                rounded(*left)
+            ),
+            Self::FirstFew { whom, under_way } => write!(
+                f,
+                "{under_way} moves of {whom} are under way, and it is not known yet whether they \
+                 help (at most {FIRST_FEW} until then)"
+            ),
         }
     }
 }
@@ -309,6 +425,26 @@ mod tests {
         let held = |after| Spared::Held {
             after,
             left: Duration::from_millis(599_900),
+        };
+        let budget = |of| Spared::Budget {
+            of,
+            moves: 60,
+            window: Duration::from_secs(60),
+        };
+        let standing = Standing {
+            by: By::Connections,
+            endpoints: 3,
+            load: 104,
+            mean: 100,
+            stop: 110,
+            start: Some(143),
+        };
+        let returns = |whom| Spared::Returns {
+            whom,
+            moves: 6,
+            returned: 6,
+            siblings: 3,
+            left: Duration::from_secs(600),
         };
         let all = [
             Spared::Duplicate,
@@ -360,9 +496,32 @@ mod tests {
             held(Outcome::Reset),
             Spared::DryRun,
             Spared::MaxInFlight { max: 20 },
-            Spared::Budget {
-                per_node: 60,
-                window: Duration::from_secs(60),
+            budget(BudgetOf::Node),
+            budget(BudgetOf::Service),
+            budget(BudgetOf::Endpoint),
+            Spared::WithinBalance(standing),
+            Spared::WithinBalance(Standing {
+                start: None,
+                ..standing
+            }),
+            Spared::OthersMoved(standing),
+            Spared::LargerThanExcess {
+                by: By::ByteRate,
+                load: 90 << 20,
+                excess: 50 << 20,
+            },
+            Spared::LoadUnknown,
+            Spared::NoClusterView(NoView {
+                here: 1,
+                all: Some(3),
+            }),
+            Spared::NoClusterView(NoView { here: 1, all: None }),
+            Spared::NotReady,
+            returns(Whom::Client("10.0.0.7".parse().unwrap())),
+            returns(Whom::Rule(RuleName::by_hand())),
+            Spared::FirstFew {
+                whom: Whom::Client("10.0.0.7".parse().unwrap()),
+                under_way: 6,
             },
         ];
         let told: String = all

@@ -4,6 +4,7 @@
 mod explain;
 mod json;
 mod ledger;
+mod ledger_balance;
 mod moved;
 mod names;
 mod plan;
