@@ -21,7 +21,10 @@ rules:
 fn rebalancer(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rebalancer"));
     // What the caller's environment sets must not decide.
-    command.env_remove("REBALANCER_LOG").args(arguments);
+    for variable in ["LOG", "METRICS_ADDRESS", "MOVE_EVENTS"] {
+        command.env_remove(format!("REBALANCER_{variable}"));
+    }
+    command.args(arguments);
     command
 }
 
@@ -81,7 +84,17 @@ fn help_names_every_command() {
         assert_eq!((said.code, said.err.as_str()), (0, ""));
         assert_has(
             &said.out,
-            &["agent", "dump", "policy", "status", "Usage: rebalancer"],
+            &[
+                "agent",
+                "dump",
+                "events",
+                "pause",
+                "policy",
+                "probe",
+                "resume",
+                "status",
+                "Usage: rebalancer",
+            ],
         );
     }
 }
@@ -100,7 +113,7 @@ fn version_is_that_of_the_crate() {
 
 #[test]
 fn every_command_explains_itself() {
-    let expected: [(&[&str], &[&str]); 4] = [
+    let expected: [(&[&str], &[&str]); 7] = [
         (
             &["agent"],
             &[
@@ -112,6 +125,10 @@ fn every_command_explains_itself() {
                 "--cgroup",
                 "--log-format",
                 "REBALANCER_LOG",
+                "--metrics-address",
+                "127.0.0.1:9321",
+                "REBALANCER_METRICS_ADDRESS",
+                "REBALANCER_MOVE_EVENTS",
                 "SIGTERM",
                 "SIGHUP",
             ],
@@ -127,6 +144,9 @@ fn every_command_explains_itself() {
                 "agent",
             ],
         ),
+        (&["events"], &["--follow", "--since", "json", "missed"]),
+        (&["pause"], &["--for", "168h", "--reason", "--run-dir"]),
+        (&["probe"], &["live", "ready", "Exit code 0"]),
         (&["policy"], &["check"]),
         (&["policy", "check"], &["<FILE>", "standard input"]),
     ];
@@ -139,7 +159,8 @@ fn every_command_explains_itself() {
 
 #[test]
 fn mistakes_of_usage_are_2_and_say_what_is_meant() {
-    let mistakes: [(&[&str], &str); 12] = [
+    let long = "x".repeat(300);
+    let mistakes: [(&[&str], &str); 23] = [
         (&[], "Usage"),
         (&["help"], "help"),
         (&["agnet"], "'agent'"),
@@ -147,7 +168,18 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["agent", "extra"], "extra"),
         (&["agent", "--mode", "Kill"], "Enforce"),
         (&["agent", "--log-format", "xml"], "json"),
+        (&["agent", "--metrics-address", "9321"], "127.0.0.1:9321"),
+        (&["agent", "--metrics-address", "localhost:1"], "none"),
         (&["dump", "-o", "xml"], "json"),
+        (&["events", "-o", "yaml"], "json"),
+        (&["events", "--since", "5"], "5m"),
+        (&["pause"], "--for"),
+        (&["pause", "--for", "0s"], "more than 0"),
+        (&["pause", "--for", "169h"], "mode: Disabled"),
+        (&["pause", "--for", "7d"], "168h"),
+        (&["pause", "--for", "1h", "--reason", &long], "256"),
+        (&["probe"], "live"),
+        (&["probe", "alive"], "live"),
         (&["dump", "--endpoint"], "'--endpoints'"),
         (&["policy"], "check"),
         (&["policy", "check"], "<FILE>"),
@@ -316,6 +348,27 @@ fn the_agent_judges_its_policy_before_it_asks_for_anything() {
     assert_eq!((said.code, said.out.as_str()), (3, ""));
     assert_has(&said.err, &[":4:64: error: missing unit", "30s"]);
     assert!(!said.err.contains("nowhere"), "{}", said.err);
+}
+
+#[test]
+fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
+    let dir = tempfile::tempdir().unwrap();
+    let questions: [(&[&str], i32); 6] = [
+        (&["events"], 5),
+        (&["events", "-f", "-o", "json"], 5),
+        (&["pause", "--for", "1h"], 5),
+        (&["resume"], 5),
+        // A kubelet knows 0 and all else.
+        (&["probe", "live"], 1),
+        (&["probe", "ready"], 1),
+    ];
+    for (question, code) in questions {
+        let pins = "/sys/fs/bpf/rebalancer-nobody";
+        let run_dir = dir.path().to_str().unwrap();
+        let said = run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat());
+        assert_eq!(said.code, code, "{question:?}: {}", said.err);
+        assert_has(&said.err, &["no agent runs", run_dir]);
+    }
 }
 
 /// A folder without a socket, and pins that are not there.

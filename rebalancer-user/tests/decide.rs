@@ -28,7 +28,14 @@ fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
     }
 }
 
+/// What of budgets a head does not say is wide.
 fn policy(head: &str, rules: &str) -> Policy {
+    const WIDE: &str = "perService: 1000000, perEndpoint: 1000000";
+    let head = if head.contains("budget: {") {
+        head.replace("budget: {", &format!("budget: {{{WIDE}, "))
+    } else {
+        format!("{head}\nbudget: {{{WIDE}}}")
+    };
     let text = format!(
         "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n{head}\nrules:\n{rules}"
     );
@@ -606,6 +613,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         select(vec!["1", "3", "1000000", "1%", "50%", "100%"]),
         1..10u32,
         select(vec!["0s", "1ms", "30s"]),
+        select(vec!["1", "10%", "100%", "1000000"]),
+        select(vec!["1", "25%", "100%", "1000000"]),
     );
     let rule = (
         select(vec![
@@ -615,26 +624,31 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             "mode: Enforce, ",
         ]),
         select(vec![
-            "maxAge: 30s",
-            "maxAge: 1h",
-            "maxAge: 8760h, maxBytes: 1",
-            "maxBytes: 10Gi",
-            "maxAge: 10m, maxBytes: 15Ei",
-            "maxRate: {bytesPerSecond: 1, for: 10s}",
-            "maxAge: 1h, maxRate: {bytesPerSecond: 1Gi, for: 1m}",
+            "limits: {maxAge: 30s}",
+            "limits: {maxAge: 1h}",
+            "limits: {maxAge: 8760h, maxBytes: 1}",
+            "limits: {maxBytes: 10Gi}",
+            "limits: {maxAge: 10m, maxBytes: 15Ei}",
+            "limits: {maxRate: {bytesPerSecond: 1, for: 10s}}",
+            "limits: {maxAge: 1h, maxRate: {bytesPerSecond: 1Gi, for: 1m}}",
+            "limits: {maxAge: 1h}, balance: {}",
+            "balance: {tolerance: 1%}",
+            "balance: {by: ByteRate}",
+            "balance: {by: MessageRate}",
         ]),
         0..=100u8,
         select(vec!["Keeps", "Loses"]),
         select(vec!["8080", "22", "5432", "1, endPort: 65535"]),
     );
-    (head, vec(rule, 0..4)).prop_map(|((mode, per_node, in_flight, min_age), rules)| {
+    (head, vec(rule, 0..4)).prop_map(|(head, rules)| {
+        let (mode, per_node, in_flight, min_age, per_service, per_endpoint) = head;
         let rules: String = rules
             .iter()
             .enumerate()
             .map(|(i, (mode, limits, jitter, state, port))| {
                 format!(
                     "- {{name: r{i}, {mode}match: {{ports: [{{port: {port}}}]}}, \
-                     limits: {{{limits}}}, jitter: {jitter}%, sessionState: {state}}}\n"
+                     {limits}, jitter: {jitter}%, sessionState: {state}}}\n"
                 )
             })
             .collect();
@@ -645,7 +659,8 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         };
         let text = format!(
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
-             budget: {{perNode: {per_node}, maxInFlight: {in_flight}}}\n\
+             budget: {{perNode: {per_node}, perService: {per_service}, \
+             perEndpoint: {per_endpoint}, maxInFlight: {in_flight}}}\n\
              guards: {{minAge: {min_age}}}\nrules:\n{rules}"
         );
         parse("test", &text).unwrap_or_else(|errors| panic!("{errors}"))
@@ -676,12 +691,13 @@ fn any_connection() -> impl Strategy<Value = Connection> {
         likely(),
         likely(),
         any::<bool>(),
+        select(vec![1, 1, 1, 1, 1, 2, 3]),
     )
         .prop_map(
-            |(cookie, port, opened, bytes_in, bytes_out, state, owned, plain, adopted)| {
+            |(cookie, port, opened, bytes_in, bytes_out, state, owned, plain, adopted, netns)| {
                 Connection {
                     endpoint: EndpointKey {
-                        netns: Netns(1),
+                        netns: Netns(netns),
                         cgroup: None,
                         port,
                     },
@@ -884,7 +900,7 @@ proptest! {
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,
-                Reason::Bytes { .. } | Reason::Rate { .. } => panic!("no such limit"),
+                Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Balance { .. } => panic!("no such limit"),
             })
         };
         let alone = limit(2 * HOUR, vec![]).unwrap();

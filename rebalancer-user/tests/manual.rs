@@ -14,6 +14,11 @@ fn every_shell_gets_completions() {
             "--snapshot",
             "completions",
             "status",
+            "events",
+            "pause",
+            "resume",
+            "probe",
+            "--metrics-address",
             "--run-dir",
         ] {
             let known = out.contains(word.trim_start_matches('-'));
@@ -39,6 +44,10 @@ fn every_command_has_a_manual_page() {
         "rebalancer",
         "rebalancer-plan",
         "rebalancer-status",
+        "rebalancer-events",
+        "rebalancer-pause",
+        "rebalancer-resume",
+        "rebalancer-probe",
         "rebalancer-policy-explain",
     ] {
         let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();

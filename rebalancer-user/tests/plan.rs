@@ -8,7 +8,7 @@ const POLICY: &str = "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
-budget: {perNode: 2}
+budget: {perNode: 2, perService: 100%, perEndpoint: 100%}
 rules:
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h, maxBytes: 1Gi}, jitter: 0%}
 ";

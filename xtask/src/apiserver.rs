@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -49,6 +49,10 @@ struct State {
     up: bool,
     forbidden: Option<&'static str>,
     asked: BTreeMap<String, u64>,
+    /// What was written: namespace and object.
+    written: Vec<(String, Value)>,
+    /// Writes to other namespaces are forbidden.
+    writable: Option<String>,
     connections: Vec<TcpStream>,
 }
 
@@ -158,6 +162,16 @@ impl ApiServer {
         self.lock().asked.get(&asked).copied().unwrap_or(0)
     }
 
+    /// The Events that were written, with their namespaces.
+    pub fn written(&self) -> Vec<(String, Value)> {
+        self.lock().written.clone()
+    }
+
+    /// Answers for Events of other namespaces with 403.
+    pub fn allow_writes_to(&self, namespace: &str) {
+        self.lock().writable = Some(namespace.to_owned());
+    }
+
     fn serve(&mut self, listener: TcpListener) {
         self.lock().up = true;
         let shared = Arc::clone(&self.shared);
@@ -212,16 +226,59 @@ impl Shared {
         let Ok(mut out) = stream.try_clone() else {
             return;
         };
-        let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+        let mut from = BufReader::new(stream);
         loop {
-            let head: Vec<String> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
-            let Some(target) = head.first().and_then(|line| line.split(' ').nth(1)) else {
+            let lines = from.by_ref().lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let mut words = head.first().map_or("", |line| line).split(' ');
+            let (Some(method), Some(target)) = (words.next(), words.next()) else {
                 return;
             };
+            if method == "POST" {
+                let length = head.iter().find_map(|line| {
+                    let (name, value) = line.split_once(':')?;
+                    let is_it = name.eq_ignore_ascii_case("content-length");
+                    is_it.then(|| value.trim().parse().ok())?
+                });
+                let mut body = vec![0; length.unwrap_or(0)];
+                if from.read_exact(&mut body).is_err()
+                    || self.write(&mut out, target, &body).is_err()
+                {
+                    return;
+                }
+                continue;
+            }
             if self.answer(&mut out, target, life).is_err() {
                 return;
             }
         }
+    }
+
+    /// Takes an Event, as the real one does: only into the namespace of what it is about.
+    fn write(&self, out: &mut TcpStream, target: &str, body: &[u8]) -> io::Result<()> {
+        let (path, _) = target.split_once('?').unwrap_or((target, ""));
+        let namespace = path
+            .strip_prefix("/apis/events.k8s.io/v1/namespaces/")
+            .and_then(|rest| rest.strip_suffix("/events"));
+        let (Some(namespace), Ok(event)) = (namespace, serde_json::from_slice::<Value>(body))
+        else {
+            return whole(out, 404, &status(404));
+        };
+        {
+            let mut state = self.lock();
+            if state
+                .writable
+                .as_ref()
+                .is_some_and(|only| only != namespace)
+            {
+                return whole(out, 403, &status(403));
+            }
+            if event["regarding"]["namespace"] != namespace {
+                return whole(out, 422, &status(422));
+            }
+            state.written.push((namespace.to_owned(), event.clone()));
+        }
+        whole(out, 201, &event)
     }
 
     fn answer(&self, out: &mut TcpStream, target: &str, life: u64) -> io::Result<()> {
@@ -367,6 +424,7 @@ fn status(code: u16) -> Value {
     let reason = match code {
         403 => "Forbidden",
         410 => "Expired",
+        422 => "Invalid",
         _ => "NotFound",
     };
     json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "metadata": {}, "message": reason,

@@ -13,6 +13,7 @@ mod lab_command;
 mod paced;
 mod progress;
 mod setup;
+mod simulate;
 #[cfg(feature = "steps")]
 mod steps;
 mod terminal;
@@ -60,6 +61,8 @@ enum Task {
     /// Measure what the agent costs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Play made-up clusters around the agent's decisions: what they cost clients, as a table
+    Simulate(simulate::Args),
     /// Run the checks: all, or one suite
     Test(test::Args),
     /// Feed the doors for input from outside with made-up bytes, by libFuzzer
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
+        Task::Simulate(arguments) => simulate::run(&arguments),
         Task::PacedClient(arguments) => paced::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
     };

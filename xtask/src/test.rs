@@ -132,6 +132,10 @@ fn unit() -> Vec<Section> {
             "properties of decisions",
             &["test", "--workspace", "--test", "decide"],
         ),
+        section(
+            "simulated clusters",
+            &["test", "--workspace", "--test", "simulate"],
+        ),
         section("examples in the docs", &["test", "--workspace", "--doc"]),
     ];
     if !setup::kernel_is_ready() {

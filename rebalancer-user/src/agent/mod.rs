@@ -2,6 +2,7 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
+mod announce;
 mod events;
 mod health;
 mod metrics;
@@ -12,6 +13,7 @@ mod scope;
 mod serve;
 mod standing;
 
+pub use announce::announce_refusal;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use serve::Offer;
 
@@ -35,6 +37,7 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::{
+    announce::Announce,
     pause::Pause,
     policy_file::PolicyFile,
     scope::Scope,
@@ -45,7 +48,7 @@ use crate::{
     bpf::{self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker},
     counting::Counting,
     http::{RunDir, Server},
-    kubernetes::{Access, Names},
+    kubernetes::{Access, Announcer, Names, PodAt},
     moves::{self, Done, Mechanism, Mover, Order},
     netns::Namespaces,
     observe::{Observation, locate, observe},
@@ -66,6 +69,10 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// How to ask for names of pods and Services.
     pub names: Access,
+    /// The pod that this is, for Events about it.
+    pub own: Option<PodAt>,
+    /// Also tell of moves by Events.
+    pub move_events: bool,
     /// What becomes of tracking when the agent is told to stop.
     pub on_exit: OnExit,
     /// Folder for the socket on which the agent is asked.
@@ -120,7 +127,9 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
     let names = Names::connect(&options.names, options.cgroup.as_deref()).await?;
-    let (mut agent, mut inbox) = Agent::start(options, loaded, names)?;
+    let announcer = Announcer::connect(&options.names, options.own.clone()).await?;
+    let announce = Announce::new(announcer, options.move_events);
+    let (mut agent, mut inbox) = Agent::start(options, loaded, names, announce)?;
     let mut ticks = agent.ticks();
     let mut looks = interval(policy_file::EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,6 +199,7 @@ struct Agent {
     policy_file: PolicyFile,
     reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
     standing: Standing,
+    announce: Announce,
     publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
     now: KernelTime,
@@ -205,6 +215,7 @@ impl Agent {
         options: Options,
         loaded: Loaded,
         names: Option<Names>,
+        announce: Announce,
     ) -> anyhow::Result<(Self, Inbox)> {
         let Loaded { policy, text } = loaded;
         // What is written from here on is a change; the policy was read just before.
@@ -302,6 +313,7 @@ impl Agent {
             pause,
             policy_file,
             standing,
+            announce,
             publish,
             ledger,
             now: KernelTime::default(),
@@ -327,6 +339,7 @@ impl Agent {
     fn tick(&mut self) {
         self.standing.pass_begins();
         self.pass();
+        self.announce.write(Instant::now());
         self.standing.pass_ends();
         self.publish();
     }
@@ -391,6 +404,7 @@ impl Agent {
                 Mode::Enforce => {
                     // A plan chooses among what it was given.
                     if let Some((device, cgroup)) = of.get(&chosen.cookie()) {
+                        self.announce.started(chosen, snapshot);
                         self.order(chosen, *device, *cgroup);
                     }
                 }
@@ -450,6 +464,7 @@ impl Agent {
 
     fn ended(&mut self, chosen: &Move, step: Option<StepKind>, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
+        self.announce.ended(chosen, &outcome);
         self.standing.ended(chosen, step, &outcome, waited);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
     }
@@ -481,6 +496,7 @@ impl Agent {
             Err(error) => {
                 let error = format!("{error:#}");
                 self.standing.policy_refused(error.clone());
+                self.announce.policy_refused(&error, Instant::now());
                 error!(error, "policy refused, the last good one stays");
                 false
             }

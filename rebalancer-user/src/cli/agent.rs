@@ -1,6 +1,7 @@
 //! `rebalancer agent`: run the agent in the foreground.
 
 use std::{
+    env,
     io::IsTerminal as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -10,9 +11,12 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use super::{DEFAULT_POLICY, KernelArgs, ModeArg, names::NamesArgs, need_privilege, policy};
+use super::{
+    DEFAULT_POLICY, KernelArgs, ModeArg, message, names::NamesArgs, need_privilege, policy,
+};
 use crate::{
     agent::{self, Offer, OnExit},
+    kubernetes::PodAt,
     moves::Mechanism,
 };
 
@@ -60,6 +64,14 @@ pub(super) struct Agent {
         value_parser = offer
     )]
     metrics_address: Option<Offer>,
+    /// Tell of moves by Kubernetes Events too, about the pods whose connections were moved: one for
+    /// each rule and pod in five minutes.
+    #[arg(
+        long,
+        env = "REBALANCER_MOVE_EVENTS",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    move_events: bool,
     #[command(flatten)]
     kernel: KernelArgs,
     #[command(flatten)]
@@ -125,7 +137,7 @@ impl Agent {
             bail!("--policy -: the agent reads its policy again on SIGHUP, so it needs a file");
         }
         // The policy first: an operator who mistypes it needs no privilege to be told.
-        let loaded = load(&self.policy)?;
+        let loaded = load(&self.policy).inspect_err(|error| self.tell_cluster(error))?;
         need_privilege()?;
         start_log(&self.log, self.log_format)?;
         let options = agent::Options {
@@ -133,6 +145,8 @@ impl Agent {
             pins: self.kernel.pins,
             cgroup: self.kernel.cgroup,
             names: self.names.access(),
+            own: own_pod(),
+            move_events: self.move_events,
             on_exit: self.on_exit.into(),
             offer: self.metrics_address.unwrap_or(Offer::IfFree(METRICS)),
             mode: self.mode.into(),
@@ -147,6 +161,30 @@ impl Agent {
             .context("starting the runtime")?
             .block_on(agent::run(options, loaded))
     }
+}
+
+impl Agent {
+    /// A pod that ends at once is looked at from outside: its Events say why.
+    fn tell_cluster(&self, error: &anyhow::Error) {
+        let Some(own) = own_pod() else { return };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        if let Ok(runtime) = runtime {
+            let text = message(error);
+            runtime.block_on(agent::announce_refusal(&self.names.access(), own, &text));
+        }
+    }
+}
+
+/// The pod that this is, as the downward API says.
+fn own_pod() -> Option<PodAt> {
+    let told = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    Some(PodAt {
+        namespace: told("POD_NAMESPACE")?,
+        name: told("POD_NAME")?,
+        uid: told("POD_UID"),
+    })
 }
 
 fn load(file: &Path) -> anyhow::Result<agent::Loaded> {

@@ -62,19 +62,21 @@ impl Events {
         if self.output == Form::Table {
             render::events_head(&mut io::stdout().lock()).context("writing to stdout")?;
         }
-        heard.ask(&self.kernel, self.follow)?;
-        while self.follow {
-            note("note: the agent has ended, the next one is waited for");
-            loop {
-                thread::sleep(AGAIN);
-                match heard.ask(&self.kernel, true) {
-                    Ok(()) => break,
-                    Err(Failed::Asked(NotAsked::NoAgent { .. } | NotAsked::Other { .. })) => {}
-                    Err(failed) => return Err(failed.into()),
-                }
-            }
+        if !self.follow {
+            return Ok(heard.ask(&self.kernel, false)?);
         }
-        Ok(())
+        loop {
+            let before = heard.last.clone();
+            match heard.ask(&self.kernel, true) {
+                Err(failed) if heard.last.is_none() => return Err(failed.into()),
+                Err(Failed::Asked(NotAsked::NoAgent { .. } | NotAsked::Other { .. })) | Ok(()) => {}
+                Err(failed) => return Err(failed.into()),
+            }
+            if heard.last != before {
+                note("note: the agent has ended, the next one is waited for");
+            }
+            thread::sleep(AGAIN);
+        }
     }
 }
 

@@ -10,11 +10,11 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{KernelArgs, Output, positive_duration, records::Records};
+use super::{KernelArgs, Output, positive_duration, records::Records, running};
 use crate::{
     moves::{self, Done, Mover, Order},
     plan::{self, Guarded, Outcome, by_hand},
-    policy::{Step, StepKind, When},
+    policy::{Mode, Step, StepKind, When},
     render::{self, End, Moved, Notation},
     snapshot::{Connection, Cookie},
 };
@@ -79,8 +79,25 @@ fn cookie(text: &str) -> Result<Cookie, String> {
 }
 
 impl Move {
+    /// An agent that was started to move nothing says what this node is for: a hand in its
+    /// container is not above that. Without an agent, or with one that does not answer, root is.
+    fn may_move(&self) -> anyhow::Result<()> {
+        match running::status(&self.kernel) {
+            Ok(status) if status.mode.flag == Mode::Disabled.as_str() => bail!(
+                "the agent of this node (pid {}) runs with --mode {}: nothing is moved here, by hand \
+                 neither\n  remedy: start it without, or add --dry-run to see what would be moved",
+                status.pid,
+                status.mode.flag
+            ),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn run(self) -> anyhow::Result<()> {
         let step = self.step()?;
+        if !self.dry_run {
+            self.may_move()?;
+        }
         let mut records = Records::open(&self.kernel)?;
         let (origin, snapshot) = &records.read()?;
         let known: BTreeMap<Cookie, &Connection> =

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::snapshot::{Identity, Labels, Naming, ServiceAt};
+use super::{
+    services::{Gathered, Spec},
+    slices::Slice,
+};
+use crate::snapshot::{Identity, Labels, Naming, Service, ServiceAt, ServiceName};
 
 /// A pod of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,24 +24,6 @@ pub(super) struct Pod {
     pub(super) mirror_of: Option<String>,
     /// Containers' names, by the runtime's id.
     pub(super) containers: BTreeMap<String, String>,
-}
-
-/// A part of a Service's endpoints, of this node alone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slice {
-    pub(super) namespace: String,
-    pub(super) service: String,
-    /// Ports of the pods; `None` is any.
-    pub(super) ports: Vec<Option<u16>>,
-    /// By the pod's uid.
-    pub(super) endpoints: BTreeMap<String, SliceEndpoint>,
-}
-
-/// One endpoint of a slice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct SliceEndpoint {
-    pub(super) ready: bool,
-    pub(super) terminating: bool,
 }
 
 /// What happened to the objects of a kind. `None` for a value: nothing of the object is used.
@@ -144,10 +130,12 @@ pub(super) struct Cluster {
     pub(super) pods: Known<Pod>,
     /// Every namespace's labels.
     pub(super) namespaces: Known<Labels>,
-    /// Services that ask to be left alone, as `namespace/name`.
-    pub(super) opted_out: Known<()>,
-    /// Slices with endpoints of this node.
+    /// Every Service, as `namespace/name`.
+    pub(super) services: Known<Spec>,
+    /// Slices of all nodes; changed by [`Cluster::change_slices`] alone.
     pub(super) slices: Known<Slice>,
+    /// The same, by Service.
+    gathered: Gathered,
 }
 
 /// How long nothing may be heard of a kind: longer than its watch is asked to last.
@@ -159,8 +147,64 @@ impl Cluster {
     pub(super) fn is_listed(&self) -> bool {
         self.pods.is_listed()
             && self.namespaces.is_listed()
-            && self.opted_out.is_listed()
+            && self.services.is_listed()
             && self.slices.is_listed()
+    }
+
+    /// Takes in a change of slices that was heard at `at`.
+    pub(super) fn change_slices(&mut self, change: Change<Slice>, at: Instant) {
+        let first = !self.slices.is_listed();
+        let before = |key: &String| Some(self.slices.now.as_ref()?.get(key)?.service.clone());
+        let touched: Option<BTreeSet<ServiceName>> = match &change {
+            Change::Begin | Change::Listed(..) => Some(BTreeSet::new()),
+            Change::Done => None,
+            Change::Set(key, after) => {
+                let after = after.as_ref().map(|slice| slice.service.clone());
+                Some(before(key).into_iter().chain(after).collect())
+            }
+            Change::Removed(key) => Some(before(key).into_iter().collect()),
+        };
+        self.slices.change(change, at);
+        let at = (!first).then_some(at);
+        if let Some(touched) = touched {
+            for name in touched {
+                let in_namespace = in_namespace(self.slices.now.as_ref(), &name.namespace);
+                let of_it: Vec<&Slice> = in_namespace.filter(|s| s.service == name).collect();
+                self.gathered.set(name, &of_it, at);
+            }
+            return;
+        }
+        let mut slices: BTreeMap<&ServiceName, Vec<&Slice>> = BTreeMap::new();
+        for slice in self.slices.now.iter().flat_map(BTreeMap::values) {
+            slices.entry(&slice.service).or_default().push(slice);
+        }
+        let gone: Vec<ServiceName> = self.gathered.names().cloned().collect();
+        for name in gone.into_iter().filter(|name| !slices.contains_key(name)) {
+            self.gathered.set(name, &[], at);
+        }
+        for (name, slices) in slices {
+            self.gathered.set(name.clone(), &slices, at);
+        }
+    }
+
+    /// Facts of the Services that lead to this node.
+    pub(super) fn facts(&self, now: Instant) -> BTreeMap<ServiceName, Service> {
+        let specs = self.services.now.as_ref();
+        specs.map_or_else(BTreeMap::new, |specs| self.gathered.facts(specs, now))
+    }
+
+    /// How long ago the API server was last heard, of the kind of which that is longest; `None`
+    /// while one was never heard.
+    pub(super) fn age(&self, now: Instant) -> Option<Duration> {
+        let heard = [
+            self.pods.heard,
+            self.namespaces.heard,
+            self.services.heard,
+            self.slices.heard,
+        ];
+        let all: Option<Vec<Instant>> = heard.into_iter().collect();
+        let oldest = all?.into_iter().min()?;
+        Some(now.saturating_duration_since(oldest))
     }
 
     /// How sure of all of it one can be.
@@ -168,7 +212,7 @@ impl Cluster {
         let outdated = [
             self.pods.outdated(now, POD_PATIENCE),
             self.namespaces.outdated(now, PATIENCE),
-            self.opted_out.outdated(now, PATIENCE),
+            self.services.outdated(now, PATIENCE),
             self.slices.outdated(now, PATIENCE),
         ];
         // `None`, never known, is before any time.
@@ -210,18 +254,20 @@ impl Cluster {
     }
 
     fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
-        let slices = self.slices.now.as_ref()?;
-        let opted_out = self.opted_out.now.as_ref()?;
+        self.slices.now.as_ref()?;
+        let specs = self.services.now.as_ref()?;
         let mut services: BTreeMap<&str, ServiceAt> = BTreeMap::new();
-        for slice in slices.values() {
-            let leads_here = slice.namespace == pod.namespace
-                && slice.ports.iter().any(|p| p.is_none_or(|p| p == port));
-            let Some(endpoint) = slice.endpoints.get(uid).filter(|_| leads_here) else {
+        let slices = in_namespace(self.slices.now.as_ref(), &pod.namespace);
+        for slice in slices.filter(|slice| slice.has_port(port)) {
+            let Some(endpoint) = slice.endpoint(uid) else {
                 continue;
             };
-            let at = services.entry(&slice.service).or_insert_with(|| ServiceAt {
-                name: slice.service.clone(),
-                opted_out: opted_out.contains_key(&format!("{}/{}", pod.namespace, slice.service)),
+            let name = &slice.service.name;
+            let at = services.entry(name).or_insert_with(|| ServiceAt {
+                name: name.clone(),
+                opted_out: specs
+                    .get(&slice.service.to_string())
+                    .is_some_and(|spec| spec.opted_out),
                 ..ServiceAt::default()
             });
             // One for each family of addresses.
@@ -231,17 +277,30 @@ impl Cluster {
         Some(services.into_values().collect())
     }
 
-    /// How many objects are kept, for the log.
+    /// How many slices of a Service are known.
+    #[cfg(test)]
+    pub(super) fn slices_of(&self, namespace: &str, service: &str) -> usize {
+        let slices = in_namespace(self.slices.now.as_ref(), namespace);
+        slices.filter(|slice| slice.service.name == service).count()
+    }
+
+    /// Pods of this node, namespaces, and Services that lead to this node, for the log.
     pub(super) fn counts(&self) -> [usize; 3] {
         let pods = self.pods.now.as_ref().map_or(0, BTreeMap::len);
         let namespaces = self.namespaces.now.as_ref().map_or(0, BTreeMap::len);
-        let services: BTreeSet<(&str, &str)> = self
-            .slices
-            .now
-            .iter()
-            .flat_map(BTreeMap::values)
-            .map(|slice| (slice.namespace.as_str(), slice.service.as_str()))
-            .collect();
-        [pods, namespaces, services.len()]
+        [pods, namespaces, self.gathered.lead_here().count()]
     }
+}
+
+/// Slices by `namespace/name`: those of this namespace.
+fn in_namespace<'a>(
+    slices: Option<&'a BTreeMap<String, Slice>>,
+    namespace: &str,
+) -> impl Iterator<Item = &'a Slice> + use<'a> {
+    let prefix = format!("{namespace}/");
+    let from = slices.map(|slices| slices.range(prefix.clone()..));
+    from.into_iter()
+        .flatten()
+        .take_while(move |(key, _)| key.starts_with(&prefix))
+        .map(|(_, slice)| slice)
 }

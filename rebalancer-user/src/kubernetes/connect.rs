@@ -70,13 +70,19 @@ impl Names {
         &self.node
     }
 
+    /// How long ago the API server was last heard; of its kinds of objects, the one of which that
+    /// is longest. `None` while one was never heard.
+    pub fn age(&self) -> Option<Duration> {
+        self.shared.lock().age(Instant::now())
+    }
+
     /// Pods of this node, namespaces, and Services with endpoints on this node.
     pub fn counts(&self) -> [usize; 3] {
         self.shared.lock().counts()
     }
 }
 
-async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {
+pub(super) async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {
     if access.ask == Ask::Off {
         return Ok(None);
     }

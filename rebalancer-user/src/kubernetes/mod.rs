@@ -1,4 +1,5 @@
-//! Names: from the API server's objects to whose each endpoint of a snapshot is.
+//! Names: from the API server's objects to whose each endpoint of a snapshot is, and facts of the
+//! Services that lead there.
 //!
 //! An endpoint's network namespace leads to a process, its cgroup to the pod's uid, and that, if
 //! the API server has such a pod on this node, to its names. Whatever is not certain stays
@@ -7,6 +8,8 @@
 //! is made from a [`Snapshot`] however it was named.
 
 #[cfg(feature = "kubernetes")]
+mod announce;
+#[cfg(feature = "kubernetes")]
 mod cgroup;
 #[cfg(feature = "kubernetes")]
 mod cluster;
@@ -14,6 +17,10 @@ mod cluster;
 mod connect;
 #[cfg(feature = "kubernetes")]
 mod objects;
+#[cfg(feature = "kubernetes")]
+mod services;
+#[cfg(feature = "kubernetes")]
+mod slices;
 #[cfg(all(test, feature = "kubernetes"))]
 mod tests;
 #[cfg(feature = "kubernetes")]
@@ -38,6 +45,8 @@ use crate::snapshot::Snapshot;
 #[cfg(feature = "kubernetes")]
 use crate::snapshot::{CgroupId, EndpointKey, Who};
 
+#[cfg(feature = "kubernetes")]
+pub use announce::{Announcer, announce_once};
 #[cfg(feature = "kubernetes")]
 pub use connect::Names;
 
@@ -69,6 +78,7 @@ pub struct Access {
 fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: Instant) {
     at.learn(snapshot, now);
     snapshot.naming = cluster.naming(now);
+    snapshot.services = cluster.facts(now);
     let mut sockets: BTreeMap<EndpointKey, BTreeSet<CgroupId>> = BTreeMap::new();
     for connection in &snapshot.connections {
         let of_endpoint = sockets.entry(connection.endpoint).or_default();
@@ -99,6 +109,62 @@ fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: I
         .collect();
 }
 
+/// A pod, as an Event names it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodAt {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid, if it is known: without it `kubectl describe` does not show the Event.
+    pub uid: Option<String>,
+}
+
+/// What an Event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The pod that it is about; the agent's own, if `None`.
+    pub about: Option<PodAt>,
+    /// A word, as Kubernetes writes it.
+    pub reason: &'static str,
+    /// What was done, or tried.
+    pub action: &'static str,
+    /// For people.
+    pub note: String,
+    /// Whether somebody should look.
+    pub warning: bool,
+}
+
+/// Events that nobody can write: this program was built without Kubernetes.
+#[cfg(not(feature = "kubernetes"))]
+#[derive(Debug)]
+pub enum Announcer {}
+
+#[cfg(not(feature = "kubernetes"))]
+impl Announcer {
+    /// As the other: nobody to tell.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn connect(_: &Access, _: Option<PodAt>) -> anyhow::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    /// Never called.
+    pub fn announce(&self, _: Notice) {
+        match *self {}
+    }
+}
+
+/// As the other: nobody to tell.
+///
+/// # Errors
+/// Never.
+#[cfg(not(feature = "kubernetes"))]
+pub async fn announce_once(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
+    Ok(())
+}
+
 /// Names that nobody can know: this program was built without Kubernetes.
 #[cfg(not(feature = "kubernetes"))]
 #[derive(Debug)]
@@ -127,6 +193,11 @@ impl Names {
 
     /// Never called.
     pub fn name(&mut self, _: &mut Snapshot) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn age(&self) -> Option<std::time::Duration> {
         match *self {}
     }
 

@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::{
-    core::v1::{ContainerStatus, Namespace, Pod as ApiPod, Service},
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod as ApiPod};
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event};
 
-use super::cluster::{Change, Pod, Slice, SliceEndpoint};
+use super::cluster::{Change, Pod};
 use crate::snapshot::Labels;
 
 const ENABLED: &str = "rebalancer.dev/enabled";
 const MIRROR: &str = "kubernetes.io/config.mirror";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// An event, with what is kept of its object instead of it.
 pub(super) fn change<K, T>(
@@ -82,47 +78,11 @@ pub(super) fn labels(mut namespace: PartialObjectMeta<Namespace>) -> Option<Labe
     Some(namespace.metadata.labels.take().unwrap_or_default())
 }
 
-/// A Service is kept only if it asks to be left alone.
-pub(super) fn opt_out(service: PartialObjectMeta<Service>) -> Option<()> {
-    opted_out(service.annotations()).then_some(())
-}
-
-fn opted_out(annotations: &BTreeMap<String, String>) -> bool {
+/// Whether an object asks to be left alone.
+pub(super) fn opted_out(annotations: &BTreeMap<String, String>) -> bool {
     annotations
         .get(ENABLED)
         .is_some_and(|value| value == "false")
-}
-
-/// A slice is kept only if it has endpoints of this node.
-pub(super) fn slice(node: &str, slice: EndpointSlice) -> Option<Slice> {
-    let service = slice.labels().get(SERVICE_NAME)?.clone();
-    let namespace = slice.namespace()?;
-    let of_node = |name: &Option<String>| name.as_deref().is_none_or(|name| name == node);
-    let mut endpoints = BTreeMap::new();
-    for endpoint in slice.endpoints.into_iter().flatten() {
-        let Some(uid) = endpoint.target_ref.and_then(|target| target.uid) else {
-            continue; // not a pod
-        };
-        if of_node(&endpoint.node_name) {
-            let conditions = endpoint.conditions.unwrap_or_default();
-            let at = SliceEndpoint {
-                ready: conditions.ready.unwrap_or(true), // as the API documents it
-                terminating: conditions.terminating.unwrap_or(false),
-            };
-            endpoints.insert(uid, at);
-        }
-    }
-    let tcp = |protocol: &Option<String>| protocol.as_deref().is_none_or(|p| p == "TCP");
-    let ports = slice.ports.into_iter().flatten();
-    (!endpoints.is_empty()).then(|| Slice {
-        namespace,
-        service,
-        ports: ports
-            .filter(|port| tcp(&port.protocol))
-            .map(|port| port.port.and_then(|port| u16::try_from(port).ok()))
-            .collect(),
-        endpoints,
-    })
 }
 
 #[cfg(test)]
@@ -181,36 +141,5 @@ mod tests {
             let annotations = BTreeMap::from([(ENABLED.to_owned(), value.to_owned())]);
             assert_eq!(opted_out(&annotations), out, "{value}");
         }
-    }
-
-    #[test]
-    fn of_a_slice_this_nodes_endpoints_are_kept() {
-        let at = |node: &str, uid: &str, conditions: serde_json::Value| {
-            json!({"addresses": ["10.0.0.1"], "nodeName": node, "conditions": conditions,
-                   "targetRef": {"kind": "Pod", "uid": uid}})
-        };
-        let object = json!({
-            "metadata": {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4",
-            "endpoints": [
-                at("n1", "a", json!({"ready": true})), at("n2", "b", json!({"ready": true})),
-                at("n1", "c", json!({"ready": false, "terminating": true})), at("n1", "d", json!({})),
-                {"addresses": ["10.0.0.9"]}
-            ],
-            "ports": [{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 81}]
-        });
-        let object: EndpointSlice = from_value(object).unwrap();
-        let kept = slice("n1", object.clone()).unwrap();
-        assert_eq!(kept.ports, [Some(80), Some(81)]);
-        let found: Vec<_> = kept
-            .endpoints
-            .iter()
-            .map(|(uid, at)| (uid.as_str(), at.ready, at.terminating))
-            .collect();
-        assert_eq!(
-            found,
-            [("a", true, false), ("c", false, true), ("d", true, false)]
-        );
-        assert_eq!(slice("n3", object), None);
     }
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use xtask::apiserver::ApiServer;
 
 use super::watch::{self, Shared};
-use crate::snapshot::{Identity, Naming};
+use crate::snapshot::{Identity, Naming, Service, ServiceName};
 
 /// For anything that should happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,6 +36,15 @@ impl Followed {
 
     fn naming(&self) -> Naming {
         self.shared.lock().naming(Instant::now())
+    }
+
+    fn facts(&self, service: &str) -> Option<Service> {
+        let name = ServiceName {
+            namespace: "shop".to_owned(),
+            name: service.to_owned(),
+        };
+        let mut facts = self.shared.lock().facts(Instant::now());
+        facts.remove(&name)
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -142,6 +151,105 @@ async fn objects_become_names_and_changes_reach_them() {
         .await;
     assert_eq!(f.identify("u0"), None);
     assert_eq!(f.naming(), Naming::Fresh);
+}
+
+/// A slice whose endpoints, by uid, are on these nodes.
+fn spread(name: &str, service: &str, pods: &[(&str, &str)]) -> Value {
+    let endpoint = |(uid, node): &(&str, &str)| {
+        json!({"addresses": [format!("10.0.0.{}", uid.as_bytes()[1])], "nodeName": node,
+               "targetRef": {"kind": "Pod", "uid": uid}})
+    };
+    let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+    let mut slice = slice(name, service, &[]);
+    slice["endpoints"] = endpoints.into();
+    slice
+}
+
+#[tokio::test]
+async fn facts_of_a_service_follow_its_slices_and_its_spec() {
+    let f = Followed::start(shop());
+    f.until_fresh().await;
+    let web = f.facts("web").unwrap();
+    assert_eq!((web.ready, web.ready_here, web.changed), (2, 2, None));
+    assert!(!web.client_ip_affinity && !web.headless);
+    assert!(f.shared.lock().age(Instant::now()).unwrap() < PATIENCE);
+
+    // More elsewhere, in a slice of its own: they count, and the Service has changed.
+    f.api.set(
+        "endpointslices",
+        spread("web-2", "web", &[("u2", "n2"), ("u3", "n3")]),
+    );
+    f.until("told of more", |f| f.facts("web").unwrap().ready == 4)
+        .await;
+    let web = f.facts("web").unwrap();
+    assert_eq!((web.ready_here, web.addresses.len()), (2, 3));
+    assert!(web.changed.unwrap() < PATIENCE);
+
+    // The spec alone: the endpoints are as they were.
+    let mut object = service("web", json!({}));
+    object["spec"] = json!({"sessionAffinity": "ClientIP", "internalTrafficPolicy": "Local"});
+    f.api.set("services", object);
+    f.until("told of the spec", |f| {
+        let web = f.facts("web").unwrap();
+        web.client_ip_affinity && web.internal_local
+    })
+    .await;
+
+    // A Service whose pods are all elsewhere, until one is here.
+    f.api.set("services", service("far", json!({})));
+    f.api
+        .set("endpointslices", spread("far-1", "far", &[("u9", "n2")]));
+    f.api.set("endpointslices", spread("far-2", "far", &[]));
+    f.until("told of far", |f| {
+        f.shared.lock().slices_of("shop", "far") == 2
+    })
+    .await;
+    assert_eq!(f.facts("far"), None);
+    f.api
+        .set("endpointslices", spread("far-2", "far", &[("u8", "n1")]));
+    f.until("told of one here", |f| f.facts("far").is_some())
+        .await;
+    let far = f.facts("far").unwrap();
+    assert_eq!((far.ready, far.ready_here), (2, 1));
+
+    f.api.delete("endpointslices", "shop/web-2");
+    f.until("told of fewer", |f| f.facts("web").unwrap().ready == 2)
+        .await;
+    f.api.delete("services", "shop/web");
+    f.until("told of its end", |f| f.facts("web").is_none())
+        .await;
+    // Its slices are still there: that it leads here is known, and no more.
+    assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
+}
+
+#[tokio::test]
+async fn facts_that_were_missed_are_listed_anew_with_the_time_of_the_list() {
+    let mut f = Followed::start(shop());
+    f.api.set("services", service("same", json!({})));
+    f.api
+        .set("endpointslices", slice("same-1", "same", &["u0"]));
+    f.until("told of both", |f| {
+        f.facts("same").is_some() && f.naming() == Naming::Fresh
+    })
+    .await;
+    let before = f.facts("same").unwrap().changed;
+    f.api.down();
+    f.api.set("endpointslices", slice("web-1", "web", &["u0"]));
+    f.api.expire();
+    f.until("stale", |f| matches!(f.naming(), Naming::Stale(_)))
+        .await;
+    assert_eq!(f.facts("web").unwrap().ready, 2, "the last known stays");
+    f.api.up().unwrap();
+    f.until("told what it missed", |f| {
+        f.facts("web").unwrap().ready == 1
+    })
+    .await;
+    assert!(f.facts("web").unwrap().changed.is_some());
+    // What was listed again as it was has not changed.
+    let after = f.facts("same").unwrap().changed;
+    assert_eq!(after.is_some(), before.is_some());
+    assert!(after >= before);
+    f.until_fresh().await;
 }
 
 #[tokio::test]

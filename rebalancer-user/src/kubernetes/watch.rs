@@ -26,6 +26,8 @@ use tracing::{debug, info, warn};
 use super::{
     cluster::{Change, Cluster, Known, PATIENCE, POD_PATIENCE},
     objects,
+    services::Spec,
+    slices::Slice,
 };
 
 /// What the watches write into.
@@ -45,6 +47,8 @@ const POD_WATCH: u32 = 60;
 const WATCH: u32 = 120;
 /// Objects in one answer of a list: what is parsed at once.
 const PAGE: u32 = 100;
+/// The same of slices, of which each has up to 100 endpoints, or 1,000.
+const SLICES_PAGE: u32 = 20;
 /// Between two attempts, at most; chance adds up to as much again.
 const MOST: Duration = Duration::from_millis(2500);
 /// For one answer of a list, or the beginning of a watch.
@@ -55,6 +59,7 @@ struct Follow<T: 'static> {
     kind: &'static str,
     shared: Shared,
     part: fn(&mut Cluster) -> &mut Known<T>,
+    apply: fn(&mut Cluster, Change<T>, Instant),
     patience: Duration,
 }
 
@@ -76,7 +81,13 @@ pub(super) fn start(
     let mut tasks = JoinSet::new();
     let every = || watcher::Config::default().timeout(WATCH).page_size(PAGE);
 
-    let pods = Follow::new("pods", shared, |c| &mut c.pods, POD_PATIENCE);
+    let pods = Follow {
+        kind: "pods",
+        shared: shared.clone(),
+        part: |c| &mut c.pods,
+        apply: |c, change, at| c.pods.change(change, at),
+        patience: POD_PATIENCE,
+    };
     let api: Api<Pod> = Api::all(pods.client(config)?);
     let of_node = every()
         .timeout(POD_WATCH)
@@ -86,45 +97,49 @@ pub(super) fn start(
         |event| objects::change(event, objects::uid, objects::pod),
     ));
 
-    let namespaces = Follow::new("namespaces", shared, |c| &mut c.namespaces, PATIENCE);
+    let namespaces = Follow {
+        kind: "namespaces",
+        shared: shared.clone(),
+        part: |c| &mut c.namespaces,
+        apply: |c, change, at| c.namespaces.change(change, at),
+        patience: PATIENCE,
+    };
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
     tasks.spawn(namespaces.run(
         move || watcher::watcher(api.clone(), every()).boxed(),
         |event| objects::change(event, objects::name, objects::labels),
     ));
 
-    let services = Follow::new("services", shared, |c| &mut c.opted_out, PATIENCE);
-    let api: Api<PartialObjectMeta<Service>> = Api::all(services.client(config)?);
+    let services = Follow {
+        kind: "services",
+        shared: shared.clone(),
+        part: |c| &mut c.services,
+        apply: |c, change, at| c.services.change(change, at),
+        patience: PATIENCE,
+    };
+    let api: Api<Service> = Api::all(services.client(config)?);
     tasks.spawn(services.run(
         move || watcher::watcher(api.clone(), every()).boxed(),
-        |event| objects::change(event, objects::name, objects::opt_out),
+        |event| objects::change(event, objects::name, Spec::of),
     ));
 
-    let slices = Follow::new("endpointslices", shared, |c| &mut c.slices, PATIENCE);
+    let slices = Follow {
+        kind: "endpointslices",
+        shared: shared.clone(),
+        part: |c| &mut c.slices,
+        apply: Cluster::change_slices,
+        patience: PATIENCE,
+    };
     let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
     let node = node.to_owned();
     tasks.spawn(slices.run(
-        move || watcher::watcher(api.clone(), every()).boxed(),
-        move |event| objects::change(event, objects::name, |slice| objects::slice(&node, slice)),
+        move || watcher::watcher(api.clone(), every().page_size(SLICES_PAGE)).boxed(),
+        move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
     ));
     Ok(tasks)
 }
 
 impl<T: Send + 'static> Follow<T> {
-    fn new(
-        kind: &'static str,
-        shared: &Shared,
-        part: fn(&mut Cluster) -> &mut Known<T>,
-        patience: Duration,
-    ) -> Self {
-        Self {
-            kind,
-            shared: shared.clone(),
-            part,
-            patience,
-        }
-    }
-
     /// A client of which every good answer counts as heard: a watch that was begun anew and has
     /// nothing to tell is not silence, and no event says so.
     fn client(&self, config: &kube::Config) -> kube::Result<Client> {
@@ -173,7 +188,7 @@ impl<T: Send + 'static> Follow<T> {
                         }
                     }
                     if let Some(change) = change(event) {
-                        self.with(|known| known.change(change, Instant::now()));
+                        (self.apply)(&mut self.shared.lock(), change, Instant::now());
                     }
                     continue;
                 }

@@ -1,37 +1,127 @@
 //! How many of the chosen may be moved now.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Ledger, Outlook, Spared, outlook::Pace};
+use super::{Group, Ledger, Move, Outlook, Spared, groups::Groups, ledger::Spender, outlook::Pace};
 use crate::{
-    policy::{Mode, Policy},
-    snapshot::KernelTime,
+    policy::{Budget, Mode, Policy},
+    snapshot::{EndpointKey, KernelTime, Snapshot},
 };
 
-/// What is left of the budgets of one mode.
-pub(super) struct Allowance {
-    mode: Mode,
-    per_node: u64,
-    left: u64,
-    max_in_flight: u64,
-    slots: u64,
-    window: Duration,
-    interval: Duration,
-    asked: u64,
-    taken: u64,
+/// Of what a budget is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BudgetOf {
+    /// Of the node.
+    Node,
+    /// Of the Service, or of what shares a port where there are no Services.
+    Service,
+    /// Of the endpoint.
+    Endpoint,
 }
 
-impl Allowance {
-    /// On a node that tracks `tracked` connections.
+impl BudgetOf {
+    /// The field in the policy file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "perNode",
+            Self::Service => "perService",
+            Self::Endpoint => "perEndpoint",
+        }
+    }
+}
+
+impl fmt::Display for BudgetOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How many connections there are, of which budgets may be a share.
+pub(super) struct There {
+    node: u64,
+    groups: BTreeMap<Arc<Group>, u64>,
+    endpoints: BTreeMap<EndpointKey, u64>,
+}
+
+impl There {
+    pub(super) fn of(policy: &Policy, snapshot: &Snapshot, groups: &Groups) -> Self {
+        let mut there = Self {
+            node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
+            groups: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+        };
+        for connection in &snapshot.connections {
+            *there.endpoints.entry(connection.endpoint).or_default() += 1;
+            let rule = policy.sure_rule_for(connection, snapshot);
+            if let Some(shared) = rule.and_then(|rule| groups.get(rule, connection.endpoint)) {
+                let group = Arc::clone(&shared.group);
+                *there.groups.entry(group).or_default() += 1;
+            }
+        }
+        there
+    }
+}
+
+/// What is left of the budgets of one mode.
+pub(super) struct Allowance<'a> {
+    mode: Mode,
+    budget: Budget,
+    there: &'a There,
+    interval: Duration,
+    node: Bound,
+    slots: u64,
+    groups: BTreeMap<Arc<Group>, Bound>,
+    endpoints: BTreeMap<EndpointKey, Bound>,
+    spent: Spent<'a>,
+}
+
+/// One budget.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bound {
+    limit: u64,
+    spent: u64,
+    /// Of what is spent, what was taken now.
+    taken: u64,
+    asked: u64,
+}
+
+/// Moves within the window, and those of them that are not there any more.
+#[derive(Default)]
+struct Spent<'a> {
+    queues: BTreeMap<super::turns::Queue<'a>, u64>,
+    groups: BTreeMap<&'a Group, (u64, u64)>,
+    endpoints: BTreeMap<EndpointKey, (u64, u64)>,
+    all: u64,
+}
+
+impl<'a> Spent<'a> {
+    fn add(mut self, spender: &'a Spender) -> Self {
+        let queue = (spender.rule.as_str(), spender.namespace.as_deref());
+        *self.queues.entry(queue).or_default() += 1;
+        let group = self.groups.entry(&spender.group).or_default();
+        *group = (group.0 + 1, group.1 + u64::from(spender.is_away()));
+        let endpoint = self.endpoints.entry(spender.endpoint).or_default();
+        *endpoint = (endpoint.0 + 1, endpoint.1 + u64::from(spender.has_left()));
+        self.all += 1;
+        self
+    }
+}
+
+impl Bound {
+    fn left(self) -> u64 {
+        self.limit.saturating_sub(self.spent)
+    }
+}
+
+impl<'a> Allowance<'a> {
     pub(super) fn new(
         policy: &Policy,
         mode: Mode,
-        ledger: &Ledger,
-        tracked: u64,
+        ledger: &'a Ledger,
+        there: &'a There,
         now: KernelTime,
     ) -> Self {
         let budget = policy.budget();
-        let per_node = budget.per_node().of(tracked);
         let max_in_flight = u64::from(budget.max_in_flight().get());
         // What is only told is never in flight; a round of it is as large as a real one.
         let in_flight = if mode == Mode::DryRun {
@@ -40,63 +130,141 @@ impl Allowance {
             ledger.in_flight()
         };
         let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
+        let spent = ledger
+            .spenders(mode, budget.window(), now)
+            .fold(Spent::default(), Spent::add);
         Self {
             mode,
-            per_node,
-            left: per_node.saturating_sub(ledger.spent(mode, budget.window(), now)),
-            max_in_flight,
-            slots: max_in_flight.saturating_sub(in_flight),
-            window: budget.window(),
+            budget,
+            there,
             interval: policy.interval(),
-            asked: 0,
-            taken: 0,
+            node: Bound {
+                limit: budget.per_node().of(there.node),
+                spent: spent.all,
+                ..Bound::default()
+            },
+            slots: max_in_flight.saturating_sub(in_flight),
+            groups: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            spent,
         }
+    }
+
+    /// How many moves each queue of candidates had within the window.
+    pub(super) fn turns(&self) -> &BTreeMap<super::turns::Queue<'a>, u64> {
+        &self.spent.queues
     }
 
     /// Takes one move out of it.
     ///
     /// # Errors
     /// Why there is none left.
-    pub(super) fn take(&mut self) -> Result<(), Spared> {
-        self.asked += 1;
-        if self.left == 0 {
-            return Err(Spared::Budget {
-                per_node: self.per_node,
-                window: self.window,
-            });
+    pub(super) fn take(&mut self, chosen: &Move) -> Result<(), Spared> {
+        let window = self.budget.window();
+        let refused = |of: BudgetOf, bound: Bound| {
+            (bound.left() == 0).then_some(Spared::Budget {
+                of,
+                moves: bound.limit,
+                window,
+            })
+        };
+        self.node.asked += 1;
+        let node = self.node;
+        let group = *self.group(&chosen.spender.group);
+        let endpoint = *self.endpoint(chosen.endpoint);
+        let bounds = [
+            (BudgetOf::Node, node),
+            (BudgetOf::Service, group),
+            (BudgetOf::Endpoint, endpoint),
+        ];
+        if let Some(why) = bounds.into_iter().find_map(|(of, b)| refused(of, b)) {
+            return Err(why);
         }
         if self.slots == 0 {
             return Err(Spared::MaxInFlight {
-                max: self.max_in_flight,
+                max: self.budget.max_in_flight().get().into(),
             });
         }
-        self.left -= 1;
         self.slots -= 1;
-        self.taken += 1;
+        let group = self.groups.get_mut(&chosen.spender.group);
+        let endpoint = self.endpoints.get_mut(&chosen.endpoint);
+        for bound in [Some(&mut self.node), group, endpoint]
+            .into_iter()
+            .flatten()
+        {
+            bound.spent += 1;
+            bound.taken += 1;
+        }
         Ok(())
+    }
+
+    /// The group's bound, of which one more is asked. Those that were moved away and are not seen
+    /// again are of its connections still, as a pod that is disrupted is of its Deployment.
+    fn group(&mut self, group: &Arc<Group>) -> &Bound {
+        let (spent, there, budget) = (&self.spent, self.there, self.budget);
+        let bound = self.groups.entry(Arc::clone(group)).or_insert_with(|| {
+            let (spent, away) = spent.groups.get(&**group).copied().unwrap_or_default();
+            let base = there.groups.get(group).copied().unwrap_or(0);
+            Bound {
+                limit: budget.per_service().of(base + away),
+                spent,
+                ..Bound::default()
+            }
+        });
+        bound.asked += 1;
+        bound
+    }
+
+    fn endpoint(&mut self, endpoint: EndpointKey) -> &Bound {
+        let (spent, there, budget) = (&self.spent, self.there, self.budget);
+        let bound = self.endpoints.entry(endpoint).or_insert_with(|| {
+            let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
+            let base = there.endpoints.get(&endpoint).copied().unwrap_or(0);
+            Bound {
+                limit: budget.per_endpoint().of(base + left),
+                spent,
+                ..Bound::default()
+            }
+        });
+        bound.asked += 1;
+        bound
     }
 
     /// How long it makes take what was asked of it; none if nothing was.
     pub(super) fn outlook(&self) -> Option<Outlook> {
-        let pace = Pace {
-            per_node: self.per_node,
-            max_in_flight: self.max_in_flight,
-            window: self.window,
+        let pace = |limit: u64| Pace {
+            limit,
+            max_in_flight: self.budget.max_in_flight().get().into(),
+            window: self.budget.window(),
             interval: self.interval,
         };
-        let spent = self.per_node.saturating_sub(self.left + self.taken);
-        (self.asked > 0).then(|| Outlook {
+        // What was asked includes what was taken, and that is spent.
+        let last = |bound: &Bound| {
+            let before = bound.spent.saturating_sub(bound.taken);
+            pace(bound.limit.min(self.node.limit)).last_start(before + bound.asked)
+        };
+        let sum = |bounds: &mut dyn Iterator<Item = &Bound>| {
+            bounds.fold(0_u64, |sum, bound| sum.saturating_add(bound.limit))
+        };
+        let tightest = self
+            .node
+            .limit
+            .min(sum(&mut self.groups.values()))
+            .min(sum(&mut self.endpoints.values()));
+        let parts = self.groups.values().chain(self.endpoints.values());
+        let lasts = parts.chain([&self.node]).map(last).max();
+        (self.node.asked > 0).then(|| Outlook {
             mode: self.mode,
-            chosen: self.asked,
-            now: self.taken,
-            per_window: pace.per_window(),
-            window: self.window,
-            lasts: pace.last_start(spent + self.asked),
+            chosen: self.node.asked,
+            now: self.node.taken,
+            per_window: pace(tightest).per_window(),
+            window: self.budget.window(),
+            lasts: lasts.unwrap_or_default(),
         })
     }
 
-    /// Moves that the window still has.
+    /// Moves that the node's window still has.
     pub(super) fn left(&self) -> u64 {
-        self.left
+        self.node.left()
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Move, Spared,
+    Group, Move, Spared, Spender, Stage,
+    balance::client,
     guards::{port, socket},
 };
 use crate::{
@@ -53,5 +54,19 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
         at_end: AtEnd::Spare,
         mode: Mode::Enforce,
         heeds_guards: guarded == Guarded::Yes,
+        spender: Spender {
+            rule: RuleName::by_hand(),
+            namespace: None,
+            group: Arc::new(Group {
+                service: None,
+                port: connection.endpoint.port,
+            }),
+            endpoint: connection.endpoint,
+            client: client(connection),
+            load: 0,
+            siblings: 0,
+            whole: false,
+            stage: Stage::There,
+        },
     })
 }

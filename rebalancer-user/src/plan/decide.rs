@@ -1,31 +1,125 @@
-//! The decision: judge each connection by itself, then let the most overdue have the budget.
+//! The decision: judge each connection by itself and its endpoint beside its siblings, then let
+//! the budgets have them in turn.
+
+use std::collections::BTreeMap;
 
 use super::{
-    Decision, Ledger, Move, Plan, Reason, Spared, Verdict, budget::Allowance, guards::guard,
+    Decision, Ledger, Move, Outlook, Plan, Reason, Spared, Spender, Stage, Verdict, Whom,
+    balance::{State, Weighed, Weighing, client, standings, weigh},
+    budget::{Allowance, There},
+    groups::{Groups, load},
+    guards::guard,
     limits::measure,
+    turns::turns,
 };
 use crate::{
-    policy::{Lack, Mode, Policy, Rule},
-    snapshot::{Connection, Cookie, Identity, KernelTime, Snapshot, Who},
+    policy::{By, Lack, Mode, Policy, Rule},
+    snapshot::{Connection, Cookie, EndpointKey, Identity, KernelTime, Snapshot, Who},
 };
 
 /// Decides what to do with every connection of `snapshot` at `now`.
 ///
 /// Chosen are the connections that have reached a limit of their rule and that no guard spares,
-/// the one furthest beyond its limit first (the ratio of value to limit, exactly; then the lower
-/// cookie), as many as the budgets have left. Dry runs have budgets of their own.
+/// and those that are the excess of a hot endpoint; as many as the budgets have left. Rules take
+/// turns; of one rule those furthest beyond their limit come first (the ratio of value to limit,
+/// exactly; then the lower cookie). Dry runs have budgets of their own.
 pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: KernelTime) -> Plan {
-    let tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
+    let groups = Groups::of(policy, snapshot, ledger);
+    let judged = judge_all(policy, snapshot, ledger, &groups, now);
+    let Judged {
+        mut candidates,
+        mut spared,
+        overdue,
+        ..
+    } = judged;
+
+    // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs.
+    candidates.sort_by(|a, b| b.worst.compare(a.worst));
+    let there = There::of(policy, snapshot, &groups);
+    let allowance = |mode| Allowance::new(policy, mode, ledger, &there, now);
+    let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
+    let queues = candidates.iter().map(Candidate::queue);
+    let mut had = enforce.turns().clone();
+    had.extend(dry_run.turns());
+    let order = turns(queues, &had);
+    let mut few = FirstFew::of(ledger);
+    let mut decisions = Vec::with_capacity(snapshot.connections.len());
+    for (index, place) in order.into_iter().zip(1..) {
+        let Some(candidate) = candidates.get(index) else {
+            continue;
+        };
+        let mode = policy.mode_of(candidate.rule);
+        let allowance = if mode == Mode::DryRun {
+            &mut dry_run
+        } else {
+            &mut enforce
+        };
+        let chosen = candidate.chosen(mode, &groups, ledger, now);
+        let taken = few
+            .allow(candidate, &chosen, ledger)
+            .and_then(|()| allowance.take(&chosen));
+        let verdict = match taken {
+            Ok(()) => {
+                few.count(&chosen.spender);
+                Verdict::Move(chosen)
+            }
+            Err(reason) => Verdict::Spared(reason),
+        };
+        let all = match verdict {
+            Verdict::Move(_) => &mut decisions,
+            Verdict::Spared(_) => &mut spared,
+        };
+        all.push(Decision {
+            cookie: candidate.connection.cookie,
+            rule: Some(candidate.rule.name().clone()),
+            place: Some(place),
+            verdict,
+        });
+    }
+    spared.sort_by_key(|decision| decision.cookie);
+    decisions.append(&mut spared);
+    let budget_left = if policy.mode() == Mode::DryRun {
+        dry_run.left()
+    } else {
+        enforce.left()
+    };
+    let outlooks: Vec<Outlook> = [dry_run.outlook(), enforce.outlook()]
+        .into_iter()
+        .flatten()
+        .collect();
+    Plan {
+        decisions,
+        outlooks,
+        balanced: standings(&groups),
+        overdue,
+        budget_left,
+    }
+}
+
+/// What each connection deserves, budgets aside.
+#[derive(Default)]
+struct Judged<'a> {
+    candidates: Vec<Candidate<'a>>,
+    spared: Vec<Decision>,
+    weighed: Vec<Weighed<'a>>,
+    rules: Vec<&'a Rule>,
+    overdue: u64,
+}
+
+fn judge_all<'a>(
+    policy: &'a Policy,
+    snapshot: &'a Snapshot,
+    ledger: &Ledger,
+    groups: &'a Groups,
+    now: KernelTime,
+) -> Judged<'a> {
+    let mut judged = Judged::default();
     let mut connections: Vec<&Connection> = snapshot.connections.iter().collect();
     connections.sort_unstable_by_key(|connection| connection.cookie);
-
-    let mut spared = Vec::with_capacity(connections.len());
-    let mut candidates = Vec::new();
-    let mut overdue = 0;
     for same in connections.chunk_by(|a, b| a.cookie == b.cookie) {
         let [connection] = same else {
             let duplicate = |c: &&Connection| spare(c.cookie, None, Spared::Duplicate);
-            spared.extend(same.iter().map(duplicate));
+            judged.spared.extend(same.iter().map(duplicate));
             continue;
         };
         let who = snapshot.who(&connection.endpoint);
@@ -41,73 +135,106 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             Some(unsure) if !ledger.is_in_flight(connection.cookie) => Judgement::Spare(unsure),
             _ => judge(policy, rule, snapshot, connection, ledger, now),
         };
-        match judgement {
+        judged.take_in(judgement, connection, rule, (groups, ledger), now);
+    }
+    judged.weigh(snapshot);
+    judged
+}
+
+impl<'a> Judged<'a> {
+    fn take_in(
+        &mut self,
+        judgement: Judgement<'a>,
+        connection: &'a Connection,
+        rule: Option<&'a Rule>,
+        (groups, ledger): (&'a Groups, &Ledger),
+        now: KernelTime,
+    ) {
+        let state = match judgement {
             Judgement::Choose(candidate) => {
-                overdue += u64::from(candidate.overdue);
-                candidates.push(candidate);
+                self.overdue += u64::from(candidate.overdue);
+                self.candidates.push(candidate);
+                State::Goes
             }
+            Judgement::Weigh(later) => later.map_or(State::Free, |later| match later {
+                Spared::DryRun => {
+                    self.spared.push(spare(connection.cookie, rule, later));
+                    State::Goes
+                }
+                later => State::Later(later),
+            }),
             Judgement::Spare(reason) => {
                 let waits = matches!(
                     reason,
                     Spared::InFlight | Spared::Held { .. } | Spared::DryRun
                 );
                 let is_overdue = |rule: &Rule| {
-                    measure(rule, connection, ledger, now)
-                        .0
-                        .any(Reason::overdue)
+                    let measures = measure(rule, connection, ledger, now).0;
+                    { measures }.any(Reason::overdue)
                 };
-                overdue += u64::from(waits && rule.is_some_and(is_overdue));
-                spared.push(spare(connection.cookie, rule, reason));
+                self.overdue += u64::from(waits && rule.is_some_and(is_overdue));
+                let goes = reason == Spared::DryRun;
+                let flies = reason == Spared::InFlight;
+                self.spared.push(spare(connection.cookie, rule, reason));
+                if flies {
+                    return;
+                }
+                if goes { State::Goes } else { State::Stays }
             }
-        }
+        };
+        let Some((rule, balance)) = rule.and_then(|rule| Some((rule, rule.balance()?))) else {
+            return;
+        };
+        let asked = matches!(state, State::Free | State::Later(_));
+        let load = load(connection, balance.by(), ledger);
+        let (Some(shared), Some(load)) = (groups.get(rule, connection.endpoint), load) else {
+            if asked {
+                self.spared
+                    .push(spare(connection.cookie, Some(rule), Spared::LoadUnknown));
+            }
+            return;
+        };
+        self.rules.push(rule);
+        self.weighed.push(Weighed {
+            connection,
+            shared,
+            balance,
+            load,
+            state,
+        });
     }
 
-    // Stable: equals stay in the order of their cookies.
-    candidates.sort_by(|a, b| b.worst.compare(a.worst));
-    let allowance = |mode| Allowance::new(policy, mode, ledger, tracked, now);
-    let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
-    let mut decisions = Vec::with_capacity(connections.len());
-    for (candidate, place) in candidates.into_iter().zip(1..) {
-        let mode = policy.mode_of(candidate.rule);
-        let allowance = if mode == Mode::DryRun {
-            &mut dry_run
-        } else {
-            &mut enforce
-        };
-        match allowance.take() {
-            Ok(()) => decisions.push(candidate.chosen(mode, place, ledger, now)),
-            Err(reason) => {
-                let waits = spare(candidate.connection.cookie, Some(candidate.rule), reason);
-                spared.push(Decision {
-                    place: Some(place),
-                    ..waits
-                });
+    fn weigh(&mut self, snapshot: &'a Snapshot) {
+        for (index, weighing) in weigh(&self.weighed) {
+            let (Some(one), Some(rule)) = (self.weighed.get(index), self.rules.get(index)) else {
+                continue;
+            };
+            match weighing {
+                Weighing::Move(worst) => self.candidates.push(Candidate {
+                    connection: one.connection,
+                    who: snapshot.who(&one.connection.endpoint),
+                    rule,
+                    worst,
+                    overdue: false,
+                }),
+                Weighing::Spare(why) => {
+                    self.spared
+                        .push(spare(one.connection.cookie, Some(rule), why));
+                }
             }
         }
-    }
-    spared.sort_by_key(|decision| decision.cookie);
-    decisions.append(&mut spared);
-    let budget_left = if policy.mode() == Mode::DryRun {
-        dry_run.left()
-    } else {
-        enforce.left()
-    };
-    let outlooks = [dry_run.outlook(), enforce.outlook()];
-    Plan {
-        decisions,
-        outlooks: outlooks.into_iter().flatten().collect(),
-        overdue,
-        budget_left,
     }
 }
 
-/// What a connection deserves, budgets aside.
+/// What a connection deserves by itself.
 enum Judgement<'a> {
     Choose(Candidate<'a>),
     Spare(Spared),
+    /// It is within its limits: its endpoint decides. If it may be moved only later, why.
+    Weigh(Option<Spared>),
 }
 
-/// A connection that has reached a limit.
+/// A connection that has reached a limit, or is of its endpoint's excess.
 struct Candidate<'a> {
     connection: &'a Connection,
     who: &'a Who,
@@ -116,12 +243,18 @@ struct Candidate<'a> {
     overdue: bool,
 }
 
-impl Candidate<'_> {
-    fn chosen(&self, mode: Mode, place: u64, ledger: &Ledger, now: KernelTime) -> Decision {
+impl<'a> Candidate<'a> {
+    fn queue(&self) -> super::turns::Queue<'a> {
+        let namespace = self.who.pod().map(|pod| pod.namespace.as_str());
+        (self.rule.name().as_str(), namespace)
+    }
+
+    fn chosen(&self, mode: Mode, groups: &Groups, ledger: &Ledger, now: KernelTime) -> Move {
         let &Self {
             connection,
             who,
             rule,
+            worst,
             ..
         } = self;
         let name = |pod: &Identity| format!("{}/{}", pod.namespace, pod.pod);
@@ -130,7 +263,10 @@ impl Candidate<'_> {
             .filter(|reason| reason.exceeded())
             .collect();
         reasons.sort_by(|a, b| b.compare(*a));
-        let chosen = Move {
+        if matches!(worst, Reason::Balance { .. }) {
+            reasons.push(worst);
+        }
+        Move {
             cookie: connection.cookie,
             endpoint: connection.endpoint,
             local: connection.local,
@@ -142,13 +278,89 @@ impl Candidate<'_> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
-        };
-        Decision {
-            cookie: connection.cookie,
-            rule: Some(rule.name().clone()),
-            place: Some(place),
-            verdict: Verdict::Move(chosen),
+            spender: spender(connection, who, rule, groups, ledger),
         }
+    }
+}
+
+fn spender(
+    connection: &Connection,
+    who: &Who,
+    rule: &Rule,
+    groups: &Groups,
+    ledger: &Ledger,
+) -> Spender {
+    let shared = groups.get(rule, connection.endpoint);
+    let by = rule
+        .balance()
+        .map_or(By::Connections, |balance| balance.by());
+    Spender {
+        rule: rule.name().clone(),
+        namespace: who.pod().map(|pod| pod.namespace.clone()),
+        group: match shared {
+            Some(shared) => shared.group.clone(),
+            // Each that a rule is for is of a group.
+            None => super::Group::of(rule, who, &connection.endpoint).into(),
+        },
+        endpoint: connection.endpoint,
+        client: client(connection),
+        load: load(connection, by, ledger).unwrap_or(0),
+        siblings: shared.map_or(0, |shared| shared.siblings()),
+        whole: shared.is_some_and(|shared| shared.facts.is_ok()),
+        stage: Stage::There,
+    }
+}
+
+/// Moves under way whose use is not known yet.
+struct FirstFew {
+    under_way: BTreeMap<(Whom, EndpointKey), u64>,
+}
+
+impl FirstFew {
+    fn of(ledger: &Ledger) -> Self {
+        let mut few = Self {
+            under_way: BTreeMap::new(),
+        };
+        ledger.unsettled().for_each(|spender| few.count(spender));
+        few
+    }
+
+    fn count(&mut self, spender: &Spender) {
+        for whom in [
+            Whom::Client(spender.client),
+            Whom::Rule(spender.rule.clone()),
+        ] {
+            *self.under_way.entry((whom, spender.endpoint)).or_default() += 1;
+        }
+    }
+
+    /// Balance alone waits until moves are seen to help: a limit is a limit in any case. What is
+    /// only told is told as a whole.
+    fn allow(
+        &self,
+        candidate: &Candidate<'_>,
+        chosen: &Move,
+        ledger: &Ledger,
+    ) -> Result<(), Spared> {
+        let balances = matches!(candidate.worst, Reason::Balance { .. });
+        if !balances || chosen.mode != Mode::Enforce {
+            return Ok(());
+        }
+        let spender = &chosen.spender;
+        for whom in [
+            Whom::Client(spender.client),
+            Whom::Rule(spender.rule.clone()),
+        ] {
+            let test = ledger.returns(whom.clone(), spender.endpoint);
+            let allowed = test.copied().unwrap_or_default().allowed();
+            let key = (whom, spender.endpoint);
+            let under_way = self.under_way.get(&key).copied().unwrap_or(0);
+            if under_way >= allowed {
+                let whom = key.0;
+                return Err(Spared::FirstFew { whom, under_way });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -170,35 +382,29 @@ fn judge<'a>(
         return Judgement::Spare(reason);
     }
     let (mut measures, unknown) = measure(rule, connection, ledger, now);
-    let Some(first) = measures.next() else {
-        // A rule has a limit; one without would have nothing to ask for.
-        let reason = unknown.map_or(Spared::NoRule, Spared::RateUnknown);
-        return Judgement::Spare(reason);
-    };
-    let (worst, overdue) = measures.fold((first, first.overdue()), |(worst, overdue), reason| {
-        let worst = if reason.compare(worst).is_gt() {
-            reason
-        } else {
-            worst
-        };
-        (worst, overdue || reason.overdue())
+    let worst = measures.next().map(|first| {
+        measures.fold((first, first.overdue()), |(worst, overdue), reason| {
+            let worst = if reason.compare(worst).is_gt() {
+                reason
+            } else {
+                worst
+            };
+            (worst, overdue || reason.overdue())
+        })
     });
-    if !worst.exceeded() {
-        return Judgement::Spare(Spared::WithinLimits { nearest: worst });
-    }
-    let age = now.since(connection.opened);
-    let min = policy.guards().min_age();
-    if age < min {
-        return Judgement::Spare(Spared::MinAge { age, min });
-    }
-    if let Some((after, left)) = ledger.held(connection.cookie, now) {
-        return Judgement::Spare(Spared::Held {
-            after: after.clone(),
-            left,
-        });
-    }
-    if policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie) {
-        return Judgement::Spare(Spared::DryRun);
+    let later = || not_now(policy, rule, connection, ledger, now);
+    let (worst, overdue) = match worst {
+        Some((worst, overdue)) if worst.exceeded() => (worst, overdue),
+        _ if rule.balance().is_some() => return Judgement::Weigh(later()),
+        Some((nearest, _)) => return Judgement::Spare(Spared::WithinLimits { nearest }),
+        // A rule without limits balances.
+        None => {
+            let reason = unknown.map_or(Spared::NoRule, Spared::RateUnknown);
+            return Judgement::Spare(reason);
+        }
+    };
+    if let Some(reason) = later() {
+        return Judgement::Spare(reason);
     }
     Judgement::Choose(Candidate {
         connection,
@@ -207,6 +413,45 @@ fn judge<'a>(
         worst,
         overdue,
     })
+}
+
+/// Why one that may be moved is not moved now.
+fn not_now(
+    policy: &Policy,
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> Option<Spared> {
+    let age = now.since(connection.opened);
+    let min = policy.guards().min_age();
+    if age < min {
+        return Some(Spared::MinAge { age, min });
+    }
+    if let Some((after, left)) = ledger.held(connection.cookie, now) {
+        return Some(Spared::Held {
+            after: after.clone(),
+            left,
+        });
+    }
+    let of_whom = [
+        Whom::Client(client(connection)),
+        Whom::Rule(rule.name().clone()),
+    ];
+    for whom in of_whom {
+        let test = ledger.returns(whom.clone(), connection.endpoint);
+        if let Some((test, left)) = test.and_then(|test| Some((test, test.holds_for(now)?))) {
+            return Some(Spared::Returns {
+                whom,
+                moves: test.moves,
+                returned: test.returned,
+                siblings: test.siblings,
+                left,
+            });
+        }
+    }
+    let told = policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie);
+    told.then_some(Spared::DryRun)
 }
 
 fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {

@@ -1,9 +1,13 @@
 //! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
 
 use super::{
-    Decision, Ledger, Reason, Spared, Verdict, decide,
+    Decision, Ledger, Reason, Spared, Standing, Verdict, Whom,
+    balance::client,
+    decide,
+    groups::Groups,
     guards::guards,
     limits::{Unknown, measure},
+    returns::Test,
 };
 use crate::{
     policy::{Miss, Policy, Rule},
@@ -24,6 +28,11 @@ pub struct Explanation<'a> {
     pub measures: Vec<Reason>,
     /// A limit of which it is not known how near the connection is.
     pub unknown: Option<Unknown>,
+    /// How its endpoint stands beside its siblings, if its rule balances and all are seen.
+    pub balance: Option<Standing>,
+    /// What is known of where moved clients come back: the connection's own client, and all of its
+    /// rule, from its endpoint.
+    pub returns: Vec<(Whom, Test)>,
     /// Every guard that spares it; the first is the one named in a plan.
     pub guards: Vec<Spared>,
     /// What the plan says of it.
@@ -73,7 +82,7 @@ pub fn explain<'a>(
             break;
         }
     }
-    let (measures, unknown, guards) = match rule {
+    let (mut measures, unknown, guards): (Vec<_>, _, _) = match rule {
         Some(rule) => {
             let (measures, unknown) = measure(rule, connection, ledger, now);
             let guards = guards(policy, rule, snapshot, connection).collect();
@@ -81,12 +90,33 @@ pub fn explain<'a>(
         }
         None => Default::default(),
     };
+    let excess = |reason: &&Reason| matches!(reason, Reason::Balance { .. });
+    if let Verdict::Move(chosen) = &decision.verdict {
+        measures.extend(chosen.reasons().iter().find(excess));
+    }
+    let groups = Groups::of(policy, snapshot, ledger);
+    let balance = rule.and_then(|rule| {
+        let (balance, shared) = (rule.balance()?, groups.get(rule, connection.endpoint)?);
+        let held = shared.endpoints.get(&connection.endpoint)?;
+        Some(Standing::of(balance, shared.facts.ok()?, held.load))
+    });
+    let whom = rule.map(|rule| {
+        let client = Whom::Client(client(connection));
+        [client, Whom::Rule(rule.name().clone())]
+    });
+    let known = |whom: Whom| {
+        let test = *ledger.returns(whom.clone(), connection.endpoint)?;
+        Some((whom, test))
+    };
+    let returns = whom.into_iter().flatten().filter_map(known).collect();
     Some(Explanation {
         connection,
         who,
         rules,
         measures,
         unknown,
+        balance,
+        returns,
         guards,
         decision,
     })

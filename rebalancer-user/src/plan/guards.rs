@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Spared, pods, ports};
+use super::{Spared, pods, ports, services};
 use crate::{
     policy::{Mode, Policy, Rule, SessionState},
     snapshot::{Connection, Snapshot, TcpState},
@@ -45,6 +45,10 @@ pub(super) fn guards<'a>(
             snapshot,
             snapshot.who(&connection.endpoint),
         ))
+        .chain(
+            std::iter::once_with(move || services::guards(policy, rule, snapshot, connection))
+                .flatten(),
+        )
 }
 
 /// What it surely is: to move it cannot help.

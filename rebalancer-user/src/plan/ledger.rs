@@ -1,18 +1,23 @@
-//! What was moved, and when, and how fast connections were: what the next decision must know of
-//! those before.
+//! What was moved, and when, where its clients came, and how fast connections were: what the next
+//! decision must know of those before.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
-    Move, Outcome,
+    Group, Move, Outcome, Sum,
+    flows::{Flow, Flows},
+    groups::Groups,
     rates::{History, Rates},
+    returns::{Awaited, Back, NewHold, ReturnCounts, Returns, Test, Whom},
 };
 use crate::{
-    policy::{Mode, Policy},
-    snapshot::{Cookie, KernelTime, Snapshot},
+    policy::{Mode, Policy, RuleName},
+    snapshot::{Cookie, EndpointKey, KernelTime, Snapshot},
 };
 
 /// For so long a connection is not chosen again once a move of it has ended: one that lives on
@@ -23,33 +28,113 @@ pub const HOLD: Duration = Duration::from_secs(600);
 /// What was moved and told so far. A value: the agent keeps one and tells it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    in_flight: BTreeMap<Cookie, KernelTime>,
+    in_flight: BTreeMap<Cookie, (KernelTime, Spender)>,
     ended: BTreeMap<Cookie, (Outcome, KernelTime)>,
     said: BTreeSet<Cookie>,
     made: Spent,
     told: Spent,
     rates: Rates,
+    flows: Flows,
+    returns: Returns,
+    sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
+    shedding: BTreeSet<(RuleName, EndpointKey)>,
 }
 
 /// Moves that count against a budget, by when they began.
-type Spent = BTreeSet<(KernelTime, Cookie)>;
+type Spent = BTreeMap<(KernelTime, Cookie), Spender>;
+
+/// Listings of which the largest sum counts: clients that are about to reconnect are in none of
+/// the last.
+const SUMS: usize = 3;
+
+/// Whose a move is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spender {
+    /// The rule that asked for it.
+    pub rule: RuleName,
+    /// The namespace of the pod, if it is known.
+    pub namespace: Option<String>,
+    /// The group of its endpoint.
+    pub group: Arc<Group>,
+    /// Its endpoint.
+    pub endpoint: EndpointKey,
+    /// Its client.
+    pub client: IpAddr,
+    /// What it counted for in its group.
+    pub load: u64,
+    /// Endpoints that its client may come to; 0 if that is not known.
+    pub siblings: u32,
+    /// All of these are seen here.
+    pub whole: bool,
+    /// What became of it.
+    pub stage: Stage,
+}
+
+/// What became of a move that counts against a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The connection is there.
+    There,
+    /// It is gone, and its client has not been seen again.
+    Away,
+    /// Its client is back at the same endpoint.
+    Returned,
+    /// Its client is at another endpoint of the group.
+    Elsewhere,
+}
+
+impl Stage {
+    /// A stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::There => "there",
+            Self::Away => "away",
+            Self::Returned => "returned",
+            Self::Elsewhere => "elsewhere",
+        }
+    }
+}
+
+impl Spender {
+    /// Neither the connection is in the group nor one that its client made instead.
+    pub(super) fn is_away(&self) -> bool {
+        self.stage == Stage::Away
+    }
+
+    /// Neither is at the endpoint.
+    pub(super) fn has_left(&self) -> bool {
+        matches!(self.stage, Stage::Away | Stage::Elsewhere)
+    }
+}
 
 /// All that a [`Ledger`] holds, to be written and read: a decision made with what was read back
 /// is the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     /// Moves under way, and when they began.
-    pub in_flight: Vec<(Cookie, KernelTime)>,
+    pub in_flight: Vec<(Cookie, KernelTime, Spender)>,
     /// Moves that ended, how and when.
     pub ended: Vec<(Cookie, Outcome, KernelTime)>,
     /// Connections told in dry run.
     pub said: Vec<Cookie>,
     /// Moves that count against the budget, by when they began.
-    pub made: Vec<(KernelTime, Cookie)>,
+    pub made: Vec<(KernelTime, Cookie, Spender)>,
     /// What was told in dry run, likewise.
-    pub told: Vec<(KernelTime, Cookie)>,
+    pub told: Vec<(KernelTime, Cookie, Spender)>,
     /// The rates of connections whose rules ask for them.
     pub rates: Vec<(Cookie, History)>,
+    /// The rates of connections whose rules balance by them.
+    pub flows: Vec<(Cookie, Flow)>,
+    /// Moves that ended, and whose clients are looked for.
+    pub awaited: Vec<Awaited>,
+    /// Connections that were taken for such a client.
+    pub taken: Vec<Cookie>,
+    /// What is known of returns.
+    pub returns: Vec<(Whom, EndpointKey, Test)>,
+    /// What groups held under rules, the latest last.
+    pub sums: Vec<(RuleName, Group, Vec<Sum>)>,
+    /// Endpoints that have begun to shed.
+    pub shedding: Vec<(RuleName, EndpointKey)>,
 }
 
 impl Ledger {
@@ -58,33 +143,171 @@ impl Ledger {
         let ended = |(cookie, (outcome, at)): (&Cookie, &(Outcome, KernelTime))| {
             (*cookie, outcome.clone(), *at)
         };
+        let spent = |spent: &Spent| {
+            let entry =
+                |((at, cookie), by): (&(KernelTime, Cookie), &Spender)| (*at, *cookie, by.clone());
+            spent.iter().map(entry).collect()
+        };
+        let flying =
+            |(cookie, (at, by)): (&Cookie, &(KernelTime, Spender))| (*cookie, *at, by.clone());
+        let sums = |((rule, group), sums): (&(RuleName, Arc<Group>), &VecDeque<Sum>)| {
+            let sums = sums.iter().copied().collect();
+            (rule.clone(), Group::clone(group), sums)
+        };
+        let (awaited, taken, returns) = self.returns.entries();
         Entries {
-            in_flight: self.in_flight.iter().map(|(c, at)| (*c, *at)).collect(),
+            in_flight: self.in_flight.iter().map(flying).collect(),
             ended: self.ended.iter().map(ended).collect(),
             said: self.said.iter().copied().collect(),
-            made: self.made.iter().copied().collect(),
-            told: self.told.iter().copied().collect(),
+            made: spent(&self.made),
+            told: spent(&self.told),
             rates: self.rates.entries(),
+            flows: self.flows.entries(),
+            awaited,
+            taken,
+            returns,
+            sums: self.sums.iter().map(sums).collect(),
+            shedding: self.shedding.iter().cloned().collect(),
         }
     }
 
     /// A ledger that holds `entries`.
     pub fn from_entries(entries: Entries) -> Self {
         let ended = |(cookie, outcome, at)| (cookie, (outcome, at));
+        let flying = |(cookie, at, by)| (cookie, (at, by));
+        let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
+            let entry = |(at, cookie, by)| ((at, cookie), by);
+            all.into_iter().map(entry).collect()
+        };
+        let sums = |(rule, group, sums): (RuleName, Group, Vec<Sum>)| {
+            (
+                (rule, Arc::new(group)),
+                sums.into_iter().take(SUMS).collect(),
+            )
+        };
         Self {
-            in_flight: entries.in_flight.into_iter().collect(),
+            in_flight: entries.in_flight.into_iter().map(flying).collect(),
             ended: entries.ended.into_iter().map(ended).collect(),
             said: entries.said.into_iter().collect(),
-            made: entries.made.into_iter().collect(),
-            told: entries.told.into_iter().collect(),
+            made: spent(entries.made),
+            told: spent(entries.told),
             rates: Rates::from_entries(entries.rates),
+            flows: Flows::from_entries(entries.flows),
+            returns: Returns::from_entries(entries.awaited, entries.taken, entries.returns),
+            sums: entries.sums.into_iter().map(sums).collect(),
+            shedding: entries.shedding.into_iter().collect(),
         }
     }
 
-    /// Takes in what connections have carried so far. Call it with each snapshot, before its
-    /// plan: rates need two listings at least.
+    /// Takes in what connections have carried so far, where the clients of moves came, and which
+    /// endpoints hold too much. Call it with each snapshot, before its plan: rates need two
+    /// listings at least.
     pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
         self.rates.observe(policy, snapshot);
+        self.flows.observe(policy, snapshot);
+        for (began, cookie, back) in self.returns.observe(snapshot) {
+            if let Some(spender) = self.made.get_mut(&(began, cookie)) {
+                spender.stage = match back {
+                    Back::Returned => Stage::Returned,
+                    Back::Elsewhere => Stage::Elsewhere,
+                    Back::Unseen => Stage::Away,
+                };
+            }
+        }
+        if policy.rules().iter().any(|rule| rule.balance().is_some()) {
+            let groups = Groups::of(policy, snapshot, self);
+            self.remember(&groups);
+        } else {
+            self.sums.clear();
+            self.shedding.clear();
+        }
+    }
+
+    /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
+    /// stop whose moved clients have not all been seen again may be above it in a moment.
+    fn remember(&mut self, groups: &Groups) {
+        let mut sums = std::mem::take(&mut self.sums);
+        let mut shedding = BTreeSet::new();
+        for shared in groups.iter() {
+            let Some(balance) = shared.balance else {
+                continue;
+            };
+            let key = (shared.rule.clone(), Arc::clone(&shared.group));
+            let mut last = sums.remove(&key).unwrap_or_default();
+            last.push_back(shared.sum);
+            while last.len() > SUMS {
+                last.pop_front();
+            }
+            self.sums.insert(key, last);
+            let Ok(facts) = shared.facts else { continue };
+            for (endpoint, held) in shared.endpoints.iter().filter(|(_, held)| held.ready) {
+                let key = (shared.rule.clone(), *endpoint);
+                let unsettled = held.sheds && self.is_unsettled(&key);
+                let keeps = facts.keeps(held.load, balance.tolerance(), held.sheds);
+                if keeps.is_some() || unsettled {
+                    shedding.insert(key);
+                }
+            }
+        }
+        self.shedding = shedding;
+    }
+
+    /// Whether moves of a rule from an endpoint are under way, or their clients.
+    fn is_unsettled(&self, (rule, endpoint): &(RuleName, EndpointKey)) -> bool {
+        self.unsettled()
+            .any(|by| by.rule == *rule && by.endpoint == *endpoint)
+    }
+
+    /// Moves that have not ended, and those whose clients have not been seen again.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Spender> {
+        let flying = self.in_flight.values().map(|(_, by)| by);
+        let awaited = self.returns.awaited().iter();
+        flying.chain(awaited.map(|one| &one.spender))
+    }
+
+    /// What clients that have not been seen again counted for in a group.
+    pub(super) fn awaited<'a>(
+        &'a self,
+        rule: &'a RuleName,
+        group: &'a Group,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let all = self.returns.awaited().iter();
+        all.filter(|one| one.seen.is_none())
+            .map(|one| &one.spender)
+            .filter(move |by| by.rule == *rule && *by.group == *group)
+            .map(|by| by.load)
+    }
+
+    /// What a group held under a rule at the last listings.
+    pub(super) fn sums(&self, rule: &RuleName, group: &Arc<Group>) -> impl Iterator<Item = Sum> {
+        let key = (rule.clone(), Arc::clone(group));
+        self.sums.get(&key).into_iter().flatten().copied()
+    }
+
+    pub(super) fn is_shedding(&self, rule: &RuleName, endpoint: EndpointKey) -> bool {
+        // Most of the time none is.
+        !self.shedding.is_empty() && self.shedding.contains(&(rule.clone(), endpoint))
+    }
+
+    /// What a connection carries, in the unit of its rule's balance, per second.
+    pub(super) fn flow(&self, cookie: Cookie) -> Option<u64> {
+        self.flows.rate(cookie)
+    }
+
+    /// What is known of returns.
+    pub(super) fn returns(&self, whom: Whom, endpoint: EndpointKey) -> Option<&Test> {
+        self.returns.test(whom, endpoint)
+    }
+
+    /// How many moves were followed by what, since this ledger began.
+    pub fn return_counts(&self) -> ReturnCounts {
+        self.returns.counts()
+    }
+
+    /// Evidence that has become enough since this was last asked: nothing more is moved there for
+    /// a time, and the operator should know.
+    pub fn take_new_holds(&mut self) -> Vec<NewHold> {
+        self.returns.take_new_holds()
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -94,28 +317,57 @@ impl Ledger {
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
         self.ended.remove(&chosen.cookie());
-        self.in_flight.insert(chosen.cookie(), now);
-        self.made.insert((now, chosen.cookie()));
+        let spender = chosen.spender.clone();
+        self.in_flight
+            .insert(chosen.cookie(), (now, spender.clone()));
+        self.made.insert((now, chosen.cookie()), spender);
     }
 
     /// Records how the move of `cookie` ended; gives the budget back if it did no harm. One that
     /// was recalled may be chosen again at once.
     pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
-        if let Some(began) = self.in_flight.remove(&cookie)
-            && outcome.harmless()
-        {
-            self.made.remove(&(began, cookie));
+        if let Some((began, spender)) = self.in_flight.remove(&cookie) {
+            if outcome.harmless() {
+                self.made.remove(&(began, cookie));
+            } else {
+                self.has_gone(cookie, began, spender, &outcome, now);
+            }
         }
         if outcome != Outcome::Recalled {
             self.ended.insert(cookie, (outcome, now));
         }
     }
 
+    /// A move that failed leaves its connection; one that left by itself was not moved.
+    fn has_gone(
+        &mut self,
+        cookie: Cookie,
+        began: KernelTime,
+        spender: Spender,
+        outcome: &Outcome,
+        ended: KernelTime,
+    ) {
+        if !matches!(outcome, Outcome::Closed | Outcome::Reset) {
+            return;
+        }
+        if let Some(made) = self.made.get_mut(&(began, cookie)) {
+            made.stage = Stage::Away;
+        }
+        self.returns.awaits(Awaited {
+            ended,
+            cookie,
+            began,
+            spender,
+            seen: None,
+        });
+    }
+
     /// Records that `chosen` was told in dry run. It counts against the budget of dry runs, so
     /// that they show the pace of the real ones.
     pub fn said(&mut self, chosen: &Move, now: KernelTime) {
         self.said.insert(chosen.cookie());
-        self.told.insert((now, chosen.cookie()));
+        self.told
+            .insert((now, chosen.cookie()), chosen.spender.clone());
     }
 
     /// Forgets what can no longer matter: connections that are gone, and moves older than
@@ -129,8 +381,9 @@ impl Ledger {
         self.ended
             .retain(|cookie, (_, ended)| lives(cookie) && now.since(*ended) < HOLD);
         for spent in [&mut self.made, &mut self.told] {
-            spent.retain(|(began, _)| now.since(*began) < window);
+            spent.retain(|(began, _), _| now.since(*began) < window);
         }
+        self.returns.prune(snapshot, lives, now);
     }
 
     /// Moves started and not ended.
@@ -142,7 +395,7 @@ impl Ledger {
     pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime)> {
         self.in_flight
             .iter()
-            .map(|(cookie, began)| (*cookie, *began))
+            .map(|(cookie, (began, _))| (*cookie, *began))
     }
 
     pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {
@@ -184,7 +437,24 @@ impl Ledger {
         } else {
             &self.made
         };
-        let began = spent.iter().map(|(began, _)| *began);
+        let began = spent.keys().map(|(began, _)| *began);
         began.filter(move |began| now.since(*began) < window)
+    }
+
+    /// Whose those are.
+    pub(super) fn spenders(
+        &self,
+        mode: Mode,
+        window: Duration,
+        now: KernelTime,
+    ) -> impl Iterator<Item = &Spender> {
+        let spent = if mode == Mode::DryRun {
+            &self.told
+        } else {
+            &self.made
+        };
+        let all = spent.iter();
+        all.filter(move |((began, _), _)| now.since(*began) < window)
+            .map(|(_, spender)| spender)
     }
 }

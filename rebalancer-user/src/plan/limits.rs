@@ -10,9 +10,9 @@ use std::{cmp::Ordering, fmt, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::Ledger;
+use super::{Ledger, groups::ServiceFacts};
 use crate::{
-    policy::{MaxRate, Rule, Span},
+    policy::{Balance, By, MaxRate, Rule, Span},
     snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
@@ -49,6 +49,17 @@ pub enum Reason {
         /// The time over which it counts.
         held: Duration,
     },
+    /// The connection is of the excess of its endpoint.
+    Balance {
+        /// What is balanced.
+        by: By,
+        /// What the endpoint holds.
+        load: u64,
+        /// What each endpoint of the group would hold.
+        mean: u64,
+        /// What it keeps.
+        stop: u64,
+    },
 }
 
 impl Reason {
@@ -58,6 +69,7 @@ impl Reason {
             Self::Age { .. } => "age",
             Self::Bytes { .. } => "bytes",
             Self::Rate { .. } => "rate",
+            Self::Balance { .. } => "balance",
         }
     }
 
@@ -66,14 +78,17 @@ impl Reason {
         match self {
             Self::Age { value, limit, .. } => value >= limit,
             Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => value >= limit,
+            Self::Balance { load, stop, .. } => load > stop,
         }
     }
 
-    /// The connection has reached the rule's limit: it should be gone already.
+    /// The connection has reached the rule's limit: it should be gone already. Never of an excess,
+    /// which is its endpoint's.
     pub fn overdue(self) -> bool {
         match self {
             Self::Age { value, max, .. } => value >= max,
             Self::Bytes { value, max, .. } | Self::Rate { value, max, .. } => value >= max,
+            Self::Balance { .. } => false,
         }
     }
 
@@ -92,6 +107,7 @@ impl Reason {
             Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => {
                 (value.0, limit.0.max(1))
             }
+            Self::Balance { load, stop, .. } => (load, stop.max(1)),
         }
     }
 }
@@ -120,6 +136,75 @@ impl fmt::Display for Reason {
                     "{value}/s of {limit}/s held for {held} (maxRate {max}/s)"
                 )
             }
+            Self::Balance {
+                by,
+                load,
+                mean,
+                stop,
+            } => {
+                let [load, mean, stop] = [load, mean, stop].map(|load| Load(by, load));
+                write!(f, "endpoint holds {load} of mean {mean}, stop {stop}")
+            }
+        }
+    }
+}
+
+/// A number in the unit of what is balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load(pub By, pub u64);
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(by, load) = *self;
+        match by {
+            By::Connections => write!(f, "{load}"),
+            By::ByteRate => write!(f, "{}/s", ByteSize::b(load)),
+            By::MessageRate => write!(f, "{load} messages/s"),
+        }
+    }
+}
+
+/// How an endpoint stands among those that share clients with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// What is balanced.
+    pub by: By,
+    /// Endpoints.
+    pub endpoints: u32,
+    /// What this one holds.
+    pub load: u64,
+    /// What each would hold.
+    pub mean: u64,
+    /// What it would keep, if it shed.
+    pub stop: u64,
+    /// From what on it sheds; none if chance explains even all of it on one endpoint.
+    pub start: Option<u64>,
+}
+
+impl Standing {
+    pub(super) fn of(balance: Balance, facts: ServiceFacts, load: u64) -> Self {
+        Self {
+            by: balance.by(),
+            endpoints: facts.endpoints,
+            load,
+            mean: facts.mean(),
+            stop: facts.stop(balance.tolerance()),
+            start: facts.start(balance.tolerance()),
+        }
+    }
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [load, mean, stop] = [self.load, self.mean, self.stop].map(|load| Load(self.by, load));
+        write!(
+            f,
+            "endpoint holds {load} of mean {mean} over {}",
+            self.endpoints
+        )?;
+        match self.start {
+            Some(start) => write!(f, ", sheds from {} to {stop}", Load(self.by, start)),
+            None => f.write_str(", and chance explains it however they are placed"),
         }
     }
 }
@@ -251,6 +336,23 @@ mod tests {
         assert_eq!(age.to_string(), "age 1h1m of 58m (maxAge 1h)");
         assert_eq!(bytes.to_string(), "1.0 MiB of 9.0 MiB (maxBytes 10.0 MiB)");
         assert_eq!(age.compare(bytes), Ordering::Greater);
+        let excess = |by| Reason::Balance {
+            by,
+            load: 300,
+            mean: 100,
+            stop: 110,
+        };
+        let told =
+            [By::Connections, By::ByteRate, By::MessageRate].map(|by| excess(by).to_string());
+        assert_eq!(
+            told,
+            [
+                "endpoint holds 300 of mean 100, stop 110",
+                "endpoint holds 300 B/s of mean 100 B/s, stop 110 B/s",
+                "endpoint holds 300 messages/s of mean 100 messages/s, stop 110 messages/s"
+            ]
+        );
+        assert_eq!(excess(By::Connections).compare(age), Ordering::Greater);
     }
 
     proptest! {

@@ -12,10 +12,14 @@
     clippy::disallowed_macros
 )]
 
+mod balance;
 mod budget;
 mod by_hand;
+mod chance;
 mod decide;
 mod explain;
+mod flows;
+mod groups;
 mod guards;
 mod ledger;
 mod limits;
@@ -24,22 +28,31 @@ mod outlook;
 mod pods;
 mod ports;
 mod rates;
+mod returns;
+mod services;
 mod spared;
+mod turns;
 
+pub use budget::BudgetOf;
 pub use by_hand::{Guarded, by_hand};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
-pub use ledger::{Entries, HOLD, Ledger};
-pub use limits::{Reason, Unknown};
+pub use flows::Flow;
+pub use groups::{Group, NoView, ServiceFacts, Sum};
+pub use ledger::{Entries, HOLD, Ledger, Spender, Stage};
+pub use limits::{Load, Reason, Standing, Unknown};
 pub use outcome::Outcome;
 pub use outlook::Outlook;
 pub use rates::{History, Level};
+pub use returns::{
+    Awaited, Back, FIRST_FEW, FIRST_HOLD, NewHold, ReturnCounts, SEEN_WITHIN, Test, Whom,
+};
 pub use spared::Spared;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use crate::{
-    policy::{AtEnd, Mode, RuleName, Step},
+    policy::{AtEnd, Balance, Mode, RuleName, Step},
     snapshot::{Cookie, EndpointKey},
 };
 
@@ -48,8 +61,24 @@ use crate::{
 pub struct Plan {
     decisions: Vec<Decision>,
     outlooks: Vec<Outlook>,
+    balanced: Vec<Balanced>,
     overdue: u64,
     budget_left: u64,
+}
+
+/// How a group that a rule balances stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balanced {
+    /// The rule.
+    pub rule: RuleName,
+    /// The group.
+    pub group: Group,
+    /// What is balanced, and how evenly.
+    pub balance: Balance,
+    /// What its endpoints hold together, if all of them are seen.
+    pub facts: Result<ServiceFacts, NoView>,
+    /// Each ready endpoint that is seen here, what it holds, and whether it has begun to shed.
+    pub endpoints: Vec<(EndpointKey, u64, bool)>,
 }
 
 impl Plan {
@@ -83,6 +112,11 @@ impl Plan {
     /// What the budgets make of the chosen, for each mode in which any were, dry runs first.
     pub fn outlooks(&self) -> &[Outlook] {
         &self.outlooks
+    }
+
+    /// The groups that rules balance, by rule and in the order of their endpoints.
+    pub fn balanced(&self) -> &[Balanced] {
+        &self.balanced
     }
 
     /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for
@@ -134,6 +168,7 @@ pub struct Move {
     at_end: AtEnd,
     mode: Mode,
     heeds_guards: bool,
+    spender: Spender,
 }
 
 impl Move {
@@ -167,7 +202,13 @@ impl Move {
         &self.rule
     }
 
-    /// The limits exceeded, the most exceeded first; empty only of a move by hand.
+    /// The endpoints among which its client may choose.
+    pub fn group(&self) -> &Group {
+        &self.spender.group
+    }
+
+    /// The limits exceeded, the most exceeded first, or the excess that it is of; empty only of a
+    /// move by hand.
     pub fn reasons(&self) -> &[Reason] {
         &self.reasons
     }

@@ -53,7 +53,7 @@ impl fmt::Display for Outlook {
 /// What bounds the moves. All numbers but `interval` more than 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
-    pub(super) per_node: u64,
+    pub(super) limit: u64,
     pub(super) max_in_flight: u64,
     pub(super) window: Duration,
     pub(super) interval: Duration,
@@ -64,7 +64,7 @@ impl Pace {
     /// flight, and no more than the budget.
     pub(super) fn per_window(self) -> u64 {
         let in_flight = self.max_in_flight.saturating_mul(self.listings());
-        self.per_node.min(in_flight).max(1)
+        self.limit.min(in_flight).max(1)
     }
 
     /// From the first of `moves` to the start of the last. The budget slides, so each window is

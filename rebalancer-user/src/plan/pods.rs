@@ -17,7 +17,7 @@ pub(super) fn guards<'a>(
         opted_out(who),
         terminating(who),
         excluded(policy, who),
-        stale(rule, snapshot.naming),
+        stale(rule, who, snapshot.naming),
     ];
     guards.into_iter().flatten()
 }
@@ -66,12 +66,11 @@ fn excluded(policy: &Policy, who: &Who) -> Option<Spared> {
     }
 }
 
-/// What a rule asks of names may have changed meanwhile.
-fn stale(rule: &Rule, naming: Naming) -> Option<Spared> {
+/// What a rule asks of names may have changed meanwhile, and so may a pod's Services.
+fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<Spared> {
+    let needs_names = !rule.matches().pods().is_any() || who.pod().is_some();
     match naming {
-        Naming::Stale(silent) if !rule.matches().pods().is_any() => {
-            Some(Spared::StaleFacts { silent })
-        }
+        Naming::Stale(silent) if needs_names => Some(Spared::StaleFacts { silent }),
         _ => None,
     }
 }

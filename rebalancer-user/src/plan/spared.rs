@@ -4,10 +4,14 @@ use std::{fmt, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Outcome, Reason, Unknown, limits::rounded};
+use super::{
+    BudgetOf, NoView, Outcome, Reason, Standing, Unknown, Whom,
+    limits::{Load, rounded},
+    returns::FIRST_FEW,
+};
 use crate::{
-    policy::{Lack, RuleName},
-    snapshot::TcpState,
+    policy::{By, Lack, RuleName},
+    snapshot::{ServiceName, TcpState},
 };
 
 /// What a pod or a Service says to be left alone.
@@ -67,6 +71,80 @@ pub enum Spared {
         /// Namespace and name.
         pod: String,
     },
+    /// Its Service sends new connections elsewhere.
+    Unready {
+        /// The pod's namespace and name.
+        pod: String,
+        /// The Service.
+        service: ServiceName,
+    },
+    /// No Service leads to this port of its pod: its client has dialled the pod and would again.
+    NoService,
+    /// A Service leads there of which nothing is known.
+    ServiceUnknown {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Only a headless Service leads there: its clients choose their endpoints by themselves.
+    Headless {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Services with different endpoints lead there, and its rule does not name one alone.
+    AmbiguousService {
+        /// One of them.
+        one: ServiceName,
+        /// Another.
+        other: ServiceName,
+    },
+    /// `sessionAffinity: ClientIP`: its client would come back.
+    SessionAffinity {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// Its client is another endpoint of its own Service.
+    SiblingPeer {
+        /// The Service.
+        service: ServiceName,
+    },
+    /// The Service keeps traffic on the node it has reached, and this node has too few endpoints.
+    LocalTraffic {
+        /// The Service.
+        service: ServiceName,
+        /// `internalTrafficPolicy` or `externalTrafficPolicy`.
+        policy: &'static str,
+        /// Ready endpoints on this node.
+        ready: u32,
+        /// The guard's.
+        min: u32,
+    },
+    /// Fewer ready endpoints than `guards.minReadyEndpoints`.
+    MinReadyEndpoints {
+        /// The Service.
+        service: ServiceName,
+        /// It keeps traffic to zones or nodes: there are more, farther away.
+        in_zone: bool,
+        /// Ready endpoints.
+        ready: u32,
+        /// The guard's.
+        min: u32,
+    },
+    /// The Service's ready endpoints changed less than `guards.settle` ago.
+    Settling {
+        /// The Service.
+        service: ServiceName,
+        /// Since they changed.
+        since: Duration,
+        /// The guard's.
+        settle: Duration,
+    },
+    /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
+    Http2 {
+        /// The port.
+        port: u16,
+        /// The Service.
+        service: ServiceName,
+    },
     /// Its pod is of a namespace in `guards.excludeNamespaces`.
     ExcludedNamespace {
         /// The namespace.
@@ -114,10 +192,52 @@ pub enum Spared {
     },
     /// The window's moves are used up.
     Budget {
+        /// Whose.
+        of: BudgetOf,
         /// The bound.
-        per_node: u64,
+        moves: u64,
         /// Over this time.
         window: Duration,
+    },
+    /// Its endpoint does not hold more than its siblings, beyond tolerance and chance.
+    WithinBalance(Standing),
+    /// Its endpoint sheds others, and then holds no more than it should.
+    OthersMoved(Standing),
+    /// It counts for more than its endpoint has too much: any other would be as hot with it.
+    LargerThanExcess {
+        /// What is balanced.
+        by: By,
+        /// What it counts for.
+        load: u64,
+        /// What the endpoint has too much.
+        excess: u64,
+    },
+    /// What it counts for has not been measured yet.
+    LoadUnknown,
+    /// Not all endpoints that share its clients are seen here, so that their mean is not known.
+    NoClusterView(NoView),
+    /// New connections are not sent to its endpoint: it is compared with no other.
+    NotReady,
+    /// Moves were seen not to help: clients came back to the same endpoint more often than by
+    /// chance.
+    Returns {
+        /// Whose clients.
+        whom: Whom,
+        /// Of so many moves,
+        moves: u64,
+        /// so many came back,
+        returned: u64,
+        /// where one of so many does by chance.
+        siblings: u32,
+        /// Until a move is tried again.
+        left: Duration,
+    },
+    /// It is not known yet whether moves help: the first few are under way.
+    FirstFew {
+        /// Whose moves.
+        whom: Whom,
+        /// How many.
+        under_way: u64,
     },
 }
 
@@ -140,6 +260,17 @@ impl Spared {
             Self::StatefulPort { .. } => "statefulPort",
             Self::OptedOut { .. } => "optedOut",
             Self::Terminating { .. } => "terminating",
+            Self::Unready { .. } => "unready",
+            Self::NoService => "noService",
+            Self::ServiceUnknown { .. } => "serviceUnknown",
+            Self::Headless { .. } => "headless",
+            Self::AmbiguousService { .. } => "ambiguousService",
+            Self::SessionAffinity { .. } => "sessionAffinity",
+            Self::SiblingPeer { .. } => "siblingPeer",
+            Self::LocalTraffic { .. } => "localTraffic",
+            Self::MinReadyEndpoints { .. } => "minReadyEndpoints",
+            Self::Settling { .. } => "settling",
+            Self::Http2 { .. } => "http2",
             Self::ExcludedNamespace { .. } => "excludedNamespace",
             Self::Unnamed { .. } => "unnamed",
             Self::StaleFacts { .. } => "staleFacts",
@@ -156,7 +287,19 @@ impl Spared {
             },
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
-            Self::Budget { .. } => "budget",
+            Self::Budget { of, .. } => match of {
+                BudgetOf::Node => "budget",
+                BudgetOf::Service => "serviceBudget",
+                BudgetOf::Endpoint => "endpointBudget",
+            },
+            Self::WithinBalance(_) => "withinBalance",
+            Self::OthersMoved(_) => "othersMoved",
+            Self::LargerThanExcess { .. } => "largerThanExcess",
+            Self::LoadUnknown => "loadUnknown",
+            Self::NoClusterView(_) => "noClusterView",
+            Self::NotReady => "notReady",
+            Self::Returns { .. } => "returns",
+            Self::FirstFew { .. } => "firstFew",
         }
     }
 
@@ -184,12 +327,44 @@ impl Spared {
                 format!("{kind} {name} without the annotation `{OPT_OUT}`")
             }
             Self::Terminating { .. } => "nothing: its pod is ending".to_owned(),
+            Self::Unready { pod, .. } => format!("that pod {pod} becomes ready"),
+            Self::NoService => "a Service that leads to this port of its pod".to_owned(),
+            Self::ServiceUnknown { service } => {
+                format!("Service {service} in the API server's answer")
+            }
+            Self::Headless { .. } => "a Service with a cluster IP in front of its pod".to_owned(),
+            Self::AmbiguousService { .. } => {
+                "a rule that names one of them alone in `match.services`".to_owned()
+            }
+            Self::SessionAffinity { service } => {
+                format!("`sessionAffinity: None` in Service {service}")
+            }
+            Self::SiblingPeer { .. } => {
+                "nothing will do: endpoints of a Service talk among themselves".to_owned()
+            }
+            Self::LocalTraffic { ready, min, .. } => {
+                format!("{} more ready on this node", min.saturating_sub(*ready))
+            }
+            Self::MinReadyEndpoints { ready, min, .. } => format!(
+                "{} more ready, or a lower `guards.minReadyEndpoints`",
+                min.saturating_sub(*ready)
+            ),
+            Self::Settling { since, settle, .. } => {
+                format!(
+                    "{} without a change",
+                    rounded(settle.saturating_sub(*since))
+                )
+            }
+            Self::Http2 { .. } => {
+                "`sessionState: Loses` in its rule, if calls may be lost".to_owned()
+            }
             Self::ExcludedNamespace { namespace } => {
                 format!("`guards.excludeNamespaces` without {namespace}")
             }
-            Self::Unnamed { rule: None, .. } => {
-                "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned()
-            }
+            Self::Unnamed {
+                lack: Lack::Pod,
+                rule: None,
+            } => "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned(),
             Self::Unnamed { .. } => "its names in the API server's answer".to_owned(),
             Self::StaleFacts { .. } => "that the API server answers".to_owned(),
             Self::MinAge { age, min } => {
@@ -206,6 +381,8 @@ impl Spared {
                 Reason::Rate { limit, held, .. } => {
                     format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held))
                 }
+                // No limit.
+                Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
             },
             Self::RateUnknown(Unknown(asked)) => format!(
                 "to be watched for {}, as the agent does",
@@ -216,6 +393,21 @@ impl Spared {
             Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
             Self::Budget { window, .. } => {
                 format!("its turn, within {} or later", rounded(*window))
+            }
+            Self::WithinBalance(standing) => match standing.start {
+                Some(start) => format!("an endpoint that holds {}", Load(standing.by, start)),
+                None => "more connections, so that chance explains less".to_owned(),
+            },
+            Self::OthersMoved(_) => "nothing: others are moved".to_owned(),
+            Self::LargerThanExcess { by, load, .. } => {
+                format!("an excess of {}", Load(*by, *load))
+            }
+            Self::LoadUnknown => "one listing more".to_owned(),
+            Self::NoClusterView(_) => "all ready endpoints of its Service on this node".to_owned(),
+            Self::NotReady => "that its endpoint is ready".to_owned(),
+            Self::Returns { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::FirstFew { .. } => {
+                "that their clients are seen elsewhere, or not at all for a time".to_owned()
             }
         }
     }
@@ -250,6 +442,79 @@ impl fmt::Display for Spared {
                 write!(f, "{kind} {name} has the annotation `{OPT_OUT}`")
             }
             Self::Terminating { pod } => write!(f, "pod {pod} is being taken out of service"),
+            Self::Unready { pod, service } => {
+                write!(
+                    f,
+                    "pod {pod} is not ready: Service {service} does not lead there now"
+                )
+            }
+            Self::NoService => {
+                f.write_str("no Service leads to this port of its pod: its client would come back")
+            }
+            Self::ServiceUnknown { service } => {
+                write!(
+                    f,
+                    "nothing is known of Service {service}, which leads there"
+                )
+            }
+            Self::Headless { service } => {
+                write!(
+                    f,
+                    "Service {service} is headless: its clients choose an endpoint themselves"
+                )
+            }
+            Self::AmbiguousService { one, other } => {
+                write!(
+                    f,
+                    "Services {one} and {other} lead there and have different endpoints"
+                )
+            }
+            Self::SessionAffinity { service } => write!(
+                f,
+                "Service {service} has sessionAffinity ClientIP: its client would come back"
+            ),
+            Self::SiblingPeer { service } => {
+                write!(f, "its client is an endpoint of Service {service} itself")
+            }
+            Self::LocalTraffic {
+                service,
+                policy,
+                ready,
+                min,
+            } => write!(
+                f,
+                "Service {service} has {policy} Local and {ready} ready on this node, below \
+                 minReadyEndpoints {min}"
+            ),
+            Self::MinReadyEndpoints {
+                service,
+                in_zone,
+                ready,
+                min,
+            } => {
+                let near = if *in_zone { " near this node" } else { "" };
+                write!(
+                    f,
+                    "Service {service} has {ready} of the {min} ready endpoints{near} that \
+                     minReadyEndpoints asks for"
+                )
+            }
+            Self::Settling {
+                service,
+                since,
+                settle,
+            } => write!(
+                f,
+                "the endpoints of Service {service} changed {} ago, less than settle {}",
+                rounded(*since),
+                rounded(*settle)
+            ),
+            Self::Http2 { port, service } => {
+                write!(
+                    f,
+                    "port {port} speaks HTTP/2 by the word of Service {service}"
+                )
+            }
             Self::ExcludedNamespace { namespace } => {
                 write!(f, "namespace {namespace} is in excludeNamespaces")
             }
@@ -259,11 +524,16 @@ impl fmt::Display for Spared {
             } => {
                 write!(f, "it is not known {lack}: rule {rule} may be for it")
             }
+            Self::Unnamed {
+                lack: Lack::Pod,
+                rule: None,
+            } => write!(
+                f,
+                "it is not known {}: its namespace may be in excludeNamespaces",
+                Lack::Pod
+            ),
             Self::Unnamed { lack, rule: None } => {
-                write!(
-                    f,
-                    "it is not known {lack}: its namespace may be in excludeNamespaces"
-                )
+                write!(f, "it is not known {lack}: a move may not help")
             }
             Self::StaleFacts {
                 silent: Some(silent),
@@ -283,13 +553,54 @@ impl fmt::Display for Spared {
             }
             Self::DryRun => f.write_str("would be moved (dry run, told before)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
-            Self::Budget { per_node, window } => {
+            Self::Budget { of, moves, window } => {
                 write!(
                     f,
-                    "the budget of {per_node} moves in {} is used up",
+                    "the budget of {moves} moves in {} ({of}) is used up",
                     rounded(*window)
                 )
             }
+            Self::WithinBalance(standing) => standing.fmt(f),
+            Self::OthersMoved(standing) => {
+                let Standing { load, stop, .. } = *standing;
+                let (load, stop) = (Load(standing.by, load), Load(standing.by, stop));
+                write!(
+                    f,
+                    "others are moved until the endpoint holds {stop}, not {load}"
+                )
+            }
+            Self::LargerThanExcess { by, load, excess } => write!(
+                f,
+                "it counts for {}, more than the {} that its endpoint has too much",
+                Load(*by, *load),
+                Load(*by, *excess)
+            ),
+            Self::LoadUnknown => f.write_str("its rate has not been measured yet"),
+            Self::NoClusterView(NoView { here, all }) => match all {
+                Some(all) => write!(
+                    f,
+                    "of the {all} ready endpoints of its Service {here} are seen here"
+                ),
+                None => f.write_str("the endpoints that share its clients are not known"),
+            },
+            Self::NotReady => f.write_str("its endpoint is not ready"),
+            Self::Returns {
+                whom,
+                moves,
+                returned,
+                siblings,
+                left,
+            } => write!(
+                f,
+                "{returned} of {moves} moves of {whom} came back to this endpoint, where chance \
+                 brings one of {siblings}; not again for {}",
+                rounded(*left)
+            ),
+            Self::FirstFew { whom, under_way } => write!(
+                f,
+                "{under_way} moves of {whom} are under way, and it is not known yet whether they \
+                 help (at most {FIRST_FEW} until then)"
+            ),
         }
     }
 }
@@ -306,9 +617,33 @@ mod tests {
             limit: age * 2,
             max: age * 3,
         };
+        let service = || ServiceName {
+            namespace: "shop".into(),
+            name: "checkout".into(),
+        };
         let held = |after| Spared::Held {
             after,
             left: Duration::from_millis(599_900),
+        };
+        let budget = |of| Spared::Budget {
+            of,
+            moves: 60,
+            window: Duration::from_secs(60),
+        };
+        let standing = Standing {
+            by: By::Connections,
+            endpoints: 3,
+            load: 104,
+            mean: 100,
+            stop: 110,
+            start: Some(143),
+        };
+        let returns = |whom| Spared::Returns {
+            whom,
+            moves: 6,
+            returned: 6,
+            siblings: 3,
+            left: Duration::from_secs(600),
         };
         let all = [
             Spared::Duplicate,
@@ -339,11 +674,58 @@ mod tests {
             Spared::Terminating {
                 pod: "shop/web-0".into(),
             },
+            Spared::Unready {
+                pod: "shop/web-0".into(),
+                service: service(),
+            },
+            Spared::NoService,
+            Spared::ServiceUnknown { service: service() },
+            Spared::Headless { service: service() },
+            Spared::AmbiguousService {
+                one: service(),
+                other: ServiceName {
+                    name: "all".into(),
+                    ..service()
+                },
+            },
+            Spared::SessionAffinity { service: service() },
+            Spared::SiblingPeer { service: service() },
+            Spared::LocalTraffic {
+                service: service(),
+                policy: "internalTrafficPolicy",
+                ready: 1,
+                min: 2,
+            },
+            Spared::MinReadyEndpoints {
+                service: service(),
+                in_zone: false,
+                ready: 0,
+                min: 2,
+            },
+            Spared::MinReadyEndpoints {
+                service: service(),
+                in_zone: true,
+                ready: 1,
+                min: 2,
+            },
+            Spared::Settling {
+                service: service(),
+                since: age,
+                settle: age * 5,
+            },
+            Spared::Http2 {
+                port: 8080,
+                service: service(),
+            },
             Spared::ExcludedNamespace {
                 namespace: "kube-system".into(),
             },
             Spared::Unnamed {
                 lack: Lack::Pod,
+                rule: None,
+            },
+            Spared::Unnamed {
+                lack: Lack::Services,
                 rule: None,
             },
             Spared::Unnamed {
@@ -360,9 +742,32 @@ mod tests {
             held(Outcome::Reset),
             Spared::DryRun,
             Spared::MaxInFlight { max: 20 },
-            Spared::Budget {
-                per_node: 60,
-                window: Duration::from_secs(60),
+            budget(BudgetOf::Node),
+            budget(BudgetOf::Service),
+            budget(BudgetOf::Endpoint),
+            Spared::WithinBalance(standing),
+            Spared::WithinBalance(Standing {
+                start: None,
+                ..standing
+            }),
+            Spared::OthersMoved(standing),
+            Spared::LargerThanExcess {
+                by: By::ByteRate,
+                load: 90 << 20,
+                excess: 50 << 20,
+            },
+            Spared::LoadUnknown,
+            Spared::NoClusterView(NoView {
+                here: 1,
+                all: Some(3),
+            }),
+            Spared::NoClusterView(NoView { here: 1, all: None }),
+            Spared::NotReady,
+            returns(Whom::Client("10.0.0.7".parse().unwrap())),
+            returns(Whom::Rule(RuleName::by_hand())),
+            Spared::FirstFew {
+                whom: Whom::Client("10.0.0.7".parse().unwrap()),
+                under_way: 6,
             },
         ];
         let told: String = all

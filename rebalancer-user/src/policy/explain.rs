@@ -87,6 +87,10 @@ impl Lines {
         self.field("  ", "window", Span(effective.window()), window);
         let per_node = within(budget, |b| &b.per_node);
         self.field("  ", "perNode", effective.per_node(), per_node);
+        let per_service = within(budget, |b| &b.per_service);
+        self.field("  ", "perService", effective.per_service(), per_service);
+        let per_endpoint = within(budget, |b| &b.per_endpoint);
+        self.field("  ", "perEndpoint", effective.per_endpoint(), per_endpoint);
         let in_flight = within(budget, |b| &b.max_in_flight);
         self.field("  ", "maxInFlight", effective.max_in_flight(), in_flight);
 
@@ -99,6 +103,15 @@ impl Lines {
         self.line("", "guards:");
         let min_age = within(file, |g| &g.min_age);
         self.field("  ", "minAge", Span(guards.min_age()), min_age);
+        let ready = within(file, |g| &g.min_ready_endpoints);
+        self.field(
+            "  ",
+            "minReadyEndpoints",
+            guards.min_ready_endpoints(),
+            ready,
+        );
+        let settle = within(file, |g| &g.settle);
+        self.field("  ", "settle", Span(guards.settle()), settle);
         let ports: Vec<String> = guards
             .allow_system_ports()
             .iter()
@@ -151,7 +164,9 @@ impl Lines {
         }
         self.matches(rule.matches());
         let limits = rule.limits();
-        self.line("  ", "limits:");
+        if given(&file.limits) {
+            self.line("  ", "limits:");
+        }
         if let Some(age) = limits.max_age() {
             self.field("    ", "maxAge", Span(age), true);
         }
@@ -163,6 +178,13 @@ impl Lines {
             let per_second = Size(rate.bytes_per_second().get());
             self.field("      ", "bytesPerSecond", per_second, true);
             self.field("      ", "for", Span(rate.sustained_for()), true);
+        }
+        if let Some(balance) = rule.balance() {
+            self.line("  ", "balance:");
+            let by = within(&file.balance, |b| &b.by);
+            self.field("    ", "by", balance.by().as_str(), by);
+            let tolerance = within(&file.balance, |b| &b.tolerance);
+            self.field("    ", "tolerance", balance.tolerance(), tolerance);
         }
         self.field("  ", "jitter", rule.jitter(), given(&file.jitter));
         let state = match rule.session_state() {
@@ -177,7 +199,8 @@ impl Lines {
         };
         self.field("  ", "atEnd", end, given(&file.at_end));
         match rule.count() {
-            Some(Count::Messages) => self.field("  ", "count", "Messages", true),
+            // Where it is not given, what is balanced implies it.
+            Some(Count::Messages) => self.field("  ", "count", "Messages", given(&file.count)),
             // There is no word for nothing.
             None => self.line("  ", "# count: Messages # default; nothing is counted"),
         }

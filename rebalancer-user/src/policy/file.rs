@@ -102,9 +102,6 @@ impl<'de> Visitor<'de> for ScalarVisitor {
     }
 }
 
-/// A field of the format that this version does not know how to serve.
-pub(super) type Unsupported = Field<IgnoredAny>;
-
 /// A list of which each item keeps its place.
 pub(super) type List<T> = Field<Vec<Spanned<T>>>;
 
@@ -176,10 +173,14 @@ pub(super) struct BudgetFile {
     /// Moves started and not ended.
     #[schemars(with = "schema::Counts", extend("default" = 20))]
     pub(super) max_in_flight: Field<Scalar>,
-    #[schemars(skip)]
-    pub(super) per_service: Unsupported,
-    #[schemars(skip)]
-    pub(super) per_endpoint: Unsupported,
+    /// Moves within a window from one Service: a number, or a percentage of its connections, as
+    /// `perNode`.
+    #[schemars(with = "schema::Amounts", extend("default" = "10%"))]
+    pub(super) per_service: Field<Scalar>,
+    /// Moves within a window from one endpoint: a number, or a percentage of its connections, as
+    /// `perNode`.
+    #[schemars(with = "schema::Amounts", extend("default" = "25%"))]
+    pub(super) per_endpoint: Field<Scalar>,
 }
 
 /// What is never moved, whatever a rule says.
@@ -200,16 +201,21 @@ pub(super) struct GuardsFile {
     /// Namespaces whose pods are left alone. Without it: `kube-system` with Kubernetes.
     #[schemars(with = "Vec<schema::Name>")]
     pub(super) exclude_namespaces: List<Scalar>,
-    #[schemars(skip)]
-    pub(super) min_ready_endpoints: Unsupported,
-    #[schemars(skip)]
-    pub(super) settle: Unsupported,
+    /// A Service with fewer ready endpoints is left alone.
+    #[schemars(with = "schema::Counts", extend("default" = 2))]
+    pub(super) min_ready_endpoints: Field<Scalar>,
+    /// A Service whose ready endpoints changed less than this ago is left alone.
+    #[schemars(with = "schema::Duration", extend("default" = "1m"))]
+    pub(super) settle: Field<Scalar>,
 }
 
 /// Which connections, how old or heavy they may grow, and how they are ended.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
-#[schemars(rename = "Rule", extend("required" = ["name", "match", "limits"]))]
+#[schemars(rename = "Rule", extend(
+    "required" = ["name", "match"],
+    "anyOf" = [{"required": ["limits"]}, {"required": ["balance"]}]
+))]
 pub(super) struct RuleFile {
     /// A DNS label, unique in this policy.
     #[schemars(with = "schema::Name")]
@@ -221,7 +227,8 @@ pub(super) struct RuleFile {
     #[serde(rename = "match")]
     #[schemars(with = "MatchFile")]
     pub(super) matches: Field<MatchFile>,
-    /// How old or heavy they may grow; whoever exceeds any is chosen.
+    /// How old or heavy they may grow; whoever exceeds any is chosen. A rule has limits, or
+    /// `balance`, or both.
     #[schemars(with = "LimitsFile")]
     pub(super) limits: Field<LimitsFile>,
     /// By how much, at most, a connection's own limit is below the rule's, so that those opened
@@ -242,8 +249,23 @@ pub(super) struct RuleFile {
     /// the kernel, at some cost to each send. Without it nothing runs for a send.
     #[schemars(with = "schema::Counted")]
     pub(super) count: Field<Scalar>,
-    #[schemars(skip)]
-    pub(super) balance: Unsupported,
+    /// What is too much for one of several endpoints that share clients; only the excess is moved.
+    #[schemars(with = "BalanceFile")]
+    pub(super) balance: Field<BalanceFile>,
+}
+
+/// When an endpoint holds too much, beside its siblings.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
+#[schemars(rename = "Balance")]
+pub(super) struct BalanceFile {
+    /// What is held against the mean. `MessageRate` implies `count: Messages`.
+    #[schemars(with = "schema::Loads", extend("default" = "Connections"))]
+    pub(super) by: Field<Scalar>,
+    /// How far above the mean an endpoint may stay. What chance alone brings about is left in
+    /// any case.
+    #[schemars(with = "schema::Tolerance", extend("default" = "10%"))]
+    pub(super) tolerance: Field<Scalar>,
 }
 
 /// Ports, peers, pods and cgroups; what is given must all match.

@@ -57,6 +57,13 @@ impl Match {
         }
     }
 
+    /// Whether connections accepted at `port` by `who` are of those meant, if their clients are.
+    /// What is asked of cgroups is known of connections only.
+    pub fn may_be_at(&self, port: u16, who: &Who) -> bool {
+        let ports = self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port));
+        ports && self.cgroups.is_empty() && self.pods.misses(who).is_none()
+    }
+
     fn misses_cgroup(&self, connection: &Connection) -> Option<Miss> {
         if self.cgroups.is_empty() {
             return None;

@@ -10,9 +10,11 @@
 //!   loopback: false
 //!   maxPerEndpoint: 65536
 //!   excludeCgroups: []
-//! budget: {window: 1m, perNode: 60, maxInFlight: 20}
+//! budget: {window: 1m, perNode: 60, perService: 10%, perEndpoint: 25%, maxInFlight: 20}
 //! guards:
+//!   minReadyEndpoints: 2
 //!   minAge: 30s
+//!   settle: 60s
 //!   allowSystemPorts: []
 //!   # allowHostNetwork: true   # with Kubernetes false
 //!   # excludeNamespaces: []    # with Kubernetes [kube-system]
@@ -24,6 +26,7 @@
 //!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
 //!     cgroups: ['*/machine.slice/*']
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
+//!   balance: {by: Connections, tolerance: 10%}   # Connections | ByteRate | MessageRate
 //!   jitter: 10%
 //!   sessionState: Keeps        # Keeps | Loses
 //!   steps:                     # Close | Reset
@@ -39,8 +42,13 @@
 //! ```
 //!
 //! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
-//! that of the policy); a rule needs a name, a `match` and at least one limit. A rate is too high
+//! that of the policy); a rule needs a name, a `match`, and a limit or `balance` or both. A rate is too high
 //! if it was held for the time given, which is at least twice the interval; one burst is not.
+//!
+//! `balance` compares the endpoints that share clients: those of a Service at one port, or, on a
+//! host without Kubernetes, those at one port that the rule matches. One that holds so much more
+//! than their mean that chance does not explain it sheds what is above the mean and the
+//! tolerance; its siblings shed nothing. `MessageRate` implies `count: Messages`.
 //!
 //! `cgroups` and `track.excludeCgroups` are globs over the path of the cgroup that the server's
 //! socket belongs to, as `/proc/PID/cgroup` shows it. A glob names the cgroups whose path it
@@ -65,8 +73,9 @@
 //! `rebalancer.dev/enabled: "false"`.
 //!
 //! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
-//! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; `perNode` an
-//! integer or a percentage of the node's tracked connections, rounded up and at least 1.
+//! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; budgets an
+//! integer or a percentage, rounded up and at least 1, of the connections that are there: on the
+//! node, of the Service, at the endpoint.
 //!
 //! Errors: [`parse`] gives [`PolicyErrors`], each with its line, column and remedy. Syntax and
 //! types stop at the first; errors of meaning are reported all at once.
@@ -102,7 +111,9 @@ pub use explain::explain;
 pub use matching::{Match, Miss, Peer, PortRange};
 pub use parse::parse;
 pub use pods::{Lack, Operator, Pods, Requirement, Selector, ServiceRef};
-pub use rule::{AtEnd, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When};
+pub use rule::{
+    AtEnd, Balance, By, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When,
+};
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
@@ -288,11 +299,13 @@ pub enum Sockets {
 pub struct Budget {
     window: Duration,
     per_node: Amount,
+    per_service: Amount,
+    per_endpoint: Amount,
     max_in_flight: NonZeroU32,
 }
 
 impl Budget {
-    /// The sliding time over which `per_node` counts.
+    /// The sliding time over which moves are counted.
     pub fn window(self) -> Duration {
         self.window
     }
@@ -300,6 +313,16 @@ impl Budget {
     /// Moves started within the window.
     pub fn per_node(self) -> Amount {
         self.per_node
+    }
+
+    /// Moves started within the window from one Service; of its connections.
+    pub fn per_service(self) -> Amount {
+        self.per_service
+    }
+
+    /// Moves started within the window from one endpoint; of its connections.
+    pub fn per_endpoint(self) -> Amount {
+        self.per_endpoint
     }
 
     /// Moves started and not ended.
@@ -312,6 +335,8 @@ impl Budget {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guards {
     min_age: Duration,
+    min_ready_endpoints: NonZeroU32,
+    settle: Duration,
     allow_system_ports: BTreeSet<u16>,
     allow_host_network: Option<bool>,
     exclude_namespaces: Option<BTreeSet<String>>,
@@ -321,6 +346,16 @@ impl Guards {
     /// Younger connections are spared.
     pub fn min_age(&self) -> Duration {
         self.min_age
+    }
+
+    /// Services with fewer ready endpoints are left alone; 1 or more.
+    pub fn min_ready_endpoints(&self) -> u32 {
+        self.min_ready_endpoints.get()
+    }
+
+    /// Services whose ready endpoints changed less than this ago are left alone.
+    pub fn settle(&self) -> Duration {
+        self.settle
     }
 
     /// Ports of the node's own services that rules may name after all.

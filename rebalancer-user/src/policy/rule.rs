@@ -14,6 +14,15 @@ impl RuleName {
         Self("(by hand)".into())
     }
 
+    /// A name that was written by an agent; `None` if no rule can have it.
+    pub(crate) fn known(text: &str) -> Option<Self> {
+        let by_hand = Self::by_hand();
+        if text == by_hand.as_str() {
+            return Some(by_hand);
+        }
+        super::values::is_label(text).then(|| Self(text.into()))
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -33,6 +42,7 @@ pub struct Rule {
     pub(super) mode: Option<Mode>,
     pub(super) matches: Match,
     pub(super) limits: Limits,
+    pub(super) balance: Option<Balance>,
     pub(super) jitter: Percent,
     pub(super) session_state: SessionState,
     pub(super) steps: Arc<[Step]>,
@@ -61,6 +71,11 @@ impl Rule {
         self.limits
     }
 
+    /// What is too much for one of several endpoints; always given where there are no limits.
+    pub fn balance(&self) -> Option<Balance> {
+        self.balance
+    }
+
     /// By how much, at most, a connection's own limit is below the rule's.
     pub fn jitter(&self) -> Percent {
         self.jitter
@@ -81,13 +96,14 @@ impl Rule {
         self.at_end
     }
 
-    /// What is counted on its connections beyond what the kernel counts anyway.
+    /// What is counted on its connections beyond what the kernel counts anyway; also if it is
+    /// only implied by what they are balanced by.
     pub fn count(&self) -> Option<Count> {
         self.count
     }
 }
 
-/// A rule's limits: at least one is set.
+/// A rule's limits: at least one is set, unless the rule balances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub(super) max_age: Option<Duration>,
@@ -109,6 +125,48 @@ impl Limits {
     /// Bytes both ways per second, for a time without a pause.
     pub fn max_rate(self) -> Option<MaxRate> {
         self.max_rate
+    }
+}
+
+/// When an endpoint holds too much, beside those that share clients with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Balance {
+    pub(super) by: By,
+    pub(super) tolerance: Percent,
+}
+
+impl Balance {
+    /// What is held against the mean.
+    pub fn by(self) -> By {
+        self.by
+    }
+
+    /// How far above the mean an endpoint may stay; 1 % or more.
+    pub fn tolerance(self) -> Percent {
+        self.tolerance
+    }
+}
+
+/// What of endpoints is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum By {
+    /// How many connections they hold.
+    #[default]
+    Connections,
+    /// Bytes both ways per second.
+    ByteRate,
+    /// Sends of the server per second.
+    MessageRate,
+}
+
+impl By {
+    /// The word in the policy file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "Connections",
+            Self::ByteRate => "ByteRate",
+            Self::MessageRate => "MessageRate",
+        }
     }
 }
 

@@ -57,6 +57,7 @@ notations! {
         "maximum": 1_000_000,
         "pattern": "^0*(100|[1-9][0-9]?)%$"
     }
+    Tolerance: {"type": "string", "pattern": "^0*(100|[1-9][0-9]?)%$"}
     Counts: {"type": "integer", "minimum": 1, "maximum": 10_000}
     PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
     Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
@@ -79,6 +80,7 @@ notations! {
     TrackedSockets: {"enum": ["All", "Matched"]}
     SessionStates: {"enum": ["Keeps", "Loses"]}
     Counted: {"enum": ["Messages"]}
+    Loads: {"enum": ["Connections", "ByteRate", "MessageRate"]}
     StepKinds: {"enum": ["Close", "Reset"]}
     Conditions: {"enum": ["Quiet", "AtOnce"]}
     Ends: {"enum": ["Spare", "ResetNow"]}

@@ -16,8 +16,8 @@ kind: RebalancePolicy
 mode: Enforce
 interval: 2s
 track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
-budget: {window: 5m, perNode: 10%, maxInFlight: 7}
-guards: {minAge: 1m, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
+budget: {window: 5m, perNode: 10%, perService: 20%, perEndpoint: 30, maxInFlight: 7}
+guards: {minAge: 1m, minReadyEndpoints: 3, settle: 90s, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:
 - name: checkout
   mode: DryRun
@@ -43,6 +43,10 @@ rules:
     namespaceSelector: {matchLabels: {team: shop}, matchExpressions: [{key: a.io/tier, operator: NotIn, values: [dev, '']}]}
     podSelector: {matchExpressions: [{key: app, operator: Exists}]}
   limits: {maxAge: 2h}
+  balance: {by: ByteRate, tolerance: 15%}
+- name: chat
+  match: {ports: [{port: 9000}]}
+  balance: {by: MessageRate}
 ";
 
 fn rule(fields: &str) -> String {
@@ -77,7 +81,11 @@ fn a_short_policy_has_the_documented_defaults() {
     );
     assert_eq!(policy.budget().window(), Duration::from_secs(60));
     assert_eq!(policy.budget().per_node().to_string(), "60");
+    assert_eq!(policy.budget().per_service().to_string(), "10%");
+    assert_eq!(policy.budget().per_endpoint().to_string(), "25%");
     assert_eq!(policy.budget().max_in_flight().get(), 20);
+    assert_eq!(policy.guards().min_ready_endpoints(), 2);
+    assert_eq!(policy.guards().settle(), Duration::from_secs(60));
     assert_eq!(policy.guards().min_age(), Duration::from_secs(30));
     assert!(policy.guards().allow_system_ports().is_empty());
     assert_eq!(policy.guards().allow_host_network(), None);
@@ -86,6 +94,7 @@ fn a_short_policy_has_the_documented_defaults() {
         panic!("one rule")
     };
     assert_eq!((rule.mode(), rule.jitter().get()), (None, 10));
+    assert_eq!(rule.balance(), None);
     assert_eq!(
         (rule.session_state(), rule.at_end()),
         (SessionState::Keeps, AtEnd::Spare)
@@ -117,7 +126,7 @@ fn the_documented_policy_is_valid_and_says_the_defaults() {
         "short",
         &format!(
             "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
-             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n    cgroups: ['*/machine.slice/*']\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n    cgroups: ['*/machine.slice/*']\n  balance: {{}}\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
              namespaceSelector: {{matchLabels: {{team: shop}}}}\n    \
              podSelector: {{matchExpressions: [{{key: tier, operator: NotIn, values: [dev]}}]}}\n  limits: {{maxAge: 2h}}\n"
         ),
@@ -329,15 +338,21 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("values empty", whole("[dev, '']", "[]")),
         ("values with Exists", whole("operator: Exists", "operator: Exists, values: [a]")),
         ("selector as null", whole("{matchExpressions: [{key: app, operator: Exists}]}", "")),
-        (
-            "fields of later versions",
-            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n\
-             budget: {perService: 10%, perEndpoint: 25%}\n\
-             guards: {minReadyEndpoints: 2, settle: 60s}\n\
-             rules:\n- name: checkout\n  match: {ports: [{port: 1}]}\n  \
-             limits: {}\n  balance: {by: Connections, tolerance: 10%}\n"
-                .into(),
-        ),
+        ("balance by nothing known", whole("by: ByteRate", "by: Requests")),
+        ("balance in lower case", whole("by: ByteRate", "by: byteRate")),
+        ("tolerance without sign", whole("tolerance: 15%", "tolerance: 15")),
+        ("tolerance of nothing", whole("tolerance: 15%", "tolerance: 0%")),
+        ("tolerance beyond", whole("tolerance: 15%", "tolerance: 101%")),
+        ("balance as word", whole("{by: MessageRate}", "MessageRate")),
+        ("balance as null", whole("{by: MessageRate}", "")),
+        ("neither limits nor balance", whole("  balance: {by: MessageRate}\n", "")),
+        ("no limits beside balance", whole("{maxAge: 2h}", "{}")),
+        ("budget of a Service 0", whole("perService: 20%", "perService: 0")),
+        ("budget of an endpoint as word", whole("perEndpoint: 30", "perEndpoint: all")),
+        ("ready endpoints 0", whole("minReadyEndpoints: 3", "minReadyEndpoints: 0")),
+        ("ready endpoints as percentage", whole("minReadyEndpoints: 3", "minReadyEndpoints: 50%")),
+        ("settle without unit", whole("settle: 90s", "settle: 90")),
+        ("settle for days", whole("settle: 90s", "settle: 48h")),
         (
             "many mistakes at once",
             "kind: RebalancePolicy\nmode: dryrun\ninterval: 5\nrules:\n- name: a\n  limits: {maxAge: 1x}\n\
@@ -450,7 +465,12 @@ fn check(policy: &Policy) {
             limits.max_age().is_some()
                 || limits.max_bytes().is_some()
                 || limits.max_rate().is_some()
+                || rule.balance().is_some()
         );
+        assert!(rule.balance().is_none_or(|balance| {
+            balance.tolerance().get() >= 1
+                && (balance.by() != By::MessageRate || rule.count() == Some(Count::Messages))
+        }));
         assert!(
             limits
                 .max_rate()
@@ -705,6 +725,13 @@ fn the_schema_refuses_what_is_not() {
         ("jitter: 25%", "jitter: 25"),
         ("sessionState: Loses", "sessionState: loses"),
         ("count: Messages", "count: Bytes"),
+        ("by: ByteRate", "by: Bytes"),
+        ("tolerance: 15%", "tolerance: 0%"),
+        ("  balance: {by: MessageRate}\n", ""),
+        ("perService: 20%", "perService: 0"),
+        ("perEndpoint: 30", "perEndpoint: 101%"),
+        ("minReadyEndpoints: 3", "minReadyEndpoints: 0"),
+        ("settle: 90s", "settle: 90"),
         ("step: Close", "step: Notice"),
         ("step: Close, when: AtOnce", "when: AtOnce"),
         ("when: AtOnce", "when: Never"),
@@ -734,13 +761,14 @@ fn the_schema_says_the_defaults() {
         };
         fields[field]["default"].clone()
     };
-    let explained = as_json(&explain("p", &rule("")).unwrap());
+    let explained = as_json(&explain("p", &rule("  balance: {}")).unwrap());
     for (part, at) in [
         ("", "/"),
         ("Track", "/track/"),
         ("Budget", "/budget/"),
         ("Guards", "/guards/"),
         ("Rule", "/rules/0/"),
+        ("Balance", "/rules/0/balance/"),
         ("Step", "/rules/0/steps/0/"),
     ] {
         let object = explained
@@ -758,6 +786,7 @@ fn the_schema_says_the_defaults() {
     }
     assert_eq!(of("Budget", "perNode"), 60);
     assert_eq!(of("Step", "timeout"), "2m");
+    assert_eq!(of("Balance", "tolerance"), "10%");
     let text = schema.to_string();
     assert!(text.contains("How old or heavy they may grow"), "{text}");
 }

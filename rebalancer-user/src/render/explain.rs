@@ -8,12 +8,13 @@ use super::{
     Notation, Origin,
     json::{state_name, write as write_json},
     names::service_names,
-    plan::{DecisionItem, ReasonItem, decision_item, reason_item},
+    plan::{DecisionItem, ReasonItem, decision_item, load_unit, reason_item},
+    service_facts::described,
     table::{age, size},
 };
 use crate::{
-    plan::{Explanation, Reason, Verdict},
-    snapshot::Snapshot,
+    plan::{Explanation, Reason, Standing, Test, Verdict},
+    snapshot::{ServiceName, Snapshot},
 };
 
 /// As lines for people: the connection, rules, limits, guards, decision, what it needs.
@@ -40,6 +41,15 @@ pub fn explanation_table(
                 &services
             };
             line("services", shown.join(", "))?;
+            for at in pod.services.iter().flatten() {
+                let name = ServiceName {
+                    namespace: pod.namespace.clone(),
+                    name: at.name.clone(),
+                };
+                let facts = snapshot.services.get(&name);
+                let facts = facts.map_or_else(|| "not known".to_owned(), described);
+                line("service", format!("{}: {facts}", at.name))?;
+            }
         }
     }
     line("state", state_name(c.state))?;
@@ -63,6 +73,18 @@ pub fn explanation_table(
     }
     if let Some(unknown) = explained.unknown {
         line("limit", format!("unknown: {unknown}"))?;
+    }
+    if let Some(standing) = explained.balance {
+        line("balance", standing.to_string())?;
+    }
+    for (whom, test) in &explained.returns {
+        let Test {
+            moves, returned, ..
+        } = test;
+        line(
+            "returns",
+            format!("{returned} of {moves} moves of {whom} came back to this endpoint"),
+        )?;
     }
     for guard in &explained.guards {
         line("guard", format!("{}: {guard}", guard.as_str()))?;
@@ -92,6 +114,10 @@ struct Body<'a> {
     limits: Vec<LimitItem>,
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<BalanceItem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    returns: Vec<ReturnItem>,
     guards: Vec<GuardItem>,
     decision: DecisionItem<'a>,
     needs: Option<String>,
@@ -113,6 +139,41 @@ struct LimitItem {
     reason: ReasonItem,
     standing: &'static str,
     text: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BalanceItem {
+    unit: &'static str,
+    endpoints: u32,
+    load: u64,
+    mean: u64,
+    stop: u64,
+    start: Option<u64>,
+    text: String,
+}
+
+impl BalanceItem {
+    fn of(standing: Standing) -> Self {
+        Self {
+            unit: load_unit(standing.by),
+            endpoints: standing.endpoints,
+            load: standing.load,
+            mean: standing.mean,
+            stop: standing.stop,
+            start: standing.start,
+            text: standing.to_string(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReturnItem {
+    whom: String,
+    moves: u64,
+    returned: u64,
+    siblings: u32,
 }
 
 #[derive(Serialize)]
@@ -148,6 +209,17 @@ pub fn explanation(
             .collect(),
         limits: explained.measures.iter().map(limit).collect(),
         unknown: explained.unknown.map(|unknown| unknown.to_string()),
+        balance: explained.balance.map(BalanceItem::of),
+        returns: explained
+            .returns
+            .iter()
+            .map(|(whom, test)| ReturnItem {
+                whom: whom.to_string(),
+                moves: test.moves,
+                returned: test.returned,
+                siblings: test.siblings,
+            })
+            .collect(),
         guards: explained
             .guards
             .iter()

@@ -14,7 +14,9 @@ use super::{
     Origin, Sort, Source, cgroup,
     ledger::LedgerItem,
     names::{NamingItem, PodItem, container, service_names, who_item},
-    rate, sorted,
+    rate,
+    service_facts::{ServiceFacts, service_facts},
+    sorted,
 };
 use crate::{
     plan::Ledger,
@@ -54,6 +56,9 @@ struct Connections<'a> {
     /// What the agent had done until then, without which its budgets are unspent.
     #[serde(skip_serializing_if = "Option::is_none")]
     ledger: Option<LedgerItem>,
+    /// Those that lead to endpoints of this node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<ServiceFacts>,
     endpoints: Vec<EndpointItem>,
     items: Vec<ConnectionItem<'a>>,
 }
@@ -62,6 +67,8 @@ struct Connections<'a> {
 struct Endpoints {
     #[serde(skip_serializing_if = "Option::is_none")]
     names: Option<NamingItem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<ServiceFacts>,
     items: Vec<EndpointItem>,
 }
 
@@ -171,6 +178,7 @@ pub fn connections(
     let body = Connections {
         names: NamingItem::of(snapshot.naming),
         ledger: ledger.map(LedgerItem::of),
+        services: service_facts(snapshot),
         endpoints,
         items,
     };
@@ -186,7 +194,12 @@ pub fn endpoints(
 ) -> io::Result<()> {
     let items = endpoint_items(snapshot);
     let names = NamingItem::of(snapshot.naming);
-    let body = Endpoints { names, items };
+    let services = service_facts(snapshot);
+    let body = Endpoints {
+        names,
+        services,
+        items,
+    };
     write(out, notation, "EndpointList", snapshot, origin, body)
 }
 

@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     json::API_VERSION,
+    ledger_balance::{AwaitedItem, FlowItem, ReturnItem, SheddingItem, SpenderItem, SumsItem},
     read::{ReadError, check_kind, parse, quoted},
 };
 use crate::{
-    plan::{Entries, History, Ledger, Level, Outcome},
+    plan::{Entries, History, Ledger, Level, Outcome, Spender},
     snapshot::{Bytes, Cookie, KernelTime},
 };
 
@@ -22,6 +23,20 @@ pub(super) struct LedgerItem {
     spent: Vec<BeganItem>,
     spent_in_dry_run: Vec<BeganItem>,
     rates: Vec<RateItem>,
+    #[serde(default)]
+    flows: Vec<FlowItem>,
+    /// Moves whose clients have not been seen again.
+    #[serde(default)]
+    awaited: Vec<AwaitedItem>,
+    /// Connections that were taken for such a client.
+    #[serde(default)]
+    seen: Vec<String>,
+    #[serde(default)]
+    returns: Vec<ReturnItem>,
+    #[serde(default)]
+    sums: Vec<SumsItem>,
+    #[serde(default)]
+    shedding: Vec<SheddingItem>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -29,6 +44,8 @@ pub(super) struct LedgerItem {
 struct BeganItem {
     id: String,
     began_nanoseconds: u64,
+    #[serde(flatten)]
+    by: SpenderItem,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -68,15 +85,30 @@ impl LedgerItem {
             made,
             told,
             rates,
+            flows,
+            awaited,
+            taken,
+            returns,
+            sums,
+            shedding,
         } = ledger.entries();
-        let spent = |all: Vec<(KernelTime, Cookie)>| all.into_iter().map(|(t, c)| began(c, t));
+        let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
+            all.into_iter().map(|(t, c, by)| began(c, t, &by))
+        };
+        let flying = |(c, t, by): (Cookie, KernelTime, Spender)| began(c, t, &by);
         Self {
-            in_flight: in_flight.into_iter().map(|(c, t)| began(c, t)).collect(),
+            in_flight: in_flight.into_iter().map(flying).collect(),
             ended: ended.into_iter().map(ended_item).collect(),
             told_in_dry_run: said.iter().map(ToString::to_string).collect(),
             spent: spent(made).collect(),
             spent_in_dry_run: spent(told).collect(),
             rates: rates.into_iter().map(rate_item).collect(),
+            flows: flows.iter().map(FlowItem::of).collect(),
+            awaited: awaited.iter().map(AwaitedItem::of).collect(),
+            seen: taken.iter().map(ToString::to_string).collect(),
+            returns: returns.iter().map(ReturnItem::of).collect(),
+            sums: sums.iter().map(SumsItem::of).collect(),
+            shedding: shedding.iter().map(SheddingItem::of).collect(),
         }
     }
 
@@ -85,13 +117,14 @@ impl LedgerItem {
     pub(super) fn ledger(&self, above: &str) -> Result<Ledger, ReadError> {
         let spent = |field: &str, items: &[BeganItem]| {
             each(items, above, field, |item, path| {
-                Ok((KernelTime(item.began_nanoseconds), id(&item.id, path)?))
+                let by = item.by.spender(path)?;
+                Ok((KernelTime(item.began_nanoseconds), id(&item.id, path)?, by))
             })
         };
         Ok(Ledger::from_entries(Entries {
             in_flight: spent("inFlight", &self.in_flight)?
                 .into_iter()
-                .map(|(began, cookie)| (cookie, began))
+                .map(|(began, cookie, by)| (cookie, began, by))
                 .collect(),
             ended: each(&self.ended, above, "ended", |item, path| {
                 let at = KernelTime(item.ended_nanoseconds);
@@ -108,14 +141,21 @@ impl LedgerItem {
             rates: each(&self.rates, above, "rates", |item, path| {
                 Ok((id(&item.id, path)?, history(item, path)?))
             })?,
+            flows: each(&self.flows, above, "flows", FlowItem::flow)?,
+            awaited: each(&self.awaited, above, "awaited", AwaitedItem::awaited)?,
+            taken: each(&self.seen, above, "seen", |text, path| id(text, path))?,
+            returns: each(&self.returns, above, "returns", ReturnItem::test)?,
+            sums: each(&self.sums, above, "sums", SumsItem::sums)?,
+            shedding: each(&self.shedding, above, "shedding", SheddingItem::shedding)?,
         }))
     }
 }
 
-fn began(cookie: Cookie, began: KernelTime) -> BeganItem {
+fn began(cookie: Cookie, began: KernelTime, by: &Spender) -> BeganItem {
     BeganItem {
         id: cookie.to_string(),
         began_nanoseconds: began.0,
+        by: SpenderItem::of(by),
     }
 }
 
@@ -161,7 +201,7 @@ fn each<I, T>(
     items.map(|(i, item)| read(item, &path(i))).collect()
 }
 
-fn id(text: &str, path: &str) -> Result<Cookie, ReadError> {
+pub(super) fn id(text: &str, path: &str) -> Result<Cookie, ReadError> {
     text.parse().map_err(|_| ReadError::Value {
         path: format!("{path}.id"),
         value: quoted(text),

@@ -5,11 +5,14 @@ mod events;
 mod explain;
 mod json;
 mod ledger;
+mod ledger_balance;
 mod moved;
 mod names;
 mod pause;
 mod plan;
 mod read;
+mod service_facts;
+mod services;
 mod status;
 mod table;
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     plan::{Decision, Move, Outlook, Plan, Reason, Verdict},
-    policy::{AtEnd, Step, When},
+    policy::{AtEnd, By, Step, When},
     snapshot::{Connection, Cookie, Naming, Snapshot},
 };
 
@@ -195,6 +195,9 @@ pub(super) struct ReasonItem {
     value: u64,
     limit: u64,
     max: u64,
+    /// Of an excess, what each endpoint would hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -286,6 +289,11 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         Reason::Rate {
             value, limit, max, ..
         } => ("bytesPerSecond", [value.0, limit.0, max.0]),
+        Reason::Balance { by, load, stop, .. } => (load_unit(by), [load, stop, stop]),
+    };
+    let mean = match reason {
+        Reason::Balance { mean, .. } => Some(mean),
+        Reason::Age { .. } | Reason::Bytes { .. } | Reason::Rate { .. } => None,
     };
     ReasonItem {
         reason: reason.as_str(),
@@ -293,6 +301,15 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         value,
         limit,
         max,
+        mean,
+    }
+}
+
+pub(super) fn load_unit(by: By) -> &'static str {
+    match by {
+        By::Connections => "connections",
+        By::ByteRate => "bytesPerSecond",
+        By::MessageRate => "messagesPerSecond",
     }
 }
 
@@ -354,7 +371,7 @@ mod tests {
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
-budget: {perNode: 2}
+budget: {perNode: 2, perService: 100%, perEndpoint: 100%}
 guards: {minAge: 0s}
 rules:
 - {name: low, match: {ports: [{port: 1, endPort: 30000}]}, limits: {maxAge: 30m, maxBytes: 1Gi}, mode: DryRun}

@@ -12,6 +12,7 @@ use super::{
     json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
     ledger::LedgerItem,
     names::{NamingItem, is_name, who},
+    service_facts::{self, Fault, ServiceFacts},
 };
 use crate::{
     plan::Ledger,
@@ -92,6 +93,8 @@ struct Dump {
     taken_nanoseconds: u64,
     #[serde(default)]
     names: Option<NamingItem>,
+    #[serde(default)]
+    services: Vec<ServiceFacts>,
     endpoints: Vec<EndpointItem>,
     items: Vec<ConnectionItem<'static>>,
 }
@@ -132,6 +135,18 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
             });
         }
     }
+    let services = service_facts::read(dump.services).map_err(|(index, fault)| match fault {
+        Fault::NoName(field, text) => ReadError::Value {
+            path: format!("services[{index}].{field}"),
+            value: quoted(&text),
+            expected: NAME,
+        },
+        Fault::Again(name) => ReadError::Value {
+            path: format!("services[{index}]"),
+            value: name.to_string(),
+            expected: "a new Service: it was listed before",
+        },
+    })?;
     let mut containers = BTreeMap::new();
     for (index, item) in dump.items.iter().enumerate() {
         let Some(container) = &item.container else {
@@ -157,7 +172,7 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         connections: connections?,
         endpoints,
         naming: NamingItem::read(dump.names),
-        services: BTreeMap::new(),
+        services,
         containers,
     };
     let ledger = dump.ledger.map(|item| item.ledger("ledger.")).transpose()?;
@@ -306,6 +321,7 @@ pub(super) fn quoted(text: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use std::{
+        collections::BTreeSet,
         net::{IpAddr, SocketAddrV6},
         sync::Arc,
     };
@@ -319,7 +335,7 @@ pub(super) mod tests {
     use super::*;
     use crate::{
         render::{Notation, Sort, connections},
-        snapshot::{Identity, Naming, ServiceAt, sample},
+        snapshot::{Identity, Naming, Service, ServiceAt, ServiceName, sample},
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
@@ -428,6 +444,50 @@ pub(super) mod tests {
         prop_oneof![Just(Who::NoPod), Just(Who::Unknown), pod]
     }
 
+    fn any_service() -> impl Strategy<Value = Service> {
+        let addresses = vec(any::<IpAddr>().prop_map(|ip| ip.to_canonical()), 0..4);
+        let numbers = (0..4_u32, 0..4_u32, option::of(0..4_u32));
+        let changed = option::of(any::<u64>().prop_map(Duration::from_nanos));
+        let http2 = vec(any::<u16>(), 0..3);
+        // Seldom each: most of what is generated should pass its guards.
+        let bools = [(); 4].map(|()| prop::bool::weighted(0.1));
+        (numbers, addresses, bools, changed, http2).prop_map(
+            |((ready, here, ready_in_zone), addresses, bools, changed, http2)| Service {
+                ready,
+                ready_here: here,
+                ready_in_zone,
+                addresses: Arc::new(addresses.into_iter().collect()),
+                client_ip_affinity: bools[0],
+                headless: bools[1],
+                internal_local: bools[2],
+                external_local: bools[3],
+                changed,
+                http2: http2.into_iter().collect(),
+            },
+        )
+    }
+
+    /// Facts of the Services that lead to `endpoints`, of all or some.
+    fn facts_of(
+        endpoints: &BTreeMap<EndpointKey, Endpoint>,
+        facts: &[Option<Service>],
+    ) -> BTreeMap<ServiceName, Service> {
+        let pods = endpoints.values().filter_map(|endpoint| endpoint.who.pod());
+        let names: BTreeSet<ServiceName> = pods
+            .flat_map(|pod| {
+                let services = pod.services.iter().flatten();
+                services.map(|at| ServiceName {
+                    namespace: pod.namespace.clone(),
+                    name: at.name.clone(),
+                })
+            })
+            .collect();
+        let given = names.into_iter().zip(facts.iter().cycle());
+        given
+            .filter_map(|(name, facts)| Some((name, facts.clone()?)))
+            .collect()
+    }
+
     pub(in crate::render) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         let sums = (any_who(), any::<[u64; 9]>()).prop_map(|(who, n)| Endpoint {
             who,
@@ -449,13 +509,14 @@ pub(super) mod tests {
             any::<u64>().prop_map(|n| Naming::Stale(Some(Duration::from_nanos(n)))),
         ];
         let connections = vec((any_connection(), option::of("[a-z0-9-]{1,63}")), 0..8);
-        (any::<u64>(), connections, endpoints, naming).prop_map(
-            |(taken, connections, endpoints, naming)| {
+        let facts = vec(option::weighted(0.9, any_service()), 0..4);
+        (any::<u64>(), connections, endpoints, naming, facts).prop_map(
+            |(taken, connections, endpoints, naming, facts)| {
                 let named =
                     |(c, name): &(Connection, Option<String>)| Some((c.cgroup, name.clone()?));
                 Snapshot {
                     taken: KernelTime(taken),
-                    services: BTreeMap::new(),
+                    services: facts_of(&endpoints, &facts),
                     containers: connections.iter().filter_map(named).collect(),
                     connections: connections.into_iter().map(|(c, _)| c).collect(),
                     endpoints,
@@ -550,7 +611,17 @@ pub(super) mod tests {
                 },
             )]),
             naming: Naming::Fresh,
-            services: BTreeMap::new(),
+            services: BTreeMap::from([(
+                ServiceName {
+                    namespace: "shop".to_owned(),
+                    name: "checkout".to_owned(),
+                },
+                Service {
+                    ready: 3,
+                    addresses: Arc::new(BTreeSet::from(["10.0.0.1".parse().unwrap()])),
+                    ..Service::default()
+                },
+            )]),
             containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
         };
         let whole = written(&origin, &snapshot);
@@ -598,6 +669,18 @@ pub(super) mod tests {
                 with("\"bytesIn\": 7", &format!("\"x\": {}", "[".repeat(500))),
             ),
             ("a pod's name", with("web-0", "\\u001b[31mred")),
+            ("a Service's name", with("\"checkout\"", "\"\\u001b[31mred\"")),
+            (
+                "a Service twice",
+                with(
+                    "\"services\": [",
+                    "\"services\": [{\"namespace\": \"shop\", \"name\": \"checkout\", \"ready\": 1,
+                     \"readyHere\": 1, \"addresses\": [], \"clientIpAffinity\": false, \"headless\": false,
+                     \"internalLocal\": false, \"externalLocal\": false},",
+                ),
+            ),
+            ("an endpoint's address", with("\"10.0.0.1\"", "\"anywhere\"")),
+            ("a number of endpoints", with("\"ready\": 3", "\"ready\": -3")),
             ("a container's name", with("nginx", "")),
             ("a state of names", with("fresh", "rotten")),
             ("more behind", format!("{whole}{whole}")),

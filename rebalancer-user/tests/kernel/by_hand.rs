@@ -35,6 +35,30 @@ pub fn items(out: &Output) -> Vec<Value> {
 }
 
 #[test]
+fn where_an_agent_may_move_nothing_no_hand_may_either() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let cgroup = cgroup(&lab).to_str().unwrap();
+    let disabled = ["--cgroup", cgroup, "--mode", "Disabled"];
+    let agent = Agent::with(TRACK_ONLY, own_pins(), &disabled);
+    let mut stream = connect(&lab, pod.address());
+    request(&mut stream, "/").unwrap();
+    let id = agent.connections(pod)[0]["id"].as_str().unwrap().to_owned();
+
+    let refused = by_hand(&agent.pins, &["--ignore-guards", &id]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(words.contains("--mode Disabled"), "{words}");
+    assert!(words.contains("remedy:"), "{words}");
+    request(&mut stream, "/").unwrap();
+
+    let dry = by_hand(&agent.pins, &["--dry-run", &id]);
+    assert_eq!(dry.status.code(), Some(0), "{dry:?}");
+    assert_eq!(items(&dry)[0]["outcome"], "wouldMove");
+}
+
+#[test]
 fn each_id_gets_its_outcome() {
     let _alone = alone();
     let lab = lab(1);

@@ -192,7 +192,11 @@ fn a_refused_policy_leaves_the_agent_ready_and_a_gauge_says_so() {
     });
     let text = scrape(at);
     let refused = sample(&text, "rebalancer_policy_reloads_total{result=\"refused\"}");
-    assert_eq!(refused, Some(1.0));
+    // By the signal, by the look every two seconds, or by both.
+    assert!(
+        refused.is_some_and(|n| (1.0..=2.0).contains(&n)),
+        "{refused:?}"
+    );
     agent.wait_for_intervals(1);
     assert!(get(at, "/readyz", "*/*").0.contains(" 200 "));
 }

@@ -17,7 +17,11 @@ use crate::{
 
 const NODE: &str = "lab-node";
 
-/// An API server that knows the lab's pods, the first of them behind a Service.
+/// One for each pod.
+const SERVICES: [&str; 2] = ["checkout", "cart"];
+
+/// An API server that knows the lab's pods, each behind a Service of its own that has another
+/// endpoint on another node.
 struct Cluster {
     api: ApiServer,
     folder: TempDir,
@@ -36,15 +40,13 @@ impl Cluster {
         for pod in lab.pods() {
             api.set("pods", object(pod, json!({})));
         }
-        let first = uid(lab.pod(0));
-        api.set(
-            "endpointslices",
-            json!({"metadata": {"name": "checkout-1", "namespace": "shop",
-                                "labels": {"kubernetes.io/service-name": "checkout"}},
-                   "addressType": "IPv4", "ports": [{"port": 80, "protocol": "TCP"}],
-                   "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": NODE, "conditions": {"ready": true},
-                                  "targetRef": {"kind": "Pod", "uid": first}}]}),
-        );
+        for (pod, name) in lab.pods().iter().zip(SERVICES) {
+            api.set("services", service(name, json!({})));
+            api.set(
+                "endpointslices",
+                slice(name, &[(&uid(pod), NODE), ("elsewhere", "other")]),
+            );
+        }
         Self { api, folder }
     }
 
@@ -91,6 +93,22 @@ fn object(pod: &Pod, annotations: Value) -> Value {
                                              "image": "", "imageID": "", "ready": true, "restartCount": 0}]}})
 }
 
+fn service(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"name": name, "namespace": "shop"}, "spec": spec})
+}
+
+/// Port 80 of pods, by uid, on these nodes.
+fn slice(service: &str, pods: &[(&str, &str)]) -> Value {
+    let endpoint = |(number, (uid, node)): (usize, &(&str, &str))| {
+        json!({"addresses": [format!("192.0.2.{number}")], "nodeName": node, "conditions": {"ready": true},
+               "targetRef": {"kind": "Pod", "uid": uid}})
+    };
+    let endpoints: Vec<Value> = pods.iter().enumerate().map(endpoint).collect();
+    json!({"metadata": {"name": format!("{service}-1"), "namespace": "shop",
+                        "labels": {"kubernetes.io/service-name": service}},
+           "addressType": "IPv4", "ports": [{"port": 80, "protocol": "TCP"}], "endpoints": endpoints})
+}
+
 fn policy(matches: &str) -> String {
     format!(
         "\
@@ -98,7 +116,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 200ms
-guards: {{minAge: 200ms}}
+guards: {{minAge: 200ms, settle: 2s}}
 rules:
 - name: named
   match: {{{matches}}}
@@ -151,6 +169,13 @@ fn a_service_names_what_is_moved() {
         (&json!("shop"), &json!(pod.name))
     );
     assert_eq!(it["container"], "nginx");
+    let checkout = &dump["services"][1];
+    assert_eq!(checkout["name"], "checkout");
+    assert_eq!(
+        (&checkout["ready"], &checkout["readyHere"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(checkout["addresses"], json!(["192.0.2.0", "192.0.2.1"]));
     let endpoints = dump["endpoints"].as_array().unwrap();
     let first = endpoints
         .iter()
@@ -168,6 +193,13 @@ fn a_service_names_what_is_moved() {
     let plan: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(plan["items"][0]["verdict"], "Move", "{plan:#}");
     assert_eq!(plan["items"][0]["pod"], format!("shop/{}", pod.name));
+    let mut explain = Command::new(REBALANCER);
+    let id = it["id"].as_str().unwrap();
+    explain.args(["explain", id, "--snapshot", "-", "--policy"]);
+    explain.arg(&file);
+    let told = with_input(explain, &dump.to_string());
+    let line = "service   cart: 2 ready endpoints, 1 on this node\n";
+    assert!(told.contains(line), "{told}");
 }
 
 /// As in a container that is not privileged, where there is cgroup v2 alone.
@@ -220,6 +252,52 @@ fn with_input(mut command: Command, input: &str) -> String {
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{out:?}");
     String::from_utf8(out.stdout).unwrap()
+}
+
+/// What the API server says of a Service decides, and decides anew when it changes.
+#[test]
+fn what_a_service_says_spares_until_it_says_otherwise() {
+    let _alone = alone();
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let only = uid(lab.pod(0));
+    cluster
+        .api
+        .set("endpointslices", slice("checkout", &[(&only, NODE)]));
+    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let mut heavy = connect(&lab, lab.pod(0).address());
+    make_heavy(&mut heavy);
+    agent.wait_for("alone", |line| spared(line, "\"minReadyEndpoints\": 1"));
+    let sticky = json!({"sessionAffinity": "ClientIP"});
+    cluster.api.set("services", service("checkout", sticky));
+    agent.wait_for("sticky", |line| spared(line, "\"sessionAffinity\": 1"));
+    cluster.api.set(
+        "services",
+        service("checkout", json!({"clusterIP": "None"})),
+    );
+    agent.wait_for("headless", |line| spared(line, "\"headless\": 1"));
+    let local = json!({"internalTrafficPolicy": "Local"});
+    cluster.api.set("services", service("checkout", local));
+    let two = [(&*only, NODE), ("elsewhere", "other")];
+    cluster.api.set("endpointslices", slice("checkout", &two));
+    agent.wait_for("local", |line| spared(line, "\"localTraffic\": 1"));
+    // Its client's own address is an endpoint's.
+    let mut sibling = slice("checkout", &two);
+    sibling["endpoints"][1]["addresses"] = json!([heavy.local_addr().unwrap().ip()]);
+    cluster.api.set("endpointslices", sibling);
+    agent.wait_for("sibling", |line| spared(line, "\"siblingPeer\": 1"));
+    let mut http2 = slice("checkout", &two);
+    http2["ports"][0]["appProtocol"] = "kubernetes.io/h2c".into();
+    cluster.api.set("services", service("checkout", json!({})));
+    cluster.api.set("endpointslices", http2);
+    agent.wait_for("HTTP/2", |line| spared(line, "\"http2\": 1"));
+    let three = [two[0], two[1], ("third", "other")];
+    cluster.api.set("endpointslices", slice("checkout", &three));
+    agent.wait_for("settling", |line| spared(line, "\"settling\": 1"));
+    assert_eq!(agent.said("move").len(), 0);
+    request(&mut heavy, "/").unwrap();
+    agent.wait_for_move();
+    assert!(is_reset(&mut heavy));
 }
 
 #[test]
@@ -328,4 +406,108 @@ fn remove_below(cgroup: &Path, own: &Path) -> Result<bool, bool> {
         }
     }
     Ok(true)
+}
+
+/// The Events written for this reason, with their namespaces.
+fn written(cluster: &Cluster, reason: &str) -> Vec<(String, Value)> {
+    let all = cluster.api.written().into_iter();
+    all.filter(|(_, event)| event["reason"] == reason).collect()
+}
+
+fn of_own_pod(command: &mut Command) -> &mut Command {
+    command
+        .env("POD_NAME", "rebalancer-x")
+        .env("POD_NAMESPACE", "rebalancer")
+        .env("POD_UID", "0-1")
+}
+
+#[test]
+fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
+    let _alone = alone();
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &policy).unwrap();
+    let ours = cluster.arguments();
+    let mut arguments = vec!["--cgroup", cgroup(&lab).to_str().unwrap(), "--move-events"];
+    arguments.extend(ours.iter().map(String::as_str));
+    let pins = own_pins();
+    let mut command = Agent::command(file.path(), &pins, &arguments);
+    of_own_pod(&mut command);
+    let mut agent = Agent::launch(command, pins);
+    agent.wait_for("names", |line| line["naming"] == "Fresh");
+    let _streams = [0; 2].map(|_| connect(&lab, lab.pod(0).address()));
+    agent.wait_for_move();
+    agent.wait_for_move();
+    let moved = eventually("a move is told", || {
+        let moved = written(&cluster, "ConnectionsMoved");
+        if moved.is_empty() {
+            Err(moved)
+        } else {
+            Ok(moved)
+        }
+    });
+    agent.wait_for_intervals(5);
+    let (namespace, event) = &moved[0];
+    assert_eq!(namespace, "shop");
+    assert_eq!(event["type"], "Normal");
+    assert_eq!(event["regarding"]["uid"], uid(lab.pod(0)));
+    assert!(
+        event["note"]
+            .as_str()
+            .unwrap()
+            .contains("Rule lab has moved"),
+        "{event}"
+    );
+    assert_eq!(
+        written(&cluster, "ConnectionsMoved").len(),
+        1,
+        "one in five minutes"
+    );
+
+    // Where Events of others are forbidden it is about our own pod.
+    cluster.api.allow_writes_to("rebalancer");
+    std::fs::write(file.path(), "mode: Enforce").unwrap();
+    agent.signal(rustix::process::Signal::HUP);
+    let refused = eventually("the refusal is told", || {
+        let refused = written(&cluster, "PolicyRefused");
+        if refused.is_empty() {
+            Err(refused)
+        } else {
+            Ok(refused)
+        }
+    });
+    let (namespace, event) = &refused[0];
+    assert_eq!(
+        (namespace.as_str(), &event["type"]),
+        ("rebalancer", &"Warning".into())
+    );
+    assert_eq!(event["regarding"]["name"], "rebalancer-x");
+    assert_eq!(event["regarding"]["uid"], "0-1");
+    let note = event["note"].as_str().unwrap();
+    assert!(
+        note.contains("apiVersion") && note.contains("last good one"),
+        "{note}"
+    );
+    agent.signal(rustix::process::Signal::HUP);
+    agent.wait_for("refused again", |line| {
+        line["message"] == "policy refused, the last good one stays"
+    });
+    agent.wait_for_intervals(3);
+    assert_eq!(
+        written(&cluster, "PolicyRefused").len(),
+        1,
+        "the same again"
+    );
+    assert_eq!(agent.terminate(), Some(0));
+
+    // One that cannot start says so too.
+    let mut command = Agent::command(file.path(), &own_pins(), &arguments);
+    let out = of_own_pod(&mut command).output().unwrap();
+    assert_eq!(out.status.code(), Some(3), "{out:?}");
+    let refused = written(&cluster, "PolicyRefused");
+    assert_eq!(refused.len(), 2, "{refused:#?}");
+    let note = refused[1].1["note"].as_str().unwrap();
+    assert!(note.contains("does not start"), "{note}");
 }

@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use self::reader::{Reader, inner};
 use super::{
-    Amount, Budget, Guards, Policy, PolicyErrors, Sockets, Track,
-    file::{BudgetFile, Field, GuardsFile, PolicyFile, TrackFile},
+    Amount, Budget, Guards, Percent, Policy, PolicyErrors, Sockets, Track,
+    file::{BudgetFile, Field, GuardsFile, PolicyFile, Scalar, TrackFile},
     syntax, values,
 };
 
@@ -17,6 +17,7 @@ pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const KIND: &str = "RebalancePolicy";
 
 const MOST_NAMESPACES: usize = 1024;
+const MOST_MOVES: u32 = 1_000_000;
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -99,13 +100,22 @@ impl Reader<'_> {
             per_service,
             per_endpoint,
         } = inner(field, &default);
-        self.unsupported(per_service, "perService", "perNode");
-        self.unsupported(per_endpoint, "perEndpoint", "perNode");
+        let share = |percent| Amount::Share(Percent::new(percent).unwrap_or(Percent::WHOLE));
+        let mut amount = |field: &Field<Scalar>, default: Amount| {
+            self.value(field, |value| values::amount(value, MOST_MOVES))
+                .unwrap_or(default)
+        };
+        let per_node = amount(
+            per_node,
+            Amount::Fixed(const { NonZeroU32::new(60).unwrap() }),
+        );
+        let per_service = amount(per_service, share(10));
+        let per_endpoint = amount(per_endpoint, share(25));
         Budget {
             window: self.duration(window, SECOND..=DAY).unwrap_or(60 * SECOND),
-            per_node: self
-                .value(per_node, |value| values::amount(value, 1_000_000))
-                .unwrap_or(Amount::Fixed(const { NonZeroU32::new(60).unwrap() })),
+            per_node,
+            per_service,
+            per_endpoint,
             max_in_flight: self.count(max_in_flight, 10_000, 20),
         }
     }
@@ -120,9 +130,6 @@ impl Reader<'_> {
             min_ready_endpoints,
             settle,
         } = inner(field, &default);
-        let supported = "minAge, allowSystemPorts, allowHostNetwork and excludeNamespaces";
-        self.unsupported(min_ready_endpoints, "minReadyEndpoints", supported);
-        self.unsupported(settle, "settle", supported);
         let ports: BTreeSet<u16> = self
             .list(allow_system_ports, u16::MAX.into())
             .iter()
@@ -143,6 +150,10 @@ impl Reader<'_> {
                     30 * SECOND
                 },
             ),
+            min_ready_endpoints: self.count(min_ready_endpoints, 10_000, 2),
+            settle: self
+                .duration(settle, Duration::ZERO..=DAY)
+                .unwrap_or(60 * SECOND),
             allow_system_ports: ports,
             allow_host_network: self.value(allow_host_network, values::boolean),
         }

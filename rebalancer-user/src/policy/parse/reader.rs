@@ -11,7 +11,7 @@ use serde_saphyr::Spanned;
 use crate::policy::{
     CgroupGlobs, Mode,
     error::{Fault, Problem},
-    file::{Field, List, Scalar, Unsupported},
+    file::{Field, List, Scalar},
     syntax,
     values::{self, Value},
 };
@@ -145,19 +145,6 @@ impl Reader<'_> {
             );
             self.report(at.clone(), fault);
         }
-    }
-
-    pub(super) fn unsupported(&mut self, field: &Unsupported, name: &str, supported: &str) {
-        let Some(value) = &field.0 else { return };
-        let value = self.place(value).start.min(self.text.len());
-        let key = self.text.get(..value).and_then(|before| before.rfind(name));
-        let at = key.map_or(value..value, |key| key..key + name.len());
-        let fault = Fault::new(
-            format!("this version does not support `{name}` yet"),
-            "of a later version",
-            format!("remove it; this version has {supported}"),
-        );
-        self.report(at, fault);
     }
 
     pub(super) fn report(&mut self, at: Range<usize>, fault: Fault) {

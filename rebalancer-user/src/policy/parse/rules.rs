@@ -9,12 +9,12 @@ use super::{
     reader::{Reader, inner},
 };
 use crate::policy::{
-    AtEnd, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName, SessionState,
-    Span, Step, StepKind, When,
+    AtEnd, Balance, By, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName,
+    SessionState, Span, Step, StepKind, When,
     error::{Fault, quoted},
     file::{
-        Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile, RuleFile,
-        StepFile,
+        BalanceFile, Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile,
+        RuleFile, StepFile,
     },
     values,
 };
@@ -68,7 +68,6 @@ impl Reader<'_> {
             count,
             balance,
         } = &file.value;
-        self.unsupported(balance, "balance", "limits");
         self.required(name, "name", &at, "a name, e.g. `name: checkout`");
         self.required(
             matches,
@@ -76,12 +75,14 @@ impl Reader<'_> {
             &at,
             "what it is for, e.g. `match: {ports: [{port: 8080}]}`",
         );
-        self.required(
-            limits,
-            "limits",
-            &at,
-            "a limit, e.g. `limits: {maxAge: 30m}`",
-        );
+        if balance.0.is_none() {
+            self.required(
+                limits,
+                "limits",
+                &at,
+                "a limit, e.g. `limits: {maxAge: 30m}`, or `balance: {by: Connections}`",
+            );
+        }
         let session_states = [
             ("Keeps", SessionState::Keeps),
             ("Loses", SessionState::Loses),
@@ -91,21 +92,36 @@ impl Reader<'_> {
         let mode = self.mode(mode);
         let matches = self.matches(matches);
         let limits = self.limits(limits, min_age, interval);
+        let balance = self.balance(balance);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
         let session_state = self.word(session_state, &session_states, &[]);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]);
         let count = self.word(count, &[("Messages", Count::Messages)], &[]);
+        let implied = balance.is_some_and(|balance| balance.by == By::MessageRate);
         Some(Rule {
             name: RuleName(name?),
             mode,
             matches,
             limits,
+            balance,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
             session_state: session_state.unwrap_or_default(),
             steps,
             at_end: at_end.unwrap_or_default(),
-            count,
+            count: count.or(implied.then_some(Count::Messages)),
+        })
+    }
+
+    fn balance(&mut self, field: &Field<BalanceFile>) -> Option<Balance> {
+        const DEFAULT: Percent = Percent::new(10).unwrap();
+        let BalanceFile { by, tolerance } = &field.0.as_ref()?.value;
+        let words = [By::Connections, By::ByteRate, By::MessageRate].map(|by| (by.as_str(), by));
+        Some(Balance {
+            by: self.word(by, &words, &[]).unwrap_or_default(),
+            tolerance: self
+                .value(tolerance, |value| values::percent(value, 1))
+                .unwrap_or(DEFAULT),
         })
     }
 

@@ -16,6 +16,9 @@ impl Percent {
         }
     }
 
+    /// All of it.
+    pub const WHOLE: Self = Self(100);
+
     /// The number before the sign.
     pub fn get(self) -> u8 {
         self.0
@@ -28,7 +31,7 @@ impl fmt::Display for Percent {
     }
 }
 
-/// A number of moves: fixed, or a share of the node's tracked connections.
+/// A number of moves: fixed, or a share of the connections that there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     /// So many.

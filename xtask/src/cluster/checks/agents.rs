@@ -75,38 +75,40 @@ pub(super) fn cgroup() -> Result<String> {
     Ok(v2.context("cgroup v2")?.mount().display().to_string())
 }
 
-/// The overlay for nodes in cgroup namespaces, as this cluster's are.
-pub(super) fn overlay() -> Result<PathBuf> {
-    let name = match cgroup()?.as_str() {
+/// What deploy/ has for nodes in cgroup namespaces, as this cluster's are.
+fn private_cgroup() -> Result<&'static str> {
+    Ok(match cgroup()?.as_str() {
         "/sys/fs/cgroup" => "private-cgroup",
         "/sys/fs/cgroup/unified" => "private-cgroup-hybrid",
-        other => anyhow::bail!("deploy/ has no overlay for cgroup v2 at {other}"),
-    };
-    Ok(root().join("deploy/overlays").join(name))
+        other => anyhow::bail!("deploy/ has no component for cgroup v2 at {other}"),
+    })
 }
 
-/// An overlay of deploy/, told where these nodes' cgroups are; in a folder of the cluster's own.
+/// The overlay of the base for such nodes.
+pub(super) fn overlay() -> Result<PathBuf> {
+    Ok(root().join("deploy/overlays").join(private_cgroup()?))
+}
+
+/// Another overlay of deploy/ for such nodes, in a folder of the cluster's own.
 pub(super) fn adapted(overlay: &str) -> Result<PathBuf> {
     let folder = places::state().join("overlays").join(overlay);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    // kustomize wants a relative path, and follows no link.
+    // kustomize wants relative paths, and follows no link.
     let folder = folder.canonicalize().context("the overlay's folder")?;
     let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
-    let base = root().join("deploy/overlays").join(overlay);
-    let base = up.join(base.strip_prefix("/").context("an absolute path")?);
+    let root = root();
+    let deploy = up
+        .join(root.strip_prefix("/").context("an absolute path")?)
+        .join("deploy");
+    let deploy = deploy.display();
     let text = format!(
-        r"apiVersion: kustomize.config.k8s.io/v1beta1
+        "\
+apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
-resources: ['{}']
-patches:
-- target: {{kind: DaemonSet, name: rebalancer}}
-  patch: |-
-    - op: add
-      path: /spec/template/spec/containers/0/env/-
-      value: {{name: REBALANCER_CGROUP, value: {}}}
+resources: ['{deploy}/overlays/{overlay}']
+components: ['{deploy}/components/{}']
 ",
-        base.display(),
-        cgroup()?
+        private_cgroup()?
     );
     fs::write(folder.join("kustomization.yaml"), text).context("kustomization.yaml")?;
     Ok(folder)

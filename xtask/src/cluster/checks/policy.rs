@@ -23,7 +23,7 @@ kind: RebalancePolicy
 mode: Enforce
 interval: 1s
 budget: {{window: 10s, perNode: 60, maxInFlight: 20}}
-guards: {{minAge: 2s}}
+guards: {{minAge: 2s, settle: 2s}}
 rules:
 - name: {rule}
   match: {{services: [default/web]}}

@@ -10,7 +10,7 @@ use super::{
     policy, traffic,
 };
 use crate::{
-    cluster::{kubectl, process},
+    cluster::{images, kubectl, process},
     root,
 };
 
@@ -34,16 +34,23 @@ pub(super) fn least_privilege(story: &mut Story) -> Found {
 pub(super) fn read_only(_: &mut Story) -> Found {
     install(&adapted("read-only")?)?;
     let mut seen = 0;
-    let mut last = String::new();
     for agent in agents()? {
         let dump = ask(&agent.pod, &["dump"])?;
-        seen += dump["items"].as_array().context("a list")?.len();
-        last = agent.pod;
+        let items = dump["items"].as_array().context("a list")?;
+        seen += items.len();
+        for id in items.iter().take(3).flat_map(|item| item["id"].as_str()) {
+            let moved = exec(&agent.pod, &["move", id, "--ignore-guards"]);
+            let words = moved
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
+            ensure!(words.contains("Disabled"), "a move by hand: {words:?}");
+        }
     }
     ensure!(seen > 0, "no connections");
-    let moved = exec(&last, &["move", "1", "--ignore-guards"]);
-    ensure!(moved.is_err(), "it can move: {moved:?}");
-    Ok(format!("{seen} connections dumped; a move is refused"))
+    Ok(format!(
+        "{seen} connections dumped; moves by hand are refused"
+    ))
 }
 
 /// Everything in deploy/ that kustomize builds, and the chart where helm is there.
@@ -64,22 +71,28 @@ pub(super) fn uninstalled(_: &mut Story) -> Found {
     install(&overlay()?)?;
     let ours = programs()?;
     ensure!(ours > 0, "none of the agents' programs is loaded");
-    let agents = agents()?;
-    for agent in &agents {
-        exec(&agent.pod, &["doctor"])?;
-    }
     let folder = overlay()?;
     let folder = folder.to_str().context("UTF-8")?;
-    super::variants::cleanup()?;
-    kubectl::output(&["delete", "-k", folder, "--ignore-not-found", "--wait"])?;
-    process::wait("the agents' programs to go", 60, || {
-        (programs().ok()? == 0).then_some(())
-    })?;
+    kubectl::output(&["delete", "-k", folder, "--wait"])?;
+    ensure!(programs()? > 0, "tracking ended with the agents");
+    let file = root().join("deploy/uninstall.yaml");
+    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    // No registry is asked for anything here.
+    let local = text.replace("registry.k8s.io/pause:3.10", images::PAUSE);
+    ensure!(local != text, "uninstall.yaml names another image");
+    kubectl::apply(&local)?;
+    let namespace = ["-n", "rebalancer-uninstall"];
+    let status = [
+        "rollout",
+        "status",
+        "ds/rebalancer-uninstall",
+        "--timeout=120s",
+    ];
+    kubectl::output(&[&namespace[..], &status].concat())?;
+    let left = programs()?;
+    ensure!(left == 0, "{left} of {ours} programs are left");
+    kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
     Ok(format!("{ours} programs before, none after"))
-}
-
-fn cleanup() -> Result<()> {
-    Ok(())
 }
 
 /// Programs of the agents' that the kernel has.

@@ -1,0 +1,191 @@
+//! What is measured of a run, and its mean and spread over many.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use rebalancer_user::{plan::Plan, snapshot::KernelTime};
+
+use super::{
+    oracle,
+    scenario::Scenario,
+    world::{START, World},
+};
+
+/// How it stood when the first agent listed.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    /// Since the start.
+    pub(crate) at: Duration,
+    /// The most that one endpoint holds, of the mean.
+    pub(crate) hottest: f64,
+    /// No endpoint holds more than the mean and the tolerance, and no client is away.
+    pub(crate) balanced: bool,
+    stop: u64,
+}
+
+impl Sample {
+    pub(super) fn of(world: &World, tolerance: u64) -> Self {
+        let loads = world.loads();
+        let sums = || loads.iter().map(|loads| loads.iter().sum::<u64>());
+        let (total, most) = (sums().sum::<u64>(), sums().max().unwrap_or(0));
+        let endpoints = loads.len().max(1) as u64;
+        let stop = (total * (100 + tolerance)).div_ceil(100 * endpoints);
+        Self {
+            at: world.now.since(START),
+            hottest: most as f64 * endpoints as f64 / total.max(1) as f64,
+            balanced: most <= stop && !world.is_someone_away(),
+            stop,
+        }
+    }
+}
+
+/// A move, as it was begun.
+#[derive(Clone, Copy)]
+pub(crate) struct Start {
+    pub(crate) at: KernelTime,
+    pub(crate) node: usize,
+    pub(crate) client: IpAddr,
+    pub(crate) replica: usize,
+}
+
+impl Start {
+    /// When, since the start of the run.
+    pub(crate) fn after_start(&self) -> Duration {
+        self.at.since(START)
+    }
+}
+
+/// What happened in one run.
+pub(crate) struct Run {
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) starts: Vec<Start>,
+    /// Why connections were spared, and how often, over all plans.
+    pub(crate) spared: BTreeMap<&'static str, u64>,
+    interval: Duration,
+    judged: KernelTime,
+    while_balanced: u64,
+    /// What had to be balanced, and the stop.
+    task: Option<(Vec<Vec<u64>>, u64)>,
+}
+
+impl Run {
+    pub(super) fn new(scenario: &Scenario, judged: KernelTime) -> Self {
+        Self {
+            samples: Vec::new(),
+            starts: Vec::new(),
+            spared: BTreeMap::new(),
+            interval: scenario.interval,
+            judged,
+            while_balanced: 0,
+            task: None,
+        }
+    }
+
+    pub(super) fn sample(&mut self, sample: Sample, world: &World) {
+        if self.task.is_none() && world.now >= self.judged {
+            self.task = Some((world.loads(), sample.stop));
+        }
+        self.samples.push(sample);
+    }
+
+    pub(super) fn planned(&mut self, plan: &Plan, starts: Vec<Start>, before: &Sample) {
+        for (why, count) in plan.spared() {
+            *self.spared.entry(why).or_default() += count;
+        }
+        for start in starts {
+            let early = start.at < self.judged;
+            self.while_balanced += u64::from(early || before.balanced);
+            self.starts.push(start);
+        }
+    }
+
+    pub(super) fn has_moved_at(&self, node: usize) -> bool {
+        self.starts.iter().any(|start| start.node == node)
+    }
+
+    /// The least moves that what had to be balanced takes; of a run in which nothing was moved.
+    pub(crate) fn least(&self, seed: u64) -> f64 {
+        let task = self.task.as_ref();
+        task.map_or(0.0, |(loads, stop)| oracle::least(loads, *stop, seed))
+    }
+
+    /// `least`: see [`Run::least`].
+    pub(crate) fn measures(&self, least: f64) -> Measures {
+        let judged = self.judged.since(START);
+        let after = || self.samples.iter().filter(|sample| sample.at >= judged);
+        let rounds: BTreeSet<u128> = self
+            .starts
+            .iter()
+            .map(|start| start.at.since(START).as_nanos() / self.interval.as_nanos())
+            .collect();
+        let mut by_client: BTreeMap<IpAddr, u64> = BTreeMap::new();
+        for start in &self.starts {
+            *by_client.entry(start.client).or_default() += 1;
+        }
+        let moves = self.starts.len() as f64;
+        let most = by_client.values().max().copied().unwrap_or(0) as f64;
+        Measures {
+            moves,
+            least,
+            rounds: rounds.len() as f64,
+            seconds: after()
+                .find(|sample| sample.balanced)
+                .map(|sample| (sample.at - judged).as_secs_f64()),
+            while_balanced: self.while_balanced as f64,
+            worst_client: if moves > 0.0 { most / moves } else { 0.0 },
+            last_move: self
+                .starts
+                .iter()
+                .map(|start| start.at.since(self.judged).as_secs_f64())
+                .fold(0.0, f64::max),
+            hottest: self.samples.last().map_or(0.0, |sample| sample.hottest),
+        }
+    }
+}
+
+/// What one run comes to.
+#[derive(Clone, Copy)]
+pub(crate) struct Measures {
+    pub(crate) moves: f64,
+    /// The least that random placement allows.
+    pub(crate) least: f64,
+    /// Intervals in which moves were begun.
+    pub(crate) rounds: f64,
+    /// Until it was balanced for the first time; none if it never was.
+    pub(crate) seconds: Option<f64>,
+    /// Moves begun when nothing was to be done.
+    pub(crate) while_balanced: f64,
+    /// The share of the moves of the client that had most.
+    pub(crate) worst_client: f64,
+    /// When the last move began.
+    pub(crate) last_move: f64,
+    /// The most that one endpoint holds at the end, of the mean.
+    pub(crate) hottest: f64,
+}
+
+/// A mean and how far values are from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Spread {
+    pub(crate) mean: f64,
+    /// The standard deviation of one value.
+    pub(crate) deviation: f64,
+    pub(crate) most: f64,
+}
+
+impl Spread {
+    /// None of no values.
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let values: Vec<f64> = values.collect();
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        (count > 0.0).then(|| Self {
+            mean,
+            deviation: (squares / (count - 1.0).max(1.0)).sqrt(),
+            most: values.iter().copied().fold(f64::MIN, f64::max),
+        })
+    }
+}

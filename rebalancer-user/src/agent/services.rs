@@ -1,0 +1,105 @@
+//! The endpoints of a snapshot by Service, for who looks at them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use crate::{
+    render::{EndpointItem, ServiceItem},
+    snapshot::{Cookie, Endpoint, EndpointKey, Snapshot},
+};
+
+/// Endpoints shown; those with fewest connections are left out.
+const MOST: usize = 2000;
+
+/// Each Service's endpoints; those of none by their port.
+pub(super) fn by_service(
+    snapshot: &Snapshot,
+    in_flight: impl Iterator<Item = Cookie>,
+) -> Vec<ServiceItem> {
+    let in_flight: BTreeSet<Cookie> = in_flight.collect();
+    let mut moving: BTreeMap<EndpointKey, u64> = BTreeMap::new();
+    for connection in &snapshot.connections {
+        if in_flight.contains(&connection.cookie) {
+            *moving.entry(connection.endpoint).or_default() += 1;
+        }
+    }
+    let mut shown: Vec<(&EndpointKey, &Endpoint)> = snapshot
+        .endpoints
+        .iter()
+        .filter(|(_, endpoint)| endpoint.open > 0 || endpoint.listeners > 0)
+        .collect();
+    shown.sort_by_key(|(key, endpoint)| (Reverse(endpoint.open), **key));
+    shown.truncate(MOST);
+    let mut services: BTreeMap<String, Vec<EndpointItem>> = BTreeMap::new();
+    for (key, endpoint) in shown {
+        let pod = endpoint.who.pod();
+        let item = EndpointItem {
+            netns: key.netns.0,
+            cgroup: key.cgroup.map(|id| id.0),
+            port: key.port,
+            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.pod)),
+            connections: endpoint.open,
+            bytes: endpoint.bytes_in.0.saturating_add(endpoint.bytes_out.0),
+            in_flight: moving.get(key).copied().unwrap_or(0),
+        };
+        let names = pod.and_then(|pod| {
+            let services = pod.services.as_ref()?;
+            let names = services.iter();
+            Some(names.map(|at| format!("{}/{}", pod.namespace, at.name)))
+        });
+        let mut names: Vec<String> = names.into_iter().flatten().collect();
+        if names.is_empty() {
+            names.push(format!("port {}", key.port));
+        }
+        for name in names {
+            services.entry(name).or_default().push(item.clone());
+        }
+    }
+    let mut services: Vec<ServiceItem> = services
+        .into_iter()
+        .map(|(name, endpoints)| ServiceItem { name, endpoints })
+        .collect();
+    services.sort_by_key(|service| Reverse(service.connections()));
+    services
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Bytes, Netns, sample::connection};
+
+    #[test]
+    fn endpoints_are_by_port_and_the_fullest_is_first() {
+        let key = |netns, port| EndpointKey {
+            netns: Netns(netns),
+            cgroup: None,
+            port,
+        };
+        let endpoint = |open, bytes| Endpoint {
+            listeners: 1,
+            open,
+            bytes_in: Bytes(bytes),
+            ..Endpoint::default()
+        };
+        let snapshot = Snapshot {
+            connections: vec![connection(7)],
+            endpoints: BTreeMap::from([
+                (key(1, 8080), endpoint(1, 10)),
+                (key(2, 8080), endpoint(5, 20)),
+                (key(3, 22), endpoint(0, 0)),
+                (key(4, 23), Endpoint::default()),
+            ]),
+            ..Snapshot::default()
+        };
+        let services = by_service(&snapshot, [Cookie(7), Cookie(8)].into_iter());
+        let names: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["port 8080", "port 22"]);
+        let first = &services[0];
+        assert_eq!(first.connections(), 6);
+        let netns: Vec<u32> = first.endpoints.iter().map(|e| e.netns).collect();
+        assert_eq!(netns, [2, 1]);
+        assert_eq!((first.endpoints[1].in_flight, first.endpoints[0].bytes), (1, 20));
+    }
+}

@@ -1,0 +1,297 @@
+//! Services: what is kept of their specs, and facts of those that lead to this node. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use k8s_openapi::api::core::v1::Service as ApiService;
+use kube::ResourceExt as _;
+
+use super::{
+    objects::opted_out,
+    slices::{Endpoints, Slice},
+};
+use crate::snapshot::{Service, ServiceName};
+
+/// What is kept of a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spec {
+    pub(super) opted_out: bool,
+    client_ip_affinity: bool,
+    headless: bool,
+    internal_local: bool,
+    external_local: bool,
+    prefers: Option<Prefers>,
+}
+
+/// `trafficDistribution`: where traffic is kept if it can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Prefers {
+    Zone,
+    Node,
+}
+
+impl Spec {
+    pub(super) fn of(service: ApiService) -> Option<Self> {
+        let opted_out = opted_out(service.annotations());
+        let spec = service.spec.unwrap_or_default();
+        let is = |field: &Option<String>, word: &str| field.as_deref() == Some(word);
+        Some(Self {
+            opted_out,
+            client_ip_affinity: is(&spec.session_affinity, "ClientIP"),
+            headless: is(&spec.cluster_ip, "None"),
+            internal_local: is(&spec.internal_traffic_policy, "Local"),
+            external_local: is(&spec.external_traffic_policy, "Local"),
+            prefers: spec.traffic_distribution.map(|word| match &*word {
+                "PreferSameNode" => Prefers::Node,
+                // PreferClose and PreferSameZone; a later word is no reason to look farther.
+                _ => Prefers::Zone,
+            }),
+        })
+    }
+}
+
+/// Slices by Service.
+#[derive(Debug, Default)]
+pub(super) struct Gathered(BTreeMap<ServiceName, Since>);
+
+/// A Service's endpoints, and since when the ready ones are these.
+#[derive(Debug)]
+struct Since {
+    endpoints: Endpoints,
+    /// `None`: since before they were first listed.
+    changed: Option<Instant>,
+}
+
+impl Gathered {
+    /// Takes in that these are the Service's slices now, as was heard `at` then; `None` if that is
+    /// from the first list of all.
+    pub(super) fn set(&mut self, name: ServiceName, slices: &[&Slice], at: Option<Instant>) {
+        if slices.is_empty() {
+            self.0.remove(&name);
+            return;
+        }
+        let mut endpoints = Endpoints::of(slices);
+        if let Some(addresses) = &mut endpoints.addresses {
+            self.share(&name, addresses);
+        }
+        let known = self.0.get(&name);
+        let same = known.filter(|known| known.endpoints.ready_set == endpoints.ready_set);
+        let changed = same.map_or(at, |known| known.changed);
+        self.0.insert(name, Since { endpoints, changed });
+    }
+
+    /// Two Services in front of the same pods, as a headless one beside another, need no two sets.
+    fn share(&self, name: &ServiceName, addresses: &mut Arc<BTreeSet<IpAddr>>) {
+        let from = ServiceName {
+            namespace: name.namespace.clone(),
+            name: String::new(),
+        };
+        let beside = self
+            .0
+            .range(from..)
+            .take_while(|(other, _)| other.namespace == name.namespace);
+        let same = beside
+            .filter_map(|(_, since)| since.endpoints.addresses.as_ref())
+            .find(|other| *other == addresses);
+        if let Some(same) = same {
+            *addresses = Arc::clone(same);
+        }
+    }
+
+    /// Those that lead to this node.
+    pub(super) fn lead_here(&self) -> impl Iterator<Item = &ServiceName> {
+        let here = |since: &Since| since.endpoints.addresses.is_some();
+        self.0
+            .iter()
+            .filter(move |(_, since)| here(since))
+            .map(|(name, _)| name)
+    }
+
+    /// Every Service that has slices.
+    pub(super) fn names(&self) -> impl Iterator<Item = &ServiceName> {
+        self.0.keys()
+    }
+
+    /// Facts of the Services that lead to this node. Of a Service without its spec there are none.
+    pub(super) fn facts(
+        &self,
+        specs: &BTreeMap<String, Spec>,
+        now: Instant,
+    ) -> BTreeMap<ServiceName, Service> {
+        let fact = |(name, since): (&ServiceName, &Since)| {
+            let endpoints = &since.endpoints;
+            let addresses = Arc::clone(endpoints.addresses.as_ref()?);
+            let spec = specs.get(&name.to_string())?;
+            let in_zone = match spec.prefers {
+                Some(Prefers::Node) => Some(endpoints.ready_here),
+                _ if endpoints.hinted_to_nodes => Some(endpoints.ready_here),
+                Some(Prefers::Zone) => endpoints.hinted_to_zone.or(endpoints.ready_in_zone),
+                None => endpoints.hinted_to_zone,
+            };
+            let service = Service {
+                ready: endpoints.ready,
+                ready_here: endpoints.ready_here,
+                ready_in_zone: in_zone,
+                addresses,
+                client_ip_affinity: spec.client_ip_affinity,
+                headless: spec.headless,
+                internal_local: spec.internal_local,
+                external_local: spec.external_local,
+                changed: since.changed.map(|at| now.saturating_duration_since(at)),
+                http2: endpoints.http2.clone(),
+            };
+            Some((name.clone(), service))
+        };
+        self.0.iter().filter_map(fact).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    fn spec(spec: Value) -> Spec {
+        let object = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec});
+        Spec::of(from_value(object).unwrap()).unwrap()
+    }
+
+    fn slice(service: &str, pods: &[(&str, &str)]) -> Slice {
+        let endpoint = |(node, uid): &(&str, &str)| {
+            json!({"addresses": [format!("10.0.0.{}", uid.len())], "nodeName": node, "zone": "z",
+                   "targetRef": {"uid": uid}})
+        };
+        let object: EndpointSlice = from_value(json!({
+            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"port": 80, "name": "grpc"}],
+            "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>()
+        }))
+        .unwrap();
+        Slice::of("n1", object).unwrap()
+    }
+
+    fn name(service: &str) -> ServiceName {
+        ServiceName {
+            namespace: "shop".to_owned(),
+            name: service.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_spec_says_where_its_clients_go() {
+        let bare = spec(json!({}));
+        assert_eq!(bare, Spec::default());
+        let all = spec(json!({
+            "clusterIP": "None", "sessionAffinity": "ClientIP", "internalTrafficPolicy": "Local",
+            "externalTrafficPolicy": "Local", "trafficDistribution": "PreferClose"
+        }));
+        let expected = Spec {
+            opted_out: false,
+            client_ip_affinity: true,
+            headless: true,
+            internal_local: true,
+            external_local: true,
+            prefers: Some(Prefers::Zone),
+        };
+        assert_eq!(all, expected);
+        let usual = spec(json!({
+            "clusterIP": "10.96.0.1", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "externalTrafficPolicy": "Cluster"
+        }));
+        assert_eq!(usual, bare);
+        let out = json!({"metadata": {"name": "web", "annotations": {"rebalancer.dev/enabled": "false"}}});
+        assert!(Spec::of(from_value(out).unwrap()).unwrap().opted_out);
+    }
+
+    #[test]
+    fn facts_are_of_services_that_lead_here_and_are_known() {
+        let now = Instant::now();
+        let mut all = Gathered::default();
+        let here = slice("web", &[("n1", "a"), ("n2", "bb"), ("n2", "ccc")]);
+        all.set(name("web"), &[&here], None);
+        all.set(name("beside"), &[&here], None);
+        all.set(name("unknown"), &[&here], None);
+        all.set(
+            name("elsewhere"),
+            &[&slice("elsewhere", &[("n2", "bb")])],
+            None,
+        );
+        let affinity = json!({"sessionAffinity": "ClientIP"});
+        let near = json!({"trafficDistribution": "PreferSameNode"});
+        let specs = BTreeMap::from([
+            ("shop/web".to_owned(), spec(affinity)),
+            ("shop/beside".to_owned(), spec(near)),
+            ("shop/elsewhere".to_owned(), spec(json!({}))),
+        ]);
+        let facts = all.facts(&specs, now);
+        let names: Vec<String> = facts.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["shop/beside", "shop/web"]);
+        let [beside, web] = ["beside", "web"].map(|n| &facts[&name(n)]);
+        assert_eq!((web.ready, web.ready_here, web.ready_in_zone), (3, 1, None));
+        assert_eq!((web.comparable(), beside.comparable()), (3, 1));
+        assert_eq!(web.addresses.len(), 3);
+        assert!(web.client_ip_affinity && web.http2 == BTreeSet::from([80]));
+        assert!(Arc::ptr_eq(&web.addresses, &beside.addresses), "kept twice");
+        assert_eq!(all.lead_here().count(), 3);
+    }
+
+    #[test]
+    fn a_preferred_zone_counts_without_hints_too() {
+        let mut all = Gathered::default();
+        let object = |zone: &str, uid: &str, node: &str| json!({"addresses": ["10.0.0.1"], "nodeName": node, "zone": zone, "targetRef": {"uid": uid}});
+        let slice = json!({
+            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4",
+            "endpoints": [object("x", "a", "n1"), object("x", "b", "n2"), object("y", "c", "n3")]
+        });
+        let slice = Slice::of("n1", from_value(slice).unwrap()).unwrap();
+        all.set(name("web"), &[&slice], None);
+        for (distribution, in_zone) in [
+            (json!({}), None),
+            (json!({"trafficDistribution": "PreferClose"}), Some(2)),
+            (json!({"trafficDistribution": "PreferSameZone"}), Some(2)),
+            (json!({"trafficDistribution": "PreferSameNode"}), Some(1)),
+        ] {
+            let specs = BTreeMap::from([("shop/web".to_owned(), spec(distribution.clone()))]);
+            let facts = all.facts(&specs, Instant::now());
+            assert_eq!(facts[&name("web")].ready_in_zone, in_zone, "{distribution}");
+        }
+    }
+
+    #[test]
+    fn only_a_change_of_the_ready_ones_is_one() {
+        let start = Instant::now();
+        let second = |n| start + Duration::from_secs(n);
+        let specs = BTreeMap::from([("shop/web".to_owned(), Spec::default())]);
+        let mut all = Gathered::default();
+        let mut since = |pods: &[(&str, &str)], at: Option<Instant>| {
+            let slice = slice("web", pods);
+            let slices = [&slice];
+            all.set(name("web"), if pods.is_empty() { &[] } else { &slices }, at);
+            let facts = all.facts(&specs, second(100));
+            facts
+                .get(&name("web"))
+                .map(|facts| facts.changed.map(|d| d.as_secs()))
+        };
+        let (one, two) = (("n1", "a"), ("n2", "bb"));
+        assert_eq!(
+            since(&[one], None),
+            Some(None),
+            "the first list is no change"
+        );
+        assert_eq!(since(&[one], Some(second(10))), Some(None));
+        assert_eq!(since(&[one, two], Some(second(20))), Some(Some(80)));
+        assert_eq!(since(&[two, one], Some(second(30))), Some(Some(80)));
+        assert_eq!(since(&[one], Some(second(40))), Some(Some(60)));
+        assert_eq!(since(&[], Some(second(50))), None, "it is gone");
+        assert_eq!(since(&[one], Some(second(60))), Some(Some(40)), "it is new");
+    }
+}

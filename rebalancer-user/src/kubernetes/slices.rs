@@ -1,0 +1,429 @@
+//! Endpoints of Services on all nodes: what is kept of EndpointSlices. Pure.
+//!
+//! Every endpoint of the cluster is kept, as one of another Service may come to this node at any
+//! time and its slices are not told again. So each is small: no names, a zone's text once a slice.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointPort, EndpointSlice};
+use kube::ResourceExt as _;
+
+use crate::snapshot::ServiceName;
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// A part of a Service's endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) service: ServiceName,
+    /// TCP ports of the endpoints; `None` is any.
+    pub(super) ports: Vec<Option<u16>>,
+    /// Of these, those that say HTTP/2.
+    pub(super) http2: Vec<u16>,
+    /// Ascending, each once.
+    endpoints: Box<[SliceEndpoint]>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SliceEndpoint {
+    id: EndpointId,
+    /// The first, as kube-proxy uses no other.
+    address: Option<IpAddr>,
+    /// On this node; `None` if the slice does not say where.
+    here: Option<bool>,
+    zone: Option<Arc<str>>,
+    /// Zones whose clients are meant to use it.
+    for_zones: Box<[Arc<str>]>,
+    /// Clients of its own node are meant to use it.
+    for_nodes: bool,
+    pub(super) ready: bool,
+    pub(super) terminating: bool,
+}
+
+/// Which endpoint it is: a pod has one in the slices of each family of addresses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum EndpointId {
+    /// A pod's uid, as the API server makes them.
+    Uuid([u8; 16]),
+    /// Another uid, or the address of what is no pod.
+    Other(Box<str>),
+}
+
+impl EndpointId {
+    fn of(text: &str) -> Self {
+        // Only what reads back the same: two texts must not be one id.
+        let uuid = || {
+            let dashes = |at| text.as_bytes().get(at) == Some(&b'-');
+            let digits: String = text.split('-').collect();
+            let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+            let shaped = text.len() == 36 && digits.len() == 32 && digits.bytes().all(hex);
+            if !(shaped && [8, 13, 18, 23].into_iter().all(dashes)) {
+                return None;
+            }
+            u128::from_str_radix(&digits, 16).ok()
+        };
+        uuid().map_or_else(
+            || Self::Other(text.into()),
+            |uuid| Self::Uuid(uuid.to_be_bytes()),
+        )
+    }
+}
+
+impl Slice {
+    /// What is used of a slice, seen from `node`; `None` if it is of no Service.
+    pub(super) fn of(node: &str, slice: EndpointSlice) -> Option<Self> {
+        let service = ServiceName {
+            namespace: slice.namespace()?,
+            name: slice.labels().get(SERVICE_NAME)?.clone(),
+        };
+        let tcp = |port: &EndpointPort| port.protocol.as_deref().is_none_or(|p| p == "TCP");
+        let number = |port: &EndpointPort| port.port.and_then(|port| u16::try_from(port).ok());
+        let ports: Vec<EndpointPort> = slice.ports.into_iter().flatten().filter(tcp).collect();
+        let mut zones = BTreeSet::new();
+        let mut endpoints: Vec<SliceEndpoint> = slice
+            .endpoints
+            .into_iter()
+            .flatten()
+            .filter_map(|endpoint| SliceEndpoint::of(node, endpoint, &mut zones))
+            .collect();
+        endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+        endpoints.dedup_by(|a, b| a.id == b.id);
+        Some(Self {
+            service,
+            http2: ports
+                .iter()
+                .filter(|p| says_http2(p))
+                .filter_map(number)
+                .collect(),
+            ports: ports.iter().map(number).collect(),
+            endpoints: endpoints.into(),
+        })
+    }
+
+    /// Whether it leads to this port of its endpoints.
+    pub(super) fn has_port(&self, port: u16) -> bool {
+        self.ports.iter().any(|p| p.is_none_or(|p| p == port))
+    }
+
+    /// The endpoint of the pod with this uid.
+    pub(super) fn endpoint(&self, uid: &str) -> Option<&SliceEndpoint> {
+        let id = EndpointId::of(uid);
+        let at = self.endpoints.binary_search_by(|e| e.id.cmp(&id)).ok()?;
+        Some(&self.endpoints[at])
+    }
+}
+
+impl SliceEndpoint {
+    fn of(node: &str, endpoint: Endpoint, zones: &mut BTreeSet<Arc<str>>) -> Option<Self> {
+        let first = endpoint.addresses.first();
+        let uid = endpoint.target_ref.and_then(|target| target.uid);
+        let id = EndpointId::of(uid.as_ref().or(first)?);
+        let conditions = endpoint.conditions.unwrap_or_default();
+        let EndpointHints {
+            for_zones,
+            for_nodes,
+        } = endpoint.hints.unwrap_or_default();
+        let for_zones = for_zones.into_iter().flatten();
+        Some(Self {
+            id,
+            address: first.and_then(|a| Some(a.parse::<IpAddr>().ok()?.to_canonical())),
+            here: endpoint.node_name.map(|name| name == node),
+            for_zones: for_zones.map(|zone| shared(zones, zone.name)).collect(),
+            for_nodes: for_nodes.is_some_and(|nodes| !nodes.is_empty()),
+            zone: endpoint.zone.map(|zone| shared(zones, zone)),
+            ready: conditions.ready.unwrap_or(true), // as the API documents it
+            terminating: conditions.terminating.unwrap_or(false),
+        })
+    }
+}
+
+fn shared(zones: &mut BTreeSet<Arc<str>>, zone: String) -> Arc<str> {
+    if let Some(known) = zones.get(zone.as_str()) {
+        return Arc::clone(known);
+    }
+    let new: Arc<str> = zone.into();
+    zones.insert(Arc::clone(&new));
+    new
+}
+
+/// By its `appProtocol`, or by its name as meshes read it: `grpc`, `http2-web`.
+fn says_http2(port: &EndpointPort) -> bool {
+    let protocol = port.app_protocol.as_deref().unwrap_or_default();
+    let protocol = protocol.to_ascii_lowercase();
+    let protocol = protocol.strip_prefix("kubernetes.io/").unwrap_or(&protocol);
+    let name = port.name.as_deref().unwrap_or_default();
+    ["h2", "grpc", "http2", "http/2"]
+        .into_iter()
+        .any(|known| protocol.starts_with(known))
+        || ["h2", "grpc", "http2"]
+            .into_iter()
+            .any(|known| name.starts_with(known))
+}
+
+/// A Service's slices together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Endpoints {
+    /// Stands for the set of those that are ready.
+    pub(super) ready_set: u64,
+    /// Ready, each once.
+    pub(super) ready: u32,
+    /// Of these, on this node.
+    pub(super) ready_here: u32,
+    /// Of these, in this node's zone; `None` if that is not known.
+    pub(super) ready_in_zone: Option<u32>,
+    /// Ready and hinted to this node's zone; `None` if not all have hints, or none for it.
+    pub(super) hinted_to_zone: Option<u32>,
+    /// Hints keep clients on their own node.
+    pub(super) hinted_to_nodes: bool,
+    /// Of all that lead to this node; `None` if none does.
+    pub(super) addresses: Option<Arc<BTreeSet<IpAddr>>>,
+    /// Ports that say HTTP/2.
+    pub(super) http2: BTreeSet<u16>,
+}
+
+impl Endpoints {
+    /// Counts what the slices of one Service have.
+    pub(super) fn of(slices: &[&Slice]) -> Self {
+        let mut all: Vec<&SliceEndpoint> =
+            slices.iter().flat_map(|slice| &slice.endpoints).collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        let leads_here = all.iter().any(|e| e.here.unwrap_or(true));
+        let zone = all
+            .iter()
+            .find_map(|e| e.zone.as_ref().filter(|_| e.here == Some(true)));
+        let mut set = DefaultHasher::new();
+        let [mut ready, mut here, mut in_zone, mut hinted, mut unhinted] = [0_u32; 5];
+        let mut for_nodes = false;
+        // A pod once: it has an endpoint of each family of addresses.
+        for pod in all.chunk_by(|a, b| a.id == b.id) {
+            let up: Vec<&&SliceEndpoint> = pod.iter().filter(|e| e.ready).collect();
+            let Some(first) = up.first() else {
+                continue;
+            };
+            first.id.hash(&mut set);
+            let count = |of: &dyn Fn(&SliceEndpoint) -> bool| u32::from(up.iter().any(|e| of(e)));
+            ready += 1;
+            here += count(&|e| e.here == Some(true));
+            in_zone += count(&|e| e.zone.as_ref() == zone);
+            hinted += count(&|e| zone.is_some_and(|zone| e.for_zones.contains(zone)));
+            unhinted += count(&|e| e.for_zones.is_empty());
+            for_nodes |= up.iter().any(|e| e.for_nodes);
+        }
+        Self {
+            ready_set: set.finish(),
+            ready,
+            ready_here: here,
+            ready_in_zone: zone.map(|_| in_zone),
+            hinted_to_zone: (unhinted == 0 && hinted > 0).then_some(hinted),
+            hinted_to_nodes: for_nodes,
+            addresses: leads_here.then(|| Arc::new(all.iter().filter_map(|e| e.address).collect())),
+            http2: slices
+                .iter()
+                .flat_map(|slice| slice.http2.iter().copied())
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    fn endpoint(uid: &str, address: &str, node: &str, zone: Value) -> Value {
+        json!({"addresses": [address], "nodeName": node, "zone": zone, "conditions": {"ready": true},
+               "targetRef": {"kind": "Pod", "uid": uid}})
+    }
+
+    /// `endpoint` with other conditions or hints.
+    fn with(mut endpoint: Value, field: &str, value: Value) -> Value {
+        endpoint[field] = value;
+        endpoint
+    }
+
+    fn slice_on(ports: Value, endpoints: &[Value]) -> Slice {
+        let object = json!({
+            "metadata": {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": ports
+        });
+        Slice::of("n1", from_value(object).unwrap()).unwrap()
+    }
+
+    fn slice(endpoints: &[Value]) -> Slice {
+        slice_on(json!([{"port": 80}]), endpoints)
+    }
+
+    #[test]
+    fn what_is_used_of_a_slice_is_kept() {
+        let at = |uid, node| endpoint(uid, "10.0.0.1", node, Value::Null);
+        let kept = slice_on(
+            json!([{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 81}]),
+            &[
+                at("a", "n1"),
+                at("b", "n2"),
+                with(
+                    at("c", "n1"),
+                    "conditions",
+                    json!({"ready": false, "terminating": true}),
+                ),
+                with(at("d", "n1"), "conditions", json!({})),
+                json!({"addresses": ["10.0.0.9"]}),
+            ],
+        );
+        assert_eq!(kept.service.to_string(), "shop/web");
+        assert_eq!(kept.ports, [Some(80), Some(81)]);
+        assert!(kept.has_port(81) && !kept.has_port(53));
+        let found = ["a", "b", "c", "d", "e"].map(|uid| {
+            let at = kept.endpoint(uid)?;
+            Some((at.here, at.ready, at.terminating))
+        });
+        let here = Some(true);
+        assert_eq!(
+            found,
+            [
+                Some((here, true, false)),
+                Some((Some(false), true, false)),
+                Some((here, false, true)),
+                Some((here, true, false)),
+                None
+            ]
+        );
+        let of_none = json!({"metadata": {"name": "x", "namespace": "shop"}, "addressType": "IPv4", "endpoints": []});
+        assert_eq!(Slice::of("n1", from_value(of_none).unwrap()), None);
+    }
+
+    #[test]
+    fn any_port_is_any() {
+        assert!(slice_on(json!([{}]), &[]).has_port(7));
+        assert!(!slice_on(json!([]), &[]).has_port(7));
+    }
+
+    #[test]
+    fn a_uuid_is_kept_small_and_anything_else_whole() {
+        let uuid = "0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33";
+        assert!(matches!(EndpointId::of(uuid), EndpointId::Uuid(_)));
+        for other in [
+            "",
+            "u0",
+            "10.0.0.1",
+            "0F4C2A1E-7B1D-4C58-9C8E-2D4F7A6B1C33",
+            "0f4c2a1e7b1d4c589c8e2d4f7a6b1c33----",
+            "0f4c2a1e-7b1d-4c58-9c8e-+d4f7a6b1c33",
+        ] {
+            assert_eq!(EndpointId::of(other), EndpointId::Other(other.into()));
+        }
+    }
+
+    #[test]
+    fn each_pod_counts_once_on_all_nodes() {
+        let none = Value::Null;
+        let four = slice(&[
+            endpoint("a", "10.0.0.1", "n1", none.clone()),
+            endpoint("b", "10.0.0.2", "n2", none.clone()),
+            with(
+                endpoint("c", "10.0.0.3", "n2", none.clone()),
+                "conditions",
+                json!({"ready": false}),
+            ),
+            json!({"addresses": ["192.0.2.1"]}),
+        ]);
+        let six = slice(&[
+            endpoint("a", "2001:db8::1", "n1", none.clone()),
+            endpoint("b", "2001:db8::2", "n2", none.clone()),
+        ]);
+        let all = Endpoints::of(&[&four, &six]);
+        assert_eq!((all.ready, all.ready_here, all.ready_in_zone), (3, 1, None));
+        assert_eq!(all.addresses.unwrap().len(), 6);
+        assert_eq!(all.ready_set, Endpoints::of(&[&four]).ready_set);
+        // One becomes unready; of another Service, nothing but the set is of use.
+        let fewer = slice(&[endpoint("b", "10.0.0.2", "n2", none)]);
+        let elsewhere = Endpoints::of(&[&fewer]);
+        assert_ne!(elsewhere.ready_set, all.ready_set);
+        assert_eq!(elsewhere.addresses, None);
+    }
+
+    #[test]
+    fn zones_count_as_kube_proxy_looks_at_hints() {
+        let to = |zones: &[&str]| {
+            let zones: Vec<Value> = zones.iter().map(|zone| json!({"name": zone})).collect();
+            json!({"forZones": zones})
+        };
+        let at = |uid, node, zone: &str| endpoint(uid, "10.0.0.1", node, json!(zone));
+        let hinted = |endpoints: &[Value]| {
+            let all = Endpoints::of(&[&slice(endpoints)]);
+            (all.ready_in_zone, all.hinted_to_zone, all.hinted_to_nodes)
+        };
+        let own = [at("a", "n1", "x"), at("b", "n2", "x"), at("c", "n3", "y")];
+        assert_eq!(hinted(&own), (Some(2), None, false));
+        let [a, b, c] = own;
+        let [a, b] = [a, b].map(|e| with(e, "hints", to(&["x"])));
+        // Hints that not all have count for none.
+        assert_eq!(
+            hinted(&[a.clone(), b.clone(), c.clone()]),
+            (Some(2), None, false)
+        );
+        let c_to_y = with(c.clone(), "hints", to(&["y"]));
+        assert_eq!(
+            hinted(&[a.clone(), b.clone(), c_to_y.clone()]),
+            (Some(2), Some(2), false)
+        );
+        let c_to_both = with(c.clone(), "hints", to(&["x", "y"]));
+        assert_eq!(
+            hinted(&[a.clone(), b.clone(), c_to_both]),
+            (Some(2), Some(3), false)
+        );
+        // Unready ones neither count nor lack hints.
+        let unready = with(c, "conditions", json!({"ready": false}));
+        assert_eq!(hinted(&[a.clone(), b, unready]), (Some(2), Some(2), false));
+        let to_y = with(at("a", "n1", "x"), "hints", to(&["y"]));
+        assert_eq!(hinted(&[to_y, c_to_y]), (Some(1), None, false));
+        let to_node = with(
+            a,
+            "hints",
+            json!({"forZones": [{"name": "x"}], "forNodes": [{"name": "n1"}]}),
+        );
+        assert_eq!(hinted(&[to_node]), (Some(1), Some(1), true));
+    }
+
+    #[test]
+    fn ports_say_http2_by_protocol_or_name() {
+        let says = |port: Value| slice_on(json!([port]), &[]).http2;
+        for port in [
+            json!({"port": 9, "appProtocol": "kubernetes.io/h2c"}),
+            json!({"port": 9, "appProtocol": "GRPC"}),
+            json!({"port": 9, "appProtocol": "http2"}),
+            json!({"port": 9, "name": "grpc"}),
+            json!({"port": 9, "name": "http2-web"}),
+            json!({"port": 9, "name": "h2c", "appProtocol": "http"}),
+        ] {
+            assert_eq!(says(port.clone()), [9], "{port}");
+        }
+        for port in [
+            json!({"port": 9}),
+            json!({"port": 9, "name": "http", "appProtocol": "http"}),
+            json!({"port": 9, "name": "web-grpc"}),
+            json!({"port": 9, "appProtocol": "kubernetes.io/ws"}),
+            json!({"name": "grpc"}),
+            json!({"port": 9, "name": "grpc", "protocol": "UDP"}),
+        ] {
+            assert!(says(port.clone()).is_empty(), "{port}");
+        }
+    }
+
+    /// What one of many endpoints on other nodes costs.
+    #[test]
+    fn an_endpoint_is_small() {
+        assert!(
+            size_of::<SliceEndpoint>() <= 80,
+            "{}",
+            size_of::<SliceEndpoint>()
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! Which connections of a hot endpoint are its excess.
+//!
+//! An endpoint that holds too much ([`ServiceFacts::keeps`]) sheds what is above its stop. A client
+//! that is moved is placed by chance, and comes to the same endpoint once in N: to have `excess`
+//! less, `excess · N/(N−1)` are to be moved at once. So many are moved by the least patient of all
+//! movers, which moves one, looks where it came, and moves the next; more would be too many, and
+//! fewer takes more rounds. The last few are moved with a margin of two standard deviations of how
+//! many come back, as another round for one connection costs more than a connection too many.
+//!
+//! Who is moved: the excess is parted among the clients first, each by what it has here beyond its
+//! own share, the 1/N of all that it has at the group's endpoints. The one with most of that gives
+//! one of its connections, then again the one with most. What falls to a client that must not be
+//! moved is left, and falls to no other: a flood of one client does not push its neighbours out.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    net::IpAddr,
+};
+
+use super::{
+    Reason, Spared,
+    groups::{Groups, Shared},
+    limits::Standing,
+};
+use crate::{
+    policy::{Balance, By},
+    snapshot::{Connection, EndpointKey},
+};
+
+/// A connection whose rule balances.
+#[derive(Debug)]
+pub(super) struct Weighed<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) shared: &'a Shared,
+    pub(super) balance: Balance,
+    pub(super) load: u64,
+    pub(super) state: State,
+}
+
+/// What else is known of it. The first are the first to be counted off the excess.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It goes in any case, or was told in dry run to go: it is a part of the excess that is no
+    /// longer looked for.
+    Goes,
+    /// It may be moved.
+    Free,
+    /// It may be moved, but not now.
+    Later(Spared),
+    /// It stays, and this is said of it elsewhere.
+    Stays,
+}
+
+impl State {
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Goes => 0,
+            Self::Free => 1,
+            Self::Later(_) => 2,
+            Self::Stays => 3,
+        }
+    }
+}
+
+/// What becomes of those that are [`State::Free`] or [`State::Later`].
+pub(super) enum Weighing {
+    /// To be moved.
+    Move(Reason),
+    /// Left, and why.
+    Spare(Spared),
+}
+
+/// Weighs all; the answers are by index, those to be moved in the order of their turns, and for no
+/// other than was asked.
+pub(super) fn weigh(weighed: &[Weighed<'_>]) -> Vec<(usize, Weighing)> {
+    let mut by_endpoint: BTreeMap<(&str, EndpointKey), Vec<usize>> = BTreeMap::new();
+    for (index, one) in weighed.iter().enumerate() {
+        let key = (one.shared.rule.as_str(), one.connection.endpoint);
+        by_endpoint.entry(key).or_default().push(index);
+    }
+    let mut clients = ClientLoads::default();
+    let mut all = Vec::with_capacity(weighed.len());
+    for indexes in by_endpoint.values() {
+        weigh_endpoint(weighed, indexes, &mut clients, &mut all);
+    }
+    all
+}
+
+fn weigh_endpoint<'a>(
+    weighed: &[Weighed<'a>],
+    indexes: &[usize],
+    clients: &mut ClientLoads<'a>,
+    all: &mut Vec<(usize, Weighing)>,
+) {
+    let Some(first) = indexes.first().and_then(|index| weighed.get(*index)) else {
+        return;
+    };
+    let (shared, endpoint) = (first.shared, first.connection.endpoint);
+    let tell = |all: &mut Vec<(usize, Weighing)>, why: &dyn Fn(&Weighed<'_>) -> Spared| {
+        for (index, one) in indexes.iter().filter_map(|i| Some((*i, weighed.get(*i)?))) {
+            if matches!(one.state, State::Free | State::Later(_)) {
+                all.push((index, Weighing::Spare(why(one))));
+            }
+        }
+    };
+    let facts = match shared.facts {
+        Ok(facts) => facts,
+        Err(view) => return tell(all, &|_| Spared::NoClusterView(view)),
+    };
+    let Some(held) = shared.endpoints.get(&endpoint).filter(|held| held.ready) else {
+        return tell(all, &|_| Spared::NotReady);
+    };
+    let standing = Standing::of(first.balance, facts, held.load);
+    let Some(keeps) = facts.keeps(held.load, first.balance.tolerance(), held.sheds) else {
+        return tell(all, &|_| Spared::WithinBalance(standing));
+    };
+    let excess = held.load.saturating_sub(keeps);
+    if held.largest > excess {
+        // Without that one the endpoint would hold less than the stop: the others are not what
+        // makes it hot, and that one would make any other hot.
+        return tell(all, &|one| {
+            if one.load > excess {
+                let (load, by) = (one.load, first.balance.by());
+                Spared::LargerThanExcess { by, load, excess }
+            } else {
+                Spared::WithinBalance(standing)
+            }
+        });
+    }
+    let last_few = first.balance.by() == By::Connections
+        && standing.start.is_none_or(|start| held.load < start);
+    let target = to_move(excess, facts.endpoints, last_few).min(held.load);
+    let chosen = part(
+        weighed,
+        indexes,
+        clients.of(weighed, shared),
+        facts.endpoints,
+        target,
+    );
+    let reason = Reason::Balance {
+        by: first.balance.by(),
+        load: held.load,
+        mean: facts.mean(),
+        stop: keeps,
+    };
+    let mut is_chosen = vec![false; indexes.len()];
+    for place in chosen {
+        is_chosen[place] = true;
+        let index = indexes[place];
+        match &weighed[index].state {
+            State::Free => all.push((index, Weighing::Move(reason))),
+            State::Later(why) => all.push((index, Weighing::Spare(why.clone()))),
+            State::Goes | State::Stays => {}
+        }
+    }
+    for (index, chosen) in indexes.iter().zip(is_chosen) {
+        let asked = matches!(weighed[*index].state, State::Free | State::Later(_));
+        if asked && !chosen {
+            let standing = Standing {
+                stop: keeps,
+                ..standing
+            };
+            all.push((*index, Weighing::Spare(Spared::OthersMoved(standing))));
+        }
+    }
+}
+
+/// How much is to be moved, so that `excess` less is here afterwards.
+fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
+    let n = u128::from(endpoints.max(2));
+    let moved = (u128::from(excess) * n).div_ceil(n - 1);
+    let moved = u64::try_from(moved).unwrap_or(u64::MAX);
+    if !last_few {
+        return moved;
+    }
+    // Of k moves k/N come back, give or take √(k·(N−1))/N.
+    let spread = (moved as f64 * (n - 1) as f64).sqrt() / n as f64;
+    moved.saturating_add((2.0 * spread).ceil() as u64)
+}
+
+/// Parts `target` among the clients; the places, in `indexes`, of what falls to them, in order.
+fn part(
+    weighed: &[Weighed<'_>],
+    indexes: &[usize],
+    everywhere: &BTreeMap<IpAddr, u64>,
+    endpoints: u32,
+    target: u64,
+) -> Vec<usize> {
+    let mut queues: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
+    let mut here: BTreeMap<IpAddr, u64> = BTreeMap::new();
+    for (place, one) in indexes.iter().map(|i| &weighed[*i]).enumerate() {
+        let client = client(one.connection);
+        queues.entry(client).or_default().push(place);
+        *here.entry(client).or_default() += one.load;
+    }
+    for queue in queues.values_mut() {
+        // Taken from the end: the heaviest, then the oldest first.
+        queue.sort_by_key(|place| {
+            let one = &weighed[indexes[*place]];
+            let c = one.connection;
+            Reverse((one.state.rank(), Reverse(one.load), c.opened, c.cookie))
+        });
+    }
+    let n = i128::from(endpoints);
+    let share = |client: &IpAddr, here: u64| {
+        let all = everywhere.get(client).copied().unwrap_or(here);
+        i128::from(here) * n - i128::from(all)
+    };
+    let mut heap: BinaryHeap<(i128, Reverse<IpAddr>)> = here
+        .iter()
+        .map(|(client, here)| (share(client, *here), Reverse(*client)))
+        .collect();
+    let (mut left, mut chosen) = (target, Vec::new());
+    while left > 0 {
+        let Some((beyond, Reverse(client))) = heap.pop() else {
+            break;
+        };
+        let Some(place) = queues.get_mut(&client).and_then(Vec::pop) else {
+            continue;
+        };
+        let load = weighed[indexes[place]].load;
+        // A smaller one of the same client may still fit.
+        let fits = load <= left && load > 0;
+        if fits {
+            left -= load;
+            chosen.push(place);
+        }
+        // A part of those moved comes back.
+        let relief = if fits { i128::from(load) * (n - 1) } else { 0 };
+        let beyond = beyond - relief;
+        heap.push((beyond, Reverse(client)));
+    }
+    chosen
+}
+
+pub(super) fn client(connection: &Connection) -> IpAddr {
+    connection.remote.ip().to_canonical()
+}
+
+/// What each client has at all endpoints of a group, found when first asked for.
+#[derive(Default)]
+struct ClientLoads<'a> {
+    known: Option<BTreeMap<(&'a str, &'a super::Group), BTreeMap<IpAddr, u64>>>,
+}
+
+impl<'a> ClientLoads<'a> {
+    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a Shared) -> &BTreeMap<IpAddr, u64> {
+        let known = self.known.get_or_insert_with(|| {
+            let mut known: BTreeMap<_, BTreeMap<IpAddr, u64>> = BTreeMap::new();
+            for one in weighed {
+                let group = (one.shared.rule.as_str(), &*one.shared.group);
+                let loads = known.entry(group).or_default();
+                *loads.entry(client(one.connection)).or_default() += one.load;
+            }
+            known
+        });
+        known
+            .entry((shared.rule.as_str(), &*shared.group))
+            .or_default()
+    }
+}
+
+/// How each group that a rule balances stands.
+pub(super) fn standings(groups: &Groups) -> Vec<super::Balanced> {
+    let balanced = groups.iter().filter_map(|shared| {
+        let balance = shared.balance?;
+        let loads = shared.endpoints.iter().filter(|(_, held)| held.ready);
+        Some(super::Balanced {
+            rule: shared.rule.clone(),
+            group: (*shared.group).clone(),
+            balance,
+            facts: shared.facts,
+            endpoints: loads
+                .map(|(key, held)| (*key, held.load, held.sheds))
+                .collect(),
+        })
+    });
+    balanced.collect()
+}

@@ -1,0 +1,394 @@
+//! Which endpoints share clients, and what they hold.
+//!
+//! A [`Group`] is a Service at one port, or, where there are no Services, all endpoints at one
+//! port. What balance must know of one is a value, [`ServiceFacts`]: whoever knows more of a Service
+//! than this node does can give a better one.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use super::{Ledger, balance::client, chance::Chance, returns::Whom};
+use crate::{
+    policy::{Balance, By, Percent, Policy, Rule, RuleName},
+    snapshot::{
+        Connection, EndpointKey, Identity, KernelTime, Naming, ServiceName, Snapshot, TcpState, Who,
+    },
+};
+
+/// Endpoints that share clients.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group {
+    /// The Service that leads to them; none on a host without Kubernetes.
+    pub service: Option<ServiceName>,
+    /// Their own port.
+    pub port: u16,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.service {
+            Some(service) => write!(f, "{service}:{}", self.port),
+            None => write!(f, "port {}", self.port),
+        }
+    }
+}
+
+impl Group {
+    /// The endpoints that share clients with the one at `key`, accepted by `who`, under `rule`: of
+    /// the Services that lead there the first that the rule names, or the first at all.
+    pub(super) fn of(rule: &Rule, who: &Who, key: &EndpointKey) -> Self {
+        let service = who.pod().and_then(|pod| {
+            let all = pod.services.iter().flatten().map(|at| at.name.as_str());
+            let name = all.filter(|name| names(rule, pod, name)).min()?;
+            Some(ServiceName {
+                namespace: pod.namespace.clone(),
+                name: name.to_owned(),
+            })
+        });
+        Self {
+            service,
+            port: key.port,
+        }
+    }
+
+    /// Whether the endpoint at `key` is one of them.
+    pub(super) fn has(&self, key: &EndpointKey, who: &Who) -> bool {
+        let leads = |service: &ServiceName| {
+            who.pod().is_some_and(|pod| {
+                let mut at = pod.services.iter().flatten();
+                pod.namespace == service.namespace && at.any(|at| at.name == service.name)
+            })
+        };
+        self.port == key.port && self.service.as_ref().is_none_or(leads)
+    }
+
+    /// Whether new connections are sent to the endpoint at `key`, which is one of them.
+    fn is_ready(&self, who: &Who) -> bool {
+        let (Some(service), Some(pod)) = (&self.service, who.pod()) else {
+            return true;
+        };
+        let mut at = pod.services.iter().flatten();
+        !pod.terminating && at.any(|at| at.name == service.name && at.ready && !at.terminating)
+    }
+}
+
+fn names(rule: &Rule, pod: &Identity, service: &str) -> bool {
+    let meant = rule.matches().pods().services();
+    let is_meant = |meant: &crate::policy::ServiceRef| {
+        meant.name() == service && meant.namespace().is_none_or(|n| n == pod.namespace)
+    };
+    meant.is_empty() || meant.iter().any(is_meant)
+}
+
+/// What the endpoints of a group hold together. The unit is what is balanced by: connections, or
+/// bytes or sends per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sum {
+    /// What all connections count for.
+    pub total: u64,
+    /// The sum of the squares of what each counts for.
+    pub squares: u128,
+    /// The most that one counts for.
+    pub largest: u64,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, load: u64) {
+        self.total = self.total.saturating_add(load);
+        let square = u128::from(load) * u128::from(load);
+        self.squares = self.squares.saturating_add(square);
+        self.largest = self.largest.max(load);
+    }
+}
+
+/// What must be known of a Service to tell which of its endpoints holds too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceFacts {
+    /// Ready endpoints; one or more.
+    pub endpoints: u32,
+    /// What they hold together. The largest of the last three listings, and what was moved and
+    /// has not been seen again is in it: while clients wait to reconnect the mean would be too low.
+    pub sum: Sum,
+    /// The least that one of them holds.
+    pub least: u64,
+    /// The most that one of them holds.
+    pub most: u64,
+}
+
+impl ServiceFacts {
+    /// What each would hold, rounded down.
+    pub fn mean(&self) -> u64 {
+        self.sum.total / u64::from(self.endpoints.max(1))
+    }
+
+    /// What an endpoint that sheds keeps: the mean and the tolerance, rounded up, so that all
+    /// together can keep everything.
+    pub fn stop(&self, tolerance: Percent) -> u64 {
+        self.above_mean(u128::from(tolerance.get()))
+    }
+
+    /// The mean rounded up.
+    fn fair(&self) -> u64 {
+        self.above_mean(0)
+    }
+
+    fn above_mean(&self, percent: u128) -> u64 {
+        let whole = u128::from(self.sum.total) * (100 + percent);
+        let above = whole.div_ceil(100 * u128::from(self.endpoints.max(1)));
+        u64::try_from(above).unwrap_or(u64::MAX)
+    }
+
+    /// The least load that is beyond tolerance and chance; none if all of the Service on one
+    /// endpoint were not.
+    pub fn start(&self, tolerance: Percent) -> Option<u64> {
+        let chance = self.chance()?;
+        let beyond = |load: u64| chance.is_above(load as f64);
+        let (mut low, mut high) = (self.mean(), self.sum.total);
+        if !beyond(high) {
+            return None;
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if beyond(middle) {
+                high = middle;
+            } else {
+                low = middle;
+            }
+        }
+        Some(high.max(self.stop(tolerance).saturating_add(1)))
+    }
+
+    /// Whether an endpoint holds less than chance explains, as one that was just added.
+    pub fn one_is_empty(&self) -> bool {
+        self.chance()
+            .is_some_and(|chance| chance.is_below(self.least as f64))
+    }
+
+    /// What an endpoint that holds `load` would keep, if it holds too much. `sheds`: it has begun
+    /// to shed before, and goes on until it holds no more than the stop.
+    pub fn keeps(&self, load: u64, tolerance: Percent, sheds: bool) -> Option<u64> {
+        if self.endpoints < 2 {
+            return None;
+        }
+        let (stop, fair) = (self.stop(tolerance), self.fair());
+        if load > stop {
+            let start = || self.start(tolerance).is_some_and(|start| load >= start);
+            return (sheds || start() || self.one_is_empty()).then_some(stop);
+        }
+        // A replica that was just added to many leaves each of them within the tolerance. What is
+        // moved from one of those is spread over all, so that only what is above the mean can go.
+        (self.most <= stop && load > fair && self.one_is_empty()).then_some(fair)
+    }
+
+    fn chance(&self) -> Option<Chance> {
+        let sensible = self.endpoints >= 2 && self.sum.total > 0 && self.sum.largest > 0;
+        sensible.then(|| Chance {
+            endpoints: self.endpoints.into(),
+            total: self.sum.total as f64,
+            squares: self.sum.squares as f64,
+            largest: self.sum.largest as f64,
+        })
+    }
+}
+
+/// Why a Service's facts are not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoView {
+    /// Of its ready endpoints, those that are seen here.
+    pub here: u32,
+    /// How many there are; none if that is not known.
+    pub all: Option<u32>,
+}
+
+/// What one endpoint holds of a group under one rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// New connections are sent there.
+    pub(super) ready: bool,
+    /// What its connections count for, those that are being moved left out.
+    pub(super) load: u64,
+    /// The most that one of those counts for.
+    pub(super) largest: u64,
+    /// It has begun to shed and not come down to its stop.
+    pub(super) sheds: bool,
+}
+
+/// A group under one rule.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) rule: RuleName,
+    pub(super) group: Arc<Group>,
+    pub(super) balance: Option<Balance>,
+    pub(super) facts: Result<ServiceFacts, NoView>,
+    /// What is there now, and what was moved and has not been seen again.
+    pub(super) sum: Sum,
+    pub(super) endpoints: BTreeMap<EndpointKey, Held>,
+}
+
+impl Shared {
+    /// Endpoints that a moved connection may come to; 0 if that is not known.
+    pub(super) fn siblings(&self) -> u32 {
+        match self.facts {
+            Ok(facts) => facts.endpoints,
+            Err(view) => view.all.unwrap_or(0),
+        }
+    }
+}
+
+/// All groups of a snapshot, each under each rule.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    all: Vec<Shared>,
+    of: BTreeMap<(RuleName, EndpointKey), usize>,
+}
+
+impl Groups {
+    pub(super) fn of(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger) -> Self {
+        let mut groups = Self::default();
+        let mut indexes: BTreeMap<(RuleName, Group), usize> = BTreeMap::new();
+        for connection in &snapshot.connections {
+            let Some(rule) = policy.sure_rule_for(connection, snapshot) else {
+                continue;
+            };
+            let key = (rule.name().clone(), connection.endpoint);
+            let index = match groups.of.get(&key) {
+                Some(index) => *index,
+                None => {
+                    let index =
+                        groups.index(rule, &connection.endpoint, (snapshot, ledger), &mut indexes);
+                    groups.of.insert(key, index);
+                    index
+                }
+            };
+            groups.count(index, connection, ledger, snapshot.taken);
+        }
+        groups.add_empty(policy, (snapshot, ledger), &mut indexes);
+        for shared in &mut groups.all {
+            for load in ledger.awaited(&shared.rule, &shared.group) {
+                shared.sum.add(load);
+            }
+            shared.facts = facts(shared, snapshot, ledger);
+        }
+        groups
+    }
+
+    pub(super) fn get(&self, rule: &Rule, endpoint: EndpointKey) -> Option<&Shared> {
+        let index = self.of.get(&(rule.name().clone(), endpoint))?;
+        self.all.get(*index)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Shared> {
+        self.all.iter()
+    }
+
+    fn index(
+        &mut self,
+        rule: &Rule,
+        endpoint: &EndpointKey,
+        (snapshot, ledger): (&Snapshot, &Ledger),
+        indexes: &mut BTreeMap<(RuleName, Group), usize>,
+    ) -> usize {
+        let group = Group::of(rule, snapshot.who(endpoint), endpoint);
+        let all = &mut self.all;
+        let index = *indexes
+            .entry((rule.name().clone(), group.clone()))
+            .or_insert_with(|| {
+                all.push(Shared {
+                    rule: rule.name().clone(),
+                    group: Arc::new(group),
+                    balance: rule.balance(),
+                    facts: Err(NoView { here: 0, all: None }),
+                    sum: Sum::default(),
+                    endpoints: BTreeMap::new(),
+                });
+                all.len() - 1
+            });
+        let shared = &mut self.all[index];
+        let held = shared.endpoints.entry(*endpoint).or_default();
+        held.ready = shared.group.is_ready(snapshot.who(endpoint));
+        held.sheds = ledger.is_shedding(rule.name(), *endpoint);
+        index
+    }
+
+    fn count(&mut self, index: usize, connection: &Connection, ledger: &Ledger, taken: KernelTime) {
+        let shared = &mut self.all[index];
+        let by = shared.balance.map_or(By::Connections, Balance::by);
+        let (Some(held), Some(load)) = (
+            shared.endpoints.get_mut(&connection.endpoint),
+            load(connection, by, ledger),
+        ) else {
+            return;
+        };
+        // What always comes back is no part of what chance placed: it is left out, and so it
+        // makes no endpoint hot for the others.
+        let returns = ledger.returns(Whom::Client(client(connection)), connection.endpoint);
+        if !held.ready || returns.is_some_and(|test| test.holds_for(taken).is_some()) {
+            return;
+        }
+        shared.sum.add(load);
+        if !ledger.is_in_flight(connection.cookie) {
+            held.load = held.load.saturating_add(load);
+            held.largest = held.largest.max(load);
+        }
+    }
+
+    /// Endpoints that listen and have no connection that a rule is for.
+    fn add_empty(
+        &mut self,
+        policy: &Policy,
+        (snapshot, ledger): (&Snapshot, &Ledger),
+        indexes: &mut BTreeMap<(RuleName, Group), usize>,
+    ) {
+        let listening = snapshot.endpoints.iter().filter(|(_, e)| e.listeners > 0);
+        for (key, endpoint) in listening {
+            for rule in policy.rules() {
+                let of = (rule.name().clone(), *key);
+                if self.of.contains_key(&of) || !rule.matches().may_be_at(key.port, &endpoint.who) {
+                    continue;
+                }
+                let group = (of.0.clone(), Group::of(rule, &endpoint.who, key));
+                // Of a group that has no connection nothing is asked.
+                if indexes.contains_key(&group) {
+                    let index = self.index(rule, key, (snapshot, ledger), indexes);
+                    self.of.insert(of, index);
+                }
+            }
+        }
+    }
+}
+
+/// What a connection counts for; `None` if it does not count, or is not known.
+pub(super) fn load(connection: &Connection, by: By, ledger: &Ledger) -> Option<u64> {
+    if connection.state != TcpState::Established {
+        return None;
+    }
+    match by {
+        By::Connections => Some(1),
+        By::ByteRate | By::MessageRate => ledger.flow(connection.cookie),
+    }
+}
+
+/// What this node knows of a Service by itself: everything, if all its ready endpoints are here.
+fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
+    let ready = || shared.endpoints.values().filter(|held| held.ready);
+    let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);
+    let all = match &shared.group.service {
+        Some(service) => snapshot
+            .services
+            .get(service)
+            // Traffic that keeps to its zone is shared by the endpoints of that zone.
+            .map(|service| service.ready_in_zone.unwrap_or(service.ready)),
+        None => (snapshot.naming == Naming::Off).then_some(here),
+    };
+    if all != Some(here) || here == 0 {
+        return Err(NoView { here, all });
+    }
+    let before = ledger.sums(&shared.rule, &shared.group);
+    let sum = before.chain([shared.sum]).max_by_key(|sum| sum.total);
+    let loads = || ready().map(|held| held.load);
+    Ok(ServiceFacts {
+        endpoints: here,
+        sum: sum.unwrap_or_default(),
+        least: loads().min().unwrap_or(0),
+        most: loads().max().unwrap_or(0),
+    })
+}

@@ -1,0 +1,505 @@
+//! Whether moves help: where the clients of moved connections come back.
+//!
+//! A client that chooses by chance comes to the same endpoint once in N. One that is sent there by
+//! ClientIP affinity, by a sticky balancer, or because it dials the pod itself, always does, and to
+//! move it is harm without use. Each move is an observation: its client's next connection to the
+//! group is at the same endpoint, or it is not, or is not seen. A sequential test (Wald's) weighs
+//! the two explanations, for each client at each endpoint and for each rule at each endpoint:
+//! chance, p = 1/N, against a return by rule, p = [`STICKY`]. Six returns in a row are evidence, at
+//! most; with many siblings fewer are. Then nothing is moved there for [`FIRST_HOLD`], and one more
+//! return doubles that, up to a day.
+//!
+//! Until moves are seen to help, few are under way: [`FIRST_FEW`] of a client, and of a rule at an
+//! endpoint. All of these may be lost on one that always comes back.
+//!
+//! Where only a part of the group is seen, a connection that comes elsewhere is not seen, and one
+//! that returns is: to take returns as they come would be to count these first. There each move
+//! is counted when its time is over, [`SEEN_WITHIN`], as returned or not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{balance::client, ledger::Spender};
+use crate::{
+    policy::RuleName,
+    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot},
+};
+
+/// A moved client that was not seen for so long has gone elsewhere, or for good.
+pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long nothing is moved after the first evidence.
+pub const FIRST_HOLD: Duration = Duration::from_secs(600);
+
+const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
+
+/// Moves that may be under way while it is not known whether they help.
+pub const FIRST_FEW: u64 = 6;
+
+/// The chance of a return, if it is no chance.
+const STICKY: f64 = 0.95;
+
+/// Evidence against chance, as the logarithm of how much better the other explanation is; a
+/// thousand times.
+const EVIDENCE: f64 = 6.9;
+
+/// Tests kept. Those beyond are forgotten, the longest unused first: a client forgotten is one of
+/// whom a few more moves are lost.
+const MOST: usize = 16_384;
+
+/// What has not been heard of for so long is forgotten, unless it is held.
+const FORGET: Duration = Duration::from_secs(3600);
+
+/// Whose returns are counted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whom {
+    /// Those of one client.
+    Client(IpAddr),
+    /// Those of all clients of a rule.
+    Rule(RuleName),
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(address) => write!(f, "client {address}"),
+            Self::Rule(rule) => write!(f, "rule {rule}"),
+        }
+    }
+}
+
+/// What is known of one's returns to one endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Test {
+    /// Moves whose end is known.
+    pub moves: u64,
+    /// Of them, those whose client came back to the same endpoint.
+    pub returned: u64,
+    /// Endpoints among which chance would choose; as of the last move.
+    pub siblings: u32,
+    /// How much better a return by rule explains them than chance, as the logarithm, in
+    /// millionths.
+    pub score: i64,
+    /// How often there was evidence that moves do not help.
+    pub holds: u32,
+    /// Nothing is moved before.
+    pub held_until: KernelTime,
+    /// The last move whose end is known.
+    pub last: KernelTime,
+}
+
+/// Evidence that has just become enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewHold {
+    /// Whose moves.
+    pub whom: Whom,
+    /// From which endpoint.
+    pub endpoint: EndpointKey,
+    /// The evidence.
+    pub test: Test,
+    /// For how long nothing is moved.
+    pub lasts: Duration,
+}
+
+/// A move that has ended, and whose client is looked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// When it ended.
+    pub ended: KernelTime,
+    /// The connection that was moved.
+    pub cookie: Cookie,
+    /// When it began.
+    pub began: KernelTime,
+    /// Whose it was.
+    pub spender: Spender,
+    /// Its client was seen again.
+    pub seen: Option<Back>,
+}
+
+/// Where a moved client came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// To the same endpoint.
+    Returned,
+    /// To another of the group.
+    Elsewhere,
+    /// It has not been seen within [`SEEN_WITHIN`].
+    Unseen,
+}
+
+impl Back {
+    /// A stable word, for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Returned => "returned",
+            Self::Elsewhere => "elsewhere",
+            Self::Unseen => "unseen",
+        }
+    }
+}
+
+/// How many moves were followed by what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReturnCounts {
+    /// Clients that came to the same endpoint.
+    pub returned: u64,
+    /// Clients that came to another.
+    pub elsewhere: u64,
+    /// Clients that were not seen.
+    pub unseen: u64,
+}
+
+/// All that is known of returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Returns {
+    awaited: Vec<Awaited>,
+    /// Connections that were taken for the client of a move, so that none is taken twice.
+    taken: BTreeSet<Cookie>,
+    tests: BTreeMap<(Whom, EndpointKey), Test>,
+    counts: ReturnCounts,
+    new_holds: Vec<NewHold>,
+}
+
+impl Returns {
+    pub(super) fn awaits(&mut self, awaited: Awaited) {
+        self.awaited.push(awaited);
+    }
+
+    pub(super) fn awaited(&self) -> &[Awaited] {
+        &self.awaited
+    }
+
+    pub(super) fn counts(&self) -> ReturnCounts {
+        self.counts
+    }
+
+    pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
+        std::mem::take(&mut self.new_holds)
+    }
+
+    pub(super) fn test(&self, whom: Whom, endpoint: EndpointKey) -> Option<&Test> {
+        self.tests.get(&(whom, endpoint))
+    }
+
+    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Cookie>, Vec<(Whom, EndpointKey, Test)>) {
+        let test = |((whom, endpoint), test): (&(Whom, EndpointKey), &Test)| {
+            (whom.clone(), *endpoint, *test)
+        };
+        (
+            self.awaited.clone(),
+            self.taken.iter().copied().collect(),
+            self.tests.iter().map(test).collect(),
+        )
+    }
+
+    pub(super) fn from_entries(
+        awaited: Vec<Awaited>,
+        taken: Vec<Cookie>,
+        tests: Vec<(Whom, EndpointKey, Test)>,
+    ) -> Self {
+        let test = |(whom, endpoint, test)| ((whom, endpoint), test);
+        Self {
+            awaited,
+            taken: taken.into_iter().collect(),
+            tests: tests.into_iter().map(test).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Looks for the clients of moves. Gives those found, or given up: when their moves began,
+    /// which connections they were, and where they are now.
+    pub(super) fn observe(&mut self, snapshot: &Snapshot) -> Vec<(KernelTime, Cookie, Back)> {
+        if self.awaited.is_empty() {
+            return Vec::new();
+        }
+        self.look_for(snapshot);
+        let now = snapshot.taken;
+        let mut told = Vec::new();
+        let (mut over, mut still) = (Vec::new(), Vec::new());
+        for one in std::mem::take(&mut self.awaited) {
+            let late = now.since(one.ended) >= SEEN_WITHIN;
+            if late || (one.spender.whole && one.seen.is_some()) {
+                over.push(one);
+            } else {
+                still.push(one);
+            }
+        }
+        self.awaited = still;
+        for one in over {
+            let back = one.seen.unwrap_or(Back::Unseen);
+            let count = match back {
+                Back::Returned => &mut self.counts.returned,
+                Back::Elsewhere => &mut self.counts.elsewhere,
+                Back::Unseen => &mut self.counts.unseen,
+            };
+            *count += 1;
+            let spender = &one.spender;
+            if spender.siblings >= 2 {
+                self.learn(spender, back == Back::Returned, now);
+            }
+            told.push((one.began, one.cookie, back));
+        }
+        told
+    }
+
+    /// Each new connection of a client is that of its first move that waits, once.
+    fn look_for(&mut self, snapshot: &Snapshot) {
+        let Some(first) = self.awaited.iter().map(|one| one.ended).min() else {
+            return;
+        };
+        let mut waiting: BTreeMap<IpAddr, VecDeque<usize>> = BTreeMap::new();
+        for (index, one) in self.awaited.iter().enumerate() {
+            if one.seen.is_none() {
+                waiting
+                    .entry(one.spender.client)
+                    .or_default()
+                    .push_back(index);
+            }
+        }
+        let is_new = |c: &&Connection| c.opened > first && !c.adopted;
+        let mut new: Vec<&Connection> = snapshot.connections.iter().filter(is_new).collect();
+        new.sort_unstable_by_key(|c| (c.opened, c.cookie));
+        for connection in new {
+            let Some(queue) = waiting.get_mut(&client(connection)) else {
+                continue;
+            };
+            let who = snapshot.who(&connection.endpoint);
+            let is_of = |index: &usize| {
+                let one = &self.awaited[*index];
+                one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
+            };
+            let Some(place) = queue.iter().position(is_of) else {
+                continue;
+            };
+            if !self.taken.insert(connection.cookie) {
+                continue;
+            }
+            if let Some(index) = queue.remove(place) {
+                let one = &mut self.awaited[index];
+                let same = one.spender.endpoint == connection.endpoint;
+                one.seen = Some(if same {
+                    Back::Returned
+                } else {
+                    Back::Elsewhere
+                });
+            }
+        }
+    }
+
+    fn learn(&mut self, spender: &Spender, returned: bool, now: KernelTime) {
+        let (endpoint, siblings) = (spender.endpoint, spender.siblings);
+        let client = Whom::Client(spender.client);
+        let test = self.tests.entry((client.clone(), endpoint)).or_default();
+        let before = test.score;
+        let hold = test
+            .learn(siblings, returned, now)
+            .map(|lasts| (*test, lasts));
+        let of_client = test.holds_for(now).is_some();
+        let rule = Whom::Rule(spender.rule.clone());
+        let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
+        if let Some((test, lasts)) = hold {
+            // What it did is explained by itself, and says nothing of the rule's other clients.
+            of_rule.score = of_rule.score.saturating_sub(before.max(0));
+            self.new_holds.push(NewHold {
+                whom: client,
+                endpoint,
+                test,
+                lasts,
+            });
+        }
+        if of_client {
+            return;
+        }
+        if let Some(lasts) = of_rule.learn(siblings, returned, now) {
+            self.new_holds.push(NewHold {
+                whom: rule,
+                endpoint,
+                test: *of_rule,
+                lasts,
+            });
+        }
+    }
+
+    /// Forgets connections that are gone, endpoints that are gone, and what is too old to count.
+    pub(super) fn prune(
+        &mut self,
+        snapshot: &Snapshot,
+        lives: impl Fn(&Cookie) -> bool,
+        now: KernelTime,
+    ) {
+        self.taken.retain(lives);
+        if self.awaited.is_empty() {
+            self.taken.clear();
+        }
+        self.tests.retain(|(_, endpoint), test| {
+            let there = snapshot
+                .endpoints
+                .get(endpoint)
+                .is_none_or(|e| e.listeners > 0);
+            let fresh = now.since(test.last) < FORGET;
+            // Who was held is remembered for as long again, so that the next hold is longer.
+            let held = test.held_until.0 > now.0
+                || test.holds > 0 && now.since(test.held_until) < LONGEST_HOLD;
+            there && (fresh || held)
+        });
+        if self.tests.len() > MOST {
+            let mut last: Vec<_> = self
+                .tests
+                .iter()
+                .map(|(key, test)| (test.last, key.clone()))
+                .collect();
+            last.sort_unstable();
+            for (_, key) in last.iter().take(self.tests.len() - MOST) {
+                self.tests.remove(key);
+            }
+        }
+        // Nobody has asked for them.
+        let surplus = self.new_holds.len().saturating_sub(MOST);
+        self.new_holds.drain(..surplus);
+    }
+}
+
+impl Test {
+    /// Whether it holds, and for how long still.
+    pub(super) fn holds_for(&self, now: KernelTime) -> Option<Duration> {
+        let left = self.held_until.since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether moves were seen to help.
+    pub(super) fn helps(&self) -> bool {
+        self.score <= -evidence(self.siblings) / 2
+    }
+
+    /// Moves that may be under way.
+    pub(super) fn allowed(&self) -> u64 {
+        match (self.helps(), self.holds) {
+            (true, _) => u64::MAX,
+            (false, 0) => FIRST_FEW,
+            (false, _) => 1,
+        }
+    }
+
+    fn learn(&mut self, siblings: u32, returned: bool, now: KernelTime) -> Option<Duration> {
+        self.siblings = siblings;
+        self.moves += 1;
+        self.returned += u64::from(returned);
+        self.last = now;
+        let enough = evidence(siblings);
+        let score = self.score + weight(siblings, returned);
+        self.score = score.clamp(-enough, enough);
+        if self.helps() {
+            self.holds = 0;
+        }
+        // Those that were under way when it began to hold are a part of the same evidence.
+        if !returned || self.score < enough || self.holds_for(now).is_some() {
+            return None;
+        }
+        let doubled = 2_u32.saturating_pow(self.holds.min(16));
+        let lasts = FIRST_HOLD.saturating_mul(doubled).min(LONGEST_HOLD);
+        self.holds += 1;
+        let nanos = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
+        self.held_until = KernelTime(now.0.saturating_add(nanos));
+        Some(lasts)
+    }
+}
+
+/// The logarithm of how much likelier it is by rule than by chance, in millionths.
+fn weight(siblings: u32, returned: bool) -> i64 {
+    let chance = 1.0 / f64::from(siblings.max(2));
+    let (sticky, chance) = if returned {
+        (STICKY, chance)
+    } else {
+        (1.0 - STICKY, 1.0 - chance)
+    };
+    ((sticky / chance).ln() * 1e6) as i64
+}
+
+/// What is evidence: six returns in a row are, in any case.
+fn evidence(siblings: u32) -> i64 {
+    let few = i64::try_from(FIRST_FEW).unwrap_or(i64::MAX);
+    (few * weight(siblings, true)).min((EVIDENCE * 1e6) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After how many returns in a row there is evidence.
+    fn returns_to_a_hold(siblings: u32) -> u64 {
+        let mut test = Test::default();
+        (1..)
+            .find(|_| test.learn(siblings, true, KernelTime(1)).is_some())
+            .unwrap()
+    }
+
+    #[test]
+    fn six_returns_are_enough_and_fewer_where_chance_is_small() {
+        assert_eq!(
+            [2, 3, 4, 5, 10, 100].map(returns_to_a_hold),
+            [6, 6, 6, 5, 4, 2]
+        );
+    }
+
+    #[test]
+    fn a_hold_doubles_with_each_return_after_it_up_to_a_day() {
+        let (mut test, mut now) = (Test::default(), KernelTime(0));
+        let mut lasted = Vec::new();
+        for _ in 0..16 {
+            if let Some(lasts) = test.learn(3, true, now) {
+                lasted.push(lasts.as_secs() / 60);
+                assert_eq!(test.holds_for(now), Some(lasts));
+                assert_eq!(test.allowed(), 1);
+                now = test.held_until;
+                assert_eq!(test.holds_for(now), None);
+            }
+        }
+        assert_eq!(lasted[..9], [10, 20, 40, 80, 160, 320, 640, 1280, 1440]);
+        assert_eq!(lasted.last(), Some(&1440));
+    }
+
+    #[test]
+    fn moves_that_go_elsewhere_help() {
+        let mut test = Test::default();
+        assert_eq!(test.allowed(), FIRST_FEW);
+        for returned in [true, false, false, true, false, false] {
+            assert_eq!(test.learn(3, returned, KernelTime(1)), None);
+        }
+        assert!(test.helps());
+        assert_eq!(test.allowed(), u64::MAX);
+        // One that becomes sticky afterwards is found out as well.
+        let more = (1..).find(|_| test.learn(3, true, KernelTime(1)).is_some());
+        assert!(more.unwrap() <= 12);
+    }
+
+    /// By the exact distribution: how likely it is that chance alone makes a test hold within many
+    /// moves.
+    #[test]
+    fn chance_seldom_looks_like_a_rule() {
+        for (siblings, most) in [(2, 0.04), (3, 0.005), (10, 0.003)] {
+            let p = 1.0 / f64::from(siblings);
+            let enough = evidence(siblings);
+            let mut states = BTreeMap::from([(0_i64, 1.0_f64)]);
+            let mut held = 0.0;
+            for _ in 0..1000 {
+                let mut next = BTreeMap::new();
+                for (score, chance) in states {
+                    for (returned, share) in [(true, p), (false, 1.0 - p)] {
+                        let score = (score + weight(siblings, returned)).clamp(-enough, enough);
+                        if score >= enough {
+                            held += chance * share;
+                        } else {
+                            *next.entry(score).or_default() += chance * share;
+                        }
+                    }
+                }
+                states = next;
+            }
+            assert!(held < most, "{siblings}: {held}");
+        }
+    }
+}

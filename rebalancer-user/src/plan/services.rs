@@ -1,0 +1,186 @@
+//! What is spared for its Services: where a move cannot help, or could leave too few.
+//!
+//! They are asked only where it is known which pod has accepted a connection: a plain host has no
+//! Services. A connection to a port of a pod that no Service leads to is spared too, whatever
+//! matches it: its client has dialled the pod, or the node's `hostPort`, and would come back.
+
+use crate::{
+    plan::Spared,
+    policy::{Lack, Policy, Rule, SessionState},
+    snapshot::{Connection, Identity, Service, ServiceAt, ServiceName, Snapshot},
+};
+
+/// A Service that leads to the connection's endpoint.
+struct Leads<'a> {
+    name: ServiceName,
+    at: &'a ServiceAt,
+    facts: &'a Service,
+}
+
+/// Every guard that spares `connection`, which `rule` matches.
+pub(super) fn guards(
+    policy: &Policy,
+    rule: &Rule,
+    snapshot: &Snapshot,
+    connection: &Connection,
+) -> Vec<Spared> {
+    let Some(pod) = snapshot.who(&connection.endpoint).pod() else {
+        return Vec::new();
+    };
+    let all = match lead(pod, snapshot) {
+        Ok(all) => all,
+        Err(spared) => return vec![spared],
+    };
+    let sibling = sibling(connection, &all);
+    let http2 = http2(rule, connection, &all);
+    let asked = asked(rule, pod, all);
+    [
+        unready(pod, &asked),
+        headless(&asked),
+        ambiguous(connection, &asked),
+        affinity(&asked),
+        sibling,
+        too_few(policy, &asked),
+        settling(policy, &asked),
+        http2,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The Services that lead to this port of a pod.
+///
+/// # Errors
+/// None do, or not enough is known of them.
+fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>, Spared> {
+    let Some(services) = &pod.services else {
+        return Err(Spared::Unnamed {
+            lack: Lack::Services,
+            rule: None,
+        });
+    };
+    if services.is_empty() {
+        return Err(Spared::NoService);
+    }
+    let known = |at: &'a ServiceAt| {
+        let name = ServiceName {
+            namespace: pod.namespace.clone(),
+            name: at.name.clone(),
+        };
+        match snapshot.services.get(&name) {
+            Some(facts) => Ok(Leads { name, at, facts }),
+            None => Err(Spared::ServiceUnknown { service: name }),
+        }
+    };
+    services.iter().map(known).collect()
+}
+
+/// Those that count: the one that the rule names; else all but the headless ones, if there are
+/// others.
+fn asked<'a>(rule: &Rule, pod: &Identity, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
+    let meant = rule.matches().pods().services();
+    let is_named = |name: &ServiceName| {
+        meant.iter().any(|meant| {
+            let namespace = meant.namespace();
+            meant.name() == name.name && namespace.is_none_or(|n| n == pod.namespace)
+        })
+    };
+    let named = all.iter().filter(|s| is_named(&s.name)).count();
+    let routed = all.iter().any(|s| !s.facts.headless);
+    let counts = |s: &Leads<'_>| match named {
+        1 => is_named(&s.name),
+        _ => !(routed && s.facts.headless),
+    };
+    all.into_iter().filter(counts).collect()
+}
+
+fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<Spared> {
+    let service = asked.iter().find(|s| !s.at.ready)?;
+    Some(Spared::Unready {
+        pod: format!("{}/{}", pod.namespace, pod.pod),
+        service: service.name.clone(),
+    })
+}
+
+/// Its clients ask for all addresses and choose one of them by their own rule.
+fn headless(asked: &[Leads<'_>]) -> Option<Spared> {
+    let service = asked.iter().find(|s| s.facts.headless)?;
+    Some(Spared::Headless {
+        service: service.name.clone(),
+    })
+}
+
+/// Which of several was dialled is not known, nor, if they differ, where a client would go.
+fn ambiguous(connection: &Connection, asked: &[Leads<'_>]) -> Option<Spared> {
+    let (first, rest) = asked.split_first()?;
+    let at = connection.local.ip();
+    let other = rest
+        .iter()
+        .find(|other| !first.facts.has_endpoints_of(other.facts, at))?;
+    Some(Spared::AmbiguousService {
+        one: first.name.clone(),
+        other: other.name.clone(),
+    })
+}
+
+/// Endpoints of a Service talk among themselves by their own addresses.
+fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+    let peer = connection.remote.ip().to_canonical();
+    let service = all.iter().find(|s| s.facts.addresses.contains(&peer))?;
+    Some(Spared::SiblingPeer {
+        service: service.name.clone(),
+    })
+}
+
+/// Whichever Service says it: the port is the same.
+fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+    let port = connection.endpoint.port;
+    let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
+    (rule.session_state() == SessionState::Keeps).then(|| Spared::Http2 {
+        port,
+        service: service.name.clone(),
+    })
+}
+
+fn affinity(asked: &[Leads<'_>]) -> Option<Spared> {
+    let service = asked.iter().find(|s| s.facts.client_ip_affinity)?;
+    Some(Spared::SessionAffinity {
+        service: service.name.clone(),
+    })
+}
+
+fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
+    let min = policy.guards().min_ready_endpoints();
+    let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
+    let (service, ready) = (least.name.clone(), least.facts.comparable());
+    if ready >= min {
+        return None;
+    }
+    Some(match least.facts.local_policy() {
+        Some(policy) if least.facts.ready >= min => Spared::LocalTraffic {
+            service,
+            policy,
+            ready,
+            min,
+        },
+        _ => Spared::MinReadyEndpoints {
+            service,
+            in_zone: ready < least.facts.ready,
+            ready,
+            min,
+        },
+    })
+}
+
+/// Clients are on their way to new endpoints, or from old ones, by themselves.
+fn settling(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
+    let settle = policy.guards().settle();
+    let changed = |s: &Leads<'_>| Some((s.facts.changed?, s.name.clone()));
+    let (since, service) = asked.iter().filter_map(changed).min()?;
+    (since < settle).then_some(Spared::Settling {
+        service,
+        since,
+        settle,
+    })
+}

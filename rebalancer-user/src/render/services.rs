@@ -1,0 +1,101 @@
+//! Endpoints by Service, with what each has: as it travels through the agent's socket.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Notation, PausedStatus,
+    json::{API_VERSION, write_value},
+    read::{ReadError, check_kind, parse},
+};
+
+const SERVICES: &str = "ServiceList";
+
+/// All Services at the last pass.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Services {
+    /// The node's host name.
+    pub node: String,
+    /// When the pass began; none before the first.
+    pub at: Option<Timestamp>,
+    /// The mode in effect.
+    pub mode: String,
+    /// The pause of moves, if there is one.
+    pub paused: Option<PausedStatus>,
+    /// Moves under way.
+    pub in_flight: usize,
+    /// The most that may be.
+    pub max_in_flight: u64,
+    /// Moves that the window has left.
+    pub budget_left: u64,
+    /// Each Service, the one with most connections first.
+    pub items: Vec<ServiceItem>,
+}
+
+/// A Service, or what takes its place where there are no names: the endpoints of a port.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceItem {
+    /// `namespace/name`, or `port 80`.
+    pub name: String,
+    /// Its endpoints on this node, the one with most connections first.
+    pub endpoints: Vec<EndpointItem>,
+}
+
+impl ServiceItem {
+    /// Connections of all of them.
+    pub fn connections(&self) -> u64 {
+        self.endpoints.iter().map(|e| e.connections).sum()
+    }
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointItem {
+    /// The network namespace.
+    pub netns: u32,
+    /// The cgroup, in the host's namespace.
+    pub cgroup: Option<u64>,
+    /// The port.
+    pub port: u16,
+    /// The pod, if it is known.
+    pub pod: Option<String>,
+    /// Connections open.
+    pub connections: u64,
+    /// Bytes both ways, of closed connections too.
+    pub bytes: u64,
+    /// Moves under way.
+    pub in_flight: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Envelope<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    #[serde(flatten)]
+    services: &'a Services,
+}
+
+/// As it travels.
+pub fn services(out: &mut impl Write, services: &Services) -> io::Result<()> {
+    let envelope = Envelope {
+        api_version: API_VERSION,
+        kind: SERVICES,
+        services,
+    };
+    write_value(out, Notation::Json, &envelope)
+}
+
+/// Reads what [`services`] has written.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_services(text: &[u8]) -> Result<Services, ReadError> {
+    check_kind(text, SERVICES)?;
+    parse(text)
+}
