@@ -264,23 +264,75 @@ fn the_container_runs_the_agent_of_this_version() {
     let image = concat!("rebalancer:", env!("CARGO_PKG_VERSION"));
     assert_eq!(agent["image"], image);
     assert_eq!(agent["imagePullPolicy"], "IfNotPresent");
-    // The command line is one that the binary knows: with `--help` added it is explained, not run.
-    let words: Vec<&str> = [&agent["command"], &agent["args"]]
-        .into_iter()
-        .flat_map(|list| list.as_array().into_iter().flatten())
-        .map(|word| word.as_str().expect("a word"))
-        .collect();
+    let words = [words_of(&agent["command"]), words_of(&agent["args"])].concat();
     assert_eq!(words[..2], ["rebalancer", "agent"]);
+    // deploy/README.md replaces it by its place, to uninstall.
+    assert_eq!(agent["args"][1], "--on-exit=keep");
+    assert!(is_known(&words), "{words:?}");
+    for probe in ["livenessProbe", "readinessProbe"] {
+        let words = words_of(&agent[probe]["exec"]["command"]);
+        assert!(is_known(&words), "{probe}: {words:?}");
+    }
+}
+
+/// Whether the binary takes these words: with another option added it complains of that one, and
+/// runs nothing.
+fn is_known(words: &[&str]) -> bool {
+    assert_eq!(words[0], "rebalancer");
     let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
         .args(&words[1..])
         .arg("--no-such-option")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("'--no-such-option'"),
-        "an argument of the manifest is not known: {said}"
-    );
+    String::from_utf8_lossy(&output.stderr).contains("'--no-such-option'")
+}
+
+fn words_of(list: &Value) -> Vec<&str> {
+    let words = list.as_array().into_iter().flatten();
+    words.map(|word| word.as_str().expect("a word")).collect()
+}
+
+/// Every file of that kind below a folder.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|of| of == extension) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn what_overlays_and_components_add_is_known_to_the_agent() {
+    let help = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .args(["agent", "--help"])
+        .output()
+        .unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let mut added = 0;
+    for folder in ["components", "overlays", "chart"] {
+        for file in files(&deploy().join(folder), "yaml") {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for option in text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("value: --"))
+            {
+                let option = format!("--{option}");
+                assert!(is_known(&["rebalancer", "agent", &option]), "{option}");
+                added += 1;
+            }
+            let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+            for variable in words.filter(|word| word.starts_with("REBALANCER_")) {
+                assert!(help.contains(&format!("[env: {variable}=")), "{variable}");
+                added += 1;
+            }
+        }
+    }
+    assert!(added > 5, "{added}");
 }
 
 #[test]
@@ -405,5 +457,5 @@ fn its_commented_examples_are_valid_too() {
     let all = format!("{head}\n{}\n", uncommented.join("\n"));
     let with_examples = valid(&all);
     let examples = with_examples.rules().len() - valid(&policy_file()).rules().len();
-    assert_eq!(examples, 4);
+    assert_eq!(examples, 5);
 }
