@@ -22,7 +22,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 1s
-budget: {{window: 10s, perNode: 60, maxInFlight: 20}}
+budget: {{window: 10s, perNode: 60, perService: 100%, perEndpoint: 100%, maxInFlight: 20}}
 guards: {{minAge: 2s, settle: 2s}}
 rules:
 - name: {rule}
