@@ -116,6 +116,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 200ms
+budget: {{perService: 100%, perEndpoint: 100%}}
 guards: {{minAge: 200ms, settle: 2s}}
 rules:
 - name: named
