@@ -46,7 +46,7 @@ fn servers_users(pod: &Pod) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let of_pod = processes.filter(|process| {
         let netns = fs::metadata(process.path().join("ns/net"));
-        netns.is_ok_and(|netns| netns.ino() == u64::from(pod.host.netns_inode()))
+        netns.is_ok_and(|netns| netns.ino() == pod.host.netns_inode())
     });
     of_pod
         .filter_map(|process| Some(fs::metadata(process.path()).ok()?.uid()))
