@@ -40,13 +40,22 @@ fn cured(scenario: &Scenario, seeds: u64) -> (f64, f64) {
     let played = played(scenario, seeds);
     let measures = || played.iter().map(|(_, measures)| measures);
     for (seed, measures) in measures().enumerate() {
-        let Measures { seconds, hottest, .. } = *measures;
-        assert!(seconds.is_some(), "{} {seed}: hottest {hottest}", scenario.name);
+        let Measures {
+            seconds, hottest, ..
+        } = *measures;
+        assert!(
+            seconds.is_some(),
+            "{} {seed}: hottest {hottest}",
+            scenario.name
+        );
     }
     let sum = |of: fn(&Measures) -> f64| measures().map(of).sum::<f64>();
     let ratio = sum(|m| m.moves) / sum(|m| m.least);
     let rounds = measures().map(|m| m.rounds).fold(0.0, f64::max);
-    println!("{}: {ratio:.3} of the least, {rounds} rounds at most", scenario.name);
+    println!(
+        "{}: {ratio:.3} of the least, {rounds} rounds at most",
+        scenario.name
+    );
     (ratio, rounds)
 }
 
@@ -77,7 +86,10 @@ fn what_chance_places_is_left_alone() {
 fn the_connection_that_is_the_load_is_not_bounced() {
     for (run, _) in played(&scenario("elephant"), 6) {
         // The clients of the second kind.
-        let heavy = run.starts.iter().filter(|start| start.client.to_string().starts_with("10.2.1."));
+        let heavy = run
+            .starts
+            .iter()
+            .filter(|start| start.client.to_string().starts_with("10.2.1."));
         assert_eq!(heavy.count(), 0);
     }
 }
@@ -90,8 +102,15 @@ fn moves_that_do_not_help_stop() {
     };
     for (run, measures) in played(&scenario, 4) {
         assert!(measures.moves > 0.0, "nothing was tried");
-        assert!(measures.moves <= 12.0, "{} moves in an hour", measures.moves);
-        let late = run.starts.iter().filter(|start| start.after_start() > Duration::from_secs(120));
+        assert!(
+            measures.moves <= 12.0,
+            "{} moves in an hour",
+            measures.moves
+        );
+        let late = run
+            .starts
+            .iter()
+            .filter(|start| start.after_start() > Duration::from_secs(120));
         assert!(late.count() <= 4);
     }
 }
@@ -99,7 +118,10 @@ fn moves_that_do_not_help_stop() {
 #[test]
 fn a_flood_pushes_no_neighbour_out() {
     for (run, measures) in played(&scenario("flood"), 4) {
-        let neighbours = run.starts.iter().filter(|start| start.client.to_string().starts_with("10.2.0."));
+        let neighbours = run
+            .starts
+            .iter()
+            .filter(|start| start.client.to_string().starts_with("10.2.0."));
         assert_eq!(neighbours.count(), 0, "of {} moves", measures.moves);
     }
 }

@@ -30,7 +30,12 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn of(played: &Played<'_>) -> Self {
-        let Played { scenario, strategy, runs, measures } = played;
+        let Played {
+            scenario,
+            strategy,
+            runs,
+            measures,
+        } = played;
         let spread = |of: fn(&Measures) -> f64| {
             Spread::of(measures.iter().map(of)).expect("there is a run at least")
         };
@@ -54,7 +59,10 @@ impl Row {
 
     /// Moves over the least, and how far single runs are from that.
     pub(crate) fn ratio(&self) -> Option<(f64, f64)> {
-        let least = self.least.map(|least| least.mean).filter(|least| *least > 0.0)?;
+        let least = self
+            .least
+            .map(|least| least.mean)
+            .filter(|least| *least > 0.0)?;
         Some((self.moves.mean / least, self.moves.deviation / least))
     }
 }
@@ -98,7 +106,13 @@ pub(crate) fn write(folder: &Path, rows: &[Row]) -> Result<()> {
             Some(row.last_move.most),
             Some(row.hottest.mean),
         ];
-        let Row { scenario, strategy, runs, balanced, .. } = row;
+        let Row {
+            scenario,
+            strategy,
+            runs,
+            balanced,
+            ..
+        } = row;
         text += &format!(
             "{scenario},{strategy},{runs},{balanced},{}\n",
             fields.map(number).join(",")

@@ -56,7 +56,11 @@ fn main() -> Result<()> {
         plots::draw(folder, scenario, &played).context("drawing")?;
         rows.extend(played.iter().map(csv::Row::of));
     }
-    anyhow::ensure!(!rows.is_empty(), "no scenario has {:?} in its name", arguments.name);
+    anyhow::ensure!(
+        !rows.is_empty(),
+        "no scenario has {:?} in its name",
+        arguments.name
+    );
     csv::write(folder, &rows)?;
     println!("{}", table::of(&rows));
     println!("CSV and plots: {}", folder.display());
@@ -69,17 +73,29 @@ fn play(scenario: &Scenario, seeds: u64) -> Vec<Played<'_>> {
         .collect();
     let least: Vec<f64> = (0..seeds)
         .zip(&untouched)
-        .map(|(seed, run)| if scenario.has_least() { run.least(seed) } else { 0.0 })
+        .map(|(seed, run)| {
+            if scenario.has_least() {
+                run.least(seed)
+            } else {
+                0.0
+            }
+        })
         .collect();
     let played = |strategy, runs: Vec<Run>| Played {
         scenario,
         strategy,
-        measures: runs.iter().zip(&least).map(|(run, least)| run.measures(*least)).collect(),
+        measures: runs
+            .iter()
+            .zip(&least)
+            .map(|(run, least)| run.measures(*least))
+            .collect(),
         runs,
     };
     let mut all = vec![played(Strategy::Nothing, untouched)];
     for strategy in Strategy::COMPARED {
-        let runs = (0..seeds).map(|seed| run(scenario, strategy, seed)).collect();
+        let runs = (0..seeds)
+            .map(|seed| run(scenario, strategy, seed))
+            .collect();
         all.push(played(strategy, runs));
     }
     all

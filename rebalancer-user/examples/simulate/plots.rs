@@ -29,7 +29,14 @@ pub(crate) fn draw(folder: &Path, scenario: &Scenario, played: &[Played<'_>]) ->
     let lines = |of: fn(&Played<'_>) -> Line| played.iter().map(of).collect::<Vec<_>>();
     let names: Vec<&str> = played.iter().map(|p| p.strategy.name()).collect();
     let title = format!("{}: {}", scenario.name, scenario.about);
-    chart(&above, &title, "hottest endpoint / mean", &names, &lines(hottest)).map_err(|e| failed(&e))?;
+    chart(
+        &above,
+        &title,
+        "hottest endpoint / mean",
+        &names,
+        &lines(hottest),
+    )
+    .map_err(|e| failed(&e))?;
     chart(&below, "", "moves", &names, &lines(moves)).map_err(|e| failed(&e))?;
     root.present().map_err(|e| failed(&e))
 }
@@ -71,7 +78,11 @@ fn chart<'a>(
 fn hottest(played: &Played<'_>) -> Line {
     let mean = |index: usize| {
         let at = played.runs[0].samples[index].at.as_secs_f64();
-        let sum: f64 = played.runs.iter().map(|run| run.samples[index].hottest).sum();
+        let sum: f64 = played
+            .runs
+            .iter()
+            .map(|run| run.samples[index].hottest)
+            .sum();
         (at, sum / played.runs.len() as f64)
     };
     points(played).map(mean).collect()
@@ -80,7 +91,10 @@ fn hottest(played: &Played<'_>) -> Line {
 fn moves(played: &Played<'_>) -> Line {
     let begun = |index: usize| {
         let at = played.runs[0].samples[index].at;
-        let until = |run: &crate::Run| run.starts.partition_point(|start| start.after_start() <= at);
+        let until = |run: &crate::Run| {
+            run.starts
+                .partition_point(|start| start.after_start() <= at)
+        };
         let sum: usize = played.runs.iter().map(until).sum();
         (at.as_secs_f64(), sum as f64 / played.runs.len() as f64)
     };

@@ -6,10 +6,21 @@ use crate::{csv::Row, simulation::Spread};
 
 pub(crate) fn of(rows: &[Row]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
+    table.load_style(presets::NOTHING);
     table.set_header([
-        "SCENARIO", "STRATEGY", "BALANCED", "ROUNDS", "SECONDS", "MOVES", "LEAST", "÷ LEAST",
-        "IDLE MOVES", "WORST CLIENT", "LAST MOVE", "MAX/MEAN", "SPARED MOST",
+        "SCENARIO",
+        "STRATEGY",
+        "BALANCED",
+        "ROUNDS",
+        "SECONDS",
+        "MOVES",
+        "LEAST",
+        "÷ LEAST",
+        "IDLE MOVES",
+        "WORST CLIENT",
+        "LAST MOVE",
+        "MAX/MEAN",
+        "SPARED MOST",
     ]);
     for row in rows {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -21,7 +32,10 @@ pub(crate) fn of(rows: &[Row]) -> Table {
             or_dash(row.seconds.map(spread)),
             spread(row.moves),
             or_dash(row.least.map(spread)),
-            or_dash(row.ratio().map(|(ratio, sd)| format!("{ratio:.2} ± {sd:.2}"))),
+            or_dash(
+                row.ratio()
+                    .map(|(ratio, sd)| format!("{ratio:.2} ± {sd:.2}")),
+            ),
             spread(row.while_balanced),
             format!("{:.0} %", 100.0 * row.worst_client.mean),
             format!("{:.0} s", row.last_move.most),

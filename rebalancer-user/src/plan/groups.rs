@@ -371,7 +371,8 @@ pub(super) fn load(connection: &Connection, by: By, ledger: &Ledger) -> Option<u
     }
 }
 
-/// What this node knows of a Service by itself: everything, if all its ready endpoints are here.
+/// What this node knows of a Service by itself, which is everything if all its ready endpoints are
+/// here; else what it was told.
 fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
     let ready = || shared.endpoints.values().filter(|held| held.ready);
     let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);
@@ -384,7 +385,8 @@ fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<Servic
         None => (snapshot.naming == Naming::Off).then_some(here),
     };
     if all != Some(here) || here == 0 {
-        return Err(NoView { here, all });
+        let view = ledger.view(&shared.rule, &shared.group, snapshot.taken);
+        return view.ok_or(NoView { here, all });
     }
     let before = ledger.sums(&shared.rule, &shared.group);
     let sum = before.chain([shared.sum]).max_by_key(|sum| sum.total);

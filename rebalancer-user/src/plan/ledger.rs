@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Group, Move, Outcome, Sum,
+    Group, Move, Outcome, ServiceFacts, Sum,
     flows::{Flow, Flows},
     groups::Groups,
     rates::{History, Rates},
@@ -38,6 +38,7 @@ pub struct Ledger {
     returns: Returns,
     sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
     shedding: BTreeSet<(RuleName, EndpointKey)>,
+    views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
 }
 
 /// Moves that count against a budget, by when they began.
@@ -196,7 +197,16 @@ impl Ledger {
             returns: Returns::from_entries(entries.awaited, entries.taken, entries.returns),
             sums: entries.sums.into_iter().map(sums).collect(),
             shedding: entries.shedding.into_iter().collect(),
+            views: BTreeMap::new(),
         }
+    }
+
+    /// Takes in what is known elsewhere of a group whose endpoints are not all on this node: all
+    /// that its nodes hold under `rule`. It counts until it is told anew, and no longer than
+    /// `until`. It is not among the entries.
+    pub fn know(&mut self, rule: RuleName, group: Group, facts: ServiceFacts, until: KernelTime) {
+        let key = (rule, Arc::new(group));
+        self.views.insert(key, (facts, until));
     }
 
     /// Takes in what connections have carried so far, where the clients of moves came, and which
@@ -282,6 +292,18 @@ impl Ledger {
     pub(super) fn sums(&self, rule: &RuleName, group: &Arc<Group>) -> impl Iterator<Item = Sum> {
         let key = (rule.clone(), Arc::clone(group));
         self.sums.get(&key).into_iter().flatten().copied()
+    }
+
+    /// What is known elsewhere.
+    pub(super) fn view(
+        &self,
+        rule: &RuleName,
+        group: &Arc<Group>,
+        now: KernelTime,
+    ) -> Option<ServiceFacts> {
+        let key = (rule.clone(), Arc::clone(group));
+        let (facts, until) = self.views.get(&key)?;
+        (now < *until).then_some(*facts)
     }
 
     pub(super) fn is_shedding(&self, rule: &RuleName, endpoint: EndpointKey) -> bool {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rebalancer_user::{
-    plan::{Ledger, Outcome, Plan, decide},
+    plan::{Group, Ledger, Outcome, Plan, ServiceFacts, decide},
     policy::Policy,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, KernelTime, Naming, Service, ServiceName, Snapshot,
@@ -12,7 +12,7 @@ use rebalancer_user::{
 };
 
 use super::{
-    replica::{NAMESPACE, SERVICE},
+    replica::{NAMESPACE, PORT, SERVICE},
     world::{Held, World},
 };
 
@@ -44,6 +44,18 @@ impl Agent {
         plan
     }
 
+    /// Others have told what the Service's endpoints hold together.
+    pub(crate) fn know(&mut self, facts: ServiceFacts, until: KernelTime) {
+        let group = Group {
+            service: Some(service_name()),
+            port: PORT,
+        };
+        for rule in self.policy.rules() {
+            self.ledger
+                .know(rule.name().clone(), group.clone(), facts, until);
+        }
+    }
+
     /// A move has ended; whether its connection was still there.
     pub(crate) fn ended(&mut self, cookie: Cookie, was_there: bool, now: KernelTime) {
         let outcome = if was_there {
@@ -58,15 +70,31 @@ impl Agent {
 /// What the agent of `node` sees.
 fn snapshot(world: &World, node: usize) -> Snapshot {
     let here = |replica: usize| world.replicas[replica].node() == node;
-    let endpoints = world.replicas.iter().filter(|r| r.node() == node && !r.is_gone());
-    let seen = world.connections.iter().filter(|(_, held)| here(held.replica));
-    let naming = if world.is_named() { Naming::Fresh } else { Naming::Off };
+    let endpoints = world
+        .replicas
+        .iter()
+        .filter(|r| r.node() == node && !r.is_gone());
+    let seen = world
+        .connections
+        .iter()
+        .filter(|(_, held)| here(held.replica));
+    let naming = if world.is_named() {
+        Naming::Fresh
+    } else {
+        Naming::Off
+    };
     Snapshot {
         taken: world.now,
-        connections: seen.map(|(cookie, held)| connection(world, *cookie, held)).collect(),
+        connections: seen
+            .map(|(cookie, held)| connection(world, *cookie, held))
+            .collect(),
         endpoints: endpoints.map(|r| (r.key(), r.endpoint())).collect(),
         naming,
-        services: if world.is_named() { services(world, node) } else { BTreeMap::new() },
+        services: if world.is_named() {
+            services(world, node)
+        } else {
+            BTreeMap::new()
+        },
         ..Snapshot::default()
     }
 }
@@ -74,10 +102,6 @@ fn snapshot(world: &World, node: usize) -> Snapshot {
 fn services(world: &World, node: usize) -> BTreeMap<ServiceName, Service> {
     let count = |n: usize| u32::try_from(n).expect("few replicas");
     let here = world.ready().filter(|r| world.replicas[*r].node() == node);
-    let name = ServiceName {
-        namespace: NAMESPACE.to_owned(),
-        name: SERVICE.to_owned(),
-    };
     let service = Service {
         ready: count(world.ready().count()),
         ready_here: count(here.count()),
@@ -85,7 +109,14 @@ fn services(world: &World, node: usize) -> BTreeMap<ServiceName, Service> {
         changed: world.changed.map(|at| world.now.since(at)),
         ..Service::default()
     };
-    BTreeMap::from([(name, service)])
+    BTreeMap::from([(service_name(), service)])
+}
+
+fn service_name() -> ServiceName {
+    ServiceName {
+        namespace: NAMESPACE.to_owned(),
+        name: SERVICE.to_owned(),
+    }
 }
 
 fn connection(world: &World, cookie: Cookie, held: &Held) -> Connection {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rebalancer_user::{plan::Plan, snapshot::KernelTime};
+use rebalancer_user::{plan::Plan, policy::Percent, snapshot::KernelTime};
 
 use super::{
     oracle,
@@ -23,21 +23,20 @@ pub(crate) struct Sample {
     pub(crate) hottest: f64,
     /// No endpoint holds more than the mean and the tolerance, and no client is away.
     pub(crate) balanced: bool,
-    stop: u64,
 }
 
 impl Sample {
-    pub(super) fn of(world: &World, tolerance: u64) -> Self {
-        let loads = world.loads();
-        let sums = || loads.iter().map(|loads| loads.iter().sum::<u64>());
-        let (total, most) = (sums().sum::<u64>(), sums().max().unwrap_or(0));
-        let endpoints = loads.len().max(1) as u64;
-        let stop = (total * (100 + tolerance)).div_ceil(100 * endpoints);
+    pub(super) fn of(world: &World, tolerance: Percent) -> Self {
+        let facts = oracle::facts(&world.loads());
+        let mean = facts.sum.total as f64 / f64::from(facts.endpoints.max(1));
         Self {
             at: world.now.since(START),
-            hottest: most as f64 * endpoints as f64 / total.max(1) as f64,
-            balanced: most <= stop && !world.is_someone_away(),
-            stop,
+            hottest: if mean > 0.0 {
+                facts.most as f64 / mean
+            } else {
+                1.0
+            },
+            balanced: facts.most <= facts.stop(tolerance) && !world.is_someone_away(),
         }
     }
 }
@@ -67,12 +66,13 @@ pub(crate) struct Run {
     interval: Duration,
     judged: KernelTime,
     while_balanced: u64,
-    /// What had to be balanced, and the stop.
-    task: Option<(Vec<Vec<u64>>, u64)>,
+    tolerance: Percent,
+    /// What had to be balanced.
+    task: Option<Vec<Vec<u64>>>,
 }
 
 impl Run {
-    pub(super) fn new(scenario: &Scenario, judged: KernelTime) -> Self {
+    pub(super) fn new(scenario: &Scenario, tolerance: Percent, judged: KernelTime) -> Self {
         Self {
             samples: Vec::new(),
             starts: Vec::new(),
@@ -80,13 +80,14 @@ impl Run {
             interval: scenario.interval,
             judged,
             while_balanced: 0,
+            tolerance,
             task: None,
         }
     }
 
     pub(super) fn sample(&mut self, sample: Sample, world: &World) {
         if self.task.is_none() && world.now >= self.judged {
-            self.task = Some((world.loads(), sample.stop));
+            self.task = Some(world.loads());
         }
         self.samples.push(sample);
     }
@@ -109,7 +110,7 @@ impl Run {
     /// The least moves that what had to be balanced takes; of a run in which nothing was moved.
     pub(crate) fn least(&self, seed: u64) -> f64 {
         let task = self.task.as_ref();
-        task.map_or(0.0, |(loads, stop)| oracle::least(loads, *stop, seed))
+        task.map_or(0.0, |loads| oracle::least(loads, self.tolerance, seed))
     }
 
     /// `least`: see [`Run::least`].

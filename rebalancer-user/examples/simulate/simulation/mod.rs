@@ -6,6 +6,7 @@ mod measures;
 mod oracle;
 mod random;
 mod replica;
+mod reports;
 pub(crate) mod scenario;
 pub(crate) mod strategy;
 mod world;
@@ -14,13 +15,14 @@ pub(crate) use measures::{Measures, Run, Spread};
 
 use rebalancer_user::{
     plan::Move,
-    policy::parse,
+    policy::{Percent, Policy, parse},
     snapshot::{EndpointKey, KernelTime},
 };
 
 use self::{
     agent::Agent,
     measures::{Sample, Start},
+    reports::{COUNTS, Reports},
     scenario::{Nodes, Scenario},
     strategy::Strategy,
     world::{Event, START, World},
@@ -28,12 +30,18 @@ use self::{
 
 /// Plays `scenario` once.
 pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
-    let text = strategy.policy(scenario);
-    let policy = parse("simulated", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    let policy = policy(scenario, strategy);
+    let tolerance = tolerance(scenario);
     let mut world = World::new(scenario, seed);
     let most = scenario.acts.len() + scenario.most_replicas();
-    let nodes = if scenario.nodes == Nodes::Own { most } else { 1 };
-    let mut agents: Vec<Agent> = (0..nodes).map(|node| Agent::new(node, policy.clone())).collect();
+    let nodes = if scenario.nodes == Nodes::Own {
+        most
+    } else {
+        1
+    };
+    let mut agents: Vec<Agent> = (0..nodes)
+        .map(|node| Agent::new(node, policy.clone()))
+        .collect();
     for node in 0..nodes {
         // Agents do not list at the same moment.
         let phase = scenario.interval / nodes as u32 * node as u32;
@@ -41,19 +49,25 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
     }
     let judged = KernelTime(START.0 + scenario.judged.as_nanos() as u64);
     let end = KernelTime(START.0 + scenario.ends.as_nanos() as u64);
-    let mut run = Run::new(scenario, judged);
+    let mut reports = Reports::default();
+    let mut run = Run::new(scenario, tolerance, judged);
     while let Some(event) = world.next(end) {
         match event {
             Event::List(node) => {
                 world.after(scenario.interval, event);
-                let before = Sample::of(&world, scenario.tolerance);
+                let before = Sample::of(&world, tolerance);
                 if node == 0 {
                     world.carry(scenario.interval);
                     run.sample(before.clone(), &world);
+                    reports.make(world.now, oracle::facts(&world.loads()));
                 }
                 let once_done = strategy == Strategy::All && run.has_moved_at(node);
                 if once_done || strategy == Strategy::All && world.now < judged {
                     continue;
+                }
+                let heard = reports.heard(world.now);
+                if let Some(facts) = heard.filter(|_| scenario.nodes == Nodes::Own) {
+                    agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
                 }
                 let plan = agents[node].list(&world);
                 let starts = plan.moves().map(|chosen| start(&world, node, chosen));
@@ -71,6 +85,17 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
         }
     }
     run
+}
+
+fn policy(scenario: &Scenario, strategy: Strategy) -> Policy {
+    let text = strategy.policy(scenario);
+    parse("simulated", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+fn tolerance(scenario: &Scenario) -> Percent {
+    let balancing = policy(scenario, Strategy::Excess);
+    let balance = balancing.rules().iter().find_map(|rule| rule.balance());
+    balance.expect("its rule balances").tolerance()
 }
 
 fn start(world: &World, node: usize, chosen: &Move) -> Start {

@@ -111,7 +111,13 @@ fn web(connections: usize, addresses: usize) -> Clients {
     }
 }
 
-fn scale_out(name: &'static str, about: &'static str, from: usize, to: usize, clients: Vec<Clients>) -> Scenario {
+fn scale_out(
+    name: &'static str,
+    about: &'static str,
+    from: usize,
+    to: usize,
+    clients: Vec<Clients>,
+) -> Scenario {
     Scenario {
         name,
         about,
@@ -142,13 +148,13 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         Scenario {
             replicas: 5,
             acts: vec![(seconds(60), Act::Scale(3))],
-            judged: seconds(90),
+            judged: seconds(75),
             ..more("scale-in", "300 connections on 5 replicas, 2 are taken out")
         },
         Scenario {
             replicas: 3,
-            acts: [60, 90, 120].map(|at| (seconds(at), Act::Replace)).into(),
-            judged: seconds(150),
+            acts: [60, 72, 84].map(|at| (seconds(at), Act::Replace)).into(),
+            judged: seconds(95),
             ..more("rolling-update", "3 replicas are replaced one by one")
         },
         Scenario {
@@ -156,19 +162,31 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
             interval: seconds(1),
             tolerance: 20,
             ends: seconds(180),
-            ..more("lab", "as in the lab: one host without names, tolerance 20 %")
+            ..more(
+                "lab",
+                "as in the lab: one host without names, tolerance 20 %",
+            )
         },
         Scenario {
             nodes: Nodes::Own,
-            ..more("own-nodes", "each replica on a node of its own, reports 10 s old")
+            ..more(
+                "own-nodes",
+                "each replica on a node of its own, reports 10 s old",
+            )
         },
         Scenario {
             clients: vec![web(1000, 2)],
-            ..more("ingress", "1,000 connections of two addresses, 2 replicas are added")
+            ..more(
+                "ingress",
+                "1,000 connections of two addresses, 2 replicas are added",
+            )
         },
         Scenario {
             by: By::ByteRate,
-            ..more("rates", "by bytes per second, heavy-tailed; 2 replicas are added")
+            ..more(
+                "rates",
+                "by bytes per second, heavy-tailed; 2 replicas are added",
+            )
         },
         elephant(),
         Scenario {
@@ -177,7 +195,10 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
                 ..web(300, 60)
             }],
             ends: seconds(4 * 3600),
-            ..more("sticky", "clients always come back to their replica; 4 hours")
+            ..more(
+                "sticky",
+                "clients always come back to their replica; 4 hours",
+            )
         },
         flood(),
         self::churn(3, 300, churn),

@@ -1,7 +1,9 @@
 //! What is compared, each as a policy of the product.
 
-use super::scenario::{By, Nodes, Scenario};
-use super::replica::{PORT, SERVICE};
+use super::{
+    replica::{PORT, SERVICE},
+    scenario::{By, Nodes, Scenario},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
@@ -48,7 +50,7 @@ kind: RebalancePolicy
 mode: {mode}
 interval: {interval}s
 budget: {{window: 10s, perNode: 100%, perService: 100%, perEndpoint: 100%, maxInFlight: 10000}}
-guards: {{minAge: 1s, settle: 5s}}
+guards: {{minAge: 1s, settle: 15s}}
 rules:
 - name: web
   match: {matches}

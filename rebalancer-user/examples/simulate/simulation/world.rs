@@ -140,7 +140,8 @@ impl World {
                 Act::Scale(count) => self.scale(count),
                 Act::Replace => {
                     self.add_replica();
-                    if let Some(oldest) = self.ready().next() {
+                    let oldest = self.ready().next();
+                    if let Some(oldest) = oldest {
                         self.take_out(oldest);
                     }
                 }
@@ -161,7 +162,10 @@ impl World {
                 }
             }
             Event::Stop(replica) => {
-                let left = self.connections.iter().filter(|(_, h)| h.replica == replica);
+                let left = self
+                    .connections
+                    .iter()
+                    .filter(|(_, h)| h.replica == replica);
                 let left: Vec<Cookie> = left.map(|(cookie, _)| *cookie).collect();
                 for cookie in left {
                     self.end(cookie);
@@ -197,7 +201,9 @@ impl World {
                 By::ByteRate => held.rate as u64,
             });
         }
-        self.ready().map(|index| std::mem::take(&mut loads[index])).collect()
+        self.ready()
+            .map(|index| std::mem::take(&mut loads[index]))
+            .collect()
     }
 
     /// Whether there is a cluster that gives names.
@@ -234,8 +240,9 @@ impl World {
         while self.ready().count() < count {
             self.add_replica();
         }
-        while let Some(last) = self.ready().skip(count).last() {
-            self.take_out(last);
+        let surplus: Vec<usize> = self.ready().skip(count).collect();
+        for replica in surplus {
+            self.take_out(replica);
         }
     }
 
@@ -245,7 +252,13 @@ impl World {
     }
 
     fn wish(&mut self, kind: usize) -> usize {
-        let Clients { addresses, dial, stay, rate, .. } = self.kinds[kind];
+        let Clients {
+            addresses,
+            dial,
+            stay,
+            rate,
+            ..
+        } = self.kinds[kind];
         let number = self.random.client(addresses);
         let address = Ipv4Addr::new(10, 2, kind as u8, 1);
         let client = Ipv4Addr::from_bits(address.to_bits() + number as u32);
