@@ -85,7 +85,15 @@ fn help_names_every_command() {
         assert_has(
             &said.out,
             &[
-                "agent", "dump", "events", "pause", "policy", "probe", "resume", "status",
+                "agent",
+                "dump",
+                "events",
+                "pause",
+                "policy",
+                "probe",
+                "resume",
+                "status",
+                "top",
                 "Usage: rebalancer",
             ],
         );
@@ -346,7 +354,9 @@ fn the_agent_judges_its_policy_before_it_asks_for_anything() {
 #[test]
 fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
     let dir = tempfile::tempdir().unwrap();
-    let questions: [(&[&str], i32); 6] = [
+    let questions: [(&[&str], i32); 8] = [
+        (&["top"], 5),
+        (&["top", "--once"], 5),
         (&["events"], 5),
         (&["events", "-f", "-o", "json"], 5),
         (&["pause", "--for", "1h"], 5),

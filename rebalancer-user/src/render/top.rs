@@ -44,7 +44,10 @@ pub fn top(
         lines.push(Line::default());
         lines.push(Line::from(vec![
             Span::styled(visible(&service.name), Style::new().bold()),
-            Span::raw(format!("  {all} connections, {} endpoints", service.endpoints.len())),
+            Span::raw(format!(
+                "  {all} connections, {} endpoints",
+                service.endpoints.len()
+            )),
         ]));
         let most = service.endpoints.iter().map(|e| e.connections).max();
         for endpoint in &service.endpoints {
@@ -102,7 +105,10 @@ fn row(
         Span::raw(format!("{:>7} {percent:>3} % ", endpoint.connections)),
         Span::styled(format!("{filled:<bar$}"), Style::new().fg(Color::Green)),
         Span::raw(format!(" {rate:>11} ")),
-        Span::styled(moving, Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD)),
+        Span::styled(
+            moving,
+            Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD),
+        ),
     ])
 }
 
@@ -205,7 +211,9 @@ mod tests {
     }
 
     fn text(lines: &[Line<'_>]) -> String {
-        let lines = lines.iter().map(|line| line.to_string().trim_end().to_owned());
+        let lines = lines
+            .iter()
+            .map(|line| line.to_string().trim_end().to_owned());
         lines.collect::<Vec<_>>().join("\n")
     }
 

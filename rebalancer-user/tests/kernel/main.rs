@@ -33,5 +33,6 @@ mod server;
 mod status;
 mod steps;
 mod support;
+mod top;
 mod tracking;
 mod without;
