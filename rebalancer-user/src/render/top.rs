@@ -226,9 +226,9 @@ mod tests {
 node-1  mode Enforce  in flight 2 of 20  budget left 7  2.0s ago
 
 shop/checkout  40 connections, 3 endpoints
-  …-7d9c5b6f4-with-a-long-name:80       30  75 % ██████████████████████      2.0K/s 2 moving
-  netns 2:80                            10  25 % ███████▎                    2.0K/s
-  netns 3:80                             0   0 %                             2.0K/s";
+  …c5b6f4-with-a-long-name:80      30  75 % ███████████████████████████      2.0K/s 2 moving
+  netns 2:80                       10  25 % █████████                        2.0K/s
+  netns 3:80                        0   0 %                                  2.0K/s";
         assert_eq!(text(&top(&now, Some(&before), 92, clock)), expected);
         let unknown = text(&top(&now, None, 92, clock));
         assert!(!unknown.contains("/s"), "{unknown}");
