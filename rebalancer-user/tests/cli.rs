@@ -179,7 +179,7 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["pause", "--for", "169h"], "mode: Disabled"),
         (&["pause", "--for", "7d"], "168h"),
         (&["pause", "--for", "1h", "--reason", &long], "256"),
-        (&["probe"], "live"),
+        (&["probe"], "<WHAT>"),
         (&["probe", "alive"], "live"),
         (&["dump", "--endpoint"], "'--endpoints'"),
         (&["policy"], "check"),
