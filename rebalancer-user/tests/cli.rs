@@ -93,6 +93,7 @@ fn help_names_every_command() {
                 "probe",
                 "resume",
                 "status",
+                "top",
                 "Usage: rebalancer",
             ],
         );
@@ -178,7 +179,7 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["pause", "--for", "169h"], "mode: Disabled"),
         (&["pause", "--for", "7d"], "168h"),
         (&["pause", "--for", "1h", "--reason", &long], "256"),
-        (&["probe"], "live"),
+        (&["probe"], "<WHAT>"),
         (&["probe", "alive"], "live"),
         (&["dump", "--endpoint"], "'--endpoints'"),
         (&["policy"], "check"),
@@ -353,7 +354,9 @@ fn the_agent_judges_its_policy_before_it_asks_for_anything() {
 #[test]
 fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
     let dir = tempfile::tempdir().unwrap();
-    let questions: [(&[&str], i32); 6] = [
+    let questions: [(&[&str], i32); 8] = [
+        (&["top"], 5),
+        (&["top", "--once"], 5),
         (&["events"], 5),
         (&["events", "-f", "-o", "json"], 5),
         (&["pause", "--for", "1h"], 5),

@@ -17,6 +17,7 @@ fn every_shell_gets_completions() {
             "events",
             "pause",
             "resume",
+            "top",
             "probe",
             "--metrics-address",
             "--run-dir",
@@ -48,6 +49,7 @@ fn every_command_has_a_manual_page() {
         "rebalancer-pause",
         "rebalancer-resume",
         "rebalancer-probe",
+        "rebalancer-top",
         "rebalancer-policy-explain",
     ] {
         let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();

@@ -11,6 +11,7 @@ mod policy_file;
 mod report;
 mod scope;
 mod serve;
+mod services;
 mod standing;
 
 pub use announce::announce_refusal;
@@ -419,7 +420,8 @@ impl Agent {
         self.ledger.take_new_holds().iter().for_each(report::held);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
-        self.standing.passed(&observation, &plan, listing);
+        self.standing
+            .passed(&observation, &plan, &self.ledger, listing);
     }
 
     /// Says which connections are to be counted on; a thread does it.

@@ -33,7 +33,10 @@ use crate::{
     http::{Answer, Asked, Open, Router, RunDir, Server, body_of, json_answer, text_answer},
     moves::Steps,
     plan::Ledger,
-    render::{AgentLedger, Notation, PauseAnswer, PauseWish, Status, agent_ledger, status},
+    render::{
+        AgentLedger, Notation, PauseAnswer, PauseWish, ServiceItem, Services, Status, agent_ledger,
+        services, status,
+    },
 };
 
 /// Questions asked of the loop and not answered yet.
@@ -68,6 +71,7 @@ pub(super) struct Published {
     /// The text of the policy in effect.
     pub(super) policy: Arc<str>,
     pub(super) numbers: Numbers,
+    pub(super) services: Arc<Vec<ServiceItem>>,
     pub(super) beat: Beat,
 }
 
@@ -85,11 +89,15 @@ pub(super) fn serve(
     let registry = Arc::new(metrics::registry(published.clone(), events.missed()));
     let of_status = published.clone();
     let of_ledger = published.clone();
+    let of_services = published.clone();
     let router = for_all(published, &registry)
         .on(Method::GET, "/status", move |_| {
             let published = Arc::clone(&of_status.borrow());
             let steps = steps.clone();
             async move { status_answer(published.status.clone(), &steps) }
+        })
+        .on(Method::GET, "/services", move |_| {
+            ready(services_answer(&of_services.borrow()))
         })
         .on(Method::GET, "/events", move |asked| {
             ready(events.answer(&asked))
@@ -160,6 +168,25 @@ fn status_answer(mut said: Status, steps: &Steps) -> Answer {
     }
     let mut body = Vec::new();
     match status(&mut body, Notation::Json, &said) {
+        Ok(()) => json_answer(body),
+        Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
+    }
+}
+
+fn services_answer(published: &Published) -> Answer {
+    let status = &published.status;
+    let said = Services {
+        node: status.node.clone(),
+        at: status.last_pass.as_ref().map(|pass| pass.at),
+        mode: status.mode.effective.clone(),
+        paused: status.paused.clone(),
+        in_flight: status.in_flight.len(),
+        max_in_flight: status.max_in_flight,
+        budget_left: status.budgets.first().map_or(0, |budget| budget.left),
+        items: published.services.to_vec(),
+    };
+    let mut body = Vec::new();
+    match services(&mut body, &said) {
         Ok(()) => json_answer(body),
         Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
     }

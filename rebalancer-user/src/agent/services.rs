@@ -100,6 +100,9 @@ mod tests {
         assert_eq!(first.connections(), 6);
         let netns: Vec<u32> = first.endpoints.iter().map(|e| e.netns).collect();
         assert_eq!(netns, [2, 1]);
-        assert_eq!((first.endpoints[1].in_flight, first.endpoints[0].bytes), (1, 20));
+        assert_eq!(
+            (first.endpoints[1].in_flight, first.endpoints[0].bytes),
+            (1, 20)
+        );
     }
 }

@@ -14,6 +14,7 @@ use super::{
     health::Beat,
     metrics::Numbers,
     serve::Published,
+    services::by_service,
 };
 use crate::{
     bpf::{self, Tracker},
@@ -23,7 +24,7 @@ use crate::{
     policy::{Mode, Policy, RuleName, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RefusedStatus, Source, Status, What,
+        PolicyStatus, RefusedStatus, ServiceItem, Source, Status, What,
     },
     snapshot::{Cookie, KernelTime},
 };
@@ -50,6 +51,7 @@ pub(super) struct Standing {
     faults: BTreeMap<Fault, u64>,
     rules: BTreeMap<Cookie, RuleName>,
     numbers: Numbers,
+    services: Arc<Vec<ServiceItem>>,
     events: Events,
     started: Instant,
     /// When the last pass ended, well or not.
@@ -88,6 +90,7 @@ impl Standing {
             faults: BTreeMap::new(),
             rules: BTreeMap::new(),
             numbers: Numbers::new(endpoints_most.unwrap_or_default()),
+            services: Arc::default(),
             events: Events::new(generated_at),
             started: Instant::now(),
             beat: None,
@@ -148,7 +151,13 @@ impl Standing {
     }
 
     /// A pass listed `observation` within `listing`.
-    pub(super) fn passed(&mut self, observation: &Observation, plan: &Plan, listing: Duration) {
+    pub(super) fn passed(
+        &mut self,
+        observation: &Observation,
+        plan: &Plan,
+        ledger: &Ledger,
+        listing: Duration,
+    ) {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
         let spared = plan.spared().into_iter();
@@ -156,6 +165,8 @@ impl Standing {
             self.events.add(What::ListingRecovered);
         }
         self.numbers.passed(observation, listing);
+        let in_flight = ledger.moves_in_flight().map(|(cookie, _)| cookie);
+        self.services = Arc::new(by_service(&observation.snapshot, in_flight));
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -276,6 +287,7 @@ impl Standing {
             status,
             policy: Arc::clone(&self.policy_text),
             numbers: self.numbers.clone(),
+            services: Arc::clone(&self.services),
             beat: Beat {
                 started: self.started,
                 last: self.beat,

@@ -19,6 +19,7 @@ mod probe;
 mod records;
 mod running;
 mod status;
+mod top;
 mod uninstall;
 
 use std::{
@@ -67,6 +68,7 @@ enum Command {
     Explain(explain::Explain),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Top(top::Top),
     Uninstall(uninstall::Uninstall),
     Completions(manual::Completions),
     Man(manual::Man),
@@ -159,6 +161,7 @@ pub fn main() -> ExitCode {
         Command::Status(status) => status.run(),
         Command::Explain(explain) => explain.run(),
         Command::Policy(policy) => policy.run(),
+        Command::Top(top) => top.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),

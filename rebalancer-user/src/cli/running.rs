@@ -12,7 +12,9 @@ use super::KernelArgs;
 use crate::{
     bpf,
     http::{self, AskError, ask, socket_of},
-    render::{AgentLedger, ReadError, Status, read_agent_ledger, read_status},
+    render::{
+        AgentLedger, ReadError, Services, Status, read_agent_ledger, read_services, read_status,
+    },
 };
 
 /// Why the agent could not be asked.
@@ -45,6 +47,11 @@ pub(super) enum NotAsked {
 /// What it says of itself.
 pub(super) fn status(args: &KernelArgs) -> Result<Status, NotAsked> {
     get(args, "/status", read_status)
+}
+
+/// Its endpoints by Service.
+pub(super) fn services(args: &KernelArgs) -> Result<Services, NotAsked> {
+    get(args, "/services", read_services)
 }
 
 /// What it decides with.

@@ -15,6 +15,7 @@ mod service_facts;
 mod services;
 mod status;
 mod table;
+mod top;
 
 pub use events::{About, Happened, What, event, event_row, events_head, read_event};
 pub use explain::{explanation, explanation_table};
@@ -24,11 +25,13 @@ pub use moved::{End, Moved, moved, moved_table};
 pub use pause::{PauseAnswer, PauseWish};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{Dumped, ReadError, read_snapshot};
+pub use services::{EndpointItem, ServiceItem, Services, read_services, services};
 pub use status::{
     BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PausedStatus,
     PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
 };
 pub use table::{connections_table, connections_wide, endpoints_table};
+pub use top::top;
 
 use std::cmp::Reverse;
 

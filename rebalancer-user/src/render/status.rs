@@ -371,7 +371,7 @@ fn sums(counts: &BTreeMap<String, u64>, none: &str) -> String {
 }
 
 /// Zero if `later` is the earlier: clocks are set back.
-fn between(earlier: Timestamp, later: Timestamp) -> Duration {
+pub(super) fn between(earlier: Timestamp, later: Timestamp) -> Duration {
     later
         .duration_since(earlier)
         .try_into()

@@ -44,7 +44,10 @@ pub fn top(
         lines.push(Line::default());
         lines.push(Line::from(vec![
             Span::styled(visible(&service.name), Style::new().bold()),
-            Span::raw(format!("  {all} connections, {} endpoints", service.endpoints.len())),
+            Span::raw(format!(
+                "  {all} connections, {} endpoints",
+                service.endpoints.len()
+            )),
         ]));
         let most = service.endpoints.iter().map(|e| e.connections).max();
         for endpoint in &service.endpoints {
@@ -102,7 +105,10 @@ fn row(
         Span::raw(format!("{:>7} {percent:>3} % ", endpoint.connections)),
         Span::styled(format!("{filled:<bar$}"), Style::new().fg(Color::Green)),
         Span::raw(format!(" {rate:>11} ")),
-        Span::styled(moving, Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD)),
+        Span::styled(
+            moving,
+            Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD),
+        ),
     ])
 }
 
@@ -205,7 +211,9 @@ mod tests {
     }
 
     fn text(lines: &[Line<'_>]) -> String {
-        let lines = lines.iter().map(|line| line.to_string().trim_end().to_owned());
+        let lines = lines
+            .iter()
+            .map(|line| line.to_string().trim_end().to_owned());
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -218,9 +226,9 @@ mod tests {
 node-1  mode Enforce  in flight 2 of 20  budget left 7  2.0s ago
 
 shop/checkout  40 connections, 3 endpoints
-  …-7d9c5b6f4-with-a-long-name:80       30  75 % ██████████████████████      2.0K/s 2 moving
-  netns 2:80                            10  25 % ███████▎                    2.0K/s
-  netns 3:80                             0   0 %                             2.0K/s";
+  …c5b6f4-with-a-long-name:80      30  75 % ███████████████████████████      2.0K/s 2 moving
+  netns 2:80                       10  25 % █████████                        2.0K/s
+  netns 3:80                        0   0 %                                  2.0K/s";
         assert_eq!(text(&top(&now, Some(&before), 92, clock)), expected);
         let unknown = text(&top(&now, None, 92, clock));
         assert!(!unknown.contains("/s"), "{unknown}");

@@ -35,5 +35,6 @@ mod server;
 mod status;
 mod steps;
 mod support;
+mod top;
 mod tracking;
 mod without;

@@ -485,6 +485,7 @@ mod tests {
             status,
             policy: "".into(),
             numbers,
+            services: Arc::default(),
             beat: Beat {
                 started: Instant::now(),
                 last: None,
