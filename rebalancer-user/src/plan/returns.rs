@@ -272,7 +272,11 @@ impl Returns {
                 let one = &self.awaited[*index];
                 one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
             };
-            let Some(place) = queue.iter().position(is_of) else {
+            // Where all are seen, the first that waits. Elsewhere some wait in vain, and the return of
+            // a later move would be taken for theirs: the last there.
+            let whole = |index: &usize| self.awaited[*index].spender.whole;
+            let first = queue.iter().position(|index| whole(index) && is_of(index));
+            let Some(place) = first.or_else(|| queue.iter().rposition(is_of)) else {
                 continue;
             };
             if !self.taken.insert(connection.cookie) {

@@ -21,7 +21,8 @@ pub(crate) struct Sample {
     pub(crate) at: Duration,
     /// The most that one endpoint holds, of the mean.
     pub(crate) hottest: f64,
-    /// No endpoint holds more than the mean and the tolerance, and no client is away.
+    /// No endpoint holds more than the mean and the tolerance, none so little that chance does not
+    /// explain it, and no client is away.
     pub(crate) balanced: bool,
 }
 
@@ -36,7 +37,9 @@ impl Sample {
             } else {
                 1.0
             },
-            balanced: facts.most <= facts.stop(tolerance) && !world.is_someone_away(),
+            balanced: facts.most <= facts.stop(tolerance)
+                && !facts.one_is_empty()
+                && !world.is_someone_away(),
         }
     }
 }
@@ -47,7 +50,6 @@ pub(crate) struct Start {
     pub(crate) at: KernelTime,
     pub(crate) node: usize,
     pub(crate) client: IpAddr,
-    pub(crate) replica: usize,
 }
 
 impl Start {

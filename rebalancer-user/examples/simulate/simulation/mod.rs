@@ -16,7 +16,7 @@ pub(crate) use measures::{Measures, Run, Spread};
 use rebalancer_user::{
     plan::Move,
     policy::{Percent, Policy, parse},
-    snapshot::{EndpointKey, KernelTime},
+    snapshot::KernelTime,
 };
 
 use self::{
@@ -70,6 +70,7 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                     agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
                 }
                 let plan = agents[node].list(&world);
+                if std::env::var("SIMDBG").is_ok() && strategy == Strategy::Excess { eprintln!("DBG {} node {node} moves {} {:?}", world.now.since(START).as_secs(), plan.moves().count(), plan.spared()); }
                 let starts = plan.moves().map(|chosen| start(&world, node, chosen));
                 run.planned(&plan, starts.collect(), &before);
                 for chosen in plan.moves() {
@@ -99,11 +100,9 @@ fn tolerance(scenario: &Scenario) -> Percent {
 }
 
 fn start(world: &World, node: usize, chosen: &Move) -> Start {
-    let by_key = |key: EndpointKey| world.replicas.iter().position(|r| r.key() == key);
     Start {
         at: world.now,
         node,
         client: chosen.remote().ip(),
-        replica: by_key(chosen.endpoint()).unwrap_or(usize::MAX),
     }
 }
