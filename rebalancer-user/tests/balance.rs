@@ -391,7 +391,7 @@ fn a_young_flood_is_waited_for_and_its_neighbours_stay() {
     }
     let plan = decided(&policy("balance: {}"), &listed);
     assert_eq!(plan.moves().count(), 0);
-    assert_eq!(plan.spared().get("minAge"), Some(&175));
+    assert_eq!(plan.spared().get("minAge"), Some(&174));
 }
 
 /// Rates take two listings.
@@ -439,8 +439,8 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
 
 #[test]
 fn a_rate_is_balanced_by_the_fewest_that_carry_the_excess() {
-    let mut rates: Vec<(u32, u64)> = (0..60).map(|_| (1, 100_000)).collect();
-    rates.extend((0..60).map(|i| (2 + i % 2, 100_000)));
+    let mut rates: Vec<(u32, u64)> = (0..300).map(|_| (1, 100_000)).collect();
+    rates.extend((0..300).map(|i| (2 + i % 2, 100_000)));
     rates.extend((0..300).map(|i| (1 + i % 3, 100)));
     let (listed, ledger, policy) = flowing(
         &rates,
@@ -452,16 +452,16 @@ fn a_rate_is_balanced_by_the_fewest_that_carry_the_excess() {
     }
     let heavy = plan
         .moves()
-        .filter(|chosen| chosen.cookie().0 <= 60)
+        .filter(|chosen| chosen.cookie().0 <= 300)
         .count();
     println!("{:?} {heavy}", words(&plan));
-    // 60 of mean 40 and stop 44: 16 too many, of which a third comes back.
-    assert!((22..=25).contains(&heavy), "{heavy}");
+    // 300 of mean 200 and stop 220: 80 too many, and a third of those moved comes back.
+    assert!((115..=120).contains(&heavy), "{heavy}");
     assert!(plan.moves().count() - heavy <= 30);
     let [Reason::Balance { load, mean, .. }] = plan.moves().next().unwrap().reasons() else {
         panic!("no excess")
     };
-    assert!((6_000_000..6_100_000).contains(load) && (4_000_000..4_100_000).contains(mean));
+    assert!((30_000_000..30_100_000).contains(load) && (20_000_000..20_100_000).contains(mean));
 }
 
 #[test]
@@ -529,7 +529,7 @@ fn a_share_of_a_budget_does_not_grow_or_shrink_as_it_is_spent() {
         ),
     ] {
         for everyone_returns in [false, true] {
-            let policy = with_budget(budget, "limits: {maxAge: 10m}, jitter: 0%");
+            let policy = with_budget(budget, "limits: {maxAge: 50m}, jitter: 0%");
             let mut cluster = Cluster::new(policy, &[300, 0, 0], 7);
             for _ in 0..20 {
                 cluster.step(|cluster, chosen| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
-    plan::{HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide, explain},
+    plan::{Entries, HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide, explain},
     policy::{Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
@@ -576,14 +576,13 @@ fn the_ledger_forgets_what_is_gone() {
     decide(&dry, &listed, &ledger, KernelTime(now))
         .moves()
         .for_each(|chosen| ledger.said(chosen, KernelTime(now)));
-    assert_ne!(ledger, Ledger::default());
+    assert_ne!(ledger.entries(), Entries::default());
     now += MINUTE;
-    ledger.prune(
-        &snapshot(now, vec![]),
-        policy.budget().window(),
-        KernelTime(now),
-    );
-    assert_eq!(ledger, Ledger::default());
+    let listed = snapshot(now, vec![]);
+    ledger.observe(&policy, &listed);
+    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+    assert_eq!(ledger.entries(), Entries::default());
+    assert_eq!(ledger.return_counts().unseen, 50);
 }
 
 #[test]

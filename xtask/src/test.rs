@@ -126,7 +126,14 @@ fn unit() -> Vec<Section> {
         ),
         section(
             "properties of decisions",
-            &["test", "--workspace", "--test", "decide"],
+            &[
+                "test",
+                "--workspace",
+                "--test",
+                "decide",
+                "--test",
+                "balance",
+            ],
         ),
         section(
             "simulated clusters",

@@ -366,6 +366,7 @@ impl Agent {
             }
         }
         self.count(snapshot);
+        self.ledger.take_new_holds().iter().for_each(report::held);
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.standing.passed(&observation, &plan);

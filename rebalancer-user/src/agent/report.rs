@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::plan::{Move, Outcome};
+use crate::plan::{Move, NewHold, Outcome};
 
 /// A move and its outcome.
 pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
@@ -43,6 +43,20 @@ pub(super) fn would_move(chosen: &Move) {
         netns = chosen.endpoint().netns.0,
         pod = chosen.pod(),
         "would move"
+    );
+}
+
+/// Moves that do not help, and are left off for a time.
+pub(super) fn held(hold: &NewHold) {
+    warn!(
+        whom = %hold.whom,
+        netns = hold.endpoint.netns.0,
+        port = hold.endpoint.port,
+        moves = hold.test.moves,
+        returned = hold.test.returned,
+        by_chance = format!("one of {}", hold.test.siblings),
+        for_seconds = hold.lasts.as_secs(),
+        "moves do not help: clients come back to the same endpoint; nothing of theirs is moved for a time"
     );
 }
 

@@ -99,8 +99,15 @@ fn weigh_endpoint<'a>(
     let (shared, endpoint) = (first.shared, first.connection.endpoint);
     let tell = |all: &mut Vec<(usize, Weighing)>, why: &dyn Fn(&Weighed<'_>) -> Spared| {
         for (index, one) in indexes.iter().filter_map(|i| Some((*i, weighed.get(*i)?))) {
-            if matches!(one.state, State::Free | State::Later(_)) {
-                all.push((index, Weighing::Spare(why(one))));
+            match &one.state {
+                // It is not compared: what is said of the others is not true of it.
+                State::Later(returns @ Spared::Returns { .. }) => {
+                    all.push((index, Weighing::Spare(returns.clone())));
+                }
+                State::Free | State::Later(_) => {
+                    all.push((index, Weighing::Spare(why(one))));
+                }
+                State::Goes | State::Stays => {}
             }
         }
     };
@@ -155,8 +162,13 @@ fn weigh_endpoint<'a>(
         }
     }
     for (index, chosen) in indexes.iter().zip(is_chosen) {
-        let asked = matches!(weighed[*index].state, State::Free | State::Later(_));
-        if asked && !chosen {
+        let state = &weighed[*index].state;
+        let asked = matches!(state, State::Free | State::Later(_));
+        if let State::Later(returns @ Spared::Returns { .. }) = state
+            && !chosen
+        {
+            all.push((*index, Weighing::Spare(returns.clone())));
+        } else if asked && !chosen {
             let standing = Standing {
                 stop: keeps,
                 ..standing
@@ -211,7 +223,7 @@ fn part(
         .iter()
         .map(|(client, here)| (share(client, *here), Reverse(*client)))
         .collect();
-    let (mut left, mut chosen) = (target, Vec::new());
+    let (mut left, mut largest, mut chosen) = (target, 0, Vec::new());
     while left > 0 {
         let Some((beyond, Reverse(client))) = heap.pop() else {
             break;
@@ -220,10 +232,13 @@ fn part(
             continue;
         };
         let load = weighed[indexes[place]].load;
-        // A smaller one of the same client may still fit.
-        let fits = load <= left && load > 0;
+        // A smaller one of the same client may still fit. But the last twentieth is not worth many
+        // small ones.
+        let sliver = left <= target / 20 && load < largest;
+        let fits = load <= left && load > 0 && !sliver;
         if fits {
             left -= load;
+            largest = largest.max(load);
             chosen.push(place);
         }
         // A part of those moved comes back.
@@ -276,5 +291,7 @@ pub(super) fn standings(groups: &Groups) -> Vec<super::Balanced> {
                 .collect(),
         })
     });
-    balanced.collect()
+    let mut balanced: Vec<super::Balanced> = balanced.collect();
+    balanced.sort_by(|a, b| (&a.rule, &a.group).cmp(&(&b.rule, &b.group)));
+    balanced
 }

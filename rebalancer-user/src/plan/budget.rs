@@ -44,7 +44,7 @@ pub(super) struct There {
 }
 
 impl There {
-    pub(super) fn of(policy: &Policy, snapshot: &Snapshot, groups: &Groups) -> Self {
+    pub(super) fn of(snapshot: &Snapshot, groups: &Groups) -> Self {
         let mut there = Self {
             node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
             groups: BTreeMap::new(),
@@ -52,11 +52,10 @@ impl There {
         };
         for connection in &snapshot.connections {
             *there.endpoints.entry(connection.endpoint).or_default() += 1;
-            let rule = policy.sure_rule_for(connection, snapshot);
-            if let Some(shared) = rule.and_then(|rule| groups.get(rule, connection.endpoint)) {
-                let group = Arc::clone(&shared.group);
-                *there.groups.entry(group).or_default() += 1;
-            }
+        }
+        for shared in groups.iter() {
+            let group = Arc::clone(&shared.group);
+            *there.groups.entry(group).or_default() += shared.connections;
         }
         there
     }

@@ -35,7 +35,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 
     // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs.
     candidates.sort_by(|a, b| b.worst.compare(a.worst));
-    let there = There::of(policy, snapshot, &groups);
+    let there = There::of(snapshot, &groups);
     let allowance = |mode| Allowance::new(policy, mode, ledger, &there, now);
     let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
     let queues = candidates.iter().map(Candidate::queue);

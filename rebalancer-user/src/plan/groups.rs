@@ -219,6 +219,8 @@ pub(super) struct Shared {
     pub(super) group: Arc<Group>,
     pub(super) balance: Option<Balance>,
     pub(super) facts: Result<ServiceFacts, NoView>,
+    /// Connections, whatever they count for.
+    pub(super) connections: u64,
     /// What is there now, and what was moved and has not been seen again.
     pub(super) sum: Sum,
     pub(super) endpoints: BTreeMap<EndpointKey, Held>,
@@ -297,6 +299,7 @@ impl Groups {
                     group: Arc::new(group),
                     balance: rule.balance(),
                     facts: Err(NoView { here: 0, all: None }),
+                    connections: 0,
                     sum: Sum::default(),
                     endpoints: BTreeMap::new(),
                 });
@@ -311,6 +314,7 @@ impl Groups {
 
     fn count(&mut self, index: usize, connection: &Connection, ledger: &Ledger, taken: KernelTime) {
         let shared = &mut self.all[index];
+        shared.connections += 1;
         let by = shared.balance.map_or(By::Connections, Balance::by);
         let (Some(held), Some(load)) = (
             shared.endpoints.get_mut(&connection.endpoint),

@@ -6,6 +6,7 @@
     reason = "one program of many rooms: what they share is public"
 )]
 
+mod balance;
 mod by_hand;
 mod bytes;
 mod cgroups;

@@ -29,6 +29,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 200ms
+budget: {{perService: 1000000, perEndpoint: 1000000}}
 guards: {{minAge: 200ms}}
 rules:
 - name: lab
@@ -88,7 +89,7 @@ fn the_old_are_moved_within_the_budget() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
-        .replace("guards:", "budget: {window: 1m, perNode: 3}\nguards:");
+        .replace("budget: {", "budget: {window: 1m, perNode: 3, ");
     let mut agent = Agent::in_lab(&lab, &policy);
     let streams: Vec<_> = (0..10)
         .map(|_| connect(&lab, lab.pod(0).address()))

@@ -98,6 +98,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 200ms
+budget: {{perService: 100%, perEndpoint: 100%}}
 guards: {{minAge: 200ms}}
 rules:
 - name: named

@@ -85,6 +85,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: {mode}
 interval: 1s
+budget: {{perService: 100%, perEndpoint: 100%}}
 guards: {{minAge: 1s}}
 rules:
 - name: old

@@ -128,7 +128,7 @@ fn a_live_plan_is_what_the_agent_would_do_and_its_replay_is_the_same() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
-        .replace("guards:", "budget: {window: 10m, perNode: 3}\nguards:");
+        .replace("budget: {", "budget: {window: 10m, perNode: 3, ");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &policy).unwrap();
     let cgroup = crate::support::cgroup(&lab).to_str().unwrap().to_owned();

@@ -36,7 +36,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: {mode}
 interval: 1s
-budget: {{window: 10s, perNode: 30, maxInFlight: 20}}
+budget: {{window: 10s, perNode: 30, perService: 100%, perEndpoint: 100%, maxInFlight: 20}}
 guards: {{minAge: 2s}}
 rules:
 - name: {rule}

@@ -165,18 +165,32 @@ impl Lab {
 
     /// Makes these pods the Service's endpoints. Connections that exist stay where they are.
     pub fn set_endpoints(&self, pods: &[usize]) -> Result<()> {
+        self.set_rules(pods, false)
+    }
+
+    /// The same, and a client is sent to the endpoint where it was before: `sessionAffinity:
+    /// ClientIP`.
+    pub fn set_sticky_endpoints(&self, pods: &[usize]) -> Result<()> {
+        self.set_rules(pods, true)
+    }
+
+    fn set_rules(&self, pods: &[usize], client_ip_affinity: bool) -> Result<()> {
+        let sticky = |service: Service| Service {
+            client_ip_affinity,
+            ..service
+        };
         let endpoints: Vec<_> = pods
             .iter()
             .map(|&index| (index, self.pods[index].address().into()))
             .collect();
-        rules::replace(&self.node, &service4(self.addresses), &endpoints)
+        rules::replace(&self.node, &sticky(service4(self.addresses)), &endpoints)
             .context("kube-proxy's rules")?;
         if self.ipv6.is_ok() {
             let endpoints: Vec<_> = pods
                 .iter()
                 .map(|&index| (index, (self.addresses.pod6(index), PORT).into()))
                 .collect();
-            rules::replace(&self.node, &service6(self.addresses), &endpoints)
+            rules::replace(&self.node, &sticky(service6(self.addresses)), &endpoints)
                 .context("kube-proxy's rules for IPv6")?;
         }
         Ok(())
@@ -285,6 +299,7 @@ fn service4(addresses: Addresses) -> Service {
     Service {
         address: addresses.service().into(),
         cluster: addresses.cluster(),
+        client_ip_affinity: false,
     }
 }
 
@@ -292,6 +307,7 @@ fn service6(addresses: Addresses) -> Service {
     Service {
         address: addresses.service6().into(),
         cluster: addresses.cluster6(),
+        client_ip_affinity: false,
     }
 }
 

@@ -18,6 +18,8 @@ const NAME: &str = "lab/web:http";
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
     pub(crate) cluster: String,
+    /// `sessionAffinity: ClientIP`, as kube-proxy's iptables mode has it: by xt_recent.
+    pub(crate) client_ip_affinity: bool,
 }
 
 /// What jumps to kube-proxy's chains; written once for each family.
@@ -81,6 +83,16 @@ fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String
             cluster = service.cluster,
         ));
     }
+    if service.client_ip_affinity {
+        for (index, address) in endpoints {
+            let chain = format!("KUBE-SEP-REBALANCERLAB{index:03}");
+            nat.push_str(&format!(
+                ":{chain} - [0:0]\n\
+                 -A {SERVICE} -m comment --comment \"{NAME} -> {address}\" -m recent \
+                 --name {chain} --rcheck --seconds 10800 --reap -j {chain}\n"
+            ));
+        }
+    }
     for (position, (index, address)) in endpoints.iter().enumerate() {
         let chain = format!("KUBE-SEP-REBALANCERLAB{index:03}");
         let left = endpoints.len() - position;
@@ -93,11 +105,16 @@ fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String
             ),
         };
         let pod = alone(*address);
+        let remember = if service.client_ip_affinity {
+            format!("-m recent --name {chain} --set ")
+        } else {
+            String::new()
+        };
         nat.push_str(&format!(
             ":{chain} - [0:0]\n\
              -A {SERVICE} -m comment --comment \"{NAME} -> {address}\" {chance}-j {chain}\n\
              -A {chain} -s {pod} -m comment --comment \"{NAME}\" -j KUBE-MARK-MASQ\n\
-             -A {chain} -p tcp -m comment --comment \"{NAME}\" -m tcp \
+             -A {chain} -p tcp -m comment --comment \"{NAME}\" {remember}-m tcp \
              -j DNAT --to-destination {address}\n"
         ));
     }
@@ -123,6 +140,7 @@ mod tests {
         let service = Service {
             address: "10.96.3.10:80".parse().unwrap(),
             cluster: "10.244.3.0/24".to_owned(),
+            client_ip_affinity: false,
         };
         let endpoints: Vec<_> = (0..count)
             .map(|index| {
@@ -140,11 +158,14 @@ mod tests {
         let service = Service {
             address: "[fd00::a]:80".parse().unwrap(),
             cluster: "fd00:1::/64".to_owned(),
+            client_ip_affinity: true,
         };
         let rules = service_rules(&service, &[(0, "[fd00:1::2]:80".parse().unwrap())]);
         assert!(rules.contains("-d fd00::a/128 -p tcp"), "{rules}");
         assert!(rules.contains("-s fd00:1::2/128"), "{rules}");
         assert!(rules.contains("--to-destination [fd00:1::2]:80"), "{rules}");
+        assert!(rules.contains("--rcheck --seconds 10800"), "{rules}");
+        assert!(rules.contains("--set -m tcp -j DNAT"), "{rules}");
     }
 
     #[test]

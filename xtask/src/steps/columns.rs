@@ -52,7 +52,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: {mode}
 interval: 500ms
-budget: {{window: 1s, perNode: 1000, maxInFlight: 1000}}
+budget: {{window: 1s, perNode: 1000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
 guards: {{minAge: 1s}}
 rules:
 - name: {rule}

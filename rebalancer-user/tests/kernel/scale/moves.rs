@@ -276,7 +276,7 @@ impl Scene {
             .collect();
         format!(
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n\
-             interval: 200ms\nbudget: {{window: 1s, perNode: 1000000, maxInFlight: 1000}}\n\
+             interval: 200ms\nbudget: {{window: 1s, perNode: 1000000, perService: 1000000, perEndpoint: 1000000, maxInFlight: 1000}}\n\
              guards: {{minAge: 200ms}}\nrules:\n{rules}"
         )
     }

@@ -1,0 +1,302 @@
+//! Balance on a real kernel: clients that keep their connections, kube-proxy's rules, and what
+//! becomes of them.
+
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use serde_json::Value;
+use xtask::lab::{Lab, Spec};
+
+use crate::support::{Agent, PATIENCE, alone, request};
+
+fn policy(lab: &Lab, balance: &str) -> String {
+    format!(
+        "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 500ms
+budget: {{window: 1m, perNode: 100000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
+guards: {{minAge: 200ms}}
+rules:
+- name: lab
+  match: {{ports: [{{port: 80}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
+  balance: {{{balance}}}
+  steps: [{{step: Reset, when: Quiet, idleFor: 50ms, timeout: 5s}}]
+",
+        lab.client_subnet()
+    )
+}
+
+/// Who connects where, and keeps it.
+#[derive(Clone, Copy)]
+struct Client {
+    from: Option<IpAddr>,
+    to: SocketAddr,
+}
+
+/// A connection at rest: it has had an answer.
+fn open(client: Client) -> TcpStream {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    if let Some(from) = client.from {
+        bind(&socket, &SocketAddr::new(from, 0)).unwrap();
+    }
+    connect(&socket, &client.to).unwrap();
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    request(&mut stream, "/").unwrap();
+    stream
+}
+
+/// Keeps connections and makes anew those that are ended, until `work` is done.
+fn keeping<T: Send>(lab: &Lab, clients: &[Client], work: impl FnOnce() -> T + Send) -> T {
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let kept = || {
+                let mut streams: Vec<_> = clients.iter().map(|client| open(*client)).collect();
+                ready.store(true, Ordering::Relaxed);
+                while !done.load(Ordering::Relaxed) {
+                    for (stream, client) in streams.iter_mut().zip(clients) {
+                        stream.set_nonblocking(true).unwrap();
+                        let lives = stream
+                            .read(&mut [0])
+                            .is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+                        if !lives {
+                            *stream = open(*client);
+                        }
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            };
+            lab.client().enter(kept).unwrap();
+        });
+        // Also if the work fails: the thread must end.
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _done = Done(&done);
+        while !ready.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        work()
+    })
+}
+
+/// Moves that each plan with any has started, in order.
+fn rounds(agent: &mut Agent) -> Vec<u64> {
+    let moves = |line: Value| line["moves"].as_u64().unwrap();
+    let all = agent.said("listed").into_iter().map(moves);
+    all.filter(|moves| *moves > 0).collect()
+}
+
+fn loads(agent: &Agent, lab: &Lab) -> Vec<usize> {
+    let of = |pod| agent.connections(pod).len();
+    lab.pods().iter().map(of).collect()
+}
+
+/// Outcomes of the moves so far, by the client's address.
+fn resets(agent: &mut Agent) -> BTreeMap<String, usize> {
+    let mut moved = BTreeMap::new();
+    for line in agent.said("move") {
+        assert_eq!(line["outcome"], "reset", "{line}");
+        let peer: SocketAddr = line["peer"].as_str().unwrap().parse().unwrap();
+        *moved.entry(peer.ip().to_string()).or_default() += 1;
+    }
+    moved
+}
+
+/// Three pods of which the first serves alone.
+fn one_of_three() -> Lab {
+    let spec = Spec {
+        pods: 3,
+        serving: 1,
+    };
+    Lab::start(spec).expect("the lab starts")
+}
+
+#[test]
+fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
+    let _alone = alone();
+    let lab = one_of_three();
+    let clients = vec![
+        Client {
+            from: None,
+            to: lab.service(),
+        };
+        300
+    ];
+    keeping(&lab, &clients, || {
+        lab.scale(3).unwrap();
+        lab.wait_ready().unwrap();
+        let mut agent = Agent::in_lab(&lab, &policy(&lab, "by: Connections, tolerance: 20%"));
+        agent.wait_for_intervals(20);
+        let (rounds_at_first, held) = (rounds(&mut agent), loads(&agent, &lab));
+        let moves: u64 = rounds_at_first.iter().sum();
+        // 300 to 120, where of three that are moved one comes back.
+        let least = 180.0 * 1.5;
+        println!(
+            "rounds {rounds_at_first:?}, {moves} moves ÷ {least} least = {:.3}; now {held:?}",
+            moves as f64 / least
+        );
+        assert!(held.iter().all(|held| *held <= 120), "{held:?}");
+        let first_few = rounds_at_first.iter().take_while(|moves| **moves <= 6);
+        let others = rounds_at_first.len() - first_few.count();
+        assert!(others <= 3, "{rounds_at_first:?}");
+        assert!((0.8..1.25).contains(&(moves as f64 / least)), "{moves}");
+        agent.wait_for_intervals(40);
+        assert_eq!(
+            rounds(&mut agent),
+            rounds_at_first,
+            "no move while balanced"
+        );
+        assert_eq!(resets(&mut agent).values().sum::<usize>() as u64, moves);
+        let reason = &agent.said("move")[0]["reason"];
+        assert_eq!(reason, "endpoint holds 300 of mean 100, stop 120");
+    });
+}
+
+/// The same clients, whom ClientIP affinity sends back each time.
+#[test]
+fn moves_against_client_ip_affinity_stop_after_a_few() {
+    let _alone = alone();
+    let lab = one_of_three();
+    lab.set_sticky_endpoints(&[0]).unwrap();
+    let clients = vec![
+        Client {
+            from: None,
+            to: lab.service(),
+        };
+        60
+    ];
+    keeping(&lab, &clients, || {
+        lab.scale(3).unwrap();
+        lab.wait_ready().unwrap();
+        lab.set_sticky_endpoints(&[0, 1, 2]).unwrap();
+        stops_after_a_few(&lab);
+    });
+}
+
+#[test]
+fn moves_of_who_dials_the_pod_stop_after_a_few() {
+    let _alone = alone();
+    let lab = one_of_three();
+    let clients = vec![
+        Client {
+            from: None,
+            to: lab.pod(0).address().into(),
+        };
+        60
+    ];
+    keeping(&lab, &clients, || {
+        lab.scale(3).unwrap();
+        lab.wait_ready().unwrap();
+        stops_after_a_few(&lab);
+    });
+}
+
+fn stops_after_a_few(lab: &Lab) {
+    let mut agent = Agent::in_lab(lab, &policy(lab, "tolerance: 10%"));
+    let told = |line: &Value| {
+        let message = line["message"].as_str().unwrap_or_default();
+        message.starts_with("moves do not help")
+    };
+    let hold = agent.wait_for("that moves do not help", told);
+    assert_eq!((&hold["moves"], &hold["returned"]), (&6.into(), &6.into()));
+    assert_eq!(hold["for_seconds"], 600);
+    agent.wait_for_intervals(40);
+    let moved = resets(&mut agent);
+    println!("moves by client: {moved:?}");
+    assert_eq!(moved.values().copied().collect::<Vec<_>>(), [6]);
+    let spared = agent.said("listed").pop().unwrap()["spared"].clone();
+    assert!(spared.as_str().unwrap().contains("returns"), "{spared}");
+}
+
+#[test]
+fn a_flood_of_one_client_at_one_pod_does_not_move_its_neighbours() {
+    let _alone = alone();
+    let lab = one_of_three();
+    lab.scale(3).unwrap();
+    lab.wait_ready().unwrap();
+    let address = |last: u8| Ipv4Addr::new(10, 244, lab.id(), last);
+    for last in 140..170 {
+        let more = format!("{}/25", address(last));
+        let added = lab
+            .client()
+            .command("ip")
+            .args(["addr", "add", &more, "dev", "eth0"])
+            .status();
+        assert!(added.unwrap().success());
+    }
+    // Thirty neighbours that kube-proxy places, four connections each, and the flood.
+    let neighbours = (0..120).map(|i| Client {
+        from: Some(address(140 + (i % 30)).into()),
+        to: lab.service(),
+    });
+    let flood = (0..200).map(|_| Client {
+        from: None,
+        to: lab.pod(0).address().into(),
+    });
+    let clients: Vec<Client> = neighbours.chain(flood).collect();
+    keeping(&lab, &clients, || {
+        let mut agent = Agent::in_lab(&lab, &policy(&lab, "tolerance: 10%"));
+        agent.wait_for_intervals(30);
+        let moved = resets(&mut agent);
+        println!("{:?}, moves by client: {moved:?}", loads(&agent, &lab));
+        assert_eq!(moved.len(), 1, "{moved:?}");
+        assert!(moved.values().all(|moves| *moves <= 6), "{moved:?}");
+        assert!(!moved.keys().any(|client| client.ends_with(".140")));
+    });
+}
+
+#[test]
+fn one_connection_that_carries_nearly_all_is_not_bounced() {
+    let _alone = alone();
+    let lab = one_of_three();
+    lab.scale(3).unwrap();
+    lab.wait_ready().unwrap();
+    let kept = vec![
+        Client {
+            from: None,
+            to: lab.service(),
+        };
+        30
+    ];
+    keeping(&lab, &kept, || {
+        let mut agent = Agent::in_lab(&lab, &policy(&lab, "by: ByteRate, tolerance: 10%"));
+        let done = AtomicBool::new(false);
+        let downloads = std::thread::scope(|scope| {
+            let heavy = scope.spawn(|| {
+                let mut stream = crate::support::connect(&lab, lab.pod(0).address());
+                let mut downloads = 0;
+                while !done.load(Ordering::Relaxed) {
+                    request(&mut stream, "/blob").expect("it is not bounced");
+                    downloads += 1;
+                    // Quiet in between, and long enough to be reset.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                downloads
+            });
+            agent.wait_for_intervals(25);
+            done.store(true, Ordering::Relaxed);
+            heavy.join().unwrap()
+        });
+        assert!(downloads > 20, "{downloads}");
+        assert_eq!(rounds(&mut agent), [] as [u64; 0]);
+        let spared = agent.said("listed").pop().unwrap()["spared"].clone();
+        println!("{downloads} downloads; {spared}");
+        assert!(
+            spared.as_str().unwrap().contains("withinBalance"),
+            "{spared}"
+        );
+    });
+}
