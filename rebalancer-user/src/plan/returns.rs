@@ -307,7 +307,9 @@ impl Returns {
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
-            of_rule.score = of_rule.score.saturating_sub(before.max(0));
+            // Nor does it say that moves help.
+            let others = of_rule.score.saturating_sub(before.max(0)).max(0);
+            of_rule.score = of_rule.score.min(others);
             self.new_holds.push(NewHold {
                 whom: client,
                 endpoint,

@@ -2,7 +2,7 @@
 //! from one number; what is decided is not.
 
 mod agent;
-mod measures;
+pub(crate) mod measures;
 mod oracle;
 mod random;
 mod replica;
@@ -11,7 +11,7 @@ pub(crate) mod scenario;
 pub(crate) mod strategy;
 mod world;
 
-pub(crate) use measures::{Measures, Run, Spread};
+pub(crate) use measures::{Measures, Run, Start};
 
 use rebalancer_user::{
     plan::Move,
@@ -21,7 +21,7 @@ use rebalancer_user::{
 
 use self::{
     agent::Agent,
-    measures::{Sample, Start},
+    measures::Sample,
     reports::{COUNTS, Reports},
     scenario::{Nodes, Scenario},
     strategy::Strategy,
@@ -70,7 +70,6 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                     agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
                 }
                 let plan = agents[node].list(&world);
-                if std::env::var("SIMDBG").is_ok() && strategy == Strategy::Excess { eprintln!("DBG {} node {node} moves {} {:?}", world.now.since(START).as_secs(), plan.moves().count(), plan.spared()); }
                 let starts = plan.moves().map(|chosen| start(&world, node, chosen));
                 run.planned(&plan, starts.collect(), &before);
                 for chosen in plan.moves() {

@@ -162,12 +162,16 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         },
         Scenario {
             nodes: Nodes::Plain,
-            interval: seconds(1),
+            clients: vec![Clients {
+                prompt: true,
+                ..web(300, 1)
+            }],
+            interval: Duration::from_millis(500),
             tolerance: 20,
-            ends: seconds(180),
+            ends: seconds(120),
             ..more(
                 "lab",
-                "as in the lab: one host without names, tolerance 20 %",
+                "300 connections of one address on 1 of 3, tolerance 20 %",
             )
         },
         Scenario {
