@@ -195,7 +195,7 @@ fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
 fn part(
     weighed: &[Weighed<'_>],
     indexes: &[usize],
-    everywhere: &BTreeMap<IpAddr, u64>,
+    everywhere: &Loads,
     endpoints: u32,
     target: u64,
 ) -> Vec<usize> {
@@ -253,16 +253,19 @@ pub(super) fn client(connection: &Connection) -> IpAddr {
     connection.remote.ip().to_canonical()
 }
 
+/// What each client has.
+type Loads = BTreeMap<IpAddr, u64>;
+
 /// What each client has at all endpoints of a group, found when first asked for.
 #[derive(Default)]
 struct ClientLoads<'a> {
-    known: Option<BTreeMap<(&'a str, &'a super::Group), BTreeMap<IpAddr, u64>>>,
+    known: Option<BTreeMap<(&'a str, &'a super::Group), Loads>>,
 }
 
 impl<'a> ClientLoads<'a> {
-    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a Shared) -> &BTreeMap<IpAddr, u64> {
+    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a Shared) -> &Loads {
         let known = self.known.get_or_insert_with(|| {
-            let mut known: BTreeMap<_, BTreeMap<IpAddr, u64>> = BTreeMap::new();
+            let mut known: BTreeMap<_, Loads> = BTreeMap::new();
             for one in weighed {
                 let group = (one.shared.rule.as_str(), &*one.shared.group);
                 let loads = known.entry(group).or_default();

@@ -54,7 +54,7 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
         at_end: AtEnd::Spare,
         mode: Mode::Enforce,
         heeds_guards: guarded == Guarded::Yes,
-        spender: Spender {
+        spender: Box::new(Spender {
             rule: RuleName::by_hand(),
             namespace: None,
             group: Arc::new(Group {
@@ -67,6 +67,6 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
             siblings: 0,
             whole: false,
             stage: Stage::There,
-        },
+        }),
     })
 }

@@ -278,7 +278,7 @@ impl<'a> Candidate<'a> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
-            spender: spender(connection, who, rule, groups, ledger),
+            spender: Box::new(spender(connection, who, rule, groups, ledger)),
         }
     }
 }

@@ -339,7 +339,7 @@ impl Ledger {
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
         self.ended.remove(&chosen.cookie());
-        let spender = chosen.spender.clone();
+        let spender = Spender::clone(&chosen.spender);
         self.in_flight
             .insert(chosen.cookie(), (now, spender.clone()));
         self.made.insert((now, chosen.cookie()), spender);
@@ -389,7 +389,7 @@ impl Ledger {
     pub fn said(&mut self, chosen: &Move, now: KernelTime) {
         self.said.insert(chosen.cookie());
         self.told
-            .insert((now, chosen.cookie()), chosen.spender.clone());
+            .insert((now, chosen.cookie()), Spender::clone(&chosen.spender));
     }
 
     /// Forgets what can no longer matter: connections that are gone, and moves older than

@@ -167,7 +167,7 @@ pub struct Move {
     at_end: AtEnd,
     mode: Mode,
     heeds_guards: bool,
-    spender: Spender,
+    spender: Box<Spender>,
 }
 
 impl Move {

@@ -153,6 +153,9 @@ pub struct ReturnCounts {
     pub unseen: u64,
 }
 
+/// What is known of each, at each endpoint.
+type Tests = Vec<(Whom, EndpointKey, Test)>;
+
 /// All that is known of returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Returns {
@@ -185,7 +188,7 @@ impl Returns {
         self.tests.get(&(whom, endpoint))
     }
 
-    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Cookie>, Vec<(Whom, EndpointKey, Test)>) {
+    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Cookie>, Tests) {
         let test = |((whom, endpoint), test): (&(Whom, EndpointKey), &Test)| {
             (whom.clone(), *endpoint, *test)
         };
@@ -196,11 +199,7 @@ impl Returns {
         )
     }
 
-    pub(super) fn from_entries(
-        awaited: Vec<Awaited>,
-        taken: Vec<Cookie>,
-        tests: Vec<(Whom, EndpointKey, Test)>,
-    ) -> Self {
+    pub(super) fn from_entries(awaited: Vec<Awaited>, taken: Vec<Cookie>, tests: Tests) -> Self {
         let test = |(whom, endpoint, test)| ((whom, endpoint), test);
         Self {
             awaited,

@@ -170,6 +170,8 @@ fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
 fn moves_against_client_ip_affinity_stop_after_a_few() {
     let _alone = alone();
     let lab = one_of_three();
+    lab.scale(3).unwrap();
+    lab.wait_ready().unwrap();
     lab.set_sticky_endpoints(&[0]).unwrap();
     let clients = vec![
         Client {
@@ -179,8 +181,7 @@ fn moves_against_client_ip_affinity_stop_after_a_few() {
         60
     ];
     keeping(&lab, &clients, || {
-        lab.scale(3).unwrap();
-        lab.wait_ready().unwrap();
+        // The rules remember who was sent to the first.
         lab.set_sticky_endpoints(&[0, 1, 2]).unwrap();
         stops_after_a_few(&lab);
     });
