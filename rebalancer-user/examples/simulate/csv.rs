@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     Played,
-    simulation::{Measures, Spread},
+    simulation::Measures,
+    spread::Spread,
 };
 
 pub(crate) struct Row {

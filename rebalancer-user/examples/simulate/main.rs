@@ -4,6 +4,7 @@
 mod csv;
 mod plots;
 mod simulation;
+mod spread;
 mod table;
 
 use std::{fs, path::PathBuf};

@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::{csv::Row, simulation::Spread};
+use crate::{csv::Row, spread::Spread};
 
 pub(crate) fn of(rows: &[Row]) -> Table {
     let mut table = Table::new();

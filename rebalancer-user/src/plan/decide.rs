@@ -7,7 +7,7 @@ use super::{
     Decision, Ledger, Move, Outlook, Plan, Reason, Spared, Spender, Stage, Verdict, Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
-    groups::{Groups, load},
+    groups::{Groups, Shared, load},
     guards::guard,
     limits::measure,
     turns::turns,
@@ -306,7 +306,7 @@ fn spender(
         client: client(connection),
         load: load(connection, by, ledger).unwrap_or(0),
         siblings: shared.map_or(0, |shared| shared.siblings()),
-        whole: shared.is_some_and(|shared| shared.facts.is_ok()),
+        whole: shared.is_some_and(Shared::is_seen_whole),
         stage: Stage::There,
     }
 }

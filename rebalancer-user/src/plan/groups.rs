@@ -227,6 +227,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// Whether a moved client is seen wherever it comes: its facts are this node's own.
+    pub(super) fn is_seen_whole(&self) -> bool {
+        let ready = self.endpoints.values().filter(|held| held.ready).count();
+        let endpoints = |facts: ServiceFacts| u32::try_from(ready) == Ok(facts.endpoints);
+        self.facts.is_ok_and(endpoints)
+    }
+
     /// Endpoints that a moved connection may come to; 0 if that is not known.
     pub(super) fn siblings(&self) -> u32 {
         match self.facts {

@@ -271,7 +271,11 @@ impl Returns {
                 let one = &self.awaited[*index];
                 one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
             };
-            let Some(place) = queue.iter().position(is_of) else {
+            // Where all are seen, the first that waits. Elsewhere some wait in vain, and the return of
+            // a later move would be taken for theirs: the last there.
+            let whole = |index: &usize| self.awaited[*index].spender.whole;
+            let first = queue.iter().position(|index| whole(index) && is_of(index));
+            let Some(place) = first.or_else(|| queue.iter().rposition(is_of)) else {
                 continue;
             };
             if !self.taken.insert(connection.cookie) {
@@ -302,7 +306,9 @@ impl Returns {
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
-            of_rule.score = of_rule.score.saturating_sub(before.max(0));
+            // Nor does it say that moves help.
+            let others = of_rule.score.saturating_sub(before.max(0)).max(0);
+            of_rule.score = of_rule.score.min(others);
             self.new_holds.push(NewHold {
                 whom: client,
                 endpoint,

@@ -21,7 +21,8 @@ pub(crate) struct Sample {
     pub(crate) at: Duration,
     /// The most that one endpoint holds, of the mean.
     pub(crate) hottest: f64,
-    /// No endpoint holds more than the mean and the tolerance, and no client is away.
+    /// No endpoint holds more than the mean and the tolerance, none so little that chance does not
+    /// explain it, and no client is away.
     pub(crate) balanced: bool,
 }
 
@@ -36,7 +37,9 @@ impl Sample {
             } else {
                 1.0
             },
-            balanced: facts.most <= facts.stop(tolerance) && !world.is_someone_away(),
+            balanced: facts.most <= facts.stop(tolerance)
+                && !facts.one_is_empty()
+                && !world.is_someone_away(),
         }
     }
 }
@@ -47,7 +50,6 @@ pub(crate) struct Start {
     pub(crate) at: KernelTime,
     pub(crate) node: usize,
     pub(crate) client: IpAddr,
-    pub(crate) replica: usize,
 }
 
 impl Start {
@@ -165,28 +167,4 @@ pub(crate) struct Measures {
     pub(crate) last_move: f64,
     /// The most that one endpoint holds at the end, of the mean.
     pub(crate) hottest: f64,
-}
-
-/// A mean and how far values are from it.
-#[derive(Clone, Copy)]
-pub(crate) struct Spread {
-    pub(crate) mean: f64,
-    /// The standard deviation of one value.
-    pub(crate) deviation: f64,
-    pub(crate) most: f64,
-}
-
-impl Spread {
-    /// None of no values.
-    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
-        let values: Vec<f64> = values.collect();
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        (count > 0.0).then(|| Self {
-            mean,
-            deviation: (squares / (count - 1.0).max(1.0)).sqrt(),
-            most: values.iter().copied().fold(f64::MIN, f64::max),
-        })
-    }
 }

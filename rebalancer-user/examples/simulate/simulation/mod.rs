@@ -2,7 +2,7 @@
 //! from one number; what is decided is not.
 
 mod agent;
-mod measures;
+pub(crate) mod measures;
 mod oracle;
 mod random;
 mod replica;
@@ -11,17 +11,17 @@ pub(crate) mod scenario;
 pub(crate) mod strategy;
 mod world;
 
-pub(crate) use measures::{Measures, Run, Spread};
+pub(crate) use measures::{Measures, Run, Start};
 
 use rebalancer_user::{
     plan::Move,
     policy::{Percent, Policy, parse},
-    snapshot::{EndpointKey, KernelTime},
+    snapshot::KernelTime,
 };
 
 use self::{
     agent::Agent,
-    measures::{Sample, Start},
+    measures::Sample,
     reports::{COUNTS, Reports},
     scenario::{Nodes, Scenario},
     strategy::Strategy,
@@ -99,11 +99,9 @@ fn tolerance(scenario: &Scenario) -> Percent {
 }
 
 fn start(world: &World, node: usize, chosen: &Move) -> Start {
-    let by_key = |key: EndpointKey| world.replicas.iter().position(|r| r.key() == key);
     Start {
         at: world.now,
         node,
         client: chosen.remote().ip(),
-        replica: by_key(chosen.endpoint()).unwrap_or(usize::MAX),
     }
 }

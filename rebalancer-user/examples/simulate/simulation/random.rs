@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution as _, Exp, LogNormal, Pareto};
+use rand_distr::{Distribution as _, Exp1, LogNormal, Pareto};
 
 pub(crate) struct Random {
     clients: ChaCha8Rng,
@@ -62,7 +62,7 @@ impl Random {
 
     /// Until the next of what comes at any time, once in `mean`.
     pub(crate) fn gap(&mut self, mean: Duration) -> Duration {
-        let times = Exp::new(1.0).expect("a rate").sample(&mut self.clients);
+        let times: f64 = Exp1.sample(&mut self.clients);
         mean.mul_f64(times)
     }
 

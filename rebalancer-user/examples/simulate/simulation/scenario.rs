@@ -67,6 +67,8 @@ pub(crate) struct Clients {
     /// How long each connection is wanted; for ever if `None`. Others come as these go.
     pub(crate) stay: Option<Duration>,
     pub(crate) rate: Rate,
+    /// They connect again at once; else after a while, as clients with a backoff do.
+    pub(crate) prompt: bool,
 }
 
 /// How a client comes to an endpoint.
@@ -108,6 +110,7 @@ fn web(connections: usize, addresses: usize) -> Clients {
         dial: Dial::Chance,
         stay: None,
         rate: Rate::Mean(10_000.0),
+        prompt: false,
     }
 }
 
@@ -126,7 +129,7 @@ fn scale_out(
         clients,
         acts: vec![(seconds(60), Act::Scale(to))],
         judged: seconds(61),
-        ends: seconds(600),
+        ends: seconds(1200),
         interval: seconds(5),
         by: By::Connections,
         tolerance: 10,
@@ -159,12 +162,16 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         },
         Scenario {
             nodes: Nodes::Plain,
-            interval: seconds(1),
+            clients: vec![Clients {
+                prompt: true,
+                ..web(300, 1)
+            }],
+            interval: Duration::from_millis(500),
             tolerance: 20,
-            ends: seconds(180),
+            ends: seconds(120),
             ..more(
                 "lab",
-                "as in the lab: one host without names, tolerance 20 %",
+                "300 connections of one address on 1 of 3, tolerance 20 %",
             )
         },
         Scenario {

@@ -42,13 +42,13 @@ impl Strategy {
             Nodes::Plain => format!("{{ports: [{{port: {PORT}}}]}}"),
             Nodes::One | Nodes::Own => format!("{{services: [{SERVICE}]}}"),
         };
-        let interval = scenario.interval.as_secs();
+        let interval = scenario.interval.as_millis();
         format!(
             "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: {mode}
-interval: {interval}s
+interval: {interval}ms
 budget: {{window: 10s, perNode: 100%, perService: 100%, perEndpoint: 100%, maxInFlight: 10000}}
 guards: {{minAge: 1s, settle: 15s}}
 rules:

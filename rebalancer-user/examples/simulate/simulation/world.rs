@@ -42,6 +42,7 @@ struct Wish {
     client: IpAddr,
     dial: Dial,
     rate: f64,
+    prompt: bool,
     connection: Option<Cookie>,
     over: bool,
 }
@@ -111,7 +112,7 @@ impl World {
         }
         // Those of the start have been there for a while.
         for held in world.connections.values_mut() {
-            let age = world.random.share(Duration::from_secs(3600));
+            let age = world.random.share(Duration::from_secs(300));
             held.opened.0 -= age.as_nanos() as u64;
         }
         world
@@ -182,7 +183,11 @@ impl World {
             return false;
         };
         self.wishes[held.wish].connection = None;
-        let backoff = self.random.backoff();
+        let backoff = if self.wishes[held.wish].prompt {
+            Duration::from_millis(10)
+        } else {
+            self.random.backoff()
+        };
         self.after(backoff, Event::Connect(held.wish));
         true
     }
@@ -246,9 +251,11 @@ impl World {
         }
     }
 
-    fn gap(&self, kind: usize) -> Option<Duration> {
+    /// Until another client of this kind comes; none of those that stay for ever.
+    fn gap(&mut self, kind: usize) -> Option<Duration> {
         let clients = &self.kinds[kind];
-        Some(clients.stay? / u32::try_from(clients.connections).ok()?)
+        let mean = clients.stay? / clients.connections as u32;
+        Some(self.random.gap(mean))
     }
 
     fn wish(&mut self, kind: usize) -> usize {
@@ -257,6 +264,7 @@ impl World {
             dial,
             stay,
             rate,
+            prompt,
             ..
         } = self.kinds[kind];
         let number = self.random.client(addresses);
@@ -270,6 +278,7 @@ impl World {
             client: client.into(),
             dial,
             rate,
+            prompt,
             connection: None,
             over: false,
         });

@@ -1,0 +1,25 @@
+//! Mean and spread over many runs.
+
+/// A mean and how far values are from it.
+#[derive(Clone, Copy)]
+pub(crate) struct Spread {
+    pub(crate) mean: f64,
+    /// The standard deviation of one value.
+    pub(crate) deviation: f64,
+    pub(crate) most: f64,
+}
+
+impl Spread {
+    /// None of no values.
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let values: Vec<f64> = values.collect();
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        (count > 0.0).then(|| Self {
+            mean,
+            deviation: (squares / (count - 1.0).max(1.0)).sqrt(),
+            most: values.iter().copied().fold(f64::MIN, f64::max),
+        })
+    }
+}
