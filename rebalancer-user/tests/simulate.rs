@@ -101,6 +101,30 @@ fn what_chance_places_is_left_alone() {
     }
 }
 
+/// Of replicas that chance has filled evenly, two of five are taken out.
+#[test]
+fn what_needs_no_cure_gets_none_unlike_by_age_or_by_moving_all() {
+    let scenario = scenario("scale-in");
+    let idle = Strategy::COMPARED.map(|strategy| {
+        let measures = run(&scenario, strategy, 1).measures(0.0);
+        println!(
+            "{}, {}: {} moves in {} rounds, {} of them idle, the last after {} s, {:.0} % of one client",
+            scenario.about,
+            strategy.name(),
+            measures.moves,
+            measures.rounds,
+            measures.while_balanced,
+            measures.last_move,
+            100.0 * measures.worst_client,
+        );
+        (strategy, measures.while_balanced)
+    });
+    for (strategy, idle) in idle {
+        let excess = strategy == Strategy::Excess;
+        assert_eq!(idle == 0.0, excess, "{}: {idle}", strategy.name());
+    }
+}
+
 #[test]
 fn the_connection_that_is_the_load_is_not_bounced() {
     for (run, _) in played(&scenario("elephant"), 6) {
