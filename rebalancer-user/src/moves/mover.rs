@@ -61,7 +61,7 @@ pub struct Done {
 
 /// What the thread is told.
 enum Request {
-    Order(Order),
+    Order(Box<Order>),
     /// End all moves that wait.
     Recall,
 }
@@ -128,7 +128,7 @@ impl Mover {
     pub fn order(&self, order: Order) -> bool {
         self.requests
             .as_ref()
-            .is_some_and(|requests| requests.try_send(Request::Order(order)).is_ok())
+            .is_some_and(|requests| requests.try_send(Request::Order(Box::new(order))).is_ok())
     }
 
     /// Ends every move that was ordered and has not ended, without harm: the policy that chose them
@@ -197,7 +197,7 @@ impl Room {
             Request::Order(order) => order,
             Request::Recall => return self.end_all(&Outcome::Recalled),
         };
-        let active = Active::new(order, Instant::now());
+        let active = Active::new(*order, Instant::now());
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
         }
