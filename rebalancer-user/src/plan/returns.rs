@@ -333,7 +333,8 @@ impl Returns {
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
             // Nor does it say that moves help.
-            if of_client {
+            // Once: what it does later was never counted against the rule.
+            if of_client && test.holds == 1 {
                 let others = of_rule.score.saturating_sub(before.max(0)).max(0);
                 of_rule.score = of_rule.score.min(others);
             }
