@@ -147,7 +147,9 @@ fn moves_that_do_not_help_stop() {
     };
     for (run, measures) in played(&scenario, 2) {
         let moves = measures.moves;
-        assert!((1.0..=18.0).contains(&moves), "{moves} moves in an hour");
+        let at = run.starts.iter().map(|start| start.after_start().as_secs());
+        println!("moves begun at {:?} s", at.collect::<Vec<_>>());
+        assert!((1.0..=24.0).contains(&moves), "{moves} moves in an hour");
         let late = |start: &&Start| start.after_start() > Duration::from_secs(120);
         let late = run.starts.iter().filter(late).count();
         assert!(late <= 6, "{late} after the first two minutes");
