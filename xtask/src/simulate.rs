@@ -21,7 +21,8 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         cargo.env("AYA_BUILD_SKIP", "1");
     }
     let status = cargo
-        .args(["run", "--release", "--example", "simulate", "--"])
+        .args(["run", "--release", "-p", "rebalancer-user"])
+        .args(["--example", "simulate", "--"])
         .args(&arguments.arguments)
         .status()
         .context("cargo run")?;

@@ -4,11 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::{
-    Played,
-    simulation::Measures,
-    spread::Spread,
-};
+use crate::{Played, simulation::Measures, spread::Spread};
 
 pub(crate) struct Row {
     pub(crate) scenario: &'static str,

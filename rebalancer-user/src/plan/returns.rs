@@ -156,6 +156,13 @@ pub struct ReturnCounts {
 /// What is known of each, at each endpoint.
 type Tests = Vec<(Whom, EndpointKey, Test)>;
 
+/// What became of some moves; no more returned than there are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    moves: u64,
+    returned: u64,
+}
+
 /// All that is known of returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Returns {
@@ -228,6 +235,9 @@ impl Returns {
             }
         }
         self.awaited = still;
+        // What is known at the same time counts as a whole: which of several moves a client's new
+        // connection follows is a guess, and in a row it would be evidence.
+        let mut known: BTreeMap<(IpAddr, RuleName, EndpointKey, u32), Seen> = BTreeMap::new();
         for one in over {
             let back = one.seen.unwrap_or(Back::Unseen);
             let count = match back {
@@ -238,9 +248,17 @@ impl Returns {
             *count += 1;
             let spender = &one.spender;
             if spender.siblings >= 2 {
-                self.learn(spender, back == Back::Returned, now);
+                let (rule, endpoint) = (spender.rule.clone(), spender.endpoint);
+                let seen = known
+                    .entry((spender.client, rule, endpoint, spender.siblings))
+                    .or_default();
+                seen.moves += 1;
+                seen.returned += u64::from(back == Back::Returned);
             }
             told.push((one.began, one.cookie, back));
+        }
+        for ((client, rule, endpoint, siblings), seen) in known {
+            self.learn((client, rule, endpoint), siblings, seen, now);
         }
         told
     }
@@ -293,22 +311,33 @@ impl Returns {
         }
     }
 
-    fn learn(&mut self, spender: &Spender, returned: bool, now: KernelTime) {
-        let (endpoint, siblings) = (spender.endpoint, spender.siblings);
-        let client = Whom::Client(spender.client);
+    fn learn(
+        &mut self,
+        (client, rule, endpoint): (IpAddr, RuleName, EndpointKey),
+        siblings: u32,
+        seen: Seen,
+        now: KernelTime,
+    ) {
+        let client = Whom::Client(client);
+        let is_another = |whom: &Whom| matches!(whom, Whom::Client(_)) && *whom != client;
+        let is_first = !self.tests.iter().any(|((whom, at), test)| {
+            *at == endpoint && is_another(whom) && test.holds_for(now).is_some()
+        });
         let test = self.tests.entry((client.clone(), endpoint)).or_default();
         let before = test.score;
-        let hold = test
-            .learn(siblings, returned, now)
-            .map(|lasts| (*test, lasts));
-        let of_client = test.holds_for(now).is_some();
-        let rule = Whom::Rule(spender.rule.clone());
+        let hold = test.learn(siblings, seen, now).map(|lasts| (*test, lasts));
+        // One client may be sent back by something of its own; of several it is the rule's.
+        let of_client = is_first && test.holds_for(now).is_some();
+        let rule = Whom::Rule(rule);
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
             // Nor does it say that moves help.
-            let others = of_rule.score.saturating_sub(before.max(0)).max(0);
-            of_rule.score = of_rule.score.min(others);
+            // Once: what it does later was never counted against the rule.
+            if of_client && test.holds == 1 {
+                let others = of_rule.score.saturating_sub(before.max(0)).max(0);
+                of_rule.score = of_rule.score.min(others);
+            }
             self.new_holds.push(NewHold {
                 whom: client,
                 endpoint,
@@ -319,7 +348,7 @@ impl Returns {
         if of_client {
             return;
         }
-        if let Some(lasts) = of_rule.learn(siblings, returned, now) {
+        if let Some(lasts) = of_rule.learn(siblings, seen, now) {
             self.new_holds.push(NewHold {
                 whom: rule,
                 endpoint,
@@ -389,13 +418,16 @@ impl Test {
         }
     }
 
-    fn learn(&mut self, siblings: u32, returned: bool, now: KernelTime) -> Option<Duration> {
+    fn learn(&mut self, siblings: u32, seen: Seen, now: KernelTime) -> Option<Duration> {
         self.siblings = siblings;
-        self.moves += 1;
-        self.returned += u64::from(returned);
+        self.moves += seen.moves;
+        self.returned += seen.returned;
         self.last = now;
         let enough = evidence(siblings);
-        let score = self.score + weight(siblings, returned);
+        let times = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let returned = times(seen.returned).saturating_mul(weight(siblings, true));
+        let not = times(seen.moves - seen.returned).saturating_mul(weight(siblings, false));
+        let score = self.score.saturating_add(returned).saturating_add(not);
         // Trust grows beyond what is needed for it: the longer chance has explained them, the more
         // returns in a row it takes.
         self.score = score.clamp(-2 * enough, enough);
@@ -403,7 +435,7 @@ impl Test {
             self.holds = 0;
         }
         // Those that were under way when it began to hold are a part of the same evidence.
-        if !returned || self.score < enough || self.holds_for(now).is_some() {
+        if seen.returned == 0 || self.score < enough || self.holds_for(now).is_some() {
             return None;
         }
         let doubled = 2_u32.saturating_pow(self.holds.min(16));
@@ -436,11 +468,18 @@ fn evidence(siblings: u32) -> i64 {
 mod tests {
     use super::*;
 
+    fn one(returned: bool) -> Seen {
+        Seen {
+            moves: 1,
+            returned: returned.into(),
+        }
+    }
+
     /// After how many returns in a row there is evidence.
     fn returns_to_a_hold(siblings: u32) -> u64 {
         let mut test = Test::default();
         (1..)
-            .find(|_| test.learn(siblings, true, KernelTime(1)).is_some())
+            .find(|_| test.learn(siblings, one(true), KernelTime(1)).is_some())
             .unwrap()
     }
 
@@ -457,7 +496,7 @@ mod tests {
         let (mut test, mut now) = (Test::default(), KernelTime(0));
         let mut lasted = Vec::new();
         for _ in 0..16 {
-            if let Some(lasts) = test.learn(3, true, now) {
+            if let Some(lasts) = test.learn(3, one(true), now) {
                 lasted.push(lasts.as_secs() / 60);
                 assert_eq!(test.holds_for(now), Some(lasts));
                 assert_eq!(test.allowed(), 1);
@@ -474,12 +513,12 @@ mod tests {
         let mut test = Test::default();
         assert_eq!(test.allowed(), FIRST_FEW);
         for returned in [true, false, false, true, false, false] {
-            assert_eq!(test.learn(3, returned, KernelTime(1)), None);
+            assert_eq!(test.learn(3, one(returned), KernelTime(1)), None);
         }
         assert!(test.helps());
         assert_eq!(test.allowed(), u64::MAX);
         // One that becomes sticky afterwards is found out as well.
-        let more = (1..).find(|_| test.learn(3, true, KernelTime(1)).is_some());
+        let more = (1..).find(|_| test.learn(3, one(true), KernelTime(1)).is_some());
         assert!(more.unwrap() <= 18);
     }
 
