@@ -417,7 +417,9 @@ impl Agent {
             }
         }
         self.count(snapshot);
-        self.ledger.take_new_holds().iter().for_each(report::held);
+        for hold in self.ledger.take_new_holds() {
+            self.standing.held(&hold);
+        }
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.standing

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::plan::{Move, NewHold, Outcome};
+use crate::{
+    plan::{Move, NewHold, Outcome},
+    render::What,
+};
 
 /// A move and its outcome.
 pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
@@ -46,8 +49,8 @@ pub(super) fn would_move(chosen: &Move) {
     );
 }
 
-/// Moves that do not help, and are left off for a time.
-pub(super) fn held(hold: &NewHold) {
+/// Moves that do not help, and are left off for a time: logged, and as an event.
+pub(super) fn held(hold: &NewHold) -> What {
     warn!(
         whom = %hold.whom,
         netns = hold.endpoint.netns.0,
@@ -58,6 +61,23 @@ pub(super) fn held(hold: &NewHold) {
         for_seconds = hold.lasts.as_secs(),
         "moves do not help: clients come back to the same endpoint; nothing of theirs is moved for a time"
     );
+    let NewHold {
+        whom,
+        endpoint,
+        test,
+        lasts,
+    } = hold;
+    What::Held {
+        of: format!(
+            "{whom} at port {} of netns {}",
+            endpoint.port, endpoint.netns.0
+        ),
+        why: format!(
+            "{} of {} moves came back to the same endpoint, where chance brings one in {}",
+            test.returned, test.moves, test.siblings
+        ),
+        for_seconds: lasts.as_secs_f64(),
+    }
 }
 
 fn reasons(chosen: &Move) -> String {

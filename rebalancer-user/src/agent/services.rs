@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    render::{EndpointItem, ServiceItem},
+    plan::{Balanced, Plan},
+    render::{BalanceItem, EndpointItem, ServiceItem},
     snapshot::{Cookie, Endpoint, EndpointKey, Snapshot},
 };
 
@@ -16,6 +17,7 @@ const MOST: usize = 2000;
 /// Each Service's endpoints; those of none by their port.
 pub(super) fn by_service(
     snapshot: &Snapshot,
+    plan: &Plan,
     in_flight: impl Iterator<Item = Cookie>,
 ) -> Vec<ServiceItem> {
     let in_flight: BTreeSet<Cookie> = in_flight.collect();
@@ -59,16 +61,48 @@ pub(super) fn by_service(
     }
     let mut services: Vec<ServiceItem> = services
         .into_iter()
-        .map(|(name, endpoints)| ServiceItem { name, endpoints })
+        .map(|(name, endpoints)| ServiceItem {
+            balances: balances(plan, &name),
+            name,
+            endpoints,
+        })
         .collect();
     services.sort_by_key(|service| Reverse(service.connections()));
     services
+}
+
+/// How the rules see what is shown under this name.
+fn balances(plan: &Plan, name: &str) -> Vec<BalanceItem> {
+    let named = |balanced: &&Balanced| match &balanced.group.service {
+        Some(service) => service.to_string() == name,
+        None => balanced.group.to_string() == name,
+    };
+    let of_name = plan.balanced().iter().filter(named);
+    of_name
+        .map(|balanced| {
+            let facts = balanced.facts.as_ref().ok();
+            let tolerance = balanced.balance.tolerance();
+            BalanceItem {
+                rule: balanced.rule.to_string(),
+                by: balanced.balance.by().as_str().to_owned(),
+                port: balanced.group.port,
+                mean: facts.map(|facts| facts.mean()),
+                start: facts.and_then(|facts| facts.start(tolerance)),
+                stop: facts.map(|facts| facts.stop(tolerance)),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::snapshot::{Bytes, Netns, sample::connection};
+    use crate::{
+        plan::{Ledger, decide},
+        policy::parse,
+        snapshot::KernelTime,
+    };
 
     #[test]
     fn endpoints_are_by_port_and_the_fullest_is_first() {
@@ -93,10 +127,25 @@ mod tests {
             ]),
             ..Snapshot::default()
         };
-        let services = by_service(&snapshot, [Cookie(7), Cookie(8)].into_iter());
+        let policy = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: even, match: {ports: [{port: 8080}]}, balance: {by: Connections, tolerance: 10%}}
+";
+        let plan = decide(
+            &parse("policy", policy).unwrap(),
+            &snapshot,
+            &Ledger::default(),
+            KernelTime(0),
+        );
+        let services = by_service(&snapshot, &plan, [Cookie(7), Cookie(8)].into_iter());
         let names: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["port 8080", "port 22"]);
         let first = &services[0];
+        assert_eq!(first.balances[0].rule, "even");
+        assert_eq!(first.balances[0].by, "Connections");
+        assert!(services[1].balances.is_empty());
         assert_eq!(first.connections(), 6);
         let netns: Vec<u32> = first.endpoints.iter().map(|e| e.netns).collect();
         assert_eq!(netns, [2, 1]);

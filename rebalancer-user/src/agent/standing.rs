@@ -13,6 +13,7 @@ use super::{
     events::{Events, about, ended},
     health::Beat,
     metrics::Numbers,
+    report,
     serve::Published,
     services::by_service,
 };
@@ -20,7 +21,7 @@ use crate::{
     bpf::{self, Tracker},
     moves::Mechanism,
     observe::Observation,
-    plan::{Ledger, Move, Outcome, Plan},
+    plan::{Ledger, Move, NewHold, Outcome, Plan},
     policy::{Mode, Policy, RuleName, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
@@ -165,8 +166,9 @@ impl Standing {
             self.events.add(What::ListingRecovered);
         }
         self.numbers.passed(observation, listing);
+        self.numbers.decided(plan, ledger);
         let in_flight = ledger.moves_in_flight().map(|(cookie, _)| cookie);
-        self.services = Arc::new(by_service(&observation.snapshot, in_flight));
+        self.services = Arc::new(by_service(&observation.snapshot, plan, in_flight));
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -179,6 +181,10 @@ impl Standing {
             overdue: plan.overdue(),
             spared: spared.map(|(why, n)| (why.to_owned(), n)).collect(),
         });
+    }
+
+    pub(super) fn held(&mut self, hold: &NewHold) {
+        self.events.add(report::held(hold));
     }
 
     pub(super) fn told(&mut self, chosen: &Move) {

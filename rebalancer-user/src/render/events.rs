@@ -1,12 +1,18 @@
 //! What happened in an agent: as it travels through its socket, a line of JSON for each, and for
 //! people.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::read::{ReadError, parse};
+use super::{
+    read::{ReadError, parse},
+    table::age,
+};
 use crate::policy::visible;
 
 /// One thing that happened.
@@ -72,6 +78,16 @@ pub enum What {
         /// `asked` or `expired`.
         why: String,
     },
+    /// Moves have not helped: for a time nothing more is moved there.
+    #[serde(rename_all = "camelCase")]
+    Held {
+        /// Whose connections, and where.
+        of: String,
+        /// The evidence, in numbers.
+        why: String,
+        /// For how long.
+        for_seconds: f64,
+    },
     /// A pass could not list; nothing is moved until one can.
     ListingFailed {
         /// Why.
@@ -119,6 +135,7 @@ impl What {
             Self::PolicyRefused { .. } => "policyRefused",
             Self::Paused { .. } => "paused",
             Self::Resumed { .. } => "resumed",
+            Self::Held { .. } => "held",
             Self::ListingFailed { .. } => "listingFailed",
             Self::ListingRecovered => "listingRecovered",
             Self::Missed { .. } => "missed",
@@ -182,6 +199,14 @@ fn detail(what: &What) -> String {
             "expired" => "the pause has ended by itself".to_owned(),
             _ => "an operator has asked for it".to_owned(),
         },
+        What::Held {
+            of,
+            why,
+            for_seconds,
+        } => {
+            let time = age(Duration::try_from_secs_f64(*for_seconds).unwrap_or_default());
+            format!("nothing of {of} is moved for {time}: {why}")
+        }
         What::ListingFailed { error } => format!("nothing is moved: {error}"),
         What::ListingRecovered => "moves go on".to_owned(),
         What::Missed { count } => format!("{count} events before this came too fast"),
@@ -249,6 +274,11 @@ mod tests {
             },
             What::Resumed {
                 why: "asked".to_owned(),
+            },
+            What::Held {
+                of: "rule web".to_owned(),
+                why: "6 of 6 came back".to_owned(),
+                for_seconds: 600.0,
             },
             What::ListingFailed {
                 error: "no".to_owned(),

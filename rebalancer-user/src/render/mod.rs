@@ -25,7 +25,7 @@ pub use moved::{End, Moved, moved, moved_table};
 pub use pause::{PauseAnswer, PauseWish};
 pub use plan::{plan, plan_table, plan_wide};
 pub use read::{Dumped, ReadError, read_snapshot};
-pub use services::{EndpointItem, ServiceItem, Services, read_services, services};
+pub use services::{BalanceItem, EndpointItem, ServiceItem, Services, read_services, services};
 pub use status::{
     BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PausedStatus,
     PolicyStatus, RefusedStatus, Status, read_status, status, status_table,

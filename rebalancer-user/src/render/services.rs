@@ -41,6 +41,9 @@ pub struct Services {
 pub struct ServiceItem {
     /// `namespace/name`, or `port 80`.
     pub name: String,
+    /// How the rules that balance it see it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub balances: Vec<BalanceItem>,
     /// Its endpoints on this node, the one with most connections first.
     pub endpoints: Vec<EndpointItem>,
 }
@@ -50,6 +53,24 @@ impl ServiceItem {
     pub fn connections(&self) -> u64 {
         self.endpoints.iter().map(|e| e.connections).sum()
     }
+}
+
+/// What a rule balances, in its own unit: connections, or bytes or messages a second.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BalanceItem {
+    /// The rule.
+    pub rule: String,
+    /// `Connections`, `ByteRate` or `MessageRate`.
+    pub by: String,
+    /// The port of its endpoints.
+    pub port: u16,
+    /// What each endpoint would hold; none if not all of them are seen from here.
+    pub mean: Option<u64>,
+    /// An endpoint that holds more begins to shed; none: whatever one holds may be chance.
+    pub start: Option<u64>,
+    /// And keeps so much.
+    pub stop: Option<u64>,
 }
 
 /// One endpoint.

@@ -10,7 +10,7 @@ use ratatui::{
 };
 
 use super::{
-    EndpointItem, Services,
+    BalanceItem, EndpointItem, Services,
     status::between,
     table::{age, size},
 };
@@ -49,6 +49,12 @@ pub fn top(
                 service.endpoints.len()
             )),
         ]));
+        lines.extend(
+            service
+                .balances
+                .iter()
+                .map(|item| Line::from(balance(item).dim())),
+        );
         let most = service.endpoints.iter().map(|e| e.connections).max();
         for endpoint in &service.endpoints {
             let share = Share {
@@ -110,6 +116,28 @@ fn row(
             Style::new().fg(Color::Yellow).add_modifier(Modifier::BOLD),
         ),
     ])
+}
+
+/// The dead zone, in words.
+fn balance(item: &BalanceItem) -> String {
+    let unit = match item.by.as_str() {
+        "Connections" => "",
+        "ByteRate" => " B/s",
+        _ => " messages/s",
+    };
+    let rule = visible(&item.rule);
+    let (Some(mean), Some(stop)) = (item.mean, item.stop) else {
+        return format!("  rule {rule}: not all of its endpoints are seen from here");
+    };
+    let start = item
+        .start
+        .map_or("whatever one holds may be chance".to_owned(), |start| {
+            format!("sheds from {start}{unit} down to {stop}{unit}")
+        });
+    format!(
+        "  rule {rule} by {}: mean {mean}{unit}, {start}",
+        visible(&item.by)
+    )
 }
 
 fn who(endpoint: &EndpointItem) -> String {
@@ -205,6 +233,14 @@ mod tests {
             budget_left: 7,
             items: vec![ServiceItem {
                 name: "shop/checkout".to_owned(),
+                balances: vec![BalanceItem {
+                    rule: "even".to_owned(),
+                    by: "Connections".to_owned(),
+                    port: 80,
+                    mean: Some(14),
+                    start: Some(27),
+                    stop: Some(15),
+                }],
                 endpoints: vec![hot, endpoint(2, 10), endpoint(3, 0)],
             }],
         }
@@ -226,6 +262,7 @@ mod tests {
 node-1  mode Enforce  in flight 2 of 20  budget left 7  2.0s ago
 
 shop/checkout  40 connections, 3 endpoints
+  rule even by Connections: mean 14, sheds from 27 down to 15
   …c5b6f4-with-a-long-name:80      30  75 % ███████████████████████████      2.0K/s 2 moving
   netns 2:80                       10  25 % █████████                        2.0K/s
   netns 3:80                        0   0 %                                  2.0K/s";

@@ -228,11 +228,36 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         "Moves that the window has left, by mode.",
         budgets.map(|b| ([("mode", b.mode.as_str())], b.left)),
     )?;
-    let returns = numbers.returns.iter();
+    let returns = numbers.returns;
+    let returns = [
+        ("returned", returns.returned),
+        ("elsewhere", returns.elsewhere),
+        ("unseen", returns.unseen),
+    ];
     out.counters(
         "returns",
-        "Clients that were moved and came back to the same endpoint, by rule.",
-        returns.map(|(rule, n)| ([("rule", rule.as_str())], *n)),
+        "Moves whose client was looked for, by result: it came back to the same endpoint, to \
+         another, or was not seen here again.",
+        returns.map(|(result, n)| ([("result", result)], n)),
+    )?;
+    let labels =
+        |(rule, service): &(String, String)| [("rule", rule.clone()), ("service", service.clone())];
+    let imbalances = numbers.imbalances.iter();
+    out.gauges_of(
+        "service_imbalance_ratio",
+        "What the fullest endpoint holds of what the rule balances, as a ratio to the mean of all; \
+         without Kubernetes the label service is empty, and of several ports the worst counts.",
+        None,
+        imbalances
+            .clone()
+            .map(|(of, ratio)| (labels(of), ratio.most)),
+    )?;
+    out.gauges_of(
+        "service_imbalance_start_ratio",
+        "The ratio beyond which moves begin, the larger of tolerance and chance; no sample while \
+         any placement may be chance.",
+        None,
+        imbalances.filter_map(|(of, ratio)| Some((labels(of), ratio.start?))),
     )
 }
 
@@ -420,6 +445,7 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
+    use crate::agent::metrics::Imbalance;
     use crate::{
         agent::{
             health::Beat,
@@ -479,7 +505,12 @@ mod tests {
         let mut spread = Distribution::new(MOVES);
         spread.observe(0.2);
         numbers.durations.insert("reset", spread);
-        numbers.returns.insert("web".to_owned(), 1);
+        let imbalance = Imbalance {
+            most: 1.5,
+            start: Some(1.25),
+        };
+        let of = ("web".to_owned(), "shop/web".to_owned());
+        numbers.imbalances.insert(of, imbalance);
         numbers.naming = Naming::Fresh;
         Published {
             status,

@@ -18,7 +18,7 @@ use self::distribution::Distribution;
 pub(super) use self::{exposition::registry, text::answer};
 use crate::{
     observe::Observation,
-    plan::{Move, Outcome},
+    plan::{Ledger, Move, Outcome, Plan, ReturnCounts},
     policy::{Mode, RuleName, StepKind},
     snapshot::{KernelTime, Naming},
 };
@@ -72,12 +72,23 @@ pub(crate) struct Kind {
     outcome: &'static str,
 }
 
+/// How unevenly endpoints hold what a rule balances, as ratios to their mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Imbalance {
+    /// The one that holds most.
+    most: f64,
+    /// Beyond it moves begin.
+    start: Option<f64>,
+}
+
 /// All that is counted, and what the last pass saw.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {
     moves: BTreeMap<Kind, u64>,
     durations: BTreeMap<&'static str, Distribution>,
-    returns: BTreeMap<String, u64>,
+    returns: ReturnCounts,
+    /// By rule and Service.
+    imbalances: BTreeMap<(String, String), Imbalance>,
     rules: BTreeSet<String>,
     passes: u64,
     failed_passes: u64,
@@ -105,7 +116,8 @@ impl Numbers {
         Self {
             moves: BTreeMap::new(),
             durations: BTreeMap::new(),
-            returns: BTreeMap::new(),
+            returns: ReturnCounts::default(),
+            imbalances: BTreeMap::new(),
             rules: BTreeSet::new(),
             passes: 0,
             failed_passes: 0,
@@ -179,11 +191,35 @@ impl Numbers {
             .observe(waited.as_secs_f64());
     }
 
-    /// A client that was moved by `rule` came back to the same endpoint.
-    #[expect(dead_code, reason = "whoever judges returns counts them here")]
-    pub(super) fn returned(&mut self, rule: &RuleName) {
-        let rule = self.rule(rule);
-        *self.returns.entry(rule).or_default() += 1;
+    /// How what is balanced stands, and what became of the clients of moves.
+    pub(super) fn decided(&mut self, plan: &Plan, ledger: &Ledger) {
+        self.returns = ledger.return_counts();
+        self.imbalances.clear();
+        for balanced in plan.balanced() {
+            let Ok(facts) = balanced.facts else {
+                continue; // not all of it is seen
+            };
+            let mean = facts.mean();
+            if mean == 0 {
+                continue;
+            }
+            // Without a Service a group is a port, and that is no label: the worst of them counts.
+            let service = balanced.group.service.as_ref();
+            let key = (
+                self.rule(&balanced.rule),
+                service.map(ToString::to_string).unwrap_or_default(),
+            );
+            let ratio = |load: u64| load as f64 / mean as f64;
+            let imbalance = Imbalance {
+                most: ratio(facts.most),
+                // Without one nothing that its endpoints can hold would begin to move.
+                start: facts.start(balanced.balance.tolerance()).map(ratio),
+            };
+            let known = self.imbalances.entry(key).or_insert(imbalance);
+            if imbalance.most > known.most {
+                *known = imbalance;
+            }
+        }
     }
 
     fn count(&mut self, chosen: &Move, step: Option<StepKind>, outcome: &'static str) {
