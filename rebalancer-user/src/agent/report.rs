@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::plan::{Move, NewHold, Outcome};
+use crate::plan::{Load, Move, NewHold, Outcome};
 
 /// A move and its outcome.
 pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
@@ -48,16 +48,38 @@ pub(super) fn would_move(chosen: &Move) {
 
 /// Moves that do not help, and are left off for a time.
 pub(super) fn held(hold: &NewHold) {
-    warn!(
-        whom = %hold.whom,
-        netns = hold.endpoint.netns.0,
-        port = hold.endpoint.port,
-        moves = hold.test.moves,
-        returned = hold.test.returned,
-        by_chance = format!("one of {}", hold.test.siblings),
-        for_seconds = hold.lasts.as_secs(),
-        "moves do not help: clients come back to the same endpoint; nothing of theirs is moved for a time"
-    );
+    match hold {
+        NewHold::Returns {
+            whom,
+            endpoint,
+            test,
+            lasts,
+        } => warn!(
+            %whom,
+            netns = endpoint.netns.0,
+            port = endpoint.port,
+            moves = test.moves,
+            returned = test.returned,
+            by_chance = format!("one of {}", test.siblings),
+            for_seconds = lasts.as_secs(),
+            "moves do not help: clients come back to the same endpoint; nothing of theirs is moved for a time"
+        ),
+        NewHold::Futile {
+            rule,
+            group,
+            futile,
+            lasts,
+        } => warn!(
+            %rule,
+            %group,
+            moves = futile.moves,
+            emptiest = %Load(futile.by, futile.least),
+            mean = %Load(futile.by, futile.mean),
+            by_chance = %Load(futile.by, futile.brought),
+            for_seconds = lasts.as_secs(),
+            "moves do not help: an endpoint stays empty; nothing of its siblings is moved for a time"
+        ),
+    }
 }
 
 fn reasons(chosen: &Move) -> String {
