@@ -1,6 +1,6 @@
 //! One node's agent: the product's own decision and memory, over what the simulated kernel shows.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rebalancer_user::{
     plan::{Group, Ledger, Outcome, Plan, ServiceFacts, decide},
@@ -105,7 +105,7 @@ fn services(world: &World, node: usize) -> BTreeMap<ServiceName, Service> {
     let service = Service {
         ready: count(world.ready().count()),
         ready_here: count(here.count()),
-        addresses: world.replicas.iter().map(|r| r.address().into()).collect(),
+        addresses: Arc::new(world.replicas.iter().map(|r| r.address().into()).collect()),
         changed: world.changed.map(|at| world.now.since(at)),
         ..Service::default()
     };
