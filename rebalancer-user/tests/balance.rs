@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
-    plan::{FIRST_FEW, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide, explain},
+    plan::{
+        Decision, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason, Spared,
+        Verdict, decide, explain,
+    },
     policy::{Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
@@ -328,7 +331,7 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
         assert!(most <= FIRST_FEW && all <= 2 * FIRST_FEW, "{moved:?}");
         let holds = cluster.ledger.take_new_holds();
         assert!(
-            !holds.is_empty() && holds[0].test.returned == FIRST_FEW,
+            matches!(&holds[..], [NewHold::Returns { test, .. }, ..] if test.returned == FIRST_FEW),
             "{holds:?}"
         );
         assert_eq!(cluster.ledger.return_counts().returned, all);
@@ -356,6 +359,135 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
             "{}",
             cluster.moves - before
         );
+    }
+}
+
+/// The last replica is ready and ends each connection at once: its client comes to another.
+fn but_not_to_the_last(cluster: &mut Cluster, _: &Move) -> Option<u32> {
+    Some(1 + cluster.random(u64::from(cluster.endpoints - 1)) as u32)
+}
+
+#[test]
+fn a_replica_that_keeps_nothing_is_given_up() {
+    for budget in ["perNode: 60", "perNode: 1000000"] {
+        let budget = format!("{budget}, perService: 100%, perEndpoint: 100%");
+        for (loads, fields) in [
+            (vec![150, 150, 0], "balance: {}"),
+            (vec![300, 0, 0], "balance: {tolerance: 20%}"),
+            ([vec![100; 10], vec![0]].concat(), "balance: {}"),
+        ] {
+            let total: u64 = loads.iter().sum();
+            let mut cluster = Cluster::new(with_budget(&budget, fields), &loads, 17);
+            let mut held = Vec::new();
+            for interval in 0..2000 {
+                let plan = cluster.step(but_not_to_the_last);
+                if cluster.ledger.take_new_holds().iter().any(is_futile) {
+                    held.push((interval, cluster.moves));
+                    assert_eq!(plan.moves().count(), 0);
+                    assert!(plan.spared().contains_key("futile"), "{:?}", plan.spared());
+                }
+            }
+            println!(
+                "{total} at {}: held at {held:?}, {} moves",
+                loads.len(),
+                cluster.moves
+            );
+            let (first, all) = (held[0].1, cluster.moves);
+            assert!(first <= total * 3, "{first}");
+            assert!((5..=8).contains(&held.len()), "{held:?}");
+            assert!(all <= total * 8, "{all}");
+        }
+    }
+}
+
+fn is_futile(hold: &NewHold) -> bool {
+    matches!(hold, NewHold::Futile { .. })
+}
+
+#[test]
+fn what_is_given_up_is_told_and_another_replica_is_another_try() {
+    let mut cluster = Cluster::new(policy("balance: {}"), &[150, 150, 0], 17);
+    let held = loop {
+        cluster.step(but_not_to_the_last);
+        if let Some(hold) = cluster.ledger.take_new_holds().into_iter().find(is_futile) {
+            break hold;
+        }
+    };
+    let NewHold::Futile { futile, lasts, .. } = held else {
+        panic!("{held:?}")
+    };
+    assert_eq!(
+        (futile.moves, futile.mean, lasts),
+        (cluster.moves, 100, FIRST_HOLD)
+    );
+    let listed = cluster.snapshot();
+    let told = |ledger: &Ledger| {
+        let plan = decide(&cluster.policy, &listed, ledger, listed.taken);
+        let mut decisions = plan.decisions().iter();
+        let is_futile = |d: &&Decision| matches!(d.verdict, Verdict::Spared(Spared::Futile { .. }));
+        let cookie = decisions.find(is_futile).unwrap().cookie;
+        let told = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
+        assert_eq!(told.effort.as_ref().unwrap().moves, futile.moves);
+        let Verdict::Spared(spared) = told.decision.verdict else {
+            panic!()
+        };
+        spared.to_string()
+    };
+    let text = told(&cluster.ledger);
+    println!("{text}");
+    assert!(
+        text.starts_with(&format!("{} moves have not filled", futile.moves)),
+        "{text}"
+    );
+    assert_eq!(text, told(&Ledger::from_entries(cluster.ledger.entries())));
+    // One is added that keeps what comes.
+    let before = cluster.moves;
+    cluster.endpoints = 4;
+    for _ in 0..12 {
+        cluster.step(|cluster, _| Some([1, 2, 4][cluster.random(3) as usize]));
+    }
+    assert!(cluster.moves > before);
+    assert!(cluster.loads()[3] > 60, "{:?}", cluster.loads());
+}
+
+#[test]
+fn by_rates_it_is_given_up_as_well() {
+    let mut cluster = Cluster::new(policy("balance: {by: ByteRate}"), &[150, 150, 0], 23);
+    for _ in 0..400 {
+        // Each carries between one and three thousand in a second.
+        for one in &mut cluster.live {
+            one.bytes_out.0 += 60 * (1000 + one.cookie.0 * 7919 % 2000);
+        }
+        cluster.step(but_not_to_the_last);
+    }
+    let held = cluster.ledger.take_new_holds();
+    let all: Vec<_> = held.iter().filter(|hold| is_futile(hold)).collect();
+    println!("{} moves: {all:?}", cluster.moves);
+    assert!(
+        (2..=6).contains(&all.len()) && cluster.moves < 2000,
+        "{}",
+        cluster.moves
+    );
+}
+
+#[test]
+fn what_fills_is_never_given_up() {
+    let added =
+        |from: usize, to: usize| [vec![1200 / from as u64; from], vec![0; to - from]].concat();
+    for seed in 1..=60 {
+        for (loads, fields) in [
+            (added(1, 3), "balance: {}"),
+            (added(10, 11), "balance: {}"),
+            (added(10, 11), "balance: {tolerance: 1%}"),
+            (vec![30, 0, 0], "balance: {tolerance: 1%}"),
+        ] {
+            let mut cluster = Cluster::new(policy(fields), &loads, seed * 7919);
+            for _ in 0..30 {
+                cluster.step(Cluster::by_chance);
+            }
+            let held = cluster.ledger.take_new_holds();
+            assert!(!held.iter().any(is_futile), "{seed} {loads:?}: {held:?}");
+        }
     }
 }
 

@@ -156,6 +156,26 @@ fn moves_that_do_not_help_stop() {
     }
 }
 
+/// It is tried again after ten minutes, twenty, forty.
+#[test]
+fn a_replica_that_keeps_nothing_is_given_up() {
+    let scenario = Scenario {
+        ends: Duration::from_secs(3600),
+        ..scenario("dead-replica")
+    };
+    for (run, measures) in played(&scenario, 3) {
+        let moves = measures.moves;
+        let within = |from: u64, to: u64| {
+            let at = run.starts.iter().map(|start| start.after_start().as_secs());
+            at.filter(|at| (from..to).contains(at)).count()
+        };
+        let tenths: Vec<usize> = (0..6).map(|i| within(i * 600, (i + 1) * 600)).collect();
+        println!("{moves} moves, by ten minutes: {tenths:?}");
+        assert!(moves <= 1500.0, "{moves} moves in an hour");
+        assert!(run.spared.contains_key("futile"));
+    }
+}
+
 #[test]
 fn a_flood_pushes_no_neighbour_out() {
     for (run, measures) in played(&scenario("flood"), 2) {

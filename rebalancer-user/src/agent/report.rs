@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::{
-    plan::{Move, NewHold, Outcome},
+    plan::{Load, Move, NewHold, Outcome},
     render::What,
 };
 
@@ -51,32 +51,64 @@ pub(super) fn would_move(chosen: &Move) {
 
 /// Moves that do not help, and are left off for a time: logged, and as an event.
 pub(super) fn held(hold: &NewHold) -> What {
-    warn!(
-        whom = %hold.whom,
-        netns = hold.endpoint.netns.0,
-        port = hold.endpoint.port,
-        moves = hold.test.moves,
-        returned = hold.test.returned,
-        by_chance = format!("one of {}", hold.test.siblings),
-        for_seconds = hold.lasts.as_secs(),
-        "moves do not help: clients come back to the same endpoint; nothing of theirs is moved for a time"
-    );
-    let NewHold {
-        whom,
-        endpoint,
-        test,
-        lasts,
-    } = hold;
-    What::Held {
-        of: format!(
-            "{whom} at port {} of netns {}",
-            endpoint.port, endpoint.netns.0
-        ),
-        why: format!(
-            "{} of {} moves came back to the same endpoint, where chance brings one in {}",
-            test.returned, test.moves, test.siblings
-        ),
-        for_seconds: lasts.as_secs_f64(),
+    match hold {
+        NewHold::Returns {
+            whom,
+            endpoint,
+            test,
+            lasts,
+        } => {
+            warn!(
+                %whom,
+                netns = endpoint.netns.0,
+                port = endpoint.port,
+                moves = test.moves,
+                returned = test.returned,
+                by_chance = format!("one of {}", test.siblings),
+                for_seconds = lasts.as_secs(),
+                "moves do not help: clients come back to the same endpoint; nothing of theirs is \
+                 moved for a time"
+            );
+            What::Held {
+                of: format!(
+                    "{whom} at port {} of netns {}",
+                    endpoint.port, endpoint.netns.0
+                ),
+                why: format!(
+                    "{} of {} moves came back to the same endpoint, where chance brings one in {}",
+                    test.returned, test.moves, test.siblings
+                ),
+                for_seconds: lasts.as_secs_f64(),
+            }
+        }
+        NewHold::Futile {
+            rule,
+            group,
+            futile,
+            lasts,
+        } => {
+            warn!(
+                %rule,
+                %group,
+                moves = futile.moves,
+                emptiest = %Load(futile.by, futile.least),
+                mean = %Load(futile.by, futile.mean),
+                by_chance = %Load(futile.by, futile.brought),
+                for_seconds = lasts.as_secs(),
+                "moves do not help: an endpoint stays empty; nothing of its siblings is moved for \
+                 a time"
+            );
+            let (least, mean) = (Load(futile.by, futile.least), Load(futile.by, futile.mean));
+            What::Held {
+                of: format!("rule {rule}, {group}"),
+                why: format!(
+                    "{} moves have not filled what is empty: the emptiest endpoint holds {least} \
+                     of a mean of {mean}",
+                    futile.moves
+                ),
+                for_seconds: lasts.as_secs_f64(),
+            }
+        }
     }
 }
 

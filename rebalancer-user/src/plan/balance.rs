@@ -122,6 +122,9 @@ fn weigh_endpoint<'a>(
     let Some(keeps) = facts.keeps(held.load, first.balance.tolerance(), held.sheds) else {
         return tell(all, &|_| Spared::WithinBalance(standing));
     };
+    if let Some((futile, left)) = shared.held {
+        return tell(all, &|_| Spared::Futile { futile, left });
+    }
     let excess = held.load.saturating_sub(keeps);
     if held.largest > excess {
         // Without that one the endpoint would hold less than the stop: the others are not what

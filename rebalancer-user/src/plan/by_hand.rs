@@ -64,6 +64,7 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
             endpoint: connection.endpoint,
             client: client(connection),
             load: 0,
+            share: 0,
             siblings: 0,
             whole: false,
             stage: Stage::There,

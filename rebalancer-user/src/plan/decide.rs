@@ -278,36 +278,43 @@ impl<'a> Candidate<'a> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
-            spender: Box::new(spender(connection, who, rule, groups, ledger)),
+            spender: Box::new(self.spender(groups, ledger)),
         }
     }
-}
 
-fn spender(
-    connection: &Connection,
-    who: &Who,
-    rule: &Rule,
-    groups: &Groups,
-    ledger: &Ledger,
-) -> Spender {
-    let shared = groups.get(rule, connection.endpoint);
-    let by = rule
-        .balance()
-        .map_or(By::Connections, |balance| balance.by());
-    Spender {
-        rule: rule.name().clone(),
-        namespace: who.pod().map(|pod| pod.namespace.clone()),
-        group: match shared {
-            Some(shared) => shared.group.clone(),
-            // Each that a rule is for is of a group.
-            None => super::Group::of(rule, who, &connection.endpoint).into(),
-        },
-        endpoint: connection.endpoint,
-        client: client(connection),
-        load: load(connection, by, ledger).unwrap_or(0),
-        siblings: shared.map_or(0, |shared| shared.siblings()),
-        whole: shared.is_some_and(Shared::is_seen_whole),
-        stage: Stage::There,
+    fn spender(&self, groups: &Groups, ledger: &Ledger) -> Spender {
+        let &Self {
+            connection,
+            who,
+            rule,
+            worst,
+            ..
+        } = self;
+        let shared = groups.get(rule, connection.endpoint);
+        let by = rule
+            .balance()
+            .map_or(By::Connections, |balance| balance.by());
+        let load = load(connection, by, ledger).unwrap_or(0);
+        let facts = shared.and_then(|shared| shared.facts.ok());
+        Spender {
+            rule: rule.name().clone(),
+            namespace: who.pod().map(|pod| pod.namespace.clone()),
+            group: match shared {
+                Some(shared) => shared.group.clone(),
+                // Each that a rule is for is of a group.
+                None => super::Group::of(rule, who, &connection.endpoint).into(),
+            },
+            endpoint: connection.endpoint,
+            client: client(connection),
+            load,
+            share: match worst {
+                Reason::Balance { .. } => facts.map_or(0, |facts| facts.share(load)),
+                _ => 0,
+            },
+            siblings: shared.map_or(0, |shared| shared.siblings()),
+            whole: shared.is_some_and(Shared::is_seen_whole),
+            stage: Stage::There,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
 
 use super::{
-    Decision, Ledger, Reason, Spared, Standing, Verdict, Whom,
+    Decision, Effort, Ledger, Reason, Spared, Standing, Verdict, Whom,
     balance::client,
     decide,
     groups::Groups,
@@ -33,6 +33,8 @@ pub struct Explanation<'a> {
     /// What is known of where moved clients come back: the connection's own client, and all of its
     /// rule, from its endpoint.
     pub returns: Vec<(Whom, Test)>,
+    /// What was moved to fill the emptiest of its endpoint and its siblings, if any holds too much.
+    pub effort: Option<Effort>,
     /// Every guard that spares it; the first is the one named in a plan.
     pub guards: Vec<Spared>,
     /// What the plan says of it.
@@ -100,6 +102,8 @@ pub fn explain<'a>(
         let held = shared.endpoints.get(&connection.endpoint)?;
         Some(Standing::of(balance, shared.facts.ok()?, held.load))
     });
+    let shared = rule.and_then(|rule| groups.get(rule, connection.endpoint));
+    let effort = shared.and_then(|shared| ledger.effort(&shared.rule, &shared.group));
     let whom = rule.map(|rule| {
         let client = Whom::Client(client(connection));
         [client, Whom::Rule(rule.name().clone())]
@@ -117,6 +121,7 @@ pub fn explain<'a>(
         unknown,
         balance,
         returns,
+        effort: effort.cloned(),
         guards,
         decision,
     })

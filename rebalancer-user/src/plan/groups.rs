@@ -4,9 +4,9 @@
 //! port. What balance must know of one is a value, [`ServiceFacts`]: whoever knows more of a Service
 //! than this node does can give a better one.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Ledger, balance::client, chance::Chance, returns::Whom};
+use super::{Futile, Ledger, balance::client, chance::Chance, futility::MEAN, returns::Whom};
 use crate::{
     policy::{Balance, By, Percent, Policy, Rule, RuleName},
     snapshot::{
@@ -157,6 +157,17 @@ impl ServiceFacts {
         Some(high.max(self.stop(tolerance).saturating_add(1)))
     }
 
+    /// What the emptiest lacks, in millionths of the mean.
+    pub(super) fn missing(&self) -> u64 {
+        MEAN.saturating_sub(self.share(self.least))
+    }
+
+    /// How much a load is, in millionths of the mean.
+    pub(super) fn share(&self, load: u64) -> u64 {
+        let load = u128::from(load) * u128::from(self.endpoints) * u128::from(MEAN);
+        u64::try_from(load / u128::from(self.sum.total.max(1))).unwrap_or(u64::MAX)
+    }
+
     /// Whether an endpoint holds less than chance explains, as one that was just added.
     pub fn one_is_empty(&self) -> bool {
         self.chance()
@@ -219,6 +230,8 @@ pub(super) struct Shared {
     pub(super) group: Arc<Group>,
     pub(super) balance: Option<Balance>,
     pub(super) facts: Result<ServiceFacts, NoView>,
+    /// Moves that did not help, and for how long none is made.
+    pub(super) held: Option<(Futile, Duration)>,
     /// Connections, whatever they count for.
     pub(super) connections: u64,
     /// What is there now, and what was moved and has not been seen again.
@@ -276,6 +289,7 @@ impl Groups {
                 shared.sum.add(load);
             }
             shared.facts = facts(shared, snapshot, ledger);
+            shared.held = ledger.futile(shared, snapshot.taken);
         }
         groups
     }
@@ -306,6 +320,7 @@ impl Groups {
                     group: Arc::new(group),
                     balance: rule.balance(),
                     facts: Err(NoView { here: 0, all: None }),
+                    held: None,
                     connections: 0,
                     sum: Sum::default(),
                     endpoints: BTreeMap::new(),

@@ -9,9 +9,10 @@ use std::{
 };
 
 use super::{
-    Group, Move, Outcome, ServiceFacts, Sum,
+    Effort, Futile, Group, Move, Outcome, ServiceFacts, Sum,
     flows::{Flow, Flows},
-    groups::Groups,
+    futility::Efforts,
+    groups::{Groups, Shared},
     rates::{History, Rates},
     returns::{Awaited, Back, NewHold, ReturnCounts, Returns, Test, Whom},
 };
@@ -38,6 +39,7 @@ pub struct Ledger {
     returns: Returns,
     sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
     shedding: BTreeSet<(RuleName, EndpointKey)>,
+    efforts: Efforts,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
 }
 
@@ -63,6 +65,8 @@ pub struct Spender {
     pub client: IpAddr,
     /// What it counted for in its group.
     pub load: u64,
+    /// If balance chose it, that in millionths of the group's mean; else 0.
+    pub share: u64,
     /// Endpoints that its client may come to; 0 if that is not known.
     pub siblings: u32,
     /// All of these are seen here.
@@ -136,6 +140,8 @@ pub struct Entries {
     pub sums: Vec<(RuleName, Group, Vec<Sum>)>,
     /// Endpoints that have begun to shed.
     pub shedding: Vec<(RuleName, EndpointKey)>,
+    /// What was moved to fill what is empty, and whether it did.
+    pub efforts: Vec<(RuleName, Group, Effort)>,
 }
 
 impl Ledger {
@@ -169,6 +175,7 @@ impl Ledger {
             returns,
             sums: self.sums.iter().map(sums).collect(),
             shedding: self.shedding.iter().cloned().collect(),
+            efforts: self.efforts.entries(),
         }
     }
 
@@ -197,6 +204,7 @@ impl Ledger {
             returns: Returns::from_entries(entries.awaited, entries.taken, entries.returns),
             sums: entries.sums.into_iter().map(sums).collect(),
             shedding: entries.shedding.into_iter().collect(),
+            efforts: Efforts::from_entries(entries.efforts),
             views: BTreeMap::new(),
         }
     }
@@ -226,16 +234,17 @@ impl Ledger {
         }
         if policy.rules().iter().any(|rule| rule.balance().is_some()) {
             let groups = Groups::of(policy, snapshot, self);
-            self.remember(&groups);
+            self.remember(&groups, snapshot.taken);
         } else {
             self.sums.clear();
             self.shedding.clear();
+            self.efforts.clear();
         }
     }
 
     /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
     /// stop whose moved clients have not all been seen again may be above it in a moment.
-    fn remember(&mut self, groups: &Groups) {
+    fn remember(&mut self, groups: &Groups, now: KernelTime) {
         let mut sums = std::mem::take(&mut self.sums);
         let mut shedding = BTreeSet::new();
         for shared in groups.iter() {
@@ -259,6 +268,13 @@ impl Ledger {
                 }
             }
         }
+        let sheds = |shared: &Shared| {
+            let is_shedding =
+                |endpoint: &EndpointKey| shedding.contains(&(shared.rule.clone(), *endpoint));
+            !shedding.is_empty() && shared.endpoints.keys().any(is_shedding)
+        };
+        let groups = groups.iter().map(|shared| (shared, sheds(shared)));
+        self.efforts.observe(groups, now);
         self.shedding = shedding;
     }
 
@@ -321,6 +337,16 @@ impl Ledger {
         self.returns.test(whom, endpoint)
     }
 
+    /// What was moved to fill what is empty in a group.
+    pub(super) fn effort(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&Effort> {
+        self.efforts.get(rule, group)
+    }
+
+    /// Moves in a group that did not help, and for how long none is made.
+    pub(super) fn futile(&self, shared: &Shared, now: KernelTime) -> Option<(Futile, Duration)> {
+        self.efforts.held(shared, now)
+    }
+
     /// How many moves were followed by what, since this ledger began.
     pub fn return_counts(&self) -> ReturnCounts {
         self.returns.counts()
@@ -329,7 +355,9 @@ impl Ledger {
     /// Evidence that has become enough since this was last asked: nothing more is moved there for
     /// a time, and the operator should know.
     pub fn take_new_holds(&mut self) -> Vec<NewHold> {
-        self.returns.take_new_holds()
+        let mut holds = self.returns.take_new_holds();
+        holds.append(&mut self.efforts.take_new_holds());
+        holds
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -374,6 +402,10 @@ impl Ledger {
         }
         if let Some(made) = self.made.get_mut(&(began, cookie)) {
             made.stage = Stage::Away;
+        }
+        if spender.share > 0 {
+            self.efforts
+                .count(&spender.rule, &spender.group, spender.share);
         }
         self.returns.awaits(Awaited {
             ended,

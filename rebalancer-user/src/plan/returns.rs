@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use super::{balance::client, ledger::Spender};
+use super::{Futile, Group, balance::client, ledger::Spender};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot},
@@ -35,7 +35,7 @@ pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// How long nothing is moved after the first evidence.
 pub const FIRST_HOLD: Duration = Duration::from_secs(600);
 
-const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
+pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Moves that may be under way while it is not known whether they help.
 pub const FIRST_FEW: u64 = 6;
@@ -52,7 +52,7 @@ const EVIDENCE: f64 = 6.9;
 const MOST: usize = 16_384;
 
 /// What has not been heard of for so long is forgotten, unless it is held.
-const FORGET: Duration = Duration::from_secs(3600);
+pub(super) const FORGET: Duration = Duration::from_secs(3600);
 
 /// Whose returns are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,15 +94,29 @@ pub struct Test {
 
 /// Evidence that has just become enough.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewHold {
-    /// Whose moves.
-    pub whom: Whom,
-    /// From which endpoint.
-    pub endpoint: EndpointKey,
-    /// The evidence.
-    pub test: Test,
-    /// For how long nothing is moved.
-    pub lasts: Duration,
+pub enum NewHold {
+    /// That clients come back.
+    Returns {
+        /// Whose moves.
+        whom: Whom,
+        /// From which endpoint.
+        endpoint: EndpointKey,
+        /// The evidence.
+        test: Test,
+        /// For how long nothing is moved.
+        lasts: Duration,
+    },
+    /// That an endpoint stays empty.
+    Futile {
+        /// Whose moves.
+        rule: RuleName,
+        /// Among which endpoints.
+        group: Group,
+        /// The evidence.
+        futile: Futile,
+        /// For how long nothing is moved.
+        lasts: Duration,
+    },
 }
 
 /// A move that has ended, and whose client is looked for.
@@ -338,7 +352,7 @@ impl Returns {
                 let others = of_rule.score.saturating_sub(before.max(0)).max(0);
                 of_rule.score = of_rule.score.min(others);
             }
-            self.new_holds.push(NewHold {
+            self.new_holds.push(NewHold::Returns {
                 whom: client,
                 endpoint,
                 test,
@@ -349,7 +363,7 @@ impl Returns {
             return;
         }
         if let Some(lasts) = of_rule.learn(siblings, seen, now) {
-            self.new_holds.push(NewHold {
+            self.new_holds.push(NewHold::Returns {
                 whom: rule,
                 endpoint,
                 test: *of_rule,
@@ -438,13 +452,23 @@ impl Test {
         if seen.returned == 0 || self.score < enough || self.holds_for(now).is_some() {
             return None;
         }
-        let doubled = 2_u32.saturating_pow(self.holds.min(16));
-        let lasts = FIRST_HOLD.saturating_mul(doubled).min(LONGEST_HOLD);
-        self.holds += 1;
-        let nanos = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
-        self.held_until = KernelTime(now.0.saturating_add(nanos));
+        let lasts = hold(self.holds);
+        self.holds = self.holds.saturating_add(1);
+        self.held_until = until(now, lasts);
         Some(lasts)
     }
+}
+
+/// How long the next hold is, after so many.
+pub(super) fn hold(holds: u32) -> Duration {
+    let doubled = 2_u32.saturating_pow(holds.min(16));
+    FIRST_HOLD.saturating_mul(doubled).min(LONGEST_HOLD)
+}
+
+/// When a hold that begins now is over.
+pub(super) fn until(now: KernelTime, lasts: Duration) -> KernelTime {
+    let nanos = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
+    KernelTime(now.0.saturating_add(nanos))
 }
 
 /// The logarithm of how much likelier it is by rule than by chance, in millionths.

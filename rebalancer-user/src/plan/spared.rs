@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, NoView, Outcome, Reason, Standing, Unknown, Whom,
+    BudgetOf, Futile, NoView, Outcome, Reason, Standing, Unknown, Whom,
     limits::{Load, rounded},
     returns::FIRST_FEW,
 };
@@ -232,6 +232,13 @@ pub enum Spared {
         /// Until a move is tried again.
         left: Duration,
     },
+    /// Moves among its endpoint and its siblings have not filled the emptiest of them.
+    Futile {
+        /// What was moved.
+        futile: Futile,
+        /// Until a move is tried again.
+        left: Duration,
+    },
     /// It is not known yet whether moves help: the first few are under way.
     FirstFew {
         /// Whose moves.
@@ -299,6 +306,7 @@ impl Spared {
             Self::NoClusterView(_) => "noClusterView",
             Self::NotReady => "notReady",
             Self::Returns { .. } => "returns",
+            Self::Futile { .. } => "futile",
             Self::FirstFew { .. } => "firstFew",
         }
     }
@@ -406,6 +414,10 @@ impl Spared {
             Self::NoClusterView(_) => "all ready endpoints of its Service on this node".to_owned(),
             Self::NotReady => "that its endpoint is ready".to_owned(),
             Self::Returns { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::Futile { left, .. } => format!(
+                "that the emptiest endpoint keeps what comes to it, or a wait of {}",
+                rounded(*left)
+            ),
             Self::FirstFew { .. } => {
                 "that their clients are seen elsewhere, or not at all for a time".to_owned()
             }
@@ -596,6 +608,9 @@ impl fmt::Display for Spared {
                  brings one of {siblings}; not again for {}",
                 rounded(*left)
             ),
+            Self::Futile { futile, left } => {
+                write!(f, "{futile}; not again for {}", rounded(*left))
+            }
             Self::FirstFew { whom, under_way } => write!(
                 f,
                 "{under_way} moves of {whom} are under way, and it is not known yet whether they \
@@ -765,6 +780,17 @@ mod tests {
             Spared::NotReady,
             returns(Whom::Client("10.0.0.7".parse().unwrap())),
             returns(Whom::Rule(RuleName::by_hand())),
+            Spared::Futile {
+                futile: Futile {
+                    moves: 480,
+                    by: By::Connections,
+                    endpoints: 3,
+                    least: 0,
+                    mean: 100,
+                    brought: 160,
+                },
+                left: Duration::from_secs(600),
+            },
             Spared::FirstFew {
                 whom: Whom::Client("10.0.0.7".parse().unwrap()),
                 under_way: 6,

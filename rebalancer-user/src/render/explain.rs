@@ -13,7 +13,7 @@ use super::{
     table::{age, size},
 };
 use crate::{
-    plan::{Explanation, Reason, Standing, Test, Verdict},
+    plan::{Effort, Explanation, Reason, Standing, Test, Verdict},
     snapshot::{ServiceName, Snapshot},
 };
 
@@ -86,6 +86,9 @@ pub fn explanation_table(
             format!("{returned} of {moves} moves of {whom} came back to this endpoint"),
         )?;
     }
+    if let Some(effort) = &explained.effort {
+        line("moves", effort_text(effort))?;
+    }
     for guard in &explained.guards {
         line("guard", format!("{}: {guard}", guard.as_str()))?;
     }
@@ -118,6 +121,8 @@ struct Body<'a> {
     balance: Option<BalanceItem>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     returns: Vec<ReturnItem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effort: Option<EffortItem>,
     guards: Vec<GuardItem>,
     decision: DecisionItem<'a>,
     needs: Option<String>,
@@ -178,6 +183,26 @@ struct ReturnItem {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
+struct EffortItem {
+    moves: u64,
+    missing_percent: u64,
+    holds: u32,
+    text: String,
+}
+
+impl EffortItem {
+    fn of(effort: &Effort) -> Self {
+        Self {
+            moves: effort.moves,
+            missing_percent: effort.missing_percent(),
+            holds: effort.holds,
+            text: effort_text(effort),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct GuardItem {
     cause: &'static str,
     why: String,
@@ -220,6 +245,7 @@ pub fn explanation(
                 siblings: test.siblings,
             })
             .collect(),
+        effort: explained.effort.as_ref().map(EffortItem::of),
         guards: explained
             .guards
             .iter()
@@ -233,6 +259,14 @@ pub fn explanation(
         needs: explained.needs(),
     };
     write_json(out, notation, "Explanation", snapshot, origin, body)
+}
+
+fn effort_text(effort: &Effort) -> String {
+    format!(
+        "{} since the emptiest endpoint lacked {} % of the mean",
+        effort.moves,
+        effort.missing_percent()
+    )
 }
 
 fn standing(reason: Reason) -> &'static str {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     json::API_VERSION,
     ledger_balance::{AwaitedItem, FlowItem, ReturnItem, SheddingItem, SpenderItem, SumsItem},
+    ledger_effort::EffortItem,
     read::{ReadError, check_kind, parse, quoted},
 };
 use crate::{
@@ -37,6 +38,8 @@ pub(super) struct LedgerItem {
     sums: Vec<SumsItem>,
     #[serde(default)]
     shedding: Vec<SheddingItem>,
+    #[serde(default)]
+    efforts: Vec<EffortItem>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -91,6 +94,7 @@ impl LedgerItem {
             returns,
             sums,
             shedding,
+            efforts,
         } = ledger.entries();
         let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
             all.into_iter().map(|(t, c, by)| began(c, t, &by))
@@ -109,6 +113,7 @@ impl LedgerItem {
             returns: returns.iter().map(ReturnItem::of).collect(),
             sums: sums.iter().map(SumsItem::of).collect(),
             shedding: shedding.iter().map(SheddingItem::of).collect(),
+            efforts: efforts.iter().map(EffortItem::of).collect(),
         }
     }
 
@@ -147,6 +152,7 @@ impl LedgerItem {
             returns: each(&self.returns, above, "returns", ReturnItem::test)?,
             sums: each(&self.sums, above, "sums", SumsItem::sums)?,
             shedding: each(&self.shedding, above, "shedding", SheddingItem::shedding)?,
+            efforts: each(&self.efforts, above, "efforts", EffortItem::effort)?,
         }))
     }
 }

@@ -27,6 +27,9 @@ pub(super) struct SpenderItem {
     endpoint: EndpointRef,
     client: IpAddr,
     load: u64,
+    /// In millionths of the mean.
+    #[serde(default)]
+    share: u64,
     siblings: u32,
     all_seen: bool,
     stage: String,
@@ -34,7 +37,7 @@ pub(super) struct SpenderItem {
 
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct GroupItem {
+pub(super) struct GroupItem {
     /// `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     service: Option<String>,
@@ -116,6 +119,7 @@ impl SpenderItem {
             endpoint: endpoint_ref(&by.endpoint),
             client: by.client,
             load: by.load,
+            share: by.share,
             siblings: by.siblings,
             all_seen: by.whole,
             stage: by.stage.as_str().to_owned(),
@@ -131,6 +135,7 @@ impl SpenderItem {
             endpoint: endpoint(&self.endpoint),
             client: self.client,
             load: self.load,
+            share: self.share,
             siblings: self.siblings,
             whole: self.all_seen,
             stage: stage.ok_or_else(|| unknown(path, "stage", &self.stage))?,
@@ -139,14 +144,14 @@ impl SpenderItem {
 }
 
 impl GroupItem {
-    fn of(group: &Group) -> Self {
+    pub(super) fn of(group: &Group) -> Self {
         Self {
             service: group.service.as_ref().map(ToString::to_string),
             port: group.port,
         }
     }
 
-    fn group(&self, path: &str) -> Result<Group, ReadError> {
+    pub(super) fn group(&self, path: &str) -> Result<Group, ReadError> {
         let read = |text: &str| -> Result<ServiceName, ReadError> {
             let parts = text.split_once('/');
             let (namespace, name) = parts.ok_or_else(|| unknown(path, "group.service", text))?;
@@ -294,7 +299,7 @@ impl SheddingItem {
     }
 }
 
-fn endpoint(of: &EndpointRef) -> EndpointKey {
+pub(super) fn endpoint(of: &EndpointRef) -> EndpointKey {
     EndpointKey {
         netns: Netns(of.netns),
         cgroup: of.cgroup.map(CgroupId),
@@ -302,7 +307,7 @@ fn endpoint(of: &EndpointRef) -> EndpointKey {
     }
 }
 
-fn rule(text: &str, path: &str) -> Result<RuleName, ReadError> {
+pub(super) fn rule(text: &str, path: &str) -> Result<RuleName, ReadError> {
     RuleName::known(text).ok_or_else(|| ReadError::Value {
         path: format!("{path}.rule"),
         value: quoted(text),

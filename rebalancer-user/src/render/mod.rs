@@ -6,6 +6,7 @@ mod explain;
 mod json;
 mod ledger;
 mod ledger_balance;
+mod ledger_effort;
 mod moved;
 mod names;
 mod pause;

@@ -23,17 +23,19 @@ pub(crate) struct Scenario {
 impl Scenario {
     /// Whether chance and moves alone decide where connections are, so that there is a least.
     pub(crate) fn has_least(&self) -> bool {
-        self.clients.iter().all(|clients| {
-            let by_chance = clients.dial == Dial::Chance && clients.stay.is_none();
-            by_chance && matches!(clients.rate, Rate::Mean(_))
-        })
+        let dead = self.acts.iter().any(|(_, act)| *act == Act::AddDead);
+        !dead
+            && self.clients.iter().all(|clients| {
+                let by_chance = clients.dial == Dial::Chance && clients.stay.is_none();
+                by_chance && matches!(clients.rate, Rate::Mean(_))
+            })
     }
 
     /// More replicas than there ever are.
     pub(crate) fn most_replicas(&self) -> usize {
         let scaled = self.acts.iter().map(|(_, act)| match act {
             Act::Scale(count) => *count,
-            Act::Replace => 1,
+            Act::Replace | Act::AddDead => 1,
         });
         self.replicas + scaled.sum::<usize>()
     }
@@ -97,6 +99,8 @@ pub(crate) enum Act {
     Scale(usize),
     /// A new replica is added and the oldest taken out.
     Replace,
+    /// A replica is added that is ready and ends each connection at once.
+    AddDead,
 }
 
 const fn seconds(seconds: u64) -> Duration {
@@ -205,6 +209,15 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
             ..more(
                 "sticky",
                 "clients always come back to their replica; 4 hours",
+            )
+        },
+        Scenario {
+            acts: vec![(seconds(60), Act::AddDead)],
+            replicas: 2,
+            ends: seconds(4 * 3600),
+            ..more(
+                "dead-replica",
+                "300 connections on 2 replicas, 1 is added that ends each at once; 4 hours",
             )
         },
         flood(),

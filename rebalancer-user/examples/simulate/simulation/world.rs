@@ -70,6 +70,8 @@ pub(crate) struct World {
     acts: Vec<Act>,
     wishes: Vec<Wish>,
     wanted: usize,
+    /// Ready, and ends what comes to it.
+    dead: Option<usize>,
     stuck: BTreeMap<IpAddr, usize>,
     events: BinaryHeap<Reverse<(KernelTime, u64, Event)>>,
     count: u64,
@@ -90,6 +92,7 @@ impl World {
             acts: scenario.acts.iter().map(|(_, act)| *act).collect(),
             wishes: Vec::new(),
             wanted: 0,
+            dead: None,
             stuck: BTreeMap::new(),
             events: BinaryHeap::new(),
             count: 0,
@@ -145,6 +148,11 @@ impl World {
                     if let Some(oldest) = oldest {
                         self.take_out(oldest);
                     }
+                }
+                Act::AddDead => {
+                    self.dead = Some(self.replicas.len());
+                    self.add_replica();
+                    self.changed = Some(self.now);
                 }
             },
             Event::Arrive(kind) => {
@@ -298,6 +306,10 @@ impl World {
         let Some(replica) = self.place(wish) else {
             return self.after(Duration::from_secs(1), Event::Connect(wish));
         };
+        if self.dead == Some(replica) {
+            let backoff = self.random.backoff();
+            return self.after(backoff, Event::Connect(wish));
+        }
         self.last_cookie += 1;
         let cookie = Cookie(self.last_cookie);
         let Wish { client, rate, .. } = self.wishes[wish];

@@ -1,0 +1,355 @@
+//! Whether moves fill what is empty.
+//!
+//! A replica that is ready and ends every connection, or that nobody reaches, stays empty: its
+//! siblings would shed without end, and their clients do come elsewhere, so that returns tell
+//! nothing. So for each group under each rule it is noted how much the emptiest endpoint lacks of
+//! the mean, and what has been moved since. Chance brings it 1/N of that. When it has gained half
+//! of what it lacked, all is noted anew; when three times as much was moved as chance needs for
+//! that, and [`SLACK`] more, and it has not, the group is held, as long as after returns.
+//!
+//! A cure never comes near: what all others have too much is at most N−1 times what the emptiest
+//! lacks, so that N times that is the whole cure, and the bound is half as much again. After a hold
+//! an eighth must be gained, by three times what that takes.
+//!
+//! All is counted in millionths of the mean, as it was when it was moved, so that a Service that
+//! carries more, or less, than before changes nothing. By rates a connection is taken to carry at
+//! its new endpoint what it did before. One whose rate falls with its move is counted for more than
+//! it brings; it is the factor three that allows for that.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    Group, NewHold, ServiceFacts,
+    groups::Shared,
+    limits::Load,
+    returns::{FORGET, LONGEST_HOLD, hold, until},
+};
+use crate::{
+    policy::{By, RuleName},
+    snapshot::{EndpointKey, KernelTime},
+};
+
+/// The mean, in the unit of what is counted here.
+pub(super) const MEAN: u64 = 1_000_000;
+
+/// Moves, each as large as the largest, that chance alone may spend in vain.
+const SLACK: u64 = 20;
+
+/// What was moved to fill the emptiest endpoint of a group, and whether it did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// The ready endpoints seen here. With others it is another situation.
+    pub endpoints: BTreeSet<EndpointKey>,
+    /// All of them.
+    pub siblings: u32,
+    /// What the emptiest lacked at the start, or later if that was more; in millionths of the mean.
+    pub missing: u64,
+    /// Moves since then.
+    pub moves: u64,
+    /// What they counted for, in millionths of the mean.
+    pub moved: u64,
+    /// The most that one of them did.
+    pub largest: u64,
+    /// It is the first since a hold.
+    pub again: bool,
+    /// How often moves were found not to help.
+    pub holds: u32,
+    /// Nothing is moved before; zero if it is not held.
+    pub held_until: KernelTime,
+    /// When an endpoint last held too much.
+    pub last: KernelTime,
+}
+
+/// Moves that have not filled what is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Futile {
+    /// So many.
+    pub moves: u64,
+    /// What is balanced.
+    pub by: By,
+    /// Endpoints.
+    pub endpoints: u32,
+    /// What the emptiest holds now.
+    pub least: u64,
+    /// What each would hold.
+    pub mean: u64,
+    /// What chance would have brought it.
+    pub brought: u64,
+}
+
+impl fmt::Display for Futile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [self.least, self.mean, self.brought];
+        let [least, mean, brought] = all.map(|load| Load(self.by, load));
+        write!(
+            f,
+            "{} moves have not filled what is empty: the emptiest of {} endpoints holds {least} of \
+             mean {mean}, where chance would have brought it {brought}",
+            self.moves, self.endpoints
+        )
+    }
+}
+
+impl Effort {
+    fn new(endpoints: BTreeSet<EndpointKey>, facts: &ServiceFacts, now: KernelTime) -> Self {
+        Self {
+            endpoints,
+            siblings: facts.endpoints,
+            missing: facts.missing(),
+            last: now,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in how the same endpoints stand now; for how long it holds from now, if it begins to.
+    fn observe(&mut self, missing: u64, now: KernelTime) -> Option<Duration> {
+        let is_held = self.held_until != KernelTime::default();
+        let halved = missing <= self.missing / 2;
+        let eighth = missing <= self.missing - self.missing / 8;
+        if halved {
+            self.start(missing);
+            (self.again, self.holds) = (false, 0);
+        } else if is_held && now >= self.held_until {
+            self.start(missing);
+            self.again = true;
+        } else if is_held {
+            return None;
+        } else if self.again && self.moves > 0 && eighth {
+            self.start(missing);
+            self.again = false;
+        }
+        self.missing = self.missing.max(missing);
+        if u128::from(self.moved) <= self.allowed() {
+            return None;
+        }
+        let lasts = hold(self.holds);
+        self.holds = self.holds.saturating_add(1);
+        self.held_until = until(now, lasts);
+        Some(lasts)
+    }
+
+    fn start(&mut self, missing: u64) {
+        (self.moves, self.moved, self.largest) = (0, 0, 0);
+        self.held_until = KernelTime::default();
+        self.missing = missing;
+    }
+
+    /// What may be moved until it must have helped.
+    fn allowed(&self) -> u128 {
+        let gain = u128::from(self.missing) / if self.again { 8 } else { 2 };
+        3 * gain * u128::from(self.siblings) + u128::from(SLACK) * u128::from(self.largest)
+    }
+
+    /// What the emptiest lacked at the start.
+    pub fn missing_percent(&self) -> u64 {
+        self.missing / (MEAN / 100)
+    }
+
+    fn count(&mut self, share: u64) {
+        self.moves = self.moves.saturating_add(1);
+        self.moved = self.moved.saturating_add(share);
+        self.largest = self.largest.max(share);
+    }
+
+    /// Until it is tried again, if it is held.
+    fn holds_for(&self, now: KernelTime) -> Option<Duration> {
+        let left = self.held_until.since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Who was held is remembered for longer, so that the next hold is longer.
+    fn is_stale(&self, now: KernelTime) -> bool {
+        let kept = if self.holds > 0 { LONGEST_HOLD } else { FORGET };
+        self.holds_for(now).is_none() && now.since(self.last) >= kept
+    }
+
+    fn futile(&self, by: By, facts: &ServiceFacts) -> Futile {
+        let n = u128::from(facts.endpoints.max(1));
+        let brought = u128::from(self.moved) * u128::from(facts.sum.total);
+        let brought = brought / (u128::from(MEAN) * n * n);
+        Futile {
+            moves: self.moves,
+            by,
+            endpoints: facts.endpoints,
+            least: facts.least,
+            mean: facts.mean(),
+            brought: u64::try_from(brought).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// Whose an effort is.
+type Key = (RuleName, Arc<Group>);
+
+/// All efforts, of groups in which an endpoint holds too much, or did not long ago.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Efforts {
+    all: BTreeMap<Key, Effort>,
+    new_holds: Vec<NewHold>,
+}
+
+impl Efforts {
+    pub(super) fn entries(&self) -> Vec<(RuleName, Group, Effort)> {
+        let entry = |((rule, group), effort): (&Key, &Effort)| {
+            (rule.clone(), Group::clone(group), effort.clone())
+        };
+        self.all.iter().map(entry).collect()
+    }
+
+    pub(super) fn from_entries(entries: Vec<(RuleName, Group, Effort)>) -> Self {
+        let entry = |(rule, group, effort)| ((rule, Arc::new(group)), effort);
+        Self {
+            all: entries.into_iter().map(entry).collect(),
+            new_holds: Vec::new(),
+        }
+    }
+
+    pub(super) fn get(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&Effort> {
+        // Most of the time there is none.
+        if self.all.is_empty() {
+            return None;
+        }
+        self.all.get(&(rule.clone(), Arc::clone(group)))
+    }
+
+    /// Whether moves in a group are held, why, and for how long still.
+    pub(super) fn held(&self, shared: &Shared, now: KernelTime) -> Option<(Futile, Duration)> {
+        let (balance, facts) = (shared.balance?, shared.facts.ok()?);
+        let effort = self.get(&shared.rule, &shared.group)?;
+        let left = effort.holds_for(now)?;
+        Some((effort.futile(balance.by(), &facts), left))
+    }
+
+    /// A move that balance chose has ended a connection of this share of the mean.
+    pub(super) fn count(&mut self, rule: &RuleName, group: &Arc<Group>, share: u64) {
+        if let Some(effort) = self.all.get_mut(&(rule.clone(), Arc::clone(group))) {
+            effort.count(share);
+        }
+    }
+
+    /// What is known of the groups of a snapshot taken `now`; groups that are not there are
+    /// forgotten. `sheds`: whether an endpoint of it holds too much.
+    pub(super) fn observe<'a>(
+        &mut self,
+        groups: impl Iterator<Item = (&'a Shared, bool)>,
+        now: KernelTime,
+    ) {
+        let mut before = std::mem::take(&mut self.all);
+        for (shared, sheds) in groups {
+            let key = (shared.rule.clone(), Arc::clone(&shared.group));
+            let known = before.remove(&key);
+            let (Some(balance), Ok(facts)) = (shared.balance, &shared.facts) else {
+                // It may be known again soon.
+                self.all.extend(known.map(|effort| (key, effort)));
+                continue;
+            };
+            let ready = shared.endpoints.iter().filter(|(_, held)| held.ready);
+            let endpoints: BTreeSet<EndpointKey> = ready.map(|(key, _)| *key).collect();
+            let same = |effort: &Effort| {
+                effort.endpoints == endpoints && effort.siblings == facts.endpoints
+            };
+            let known = known.filter(|effort| same(effort) && !effort.is_stale(now));
+            let Some(mut effort) =
+                known.or_else(|| sheds.then(|| Effort::new(endpoints, facts, now)))
+            else {
+                continue;
+            };
+            if sheds {
+                effort.last = now;
+            }
+            if let Some(lasts) = effort.observe(facts.missing(), now) {
+                self.new_holds.push(NewHold::Futile {
+                    rule: shared.rule.clone(),
+                    group: Group::clone(&shared.group),
+                    futile: effort.futile(balance.by(), facts),
+                    lasts,
+                });
+            }
+            self.all.insert(key, effort);
+        }
+    }
+
+    pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
+        std::mem::take(&mut self.new_holds)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.all.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: u64 = 60_000_000_000;
+
+    fn effort() -> Effort {
+        Effort {
+            siblings: 3,
+            missing: MEAN,
+            ..Effort::default()
+        }
+    }
+
+    /// Moves of a hundredth of the mean each until it holds, and for how many minutes.
+    fn held_after(effort: &mut Effort, missing: u64, now: KernelTime) -> (u64, u64) {
+        for _ in 0..10_000 {
+            effort.count(MEAN / 100);
+            if let Some(lasts) = effort.observe(missing, now) {
+                return (effort.moves, lasts.as_secs() / 60);
+            }
+        }
+        panic!("{effort:?}")
+    }
+
+    #[test]
+    fn what_stays_empty_is_held_for_longer_each_time_after_fewer_moves() {
+        let (mut effort, mut now) = (effort(), KernelTime(MINUTE));
+        // Half of 100 takes 150; three times that, and 20.
+        assert_eq!(held_after(&mut effort, MEAN, now), (471, 10));
+        let mut held = Vec::new();
+        for _ in 0..9 {
+            assert_eq!(effort.observe(MEAN, now), None);
+            now = effort.held_until;
+            assert_eq!(effort.holds_for(now), None);
+            assert_eq!(effort.observe(MEAN, now), None);
+            let (moves, minutes) = held_after(&mut effort, MEAN, now);
+            // An eighth takes 37.5.
+            assert_eq!(moves, 133);
+            held.push(minutes);
+        }
+        assert_eq!(held, [20, 40, 80, 160, 320, 640, 1280, 1440, 1440]);
+    }
+
+    #[test]
+    fn what_fills_starts_anew() {
+        let mut effort = effort();
+        for _ in 0..200 {
+            effort.count(MEAN / 100);
+        }
+        assert_eq!(effort.observe(MEAN / 2 + 1, KernelTime(MINUTE)), None);
+        assert_eq!(effort.moves, 200);
+        assert_eq!(effort.observe(MEAN / 2, KernelTime(MINUTE)), None);
+        assert_eq!((effort.moves, effort.missing), (0, MEAN / 2));
+        // What is found to be worse later is what is to be filled.
+        assert_eq!(effort.observe(MEAN, KernelTime(MINUTE)), None);
+        assert_eq!(effort.missing, MEAN);
+    }
+
+    #[test]
+    fn a_hold_ends_when_what_was_empty_is_filled() {
+        let mut effort = effort();
+        held_after(&mut effort, MEAN, KernelTime(MINUTE));
+        let now = KernelTime(2 * MINUTE);
+        assert_eq!(effort.observe(MEAN / 8 * 7, now), None);
+        assert!(effort.holds_for(now).is_some());
+        assert_eq!(effort.observe(MEAN / 2, now), None);
+        assert_eq!((effort.holds_for(now), effort.holds), (None, 0));
+    }
+}

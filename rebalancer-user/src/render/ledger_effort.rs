@@ -1,0 +1,66 @@
+//! What a ledger holds of moves that are to fill what is empty, as it travels.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    json::{EndpointRef, endpoint_ref},
+    ledger_balance::{GroupItem, endpoint, rule},
+    read::ReadError,
+};
+use crate::{
+    plan::{Effort, Group},
+    policy::RuleName,
+    snapshot::KernelTime,
+};
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EffortItem {
+    rule: String,
+    group: GroupItem,
+    endpoints: Vec<EndpointRef>,
+    siblings: u32,
+    missing_millionths: u64,
+    moves: u64,
+    moved_millionths: u64,
+    largest_millionths: u64,
+    again: bool,
+    holds: u32,
+    held_until_nanoseconds: u64,
+    last_nanoseconds: u64,
+}
+
+impl EffortItem {
+    pub(super) fn of((rule, group, effort): &(RuleName, Group, Effort)) -> Self {
+        Self {
+            rule: rule.to_string(),
+            group: GroupItem::of(group),
+            endpoints: effort.endpoints.iter().map(endpoint_ref).collect(),
+            siblings: effort.siblings,
+            missing_millionths: effort.missing,
+            moves: effort.moves,
+            moved_millionths: effort.moved,
+            largest_millionths: effort.largest,
+            again: effort.again,
+            holds: effort.holds,
+            held_until_nanoseconds: effort.held_until.0,
+            last_nanoseconds: effort.last.0,
+        }
+    }
+
+    pub(super) fn effort(&self, path: &str) -> Result<(RuleName, Group, Effort), ReadError> {
+        let effort = Effort {
+            endpoints: self.endpoints.iter().map(endpoint).collect(),
+            siblings: self.siblings,
+            missing: self.missing_millionths,
+            moves: self.moves,
+            moved: self.moved_millionths,
+            largest: self.largest_millionths,
+            again: self.again,
+            holds: self.holds,
+            held_until: KernelTime(self.held_until_nanoseconds),
+            last: KernelTime(self.last_nanoseconds),
+        };
+        Ok((rule(&self.rule, path)?, self.group.group(path)?, effort))
+    }
+}
