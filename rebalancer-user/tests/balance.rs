@@ -9,7 +9,7 @@ use rebalancer_user::{
         Decision, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason, Spared,
         Verdict, decide, explain,
     },
-    policy::{Mode, Policy, parse},
+    policy::{By, Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
         TcpState,
@@ -374,7 +374,7 @@ fn a_replica_that_keeps_nothing_is_given_up() {
         for (loads, fields) in [
             (vec![150, 150, 0], "balance: {}"),
             (vec![300, 0, 0], "balance: {tolerance: 20%}"),
-            ([vec![100; 10], vec![0]].concat(), "balance: {}"),
+            ([vec![30; 10], vec![0]].concat(), "balance: {}"),
         ] {
             let total: u64 = loads.iter().sum();
             let mut cluster = Cluster::new(with_budget(&budget, fields), &loads, 17);
@@ -472,17 +472,14 @@ fn by_rates_it_is_given_up_as_well() {
 
 #[test]
 fn what_fills_is_never_given_up() {
-    let added =
-        |from: usize, to: usize| [vec![1200 / from as u64; from], vec![0; to - from]].concat();
     for seed in 1..=60 {
         for (loads, fields) in [
-            (added(1, 3), "balance: {}"),
-            (added(10, 11), "balance: {}"),
-            (added(10, 11), "balance: {tolerance: 1%}"),
+            (vec![300, 0, 0], "balance: {}"),
             (vec![30, 0, 0], "balance: {tolerance: 1%}"),
+            ([vec![60; 10], vec![0]].concat(), "balance: {tolerance: 1%}"),
         ] {
             let mut cluster = Cluster::new(policy(fields), &loads, seed * 7919);
-            for _ in 0..30 {
+            for _ in 0..12 {
                 cluster.step(Cluster::by_chance);
             }
             let held = cluster.ledger.take_new_holds();
@@ -566,6 +563,36 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
     assert!(
         matches!(&of_heavy.verdict, Verdict::Spared(_)),
         "{of_heavy:?}"
+    );
+}
+
+/// Beyond chance, with many that are small. Without the large one it would hold too little.
+#[test]
+fn one_that_counts_for_more_than_the_excess_stays_and_so_do_the_small() {
+    let mut rates = vec![(1, 20_000)];
+    rates.extend([(1, 5_000); 398]);
+    rates.extend([(2, 5_000); 99]);
+    rates.extend([(3, 5_000); 99]);
+    let (listed, ledger, policy) = flowing(&rates, "balance: {by: ByteRate, tolerance: 100%}");
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    assert_eq!(
+        words(&plan),
+        BTreeMap::from([
+            ("moved", 0),
+            ("largerThanExcess", 1),
+            ("withinBalance", 596)
+        ])
+    );
+    let told = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    let standing = told.balance.unwrap();
+    assert!(standing.load >= standing.start.unwrap(), "{standing}");
+    assert_eq!(
+        told.decision.verdict,
+        Verdict::Spared(Spared::LargerThanExcess {
+            by: By::ByteRate,
+            load: 20_000,
+            excess: 10_000
+        })
     );
 }
 

@@ -1,16 +1,21 @@
 //! Guards by facts of Services, however they were come by: each by itself, and which Services
 //! count.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use rebalancer_user::{
-    plan::{Ledger, Spared, explain},
+    plan::{FIRST_FEW, Ledger, Spared, decide, explain},
     policy::{Lack, Policy},
-    snapshot::{Cookie, Identity, Naming, Service, ServiceAt, Snapshot, Who},
+    snapshot::{Connection, Cookie, Identity, Naming, Netns, Service, ServiceAt, Snapshot, Who},
 };
 
 mod named;
-use named::{named, policy, service, snapshot, verdict, web, why};
+use named::{named, policy, sample, service, snapshot, verdict, web, why};
 
 const MOVED: &str = "moved by rule-0";
 
@@ -40,6 +45,78 @@ fn addresses(of: &[&str]) -> Arc<BTreeSet<IpAddr>> {
 
 fn by_port() -> Policy {
     policy("", &["ports: [{port: 8080}]"])
+}
+
+/// 200 connections of the first of three pods of Service `checkout`, none of the others.
+fn hot(change: impl Fn(&mut Service)) -> Snapshot {
+    let seen = with(behind(&["checkout"]), "checkout", |s| {
+        (s.ready, s.ready_here) = (3, 3);
+        change(s);
+    });
+    let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
+    let pods = (1..=3).map(|netns| {
+        let (mut key, mut endpoint) = (*key, endpoint.clone());
+        key.netns = Netns(netns);
+        endpoint.listeners = 1;
+        (key, endpoint)
+    });
+    let connections = (1..=200).map(|cookie| {
+        let one = sample::connection(cookie);
+        let client = [10, 0, 1, cookie as u8].into();
+        Connection {
+            remote: SocketAddr::new(client, 40_000),
+            // One in four.
+            mptcp: cookie % 4 == 0,
+            ..one
+        }
+    });
+    Snapshot {
+        connections: connections.collect(),
+        endpoints: pods.collect(),
+        ..seen
+    }
+}
+
+/// How many balance moves, and why the others are left.
+fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
+    let text = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+rules:
+- {name: web, match: {services: [checkout]}, balance: {}}
+";
+    let policy = rebalancer_user::policy::parse("p", text).unwrap();
+    let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
+    for chosen in plan.moves() {
+        let one = seen
+            .connections
+            .iter()
+            .find(|c| c.cookie == chosen.cookie());
+        assert!(!one.unwrap().mptcp);
+    }
+    let mut words = plan.spared();
+    words.insert("moved", plan.moves().count() as u64);
+    words
+}
+
+#[test]
+fn guards_hold_for_balance_as_for_limits() {
+    let free = balanced(&hot(|_| {}));
+    assert_eq!((free["moved"], free["mptcp"]), (FIRST_FEW, 50), "{free:?}");
+    let changes: [(&str, fn(&mut Service)); 5] = [
+        ("settling", |s| s.changed = Some(Duration::from_secs(59))),
+        ("minReadyEndpoints", |s| s.ready = 1),
+        ("sessionAffinity", |s| s.client_ip_affinity = true),
+        ("headless", |s| s.headless = true),
+        ("siblingPeer", |s| {
+            s.addresses = Arc::new((0..=200).map(|last| [10, 0, 1, last].into()).collect());
+        }),
+    ];
+    for (word, change) in changes {
+        let all = BTreeMap::from([("moved", 0), ("mptcp", 50), (word, 150)]);
+        assert_eq!(balanced(&hot(change)), all);
+    }
 }
 
 /// What one changed fact makes of a connection, under a rule by port and one by name.

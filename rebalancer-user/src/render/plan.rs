@@ -363,7 +363,7 @@ mod tests {
     use crate::{
         plan::{Ledger, Outcome, decide},
         policy::{Policy, parse},
-        snapshot::{KernelTime, TcpState},
+        snapshot::{Bytes, Endpoint, EndpointKey, KernelTime, Netns, TcpState, sample::connection},
     };
 
     fn policy() -> Policy {
@@ -375,14 +375,18 @@ budget: {perNode: 2, perService: 100%, perEndpoint: 100%}
 guards: {minAge: 0s}
 rules:
 - {name: low, match: {ports: [{port: 1, endPort: 30000}]}, limits: {maxAge: 30m, maxBytes: 1Gi}, mode: DryRun}
-- {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 8760h}}
+- {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 8760h}, balance: {}}
 ";
         parse("test", text).unwrap()
     }
 
     /// In every form, in one string.
     fn shown(origin: &Origin, snapshot: &Snapshot, ledger: &Ledger) -> String {
-        let made = decide(&policy(), snapshot, ledger, snapshot.taken);
+        shown_by(&policy(), origin, snapshot, ledger)
+    }
+
+    fn shown_by(policy: &Policy, origin: &Origin, snapshot: &Snapshot, ledger: &Ledger) -> String {
+        let made = decide(policy, snapshot, ledger, snapshot.taken);
         let mut out = Vec::new();
         plan_table(&mut out, &made, snapshot).unwrap();
         plan_wide(&mut out, &made, snapshot).unwrap();
@@ -427,6 +431,82 @@ rules:
             ledger.ended(chosen.cookie(), outcome, snapshot.taken);
         }
         ledger
+    }
+
+    /// Two hot endpoints and one that keeps nothing: what is moved from the one comes to the other.
+    fn listed(live: &BTreeMap<u64, u32>, interval: u64) -> Snapshot {
+        let taken = 7_200_000_000_000 + interval * 60_000_000_000;
+        let at = |netns| EndpointKey {
+            netns: Netns(netns),
+            ..connection(1).endpoint
+        };
+        let one = |(cookie, netns): (&u64, &u32)| Connection {
+            endpoint: at(*netns),
+            bytes_out: Bytes(interval * (60_000 + cookie % 7 * 10_000)),
+            opened: KernelTime(taken - 60_000_000_000 * if *cookie > 120 { 1 } else { 60 } + 1),
+            ..connection(*cookie)
+        };
+        let listens = |netns| {
+            let endpoint = Endpoint {
+                listeners: 1,
+                ..Endpoint::default()
+            };
+            (at(netns), endpoint)
+        };
+        Snapshot {
+            taken: KernelTime(taken),
+            connections: live.iter().map(one).collect(),
+            endpoints: (1..=3).map(listens).collect(),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn what_balance_decides_is_decided_again_from_a_dump() {
+        let origin = Origin {
+            node: "n".into(),
+            generated_at: jiff::Timestamp::UNIX_EPOCH,
+            source: super::super::Source::Agent,
+        };
+        let mut words = BTreeMap::new();
+        for by in ["Connections", "ByteRate"] {
+            let text = format!(
+                "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n\
+                 budget: {{perNode: 100%, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}\n\
+                 guards: {{minAge: 0s}}\nrules:\n- {{name: web, match: {{ports: [{{port: 8080}}]}}, \
+                 balance: {{by: {by}}}}}\n"
+            );
+            let policy = parse("test", &text).unwrap();
+            let mut live: BTreeMap<u64, u32> = (1..=120).map(|c| (c, 1 + c as u32 % 2)).collect();
+            let mut next = 121;
+            let mut ledger = Ledger::default();
+            for interval in 1..30 {
+                let snapshot = listed(&live, interval);
+                ledger.observe(&policy, &snapshot);
+                let mut dump = Vec::new();
+                let form = Notation::Json;
+                connections(&mut dump, form, &snapshot, Some(&ledger), &origin, Sort::Id).unwrap();
+                let read = read_snapshot(&dump[..]).unwrap();
+                let again = read.ledger.unwrap();
+                assert_eq!(again.entries(), ledger.entries());
+                assert_eq!(
+                    shown_by(&policy, &origin, &snapshot, &ledger),
+                    shown_by(&policy, &read.origin, &read.snapshot, &again)
+                );
+                let plan = decide(&policy, &snapshot, &ledger, snapshot.taken);
+                words.extend(plan.spared());
+                for chosen in plan.moves() {
+                    ledger.started(chosen, snapshot.taken);
+                    ledger.ended(chosen.cookie(), Outcome::Reset, snapshot.taken);
+                    live.remove(&chosen.cookie().0);
+                    live.insert(next, 1 + next as u32 % 2);
+                    next += 1;
+                }
+            }
+        }
+        for word in ["futile", "firstFew", "othersMoved"] {
+            assert!(words.contains_key(word), "{words:?}");
+        }
     }
 
     proptest! {
