@@ -504,8 +504,7 @@ mod tests {
     /// Name and type, labels, and text of every metric, in the form of deploy/metrics.txt.
     fn list(exposed: &str) -> String {
         let mut list = String::new();
-        let mut blocks = exposed.split("# HELP ").skip(1).peekable();
-        while let Some(block) = blocks.next() {
+        for block in exposed.split("# HELP ").skip(1) {
             let mut lines = block.lines();
             let (name, help) = lines.next().unwrap().split_once(' ').unwrap();
             let (_, kind) = lines.next().unwrap().rsplit_once(' ').unwrap();
