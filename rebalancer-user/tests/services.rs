@@ -104,7 +104,8 @@ rules:
 fn guards_hold_for_balance_as_for_limits() {
     let free = balanced(&hot(|_| {}));
     assert_eq!((free["moved"], free["mptcp"]), (FIRST_FEW, 50), "{free:?}");
-    let changes: [(&str, fn(&mut Service)); 5] = [
+    type Change = fn(&mut Service);
+    let changes: [(&str, Change); 5] = [
         ("settling", |s| s.changed = Some(Duration::from_secs(59))),
         ("minReadyEndpoints", |s| s.ready = 1),
         ("sessionAffinity", |s| s.client_ip_affinity = true),

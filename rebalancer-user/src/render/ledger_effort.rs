@@ -64,3 +64,47 @@ impl EffortItem {
         Ok((rule(&self.rule, path)?, self.group.group(path)?, effort))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::btree_set, prelude::*};
+
+    use super::{super::read::tests::any_key, *};
+    use crate::{
+        plan::{Entries, Ledger},
+        snapshot::ServiceName,
+    };
+
+    fn any_effort() -> impl Strategy<Value = Effort> {
+        (
+            btree_set(any_key(), 0..4),
+            any::<[u32; 2]>(),
+            any::<[u64; 6]>(),
+            any::<bool>(),
+        )
+            .prop_map(|(endpoints, [siblings, holds], n, again)| Effort {
+                endpoints,
+                siblings,
+                missing: n[0],
+                moves: n[1],
+                moved: n[2],
+                largest: n[3],
+                again,
+                holds,
+                held_until: KernelTime(n[4]),
+                last: KernelTime(n[5]),
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(effort in any_effort(), named: bool, port: u16) {
+            let service = named.then(|| ServiceName { namespace: "shop".into(), name: "web".into() });
+            let efforts = vec![(RuleName::by_hand(), Group { service, port }, effort)];
+            let ledger = Ledger::from_entries(Entries { efforts, ..Entries::default() });
+            let text = serde_json::to_string(&super::super::ledger::LedgerItem::of(&ledger)).unwrap();
+            let item: super::super::ledger::LedgerItem = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(item.ledger("").unwrap(), ledger);
+        }
+    }
+}

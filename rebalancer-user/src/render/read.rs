@@ -361,7 +361,7 @@ pub(super) mod tests {
         )
     }
 
-    fn any_key() -> impl Strategy<Value = EndpointKey> {
+    pub(in crate::render) fn any_key() -> impl Strategy<Value = EndpointKey> {
         (any::<u32>(), option::of(any::<u64>()), any::<u16>()).prop_map(|(netns, cgroup, port)| {
             EndpointKey {
                 netns: Netns(netns),
