@@ -1,6 +1,9 @@
 //! The policy, as a ConfigMap that is edited.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -14,8 +17,11 @@ use crate::cluster::{kubectl, places, process};
 /// The kubelet's sync and its cache, then what the agent needs; both with room for a busy machine.
 const CONFIG_MAP_SECONDS: u64 = 60;
 
-/// One rule for the Service, enforced, with budgets that let a round be seen.
+/// One rule for the Service, enforced, with budgets that let a round be seen. Its name begins with
+/// `rule`, and is another each time: so it is known when it is in force.
 pub(super) fn enforced(rule: &str, limits: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let turn = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(
         "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -25,7 +31,7 @@ interval: 1s
 budget: {{window: 10s, perNode: 60, perService: 100%, perEndpoint: 100%, maxInFlight: 20}}
 guards: {{minAge: 2s, settle: 2s}}
 rules:
-- name: {rule}
+- name: {rule}-{turn}
   match: {{services: [default/web]}}
   limits: {{{limits}}}
   jitter: 50%
@@ -93,7 +99,7 @@ pub(super) fn arrives(_: &mut Story) -> Found {
 
 /// The volume brings it, the agent says no: in its status, and in an Event on its own pod.
 pub(super) fn refused(_: &mut Story) -> Found {
-    let broken = enforced("too-old", "maxAge: 8").replace("too-old", "broken");
+    let broken = enforced("broken", "maxAge: 8");
     let before = loaded()?;
     edit(&broken)?;
     let agents = agents()?;

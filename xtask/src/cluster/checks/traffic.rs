@@ -116,7 +116,9 @@ pub(super) fn planned(_: &mut Story) -> Found {
         let plan = process::fed(&mut kubectl, &policy)?;
         let plan: Value = serde_json::from_str(&plan).context("the plan")?;
         let items = plan["items"].as_array().context("a list of decisions")?;
-        let chosen = |item: &&Value| item["rule"] == "trial" && item["place"].is_u64();
+        let of_trial = |rule: &str| rule.starts_with("trial-");
+        let chosen =
+            |item: &&Value| item["rule"].as_str().is_some_and(of_trial) && item["place"].is_u64();
         moves += items.iter().filter(chosen).count() as u64;
     }
     ensure!(moves == CONNECTIONS, "{moves} chosen of {CONNECTIONS}");
