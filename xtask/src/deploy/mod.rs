@@ -38,6 +38,12 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What `helm install` with the chart's defaults would send; none where helm has not been built.
+pub(crate) fn chart_as_sent() -> Result<Option<String>> {
+    let tools = Tools::if_built()?;
+    tools.map(|tools| tools.template(&[])).transpose()
+}
+
 /// What is shipped, by name.
 fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();

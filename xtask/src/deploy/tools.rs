@@ -33,18 +33,30 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    /// Builds them if they are not there.
-    pub(super) fn build() -> Result<Self> {
+    /// If they are there.
+    pub(super) fn if_built() -> Result<Option<Self>> {
+        let (_, folder) = Self::place()?;
+        Ok(folder.exists().then_some(Self { folder }))
+    }
+
+    /// What they are built from, and where they are once they are built.
+    fn place() -> Result<(PathBuf, PathBuf)> {
         let module = root().join("xtask/deploy");
         let mut made_from = LINK_FLAGS.as_bytes().to_vec();
         for file in ["go.mod", "go.sum"].map(|name| module.join(name)) {
             made_from.extend(fs::read(&file).with_context(|| file.display().to_string())?);
         }
-        let cache = crate::cache()?;
-        let folder = cache.join(format!("deploy-tools-{}", &image::hex(&made_from)[..16]));
+        let name = format!("deploy-tools-{}", &image::hex(&made_from)[..16]);
+        Ok((module, crate::cache()?.join(name)))
+    }
+
+    /// Builds them if they are not there.
+    pub(super) fn build() -> Result<Self> {
+        let (module, folder) = Self::place()?;
         if folder.exists() {
             return Ok(Self { folder });
         }
+        let cache = crate::cache()?;
         println!(
             "  helm and kustomize are built from their Go modules, once: some two minutes of CPU, \
              1 GB in\n  Go's own caches (`go clean -cache -modcache` frees it), 80 MB in {}",

@@ -89,8 +89,8 @@ pub(super) fn overlay() -> Result<PathBuf> {
     Ok(root().join("deploy/overlays").join(private_cgroup()?))
 }
 
-/// Another overlay of deploy/ for such nodes, in a folder of the cluster's own.
-pub(super) fn adapted(overlay: &str) -> Result<PathBuf> {
+/// Another overlay of deploy/ for such nodes, with components, in a folder of the cluster's own.
+pub(super) fn adapted(overlay: &str, components: &[&str]) -> Result<PathBuf> {
     let folder = places::state().join("overlays").join(overlay);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     // kustomize wants relative paths, and follows no link.
@@ -101,14 +101,19 @@ pub(super) fn adapted(overlay: &str) -> Result<PathBuf> {
         .join(root.strip_prefix("/").context("an absolute path")?)
         .join("deploy");
     let deploy = deploy.display();
+    let components: Vec<String> = components
+        .iter()
+        .chain([&private_cgroup()?])
+        .map(|name| format!("'{deploy}/components/{name}'"))
+        .collect();
     let text = format!(
         "\
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 resources: ['{deploy}/overlays/{overlay}']
-components: ['{deploy}/components/{}']
+components: [{}]
 ",
-        private_cgroup()?
+        components.join(", ")
     );
     fs::write(folder.join("kustomization.yaml"), text).context("kustomization.yaml")?;
     Ok(folder)

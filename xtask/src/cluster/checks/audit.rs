@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{Found, Story};
 use crate::cluster::{control_plane, kubectl};
 
+const LABEL: &str = "app.kubernetes.io/name=rebalancer";
 const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
 
 /// A verb on a resource of a group.
@@ -44,9 +45,7 @@ pub(super) fn role(_: &mut Story) -> Found {
     let asked: BTreeSet<Right> = asked.into_keys().collect();
     let lacking: BTreeSet<Right> = asked.difference(&granted).cloned().collect();
     ensure!(lacking.is_empty(), "not granted: {}", words(&lacking));
-    let mut unused: BTreeSet<Right> = granted.difference(&asked).cloned().collect();
-    // An Event is patched when it repeats; whether one did is chance.
-    unused.retain(|(_, resource, verb)| !(resource == "events" && verb == "patch"));
+    let unused: BTreeSet<Right> = granted.difference(&asked).cloned().collect();
     ensure!(unused.is_empty(), "granted, never used: {}", words(&unused));
     Ok(format!("{} rights, all used, none refused", granted.len()))
 }
@@ -54,7 +53,7 @@ pub(super) fn role(_: &mut Story) -> Found {
 fn granted() -> Result<BTreeSet<Right>> {
     let mut rights = BTreeSet::new();
     for get in [
-        &["get", "clusterroles", "rebalancer", "-o", "json"][..],
+        &["get", "clusterroles", "-l", LABEL, "-o", "json"][..],
         &["get", "roles", "-n", "rebalancer", "-o", "json"],
     ] {
         let found: Value = serde_json::from_str(&kubectl::output(get)?)?;

@@ -3,6 +3,7 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
 use super::{
     Found, Story,
@@ -11,12 +12,12 @@ use super::{
 };
 use crate::{
     cluster::{images, kubectl, process},
-    root,
+    deploy, root,
 };
 
-/// The same moves without `privileged`; or the doctor says what is missing.
+/// The same moves without `privileged`; or the doctor says what is missing. With Events of them.
 pub(super) fn least_privilege(story: &mut Story) -> Found {
-    install(&adapted("least-privilege")?)?;
+    install(&adapted("least-privilege", &["move-events"])?)?;
     let agent = &agents()?[0];
     let privileged = "jsonpath={.spec.containers[0].securityContext}";
     let get = ["get", "pod", &agent.pod, "-o", privileged];
@@ -28,11 +29,23 @@ pub(super) fn least_privilege(story: &mut Story) -> Found {
     let found = traffic::spread_by_age(story)?;
     let dump = ask(&agent.pod, &["dump"])?;
     ensure!(dump["items"].is_array(), "{dump}");
-    Ok(format!("{found}; doctor: {} lines", doctor.lines().count()))
+    let told = process::wait("Events of the moves", 60, || {
+        let events = policy::events("ConnectionsMoved").ok()?;
+        let of_web = |event: &&Value| {
+            let name = event["regarding"]["name"].as_str();
+            name.is_some_and(|name| story.web.iter().any(|pod| pod == name))
+        };
+        let told = events.iter().filter(of_web).count();
+        (told > 0).then_some(told)
+    })?;
+    let lines = doctor.lines().count();
+    Ok(format!(
+        "{found}; Events of it: {told}; doctor: {lines} lines"
+    ))
 }
 
 pub(super) fn read_only(_: &mut Story) -> Found {
-    install(&adapted("read-only")?)?;
+    install(&adapted("read-only", &[])?)?;
     let mut seen = 0;
     for agent in agents()? {
         let dump = ask(&agent.pod, &["dump"])?;
@@ -63,7 +76,14 @@ pub(super) fn dry_run(_: &mut Story) -> Found {
         kubectl::output(&["apply", "--dry-run=server", "-k", &folder])?;
         done += 1;
     }
-    Ok(format!("{done} by kustomize"))
+    let Some(chart) = deploy::chart_as_sent()? else {
+        return Ok(format!(
+            "{done} by kustomize; helm is not built here (cargo xtask test deploy)"
+        ));
+    };
+    let dry = ["apply", "--dry-run=server", "-f", "-"];
+    process::fed(&mut kubectl::command(&dry), &chart)?;
+    Ok(format!("{done} by kustomize, and the chart"))
 }
 
 /// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
