@@ -133,18 +133,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Ends every process in it and below it, and removes what is below it: what a reboot leaves
-    /// of a node. An old pod's cgroup would hold up the kubelet, which asks after each.
-    pub(super) fn empty(&self) -> Result<()> {
+    /// Ends every process in it and below it, and removes it: what a reboot leaves of a node. An
+    /// old pod's cgroup would hold up the kubelet, which asks after each; and one that has handed
+    /// controllers to its children takes no process again.
+    pub(super) fn end(self) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let v2 = self.hierarchies.iter().find(|h| h.is_v2());
         let v2 = v2.context("cgroup v2")?.mount.join(&self.path);
         end_all(&v2, deadline)?;
         for hierarchy in &self.hierarchies {
-            for folder in folders(&hierarchy.mount.join(&self.path)) {
-                retry(deadline, || prune(&folder))
-                    .with_context(|| format!("remove {}", folder.display()))?;
-            }
+            let folder = hierarchy.mount.join(&self.path);
+            retry(deadline, || prune(&folder))
+                .with_context(|| format!("remove {}", folder.display()))?;
         }
         Ok(())
     }

@@ -159,7 +159,7 @@ impl Cluster {
     /// Ends all of the node's processes at once and starts it anew. What is on its disk stays;
     /// its memory is lost: network, cgroups, `/run` and BPF file system.
     fn reboot(&self, node: Node) -> Result<()> {
-        Cgroup::make(&node.name())?.empty()?;
+        Cgroup::make(&node.name())?.end()?;
         network::renew(node)?;
         node::forget(node)?;
         join(&[node], &self.images)?;
