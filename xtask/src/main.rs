@@ -4,6 +4,7 @@ mod ab;
 mod agent;
 mod bench;
 mod build;
+mod checked;
 mod cluster;
 mod demo;
 mod deploy;

@@ -3,7 +3,6 @@
 use std::{ffi::OsStr, process::Command};
 
 use anyhow::Result;
-use xtask::lab::feed;
 
 use super::{
     certificates, network, places,
@@ -30,5 +29,5 @@ pub(super) fn output(arguments: &[&str]) -> Result<String> {
 
 /// `kubectl apply` of what `manifest` holds.
 pub(super) fn apply(manifest: &str) -> Result<()> {
-    feed(&mut command(&["apply", "-f", "-"]), manifest)
+    process::fed(&mut command(&["apply", "-f", "-"]), manifest).map(drop)
 }

@@ -4,7 +4,6 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
-use xtask::lab::feed;
 
 use super::{
     places::{self, Node},
@@ -104,6 +103,7 @@ fn sysctl(host: &str, setting: &str) -> Result<()> {
 fn batch(host: &str, commands: &str) -> Result<()> {
     let namespace = places::namespace(host);
     let mut ip = Command::new("ip");
-    feed(ip.args(["-n", &namespace, "-batch", "-"]), commands)
+    process::fed(ip.args(["-n", &namespace, "-batch", "-"]), commands)
+        .map(drop)
         .with_context(|| format!("set up the links of {namespace}"))
 }

@@ -5,7 +5,6 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context as _, Result};
@@ -84,17 +83,9 @@ pub(super) fn build(kube: Kube) -> Result<PathBuf> {
         cache.display()
     );
     let unfinished = folder.join("hyperkube");
-    let mut go = Command::new(setup::go()?);
-    go.current_dir(&folder)
-        .args(["build", "-v", "-mod=readonly"]);
-    go.args(["-buildvcs=false", "-trimpath", "-tags", TAGS]);
-    go.args(["-ldflags", &flags, "-o"])
-        .arg(&unfinished)
-        .arg(".");
-    // A Go that is too old for the module fetches the one that the module names.
-    go.env("CGO_ENABLED", "0")
-        .env("GOTOOLCHAIN", "auto")
-        .env_remove("GOFLAGS");
+    let mut go = setup::go_build(&folder)?;
+    go.args(["-tags", TAGS, "-ldflags", &flags, "-o"]);
+    go.arg(&unfinished).arg(".");
     progress::run(&format!("building Kubernetes {kube}"), &mut go)?;
     fs::rename(&unfinished, &binary).with_context(|| binary.display().to_string())?;
     fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;

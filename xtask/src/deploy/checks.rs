@@ -1,20 +1,19 @@
 //! `cargo xtask test deploy`: the checks, one by one; the others go on after one that fails.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
 use super::{Tools, chart, choices, objects, prometheus, shipped, tools};
 use crate::{
-    progress::Step,
+    checked::{Checked, Found},
     setup::{self, Need},
     terminal,
 };
 
-/// What a check found, in a few words.
-type Found = Result<String>;
 type Check = (&'static str, fn(&Tools) -> Found);
+
+/// The width of the names.
+const NAMES: usize = 34;
 
 const CHECKS: [Check; 9] = [
     ("what is shipped renders", renders),
@@ -32,39 +31,19 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Deploy])?;
     let tools = Tools::build()?;
     terminal::heading("Manifests");
-    let results: Vec<_> = CHECKS
+    let results: Vec<Checked> = CHECKS
         .into_iter()
-        .map(|(name, check)| timed(name, || check(&tools)))
+        .map(|(name, check)| Checked::make(name, || check(&tools)))
         .collect();
     terminal::heading("Summary");
-    let mut failed = 0;
-    for (name, time, found) in results {
-        let (passed, text) = match found {
-            Ok(text) => (true, text),
-            Err(_) => (false, "see above".to_owned()),
-        };
-        failed += usize::from(!passed);
-        let text = format!("{:>6.1} s  {text}", time.as_secs_f64());
-        terminal::check(passed, &format!("{name:<34}"), text.trim_end());
+    for result in &results {
+        result.summarize(NAMES);
     }
+    let failed = results.iter().filter(|result| result.failed()).count();
     if failed > 0 {
         bail!("checks of deploy/ that failed: {failed}");
     }
     Ok(())
-}
-
-fn timed(name: &'static str, work: impl FnOnce() -> Found) -> (&'static str, Duration, Found) {
-    let step = Step::start(name);
-    let started = Instant::now();
-    let found = work();
-    match &found {
-        Ok(_) => step.done(),
-        Err(error) => {
-            step.failed();
-            eprintln!("{error:#}");
-        }
-    }
-    (name, started.elapsed(), found)
 }
 
 fn renders(tools: &Tools) -> Found {

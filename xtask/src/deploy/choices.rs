@@ -1,9 +1,9 @@
 //! What an operator may choose, in both languages: an overlay with components, and values of the
 //! chart. Each pair must come to the same objects.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{Tools, objects};
 use crate::root;
@@ -79,23 +79,12 @@ pub(super) fn give_the_same(tools: &Tools) -> Result<String> {
 }
 
 impl Choice {
-    /// A folder that kustomize builds: the overlay's, or one made for the combination. Bases are
-    /// named by relative paths; kustomize takes no others.
+    /// A folder that kustomize builds: the overlay's, or one made for the combination.
     fn folder(&self) -> Result<PathBuf> {
         if self.components.is_empty() {
             return Ok(super::folder().join("overlays").join(self.overlay));
         }
         let folder = root().join("target/deploy");
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-        let mut text = format!(
-            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n\
-             - ../../deploy/overlays/{}\ncomponents:\n",
-            self.overlay
-        );
-        for component in self.components {
-            text.push_str(&format!("- ../../deploy/components/{component}\n"));
-        }
-        fs::write(folder.join("kustomization.yaml"), text).context("kustomization.yaml")?;
-        Ok(folder)
+        super::combined(&folder, self.overlay, self.components)
     }
 }

@@ -59,6 +59,27 @@ fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
+/// Makes `folder` one that kustomize builds: an overlay with components. Both are named by
+/// relative paths; kustomize takes no others, and follows no link.
+pub(crate) fn combined(folder: &Path, overlay: &str, components: &[&str]) -> Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let real = folder.canonicalize().context("the overlay's folder")?;
+    let up: PathBuf = real.components().skip(1).map(|_| "..").collect();
+    let deploy = self::folder();
+    let deploy = up.join(deploy.strip_prefix("/").context("an absolute path")?);
+    let deploy = deploy.display();
+    let components: String = components
+        .iter()
+        .map(|name| format!("- '{deploy}/components/{name}'\n"))
+        .collect();
+    let text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n\
+         - '{deploy}/overlays/{overlay}'\ncomponents:\n{components}"
+    );
+    fs::write(real.join("kustomization.yaml"), text).context("kustomization.yaml")?;
+    Ok(real)
+}
+
 fn folder() -> PathBuf {
     root().join("deploy")
 }
@@ -68,7 +89,7 @@ fn chart() -> PathBuf {
 }
 
 /// The folders of the overlays, by name.
-fn overlays() -> Result<Vec<PathBuf>> {
+pub(crate) fn overlays() -> Result<Vec<PathBuf>> {
     let overlays = folder().join("overlays");
     let entries = fs::read_dir(&overlays).with_context(|| overlays.display().to_string())?;
     let mut paths: Vec<PathBuf> = entries

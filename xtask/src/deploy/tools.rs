@@ -64,14 +64,9 @@ impl Tools {
         );
         let unfinished = cache.join("build-deploy-tools");
         fs::create_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
-        let mut go = Command::new(setup::go()?);
-        go.current_dir(&module)
-            .args(["build", "-v", "-mod=readonly", "-buildvcs=false"])
-            .args(["-trimpath", "-ldflags", LINK_FLAGS, "-o"])
-            .arg(&unfinished)
-            .args(PACKAGES)
-            .env("CGO_ENABLED", "0")
-            .env("GOTOOLCHAIN", "auto");
+        let mut go = setup::go_build(&module)?;
+        go.args(["-ldflags", LINK_FLAGS, "-o"]);
+        go.arg(&unfinished).args(PACKAGES);
         progress::run("building helm and kustomize", &mut go)?;
         fs::rename(&unfinished, &folder).with_context(|| folder.display().to_string())?;
         Ok(Self { folder })

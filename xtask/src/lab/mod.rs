@@ -21,7 +21,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 pub use addresses::{MAX_PODS, PORT};
 pub use host::Host;
-pub use network::feed;
 pub use pod::{BLOB_BYTES, Counts, Pod};
 pub use slot::{PodState, Slot, Standing, State, remove_unused};
 

@@ -176,7 +176,7 @@ fn batch(namespace: &str, commands: &str) -> Result<()> {
 }
 
 /// Runs a command with `input`; an error holds what it said.
-pub fn feed(command: &mut Command, input: &str) -> Result<()> {
+pub(super) fn feed(command: &mut Command, input: &str) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command
         .stdin(Stdio::piped())

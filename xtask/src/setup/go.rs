@@ -49,8 +49,26 @@ pub(super) fn look() -> Finding {
     }
 }
 
+/// `go build` in `folder`, the same whatever the caller's environment says. A Go that is too old for
+/// the module fetches the one that the module names.
+pub(crate) fn build(folder: &Path) -> Result<Command> {
+    let mut go = Command::new(program()?);
+    go.current_dir(folder)
+        .args([
+            "build",
+            "-v",
+            "-mod=readonly",
+            "-buildvcs=false",
+            "-trimpath",
+        ])
+        .env("CGO_ENABLED", "0")
+        .env("GOTOOLCHAIN", "auto")
+        .env_remove("GOFLAGS");
+    Ok(go)
+}
+
 /// A Go that builds the cluster's programs and helm.
-pub(crate) fn program() -> Result<PathBuf> {
+fn program() -> Result<PathBuf> {
     let fetched = fetched()?;
     let candidates = [host::find("go"), Some(USUAL.into()), Some(fetched)];
     candidates

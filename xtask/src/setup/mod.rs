@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::terminal;
 
-pub(crate) use go::program as go;
+pub(crate) use go::build as go_build;
 pub(crate) use host::find;
 
 /// A part of what this project needs from the machine.

@@ -8,11 +8,11 @@ use serde_json::Value;
 use super::{Found, Story};
 use crate::{
     cluster::{cgroups::Hierarchy, kubectl, places, process},
-    root,
+    deploy, root,
 };
 
 pub(super) const NAMESPACE: [&str; 2] = ["-n", "rebalancer"];
-const SELECTOR: &str = "app.kubernetes.io/name=rebalancer";
+pub(super) const SELECTOR: &str = "app.kubernetes.io/name=rebalancer";
 
 /// An agent's pod.
 pub(super) struct Agent {
@@ -92,31 +92,8 @@ pub(super) fn overlay() -> Result<PathBuf> {
 /// Another overlay of deploy/ for such nodes, with components, in a folder of the cluster's own.
 pub(super) fn adapted(overlay: &str, components: &[&str]) -> Result<PathBuf> {
     let folder = places::state().join("overlays").join(overlay);
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    // kustomize wants relative paths, and follows no link.
-    let folder = folder.canonicalize().context("the overlay's folder")?;
-    let up: PathBuf = folder.components().skip(1).map(|_| "..").collect();
-    let root = root();
-    let deploy = up
-        .join(root.strip_prefix("/").context("an absolute path")?)
-        .join("deploy");
-    let deploy = deploy.display();
-    let components: Vec<String> = components
-        .iter()
-        .chain([&private_cgroup()?])
-        .map(|name| format!("'{deploy}/components/{name}'"))
-        .collect();
-    let text = format!(
-        "\
-apiVersion: kustomize.config.k8s.io/v1beta1
-kind: Kustomization
-resources: ['{deploy}/overlays/{overlay}']
-components: [{}]
-",
-        components.join(", ")
-    );
-    fs::write(folder.join("kustomization.yaml"), text).context("kustomization.yaml")?;
-    Ok(folder)
+    let components = [components, &[private_cgroup()?]].concat();
+    deploy::combined(&folder, overlay, &components)
 }
 
 /// `kubectl apply -k`, and every node has its agent.
@@ -148,9 +125,8 @@ pub(super) fn doctor(_: &mut Story) -> Found {
     Ok(format!("{} lines, no complaint", lines.len()))
 }
 
-/// When each connection of the client's to `pods` was accepted, by its id, as the agent on
-/// `node` has it.
-pub(super) fn opened(node: &str) -> Result<Vec<(String, u64, bool)>> {
+/// When each connection to the Service was accepted, by its id, as the agent on `node` has it.
+pub(super) fn opened(node: &str) -> Result<Vec<(String, u64)>> {
     let dump = ask(&agent_on(node)?.pod, &["dump"])?;
     let items = dump["items"].as_array().context("a list of connections")?;
     let of_web = items.iter().filter(|item| {
@@ -162,7 +138,7 @@ pub(super) fn opened(node: &str) -> Result<Vec<(String, u64, bool)>> {
         .map(|item| {
             let id = item["id"].as_str().context("an id")?.to_owned();
             let opened = item["openedNanoseconds"].as_u64().context("a time")?;
-            Ok((id, opened, item["adopted"] == true))
+            Ok((id, opened))
         })
         .collect()
 }

@@ -5,10 +5,9 @@ use std::{collections::BTreeSet, fs};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Found, Story};
+use super::{Found, Story, agents::SELECTOR};
 use crate::cluster::{control_plane, kubectl};
 
-const LABEL: &str = "app.kubernetes.io/name=rebalancer";
 const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
 
 /// A verb on a resource of a group.
@@ -16,8 +15,7 @@ type Right = (String, String, String);
 
 /// Each call of the agents' was allowed, and the role grants nothing that no agent has used.
 pub(super) fn role(_: &mut Story) -> Found {
-    let (mut asked, mut allowed, mut refused) =
-        <(BTreeSet<Right>, BTreeSet<Right>, BTreeSet<Right>)>::default();
+    let (mut allowed, mut refused) = (BTreeSet::new(), BTreeSet::new());
     let log = fs::read_to_string(control_plane::audit_log()).context("the audit log")?;
     // The last line may be under way.
     let events = log.lines().flat_map(serde_json::from_str::<Value>);
@@ -33,19 +31,18 @@ pub(super) fn role(_: &mut Story) -> Found {
         }
         let right = (text(&object["apiGroup"]), resource, text(&event["verb"]));
         if event["responseStatus"]["code"] == 403 {
-            refused.insert(right.clone());
+            refused.insert(right);
         } else {
-            allowed.insert(right.clone());
+            allowed.insert(right);
         }
-        asked.insert(right);
     }
     let granted = granted()?;
     // While it starts, the API server knows no roles yet, and refuses what it allows later.
     let refused: BTreeSet<Right> = refused.difference(&allowed).cloned().collect();
     ensure!(refused.is_empty(), "refused: {}", words(&refused));
-    let lacking: BTreeSet<Right> = asked.difference(&granted).cloned().collect();
+    let lacking: BTreeSet<Right> = allowed.difference(&granted).cloned().collect();
     ensure!(lacking.is_empty(), "not granted: {}", words(&lacking));
-    let unused: BTreeSet<Right> = granted.difference(&asked).cloned().collect();
+    let unused: BTreeSet<Right> = granted.difference(&allowed).cloned().collect();
     ensure!(unused.is_empty(), "granted, never used: {}", words(&unused));
     Ok(format!("{} rights, all used, none refused", granted.len()))
 }
@@ -53,12 +50,11 @@ pub(super) fn role(_: &mut Story) -> Found {
 fn granted() -> Result<BTreeSet<Right>> {
     let mut rights = BTreeSet::new();
     for get in [
-        &["get", "clusterroles", "-l", LABEL, "-o", "json"][..],
+        &["get", "clusterroles", "-l", SELECTOR, "-o", "json"][..],
         &["get", "roles", "-n", "rebalancer", "-o", "json"],
     ] {
         let found: Value = serde_json::from_str(&kubectl::output(get)?)?;
-        let one = std::slice::from_ref(&found);
-        for role in found["items"].as_array().map_or(one, Vec::as_slice) {
+        for role in found["items"].as_array().context("a list of roles")? {
             for rule in role["rules"].as_array().into_iter().flatten() {
                 let list = |field: &str| -> Vec<String> {
                     let values = rule[field].as_array().into_iter().flatten();

@@ -10,19 +10,21 @@ mod traffic;
 mod variants;
 mod workload;
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Cluster, Options, kubectl, places, programs, teardown};
-use crate::{demo::shares::Shares, progress::Step, terminal};
+use crate::{
+    checked::{Checked, Found},
+    demo::shares::Shares,
+    terminal,
+};
 
-/// What a check found, in a few words.
-type Found = Result<String>;
 type Check = (&'static str, fn(&mut Story) -> Found);
+
+/// The width of the names.
+const NAMES: usize = 52;
 
 const CHECKS: [Check; 24] = [
     ("an agent on every node", agents::run),
@@ -136,56 +138,35 @@ pub(crate) fn run(Checking { if_built, options }: Checking) -> Result<()> {
         alive: BTreeMap::new(),
     };
     terminal::heading("Checks");
-    let mut results = vec![("the cluster comes up", up, Ok(String::new()))];
+    let mut results = vec![Checked::made("the cluster comes up", up, Ok(String::new()))];
     for (name, check) in CHECKS {
-        let result = timed(name, || check(&mut story));
-        let failed = result.2.is_err();
+        let result = Checked::make(name, || check(&mut story));
+        let failed = result.failed();
         results.push(result);
         if failed {
             show_what_happened();
             break;
         }
     }
-    results.push(timed("down leaves nothing", || {
+    results.push(Checked::make("down leaves nothing", || {
         drop(story);
         nothing_left()
     }));
     summarize(options, &results)
 }
 
-type Outcome = (&'static str, Duration, Found);
-
-fn timed(name: &'static str, work: impl FnOnce() -> Found) -> Outcome {
-    let step = Step::start(name);
-    let started = Instant::now();
-    let found = work();
-    match &found {
-        Ok(_) => step.done(),
-        Err(error) => {
-            step.failed();
-            eprintln!("{error:#}");
-        }
-    }
-    (name, started.elapsed(), found)
-}
-
-fn summarize(options: Options, results: &[Outcome]) -> Result<()> {
+fn summarize(options: Options, results: &[Checked]) -> Result<()> {
     terminal::heading(format!(
         "Summary: Kubernetes {}, nodes: {}, kube-proxy: {}",
         options.kube, options.nodes, options.mode
     ));
-    for (name, time, found) in results {
-        let (there, text) = match found {
-            Ok(text) => (true, text.clone()),
-            Err(error) => (false, error.to_string()),
-        };
-        let text = format!("{:>6.1} s  {text}", time.as_secs_f64());
-        terminal::check(there, &format!("{name:<52}"), text.trim_end());
+    for result in results {
+        result.summarize(NAMES);
     }
     for (name, _) in CHECKS.iter().skip(results.len().saturating_sub(2)) {
-        terminal::check(false, &format!("{name:<52}"), "not run");
+        terminal::check(false, &format!("{name:<NAMES$}"), "not run");
     }
-    if results.iter().any(|(.., found)| found.is_err()) {
+    if results.iter().any(Checked::failed) {
         bail!("the cluster's checks failed");
     }
     Ok(())

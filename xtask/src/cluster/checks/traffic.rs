@@ -29,7 +29,7 @@ pub(super) fn connects(story: &mut Story) -> Found {
 /// Waits until each of the client's connections has been answered. Before the first replica was
 /// an endpoint the Service refused them: such errors are the report's.
 pub(super) fn placed() -> Result<Report> {
-    process::wait("the client's connections", 90, || {
+    process::wait("the client's connections", 120, || {
         let report = workload::report().ok()?;
         (report.placed() == CONNECTIONS).then_some(report)
     })

@@ -69,8 +69,7 @@ pub(super) fn read_only(_: &mut Story) -> Found {
 /// Everything in deploy/ that kustomize builds, and the chart where helm is there.
 pub(super) fn dry_run(_: &mut Story) -> Found {
     let mut done = 0;
-    let overlays = fs::read_dir(root().join("deploy/overlays")).context("deploy/overlays")?;
-    let overlays = overlays.flatten().map(|overlay| overlay.path());
+    let overlays = deploy::overlays()?.into_iter();
     for folder in overlays.chain([root().join("deploy/base")]) {
         let folder = folder.to_str().context("UTF-8")?.to_owned();
         kubectl::output(&["apply", "--dry-run=server", "-k", &folder])?;
