@@ -246,12 +246,11 @@ impl Wish {
 /// Of which connection an event is, and why.
 pub(super) fn about(chosen: &Move) -> About {
     let reasons = chosen.reasons().iter();
-    let words: Vec<String> = reasons.clone().map(ToString::to_string).collect();
     About {
         id: chosen.cookie().to_string(),
         rule: chosen.rule().to_string(),
         reasons: reasons.map(|reason| reason.as_str().to_owned()).collect(),
-        why: words.join("; "),
+        why: chosen.why(),
         mode: chosen.mode().as_str().to_owned(),
         local: chosen.local().to_string(),
         peer: chosen.remote().to_string(),

@@ -16,7 +16,7 @@ pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
             $level!(
                 cookie = %chosen.cookie(),
                 rule = %chosen.rule(),
-                reason = reasons(chosen),
+                reason = chosen.why(),
                 outcome = outcome.as_str(),
                 detail = %outcome,
                 waited_ms = waited.as_millis() as u64,
@@ -39,7 +39,7 @@ pub(super) fn would_move(chosen: &Move) {
     info!(
         cookie = %chosen.cookie(),
         rule = %chosen.rule(),
-        reason = reasons(chosen),
+        reason = chosen.why(),
         mode = chosen.mode().as_str(),
         local = %chosen.local(),
         peer = %chosen.remote(),
@@ -110,9 +110,4 @@ pub(super) fn held(hold: &NewHold) -> What {
             }
         }
     }
-}
-
-fn reasons(chosen: &Move) -> String {
-    let words: Vec<String> = chosen.reasons().iter().map(ToString::to_string).collect();
-    words.join("; ")
 }

@@ -5,6 +5,7 @@
 //! agent's own user, on its socket; an open port has metrics and probes alone.
 
 use std::{
+    fmt,
     future::ready,
     net::SocketAddr,
     sync::Arc,
@@ -167,10 +168,7 @@ fn status_answer(mut said: Status, steps: &Steps) -> Answer {
         in_flight.step = step.map(|step| step.as_str().to_owned());
     }
     let mut body = Vec::new();
-    match status(&mut body, Notation::Json, &said) {
-        Ok(()) => json_answer(body),
-        Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-    }
+    written(status(&mut body, Notation::Json, &said).map(|()| body))
 }
 
 fn services_answer(published: &Published) -> Answer {
@@ -186,10 +184,7 @@ fn services_answer(published: &Published) -> Answer {
         items: published.services.to_vec(),
     };
     let mut body = Vec::new();
-    match services(&mut body, &said) {
-        Ok(()) => json_answer(body),
-        Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-    }
+    written(services(&mut body, &said).map(|()| body))
 }
 
 /// The loop's answer to a question, or what to answer instead.
@@ -219,10 +214,7 @@ async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Answer {
         Ok(paused) => paused,
         Err(answer) => return answer,
     };
-    match serde_json::to_vec(&paused) {
-        Ok(body) => json_answer(body),
-        Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-    }
+    written(serde_json::to_vec(&paused))
 }
 
 /// For how long to pause, and why; or what to answer instead.
@@ -263,14 +255,18 @@ async fn ledger_answer(ask: Sender<Question>, published: Watched) -> Answer {
     };
     let published = Arc::clone(&published.borrow());
     let status = &published.status;
-    let body = agent_ledger(&AgentLedger {
+    written(agent_ledger(&AgentLedger {
         pid: status.pid,
         pins: status.pins.clone(),
         mode: status.mode.effective.clone(),
         policy_file: status.policy.file.clone(),
         policy: published.policy.to_string(),
         ledger,
-    });
+    }))
+}
+
+/// A body as it was written, or why it was not.
+fn written<E: fmt::Display>(body: Result<Vec<u8>, E>) -> Answer {
     match body {
         Ok(body) => json_answer(body),
         Err(e) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),

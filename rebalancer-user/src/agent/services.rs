@@ -1,14 +1,11 @@
 //! The endpoints of a snapshot by Service, for who looks at them.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use crate::{
-    plan::{Balanced, Plan},
+    plan::{Balanced, Group, Plan},
     render::{BalanceItem, EndpointItem, ServiceItem},
-    snapshot::{Cookie, Endpoint, EndpointKey, Snapshot},
+    snapshot::{Endpoint, EndpointKey, Snapshot},
 };
 
 /// Endpoints shown; those with fewest connections are left out.
@@ -18,14 +15,11 @@ const MOST: usize = 2000;
 pub(super) fn by_service(
     snapshot: &Snapshot,
     plan: &Plan,
-    in_flight: impl Iterator<Item = Cookie>,
+    in_flight: impl Iterator<Item = EndpointKey>,
 ) -> Vec<ServiceItem> {
-    let in_flight: BTreeSet<Cookie> = in_flight.collect();
     let mut moving: BTreeMap<EndpointKey, u64> = BTreeMap::new();
-    for connection in &snapshot.connections {
-        if in_flight.contains(&connection.cookie) {
-            *moving.entry(connection.endpoint).or_default() += 1;
-        }
+    for endpoint in in_flight {
+        *moving.entry(endpoint).or_default() += 1;
     }
     let mut shown: Vec<(&EndpointKey, &Endpoint)> = snapshot
         .endpoints
@@ -59,10 +53,15 @@ pub(super) fn by_service(
             services.entry(name).or_default().push(item.clone());
         }
     }
+    let mut balances: BTreeMap<String, Vec<BalanceItem>> = BTreeMap::new();
+    for balanced in plan.balanced() {
+        let of_name = balances.entry(shown_as(&balanced.group)).or_default();
+        of_name.push(balance(balanced));
+    }
     let mut services: Vec<ServiceItem> = services
         .into_iter()
         .map(|(name, endpoints)| ServiceItem {
-            balances: balances(plan, &name),
+            balances: balances.remove(&name).unwrap_or_default(),
             name,
             endpoints,
         })
@@ -71,27 +70,24 @@ pub(super) fn by_service(
     services
 }
 
-/// How the rules see what is shown under this name.
-fn balances(plan: &Plan, name: &str) -> Vec<BalanceItem> {
-    let named = |balanced: &&Balanced| match &balanced.group.service {
-        Some(service) => service.to_string() == name,
-        None => balanced.group.to_string() == name,
-    };
-    let of_name = plan.balanced().iter().filter(named);
-    of_name
-        .map(|balanced| {
-            let facts = balanced.facts.as_ref().ok();
-            let tolerance = balanced.balance.tolerance();
-            BalanceItem {
-                rule: balanced.rule.to_string(),
-                by: balanced.balance.by().as_str().to_owned(),
-                port: balanced.group.port,
-                mean: facts.map(|facts| facts.mean()),
-                start: facts.and_then(|facts| facts.start(tolerance)),
-                stop: facts.map(|facts| facts.stop(tolerance)),
-            }
-        })
-        .collect()
+/// The name under which a group's endpoints are shown.
+fn shown_as(group: &Group) -> String {
+    let service = group.service.as_ref();
+    service.map_or_else(|| group.to_string(), ToString::to_string)
+}
+
+/// How a rule sees them.
+fn balance(balanced: &Balanced) -> BalanceItem {
+    let facts = balanced.facts.as_ref().ok();
+    let tolerance = balanced.balance.tolerance();
+    BalanceItem {
+        rule: balanced.rule.to_string(),
+        by: balanced.balance.by().as_str().to_owned(),
+        port: balanced.group.port,
+        mean: facts.map(|facts| facts.mean()),
+        start: facts.and_then(|facts| facts.start(tolerance)),
+        stop: facts.map(|facts| facts.stop(tolerance)),
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +135,7 @@ rules:
             &Ledger::default(),
             KernelTime(0),
         );
-        let services = by_service(&snapshot, &plan, [Cookie(7), Cookie(8)].into_iter());
+        let services = by_service(&snapshot, &plan, [key(1, 8080)].into_iter());
         let names: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["port 8080", "port 22"]);
         let first = &services[0];

@@ -21,8 +21,8 @@ use crate::{
     bpf::{self, Tracker},
     moves::Mechanism,
     observe::Observation,
-    plan::{Ledger, Move, NewHold, Outcome, Plan},
-    policy::{Mode, Policy, RuleName, StepKind},
+    plan::{Ledger, Move, NewHold, Outcome, Plan, Spender},
+    policy::{Mode, Policy, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
         PolicyStatus, RefusedStatus, ServiceItem, Source, Status, What,
@@ -50,7 +50,6 @@ pub(super) struct Standing {
     /// As of the last pass.
     tracked: u64,
     faults: BTreeMap<Fault, u64>,
-    rules: BTreeMap<Cookie, RuleName>,
     numbers: Numbers,
     services: Arc<Vec<ServiceItem>>,
     events: Events,
@@ -89,7 +88,6 @@ impl Standing {
             pass_error: None,
             tracked: 0,
             faults: BTreeMap::new(),
-            rules: BTreeMap::new(),
             numbers: Numbers::new(endpoints_most.unwrap_or_default()),
             services: Arc::default(),
             events: Events::new(generated_at),
@@ -167,7 +165,7 @@ impl Standing {
         }
         self.numbers.passed(observation, listing);
         self.numbers.decided(plan, ledger);
-        let in_flight = ledger.moves_in_flight().map(|(cookie, _)| cookie);
+        let in_flight = ledger.moves_in_flight().map(|(_, _, of)| of.endpoint);
         self.services = Arc::new(by_service(&observation.snapshot, plan, in_flight));
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
@@ -209,7 +207,6 @@ impl Standing {
     }
 
     pub(super) fn started(&mut self, chosen: &Move) {
-        self.rules.insert(chosen.cookie(), chosen.rule().clone());
         self.events.add(What::Started(about(chosen)));
     }
 
@@ -220,7 +217,6 @@ impl Standing {
         outcome: &Outcome,
         waited: Duration,
     ) {
-        self.rules.remove(&chosen.cookie());
         self.numbers.ended(chosen, step, outcome, waited);
         self.events.add(ended(chosen, step, outcome, waited));
     }
@@ -233,10 +229,9 @@ impl Standing {
         let ago = |time: Duration| pass_at.checked_sub(time).unwrap_or(pass_at);
         let ahead = |time: Duration| pass_at.checked_add(time).unwrap_or(pass_at);
         let fault = |(fault, n): (&Fault, &u64)| (fault.text().to_owned(), *n);
-        let rule = |cookie| self.rules.get(&cookie).map(ToString::to_string);
-        let in_flight = |(cookie, began): (Cookie, KernelTime)| InFlightStatus {
+        let in_flight = |(cookie, began, of): (Cookie, KernelTime, &Spender)| InFlightStatus {
             id: cookie.to_string(),
-            rule: rule(cookie).unwrap_or_default(),
+            rule: of.rule.to_string(),
             step: None,
             since: ago(now.since(began)),
         };

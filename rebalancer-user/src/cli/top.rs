@@ -60,7 +60,7 @@ impl Top {
         let mut lines_above = 0;
         let mut ask_at = Instant::now() + EVERY;
         loop {
-            seen.draw(terminal, lines_above)?;
+            seen.draw(terminal, &mut lines_above)?;
             if event::poll(ask_at.saturating_duration_since(Instant::now()))? {
                 match event::read()? {
                     Event::Key(key) if is_end(key) => return Ok(()),
@@ -89,14 +89,16 @@ impl Seen {
         }
     }
 
-    fn draw(&self, terminal: &mut DefaultTerminal, lines_above: u16) -> anyhow::Result<()> {
+    /// No further down than there is something to see.
+    fn draw(&self, terminal: &mut DefaultTerminal, lines_above: &mut u16) -> anyhow::Result<()> {
         terminal
             .draw(|frame| {
                 let area = frame.area();
                 let width = usize::from(area.width);
                 let lines = render::top(&self.now, self.before.as_ref(), width, Timestamp::now());
-                let skip = usize::from(lines_above).min(lines.len().saturating_sub(1));
-                let shown: Vec<_> = lines.into_iter().skip(skip).collect();
+                let last = u16::try_from(lines.len().saturating_sub(1)).unwrap_or(u16::MAX);
+                *lines_above = last.min(*lines_above);
+                let shown: Vec<_> = lines.into_iter().skip(usize::from(*lines_above)).collect();
                 frame.render_widget(Text::from(shown), area);
             })
             .context("writing to the terminal")?;

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     services::{Gathered, Spec},
-    slices::Slice,
+    slices::{EndpointId, Slice},
 };
 use crate::snapshot::{Identity, Labels, Naming, Service, ServiceAt, ServiceName};
 
@@ -256,10 +256,11 @@ impl Cluster {
     fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
         self.slices.now.as_ref()?;
         let specs = self.services.now.as_ref()?;
+        let id = EndpointId::of(uid);
         let mut services: BTreeMap<&str, ServiceAt> = BTreeMap::new();
         let slices = in_namespace(self.slices.now.as_ref(), &pod.namespace);
         for slice in slices.filter(|slice| slice.has_port(port)) {
-            let Some(endpoint) = slice.endpoint(uid) else {
+            let Some(endpoint) = slice.endpoint(&id) else {
                 continue;
             };
             let name = &slice.service.name;

@@ -48,7 +48,7 @@ pub(super) struct SliceEndpoint {
 
 /// Which endpoint it is: a pod has one in the slices of each family of addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum EndpointId {
+pub(super) enum EndpointId {
     /// A pod's uid, as the API server makes them.
     Uuid([u8; 16]),
     /// Another uid, or the address of what is no pod.
@@ -56,7 +56,8 @@ enum EndpointId {
 }
 
 impl EndpointId {
-    fn of(text: &str) -> Self {
+    /// Of the pod with this uid.
+    pub(super) fn of(text: &str) -> Self {
         // Only what reads back the same: two texts must not be one id.
         let uuid = || {
             let dashes = |at| text.as_bytes().get(at) == Some(&b'-');
@@ -111,10 +112,9 @@ impl Slice {
         self.ports.iter().any(|p| p.is_none_or(|p| p == port))
     }
 
-    /// The endpoint of the pod with this uid.
-    pub(super) fn endpoint(&self, uid: &str) -> Option<&SliceEndpoint> {
-        let id = EndpointId::of(uid);
-        let at = self.endpoints.binary_search_by(|e| e.id.cmp(&id)).ok()?;
+    /// This endpoint, if it is one of the slice's.
+    pub(super) fn endpoint(&self, id: &EndpointId) -> Option<&SliceEndpoint> {
+        let at = self.endpoints.binary_search_by(|e| e.id.cmp(id)).ok()?;
         Some(&self.endpoints[at])
     }
 }
@@ -281,7 +281,7 @@ mod tests {
         assert_eq!(kept.ports, [Some(80), Some(81)]);
         assert!(kept.has_port(81) && !kept.has_port(53));
         let found = ["a", "b", "c", "d", "e"].map(|uid| {
-            let at = kept.endpoint(uid)?;
+            let at = kept.endpoint(&EndpointId::of(uid))?;
             Some((at.here, at.ready, at.terminating))
         });
         let here = Some(true);

@@ -445,11 +445,11 @@ impl Ledger {
         self.in_flight.len()
     }
 
-    /// Moves under way, and when they began.
-    pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime)> {
+    /// Moves under way, when they began, and whose they are.
+    pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime, &Spender)> {
         self.in_flight
             .iter()
-            .map(|(cookie, (began, _))| (*cookie, *began))
+            .map(|(cookie, (began, of))| (*cookie, *began, of))
     }
 
     pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {

@@ -215,6 +215,12 @@ impl Move {
         &self.reasons
     }
 
+    /// The same in words.
+    pub fn why(&self) -> String {
+        let words: Vec<String> = self.reasons.iter().map(ToString::to_string).collect();
+        words.join("; ")
+    }
+
     /// How to end it, in order; never empty.
     pub fn steps(&self) -> &Arc<[Step]> {
         &self.steps

@@ -48,7 +48,7 @@ pub fn plan_table(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io:
         let whence = [
             chosen.local().to_string(),
             chosen.remote().to_string(),
-            reasons(chosen),
+            chosen.why(),
         ];
         moves.add_row(what.into_iter().chain(pod).chain(whence));
     }
@@ -82,7 +82,7 @@ pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::
             None => Default::default(),
         };
         let (verdict, why) = match &decision.verdict {
-            Verdict::Move(chosen) => ("move".to_owned(), reasons(chosen)),
+            Verdict::Move(chosen) => ("move".to_owned(), chosen.why()),
             Verdict::Spared(spared) => (format!("spared({})", spared.as_str()), spared.to_string()),
         };
         all.add_row([
@@ -249,7 +249,7 @@ pub(super) fn decision_item<'a>(
     connection: Option<&Connection>,
 ) -> DecisionItem<'a> {
     let (verdict, cause, why, chosen) = match &decision.verdict {
-        Verdict::Move(chosen) => ("Move", None, reasons(chosen), Some(move_item(chosen))),
+        Verdict::Move(chosen) => ("Move", None, chosen.why(), Some(move_item(chosen))),
         Verdict::Spared(spared) => ("Spare", Some(spared.as_str()), spared.to_string(), None),
     };
     DecisionItem {
@@ -341,11 +341,6 @@ fn by_cookie(snapshot: &Snapshot) -> BTreeMap<Cookie, &Connection> {
         known.entry(connection.cookie).or_insert(connection);
     }
     known
-}
-
-fn reasons(chosen: &Move) -> String {
-    let words: Vec<String> = chosen.reasons().iter().map(ToString::to_string).collect();
-    words.join("; ")
 }
 
 #[cfg(test)]

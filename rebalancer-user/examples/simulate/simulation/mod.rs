@@ -59,14 +59,15 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                 if node == 0 {
                     world.carry(scenario.interval);
                     run.sample(before.clone(), &world);
-                    reports.make(world.now, oracle::facts(&world.loads()));
+                    if scenario.nodes == Nodes::Own {
+                        reports.make(world.now, oracle::facts(&world.loads()));
+                    }
                 }
                 let once_done = strategy == Strategy::All && run.has_moved_at(node);
                 if once_done || strategy == Strategy::All && world.now < judged {
                     continue;
                 }
-                let heard = reports.heard(world.now);
-                if let Some(facts) = heard.filter(|_| scenario.nodes == Nodes::Own) {
+                if let Some(facts) = reports.heard(world.now) {
                     agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
                 }
                 let plan = agents[node].list(&world);

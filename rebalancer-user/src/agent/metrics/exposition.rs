@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeGaugeValue},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelValue},
     metrics::MetricType,
     registry::{Registry, Unit},
 };
@@ -293,7 +293,7 @@ fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         [(NONE, numbers.kernel_bytes())],
     )?;
     let fault = |fault: &Fault| {
-        let count = numbers.faults.get(fault).copied().unwrap_or(0);
+        let count = status.kernel_faults.get(fault.text()).copied().unwrap_or(0);
         ([("fault", word(*fault))], count)
     };
     out.counters(
@@ -349,7 +349,7 @@ impl Out<'_> {
         self.gauges(name, help, [(NONE, value)])
     }
 
-    fn gauges<const N: usize, V: AsRef<str>>(
+    fn gauges<const N: usize, V: EncodeLabelValue>(
         &mut self,
         name: &str,
         help: &str,
@@ -358,7 +358,7 @@ impl Out<'_> {
         self.gauges_of(name, help, None, samples)
     }
 
-    fn gauges_of<const N: usize, V: AsRef<str>, G: EncodeGaugeValue>(
+    fn gauges_of<const N: usize, V: EncodeLabelValue, G: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
@@ -370,7 +370,6 @@ impl Out<'_> {
             .0
             .encode_descriptor(name, help, unit, MetricType::Gauge)?;
         for (labels, value) in samples {
-            let labels = texts(&labels);
             if N == 0 {
                 metric.encode_gauge(&value)?;
             } else {
@@ -384,7 +383,7 @@ impl Out<'_> {
         self.counters(name, help, [(NONE, value)])
     }
 
-    fn counters<const N: usize, V: AsRef<str>>(
+    fn counters<const N: usize, V: EncodeLabelValue>(
         &mut self,
         name: &str,
         help: &str,
@@ -394,7 +393,6 @@ impl Out<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in samples {
-            let labels = texts(&labels);
             let no_exemplar =
                 None::<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], u64>>;
             if N == 0 {
@@ -430,12 +428,6 @@ impl Out<'_> {
         }
         Ok(())
     }
-}
-
-fn texts<const N: usize, V: AsRef<str>>(
-    labels: &[(&'static str, V); N],
-) -> [(&'static str, String); N] {
-    std::array::from_fn(|i| (labels[i].0, labels[i].1.as_ref().to_owned()))
 }
 
 #[cfg(test)]

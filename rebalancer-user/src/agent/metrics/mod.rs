@@ -12,8 +12,6 @@ use std::{
     time::Duration,
 };
 
-use rebalancer_common::Fault;
-
 use self::distribution::Distribution;
 pub(super) use self::{exposition::registry, text::answer};
 use crate::{
@@ -103,7 +101,6 @@ pub(crate) struct Numbers {
     fullest_endpoint: u64,
     records: u64,
     naming: Naming,
-    faults: BTreeMap<Fault, u64>,
     /// Endpoints that the kernel half can hold.
     endpoints_most: u64,
 }
@@ -131,7 +128,6 @@ impl Numbers {
             fullest_endpoint: 0,
             records: 0,
             naming: Naming::Off,
-            faults: BTreeMap::new(),
             endpoints_most,
         }
     }
@@ -147,7 +143,6 @@ impl Numbers {
         self.passes += 1;
         self.listings.observe(listing.as_secs_f64());
         self.stretches.observe(observation.longest.as_secs_f64());
-        self.faults.clone_from(&observation.faults);
         let snapshot = &observation.snapshot;
         self.naming = snapshot.naming;
         self.ages = Distribution::new(AGES);
