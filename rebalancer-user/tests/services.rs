@@ -53,6 +53,11 @@ fn hot(change: impl Fn(&mut Service)) -> Snapshot {
         (s.ready, s.ready_here) = (3, 3);
         change(s);
     });
+    three_pods(seen)
+}
+
+/// The pod of `seen` three times, the first with 200 connections.
+fn three_pods(seen: Snapshot) -> Snapshot {
     let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
     let pods = (1..=3).map(|netns| {
         let (mut key, mut endpoint) = (*key, endpoint.clone());
@@ -79,14 +84,21 @@ fn hot(change: impl Fn(&mut Service)) -> Snapshot {
 
 /// How many balance moves, and why the others are left.
 fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
-    let text = "\
+    balanced_by("services: [checkout]", seen)
+}
+
+/// The same under a rule that matches so.
+fn balanced_by(matches: &str, seen: &Snapshot) -> BTreeMap<&'static str, u64> {
+    let text = format!(
+        "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 rules:
-- {name: web, match: {services: [checkout]}, balance: {}}
-";
-    let policy = rebalancer_user::policy::parse("p", text).unwrap();
+- {{name: web, match: {{{matches}}}, balance: {{}}}}
+"
+    );
+    let policy = rebalancer_user::policy::parse("p", &text).unwrap();
     let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
     for chosen in plan.moves() {
         let one = seen
@@ -118,6 +130,23 @@ fn guards_hold_for_balance_as_for_limits() {
         let all = BTreeMap::from([("moved", 0), ("mptcp", 50), (word, 150)]);
         assert_eq!(balanced(&hot(change)), all);
     }
+}
+
+/// Beside a Service with a cluster IP a headless one, over more pods and first by name, is not what
+/// shares the clients.
+#[test]
+fn balance_compares_within_the_service_that_the_guards_see() {
+    let seen = with(behind(&["all", "checkout"]), "all", |s| {
+        (s.headless, s.ready) = (true, 9);
+        s.addresses = addresses(&["10.1.0.7"]);
+    });
+    let seen = with(seen, "checkout", |s| (s.ready, s.ready_here) = (3, 3));
+    let by_port = balanced_by("ports: [{port: 8080}]", &three_pods(seen));
+    assert_eq!(
+        (by_port["moved"], by_port["mptcp"]),
+        (FIRST_FEW, 50),
+        "{by_port:?}"
+    );
 }
 
 /// What one changed fact makes of a connection, under a rule by port and one by name.

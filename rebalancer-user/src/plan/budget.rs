@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Group, Ledger, Move, Outlook, Spared, groups::Groups, ledger::Spender, outlook::Pace};
+use super::{Group, Ledger, Outlook, Spared, groups::Groups, ledger::Spender, outlook::Pace};
 use crate::{
     policy::{Budget, Mode, Policy},
     snapshot::{EndpointKey, KernelTime, Snapshot},
@@ -154,11 +154,11 @@ impl<'a> Allowance<'a> {
         &self.spent.queues
     }
 
-    /// Takes one move out of it.
+    /// Takes one move out of it: of this group, at this endpoint.
     ///
     /// # Errors
     /// Why there is none left.
-    pub(super) fn take(&mut self, chosen: &Move) -> Result<(), Spared> {
+    pub(super) fn take(&mut self, of: &Arc<Group>, at: EndpointKey) -> Result<(), Spared> {
         let window = self.budget.window();
         let refused = |of: BudgetOf, bound: Bound| {
             (bound.left() == 0).then_some(Spared::Budget {
@@ -169,8 +169,8 @@ impl<'a> Allowance<'a> {
         };
         self.node.asked += 1;
         let node = self.node;
-        let group = *self.group(&chosen.spender.group);
-        let endpoint = *self.endpoint(chosen.endpoint);
+        let group = *self.group(of);
+        let endpoint = *self.endpoint(at);
         let bounds = [
             (BudgetOf::Node, node),
             (BudgetOf::Service, group),
@@ -185,8 +185,8 @@ impl<'a> Allowance<'a> {
             });
         }
         self.slots -= 1;
-        let group = self.groups.get_mut(&chosen.spender.group);
-        let endpoint = self.endpoints.get_mut(&chosen.endpoint);
+        let group = self.groups.get_mut(of);
+        let endpoint = self.endpoints.get_mut(&at);
         for bound in [Some(&mut self.node), group, endpoint]
             .into_iter()
             .flatten()

@@ -1,10 +1,10 @@
 //! The decision: judge each connection by itself and its endpoint beside its siblings, then let
 //! the budgets have them in turn.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Decision, Ledger, Move, Outlook, Plan, Reason, Spared, Spender, Stage, Verdict, Whom,
+    Decision, Group, Ledger, Move, Outlook, Plan, Reason, Spared, Spender, Stage, Verdict, Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
     groups::{Groups, Shared, load},
@@ -54,12 +54,14 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         } else {
             &mut enforce
         };
-        let chosen = candidate.chosen(mode, &groups, ledger, now);
+        let group = candidate.group(&groups, snapshot);
         let taken = few
-            .allow(candidate, &chosen, ledger)
-            .and_then(|()| allowance.take(&chosen));
+            .allow(candidate, mode, ledger)
+            .and_then(|()| allowance.take(&group, candidate.connection.endpoint));
         let verdict = match taken {
+            // Not before: most of many are refused.
             Ok(()) => {
+                let chosen = candidate.chosen(mode, group, &groups, ledger, now);
                 few.count(&chosen.spender);
                 Verdict::Move(chosen)
             }
@@ -249,7 +251,23 @@ impl<'a> Candidate<'a> {
         (self.rule.name().as_str(), namespace)
     }
 
-    fn chosen(&self, mode: Mode, groups: &Groups, ledger: &Ledger, now: KernelTime) -> Move {
+    fn group(&self, groups: &Groups, snapshot: &Snapshot) -> Arc<Group> {
+        let (rule, endpoint) = (self.rule, self.connection.endpoint);
+        match groups.get(rule, endpoint) {
+            Some(shared) => Arc::clone(&shared.group),
+            // Each that a rule is for is of a group.
+            None => Group::of(rule, snapshot, &endpoint).into(),
+        }
+    }
+
+    fn chosen(
+        &self,
+        mode: Mode,
+        group: Arc<Group>,
+        groups: &Groups,
+        ledger: &Ledger,
+        now: KernelTime,
+    ) -> Move {
         let &Self {
             connection,
             who,
@@ -278,11 +296,11 @@ impl<'a> Candidate<'a> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
-            spender: Box::new(self.spender(groups, ledger)),
+            spender: Box::new(self.spender(group, groups, ledger)),
         }
     }
 
-    fn spender(&self, groups: &Groups, ledger: &Ledger) -> Spender {
+    fn spender(&self, group: Arc<Group>, groups: &Groups, ledger: &Ledger) -> Spender {
         let &Self {
             connection,
             who,
@@ -299,11 +317,7 @@ impl<'a> Candidate<'a> {
         Spender {
             rule: rule.name().clone(),
             namespace: who.pod().map(|pod| pod.namespace.clone()),
-            group: match shared {
-                Some(shared) => shared.group.clone(),
-                // Each that a rule is for is of a group.
-                None => super::Group::of(rule, who, &connection.endpoint).into(),
-            },
+            group,
             endpoint: connection.endpoint,
             client: client(connection),
             load,
@@ -333,38 +347,30 @@ impl FirstFew {
     }
 
     fn count(&mut self, spender: &Spender) {
-        for whom in [
-            Whom::Client(spender.client),
-            Whom::Rule(spender.rule.clone()),
-        ] {
+        for whom in Whom::both(spender.client, &spender.rule) {
             *self.under_way.entry((whom, spender.endpoint)).or_default() += 1;
         }
     }
 
     /// Balance alone waits until moves are seen to help: a limit is a limit in any case. What is
     /// only told is told as a whole.
-    fn allow(
-        &self,
-        candidate: &Candidate<'_>,
-        chosen: &Move,
-        ledger: &Ledger,
-    ) -> Result<(), Spared> {
+    fn allow(&self, candidate: &Candidate<'_>, mode: Mode, ledger: &Ledger) -> Result<(), Spared> {
         let balances = matches!(candidate.worst, Reason::Balance { .. });
-        if !balances || chosen.mode != Mode::Enforce {
+        if !balances || mode != Mode::Enforce {
             return Ok(());
         }
-        let spender = &chosen.spender;
-        for whom in [
-            Whom::Client(spender.client),
-            Whom::Rule(spender.rule.clone()),
-        ] {
-            let test = ledger.returns(whom.clone(), spender.endpoint);
-            let allowed = test.copied().unwrap_or_default().allowed();
-            let key = (whom, spender.endpoint);
+        let connection = candidate.connection;
+        for whom in Whom::both(client(connection), candidate.rule.name()) {
+            let test = ledger.returns(whom.clone(), connection.endpoint);
+            let most = test.copied().unwrap_or_default().allowed();
+            let key = (whom, connection.endpoint);
             let under_way = self.under_way.get(&key).copied().unwrap_or(0);
-            if under_way >= allowed {
-                let whom = key.0;
-                return Err(Spared::FirstFew { whom, under_way });
+            if under_way >= most {
+                return Err(Spared::FirstFew {
+                    whom: key.0,
+                    under_way,
+                    most,
+                });
             }
         }
         Ok(())
@@ -441,11 +447,7 @@ fn not_now(
             left,
         });
     }
-    let of_whom = [
-        Whom::Client(client(connection)),
-        Whom::Rule(rule.name().clone()),
-    ];
-    for whom in of_whom {
+    for whom in Whom::both(client(connection), rule.name()) {
         let test = ledger.returns(whom.clone(), connection.endpoint);
         if let Some((test, left)) = test.and_then(|test| Some((test, test.holds_for(now)?))) {
             return Some(Spared::Returns {

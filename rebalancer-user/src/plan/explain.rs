@@ -97,17 +97,14 @@ pub fn explain<'a>(
         measures.extend(chosen.reasons().iter().find(excess));
     }
     let groups = Groups::of(policy, snapshot, ledger);
+    let shared = rule.and_then(|rule| groups.get(rule, connection.endpoint));
     let balance = rule.and_then(|rule| {
-        let (balance, shared) = (rule.balance()?, groups.get(rule, connection.endpoint)?);
+        let (balance, shared) = (rule.balance()?, shared?);
         let held = shared.endpoints.get(&connection.endpoint)?;
         Some(Standing::of(balance, shared.facts.ok()?, held.load))
     });
-    let shared = rule.and_then(|rule| groups.get(rule, connection.endpoint));
     let effort = shared.and_then(|shared| ledger.effort(&shared.rule, &shared.group));
-    let whom = rule.map(|rule| {
-        let client = Whom::Client(client(connection));
-        [client, Whom::Rule(rule.name().clone())]
-    });
+    let whom = rule.map(|rule| Whom::both(client(connection), rule.name()));
     let known = |whom: Whom| {
         let test = *ledger.returns(whom.clone(), connection.endpoint)?;
         Some((whom, test))

@@ -33,16 +33,22 @@ impl fmt::Display for Group {
 }
 
 impl Group {
-    /// The endpoints that share clients with the one at `key`, accepted by `who`, under `rule`: of
-    /// the Services that lead there the first that the rule names, or the first at all.
-    pub(super) fn of(rule: &Rule, who: &Who, key: &EndpointKey) -> Self {
-        let service = who.pod().and_then(|pod| {
+    /// The endpoints that share clients with the one at `key` under `rule`: of the Services that
+    /// lead there the first that the rule names, or the first at all. A headless one only where
+    /// there is no other, as the guards see it: who asks it shares no clients by chance.
+    pub(super) fn of(rule: &Rule, snapshot: &Snapshot, key: &EndpointKey) -> Self {
+        let service = snapshot.who(key).pod().and_then(|pod| {
             let all = pod.services.iter().flatten().map(|at| at.name.as_str());
-            let name = all.filter(|name| names(rule, pod, name)).min()?;
-            Some(ServiceName {
+            let full = |name: &str| ServiceName {
                 namespace: pod.namespace.clone(),
                 name: name.to_owned(),
-            })
+            };
+            all.filter(|name| names(rule, pod, name))
+                .map(full)
+                .min_by_key(|name| {
+                    let facts = snapshot.services.get(name);
+                    (facts.is_some_and(|facts| facts.headless), name.clone())
+                })
         });
         Self {
             service,
@@ -73,10 +79,8 @@ impl Group {
 
 fn names(rule: &Rule, pod: &Identity, service: &str) -> bool {
     let meant = rule.matches().pods().services();
-    let is_meant = |meant: &crate::policy::ServiceRef| {
-        meant.name() == service && meant.namespace().is_none_or(|n| n == pod.namespace)
-    };
-    meant.is_empty() || meant.iter().any(is_meant)
+    let mut all = meant.iter();
+    meant.is_empty() || all.any(|meant| meant.means(&pod.namespace, service))
 }
 
 /// What the endpoints of a group hold together. The unit is what is balanced by: connections, or
@@ -310,7 +314,7 @@ impl Groups {
         (snapshot, ledger): (&Snapshot, &Ledger),
         indexes: &mut BTreeMap<(RuleName, Group), usize>,
     ) -> usize {
-        let group = Group::of(rule, snapshot.who(endpoint), endpoint);
+        let group = Group::of(rule, snapshot, endpoint);
         let all = &mut self.all;
         let index = *indexes
             .entry((rule.name().clone(), group.clone()))
@@ -371,7 +375,7 @@ impl Groups {
                 if self.of.contains_key(&of) || !rule.matches().may_be_at(key.port, &endpoint.who) {
                     continue;
                 }
-                let group = (of.0.clone(), Group::of(rule, &endpoint.who, key));
+                let group = (of.0.clone(), Group::of(rule, snapshot, key));
                 // Of a group that has no connection nothing is asked.
                 if indexes.contains_key(&group) {
                     let index = self.index(rule, key, (snapshot, ledger), indexes);

@@ -475,24 +475,24 @@ impl Ledger {
 
     /// Until the window forgets the first of [`Ledger::spent`]; none if there is none.
     pub fn refills_in(&self, mode: Mode, window: Duration, now: KernelTime) -> Option<Duration> {
-        let began = self.recent(mode, window, now).next()?;
+        let (began, _) = self.recent(mode, window, now).next()?;
         Some(window.saturating_sub(now.since(began)))
     }
 
-    /// When those began, the earliest first.
+    /// When those began, the earliest first, and whose they are.
     fn recent(
         &self,
         mode: Mode,
         window: Duration,
         now: KernelTime,
-    ) -> impl Iterator<Item = KernelTime> {
+    ) -> impl Iterator<Item = (KernelTime, &Spender)> {
         let spent = if mode == Mode::DryRun {
             &self.told
         } else {
             &self.made
         };
-        let began = spent.keys().map(|(began, _)| *began);
-        began.filter(move |began| now.since(*began) < window)
+        let all = spent.iter().map(|((began, _), by)| (*began, by));
+        all.filter(move |(began, _)| now.since(*began) < window)
     }
 
     /// Whose those are.
@@ -502,13 +502,6 @@ impl Ledger {
         window: Duration,
         now: KernelTime,
     ) -> impl Iterator<Item = &Spender> {
-        let spent = if mode == Mode::DryRun {
-            &self.told
-        } else {
-            &self.made
-        };
-        let all = spent.iter();
-        all.filter(move |((began, _), _)| now.since(*began) < window)
-            .map(|(_, spender)| spender)
+        self.recent(mode, window, now).map(|(_, by)| by)
     }
 }

@@ -63,6 +63,13 @@ pub enum Whom {
     Rule(RuleName),
 }
 
+impl Whom {
+    /// Under both of these a move of `client` by `rule` is counted.
+    pub(super) fn both(client: IpAddr, rule: &RuleName) -> [Self; 2] {
+        [Self::Client(client), Self::Rule(rule.clone())]
+    }
+}
+
 impl fmt::Display for Whom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -334,14 +341,15 @@ impl Returns {
     ) {
         let client = Whom::Client(client);
         let is_another = |whom: &Whom| matches!(whom, Whom::Client(_)) && *whom != client;
-        let is_first = !self.tests.iter().any(|((whom, at), test)| {
-            *at == endpoint && is_another(whom) && test.holds_for(now).is_some()
-        });
         let test = self.tests.entry((client.clone(), endpoint)).or_default();
         let before = test.score;
         let hold = test.learn(siblings, seen, now).map(|lasts| (*test, lasts));
+        let is_held = test.holds_for(now).is_some();
         // One client may be sent back by something of its own; of several it is the rule's.
-        let of_client = is_first && test.holds_for(now).is_some();
+        let of_client = is_held
+            && !self.tests.iter().any(|((whom, at), test)| {
+                *at == endpoint && is_another(whom) && test.holds_for(now).is_some()
+            });
         let rule = Whom::Rule(rule);
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
         if let Some((test, lasts)) = hold {
@@ -390,7 +398,7 @@ impl Returns {
                 .is_none_or(|e| e.listeners > 0);
             let fresh = now.since(test.last) < FORGET;
             // Who was held is remembered for as long again, so that the next hold is longer.
-            let held = test.held_until.0 > now.0
+            let held = test.holds_for(now).is_some()
                 || test.holds > 0 && now.since(test.held_until) < LONGEST_HOLD;
             there && (fresh || held)
         });

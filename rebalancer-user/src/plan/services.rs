@@ -33,7 +33,7 @@ pub(super) fn guards(
     };
     let sibling = sibling(connection, &all);
     let http2 = http2(rule, connection, &all);
-    let asked = asked(rule, pod, all);
+    let asked = asked(rule, all);
     [
         unready(pod, &asked),
         headless(&asked),
@@ -78,13 +78,11 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
 
 /// Those that count: the one that the rule names; else all but the headless ones, if there are
 /// others.
-fn asked<'a>(rule: &Rule, pod: &Identity, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
+fn asked<'a>(rule: &Rule, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
     let meant = rule.matches().pods().services();
     let is_named = |name: &ServiceName| {
-        meant.iter().any(|meant| {
-            let namespace = meant.namespace();
-            meant.name() == name.name && namespace.is_none_or(|n| n == pod.namespace)
-        })
+        let mut meant = meant.iter();
+        meant.any(|meant| meant.means(&name.namespace, &name.name))
     };
     let named = all.iter().filter(|s| is_named(&s.name)).count();
     let routed = all.iter().any(|s| !s.facts.headless);

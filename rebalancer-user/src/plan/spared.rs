@@ -7,7 +7,6 @@ use bytesize::ByteSize;
 use super::{
     BudgetOf, Futile, NoView, Outcome, Reason, Standing, Unknown, Whom,
     limits::{Load, rounded},
-    returns::FIRST_FEW,
 };
 use crate::{
     policy::{By, Lack, RuleName},
@@ -245,6 +244,8 @@ pub enum Spared {
         whom: Whom,
         /// How many.
         under_way: u64,
+        /// How many may be until then.
+        most: u64,
     },
 }
 
@@ -611,10 +612,14 @@ impl fmt::Display for Spared {
             Self::Futile { futile, left } => {
                 write!(f, "{futile}; not again for {}", rounded(*left))
             }
-            Self::FirstFew { whom, under_way } => write!(
+            Self::FirstFew {
+                whom,
+                under_way,
+                most,
+            } => write!(
                 f,
                 "{under_way} moves of {whom} are under way, and it is not known yet whether they \
-                 help (at most {FIRST_FEW} until then)"
+                 help (at most {most} until then)"
             ),
         }
     }
@@ -623,6 +628,7 @@ impl fmt::Display for Spared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::FIRST_FEW;
 
     #[test]
     fn each_reads_as_a_sentence_with_its_word() {
@@ -794,6 +800,7 @@ mod tests {
             Spared::FirstFew {
                 whom: Whom::Client("10.0.0.7".parse().unwrap()),
                 under_way: 6,
+                most: FIRST_FEW,
             },
         ];
         let told: String = all

@@ -137,6 +137,11 @@ impl ServiceRef {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Whether it means the Service of this name in this namespace.
+    pub fn means(&self, namespace: &str, name: &str) -> bool {
+        self.name == name && self.namespace().is_none_or(|own| own == namespace)
+    }
 }
 
 impl fmt::Display for ServiceRef {
