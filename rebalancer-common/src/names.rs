@@ -10,6 +10,8 @@ pub const LIST: &str = "list";
 pub const ADOPT: &str = "adopt";
 /// sk_msg program on the sockets in `counted`: counts what each sends.
 pub const MESSAGES: &str = "messages";
+/// Socket filter on the connections in `watched`: hears what they speak.
+pub const WATCH: &str = "watch";
 
 /// The pinned link of [`SOCK_OPS`]: what keeps the program attached while no agent runs.
 pub const LINK: &str = "link";
@@ -24,6 +26,9 @@ pub const WANTED: &str = "wanted";
 pub const CGROUPS: &str = "cgroups";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
+/// Hash: cookie → [`crate::Heard`], of the connections that are about to be moved. Pinned so that
+/// what a killed agent was watching is found and left alone.
+pub const WATCHED: &str = "watched";
 /// Memory-mapped array of [`crate::Listed`]; each reader has its own.
 pub const LISTING: &str = "listing";
 /// Memory-mapped array of one [`crate::ListHead`]; each reader has its own.

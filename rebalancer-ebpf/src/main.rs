@@ -1,6 +1,6 @@
 //! The rebalancer's kernel half.
 //!
-//! Four programs, each a short table from events to actions:
+//! Five programs, each a short table from events to actions:
 //!
 //! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
 //!   decides nothing, changes no packet, and runs for no packet.
@@ -9,6 +9,8 @@
 //! - [`list`], an iterator over one shard of the records: writes what each socket says of itself
 //!   at that moment into memory shared with its reader.
 //! - [`messages`], on the sockets that a rule asked for, and on no other: counts what they send.
+//! - [`watch`], on the sockets that are about to be moved, and on no other: hears whether what they
+//!   receive is HTTP/1.
 //!
 //! Rules that hold here: another program's callback flags are never cleared, no reply is written
 //! (`reply` and `args` are one union), the answer is always 1, and a failure is counted in
@@ -40,6 +42,7 @@ mod record;
 mod scope;
 mod sock;
 mod sock_ops;
+mod watch;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

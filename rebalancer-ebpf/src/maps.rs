@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use rebalancer_common::{
-    Connection, EndpointKey, EndpointSums, Fault, ListHead, Listed, Settings, WANTED_WORDS,
+    Connection, EndpointKey, EndpointSums, Fault, Heard, ListHead, Listed, Settings, WANTED_WORDS,
 };
 
 /// Endpoints that a node can have at one time; a full map is a counted fault.
@@ -14,6 +14,10 @@ const MAX_ENDPOINTS: usize = 16_384;
 
 /// Cgroups that the agent can tell of; memory is taken only for those that are there.
 const MAX_CGROUPS: usize = 65_536;
+
+/// Connections that can be watched at one time: as many as can be about to be moved. Memory is taken
+/// only for those that are.
+const MAX_WATCHED: usize = 2_048;
 
 /// Slots of the listing in the object; each reader sets its own number at load.
 const LISTING_SLOTS: usize = 1;
@@ -29,6 +33,10 @@ pub(crate) static WANTED: Array<u64, WANTED_WORDS> = Array::new();
 
 #[btf_map(name = "cgroups")]
 pub(crate) static CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "watched")]
+pub(crate) static WATCHED: HashMap<u64, Heard, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
 #[btf_map(name = "faults")]

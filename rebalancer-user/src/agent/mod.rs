@@ -46,7 +46,10 @@ use self::{
     standing::Standing,
 };
 use crate::{
-    bpf::{self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker},
+    bpf::{
+        self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker,
+        Watcher,
+    },
     counting::Counting,
     http::{RunDir, Server},
     kubernetes::{Access, Announcer, Names, PodAt},
@@ -257,8 +260,11 @@ impl Agent {
         let (tell, done) = unbounded_channel();
         // The mover asks the kernel by itself, so it has its own iterator and memory.
         let lister_of_mover = Lister::open(Arc::clone(&kernel), tracker.pins())?;
+        let watcher = Watcher::open(&kernel, tracker.pins())
+            .inspect_err(|error| warn!(%error, "cannot hear what connections speak: moved are only those whose rule has a sessionState"))
+            .ok();
         let mover = mechanism
-            .map(|mechanism| Mover::start(lister_of_mover, mechanism, tell))
+            .map(|mechanism| Mover::start(lister_of_mover, watcher, mechanism, tell))
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;

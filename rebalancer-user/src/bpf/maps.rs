@@ -1,10 +1,10 @@
 //! The small maps, read directly.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
+use std::{collections::BTreeMap, io, ops::RangeInclusive, path::Path};
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use rebalancer_common::{
     ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, WANTED_WORDS, names, wanted_bits,
@@ -21,6 +21,15 @@ pub(super) struct Raw<T>(pub(super) T);
 
 // SAFETY: `T` has no padding and any bytes are a valid `T`, as zerocopy has checked.
 unsafe impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> Pod for Raw<T> {}
+
+/// The system's own error, if it is one.
+pub(super) fn io_error(error: MapError) -> io::Error {
+    match error {
+        MapError::SyscallError(e) => e.io_error,
+        MapError::IoError(e) => e,
+        other => io::Error::other(other),
+    }
+}
 
 /// Opens a pinned map.
 pub(super) fn pinned(pins: &Path, name: &str) -> Result<Map, Error> {
@@ -40,9 +49,8 @@ pub(super) fn pinned(pins: &Path, name: &str) -> Result<Map, Error> {
 pub fn read_endpoints(pins: &Path) -> Result<BTreeMap<EndpointKey, EndpointSums>, Error> {
     let failed = |e: anyhow::Error| Error::call("reading the endpoints map", e);
     let map = pinned(pins, names::ENDPOINTS)?;
-    let map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> = map
-        .try_into()
-        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+    let map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> =
+        map.try_into().map_err(|e: MapError| failed(e.into()))?;
     map.iter()
         .map(|entry| {
             entry
@@ -72,7 +80,7 @@ pub fn forget_endpoints(pins: &Path, living: &[Netns]) -> Result<usize, Error> {
         .collect();
     let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> = pinned(pins, names::ENDPOINTS)?
         .try_into()
-        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+        .map_err(|e: MapError| failed(e.into()))?;
     for key in &gone {
         map.remove(&Raw(*key)).map_err(|e| failed(e.into()))?;
     }
@@ -84,7 +92,7 @@ pub fn read_faults(pins: &Path) -> Result<BTreeMap<Fault, u64>, Error> {
     let failed = |e: anyhow::Error| Error::call("reading the faults map", e);
     let map: PerCpuArray<_, u64> = pinned(pins, names::FAULTS)?
         .try_into()
-        .map_err(|e: aya::maps::MapError| failed(e.into()))?;
+        .map_err(|e: MapError| failed(e.into()))?;
     let mut faults = BTreeMap::new();
     for fault in Fault::ALL {
         let counts = map.get(&(*fault as u32), 0).map_err(|e| failed(e.into()))?;
@@ -130,14 +138,14 @@ pub fn agent_pid(pins: &Path) -> Option<u32> {
 }
 
 fn settings(pins: &Path) -> Result<Settings, Error> {
-    let failed = |e: aya::maps::MapError| Error::call("reading the settings map", e);
+    let failed = |e: MapError| Error::call("reading the settings map", e);
     let map: Array<_, Raw<Settings>> = pinned(pins, names::SETTINGS)?.try_into().map_err(failed)?;
     Ok(map.get(&0, 0).map_err(failed)?.0)
 }
 
 /// Tells the kernel half what to record.
 pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Error> {
-    let failed = |e: aya::maps::MapError| Error::call("writing the settings map", e);
+    let failed = |e: MapError| Error::call("writing the settings map", e);
     let mut map: Array<_, Raw<Settings>> =
         pinned(pins, names::SETTINGS)?.try_into().map_err(failed)?;
     map.set(0, Raw(settings), 0).map_err(failed)
@@ -145,7 +153,7 @@ pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Erro
 
 /// Tells the kernel half which ports are wanted, by which groups of rules.
 pub(super) fn write_wanted(pins: &Path, ports: &[(RangeInclusive<u16>, u8)]) -> Result<(), Error> {
-    let failed = |e: aya::maps::MapError| Error::call("writing the wanted map", e);
+    let failed = |e: MapError| Error::call("writing the wanted map", e);
     let mut words = vec![0_u64; WANTED_WORDS];
     for (range, groups) in ports {
         for port in range.clone() {
@@ -162,7 +170,7 @@ pub(super) fn write_wanted(pins: &Path, ports: &[(RangeInclusive<u16>, u8)]) -> 
 
 /// What the kernel half was told of cgroups.
 pub(super) fn read_cgroups(pins: &Path) -> Result<BTreeMap<CgroupId, u32>, Error> {
-    let failed = |e: aya::maps::MapError| Error::call("reading the cgroups map", e);
+    let failed = |e: MapError| Error::call("reading the cgroups map", e);
     let map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
     map.iter()
         .map(|entry| {
@@ -180,7 +188,7 @@ pub(super) fn write_cgroups(
     before: &BTreeMap<CgroupId, u32>,
     classes: &BTreeMap<CgroupId, u32>,
 ) -> Result<bool, Error> {
-    let failed = |e: aya::maps::MapError| Error::call("writing the cgroups map", e);
+    let failed = |e: MapError| Error::call("writing the cgroups map", e);
     let mut map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
     let mut changed = false;
     // What has gone first: it makes room.

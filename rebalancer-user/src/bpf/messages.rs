@@ -12,7 +12,7 @@ use rustix::fd::AsRawFd as _;
 
 use super::{
     Error, Kernel, OBJECT,
-    maps::check_abi,
+    maps::{check_abi, io_error},
     sys,
     tracker::{failed, loader_over},
 };
@@ -90,13 +90,5 @@ impl MessageCounter {
                 e => Err(e),
             },
         }
-    }
-}
-
-fn io_error(error: MapError) -> io::Error {
-    match error {
-        MapError::SyscallError(e) => e.io_error,
-        MapError::IoError(e) => e,
-        other => io::Error::other(other),
     }
 }

@@ -4,6 +4,7 @@
 //! - [`Lister`] reads every connection, with an iterator and memory of its own, so that no reader
 //!   disturbs another.
 //! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
+//! - [`Watcher`] holds the socket filter that hears what victims speak.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
 mod cgroup;
@@ -18,6 +19,7 @@ mod offsets;
 mod pins;
 mod sys;
 mod tracker;
+mod watcher;
 
 pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
@@ -32,6 +34,7 @@ pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, missing_for_owners, raise_memlock, return_memory};
 pub use tracker::{Adopted, Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
+pub use watcher::{Watcher, read_watched};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

@@ -1,10 +1,17 @@
 //! `rebalancer uninstall`: remove what tracking has left in the kernel.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{KernelArgs, need_privilege, records};
-use crate::{agent::forget_pause, bpf::PinDir, http::RunDir};
+use super::{KernelArgs, need_privilege, note, records};
+use crate::{
+    agent::forget_pause,
+    bpf::{self, Kernel, Lister, PinDir},
+    http::RunDir,
+    moves,
+};
 
 /// Remove every trace: detach the program and remove its maps, with the records in them.
 ///
@@ -27,6 +34,7 @@ impl Uninstall {
         }
         // Only an agent that has ended leaves its folder to us.
         let ours = PinDir::take(pins)?;
+        take_off_left(pins);
         let removed = ours
             .clear()
             .with_context(|| format!("removing what is in {}", pins.display()))?;
@@ -54,5 +62,32 @@ impl Uninstall {
             println!("{}: removed the pause that was kept there", dir.display());
         }
         Ok(())
+    }
+}
+
+/// What an agent that was killed was about to move has its filter still. Pins of another version
+/// cannot be read; then those keep it until they end, and do no worse by it.
+fn take_off_left(pins: &Path) {
+    let take_off = || {
+        if bpf::read_watched(pins)?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut lister = Lister::open(Kernel::read()?.into(), pins)?;
+        moves::take_off_left(&mut lister)
+    };
+    match take_off() {
+        Ok(left) => {
+            for (cookie, taken) in left {
+                if let Err(why) = taken {
+                    note(format_args!(
+                        "connection {cookie}, which an agent was about to move, is watched until it \
+                         ends: {why}"
+                    ));
+                }
+            }
+        }
+        Err(error) => note(format_args!(
+            "cannot tell what an agent was watching: {error}"
+        )),
     }
 }

@@ -14,6 +14,7 @@ use super::{
     judge,
     mechanism::Attempt,
     owner::{Owner, Owners},
+    watch::{self, Speaks, Watch, Watches},
 };
 use crate::{
     bpf::{self, Lister},
@@ -43,6 +44,7 @@ pub(super) struct Active {
     /// The step in which the server was asked to close.
     asked: Option<usize>,
     misses: u32,
+    watch: Watch,
     /// Why a step could not be taken.
     trouble: Option<String>,
 }
@@ -63,6 +65,7 @@ pub(super) struct Inside<'a> {
     pub(super) diag: &'a Diag,
     pub(super) lister: &'a mut Lister,
     pub(super) mechanism: Mechanism,
+    pub(super) watches: &'a mut Watches,
 }
 
 impl Active {
@@ -78,6 +81,11 @@ impl Active {
                 local: chosen.local(),
                 remote: chosen.remote(),
                 device,
+            },
+            watch: if chosen.is_watched() {
+                Watch::Wanted
+            } else {
+                Watch::Needless
             },
             chosen,
             ordered: now,
@@ -110,9 +118,15 @@ impl Active {
             Err(outcome) => return Next::End(outcome),
         };
         let now = Instant::now();
+        let speaks = self.speaks(&socket, inside);
+        if let Speaks::Not(guard) = speaks {
+            return Next::End(self.left(Outcome::Refused(guard)));
+        }
+        let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
-            let server_closes = self.asked == Some(self.step);
-            if !server_closes && self.holds(step, &socket, inside) {
+            let may_go = speaks == Speaks::Fine && self.asked != Some(self.step);
+            let watch_now = self.watch.is_wanted() && is_accepted;
+            if watch_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act(socket.inode);
             }
             if now < self.step_until {
@@ -122,7 +136,8 @@ impl Active {
         }
         let end = match self.trouble.take() {
             Some(words) => Outcome::Failed(words),
-            None => Outcome::GaveUp,
+            None if speaks == Speaks::Fine => Outcome::GaveUp,
+            None => watch::UNKNOWN,
         };
         Next::End(self.left(end))
     }
@@ -141,10 +156,24 @@ impl Active {
             }
             self.ignored = Some(guard);
         }
+        if self.watch.is_wanted() {
+            let watch = inside.watches.begin(&self.id, inode, owners, inside.diag);
+            return match watch {
+                Ok(Some(watch)) => {
+                    self.watch = watch;
+                    Next::Wait
+                }
+                Ok(None) => Next::Wait,
+                Err(outcome) => Next::End(self.left(outcome)),
+            };
+        }
         let Some(step) = self.current() else {
             return Next::Wait;
         };
-        if socket.inode != inode || !self.holds(step, &socket, inside) {
+        if socket.inode != inode
+            || self.speaks(&socket, inside) != Speaks::Fine
+            || !self.holds(step, &socket, inside)
+        {
             return Next::Wait;
         }
         match step.kind() {
@@ -163,6 +192,22 @@ impl Active {
             Ok(other) => Err(self.gone(other.map(|socket| socket.state))),
             Err(e) => Err(Outcome::Failed(format!("sock_diag: {e}"))),
         }
+    }
+
+    /// What it speaks, as far as it is known. Of no matter once something was done to it.
+    fn speaks(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Speaks {
+        if self.asked.is_some() || self.misses > 0 {
+            return Speaks::Fine;
+        }
+        let endpoint = self.chosen.endpoint();
+        inside
+            .watches
+            .speaks(&mut self.watch, &self.id, endpoint, socket, inside.diag)
+    }
+
+    /// Its watch, to be ended with it.
+    pub(super) fn take_watch(&mut self) -> Watch {
+        std::mem::replace(&mut self.watch, Watch::Needless)
     }
 
     /// The step that is its turn: the policy's, and then, if it says so, a reset at once.

@@ -7,7 +7,8 @@
 //!
 //! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
 //! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
-//! `probe` tries which of them this node has.
+//! `probe` tries which of them this node has; `watch` hears whether the
+//! victim speaks HTTP/1.
 
 mod active;
 mod diag;
@@ -20,6 +21,7 @@ mod process;
 mod quiet;
 mod raw;
 mod sys;
+mod watch;
 
 pub(crate) use diag::Diag;
 #[cfg(any(test, fuzzing))]
@@ -34,3 +36,4 @@ pub use mechanism::Mechanism;
 pub use mover::{Done, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use quiet::{Quiet, judge};
+pub use watch::take_off_left;

@@ -20,9 +20,10 @@ use super::{
     diag::Diag,
     owner::Owners,
     process::Cgroups,
+    watch::Watches,
 };
 use crate::{
-    bpf::Lister,
+    bpf::{Lister, Watcher},
     netns::{Namespaces, enter},
     plan::{Move, Outcome},
     policy::StepKind,
@@ -91,9 +92,11 @@ impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
     /// `lister` answers who spoke last when the clock's ticks cannot, and tells sequence numbers;
-    /// `mechanism` is how it resets.
+    /// `mechanism` is how it resets; `watcher` hears what victims speak, and without it none is moved
+    /// whose rule does not say what its end means.
     pub fn start(
         lister: Lister,
+        watcher: Option<Watcher>,
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
@@ -105,6 +108,7 @@ impl Mover {
             .spawn(move || {
                 Room {
                     lister,
+                    watches: Watches::new(watcher),
                     mechanism,
                     cgroups: Cgroups::read(),
                     namespaces: Namespaces::default(),
@@ -155,6 +159,7 @@ impl Drop for Mover {
 /// What the thread owns.
 struct Room {
     lister: Lister,
+    watches: Watches,
     mechanism: Mechanism,
     cgroups: Cgroups,
     namespaces: Namespaces,
@@ -165,6 +170,7 @@ struct Room {
 
 impl Room {
     fn run(mut self, queue: &Receiver<Request>) {
+        self.watches.clean(&mut self.lister);
         loop {
             let next = if self.active.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -242,6 +248,7 @@ impl Room {
         };
         let Self {
             lister,
+            watches,
             mechanism,
             cgroups,
             active,
@@ -257,6 +264,7 @@ impl Room {
                 diag: &diag,
                 lister,
                 mechanism: *mechanism,
+                watches,
             };
             let mut next = Vec::with_capacity(cookies.len());
             let mut ready = Vec::new();
@@ -310,7 +318,10 @@ impl Room {
         cookies.iter().filter_map(end).collect()
     }
 
-    fn tell(&self, active: Active, outcome: Outcome) {
+    fn tell(&mut self, mut active: Active, outcome: Outcome) {
+        let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
+        self.watches
+            .end(active.take_watch(), cookie, netns, &self.cgroups);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
         // The agent that does not listen any more is on its way out.

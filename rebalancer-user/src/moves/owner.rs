@@ -12,6 +12,7 @@ use std::{
     fs, io,
     mem::MaybeUninit,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
+    sync::Arc,
 };
 
 use rustix::{
@@ -39,8 +40,9 @@ pub(crate) struct Owners {
 }
 
 /// A process's descriptor of a socket.
+#[derive(Clone)]
 pub(crate) struct Owner {
-    process: Process,
+    process: Arc<Process>,
     fd: RawFd,
     /// What the guards ask of the process.
     pub(crate) facts: Facts,
@@ -97,6 +99,7 @@ impl Owner {
         let process = Process::open(pid).ok()?;
         let facts = process.facts(cgroups)?;
         let owns = process.proc(|_| Some(leads_to(pid, fd, inode)))?;
+        let process = Arc::new(process);
         owns.then_some(Self { process, fd, facts })
     }
 

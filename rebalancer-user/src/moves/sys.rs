@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
+use rustix::io::Errno;
+
 pub(super) fn set_option(
     socket: impl AsFd,
     level: libc::c_int,
@@ -25,6 +27,28 @@ pub(super) fn set_option(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether a socket has a filter, of either kind.
+pub(super) fn has_filter(socket: impl AsFd) -> Result<bool, Errno> {
+    let mut instructions: libc::socklen_t = 0;
+    // SAFETY: of a length of 0 the kernel only tells how many instructions there are.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER, // which is SO_GET_FILTER too
+            std::ptr::null_mut(),
+            &raw mut instructions,
+        )
+    };
+    let error = io::Error::last_os_error();
+    match Errno::from_io_error(&error) {
+        _ if done == 0 => Ok(instructions > 0),
+        // One of eBPF cannot be shown.
+        Some(Errno::ACCESS) => Ok(true),
+        other => Err(other.unwrap_or(Errno::IO)),
     }
 }
 

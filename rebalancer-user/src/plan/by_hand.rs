@@ -54,6 +54,8 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
         at_end: AtEnd::Spare,
         mode: Mode::Enforce,
         heeds_guards: guarded == Guarded::Yes,
+        // Whoever names a connection knows what it speaks.
+        is_watched: false,
         spender: Box::new(Spender {
             rule: RuleName::by_hand(),
             namespace: None,

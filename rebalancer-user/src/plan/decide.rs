@@ -13,7 +13,7 @@ use super::{
     turns::turns,
 };
 use crate::{
-    policy::{By, Lack, Mode, Policy, Rule},
+    policy::{By, Lack, Mode, Policy, Rule, SessionState},
     snapshot::{Connection, Cookie, EndpointKey, Identity, KernelTime, Snapshot, Who},
 };
 
@@ -296,6 +296,7 @@ impl<'a> Candidate<'a> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
+            is_watched: rule.session_state() == SessionState::Unknown,
             spender: Box::new(self.spender(group, groups, ledger)),
         }
     }

@@ -106,7 +106,7 @@ fn system_port(port: u16, allowed: &BTreeSet<u16>) -> Option<Spared> {
 
 fn stateful_port(port: u16, state: SessionState) -> Option<Spared> {
     let protocol = ports::stateful(port)?;
-    (state == SessionState::Keeps).then_some(Spared::StatefulPort { port, protocol })
+    (state != SessionState::Loses).then_some(Spared::StatefulPort { port, protocol })
 }
 
 fn is_loopback(connection: &Connection) -> bool {

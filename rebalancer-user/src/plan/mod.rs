@@ -170,6 +170,7 @@ pub struct Move {
     at_end: AtEnd,
     mode: Mode,
     heeds_guards: bool,
+    is_watched: bool,
     spender: Box<Spender>,
 }
 
@@ -235,6 +236,11 @@ impl Move {
     /// False only of a move by hand that asks for it.
     pub fn heeds_guards(&self) -> bool {
         self.heeds_guards
+    }
+
+    /// Whether it may be moved only once it is heard to speak HTTP/1.
+    pub fn is_watched(&self) -> bool {
+        self.is_watched
     }
 
     /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.

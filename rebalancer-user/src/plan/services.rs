@@ -135,7 +135,7 @@ fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
 fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
     let port = connection.endpoint.port;
     let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
-    (rule.session_state() == SessionState::Keeps).then(|| Spared::Http2 {
+    (rule.session_state() != SessionState::Loses).then(|| Spared::Http2 {
         port,
         service: service.name.clone(),
     })

@@ -188,6 +188,7 @@ impl Lines {
         }
         self.field("  ", "jitter", rule.jitter(), given(&file.jitter));
         let state = match rule.session_state() {
+            SessionState::Unknown => "Unknown",
             SessionState::Keeps => "Keeps",
             SessionState::Loses => "Loses",
         };

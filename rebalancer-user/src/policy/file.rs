@@ -235,9 +235,11 @@ pub(super) struct RuleFile {
     /// together do not end together.
     #[schemars(with = "schema::Percentage", extend("default" = "10%"))]
     pub(super) jitter: Field<Scalar>,
-    /// `Keeps`: ports of protocols that hold state in their connections (PostgreSQL, Redis, MQTT…)
-    /// are spared. `Loses`: losing that state is fine.
-    #[schemars(with = "schema::SessionStates", extend("default" = "Keeps"))]
+    /// What a connection's end costs its client. `Unknown`: only those are moved that are heard to
+    /// speak HTTP/1, which loses nothing at a quiet moment. `Keeps`: no more than a reconnect,
+    /// whatever they speak. Both spare ports of protocols that hold state in their connections
+    /// (PostgreSQL, Redis, MQTT, gRPC…). `Loses`: losing that state is fine.
+    #[schemars(with = "schema::SessionStates", extend("default" = "Unknown"))]
     pub(super) session_state: Field<Scalar>,
     /// Ways to end a connection, the gentlest first. Without it: a reset at a quiet moment.
     #[schemars(with = "Vec<StepFile>")]

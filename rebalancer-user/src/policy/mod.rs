@@ -28,7 +28,7 @@
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   balance: {by: Connections, tolerance: 10%}   # Connections | ByteRate | MessageRate
 //!   jitter: 10%
-//!   sessionState: Keeps        # Keeps | Loses
+//!   sessionState: Unknown      # Unknown | Keeps | Loses
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
 //!   atEnd: Spare               # Spare | ResetNow

@@ -193,9 +193,11 @@ impl MaxRate {
 /// Whether a connection's end costs its client more than a reconnect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SessionState {
-    /// The connection may hold state (a transaction, a subscription) on ports known for it:
-    /// those are spared.
+    /// Nobody has said: only connections that are heard to speak HTTP/1 are moved.
     #[default]
+    Unknown,
+    /// The operator says that a reconnect at a quiet moment costs nothing: what they speak is not
+    /// asked. Ports known for state in their connections (a transaction, a subscription) are spared.
     Keeps,
     /// The operator says that losing what the connection holds is fine.
     Loses,

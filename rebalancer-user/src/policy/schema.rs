@@ -78,7 +78,7 @@ notations! {
     }
     Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
     TrackedSockets: {"enum": ["All", "Matched"]}
-    SessionStates: {"enum": ["Keeps", "Loses"]}
+    SessionStates: {"enum": ["Unknown", "Keeps", "Loses"]}
     Counted: {"enum": ["Messages"]}
     Loads: {"enum": ["Connections", "ByteRate", "MessageRate"]}
     StepKinds: {"enum": ["Close", "Reset"]}

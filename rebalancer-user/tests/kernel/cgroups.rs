@@ -37,7 +37,9 @@ fn policy(track: &str, rules: &str) -> String {
 }
 
 fn rule(matches: &str) -> String {
-    format!("{{name: by-cgroup, match: {{{matches}}}, limits: {{maxAge: 1ms}}}}")
+    format!(
+        "{{name: by-cgroup, match: {{{matches}}}, limits: {{maxAge: 1ms}}, sessionState: Keeps}}"
+    )
 }
 
 /// A server in a cgroup of its own, which is made for it.
@@ -210,7 +212,8 @@ fn what_is_in_a_cgroup_that_is_gone_is_spared_and_told_why() {
 
     // The rule behind would cover it; which is the first that does is not known.
     let named = rule(&format!("cgroups: ['{here}']"));
-    let any = "{name: any, match: {ports: [{port: 80}]}, limits: {maxAge: 1ms}}";
+    let any =
+        "{name: any, match: {ports: [{port: 80}]}, limits: {maxAge: 1ms}, sessionState: Keeps}";
     let mut agent = Agent::in_lab(&lab, &policy("", &format!("{named}, {any}")));
     let listed = agent.wait_for("listed", |line| line["message"] == "listed");
     let spared = listed["spared"].as_str().unwrap();

@@ -1,25 +1,23 @@
 //! Nothing runs per packet.
 
 use aya::sys::{Stats, enable_stats};
+use rebalancer_common::names::SOCK_OPS;
 use serde_json::Value;
 
 use crate::support::{
     Agent, TRACK_ONLY, alone, bpftool, connect, eventually, held_by, lab, request,
 };
 
-/// Runs of the sock_ops program that this agent attached.
-fn runs(program: u64) -> u64 {
+/// Runs of a program so far, while they are counted.
+pub fn runs(program: u64) -> u64 {
     bpftool(&["prog", "show", "id", &program.to_string()])["run_cnt"]
         .as_u64()
         .unwrap_or(0)
 }
 
-/// The sock_ops program of this agent.
-fn sock_ops_of(agent: &Agent) -> u64 {
-    let is_it = |id: &u64| {
-        bpftool(&["prog", "show", "id", &id.to_string()])["name"]
-            == rebalancer_common::names::SOCK_OPS
-    };
+/// This agent's program of this name.
+pub fn program_of(agent: &Agent, name: &str) -> u64 {
+    let is_it = |id: &u64| bpftool(&["prog", "show", "id", &id.to_string()])["name"] == name;
     let held = held_by(agent.child.id()).into_iter();
     let mut programs = held.filter_map(|(what, id)| (what == "prog").then_some(id));
     programs.find(is_it).expect("it holds its program")
@@ -31,7 +29,7 @@ fn a_gibibyte_over_one_connection_runs_no_program() {
     let lab = lab(1);
     // Attached to the lab's cgroup: nothing else on this machine can make it run.
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program = sock_ops_of(&agent);
+    let program = program_of(&agent, SOCK_OPS);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut stream = connect(&lab, pod.address());
@@ -60,7 +58,7 @@ fn a_gibibyte_received_runs_no_program() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let program = sock_ops_of(&agent);
+    let program = program_of(&agent, SOCK_OPS);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut server = pod.host.spawn("iperf3", &["-s", "-1"]).unwrap();

@@ -37,4 +37,5 @@ mod steps;
 mod support;
 mod top;
 mod tracking;
+mod watch;
 mod without;

@@ -21,7 +21,7 @@ use crate::{
     support::{Agent, PATIENCE, TRACK_ONLY, alone, connect, lab, request},
 };
 
-/// A policy for the lab's clients and one port.
+/// A policy for the lab's clients and one port. It vouches for them: what they speak is not asked.
 pub fn enforce(lab: &xtask::lab::Lab, port: u16, limits: &str, steps: &str) -> String {
     format!(
         "\
@@ -36,6 +36,7 @@ rules:
   match: {{ports: [{{port: {port}}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
   limits: {{{limits}}}
   jitter: 0%
+  sessionState: Keeps
   steps: [{steps}]
 ",
         lab.client_subnet()
@@ -228,7 +229,7 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     assert_eq!(chosen.remote(), stream.local_addr().unwrap());
 
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, Mechanism::SockDestroy, tell).unwrap();
+    let mover = Mover::start(lister, None, Mechanism::SockDestroy, tell).unwrap();
     // First while it lives, then again: now another connection may have its place, the cookie
     // tells it apart, and the listener on the port is never meant.
     let mut outcomes = Vec::new();
@@ -290,7 +291,7 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     let cgroup = CgroupId(lab.pod(0).host.cgroup_id().unwrap());
     let chosen = plan.moves().next().unwrap().clone();
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, Mechanism::SockDestroy, tell).unwrap();
+    let mover = Mover::start(lister, None, Mechanism::SockDestroy, tell).unwrap();
     drop(lab);
     assert!(mover.order(Order {
         chosen,

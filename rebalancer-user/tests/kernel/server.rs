@@ -47,6 +47,8 @@ pub enum Kind {
     /// It starts a program for each connection, which inherits it, as inetd does, and closes its
     /// own descriptor. SIGPIPE would kill it, not the program.
     Inetd,
+    /// It has a filter of its own on each connection.
+    Filters,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
     Sends,
 }
@@ -60,7 +62,7 @@ pub fn pattern(place: usize) -> u8 {
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
@@ -70,6 +72,7 @@ impl Kind {
         Self::Mptcp,
         Self::HandsOver,
         Self::Inetd,
+        Self::Filters,
         Self::Sends,
     ];
 }
@@ -204,6 +207,10 @@ fn serve(stream: TcpStream, kind: Kind) {
         }
         Kind::Inetd => start_program(stream),
         Kind::Sends => send(stream),
+        Kind::Filters => {
+            filter(&stream);
+            answer(stream, kind);
+        }
         _ => answer(stream, kind),
     }
 }
@@ -228,6 +235,32 @@ fn answer(mut stream: TcpStream, kind: Kind) {
             return;
         }
     }
+}
+
+/// Passes all, as ours does.
+fn filter(stream: &TcpStream) {
+    use std::os::fd::AsRawFd as _;
+    let mut all = libc::sock_filter {
+        code: 6, // BPF_RET | BPF_K
+        jt: 0,
+        jf: 0,
+        k: u32::MAX,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut all,
+    };
+    // SAFETY: the program and its one instruction live for the call.
+    let done = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(done, 0);
 }
 
 fn send(mut stream: TcpStream) {

@@ -84,6 +84,7 @@ impl Reader<'_> {
             );
         }
         let session_states = [
+            ("Unknown", SessionState::Unknown),
             ("Keeps", SessionState::Keeps),
             ("Loses", SessionState::Loses),
         ];

@@ -270,7 +270,7 @@ impl Scene {
             .map(|(name, port, step)| {
                 format!(
                     "- name: {name}\n  match: {{ports: [{{port: {port}}}], peers: {peers}}}\n  \
-                     limits: {{maxAge: 500ms}}\n  jitter: 50%\n  steps: [{step}]\n"
+                     limits: {{maxAge: 500ms}}\n  jitter: 50%\n  sessionState: Keeps\n  steps: [{step}]\n"
                 )
             })
             .collect();

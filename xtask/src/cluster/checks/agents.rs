@@ -180,7 +180,7 @@ pub(super) fn kill(node: &str) -> Result<()> {
     .map(drop)
 }
 
-fn process_of(node: &str) -> Result<i32> {
+pub(super) fn process_of(node: &str) -> Result<i32> {
     let cgroup = format!("/{}/{node}/", places::NAME);
     let processes = fs::read_dir("/proc").context("/proc")?.flatten();
     let mut found = processes.filter_map(|entry| {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     Found, Story,
-    agents::{NAMESPACE, adapted, agents, ask, exec, install, overlay},
+    agents::{NAMESPACE, adapted, agents, ask, exec, install, overlay, process_of},
     policy, traffic,
 };
 use crate::{
@@ -86,14 +86,18 @@ pub(super) fn dry_run(_: &mut Story) -> Found {
 }
 
 /// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
-pub(super) fn uninstalled(_: &mut Story) -> Found {
+pub(super) fn uninstalled(story: &mut Story) -> Found {
     install(&overlay()?)?;
-    let ours = programs()?;
-    ensure!(!ours.is_empty(), "none of the agents' programs is loaded");
+    let mut ours = BTreeSet::new();
+    for node in story.nodes() {
+        let held = held_by(process_of(&node)?)?;
+        ensure!(!held.is_empty(), "the agent on {node} holds nothing");
+        ours.extend(held);
+    }
     let folder = overlay()?;
     let folder = folder.to_str().context("UTF-8")?;
     kubectl::output(&["delete", "-k", folder, "--wait"])?;
-    let kept = programs()?.intersection(&ours).count();
+    let kept = still_there(&ours)?.len();
     ensure!(kept > 0, "tracking ended with the agents");
     let file = root().join("deploy/uninstall.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -109,23 +113,54 @@ pub(super) fn uninstalled(_: &mut Story) -> Found {
         "--timeout=120s",
     ];
     kubectl::output(&[&namespace[..], &status].concat())?;
-    process::wait("the agents' programs to go", 60, || {
-        programs().ok()?.is_disjoint(&ours).then_some(())
-    })?;
+    let gone = process::wait("all of it to go", 60, || {
+        still_there(&ours).ok()?.is_empty().then_some(())
+    });
+    gone.with_context(|| format!("still there: {:?}", still_there(&ours)))?;
     kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
-    Ok(format!("{kept} programs before, none after"))
+    Ok(format!(
+        "{kept} programs, maps and links before, none after"
+    ))
 }
 
-/// The ids of what the kernel has of programs with our names: those of agents elsewhere on the
-/// machine too, which have other ids than the nodes'.
-fn programs() -> Result<BTreeSet<u64>> {
-    let list = process::output(Command::new("bpftool").args(["-j", "prog", "show"]))?;
-    let list: Vec<Value> = serde_json::from_str(&list).context("bpftool's list")?;
-    let ours = |program: &&Value| {
-        ["sock_ops", "list", "adopt", "messages"].contains(&program["name"].as_str().unwrap_or(""))
-    };
-    let of_ours = list.iter().filter(ours);
-    Ok(of_ours
-        .filter_map(|program| program["id"].as_u64())
-        .collect())
+/// What the kernel has of BPF, by its kind and id.
+type Bpf = (&'static str, u64);
+
+/// What a process holds. Not asked by name: other agents on this machine, as those of tests, have
+/// the same names.
+fn held_by(process: i32) -> Result<BTreeSet<Bpf>> {
+    let folder = format!("/proc/{process}/fdinfo");
+    let mut held = BTreeSet::new();
+    for entry in fs::read_dir(&folder).with_context(|| folder.clone())? {
+        // A descriptor may be closed by now.
+        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let id = |key: &str| {
+            let of = |line: &str| line.strip_prefix(key)?.trim().parse().ok();
+            info.lines().find_map(of)
+        };
+        // A link's description names its program as well.
+        let kinds = [
+            ("link", "link_id:"),
+            ("prog", "prog_id:"),
+            ("map", "map_id:"),
+        ];
+        held.extend(
+            kinds
+                .into_iter()
+                .find_map(|(kind, key)| Some((kind, id(key)?))),
+        );
+    }
+    Ok(held)
+}
+
+/// Those of them that the kernel still has.
+fn still_there(held: &BTreeSet<Bpf>) -> Result<BTreeSet<Bpf>> {
+    let mut there = BTreeSet::new();
+    for kind in ["link", "prog", "map"] {
+        let list = process::output(Command::new("bpftool").args(["-j", kind, "show"]))?;
+        let list: Vec<Value> = serde_json::from_str(&list).context("bpftool's list")?;
+        let ids = list.iter().filter_map(|one| one["id"].as_u64());
+        there.extend(ids.map(|id| (kind, id)).filter(|one| held.contains(one)));
+    }
+    Ok(there)
 }

@@ -1,0 +1,248 @@
+//! A victim is moved only once it is heard to speak HTTP/1, unless its rule vouches for it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use aya::sys::{Stats, enable_stats};
+use rebalancer_common::names::WATCH;
+use rustix::process::Signal;
+use serde_json::Value;
+use xtask::lab::{Host, Lab};
+
+use crate::{
+    cost::{program_of, runs},
+    guards::refused,
+    moves::{AT_ONCE, QUIET, enforce, is_reset},
+    server::{Kind, Server},
+    support::{
+        Agent, REBALANCER, alone, bpftool, cgroup, connect, eventually, lab, own_pins, request,
+    },
+};
+
+const HTTP1: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+/// HEADERS that open a stream and end it, as a client's GET does.
+const HTTP2: &[u8] = &[
+    0, 0, 9, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 3, 1, 2, 3, 4,
+];
+/// A record with data.
+const TLS: &[u8] = &[23, 3, 3, 0, 13, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13];
+const REDIS: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
+
+/// No word of what a connection's end costs.
+fn unsaid(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
+    let vouched = enforce(lab, port, limits, steps);
+    let unsaid = vouched.replace("  sessionState: Keeps\n", "");
+    assert_ne!(vouched, unsaid);
+    unsaid
+}
+
+/// One exchange with a server that answers with what it is sent.
+fn exchange(stream: &mut TcpStream, words: &[u8]) {
+    stream.write_all(words).unwrap();
+    let mut answer = vec![0; words.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, words);
+}
+
+/// Talks until the agent tells of a move.
+fn talk(agent: &mut Agent, stream: &mut TcpStream, words: &[u8]) -> Value {
+    for _ in 0..100 {
+        exchange(stream, words);
+        sleep(Duration::from_millis(150));
+        if let Some(line) = agent.said("move").pop() {
+            return line;
+        }
+    }
+    panic!("no move");
+}
+
+fn programs() -> usize {
+    let all = bpftool(&["prog", "show"]);
+    let all = all.as_array().unwrap().iter();
+    all.filter(|program| program["name"] == WATCH).count()
+}
+
+/// No socket keeps a program; the kernel frees it a moment later.
+fn only(before: usize) {
+    eventually("nothing of it is left", || {
+        let left = programs();
+        if left == before { Ok(left) } else { Err(left) }
+    });
+}
+
+fn spoken(host: &Host, address: SocketAddr) -> Server {
+    Server::start(host, address, Kind::Plain)
+}
+
+#[test]
+fn what_is_not_http_1_is_spared_and_its_filter_taken_off() {
+    let _alone = alone();
+    let lab = lab(1);
+    let before = programs();
+    let _stats = enable_stats(Stats::RunTime).expect("run counts");
+    for (port, words, guard) in [
+        (7060, HTTP2, "http2"),
+        (7061, TLS, "tls"),
+        (7062, REDIS, "protocolUnknown"),
+    ] {
+        let address = SocketAddr::from((lab.pod(0).addr, port));
+        let _server = spoken(&lab.pod(0).host, address);
+        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, port, "maxAge: 300ms", AT_ONCE));
+        let program = program_of(&agent, WATCH);
+        let mut client = connect(&lab, address);
+        let line = talk(&mut agent, &mut client, words);
+        refused(&line, guard);
+        // It was heard, and is not any more.
+        let heard = runs(program);
+        assert!(heard > 0);
+        for _ in 0..20 {
+            exchange(&mut client, words);
+        }
+        assert_eq!(runs(program), heard);
+        agent.leaves_nothing();
+        exchange(&mut client, words);
+    }
+    only(before);
+}
+
+/// One is heard, at no cost to the other.
+#[test]
+fn what_is_heard_to_be_http_1_is_moved_and_nobody_else_pays() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 80, "maxBytes: 1Mi", QUIET));
+    let program = program_of(&agent, WATCH);
+    let _stats = enable_stats(Stats::RunTime).expect("run counts");
+    let mut light = connect(&lab, pod.address());
+    let mut heavy = connect(&lab, pod.address());
+    for _ in 0..5 {
+        request(&mut heavy, "/blob").unwrap();
+    }
+    agent.wait_for_intervals(3);
+    assert_eq!(agent.said("move").len(), 0, "nothing was heard yet");
+    let so_far = runs(program);
+    for _ in 0..50 {
+        request(&mut light, "/").unwrap();
+    }
+    assert_eq!(runs(program), so_far, "the light one is not heard");
+    request(&mut heavy, "/").unwrap();
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+    assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
+    assert!(is_reset(&mut heavy));
+    request(&mut light, "/").unwrap();
+}
+
+/// In the middle of an exchange nothing is told by what comes: a body looks like anything.
+#[test]
+fn what_is_amid_something_is_heard_from_the_next_request_on() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7063));
+    let _server = spoken(&lab.pod(0).host, address);
+    let mut client = connect(&lab, address);
+    client.write_all(b"h").unwrap(); // answered after three seconds
+    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7063, "maxAge: 300ms", QUIET));
+    agent.wait_for_intervals(5);
+    client.write_all(REDIS).unwrap();
+    client.read_exact(&mut [0; 1 + REDIS.len()]).unwrap();
+    sleep(Duration::from_millis(300));
+    exchange(&mut client, HTTP1);
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+}
+
+#[test]
+fn the_idle_are_moved_only_among_others_that_speak_http_1() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7064));
+    let _server = spoken(&lab.pod(0).host, address);
+    let short = QUIET.replace("10s", "7s");
+    let mut idle = connect(&lab, address);
+    exchange(&mut idle, b"f");
+    let policy = unsaid(&lab, 7064, "maxAge: 300ms", &short);
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let line = agent.wait_for_move();
+    refused(&line, "protocolUnknown");
+    assert!(line["waited_ms"].as_u64().unwrap() >= 7000, "{line}");
+    drop(agent);
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut busy = connect(&lab, address);
+    let line = talk(&mut agent, &mut busy, HTTP1);
+    assert_eq!(line["outcome"], "reset", "{line}");
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+    assert_eq!(line["peer"], idle.local_addr().unwrap().to_string());
+    assert!(line["waited_ms"].as_u64().unwrap() >= 5000, "{line}");
+}
+
+#[test]
+fn an_applications_own_filter_is_left_alone() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7065));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Filters);
+    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7065, "maxAge: 300ms", AT_ONCE));
+    let program = program_of(&agent, WATCH);
+    let _stats = enable_stats(Stats::RunTime).expect("run counts");
+    let mut client = connect(&lab, address);
+    refused(&talk(&mut agent, &mut client, HTTP1), "ownFilter");
+    assert_eq!(runs(program), 0);
+}
+
+/// It stays on the sockets that were about to be moved. Whoever comes next takes it off.
+#[test]
+fn what_a_killed_agent_was_watching_is_left_alone_by_the_next_and_by_uninstall() {
+    let _alone = alone();
+    let lab = lab(1);
+    let before = programs();
+    let address = SocketAddr::from((lab.pod(0).addr, 7066));
+    let _server = spoken(&lab.pod(0).host, address);
+    let policy = unsaid(&lab, 7066, "maxAge: 300ms", QUIET);
+    let pins = own_pins();
+    let within = ["--cgroup", cgroup(&lab).to_str().unwrap()];
+    let mut client = connect(&lab, address);
+    exchange(&mut client, b"f");
+    let watching = |agent: &mut Agent| {
+        let watched = pins.join("watched");
+        let watched = ["map", "dump", "pinned", watched.to_str().unwrap()];
+        eventually("it watches", || {
+            let all = bpftool(&watched);
+            let some = all.as_array().is_some_and(|all| !all.is_empty());
+            if some { Ok(all) } else { Err(all) }
+        });
+        agent.signal(Signal::KILL);
+        agent.child.wait().unwrap();
+        assert!(programs() > before, "the socket keeps it");
+    };
+    let mut first = Agent::with(&policy, pins.clone(), &within);
+    watching(&mut first);
+
+    let idle = policy.replace("mode: Enforce", "mode: DryRun");
+    let mut second = Agent::with(&idle, pins.clone(), &within);
+    second.wait_for_intervals(1);
+    let cleaned = second.said("not watched any more: its agent was killed");
+    assert_eq!(cleaned.len(), 1);
+    exchange(&mut client, b"f");
+    assert_eq!(second.terminate(), Some(0));
+    only(before);
+    exchange(&mut client, b"f");
+
+    let mut third = Agent::with(&policy, pins.clone(), &within);
+    watching(&mut third);
+    let uninstall = Command::new(REBALANCER)
+        .args(["uninstall", "--pins"])
+        .arg(&pins)
+        .output()
+        .unwrap();
+    assert!(uninstall.status.success(), "{uninstall:?}");
+    only(before);
+    exchange(&mut client, b"f");
+}
