@@ -97,7 +97,7 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!(rule.balance(), None);
     assert_eq!(
         (rule.session_state(), rule.at_end()),
-        (SessionState::Keeps, AtEnd::Spare)
+        (SessionState::Unknown, AtEnd::Spare)
     );
     let [step] = **rule.steps() else {
         panic!("one step")
