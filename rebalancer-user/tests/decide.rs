@@ -536,6 +536,45 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
     );
 }
 
+/// What it speaks does not change; whether anybody was heard may.
+#[test]
+fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
+    let policy = |state| {
+        one_rule(
+            "",
+            &format!("limits: {{maxAge: 1h}}, sessionState: {state}"),
+        )
+    };
+    let listed = |taken| snapshot(taken, vec![connection(1)]);
+    for (word, lasts) in [
+        ("http2", true),
+        ("tls", true),
+        ("protocolUnknown", false),
+        ("ownFilter", false),
+    ] {
+        let mut ledger = Ledger::default();
+        let mut now = 2 * HOUR;
+        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        let chosen = plan.moves().next().unwrap();
+        assert!(chosen.is_watched());
+        ledger.started(chosen, KernelTime(now));
+        ledger.ended(Cookie(1), Outcome::Refused(word), KernelTime(now));
+        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        assert_eq!(plan.spared(), BTreeMap::from([(word, 1)]));
+        now += HOLD.as_nanos() as u64;
+        ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
+        let again = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        assert_eq!(again.moves().count() == 0, lasts, "{word}");
+        for state in ["Keeps", "Loses"] {
+            let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
+            assert!(!plan.moves().next().unwrap().is_watched(), "{word} {state}");
+        }
+        let gone = snapshot(now, Vec::new());
+        ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
+        assert_eq!(ledger.entries().ended, []);
+    }
+}
+
 #[test]
 fn outcomes_without_harm_give_the_budget_back() {
     let policy = one_rule("budget: {perNode: 1, window: 24h}", "limits: {maxAge: 1h}");
@@ -636,7 +675,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             "balance: {by: MessageRate}",
         ]),
         0..=100u8,
-        select(vec!["Keeps", "Loses"]),
+        select(vec!["Unknown", "Keeps", "Loses"]),
         select(vec!["8080", "22", "5432", "1, endPort: 65535"]),
     );
     (head, vec(rule, 0..4)).prop_map(|(head, rules)| {

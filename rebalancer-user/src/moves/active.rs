@@ -14,11 +14,11 @@ use super::{
     judge,
     mechanism::Attempt,
     owner::{Owner, Owners},
-    watch::{self, Speaks, Watch, Watches},
+    watch::{Speaks, Watch, Watches},
 };
 use crate::{
     bpf::{self, Lister},
-    plan::{Move, Outcome},
+    plan::{Move, Outcome, Speech},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
@@ -119,8 +119,8 @@ impl Active {
         };
         let now = Instant::now();
         let speaks = self.speaks(&socket, inside);
-        if let Speaks::Not(guard) = speaks {
-            return Next::End(self.left(Outcome::Refused(guard)));
+        if let Speaks::Not(speech) = speaks {
+            return Next::End(self.left(speech.refusal()));
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
@@ -137,7 +137,7 @@ impl Active {
         let end = match self.trouble.take() {
             Some(words) => Outcome::Failed(words),
             None if speaks == Speaks::Fine => Outcome::GaveUp,
-            None => watch::UNKNOWN,
+            None => Speech::Unknown.refusal(),
         };
         Next::End(self.left(end))
     }

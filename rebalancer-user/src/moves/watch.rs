@@ -27,18 +27,18 @@ use crate::{
     bpf::{self, Lister, Watcher},
     netns::{Namespaces, enter},
     observe,
-    plan::Outcome,
+    plan::{Outcome, Speech},
     snapshot::{Cookie, EndpointKey, Netns},
 };
 
 /// For so long nothing must have been heard of one that is idle among others that speak HTTP/1.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// One that says nothing for so long is left, lest the idle keep others from being moved.
+const SILENT: Duration = Duration::from_secs(15);
+
 /// Endpoints of which is remembered what was spoken there. It is learned again at the next move.
 const MOST_ENDPOINTS: usize = 4_096;
-
-/// Another protocol than HTTP/1, or none that could be told in time.
-pub(super) const UNKNOWN: Outcome = Outcome::Refused("protocolUnknown");
 
 /// What a victim speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub(super) enum Speaks {
     Fine,
     /// It has not been heard yet.
     Unknown,
-    /// Something else, by the guard's word.
-    Not(&'static str),
+    /// Something else.
+    Not(Speech),
 }
 
 /// One victim's watch.
@@ -105,11 +105,11 @@ impl Watches {
         owners: &[Owner],
         diag: &Diag,
     ) -> Result<Option<Watch>, Outcome> {
-        let watcher = self.watcher.as_mut().ok_or(UNKNOWN)?;
+        let watcher = self.watcher.as_mut().ok_or(Speech::Unknown.refusal())?;
         for owner in owners {
             match put_on(watcher, owner, id.cookie) {
                 Ok(true) => {}
-                Ok(false) => return Err(Outcome::Refused("ownFilter")),
+                Ok(false) => return Err(Speech::OwnFilter.refusal()),
                 Err(Errno::SRCH | Errno::BADF | Errno::STALE) => continue,
                 Err(e) => return Err(Outcome::Failed(format!("watching what it speaks: {e}"))),
             }
@@ -150,9 +150,12 @@ impl Watches {
         if speaks != Speaks::Unknown {
             return speaks;
         }
-        let idle = heard == Heard::default() && on.since.elapsed() >= IDLE;
-        if idle && spoken.http1 && !spoken.else_too {
+        let silent = on.since.elapsed();
+        if heard == Heard::default() && silent >= IDLE && spoken.http1 && !spoken.else_too {
             return Speaks::Fine;
+        }
+        if heard == Heard::default() && silent >= SILENT {
+            return Speaks::Not(Speech::Unknown);
         }
         // In the middle of something when it was put on: heard anew from the next request on.
         if !on.from_rest && judge(socket, Duration::ZERO) == Quiet::Yes {
@@ -256,13 +259,13 @@ fn take_off_listed(listed: &Listed, host: Netns, cgroups: &Cgroups) -> Result<()
 /// Either of two that a connection cannot both speak is enough to spare it.
 fn told_by(heard: Heard, from_rest: bool) -> Speaks {
     if heard.http2 > 0 {
-        Speaks::Not("http2")
+        Speaks::Not(Speech::Http2)
     } else if heard.tls > 0 {
-        Speaks::Not("tls")
+        Speaks::Not(Speech::Tls)
     } else if heard.http1 > 0 {
         Speaks::Fine
     } else if heard.other > 0 && from_rest {
-        Speaks::Not("protocolUnknown")
+        Speaks::Not(Speech::Unknown)
     } else {
         Speaks::Unknown
     }
@@ -324,7 +327,7 @@ mod tests {
             tls,
             other,
         };
-        let unknown = Speaks::Not("protocolUnknown");
+        let unknown = Speaks::Not(Speech::Unknown);
         for (heard, at_rest, amid) in [
             (heard(0, 0, 0, 0), Speaks::Unknown, Speaks::Unknown),
             (heard(1, 0, 0, 0), Speaks::Fine, Speaks::Fine),
@@ -333,10 +336,14 @@ mod tests {
             (heard(0, 0, 0, 1), unknown, Speaks::Unknown),
             (
                 heard(1, 1, 0, 0),
-                Speaks::Not("http2"),
-                Speaks::Not("http2"),
+                Speaks::Not(Speech::Http2),
+                Speaks::Not(Speech::Http2),
             ),
-            (heard(1, 0, 1, 0), Speaks::Not("tls"), Speaks::Not("tls")),
+            (
+                heard(1, 0, 1, 0),
+                Speaks::Not(Speech::Tls),
+                Speaks::Not(Speech::Tls),
+            ),
         ] {
             assert_eq!(told_by(heard, true), at_rest, "{heard:?}");
             assert_eq!(told_by(heard, false), amid, "{heard:?}");

@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Decision, Group, Ledger, Move, Outlook, Plan, Reason, Spared, Spender, Stage, Verdict, Whom,
+    Decision, Group, Ledger, Move, Outlook, Plan, Reason, Spared, Speech, Spender, Stage, Verdict,
+    Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
     groups::{Groups, Shared, load},
@@ -443,10 +444,19 @@ fn not_now(
         return Some(Spared::MinAge { age, min });
     }
     if let Some((after, left)) = ledger.held(connection.cookie, now) {
-        return Some(Spared::Held {
-            after: after.clone(),
-            left,
-        });
+        match Speech::of(after) {
+            Some(speech) if rule.session_state() == SessionState::Unknown => {
+                return Some(Spared::Speaks { speech, left });
+            }
+            // Its rule vouches for it by now.
+            Some(_) => {}
+            None => {
+                return Some(Spared::Held {
+                    after: after.clone(),
+                    left: left.unwrap_or_default(),
+                });
+            }
+        }
     }
     for whom in Whom::both(client(connection), rule.name()) {
         let test = ledger.returns(whom.clone(), connection.endpoint);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Effort, Futile, Group, Move, Outcome, ServiceFacts, Sum,
+    Effort, Futile, Group, Move, Outcome, ServiceFacts, Speech, Sum,
     flows::{Flow, Flows},
     futility::Efforts,
     groups::{Groups, Shared},
@@ -41,6 +41,11 @@ pub struct Ledger {
     shedding: BTreeSet<(RuleName, EndpointKey)>,
     efforts: Efforts,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
+}
+
+/// Whether another move of the connection would end the same way.
+fn lasts(outcome: &Outcome) -> bool {
+    Speech::of(outcome).is_some_and(Speech::lasts)
 }
 
 /// Moves that count against a budget, by when they began.
@@ -432,8 +437,9 @@ impl Ledger {
         live.sort_unstable();
         let lives = |cookie: &Cookie| live.binary_search(cookie).is_ok();
         self.said.retain(lives);
-        self.ended
-            .retain(|cookie, (_, ended)| lives(cookie) && now.since(*ended) < HOLD);
+        self.ended.retain(|cookie, (outcome, ended)| {
+            lives(cookie) && (lasts(outcome) || now.since(*ended) < HOLD)
+        });
         for spent in [&mut self.made, &mut self.told] {
             spent.retain(|(began, _), _| now.since(*began) < window);
         }
@@ -456,11 +462,19 @@ impl Ledger {
         self.in_flight.contains_key(&cookie)
     }
 
-    /// The outcome that keeps `cookie` from being chosen again, and for how long still.
-    pub(super) fn held(&self, cookie: Cookie, now: KernelTime) -> Option<(&Outcome, Duration)> {
+    /// The outcome that keeps `cookie` from being chosen again, and for how long still; without it,
+    /// for as long as it lives.
+    pub(super) fn held(
+        &self,
+        cookie: Cookie,
+        now: KernelTime,
+    ) -> Option<(&Outcome, Option<Duration>)> {
         let (outcome, ended) = self.ended.get(&cookie)?;
+        if lasts(outcome) {
+            return Some((outcome, None));
+        }
         let left = HOLD.saturating_sub(now.since(*ended));
-        (!left.is_zero()).then_some((outcome, left))
+        (!left.is_zero()).then_some((outcome, Some(left)))
     }
 
     pub(super) fn was_said(&self, cookie: Cookie) -> bool {

@@ -67,3 +67,51 @@ impl fmt::Display for Outcome {
         }
     }
 }
+
+/// Why a connection is not moved for what it was heard to speak, where its rule does not say what
+/// its end means. On HTTP/1 a quiet moment is one at which nothing is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speech {
+    /// HTTP/2: a slow call hides behind the answers to fast ones.
+    Http2,
+    /// TLS: whatever is in it.
+    Tls,
+    /// Another protocol than HTTP/1, or none that could be told in time.
+    Unknown,
+    /// It has a filter of its own, in whose place nothing is put to hear it.
+    OwnFilter,
+}
+
+impl Speech {
+    const ALL: [Self; 4] = [Self::Http2, Self::Tls, Self::Unknown, Self::OwnFilter];
+
+    /// A stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http2 => "http2",
+            Self::Tls => "tls",
+            Self::Unknown => "protocolUnknown",
+            Self::OwnFilter => "ownFilter",
+        }
+    }
+
+    /// The outcome that says so.
+    pub fn refusal(self) -> Outcome {
+        Outcome::Refused(self.as_str())
+    }
+
+    /// What an outcome says of it.
+    pub(super) fn of(outcome: &Outcome) -> Option<Self> {
+        let Outcome::Refused(word) = outcome else {
+            return None;
+        };
+        Self::ALL
+            .into_iter()
+            .find(|speech| speech.as_str() == *word)
+    }
+
+    /// Whether it stays so for as long as the connection lives.
+    pub(super) fn lasts(self) -> bool {
+        matches!(self, Self::Http2 | Self::Tls)
+    }
+}

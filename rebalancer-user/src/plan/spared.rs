@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, Futile, NoView, Outcome, Reason, Standing, Unknown, Whom,
+    BudgetOf, Futile, NoView, Outcome, Reason, Speech, Standing, Unknown, Whom,
     limits::{Load, rounded},
 };
 use crate::{
@@ -182,6 +182,14 @@ pub enum Spared {
         /// Until it may be chosen again.
         left: Duration,
     },
+    /// It was heard to speak something that a quiet moment does not protect, or nothing that could
+    /// be told.
+    Speaks {
+        /// What.
+        speech: Speech,
+        /// Until it may be chosen again; without it, for as long as it lives.
+        left: Option<Duration>,
+    },
     /// In dry run, and told already.
     DryRun,
     /// As many moves as are allowed are in flight.
@@ -293,6 +301,7 @@ impl Spared {
                     "moved"
                 }
             },
+            Self::Speaks { speech, .. } => speech.as_str(),
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
             Self::Budget { of, .. } => match of {
@@ -398,6 +407,13 @@ impl Spared {
                 rounded(asked.sustained_for())
             ),
             Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::Speaks { speech, .. } => match speech {
+                Speech::Http2 => "`sessionState: Loses` in its rule, if calls may be lost",
+                Speech::Tls | Speech::Unknown | Speech::OwnFilter => {
+                    "`sessionState: Keeps` in its rule, if a reconnect costs its client nothing"
+                }
+            }
+            .to_owned(),
             Self::DryRun => "mode Enforce: in the policy, the rule and --mode".to_owned(),
             Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
             Self::Budget { window, .. } => {
@@ -563,6 +579,19 @@ impl fmt::Display for Spared {
             Self::RateUnknown(unknown) => unknown.fmt(f),
             Self::Held { after, left } => {
                 write!(f, "a move of it {after}; not again for {}", rounded(*left))
+            }
+            Self::Speaks { speech, left } => {
+                f.write_str(match speech {
+                    Speech::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
+                    Speech::Tls => "speaks TLS, and what is in it is not known",
+                    Speech::Unknown => "was not heard to speak HTTP/1",
+                    Speech::OwnFilter => {
+                        "has a socket filter of its application's, so it cannot be heard"
+                    }
+                })?;
+                left.map_or(Ok(()), |left| {
+                    write!(f, "; not again for {}", rounded(left))
+                })
             }
             Self::DryRun => f.write_str("would be moved (dry run, told before)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
@@ -761,6 +790,22 @@ mod tests {
             held(Outcome::Refused("sigpipe")),
             held(Outcome::Failed("EPERM".into())),
             held(Outcome::Reset),
+            Spared::Speaks {
+                speech: Speech::Http2,
+                left: None,
+            },
+            Spared::Speaks {
+                speech: Speech::Tls,
+                left: None,
+            },
+            Spared::Speaks {
+                speech: Speech::Unknown,
+                left: Some(age),
+            },
+            Spared::Speaks {
+                speech: Speech::OwnFilter,
+                left: Some(age),
+            },
             Spared::DryRun,
             Spared::MaxInFlight { max: 20 },
             budget(BudgetOf::Node),

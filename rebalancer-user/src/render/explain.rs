@@ -97,10 +97,13 @@ pub fn explanation_table(
         match &explained.decision.verdict {
             Verdict::Move(chosen) => {
                 let place = explained.decision.place.unwrap_or_default();
-                format!(
-                    "move ({}), number {place} of those to move",
-                    chosen.mode().as_str()
-                )
+                let mode = chosen.mode().as_str();
+                let heard = if chosen.is_watched() {
+                    ", once it is heard to speak HTTP/1"
+                } else {
+                    ""
+                };
+                format!("move ({mode}), number {place} of those to move{heard}")
             }
             Verdict::Spared(spared) => format!("spared({}): {spared}", spared.as_str()),
         },

@@ -132,7 +132,14 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     for outlook in plan.outlooks() {
         writeln!(out, "{outlook}")?;
     }
-    Ok(())
+    // Not all that would be moved by TCP's word may be: the operator should not wonder.
+    match plan.moves().filter(|chosen| chosen.is_watched()).count() {
+        0 => Ok(()),
+        watched => writeln!(
+            out,
+            "{watched} of these only once heard to speak HTTP/1, as no sessionState vouches for more"
+        ),
+    }
 }
 
 #[derive(Serialize)]
@@ -185,6 +192,8 @@ struct MoveItem {
     reasons: Vec<ReasonItem>,
     steps: Vec<StepItem>,
     at_end: &'static str,
+    /// Only once it is heard to speak HTTP/1.
+    only_http1: bool,
 }
 
 #[derive(Serialize)]
@@ -279,6 +288,7 @@ fn move_item(chosen: &Move) -> MoveItem {
             AtEnd::Spare => "Spare",
             AtEnd::ResetNow => "ResetNow",
         },
+        only_http1: chosen.is_watched(),
     }
 }
 

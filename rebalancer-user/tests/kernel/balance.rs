@@ -28,6 +28,7 @@ rules:
 - name: lab
   match: {{ports: [{{port: 80}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
   balance: {{{balance}}}
+  sessionState: Keeps
   steps: [{{step: Reset, when: Quiet, idleFor: 50ms, timeout: 5s}}]
 ",
         lab.client_subnet()

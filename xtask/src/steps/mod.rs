@@ -71,10 +71,10 @@ enum Defaults {
     Waits,
     /// Spare, by a guard that the policy can lift.
     Spares(&'static str),
+    /// Refuse, by what it hears; a policy can lift that too.
+    Hears(&'static str),
     /// Refuse, by a guard that no policy lifts.
     Refused(&'static str),
-    /// It cannot know better, and why.
-    MayLose(&'static str),
 }
 
 /// The whole table.
@@ -111,11 +111,6 @@ fn measure(program: &Path, servers: &[Server]) -> Result<()> {
 }
 
 fn report(rows: &[Row], took: Duration) -> Result<()> {
-    let findings: Vec<String> = rows.iter().filter_map(Row::finding).collect();
-    if !findings.is_empty() {
-        heading("What the defaults cannot spare");
-    }
-    findings.iter().for_each(|finding| println!("  {finding}"));
     let mut broken: Vec<String> = rows.iter().flat_map(Row::broken).collect();
     // Or the measuring would prove nothing.
     let at_once = rows.iter().map(|row| row.cells[2].seen.lost);

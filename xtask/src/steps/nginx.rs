@@ -78,7 +78,7 @@ pub(super) const SERVER: Server = Server {
             title: "the same on port 8083, which says nothing of HTTP/2",
             rule: "nginx-http2",
             port: HTTP2,
-            defaults: Defaults::MayLose("HTTP/2 is not seen: a slow call hides behind fast ones"),
+            defaults: Defaults::Hears("refused: http2"),
             ..SIDE_BY_SIDE
         },
     ],

@@ -102,7 +102,8 @@ impl Row {
     }
 
     fn with_the_defaults(&self, cell: &Cell, must: &mut impl FnMut(bool, &str)) {
-        let nothing = "something was lost";
+        let trouble = cell.seen.trouble.as_deref().unwrap_or("no error seen");
+        let nothing = &format!("something was lost: {trouble}");
         match self.situation.defaults {
             Defaults::Moves => {
                 must(cell.moved() > 0, "nothing was moved");
@@ -117,25 +118,13 @@ impl Row {
                 must(told, "spared for another cause");
                 must(cell.seen.lost == 0, nothing);
             }
-            Defaults::Refused(_) | Defaults::MayLose(_) => {}
+            Defaults::Hears(outcome) => {
+                let all = cell.outcomes.keys().all(|of| of == outcome);
+                must(all && !cell.outcomes.is_empty(), "it was not heard");
+                must(cell.seen.lost == 0, nothing);
+            }
+            Defaults::Refused(_) => {}
         }
-    }
-
-    /// What the defaults do not spare, and why.
-    pub(super) fn finding(&self) -> Option<String> {
-        let Defaults::MayLose(why) = self.situation.defaults else {
-            return None;
-        };
-        let seen = &self.cells[0].seen;
-        let trouble = seen.trouble.as_deref().unwrap_or("no error seen");
-        Some(format!(
-            "{}, with the defaults: {} of {} {}, {} reconnects ({trouble}). {why}.",
-            self.situation.title,
-            seen.lost,
-            seen.done + seen.lost,
-            self.situation.lost,
-            seen.reconnects,
-        ))
     }
 }
 
@@ -204,7 +193,7 @@ mod tests {
         let lost = row(cell(None, "statefulPort", 1)).broken();
         assert_eq!(
             lost,
-            ["Redis, SUBSCRIBE, with the defaults: something was lost"]
+            ["Redis, SUBSCRIBE, with the defaults: something was lost: no error seen"]
         );
         assert_eq!(row(cell(Some(("reset", 1)), "minAge", 0)).broken().len(), 2);
         let mut dead = row(cell(None, "statefulPort", 0));
