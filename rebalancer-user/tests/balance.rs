@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
     plan::{
-        Decision, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason, Spared,
-        Verdict, decide, explain,
+        Decision, Entries, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason,
+        Spared, Test, Verdict, Whom, decide, explain,
     },
     policy::{By, Mode, Policy, parse},
     snapshot::{
@@ -398,6 +398,39 @@ fn a_replica_that_keeps_nothing_is_given_up() {
             assert!(all <= total * 8, "{all}");
         }
     }
+}
+
+/// What is left out of what an endpoint holds takes no part of its excess either.
+#[test]
+fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
+    let policy = policy("balance: {}");
+    let sticky = 250;
+    let mut listed = snapshot(HOUR, 3, holding(&[300, 30, 30]));
+    let ledger = Ledger::from_entries(Entries {
+        returns: vec![(
+            Whom::Client([10, 0, 0, sticky].into()),
+            at(1),
+            Test {
+                moves: 6,
+                returned: 6,
+                siblings: 3,
+                holds: 1,
+                held_until: KernelTime(2 * HOUR),
+                ..Test::default()
+            },
+        )],
+        ..Entries::default()
+    });
+    let moved = |listed: &Snapshot| {
+        let plan = decide(&policy, listed, &ledger, listed.taken);
+        let moved = plan.spared().get("firstFew").copied().unwrap_or(0);
+        moved + plan.moves().count() as u64
+    };
+    let alone = moved(&listed);
+    assert!(alone >= 150, "{alone}");
+    let beside = (1000..1100).map(|cookie| connection(cookie, 1, sticky));
+    listed.connections.extend(beside);
+    assert_eq!(moved(&listed), alone);
 }
 
 fn is_futile(hold: &NewHold) -> bool {

@@ -35,6 +35,8 @@ pub(super) struct Weighed<'a> {
     pub(super) shared: &'a Shared,
     pub(super) balance: Balance,
     pub(super) load: u64,
+    /// It is a part of what its endpoint holds: its client does not always come back there.
+    pub(super) counts: bool,
     pub(super) state: State,
 }
 
@@ -204,7 +206,8 @@ fn part(
 ) -> Vec<usize> {
     let mut queues: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
     let mut here: BTreeMap<IpAddr, u64> = BTreeMap::new();
-    for (place, one) in indexes.iter().map(|i| &weighed[*i]).enumerate() {
+    let counted = indexes.iter().map(|i| &weighed[*i]).enumerate();
+    for (place, one) in counted.filter(|(_, one)| one.counts) {
         let client = client(one.connection);
         queues.entry(client).or_default().push(place);
         *here.entry(client).or_default() += one.load;
@@ -269,7 +272,7 @@ impl<'a> ClientLoads<'a> {
     fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a Shared) -> &Loads {
         let known = self.known.get_or_insert_with(|| {
             let mut known: BTreeMap<_, Loads> = BTreeMap::new();
-            for one in weighed {
+            for one in weighed.iter().filter(|one| one.counts) {
                 let group = (one.shared.rule.as_str(), &*one.shared.group);
                 let loads = known.entry(group).or_default();
                 *loads.entry(client(one.connection)).or_default() += one.load;

@@ -8,7 +8,7 @@ use super::{
     Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
-    groups::{Groups, Shared, load},
+    groups::{Groups, Shared, comes_back, load},
     guards::guard,
     limits::measure,
     turns::turns,
@@ -203,6 +203,7 @@ impl<'a> Judged<'a> {
             shared,
             balance,
             load,
+            counts: !comes_back(connection, ledger, now),
             state,
         });
     }

@@ -348,10 +348,7 @@ impl Groups {
         ) else {
             return;
         };
-        // What always comes back is no part of what chance placed: it is left out, and so it
-        // makes no endpoint hot for the others.
-        let returns = ledger.returns(Whom::Client(client(connection)), connection.endpoint);
-        if !held.ready || returns.is_some_and(|test| test.holds_for(taken).is_some()) {
+        if !held.ready || comes_back(connection, ledger, taken) {
             return;
         }
         shared.sum.add(load);
@@ -384,6 +381,13 @@ impl Groups {
             }
         }
     }
+}
+
+/// Whether its client always comes back to its endpoint. That is no part of what chance placed: it is
+/// left out, and so it makes no endpoint hot for the others.
+pub(super) fn comes_back(connection: &Connection, ledger: &Ledger, now: KernelTime) -> bool {
+    let returns = ledger.returns(Whom::Client(client(connection)), connection.endpoint);
+    returns.is_some_and(|test| test.holds_for(now).is_some())
 }
 
 /// What a connection counts for; `None` if it does not count, or is not known.
