@@ -3,20 +3,29 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// What a watched connection has received: how many segments with data begin in which way.
+/// What a watched connection has received since its watch began.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Heard {
-    /// Like a request of HTTP/1.
+    /// How the first segment with data begins, a [`Beginning`]; 0: there was none.
+    pub first: u32,
+    /// Segments that begin like a request of HTTP/1.
     pub http1: u32,
-    /// Like a frame of HTTP/2, or its preface.
-    pub http2: u32,
-    /// Like a record of TLS.
-    pub tls: u32,
-    /// In any other way: another protocol, or the middle of something.
-    pub other: u32,
+}
+
+impl Heard {
+    /// How the first segment with data begins; `None`: there was none.
+    pub fn first(&self) -> Option<Beginning> {
+        match self.first {
+            0 => None,
+            1 => Some(Beginning::Http1),
+            2 => Some(Beginning::Http2),
+            3 => Some(Beginning::Tls),
+            _ => Some(Beginning::Other),
+        }
+    }
 }
 
 /// Bytes that are looked at.
@@ -24,18 +33,20 @@ pub const HEAD: usize = 16;
 
 /// How a segment begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Beginning {
     /// `METHOD ` and what a target begins with. Not CONNECT: what follows that is a tunnel.
-    Http1,
+    Http1 = 1,
     /// The header of a frame as RFC 9113 has it, or `PRI * HTTP/2.0`.
-    Http2,
+    Http2 = 2,
     /// The header of a record as RFC 8446 has it.
-    Tls,
-    /// None of those.
-    Other,
+    Tls = 3,
+    /// None of those: another protocol, or the middle of something.
+    Other = 4,
 }
 
 /// How a segment begins whose first bytes are these; zeros stand for what it does not have.
+/// In the middle of something it means little: of ten thousand random ones one looks like a frame.
 #[inline(always)]
 pub fn beginning(head: &[u8; HEAD]) -> Beginning {
     if is_http2(head) {
@@ -93,11 +104,11 @@ fn is_http2(head: &[u8; HEAD]) -> bool {
         // RST_STREAM
         3 => of_stream && length == 4 && flags == 0,
         // SETTINGS
-        4 => of_connection && only(0x01) && length % 6 == 0 && length < 6 * 64,
+        4 => of_connection && only(0x01) && length.is_multiple_of(6) && length < 6 * 64,
         // PING
         6 => of_connection && only(0x01) && length == 8,
         // GOAWAY
-        7 => of_connection && flags == 0 && length >= 8 && length < 1 << 14,
+        7 => of_connection && flags == 0 && (8..1 << 14).contains(&length),
         // WINDOW_UPDATE
         8 => (of_connection || of_stream) && flags == 0 && length == 4,
         _ => false,
@@ -186,6 +197,20 @@ mod tests {
         ];
         for other in others {
             assert_eq!(of(other), Beginning::Other, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_first_is_told() {
+        assert_eq!(Heard::default().first(), None);
+        for beginning in [
+            Beginning::Http1,
+            Beginning::Http2,
+            Beginning::Tls,
+            Beginning::Other,
+        ] {
+            let first = beginning as u32;
+            assert_eq!(Heard { first, http1: 0 }.first(), Some(beginning));
         }
     }
 

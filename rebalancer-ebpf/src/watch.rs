@@ -32,7 +32,7 @@ fn hear(ctx: &SkBuffContext) -> Result<(), c_long> {
     }
     // SAFETY: the program's own context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
-    let Some(heard) = WATCHED.get_ptr_mut(&cookie) else {
+    let Some(heard) = WATCHED.get_ptr_mut(cookie) else {
         return Ok(());
     };
     let begins = if length < SHORTEST {
@@ -47,14 +47,13 @@ fn hear(ctx: &SkBuffContext) -> Result<(), c_long> {
         }
         beginning(&head)
     };
-    // SAFETY: a value of the map. Two packets of one socket at a time may count as one, and what
-    // was heard stays heard.
+    // SAFETY: a value of the map. Of two packets of one socket at a time either may be the first.
     unsafe {
-        match begins {
-            Beginning::Http1 => (*heard).http1 += 1,
-            Beginning::Http2 => (*heard).http2 += 1,
-            Beginning::Tls => (*heard).tls += 1,
-            Beginning::Other => (*heard).other += 1,
+        if (*heard).first == 0 {
+            (*heard).first = begins as u32;
+        }
+        if begins == Beginning::Http1 {
+            (*heard).http1 += 1;
         }
     }
     Ok(())

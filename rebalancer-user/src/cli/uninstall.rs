@@ -77,8 +77,8 @@ fn take_off_left(pins: &Path) {
     };
     match take_off() {
         Ok(left) => {
-            for (cookie, taken) in left {
-                if let Err(why) = taken {
+            for moves::Left { cookie, failed } in left {
+                if let Some(why) = failed {
                     note(format_args!(
                         "connection {cookie}, which an agent was about to move, is watched until it \
                          ends: {why}"

@@ -157,7 +157,7 @@ impl Active {
             self.ignored = Some(guard);
         }
         if self.watch.is_wanted() {
-            let watch = inside.watches.begin(&self.id, inode, owners, inside.diag);
+            let watch = inside.watches.begin(self.id.cookie, inode, owners);
             return match watch {
                 Ok(Some(watch)) => {
                     self.watch = watch;
@@ -199,10 +199,20 @@ impl Active {
         if self.asked.is_some() || self.misses > 0 {
             return Speaks::Fine;
         }
-        let endpoint = self.chosen.endpoint();
-        inside
-            .watches
-            .speaks(&mut self.watch, &self.id, endpoint, socket, inside.diag)
+        let (cookie, at) = (self.id.cookie, self.chosen.endpoint());
+        let speaks = inside.watches.speaks(&self.watch, cookie, at);
+        // In the middle of something nothing is told by what comes, so it is heard anew from the
+        // next rest on.
+        if speaks == Speaks::Unknown
+            && self.watch.is_amid()
+            && self.is_quiet(socket, Duration::ZERO, inside)
+            && inside.watches.hear_anew(cookie)
+            && let Ok(Some(after)) = inside.diag.look(&self.id)
+            && self.is_quiet(&after, Duration::ZERO, inside)
+        {
+            self.watch.is_from_rest();
+        }
+        speaks
     }
 
     /// Its watch, to be ended with it.
@@ -233,16 +243,20 @@ impl Active {
         }
         match step.when() {
             When::AtOnce => true,
-            When::Quiet { idle_for } => match judge(socket, idle_for) {
-                Quiet::Yes => true,
-                Quiet::No => false,
-                Quiet::Tie => self
-                    .server_spoke_last(socket, inside)
-                    .unwrap_or_else(|error| {
-                        tracing::warn!(%error, "cannot tell who spoke last");
-                        false
-                    }),
-            },
+            When::Quiet { idle_for } => self.is_quiet(socket, idle_for, inside),
+        }
+    }
+
+    fn is_quiet(&self, socket: &Socket, idle_for: Duration, inside: &mut Inside<'_>) -> bool {
+        match judge(socket, idle_for) {
+            Quiet::Yes => true,
+            Quiet::No => false,
+            Quiet::Tie => self
+                .server_spoke_last(socket, inside)
+                .unwrap_or_else(|error| {
+                    tracing::warn!(%error, "cannot tell who spoke last");
+                    false
+                }),
         }
     }
 

@@ -12,13 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebalancer_common::{Heard, Listed};
+use rebalancer_common::{Beginning, Heard, Listed};
 use rustix::{fd::AsFd, io::Errno};
 
 use super::{
-    Inode, Quiet, Socket, SocketId,
+    Inode, SocketId,
     diag::Diag,
-    judge,
     owner::{Owner, Owners},
     process::Cgroups,
     sys::{has_filter, set_option},
@@ -74,6 +73,18 @@ impl Watch {
     pub(super) fn is_wanted(&self) -> bool {
         matches!(self, Self::Wanted)
     }
+
+    /// It was put on in the middle of something, as far as is known.
+    pub(super) fn is_amid(&self) -> bool {
+        matches!(self, Self::On(on) if !on.from_rest)
+    }
+
+    /// What is heard from now on begins something.
+    pub(super) fn is_from_rest(&mut self) {
+        if let Self::On(on) = self {
+            on.from_rest = true;
+        }
+    }
 }
 
 /// What is watched, and what was heard where.
@@ -100,75 +111,63 @@ impl Watches {
     /// Puts the filter on. `Ok(None)`: its holder changed in this moment.
     pub(super) fn begin(
         &mut self,
-        id: &SocketId,
+        cookie: Cookie,
         inode: Inode,
         owners: &[Owner],
-        diag: &Diag,
     ) -> Result<Option<Watch>, Outcome> {
         let watcher = self.watcher.as_mut().ok_or(Speech::Unknown.refusal())?;
         for owner in owners {
-            match put_on(watcher, owner, id.cookie) {
+            match put_on(watcher, owner, cookie) {
                 Ok(true) => {}
                 Ok(false) => return Err(Speech::OwnFilter.refusal()),
                 Err(Errno::SRCH | Errno::BADF | Errno::STALE) => continue,
                 Err(e) => return Err(Outcome::Failed(format!("watching what it speaks: {e}"))),
             }
-            let holder = owner.clone();
             return Ok(Some(Watch::On(Box::new(On {
                 since: Instant::now(),
-                from_rest: is_at_rest(diag, id),
+                from_rest: false,
                 inode,
-                holder,
+                holder: owner.clone(),
             }))));
         }
         Ok(None)
     }
 
-    /// What is known by now. `socket`: how it looked just now.
-    pub(super) fn speaks(
-        &mut self,
-        watch: &mut Watch,
-        id: &SocketId,
-        endpoint: EndpointKey,
-        socket: &Socket,
-        diag: &Diag,
-    ) -> Speaks {
+    /// What is known by now.
+    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, at: EndpointKey) -> Speaks {
         let on = match watch {
             Watch::Needless => return Speaks::Fine,
             Watch::Wanted => return Speaks::Unknown,
             Watch::On(on) => on,
         };
-        let Some(watcher) = &mut self.watcher else {
-            return Speaks::Unknown;
-        };
-        let heard = watcher.heard(id.cookie).unwrap_or_default();
+        let heard = self.watcher.as_ref().and_then(|all| all.heard(cookie));
+        let heard = heard.unwrap_or_default();
         let speaks = told_by(heard, on.from_rest);
-        let spoken = match speaks {
-            Speaks::Unknown => self.spoken.get(&endpoint).copied().unwrap_or_default(),
-            Speaks::Fine | Speaks::Not(_) => self.learn(endpoint, speaks),
-        };
         if speaks != Speaks::Unknown {
+            self.learn(at, speaks);
             return speaks;
         }
         let silent = on.since.elapsed();
-        if heard == Heard::default() && silent >= IDLE && spoken.http1 && !spoken.else_too {
-            return Speaks::Fine;
+        let spoken = self.spoken.get(&at).copied().unwrap_or_default();
+        if heard.first().is_some() {
+            Speaks::Unknown
+        } else if silent >= IDLE && spoken.http1 && !spoken.else_too {
+            Speaks::Fine
+        } else if silent >= SILENT {
+            Speaks::Not(Speech::Unknown)
+        } else {
+            Speaks::Unknown
         }
-        if heard == Heard::default() && silent >= SILENT {
-            return Speaks::Not(Speech::Unknown);
-        }
-        // In the middle of something when it was put on: heard anew from the next request on.
-        if !on.from_rest && judge(socket, Duration::ZERO) == Quiet::Yes {
-            let again = self
-                .watcher
-                .as_mut()
-                .map(|watcher| watcher.watch(id.cookie));
-            on.from_rest = matches!(again, Some(Ok(()))) && is_at_rest(diag, id);
-        }
-        Speaks::Unknown
     }
 
-    fn learn(&mut self, endpoint: EndpointKey, speaks: Speaks) -> Spoken {
+    /// What was heard is forgotten. If the connection is still at rest then, what comes next begins
+    /// something.
+    pub(super) fn hear_anew(&mut self, cookie: Cookie) -> bool {
+        let again = self.watcher.as_mut().map(|watcher| watcher.watch(cookie));
+        matches!(again, Some(Ok(())))
+    }
+
+    fn learn(&mut self, endpoint: EndpointKey, speaks: Speaks) {
         if self.spoken.len() >= MOST_ENDPOINTS && !self.spoken.contains_key(&endpoint) {
             self.spoken.clear();
         }
@@ -178,7 +177,6 @@ impl Watches {
             Speaks::Not(_) => spoken.else_too = true,
             Speaks::Unknown => {}
         }
-        *spoken
     }
 
     /// Takes the filter off.
@@ -201,13 +199,13 @@ impl Watches {
         };
         match take_off_left(lister) {
             Ok(left) => {
-                for (cookie, taken) in left {
+                for Left { cookie, failed } in left {
                     watcher.forget(cookie);
-                    match taken {
-                        Ok(()) => {
+                    match failed {
+                        None => {
                             tracing::info!(%cookie, "not watched any more: its agent was killed")
                         }
-                        Err(error) => tracing::warn!(%cookie, error, "it is watched until it ends"),
+                        Some(why) => tracing::warn!(%cookie, why, "it is watched until it ends"),
                     }
                 }
             }
@@ -216,15 +214,24 @@ impl Watches {
     }
 }
 
-/// Takes off what an agent that was killed has left on: each connection that is still there, and
-/// why it was not possible. Only for who is alone on these pins.
-pub fn take_off_left(lister: &mut Lister) -> Result<Vec<(Cookie, Result<(), String>)>, bpf::Error> {
+/// A connection that an agent was about to move when it was killed.
+#[derive(Debug)]
+pub struct Left {
+    /// The connection.
+    pub cookie: Cookie,
+    /// Why it could not be left alone; it is watched until it ends.
+    pub failed: Option<String>,
+}
+
+/// Takes off what an agent that was killed has left on. Only for who is alone on these pins.
+pub fn take_off_left(lister: &mut Lister) -> Result<Vec<Left>, bpf::Error> {
     let cgroups = Cgroups::read();
     let mut left = Vec::new();
     for cookie in bpf::read_watched(lister.pins())? {
         if let Some(listed) = lister.read_one(cookie)? {
             let host = lister.kernel().host_netns();
-            left.push((cookie, take_off_listed(&listed, host, &cgroups)));
+            let failed = take_off_listed(&listed, host, &cgroups).err();
+            left.push(Left { cookie, failed });
         }
     }
     Ok(left)
@@ -256,25 +263,19 @@ fn take_off_listed(listed: &Listed, host: Netns, cgroups: &Cgroups) -> Result<()
 
 /// What was heard since a watch began, at rest or in the middle of something.
 ///
-/// Either of two that a connection cannot both speak is enough to spare it.
+/// From rest the first words are the beginning of a request, or a frame, and tell all. Amid something
+/// only a request of HTTP/1 does: a body looks like anything.
 fn told_by(heard: Heard, from_rest: bool) -> Speaks {
-    if heard.http2 > 0 {
-        Speaks::Not(Speech::Http2)
-    } else if heard.tls > 0 {
-        Speaks::Not(Speech::Tls)
-    } else if heard.http1 > 0 {
-        Speaks::Fine
-    } else if heard.other > 0 && from_rest {
-        Speaks::Not(Speech::Unknown)
-    } else {
-        Speaks::Unknown
+    match heard.first() {
+        Some(first) if from_rest => match first {
+            Beginning::Http1 => Speaks::Fine,
+            Beginning::Http2 => Speaks::Not(Speech::Http2),
+            Beginning::Tls => Speaks::Not(Speech::Tls),
+            Beginning::Other => Speaks::Not(Speech::Unknown),
+        },
+        _ if heard.http1 > 0 => Speaks::Fine,
+        _ => Speaks::Unknown,
     }
-}
-
-/// All that was asked is answered: what comes next begins something. It must be asked after the
-/// watch has begun.
-fn is_at_rest(diag: &Diag, id: &SocketId) -> bool {
-    matches!(diag.look(id), Ok(Some(socket)) if judge(&socket, Duration::ZERO) == Quiet::Yes)
 }
 
 /// `false`: the application has a filter of its own there, which ours would replace.
@@ -321,31 +322,34 @@ mod tests {
 
     #[test]
     fn only_what_is_heard_to_be_http_1_may_go() {
-        let heard = |http1, http2, tls, other| Heard {
+        let heard = |first: Beginning, http1| Heard {
+            first: first as u32,
             http1,
-            http2,
-            tls,
-            other,
         };
-        let unknown = Speaks::Not(Speech::Unknown);
-        for (heard, at_rest, amid) in [
-            (heard(0, 0, 0, 0), Speaks::Unknown, Speaks::Unknown),
-            (heard(1, 0, 0, 0), Speaks::Fine, Speaks::Fine),
-            // A body beside its request.
-            (heard(1, 0, 0, 9), Speaks::Fine, Speaks::Fine),
-            (heard(0, 0, 0, 1), unknown, Speaks::Unknown),
+        let not = Speaks::Not;
+        for (heard, from_rest, amid) in [
+            (Heard::default(), Speaks::Unknown, Speaks::Unknown),
+            (heard(Beginning::Http1, 1), Speaks::Fine, Speaks::Fine),
+            // The end of a body, and the next request.
             (
-                heard(1, 1, 0, 0),
-                Speaks::Not(Speech::Http2),
-                Speaks::Not(Speech::Http2),
+                heard(Beginning::Other, 1),
+                not(Speech::Unknown),
+                Speaks::Fine,
             ),
+            (heard(Beginning::Http2, 1), not(Speech::Http2), Speaks::Fine),
             (
-                heard(1, 0, 1, 0),
-                Speaks::Not(Speech::Tls),
-                Speaks::Not(Speech::Tls),
+                heard(Beginning::Http2, 0),
+                not(Speech::Http2),
+                Speaks::Unknown,
+            ),
+            (heard(Beginning::Tls, 0), not(Speech::Tls), Speaks::Unknown),
+            (
+                heard(Beginning::Other, 0),
+                not(Speech::Unknown),
+                Speaks::Unknown,
             ),
         ] {
-            assert_eq!(told_by(heard, true), at_rest, "{heard:?}");
+            assert_eq!(told_by(heard, true), from_rest, "{heard:?}");
             assert_eq!(told_by(heard, false), amid, "{heard:?}");
         }
     }

@@ -123,6 +123,7 @@ rules:
   match: {{{matches}}}
   limits: {{maxBytes: 1Mi}}
   jitter: 0%
+  sessionState: Keeps
   steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
 "
     )
