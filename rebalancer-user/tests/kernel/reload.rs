@@ -92,6 +92,7 @@ rules:
   match: {{ports: [{{port: 80}}]}}
   limits: {{maxAge: 2s}}
   jitter: 0%
+  sessionState: Keeps
   steps: [{{step: Reset, when: Quiet, idleFor: {idle}, timeout: 5m}}]
 "
         )

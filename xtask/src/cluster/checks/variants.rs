@@ -116,7 +116,12 @@ pub(super) fn uninstalled(story: &mut Story) -> Found {
     let gone = process::wait("all of it to go", 60, || {
         still_there(&ours).ok()?.is_empty().then_some(())
     });
-    gone.with_context(|| format!("still there: {:?}", still_there(&ours)))?;
+    gone.with_context(|| {
+        let selector = "app.kubernetes.io/name=rebalancer-uninstall";
+        let logs = ["logs", "--prefix", "-c", "uninstall", "-l", selector];
+        let said = kubectl::output(&[&namespace[..], &logs].concat());
+        format!("still there: {:?}; it said: {said:?}", still_there(&ours))
+    })?;
     kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
     Ok(format!(
         "{kept} programs, maps and links before, none after"
