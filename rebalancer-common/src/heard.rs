@@ -11,20 +11,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Heard {
     /// How the first segment with data begins, a [`Beginning`]; 0: there was none.
     pub first: u32,
-    /// Segments that begin like a request of HTTP/1.
-    pub http1: u32,
 }
 
 impl Heard {
     /// How the first segment with data begins; `None`: there was none.
     pub fn first(&self) -> Option<Beginning> {
-        match self.first {
-            0 => None,
-            1 => Some(Beginning::Http1),
-            2 => Some(Beginning::Http2),
-            3 => Some(Beginning::Tls),
-            _ => Some(Beginning::Other),
-        }
+        let all = [Beginning::Http1, Beginning::Http2, Beginning::Tls];
+        let known = all.into_iter().find(|all| *all as u32 == self.first);
+        (self.first != 0).then_some(known.unwrap_or(Beginning::Other))
     }
 }
 
@@ -71,8 +65,7 @@ fn is_http1(head: &[u8; HEAD]) -> bool {
     while at < HEAD - 1 {
         let byte = head[at];
         if byte == b' ' {
-            let target = head[at + 1];
-            return at >= 3 && (target == b'/' || target == b'*' || target.is_ascii_alphabetic());
+            return at >= 3 && is_target(head, at + 1);
         }
         if !(byte.is_ascii_uppercase() || byte == b'-') {
             return false;
@@ -80,6 +73,15 @@ fn is_http1(head: &[u8; HEAD]) -> bool {
         at += 1;
     }
     false
+}
+
+/// `/`, `* H` or `http`, as far as it is seen: other protocols have words in capitals as well.
+#[inline(always)]
+fn is_target(head: &[u8; HEAD], at: usize) -> bool {
+    let is = |offset: usize, byte: u8| at + offset >= HEAD || head[at + offset] == byte;
+    is(0, b'/')
+        || is(0, b'*') && is(1, b' ') && is(2, b'H')
+        || is(0, b'h') && is(1, b't') && is(2, b't') && is(3, b'p')
 }
 
 #[inline(always)]
@@ -142,6 +144,7 @@ mod tests {
             "GET http://a/ HTTP/1.0",
             "MKCALENDAR /a HTTP/1.1",
             "M-SEARCH * HTTP/1.1",
+            "PROPFIND http://a/ HTTP/1.1",
         ] {
             assert_eq!(of(request.as_bytes()), Beginning::Http1, "{request}");
         }
@@ -154,6 +157,14 @@ mod tests {
             "*1\r\n$4\r\nPING\r\n",
             "PING\r\n",
             "AB /",
+            "PUB a 5\r\nhello\r\n",
+            "SUB a 1\r\n",
+            "INVITE sip:a@b SIP/2.0\r\n",
+            "PLAY rtsp://a/ RTSP/1.0\r\n",
+            "MAIL FROM:<a@b>\r\n",
+            "USER bob\r\nPASS x\r\n",
+            "SET foo bar\r\n",
+            "ERROR foo\r\n    ",
             "",
             "ABCDEFGHIJKLMNOPQ /",
         ] {
@@ -210,7 +221,7 @@ mod tests {
             Beginning::Other,
         ] {
             let first = beginning as u32;
-            assert_eq!(Heard { first, http1: 0 }.first(), Some(beginning));
+            assert_eq!(Heard { first }.first(), Some(beginning));
         }
     }
 

@@ -15,9 +15,9 @@ const MAX_ENDPOINTS: usize = 16_384;
 /// Cgroups that the agent can tell of; memory is taken only for those that are there.
 const MAX_CGROUPS: usize = 65_536;
 
-/// Connections that can be watched at one time: as many as can be about to be moved. Memory is taken
-/// only for those that are.
-const MAX_WATCHED: usize = 2_048;
+/// Connections that can be watched at one time: as many as `maxInFlight` may let be about to be
+/// moved. Memory is taken only for those that are.
+const MAX_WATCHED: usize = 10_000;
 
 /// Slots of the listing in the object; each reader sets its own number at load.
 const LISTING_SLOTS: usize = 1;

@@ -52,9 +52,6 @@ fn hear(ctx: &SkBuffContext) -> Result<(), c_long> {
         if (*heard).first == 0 {
             (*heard).first = begins as u32;
         }
-        if begins == Beginning::Http1 {
-            (*heard).http1 += 1;
-        }
     }
     Ok(())
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
-    plan::{Entries, HOLD, Ledger, Move, Outcome, Plan, Reason, Spared, Verdict, decide, explain},
+    plan::{
+        Entries, HOLD, Ledger, Move, Outcome, Plan, Reason, SILENT, Spared, Verdict, decide,
+        explain,
+    },
     policy::{Mode, Policy, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
@@ -573,6 +576,33 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
         ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
         assert_eq!(ledger.entries().ended, []);
     }
+}
+
+#[test]
+fn what_cannot_be_heard_now_holds_up_nobody() {
+    let listed = |since| {
+        let mut silent = connection(1);
+        silent.since_received = since;
+        snapshot(2 * HOUR, vec![silent])
+    };
+    let spared = |state: &str, since| {
+        let policy = one_rule("", &format!("limits: {{maxAge: 1h}}{state}"));
+        let plan = decide(
+            &policy,
+            &listed(since),
+            &Ledger::default(),
+            KernelTime(2 * HOUR),
+        );
+        plan.spared()
+    };
+    let silent = BTreeMap::from([("silent", 1)]);
+    assert_eq!(spared("", SILENT), silent);
+    assert_eq!(
+        spared("", SILENT - Duration::from_nanos(1)),
+        BTreeMap::new()
+    );
+    let vouched = ", sessionState: Keeps";
+    assert_eq!(spared(vouched, SILENT), BTreeMap::new());
 }
 
 #[test]

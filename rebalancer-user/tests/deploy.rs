@@ -346,6 +346,8 @@ fn what_removes_every_trace_is_of_this_version_too() {
     assert_eq!(labels["app.kubernetes.io/name"], "rebalancer-uninstall");
     let pod = &daemon_set["spec"]["template"]["spec"];
     assert_eq!(pod["tolerations"], daemon_set_pod()["tolerations"]);
+    // It finds the sockets of any pod.
+    assert_eq!(pod["hostPID"], true);
     let uninstall = &pod["initContainers"][0];
     assert_eq!(uninstall["image"], container(&daemon_set_pod())["image"]);
     assert_eq!(

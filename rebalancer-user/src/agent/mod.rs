@@ -20,7 +20,7 @@ pub use serve::Offer;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -260,11 +260,11 @@ impl Agent {
         let (tell, done) = unbounded_channel();
         // The mover asks the kernel by itself, so it has its own iterator and memory.
         let lister_of_mover = Lister::open(Arc::clone(&kernel), tracker.pins())?;
-        let watcher = Watcher::open(&kernel, tracker.pins())
-            .inspect_err(|error| warn!(%error, "cannot hear what connections speak: moved are only those whose rule has a sessionState"))
-            .ok();
         let mover = mechanism
-            .map(|mechanism| Mover::start(lister_of_mover, watcher, mechanism, tell))
+            .map(|mechanism| {
+                let watcher = watcher(&kernel, tracker.pins());
+                Mover::start(lister_of_mover, watcher, mechanism, tell)
+            })
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
@@ -616,6 +616,15 @@ impl Agent {
             info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
         }
     }
+}
+
+/// What hears victims. Without it the agent moves what rules vouch for.
+fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
+    let opened = Watcher::open(kernel, pins);
+    let opened = opened.inspect_err(|error| {
+        warn!(%error, "no connection can be heard: only rules with a sessionState move any");
+    });
+    opened.ok()
 }
 
 /// How this node resets, `forced` or found; `None`, and why, if it cannot.

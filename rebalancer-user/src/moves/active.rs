@@ -18,13 +18,17 @@ use super::{
 };
 use crate::{
     bpf::{self, Lister},
-    plan::{Move, Outcome, Speech},
+    plan::{Move, Outcome},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
 
 /// What a server that was asked to close gets at least, before the next step.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(1);
+
+/// How long it must say nothing to be at rest. It takes longer than a tick of the kernel's clock, so
+/// that who spoke last can mostly be told without a listing.
+const REST: Duration = Duration::from_millis(10);
 
 /// Resets sent by hand that may miss before the move has failed.
 const MOST_MISSES: u32 = 5;
@@ -124,20 +128,20 @@ impl Active {
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
+            let in_time = now < self.step_until;
             let may_go = speaks == Speaks::Fine && self.asked != Some(self.step);
-            let watch_now = self.watch.is_wanted() && is_accepted;
+            let watch_now = self.watch.is_wanted() && is_accepted && in_time;
             if watch_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act(socket.inode);
             }
-            if now < self.step_until {
+            if in_time {
                 return Next::Wait;
             }
             self.begin(self.step + 1, now);
         }
         let end = match self.trouble.take() {
             Some(words) => Outcome::Failed(words),
-            None if speaks == Speaks::Fine => Outcome::GaveUp,
-            None => Speech::Unknown.refusal(),
+            None => Outcome::GaveUp,
         };
         Next::End(self.left(end))
     }
@@ -199,18 +203,17 @@ impl Active {
         if self.asked.is_some() || self.misses > 0 {
             return Speaks::Fine;
         }
-        let (cookie, at) = (self.id.cookie, self.chosen.endpoint());
-        let speaks = inside.watches.speaks(&self.watch, cookie, at);
-        // In the middle of something nothing is told by what comes, so it is heard anew from the
-        // next rest on.
-        if speaks == Speaks::Unknown
-            && self.watch.is_amid()
-            && self.is_quiet(socket, Duration::ZERO, inside)
+        let cookie = self.id.cookie;
+        let now = Instant::now();
+        let speaks = inside.watches.speaks(&mut self.watch, cookie, now);
+        // Nothing is told by what comes in the middle of something: heard anew from the next rest.
+        if self.watch.waits_for_rest()
+            && self.is_quiet(socket, REST, inside)
             && inside.watches.hear_anew(cookie)
             && let Ok(Some(after)) = inside.diag.look(&self.id)
-            && self.is_quiet(&after, Duration::ZERO, inside)
+            && self.is_quiet(&after, REST, inside)
         {
-            self.watch.is_from_rest();
+            self.watch.rests(now);
         }
         speaks
     }
@@ -242,6 +245,8 @@ impl Active {
             return false;
         }
         match step.when() {
+            // What must be heard is heard by its request, which would be lost.
+            When::AtOnce if self.watch.is_on() => self.is_quiet(socket, REST, inside),
             When::AtOnce => true,
             When::Quiet { idle_for } => self.is_quiet(socket, idle_for, inside),
         }

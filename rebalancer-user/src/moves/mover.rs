@@ -320,8 +320,10 @@ impl Room {
 
     fn tell(&mut self, mut active: Active, outcome: Outcome) {
         let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
+        let lives = outcome.leaves_it();
+        let watch = active.take_watch();
         self.watches
-            .end(active.take_watch(), cookie, netns, &self.cgroups);
+            .end(watch, (cookie, netns), lives, &self.cgroups);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
         // The agent that does not listen any more is on its way out.

@@ -57,6 +57,11 @@ impl Owners {
         }
     }
 
+    /// Those that were found, though there may be others.
+    pub(super) fn any_of(&self, inode: Inode) -> &[Owner] {
+        self.of.get(&inode).map_or(&[], Vec::as_slice)
+    }
+
     /// Searches for the owners of sockets of one network namespace: among its own processes, and
     /// if that leaves one without an owner, among all others of the node.
     pub(crate) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
@@ -65,7 +70,12 @@ impl Owners {
         Self::among(&inside, &outside, wanted, cgroups)
     }
 
-    fn among(inside: &[Pid], outside: &[Pid], wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
+    pub(super) fn among(
+        inside: &[Pid],
+        outside: &[Pid],
+        wanted: &BTreeSet<Inode>,
+        cgroups: &Cgroups,
+    ) -> Self {
         let mut search = Search {
             wanted,
             left: MOST_DESCRIPTORS,

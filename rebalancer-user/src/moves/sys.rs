@@ -30,8 +30,17 @@ pub(super) fn set_option(
     }
 }
 
-/// Whether a socket has a filter, of either kind.
-pub(super) fn has_filter(socket: impl AsFd) -> Result<bool, Errno> {
+/// What looks at a socket's packets before it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    None,
+    /// Of classic BPF.
+    Classic,
+    /// Of eBPF, as ours is; whose cannot be told.
+    Ebpf,
+}
+
+pub(super) fn filter(socket: impl AsFd) -> Result<Filter, Errno> {
     let mut instructions: libc::socklen_t = 0;
     // SAFETY: of a length of 0 the kernel only tells how many instructions there are.
     let done = unsafe {
@@ -45,9 +54,9 @@ pub(super) fn has_filter(socket: impl AsFd) -> Result<bool, Errno> {
     };
     let error = io::Error::last_os_error();
     match Errno::from_io_error(&error) {
-        _ if done == 0 => Ok(instructions > 0),
-        // One of eBPF cannot be shown.
-        Some(Errno::ACCESS) => Ok(true),
+        _ if done == 0 && instructions == 0 => Ok(Filter::None),
+        _ if done == 0 => Ok(Filter::Classic),
+        Some(Errno::ACCESS) => Ok(Filter::Ebpf), // it cannot be shown
         other => Err(other.unwrap_or(Errno::IO)),
     }
 }

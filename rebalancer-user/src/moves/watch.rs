@@ -4,9 +4,11 @@
 //! answers to fast ones, and inside TLS nobody knows. So a socket filter is put on the victim's own
 //! socket, and taken off when its move ends: it hears how what the client sends begins. It drops
 //! nothing, and no other connection pays for it.
+//!
+//! What begins tells all only after a rest, when everything that was asked is answered. In the middle
+//! of something nothing is told: a body looks like anything.
 
 use std::{
-    collections::BTreeMap,
     io,
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
@@ -20,24 +22,19 @@ use super::{
     diag::Diag,
     owner::{Owner, Owners},
     process::Cgroups,
-    sys::{has_filter, set_option},
+    sys::{Filter, filter, set_option},
 };
 use crate::{
     bpf::{self, Lister, Watcher},
     netns::{Namespaces, enter},
     observe,
-    plan::{Outcome, Speech},
-    snapshot::{Cookie, EndpointKey, Netns},
+    plan::{Outcome, SILENT, Speech},
+    snapshot::{Cookie, Netns},
 };
 
-/// For so long nothing must have been heard of one that is idle among others that speak HTTP/1.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// One that says nothing for so long is left, lest the idle keep others from being moved.
-const SILENT: Duration = Duration::from_secs(15);
-
-/// Endpoints of which is remembered what was spoken there. It is learned again at the next move.
-const MOST_ENDPOINTS: usize = 4_096;
+/// So often it must be heard to begin otherwise: one segment may have overtaken another, or be the
+/// body that its server has asked for.
+const STRANGE: u32 = 2;
 
 /// What a victim speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +59,12 @@ pub(super) enum Watch {
 
 /// A filter that is on a socket.
 pub(super) struct On {
-    since: Instant,
-    /// What is heard since is the beginning of a request.
-    from_rest: bool,
+    /// When it was last at rest with nothing heard since; without it, in the middle of something.
+    rest: Option<Instant>,
+    /// It was heard to speak HTTP/1.
+    fine: bool,
+    /// How often it was heard to begin otherwise.
+    strange: u32,
     inode: Inode,
     holder: Owner,
 }
@@ -74,58 +74,57 @@ impl Watch {
         matches!(self, Self::Wanted)
     }
 
-    /// It was put on in the middle of something, as far as is known.
-    pub(super) fn is_amid(&self) -> bool {
-        matches!(self, Self::On(on) if !on.from_rest)
+    /// Whether it is on in the middle of something, and to be heard anew from the next rest.
+    pub(super) fn waits_for_rest(&self) -> bool {
+        matches!(self, Self::On(on) if on.rest.is_none() && !on.fine)
     }
 
-    /// What is heard from now on begins something.
-    pub(super) fn is_from_rest(&mut self) {
+    /// It is at rest, and nothing was heard since.
+    pub(super) fn rests(&mut self, now: Instant) {
         if let Self::On(on) = self {
-            on.from_rest = true;
+            on.rest = Some(now);
         }
     }
+
+    /// Whether the filter is on.
+    pub(super) fn is_on(&self) -> bool {
+        matches!(self, Self::On(_))
+    }
 }
 
-/// What is watched, and what was heard where.
+/// What is watched.
 pub(super) struct Watches {
     watcher: Option<Watcher>,
-    spoken: BTreeMap<EndpointKey, Spoken>,
-}
-
-/// What was heard at an endpoint so far.
-#[derive(Clone, Copy, Default)]
-struct Spoken {
-    http1: bool,
-    else_too: bool,
 }
 
 impl Watches {
     pub(super) fn new(watcher: Option<Watcher>) -> Self {
-        Self {
-            watcher,
-            spoken: BTreeMap::new(),
-        }
+        Self { watcher }
     }
 
-    /// Puts the filter on. `Ok(None)`: its holder changed in this moment.
+    /// Puts the filter on. `Ok(None)`: not at this moment.
     pub(super) fn begin(
         &mut self,
         cookie: Cookie,
         inode: Inode,
         owners: &[Owner],
     ) -> Result<Option<Watch>, Outcome> {
-        let watcher = self.watcher.as_mut().ok_or(Speech::Unknown.refusal())?;
+        let watcher = self.watcher.as_mut().ok_or(Speech::Unheard.refusal())?;
         for owner in owners {
             match put_on(watcher, owner, cookie) {
                 Ok(true) => {}
                 Ok(false) => return Err(Speech::OwnFilter.refusal()),
+                Err(Errno::PERM | Errno::ACCESS) => return Err(Speech::Unheard.refusal()),
+                // As many are watched as can be.
+                Err(Errno::TOOBIG) => return Ok(None),
+                // Process or descriptor are not what they were.
                 Err(Errno::SRCH | Errno::BADF | Errno::STALE) => continue,
                 Err(e) => return Err(Outcome::Failed(format!("watching what it speaks: {e}"))),
             }
             return Ok(Some(Watch::On(Box::new(On {
-                since: Instant::now(),
-                from_rest: false,
+                rest: None,
+                fine: false,
+                strange: 0,
                 inode,
                 holder: owner.clone(),
             }))));
@@ -134,30 +133,14 @@ impl Watches {
     }
 
     /// What is known by now.
-    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, at: EndpointKey) -> Speaks {
+    pub(super) fn speaks(&self, watch: &mut Watch, cookie: Cookie, now: Instant) -> Speaks {
         let on = match watch {
             Watch::Needless => return Speaks::Fine,
             Watch::Wanted => return Speaks::Unknown,
             Watch::On(on) => on,
         };
         let heard = self.watcher.as_ref().and_then(|all| all.heard(cookie));
-        let heard = heard.unwrap_or_default();
-        let speaks = told_by(heard, on.from_rest);
-        if speaks != Speaks::Unknown {
-            self.learn(at, speaks);
-            return speaks;
-        }
-        let silent = on.since.elapsed();
-        let spoken = self.spoken.get(&at).copied().unwrap_or_default();
-        if heard.first().is_some() {
-            Speaks::Unknown
-        } else if silent >= IDLE && spoken.http1 && !spoken.else_too {
-            Speaks::Fine
-        } else if silent >= SILENT {
-            Speaks::Not(Speech::Unknown)
-        } else {
-            Speaks::Unknown
-        }
+        on.take_in(heard.unwrap_or_default(), now)
     }
 
     /// What was heard is forgotten. If the connection is still at rest then, what comes next begins
@@ -167,54 +150,89 @@ impl Watches {
         matches!(again, Some(Ok(())))
     }
 
-    fn learn(&mut self, endpoint: EndpointKey, speaks: Speaks) {
-        if self.spoken.len() >= MOST_ENDPOINTS && !self.spoken.contains_key(&endpoint) {
-            self.spoken.clear();
-        }
-        let spoken = self.spoken.entry(endpoint).or_default();
-        match speaks {
-            Speaks::Fine => spoken.http1 = true,
-            Speaks::Not(_) => spoken.else_too = true,
-            Speaks::Unknown => {}
+    /// Takes the filter off. A connection that `lives` is looked for wherever it is held now.
+    pub(super) fn end(
+        &mut self,
+        watch: Watch,
+        (cookie, netns): (Cookie, Netns),
+        lives: bool,
+        cgroups: &Cgroups,
+    ) {
+        let Watch::On(on) = watch else { return };
+        let off = take_off(&on.holder, cookie).is_ok()
+            || lives && take_off_wherever(cookie, on.inode, netns, cgroups);
+        if off || !lives {
+            self.forget(cookie);
+        } else {
+            // What is remembered of it lets the next agent, or `uninstall`, try again.
+            tracing::warn!(%cookie, "its filter could not be taken off: it is watched until it ends");
         }
     }
 
-    /// Takes the filter off.
-    pub(super) fn end(&mut self, watch: Watch, cookie: Cookie, netns: Netns, cgroups: &Cgroups) {
-        let Watch::On(on) = watch else { return };
+    fn forget(&mut self, cookie: Cookie) {
         if let Some(watcher) = &mut self.watcher {
             watcher.forget(cookie);
-        }
-        if take_off(&on.holder, cookie).is_err() {
-            // If that fails too, the connection is gone, or keeps the filter until it is.
-            let _taken = take_off_wherever(cookie, on.inode, netns, cgroups);
         }
     }
 
     /// Takes off what an agent that was killed has left on.
     pub(super) fn clean(&mut self, lister: &mut Lister) {
         // Whoever does not watch leaves alone what another does.
-        let Some(watcher) = &mut self.watcher else {
+        if self.watcher.is_none() {
             return;
-        };
-        match take_off_left(lister) {
-            Ok(left) => {
-                for Left { cookie, failed } in left {
-                    watcher.forget(cookie);
-                    match failed {
-                        None => {
-                            tracing::info!(%cookie, "not watched any more: its agent was killed")
-                        }
-                        Some(why) => tracing::warn!(%cookie, why, "it is watched until it ends"),
-                    }
-                }
+        }
+        let left = match take_off_left(lister) {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell what was watched before");
+                return;
             }
-            Err(error) => tracing::warn!(%error, "cannot tell what was watched before"),
+        };
+        for Left { cookie, failed } in left {
+            match failed {
+                None => {
+                    tracing::info!(%cookie, "not watched any more: its agent has ended");
+                    self.forget(cookie);
+                }
+                Some(why) => tracing::warn!(%cookie, why, "it is watched until it ends"),
+            }
         }
     }
 }
 
-/// A connection that an agent was about to move when it was killed.
+impl On {
+    fn take_in(&mut self, heard: Heard, now: Instant) -> Speaks {
+        if self.fine {
+            return Speaks::Fine;
+        }
+        let Some(rest) = self.rest else {
+            return Speaks::Unknown;
+        };
+        let strange = match heard.first() {
+            Some(Beginning::Http1) => {
+                self.fine = true;
+                return Speaks::Fine;
+            }
+            Some(Beginning::Http2) => Speech::Http2,
+            Some(Beginning::Tls) => Speech::Tls,
+            Some(Beginning::Other) => Speech::Unknown,
+            // One that says nothing is left, lest the idle keep others from being moved.
+            None if now.duration_since(rest) >= SILENT => {
+                return Speaks::Not(Speech::Unknown);
+            }
+            None => return Speaks::Unknown,
+        };
+        self.strange += 1;
+        self.rest = None;
+        if self.strange < STRANGE {
+            Speaks::Unknown
+        } else {
+            Speaks::Not(strange)
+        }
+    }
+}
+
+/// A connection that an agent was about to move when it ended.
 #[derive(Debug)]
 pub struct Left {
     /// The connection.
@@ -223,24 +241,28 @@ pub struct Left {
     pub failed: Option<String>,
 }
 
-/// Takes off what an agent that was killed has left on. Only for who is alone on these pins.
+/// Takes off what an agent that was killed has left on; what has gone by itself is among what is
+/// told. Only for who is alone on these pins.
 pub fn take_off_left(lister: &mut Lister) -> Result<Vec<Left>, bpf::Error> {
+    let watched = bpf::read_watched(lister.pins())?;
     let cgroups = Cgroups::read();
-    let mut left = Vec::new();
-    for cookie in bpf::read_watched(lister.pins())? {
-        if let Some(listed) = lister.read_one(cookie)? {
-            let host = lister.kernel().host_netns();
-            let failed = take_off_listed(&listed, host, &cgroups).err();
-            left.push(Left { cookie, failed });
-        }
-    }
-    Ok(left)
+    let take_off = |cookie| {
+        let failed = match lister.read_one(cookie) {
+            Ok(None) => None,
+            Ok(Some(listed)) => {
+                let host = lister.kernel().host_netns();
+                take_off_listed(&listed, host, &cgroups).err()
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        Left { cookie, failed }
+    };
+    Ok(watched.into_iter().map(take_off).collect())
 }
 
 fn take_off_listed(listed: &Listed, host: Netns, cgroups: &Cgroups) -> Result<(), String> {
-    let Some(connection) = observe::connection(listed, host, &|_| Duration::ZERO) else {
-        return Ok(());
-    };
+    let connection = observe::connection(listed, host, &|_| Duration::ZERO)
+        .ok_or("its record makes no sense")?;
     let (cookie, netns) = (connection.cookie, connection.endpoint.netns);
     let id = SocketId {
         cookie,
@@ -261,31 +283,15 @@ fn take_off_listed(listed: &Listed, host: Netns, cgroups: &Cgroups) -> Result<()
     }
 }
 
-/// What was heard since a watch began, at rest or in the middle of something.
-///
-/// From rest the first words are the beginning of a request, or a frame, and tell all. Amid something
-/// only a request of HTTP/1 does: a body looks like anything.
-fn told_by(heard: Heard, from_rest: bool) -> Speaks {
-    match heard.first() {
-        Some(first) if from_rest => match first {
-            Beginning::Http1 => Speaks::Fine,
-            Beginning::Http2 => Speaks::Not(Speech::Http2),
-            Beginning::Tls => Speaks::Not(Speech::Tls),
-            Beginning::Other => Speaks::Not(Speech::Unknown),
-        },
-        _ if heard.http1 > 0 => Speaks::Fine,
-        _ => Speaks::Unknown,
-    }
-}
-
 /// `false`: the application has a filter of its own there, which ours would replace.
 fn put_on(watcher: &mut Watcher, owner: &Owner, cookie: Cookie) -> Result<bool, Errno> {
     let socket = owner.duplicate(cookie)?;
-    if has_filter(&socket)? {
+    if filter(&socket)? != Filter::None {
         return Ok(false);
     }
     watcher.watch(cookie).map_err(|e| errno(&e))?;
     let Some(program) = watcher.program() else {
+        watcher.forget(cookie);
         return Err(Errno::NOENT);
     };
     let program = program.as_fd().as_raw_fd();
@@ -297,18 +303,20 @@ fn put_on(watcher: &mut Watcher, owner: &Owner, cookie: Cookie) -> Result<bool, 
     Ok(true)
 }
 
+/// Leaves alone a filter that the application has put in the place of ours meanwhile.
 fn take_off(owner: &Owner, cookie: Cookie) -> Result<(), Errno> {
     let socket = owner.duplicate(cookie)?;
-    match set_option(&socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0) {
-        Err(e) if errno(&e) != Errno::NOENT => Err(errno(&e)),
-        _ => Ok(()),
+    if filter(&socket)? != Filter::Ebpf {
+        return Ok(());
     }
+    let off = set_option(&socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    off.map_err(|e| errno(&e))
 }
 
 /// Its holder has ended, or its descriptor has another number: looks for whoever has it now.
 fn take_off_wherever(cookie: Cookie, inode: Inode, netns: Netns, cgroups: &Cgroups) -> bool {
     let owners = Owners::find(netns, &[inode].into(), cgroups);
-    let mut owners = owners.of(inode).iter();
+    let mut owners = owners.any_of(inode).iter();
     owners.any(|owner| take_off(owner, cookie).is_ok())
 }
 
@@ -320,37 +328,72 @@ fn errno(error: &io::Error) -> Errno {
 mod tests {
     use super::*;
 
-    #[test]
-    fn only_what_is_heard_to_be_http_1_may_go() {
-        let heard = |first: Beginning, http1| Heard {
-            first: first as u32,
-            http1,
-        };
-        let not = Speaks::Not;
-        for (heard, from_rest, amid) in [
-            (Heard::default(), Speaks::Unknown, Speaks::Unknown),
-            (heard(Beginning::Http1, 1), Speaks::Fine, Speaks::Fine),
-            // The end of a body, and the next request.
-            (
-                heard(Beginning::Other, 1),
-                not(Speech::Unknown),
-                Speaks::Fine,
-            ),
-            (heard(Beginning::Http2, 1), not(Speech::Http2), Speaks::Fine),
-            (
-                heard(Beginning::Http2, 0),
-                not(Speech::Http2),
-                Speaks::Unknown,
-            ),
-            (heard(Beginning::Tls, 0), not(Speech::Tls), Speaks::Unknown),
-            (
-                heard(Beginning::Other, 0),
-                not(Speech::Unknown),
-                Speaks::Unknown,
-            ),
-        ] {
-            assert_eq!(told_by(heard, true), from_rest, "{heard:?}");
-            assert_eq!(told_by(heard, false), amid, "{heard:?}");
+    /// A watch on a socket that nobody looks at.
+    fn on(rest: Option<Instant>) -> On {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let inode = Inode(rustix::fs::fstat(&socket).unwrap().st_ino as u32);
+        let own = [rustix::process::getpid()];
+        let owners = Owners::among(&own, &[], &[inode].into(), &Cgroups::read());
+        On {
+            rest,
+            fine: false,
+            strange: 0,
+            inode,
+            holder: owners.any_of(inode)[0].clone(),
         }
+    }
+
+    const NOTHING: Heard = Heard { first: 0 };
+
+    fn begins(first: Beginning) -> Heard {
+        Heard {
+            first: first as u32,
+        }
+    }
+
+    #[test]
+    fn in_the_middle_of_something_nothing_is_told() {
+        let now = Instant::now();
+        let mut on = on(None);
+        for first in [Beginning::Http1, Beginning::Http2, Beginning::Other] {
+            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
+        }
+        assert_eq!(on.take_in(NOTHING, now + 10 * SILENT), Speaks::Unknown);
+    }
+
+    #[test]
+    fn a_request_of_http_1_from_rest_is_enough() {
+        let now = Instant::now();
+        let mut on = on(Some(now));
+        assert_eq!(on.take_in(NOTHING, now), Speaks::Unknown);
+        assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
+        assert_eq!(on.take_in(NOTHING, now + 10 * SILENT), Speaks::Fine);
+    }
+
+    #[test]
+    fn what_begins_otherwise_twice_is_spared() {
+        let now = Instant::now();
+        for (first, speech) in [
+            (Beginning::Http2, Speech::Http2),
+            (Beginning::Tls, Speech::Tls),
+            (Beginning::Other, Speech::Unknown),
+        ] {
+            let mut on = on(Some(now));
+            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
+            // Not before it has been at rest again.
+            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
+            on.rest = Some(now);
+            assert_eq!(on.take_in(begins(first), now), Speaks::Not(speech));
+        }
+    }
+
+    #[test]
+    fn silence_counts_from_the_last_rest() {
+        let now = Instant::now();
+        let mut on = on(Some(now));
+        let almost = now + SILENT - Duration::from_millis(1);
+        assert_eq!(on.take_in(NOTHING, almost), Speaks::Unknown);
+        let unknown = Speaks::Not(Speech::Unknown);
+        assert_eq!(on.take_in(NOTHING, now + SILENT), unknown);
     }
 }

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Decision, Group, Ledger, Move, Outlook, Plan, Reason, Spared, Speech, Spender, Stage, Verdict,
-    Whom,
+    Decision, Group, Ledger, Move, Outlook, Plan, Reason, SILENT, Spared, Speech, Spender, Stage,
+    Verdict, Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
     groups::{Groups, Shared, comes_back, load},
@@ -458,6 +458,11 @@ fn not_now(
                 });
             }
         }
+    }
+    // It would hold up others that can be heard.
+    let since = connection.since_received;
+    if rule.session_state() == SessionState::Unknown && since >= SILENT {
+        return Some(Spared::Silent { since });
     }
     for whom in Whom::both(client(connection), rule.name()) {
         let test = ledger.returns(whom.clone(), connection.endpoint);

@@ -43,7 +43,7 @@ pub use futility::{Effort, Futile};
 pub use groups::{Group, NoView, ServiceFacts, Sum};
 pub use ledger::{Entries, HOLD, Ledger, Spender, Stage};
 pub use limits::{Load, Reason, Standing, Unknown};
-pub use outcome::{Outcome, Speech};
+pub use outcome::{Outcome, SILENT, Speech};
 pub use outlook::Outlook;
 pub use rates::{History, Level};
 pub use returns::{

@@ -1,6 +1,6 @@
 //! What became of a move.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// What became of a move. Every move started gets one. Shown as a phrase that goes on from
 /// "the move".
@@ -40,6 +40,14 @@ impl Outcome {
         }
     }
 
+    /// Whether the connection lives on.
+    pub fn leaves_it(&self) -> bool {
+        match self {
+            Self::GaveUp | Self::Refused(_) | Self::Recalled | Self::Failed(_) => true,
+            Self::LeftByItself | Self::Closed | Self::Reset | Self::GoneBefore => false,
+        }
+    }
+
     /// Whether nothing was done to the connection, so that the budget is given back.
     pub fn harmless(&self) -> bool {
         match self {
@@ -68,6 +76,9 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// One whose client says nothing for so long is not waited for to be heard.
+pub const SILENT: Duration = Duration::from_secs(15);
+
 /// Why a connection is not moved for what it was heard to speak, where its rule does not say what
 /// its end means. On HTTP/1 a quiet moment is one at which nothing is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +87,22 @@ pub enum Speech {
     Http2,
     /// TLS: whatever is in it.
     Tls,
-    /// Another protocol than HTTP/1, or none that could be told in time.
+    /// Another protocol than HTTP/1, or nothing for too long.
     Unknown,
     /// It has a filter of its own, in whose place nothing is put to hear it.
     OwnFilter,
+    /// This agent cannot hear it: it may not take its server's descriptor, or has no program for it.
+    Unheard,
 }
 
 impl Speech {
-    const ALL: [Self; 4] = [Self::Http2, Self::Tls, Self::Unknown, Self::OwnFilter];
+    const ALL: [Self; 5] = [
+        Self::Http2,
+        Self::Tls,
+        Self::Unknown,
+        Self::OwnFilter,
+        Self::Unheard,
+    ];
 
     /// A stable word.
     pub fn as_str(self) -> &'static str {
@@ -92,6 +111,7 @@ impl Speech {
             Self::Tls => "tls",
             Self::Unknown => "protocolUnknown",
             Self::OwnFilter => "ownFilter",
+            Self::Unheard => "cannotBeHeard",
         }
     }
 

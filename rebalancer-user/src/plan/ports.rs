@@ -27,7 +27,7 @@ const SYSTEM: [(u16, &str); 17] = [
 /// `sessionState: Loses`.
 ///
 /// HTTP/2 is one of them: a slow call hides behind the answers to others, and no counter of TCP
-/// tells it from HTTP/1.1. Its usual ports are here; elsewhere the rule's author must know.
+/// tells it from HTTP/1.1. Its usual ports are here; elsewhere it is heard before it is moved.
 const STATEFUL: [(u16, &str); 46] = [
     (21, "FTP"),
     (25, "SMTP"),

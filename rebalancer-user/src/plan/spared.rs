@@ -190,6 +190,11 @@ pub enum Spared {
         /// Until it may be chosen again; without it, for as long as it lives.
         left: Option<Duration>,
     },
+    /// Its client says nothing now, so that it cannot be heard to speak HTTP/1.
+    Silent {
+        /// Since it was last received from.
+        since: Duration,
+    },
     /// In dry run, and told already.
     DryRun,
     /// As many moves as are allowed are in flight.
@@ -302,6 +307,7 @@ impl Spared {
                 }
             },
             Self::Speaks { speech, .. } => speech.as_str(),
+            Self::Silent { .. } => "silent",
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
             Self::Budget { of, .. } => match of {
@@ -407,9 +413,12 @@ impl Spared {
                 rounded(asked.sustained_for())
             ),
             Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::Silent { .. } => {
+                "that its client sends something, or `sessionState: Keeps` in its rule, if a reconnect costs its client nothing".to_owned()
+            }
             Self::Speaks { speech, .. } => match speech {
                 Speech::Http2 => "`sessionState: Loses` in its rule, if calls may be lost",
-                Speech::Tls | Speech::Unknown | Speech::OwnFilter => {
+                Speech::Tls | Speech::Unknown | Speech::OwnFilter | Speech::Unheard => {
                     "`sessionState: Keeps` in its rule, if a reconnect costs its client nothing"
                 }
             }
@@ -580,6 +589,11 @@ impl fmt::Display for Spared {
             Self::Held { after, left } => {
                 write!(f, "a move of it {after}; not again for {}", rounded(*left))
             }
+            Self::Silent { since } => write!(
+                f,
+                "has said nothing for {}, so it cannot be heard to speak HTTP/1",
+                rounded(*since)
+            ),
             Self::Speaks { speech, left } => {
                 f.write_str(match speech {
                     Speech::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
@@ -587,6 +601,9 @@ impl fmt::Display for Spared {
                     Speech::Unknown => "was not heard to speak HTTP/1",
                     Speech::OwnFilter => {
                         "has a socket filter of its application's, so it cannot be heard"
+                    }
+                    Speech::Unheard => {
+                        "cannot be heard: its server's descriptor may not be taken, or no program is loaded for it"
                     }
                 })?;
                 left.map_or(Ok(()), |left| {
@@ -806,6 +823,11 @@ mod tests {
                 speech: Speech::OwnFilter,
                 left: Some(age),
             },
+            Spared::Speaks {
+                speech: Speech::Unheard,
+                left: Some(age),
+            },
+            Spared::Silent { since: age },
             Spared::DryRun,
             Spared::MaxInFlight { max: 20 },
             budget(BudgetOf::Node),

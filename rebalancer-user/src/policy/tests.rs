@@ -67,6 +67,22 @@ fn connection(port: u16, remote: &str) -> Connection {
     }
 }
 
+/// Who lets a connection be ended at any moment has said what its end means.
+#[test]
+fn a_rule_that_does_not_wait_vouches() {
+    let state = |fields: &str| {
+        let policy = parse("p", &rule(fields)).unwrap();
+        policy.rules()[0].session_state()
+    };
+    let quiet = "  steps: [{step: Reset}]\n";
+    let at_once = "  steps: [{step: Close}, {step: Reset, when: AtOnce}]\n";
+    assert_eq!(state(quiet), SessionState::Unknown);
+    assert_eq!(state(at_once), SessionState::Keeps);
+    assert_eq!(state("  atEnd: ResetNow\n"), SessionState::Keeps);
+    let said = format!("  sessionState: Unknown\n{at_once}");
+    assert_eq!(state(&said), SessionState::Unknown);
+}
+
 #[test]
 fn a_short_policy_has_the_documented_defaults() {
     let policy = parse("policy.yaml", &rule("")).unwrap();

@@ -49,6 +49,8 @@ pub enum Kind {
     Inetd,
     /// It has a filter of its own on each connection.
     Filters,
+    /// It gives a connection a filter of its own at the byte `F`.
+    FiltersLate,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
     Sends,
 }
@@ -62,7 +64,7 @@ pub fn pattern(place: usize) -> u8 {
 }
 
 impl Kind {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
@@ -73,6 +75,7 @@ impl Kind {
         Self::HandsOver,
         Self::Inetd,
         Self::Filters,
+        Self::FiltersLate,
         Self::Sends,
     ];
 }
@@ -229,6 +232,7 @@ fn answer(mut stream: TcpStream, kind: Kind) {
         match &request {
             b"s" => std::thread::sleep(Duration::from_secs(1)),
             b"h" => std::thread::sleep(Duration::from_secs(3)),
+            b"F" if kind == Kind::FiltersLate => filter(&stream),
             _ => {}
         }
         if stream.write_all(&request).is_err() {

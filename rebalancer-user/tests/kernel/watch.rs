@@ -17,7 +17,7 @@ use xtask::lab::{Host, Lab};
 use crate::{
     cost::{program_of, runs},
     guards::refused,
-    moves::{AT_ONCE, QUIET, enforce, is_reset},
+    moves::{QUIET, enforce, is_reset},
     server::{Kind, Server},
     support::{
         Agent, REBALANCER, alone, bpftool, cgroup, connect, eventually, lab, own_pins, request,
@@ -92,7 +92,7 @@ fn what_is_not_http_1_is_spared_and_its_filter_taken_off() {
     ] {
         let address = SocketAddr::from((lab.pod(0).addr, port));
         let _server = spoken(&lab.pod(0).host, address);
-        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, port, "maxAge: 300ms", AT_ONCE));
+        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, port, "maxAge: 300ms", QUIET));
         let program = program_of(&agent, WATCH);
         let mut client = connect(&lab, address);
         let line = talk(&mut agent, &mut client, words);
@@ -158,43 +158,92 @@ fn what_is_amid_something_is_heard_from_the_next_request_on() {
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
+/// Its client says nothing, now or for long: nothing is heard of it.
 #[test]
-fn the_idle_are_moved_only_among_others_that_speak_http_1() {
+fn the_silent_are_left() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));
     let _server = spoken(&lab.pod(0).host, address);
-    let short = QUIET.replace("10s", "7s");
     let mut idle = connect(&lab, address);
     exchange(&mut idle, b"f");
-    let policy = unsaid(&lab, 7064, "maxAge: 300ms", &short);
+    // Its time would be over much later.
+    let policy = unsaid(&lab, 7064, "maxAge: 300ms", &QUIET.replace("10s", "1m"));
     let mut agent = Agent::in_lab(&lab, &policy);
     let line = agent.wait_for_move();
     refused(&line, "protocolUnknown");
-    assert!(line["waited_ms"].as_u64().unwrap() >= 7000, "{line}");
+    assert!(line["waited_ms"].as_u64().unwrap() >= 15_000, "{line}");
     drop(agent);
+    // By now it has been silent for too long to be waited for.
     let mut agent = Agent::in_lab(&lab, &policy);
-    let mut busy = connect(&lab, address);
-    let line = talk(&mut agent, &mut busy, HTTP1);
+    agent.wait_for_intervals(5);
+    assert_eq!(agent.said("move").len(), 0);
+    let listed = agent.said("listed").pop().unwrap();
+    assert_eq!(listed["spared"], r#"{"silent": 1}"#);
+    // It speaks again.
+    let line = talk(&mut agent, &mut idle, HTTP1);
     assert_eq!(line["outcome"], "reset", "{line}");
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "reset", "{line}");
-    assert_eq!(line["peer"], idle.local_addr().unwrap().to_string());
-    assert!(line["waited_ms"].as_u64().unwrap() >= 5000, "{line}");
 }
 
+/// A server that has long been at work is at rest first, and then silent.
+#[test]
+fn what_is_answered_late_is_moved_all_the_same() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7067));
+    let _server = spoken(&lab.pod(0).host, address);
+    let mut client = connect(&lab, address);
+    let policy = unsaid(&lab, 7067, "maxAge: 300ms", &QUIET.replace("10s", "1m"));
+    let mut agent = Agent::in_lab(&lab, &policy);
+    // Eighteen seconds in which the client says nothing.
+    client.write_all(b"hhhhhh").unwrap();
+    for _ in 0..6 {
+        client.read_exact(&mut [0]).unwrap();
+    }
+    sleep(Duration::from_millis(300));
+    assert_eq!(agent.said("move").len(), 0);
+    exchange(&mut client, HTTP1);
+    let line = agent.wait_for_move();
+    assert_eq!(line["outcome"], "reset", "{line}");
+}
+
+/// Also one that it puts in the place of ours while the connection is watched.
 #[test]
 fn an_applications_own_filter_is_left_alone() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7065));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Filters);
-    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7065, "maxAge: 300ms", AT_ONCE));
-    let program = program_of(&agent, WATCH);
-    let _stats = enable_stats(Stats::RunTime).expect("run counts");
-    let mut client = connect(&lab, address);
-    refused(&talk(&mut agent, &mut client, HTTP1), "ownFilter");
-    assert_eq!(runs(program), 0);
+    for (port, kind) in [(7065, Kind::Filters), (7068, Kind::FiltersLate)] {
+        let address = SocketAddr::from((lab.pod(0).addr, port));
+        let _server = Server::start(&lab.pod(0).host, address, kind);
+        let policy = unsaid(&lab, port, "maxAge: 300ms", QUIET);
+        let mut agent = Agent::in_lab(&lab, &policy);
+        let program = program_of(&agent, WATCH);
+        let _stats = enable_stats(Stats::RunTime).expect("run counts");
+        let mut client = connect(&lab, address);
+        if kind == Kind::Filters {
+            refused(&talk(&mut agent, &mut client, HTTP1), "ownFilter");
+            assert_eq!(runs(program), 0);
+        } else {
+            agent.wait_for("that it waits", |line| {
+                line["spared"]
+                    .as_str()
+                    .is_some_and(|spared| spared.contains("inFlight"))
+            });
+            agent.wait_for_intervals(2);
+            exchange(&mut client, b"F"); // its server has one from now on
+            let outcome = agent.wait_for_move();
+            assert_eq!(outcome["outcome"], "gaveUp", "{outcome}");
+        }
+        let filters = lab
+            .pod(0)
+            .host
+            .command("ss")
+            .args(["-tnH", "--bpf"])
+            .output();
+        let filters = String::from_utf8(filters.unwrap().stdout).unwrap();
+        assert!(filters.contains("bpf filter"), "{filters}");
+        exchange(&mut client, HTTP1);
+    }
 }
 
 /// It stays on the sockets that were about to be moved. Whoever comes next takes it off.
@@ -228,7 +277,7 @@ fn what_a_killed_agent_was_watching_is_left_alone_by_the_next_and_by_uninstall()
     let idle = policy.replace("mode: Enforce", "mode: DryRun");
     let mut second = Agent::with(&idle, pins.clone(), &within);
     second.wait_for_intervals(1);
-    let cleaned = second.said("not watched any more: its agent was killed");
+    let cleaned = second.said("not watched any more: its agent has ended");
     assert_eq!(cleaned.len(), 1);
     exchange(&mut client, b"f");
     assert_eq!(second.terminate(), Some(0));

@@ -71,6 +71,8 @@ enum Defaults {
     Waits,
     /// Spare, by a guard that the policy can lift.
     Spares(&'static str),
+    /// Move none, as nothing is heard of it; a policy can lift that.
+    Stays,
     /// Refuse, by what it hears; a policy can lift that too.
     Hears(&'static str),
     /// Refuse, by a guard that no policy lifts.

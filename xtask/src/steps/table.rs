@@ -118,6 +118,10 @@ impl Row {
                 must(told, "spared for another cause");
                 must(cell.seen.lost == 0, nothing);
             }
+            Defaults::Stays => {
+                must(cell.moved() == 0, "it was moved");
+                must(cell.seen.lost == 0, nothing);
+            }
             Defaults::Hears(outcome) => {
                 let all = cell.outcomes.keys().all(|of| of == outcome);
                 must(all && !cell.outcomes.is_empty(), "it was not heard");

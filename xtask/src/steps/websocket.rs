@@ -25,7 +25,7 @@ pub(super) const SERVER: Server = Server {
         port: PORT,
         lost: "events missed",
         // Its client says nothing, so nothing is heard.
-        defaults: Defaults::Waits,
+        defaults: Defaults::Stays,
         ever_quiet: true,
         run: follow,
     }],

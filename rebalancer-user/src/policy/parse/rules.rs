@@ -97,7 +97,15 @@ impl Reader<'_> {
         let jitter = self.value(jitter, |value| values::percent(value, 0));
         let session_state = self.word(session_state, &session_states, &[]);
         let steps = self.steps(steps);
-        let at_end = self.word(at_end, &ends, &[]);
+        let at_end = self.word(at_end, &ends, &[]).unwrap_or_default();
+        // Who lets a connection be ended at any moment has said what its end means.
+        let at_any_moment =
+            at_end == AtEnd::ResetNow || steps.iter().any(|step| step.when() == When::AtOnce);
+        let default = if at_any_moment {
+            SessionState::Keeps
+        } else {
+            SessionState::Unknown
+        };
         let count = self.word(count, &[("Messages", Count::Messages)], &[]);
         let implied = balance.is_some_and(|balance| balance.by == By::MessageRate);
         Some(Rule {
@@ -107,9 +115,9 @@ impl Reader<'_> {
             limits,
             balance,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
-            session_state: session_state.unwrap_or_default(),
+            session_state: session_state.unwrap_or(default),
             steps,
-            at_end: at_end.unwrap_or_default(),
+            at_end,
             count: count.or(implied.then_some(Count::Messages)),
         })
     }
