@@ -13,8 +13,8 @@
 //!   receive is HTTP/1.
 //!
 //! Rules that hold here: another program's callback flags are never cleared, no reply is written
-//! (`reply` and `args` are one union), the answer always lets everything pass, and a failure is counted in
-//! `faults`, never hidden.
+//! (`reply` and `args` are one union), the answer always lets everything pass, and a failure is
+//! counted in `faults`, never hidden.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(

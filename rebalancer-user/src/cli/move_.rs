@@ -22,7 +22,7 @@ use crate::{
 /// End connections by hand, so that their clients reconnect.
 ///
 /// Each is ended by one step, as the agent would, with the same guards; policy and budgets are not
-/// asked. Works with and without an agent. Exit code 1 if any was not moved.
+/// asked, nor is it heard first what is spoken. Works with and without an agent. Exit code 1 if any was not moved.
 #[derive(Args)]
 pub(super) struct Move {
     /// The connections, by the ids that `dump` shows.

@@ -47,9 +47,9 @@ pub enum Kind {
     /// It starts a program for each connection, which inherits it, as inetd does, and closes its
     /// own descriptor. SIGPIPE would kill it, not the program.
     Inetd,
-    /// It has a filter of its own on each connection.
+    /// It has a filter of its own on each connection, and answers `?` with that one's length.
     Filters,
-    /// It gives a connection a filter of its own at the byte `F`.
+    /// The same, from the byte `F` on.
     FiltersLate,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
     Sends,
@@ -233,12 +233,33 @@ fn answer(mut stream: TcpStream, kind: Kind) {
             b"s" => std::thread::sleep(Duration::from_secs(1)),
             b"h" => std::thread::sleep(Duration::from_secs(3)),
             b"F" if kind == Kind::FiltersLate => filter(&stream),
+            b"?" if matches!(kind, Kind::Filters | Kind::FiltersLate) => {
+                request = [instructions(&stream)];
+            }
             _ => {}
         }
         if stream.write_all(&request).is_err() {
             return;
         }
     }
+}
+
+/// How long the filter of a connection is.
+fn instructions(stream: &TcpStream) -> u8 {
+    use std::os::fd::AsRawFd as _;
+    let mut length: libc::socklen_t = 0;
+    // SAFETY: of a length of 0 the kernel only tells how many there are.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER, // which is SO_GET_FILTER too
+            std::ptr::null_mut(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(done, 0);
+    length as u8
 }
 
 /// Passes all, as ours does.

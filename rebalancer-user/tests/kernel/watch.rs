@@ -61,6 +61,15 @@ fn talk(agent: &mut Agent, stream: &mut TcpStream, words: &[u8]) -> Value {
     panic!("no move");
 }
 
+/// Waits until it listens to a victim that is at rest.
+fn listens(agent: &mut Agent) {
+    agent.wait_for("that one waits", |line| {
+        let spared = line["spared"].as_str();
+        spared.is_some_and(|spared| spared.contains("inFlight"))
+    });
+    agent.wait_for_intervals(1);
+}
+
 fn programs() -> usize {
     let all = bpftool(&["prog", "show"]);
     let all = all.as_array().unwrap().iter();
@@ -124,7 +133,7 @@ fn what_is_heard_to_be_http_1_is_moved_and_nobody_else_pays() {
     for _ in 0..5 {
         request(&mut heavy, "/blob").unwrap();
     }
-    agent.wait_for_intervals(3);
+    listens(&mut agent);
     assert_eq!(agent.said("move").len(), 0, "nothing was heard yet");
     let so_far = runs(program);
     for _ in 0..50 {
@@ -149,7 +158,7 @@ fn what_is_amid_something_is_heard_from_the_next_request_on() {
     let mut client = connect(&lab, address);
     client.write_all(b"h").unwrap(); // answered after three seconds
     let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7063, "maxAge: 300ms", QUIET));
-    agent.wait_for_intervals(5);
+    listens(&mut agent);
     client.write_all(REDIS).unwrap();
     client.read_exact(&mut [0; 1 + REDIS.len()]).unwrap();
     sleep(Duration::from_millis(300));
@@ -224,24 +233,15 @@ fn an_applications_own_filter_is_left_alone() {
             refused(&talk(&mut agent, &mut client, HTTP1), "ownFilter");
             assert_eq!(runs(program), 0);
         } else {
-            agent.wait_for("that it waits", |line| {
-                line["spared"]
-                    .as_str()
-                    .is_some_and(|spared| spared.contains("inFlight"))
-            });
-            agent.wait_for_intervals(2);
+            listens(&mut agent);
             exchange(&mut client, b"F"); // its server has one from now on
             let outcome = agent.wait_for_move();
             assert_eq!(outcome["outcome"], "gaveUp", "{outcome}");
         }
-        let filters = lab
-            .pod(0)
-            .host
-            .command("ss")
-            .args(["-tnH", "--bpf"])
-            .output();
-        let filters = String::from_utf8(filters.unwrap().stdout).unwrap();
-        assert!(filters.contains("bpf filter"), "{filters}");
+        let mut instructions = [0];
+        client.write_all(b"?").unwrap();
+        client.read_exact(&mut instructions).unwrap();
+        assert_eq!(instructions, [1], "its own is there");
         exchange(&mut client, HTTP1);
     }
 }
