@@ -2,8 +2,8 @@
 //!
 //! Everything here is `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile
 //! error), so that a record is the same bytes on both sides, and bpftool can show it by its BTF.
-//! The crate holds no logic but [`beginning`], which the kernel half needs where it can be tested: who may write what is said in `rebalancer-ebpf`, what it means to an
-//! operator in `rebalancer-user`.
+//! The crate holds no logic but [`beginning`], which the kernel half needs and which is tested here:
+//! who may write what is said in `rebalancer-ebpf`, what it means to an operator in `rebalancer-user`.
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -225,6 +225,7 @@ impl Agent {
         // What is written from here on is a change; the policy was read just before.
         let policy_file = PolicyFile::new(options.policy_file.clone());
         bpf::raise_memlock();
+        bpf::raise_descriptors();
         let kernel = Arc::new(Kernel::read()?);
         let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
         let scope = Scope::of(&policy);

@@ -32,7 +32,9 @@ pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
-pub use sys::{missing_capabilities, missing_for_owners, raise_memlock, return_memory};
+pub use sys::{
+    missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock, return_memory,
+};
 pub use tracker::{Adopted, Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 pub use watcher::{Watcher, read_watched};
 

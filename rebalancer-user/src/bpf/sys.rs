@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::{
-    process::{Resource, Rlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
     thread::{CapabilitySet, capabilities},
 };
 
@@ -241,6 +241,13 @@ pub fn raise_memlock() {
             maximum: None,
         },
     );
+}
+
+/// Each move that is listened to holds a process, by a descriptor; the soft limit is often 1,024.
+pub fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _refused = setrlimit(Resource::Nofile, limit);
 }
 
 /// Gives memory that is free in this process back to the system: parsing BTF leaves tens of

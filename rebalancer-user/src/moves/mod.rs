@@ -7,8 +7,7 @@
 //!
 //! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
 //! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
-//! `probe` tries which of them this node has; `watch` hears whether the
-//! victim speaks HTTP/1.
+//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1.
 
 mod active;
 mod diag;
