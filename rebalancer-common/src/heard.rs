@@ -29,7 +29,7 @@ pub const HEAD: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Beginning {
-    /// `METHOD ` and what a target begins with. Not CONNECT: what follows that is a tunnel.
+    /// A method and what a target begins with. Not CONNECT: what follows that is a tunnel.
     Http1 = 1,
     /// The header of a frame as RFC 9113 has it, or `PRI * HTTP/2.0`.
     Http2 = 2,
@@ -54,28 +54,35 @@ pub fn beginning(head: &[u8; HEAD]) -> Beginning {
     }
 }
 
+/// Methods in use: other protocols have words in capitals as well, and FTP has paths after them.
+macro_rules! requests {
+    ($head:ident: $($method:literal)*) => {
+        $(starts($head, $method) && is_target($head, $method.len()))||*
+    };
+}
+
 #[inline(always)]
 fn is_http1(head: &[u8; HEAD]) -> bool {
-    if [head[0], head[1], head[2], head[3]] == *b"CONN" {
-        return false;
+    requests! { head:
+        b"GET " b"POST " b"PUT " b"HEAD " b"DELETE " b"PATCH " b"OPTIONS " b"TRACE "
+        b"QUERY " b"PURGE " b"SEARCH " b"REPORT " b"PROPFIND " b"PROPPATCH " b"MKCOL "
+        b"MKCALENDAR " b"COPY " b"MOVE " b"LOCK " b"UNLOCK " b"M-SEARCH "
     }
+}
+
+#[inline(always)]
+fn starts<const N: usize>(head: &[u8; HEAD], word: &[u8; N]) -> bool {
     let mut at = 0;
-    // A method of the registry is shorter than what is looked at: the longest has 17 letters
-    // (UPDATEREDIRECTREF), the longest in use 10 (MKCALENDAR).
-    while at < HEAD - 1 {
-        let byte = head[at];
-        if byte == b' ' {
-            return at >= 3 && is_target(head, at + 1);
-        }
-        if !(byte.is_ascii_uppercase() || byte == b'-') {
+    while at < N {
+        if head[at] != word[at] {
             return false;
         }
         at += 1;
     }
-    false
+    true
 }
 
-/// `/`, `* H` or `http`, as far as it is seen: other protocols have words in capitals as well.
+/// `/`, `* H` or `http`, as far as it is seen.
 #[inline(always)]
 fn is_target(head: &[u8; HEAD], at: usize) -> bool {
     let is = |offset: usize, byte: u8| at + offset >= HEAD || head[at + offset] == byte;
@@ -163,6 +170,9 @@ mod tests {
             "PLAY rtsp://a/ RTSP/1.0\r\n",
             "MAIL FROM:<a@b>\r\n",
             "USER bob\r\nPASS x\r\n",
+            "CWD /pub\r\n",
+            "RETR /pub/file\r\n",
+            "OPTIONS * RTSP/1.0\r\n",
             "SET foo bar\r\n",
             "ERROR foo\r\n    ",
             "",

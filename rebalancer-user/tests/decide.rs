@@ -603,6 +603,28 @@ fn what_cannot_be_heard_now_holds_up_nobody() {
     );
     let vouched = ", sessionState: Keeps";
     assert_eq!(spared(vouched, SILENT), BTreeMap::new());
+
+    // While its server has the word it is not silent: a download, a long poll.
+    let policy = one_rule("", "limits: {maxAge: 1h}");
+    for (sending, since_sent) in [(1, Duration::ZERO), (0, SILENT + Duration::from_secs(1))] {
+        let mut at_work = listed(SILENT);
+        at_work.connections[0].send_queue = sending;
+        at_work.connections[0].since_sent = since_sent;
+        let plan = decide(&policy, &at_work, &Ledger::default(), KernelTime(2 * HOUR));
+        assert_eq!(plan.moves().count(), 1);
+    }
+}
+
+#[test]
+fn what_was_told_in_dry_run_stays_told_when_it_falls_silent() {
+    let policy = one_rule("", "mode: DryRun, limits: {maxAge: 1h}");
+    let mut listed = snapshot(2 * HOUR, vec![connection(1)]);
+    let mut ledger = Ledger::default();
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    ledger.said(plan.moves().next().unwrap(), listed.taken);
+    listed.connections[0].since_received = SILENT;
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    assert_eq!(plan.spared(), BTreeMap::from([("dryRun", 1)]));
 }
 
 #[test]

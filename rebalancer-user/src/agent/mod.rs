@@ -245,6 +245,9 @@ impl Agent {
         }
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
+        let mut lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
+        // Before adopting, which removes records that the policy does not want any more.
+        leave_alone(&mut lister);
         let adopted = tracker.adopt()?;
         if adopted.not_entered > 0 {
             warn!(
@@ -252,7 +255,6 @@ impl Agent {
                 "network namespaces could not be entered: their older connections are not tracked"
             );
         }
-        let lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
         let mut mode = options.mode;
         let mechanism = mechanism(options.mechanism);
         if mechanism.is_none() {
@@ -615,6 +617,23 @@ impl Agent {
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
+        }
+    }
+}
+
+/// Takes off what an agent that was killed has left on those that it was about to move.
+fn leave_alone(lister: &mut Lister) {
+    let left = match moves::take_off_left(lister) {
+        Ok(left) => left,
+        Err(error) => {
+            warn!(%error, "cannot tell what a former agent was listening to");
+            return;
+        }
+    };
+    for moves::Left { cookie, failed } in left {
+        match failed {
+            None => info!(%cookie, "not listened to any more: its agent has ended"),
+            Some(why) => warn!(%cookie, why, "it is listened to until it ends"),
         }
     }
 }

@@ -36,7 +36,7 @@ pub use sys::{
     missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock, return_memory,
 };
 pub use tracker::{Adopted, Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
-pub use watcher::{Watcher, read_watched};
+pub use watcher::{Watcher, forget_watched, read_watched};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

@@ -90,3 +90,17 @@ fn watched(pins: &Path) -> Result<HashMap<MapData, u64, Raw<Heard>>, Error> {
         .try_into()
         .map_err(|e: MapError| Error::call("opening the watched map", e))
 }
+
+/// They are not watched any more.
+pub fn forget_watched(pins: &Path, gone: impl Iterator<Item = Cookie>) -> Result<(), Error> {
+    let mut gone = gone.peekable();
+    if gone.peek().is_none() {
+        return Ok(());
+    }
+    let mut watched = watched(pins)?;
+    for cookie in gone {
+        // It is not there if it has ended meanwhile.
+        let _absent = watched.remove(&cookie.0);
+    }
+    Ok(())
+}

@@ -245,8 +245,6 @@ impl Active {
             return false;
         }
         match step.when() {
-            // What must be heard is heard by its request, which would be lost.
-            When::AtOnce if self.watch.is_on() => self.is_quiet(socket, REST, inside),
             When::AtOnce => true,
             When::Quiet { idle_for } => self.is_quiet(socket, idle_for, inside),
         }

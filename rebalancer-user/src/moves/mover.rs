@@ -170,7 +170,6 @@ struct Room {
 
 impl Room {
     fn run(mut self, queue: &Receiver<Request>) {
-        self.watches.clean(&mut self.lister);
         loop {
             let next = if self.active.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)

@@ -9,16 +9,18 @@
 //! of something nothing is told: a body looks like anything.
 
 use std::{
+    collections::BTreeMap,
+    fs::File,
     io,
     os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
-use rebalancer_common::{Beginning, Heard, Listed};
+use rebalancer_common::{Beginning, Heard};
 use rustix::{fd::AsFd, io::Errno};
 
 use super::{
-    Inode, SocketId,
+    Inode, Socket, SocketId,
     diag::Diag,
     owner::{Owner, Owners},
     process::Cgroups,
@@ -28,9 +30,13 @@ use crate::{
     bpf::{self, Lister, Watcher},
     netns::{Namespaces, enter},
     observe,
-    plan::{Outcome, SILENT, Speech},
+    plan::{Outcome, Speech},
     snapshot::{Cookie, Netns},
 };
+
+/// One that says nothing for so long is left, lest the idle keep others from being moved. The plan
+/// chooses none that was silent before, so that this is for the few that fall silent.
+const SILENT: Duration = Duration::from_secs(60);
 
 /// So often it must be heard to begin otherwise: one segment may have overtaken another, or be the
 /// body that its server has asked for.
@@ -61,7 +67,7 @@ pub(super) enum Watch {
 pub(super) struct On {
     /// When it was last at rest with nothing heard since; without it, in the middle of something.
     rest: Option<Instant>,
-    /// It was heard to speak HTTP/1.
+    /// The last that it was heard to begin is a request of HTTP/1.
     fine: bool,
     /// How often it was heard to begin otherwise.
     strange: u32,
@@ -76,7 +82,7 @@ impl Watch {
 
     /// Whether it is on in the middle of something, and to be heard anew from the next rest.
     pub(super) fn waits_for_rest(&self) -> bool {
-        matches!(self, Self::On(on) if on.rest.is_none() && !on.fine)
+        matches!(self, Self::On(on) if on.rest.is_none())
     }
 
     /// It is at rest, and nothing was heard since.
@@ -84,11 +90,6 @@ impl Watch {
         if let Self::On(on) = self {
             on.rest = Some(now);
         }
-    }
-
-    /// Whether the filter is on.
-    pub(super) fn is_on(&self) -> bool {
-        matches!(self, Self::On(_))
     }
 }
 
@@ -174,56 +175,36 @@ impl Watches {
             watcher.forget(cookie);
         }
     }
-
-    /// Takes off what an agent that was killed has left on.
-    pub(super) fn clean(&mut self, lister: &mut Lister) {
-        // Whoever does not watch leaves alone what another does.
-        if self.watcher.is_none() {
-            return;
-        }
-        let left = match take_off_left(lister) {
-            Ok(left) => left,
-            Err(error) => {
-                tracing::warn!(%error, "cannot tell what was watched before");
-                return;
-            }
-        };
-        for Left { cookie, failed } in left {
-            match failed {
-                None => {
-                    tracing::info!(%cookie, "not watched any more: its agent has ended");
-                    self.forget(cookie);
-                }
-                Some(why) => tracing::warn!(%cookie, why, "it is watched until it ends"),
-            }
-        }
-    }
 }
 
 impl On {
     fn take_in(&mut self, heard: Heard, now: Instant) -> Speaks {
-        if self.fine {
-            return Speaks::Fine;
-        }
+        let known = if self.fine {
+            Speaks::Fine
+        } else {
+            Speaks::Unknown
+        };
         let Some(rest) = self.rest else {
-            return Speaks::Unknown;
+            return known;
         };
         let strange = match heard.first() {
+            // What it begins next is heard as well: it may become a WebSocket.
             Some(Beginning::Http1) => {
                 self.fine = true;
+                self.rest = None;
                 return Speaks::Fine;
             }
             Some(Beginning::Http2) => Speech::Http2,
             Some(Beginning::Tls) => Speech::Tls,
             Some(Beginning::Other) => Speech::Unknown,
-            // One that says nothing is left, lest the idle keep others from being moved.
-            None if now.duration_since(rest) >= SILENT => {
-                return Speaks::Not(Speech::Unknown);
+            None if !self.fine && now.duration_since(rest) >= SILENT => {
+                return Speaks::Not(Speech::Silent);
             }
-            None => return Speaks::Unknown,
+            None => return known,
         };
-        self.strange += 1;
+        self.fine = false;
         self.rest = None;
+        self.strange += 1;
         if self.strange < STRANGE {
             Speaks::Unknown
         } else {
@@ -241,46 +222,75 @@ pub struct Left {
     pub failed: Option<String>,
 }
 
-/// Takes off what an agent that was killed has left on; what has gone by itself is among what is
-/// told. Only for who is alone on these pins.
+/// Takes off what an agent that was killed has left on, and forgets it; what has gone by itself is
+/// among what is told. Only for who is alone on these pins, and before records are removed.
 pub fn take_off_left(lister: &mut Lister) -> Result<Vec<Left>, bpf::Error> {
-    let watched = bpf::read_watched(lister.pins())?;
-    let cgroups = Cgroups::read();
-    let take_off = |cookie| {
-        let failed = match lister.read_one(cookie) {
-            Ok(None) => None,
-            Ok(Some(listed)) => {
-                let host = lister.kernel().host_netns();
-                take_off_listed(&listed, host, &cgroups).err()
+    let mut left = Vec::new();
+    let mut there: BTreeMap<Netns, Vec<SocketId>> = BTreeMap::new();
+    let host = lister.kernel().host_netns();
+    for cookie in bpf::read_watched(lister.pins())? {
+        let listed = lister.read_one(cookie)?;
+        let known = listed.and_then(|one| observe::connection(&one, host, &|_| Duration::ZERO));
+        match known {
+            Some(connection) => {
+                let of_netns = there.entry(connection.endpoint.netns).or_default();
+                of_netns.push(SocketId {
+                    cookie,
+                    local: connection.local,
+                    remote: connection.remote,
+                    device: connection.device,
+                });
             }
-            Err(error) => Some(error.to_string()),
-        };
-        Left { cookie, failed }
-    };
-    Ok(watched.into_iter().map(take_off).collect())
+            None => left.push(Left {
+                cookie,
+                failed: None,
+            }),
+        }
+    }
+    let (mut namespaces, cgroups) = (Namespaces::default(), Cgroups::read());
+    for (netns, ids) in there {
+        match namespaces.open(netns) {
+            Some(target) => left.extend(take_off_in(netns, &target, &ids, &cgroups)),
+            None => left.extend(ids.iter().map(|id| Left {
+                cookie: id.cookie,
+                failed: Some("its network namespace cannot be entered".to_owned()),
+            })),
+        }
+    }
+    let done = left.iter().filter(|one| one.failed.is_none());
+    bpf::forget_watched(lister.pins(), done.map(|one| one.cookie))?;
+    Ok(left)
 }
 
-fn take_off_listed(listed: &Listed, host: Netns, cgroups: &Cgroups) -> Result<(), String> {
-    let connection = observe::connection(listed, host, &|_| Duration::ZERO)
-        .ok_or("its record makes no sense")?;
-    let (cookie, netns) = (connection.cookie, connection.endpoint.netns);
-    let id = SocketId {
-        cookie,
-        local: connection.local,
-        remote: connection.remote,
-        device: connection.device,
+/// The same for those of one network namespace: one search for all of them.
+fn take_off_in(netns: Netns, target: &File, ids: &[SocketId], cgroups: &Cgroups) -> Vec<Left> {
+    let look = || {
+        let diag = Diag::open()?;
+        ids.iter().map(|id| diag.look(id)).collect()
     };
-    let Some(target) = Namespaces::default().open(netns) else {
-        return Err("its network namespace cannot be entered".to_owned());
-    };
-    let look = || Diag::open()?.look(&id);
-    let looked = enter(&target, look).and_then(|looked| looked);
-    match looked.map_err(|e| e.to_string())? {
-        Some(socket) if !take_off_wherever(cookie, socket.inode, netns, cgroups) => {
-            Err("no process was found that holds it".to_owned())
+    let sockets: io::Result<Vec<_>> = enter(target, look).and_then(|looked| looked);
+    let sockets = match sockets {
+        Ok(sockets) => sockets,
+        Err(e) => {
+            let failed = |id: &SocketId| Left {
+                cookie: id.cookie,
+                failed: Some(e.to_string()),
+            };
+            return ids.iter().map(failed).collect();
         }
-        _ => Ok(()),
-    }
+    };
+    let inodes = sockets.iter().flatten().map(|socket| socket.inode);
+    let owners = Owners::find(netns, &inodes.collect(), cgroups);
+    let of = |(id, socket): (&SocketId, &Option<Socket>)| {
+        let held = socket.as_ref().map(|socket| owners.any_of(socket.inode));
+        let off = |owner: &Owner| take_off(owner, id.cookie).is_ok();
+        let failed = held.is_some_and(|held| !held.iter().any(off));
+        Left {
+            cookie: id.cookie,
+            failed: failed.then(|| "no process was found that holds it".to_owned()),
+        }
+    };
+    ids.iter().zip(&sockets).map(of).collect()
 }
 
 /// `false`: the application has a filter of its own there, which ours would replace.
@@ -367,7 +377,20 @@ mod tests {
         let mut on = on(Some(now));
         assert_eq!(on.take_in(NOTHING, now), Speaks::Unknown);
         assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
+        on.rest = Some(now);
         assert_eq!(on.take_in(NOTHING, now + 10 * SILENT), Speaks::Fine);
+    }
+
+    #[test]
+    fn what_becomes_something_else_is_not_fine_any_more() {
+        let now = Instant::now();
+        let mut on = on(Some(now));
+        assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
+        on.rest = Some(now);
+        assert_eq!(on.take_in(begins(Beginning::Other), now), Speaks::Unknown);
+        on.rest = Some(now);
+        let unknown = Speaks::Not(Speech::Unknown);
+        assert_eq!(on.take_in(begins(Beginning::Other), now), unknown);
     }
 
     #[test]
@@ -393,7 +416,7 @@ mod tests {
         let mut on = on(Some(now));
         let almost = now + SILENT - Duration::from_millis(1);
         assert_eq!(on.take_in(NOTHING, almost), Speaks::Unknown);
-        let unknown = Speaks::Not(Speech::Unknown);
-        assert_eq!(on.take_in(NOTHING, now + SILENT), unknown);
+        let silent = Speaks::Not(Speech::Silent);
+        assert_eq!(on.take_in(NOTHING, now + SILENT), silent);
     }
 }

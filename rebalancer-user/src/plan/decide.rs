@@ -169,7 +169,11 @@ impl<'a> Judged<'a> {
             Judgement::Spare(reason) => {
                 let waits = matches!(
                     reason,
-                    Spared::InFlight | Spared::Held { .. } | Spared::DryRun
+                    Spared::InFlight
+                        | Spared::Held { .. }
+                        | Spared::Silent { .. }
+                        | Spared::Speaks { left: Some(_), .. }
+                        | Spared::DryRun
                 );
                 let is_overdue = |rule: &Rule| {
                     let measures = measure(rule, connection, ledger, now).0;
@@ -459,11 +463,6 @@ fn not_now(
             }
         }
     }
-    // It would hold up others that can be heard.
-    let since = connection.since_received;
-    if rule.session_state() == SessionState::Unknown && since >= SILENT {
-        return Some(Spared::Silent { since });
-    }
     for whom in Whom::both(client(connection), rule.name()) {
         let test = ledger.returns(whom.clone(), connection.endpoint);
         if let Some((test, left)) = test.and_then(|test| Some((test, test.holds_for(now)?))) {
@@ -476,8 +475,15 @@ fn not_now(
             });
         }
     }
-    let told = policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie);
-    told.then_some(Spared::DryRun)
+    if policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie) {
+        return Some(Spared::DryRun);
+    }
+    // It would hold up others that can be heard. While its server has the word it is not silent.
+    let since = connection.since_received;
+    let answered = connection.send_queue == 0 && connection.since_sent <= since;
+    let is_silent = since >= SILENT && answered;
+    let must_be_heard = rule.session_state() == SessionState::Unknown;
+    (must_be_heard && is_silent).then_some(Spared::Silent { since })
 }
 
 fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {

@@ -87,19 +87,22 @@ pub enum Speech {
     Http2,
     /// TLS: whatever is in it.
     Tls,
-    /// Another protocol than HTTP/1, or nothing for too long.
+    /// Another protocol than HTTP/1.
     Unknown,
-    /// It has a filter of its own, in whose place nothing is put to hear it.
+    /// Nothing for too long.
+    Silent,
+    /// It has a filter that is not ours, in whose place nothing is put to hear it.
     OwnFilter,
     /// This agent cannot hear it: it may not take its server's descriptor, or has no program for it.
     Unheard,
 }
 
 impl Speech {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Http2,
         Self::Tls,
         Self::Unknown,
+        Self::Silent,
         Self::OwnFilter,
         Self::Unheard,
     ];
@@ -110,6 +113,7 @@ impl Speech {
             Self::Http2 => "http2",
             Self::Tls => "tls",
             Self::Unknown => "protocolUnknown",
+            Self::Silent => "silent",
             Self::OwnFilter => "ownFilter",
             Self::Unheard => "cannotBeHeard",
         }

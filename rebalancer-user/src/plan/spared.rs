@@ -417,8 +417,12 @@ impl Spared {
                 "that its client sends something, or `sessionState: Keeps` in its rule, if a reconnect costs its client nothing".to_owned()
             }
             Self::Speaks { speech, .. } => match speech {
-                Speech::Http2 => "`sessionState: Loses` in its rule, if calls may be lost",
-                Speech::Tls | Speech::Unknown | Speech::OwnFilter | Speech::Unheard => {
+                Speech::Http2 => "`sessionState: Keeps` in its rule, if calls may be lost",
+                Speech::Tls
+                | Speech::Unknown
+                | Speech::Silent
+                | Speech::OwnFilter
+                | Speech::Unheard => {
                     "`sessionState: Keeps` in its rule, if a reconnect costs its client nothing"
                 }
             }
@@ -599,8 +603,9 @@ impl fmt::Display for Spared {
                     Speech::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
                     Speech::Tls => "speaks TLS, and what is in it is not known",
                     Speech::Unknown => "was not heard to speak HTTP/1",
+                    Speech::Silent => "said nothing while it was listened to",
                     Speech::OwnFilter => {
-                        "has a socket filter of its application's, so it cannot be heard"
+                        "has a socket filter that is not this agent's, so it cannot be heard"
                     }
                     Speech::Unheard => {
                         "cannot be heard: its server's descriptor may not be taken, or no program is loaded for it"
@@ -817,6 +822,10 @@ mod tests {
             },
             Spared::Speaks {
                 speech: Speech::Unknown,
+                left: Some(age),
+            },
+            Spared::Speaks {
+                speech: Speech::Silent,
                 left: Some(age),
             },
             Spared::Speaks {

@@ -79,8 +79,14 @@ fn a_rule_that_does_not_wait_vouches() {
     assert_eq!(state(quiet), SessionState::Unknown);
     assert_eq!(state(at_once), SessionState::Keeps);
     assert_eq!(state("  atEnd: ResetNow\n"), SessionState::Keeps);
-    let said = format!("  sessionState: Unknown\n{at_once}");
-    assert_eq!(state(&said), SessionState::Unknown);
+    for waits_not in [at_once, "  atEnd: ResetNow\n"] {
+        let said = rule(&format!("  sessionState: Unknown\n{waits_not}"));
+        let errors = parse("p", &said).unwrap_err().to_string();
+        assert!(
+            errors.contains("a contradiction within the rule"),
+            "{errors}"
+        );
+    }
 }
 
 #[test]

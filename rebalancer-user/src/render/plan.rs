@@ -137,7 +137,7 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
         0 => Ok(()),
         watched => writeln!(
             out,
-            "{watched} of these only once heard to speak HTTP/1, as no sessionState vouches for more"
+            "{watched} of those now only once heard to speak HTTP/1: their rules have no sessionState"
         ),
     }
 }

@@ -95,12 +95,21 @@ impl Reader<'_> {
         let limits = self.limits(limits, min_age, interval);
         let balance = self.balance(balance);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
+        let state_at = self.place_of(session_state);
         let session_state = self.word(session_state, &session_states, &[]);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]).unwrap_or_default();
         // Who lets a connection be ended at any moment has said what its end means.
         let at_any_moment =
             at_end == AtEnd::ResetNow || steps.iter().any(|step| step.when() == When::AtOnce);
+        if at_any_moment && session_state == Some(SessionState::Unknown) {
+            let label = "with `AtOnce` or `ResetNow`, which wait for nothing to be heard";
+            let remedy = "write `Keeps` or `Loses`, or wait for a quiet moment";
+            self.report(
+                state_at,
+                Fault::new("a contradiction within the rule", label, remedy),
+            );
+        }
         let default = if at_any_moment {
             SessionState::Keeps
         } else {
