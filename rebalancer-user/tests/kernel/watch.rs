@@ -81,7 +81,7 @@ fn listens(agent: &mut Agent) {
 
 /// Whether a program is in the kernel. By its id: other agents on this machine have the same names.
 fn is_there(program: u64) -> bool {
-    still_there(&[("prog", program)]) != []
+    !still_there(&[("prog", program)]).is_empty()
 }
 
 /// No socket keeps it; the kernel frees it a moment later.
