@@ -18,7 +18,7 @@ use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
     bpf::{self, Kernel},
     counting::{self, Fionread},
-    moves::{Mechanism, probe},
+    moves::{self, Mechanism, probe},
     snapshot::Cookie,
 };
 
@@ -121,6 +121,7 @@ impl Doctor {
                 findings.push(ok("BTF", "every structure that is read was found"));
                 let kernel = Arc::new(kernel);
                 findings.push(self.recording(Arc::clone(&kernel)));
+                findings.push(self.hearing(&kernel));
                 findings.push(self.counting(kernel));
             }
             Err(error) => findings.push(lacks(
@@ -199,6 +200,24 @@ impl Doctor {
                 WHAT,
                 format!("{error:#}"),
                 "the finding above says what is missing; if none does, please report this",
+            ),
+        }
+    }
+
+    /// A request of our own must be heard to be HTTP/1.
+    fn hearing(&self, kernel: &Arc<Kernel>) -> Finding {
+        const WHAT: &str = "hearing";
+        let attached = attach_for_the_call(Arc::clone(kernel), &self.kernel);
+        let heard = attached.and_then(|(_own, lister)| {
+            moves::probe_hearing(kernel, lister.pins()).map_err(anyhow::Error::msg)
+        });
+        match heard {
+            Ok(()) => ok(WHAT, "a request of our own was heard to be HTTP/1"),
+            Err(error) => lacks(
+                Level::Warning,
+                WHAT,
+                format!("{error:#}"),
+                "only rules with a sessionState move any connection",
             ),
         }
     }

@@ -35,4 +35,4 @@ pub use mechanism::Mechanism;
 pub use mover::{Done, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use quiet::{Quiet, judge};
-pub use watch::{Left, take_off_left};
+pub use watch::{Left, probe_hearing, take_off_left};

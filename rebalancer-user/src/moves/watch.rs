@@ -11,13 +11,15 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use rebalancer_common::{Beginning, Heard};
-use rustix::{fd::AsFd, io::Errno};
+use rustix::{fd::AsFd, io::Errno, net::sockopt::socket_cookie};
 
 use super::{
     Inode, Socket, SocketId,
@@ -27,7 +29,7 @@ use super::{
     sys::{Filter, filter, set_option},
 };
 use crate::{
-    bpf::{self, Lister, Watcher},
+    bpf::{self, Kernel, Lister, Watcher},
     netns::{Namespaces, enter},
     observe,
     plan::{Outcome, Speech},
@@ -293,9 +295,36 @@ fn take_off_in(netns: Netns, target: &File, ids: &[SocketId], cgroups: &Cgroups)
     ids.iter().zip(&sockets).map(of).collect()
 }
 
+/// Hears a request of HTTP/1 on a connection of our own, or says why not.
+pub fn probe_hearing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
+    let mut watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
+    let heard = hear_own(&mut watcher).map_err(|e| format!("on a connection of our own: {e}"))?;
+    match heard.first() {
+        Some(Beginning::Http1) => Ok(()),
+        other => Err(format!("a request of our own was heard as {other:?}")),
+    }
+}
+
+fn hear_own(watcher: &mut Watcher) -> io::Result<Heard> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (mut server, _) = listener.accept()?;
+    let cookie = Cookie(socket_cookie(&server)?);
+    put_on_socket(watcher, &server, cookie)?;
+    let request = b"GET / HTTP/1.1\r\n\r\n";
+    client.write_all(request)?;
+    server.read_exact(&mut [0; 18])?;
+    let heard = watcher.heard(cookie).unwrap_or_default();
+    watcher.forget(cookie);
+    Ok(heard)
+}
+
 /// `false`: the application has a filter of its own there, which ours would replace.
 fn put_on(watcher: &mut Watcher, owner: &Owner, cookie: Cookie) -> Result<bool, Errno> {
-    let socket = owner.duplicate(cookie)?;
+    put_on_socket(watcher, owner.duplicate(cookie)?, cookie)
+}
+
+fn put_on_socket(watcher: &mut Watcher, socket: impl AsFd, cookie: Cookie) -> Result<bool, Errno> {
     if filter(&socket)? != Filter::None {
         return Ok(false);
     }

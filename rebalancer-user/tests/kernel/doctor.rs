@@ -24,7 +24,14 @@ fn all_is_well_here_and_nothing_is_left() {
         .unwrap();
     assert!(out.status.success(), "{out:?}");
     let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
-    for what in ["kernel", "capabilities", "cgroup v2", "BTF", "recording"] {
+    for what in [
+        "kernel",
+        "capabilities",
+        "cgroup v2",
+        "BTF",
+        "recording",
+        "hearing",
+    ] {
         assert_eq!(finding(&findings, what)["level"], "ok", "{findings:#}");
     }
     // What it finds depends on the kernel; that a send was counted does not.
