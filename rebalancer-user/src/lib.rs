@@ -16,6 +16,7 @@ pub mod kubernetes;
 pub mod moves;
 pub mod netns;
 pub mod observe;
+mod pair;
 pub mod plan;
 pub mod policy;
 pub mod render;

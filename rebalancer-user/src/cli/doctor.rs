@@ -3,23 +3,20 @@
 use std::{
     fs,
     io::{self, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::fd::AsFd as _,
     path::Path,
     sync::Arc,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
-use rustix::net::sockopt::socket_cookie;
 use serde::Serialize;
 
 use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
-    bpf::{self, Kernel},
+    bpf::{self, Kernel, Lister, Tracker},
     counting::{self, Fionread},
     moves::{self, Mechanism, probe},
-    snapshot::Cookie,
+    pair::Pair,
 };
 
 /// Check what this node has and lacks, with a remedy for each lack.
@@ -119,10 +116,12 @@ impl Doctor {
         match Kernel::read() {
             Ok(kernel) => {
                 findings.push(ok("BTF", "every structure that is read was found"));
-                let kernel = Arc::new(kernel);
-                findings.push(self.recording(Arc::clone(&kernel)));
-                findings.push(self.hearing(&kernel));
-                findings.push(self.counting(kernel));
+                // Once, for all that is tried on it.
+                let attached = attach_for_the_call(Arc::new(kernel), &self.kernel);
+                let attached = &mut attached.map_err(|error| format!("{error:#}"));
+                findings.push(self.recording(attached));
+                findings.push(hearing(attached));
+                findings.push(counting(attached));
             }
             Err(error) => findings.push(lacks(
                 Level::Failed,
@@ -173,15 +172,11 @@ impl Doctor {
     }
 
     /// A connection of our own must get a record.
-    fn recording(&self, kernel: Arc<Kernel>) -> Finding {
+    fn recording(&self, attached: &mut Attached) -> Finding {
         const WHAT: &str = "recording";
-        let tried = || -> anyhow::Result<()> {
-            let (_own, mut lister) = attach_for_the_call(kernel, &self.kernel)?;
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            let _client = TcpStream::connect(listener.local_addr()?)?;
-            let (server, _) = listener.accept()?;
-            let cookie = Cookie(socket_cookie(server.as_fd())?);
-            match lister.read_one(cookie)? {
+        let mut tried = || -> anyhow::Result<()> {
+            let pair = Pair::connect()?;
+            match lister(attached)?.read_one(pair.cookie)? {
                 Some(_) => Ok(()),
                 None => bail!("a connection that was accepted has no record"),
             }
@@ -204,46 +199,6 @@ impl Doctor {
         }
     }
 
-    /// A request of our own must be heard to be HTTP/1.
-    fn hearing(&self, kernel: &Arc<Kernel>) -> Finding {
-        const WHAT: &str = "hearing";
-        let attached = attach_for_the_call(Arc::clone(kernel), &self.kernel);
-        let heard = attached.and_then(|(_own, lister)| {
-            moves::probe_hearing(kernel, lister.pins()).map_err(anyhow::Error::msg)
-        });
-        match heard {
-            Ok(()) => ok(WHAT, "a request of our own was heard to be HTTP/1"),
-            Err(error) => lacks(
-                Level::Warning,
-                WHAT,
-                format!("{error:#}"),
-                "only rules with a sessionState move any connection",
-            ),
-        }
-    }
-
-    /// A send of our own must be counted, and FIONREAD stay what it is.
-    fn counting(&self, kernel: Arc<Kernel>) -> Finding {
-        const WHAT: &str = "counting sends";
-        let tried = attach_for_the_call(kernel, &self.kernel)
-            .and_then(|(_own, mut lister)| counting::probe(&mut lister));
-        match tried {
-            Ok(Fionread::Right) => ok(WHAT, "a send of our own was counted by sk_msg"),
-            Ok(Fionread::Wrong) => lacks(
-                Level::Warning,
-                WHAT,
-                "sk_msg works, but FIONREAD is 0 on a counted socket with data: nginx hangs in uploads",
-                "only rules with `count` need it, and go without; see --count-despite-fionread",
-            ),
-            Err(error) => lacks(
-                Level::Warning,
-                WHAT,
-                format!("{error:#}"),
-                "only rules with `count` need it; use a kernel with CONFIG_NET_SOCK_MSG=y",
-            ),
-        }
-    }
-
     fn agent(&self) -> Finding {
         let pins = &self.kernel.pins;
         match (bpf::agent_runs(pins), bpf::agent_pid(pins)) {
@@ -261,6 +216,54 @@ impl Doctor {
             ),
             (false, _) => ok("agent", "none runs here"),
         }
+    }
+}
+
+/// Our own records and their reader, or why there are none.
+type Attached = Result<(Tracker, Lister), String>;
+
+fn lister(attached: &mut Attached) -> anyhow::Result<&mut Lister> {
+    match attached {
+        Ok((_own, lister)) => Ok(lister),
+        Err(why) => Err(anyhow!("{why}")),
+    }
+}
+
+/// A request of our own must be heard to be HTTP/1.
+fn hearing(attached: &mut Attached) -> Finding {
+    const WHAT: &str = "hearing";
+    let heard = lister(attached).and_then(|lister| {
+        moves::probe_hearing(lister.kernel(), lister.pins()).map_err(anyhow::Error::msg)
+    });
+    match heard {
+        Ok(()) => ok(WHAT, "a request of our own was heard to be HTTP/1"),
+        Err(error) => lacks(
+            Level::Warning,
+            WHAT,
+            format!("{error:#}"),
+            "only rules with a sessionState move any connection",
+        ),
+    }
+}
+
+/// A send of our own must be counted, and FIONREAD stay what it is.
+fn counting(attached: &mut Attached) -> Finding {
+    const WHAT: &str = "counting sends";
+    let tried = lister(attached).and_then(counting::probe);
+    match tried {
+        Ok(Fionread::Right) => ok(WHAT, "a send of our own was counted by sk_msg"),
+        Ok(Fionread::Wrong) => lacks(
+            Level::Warning,
+            WHAT,
+            "sk_msg works, but FIONREAD is 0 on a counted socket with data: nginx hangs in uploads",
+            "only rules with `count` need it, and go without; see --count-despite-fionread",
+        ),
+        Err(error) => lacks(
+            Level::Warning,
+            WHAT,
+            format!("{error:#}"),
+            "only rules with `count` need it; use a kernel with CONFIG_NET_SOCK_MSG=y",
+        ),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsFd as _,
 };
 
@@ -10,12 +9,11 @@ use anyhow::{Context as _, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::ioctl_fionread,
-    net::sockopt::socket_cookie,
 };
 
 use crate::{
     bpf::{Lister, MessageCounter},
-    snapshot::Cookie,
+    pair::Pair,
 };
 
 /// What a server is told on a socket whose sends are counted.
@@ -67,25 +65,4 @@ pub fn probe(lister: &mut Lister) -> anyhow::Result<Fionread> {
         bail!("one send of 4 bytes was counted as {counted:?}");
     }
     Ok(found)
-}
-
-/// A connection of which both ends are ours.
-struct Pair {
-    client: TcpStream,
-    server: TcpStream,
-    cookie: Cookie,
-}
-
-impl Pair {
-    fn connect() -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let client = TcpStream::connect(listener.local_addr()?)?;
-        let (server, _) = listener.accept()?;
-        let cookie = Cookie(socket_cookie(server.as_fd())?);
-        Ok(Self {
-            client,
-            server,
-            cookie,
-        })
-    }
 }

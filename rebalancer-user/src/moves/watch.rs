@@ -12,14 +12,13 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
     path::Path,
     time::{Duration, Instant},
 };
 
 use rebalancer_common::{Beginning, Heard};
-use rustix::{fd::AsFd, io::Errno, net::sockopt::socket_cookie};
+use rustix::{fd::AsFd, io::Errno};
 
 use super::{
     Inode, Socket, SocketId,
@@ -32,13 +31,14 @@ use crate::{
     bpf::{self, Kernel, Lister, Watcher},
     netns::{Namespaces, enter},
     observe,
+    pair::Pair,
     plan::{Outcome, Speech},
     snapshot::{Cookie, Netns},
 };
 
 /// One that says nothing for so long is left, lest the idle keep others from being moved. The plan
 /// chooses none that was silent before, so that this is for the few that fall silent.
-const SILENT: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// So often it must be heard to begin otherwise: one segment may have overtaken another, or be the
 /// body that its server has asked for.
@@ -199,7 +199,7 @@ impl On {
             Some(Beginning::Http2) => Speech::Http2,
             Some(Beginning::Tls) => Speech::Tls,
             Some(Beginning::Other) => Speech::Unknown,
-            None if !self.fine && now.duration_since(rest) >= SILENT => {
+            None if !self.fine && now.duration_since(rest) >= PATIENCE => {
                 return Speaks::Not(Speech::Silent);
             }
             None => return known,
@@ -306,16 +306,13 @@ pub fn probe_hearing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
 }
 
 fn hear_own(watcher: &mut Watcher) -> io::Result<Heard> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let mut client = TcpStream::connect(listener.local_addr()?)?;
-    let (mut server, _) = listener.accept()?;
-    let cookie = Cookie(socket_cookie(&server)?);
-    put_on_socket(watcher, &server, cookie)?;
-    let request = b"GET / HTTP/1.1\r\n\r\n";
-    client.write_all(request)?;
-    server.read_exact(&mut [0; 18])?;
-    let heard = watcher.heard(cookie).unwrap_or_default();
-    watcher.forget(cookie);
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+    let mut pair = Pair::connect()?;
+    put_on_socket(watcher, &pair.server, pair.cookie)?;
+    pair.client.write_all(REQUEST)?;
+    pair.server.read_exact(&mut [0; REQUEST.len()])?;
+    let heard = watcher.heard(pair.cookie).unwrap_or_default();
+    watcher.forget(pair.cookie);
     Ok(heard)
 }
 
@@ -397,7 +394,7 @@ mod tests {
         for first in [Beginning::Http1, Beginning::Http2, Beginning::Other] {
             assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
         }
-        assert_eq!(on.take_in(NOTHING, now + 10 * SILENT), Speaks::Unknown);
+        assert_eq!(on.take_in(NOTHING, now + 10 * PATIENCE), Speaks::Unknown);
     }
 
     #[test]
@@ -407,7 +404,7 @@ mod tests {
         assert_eq!(on.take_in(NOTHING, now), Speaks::Unknown);
         assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
         on.rest = Some(now);
-        assert_eq!(on.take_in(NOTHING, now + 10 * SILENT), Speaks::Fine);
+        assert_eq!(on.take_in(NOTHING, now + 10 * PATIENCE), Speaks::Fine);
     }
 
     #[test]
@@ -443,9 +440,9 @@ mod tests {
     fn silence_counts_from_the_last_rest() {
         let now = Instant::now();
         let mut on = on(Some(now));
-        let almost = now + SILENT - Duration::from_millis(1);
+        let almost = now + PATIENCE - Duration::from_millis(1);
         assert_eq!(on.take_in(NOTHING, almost), Speaks::Unknown);
         let silent = Speaks::Not(Speech::Silent);
-        assert_eq!(on.take_in(NOTHING, now + SILENT), silent);
+        assert_eq!(on.take_in(NOTHING, now + PATIENCE), silent);
     }
 }

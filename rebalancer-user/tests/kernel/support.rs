@@ -14,7 +14,10 @@ use std::{
 };
 
 use serde_json::Value;
-use xtask::lab::{Host, Lab, Pod, Spec};
+use xtask::{
+    held::{self, Held},
+    lab::{Host, Lab, Pod, Spec},
+};
 
 /// The binary under test.
 pub const REBALANCER: &str = env!("CARGO_BIN_EXE_rebalancer");
@@ -400,52 +403,14 @@ fn whole(answer: &[u8]) -> Option<usize> {
     Some(head + body.parse::<usize>().ok()?)
 }
 
-/// Ids of the programs, maps and links that a process holds.
-pub fn held_by(pid: u32) -> Vec<(&'static str, u64)> {
-    let mut held = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))
-        .unwrap()
-        .flatten()
-    {
-        let info = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        for (what, key) in [
-            ("prog", "prog_id:"),
-            ("map", "map_id:"),
-            ("link", "link_id:"),
-        ] {
-            let id = info
-                .lines()
-                .find_map(|l| l.strip_prefix(key)?.trim().parse().ok());
-            // A link's description names its program as well.
-            if let Some(id) = id
-                && !(what == "prog" && info.contains("link_id:"))
-            {
-                held.push((what, id));
-            }
-        }
-    }
-    held
+/// The programs, maps and links that a process holds.
+pub fn held_by(pid: u32) -> Vec<Held> {
+    held::held_by(pid).unwrap()
 }
 
 /// Those of them that are still in the kernel.
-pub fn still_there(held: &[(&'static str, u64)]) -> Vec<(&'static str, u64)> {
-    let ids = |what: &str| -> Vec<u64> {
-        let all = bpftool(&[what, "show"]);
-        all.as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|i| i["id"].as_u64())
-            .collect()
-    };
-    let (progs, maps, links) = (ids("prog"), ids("map"), ids("link"));
-    held.iter()
-        .filter(|(what, id)| match *what {
-            "prog" => progs.contains(id),
-            "map" => maps.contains(id),
-            _ => links.contains(id),
-        })
-        .copied()
-        .collect()
+pub fn still_there(held: &[Held]) -> Vec<Held> {
+    held::still_there(held).unwrap()
 }
 
 /// Pins of ours, of whatever process, in the usual bpffs.

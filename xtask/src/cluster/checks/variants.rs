@@ -1,9 +1,10 @@
 //! The other ways to install: with few privileges, for reading alone; and how to be rid of it.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use xtask::held::{held_by, still_there};
 
 use super::{
     Found, Story,
@@ -88,9 +89,9 @@ pub(super) fn dry_run(_: &mut Story) -> Found {
 /// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
 pub(super) fn uninstalled(story: &mut Story) -> Found {
     install(&overlay()?)?;
-    let mut ours = BTreeSet::new();
+    let mut ours = Vec::new();
     for node in story.nodes() {
-        let held = held_by(process_of(&node)?)?;
+        let held = held_by(process_of(&node)?.try_into()?)?;
         ensure!(!held.is_empty(), "the agent on {node} holds nothing");
         ours.extend(held);
     }
@@ -126,46 +127,4 @@ pub(super) fn uninstalled(story: &mut Story) -> Found {
     Ok(format!(
         "{kept} programs, maps and links before, none after"
     ))
-}
-
-/// What the kernel has of BPF, by its kind and id.
-type Bpf = (&'static str, u64);
-
-/// What a process holds. Not asked by name: other agents on this machine, as those of tests, have
-/// the same names.
-fn held_by(process: i32) -> Result<BTreeSet<Bpf>> {
-    let folder = format!("/proc/{process}/fdinfo");
-    let mut held = BTreeSet::new();
-    for entry in fs::read_dir(&folder).with_context(|| folder.clone())? {
-        // A descriptor may be closed by now.
-        let info = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let id = |key: &str| {
-            let of = |line: &str| line.strip_prefix(key)?.trim().parse().ok();
-            info.lines().find_map(of)
-        };
-        // A link's description names its program as well.
-        let kinds = [
-            ("link", "link_id:"),
-            ("prog", "prog_id:"),
-            ("map", "map_id:"),
-        ];
-        held.extend(
-            kinds
-                .into_iter()
-                .find_map(|(kind, key)| Some((kind, id(key)?))),
-        );
-    }
-    Ok(held)
-}
-
-/// Those of them that the kernel still has.
-fn still_there(held: &BTreeSet<Bpf>) -> Result<BTreeSet<Bpf>> {
-    let mut there = BTreeSet::new();
-    for kind in ["link", "prog", "map"] {
-        let list = process::output(Command::new("bpftool").args(["-j", kind, "show"]))?;
-        let list: Vec<Value> = serde_json::from_str(&list).context("bpftool's list")?;
-        let ids = list.iter().filter_map(|one| one["id"].as_u64());
-        there.extend(ids.map(|id| (kind, id)).filter(|one| held.contains(one)));
-    }
-    Ok(there)
 }
