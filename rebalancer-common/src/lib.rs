@@ -18,19 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Changes whenever a record here changes its shape or its meaning.
 ///
 /// It is stored beside the pinned maps; a reader of another version refuses them.
-pub const ABI_VERSION: u32 = 3;
-
-/// How many socket-storage maps the connections are spread over, by cookie.
-///
-/// One map must be read in one `read(2)`, as a resumed read misses sockets under churn, and that
-/// read is not preempted. With 32 maps, 120,000 connections hold a CPU for about 3 ms at a time.
-pub const SHARDS: usize = 32;
-
-/// The shard of a connection.
-#[inline(always)]
-pub const fn shard_of(cookie: u64) -> usize {
-    (cookie % SHARDS as u64) as usize
-}
+pub const ABI_VERSION: u32 = 4;
 
 /// What a record in socket storage is about.
 pub mod kind {
@@ -42,12 +30,12 @@ pub mod kind {
 
 /// Bits of [`Connection::flags`].
 pub mod flags {
-    /// The close was seen and added to the endpoint's sums: never count it twice.
-    pub const CLOSED: u8 = 1;
     /// The record was made after the connection was: its age is a lower bound.
     pub const ADOPTED: u8 = 2;
     /// The callback for the close could not be asked for.
     pub const NO_CLOSE_CALLBACK: u8 = 4;
+    /// Its close will not be seen: it is closed once the walk finds it no more.
+    pub const WITHOUT_CLOSE: u8 = ADOPTED | NO_CLOSE_CALLBACK;
     /// Sends were counted on this connection: see [`super::Connection::messages`].
     pub const COUNTED: u8 = 8;
 }
@@ -90,9 +78,14 @@ pub struct Connection {
     pub messages: u64,
     /// Bytes in those sends, whether acknowledged yet or not.
     pub message_bytes: u64,
+    /// Bytes received that are in its endpoint's sums already: where its close will not be seen, the
+    /// agent's walk adds them as they come.
+    pub summed_in: u64,
+    /// Bytes sent and acknowledged, likewise.
+    pub summed_out: u64,
 }
 
-/// What the iterator reads of a socket at the moment of the listing.
+/// What the walk reads of a socket.
 ///
 /// Byte counters count one more for a FIN, as `ss -ti` does.
 #[derive(
@@ -106,6 +99,8 @@ pub struct Live {
     pub bytes_acked: u64,
     /// Bytes of data sent, retransmissions included. Zero says that the server never spoke.
     pub bytes_sent: u64,
+    /// Microseconds since data of ours was last newly acknowledged.
+    pub since_delivered_us: u64,
     /// Next sequence number that the application will write.
     pub write_seq: u32,
     /// First unacknowledged sequence number.
@@ -116,10 +111,12 @@ pub struct Live {
     pub rcv_nxt: u32,
     /// Next sequence number that the application will read.
     pub copied_seq: u32,
-    /// Sequence number of the peer's last segment that acknowledged or brought something new.
-    /// Equal to `rcv_nxt` only when that segment brought no data of its own: the peer has
-    /// acknowledged something of ours after all that it had said, so we spoke last.
-    pub snd_wl1: u32,
+    /// TCP timestamp of the last data sent that is acknowledged, as it was on the wire (RFC 7323).
+    pub sent_timestamp: u32,
+    /// The latest of our timestamps that the peer has echoed with data; pure acknowledgements may
+    /// raise it, never lower it. 0 without timestamps. Before `sent_timestamp`: the peer's last
+    /// data was sent before it had our last data.
+    pub echoed_timestamp: u32,
     /// Jiffies since data was last sent.
     pub since_sent: u32,
     /// Jiffies since data was last received.
@@ -136,42 +133,68 @@ pub struct Live {
     pub backlog: u32,
     /// The TCP state, as in `linux/tcp_states.h`.
     pub state: u8,
-    /// 1 if a process has accepted the socket and still holds it.
-    pub owned: u8,
     /// 1 if the socket is a subflow of an MPTCP connection.
     pub mptcp: u8,
+    /// 1 if a single segment with data was received, and data that is acknowledged was sent later.
+    pub sole_request_answered: u8,
     /// Zero.
-    pub reserved: u8,
+    pub reserved: [u8; 5],
 }
 
-/// One slot of the listing: a record and the live values of its socket.
+impl Connection {
+    /// Nothing known yet.
+    pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
+}
+
+impl Live {
+    /// Nothing read yet.
+    pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
+}
+
+/// One row of the walk: a descriptor that leads to a socket with a record.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Listed {
+pub struct Row {
     /// The record from socket storage.
     pub connection: Connection,
-    /// What the socket said when it was listed.
+    /// What the socket said when the walk came by.
     pub live: Live,
+    /// The process that has the descriptor, as seen from the agent's pid namespace; 0 if it is not
+    /// seen there.
+    pub pid: u32,
+    /// The descriptor.
+    pub fd: u32,
 }
 
-/// Head of the listing: what the last pass over a shard did.
+/// Head of the walk: what its reader asks, and what the pass did.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct ListHead {
-    /// Slots filled. The reader zeroes it before a pass.
+pub struct WalkHead {
+    /// Rows filled. The reader zeroes it before each portion.
     pub cursor: u64,
-    /// Sockets that were recycled under the iterator's eyes, and so skipped.
-    pub recycled: u64,
-    /// Passes that ended; a pass that did not end is not exact.
+    /// 1 if the reader is the agent: sockets without a record get one. Set by the reader.
+    pub adopt: u64,
+    /// How many connections may get one. Set by the reader.
+    pub room: u64,
+    /// Id of the cgroup below which sockets get one: `sock_ops` sees no other, while the walk sees
+    /// the whole machine's. 0: the root. Set by the reader.
+    pub within: u64,
+    /// How many connections got one.
+    pub adopted: u64,
+    /// Descriptors that were looked at, of sockets and of anything else.
+    pub files: u64,
+    /// Passes that came to their end.
     pub passes: u64,
     /// `CLOCK_MONOTONIC` in nanoseconds at the end of the pass.
     pub now_ns: u64,
     /// The kernel's jiffies at the end of the pass.
     pub jiffies: u64,
+    /// Where the program puts a record together: its stack has no room for one.
+    pub scratch: Connection,
 }
 
 /// Where connections are accepted: a network namespace and a port; in the host's namespace, where
@@ -203,18 +226,63 @@ pub struct EndpointKey {
     pub reserved: u16,
 }
 
-/// Sums of an endpoint. Bytes are those of closed connections; the live ones come from the listing.
+/// What an endpoint's key is without its port: endpoints are counted for it, so that a process that
+/// listens on one port after the other fills no more than its own share.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    FromBytes,
+    IntoBytes,
+    Immutable,
+    KnownLayout,
+)]
+#[repr(C)]
+pub struct Place {
+    /// See [`EndpointKey::cgroup`].
+    pub cgroup: u64,
+    /// See [`EndpointKey::netns`].
+    pub netns: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl EndpointKey {
+    /// The key without its port.
+    #[inline(always)]
+    pub const fn place(&self) -> Place {
+        Place {
+            cgroup: self.cgroup,
+            netns: self.netns,
+            reserved: 0,
+        }
+    }
+}
+
+/// Most endpoints of one [`Place`].
+pub const ENDPOINTS_PER_PLACE: u64 = 1_024;
+
+/// Sums of an endpoint. Bytes are those of closed connections; the live ones come from the walk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct EndpointSums {
-    /// Sockets that listen here now.
+    /// Listening sockets recorded, less the closes that were seen. Nonzero says that connections to
+    /// this port are accepted ones; how many listen now is what the walk finds.
     pub listeners: u64,
-    /// Connections accepted since tracking began, and those adopted then.
+    /// Connections recorded.
     pub accepted: u64,
-    /// Connections with a record, not closed yet.
+    /// Of those, how many are open, and their close will be seen.
     pub open: u64,
+    /// Of those, how many have no close that will be seen: they are older than tracking, or another
+    /// program has cleared their callback. They are closed once the walk finds them no more.
+    pub without_close: u64,
     /// Connections whose close was seen.
     pub closed: u64,
     /// Of those, how many the peer reset.
@@ -223,9 +291,9 @@ pub struct EndpointSums {
     pub closed_by_abort: u64,
     /// Of those, how many timed out.
     pub closed_by_timeout: u64,
-    /// Bytes received on closed connections.
+    /// Bytes received on closed connections, and those in [`Connection::summed_in`].
     pub bytes_in: u64,
-    /// Bytes sent and acknowledged on closed connections.
+    /// Bytes sent and acknowledged on closed connections, and those in [`Connection::summed_out`].
     pub bytes_out: u64,
 }
 
@@ -271,6 +339,8 @@ pub struct Settings {
     pub loopback: u32,
     /// Most connections recorded per endpoint.
     pub max_per_endpoint: u32,
+    /// Most connections recorded on the node.
+    pub max_per_node: u32,
     /// 1: record only sockets whose local port is in the `wanted` map.
     pub matched: u32,
     /// 1: look their cgroup up in the `cgroups` map.
@@ -298,17 +368,6 @@ macro_rules! faults {
     };
 }
 
-impl Fault {
-    /// Whether it means that a connection or listener has no record that should have one, so that
-    /// adopting again can help.
-    pub const fn leaves_unrecorded(self) -> bool {
-        matches!(
-            self,
-            Fault::NoSocket | Fault::NoTcpSock | Fault::StorageFailed | Fault::NoSettings
-        )
-    }
-}
-
 faults! {
     /// sock_ops was called without a full socket where one was expected.
     NoSocket = 0 => "accept without a full socket",
@@ -317,7 +376,7 @@ faults! {
     /// Socket storage could not be created (memory).
     StorageFailed = 2 => "no memory for a connection's record",
     /// The endpoints map is full.
-    EndpointsFull = 3 => "endpoints map is full",
+    EndpointsFull = 3 => "too many endpoints, in one namespace or on the node",
     /// The STATE callback could not be set.
     CallbackRefused = 4 => "close callback refused",
     /// An endpoint has its full number of recorded connections.
@@ -326,4 +385,6 @@ faults! {
     EndpointGone = 6 => "close of an unknown endpoint",
     /// The settings map was not readable.
     NoSettings = 7 => "settings missing",
+    /// The node has its full number of recorded connections.
+    OverNodeCap = 8 => "connections over the node's cap, not recorded",
 }

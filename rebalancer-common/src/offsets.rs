@@ -1,4 +1,4 @@
-//! Where the running kernel keeps what we read: byte offsets, found in its BTF at load time and
+//! Where the running kernel keeps what we read: offsets, in bytes unless it says bits, found in its BTF at load time and
 //! frozen into the programs as constants, so that the verifier checks each load against the
 //! kernel's own types.
 
@@ -25,8 +25,6 @@ macro_rules! offsets {
 offsets! {
     /// `possible_net_t`: pointer to the network namespace.
     skc_net: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_net";
-    /// The cookie, 0 until someone asked for it.
-    skc_cookie: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_cookie";
     /// TCP state, one byte.
     skc_state: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_state";
     /// Address family, two bytes.
@@ -45,8 +43,8 @@ offsets! {
     skc_v6_daddr: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_v6_daddr";
     /// Interface that the socket is bound to, or 0.
     skc_bound_dev_if: "tcp_sock", "inet_conn.icsk_inet.sk.__sk_common.skc_bound_dev_if";
-    /// Null until accepted, and again once orphaned.
-    sk_socket: "tcp_sock", "inet_conn.icsk_inet.sk.sk_socket";
+    /// Protocol number, two bytes.
+    sk_protocol: "tcp_sock", "inet_conn.icsk_inet.sk.sk_protocol";
     /// Pending error, positive errno.
     sk_err: "tcp_sock", "inet_conn.icsk_inet.sk.sk_err";
     /// Length of a listener's accept queue.
@@ -73,8 +71,22 @@ offsets! {
     rcv_nxt: "tcp_sock", "rcv_nxt";
     /// See [`crate::Live::copied_seq`].
     copied_seq: "tcp_sock", "copied_seq";
-    /// See [`crate::Live::snd_wl1`].
-    snd_wl1: "tcp_sock", "snd_wl1";
+    /// Bytes of data that were sent again.
+    bytes_retrans: "tcp_sock", "bytes_retrans";
+    /// When the last data that is acknowledged was sent, in microseconds.
+    first_tx_mstamp: "tcp_sock", "first_tx_mstamp";
+    /// When data of ours was last newly acknowledged, in microseconds.
+    delivered_mstamp: "tcp_sock", "delivered_mstamp";
+    /// When the first data of the window that is being measured was received, in microseconds: until
+    /// a whole window was received, the first data at all.
+    rcv_rtt_time: "tcp_sock", "rcv_rtt_est.time";
+    /// What is added to that clock to make a TCP timestamp.
+    tsoffset: "tcp_sock", "tsoffset";
+    /// See [`crate::Live::echoed_timestamp`].
+    rcv_rtt_last_tsecr: "tcp_sock", "rcv_rtt_last_tsecr";
+    /// Whether TCP timestamps count microseconds instead of milliseconds, one bit: its offset is in
+    /// bits. Optional: before 6.7 they never do.
+    tcp_usec_ts: "tcp_sock", "tcp_usec_ts";
     /// See [`crate::Live::data_segs_in`].
     data_segs_in: "tcp_sock", "data_segs_in";
     /// See [`crate::Live::data_segs_out`].
@@ -97,10 +109,31 @@ offsets! {
     css_cgroup: "cgroup_subsys_state", "cgroup";
     /// `struct kernfs_node`: the cgroup's id.
     kernfs_id: "kernfs_node", "id";
+    /// `struct socket`: pointer to its `struct sock`.
+    socket_sk: "socket", "sk";
+    /// `struct task_struct`: the process's id in the initial pid namespace.
+    task_tgid: "task_struct", "tgid";
+    /// `struct task_struct`: pointer to what the threads of a process share.
+    task_signal: "task_struct", "signal";
+    /// `struct signal_struct`: pointers to the process's `struct pid`, by kind.
+    signal_pids: "signal_struct", "pids";
+    /// `struct pid`: how deep its pid namespace is.
+    pid_level: "pid", "level";
+    /// `struct pid`: its id in each pid namespace, from the initial one on.
+    pid_numbers: "pid", "numbers";
 }
 
 /// An offset that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
 /// Fields that a kernel may lack: the programs do without them.
-pub const OPTIONAL: &[&str] = &["is_mptcp", "sk_cgroup", "skc_v6_rcv_saddr", "skc_v6_daddr"];
+pub const OPTIONAL: &[&str] = &[
+    "is_mptcp",
+    "sk_cgroup",
+    "skc_v6_rcv_saddr",
+    "skc_v6_daddr",
+    "tcp_usec_ts",
+];
+
+/// Fields that are one bit: their offset is counted in bits.
+pub const BITS: &[&str] = &["tcp_usec_ts"];

@@ -1,9 +1,12 @@
 //! Sums of each endpoint, shared by all CPUs and changed by atomic adds only.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use rebalancer_common::{Connection, EndpointKey, EndpointSums};
+use rebalancer_common::{Connection, ENDPOINTS_PER_PLACE, EndpointKey, EndpointSums};
 
-use crate::{maps::ENDPOINTS, sock};
+use crate::{
+    maps::{ENDPOINTS, NODE, PLACES},
+    sock,
+};
 
 /// The endpoint of a record.
 #[inline(always)]
@@ -23,16 +26,41 @@ pub(crate) fn get(key: &EndpointKey) -> Option<*mut EndpointSums> {
     ENDPOINTS.get_ptr_mut(key)
 }
 
-/// The endpoint's sums, made if there are none; `None` when the map is full.
+/// The endpoint's sums, made if there are none; `None` where there is no room for one more.
 #[inline(always)]
 pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     if let Some(sums) = get(key) {
         return Some(sums);
     }
-    // Another CPU may be first: then the insert fails, and the second look finds its entry.
-    let _exists_already = ENDPOINTS.insert(key, EndpointSums::ZERO, BPF_NOEXIST.into());
+    let place = key.place();
+    if PLACES.get_ptr(&place).is_none() {
+        // Another CPU may be first.
+        let _exists_already = PLACES.insert(place, 0, BPF_NOEXIST.into());
+    }
+    let count = PLACES.get_ptr_mut(&place)?;
+    // SAFETY: a live map value; a racing add only makes the cap late by a few.
+    if unsafe { core::ptr::read_volatile(count) } >= ENDPOINTS_PER_PLACE {
+        return None;
+    }
+    // Another CPU may be first: then the second look finds its entry.
+    if ENDPOINTS
+        .insert(key, EndpointSums::ZERO, BPF_NOEXIST.into())
+        .is_ok()
+    {
+        // SAFETY: a live map value.
+        unsafe { add(count, 1) };
+    }
     get(key)
 }
+
+/// How many connections of the node are recorded whose close will be seen.
+#[inline(always)]
+pub(crate) fn node() -> Option<*mut u64> {
+    NODE.get_ptr_mut(0)
+}
+
+/// What is added to take one away.
+pub(crate) const MINUS_ONE: u64 = u64::MAX;
 
 /// Adds to a counter that other CPUs change as well. Subtracts by adding the two's complement.
 ///

@@ -10,14 +10,18 @@ use crate::maps::FAULTS;
 /// with every connection.
 #[inline(never)]
 pub(crate) fn count(ctx: &impl EbpfContext, fault: Fault) {
-    let Some(counter) = FAULTS.get_ptr_mut(fault as u32) else {
-        return;
-    };
+    if add(fault) == Some(0) {
+        warn!(ctx, "first fault of kind {} on this CPU", fault as u32);
+    }
+}
+
+/// Counts a fault, and returns how many there were on this CPU before.
+#[inline(always)]
+pub(crate) fn add(fault: Fault) -> Option<u64> {
+    let counter = FAULTS.get_ptr_mut(fault as u32)?;
     // SAFETY: the pointer is this CPU's slot; sock_ops programs are not preempted by another on it.
     let before = unsafe { *counter };
     // SAFETY: as above.
     unsafe { *counter = before + 1 };
-    if before == 0 {
-        warn!(ctx, "first fault of kind {} on this CPU", fault as u32);
-    }
+    Some(before)
 }

@@ -1,13 +1,12 @@
 //! The rebalancer's kernel half.
 //!
-//! Five programs, each a short table from events to actions:
+//! Four programs, each a short table from events to actions:
 //!
 //! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
 //!   decides nothing, changes no packet, and runs for no packet.
-//! - [`adopt`], an iterator over the sockets of a network namespace: makes records of those that are
-//!   older than we.
-//! - [`list`], an iterator over one shard of the records: writes what each socket says of itself
-//!   at that moment into memory shared with its reader.
+//! - [`walk`], an iterator over the open descriptors of all processes: writes each record, its
+//!   socket's live counters and who holds it into memory shared with the reader, and makes records
+//!   of sockets that are older than tracking.
 //! - [`messages`], on the sockets that a rule asked for, and on no other: counts what they send.
 //! - [`watch`], on the sockets that are about to be moved, and on no other: hears whether what they
 //!   receive is HTTP/1.
@@ -32,16 +31,16 @@
     )
 )]
 
-mod adopt;
 mod endpoint;
 mod faults;
-mod list;
 mod maps;
 mod messages;
+mod process;
 mod record;
 mod scope;
 mod sock;
 mod sock_ops;
+mod walk;
 mod watch;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -4,7 +4,7 @@
 use aya_ebpf::{bindings::sk_action::SK_PASS, cty::c_void, macros::sk_msg, programs::SkMsgContext};
 use rebalancer_common::flags;
 
-use crate::{record, sock::TcpSock};
+use crate::record;
 
 /// The answer is always to pass the message on as it is.
 #[sk_msg]
@@ -21,11 +21,7 @@ fn count(ctx: &SkMsgContext) {
         return;
     }
     // SAFETY: this call's socket, not null.
-    let Some(tcp) = (unsafe { TcpSock::from_sk(sk) }) else {
-        return;
-    };
-    // SAFETY: as above.
-    let Some(stored) = (unsafe { record::get(sk, tcp.skc_cookie()) }) else {
+    let Some(stored) = (unsafe { record::get(sk) }) else {
         return;
     };
     // SAFETY: the record of this socket. A send holds the socket's lock, as does what else writes

@@ -6,12 +6,13 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get},
 };
-use rebalancer_common::{Connection, Fault, IpProto, Settings, flags, kind};
+use rebalancer_common::{Connection, EndpointSums, Fault, IpProto, Settings, flags, kind};
 
 use crate::{
-    endpoint,
-    maps::shard,
-    sock::{TcpSock, is_loopback},
+    endpoint::{self, MINUS_ONE},
+    maps::CONNECTIONS,
+    scope,
+    sock::{TcpSock, is_loopback, mptcp_of},
 };
 
 /// Why a socket got no record now.
@@ -22,35 +23,29 @@ pub(crate) enum NotRecorded {
     Fault(Fault),
 }
 
-/// A new record of a socket.
+/// Makes a new record of a socket.
 #[inline(always)]
-pub(crate) fn describe(tcp: TcpSock, cookie: u64, kind: u8) -> Connection {
-    let listener = kind == kind::LISTENER;
-    Connection {
-        cookie,
-        // SAFETY: a helper without preconditions.
-        start_ns: unsafe { bpf_ktime_get_ns() },
-        cgroup: tcp.cgroup(),
-        netns: tcp.netns(),
-        local_port: tcp.skc_num(),
-        remote_port: if listener {
-            0
-        } else {
-            u16::from_be(tcp.skc_dport())
-        },
-        local_addr: tcp.local_addr(),
-        remote_addr: if listener { [0; 16] } else { tcp.remote_addr() },
-        family: tcp.skc_family() as u8,
-        kind,
-        flags: 0,
-        protocol: IpProto::Tcp as u8,
-        device: tcp.skc_bound_dev_if(),
-        messages: 0,
-        message_bytes: 0,
+pub(crate) fn describe(new: &mut Connection, tcp: TcpSock, cookie: u64, kind: u8) {
+    *new = Connection::ZERO;
+    new.cookie = cookie;
+    // SAFETY: a helper without preconditions.
+    new.start_ns = unsafe { bpf_ktime_get_ns() };
+    new.cgroup = tcp.cgroup();
+    new.netns = tcp.netns();
+    new.local_port = tcp.skc_num();
+    new.local_addr = tcp.local_addr();
+    new.family = tcp.skc_family() as u8;
+    new.kind = kind;
+    new.protocol = IpProto::Tcp as u8;
+    new.device = tcp.skc_bound_dev_if();
+    if kind == kind::CONNECTION {
+        new.remote_port = u16::from_be(tcp.skc_dport());
+        new.remote_addr = tcp.remote_addr();
     }
 }
 
-/// Stores a new record and counts it at its endpoint, once: a socket that has one keeps it.
+/// Stores a new record and counts it at its endpoint, once: a socket that has one keeps it. Its
+/// close will be seen, unless the caller finds otherwise.
 ///
 /// # Safety
 /// `sk` is a socket that the kernel gave this program, not null, and its lock is held.
@@ -61,76 +56,174 @@ pub(crate) unsafe fn open(
     new: &mut Connection,
 ) -> Result<*mut Connection, NotRecorded> {
     let listener = new.kind == kind::LISTENER;
-    if !listener && settings.loopback == 0 && is_loopback(&new.remote_addr) {
-        return Err(NotRecorded::Already);
-    }
-    let Some(sums) = endpoint::get_or_create(&endpoint::key(new)) else {
-        return Err(NotRecorded::Fault(Fault::EndpointsFull));
-    };
-    // SAFETY: a live map value; a racing add only makes the cap late by a few.
-    let now_open = unsafe { core::ptr::read_volatile(&raw const (*sums).open) };
     // SAFETY: the caller's.
-    let Some(stored) = (unsafe { get_or_create(sk, new, now_open, settings.max_per_endpoint) })
-    else {
-        let over = !listener && now_open >= u64::from(settings.max_per_endpoint);
-        return Err(NotRecorded::Fault(if over {
-            Fault::OverCap
-        } else {
-            Fault::StorageFailed
-        }));
-    };
+    let (stored, sums) = unsafe { get_or_create(sk, settings, new) }?;
     // SAFETY: the record of this socket, whose lock is held.
     unsafe {
         if (*stored).start_ns != new.start_ns {
-            // It was there. A socket that was closed or connected before may listen anew.
-            let anew = listener
-                && ((*stored).kind != kind::LISTENER || (*stored).flags & flags::CLOSED != 0);
-            if !anew {
+            // It was there. A socket that was connected before may listen.
+            if !listener || (*stored).kind == kind::LISTENER {
                 return Err(NotRecorded::Already);
             }
             *stored = *new;
         }
     }
-    // SAFETY: a live map value.
+    // SAFETY: live map values.
     unsafe {
         if listener {
             endpoint::add(&raw mut (*sums).listeners, 1);
         } else {
             endpoint::add(&raw mut (*sums).accepted, 1);
             endpoint::add(&raw mut (*sums).open, 1);
+            if let Some(node) = endpoint::node() {
+                endpoint::add(node, 1);
+            }
         }
     }
     Ok(stored)
 }
 
-/// Takes back what [`open`] has done for a socket that is not to be recorded any more.
+/// The same for a socket that is older than tracking: its close will not be seen.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null, and its lock is held.
+/// `sk` is a socket that the kernel gave this program, not null. Its lock need not be held.
 #[inline(always)]
-pub(crate) unsafe fn remove(sk: *mut c_void, cookie: u64) {
+pub(crate) unsafe fn adopt(
+    sk: *mut c_void,
+    settings: &Settings,
+    new: &mut Connection,
+) -> Result<*mut Connection, NotRecorded> {
     // SAFETY: the caller's.
-    let Some(stored) = (unsafe { get(sk, cookie) }) else {
-        return;
-    };
-    // SAFETY: the record of this socket, whose lock is held.
-    let record = unsafe { *stored };
-    if record.flags & flags::CLOSED == 0
-        && let Some(sums) = endpoint::get(&endpoint::key(&record))
-    {
-        const MINUS_ONE: u64 = u64::MAX;
-        // SAFETY: a live map value.
-        unsafe {
-            if record.kind == kind::LISTENER {
-                endpoint::add(&raw mut (*sums).listeners, MINUS_ONE);
-            } else {
-                endpoint::add(&raw mut (*sums).accepted, MINUS_ONE);
-                endpoint::add(&raw mut (*sums).open, MINUS_ONE);
-            }
+    let (stored, sums) = unsafe { get_or_create(sk, settings, new) }?;
+    // SAFETY: a record; sock_ops may have made it meanwhile, and then has counted it.
+    if unsafe { (*stored).start_ns } != new.start_ns {
+        return Err(NotRecorded::Already);
+    }
+    // SAFETY: a live map value.
+    unsafe {
+        if new.kind == kind::LISTENER {
+            endpoint::add(&raw mut (*sums).listeners, 1);
+        } else {
+            endpoint::add(&raw mut (*sums).accepted, 1);
+            endpoint::add(&raw mut (*sums).without_close, 1);
         }
     }
-    // SAFETY: the caller's; it fails only where there is none.
-    let _removed = unsafe { bpf_sk_storage_delete(shard(cookie), sk) };
+    Ok(stored)
+}
+
+/// Adds what has come since the last time to the sums of the endpoint of a connection whose close will
+/// not be seen.
+///
+/// # Safety
+/// `stored` is a record, and this is the agent's walk: nobody else does this.
+#[inline(always)]
+pub(crate) unsafe fn sum(stored: *mut Connection, received: u64, acked: u64) {
+    // SAFETY: the caller's.
+    let Some(sums) = endpoint::get(&endpoint::key(unsafe { &*stored })) else {
+        return;
+    };
+    // SAFETY: the caller's, and live map values.
+    unsafe {
+        endpoint::add(
+            &raw mut (*sums).bytes_in,
+            received.wrapping_sub((*stored).summed_in),
+        );
+        endpoint::add(
+            &raw mut (*sums).bytes_out,
+            acked.wrapping_sub((*stored).summed_out),
+        );
+        (*stored).summed_in = received;
+        (*stored).summed_out = acked;
+    }
+}
+
+/// Puts a copy of a subflow's record on its MPTCP socket, if it is one: no descriptor leads to the
+/// subflow. What is counted stays with the subflow.
+///
+/// # Safety
+/// `sk` is this call's full socket.
+#[inline(always)]
+pub(crate) unsafe fn copy_to_mptcp(sk: *mut c_void, record: &mut Connection) {
+    // SAFETY: the caller's; the kernel copies `record`, which is as long as the map's value.
+    unsafe {
+        let mptcp = mptcp_of(sk);
+        if !mptcp.is_null() {
+            let value = core::ptr::from_mut(record).cast();
+            let create = BPF_SK_STORAGE_GET_F_CREATE.into();
+            // Without it the connection is recorded, and not seen by the walk.
+            let _copy = bpf_sk_storage_get(storage(), mptcp, value, create);
+        }
+    }
+}
+
+/// Removes a record. `false`: another has done so at the same moment, and counts it.
+///
+/// # Safety
+/// `sk` is a socket that the kernel gave this program, not null. Its lock need not be held.
+#[inline(always)]
+pub(crate) unsafe fn remove(sk: *mut c_void) -> bool {
+    // SAFETY: the caller's; it fails where there is none.
+    unsafe { bpf_sk_storage_delete(storage(), sk) == 0 }
+}
+
+/// Whether the policy still wants the record of this socket.
+#[inline(always)]
+pub(crate) fn is_wanted(stored: &Connection, tcp: TcpSock) -> bool {
+    let Some(settings) = scope::settings() else {
+        return true;
+    };
+    let remote = stored.kind == kind::LISTENER
+        || settings.loopback != 0
+        || !is_loopback(&stored.remote_addr);
+    remote && scope::covers(settings, scope::groups(settings, stored.local_port), tcp)
+}
+
+/// Takes back what [`open`] or [`adopt`] has counted for a record that was removed.
+#[inline(always)]
+pub(crate) fn uncount(record: &Connection) {
+    let Some(sums) = endpoint::get(&endpoint::key(record)) else {
+        return;
+    };
+    // SAFETY: live map values.
+    unsafe {
+        if record.kind == kind::LISTENER {
+            return endpoint::add(&raw mut (*sums).listeners, MINUS_ONE);
+        }
+        endpoint::add(&raw mut (*sums).accepted, MINUS_ONE);
+        no_longer_open(record, sums);
+    }
+}
+
+/// # Safety
+/// `sums` are those of the record's endpoint.
+#[inline(always)]
+pub(crate) unsafe fn no_longer_open(record: &Connection, sums: *mut EndpointSums) {
+    // SAFETY: live map values.
+    unsafe {
+        if record.flags & flags::WITHOUT_CLOSE != 0 {
+            return endpoint::add(&raw mut (*sums).without_close, MINUS_ONE);
+        }
+        endpoint::add(&raw mut (*sums).open, MINUS_ONE);
+        if let Some(node) = endpoint::node() {
+            endpoint::add(node, MINUS_ONE);
+        }
+    }
+}
+
+/// Counts a connection that [`open`] has counted like one that [`adopt`] has.
+#[inline(always)]
+pub(crate) fn no_close_will_be_seen(record: &Connection) {
+    let Some(sums) = endpoint::get(&endpoint::key(record)) else {
+        return;
+    };
+    // SAFETY: live map values.
+    unsafe {
+        endpoint::add(&raw mut (*sums).open, MINUS_ONE);
+        endpoint::add(&raw mut (*sums).without_close, 1);
+        if let Some(node) = endpoint::node() {
+            endpoint::add(node, MINUS_ONE);
+        }
+    }
 }
 
 /// The socket's record, if it has one.
@@ -138,9 +231,9 @@ pub(crate) unsafe fn remove(sk: *mut c_void, cookie: u64) {
 /// # Safety
 /// `sk` is a socket that the kernel gave this program, not null.
 #[inline(always)]
-pub(crate) unsafe fn get(sk: *mut c_void, cookie: u64) -> Option<*mut Connection> {
+pub(crate) unsafe fn get(sk: *mut c_void) -> Option<*mut Connection> {
     // SAFETY: the caller's; a null value without the create flag only looks up.
-    let found = unsafe { bpf_sk_storage_get(shard(cookie), sk, core::ptr::null_mut(), 0) };
+    let found = unsafe { bpf_sk_storage_get(storage(), sk, core::ptr::null_mut(), 0) };
     if found.is_null() {
         None
     } else {
@@ -148,31 +241,58 @@ pub(crate) unsafe fn get(sk: *mut c_void, cookie: u64) -> Option<*mut Connection
     }
 }
 
-/// The socket's record, made from `init` if there is none and the endpoint has room. Passed as
-/// the storage's initial value, so that a listing never sees an empty one.
+/// The socket's record, made from `init` if there is none and there is room, and the sums of its
+/// endpoint. `init` is the storage's initial value, so that a walk never sees an empty one.
 ///
 /// # Safety
 /// `sk` is a socket that the kernel gave this program, not null.
 #[inline(always)]
 unsafe fn get_or_create(
     sk: *mut c_void,
+    settings: &Settings,
     init: &mut Connection,
-    now_open: u64,
-    most: u32,
-) -> Option<*mut Connection> {
-    let room = init.kind == kind::LISTENER || now_open < u64::from(most);
-    let create = if room {
-        BPF_SK_STORAGE_GET_F_CREATE.into()
-    } else {
-        0
+) -> Result<(*mut Connection, *mut EndpointSums), NotRecorded> {
+    let listener = init.kind == kind::LISTENER;
+    if !listener && settings.loopback == 0 && is_loopback(&init.remote_addr) {
+        return Err(NotRecorded::Already);
+    }
+    let Some(sums) = endpoint::get_or_create(&endpoint::key(init)) else {
+        return Err(NotRecorded::Fault(Fault::EndpointsFull));
     };
-    let map = shard(init.cookie);
-    let value = core::ptr::from_mut(init).cast();
-    // SAFETY: the caller's; the kernel copies `value`, which is as long as the map's value.
-    let found = unsafe { bpf_sk_storage_get(map, sk, value, create) };
-    if found.is_null() {
+    let over = if listener {
         None
     } else {
-        Some(found.cast())
+        over_cap(settings, sums)
+    };
+    let create = match over {
+        None => BPF_SK_STORAGE_GET_F_CREATE.into(),
+        Some(_) => 0,
+    };
+    let value = core::ptr::from_mut(init).cast();
+    // SAFETY: the caller's; the kernel copies `value`, which is as long as the map's value.
+    let found = unsafe { bpf_sk_storage_get(storage(), sk, value, create) };
+    if found.is_null() {
+        return Err(NotRecorded::Fault(over.unwrap_or(Fault::StorageFailed)));
     }
+    Ok((found.cast(), sums))
+}
+
+/// The cap that one more connection would exceed.
+#[inline(always)]
+fn over_cap(settings: &Settings, sums: *mut EndpointSums) -> Option<Fault> {
+    // SAFETY: live map values; a racing add only makes a cap late by a few.
+    unsafe {
+        let open = core::ptr::read_volatile(&raw const (*sums).open);
+        if open >= u64::from(settings.max_per_endpoint) {
+            return Some(Fault::OverCap);
+        }
+        let node = endpoint::node()?;
+        let all = core::ptr::read_volatile(node);
+        (all >= u64::from(settings.max_per_node)).then_some(Fault::OverNodeCap)
+    }
+}
+
+#[inline(always)]
+fn storage() -> *mut c_void {
+    core::ptr::addr_of!(CONNECTIONS).cast_mut().cast()
 }

@@ -5,12 +5,15 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::{cty::c_void, helpers::generated::bpf_skc_to_tcp_sock};
+use aya_ebpf::{
+    cty::c_void,
+    helpers::generated::{bpf_skc_to_mptcp_sock, bpf_skc_to_tcp_sock},
+};
 use rebalancer_common::offsets::{ABSENT, Offsets};
 
 /// Frozen by the loader, see `rebalancer_common::offsets`.
 #[unsafe(no_mangle)]
-static OFFSETS: Offsets = Offsets::ZERO;
+pub(crate) static OFFSETS: Offsets = Offsets::ZERO;
 
 /// Frozen by the loader: inode of the host's network namespace.
 #[unsafe(no_mangle)]
@@ -66,6 +69,17 @@ impl TcpSock {
         }
     }
 
+    /// An MPTCP socket, of which only the fields of `struct sock` may be read: `skc_*` and `sk_*`.
+    ///
+    /// # Safety
+    /// `sk` is a socket pointer that the kernel gave this program, not null.
+    #[inline(always)]
+    pub(crate) unsafe fn from_mptcp(sk: *mut c_void) -> Option<Self> {
+        const IPPROTO_MPTCP: u16 = 262;
+        let sock = Self(sk.cast_const().cast());
+        (sock.sk_protocol() == IPPROTO_MPTCP).then_some(sock)
+    }
+
     /// # Safety
     /// `offset` is a frozen offset of a `T` in `struct tcp_sock`.
     #[inline(always)]
@@ -75,12 +89,12 @@ impl TcpSock {
     }
 
     fields! {
-        skc_cookie: u64;
         skc_state: u8;
         skc_family: u16;
         skc_num: u16;
         skc_dport: u16;
         skc_bound_dev_if: u32;
+        sk_protocol: u16;
         sk_err: u32;
         sk_ack_backlog: u32;
         lrcvtime: u32;
@@ -93,7 +107,12 @@ impl TcpSock {
         snd_nxt: u32;
         rcv_nxt: u32;
         copied_seq: u32;
-        snd_wl1: u32;
+        bytes_retrans: u64;
+        first_tx_mstamp: u64;
+        delivered_mstamp: u64;
+        rcv_rtt_time: u64;
+        tsoffset: u32;
+        rcv_rtt_last_tsecr: u32;
         data_segs_in: u32;
         data_segs_out: u32;
         total_retrans: u32;
@@ -134,12 +153,40 @@ impl TcpSock {
         }
     }
 
-    /// Whether a process has accepted the socket and still holds it.
+    /// TCP timestamp of the last data sent that is acknowledged, as it was on the wire.
     #[inline(always)]
-    pub(crate) fn owned(self) -> bool {
-        // SAFETY: the field is a pointer; only compared.
-        let socket: *const u8 = unsafe { self.load(frozen(&OFFSETS.sk_socket)) };
-        !socket.is_null()
+    pub(crate) fn sent_timestamp(self) -> u32 {
+        let sent = self.first_tx_mstamp();
+        let ticks = if self.counts_microseconds() {
+            sent
+        } else {
+            sent / 1000
+        };
+        (ticks as u32).wrapping_add(self.tsoffset())
+    }
+
+    /// Whether a single segment with data was received, and data that is acknowledged was sent later.
+    #[inline(always)]
+    pub(crate) fn sole_request_answered(self) -> bool {
+        let received = self.rcv_rtt_time();
+        self.data_segs_in() == 1 && received != 0 && self.first_tx_mstamp() > received
+    }
+
+    /// Whether its TCP timestamps count microseconds.
+    #[inline(always)]
+    fn counts_microseconds(self) -> bool {
+        let bit = frozen(&OFFSETS.tcp_usec_ts);
+        // SAFETY: the byte that the bit is in.
+        bit != ABSENT && unsafe { self.load::<u8>(bit / 8) } >> (bit % 8) & 1 == 1
+    }
+
+    /// Whether the connection was opened from this side: then one more byte than was sent is
+    /// acknowledged or under way, for the SYN. Not after a FIN, which counts one as well.
+    #[inline(always)]
+    pub(crate) fn has_sent_syn(self) -> bool {
+        let under_way = self.snd_nxt().wrapping_sub(self.snd_una());
+        let counted = self.bytes_acked().wrapping_add(u64::from(under_way));
+        counted != self.bytes_sent().wrapping_sub(self.bytes_retrans())
     }
 
     /// Whether the socket is a subflow of MPTCP.
@@ -177,6 +224,35 @@ impl TcpSock {
         // SAFETY: a `struct cgroup *`.
         Cgroup::new(unsafe { self.load(offset) })
     }
+}
+
+/// Frozen by the loader: whether this kernel leads a program from a subflow to its MPTCP socket.
+#[unsafe(no_mangle)]
+static MPTCP: u32 = 0;
+
+/// The MPTCP socket of a subflow, null if it is none: what a descriptor leads to.
+///
+/// # Safety
+/// `sk` is this call's full socket.
+#[inline(always)]
+pub(crate) unsafe fn mptcp_of(sk: *mut c_void) -> *mut c_void {
+    if frozen(&MPTCP) == 0 {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: the caller's.
+    unsafe { bpf_skc_to_mptcp_sock(sk) }.cast()
+}
+
+/// The `struct sock` of a `struct socket`.
+///
+/// # Safety
+/// `socket` is one that the kernel gave this program, not null.
+#[inline(always)]
+pub(crate) unsafe fn sk_of(socket: *const u8) -> *mut c_void {
+    // SAFETY: the caller's.
+    unsafe { pointer(socket, &OFFSETS.socket_sk) }
+        .cast_mut()
+        .cast()
 }
 
 /// A `struct cgroup` of the kernel.

@@ -13,7 +13,11 @@ use aya_ebpf::{
 };
 use rebalancer_common::{Connection, Fault, flags, kind};
 
-use crate::{endpoint, faults, record, scope, sock::TcpSock};
+use crate::{
+    endpoint::{self, MINUS_ONE},
+    faults, record, scope,
+    sock::TcpSock,
+};
 
 /// `linux/errno.h`
 const ECONNABORTED: u32 = 103;
@@ -49,10 +53,17 @@ fn open(ctx: &SockOpsContext, kind: u8) {
     if !scope::covers(settings, groups, tcp) {
         return;
     }
-    let mut new = record::describe(tcp, cookie(ctx), kind);
+    let mut new = Connection::ZERO;
+    record::describe(&mut new, tcp, cookie(ctx), kind);
     // SAFETY: `sk` is this call's socket, and this call runs under its lock.
     match unsafe { record::open(sk, settings, &mut new) } {
-        Ok(stored) => ask_for_close(ctx, stored),
+        Ok(stored) => {
+            ask_for_close(ctx, stored);
+            if tcp.is_mptcp() {
+                // SAFETY: as above.
+                unsafe { record::copy_to_mptcp(sk, &mut new) };
+            }
+        }
         // Two of our links run side by side for a moment, or it is not to be recorded.
         Err(record::NotRecorded::Already) => {}
         Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
@@ -69,29 +80,34 @@ fn state(ctx: &SockOpsContext) {
     }
     let Some((sk, tcp)) = socket(ctx) else { return };
     // SAFETY: `sk` is this call's socket.
-    let Some(stored) = (unsafe { record::get(sk, tcp.skc_cookie()) }) else {
+    let Some(stored) = (unsafe { record::get(sk) }) else {
         // Not one of ours: another program set the flag, or its peer is not recorded.
         return;
     };
     // SAFETY: the record of this socket, whose lock this call runs under.
     let record = unsafe { *stored };
-    if record.flags & flags::CLOSED != 0 {
+    // Once, though two of our links run side by side for a moment.
+    // SAFETY: `sk` is this call's socket.
+    if !unsafe { record::remove(sk) } {
         return;
     }
-    // SAFETY: as above.
-    unsafe { (*stored).flags = record.flags | flags::CLOSED };
     let Some(sums) = endpoint::get(&endpoint::key(&record)) else {
         return faults::count(ctx, Fault::EndpointGone);
     };
-    const MINUS_ONE: u64 = u64::MAX;
     if record.kind == kind::LISTENER {
         // SAFETY: a live map value.
         return unsafe { endpoint::add(&raw mut (*sums).listeners, MINUS_ONE) };
     }
     // SAFETY: a live map value.
     unsafe {
-        endpoint::add(&raw mut (*sums).bytes_in, tcp.bytes_received());
-        endpoint::add(&raw mut (*sums).bytes_out, tcp.bytes_acked());
+        endpoint::add(
+            &raw mut (*sums).bytes_in,
+            tcp.bytes_received().wrapping_sub(record.summed_in),
+        );
+        endpoint::add(
+            &raw mut (*sums).bytes_out,
+            tcp.bytes_acked().wrapping_sub(record.summed_out),
+        );
         match tcp.sk_err() {
             ECONNRESET => endpoint::add(&raw mut (*sums).closed_by_reset, 1),
             ECONNABORTED => endpoint::add(&raw mut (*sums).closed_by_abort, 1),
@@ -99,7 +115,7 @@ fn state(ctx: &SockOpsContext) {
             _ => {}
         }
         endpoint::add(&raw mut (*sums).closed, 1);
-        endpoint::add(&raw mut (*sums).open, MINUS_ONE);
+        record::no_longer_open(&record, sums);
     }
 }
 
@@ -141,7 +157,12 @@ fn ask_for_close(ctx: &SockOpsContext, stored: *mut Connection) {
         .is_err()
     {
         // SAFETY: the record of this call's socket.
-        unsafe { (*stored).flags |= flags::NO_CLOSE_CALLBACK };
+        unsafe {
+            (*stored).flags |= flags::NO_CLOSE_CALLBACK;
+            if (*stored).kind == kind::CONNECTION {
+                record::no_close_will_be_seen(&*stored);
+            }
+        }
         faults::count(ctx, Fault::CallbackRefused);
     }
 }

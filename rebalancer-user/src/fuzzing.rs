@@ -6,11 +6,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rebalancer_common::{EndpointKey, EndpointSums, Listed, kind};
+use rebalancer_common::{EndpointKey, EndpointSums, Row, kind};
 use zerocopy::FromBytes as _;
 
 use crate::{
-    bpf::{self, Pass},
+    bpf::{self, Pass, Walked},
     moves, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
@@ -61,16 +61,21 @@ fn unmarked(explained: &str) -> String {
     explained.replace(" # default", "")
 }
 
-/// What the iterator wrote: each record is a connection, a listener, closed, or counted as
+/// What the walk wrote: each record is a connection, a listener, closed, or counted as
 /// senseless; each connection gets one verdict; and a dump of them is read back as it was.
 pub fn records(bytes: &[u8]) {
-    let listed: Vec<Listed> = bytes
-        .chunks_exact(size_of::<Listed>())
-        .filter_map(|record| Listed::read_from_bytes(record).ok())
+    let sockets: Vec<Walked> = bytes
+        .chunks_exact(size_of::<Row>())
+        .filter_map(|row| Row::read_from_bytes(row).ok())
+        .map(|row| Walked {
+            connection: row.connection,
+            live: row.live,
+            holders: Vec::new(),
+        })
         .collect();
     let pass = Pass {
-        now_ns: listed.len() as u64 * 1_000_000_000,
-        listed,
+        now_ns: sockets.len() as u64 * 1_000_000_000,
+        sockets,
         ..Pass::default()
     };
     let sums = BTreeMap::from([(EndpointKey::default(), EndpointSums::default())]);
@@ -79,7 +84,7 @@ pub fn records(bytes: &[u8]) {
     });
     let snapshot = &observation.snapshot;
     let candidates = pass
-        .listed
+        .sockets
         .iter()
         .filter(|l| l.connection.kind != kind::LISTENER);
     assert!(snapshot.connections.len() as u64 + observation.invalid <= candidates.count() as u64);

@@ -1,71 +1,41 @@
 //! Network namespaces, by inode.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::PathBuf,
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::Path,
 };
 
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::snapshot::Netns;
 
-/// Where each namespace was last found. Paths are kept, not descriptors: a descriptor keeps a
-/// dead pod's namespace alive.
-#[derive(Debug, Default)]
-pub struct Namespaces {
-    paths: BTreeMap<Netns, PathBuf>,
+/// Opens the namespace of the process with this folder in `/proc`, if it is this one. A process id may mean another process by
+/// now, so the inode of what was opened is what counts.
+///
+/// Keep the descriptor for no longer than needed: it keeps a dead pod's namespace alive.
+pub(crate) fn of_process(process: &Path, netns: Netns) -> Option<File> {
+    let file = File::open(process.join("ns/net")).ok()?;
+    (inode(&file).ok()? == netns).then_some(file)
 }
 
-impl Namespaces {
-    /// Opens a namespace; `None` if no process and no name leads to it any more.
-    ///
-    /// A path may lead elsewhere by now (a process id is reused), so the inode of what was opened
-    /// is what counts.
-    pub fn open(&mut self, netns: Netns) -> Option<File> {
-        if let Some(file) = self.open_known(netns) {
-            return Some(file);
-        }
-        self.paths = scan();
-        self.open_known(netns)
+/// Opens the namespace of a socket, if it is this one. A socket may be held by processes of other
+/// namespaces alone.
+pub(crate) fn of_socket(socket: impl AsFd, netns: Netns) -> Option<File> {
+    /// `linux/sockios.h`
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: the call takes no argument, and answers with a descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) };
+    if fd < 0 {
+        return None;
     }
-
-    /// Every namespace that there is now.
-    pub fn all(&mut self) -> Vec<Netns> {
-        self.paths = scan();
-        self.paths.keys().copied().collect()
-    }
-
-    fn open_known(&self, netns: Netns) -> Option<File> {
-        let file = File::open(self.paths.get(&netns)?).ok()?;
-        (inode(&file).ok()? == netns).then_some(file)
-    }
-}
-
-/// Every namespace that a process is in or that has a name under `/run/netns`.
-fn scan() -> BTreeMap<Netns, PathBuf> {
-    let mut found = BTreeMap::new();
-    let mut look_at = |path: PathBuf| {
-        if let Ok(meta) = fs::metadata(&path) {
-            found.entry(Netns(meta.ino() as u32)).or_insert(path);
-        }
-    };
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        look_at(entry.path());
-    }
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .iter()
-            .all(u8::is_ascii_digit)
-        {
-            look_at(entry.path().join("ns/net"));
-        }
-    }
-    found
+    // SAFETY: the kernel has just given us this descriptor.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    (inode(&file).ok()? == netns).then_some(file)
 }
 
 fn inode(file: &File) -> io::Result<Netns> {

@@ -1,15 +1,15 @@
 //! From the kernel's records to a [`Snapshot`]. What comes from the kernel is checked here, once.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use rebalancer_common::{self as common, Fault, IpProto, Listed, flags, kind};
+use rebalancer_common::{self as common, Fault, IpProto, Live, flags, kind};
 
 use crate::{
-    bpf::{self, CgroupPaths, Lister, Pass, read_endpoints, read_faults},
+    bpf::{self, Adopt, CgroupPaths, Pass, Walked, Walker, read_endpoints, read_faults},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
         Snapshot, TcpState, Who,
@@ -23,10 +23,15 @@ pub struct Observation {
     pub snapshot: Snapshot,
     /// What went wrong in the kernel half since tracking began.
     pub faults: BTreeMap<Fault, u64>,
-    /// Sockets recycled while they were listed, and skipped.
-    pub recycled: u64,
-    /// The longest time that one shard held the CPU.
-    pub longest: Duration,
+    /// Descriptors looked at, of sockets and of anything else.
+    pub files: u64,
+    /// Connections recorded that no descriptor leads to: in an accept queue, in flight between
+    /// processes, or held by io_uring alone. They are not in the snapshot.
+    pub unseen: u64,
+    /// CPU time that the walk took.
+    pub cpu: Duration,
+    /// Endpoints that have neither a listener nor a connection.
+    pub empty_endpoints: BTreeSet<common::EndpointKey>,
     /// Records that made no sense, and were skipped.
     pub invalid: u64,
     /// Port and cgroup of every listener.
@@ -34,13 +39,14 @@ pub struct Observation {
 }
 
 /// Reads everything that the kernel half has recorded.
-pub fn observe(lister: &mut Lister) -> Result<Observation, bpf::Error> {
-    let sums = read_endpoints(lister.pins())?;
-    let faults = read_faults(lister.pins())?;
-    let pass = lister.read()?;
-    let host = lister.kernel().host_netns();
+pub fn observe(walker: &mut Walker, adopt: Adopt) -> Result<Observation, bpf::Error> {
+    let faults = read_faults(walker.pins())?;
+    let pass = walker.walk(adopt)?;
+    // After the walk, which makes endpoints as well.
+    let sums = read_endpoints(walker.pins())?;
+    let host = walker.kernel().host_netns();
     Ok(join(&pass, &sums, faults, host, &|jiffies| {
-        lister.jiffies(jiffies)
+        walker.jiffies(jiffies)
     }))
 }
 
@@ -63,31 +69,56 @@ pub(crate) fn join(
         .iter()
         .map(|(key, sums)| (endpoint_key(key), endpoint(sums)))
         .collect();
-    let mut connections = Vec::with_capacity(pass.listed.len());
-    let mut invalid = 0;
-    let listeners = pass
-        .listed
-        .iter()
-        .map(|listed| &listed.connection)
-        .filter(|record| record.kind == kind::LISTENER)
-        .map(|record| (record.local_port, CgroupId(record.cgroup)))
-        .collect();
-    for listed in &pass.listed {
-        if listed.connection.kind == kind::LISTENER || is_closed(listed) {
+    let mut connections = Vec::with_capacity(pass.sockets.len());
+    let mut listeners = Vec::new();
+    let (mut invalid, mut with_close) = (0, 0_u64);
+    for socket in &pass.sockets {
+        let record = &socket.connection;
+        if is_closed(socket) {
             continue;
         }
-        let Some(connection) = connection(listed, host, jiffies) else {
+        if record.kind == kind::LISTENER {
+            listeners.push((record.local_port, CgroupId(record.cgroup)));
+            endpoints.entry(key_of(record, host)).or_default().listeners += 1;
+            continue;
+        }
+        let Some(connection) = connection(socket, host, jiffies) else {
             invalid += 1;
             continue;
         };
-        // The sums hold the bytes of closed connections; those that live are added here. A pass
-        // is exact, so what it found is what is open.
+        // The sums hold the bytes of closed connections; those that live are added here.
         let endpoint = endpoints.entry(connection.endpoint).or_default();
         endpoint.open += 1;
-        endpoint.bytes_in.0 = endpoint.bytes_in.0.saturating_add(connection.bytes_in.0);
-        endpoint.bytes_out.0 = endpoint.bytes_out.0.saturating_add(connection.bytes_out.0);
+        let add = |sum: &mut Bytes, all: Bytes, summed: u64| {
+            sum.0 = sum.0.saturating_add(all.0.saturating_sub(summed));
+        };
+        add(
+            &mut endpoint.bytes_in,
+            connection.bytes_in,
+            record.summed_in,
+        );
+        add(
+            &mut endpoint.bytes_out,
+            connection.bytes_out,
+            record.summed_out,
+        );
+        if record.flags & flags::WITHOUT_CLOSE == 0 {
+            with_close += 1;
+        } else {
+            // Of those whose close is not seen, what the walk does not find is closed.
+            endpoint.closed = endpoint.closed.saturating_sub(1);
+        }
         connections.push(connection);
     }
+    let empty_endpoints = sums
+        .iter()
+        .filter(|(key, sums)| {
+            let endpoint = &endpoints[&endpoint_key(key)];
+            sums.open == 0 && endpoint.listeners == 0 && endpoint.open == 0
+        })
+        .map(|(key, _)| *key)
+        .collect();
+    let open: u64 = sums.values().map(|sums| sums.open).sum();
     let snapshot = Snapshot {
         taken: KernelTime(pass.now_ns),
         connections,
@@ -97,22 +128,57 @@ pub(crate) fn join(
     Observation {
         snapshot,
         faults,
-        recycled: pass.recycled,
-        longest: pass.longest,
+        files: pass.files,
+        unseen: open.saturating_sub(with_close),
+        cpu: pass.cpu,
+        empty_endpoints,
         invalid,
         listeners,
     }
 }
 
-/// A socket that is closed but still held by its process, or counted as closed already.
-fn is_closed(listed: &Listed) -> bool {
+/// A socket that is closed but still held by its process.
+fn is_closed(socket: &Walked) -> bool {
     const TCP_CLOSE: u8 = 7;
-    listed.live.state == TCP_CLOSE || listed.connection.flags & flags::CLOSED != 0
+    socket.live.state == TCP_CLOSE
 }
 
-/// A listed record as a connection; `None` if it makes no sense.
+fn key_of(record: &common::Connection, host: Netns) -> EndpointKey {
+    let netns = Netns(record.netns);
+    EndpointKey {
+        netns,
+        cgroup: (netns == host).then_some(CgroupId(record.cgroup)),
+        port: record.local_port,
+    }
+}
+
+/// Whether the server's last data was sent after the client's last data had arrived, or at least
+/// before the client had all that was sent by then. Proven by data alone: a pure acknowledgement, such
+/// as the answer to a keepalive probe, can only make this say no.
+///
+/// Each of these is enough:
+/// - The kernel's ticks tell them apart.
+/// - Data of ours was newly acknowledged later than the client's last data arrived, so that data did
+///   not acknowledge it. A client acknowledges a last answer by itself, often 40 ms later.
+/// - With its data the client has echoed an earlier TCP timestamp than that of our last data.
+/// - It has sent one segment alone, and ours was sent after that.
+pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
+    let since = |ticks: u32| tick.saturating_mul(ticks);
+    let delivered = Duration::from_micros(live.since_delivered_us);
+    let by_tick = live.since_sent < live.since_received;
+    // A time in ticks is up to one tick too long.
+    let by_delivery =
+        live.since_sent <= live.since_received && delivered + 2 * tick < since(live.since_received);
+    let ahead = live.sent_timestamp.wrapping_sub(live.echoed_timestamp) as i32;
+    let by_timestamp =
+        live.since_sent == live.since_received && live.echoed_timestamp != 0 && ahead > 0;
+    let by_order = live.sole_request_answered == 1;
+    live.bytes_sent > 0 && (by_tick || by_delivery || by_timestamp || by_order)
+}
+
+/// A record as a connection; `None` if it makes no sense.
 pub(crate) fn connection(
-    listed: &Listed,
+    listed: &Walked,
     host: Netns,
     jiffies: &dyn Fn(u32) -> Duration,
 ) -> Option<Connection> {
@@ -125,16 +191,10 @@ pub(crate) fn connection(
     {
         return None;
     }
-    let netns = Netns(record.netns);
-    let cgroup = CgroupId(record.cgroup);
     Some(Connection {
         cookie: Cookie(record.cookie),
-        endpoint: EndpointKey {
-            netns,
-            cgroup: (netns == host).then_some(cgroup),
-            port: record.local_port,
-        },
-        cgroup,
+        endpoint: key_of(record, host),
+        cgroup: CgroupId(record.cgroup),
         cgroup_path: None,
         local: address(record.local_addr, record.local_port, record.device),
         remote: address(record.remote_addr, record.remote_port, record.device),
@@ -142,13 +202,13 @@ pub(crate) fn connection(
         opened: KernelTime(record.start_ns),
         adopted: record.flags & flags::ADOPTED != 0,
         state: TcpState::from_kernel(live.state),
-        owned: live.owned == 1,
+        owned: true,
         mptcp: live.mptcp != 0,
         bytes_in: Bytes(live.bytes_received),
         bytes_out: Bytes(live.bytes_acked),
         receive_queue: live.rcv_nxt.wrapping_sub(live.copied_seq),
         send_queue: live.write_seq.wrapping_sub(live.snd_una),
-        server_spoke_last: live.bytes_sent > 0 && live.snd_wl1 == live.rcv_nxt,
+        server_spoke_last: server_spoke_last(live, jiffies(1)),
         since_sent: jiffies(live.since_sent),
         since_received: jiffies(live.since_received),
         segments_in: live.data_segs_in,
@@ -183,10 +243,10 @@ fn endpoint_key(key: &common::EndpointKey) -> EndpointKey {
 fn endpoint(sums: &common::EndpointSums) -> Endpoint {
     Endpoint {
         who: Who::default(), // names come from elsewhere
-        listeners: sums.listeners,
+        listeners: 0,
         accepted: sums.accepted,
         open: 0,
-        closed: sums.closed,
+        closed: sums.closed + sums.without_close,
         closed_by_reset: sums.closed_by_reset,
         closed_by_abort: sums.closed_by_abort,
         closed_by_timeout: sums.closed_by_timeout,
@@ -201,8 +261,12 @@ mod tests {
 
     const HOST: Netns = Netns(1);
 
-    fn listed() -> Listed {
-        let mut listed = Listed::default();
+    fn listed() -> Walked {
+        let mut listed = Walked {
+            connection: common::Connection::default(),
+            live: Live::default(),
+            holders: Vec::new(),
+        };
         let record = &mut listed.connection;
         record.cookie = 7;
         record.netns = 2;
@@ -216,13 +280,12 @@ mod tests {
             .octets();
         record.protocol = IpProto::Tcp as u8;
         listed.live.state = 1;
-        listed.live.owned = 1;
         listed.live.bytes_received = 10;
         listed.live.bytes_acked = 20;
         listed
     }
 
-    fn join_all(listed: Vec<Listed>) -> Observation {
+    fn join_all(sockets: Vec<Walked>) -> Observation {
         let key = common::EndpointKey {
             netns: 2,
             port: 80,
@@ -236,7 +299,7 @@ mod tests {
             ..Default::default()
         };
         let pass = Pass {
-            listed,
+            sockets,
             now_ns: 9,
             ..Default::default()
         };
@@ -251,13 +314,10 @@ mod tests {
 
     #[test]
     fn closed_and_live_bytes_are_summed_once() {
-        let mut closed = listed();
-        closed.connection.cookie = 8;
-        closed.connection.flags = flags::CLOSED;
         let mut held = listed();
         held.connection.cookie = 9;
         held.live.state = 7;
-        let got = join_all(vec![listed(), closed, held]);
+        let got = join_all(vec![listed(), held]);
         assert_eq!(got.snapshot.connections.len(), 1);
         let endpoint = got.snapshot.endpoints.values().next().unwrap();
         assert_eq!(
@@ -285,21 +345,131 @@ mod tests {
         let mut wrapped = listed();
         wrapped.live.write_seq = 5;
         wrapped.live.snd_una = u32::MAX - 4;
-        wrapped.live.snd_wl1 = 3;
-        wrapped.live.rcv_nxt = 3;
-        let silent = connection(&wrapped, HOST, &|_| Duration::ZERO).unwrap();
-        assert!(
-            !silent.server_spoke_last,
-            "a server that sent nothing has not spoken"
-        );
-        wrapped.live.bytes_sent = 1;
         let got = connection(&wrapped, HOST, &|_| Duration::ZERO).unwrap();
-        assert!(got.server_spoke_last);
         assert_eq!(got.send_queue, 10);
         assert_eq!(got.remote.to_string(), "10.0.0.2:4000");
         assert_eq!(got.endpoint.cgroup, None);
         wrapped.connection.netns = HOST.0;
         let hosts = connection(&wrapped, HOST, &|_| Duration::ZERO).unwrap();
         assert_eq!(hosts.endpoint.cgroup, Some(CgroupId(0)));
+    }
+
+    #[test]
+    fn who_spoke_last_is_proven_by_data_alone() {
+        let tick = Duration::from_millis(4);
+        // Both in one tick, all acknowledged with the client's data.
+        let tie = Live {
+            bytes_sent: 1,
+            since_sent: 100,
+            since_received: 100,
+            since_delivered_us: 400_000,
+            sent_timestamp: 1_000,
+            echoed_timestamp: 1_000,
+            ..Live::default()
+        };
+        let spoke_last = |live: Live| server_spoke_last(&live, tick);
+        assert!(
+            !spoke_last(tie),
+            "the next request came with the acknowledgement"
+        );
+        for proof in [
+            Live {
+                since_sent: 99,
+                ..tie
+            },
+            Live {
+                since_delivered_us: 391_999,
+                ..tie
+            },
+            Live {
+                echoed_timestamp: 999,
+                ..tie
+            },
+            Live {
+                sent_timestamp: 4,
+                echoed_timestamp: u32::MAX - 4,
+                ..tie
+            },
+            Live {
+                sole_request_answered: 1,
+                ..tie
+            },
+        ] {
+            assert!(spoke_last(proof), "{proof:?}");
+            let silent = Live {
+                bytes_sent: 0,
+                ..proof
+            };
+            assert!(!spoke_last(silent), "it sent nothing at all");
+        }
+        for unproven in [
+            Live {
+                since_sent: 101,
+                ..tie
+            },
+            Live {
+                since_sent: 101,
+                echoed_timestamp: 999,
+                ..tie
+            },
+            Live {
+                since_sent: 101,
+                since_delivered_us: 0,
+                ..tie
+            },
+            Live {
+                since_delivered_us: 392_000,
+                ..tie
+            },
+            // Without timestamps; or later than our last data, as with a keepalive probe.
+            Live {
+                echoed_timestamp: 0,
+                ..tie
+            },
+            Live {
+                echoed_timestamp: 1_001,
+                ..tie
+            },
+        ] {
+            assert!(!spoke_last(unproven), "{unproven:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_close_callback_is_closed_once_it_is_not_found() {
+        let key = common::EndpointKey {
+            netns: 2,
+            port: 80,
+            ..Default::default()
+        };
+        let sums = common::EndpointSums {
+            accepted: 10,
+            open: 3,
+            without_close: 4,
+            closed: 3,
+            ..Default::default()
+        };
+        let adopted = |cookie| {
+            let mut adopted = listed();
+            adopted.connection.cookie = cookie;
+            adopted.connection.flags = flags::ADOPTED;
+            adopted
+        };
+        let pass = Pass {
+            sockets: vec![listed(), adopted(8), adopted(9)],
+            ..Default::default()
+        };
+        let got = join(
+            &pass,
+            &BTreeMap::from([(key, sums)]),
+            BTreeMap::new(),
+            HOST,
+            &|_| Duration::ZERO,
+        );
+        let endpoint = got.snapshot.endpoints.values().next().unwrap();
+        // Three have a close that was seen, and two of the adopted are not found any more.
+        assert_eq!((endpoint.open, endpoint.closed), (3, 5));
+        // Two of the open ones are recorded, and no descriptor leads to them.
+        assert_eq!(got.unseen, 2);
     }
 }

@@ -41,29 +41,30 @@ use self::{
     announce::Announce,
     pause::Pause,
     policy_file::PolicyFile,
-    scope::Scope,
+    scope::{MOST_ON_NODE, Scope},
     serve::{Published, Question, serve},
     standing::Standing,
 };
 use crate::{
     bpf::{
-        self, CgroupPaths, CgroupTree, Inherited, Kernel, KernelLog, Lifetime, Lister, Tracker,
-        Watcher,
+        self, Adopt, CgroupPaths, CgroupTree, EmptyEndpoints, Inherited, Kernel, KernelLog,
+        Lifetime, Tracker, Walker, Watcher,
     },
     counting::Counting,
     http::{RunDir, Server},
     kubernetes::{Access, Announcer, Names, PodAt},
     moves::{self, Done, Mechanism, Mover, Order},
-    netns::Namespaces,
     observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy, StepKind},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
-/// How often what has gone is forgotten, and what went unrecorded is looked for: both walk every
-/// network namespace.
+/// How often endpoints that have gone are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// Walking takes no more than one part in so many of a CPU: 2 %. A pass is put off until then.
+const WALKING_SHARE: u32 = 50;
 
 /// How to run.
 pub struct Options {
@@ -189,7 +190,7 @@ struct Agent {
     counting: Option<Counting>,
     count_despite_fionread: bool,
     kernel: Arc<Kernel>,
-    lister: Lister,
+    walker: Walker,
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
@@ -208,8 +209,11 @@ struct Agent {
     ledger: Ledger,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
-    /// Something went unrecorded: look for it at the next interval.
-    adopt_again: bool,
+    /// Connections recorded, as of the last pass.
+    recorded: u64,
+    /// No pass before, so that walking takes no more than its share.
+    next_pass: Instant,
+    empty_endpoints: EmptyEndpoints,
     /// When the last housekeeping was.
     kept: KernelTime,
 }
@@ -240,21 +244,11 @@ impl Agent {
             let pins = options.pins.display();
             warn!(%pins, why, "pins of another agent were of no use: replaced, ages begin anew");
         }
-        if options.on_exit == OnExit::Keep {
-            tracker.outlive();
-        }
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
-        let mut lister = Lister::open(Arc::clone(&kernel), tracker.pins())?;
-        // Before adopting, which removes records that the policy does not want any more.
-        leave_alone(&mut lister);
-        let adopted = tracker.adopt()?;
-        if adopted.not_entered > 0 {
-            warn!(
-                count = adopted.not_entered,
-                "network namespaces could not be entered: their older connections are not tracked"
-            );
-        }
+        let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
+        leave_alone(&mut walker);
+        let adopted = walker.adopt(tracker.within()?, MOST_ON_NODE)?;
         let mut mode = options.mode;
         let mechanism = mechanism(options.mechanism);
         if mechanism.is_none() {
@@ -262,11 +256,11 @@ impl Agent {
         }
         let (tell, done) = unbounded_channel();
         // The mover asks the kernel by itself, so it has its own iterator and memory.
-        let lister_of_mover = Lister::open(Arc::clone(&kernel), tracker.pins())?;
+        let walker_of_mover = Walker::open(Arc::clone(&kernel), tracker.pins())?;
         let mover = mechanism
             .map(|mechanism| {
                 let watcher = watcher(&kernel, tracker.pins());
-                Mover::start(lister_of_mover, watcher, mechanism, tell)
+                Mover::start(walker_of_mover, watcher, mechanism, tell)
             })
             .transpose()
             .context("starting the moving thread")?;
@@ -289,6 +283,8 @@ impl Agent {
         let socket = run_dir.socket();
         let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
         let (server, asked) = serve(run_dir, options.offer, &published, steps, standing.events())?;
+        // From here on it runs. Had it failed before, what a former agent had tracked would stay.
+        tracker.outlive(options.on_exit == OnExit::Keep);
         bpf::return_memory();
         info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -300,7 +296,7 @@ impl Agent {
             cgroup = %tracker.cgroup().display(),
             pins = %tracker.pins().display(),
             socket = %socket.display(),
-            adopted_from = adopted.namespaces,
+            adopted,
             kubernetes = names.is_some(),
             taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
@@ -311,7 +307,7 @@ impl Agent {
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
             kernel,
-            lister,
+            walker,
             tracker,
             names,
             cgroups,
@@ -328,7 +324,9 @@ impl Agent {
             ledger,
             now: KernelTime::default(),
             faults: BTreeMap::new(),
-            adopt_again: false,
+            recorded: 0,
+            next_pass: Instant::now(),
+            empty_endpoints: EmptyEndpoints::default(),
             kept: KernelTime::default(),
         };
         let inbox = Inbox {
@@ -347,6 +345,9 @@ impl Agent {
 
     /// List, decide, move; and let others know how it stands.
     fn tick(&mut self) {
+        if Instant::now() < self.next_pass {
+            return;
+        }
         self.standing.pass_begins();
         self.pass();
         self.announce.write(Instant::now());
@@ -372,9 +373,9 @@ impl Agent {
         self.keep_tracking();
         // Before the listing: what is accepted in a cgroup made since then is of no known one.
         let paths = read_cgroups(&self.policy, &self.cgroups);
-        let new_cgroups = self.classify(&paths);
+        self.classify(&paths);
         let began = Instant::now();
-        let mut observation = match observe(&mut self.lister) {
+        let mut observation = match self.observe() {
             Ok(observation) => observation,
             Err(error) => {
                 self.standing.pass_failed(&error);
@@ -384,7 +385,8 @@ impl Agent {
         let listing = began.elapsed();
         self.report_faults(&observation);
         locate(&mut observation.snapshot, &paths);
-        self.leave_out(&mut observation, &paths, new_cgroups);
+        self.leave_out(&mut observation, &paths);
+        self.forget_endpoints(&observation);
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
         }
@@ -399,7 +401,8 @@ impl Agent {
             overdue = plan.overdue(),
             budget_left = plan.budget_left(),
             spared = ?plan.spared(),
-            longest = ?observation.longest,
+            files = observation.files,
+            unseen = observation.unseen,
             naming = ?snapshot.naming,
             "listed"
         );
@@ -433,6 +436,18 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.standing
             .passed(&observation, &plan, &self.ledger, listing);
+    }
+
+    /// Walks, and puts off the next pass if that took long.
+    fn observe(&mut self) -> Result<Observation, bpf::Error> {
+        let adopt = Adopt::Below {
+            cgroup: self.tracker.within()?,
+            room: MOST_ON_NODE.saturating_sub(self.recorded),
+        };
+        let observation = observe(&mut self.walker, adopt)?;
+        self.next_pass = Instant::now() + observation.cpu * WALKING_SHARE;
+        self.recorded = observation.snapshot.connections.len() as u64;
+        Ok(observation)
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -491,11 +506,8 @@ impl Agent {
                 self.standing.policy_loaded(&policy, text);
                 let scope = Scope::of(&policy);
                 let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
-                match self.tracker.track(tracking) {
-                    // What is there already is recorded, or not, as the new policy says; and cgroups
-                    // that this has told of are not new to the next interval.
-                    Ok(()) => self.adopt(),
-                    Err(error) => error!(%error, "the kernel half keeps its settings"),
+                if let Err(error) = self.tracker.track(tracking) {
+                    error!(%error, "the kernel half keeps its settings");
                 }
                 self.scope = scope;
                 self.policy =
@@ -529,39 +541,35 @@ impl Agent {
             self.standing.attached_again();
             warn!("another sock_ops program was attached behind ours: attached again behind it");
         }
-        let due = self.now.since(self.kept) >= HOUSEKEEPING;
-        if wiped || (due && std::mem::take(&mut self.adopt_again)) {
-            self.adopt();
+    }
+
+    fn forget_endpoints(&mut self, observation: &Observation) {
+        if self.now.since(self.kept) < HOUSEKEEPING {
+            return;
         }
-        if due {
-            self.kept = self.now;
-            match bpf::forget_endpoints(self.tracker.pins(), &Namespaces::default().all()) {
-                Ok(0) => {}
-                Ok(count) => debug!(count, "forgot endpoints of namespaces that have gone"),
-                Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
-            }
+        self.kept = self.now;
+        match self
+            .empty_endpoints
+            .forget(self.tracker.pins(), &observation.empty_endpoints)
+        {
+            Ok(0) => {}
+            Ok(count) => debug!(count, "forgot endpoints without listener and connection"),
+            Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
         }
     }
 
-    fn adopt(&self) {
-        if let Err(error) = self.tracker.adopt() {
-            warn!(%error, "what went unrecorded stays so");
-        }
-    }
-
-    /// Tells the kernel half of cgroups that have come and gone; whether there were any.
-    fn classify(&mut self, paths: &CgroupPaths) -> bool {
+    /// Tells the kernel half of cgroups that have come and gone.
+    fn classify(&mut self, paths: &CgroupPaths) {
         let Some(classes) = self.scope.classes(paths) else {
-            return false;
+            return;
         };
-        self.tracker.classify(classes).unwrap_or_else(|error| {
+        if let Err(error) = self.tracker.classify(classes) {
             warn!(%error, "what new cgroups are excluded or named is not known in the kernel");
-            false
-        })
+        }
     }
 
-    /// Leaves out what was recorded only because its cgroup was not known yet, and has its record
-    /// removed.
+    /// Leaves out what has a record that the policy does not want: its cgroup was not known when it
+    /// was made, or the policy was another. The kernel frees it with its socket.
     fn leave_out(
         &self,
         Observation {
@@ -570,21 +578,13 @@ impl Agent {
             ..
         }: &mut Observation,
         paths: &CgroupPaths,
-        new_cgroups: bool,
     ) {
-        let all = snapshot.connections.len() + listeners.len();
-        snapshot
-            .connections
-            .retain(|c| self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref()));
+        let loopback = self.policy.track().loopback();
+        snapshot.connections.retain(|c| {
+            (loopback || !c.remote.ip().is_loopback())
+                && self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref())
+        });
         listeners.retain(|(port, id)| self.scope.covers(*port, paths.get(id)));
-        let count = all - snapshot.connections.len() - listeners.len();
-        if count > 0 && new_cgroups {
-            debug!(
-                count,
-                "removing records of cgroups that are not to be recorded"
-            );
-            self.adopt();
-        }
     }
 
     fn report_faults(&mut self, observation: &Observation) {
@@ -597,7 +597,6 @@ impl Agent {
                     total = count,
                     "kernel fault"
                 );
-                self.adopt_again |= fault.leaves_unrecorded();
             }
         }
         if observation.invalid > 0 {
@@ -622,8 +621,8 @@ impl Agent {
 }
 
 /// Takes off what an agent that was killed has left on those that it was about to move.
-fn leave_alone(lister: &mut Lister) {
-    let left = match moves::take_off_left(lister) {
+fn leave_alone(walker: &mut Walker) {
+    let left = match moves::take_off_left(walker) {
         Ok(left) => left,
         Err(error) => {
             warn!(%error, "cannot tell what a former agent was listening to");

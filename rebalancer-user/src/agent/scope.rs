@@ -14,6 +14,9 @@ use crate::{
 /// Ports and the groups of rules that name them, a bit for each.
 type Ports = Vec<(RangeInclusive<u16>, u8)>;
 
+/// Most connections recorded on a node: at some 0.4 KB each in the kernel and 1 KB here.
+pub(super) const MOST_ON_NODE: u64 = 262_144;
+
 /// What a policy wants recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scope {
@@ -85,10 +88,10 @@ impl Scope {
     /// Whether the kernel half shall have a record of a socket on `port`. Of one in an unknown cgroup
     /// it has.
     pub(super) fn covers(&self, port: u16, cgroup: Option<&CgroupPath>) -> bool {
-        let Some(path) = cgroup.filter(|_| self.names_cgroups()) else {
-            return true;
+        let class = match cgroup.filter(|_| self.names_cgroups()) {
+            Some(path) => self.class(path),
+            None => class::ALL_GROUPS,
         };
-        let class = self.class(path);
         let wanted = self.ports.as_ref().is_none_or(|ports| {
             let named = class | class::ANY_CGROUP;
             ports
@@ -103,6 +106,7 @@ impl Scope {
         Tracking {
             loopback: policy.track().loopback(),
             max_per_endpoint: policy.track().max_per_endpoint().get(),
+            max_per_node: MOST_ON_NODE as u32,
             only_ports: self.ports.clone(),
             cgroups: self.classes(paths),
         }

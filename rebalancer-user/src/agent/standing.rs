@@ -172,7 +172,9 @@ impl Standing {
         self.last_pass = Some(PassStatus {
             at,
             duration_seconds: began.elapsed().as_secs_f64(),
-            longest_stretch_seconds: observation.longest.as_secs_f64(),
+            descriptors: observation.files,
+            unseen: observation.unseen,
+            next_after_seconds: (observation.cpu * super::WALKING_SHARE).as_secs_f64(),
             connections: snapshot.connections.len(),
             endpoints: snapshot.endpoints.len(),
             moves: plan.moves().count(),

@@ -1,18 +1,24 @@
 //! The small maps, read directly.
 
-use std::{collections::BTreeMap, io, ops::RangeInclusive, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    ops::RangeInclusive,
+    path::Path,
+};
 
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use rebalancer_common::{
-    ABI_VERSION, EndpointKey, EndpointSums, Fault, Settings, WANTED_WORDS, names, wanted_bits,
+    ABI_VERSION, EndpointKey, EndpointSums, Fault, Place, Settings, WANTED_WORDS, names,
+    wanted_bits,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Error;
-use crate::snapshot::{CgroupId, Netns};
+use crate::snapshot::CgroupId;
 
 /// A shared record as aya wants it.
 #[derive(Clone, Copy)]
@@ -68,23 +74,53 @@ pub fn endpoints_capacity(pins: &Path) -> Result<u64, Error> {
     Ok(info.max_entries().into())
 }
 
-/// Removes endpoints that can come no more: nobody listens, nothing is open, and their network
-/// namespace is not among `living`. Returns how many.
-pub fn forget_endpoints(pins: &Path, living: &[Netns]) -> Result<usize, Error> {
-    let failed = |e: anyhow::Error| Error::call("removing from the endpoints map", e);
-    let gone: Vec<EndpointKey> = read_endpoints(pins)?
-        .into_iter()
-        .filter(|(_, sums)| sums.listeners == 0 && sums.open == 0)
-        .map(|(key, _)| key)
-        .filter(|key| !living.contains(&Netns(key.netns)))
-        .collect();
-    let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> = pinned(pins, names::ENDPOINTS)?
-        .try_into()
-        .map_err(|e: MapError| failed(e.into()))?;
-    for key in &gone {
-        map.remove(&Raw(*key)).map_err(|e| failed(e.into()))?;
+/// Endpoints that were empty when they were last looked at.
+#[derive(Debug, Default)]
+pub struct EmptyEndpoints(BTreeSet<EndpointKey>);
+
+impl EmptyEndpoints {
+    /// Removes the endpoints that are empty now and were so the last time, and counts those that are
+    /// left at each place. Returns how many were removed.
+    ///
+    /// A listener that was opened just now may have found its entry there, and lose it: the next
+    /// walk makes another.
+    pub fn forget(&mut self, pins: &Path, empty: &BTreeSet<EndpointKey>) -> Result<usize, Error> {
+        let gone: BTreeSet<EndpointKey> = self.0.intersection(empty).copied().collect();
+        self.0 = empty.difference(&gone).copied().collect();
+        if !gone.is_empty() {
+            remove_endpoints(pins, &gone)?;
+        }
+        Ok(gone.len())
     }
-    Ok(gone.len())
+}
+
+fn remove_endpoints(pins: &Path, gone: &BTreeSet<EndpointKey>) -> Result<(), Error> {
+    let failed = |e: MapError| Error::call("removing from the endpoints map", e);
+    let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> =
+        pinned(pins, names::ENDPOINTS)?.try_into().map_err(failed)?;
+    for key in gone {
+        // It is not there if another has removed it.
+        let _absent = map.remove(&Raw(*key));
+    }
+    let mut counts = BTreeMap::<Place, u64>::new();
+    for key in gone {
+        counts.entry(key.place()).or_default();
+    }
+    for key in read_endpoints(pins)?.keys() {
+        if let Some(count) = counts.get_mut(&key.place()) {
+            *count += 1;
+        }
+    }
+    let mut places: HashMap<_, Raw<Place>, u64> =
+        pinned(pins, names::PLACES)?.try_into().map_err(failed)?;
+    for (place, count) in counts {
+        // One that is made at this very moment may go uncounted: the cap is late by it.
+        match count {
+            0 => drop(places.remove(&Raw(place))),
+            count => places.insert(Raw(place), count, 0).map_err(failed)?,
+        }
+    }
+    Ok(())
 }
 
 /// What went wrong in the kernel half so far, summed over CPUs; only what did.

@@ -1,7 +1,7 @@
 //! The kernel side, seen from userspace: load, attach, pin, read. Nothing is decided here.
 //!
 //! - [`Tracker`] holds the sock_ops program on the cgroup root and the pinned maps.
-//! - [`Lister`] reads every connection, with an iterator and memory of its own, so that no reader
+//! - [`Walker`] reads every connection, with an iterator and memory of its own, so that no reader
 //!   disturbs another.
 //! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
 //! - [`Watcher`] holds the socket filter that hears what victims speak.
@@ -10,7 +10,6 @@
 mod cgroup;
 mod cgroups;
 mod error;
-mod lister;
 mod log;
 mod maps;
 mod messages;
@@ -19,14 +18,14 @@ mod offsets;
 mod pins;
 mod sys;
 mod tracker;
+mod walker;
 mod watcher;
 
 pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
-pub use lister::{Lister, Pass};
 pub use log::KernelLog;
-pub use maps::{agent_pid, endpoints_capacity, forget_endpoints, read_endpoints, read_faults};
+pub use maps::{EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults};
 pub use messages::MessageCounter;
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
@@ -35,7 +34,8 @@ pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{
     missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock, return_memory,
 };
-pub use tracker::{Adopted, Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
+pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
+pub use walker::{Adopt, Holder, Pass, Walked, Walker};
 pub use watcher::{Watcher, forget_watched, read_watched};
 
 /// The kernel half, built by `build.rs`.

@@ -1,14 +1,14 @@
 //! What the programs must know of the running kernel, found in its BTF.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
 use aya::{Btf, Endianness};
 use btfparse::{Offset, Readable, TypeInformation};
-use rebalancer_common::offsets::{ABSENT, OPTIONAL, Offsets};
+use rebalancer_common::offsets::{ABSENT, BITS, OPTIONAL, Offsets};
 use zerocopy::FromBytes as _;
 
 use super::{Error, nesting};
@@ -24,6 +24,8 @@ pub struct Kernel {
     pub(super) offsets: Offsets,
     /// Inode of the host's network namespace.
     pub(super) host_netns: u32,
+    /// How many pid namespaces lie between the initial one and this process's.
+    pub(super) pid_level: u32,
     /// Where its BTF is.
     path: PathBuf,
 }
@@ -47,6 +49,7 @@ impl Kernel {
         Ok(Self {
             offsets,
             host_netns,
+            pid_level: pid_level()?,
             path: path.to_owned(),
         })
     }
@@ -76,6 +79,20 @@ fn host_netns() -> Result<u32, Error> {
         .ino() as u32)
 }
 
+/// `NSpid` in `/proc/PID/status` has an id for each pid namespace from the initial one on; only the
+/// initial procfs shows all of them, so a nested one that was mounted elsewhere says less.
+fn pid_level() -> Result<u32, Error> {
+    let path = "/proc/self/status";
+    let failed = |e: io::Error| Error::call(format!("reading {path}"), e);
+    let status = fs::read_to_string(path).map_err(failed)?;
+    let ids = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .map(|ids| ids.split_whitespace().count())
+        .unwrap_or(1);
+    Ok(ids.saturating_sub(1) as u32)
+}
+
 /// Every offset, in the order of the fields of [`Offsets`].
 pub(super) fn find(btf: &[u8]) -> Result<Offsets, String> {
     let types = TypeInformation::new(&Memory(btf)).map_err(|e| format!("damaged BTF: {e:?}"))?;
@@ -91,8 +108,13 @@ pub(super) fn find(btf: &[u8]) -> Result<Offsets, String> {
                     .map_err(|e| format!("{structure}.{member}: {e:?}"))
             });
         values.push(match found {
-            Ok((_, Offset::ByteOffset(offset))) => offset,
-            Ok((_, bits)) => return Err(format!("{structure}.{member} is a bit field: {bits:?}")),
+            Ok((_, Offset::ByteOffset(offset))) if !BITS.contains(field) => offset,
+            Ok((_, Offset::BitOffsetAndSize(offset, 1))) if BITS.contains(field) => offset,
+            Ok((_, bits)) => {
+                return Err(format!(
+                    "{structure}.{member} is not what was expected: {bits:?}"
+                ));
+            }
             Err(_) if OPTIONAL.contains(field) => ABSENT,
             Err(what) => return Err(what),
         });

@@ -44,7 +44,7 @@ struct ProgQuery {
     pad: u32,
 }
 
-/// The part of `union bpf_attr` that links an iterator to one map.
+/// The part of `union bpf_attr` that links an iterator.
 #[repr(C)]
 struct LinkCreate {
     prog_fd: u32,
@@ -56,11 +56,12 @@ struct LinkCreate {
     pad: u32,
 }
 
-/// `union bpf_iter_link_info`, its `map` member.
+/// `union bpf_iter_link_info`, its `task` member.
 #[repr(C)]
-struct IterLinkInfo {
-    map_fd: u32,
-    rest: [u32; 3],
+struct TaskInfo {
+    tid: u32,
+    pid: u32,
+    pid_fd: u32,
 }
 
 #[repr(C)]
@@ -90,31 +91,30 @@ pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<Owned
     bpf(BPF_MAP_CREATE, &attr)
 }
 
-/// Links an iterator program, to a map if it is one over a map: aya's own `attach` cannot name
-/// the map, and its link can be read but once.
-pub(super) fn link_iterator(
-    program: BorrowedFd<'_>,
-    map: Option<BorrowedFd<'_>>,
-) -> io::Result<OwnedFd> {
-    let map_fd = map.map_or(0, |map| map.as_raw_fd() as u32);
-    let info = IterLinkInfo {
-        map_fd,
-        rest: [0; 3],
+/// Links an iterator program over processes, to one of them if it is named: aya's own `attach`
+/// cannot name it, and its link can be read but once.
+///
+/// # Errors
+/// E2BIG: this kernel cannot be asked for one process (before 6.1).
+pub(super) fn link_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io::Result<OwnedFd> {
+    let info = TaskInfo {
+        tid: 0,
+        pid: process.unwrap_or(0),
+        pid_fd: 0,
     };
     let attr = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
         target_fd: 0,
         attach_type: BPF_TRACE_ITER,
         flags: 0,
-        iter_info: map.map_or(0, |_| (&raw const info) as u64),
-        iter_info_len: map.map_or(0, |_| size_of::<IterLinkInfo>() as u32),
+        iter_info: process.map_or(0, |_| (&raw const info) as u64),
+        iter_info_len: process.map_or(0, |_| size_of::<TaskInfo>() as u32),
         pad: 0,
     };
     bpf(BPF_LINK_CREATE, &attr)
 }
 
-/// A fresh pass over what the link is for: one map, or the sockets of the network namespace that
-/// this thread is in.
+/// A fresh pass over what the link is for.
 pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<IteratorPass> {
     let attr = IterCreate {
         link_fd: link.as_raw_fd() as u32,
@@ -156,7 +156,8 @@ pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 pub(super) enum PassEnd {
     /// The iterator came to its end.
     Whole,
-    /// The program, or a very long list, stopped it.
+    /// The program has filled its memory; the next call goes on with the same descriptor. Or one
+    /// call has been through a million of them.
     CutShort,
 }
 
@@ -164,8 +165,7 @@ pub(super) enum PassEnd {
 pub(super) struct IteratorPass(OwnedFd);
 
 impl IteratorPass {
-    /// Runs it to its end, or to where it is cut short; from there the next call resumes, which
-    /// is not exact.
+    /// Runs it to its end, or to where it is cut short; from there the next call resumes.
     pub(super) fn run(&self) -> io::Result<PassEnd> {
         let mut nothing = [0; 64];
         loop {

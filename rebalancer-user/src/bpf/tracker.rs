@@ -5,10 +5,7 @@ use std::{
     fs::{self, File},
     io,
     ops::RangeInclusive,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -27,12 +24,9 @@ use super::{
     cgroup::ROOT_INODE,
     cgroup_root,
     maps::{complete, read_cgroups, write_cgroups, write_settings, write_wanted},
-    sys::{self, PassEnd},
+    sys,
 };
-use crate::{
-    netns::{Namespaces, enter},
-    snapshot::CgroupId,
-};
+use crate::snapshot::CgroupId;
 
 /// What to record.
 #[derive(Clone, Debug)]
@@ -41,6 +35,8 @@ pub struct Tracking {
     pub loopback: bool,
     /// Most connections recorded per endpoint.
     pub max_per_endpoint: u32,
+    /// Most connections recorded on the node.
+    pub max_per_node: u32,
     /// Record only sockets with these local ports, each for some groups of rules, and spend next to
     /// nothing on others.
     pub only_ports: Option<Vec<(RangeInclusive<u16>, u8)>>,
@@ -53,6 +49,7 @@ impl Default for Tracking {
         Self {
             loopback: false,
             max_per_endpoint: 65_536,
+            max_per_node: 262_144,
             only_ports: None,
             cgroups: None,
         }
@@ -80,12 +77,12 @@ pub enum Inherited {
 }
 
 /// Tracking. Dropping it detaches the program and removes the pins, so that nothing stays in the
-/// kernel, unless [`Tracker::outlive`] was called.
+/// kernel, unless they were taken over and [`Tracker::outlive`] was not called yet, or it was told to
+/// keep them.
 pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
     link: Link,
     ebpf: Ebpf,
-    adopt: OwnedFd,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     pins: PinDir,
     cgroup: PathBuf,
@@ -120,15 +117,12 @@ impl Tracker {
         // A start that fails destroys nothing that others have recorded.
         pins.keep(inherited == Inherited::TakenOver);
         let btf = kernel.btf()?;
-        let within = below_root(&cgroup_dir)?;
-        let load = || Loaded::over(kernel, &btf, pins.path(), &tracking, &within);
-        let Loaded {
-            mut ebpf,
-            log,
-            adopt,
-        } = match load() {
-            // Maps of the same version that do not fit must not keep the node without an agent.
+        let load = || Loaded::over(kernel, &btf, pins.path(), &tracking);
+        let Loaded { mut ebpf, log } = match load() {
+            // Maps of the same version that do not fit must not keep the node without an agent. A
+            // kernel that refuses the program itself would refuse it again, with the records gone.
             Err(error) if inherited == Inherited::TakenOver => {
+                load_sock_ops(loader(kernel, &btf))?;
                 pins.clear()?;
                 inherited = Inherited::Replaced(error.to_string());
                 load()?
@@ -143,11 +137,9 @@ impl Tracker {
             Lifetime::Process => Link::Held(link),
             Lifetime::Pins => pin(link, pins.path())?,
         };
-        pins.keep(false);
         Ok(Self {
             link,
             ebpf,
-            adopt,
             log,
             pins,
             cgroup,
@@ -155,35 +147,6 @@ impl Tracker {
             inherited,
             classes: tracking.cgroups.unwrap_or_default(),
         })
-    }
-
-    /// Makes records of the connections and listeners that are older than tracking, in every
-    /// network namespace; their age is known from now on only. Removes the records of those that are
-    /// not to have one any more.
-    ///
-    /// Returns in how many namespaces it looked, and how many it could not enter.
-    pub fn adopt(&self) -> Result<Adopted, Error> {
-        let mut namespaces = Namespaces::default();
-        let mut adopted = Adopted::default();
-        for netns in namespaces.all() {
-            // One that is gone by now has no connections to adopt.
-            let Some(target) = namespaces.open(netns) else {
-                continue;
-            };
-            // A very long list is cut short, and resumed. That can miss one; the next adoption
-            // finds it.
-            let pass = || {
-                let pass = sys::start_iterator(self.adopt.as_fd())?;
-                while pass.run()? == PassEnd::CutShort {}
-                io::Result::Ok(())
-            };
-            match enter(&target, pass) {
-                Err(_) => adopted.not_entered += 1,
-                Ok(Ok(())) => adopted.namespaces += 1,
-                Ok(Err(e)) => return Err(Error::call("adopting older connections", e)),
-            }
-        }
-        Ok(adopted)
     }
 
     /// Makes sure that our program is the last of those on its cgroup. Callback flags are one
@@ -212,12 +175,10 @@ impl Tracker {
         Ok(true)
     }
 
-    /// Lets tracking go on when this value is dropped: the next one takes it over. Only what is
-    /// pinned lasts.
-    pub fn outlive(&mut self) {
-        if matches!(self.link, Link::Pinned(_)) {
-            self.pins.keep(true);
-        }
+    /// Whether tracking goes on when this value is dropped, for the next one to take over. Only what
+    /// is pinned lasts. Before this is called what was taken over stays, and what was not goes.
+    pub fn outlive(&mut self, keep: bool) {
+        self.pins.keep(keep && matches!(self.link, Link::Pinned(_)));
     }
 
     /// Where the maps are pinned.
@@ -230,12 +191,17 @@ impl Tracker {
         &self.cgroup
     }
 
+    /// That cgroup's id, 0 of the root: sockets in it and below it are tracked.
+    pub fn within(&self) -> Result<CgroupId, Error> {
+        below_root(&self.cgroup_dir).map(CgroupId)
+    }
+
     /// What a former owner of the pins had left.
     pub fn inherited(&self) -> &Inherited {
         &self.inherited
     }
 
-    /// Changes what is recorded from now on. For what is there already, [`Tracker::adopt`].
+    /// Changes what is recorded from now on. What is there already gets its record in the next walk.
     pub fn track(&mut self, tracking: Tracking) -> Result<(), Error> {
         write_tracking(self.pins.path(), &tracking, &self.classes)?;
         self.classes = tracking.cgroups.unwrap_or_default();
@@ -261,49 +227,39 @@ impl Tracker {
 struct Loaded {
     ebpf: Ebpf,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
-    adopt: OwnedFd,
 }
 
 impl Loaded {
     /// Loads them over the maps pinned under `pins`; pins those that are not there.
-    /// Older sockets are adopted below the cgroup with the id `within`.
-    fn over(
-        kernel: &Kernel,
-        btf: &Btf,
-        pins: &Path,
-        tracking: &Tracking,
-        within: &u64,
-    ) -> Result<Self, Error> {
-        let mut loader = loader(kernel, btf);
-        loader.override_global(names::ADOPT_WITHIN, within, true);
-        let shared = shared_maps(pins);
-        for (name, path) in &shared {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|e| Error::call("loading the BPF object", e))?;
+    fn over(kernel: &Kernel, btf: &Btf, pins: &Path, tracking: &Tracking) -> Result<Self, Error> {
+        let loader = |mptcp: &'static u32| {
+            let mut loader = loader(kernel, btf);
+            for (name, path) in shared_maps(pins) {
+                loader.map_pin_path(name, path);
+            }
+            loader.override_global(names::MPTCP, mptcp, true);
+            loader
+        };
+        // Before 5.19 a program is not led to the MPTCP socket.
+        let loaded = load_sock_ops(loader(&1)).or_else(|_| load_sock_ops(loader(&0)))?;
         // What a former agent has told of cgroups is replaced as a whole.
         write_tracking(pins, tracking, &read_cgroups(pins)?)?;
-        // Kept until the program is loaded: it owns the map that the program writes to.
-        let log = EbpfLogger::init(&mut ebpf)
-            .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
-            .ok();
-        let adopt = link_adopt(&mut ebpf, btf)?;
-        sock_ops(&mut ebpf)?
-            .load()
-            .map_err(|e| failed(names::SOCK_OPS)("loading", e.into()))?;
-        Ok(Self { ebpf, log, adopt })
+        Ok(loaded)
     }
 }
 
-/// Where older connections were looked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adopted {
-    /// Network namespaces looked into.
-    pub namespaces: usize,
-    /// Those that could not be entered: CAP_SYS_ADMIN is missing.
-    pub not_entered: usize,
+fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
+    let mut ebpf = loader
+        .load(OBJECT)
+        .map_err(|e| Error::call("loading the BPF object", e))?;
+    // Kept until the program is loaded: it owns the map that the program writes to.
+    let log = EbpfLogger::init(&mut ebpf)
+        .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
+        .ok();
+    sock_ops(&mut ebpf)?
+        .load()
+        .map_err(|e| failed(names::SOCK_OPS)("loading", e.into()))?;
+    Ok(Loaded { ebpf, log })
 }
 
 /// Whether tracking goes on under `pins`, with or without an agent.
@@ -377,12 +333,6 @@ fn pin(link: FdLink, pins: &Path) -> Result<Link, Error> {
     Ok(Link::Pinned(link))
 }
 
-fn link_adopt(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd, Error> {
-    let failed = failed(names::ADOPT);
-    let program = load_iterator(ebpf, names::ADOPT, "tcp", btf)?;
-    sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))
-}
-
 /// Loads an iterator program of the object; returns its descriptor.
 pub(super) fn load_iterator<'a>(
     ebpf: &'a mut Ebpf,
@@ -427,6 +377,7 @@ fn write_tracking(
             abi_version: ABI_VERSION,
             loopback: tracking.loopback.into(),
             max_per_endpoint: tracking.max_per_endpoint,
+            max_per_node: tracking.max_per_node,
             matched: tracking.only_ports.is_some().into(),
             cgroups: tracking.cgroups.is_some().into(),
             agent_pid: std::process::id(),
@@ -440,6 +391,7 @@ fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
     loader
         .btf(Some(btf))
         .override_global(names::HOST_NETNS, &kernel.host_netns, true)
+        .override_global(names::PID_LEVEL, &kernel.pid_level, true)
         .override_global(names::OFFSETS, as_words(&kernel.offsets), true);
     loader
 }
@@ -468,19 +420,20 @@ fn as_words(offsets: &rebalancer_common::offsets::Offsets) -> &[u32] {
     <[u32]>::ref_from_bytes(offsets.as_bytes()).expect("only u32 fields")
 }
 
-/// Maps that every process shares, and where they are pinned. The listing is not among them: each
-/// reader has its own.
+/// Maps that every process shares, and where they are pinned. The rows of the walk are not among
+/// them: each reader has its own.
 fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
-    names::CONNECTIONS
-        .iter()
-        .chain(&[
-            names::ENDPOINTS,
-            names::SETTINGS,
-            names::WANTED,
-            names::CGROUPS,
-            names::WATCHED,
-            names::FAULTS,
-        ])
-        .map(|name| (*name, pins.join(name)))
-        .collect()
+    [
+        names::CONNECTIONS,
+        names::ENDPOINTS,
+        names::PLACES,
+        names::NODE,
+        names::SETTINGS,
+        names::WANTED,
+        names::CGROUPS,
+        names::WATCHED,
+        names::FAULTS,
+    ]
+    .map(|name| (name, pins.join(name)))
+    .to_vec()
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
-    bpf::{self, Kernel, Lister, Tracker},
+    bpf::{self, Kernel, Tracker, Walker},
     counting::{self, Fionread},
     moves::{self, Mechanism, probe},
     pair::Pair,
@@ -176,7 +176,7 @@ impl Doctor {
         const WHAT: &str = "recording";
         let mut tried = || -> anyhow::Result<()> {
             let pair = Pair::connect()?;
-            match lister(attached)?.read_one(pair.cookie)? {
+            match walker(attached)?.find(pair.cookie)? {
                 Some(_) => Ok(()),
                 None => bail!("a connection that was accepted has no record"),
             }
@@ -220,11 +220,11 @@ impl Doctor {
 }
 
 /// Our own records and their reader, or why there are none.
-type Attached = Result<(Tracker, Lister), String>;
+type Attached = Result<(Tracker, Walker), String>;
 
-fn lister(attached: &mut Attached) -> anyhow::Result<&mut Lister> {
+fn walker(attached: &mut Attached) -> anyhow::Result<&mut Walker> {
     match attached {
-        Ok((_own, lister)) => Ok(lister),
+        Ok((_own, walker)) => Ok(walker),
         Err(why) => Err(anyhow!("{why}")),
     }
 }
@@ -232,8 +232,8 @@ fn lister(attached: &mut Attached) -> anyhow::Result<&mut Lister> {
 /// A request of our own must be heard to be HTTP/1.
 fn hearing(attached: &mut Attached) -> Finding {
     const WHAT: &str = "hearing";
-    let heard = lister(attached).and_then(|lister| {
-        moves::probe_hearing(lister.kernel(), lister.pins()).map_err(anyhow::Error::msg)
+    let heard = walker(attached).and_then(|walker| {
+        moves::probe_hearing(walker.kernel(), walker.pins()).map_err(anyhow::Error::msg)
     });
     match heard {
         Ok(()) => ok(WHAT, "a request of our own was heard to be HTTP/1"),
@@ -249,7 +249,7 @@ fn hearing(attached: &mut Attached) -> Finding {
 /// A send of our own must be counted, and FIONREAD stay what it is.
 fn counting(attached: &mut Attached) -> Finding {
     const WHAT: &str = "counting sends";
-    let tried = lister(attached).and_then(counting::probe);
+    let tried = walker(attached).and_then(counting::probe);
     match tried {
         Ok(Fionread::Right) => ok(WHAT, "a send of our own was counted by sk_msg"),
         Ok(Fionread::Wrong) => lacks(

@@ -191,7 +191,7 @@ fn make(
     let (mechanism, _) = moves::find_mechanism()
         .map_err(|why| anyhow!("this node cannot reset connections: {}", why.join("; ")))?;
     let (tell, mut done) = unbounded_channel();
-    let mover = Mover::start(records.lister()?, None, mechanism, tell)
+    let mover = Mover::start(records.walker()?, None, mechanism, tell)
         .context("starting the moving thread")?;
     let mut ends = BTreeMap::new();
     let mut ordered = 0;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note, running};
 use crate::{
-    bpf::{self, CgroupTree, Kernel, Lifetime, Lister, Tracker, Tracking},
+    bpf::{self, Adopt, CgroupTree, Kernel, Lifetime, Tracker, Tracking, Walker},
     observe::{locate, observe},
     render::{AgentLedger, Origin, Source},
     snapshot::Snapshot,
@@ -17,7 +17,7 @@ use crate::{
 /// Opened records. Those made for the call are removed when it is dropped.
 pub(super) struct Records {
     // Dropped in this order: what reads the pins goes before the pins.
-    lister: Lister,
+    walker: Walker,
     kernel: Arc<Kernel>,
     source: Source,
     cgroups: CgroupTree,
@@ -44,7 +44,7 @@ impl Records {
                 Source::Pins
             };
             return Ok(Self {
-                lister: Lister::open(Arc::clone(&kernel), &args.pins)?,
+                walker: Walker::open(Arc::clone(&kernel), &args.pins)?,
                 kernel,
                 source,
                 cgroups,
@@ -52,14 +52,14 @@ impl Records {
             });
         }
         bpf::raise_memlock();
-        let (own, lister) = attach_for_the_call(Arc::clone(&kernel), args)?;
+        let (own, walker) = attach_for_the_call(Arc::clone(&kernel), args)?;
         note(format_args!(
             "no agent runs ({} has no live pins): attached for this call; ages count from now, \
              so they are lower bounds, and rates are not known",
             args.pins.display(),
         ));
         Ok(Self {
-            lister,
+            walker,
             kernel,
             source: Source::ThisCall,
             cgroups,
@@ -68,13 +68,13 @@ impl Records {
     }
 
     /// Another reader of the same records.
-    pub(super) fn lister(&self) -> Result<Lister, bpf::Error> {
-        Lister::open(Arc::clone(&self.kernel), self.lister.pins())
+    pub(super) fn walker(&self) -> Result<Walker, bpf::Error> {
+        Walker::open(Arc::clone(&self.kernel), self.walker.pins())
     }
 
     /// Reads them, and warns of what the kernel half could not record.
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
-        let mut observation = observe(&mut self.lister)?;
+        let mut observation = observe(&mut self.walker, Adopt::No)?;
         locate(&mut observation.snapshot, &self.cgroups.read());
         for (fault, count) in &observation.faults {
             note(format_args!(
@@ -112,7 +112,7 @@ pub(super) fn agents_ledger(args: &KernelArgs) -> Option<AgentLedger> {
 pub(super) fn attach_for_the_call(
     kernel: Arc<Kernel>,
     args: &KernelArgs,
-) -> anyhow::Result<(Tracker, Lister)> {
+) -> anyhow::Result<(Tracker, Walker)> {
     let pins = &args.pins;
     let parent = pins.parent().unwrap_or(Path::new("/"));
     bpf::mount_bpffs(parent)?;
@@ -128,15 +128,9 @@ pub(super) fn attach_for_the_call(
         },
         Lifetime::Process,
     )?;
-    let adopted = tracker.adopt()?;
-    if adopted.not_entered > 0 {
-        note(format_args!(
-            "warning: {} network namespaces could not be entered",
-            adopted.not_entered
-        ));
-    }
-    let lister = Lister::open(kernel, &own)?;
-    Ok((tracker, lister))
+    let mut walker = Walker::open(kernel, &own)?;
+    walker.adopt(tracker.within()?, u64::MAX)?;
+    Ok((tracker, walker))
 }
 
 fn own_pins(pins: &Path, pid: u32) -> PathBuf {

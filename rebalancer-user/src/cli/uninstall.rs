@@ -8,7 +8,7 @@ use clap::Args;
 use super::{KernelArgs, need_privilege, note, records};
 use crate::{
     agent::forget_pause,
-    bpf::{self, Kernel, Lister, PinDir},
+    bpf::{self, Kernel, PinDir, Walker},
     http::RunDir,
     moves,
 };
@@ -72,8 +72,8 @@ fn take_off_left(pins: &Path) {
         if bpf::read_watched(pins)?.is_empty() {
             return Ok(Vec::new());
         }
-        let mut lister = Lister::open(Kernel::read()?.into(), pins)?;
-        moves::take_off_left(&mut lister)
+        let mut walker = Walker::open(Kernel::read()?.into(), pins)?;
+        moves::take_off_left(&mut walker)
     };
     match take_off() {
         Ok(left) => {

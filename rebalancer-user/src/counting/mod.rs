@@ -33,9 +33,9 @@ use tracing::{debug, error, info, warn};
 
 use self::refused::{NotCounted, RETRY_AFTER};
 use crate::{
-    bpf::{self, Kernel, MessageCounter},
-    moves::{Cgroups, Diag, Inode, Owner, Owners, SocketId, option, stranger},
-    netns::{Namespaces, enter},
+    bpf::{self, Kernel, MessageCounter, Walker},
+    moves::{Cgroups, Diag, Owner, Owners, SocketId, option, stranger},
+    netns::enter,
     policy::{Count, Mode, Policy},
     snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
 };
@@ -76,7 +76,6 @@ impl Counting {
                     pins,
                     anywhere,
                     cgroups: Cgroups::read(),
-                    namespaces: Namespaces::default(),
                     counter: Counter::Closed,
                     joined: BTreeSet::new(),
                     refused: BTreeMap::new(),
@@ -145,7 +144,7 @@ impl From<&Connection> for Wanted {
 enum Counter {
     /// No rule asks.
     Closed,
-    Open(Box<MessageCounter>),
+    Open(Box<(MessageCounter, Walker)>),
     /// This kernel cannot, and that was said.
     Unavailable,
 }
@@ -156,7 +155,6 @@ struct Room {
     pins: PathBuf,
     anywhere: bool,
     cgroups: Cgroups,
-    namespaces: Namespaces,
     counter: Counter,
     joined: BTreeSet<Cookie>,
     refused: BTreeMap<Cookie, (NotCounted, Instant)>,
@@ -179,9 +177,10 @@ impl Room {
         if matches!(self.counter, Counter::Closed) {
             self.counter = self.open();
         }
-        let Counter::Open(counter) = &mut self.counter else {
+        let Counter::Open(open) = &mut self.counter else {
             return;
         };
+        let (counter, walker) = &mut **open;
         let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.id.cookie).collect();
         let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
         let left = leave(counter, &gone);
@@ -199,15 +198,16 @@ impl Room {
             by_netns.entry(new.netns).or_default().push(new);
         }
         let mut results = Vec::new();
-        for (netns, new) in &by_netns {
-            join_all(
-                counter,
-                &mut self.namespaces,
-                &self.cgroups,
-                *netns,
-                new,
-                &mut results,
-            );
+        let cookies: BTreeSet<Cookie> = by_netns.values().flatten().map(|w| w.id.cookie).collect();
+        if !cookies.is_empty() {
+            match Owners::find(walker, &cookies, &self.cgroups) {
+                Ok(owners) => {
+                    for (netns, new) in &by_netns {
+                        join_all(counter, &owners, *netns, new, &mut results);
+                    }
+                }
+                Err(error) => warn!(%error, "cannot tell who holds the sockets to count on"),
+            }
         }
         self.note(results, left, now);
     }
@@ -250,7 +250,11 @@ impl Room {
     fn open(&self) -> Counter {
         let opened = MessageCounter::open(&self.kernel, &self.pins)
             .map_err(anyhow::Error::from)
-            .and_then(|mut counter| Ok((probe::fionread(&mut counter)?, counter)));
+            .and_then(|mut counter| {
+                let fionread = probe::fionread(&mut counter)?;
+                let walker = Walker::open(Arc::clone(&self.kernel), &self.pins)?;
+                Ok((fionread, (counter, walker)))
+            });
         bpf::return_memory();
         match opened {
             Ok((Fionread::Wrong, _)) if !self.anywhere => {
@@ -263,12 +267,12 @@ impl Room {
                 );
                 Counter::Unavailable
             }
-            Ok((fionread, counter)) => {
+            Ok((fionread, open)) => {
                 info!(
                     ?fionread,
                     "counting the sends of connections whose rule asks"
                 );
-                Counter::Open(Box::new(counter))
+                Counter::Open(Box::new(open))
             }
             Err(error) => {
                 let error = format!("{error:#}");
@@ -283,9 +287,9 @@ impl Room {
 
     /// Lets all go, and unloads.
     fn close(&mut self) {
-        if let Counter::Open(counter) = &mut self.counter {
+        if let Counter::Open(open) = &mut self.counter {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
-            let left = leave(counter, &all);
+            let left = leave(&mut open.0, &all);
             info!(left, "counts no sends any more");
         }
         self.counter = Counter::Closed;
@@ -310,36 +314,32 @@ fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
 /// Lets those of one namespace join, from inside it. Of one that has gone nothing is said.
 fn join_all(
     counter: &mut MessageCounter,
-    namespaces: &mut Namespaces,
-    cgroups: &Cgroups,
+    owners: &Owners,
     netns: Netns,
     new: &[Wanted],
     results: &mut Vec<(Cookie, Result<(), NotCounted>)>,
 ) {
-    let Some(target) = namespaces.open(netns) else {
+    let Some(target) = owners.open_netns(netns, new.iter().map(|w| w.id.cookie)) else {
         return;
     };
-    let look = || -> io::Result<Vec<(&Wanted, Inode)>> {
+    let look = || -> io::Result<Vec<&Wanted>> {
         let diag = Diag::open()?;
         let mut there = Vec::new();
         for wanted in new {
             if let Some(why) = wanted.spared() {
                 results.push((wanted.id.cookie, Err(why)));
-            } else if let Some(socket) = diag.look(&wanted.id)? {
-                there.push((wanted, socket.inode));
+            } else if diag.look(&wanted.id)?.is_some() {
+                there.push(wanted);
             }
         }
         Ok(there)
     };
     let there = match enter(&target, look).and_then(|looked| looked) {
-        Ok(there) if there.is_empty() => return,
         Ok(there) => there,
         Err(error) => return warn!(%error, netns = netns.0, "cannot look at its sockets"),
     };
-    let inodes = there.iter().map(|(_, inode)| *inode).collect();
-    let owners = Owners::find(netns, &inodes, cgroups);
-    for (wanted, inode) in there {
-        let result = wanted.join(owners.of(inode), counter);
+    for wanted in there {
+        let result = wanted.join(owners.of(wanted.id.cookie), counter);
         results.push((wanted.id.cookie, result));
     }
 }

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use crate::{
-    bpf::{Lister, MessageCounter},
+    bpf::{MessageCounter, Walker},
     pair::Pair,
 };
 
@@ -52,13 +52,13 @@ pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
 ///
 /// # Errors
 /// Why this node cannot count.
-pub fn probe(lister: &mut Lister) -> anyhow::Result<Fionread> {
-    let mut counter = MessageCounter::open(lister.kernel(), lister.pins())?;
+pub fn probe(walker: &mut Walker) -> anyhow::Result<Fionread> {
+    let mut counter = MessageCounter::open(walker.kernel(), walker.pins())?;
     let found = fionread(&mut counter).context("trying it on a connection of our own")?;
     let mut pair = Pair::connect()?;
     counter.join(pair.cookie, pair.server.as_fd())?;
     pair.server.write_all(b"four")?;
-    let listed = lister.read_one(pair.cookie)?;
+    let listed = walker.find(pair.cookie)?;
     let listed = listed.context("a connection of our own has no record")?;
     let counted = (listed.connection.messages, listed.connection.message_bytes);
     if counted != (1, 4) {

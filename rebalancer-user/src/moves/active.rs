@@ -1,6 +1,9 @@
 //! One move under way: what each look at its socket leads to.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     io::Errno,
@@ -17,7 +20,8 @@ use super::{
     watch::{Speaks, Watch, Watches},
 };
 use crate::{
-    bpf::{self, Lister},
+    bpf::{self, Walker},
+    observe,
     plan::{Move, Outcome},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{CgroupId, Cookie, Netns, TcpState},
@@ -57,8 +61,8 @@ pub(super) struct Active {
 pub(super) enum Next {
     /// Look again later.
     Wait,
-    /// The step's condition holds: find who holds the socket, then [`Active::act`].
-    Act(Inode),
+    /// The step's condition holds, as far as one look tells: [`Active::act`] is next.
+    Act,
     /// The move has ended.
     End(Outcome),
 }
@@ -67,7 +71,8 @@ pub(super) enum Next {
 pub(super) struct Inside<'a> {
     pub(super) netns: Netns,
     pub(super) diag: &'a Diag,
-    pub(super) lister: &'a mut Lister,
+    pub(super) walker: &'a mut Walker,
+    pub(super) owners: &'a Owners,
     pub(super) mechanism: Mechanism,
     pub(super) watches: &'a mut Watches,
 }
@@ -132,7 +137,7 @@ impl Active {
             let may_go = speaks == Speaks::Fine && self.asked != Some(self.step);
             let watch_now = self.watch.is_wanted() && is_accepted && in_time;
             if watch_now || may_go && self.holds(step, &socket, inside) {
-                return Next::Act(socket.inode);
+                return Next::Act;
             }
             if in_time {
                 return Next::Wait;
@@ -146,13 +151,9 @@ impl Active {
         Next::End(self.left(end))
     }
 
-    /// Takes the step, if its condition still holds: to find the owners has taken a while.
-    pub(super) fn act(&mut self, inode: Inode, owners: &Owners, inside: &mut Inside<'_>) -> Next {
-        let socket = match self.socket(inside.diag) {
-            Ok(socket) => socket,
-            Err(outcome) => return Next::End(outcome),
-        };
-        let owners = owners.of(inode);
+    /// Takes the step, if its condition still holds: to find the owners may have taken a while.
+    pub(super) fn act(&mut self, inside: &mut Inside<'_>) -> Next {
+        let owners = inside.owners.of(self.id.cookie);
         let facts = owners.iter().map(|owner| owner.facts);
         if let Some(guard) = refusal(facts, inside.netns, self.cgroup) {
             if self.chosen.heeds_guards() {
@@ -161,7 +162,7 @@ impl Active {
             self.ignored = Some(guard);
         }
         if self.watch.is_wanted() {
-            let watch = inside.watches.begin(self.id.cookie, inode, owners);
+            let watch = inside.watches.begin(self.id.cookie, owners);
             return match watch {
                 Ok(Some(watch)) => {
                     self.watch = watch;
@@ -174,10 +175,12 @@ impl Active {
         let Some(step) = self.current() else {
             return Next::Wait;
         };
-        if socket.inode != inode
-            || self.speaks(&socket, inside) != Speaks::Fine
-            || !self.holds(step, &socket, inside)
-        {
+        // The last look: what follows is the step itself.
+        let socket = match self.socket(inside.diag) {
+            Ok(socket) => socket,
+            Err(outcome) => return Next::End(outcome),
+        };
+        if self.speaks(&socket, inside) != Speaks::Fine || !self.holds(step, &socket, inside) {
             return Next::Wait;
         }
         match step.kind() {
@@ -263,18 +266,22 @@ impl Active {
         }
     }
 
-    /// Asks the iterator who spoke last, and whether nothing has happened since `socket` was
+    /// Asks the socket itself who spoke last, and whether nothing has happened since `socket` was
     /// looked at: what it says is only used for the very state that was judged.
     fn server_spoke_last(
         &self,
         socket: &Socket,
         inside: &mut Inside<'_>,
     ) -> Result<bool, bpf::Error> {
-        let Some(listed) = inside.lister.read_one(self.id.cookie)? else {
+        let cookie = self.id.cookie;
+        let owners = inside.owners.any_of(cookie).iter();
+        let Some(held) = owners.flat_map(|owner| owner.duplicate(cookie)).next() else {
             return Ok(false);
         };
-        let live = &listed.live;
-        let spoke_last = live.bytes_sent > 0 && live.snd_wl1 == live.rcv_nxt;
+        let Some(live) = inside.walker.read_own(cookie, held.as_fd())? else {
+            return Ok(false);
+        };
+        drop(held);
         let same_socket = |now: &Socket| {
             now.state == socket.state
                 && now.receive_queue == 0
@@ -283,7 +290,7 @@ impl Active {
                 && now.bytes_sent == socket.bytes_sent
         };
         let unchanged = matches!(inside.diag.look(&self.id), Ok(Some(now)) if same_socket(&now));
-        Ok(spoke_last && unchanged)
+        Ok(observe::server_spoke_last(&live, inside.walker.jiffies(1)) && unchanged)
     }
 
     /// Gives the server an end of file. It may still answer, and closes by itself.
@@ -318,11 +325,11 @@ impl Active {
     fn reset(&mut self, owners: &[Owner], inside: &mut Inside<'_>) -> Next {
         let Inside {
             diag,
-            lister,
+            walker,
             mechanism,
             ..
         } = inside;
-        match mechanism.reset(&self.id, owners, diag, lister) {
+        match mechanism.reset(&self.id, owners, diag, walker) {
             Ok(Attempt::Hit) => Next::End(Outcome::Reset),
             Ok(Attempt::Gone) => Next::End(self.gone(None)),
             Ok(Attempt::Untouched) => Next::Wait,

@@ -1,6 +1,6 @@
 //! The ways to reset a connection: to both its ends, and without touching another.
 
-use std::{fmt, io};
+use std::{fmt, io, os::fd::AsFd as _};
 
 use rustix::{io::Errno, net::connect_unspec};
 
@@ -10,7 +10,7 @@ use super::{
     owner::Owner,
     raw::{self, Ends},
 };
-use crate::{bpf::Lister, snapshot::TcpState};
+use crate::{bpf::Walker, snapshot::TcpState};
 
 /// A way to reset a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Mechanism {
         id: &SocketId,
         owners: &[Owner],
         diag: &Diag,
-        lister: &mut Lister,
+        walker: &mut Walker,
     ) -> Result<Attempt, String> {
         match self {
             Self::SockDestroy => match diag.destroy(id) {
@@ -64,7 +64,7 @@ impl Mechanism {
                 Err(e) => Err(format!("SOCK_DESTROY: {e}")),
             },
             Self::Abort => abort(id, owners),
-            Self::Raw => by_hand(id, diag, lister),
+            Self::Raw => raw_reset(id, owners, diag, walker),
         }
     }
 }
@@ -92,18 +92,28 @@ fn abort(id: &SocketId, owners: &[Owner]) -> Result<Attempt, String> {
     }
 }
 
-fn by_hand(id: &SocketId, diag: &Diag, lister: &mut Lister) -> Result<Attempt, String> {
-    let listed = lister
-        .read_one(id.cookie)
+fn raw_reset(
+    id: &SocketId,
+    owners: &[Owner],
+    diag: &Diag,
+    walker: &mut Walker,
+) -> Result<Attempt, String> {
+    let duplicates = owners.iter().flat_map(|owner| owner.duplicate(id.cookie));
+    let Some(held) = duplicates.take(1).next() else {
+        return Ok(Attempt::Untouched);
+    };
+    let live = walker
+        .read_own(id.cookie, held.as_fd())
         .map_err(|e| format!("reading sequence numbers: {e}"))?;
-    let Some(listed) = listed else {
-        return Ok(Attempt::Gone);
+    drop(held);
+    let Some(live) = live else {
+        return Ok(Attempt::Untouched);
     };
     let ends = Ends {
         server: id.local,
         client: id.remote,
-        to_client: listed.live.snd_nxt,
-        to_server: listed.live.rcv_nxt,
+        to_client: live.snd_nxt,
+        to_server: live.rcv_nxt,
     };
     let failed = |e: io::Error| format!("raw RST: {e}");
     raw::reset(&ends).map_err(failed)?;

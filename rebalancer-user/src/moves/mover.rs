@@ -1,7 +1,7 @@
 //! The thread that moves: one state per move until its outcome.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -23,8 +23,8 @@ use super::{
     watch::Watches,
 };
 use crate::{
-    bpf::{Lister, Watcher},
-    netns::{Namespaces, enter},
+    bpf::{Walker, Watcher},
+    netns::enter,
     plan::{Move, Outcome},
     policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},
@@ -32,6 +32,10 @@ use crate::{
 
 /// How often a waiting move's socket is looked at. A look costs some 20 microseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// How old may be what is known of a socket's owners when its move's step is taken. To look for
+/// them anew is a walk over all processes.
+const OWNERS_KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// Orders that may wait for the thread; more are refused, not queued without end.
 const QUEUE: usize = 1024;
@@ -91,11 +95,11 @@ pub struct Mover {
 impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
-    /// `lister` answers who spoke last when the clock's ticks cannot, and tells sequence numbers;
-    /// `mechanism` is how it resets; `watcher` hears what victims speak, and without it none is moved
+    /// `walker` finds who holds a socket, answers who spoke last when the clock's ticks cannot, and
+    /// tells sequence numbers; `mechanism` is how it resets; `watcher` hears what victims speak, and without it none is moved
     /// whose rule does not say what its end means.
     pub fn start(
-        lister: Lister,
+        walker: Walker,
         watcher: Option<Watcher>,
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
@@ -107,11 +111,11 @@ impl Mover {
             .name("mover".to_owned())
             .spawn(move || {
                 Room {
-                    lister,
+                    walker,
                     watches: Watches::new(watcher),
                     mechanism,
                     cgroups: Cgroups::read(),
-                    namespaces: Namespaces::default(),
+                    owners: Owners::default(),
                     active: BTreeMap::new(),
                     done,
                     steps: told,
@@ -158,11 +162,11 @@ impl Drop for Mover {
 
 /// What the thread owns.
 struct Room {
-    lister: Lister,
+    walker: Walker,
     watches: Watches,
     mechanism: Mechanism,
     cgroups: Cgroups,
-    namespaces: Namespaces,
+    owners: Owners,
     active: BTreeMap<Cookie, Active>,
     done: UnboundedSender<Done>,
     steps: Steps,
@@ -217,6 +221,9 @@ impl Room {
     }
 
     fn look_at_all(&mut self) {
+        self.owners.keep(|cookie| self.active.contains_key(&cookie));
+        // Of each that is new.
+        self.know_owners(Duration::MAX, &self.cookies());
         let mut by_netns: BTreeMap<Netns, Vec<Cookie>> = BTreeMap::new();
         for (cookie, active) in &self.active {
             by_netns
@@ -234,26 +241,68 @@ impl Room {
         }
     }
 
-    /// Looks at the moves of one namespace, from inside it.
+    fn cookies(&self) -> Vec<Cookie> {
+        self.active.keys().copied().collect()
+    }
+
+    /// Looks for the owners of those whose owners were not looked for within `age`.
+    fn know_owners(&mut self, age: Duration, cookies: &[Cookie]) {
+        let old = self.owners.older_than(age, cookies.iter().copied());
+        if old.is_empty() {
+            return;
+        }
+        let Self {
+            owners,
+            walker,
+            cgroups,
+            ..
+        } = self;
+        if let Err(error) = owners.refresh(walker, &old, cgroups) {
+            // Those without owners are not moved, and say so.
+            tracing::warn!(%error, "cannot tell who holds the connections that are to be moved");
+        }
+    }
+
+    /// Looks at the moves of one namespace, and takes the steps whose time has come.
     fn look_at(&mut self, netns: Netns, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
+        let looked = self.inside(netns, cookies, |active, inside| active.look(inside));
+        let (ready, mut next): (Vec<_>, Vec<_>) = looked
+            .into_iter()
+            .partition(|(_, next)| matches!(next, Next::Act));
+        let ready: Vec<Cookie> = ready.into_iter().map(|(cookie, _)| cookie).collect();
+        if !ready.is_empty() {
+            // Before the last look, so that nothing takes time after it.
+            self.know_owners(OWNERS_KNOWN_FOR, &ready);
+            next.extend(self.inside(netns, &ready, |active, inside| active.act(inside)));
+        }
+        next
+    }
+
+    /// Does something for each of these moves, from inside their network namespace.
+    fn inside(
+        &mut self,
+        netns: Netns,
+        cookies: &[Cookie],
+        each: impl Fn(&mut Active, &mut Inside<'_>) -> Next,
+    ) -> Vec<(Cookie, Next)> {
         let all = |outcome: Outcome| {
             cookies
                 .iter()
                 .map(|cookie| (*cookie, Next::End(outcome.clone())))
                 .collect()
         };
-        let Some(target) = self.namespaces.open(netns) else {
+        let Some(target) = self.owners.open_netns(netns, cookies.iter().copied()) else {
             return self.unreachable(cookies);
         };
         let Self {
-            lister,
+            walker,
             watches,
             mechanism,
-            cgroups,
+            owners,
             active,
             ..
         } = self;
-        let inside = || {
+        let work = || {
             let diag = match Diag::open() {
                 Ok(diag) => diag,
                 Err(e) => return all(Outcome::Failed(format!("sock_diag: {e}"))),
@@ -261,36 +310,20 @@ impl Room {
             let mut inside = Inside {
                 netns,
                 diag: &diag,
-                lister,
+                walker,
+                owners,
                 mechanism: *mechanism,
                 watches,
             };
             let mut next = Vec::with_capacity(cookies.len());
-            let mut ready = Vec::new();
             for cookie in cookies {
-                let Some(active) = active.get_mut(cookie) else {
-                    continue;
-                };
-                match without_panic(|| active.look(&mut inside)) {
-                    Next::Act(inode) => ready.push((*cookie, inode)),
-                    other => next.push((*cookie, other)),
-                }
-            }
-            if ready.is_empty() {
-                return next;
-            }
-            // One search for all that are ready now.
-            let wanted: BTreeSet<_> = ready.iter().map(|(_, inode)| *inode).collect();
-            let owners = Owners::find(netns, &wanted, cgroups);
-            for (cookie, inode) in ready {
-                if let Some(active) = active.get_mut(&cookie) {
-                    let acted = without_panic(|| active.act(inode, &owners, &mut inside));
-                    next.push((cookie, acted));
+                if let Some(active) = active.get_mut(cookie) {
+                    next.push((*cookie, without_panic(|| each(active, &mut inside))));
                 }
             }
             next
         };
-        match enter(&target, inside) {
+        match enter(&target, work) {
             Ok(next) => next,
             Err(e) => all(Outcome::Failed(format!(
                 "entering the network namespace: {e}"
@@ -298,19 +331,15 @@ impl Room {
         }
     }
 
-    /// No process and no name leads to the namespace. A pod that was deleted has taken its
-    /// connections along; but a process of another namespace may hold one, and keep it.
+    /// Nobody who holds one of them leads to the namespace. A pod that was deleted has taken its
+    /// connections along; but one that is in flight between processes is held by none just now.
     fn unreachable(&mut self, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
-        let Self { lister, active, .. } = self;
+        self.know_owners(OWNERS_KNOWN_FOR, cookies);
         let end = |cookie: &Cookie| {
-            let active = active.get(cookie)?;
-            let state = lister
-                .read_one(*cookie)
-                .map(|listed| listed.map(|listed| TcpState::from_kernel(listed.live.state)));
-            let outcome = match state {
-                Ok(Some(TcpState::Established)) => active.out_of_reach(),
-                Ok(state) => active.gone(state),
-                Err(e) => Outcome::Failed(format!("its network namespace has gone: {e}")),
+            let active = self.active.get(cookie)?;
+            let outcome = match self.owners.state(*cookie) {
+                Some(TcpState::Established) => active.out_of_reach(),
+                state => active.gone(state),
             };
             Some((*cookie, Next::End(outcome)))
         };
@@ -318,11 +347,11 @@ impl Room {
     }
 
     fn tell(&mut self, mut active: Active, outcome: Outcome) {
-        let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
+        let cookie = active.cookie();
         let lives = outcome.leaves_it();
         let watch = active.take_watch();
         self.watches
-            .end(watch, (cookie, netns), lives, &self.cgroups);
+            .end(watch, cookie, lives, &mut self.walker, &self.cgroups);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
         // The agent that does not listen any more is on its way out.

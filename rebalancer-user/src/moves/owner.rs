@@ -1,42 +1,47 @@
-//! Who holds a socket: the processes, and their descriptors of it.
+//! Who holds a socket: the processes, and their descriptors of it, as a walk has found them.
 //!
-//! Found by the socket's inode among the links in `/proc/PID/fd`, so a descriptor that no table
-//! shows is not found: io_uring's direct ones, and one that is under way in a unix socket. What
-//! is found may be gone a moment later, and its number may mean something else: a process is
-//! held by a pidfd, and a duplicate is compared with the connection's cookie before anything is
-//! done with it.
+//! A descriptor that no table shows is not found: io_uring's direct ones, and one that is under way
+//! in a unix socket. What is found may be gone a moment later, and its number may mean something
+//! else: a process is held by a pidfd, and a duplicate is compared with the connection's cookie
+//! before anything is done with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::CStr,
-    fs, io,
-    mem::MaybeUninit,
-    os::{fd::AsFd, unix::fs::MetadataExt as _},
+    fs::{self, File},
+    io,
+    os::fd::AsFd as _,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fd::{OwnedFd, RawFd},
-    fs::{Mode, OFlags, RawDir, open, readlinkat_raw},
     io::Errno,
     net::sockopt::socket_cookie,
     process::{Pid, PidfdGetfdFlags, pidfd_getfd},
 };
 
-use super::{
-    Inode,
-    process::{Cgroups, Facts, Process},
+use super::process::{Cgroups, Facts, Process};
+use crate::{
+    bpf::{self, Adopt, Holder, Walker},
+    netns,
+    snapshot::{Cookie, Netns, TcpState},
 };
-use crate::snapshot::{Cookie, Netns};
 
-/// Descriptors looked at in one search, at some 3 microseconds each. A search that would need
-/// more does not say that it has found all owners.
-const MOST_DESCRIPTORS: usize = 250_000;
-
-/// What a search found. Valid for the moment: keep it no longer than for one step.
+/// What a walk has found.
+#[derive(Default)]
 pub(crate) struct Owners {
-    of: BTreeMap<Inode, Vec<Owner>>,
+    of: BTreeMap<Cookie, Found>,
+}
+
+/// Who holds one socket.
+struct Found {
+    owners: Vec<Owner>,
+    /// Nobody was found who could not be looked at.
     complete: bool,
+    /// What the socket was when the walk came by; `None` if no descriptor led to it.
+    state: Option<TcpState>,
+    at: Instant,
 }
 
 /// A process's descriptor of a socket.
@@ -49,68 +54,171 @@ pub(crate) struct Owner {
 }
 
 impl Owners {
+    /// Looks for the owners of these sockets among all processes.
+    pub(crate) fn find(
+        walker: &mut Walker,
+        wanted: &BTreeSet<Cookie>,
+        cgroups: &Cgroups,
+    ) -> Result<Self, bpf::Error> {
+        let mut owners = Self::default();
+        owners.refresh(walker, wanted, cgroups)?;
+        Ok(owners)
+    }
+
+    /// Looks for the owners of these sockets anew. One that nobody holds has none.
+    pub(crate) fn refresh(
+        &mut self,
+        walker: &mut Walker,
+        wanted: &BTreeSet<Cookie>,
+        cgroups: &Cgroups,
+    ) -> Result<(), bpf::Error> {
+        let at = Instant::now();
+        let pass = walker.walk(Adopt::No)?;
+        let mut processes = BTreeMap::new();
+        for cookie in wanted {
+            self.of.insert(*cookie, Found::none(at));
+        }
+        for socket in &pass.sockets {
+            let cookie = Cookie(socket.connection.cookie);
+            if wanted.contains(&cookie) {
+                let mut found = Found::hold(&socket.holders, cookie, cgroups, &mut processes, at);
+                found.state = Some(TcpState::from_kernel(socket.live.state));
+                self.of.insert(cookie, found);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the owners of all sockets but these.
+    pub(super) fn keep(&mut self, wanted: impl Fn(Cookie) -> bool) {
+        self.of.retain(|cookie, _| wanted(*cookie));
+    }
+
+    /// Those of which nobody has looked for owners, or not within `age`.
+    pub(super) fn older_than(
+        &self,
+        age: Duration,
+        cookies: impl Iterator<Item = Cookie>,
+    ) -> BTreeSet<Cookie> {
+        cookies
+            .filter(|cookie| {
+                self.of
+                    .get(cookie)
+                    .is_none_or(|found| found.at.elapsed() > age)
+            })
+            .collect()
+    }
+
     /// Every owner found of this socket; empty if there may be others, or none was found.
-    pub(crate) fn of(&self, inode: Inode) -> &[Owner] {
-        match self.of.get(&inode) {
-            Some(owners) if self.complete => owners,
+    pub(crate) fn of(&self, cookie: Cookie) -> &[Owner] {
+        match self.of.get(&cookie) {
+            Some(found) if found.complete => &found.owners,
             _ => &[],
         }
     }
 
     /// Those that were found, though there may be others.
-    pub(super) fn any_of(&self, inode: Inode) -> &[Owner] {
-        self.of.get(&inode).map_or(&[], Vec::as_slice)
+    pub(super) fn any_of(&self, cookie: Cookie) -> &[Owner] {
+        self.of.get(&cookie).map_or(&[], |found| &found.owners)
     }
 
-    /// Searches for the owners of sockets of one network namespace: among its own processes, and
-    /// if that leaves one without an owner, among all others of the node.
-    pub(crate) fn find(netns: Netns, wanted: &BTreeSet<Inode>, cgroups: &Cgroups) -> Self {
-        let (inside, outside): (Vec<_>, Vec<_>) =
-            processes().into_iter().partition(|pid| is_in(*pid, netns));
-        Self::among(&inside, &outside, wanted, cgroups)
+    /// What the socket was when it was looked for; `None` if no descriptor led to it.
+    pub(super) fn state(&self, cookie: Cookie) -> Option<TcpState> {
+        self.of.get(&cookie)?.state
     }
 
-    pub(super) fn among(
-        inside: &[Pid],
-        outside: &[Pid],
-        wanted: &BTreeSet<Inode>,
-        cgroups: &Cgroups,
-    ) -> Self {
-        let mut search = Search {
-            wanted,
-            left: MOST_DESCRIPTORS,
-            complete: true,
-            hits: Vec::new(),
-        };
-        search.descriptors_of(inside);
-        let found: BTreeSet<Inode> = search.hits.iter().map(|(inode, ..)| *inode).collect();
-        if found != *wanted {
-            search.descriptors_of(outside);
-        }
-        let mut of: BTreeMap<Inode, Vec<Owner>> = BTreeMap::new();
-        for (inode, pid, fd) in search.hits {
-            match Owner::hold(pid, fd, inode, cgroups) {
-                Some(owner) => of.entry(inode).or_default().push(owner),
-                // It has let go of the socket since, or it cannot be looked at.
-                None if !leads_to(pid, fd, inode) => {}
-                None => search.complete = false,
+    /// Opens the network namespace of one of these sockets.
+    pub(crate) fn open_netns(
+        &self,
+        netns: Netns,
+        cookies: impl Iterator<Item = Cookie>,
+    ) -> Option<File> {
+        let owners =
+            cookies.flat_map(|cookie| self.any_of(cookie).iter().map(move |o| (cookie, o)));
+        for (cookie, owner) in owners {
+            let by_process = owner.open_netns(netns);
+            let by_socket = || netns::of_socket(owner.duplicate(cookie).ok()?, netns);
+            if let Some(file) = by_process.or_else(by_socket) {
+                return Some(file);
             }
         }
-        Self {
-            of,
-            complete: search.complete,
-        }
+        None
     }
 }
 
+impl Found {
+    fn none(at: Instant) -> Self {
+        Self {
+            owners: Vec::new(),
+            complete: true,
+            state: None,
+            at,
+        }
+    }
+
+    /// Holds on to the processes that hold a socket.
+    fn hold(
+        holders: &[Holder],
+        cookie: Cookie,
+        cgroups: &Cgroups,
+        processes: &mut BTreeMap<u32, Option<(Arc<Process>, Facts)>>,
+        at: Instant,
+    ) -> Self {
+        let mut found = Self::none(at);
+        for holder in holders {
+            let held = processes
+                .entry(holder.pid)
+                .or_insert_with(|| Owner::hold(holder.pid, cgroups));
+            match held {
+                Some((process, facts)) => {
+                    let owner = Owner {
+                        process: Arc::clone(process),
+                        fd: holder.fd as RawFd,
+                        facts: *facts,
+                    };
+                    // It has let go of the socket since, or its id is another process's.
+                    match owner.leads_to(cookie) {
+                        Some(true) => found.owners.push(owner),
+                        Some(false) => {}
+                        None => found.complete = false,
+                    }
+                }
+                // It has ended; or it cannot be looked at, and then there may be others.
+                None => found.complete &= has_ended(holder.pid),
+            }
+        }
+        found
+    }
+}
+
+fn has_ended(pid: u32) -> bool {
+    let found = fs::metadata(format!("/proc/{pid}"));
+    pid != 0 && found.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+}
+
 impl Owner {
-    /// Holds on to the process, then looks whether the descriptor is still what it was.
-    fn hold(pid: Pid, fd: RawFd, inode: Inode, cgroups: &Cgroups) -> Option<Self> {
-        let process = Process::open(pid).ok()?;
+    /// Holds on to the process that has this id now.
+    fn hold(pid: u32, cgroups: &Cgroups) -> Option<(Arc<Process>, Facts)> {
+        let process = Process::open(Pid::from_raw(pid.try_into().ok()?)?).ok()?;
         let facts = process.facts(cgroups)?;
-        let owns = process.proc(|_| Some(leads_to(pid, fd, inode)))?;
-        let process = Arc::new(process);
-        owns.then_some(Self { process, fd, facts })
+        Some((Arc::new(process), facts))
+    }
+
+    /// This process, for tests.
+    #[cfg(test)]
+    pub(super) fn own(fd: RawFd) -> Self {
+        let (process, facts) = Self::hold(std::process::id(), &Cgroups::read()).unwrap();
+        Self { process, fd, facts }
+    }
+
+    /// Whether the descriptor leads to this socket now; `None` if that cannot be told.
+    fn leads_to(&self, cookie: Cookie) -> Option<bool> {
+        match self.duplicate(cookie) {
+            Ok(_) => Some(true),
+            Err(Errno::SRCH | Errno::BADF | Errno::STALE) => Some(false),
+            // Duplicating may be forbidden where looking is not (Yama).
+            Err(_) => self.process.holds_socket(self.fd),
+        }
     }
 
     /// A duplicate of the descriptor, certain to be the socket with this cookie. As long as it is
@@ -120,94 +228,15 @@ impl Owner {
     /// ESTALE: process or descriptor are not what they were.
     pub(crate) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
         let duplicate = pidfd_getfd(self.process.pidfd(), self.fd, PidfdGetfdFlags::empty())?;
-        if socket_cookie(duplicate.as_fd()) == Ok(cookie.0) {
-            Ok(duplicate)
-        } else {
-            Err(Errno::STALE)
-        }
-    }
-}
-
-/// One walk over descriptors.
-struct Search<'a> {
-    wanted: &'a BTreeSet<Inode>,
-    left: usize,
-    complete: bool,
-    hits: Vec<(Inode, Pid, RawFd)>,
-}
-
-impl Search<'_> {
-    fn descriptors_of(&mut self, pids: &[Pid]) {
-        for pid in pids {
-            match self.descriptors(*pid) {
-                // Ended while it was looked at.
-                Ok(()) | Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(_hidden) => self.complete = false,
-            }
+        match socket_cookie(duplicate.as_fd()) {
+            Ok(found) if found == cookie.0 => Ok(duplicate),
+            _ => Err(Errno::STALE),
         }
     }
 
-    fn descriptors(&mut self, pid: Pid) -> Result<(), Errno> {
-        let path = format!("/proc/{}/fd", pid.as_raw_nonzero());
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = open(path, flags, Mode::empty())?;
-        let mut names = [MaybeUninit::uninit(); 8 << 10];
-        let mut entries = RawDir::new(folder.as_fd(), &mut names);
-        while let Some(entry) = entries.next() {
-            let entry = entry?;
-            let Some(fd) = number(entry.file_name()) else {
-                continue; // `.` and `..`
-            };
-            let Some(left) = self.left.checked_sub(1) else {
-                self.complete = false;
-                return Ok(());
-            };
-            self.left = left;
-            if let Some(inode) = socket(folder.as_fd(), entry.file_name())
-                && self.wanted.contains(&inode)
-            {
-                self.hits.push((inode, pid, fd));
-            }
-        }
-        Ok(())
+    fn open_netns(&self, netns: Netns) -> Option<File> {
+        self.process.proc(|path| netns::of_process(&path, netns))
     }
-}
-
-/// Every process, by `/proc`.
-fn processes() -> Vec<Pid> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?))
-        .collect()
-}
-
-fn is_in(pid: Pid, netns: Netns) -> bool {
-    let path = format!("/proc/{}/ns/net", pid.as_raw_nonzero());
-    fs::metadata(path).is_ok_and(|found| found.ino() as u32 == netns.0)
-}
-
-fn leads_to(pid: Pid, fd: RawFd, inode: Inode) -> bool {
-    let path = format!("/proc/{}/fd/{fd}", pid.as_raw_nonzero());
-    let link: io::Result<_> = fs::read_link(path);
-    link.is_ok_and(|link| inode_of(link.as_os_str().as_encoded_bytes()) == Some(inode))
-}
-
-/// The socket that a descriptor leads to.
-fn socket(folder: impl AsFd, name: &CStr) -> Option<Inode> {
-    // Longer links are not of sockets.
-    let mut buffer = [MaybeUninit::uninit(); 32];
-    let (link, _) = readlinkat_raw(folder, name, &mut buffer).ok()?;
-    inode_of(link)
-}
-
-/// `socket:[INODE]`.
-fn inode_of(link: &[u8]) -> Option<Inode> {
-    let number = link.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-    std::str::from_utf8(number).ok()?.parse().ok().map(Inode)
-}
-
-fn number(name: &CStr) -> Option<RawFd> {
-    name.to_str().ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -216,43 +245,39 @@ mod tests {
 
     use super::*;
 
-    /// Searches this process alone: others may be hidden from who runs the tests.
-    fn find(inode: Inode) -> Owners {
-        let own = [rustix::process::getpid()];
-        Owners::among(&own, &[], &BTreeSet::from([inode]), &Cgroups::read())
+    fn own_pid() -> u32 {
+        std::process::id()
     }
 
-    fn inode(socket: &impl AsFd) -> Inode {
-        Inode(rustix::fs::fstat(socket).unwrap().st_ino as u32)
+    /// What is found if a walk says that these hold the socket.
+    fn hold(socket: &TcpListener, holders: &[(u32, RawFd)]) -> Found {
+        let cookie = Cookie(socket_cookie(socket).unwrap());
+        let holders: Vec<Holder> = holders
+            .iter()
+            .map(|(pid, fd)| Holder {
+                pid: *pid,
+                fd: *fd as u32,
+            })
+            .collect();
+        Found::hold(
+            &holders,
+            cookie,
+            &Cgroups::read(),
+            &mut BTreeMap::new(),
+            Instant::now(),
+        )
     }
 
     #[test]
-    fn links_of_sockets_alone_have_an_inode() {
-        assert_eq!(inode_of(b"socket:[4242]"), Some(Inode(4242)));
-        for other in [
-            &b"pipe:[4242]"[..],
-            b"socket:[]",
-            b"socket:[-1]",
-            b"socket:[9]x",
-            b"/",
-        ] {
-            assert_eq!(inode_of(other), None);
-        }
-    }
-
-    #[test]
-    fn every_descriptor_of_a_socket_is_found_and_leads_to_it() {
+    fn every_descriptor_of_a_socket_is_held_and_leads_to_it() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let twin = socket.try_clone().unwrap();
         let cookie = Cookie(socket_cookie(&socket).unwrap());
-        let owners = find(inode(&socket));
-        let owners = owners.of(inode(&socket));
-        let mut fds: Vec<RawFd> = owners.iter().map(|owner| owner.fd).collect();
-        fds.sort_unstable();
-        let mut expected = [socket.as_raw_fd(), twin.as_raw_fd()];
-        expected.sort_unstable();
-        assert_eq!(fds, expected);
-        for owner in owners {
+        let both = [socket.as_raw_fd(), twin.as_raw_fd()];
+        let found = hold(&socket, &both.map(|fd| (own_pid(), fd)));
+        assert!(found.complete);
+        assert_eq!(found.owners.iter().map(|o| o.fd).collect::<Vec<_>>(), both);
+        for owner in &found.owners {
             let duplicate = owner.duplicate(cookie).unwrap();
             assert_eq!(socket_cookie(&duplicate).unwrap(), cookie.0);
         }
@@ -262,8 +287,8 @@ mod tests {
     fn a_number_that_means_another_socket_by_now_is_refused() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let cookie = Cookie(socket_cookie(&socket).unwrap());
-        let owners = find(inode(&socket));
-        let [owner] = owners.of(inode(&socket)) else {
+        let found = hold(&socket, &[(own_pid(), socket.as_raw_fd())]);
+        let [owner] = found.owners.as_slice() else {
             panic!("one descriptor has one owner");
         };
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -271,6 +296,33 @@ mod tests {
         let mut number = OwnedFd::from(socket);
         rustix::io::dup2(&other, &mut number).unwrap();
         assert_eq!(owner.duplicate(cookie).unwrap_err(), Errno::STALE);
+    }
+
+    #[test]
+    fn a_number_that_led_to_it_when_the_walk_came_by_is_no_owner() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let found = hold(&socket, &[(own_pid(), other.as_raw_fd())]);
+        assert!(found.owners.is_empty() && found.complete);
+    }
+
+    /// It may be a sidecar of another user, or a process outside of our pid namespace.
+    #[test]
+    fn a_holder_who_cannot_be_looked_at_makes_all_of_them_unsure() {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cookie = Cookie(socket_cookie(&socket).unwrap());
+        let own = (own_pid(), socket.as_raw_fd());
+        let hidden = (0, 5);
+        let mut owners = Owners::default();
+        owners.of.insert(cookie, hold(&socket, &[own, hidden]));
+        assert_eq!(owners.any_of(cookie).len(), 1);
+        assert!(owners.of(cookie).is_empty());
+        // One that has ended since is nobody's.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let ended = (child.id(), 5);
+        child.wait().unwrap();
+        owners.of.insert(cookie, hold(&socket, &[own, ended]));
+        assert_eq!(owners.of(cookie).len(), 1);
     }
 
     /// A copy of this process, with all of its descriptors, that does nothing. It is given this
@@ -311,50 +363,41 @@ mod tests {
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
     fn a_process_that_takes_the_owners_id_is_not_the_owner() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (inode, fd) = (inode(&socket), socket.as_raw_fd());
         let cookie = Cookie(socket_cookie(&socket).unwrap());
-        let cgroups = Cgroups::read();
         let first = copy_with_id(None, None);
-        let owners = Owners::among(&[first], &[], &BTreeSet::from([inode]), &cgroups);
-        let [owner] = owners.of(inode) else {
+        let pid = first.as_raw_nonzero().get() as u32;
+        let found = hold(&socket, &[(pid, socket.as_raw_fd())]);
+        let [owner] = found.owners.as_slice() else {
             panic!("one descriptor has one owner");
         };
         drop(owner.duplicate(cookie).unwrap());
         end(first);
         let second = copy_with_id(Some(first), None);
         assert_eq!(second, first);
-        assert!(leads_to(second, fd, inode));
         assert_eq!(owner.duplicate(cookie).unwrap_err(), Errno::SRCH);
-        assert_eq!(owner.process.facts(&cgroups), None);
+        assert_eq!(owner.process.facts(&Cgroups::read()), None);
         end(second);
     }
 
     /// Between the walk over descriptors, which knows ids only, and the hold.
     #[test]
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
-    fn a_process_that_takes_the_id_of_a_hit_is_not_held_for_it() {
+    fn a_process_that_takes_the_id_of_a_holder_is_not_held_for_it() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (inode, fd) = (inode(&socket), socket.as_raw_fd());
-        let cgroups = Cgroups::read();
+        let fd = socket.as_raw_fd();
         let first = copy_with_id(None, None);
-        assert!(Owner::hold(first, fd, inode, &cgroups).is_some());
+        let pid = first.as_raw_nonzero().get() as u32;
+        assert_eq!(hold(&socket, &[(pid, fd)]).owners.len(), 1);
         end(first);
-        assert!(Owner::hold(first, fd, inode, &cgroups).is_none());
+        assert!(hold(&socket, &[(pid, fd)]).owners.is_empty());
         let second = copy_with_id(Some(first), Some((other.as_raw_fd(), fd)));
-        while leads_to(second, fd, inode) {
+        let link = format!("/proc/{pid}/fd/{fd}");
+        let own = format!("/proc/self/fd/{fd}");
+        while fs::read_link(&link).unwrap() == fs::read_link(&own).unwrap() {
             std::thread::yield_now(); // until it has its other descriptor
         }
-        assert!(Owner::hold(second, fd, inode, &cgroups).is_none());
+        assert!(hold(&socket, &[(pid, fd)]).owners.is_empty());
         end(second);
-    }
-
-    #[test]
-    fn a_search_that_was_cut_short_says_nothing() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut owners = find(inode(&socket));
-        assert_eq!(owners.of(inode(&socket)).len(), 1);
-        owners.complete = false;
-        assert_eq!(owners.of(inode(&socket)).len(), 0);
     }
 }

@@ -1,14 +1,14 @@
 //! What a process is: whether SIGPIPE would kill it, and where it lives.
 
 use std::{
-    fs,
+    fs, io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::PathBuf,
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fd::OwnedFd,
+    fd::{OwnedFd, RawFd},
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
@@ -62,6 +62,15 @@ impl Process {
                 cgroup: cgroups.id(&cgroup),
                 dies_of_sigpipe: dies_of_sigpipe(&status)?,
             })
+        })
+    }
+
+    /// Whether this descriptor is a socket; `None` if that cannot be told.
+    pub(super) fn holds_socket(&self, fd: RawFd) -> Option<bool> {
+        self.proc(|path| match fs::read_link(path.join(format!("fd/{fd}"))) {
+            Ok(link) => Some(link.as_os_str().as_encoded_bytes().starts_with(b"socket:[")),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Some(false),
+            Err(_) => None,
         })
     }
 

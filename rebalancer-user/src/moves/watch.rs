@@ -9,8 +9,7 @@
 //! of something nothing is told: a body looks like anything.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
+    collections::BTreeSet,
     io::{self, Read as _, Write as _},
     os::fd::AsRawFd as _,
     path::Path,
@@ -21,19 +20,15 @@ use rebalancer_common::{Beginning, Heard};
 use rustix::{fd::AsFd, io::Errno};
 
 use super::{
-    Inode, Socket, SocketId,
-    diag::Diag,
     owner::{Owner, Owners},
     process::Cgroups,
     sys::{Filter, filter, set_option},
 };
 use crate::{
-    bpf::{self, Kernel, Lister, Watcher},
-    netns::{Namespaces, enter},
-    observe,
+    bpf::{self, Kernel, Walker, Watcher},
     pair::Pair,
     plan::{Outcome, Speech},
-    snapshot::{Cookie, Netns},
+    snapshot::Cookie,
 };
 
 /// One that says nothing for so long is left, lest the idle keep others from being moved. The plan
@@ -73,7 +68,6 @@ pub(super) struct On {
     fine: bool,
     /// How often it was heard to begin otherwise.
     strange: u32,
-    inode: Inode,
     holder: Owner,
 }
 
@@ -109,7 +103,6 @@ impl Watches {
     pub(super) fn begin(
         &mut self,
         cookie: Cookie,
-        inode: Inode,
         owners: &[Owner],
     ) -> Result<Option<Watch>, Outcome> {
         let watcher = self.watcher.as_mut().ok_or(Speech::Unheard.refusal())?;
@@ -128,7 +121,6 @@ impl Watches {
                 rest: None,
                 fine: false,
                 strange: 0,
-                inode,
                 holder: owner.clone(),
             }))));
         }
@@ -157,13 +149,14 @@ impl Watches {
     pub(super) fn end(
         &mut self,
         watch: Watch,
-        (cookie, netns): (Cookie, Netns),
+        cookie: Cookie,
         lives: bool,
+        walker: &mut Walker,
         cgroups: &Cgroups,
     ) {
         let Watch::On(on) = watch else { return };
         let off = take_off(&on.holder, cookie).is_ok()
-            || lives && take_off_wherever(cookie, on.inode, netns, cgroups);
+            || lives && take_off_wherever(cookie, walker, cgroups);
         if off || !lives {
             self.forget(cookie);
         } else {
@@ -226,73 +219,27 @@ pub struct Left {
 
 /// Takes off what an agent that was killed has left on, and forgets it; what has gone by itself is
 /// among what is told. Only for who is alone on these pins, and before records are removed.
-pub fn take_off_left(lister: &mut Lister) -> Result<Vec<Left>, bpf::Error> {
-    let mut left = Vec::new();
-    let mut there: BTreeMap<Netns, Vec<SocketId>> = BTreeMap::new();
-    let host = lister.kernel().host_netns();
-    for cookie in bpf::read_watched(lister.pins())? {
-        let listed = lister.read_one(cookie)?;
-        let known = listed.and_then(|one| observe::connection(&one, host, &|_| Duration::ZERO));
-        match known {
-            Some(connection) => {
-                let of_netns = there.entry(connection.endpoint.netns).or_default();
-                of_netns.push(SocketId {
-                    cookie,
-                    local: connection.local,
-                    remote: connection.remote,
-                    device: connection.device,
-                });
-            }
-            None => left.push(Left {
+pub fn take_off_left(walker: &mut Walker) -> Result<Vec<Left>, bpf::Error> {
+    let watched: BTreeSet<Cookie> = bpf::read_watched(walker.pins())?.into_iter().collect();
+    if watched.is_empty() {
+        return Ok(Vec::new());
+    }
+    let owners = Owners::find(walker, &watched, &Cgroups::read())?;
+    let left: Vec<Left> = watched
+        .into_iter()
+        .map(|cookie| {
+            // What nobody holds has ended, or is in flight between processes.
+            let held = owners.any_of(cookie);
+            let off = held.is_empty() || held.iter().any(|owner| take_off(owner, cookie).is_ok());
+            Left {
                 cookie,
-                failed: None,
-            }),
-        }
-    }
-    let (mut namespaces, cgroups) = (Namespaces::default(), Cgroups::read());
-    for (netns, ids) in there {
-        match namespaces.open(netns) {
-            Some(target) => left.extend(take_off_in(netns, &target, &ids, &cgroups)),
-            None => left.extend(ids.iter().map(|id| Left {
-                cookie: id.cookie,
-                failed: Some("its network namespace cannot be entered".to_owned()),
-            })),
-        }
-    }
+                failed: (!off).then(|| "none of its holders can be reached".to_owned()),
+            }
+        })
+        .collect();
     let done = left.iter().filter(|one| one.failed.is_none());
-    bpf::forget_watched(lister.pins(), done.map(|one| one.cookie))?;
+    bpf::forget_watched(walker.pins(), done.map(|one| one.cookie))?;
     Ok(left)
-}
-
-/// The same for those of one network namespace: one search for all of them.
-fn take_off_in(netns: Netns, target: &File, ids: &[SocketId], cgroups: &Cgroups) -> Vec<Left> {
-    let look = || {
-        let diag = Diag::open()?;
-        ids.iter().map(|id| diag.look(id)).collect()
-    };
-    let sockets: io::Result<Vec<_>> = enter(target, look).and_then(|looked| looked);
-    let sockets = match sockets {
-        Ok(sockets) => sockets,
-        Err(e) => {
-            let failed = |id: &SocketId| Left {
-                cookie: id.cookie,
-                failed: Some(e.to_string()),
-            };
-            return ids.iter().map(failed).collect();
-        }
-    };
-    let inodes = sockets.iter().flatten().map(|socket| socket.inode);
-    let owners = Owners::find(netns, &inodes.collect(), cgroups);
-    let of = |(id, socket): (&SocketId, &Option<Socket>)| {
-        let held = socket.as_ref().map(|socket| owners.any_of(socket.inode));
-        let off = |owner: &Owner| take_off(owner, id.cookie).is_ok();
-        let failed = held.is_some_and(|held| !held.iter().any(off));
-        Left {
-            cookie: id.cookie,
-            failed: failed.then(|| "no process was found that holds it".to_owned()),
-        }
-    };
-    ids.iter().zip(&sockets).map(of).collect()
 }
 
 /// Hears a request of HTTP/1 on a connection of our own, or says why not.
@@ -350,9 +297,11 @@ fn take_off(owner: &Owner, cookie: Cookie) -> Result<(), Errno> {
 }
 
 /// Its holder has ended, or its descriptor has another number: looks for whoever has it now.
-fn take_off_wherever(cookie: Cookie, inode: Inode, netns: Netns, cgroups: &Cgroups) -> bool {
-    let owners = Owners::find(netns, &[inode].into(), cgroups);
-    let mut owners = owners.any_of(inode).iter();
+fn take_off_wherever(cookie: Cookie, walker: &mut Walker, cgroups: &Cgroups) -> bool {
+    let Ok(owners) = Owners::find(walker, &[cookie].into(), cgroups) else {
+        return false;
+    };
+    let mut owners = owners.any_of(cookie).iter();
     owners.any(|owner| take_off(owner, cookie).is_ok())
 }
 
@@ -366,16 +315,11 @@ mod tests {
 
     /// A watch on a socket that nobody looks at.
     fn on(rest: Option<Instant>) -> On {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let inode = Inode(rustix::fs::fstat(&socket).unwrap().st_ino as u32);
-        let own = [rustix::process::getpid()];
-        let owners = Owners::among(&own, &[], &[inode].into(), &Cgroups::read());
         On {
             rest,
             fine: false,
             strange: 0,
-            inode,
-            holder: owners.any_of(inode)[0].clone(),
+            holder: Owner::own(0),
         }
     }
 

@@ -127,8 +127,13 @@ pub struct PassStatus {
     pub at: Timestamp,
     /// How long it took in all.
     pub duration_seconds: f64,
-    /// The longest time for which it held a CPU without a pause.
-    pub longest_stretch_seconds: f64,
+    /// Open descriptors that it walked over.
+    pub descriptors: u64,
+    /// Connections recorded that no descriptor leads to: not accepted yet, in flight between
+    /// processes, or held by io_uring alone. They are not moved.
+    pub unseen: u64,
+    /// The next pass begins no earlier, so that walking takes no more than 2 % of a CPU.
+    pub next_after_seconds: f64,
     /// Connections listed.
     pub connections: usize,
     /// Endpoints known.
@@ -274,15 +279,27 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     match &status.last_pass {
         None => line("pass", format!("every {every}; none yet"))?,
         Some(pass) => {
+            let stretched = if pass.next_after_seconds > status.interval_seconds {
+                format!(
+                    ", stretched to {} so that walking takes no more than 2 % of a CPU",
+                    span(pass.next_after_seconds)
+                )
+            } else {
+                String::new()
+            };
             let text = format!(
-                "every {every}; the last {}, in {}, holding a CPU for {} at most",
+                "every {every}{stretched}; the last {}, in {}, over {} descriptors",
                 ago(pass.at),
                 span(pass.duration_seconds),
-                span(pass.longest_stretch_seconds)
+                pass.descriptors
             );
             line("pass", text)?;
+            let unseen = match pass.unseen {
+                0 => String::new(),
+                n => format!(", {n} connections that no descriptor leads to"),
+            };
             let text = format!(
-                "{} connections, {} endpoints",
+                "{} connections, {} endpoints{unseen}",
                 pass.connections, pass.endpoints
             );
             line("tracked", text)?;

@@ -123,15 +123,12 @@ fn guards_hold_unless_they_are_ignored_aloud() {
         (5432, Kind::Plain, "spared", "statefulPort"),
         (10250, Kind::Plain, "spared", "systemPort"),
         (7070, Kind::DiesOfSigpipe, "refused", "sigpipe"),
-        (7071, Kind::Hides, "refused", "ownerUnknown"),
     ] {
         let address = SocketAddr::from((pod.addr, port));
         let _server = Server::start(&pod.host, address, kind);
         let mut client = connect(&lab, address);
         client.write_all(b"f").unwrap();
-        if kind != Kind::Hides {
-            client.read_exact(&mut [0]).unwrap();
-        }
+        client.read_exact(&mut [0]).unwrap();
         let known = agent.connections(pod);
         let found = known
             .iter()

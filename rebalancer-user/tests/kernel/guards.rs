@@ -72,18 +72,26 @@ fn every_holder_counts() {
     echoes(&mut client);
 }
 
+/// Its descriptor is in flight between two processes, where no table shows it.
 #[test]
-fn a_server_that_nobody_is_seen_to_hold_is_spared() {
+fn a_connection_that_nobody_is_seen_to_hold_is_only_counted() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step) in [(7034, AT_ONCE), (7035, CLOSE)] {
         let address = SocketAddr::from((lab.pod(0).addr, port));
         let _server = Server::start(&lab.pod(0).host, address, Kind::Hides);
         let mut agent = agent(&lab, port, step);
-        let client = connect(&lab, address);
-        refused(&agent.wait_for_move(), "ownerUnknown");
-        assert_eq!(agent.connections(lab.pod(0)).len(), 1);
-        drop(client);
+        let mut client = connect(&lab, address);
+        client.write_all(b"f").unwrap();
+        agent.wait_for("counted", |line| {
+            line["message"] == "listed" && line["unseen"] == 1 && line["connections"] == 0
+        });
+        agent.wait_for_intervals(3);
+        assert_eq!(agent.said("move").len(), 0);
+        assert_eq!(agent.connections(lab.pod(0)).len(), 0);
+        client.set_nonblocking(true).unwrap();
+        let silent = client.read(&mut [0]).unwrap_err();
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock);
     }
 }
 

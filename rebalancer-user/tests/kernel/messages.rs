@@ -179,12 +179,6 @@ fn what_cannot_join_is_left_as_it_is_and_the_reason_said() {
     let pod = lab.pod(0);
     let address = |port| SocketAddr::from((pod.addr, port));
 
-    // Held where no process's table shows it.
-    let _hides = Server::start(&pod.host, address(7063), Kind::Hides);
-    let mut agent = start(&lab, &counting(&lab, 7063, NEVER, AT_ONCE), &[]);
-    let hidden = connect(&lab, address(7063));
-    refused(&mut agent, "ownerUnknown", &hidden);
-
     // The client has closed its direction, and the server does not look.
     let _stays = Server::start(&pod.host, address(7064), Kind::Stays);
     let mut half = connect(&lab, address(7064));

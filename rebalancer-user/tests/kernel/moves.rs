@@ -8,7 +8,7 @@ use std::{
 };
 
 use rebalancer_user::{
-    bpf::{Kernel, Lister},
+    bpf::{Adopt, Kernel, Walker},
     moves::{Mechanism, Mover, Order},
     observe::observe,
     plan::{Ledger, Outcome, decide},
@@ -218,18 +218,18 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     let pod = lab.pod(0);
     let stream = connect(&lab, pod.address());
     let kernel = Arc::new(Kernel::read().unwrap());
-    let mut lister = Lister::open(Arc::clone(&kernel), &agent.pins).unwrap();
+    let mut walker = Walker::open(Arc::clone(&kernel), &agent.pins).unwrap();
     let text = enforce(&lab, 80, "maxAge: 300ms", AT_ONCE);
     let policy = policy::parse("test", &text).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    let snapshot = observe(&mut lister).unwrap().snapshot;
+    let snapshot = observe(&mut walker, Adopt::No).unwrap().snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
     let cgroup = CgroupId(pod.host.cgroup_id().unwrap());
     let chosen = plan.moves().next().expect("it is old enough").clone();
     assert_eq!(chosen.remote(), stream.local_addr().unwrap());
 
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, None, Mechanism::SockDestroy, tell).unwrap();
+    let mover = Mover::start(walker, None, Mechanism::SockDestroy, tell).unwrap();
     // First while it lives, then again: now another connection may have its place, the cookie
     // tells it apart, and the listener on the port is never meant.
     let mut outcomes = Vec::new();
@@ -283,15 +283,15 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let _stream = connect(&lab, lab.pod(0).address());
     let kernel = Arc::new(Kernel::read().unwrap());
-    let mut lister = Lister::open(kernel, &agent.pins).unwrap();
+    let mut walker = Walker::open(kernel, &agent.pins).unwrap();
     let policy = policy::parse("test", &enforce(&lab, 80, "maxAge: 300ms", QUIET)).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    let snapshot = observe(&mut lister).unwrap().snapshot;
+    let snapshot = observe(&mut walker, Adopt::No).unwrap().snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
     let cgroup = CgroupId(lab.pod(0).host.cgroup_id().unwrap());
     let chosen = plan.moves().next().unwrap().clone();
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
-    let mover = Mover::start(lister, None, Mechanism::SockDestroy, tell).unwrap();
+    let mover = Mover::start(walker, None, Mechanism::SockDestroy, tell).unwrap();
     drop(lab);
     assert!(mover.order(Order {
         chosen,

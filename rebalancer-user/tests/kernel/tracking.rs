@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rebalancer_user::{
-    bpf::{Kernel, Lister},
+    bpf::{Adopt, Kernel, Walker},
     observe::observe,
 };
 
@@ -128,10 +128,10 @@ fn loopback_peers_are_recorded_only_when_asked() {
 }
 
 #[test]
-fn a_connection_not_accepted_yet_is_told_apart() {
+fn a_connection_not_accepted_yet_is_only_counted() {
     let _alone = alone();
     let lab = lab(1);
-    let agent = Agent::on_machine(TRACK_ONLY);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let pod = lab.pod(0);
     let address = SocketAddr::from((pod.addr, 7003));
     let listener = pod
@@ -140,34 +140,43 @@ fn a_connection_not_accepted_yet_is_told_apart() {
         .unwrap()
         .unwrap();
     let _client = connect(&lab, address);
-    assert_eq!(agent.connections(pod)[0]["owned"], false);
+    let kernel = std::sync::Arc::new(Kernel::read().unwrap());
+    let mut walker = Walker::open(kernel, &agent.pins).unwrap();
+    let waiting = observe(&mut walker, Adopt::No).unwrap();
+    assert_eq!((waiting.snapshot.connections.len(), waiting.unseen), (0, 1));
     let _server = listener.accept().unwrap();
-    assert_eq!(agent.connections(pod)[0]["owned"], true);
+    let accepted = observe(&mut walker, Adopt::No).unwrap();
+    assert_eq!(
+        (accepted.snapshot.connections.len(), accepted.unseen),
+        (1, 0)
+    );
 }
 
 #[test]
-fn more_connections_than_slots_are_listed_exactly() {
+fn portions_of_any_size_list_exactly() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let pod = lab.pod(0);
     let streams: Vec<_> = (0..300).map(|_| connect(&lab, pod.address())).collect();
     let kernel = std::sync::Arc::new(Kernel::read().unwrap());
-    let mut lister = Lister::with_slots(kernel, &agent.pins, 2).unwrap();
-    let pass = lister.read().unwrap();
-    assert!(lister.slots() > 2, "two slots a shard cannot be enough");
-    let mut cookies: Vec<u64> = pass
-        .listed
-        .iter()
-        .filter(|l| u64::from(l.connection.netns) == pod.host.netns_inode())
-        .filter(|l| l.connection.kind == rebalancer_common::kind::CONNECTION)
-        .map(|l| l.connection.cookie)
-        .collect();
-    cookies.sort_unstable();
-    cookies.dedup();
-    assert_eq!(cookies.len(), streams.len());
-    let shown = observe(&mut lister).unwrap().snapshot.connections.len();
-    assert_eq!(shown, streams.len());
+    for rows in [1, 64, 4_096] {
+        let mut walker = Walker::with_portions(kernel.clone(), &agent.pins, rows).unwrap();
+        let pass = walker.walk(Adopt::No).unwrap();
+        assert!(pass.portions > streams.len() as u32 / rows, "{rows} rows");
+        let mut cookies: Vec<u64> = pass
+            .sockets
+            .iter()
+            .filter(|l| u64::from(l.connection.netns) == pod.host.netns_inode())
+            .filter(|l| l.connection.kind == rebalancer_common::kind::CONNECTION)
+            .map(|l| l.connection.cookie)
+            .collect();
+        cookies.sort_unstable();
+        cookies.dedup();
+        assert_eq!(cookies.len(), streams.len());
+        let shown = observe(&mut walker, Adopt::No).unwrap();
+        assert_eq!(shown.snapshot.connections.len(), streams.len());
+    }
 }
 
 #[test]
@@ -278,7 +287,7 @@ fn only_what_is_below_the_cgroup_that_it_is_attached_to_is_adopted() {
 }
 
 #[test]
-fn what_is_older_than_the_agent_is_adopted_once_and_its_close_is_seen() {
+fn what_is_older_than_the_agent_is_adopted_once_and_is_closed_once_it_is_gone() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

@@ -142,12 +142,17 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         "Time to list all connections, in many reads.",
         [(NONE, &numbers.listings)],
     )?;
-    out.histograms(
-        "listing_longest_stretch",
-        "The longest time of a listing for which it held a CPU without a pause.",
-        [(NONE, &numbers.stretches)],
-    )?;
     let pass = status.last_pass.as_ref();
+    out.gauge(
+        "descriptors",
+        "Open descriptors that the last pass walked over.",
+        pass.map_or(0, |pass| pass.descriptors),
+    )?;
+    out.gauge(
+        "connections_unseen",
+        "Connections recorded that no descriptor leads to, as of the last pass.",
+        pass.map_or(0, |pass| pass.unseen),
+    )?;
     out.gauges_of(
         "last_pass_timestamp",
         "When the last pass that could list began.",
@@ -470,7 +475,9 @@ mod tests {
         status.last_pass = Some(PassStatus {
             at,
             duration_seconds: 1.0,
-            longest_stretch_seconds: 1.0,
+            descriptors: 1,
+            unseen: 0,
+            next_after_seconds: 1.0,
             connections: 2,
             endpoints: 1,
             moves: 0,

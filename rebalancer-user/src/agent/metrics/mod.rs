@@ -34,10 +34,6 @@ const RECORD_BYTES: u64 = 384;
 const LISTINGS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
-/// Stretches: 5 ms is where others begin to feel it.
-const STRETCHES: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05,
-];
 /// From a reset at once to the longest steps of a patient rule.
 const MOVES: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
@@ -93,7 +89,6 @@ pub(crate) struct Numbers {
     loads: u64,
     refused_loads: u64,
     listings: Distribution,
-    stretches: Distribution,
     /// Of the last pass.
     ages: Distribution,
     sizes: Distribution,
@@ -121,7 +116,6 @@ impl Numbers {
             loads: 0,
             refused_loads: 0,
             listings: Distribution::new(LISTINGS),
-            stretches: Distribution::new(STRETCHES),
             ages: Distribution::new(AGES),
             sizes: Distribution::new(SIZES),
             endpoints_recorded: 0,
@@ -142,7 +136,6 @@ impl Numbers {
     pub(super) fn passed(&mut self, observation: &Observation, listing: Duration) {
         self.passes += 1;
         self.listings.observe(listing.as_secs_f64());
-        self.stretches.observe(observation.longest.as_secs_f64());
         let snapshot = &observation.snapshot;
         self.naming = snapshot.naming;
         self.ages = Distribution::new(AGES);

@@ -2,7 +2,7 @@
 //! a CPU from others.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     sync::{
         Arc,
@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebalancer_common::{SHARDS, kind, shard_of};
-use rebalancer_user::bpf::{Kernel, Lister, Pass};
+use rebalancer_common::kind;
+use rebalancer_user::bpf::{Adopt, Kernel, Pass, Walker};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{holder::Crowd, number, quantile};
@@ -24,7 +24,7 @@ const HELD: &str = "REBALANCER_TEST_HELD";
 const SECONDS: &str = "REBALANCER_TEST_HELD_SECONDS";
 
 #[test]
-fn held_connections_are_listed_in_short_reads() {
+fn held_connections_are_all_listed() {
     let (held, seconds) = (number(HELD, 4_000), number(SECONDS, 2) as u64);
     let _alone = alone();
     let lab = lab(2);
@@ -68,54 +68,40 @@ fn held_connections_are_listed_in_short_reads() {
     );
 
     let kernel = Arc::new(Kernel::read().unwrap());
-    let mut lister = Lister::open(kernel, &agent.pins).unwrap();
-    lister.read().unwrap(); // its memory grows now, if it has to
-    let (mut whole, mut longest) = (Vec::new(), Vec::new());
+    let mut walker = Walker::open(kernel, &agent.pins).unwrap();
+    let (mut whole, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         let started = Instant::now();
-        let pass = lister.read().unwrap();
+        let pass = walker.walk(Adopt::No).unwrap();
         whole.push(started.elapsed());
-        longest.push(pass.longest);
+        cpu.push(pass.cpu);
         check(&pass, held);
     }
-    let pass = lister.read().unwrap();
+    let pass = walker.walk(Adopt::No).unwrap();
     println!(
-        "  a listing: {:.1?} median of 20; its longest read {:.2?} median, {:.2?} at most;\n  \
-         {} reads, the largest shard has {} sockets of {}",
+        "  a walk: {:.1?} median of 20, {:.1?} of CPU; {} descriptors, {} sockets, {} portions",
         quantile(&mut whole, 0.5),
-        quantile(&mut longest, 0.5),
-        quantile(&mut longest, 1.0),
-        pass.reads,
-        pass.largest,
-        pass.listed.len(),
+        quantile(&mut cpu, 0.5),
+        pass.files,
+        pass.sockets.len(),
+        pass.portions,
     );
-    delays(lister, Duration::from_secs(seconds));
+    delays(walker, Duration::from_secs(seconds));
 }
 
-/// What cannot be noise: a read for each shard, and each covers its own shard's sockets alone.
+/// What cannot be noise: each is there once.
 fn check(pass: &Pass, held: usize) {
-    assert_eq!(pass.reads as usize, SHARDS, "a read for each shard");
-    let shards = pass.listed.iter().map(|l| shard_of(l.connection.cookie));
-    let mut of_shard: BTreeMap<usize, usize> = BTreeMap::new();
-    let mut last = 0;
-    for shard in shards {
-        assert!(shard >= last, "shard by shard");
-        last = shard;
-        *of_shard.entry(shard).or_default() += 1;
-    }
-    let largest = of_shard.values().copied().max().unwrap();
-    assert_eq!(pass.largest, largest, "no read covers more than its shard");
-    let mean = pass.listed.len() / SHARDS;
-    assert!(largest < 2 * mean, "the shards are even: {of_shard:?}");
     let connections = pass
-        .listed
+        .sockets
         .iter()
         .filter(|l| l.connection.kind == kind::CONNECTION && l.live.state == 1);
-    assert!(connections.count() >= held, "none is missing");
+    let cookies: BTreeSet<u64> = connections.clone().map(|l| l.connection.cookie).collect();
+    assert_eq!(cookies.len(), connections.count(), "none is twice");
+    assert!(cookies.len() >= held, "none is missing");
 }
 
 /// How late a thread wakes that shares the listing's CPU, with and without listings all the time.
-fn delays(mut lister: Lister, each: Duration) {
+fn delays(mut walker: Walker, each: Duration) {
     let mut rows = BTreeMap::new();
     // Interleaved: the machine has other things to do.
     for _ in 0..3 {
@@ -127,7 +113,7 @@ fn delays(mut lister: Lister, each: Duration) {
                 stay_on_one_cpu();
                 while Instant::now() < until {
                     if listing {
-                        lister.read().unwrap();
+                        walker.walk(Adopt::No).unwrap();
                     } else {
                         std::thread::sleep(Duration::from_millis(10));
                     }
