@@ -75,7 +75,8 @@ impl Agent {
     ) -> Result<Self> {
         fs::write(&file, policy).context("write the policy")?;
         let mut process = command
-            .args(["--log-format", "json", "--policy"])
+            // The lab's pods have cgroups as kubelet names them, and no API server.
+            .args(["--kubernetes=off", "--log-format", "json", "--policy"])
             .arg(&file)
             .arg("--pins")
             .arg(&pins)

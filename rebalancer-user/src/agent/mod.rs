@@ -13,6 +13,7 @@ mod scope;
 mod serve;
 mod services;
 mod standing;
+mod unnamed;
 
 pub use announce::announce_refusal;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
@@ -44,6 +45,7 @@ use self::{
     scope::{MOST_ON_NODE, Scope},
     serve::{Published, Question, serve},
     standing::Standing,
+    unnamed::Unnamed,
 };
 use crate::{
     bpf::{
@@ -52,7 +54,7 @@ use crate::{
     },
     counting::Counting,
     http::{RunDir, Server},
-    kubernetes::{Access, Announcer, Names, PodAt},
+    kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
     observe::{Observation, locate, observe},
     plan::{Ledger, Move, Outcome, decide},
@@ -194,6 +196,8 @@ struct Agent {
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
+    /// Whether it is a plain host.
+    unnamed: Option<Unnamed>,
     cgroups: CgroupTree,
     policy: Policy,
     on_exit: OnExit,
@@ -276,6 +280,19 @@ impl Agent {
         if let Some(paused) = pause.now() {
             standing.paused(paused.clone());
         }
+        let mut unnamed = Unnamed::unless(names.is_some(), options.names.ask);
+        if let Some(pod) = unnamed.as_ref().and_then(Unnamed::look) {
+            warn_of_pods(&pod);
+            standing.pods_without_names();
+            mode = mode.safest(Mode::DryRun);
+            unnamed = None;
+        }
+        if options.names.ask == Ask::Off && process_in_pod().is_some() {
+            warn!(
+                "there are pods on this node, and --kubernetes=off: nothing of Kubernetes spares \
+                 their connections, neither excludeNamespaces nor who opts out"
+            );
+        }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
         let ledger = Ledger::default();
         let first = standing.status(&policy, &ledger, KernelTime::default());
@@ -310,6 +327,7 @@ impl Agent {
             walker,
             tracker,
             names,
+            unnamed,
             cgroups,
             policy,
             on_exit: options.on_exit,
@@ -390,6 +408,7 @@ impl Agent {
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
         }
+        self.look_for_pods(&observation.snapshot);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
         self.ledger.observe(&self.policy, snapshot);
@@ -448,6 +467,22 @@ impl Agent {
         self.next_pass = Instant::now() + observation.cpu * WALKING_SHARE;
         self.recorded = observation.snapshot.connections.len() as u64;
         Ok(observation)
+    }
+
+    /// A pod may come to what was a plain host: from then on nothing is moved.
+    fn look_for_pods(&mut self, snapshot: &Snapshot) {
+        let unnamed = self.unnamed.as_mut();
+        let Some(pod) = unnamed.and_then(|unnamed| unnamed.look_at_new(snapshot)) else {
+            return;
+        };
+        warn_of_pods(&pod);
+        self.unnamed = None;
+        self.standing.pods_without_names();
+        self.mode = self.mode.safest(Mode::DryRun);
+        self.policy = self.policy.clone().with_mode_at_most(self.mode);
+        if let Some(mover) = &self.mover {
+            mover.recall();
+        }
     }
 
     /// Says which connections are to be counted on; a thread does it.
@@ -671,6 +706,16 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
             None
         }
     }
+}
+
+fn warn_of_pods(cgroup: &str) {
+    error!(
+        cgroup,
+        "there are pods on this node, and the API server is not asked about them: what spares \
+         their connections is not known, so only dry runs. Start the agent with a token or \
+         --kubeconfig and --kubernetes=on; or, if nothing of Kubernetes is to spare them, with \
+         --kubernetes=off"
+    );
 }
 
 /// The policy as it is meant where there are names, or none.

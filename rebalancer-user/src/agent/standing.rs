@@ -41,6 +41,7 @@ pub(super) struct Standing {
     refused: Option<RefusedStatus>,
     flag: Mode,
     mechanism: Option<Mechanism>,
+    pods_without_names: bool,
     pins: String,
     cgroup: String,
     attached_again: u64,
@@ -80,6 +81,7 @@ impl Standing {
             refused: None,
             flag,
             mechanism,
+            pods_without_names: false,
             pins: tracker.pins().display().to_string(),
             cgroup: tracker.cgroup().display().to_string(),
             attached_again: 0,
@@ -122,6 +124,11 @@ impl Standing {
         });
         self.refused = Some(RefusedStatus { at, error });
         self.numbers.loaded(false);
+    }
+
+    /// There are pods, and nobody is asked what spares them.
+    pub(super) fn pods_without_names(&mut self) {
+        self.pods_without_names = true;
     }
 
     pub(super) fn attached_again(&mut self) {
@@ -300,11 +307,12 @@ impl Standing {
     }
 
     fn mode(&self, effective: Mode) -> ModeStatus {
-        let node = self.mechanism.map_or(Mode::DryRun, |_| Mode::Enforce);
+        let dry_if = |limited| if limited { Mode::DryRun } else { Mode::Enforce };
         let limits = [
             ("policy", self.policy_mode),
             ("flag", self.flag),
-            ("noMechanism", node),
+            ("noMechanism", dry_if(self.mechanism.is_none())),
+            ("podsWithoutNames", dry_if(self.pods_without_names)),
         ];
         let limits = limits
             .iter()

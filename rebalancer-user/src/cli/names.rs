@@ -21,8 +21,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Args, Clone, Debug)]
 pub(super) struct NamesArgs {
     /// Whether the API server is asked for names of pods and Services. `auto`: in a pod with a
-    /// token, or with a kubeconfig.
-    #[arg(long, value_enum, default_value_t = AskArg::Auto, value_name = "WHEN")]
+    /// token, or with a kubeconfig; an agent that has neither and finds pods on its node moves
+    /// nothing, as it cannot know what spares them. `off` lets it. The last one given counts.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = AskArg::Auto,
+        value_name = "WHEN",
+        overrides_with = "kubernetes"
+    )]
     kubernetes: AskArg,
     /// The way to the API server, instead of a pod's own.
     #[arg(long, value_name = "FILE")]

@@ -101,7 +101,8 @@ pub(super) async fn configure(access: &Access) -> anyhow::Result<Option<(Config,
     if !in_pod {
         bail!(
             "--kubernetes on: this is not a pod with a token ({TOKEN} and \
-             $KUBERNETES_SERVICE_HOST)\n  remedy: give --kubeconfig FILE"
+             $KUBERNETES_SERVICE_HOST)\n  remedy: in a pod, automountServiceAccountToken: true, and \
+             see that no admission policy removes the token; elsewhere --kubeconfig FILE"
         );
     }
     let Some(node) = access.node.clone() else {

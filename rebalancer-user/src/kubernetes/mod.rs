@@ -3,18 +3,18 @@
 //!
 //! An endpoint's network namespace leads to a process, its cgroup to the pod's uid, and that, if
 //! the API server has such a pod on this node, to its names. Whatever is not certain stays
-//! [`Who::Unknown`](crate::snapshot::Who::Unknown). Nothing else needs this module: a plain host has
-//! no names, and every decision
-//! is made from a [`Snapshot`] however it was named.
+//! [`Who::Unknown`](crate::snapshot::Who::Unknown). Nothing else needs names: a plain host has none,
+//! and every decision is made from a [`Snapshot`] however it was named. Whether this is a plain host
+//! is asked here too, of the cgroups of its processes.
 
 #[cfg(feature = "kubernetes")]
 mod announce;
-#[cfg(feature = "kubernetes")]
 mod cgroup;
 #[cfg(feature = "kubernetes")]
 mod cluster;
 #[cfg(feature = "kubernetes")]
 mod connect;
+mod node;
 #[cfg(feature = "kubernetes")]
 mod objects;
 #[cfg(feature = "kubernetes")]
@@ -49,6 +49,7 @@ use crate::snapshot::{CgroupId, EndpointKey, Who};
 pub use announce::{Announcer, announce_once};
 #[cfg(feature = "kubernetes")]
 pub use connect::Names;
+pub use node::process_in_pod;
 
 /// Whether the API server is asked for names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -79,7 +79,7 @@ pub struct ModeStatus {
     pub policy: String,
     /// The most that the command line allows.
     pub flag: String,
-    /// What keeps it from more: `policy`, `flag`, `noMechanism`.
+    /// What keeps it from more: `policy`, `flag`, `noMechanism`, `podsWithoutNames`.
     pub limited_by: Vec<String>,
 }
 
@@ -363,11 +363,19 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
 }
 
 fn mode(mode: &ModeStatus) -> String {
-    let why = |by: &String| match by.as_str() {
+    let why = |by: &String| {
+        match by.as_str() {
         "policy" => format!("the policy says {}", mode.policy),
         "flag" => format!("--mode {}", mode.flag),
         "noMechanism" => "this node cannot reset".to_owned(),
+        "podsWithoutNames" => {
+            "there are pods on this node, and the API server is not asked about them: start it with \
+             a token or --kubeconfig and --kubernetes=on, or with --kubernetes=off if nothing of \
+             Kubernetes is to spare them"
+                .to_owned()
+        }
         other => other.to_owned(),
+    }
     };
     let whys: Vec<String> = mode.limited_by.iter().map(why).collect();
     match whys.as_slice() {
@@ -402,5 +410,29 @@ fn span(seconds: f64) -> String {
         micros @ 0..1_000 => format!("{micros}us"),
         1_000..1_000_000 => format!("{:.1}ms", time.as_secs_f64() * 1000.0),
         _ => age(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_says_what_limits_it_and_what_to_do() {
+        let said = |limited_by: &str| {
+            mode(&ModeStatus {
+                effective: "DryRun".to_owned(),
+                policy: "Enforce".to_owned(),
+                flag: "Enforce".to_owned(),
+                limited_by: vec![limited_by.to_owned()],
+            })
+        };
+        assert_eq!(said("noMechanism"), "DryRun (this node cannot reset)");
+        let pods = said("podsWithoutNames");
+        assert!(
+            pods.starts_with("DryRun (there are pods on this node"),
+            "{pods}"
+        );
+        assert!(pods.contains("--kubernetes=on") && pods.contains("--kubernetes=off"));
     }
 }

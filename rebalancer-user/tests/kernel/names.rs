@@ -513,3 +513,29 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
     let note = refused[1].1["note"].as_str().unwrap();
     assert!(note.contains("does not start"), "{note}");
 }
+
+/// Without an API server to ask, as where a token was not mounted, no guard of Kubernetes holds.
+#[test]
+fn pods_that_nobody_names_are_not_moved() {
+    let _alone = alone();
+    let lab = lab(1);
+    let by_port = policy("ports: [{port: 80}]");
+    let arguments = ["--cgroup", cgroup(&lab).to_str().unwrap()];
+    let with = |ask| [&arguments[..], &[ask][..]].concat();
+    let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=auto"));
+    let mut stream = connect(&lab, lab.pod(0).address());
+    make_heavy(&mut stream);
+    agent.wait_for("told", |line| line["message"] == "would move");
+    agent.wait_for_intervals(3);
+    assert!(agent.said("move").is_empty());
+    let mode = &crate::status::status(&agent)["mode"];
+    assert_eq!(mode["effective"], "DryRun");
+    assert_eq!(mode["limitedBy"], json!(["podsWithoutNames"]));
+    request(&mut stream, "/").unwrap();
+    drop(agent);
+    // Who says that they are not to be named has said so.
+    let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=off"));
+    let mut stream = connect(&lab, lab.pod(0).address());
+    make_heavy(&mut stream);
+    assert_eq!(agent.wait_for_move()["outcome"], "reset");
+}

@@ -127,6 +127,10 @@ impl Agent {
     /// What starts one.
     pub fn command(policy: &Path, pins: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(REBALANCER);
+        // The lab's pods have cgroups as kubelet names them, and no API server.
+        let named = arguments
+            .iter()
+            .any(|it| it.starts_with("--kubeconfig") || it.starts_with("--kubernetes"));
         command
             .args([
                 "agent",
@@ -139,6 +143,7 @@ impl Agent {
             .arg(policy)
             .arg("--pins")
             .arg(pins)
+            .args((!named).then_some("--kubernetes=off"))
             .args(arguments);
         command
     }

@@ -1,0 +1,84 @@
+//! Pods where nobody is asked for names: what spares their connections is not known.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    kubernetes::{self, Ask},
+    snapshot::{CgroupId, Netns, Snapshot},
+};
+
+/// Looks out for pods on what should be a plain host.
+pub(super) struct Unnamed {
+    process_in_pod: fn() -> Option<String>,
+    /// Where the endpoints are that were there when processes were last looked through.
+    seen: BTreeSet<(Netns, Option<CgroupId>)>,
+}
+
+impl Unnamed {
+    /// `None` where names are followed, and where an operator has said that they are not to be.
+    pub(super) fn unless(named: bool, ask: Ask) -> Option<Self> {
+        (!named && ask == Ask::Auto).then_some(Self {
+            process_in_pod: kubernetes::process_in_pod,
+            seen: BTreeSet::new(),
+        })
+    }
+
+    /// The cgroups of a process in a pod, if there is one now.
+    pub(super) fn look(&self) -> Option<String> {
+        (self.process_in_pod)()
+    }
+
+    /// The same, looked for only if `snapshot` has endpoints where there were none: a pod that
+    /// came meanwhile listens there.
+    pub(super) fn look_at_new(&mut self, snapshot: &Snapshot) -> Option<String> {
+        let endpoints = snapshot.endpoints.keys();
+        let now: BTreeSet<_> = endpoints.map(|key| (key.netns, key.cgroup)).collect();
+        let is_new = !now.is_subset(&self.seen);
+        self.seen = now;
+        if is_new { self.look() } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::EndpointKey;
+
+    fn at(places: &[u32]) -> Snapshot {
+        let of_place = |netns: &u32| {
+            let key = EndpointKey {
+                netns: Netns(*netns),
+                cgroup: None,
+                port: 80,
+            };
+            (key, Default::default())
+        };
+        Snapshot {
+            endpoints: places.iter().map(of_place).collect(),
+            ..Snapshot::default()
+        }
+    }
+
+    #[test]
+    fn pods_are_looked_for_only_where_nobody_has_said_what_to_do_about_them() {
+        assert!(Unnamed::unless(false, Ask::Auto).is_some());
+        for (named, ask) in [(true, Ask::Auto), (true, Ask::On), (false, Ask::Off)] {
+            assert!(Unnamed::unless(named, ask).is_none(), "{named} {ask:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_comes_later_is_seen_by_where_it_listens() {
+        let mut unnamed = Unnamed {
+            process_in_pod: || Some("0::/kubepods/pod1".to_owned()),
+            seen: BTreeSet::new(),
+        };
+        let mut looks = |places: &[u32]| unnamed.look_at_new(&at(places)).is_some();
+        assert!(!looks(&[]));
+        assert!(looks(&[1]));
+        assert!(!looks(&[1]), "it was looked for");
+        assert!(looks(&[1, 2]));
+        assert!(!looks(&[2]));
+        assert!(looks(&[1, 2]), "the same inode, perhaps another namespace");
+    }
+}
