@@ -268,6 +268,13 @@ fn the_container_runs_the_agent_of_this_version() {
     assert_eq!(words[..2], ["rebalancer", "agent"]);
     // deploy/README.md replaces it by its place, to uninstall.
     assert_eq!(agent["args"][1], "--on-exit=keep");
+    // Without a token it must not become the agent of a plain host, which no guard of Kubernetes
+    // holds back. An option that is added later takes its place.
+    assert!(words.contains(&"--kubernetes=on"), "{words:?}");
+    let chart = deploy().join("chart/templates/daemonset.yaml");
+    let chart = std::fs::read_to_string(chart).unwrap();
+    assert!(chart.contains("\n        - --kubernetes=on\n"), "{chart}");
+    assert!(is_known(&[&words[..], &["--kubernetes=off"]].concat()));
     assert!(is_known(&words), "{words:?}");
     for probe in ["livenessProbe", "readinessProbe"] {
         let words = words_of(&agent[probe]["exec"]["command"]);
