@@ -17,6 +17,7 @@ mod unnamed;
 
 pub use announce::announce_refusal;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
+pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
 pub use serve::Offer;
 
 use std::{
@@ -95,7 +96,15 @@ pub struct Options {
     /// Count sends also where the kernel then answers a server's FIONREAD wrongly.
     pub count_despite_fionread: bool,
     /// Reads it.
-    pub reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+    pub reload: Box<dyn Fn() -> Reading>,
+}
+
+/// One read of the policy's file.
+pub struct Reading {
+    /// What it held.
+    pub content: Content,
+    /// The policy, if that is a valid one.
+    pub loaded: anyhow::Result<Loaded>,
 }
 
 /// A policy as it was read.
@@ -206,7 +215,7 @@ struct Agent {
     mode: Mode,
     pause: Pause,
     policy_file: PolicyFile,
-    reload: Box<dyn Fn() -> anyhow::Result<Loaded>>,
+    reload: Box<dyn Fn() -> Reading>,
     standing: Standing,
     announce: Announce,
     publish: watch::Sender<Arc<Published>>,
@@ -230,8 +239,8 @@ impl Agent {
         announce: Announce,
     ) -> anyhow::Result<(Self, Inbox)> {
         let Loaded { policy, text } = loaded;
-        // What is written from here on is a change; the policy was read just before.
-        let policy_file = PolicyFile::new(options.policy_file.clone());
+        let content = Content::of(Some(text.as_bytes()));
+        let policy_file = PolicyFile::new(options.policy_file.clone(), content);
         bpf::raise_memlock();
         bpf::raise_descriptors();
         let kernel = Arc::new(Kernel::read()?);
@@ -536,7 +545,9 @@ impl Agent {
     /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
     /// wait are called back, and those connections are judged again like any other.
     fn reload(&mut self) -> bool {
-        let reloaded = match (self.reload)() {
+        let Reading { content, loaded } = (self.reload)();
+        self.policy_file.was_read(content);
+        let reloaded = match loaded {
             Ok(Loaded { policy, text }) => {
                 self.standing.policy_loaded(&policy, text);
                 let scope = Scope::of(&policy);

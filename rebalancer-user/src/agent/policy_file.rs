@@ -2,22 +2,51 @@
 //! editor and a plain write each change it in a way of their own, and inotify sees not all three.
 
 use std::{
-    fs,
+    fs::{self, File},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    io,
+    io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 /// How often to ask.
 pub(super) const EVERY: Duration = Duration::from_secs(2);
 
-/// A file and what was last seen of it.
+/// More is not read: a file may have no end. Far above what a policy may have.
+pub const MOST: u64 = 16 << 20;
+
+/// The bytes of a policy file; one more than [`MOST`], if there are as many.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What one read of the file gave, to tell it from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content(Option<u64>);
+
+impl Content {
+    /// Of the bytes that were read; `None` if none could be.
+    pub fn of(read: Option<&[u8]>) -> Self {
+        Self(read.map(|bytes| {
+            let mut hasher = DefaultHasher::new();
+            bytes.hash(&mut hasher);
+            hasher.finish()
+        }))
+    }
+}
+
+/// A file and what the policy in effect, or the refused one, was read from.
 pub(super) struct PolicyFile {
     path: PathBuf,
+    /// Of the file when it was last found to hold `content`.
     identity: Option<Identity>,
-    content: Option<u64>,
+    content: Content,
 }
 
 /// What a write, a rename over it, or a swapped symbolic link on the way to it changes.
@@ -31,32 +60,32 @@ struct Identity {
 }
 
 impl PolicyFile {
-    /// Takes the file as it is now as seen.
-    pub(super) fn new(path: PathBuf) -> Self {
-        let mut file_seen = Self {
+    /// `content` is what the policy was read from. What the file holds by now is asked later.
+    pub(super) fn new(path: PathBuf, content: Content) -> Self {
+        Self {
             path,
             identity: None,
-            content: None,
-        };
-        file_seen.changed();
-        file_seen
+            content,
+        }
     }
 
-    /// Whether it has another content than when it was last asked. That it has gone is a change
-    /// too, and told once.
+    /// Whether it holds something else than what the policy was read from. That it has gone is a
+    /// change too.
     pub(super) fn changed(&mut self) -> bool {
+        // Before it is read: what is written in between has another identity.
         let identity = identity(&self.path).ok();
         if identity.is_some() && identity == self.identity {
             return false;
         }
-        // Of a large file the identity changes; what is too large is refused when it is read.
-        let content = fs::read(&self.path).ok().map(|bytes| {
-            let mut hasher = DefaultHasher::new();
-            bytes.hash(&mut hasher);
-            hasher.finish()
-        });
-        self.identity = identity;
-        std::mem::replace(&mut self.content, content) != content
+        let changed = Content::of(read(&self.path).ok().as_deref()) != self.content;
+        self.identity = identity.filter(|_| !changed);
+        changed
+    }
+
+    /// The policy was read again, from `content`. The look before may have seen another.
+    pub(super) fn was_read(&mut self, content: Content) {
+        self.identity = None;
+        self.content = content;
     }
 }
 
@@ -78,31 +107,73 @@ mod tests {
 
     use super::*;
 
+    fn content(file: &Path) -> Content {
+        Content::of(read(file).ok().as_deref())
+    }
+
+    /// As the agent does: what has changed is read again.
+    fn changed(file_seen: &mut PolicyFile) -> bool {
+        let changed = file_seen.changed();
+        if changed {
+            let content = content(&file_seen.path);
+            file_seen.was_read(content);
+        }
+        changed
+    }
+
     #[test]
     fn a_write_a_rename_and_a_swapped_link_are_seen_and_a_touch_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let file = at("policy.yaml");
         fs::write(&file, "one").unwrap();
-        let mut file_seen = PolicyFile::new(file.clone());
-        assert!(!file_seen.changed());
+        let mut file_seen = PolicyFile::new(file.clone(), content(&file));
+        assert!(!changed(&mut file_seen));
 
         fs::write(&file, "two").unwrap();
-        assert!(file_seen.changed(), "a plain write");
-        assert!(!file_seen.changed());
+        assert!(changed(&mut file_seen), "a plain write");
+        assert!(!changed(&mut file_seen));
 
         fs::write(at("beside"), "six").unwrap();
         fs::rename(at("beside"), &file).unwrap();
-        assert!(file_seen.changed(), "an editor's rename");
+        assert!(changed(&mut file_seen), "an editor's rename");
 
         fs::write(&file, "six").unwrap();
-        assert!(!file_seen.changed(), "the same again");
+        assert!(!changed(&mut file_seen), "the same again");
 
         fs::remove_file(&file).unwrap();
-        assert!(file_seen.changed(), "it has gone");
-        assert!(!file_seen.changed(), "told once");
+        assert!(changed(&mut file_seen), "it has gone");
+        assert!(!changed(&mut file_seen), "told once");
         fs::write(&file, "six").unwrap();
-        assert!(file_seen.changed(), "it is back");
+        assert!(changed(&mut file_seen), "it is back");
+    }
+
+    #[test]
+    fn an_edit_after_the_policy_was_read_is_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.yaml");
+        fs::write(&file, "one").unwrap();
+        let used = content(&file);
+        fs::write(&file, "two").unwrap();
+        let mut file_seen = PolicyFile::new(file.clone(), used);
+        assert!(file_seen.changed(), "at the start");
+        assert!(file_seen.changed(), "as long as it is not read");
+
+        // Between the look and the read it is edited, and after the read edited back.
+        fs::write(&file, "three").unwrap();
+        file_seen.was_read(content(&file));
+        fs::write(&file, "two").unwrap();
+        assert!(file_seen.changed(), "at a reload");
+    }
+
+    #[test]
+    fn what_is_too_large_is_a_change_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.yaml");
+        File::create(&file).unwrap().set_len(MOST + 9).unwrap();
+        let mut file_seen = PolicyFile::new(file, Content::of(Some(b"one")));
+        assert!(changed(&mut file_seen));
+        assert!(!changed(&mut file_seen));
     }
 
     #[test]
@@ -115,10 +186,12 @@ mod tests {
         }
         symlink("..1", at("..data")).unwrap();
         symlink("..data/policy.yaml", at("policy.yaml")).unwrap();
-        let mut file_seen = PolicyFile::new(at("policy.yaml"));
+        let file = at("policy.yaml");
+        let mut file_seen = PolicyFile::new(file.clone(), content(&file));
+        assert!(!changed(&mut file_seen));
         symlink("..2", at("..data_tmp")).unwrap();
         fs::rename(at("..data_tmp"), at("..data")).unwrap();
-        assert!(file_seen.changed());
-        assert!(!file_seen.changed());
+        assert!(changed(&mut file_seen));
+        assert!(!changed(&mut file_seen));
     }
 }

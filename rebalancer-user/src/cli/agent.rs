@@ -137,7 +137,8 @@ impl Agent {
             bail!("--policy -: the agent reads its policy again on SIGHUP, so it needs a file");
         }
         // The policy first: an operator who mistypes it needs no privilege to be told.
-        let loaded = load(&self.policy).inspect_err(|error| self.tell_cluster(error))?;
+        let loaded = load(&self.policy).loaded;
+        let loaded = loaded.inspect_err(|error| self.tell_cluster(error))?;
         need_privilege()?;
         start_log(&self.log, self.log_format)?;
         let options = agent::Options {
@@ -187,10 +188,15 @@ fn own_pod() -> Option<PodAt> {
     })
 }
 
-fn load(file: &Path) -> anyhow::Result<agent::Loaded> {
-    let (policy, text) = policy::load_with_text(file)?;
-    let text = text.into();
-    Ok(agent::Loaded { policy, text })
+/// Reads the file once: what it held is what the policy is of.
+fn load(file: &Path) -> agent::Reading {
+    let read = agent::read_policy(file);
+    let content = agent::Content::of(read.as_deref().ok());
+    let loaded = policy::of_read(file, read).map(|(policy, text)| agent::Loaded {
+        policy,
+        text: text.into(),
+    });
+    agent::Reading { content, loaded }
 }
 
 fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {

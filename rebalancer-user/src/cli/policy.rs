@@ -1,7 +1,6 @@
 //! `rebalancer policy`: look at a policy file without an agent.
 
 use std::{
-    fs::File,
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
@@ -10,10 +9,10 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use super::note;
-use crate::policy;
-
-/// More is not read: a file may have no end. Far above what a policy may have.
-const MOST: u64 = 16 << 20;
+use crate::{
+    agent::{MOST_OF_POLICY as MOST, read_policy},
+    policy,
+};
 
 /// Look at a policy file.
 #[derive(Subcommand)]
@@ -46,7 +45,7 @@ impl Policy {
                     if rules == 1 { "" } else { "s" },
                 )
             }
-            Self::Explain { file } => policy::explain(&name(&file), &text(&file)?)?,
+            Self::Explain { file } => policy::explain(&name(&file), &text(&file, read(&file))?)?,
             Self::Schema => policy::schema(),
         };
         writeln!(io::stdout(), "{}", text.trim_end()).context("writing to stdout")
@@ -55,12 +54,15 @@ impl Policy {
 
 /// Reads and checks a policy file.
 pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
-    load_with_text(file).map(|(policy, _)| policy)
+    of_read(file, read(file)).map(|(policy, _)| policy)
 }
 
-/// The same, and what it was read from.
-pub(super) fn load_with_text(file: &Path) -> anyhow::Result<(policy::Policy, String)> {
-    let text = text(file)?;
+/// Checks what was read of a policy file, and gives its text too.
+pub(super) fn of_read(
+    file: &Path,
+    read: io::Result<Vec<u8>>,
+) -> anyhow::Result<(policy::Policy, String)> {
+    let text = text(file, read)?;
     Ok((policy::parse(&name(file), &text)?, text))
 }
 
@@ -74,9 +76,9 @@ pub(super) fn note_rules_for_pods(policy: &policy::Policy) {
     }
 }
 
-fn text(file: &Path) -> anyhow::Result<String> {
+fn text(file: &Path, read: io::Result<Vec<u8>>) -> anyhow::Result<String> {
     let name = name(file);
-    let bytes = read(file).with_context(|| format!("reading the policy {name}"))?;
+    let bytes = read.with_context(|| format!("reading the policy {name}"))?;
     if bytes.len() as u64 > MOST {
         bail!("{name}: more than {} MiB, which no policy has", MOST >> 20);
     }
@@ -84,12 +86,11 @@ fn text(file: &Path) -> anyhow::Result<String> {
 }
 
 fn read(file: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if file == Path::new("-") {
-        io::stdin().take(MOST + 1).read_to_end(&mut bytes)?;
-    } else {
-        File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    if file != Path::new("-") {
+        return read_policy(file);
     }
+    let mut bytes = Vec::new();
+    io::stdin().take(MOST + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
