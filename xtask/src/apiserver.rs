@@ -47,6 +47,7 @@ struct State {
     /// Connections of another life are cut off.
     life: u64,
     up: bool,
+    silent: bool,
     forbidden: Option<&'static str>,
     asked: BTreeMap<String, u64>,
     /// What was written: namespace and object.
@@ -127,6 +128,11 @@ impl ApiServer {
     pub fn cut(&self) {
         self.lock().cut();
         self.shared.changed.notify_all();
+    }
+
+    /// Says nothing on any connection, and ends none: as where packets are dropped on the way.
+    pub fn fall_silent(&self) {
+        self.lock().silent = true;
     }
 
     /// Answers for this kind with 403, or for none.
@@ -222,6 +228,18 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for as long as nothing is to be said.
+    fn wait_to_speak(&self, life: u64) -> io::Result<()> {
+        let state = self.lock();
+        let waits = |state: &mut State| state.silent && state.life == life;
+        let state = self.changed.wait_while(state, waits);
+        let state = state.unwrap_or_else(PoisonError::into_inner);
+        if state.life != life {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        Ok(())
+    }
+
     fn answer_all(&self, stream: TcpStream, life: u64) {
         let Ok(mut out) = stream.try_clone() else {
             return;
@@ -234,6 +252,9 @@ impl Shared {
             let (Some(method), Some(target)) = (words.next(), words.next()) else {
                 return;
             };
+            if self.wait_to_speak(life).is_err() {
+                return;
+            }
             if method == "POST" {
                 let length = head.iter().find_map(|line| {
                     let (name, value) = line.split_once(':')?;
@@ -372,9 +393,9 @@ impl Shared {
             return chunk(out, "");
         }
         loop {
-            if state.life != life {
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
+            drop(state);
+            self.wait_to_speak(life)?;
+            state = self.lock();
             let new: Vec<String> = state
                 .events
                 .iter()

@@ -142,7 +142,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let names = Names::connect(&options.names, options.cgroup.as_deref()).await?;
+    let settle = loaded.policy.guards().settle();
+    let names = Names::connect(&options.names, options.cgroup.as_deref(), settle).await?;
     let announcer = Announcer::connect(&options.names, options.own.clone()).await?;
     let announce = Announce::new(announcer, options.move_events);
     let (mut agent, mut inbox) = Agent::start(options, loaded, names, announce)?;
@@ -556,6 +557,10 @@ impl Agent {
                     error!(%error, "the kernel half keeps its settings");
                 }
                 self.scope = scope;
+                let settle = policy.guards().settle();
+                if let Some(Err(error)) = self.names.as_mut().map(|names| names.settle(settle)) {
+                    error!(%error, "the API server is asked as often as before: names may be stale in between");
+                }
                 self.policy =
                     on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
                 if let Some(mover) = &self.mover {

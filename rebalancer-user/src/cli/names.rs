@@ -16,6 +16,8 @@ use crate::{
 
 /// How long a call waits for the API server.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How old names may be: no call takes so long.
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Where names of pods and Services come from.
 #[derive(Args, Clone, Debug)]
@@ -70,7 +72,7 @@ impl NamesArgs {
             .build()
             .context("starting the runtime")?;
         let named = async {
-            let Some(mut names) = Names::connect(&self.access(), cgroup).await? else {
+            let Some(mut names) = Names::connect(&self.access(), cgroup, SETTLE).await? else {
                 return anyhow::Ok(());
             };
             if !names.listed(PATIENCE).await {

@@ -123,9 +123,40 @@ impl<T> Known<T> {
     }
 }
 
+/// How often each kind is heard of, and for how long its silence is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pace {
+    /// The server is asked to end a watch after so long, and it is begun anew: that it answers is
+    /// heard at least so often, however little happens.
+    pub(super) watch: Duration,
+    /// What is known is outdated when nothing was heard for longer.
+    pub(super) patience: Duration,
+}
+
+impl Pace {
+    /// Trusted for no longer than the ready endpoints of a Service must have stayed the same, as
+    /// they may have changed in silence. A shorter time than the least would be spent on asking.
+    pub(super) fn within(settle: Duration) -> Self {
+        const LEAST: Duration = Duration::from_secs(20);
+        const MOST: Duration = Duration::from_secs(60);
+        let patience = settle.clamp(LEAST, MOST);
+        // The rest is for the answer.
+        let watch = Duration::from_secs(patience.as_secs() * 3 / 4);
+        Self { watch, patience }
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self::within(Duration::MAX)
+    }
+}
+
 /// What is known of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
+    /// How it is followed.
+    pub(super) pace: Pace,
     /// Pods of this node, by uid.
     pub(super) pods: Known<Pod>,
     /// Every namespace's labels.
@@ -137,10 +168,6 @@ pub(super) struct Cluster {
     /// The same, by Service.
     gathered: Gathered,
 }
-
-/// How long nothing may be heard of a kind: longer than its watch is asked to last.
-pub(super) const POD_PATIENCE: Duration = Duration::from_secs(75);
-pub(super) const PATIENCE: Duration = Duration::from_secs(135);
 
 impl Cluster {
     /// Whether everything has been listed once.
@@ -209,11 +236,12 @@ impl Cluster {
 
     /// How sure of all of it one can be.
     pub(super) fn naming(&self, now: Instant) -> Naming {
+        let patience = self.pace.patience;
         let outdated = [
-            self.pods.outdated(now, POD_PATIENCE),
-            self.namespaces.outdated(now, PATIENCE),
-            self.services.outdated(now, PATIENCE),
-            self.slices.outdated(now, PATIENCE),
+            self.pods.outdated(now, patience),
+            self.namespaces.outdated(now, patience),
+            self.services.outdated(now, patience),
+            self.slices.outdated(now, patience),
         ];
         // `None`, never known, is before any time.
         match outdated.into_iter().flatten().min() {
@@ -304,4 +332,49 @@ fn in_namespace<'a>(
         .flatten()
         .take_while(move |(key, _)| key.starts_with(&prefix))
         .map(|(_, slice)| slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn listed(settle: Duration, at: Instant) -> Cluster {
+        let mut cluster = Cluster {
+            pace: Pace::within(settle),
+            ..Cluster::default()
+        };
+        for change in [Change::Begin, Change::Done] {
+            cluster.change_slices(change, at);
+        }
+        cluster.pods.change(Change::Begin, at);
+        cluster.pods.change(Change::Done, at);
+        cluster.namespaces.change(Change::Done, at);
+        cluster.services.change(Change::Done, at);
+        cluster
+    }
+
+    #[test]
+    fn what_was_not_heard_of_within_settle_is_outdated() {
+        let start = Instant::now();
+        for (settle, fresh_for) in [(60, 60), (30, 30), (600, 60), (0, 20)] {
+            let cluster = listed(Duration::from_secs(settle), start);
+            let [just, later] = [0, 1].map(|more| Duration::from_secs(fresh_for + more));
+            assert_eq!(cluster.naming(start + just), Naming::Fresh, "{settle}");
+            let stale = Naming::Stale(Some(later));
+            assert_eq!(cluster.naming(start + later), stale, "{settle}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn who_answers_is_heard_in_time(settle in 0..100_000_u64) {
+            let settle = Duration::from_millis(settle);
+            let Pace { watch, patience } = Pace::within(settle);
+            prop_assert!(watch + Duration::from_secs(5) <= patience);
+            prop_assert!(patience <= settle.max(Duration::from_secs(20)));
+            prop_assert!(patience <= Duration::from_secs(60) && watch >= Duration::from_secs(15));
+        }
+    }
 }

@@ -13,7 +13,7 @@ use kube::{
 };
 use tokio::task::JoinSet;
 
-use super::{Access, Ask, watch, watch::Shared, whereabouts::Whereabouts};
+use super::{Access, Ask, cluster::Pace, watch, watch::Shared, whereabouts::Whereabouts};
 use crate::{bpf::CgroupTree, snapshot::Snapshot};
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -24,29 +24,48 @@ pub struct Names {
     shared: Shared,
     whereabouts: Whereabouts,
     node: String,
-    _tasks: JoinSet<()>,
+    config: Config,
+    tasks: JoinSet<()>,
 }
 
 impl Names {
     /// Begins to follow the API server; `None` if there is none to ask. `cgroup` is the folder
-    /// below which sockets are looked at, instead of the hierarchy's root.
+    /// below which sockets are looked at, instead of the hierarchy's root. What was not heard of
+    /// within `settle` is outdated.
     ///
     /// # Errors
     /// Why it cannot be asked. That it does not answer is none.
-    pub async fn connect(access: &Access, cgroup: Option<&Path>) -> anyhow::Result<Option<Self>> {
+    pub async fn connect(
+        access: &Access,
+        cgroup: Option<&Path>,
+        settle: Duration,
+    ) -> anyhow::Result<Option<Self>> {
         let Some((config, node)) = configure(access).await? else {
             return Ok(None);
         };
         let tree = CgroupTree::find(cgroup)?;
         let shared = Shared::default();
-        let tasks =
-            watch::start(&config, &node, &shared).context("preparing to ask the API server")?;
+        let tasks = follow(&config, &node, &shared, Pace::within(settle))?;
         Ok(Some(Self {
             shared,
             whereabouts: Whereabouts::of_tree(tree),
             node,
-            _tasks: tasks,
+            config,
+            tasks,
         }))
+    }
+
+    /// From here on what was not heard of within `settle` is outdated. What is known stays; if the
+    /// API server must be heard more often, or need not any more, it is asked anew.
+    ///
+    /// # Errors
+    /// Why it cannot be asked anew: all is outdated sooner or later.
+    pub fn settle(&mut self, settle: Duration) -> anyhow::Result<()> {
+        let pace = Pace::within(settle);
+        if self.shared.lock().pace != pace {
+            self.tasks = follow(&self.config, &self.node, &self.shared, pace)?;
+        }
+        Ok(())
     }
 
     /// Waits until everything was listed, for so long at most. Whether it was.
@@ -80,6 +99,10 @@ impl Names {
     pub fn counts(&self) -> [usize; 3] {
         self.shared.lock().counts()
     }
+}
+
+fn follow(config: &Config, node: &str, shared: &Shared, pace: Pace) -> anyhow::Result<JoinSet<()>> {
+    watch::start(config, node, shared, pace).context("preparing to ask the API server")
 }
 
 pub(super) async fn configure(access: &Access) -> anyhow::Result<Option<(Config, String)>> {

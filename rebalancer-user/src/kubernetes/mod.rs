@@ -180,11 +180,20 @@ impl Names {
     pub async fn connect(
         access: &Access,
         _: Option<&std::path::Path>,
+        _: std::time::Duration,
     ) -> anyhow::Result<Option<Self>> {
         if access.ask == Ask::On || access.kubeconfig.is_some() {
             anyhow::bail!("this program was built without Kubernetes (feature `kubernetes`)");
         }
         Ok(None)
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn settle(&mut self, _: std::time::Duration) -> anyhow::Result<()> {
+        match *self {}
     }
 
     /// Never called.

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use xtask::apiserver::ApiServer;
 
-use super::watch::{self, Shared};
+use super::{
+    cluster::Pace,
+    watch::{self, Shared},
+};
 use crate::snapshot::{Identity, Naming, Service, ServiceName};
 
 /// For anything that should happen, on a busy machine.
@@ -20,9 +23,13 @@ struct Followed {
 
 impl Followed {
     fn start(api: ApiServer) -> Self {
+        Self::at_pace(api, Pace::default())
+    }
+
+    fn at_pace(api: ApiServer, pace: Pace) -> Self {
         let config = kube::Config::new(api.url().parse().unwrap());
         let shared = Shared::default();
-        let _tasks = watch::start(&config, "n1", &shared).unwrap();
+        let _tasks = watch::start(&config, "n1", &shared, pace).unwrap();
         Self {
             api,
             shared,
@@ -269,6 +276,31 @@ async fn while_the_api_server_is_gone_the_last_names_stay() {
     })
     .await;
     f.until_fresh().await;
+}
+
+#[tokio::test]
+async fn who_has_nothing_to_tell_stays_fresh_and_who_says_nothing_does_not() {
+    let pace = Pace {
+        watch: Duration::from_secs(1),
+        patience: Duration::from_secs(4),
+    };
+    let f = Followed::at_pace(shop(), pace);
+    f.until_fresh().await;
+    let lists = f.api.asked("list", "services");
+    // Longer than what was said at first is trusted: by then it was heard again.
+    let begun = f.api.asked("watch", "services");
+    f.until("watched anew", |f| {
+        f.api.asked("watch", "services") >= begun + 6
+    })
+    .await;
+    assert_eq!(f.naming(), Naming::Fresh);
+    assert_eq!(f.api.asked("list", "services"), lists);
+
+    // Each connection stays, and leads nowhere.
+    f.api.fall_silent();
+    f.until("stale", |f| matches!(f.naming(), Naming::Stale(Some(_))))
+        .await;
+    assert_eq!(f.identify("u0").unwrap().pod, "web-0", "the last known");
 }
 
 #[tokio::test]

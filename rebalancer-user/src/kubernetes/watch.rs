@@ -24,7 +24,7 @@ use tower::{layer::layer_fn, util::MapResponse};
 use tracing::{debug, info, warn};
 
 use super::{
-    cluster::{Change, Cluster, Known, PATIENCE, POD_PATIENCE},
+    cluster::{Change, Cluster, Known, Pace},
     objects,
     services::Spec,
     slices::Slice,
@@ -41,10 +41,6 @@ impl Shared {
     }
 }
 
-/// The server ends a watch after so long, and it is begun again: that it answers is heard at
-/// least so often, and a connection that leads nowhere is noticed a little later.
-const POD_WATCH: u32 = 60;
-const WATCH: u32 = 120;
 /// Objects in one answer of a list: what is parsed at once.
 const PAGE: u32 = 100;
 /// The same of slices, of which each has up to 100 endpoints, or 1,000.
@@ -77,21 +73,23 @@ pub(super) fn start(
     config: &kube::Config,
     node: &str,
     shared: &Shared,
+    pace: Pace,
 ) -> kube::Result<JoinSet<()>> {
+    shared.lock().pace = pace;
+    let patience = pace.patience;
     let mut tasks = JoinSet::new();
-    let every = || watcher::Config::default().timeout(WATCH).page_size(PAGE);
+    let seconds = u32::try_from(pace.watch.as_secs()).unwrap_or(u32::MAX);
+    let every = move || watcher::Config::default().timeout(seconds).page_size(PAGE);
 
     let pods = Follow {
         kind: "pods",
         shared: shared.clone(),
         part: |c| &mut c.pods,
         apply: |c, change, at| c.pods.change(change, at),
-        patience: POD_PATIENCE,
+        patience,
     };
     let api: Api<Pod> = Api::all(pods.client(config)?);
-    let of_node = every()
-        .timeout(POD_WATCH)
-        .fields(&format!("spec.nodeName={node}"));
+    let of_node = every().fields(&format!("spec.nodeName={node}"));
     tasks.spawn(pods.run(
         move || watcher::watcher(api.clone(), of_node.clone()).boxed(),
         |event| objects::change(event, objects::uid, objects::pod),
@@ -102,7 +100,7 @@ pub(super) fn start(
         shared: shared.clone(),
         part: |c| &mut c.namespaces,
         apply: |c, change, at| c.namespaces.change(change, at),
-        patience: PATIENCE,
+        patience,
     };
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
     tasks.spawn(namespaces.run(
@@ -115,7 +113,7 @@ pub(super) fn start(
         shared: shared.clone(),
         part: |c| &mut c.services,
         apply: |c, change, at| c.services.change(change, at),
-        patience: PATIENCE,
+        patience,
     };
     let api: Api<Service> = Api::all(services.client(config)?);
     tasks.spawn(services.run(
@@ -128,7 +126,7 @@ pub(super) fn start(
         shared: shared.clone(),
         part: |c| &mut c.slices,
         apply: Cluster::change_slices,
-        patience: PATIENCE,
+        patience,
     };
     let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
     let node = node.to_owned();

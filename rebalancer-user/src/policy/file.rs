@@ -204,7 +204,8 @@ pub(super) struct GuardsFile {
     /// A Service with fewer ready endpoints is left alone.
     #[schemars(with = "schema::Counts", extend("default" = 2))]
     pub(super) min_ready_endpoints: Field<Scalar>,
-    /// A Service whose ready endpoints changed less than this ago is left alone.
+    /// A Service whose ready endpoints changed less than this ago is left alone. What the API server
+    /// said is trusted for as long, 20 s at least and 1 min at most, and then not acted on.
     #[schemars(with = "schema::Duration", extend("default" = "1m"))]
     pub(super) settle: Field<Scalar>,
 }
