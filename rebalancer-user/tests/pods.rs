@@ -228,11 +228,19 @@ fn who_opts_out_or_ends_is_spared() {
     };
     assert_eq!(
         with(|pod| pod.opted_out = true),
-        "pod shop/web-0 has the annotation `rebalancer.dev/enabled: \"false\"`"
+        "pod shop/web-0 opts out: its `rebalancer.dev/enabled` is not \"true\""
     );
     assert_eq!(
         with(|pod| pod.services.as_mut().unwrap()[1].opted_out = true),
-        "Service shop/web has the annotation `rebalancer.dev/enabled: \"false\"`"
+        "Service shop/web opts out: its `rebalancer.dev/enabled` is not \"true\""
+    );
+    assert_eq!(
+        with(|pod| pod.namespace_opted_out = true),
+        "namespace shop opts out: its `rebalancer.dev/enabled` is not \"true\""
+    );
+    assert_eq!(
+        with(|pod| pod.namespace_labels = None),
+        "it is not known which labels its namespace has: that may opt out"
     );
     let ends = "pod shop/web-0 is being taken out of service";
     assert_eq!(with(|pod| pod.terminating = true), ends);

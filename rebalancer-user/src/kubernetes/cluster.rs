@@ -26,6 +26,13 @@ pub(super) struct Pod {
     pub(super) containers: BTreeMap<String, String>,
 }
 
+/// A namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Namespace {
+    pub(super) labels: Labels,
+    pub(super) opted_out: bool,
+}
+
 /// What happened to the objects of a kind. `None` for a value: nothing of the object is used.
 #[derive(Clone, Debug)]
 pub(super) enum Change<T> {
@@ -159,8 +166,8 @@ pub(super) struct Cluster {
     pub(super) pace: Pace,
     /// Pods of this node, by uid.
     pub(super) pods: Known<Pod>,
-    /// Every namespace's labels.
-    pub(super) namespaces: Known<Labels>,
+    /// Every namespace.
+    pub(super) namespaces: Known<Namespace>,
     /// Every Service, as `namespace/name`.
     pub(super) services: Known<Spec>,
     /// Slices of all nodes; changed by [`Cluster::change_slices`] alone.
@@ -268,9 +275,11 @@ impl Cluster {
     pub(super) fn identify(&self, uid: &str, port: u16) -> Option<Identity> {
         let (uid, pod) = self.pod(uid)?;
         let namespaces = self.namespaces.now.as_ref();
+        let namespace = namespaces.and_then(|all| all.get(&pod.namespace));
         Some(Identity {
             namespace: pod.namespace.clone(),
-            namespace_labels: namespaces.and_then(|all| all.get(&pod.namespace).cloned()),
+            namespace_labels: namespace.map(|namespace| namespace.labels.clone()),
+            namespace_opted_out: namespace.is_some_and(|namespace| namespace.opted_out),
             pod: pod.name.clone(),
             uid: uid.to_owned(),
             labels: pod.labels.clone(),

@@ -1,12 +1,12 @@
 //! From objects of the API to what is kept of them.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod as ApiPod};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Namespace as ApiNamespace, Pod as ApiPod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event};
 
-use super::cluster::{Change, Pod};
-use crate::snapshot::Labels;
+use super::cluster::{Change, Namespace, Pod};
 
 const ENABLED: &str = "rebalancer.dev/enabled";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -56,7 +56,7 @@ pub(super) fn pod(mut pod: ApiPod) -> Option<Pod> {
             .into_iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        opted_out: opted_out(pod.annotations()),
+        opted_out: opted_out(&pod.metadata),
         mirror_of: pod.annotations().get(MIRROR).cloned(),
         containers: statuses
             .into_iter()
@@ -74,19 +74,25 @@ fn container(status: ContainerStatus) -> Option<(String, String)> {
     Some((id.to_owned(), status.name.clone()))
 }
 
-pub(super) fn labels(mut namespace: PartialObjectMeta<Namespace>) -> Option<Labels> {
-    Some(namespace.metadata.labels.take().unwrap_or_default())
+pub(super) fn namespace(mut object: PartialObjectMeta<ApiNamespace>) -> Option<Namespace> {
+    Some(Namespace {
+        opted_out: opted_out(&object.metadata),
+        labels: object.metadata.labels.take().unwrap_or_default(),
+    })
 }
 
-/// Whether an object asks to be left alone.
-pub(super) fn opted_out(annotations: &BTreeMap<String, String>) -> bool {
-    annotations
-        .get(ENABLED)
-        .is_some_and(|value| value == "false")
+/// Whether an object asks to be left alone, by an annotation or by a label. Whoever writes `"False"`
+/// or `"no"` means it too: all but `"true"` says so.
+pub(super) fn opted_out(meta: &ObjectMeta) -> bool {
+    let said = [&meta.annotations, &meta.labels];
+    let mut said = said.into_iter().flatten().filter_map(|of| of.get(ENABLED));
+    said.any(|value| value != "true")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::{from_value, json};
 
     use super::*;
@@ -131,15 +137,35 @@ mod tests {
     }
 
     #[test]
-    fn only_the_word_false_opts_out() {
+    fn all_but_the_word_true_opts_out_by_annotation_and_by_label() {
         for (value, out) in [
-            ("false", true),
-            ("False", false),
-            ("no", false),
             ("true", false),
+            ("false", true),
+            ("False", true),
+            ("no", true),
+            ("0", true),
+            ("", true),
+            ("True", true),
+            (" true", true),
         ] {
-            let annotations = BTreeMap::from([(ENABLED.to_owned(), value.to_owned())]);
-            assert_eq!(opted_out(&annotations), out, "{value}");
+            for field in ["annotations", "labels"] {
+                let meta = json!({"name": "a", "namespace": "b", field: {ENABLED: value}});
+                let meta: ObjectMeta = from_value(meta).unwrap();
+                assert_eq!(opted_out(&meta), out, "{field} {value:?}");
+            }
         }
+        let both = json!({"annotations": {ENABLED: "true"}, "labels": {ENABLED: "false"}});
+        assert!(opted_out(&from_value(both).unwrap()));
+        assert!(!opted_out(&ObjectMeta::default()));
+    }
+
+    #[test]
+    fn what_is_used_of_a_namespace_is_kept() {
+        let object =
+            json!({"metadata": {"name": "shop", "labels": {"team": "shop", ENABLED: "off"}}});
+        let kept = namespace(from_value(object).unwrap()).unwrap();
+        assert!(kept.opted_out && kept.labels["team"] == "shop");
+        let bare = namespace(from_value(json!({"metadata": {"name": "shop"}})).unwrap());
+        assert_eq!(bare, Some(Namespace::default()));
     }
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Service as ApiService;
-use kube::ResourceExt as _;
 
 use super::{
     objects::opted_out,
@@ -36,7 +35,7 @@ enum Prefers {
 
 impl Spec {
     pub(super) fn of(service: ApiService) -> Option<Self> {
-        let opted_out = opted_out(service.annotations());
+        let opted_out = opted_out(&service.metadata);
         let spec = service.spec.unwrap_or_default();
         let is = |field: &Option<String>, word: &str| field.as_deref() == Some(word);
         Some(Self {

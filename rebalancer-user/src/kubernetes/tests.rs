@@ -143,11 +143,14 @@ async fn objects_become_names_and_changes_reach_them() {
     f.api.set("services", service("web", json!({})));
     f.api.set(
         "namespaces",
-        json!({"metadata": {"name": "shop", "labels": {"team": "pay"}}}),
+        json!({"metadata": {"name": "shop", "labels": {"team": "pay", "rebalancer.dev/enabled": "no"}}}),
     );
+    assert!(!web.namespace_opted_out);
     f.until("told of their ends", |f| {
         let web = f.identify("u0").unwrap();
-        services(&web) == [("web", false)] && web.namespace_labels.unwrap()["team"] == "pay"
+        services(&web) == [("web", false)]
+            && web.namespace_opted_out
+            && web.namespace_labels.unwrap()["team"] == "pay"
     })
     .await;
 

@@ -105,7 +105,7 @@ pub(super) fn start(
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
     tasks.spawn(namespaces.run(
         move || watcher::watcher(api.clone(), every()).boxed(),
-        |event| objects::change(event, objects::name, objects::labels),
+        |event| objects::change(event, objects::name, objects::namespace),
     ));
 
     let services = Follow {

@@ -18,25 +18,37 @@ pub(super) fn guards<'a>(
         terminating(who),
         excluded(policy, who),
         stale(rule, who, snapshot.naming),
+        of_unknown_namespace(who),
     ];
     guards.into_iter().flatten()
 }
 
 fn opted_out(who: &Who) -> Option<Spared> {
     let pod = who.pod()?;
-    let name = |name: &str| format!("{}/{name}", pod.namespace);
+    let out = |kind, name: String| Some(Spared::OptedOut { kind, name });
+    let inside = |name: &str| format!("{}/{name}", pod.namespace);
     if pod.opted_out {
-        return Some(Spared::OptedOut {
-            kind: "pod",
-            name: name(&pod.pod),
-        });
+        return out("pod", inside(&pod.pod));
     }
     let mut services = pod.services.iter().flatten();
-    let service = services.find(|service| service.opted_out)?;
-    Some(Spared::OptedOut {
-        kind: "Service",
-        name: name(&service.name),
-    })
+    if let Some(service) = services.find(|service| service.opted_out) {
+        return out("Service", inside(&service.name));
+    }
+    if pod.namespace_opted_out {
+        return out("namespace", pod.namespace.clone());
+    }
+    None
+}
+
+/// Of a namespace that the API server has not told of yet, nor is it known what it asks for.
+fn of_unknown_namespace(who: &Who) -> Option<Spared> {
+    who.pod()?
+        .namespace_labels
+        .is_none()
+        .then_some(Spared::Unnamed {
+            lack: Lack::NamespaceLabels,
+            rule: None,
+        })
 }
 
 /// It ends its connections itself, as well as it can.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What a pod or a Service says to be left alone.
-const OPT_OUT: &str = "rebalancer.dev/enabled: \"false\"";
+const OPT_OUT: &str = "rebalancer.dev/enabled";
 
 /// Why a connection is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,11 +58,11 @@ pub enum Spared {
         /// The protocol.
         protocol: &'static str,
     },
-    /// Its pod, or a Service that leads there, asks to be left alone by annotation.
+    /// Its pod, a Service that leads there, or their namespace asks to be left alone.
     OptedOut {
-        /// `pod` or `Service`.
+        /// `pod`, `Service` or `namespace`.
         kind: &'static str,
-        /// Namespace and name.
+        /// Namespace and name; a namespace's own.
         name: String,
     },
     /// Its pod is being deleted, or taken out of its Service.
@@ -153,7 +153,7 @@ pub enum Spared {
     Unnamed {
         /// What would have to be known.
         lack: Lack,
-        /// The rule that asks; without one, `guards.excludeNamespaces`.
+        /// The rule that asks; without one, a guard.
         rule: Option<RuleName>,
     },
     /// Its rule asks for names, and the API server does not answer: they may have changed.
@@ -348,7 +348,7 @@ impl Spared {
                 "`sessionState: Loses` in its rule, if that may be lost".to_owned()
             }
             Self::OptedOut { kind, name } => {
-                format!("{kind} {name} without the annotation `{OPT_OUT}`")
+                format!("{kind} {name} without `{OPT_OUT}`, or with \"true\" in it")
             }
             Self::Terminating { .. } => "nothing: its pod is ending".to_owned(),
             Self::Unready { pod, .. } => format!("that pod {pod} becomes ready"),
@@ -481,7 +481,7 @@ impl fmt::Display for Spared {
                 write!(f, "port {port} ({protocol}) may hold session state")
             }
             Self::OptedOut { kind, name } => {
-                write!(f, "{kind} {name} has the annotation `{OPT_OUT}`")
+                write!(f, "{kind} {name} opts out: its `{OPT_OUT}` is not \"true\"")
             }
             Self::Terminating { pod } => write!(f, "pod {pod} is being taken out of service"),
             Self::Unready { pod, service } => {
@@ -573,6 +573,14 @@ impl fmt::Display for Spared {
                 f,
                 "it is not known {}: its namespace may be in excludeNamespaces",
                 Lack::Pod
+            ),
+            Self::Unnamed {
+                lack: Lack::NamespaceLabels,
+                rule: None,
+            } => write!(
+                f,
+                "it is not known {}: that may opt out",
+                Lack::NamespaceLabels
             ),
             Self::Unnamed { lack, rule: None } => {
                 write!(f, "it is not known {lack}: a move may not help")

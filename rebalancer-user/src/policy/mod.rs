@@ -69,8 +69,8 @@
 //! matches, no later one counts: the connection is spared.
 //!
 //! Pods of `guards.excludeNamespaces` are never moved from, nor pods that are being deleted, nor
-//! those that opt out, themselves or by a Service, with the annotation
-//! `rebalancer.dev/enabled: "false"`.
+//! those that opt out, themselves, by a Service or by their namespace: with
+//! `rebalancer.dev/enabled`, a label or an annotation, and anything but `"true"` in it.
 //!
 //! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
 //! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; budgets an

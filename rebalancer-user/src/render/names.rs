@@ -51,6 +51,8 @@ pub(super) struct PodItem {
     namespace: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     namespace_labels: Option<Labels>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    namespace_opted_out: bool,
     name: String,
     uid: String,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -76,6 +78,7 @@ pub(super) fn who_item(who: &Who) -> (Option<PodItem>, bool) {
     let pod = who.pod().map(|pod| PodItem {
         namespace: pod.namespace.clone(),
         namespace_labels: pod.namespace_labels.clone(),
+        namespace_opted_out: pod.namespace_opted_out,
         name: pod.pod.clone(),
         uid: pod.uid.clone(),
         labels: pod.labels.clone(),
@@ -116,6 +119,7 @@ pub(super) fn who(pod: Option<&PodItem>, unknown: bool) -> Result<Who, (&'static
     Ok(Who::Pod(Arc::new(Identity {
         namespace: item.namespace.clone(),
         namespace_labels: item.namespace_labels.clone(),
+        namespace_opted_out: item.namespace_opted_out,
         pod: item.name.clone(),
         uid: item.uid.clone(),
         labels: item.labels.clone(),

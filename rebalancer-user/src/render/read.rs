@@ -425,12 +425,13 @@ pub(super) mod tests {
             opted_out: bools[2],
         });
         let names = (name, name, name, option::of(labels()), labels());
-        let pod = (names, option::of(vec(service, 0..3)), any::<[bool; 3]>());
+        let pod = (names, option::of(vec(service, 0..3)), any::<[bool; 4]>());
         let pod = pod.prop_map(
             |((namespace, pod, uid, namespace_labels, labels), services, bools)| {
                 Who::Pod(Arc::new(Identity {
                     namespace,
                     namespace_labels,
+                    namespace_opted_out: bools[3],
                     pod,
                     uid,
                     labels,

@@ -45,8 +45,10 @@ impl Who {
 pub struct Identity {
     /// The pod's namespace.
     pub namespace: String,
-    /// That namespace's labels; `None` if they are not known.
+    /// That namespace's labels; `None` if it is not known.
     pub namespace_labels: Option<Labels>,
+    /// That namespace asks for its pods to be left alone, as far as it is known.
+    pub namespace_opted_out: bool,
     /// The pod's name.
     pub pod: String,
     /// The pod's uid: another pod of the same name has another.

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use rebalancer_user::snapshot::{Endpoint, EndpointKey, Identity, Netns, ServiceAt, Who};
+use rebalancer_user::snapshot::{Endpoint, EndpointKey, Identity, Labels, Netns, ServiceAt, Who};
 
 use super::scenario::Nodes;
 
@@ -94,6 +94,7 @@ impl Replica {
         };
         self.who = Who::Pod(Arc::new(Identity {
             namespace: NAMESPACE.to_owned(),
+            namespace_labels: Some(Labels::new()),
             pod: format!("{SERVICE}-{}", self.number),
             uid: self.number.to_string(),
             services: Some(vec![service]),
