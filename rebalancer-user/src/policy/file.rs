@@ -238,9 +238,9 @@ pub(super) struct RuleFile {
     pub(super) jitter: Field<Scalar>,
     /// What a connection's end costs its client. `Unknown`: only those are moved that are heard to
     /// speak HTTP/1, which loses nothing at a quiet moment. `Keeps`: no more than a reconnect,
-    /// whatever they speak; the default where a step is `AtOnce`, or `atEnd` is `ResetNow`. Both spare
-    /// ports of protocols that hold state in their connections (PostgreSQL, Redis, MQTT, gRPC…).
-    /// `Loses`: losing that state is fine.
+    /// whatever they speak. Both spare ports of protocols that hold state in their connections
+    /// (PostgreSQL, Redis, MQTT, gRPC…). `Loses`: losing that state is fine. Where a step is `AtOnce`, or
+    /// `atEnd` is `ResetNow`, `Keeps` or `Loses` must be said.
     #[schemars(with = "schema::SessionStates", extend("default" = "Unknown"))]
     pub(super) session_state: Field<Scalar>,
     /// Ways to end a connection, the gentlest first. Without it: a reset at a quiet moment.

@@ -67,26 +67,36 @@ fn connection(port: u16, remote: &str) -> Connection {
     }
 }
 
-/// Who lets a connection be ended at any moment has said what its end means.
+/// A fallback vouches for nothing: what an end at any moment costs must be said.
 #[test]
-fn a_rule_that_does_not_wait_vouches() {
+fn a_rule_that_does_not_wait_must_say_what_its_end_costs() {
     let state = |fields: &str| {
-        let policy = parse("p", &rule(fields)).unwrap();
-        policy.rules()[0].session_state()
+        let policy = parse("p", &rule(fields)).map_err(|errors| errors.to_string())?;
+        Ok::<_, String>(policy.rules()[0].session_state())
     };
     let quiet = "  steps: [{step: Reset}]\n";
+    let close = "  steps: [{step: Close, when: AtOnce}]\n";
     let at_once = "  steps: [{step: Close}, {step: Reset, when: AtOnce}]\n";
-    assert_eq!(state(quiet), SessionState::Unknown);
-    assert_eq!(state(at_once), SessionState::Keeps);
-    assert_eq!(state("  atEnd: ResetNow\n"), SessionState::Keeps);
-    for waits_not in [at_once, "  atEnd: ResetNow\n"] {
-        let said = rule(&format!("  sessionState: Unknown\n{waits_not}"));
-        let errors = parse("p", &said).unwrap_err().to_string();
+    let at_end = "  atEnd: ResetNow\n";
+    assert_eq!(state(quiet), Ok(SessionState::Unknown));
+    for waits_not in [close, at_once, at_end] {
+        let errors = state(waits_not).unwrap_err();
+        assert!(errors.contains("missing field `sessionState`"), "{errors}");
+        let unknown = state(&format!("  sessionState: Unknown\n{waits_not}")).unwrap_err();
         assert!(
-            errors.contains("a contradiction within the rule"),
-            "{errors}"
+            unknown.contains("a contradiction within the rule"),
+            "{unknown}"
         );
+        for (word, said) in [
+            ("Keeps", SessionState::Keeps),
+            ("Loses", SessionState::Loses),
+        ] {
+            let given = format!("  sessionState: {word}\n{waits_not}");
+            assert_eq!(state(&given), Ok(said));
+        }
     }
+    let one = state("  sessionState: Perhaps\n  atEnd: ResetNow\n").unwrap_err();
+    assert!(!one.contains("missing"), "one error is enough: {one}");
 }
 
 #[test]
@@ -308,8 +318,10 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("empty limits", whole("{maxBytes: 1048576}", "{}")),
         ("empty steps", rule("  steps: []")),
         ("step without a step", rule("  steps: [{when: Quiet}]")),
-        ("idleFor with AtOnce", rule("  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
-        ("step after the last", rule("  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
+        ("idleFor with AtOnce", rule("  sessionState: Keeps\n  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
+        ("step after the last", rule("  sessionState: Keeps\n  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
+        ("AtOnce without a word", rule("  steps: [{step: Reset, when: AtOnce}]")),
+        ("ResetNow without a word", rule("  atEnd: ResetNow")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
         ("glob without a root", whole("'/user.slice'", "user.slice")),
         ("glob with a slash at its end", whole("'/user.slice'", "/user.slice/")),

@@ -1,6 +1,6 @@
 //! From a file's rules to [`Rule`]s.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use serde_saphyr::Spanned;
 
@@ -14,7 +14,7 @@ use crate::policy::{
     error::{Fault, quoted},
     file::{
         BalanceFile, Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile,
-        RuleFile, StepFile,
+        RuleFile, Scalar, StepFile,
     },
     values,
 };
@@ -96,25 +96,30 @@ impl Reader<'_> {
         let balance = self.balance(balance);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
         let state_at = self.place_of(session_state);
+        let state_is_given = session_state.0.is_some();
         let session_state = self.word(session_state, &session_states, &[]);
+        let any_moment = self.at_any_moment(steps, at_end);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]).unwrap_or_default();
-        // Who lets a connection be ended at any moment has said what its end means.
-        let at_any_moment =
-            at_end == AtEnd::ResetNow || steps.iter().any(|step| step.when() == When::AtOnce);
-        if at_any_moment && session_state == Some(SessionState::Unknown) {
-            let label = "with `AtOnce` or `ResetNow`, which wait for nothing to be heard";
-            let remedy = "write `Keeps` or `Loses`, or wait for a quiet moment";
-            self.report(
-                state_at,
-                Fault::new("a contradiction within the rule", label, remedy),
-            );
+        match (any_moment, session_state) {
+            (Some(_), Some(SessionState::Unknown)) => {
+                let label = "with `AtOnce` or `ResetNow`, which wait for nothing to be heard";
+                let remedy = "write `Keeps` or `Loses`, or wait for a quiet moment";
+                let fault = Fault::new("a contradiction within the rule", label, remedy);
+                self.report(state_at, fault);
+            }
+            // A rule's fallback must not become a word for what it ends.
+            (Some(at), None) if !state_is_given => {
+                let label = "ends connections at any moment, whatever they speak";
+                let remedy = "write `sessionState: Keeps` into the rule if that costs a client no more \
+                              than a reconnect, `Loses` if more may be lost; or wait for a quiet moment";
+                self.report(
+                    at,
+                    Fault::new("missing field `sessionState`", label, remedy),
+                );
+            }
+            _ => {}
         }
-        let default = if at_any_moment {
-            SessionState::Keeps
-        } else {
-            SessionState::Unknown
-        };
         let count = self.word(count, &[("Messages", Count::Messages)], &[]);
         let implied = balance.is_some_and(|balance| balance.by == By::MessageRate);
         Some(Rule {
@@ -124,11 +129,30 @@ impl Reader<'_> {
             limits,
             balance,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
-            session_state: session_state.unwrap_or(default),
+            session_state: session_state.unwrap_or(SessionState::Unknown),
             steps,
             at_end,
             count: count.or(implied.then_some(Count::Messages)),
         })
+    }
+
+    /// Where a rule says that connections may be ended without a condition.
+    fn at_any_moment(
+        &self,
+        steps: &List<StepFile>,
+        at_end: &Field<Scalar>,
+    ) -> Option<Range<usize>> {
+        let is = |field: &Field<Scalar>, word: &str| {
+            let value = field.0.as_ref().map(|field| &field.value);
+            value == Some(&Scalar::Text(word.to_owned()))
+        };
+        if is(at_end, "ResetNow") {
+            return Some(self.place_of(at_end));
+        }
+        let steps = steps.0.iter().flat_map(|steps| &steps.value);
+        let mut whens = steps.map(|step| &step.value.when);
+        let when = whens.find(|when| is(when, "AtOnce"))?;
+        Some(self.place_of(when))
     }
 
     fn balance(&mut self, field: &Field<BalanceFile>) -> Option<Balance> {
