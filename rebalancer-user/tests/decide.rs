@@ -460,6 +460,37 @@ fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
     assert_eq!(round(3 * HOUR), (0, BTreeMap::from([("dryRun", 3)]), 3));
 }
 
+/// Otherwise an edited policy seems to match nothing that the one before has told.
+#[test]
+fn under_another_policy_a_dry_run_tells_again() {
+    let named = |name| {
+        policy(
+            "",
+            &format!(
+                "- {{name: {name}, mode: DryRun, match: {{ports: [{{port: 8080}}]}}, limits: {{maxAge: 1h}}}}\n"
+            ),
+        )
+    };
+    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let told = |policy: &Policy, ledger: &mut Ledger, now| {
+        let plan = decide(policy, &listed, ledger, KernelTime(now));
+        let told: Vec<_> = plan
+            .moves()
+            .map(|chosen| chosen.rule().to_string())
+            .collect();
+        for chosen in plan.moves() {
+            ledger.said(chosen, KernelTime(now));
+        }
+        told
+    };
+    assert_eq!(told(&named("one"), &mut ledger, 2 * HOUR), ["one"; 3]);
+    let edited = named("two");
+    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), [""; 0]);
+    ledger.tell_again();
+    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), ["two"; 3]);
+}
+
 #[test]
 fn what_a_dry_run_tells_does_not_hold_up_what_is_enforced() {
     let rules = "\

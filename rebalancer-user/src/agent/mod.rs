@@ -566,6 +566,7 @@ impl Agent {
                 if let Some(mover) = &self.mover {
                     mover.recall();
                 }
+                self.ledger.tell_again();
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
                 true

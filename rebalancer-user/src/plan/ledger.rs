@@ -429,6 +429,12 @@ impl Ledger {
             .insert((now, chosen.cookie()), Spender::clone(&chosen.spender));
     }
 
+    /// Forgets whom dry runs have told: under another policy each is told again, with its own reason.
+    /// The budget of dry runs stays as it is.
+    pub fn tell_again(&mut self) {
+        self.said.clear();
+    }
+
     /// Forgets what can no longer matter: connections that are gone, and moves older than
     /// `window`. Call it after each plan; the ledger then stays as small as the snapshot.
     /// Moves in flight stay until they have ended.
