@@ -16,16 +16,6 @@ use super::{
 /// The largest policy read; a ConfigMap cannot be larger.
 const LARGEST: usize = 1 << 20;
 
-/// Fields of the format that only later versions serve: understood, not offered.
-const LATER: [&str; 6] = [
-    "perService",
-    "perEndpoint",
-    "minReadyEndpoints",
-    "settle",
-    "balance",
-    "count",
-];
-
 /// Reads the one document of `text`, in which no byte-order mark is left.
 pub(super) fn read(text: &str) -> Result<PolicyFile, Problem> {
     if text.len() > LARGEST {
@@ -183,14 +173,7 @@ fn unknown_field(field: &str, expected: &[&str]) -> Fault {
     let message = format!("unknown field {}", quoted(field));
     let remedy = match nearest(field, expected) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None => {
-            let now: Vec<_> = expected
-                .iter()
-                .copied()
-                .filter(|f| !LATER.contains(f))
-                .collect();
-            format!("the fields here are {}", now.join(", "))
-        }
+        None => format!("the fields here are {}", expected.join(", ")),
     };
     Fault::new(message, "not a field of this mapping", remedy)
 }
