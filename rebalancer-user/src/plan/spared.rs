@@ -339,9 +339,9 @@ impl Spared {
             }
             Self::NotEstablished { .. } => "nothing: it is ending by itself".to_owned(),
             Self::NotAccepted => "that its server accepts it".to_owned(),
-            Self::Mptcp => "nothing will do: MPTCP is never moved".to_owned(),
+            Self::Mptcp => "a plain TCP connection: MPTCP is never moved".to_owned(),
             Self::Loopback => "`track.loopback: true`".to_owned(),
-            Self::SameHost => "nothing will do: its client would come back here".to_owned(),
+            Self::SameHost => "a client elsewhere: this one would come back here".to_owned(),
             Self::HostNetwork => "`guards.allowHostNetwork: true`".to_owned(),
             Self::SystemPort { port, .. } => format!("{port} in `guards.allowSystemPorts`"),
             Self::StatefulPort { .. } => {
@@ -364,7 +364,7 @@ impl Spared {
                 format!("`sessionAffinity: None` in Service {service}")
             }
             Self::SiblingPeer { .. } => {
-                "nothing will do: endpoints of a Service talk among themselves".to_owned()
+                "another client: endpoints of a Service talk among themselves".to_owned()
             }
             Self::LocalTraffic { ready, min, .. } => {
                 format!("{} more ready on this node", min.saturating_sub(*ready))
