@@ -19,7 +19,26 @@ const BPF_TRACE_ITER: u32 = 28;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
 
+/// `union bpf_attr`, longer than any kernel's so far: what a command writes back finds room in it.
+///
+/// Kernels from 6.17 on, until stable took the fix, write `query.revision` without looking at the
+/// length that was passed: with a shorter attribute they overwrite 8 bytes of whatever is behind
+/// it. A kernel takes an attribute that is longer than its own if the rest is zero.
+#[repr(C)]
+union Attr {
+    all: [u64; 32],
+    map_create: MapCreate,
+    prog_query: ProgQuery,
+    link_create: LinkCreate,
+    iter_create: IterCreate,
+}
+
+impl Attr {
+    const ZEROED: Self = Self { all: [0; 32] };
+}
+
 /// The part of `union bpf_attr` that makes a map.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct MapCreate {
     map_type: u32,
@@ -33,6 +52,7 @@ struct MapCreate {
 }
 
 /// The part of `union bpf_attr` that asks for the programs on a cgroup.
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct ProgQuery {
     target_fd: u32,
@@ -42,9 +62,14 @@ struct ProgQuery {
     prog_ids: u64,
     prog_cnt: u32,
     pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
 }
 
 /// The part of `union bpf_attr` that links an iterator.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct LinkCreate {
     prog_fd: u32,
@@ -64,6 +89,7 @@ struct TaskInfo {
     pid_fd: u32,
 }
 
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct IterCreate {
     link_fd: u32,
@@ -78,7 +104,8 @@ pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<Owned
     for (to, from) in map_name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
     }
-    let attr = MapCreate {
+    let mut attr = Attr::ZEROED;
+    attr.map_create = MapCreate {
         map_type: BPF_MAP_TYPE_SOCKHASH,
         key_size: size_of::<u64>() as u32,
         value_size: size_of::<u32>() as u32,
@@ -88,7 +115,7 @@ pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<Owned
         numa_node: 0,
         map_name,
     };
-    bpf(BPF_MAP_CREATE, &attr)
+    bpf_fd(BPF_MAP_CREATE, &mut attr)
 }
 
 /// Links an iterator program over processes, to one of them if it is named: aya's own `attach`
@@ -102,7 +129,8 @@ pub(super) fn link_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io
         pid: process.unwrap_or(0),
         pid_fd: 0,
     };
-    let attr = LinkCreate {
+    let mut attr = Attr::ZEROED;
+    attr.link_create = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
         target_fd: 0,
         attach_type: BPF_TRACE_ITER,
@@ -111,44 +139,35 @@ pub(super) fn link_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io
         iter_info_len: process.map_or(0, |_| size_of::<TaskInfo>() as u32),
         pad: 0,
     };
-    bpf(BPF_LINK_CREATE, &attr)
+    bpf_fd(BPF_LINK_CREATE, &mut attr)
 }
 
 /// A fresh pass over what the link is for.
 pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<IteratorPass> {
-    let attr = IterCreate {
+    let mut attr = Attr::ZEROED;
+    attr.iter_create = IterCreate {
         link_fd: link.as_raw_fd() as u32,
         flags: 0,
     };
-    bpf(BPF_ITER_CREATE, &attr).map(IteratorPass)
+    bpf_fd(BPF_ITER_CREATE, &mut attr).map(IteratorPass)
 }
 
 /// Ids of the sock_ops programs on a cgroup itself, in the order in which they run.
 pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     const MOST: usize = 64; // BPF_CGROUP_MAX_PROGS
     let mut ids = [0_u32; MOST];
-    let mut attr = ProgQuery {
+    let mut attr = Attr::ZEROED;
+    attr.prog_query = ProgQuery {
         target_fd: cgroup.as_raw_fd() as u32,
         attach_type: BPF_CGROUP_SOCK_OPS,
-        query_flags: 0,
-        attach_flags: 0,
         prog_ids: (&raw mut ids) as u64,
         prog_cnt: MOST as u32,
-        pad: 0,
+        ..ProgQuery::default()
     };
-    // SAFETY: `attr` is valid for its length, and `ids` for as many as it says.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_QUERY,
-            &raw mut attr,
-            size_of::<ProgQuery>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(ids[..MOST.min(attr.prog_cnt as usize)].to_vec())
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: all of it is initialized, and any bytes are a valid `ProgQuery`.
+    let count = unsafe { attr.prog_query.prog_cnt };
+    Ok(ids[..MOST.min(count as usize)].to_vec())
 }
 
 /// How a pass over an iterator ended.
@@ -180,21 +199,21 @@ impl IteratorPass {
 }
 
 /// `bpf(2)` for commands that answer with a descriptor.
-fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is valid for its length, and the kernel takes a shorter attr as zero-padded.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attr),
-            size_of::<T>(),
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+fn bpf_fd(command: libc::c_long, attr: &mut Attr) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// `bpf(2)`. What `attr` points to must be valid for the lengths that it says.
+fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
+    let attr = std::ptr::from_mut(attr);
+    // SAFETY: `attr` is valid for its length, and the kernel's own `union bpf_attr` is no longer.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<Attr>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
 }
 
 /// Capabilities that loading, attaching and reading need, and this process lacks.
@@ -256,4 +275,34 @@ pub fn return_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: without preconditions.
     let _returned_any = unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_writes_back_ends_within_what_it_was_given() {
+        #[repr(C)]
+        struct Stack {
+            attr: Attr,
+            canary: [u8; 64],
+        }
+        const CANARY: [u8; 64] = [0x5a; 64];
+        // Where `linux/bpf.h` has it.
+        assert_eq!(offset_of!(ProgQuery, revision), 56);
+        let mut stack = Stack {
+            attr: Attr::ZEROED,
+            canary: CANARY,
+        };
+        assert_eq!(offset_of!(Stack, canary), size_of::<Attr>());
+        assert!(56 + size_of::<u64>() <= size_of::<Attr>());
+        // As those kernels do: without looking at the length.
+        stack.attr.prog_query.revision = u64::MAX;
+        assert_eq!(stack.canary, CANARY);
+        // SAFETY: all of it is initialized.
+        assert_eq!(unsafe { stack.attr.all[7] }, u64::MAX);
+    }
 }
