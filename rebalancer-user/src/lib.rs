@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod counting;
+mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod http;

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use crate::folder::FolderError;
+
 /// Why the kernel side cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -49,13 +51,23 @@ pub enum Error {
     },
     /// The bpffs for the pins cannot be had.
     #[error(
-        "{path}: {what}\n  remedy: mount it (`mount -t bpf bpf /sys/fs/bpf`), or name another bpffs folder with --pins PATH"
+        "{path}: {what}\n  remedy: mount it (`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`), or name another bpffs folder with --pins PATH"
     )]
     Bpffs {
         /// The folder.
         path: PathBuf,
         /// What is wrong with it.
         what: String,
+    },
+    /// The pins' folder is not ours alone.
+    #[error(
+        "the folder for the pins, {path}: {why}\n  remedy: correct that, or name another folder with --pins PATH"
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// Why it is not used.
+        why: FolderError,
     },
     /// Another agent runs.
     #[error("an agent runs already on this node{}: its pins are in {path}\n  remedy: stop it first; `dump` reads its maps without stopping it", named(.pid))]

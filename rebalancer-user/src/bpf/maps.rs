@@ -17,7 +17,7 @@ use rebalancer_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::Error;
+use super::{Error, pins::check_owner};
 use crate::snapshot::CgroupId;
 
 /// A shared record as aya wants it.
@@ -140,8 +140,9 @@ pub fn read_faults(pins: &Path) -> Result<BTreeMap<Fault, u64>, Error> {
     Ok(faults)
 }
 
-/// Fails unless the pinned maps are of this program's ABI version.
+/// Fails unless the pinned maps are of this program's ABI version, and nobody else's.
 pub(super) fn check_abi(pins: &Path) -> Result<(), Error> {
+    check_owner(pins)?;
     let found = settings(pins)?.abi_version;
     if found != ABI_VERSION {
         return Err(Error::Abi {

@@ -3,16 +3,17 @@
 
 use std::{
     fs::{self, File},
-    io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{FlockOperation, flock, statfs},
+    fs::{AtFlags, FlockOperation, flock, fstatfs, statfs, unlinkat},
     mount::{MountFlags, mount},
 };
 
-use super::Error;
+use super::{Error, sys};
+use crate::folder::{self, FolderError};
 
 /// Where the agent pins its maps.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/rebalancer";
@@ -26,7 +27,7 @@ pub struct PinDir {
     path: PathBuf,
     kept: bool,
     /// Locked for as long as we live: a second owner is refused, and a dead one's lock is gone.
-    _lock: File,
+    folder: File,
 }
 
 impl PinDir {
@@ -38,23 +39,28 @@ impl PinDir {
             what,
         };
         mount_bpffs(parent)?;
-        match fs::create_dir(path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(bpffs(format!("cannot make {}: {e}", path.display()))),
+        // Whatever is in it is ours to replace.
+        let folder = folder::take(path, |_| true).map_err(|why| match why {
+            FolderError::Io(e) => bpffs(format!("cannot make {}: {e}", path.display())),
+            why => not_ours(path, why),
+        })?;
+        let found = fstatfs(&folder)
+            .map_err(|e| Error::call(format!("asking what {} is on", path.display()), e))?;
+        if found.f_type as u64 != BPFFS_MAGIC {
+            return Err(bpffs(format!("{} is not on a bpffs", path.display())));
         }
-        let lock =
-            File::open(path).map_err(|e| Error::call(format!("opening {}", path.display()), e))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Error::Busy {
                 path: path.to_owned(),
                 pid: super::agent_pid(path),
             });
         }
+        sys::mark(folder.as_fd())
+            .map_err(|e| Error::call(format!("marking {} as in use", path.display()), e))?;
         Ok(Self {
             path: path.to_owned(),
             kept: false,
-            _lock: lock,
+            folder,
         })
     }
 
@@ -71,12 +77,12 @@ impl PinDir {
     /// Removes every pin; returns how many there were.
     pub fn clear(&self) -> Result<usize, Error> {
         let failed = |e| Error::call(format!("emptying {}", self.path.display()), e);
-        let mut removed = 0;
-        for entry in fs::read_dir(&self.path).map_err(failed)? {
-            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
-            removed += 1;
+        let names = folder::names(&self.folder).map_err(failed)?;
+        for name in &names {
+            // In the folder that is locked, whatever its path leads to by now; of a link, the link.
+            unlinkat(&self.folder, &**name, AtFlags::empty()).map_err(|e| failed(e.into()))?;
         }
-        Ok(removed)
+        Ok(names.len())
     }
 }
 
@@ -95,13 +101,30 @@ impl Drop for PinDir {
     }
 }
 
-/// Whether a living process owns the pins in `path`.
+/// Whether a living process owns the pins in `path`. It takes no lock, so that an agent that starts
+/// in this moment is not turned away.
 pub fn agent_runs(path: &Path) -> bool {
-    File::open(path).is_ok_and(|dir| flock(&dir, FlockOperation::NonBlockingLockShared).is_err())
+    folder::look_into(path).is_ok_and(|folder| sys::is_marked(folder.as_fd()).unwrap_or(false))
+}
+
+/// Fails if the pins in `path` may be another user's: what they say would be believed.
+pub(super) fn check_owner(path: &Path) -> Result<(), Error> {
+    match folder::look_into(path) {
+        // Whoever opens a pin says better what is missing.
+        Ok(_) | Err(FolderError::Io(_)) => Ok(()),
+        Err(why) => Err(not_ours(path, why)),
+    }
+}
+
+fn not_ours(path: &Path, why: FolderError) -> Error {
+    Error::NotOurs {
+        path: path.to_owned(),
+        why,
+    }
 }
 
 /// Mounts a bpffs at `path` if there is none: the folder exists on every kernel with BPF, but
-/// nothing need have mounted it.
+/// nothing need have mounted it. By default every user could make folders in it.
 pub fn mount_bpffs(path: &Path) -> Result<(), Error> {
     let bpffs = |what: String| Error::Bpffs {
         path: path.to_owned(),
@@ -111,10 +134,82 @@ pub fn mount_bpffs(path: &Path) -> Result<(), Error> {
     match is_bpffs() {
         Ok(true) => Ok(()),
         Ok(false) if path == Path::new("/sys/fs/bpf") => {
-            mount("bpf", path, "bpf", MountFlags::empty(), None)
+            mount("bpf", path, "bpf", MountFlags::empty(), c"mode=0700")
                 .map_err(|e| bpffs(format!("not a bpffs, and mounting one failed: {e}")))
         }
         Ok(false) => Err(bpffs("not a bpffs".to_owned())),
         Err(e) => Err(bpffs(e.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that a process has taken, on whatever file system: locks are the same on each.
+    fn taken(path: &Path) -> File {
+        let folder = folder::take(path, |_| true).unwrap();
+        flock(&folder, FlockOperation::NonBlockingLockExclusive).unwrap();
+        sys::mark(folder.as_fd()).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_look_turns_no_agent_away() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("pins");
+        assert!(!agent_runs(&path));
+        let folder = folder::take(&path, |_| true).unwrap();
+        assert!(!agent_runs(&path));
+        // Whoever looks holds no lock, however long it takes to look.
+        let looking = folder::look_into(&path).unwrap();
+        assert!(!sys::is_marked(looking.as_fd()).unwrap());
+        flock(&folder, FlockOperation::NonBlockingLockExclusive).unwrap();
+    }
+
+    #[test]
+    fn an_agent_is_seen_for_as_long_as_it_lives() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("pins");
+        let agent = taken(&path);
+        assert!(agent_runs(&path));
+        assert!(agent_runs(&path), "a look changes nothing");
+        drop(agent);
+        assert!(!agent_runs(&path));
+    }
+
+    #[test]
+    fn pins_are_removed_where_they_were_taken_and_links_are_not_followed() {
+        let around = tempfile::tempdir().unwrap();
+        let (path, moved) = (around.path().join("pins"), around.path().join("moved"));
+        let elsewhere = around.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("precious"), "").unwrap();
+        let pins = PinDir {
+            path: path.clone(),
+            kept: true,
+            folder: taken(&path),
+        };
+        fs::write(path.join("map"), "").unwrap();
+        std::os::unix::fs::symlink(elsewhere.join("precious"), path.join("link")).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert_eq!(pins.clear().unwrap(), 2);
+        assert!(elsewhere.join("precious").exists());
+        assert_eq!(fs::read_dir(&moved).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn pins_of_who_knows_whom_are_not_read() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("pins");
+        fs::create_dir(around.path().join("theirs")).unwrap();
+        std::os::unix::fs::symlink(around.path().join("theirs"), &path).unwrap();
+        let said = check_owner(&path).unwrap_err().to_string();
+        assert!(
+            said.contains("it is a symbolic link") && said.contains("--pins"),
+            "{said}"
+        );
+        check_owner(&around.path().join("nothing")).unwrap();
     }
 }

@@ -1,19 +1,19 @@
 //! The folder of the agent's socket, and who may have it.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    ffi::CStr,
+    fs::{self, File},
     io,
-    os::unix::{
-        fs::{DirBuilderExt as _, FileTypeExt as _},
-        net::UnixListener,
-    },
+    os::unix::net::UnixListener,
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{FlockOperation, Mode, fchmod, flock},
+    fs::{AtFlags, FileType, FlockOperation, Mode, fchmod, flock, statat, unlinkat},
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
 };
+
+use crate::folder::{self, FolderError};
 
 const SOCKET: &str = "agent.sock";
 
@@ -36,6 +36,16 @@ pub enum RunDirError {
         /// Its socket.
         path: PathBuf,
     },
+    /// The folder is not ours alone.
+    #[error(
+        "the folder of the agent's socket, {path}: {why}\n  remedy: correct that, or name another folder with --run-dir PATH"
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// Why it is not used.
+        why: FolderError,
+    },
     /// The folder or the socket cannot be had.
     #[error(
         "the agent's socket {path}: {source}\n  remedy: name a folder that can be written to with --run-dir PATH"
@@ -54,29 +64,30 @@ pub enum RunDirError {
 pub struct RunDir {
     path: PathBuf,
     /// Locked for as long as we live, so a socket found under our lock is a dead one's.
-    _lock: File,
+    folder: File,
     listens: bool,
 }
 
 impl RunDir {
-    /// Makes the folder ours, root-only if it is made.
+    /// Makes the folder ours, and closes it to others.
     pub fn take(path: &Path) -> Result<Self, RunDirError> {
-        let failed = |source| RunDirError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        match DirBuilder::new().mode(0o700).create(path) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
-            Ok(()) | Err(_) => {}
-        }
-        let lock = File::open(path).map_err(failed)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let folder = folder::take(path, is_ours).map_err(|why| match why {
+            FolderError::Io(source) => RunDirError::Io {
+                path: path.to_owned(),
+                source,
+            },
+            why => RunDirError::NotOurs {
+                path: path.to_owned(),
+                why,
+            },
+        })?;
+        if flock(&folder, FlockOperation::NonBlockingLockExclusive).is_err() {
             let path = socket_of(path);
             return Err(RunDirError::Busy { path });
         }
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            folder,
             listens: false,
         })
     }
@@ -93,8 +104,10 @@ impl RunDir {
             path: path.clone(),
             source,
         };
-        match fs::symlink_metadata(&path) {
-            Ok(found) if found.file_type().is_socket() => fs::remove_file(&path).map_err(failed)?,
+        match statat(&self.folder, SOCKET, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Socket => {
+                self.remove_socket().map_err(failed)?;
+            }
             // Whatever else it is, it is not ours: bind refuses.
             Ok(_) | Err(_) => {}
         }
@@ -102,6 +115,16 @@ impl RunDir {
         self.listens = true;
         Ok(listener)
     }
+
+    /// In the folder that is locked, whatever its path leads to by now.
+    fn remove_socket(&self) -> io::Result<()> {
+        Ok(unlinkat(&self.folder, SOCKET, AtFlags::empty())?)
+    }
+}
+
+/// What agents keep in it: the socket, and what a pause leaves.
+fn is_ours(name: &CStr) -> bool {
+    name.to_bytes() == SOCKET.as_bytes() || name.to_bytes().starts_with(b"pause.")
 }
 
 fn bind_for_us_alone(path: &Path) -> rustix::io::Result<UnixListener> {
@@ -118,11 +141,82 @@ fn bind_for_us_alone(path: &Path) -> rustix::io::Result<UnixListener> {
 impl Drop for RunDir {
     fn drop(&mut self) {
         if self.listens
-            && let Err(error) = fs::remove_file(self.socket())
+            && let Err(error) = self.remove_socket()
         {
             tracing::warn!(%error, socket = %self.socket().display(), "is left behind");
         }
         // Not ours to remove if it holds anything else, or is a mount.
         let _stays = fs::remove_dir(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_folder_of_an_older_agent_is_closed_to_others() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("run");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(path.join("pause.json"), "{}").unwrap();
+        let mut dir = RunDir::take(&path).unwrap();
+        let _listener = dir.listen().unwrap();
+        assert_eq!((mode(&path), mode(&dir.socket())), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_folder_that_others_use_too_stays_open_to_them() {
+        let around = tempfile::tempdir().unwrap();
+        fs::set_permissions(around.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        fs::write(around.path().join("sshd.pid"), "").unwrap();
+        let said = RunDir::take(around.path()).unwrap_err().to_string();
+        assert!(
+            said.contains("sshd.pid") && said.contains("--run-dir"),
+            "{said}"
+        );
+        assert_eq!(mode(around.path()), 0o755);
+    }
+
+    #[test]
+    fn a_link_to_another_folder_is_refused() {
+        let around = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (around.path().join("run"), around.path().join("elsewhere"));
+        fs::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        let said = RunDir::take(&path).unwrap_err().to_string();
+        assert!(said.contains("it is a symbolic link"), "{said}");
+    }
+
+    #[test]
+    fn the_socket_is_removed_from_the_folder_that_was_taken() {
+        let around = tempfile::tempdir().unwrap();
+        let (path, moved) = (around.path().join("run"), around.path().join("moved"));
+        let mut dir = RunDir::take(&path).unwrap();
+        let listener = dir.listen().unwrap();
+        fs::rename(&path, &moved).unwrap();
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(SOCKET), "").unwrap();
+        drop((listener, dir));
+        assert!(path.join(SOCKET).exists());
+        assert!(!moved.join(SOCKET).exists());
+    }
+
+    #[test]
+    fn a_second_owner_is_refused_until_the_first_has_gone() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("run");
+        let first = RunDir::take(&path).unwrap();
+        assert!(matches!(RunDir::take(&path), Err(RunDirError::Busy { .. })));
+        drop(first);
+        assert!(!path.exists());
+        RunDir::take(&path).unwrap();
     }
 }

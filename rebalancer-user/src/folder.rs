@@ -1,0 +1,301 @@
+//! A folder that is this user's alone, for what nobody else may put there, take away or lock: the
+//! pins, and the agent's socket.
+//!
+//! Folders like it are made in places that other users may write to, such as a bpffs with mode
+//! 1777. One that is there already may be anybody's, or a link to somewhere else.
+
+use std::{ffi::CStr, fs::File, io, path::Path};
+
+use rustix::{
+    fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, Stat, fchmod, fstat, lstat, mkdir, open, stat, statat,
+    },
+    io::Errno,
+    process::geteuid,
+};
+
+/// Why a folder is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// It would lead elsewhere.
+    #[error("it is a symbolic link")]
+    Link,
+    /// Its owner could put anything there.
+    #[error("it belongs to user {0}")]
+    Owner(u32),
+    /// Others have put something there.
+    #[error("{name} in it belongs to user {uid}")]
+    Foreign {
+        /// What it is.
+        name: String,
+        /// Whose it is.
+        uid: u32,
+    },
+    /// Others can get into it, and it is not ours alone to be closed to them.
+    #[error("it is open to other users (mode {mode:04o}) and also holds {name}")]
+    Shared {
+        /// Its permissions.
+        mode: u32,
+        /// Something in it that is not ours.
+        name: String,
+    },
+    /// Others can put something there.
+    #[error("other users can write to it (mode {0:04o})")]
+    Writable(u32),
+    /// Others can put another folder in its place.
+    #[error("every user can rename what is in the folder around it (mode {0:04o})")]
+    Around(u32),
+    /// What the system says.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for FolderError {
+    fn from(error: Errno) -> Self {
+        Self::Io(error.into())
+    }
+}
+
+/// Makes the folder, or takes the one that is there, and closes it to other users. It is refused
+/// if it is another's or if it could have been tampered with, and left as it is if it is open to
+/// others and holds something that `is_ours` does not know.
+pub(crate) fn take(path: &Path, is_ours: fn(&CStr) -> bool) -> Result<File, FolderError> {
+    take_of(&trusted(), path, is_ours)
+}
+
+fn take_of(trusted: &[u32], path: &Path, is_ours: fn(&CStr) -> bool) -> Result<File, FolderError> {
+    check_around(path)?;
+    match mkdir(path, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let (folder, found) = open_own(trusted, path)?;
+    let mode = permissions(&found);
+    if mode & 0o077 != 0 {
+        check_entries(trusted, &folder, mode, is_ours)?;
+        fchmod(&folder, Mode::RWXU)?;
+    }
+    Ok(folder)
+}
+
+/// Opens the folder to look into it; it is refused if another user can have put something there.
+pub(crate) fn look_into(path: &Path) -> Result<File, FolderError> {
+    let (folder, found) = open_own(&trusted(), path)?;
+    match permissions(&found) {
+        mode if mode & 0o022 != 0 => Err(FolderError::Writable(mode)),
+        _ => Ok(folder),
+    }
+}
+
+/// What belongs to others than these may change at any time.
+fn trusted() -> [u32; 2] {
+    [0, geteuid().as_raw()]
+}
+
+/// Opens the folder if it is of one of the trusted users.
+fn open_own(trusted: &[u32], path: &Path) -> Result<(File, Stat), FolderError> {
+    // With a slash behind its name a link would be followed.
+    let path = path.components().as_path();
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = match open(path, flags, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(Errno::NOTDIR | Errno::LOOP) if is_link(path) => return Err(FolderError::Link),
+        Err(e) => return Err(e.into()),
+    };
+    let found = fstat(&folder)?;
+    if !trusted.contains(&found.st_uid) {
+        return Err(FolderError::Owner(found.st_uid));
+    }
+    Ok((File::from(folder), found))
+}
+
+/// In a folder with the sticky bit nobody can rename or remove what is another's.
+fn check_around(path: &Path) -> Result<(), FolderError> {
+    let around = match path.parent() {
+        Some(around) if around != Path::new("") => around,
+        _ => Path::new("."),
+    };
+    let found = stat(around)?;
+    let mode = permissions(&found);
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        return Err(FolderError::Around(mode));
+    }
+    Ok(())
+}
+
+fn check_entries(
+    trusted: &[u32],
+    folder: &File,
+    mode: u32,
+    is_ours: fn(&CStr) -> bool,
+) -> Result<(), FolderError> {
+    for name in names(folder)? {
+        let shown = || name.to_string_lossy().into_owned();
+        if !is_ours(&name) {
+            let name = shown();
+            return Err(FolderError::Shared { mode, name });
+        }
+        let uid = statat(folder, &*name, AtFlags::SYMLINK_NOFOLLOW)?.st_uid;
+        if !trusted.contains(&uid) {
+            let name = shown();
+            return Err(FolderError::Foreign { name, uid });
+        }
+    }
+    Ok(())
+}
+
+/// What is in the folder.
+pub(crate) fn names(folder: &File) -> io::Result<Vec<std::ffi::CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+fn is_link(path: &Path) -> bool {
+    lstat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink)
+}
+
+fn permissions(found: &Stat) -> u32 {
+    found.st_mode & 0o7777
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    };
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn all(_: &CStr) -> bool {
+        true
+    }
+
+    fn only_ours(name: &CStr) -> bool {
+        name == c"ours"
+    }
+
+    #[test]
+    fn one_that_is_made_is_closed_to_others() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("own");
+        take(&path, all).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        take(&path, only_ours).unwrap();
+        look_into(&path).unwrap();
+    }
+
+    #[test]
+    fn one_that_is_open_to_others_is_closed_if_all_in_it_is_ours() {
+        let around = tempfile::tempdir().unwrap();
+        for was in [0o755, 0o777, 0o1777] {
+            let path = around.path().join(format!("{was:o}"));
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("ours"), "").unwrap();
+            set_mode(&path, was);
+            take(&path, only_ours).unwrap();
+            assert_eq!(mode(&path), 0o700);
+        }
+    }
+
+    #[test]
+    fn one_that_others_use_too_is_left_as_it_is() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("run");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("sshd.pid"), "").unwrap();
+        set_mode(&path, 0o755);
+        let refused = take(&path, only_ours).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "it is open to other users (mode 0755) and also holds sshd.pid"
+        );
+        assert_eq!(mode(&path), 0o755);
+    }
+
+    #[test]
+    fn a_link_leads_nowhere() {
+        let around = tempfile::tempdir().unwrap();
+        let elsewhere = around.path().join("elsewhere");
+        fs::create_dir(&elsewhere).unwrap();
+        let link = around.path().join("link");
+        symlink(&elsewhere, &link).unwrap();
+        assert!(matches!(take(&link, all), Err(FolderError::Link)));
+        assert!(matches!(look_into(&link), Err(FolderError::Link)));
+        let mut slashed = link.clone().into_os_string();
+        slashed.push("/");
+        assert!(matches!(
+            take(Path::new(&slashed), all),
+            Err(FolderError::Link)
+        ));
+        let nowhere = around.path().join("nowhere");
+        symlink(around.path().join("not there"), &nowhere).unwrap();
+        assert!(matches!(take(&nowhere, all), Err(FolderError::Link)));
+        assert_eq!(mode(&elsewhere) & 0o700, 0o700);
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let around = tempfile::tempdir().unwrap();
+        let file = around.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(take(&file, all), Err(FolderError::Io(_))));
+    }
+
+    #[test]
+    fn one_whose_place_every_user_can_take_is_refused() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("own");
+        set_mode(around.path(), 0o777);
+        assert!(matches!(take(&path, all), Err(FolderError::Around(0o777))));
+        assert!(!path.exists());
+        set_mode(around.path(), 0o1777);
+        take(&path, all).unwrap();
+    }
+
+    #[test]
+    fn what_others_can_write_to_is_not_looked_into() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("own");
+        fs::create_dir(&path).unwrap();
+        set_mode(&path, 0o777);
+        assert!(matches!(
+            look_into(&path),
+            Err(FolderError::Writable(0o777))
+        ));
+        set_mode(&path, 0o755);
+        look_into(&path).unwrap();
+    }
+
+    #[test]
+    fn another_users_folder_and_another_users_files_are_refused() {
+        let around = tempfile::tempdir().unwrap();
+        let us = geteuid().as_raw();
+        let path = around.path().join("theirs");
+        fs::create_dir(&path).unwrap();
+        // As it is for whoever is not us.
+        let taken = take_of(&[], &path, all);
+        assert!(matches!(taken, Err(FolderError::Owner(uid)) if uid == us));
+        symlink("/etc", path.join("planted")).unwrap();
+        let folder = File::open(&path).unwrap();
+        let checked = check_entries(&[], &folder, 0o777, all);
+        let planted = |error| matches!(error, FolderError::Foreign { uid, .. } if uid == us);
+        assert!(planted(checked.unwrap_err()));
+        check_entries(&[us], &folder, 0o777, all).unwrap();
+    }
+}
