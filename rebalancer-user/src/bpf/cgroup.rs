@@ -2,9 +2,13 @@
 //! And sees to it that cgroups have the names that the node gives them.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -34,10 +38,8 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), Error> {
         }
         return Ok((path.to_owned(), dir));
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|e| Error::call("reading /proc/self/mountinfo", e))?;
     let mut subtrees = Vec::new();
-    for path in cgroup2_mounts(&mounts) {
+    for Cgroup2Mount { path, .. } in cgroup2_mounts()? {
         let Ok(dir) = File::open(&path) else { continue };
         if !is_cgroup2(&dir) {
             continue;
@@ -82,40 +84,62 @@ fn is_cgroup2(dir: &File) -> bool {
     fstatfs(dir).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC)
 }
 
-/// Mount points of type cgroup2, see `proc_pid_mountinfo(5)`.
-pub(super) fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let mount_point = left.split(' ').nth(4)?;
-            (right.split(' ').next()? == "cgroup2").then(|| unescape(mount_point))
+/// What a mount of type cgroup2 shows, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cgroup2Mount {
+    /// The folder of the hierarchy that is mounted.
+    pub(crate) root: PathBuf,
+    /// The mount point.
+    pub(crate) path: PathBuf,
+}
+
+/// Those that this process sees.
+pub(crate) fn cgroup2_mounts() -> Result<Vec<Cgroup2Mount>, Error> {
+    // Names of files are any bytes, and whoever may mount something chooses them.
+    let mounts = fs::read("/proc/self/mountinfo")
+        .map_err(|e| Error::call("reading /proc/self/mountinfo", e))?;
+    Ok(cgroup2_mounts_of(&mounts))
+}
+
+/// See `proc_pid_mountinfo(5)`.
+fn cgroup2_mounts_of(mountinfo: &[u8]) -> Vec<Cgroup2Mount> {
+    let mount = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (root, path) = (fields.nth(3)?, fields.next()?);
+        // Optional fields come before the dash.
+        fields.find(|field| *field == b"-")?;
+        (fields.next()? == b"cgroup2").then(|| Cgroup2Mount {
+            root: unescape(root),
+            path: unescape(path),
         })
+    };
+    mountinfo
+        .split(|byte| *byte == b'\n')
+        .filter_map(mount)
         .collect()
 }
 
 /// The kernel writes blanks and the like as `\040`.
-fn unescape(field: &str) -> PathBuf {
-    let mut out = String::new();
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
-    while let Some((before, after)) = rest.split_once('\\') {
-        out.push_str(before);
-        match after
-            .get(..3)
-            .and_then(|octal| u8::from_str_radix(octal, 8).ok())
-        {
-            Some(byte) => {
-                out.push(byte as char);
-                rest = &after[3..];
-            }
-            None => {
-                out.push('\\');
-                rest = after;
-            }
-        }
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = (*first == b'\\').then(|| octal(after)).flatten();
+        out.push(escaped.unwrap_or(*first));
+        rest = match escaped {
+            Some(_) => &after[3..],
+            None => after,
+        };
     }
-    out.push_str(rest);
-    PathBuf::from(out)
+    PathBuf::from(OsString::from_vec(out))
+}
+
+/// The byte that three octal digits stand for.
+fn octal(digits: &[u8]) -> Option<u8> {
+    let digits = std::str::from_utf8(digits.get(..3)?).ok()?;
+    // It would take a sign, too.
+    let plain = digits.bytes().all(|digit| digit.is_ascii_digit());
+    plain.then(|| u8::from_str_radix(digits, 8).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -132,11 +156,31 @@ mod tests {
 nonsense
 ";
         assert_eq!(
-            cgroup2_mounts(hybrid),
-            [
-                PathBuf::from("/sys/fs/cgroup/unified"),
-                PathBuf::from("/mnt/a b")
-            ]
+            paths(hybrid.as_bytes()),
+            ["/sys/fs/cgroup/unified", "/mnt/a b"].map(PathBuf::from)
+        );
+    }
+
+    fn paths(mountinfo: &[u8]) -> Vec<PathBuf> {
+        let mounts = cgroup2_mounts_of(mountinfo).into_iter();
+        mounts.map(|mount| mount.path).collect()
+    }
+
+    #[test]
+    fn names_of_mounts_are_any_bytes() {
+        let mountinfo = b"\
+24 30 0:22 / /media/caf\xe9 rw - vfat /dev/sdb1 rw
+25 30 0:23 /a\xff /sys/fs/\xfe\\134\\303\\251 rw shared:1 - cgroup2 cgroup2 rw
+26 30 0:24 / /end\\04 rw - cgroup2 cgroup2 rw
+27 30 0:25 / /sign\\+12 rw - cgroup2 cgroup2 rw
+";
+        let mounts = cgroup2_mounts_of(mountinfo);
+        let bytes = |path: &PathBuf| path.as_os_str().as_encoded_bytes().to_vec();
+        assert_eq!(bytes(&mounts[0].root), b"/a\xff");
+        let found: Vec<_> = mounts.iter().map(|mount| bytes(&mount.path)).collect();
+        assert_eq!(
+            found,
+            [&b"/sys/fs/\xfe\\\xc3\xa9"[..], b"/end\\04", b"/sign\\+12"]
         );
     }
 

@@ -27,10 +27,9 @@ impl CgroupTree {
             return Ok(Self { mount: path });
         }
         let path = path.canonicalize().unwrap_or(path);
-        let mounts = fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|e| Error::call("reading /proc/self/mountinfo", e))?;
-        let above = cgroup2_mounts(&mounts)
+        let above = cgroup2_mounts()?
             .into_iter()
+            .map(|mount| mount.path)
             .filter(|mount| path.starts_with(mount))
             .max_by_key(|mount| mount.as_os_str().len());
         Ok(Self {

@@ -21,6 +21,7 @@ mod tracker;
 mod walker;
 mod watcher;
 
+pub(crate) use cgroup::{Cgroup2Mount, cgroup2_mounts};
 pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;

@@ -13,7 +13,10 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::snapshot::{CgroupId, Netns};
+use crate::{
+    bpf::{self, Cgroup2Mount},
+    snapshot::{CgroupId, Netns},
+};
 
 /// A process, held so that its id cannot come to mean another one unnoticed.
 pub(super) struct Process {
@@ -95,17 +98,15 @@ fn dies_of_sigpipe(status: &str) -> Option<bool> {
 
 /// From a process's cgroup path to the cgroup's id.
 pub(crate) struct Cgroups {
-    /// What of the hierarchy each cgroup2 mount shows, and where.
-    mounts: Vec<(String, PathBuf)>,
+    mounts: Vec<Cgroup2Mount>,
 }
 
 impl Cgroups {
     /// Reads this process's mounts.
     pub(crate) fn read() -> Self {
         // Without them no cgroup is known, and then the guards spare.
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         Self {
-            mounts: cgroup2_mounts(&mounts),
+            mounts: bpf::cgroup2_mounts().unwrap_or_default(),
         }
     }
 
@@ -115,9 +116,9 @@ impl Cgroups {
     /// the namespace's own root, with `/..` for what is above it.
     fn id(&self, cgroup: &str) -> Option<CgroupId> {
         let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
-        self.mounts.iter().find_map(|(root, mount)| {
-            let below = below(path, root)?;
-            let folder = fs::metadata(mount.join(below)).ok()?;
+        self.mounts.iter().find_map(|mount| {
+            let below = below(path, mount.root.to_str()?)?;
+            let folder = fs::metadata(mount.path.join(below)).ok()?;
             Some(CgroupId(folder.ino()))
         })
     }
@@ -132,21 +133,6 @@ fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
         None => return None,
     };
     (!below.split('/').any(|name| name == "..")).then_some(below)
-}
-
-/// Roots and mount points of type cgroup2, see `proc_pid_mountinfo(5)`. One whose name the kernel
-/// had to escape is passed over.
-fn cgroup2_mounts(mountinfo: &str) -> Vec<(String, PathBuf)> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let mut fields = left.split(' ').skip(3);
-            let (root, mount) = (fields.next()?, fields.next()?);
-            let cgroup2 = right.split(' ').next()? == "cgroup2" && !line.contains('\\');
-            cgroup2.then(|| (root.to_owned(), PathBuf::from(mount)))
-        })
-        .collect()
 }
 
 #[cfg(test)]
