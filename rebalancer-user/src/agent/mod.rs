@@ -3,6 +3,7 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod announce;
+mod backoff;
 mod events;
 mod health;
 mod metrics;
@@ -41,6 +42,7 @@ use tracing::{debug, error, info, warn};
 
 use self::{
     announce::Announce,
+    backoff::Backoff,
     pause::Pause,
     policy_file::PolicyFile,
     scope::{MOST_ON_NODE, Scope},
@@ -68,6 +70,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// Walking takes no more than one part in so many of a CPU: 2 %. A pass is put off until then.
 const WALKING_SHARE: u32 = 50;
+
+/// For so long another program stays behind ours once it was attached there again: attaching costs
+/// both sides time. Meanwhile closes may go unseen; listings still show what has gone.
+const BEHIND_OURS: Duration = Duration::from_secs(10);
+/// The same for one that is attached again each time, as two that both want to be last do.
+const BEHIND_OURS_MOST: Duration = Duration::from_secs(3600);
 
 /// How to run.
 pub struct Options {
@@ -228,6 +236,8 @@ struct Agent {
     /// No pass before, so that walking takes no more than its share.
     next_pass: Instant,
     empty_endpoints: EmptyEndpoints,
+    /// When to look again whether our program is the last.
+    last: Backoff,
     /// When the last housekeeping was.
     kept: KernelTime,
 }
@@ -355,6 +365,7 @@ impl Agent {
             recorded: 0,
             next_pass: Instant::now(),
             empty_endpoints: EmptyEndpoints::default(),
+            last: Backoff::new(BEHIND_OURS, BEHIND_OURS_MOST),
             kept: KernelTime::default(),
         };
         let inbox = Inbox {
@@ -585,13 +596,21 @@ impl Agent {
 
     /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
     fn keep_tracking(&mut self) {
-        let wiped = self.tracker.stay_last().unwrap_or_else(|error| {
-            warn!(%error, "cannot tell whether our program is the last");
-            false
-        });
-        if wiped {
-            self.standing.attached_again();
-            warn!("another sock_ops program was attached behind ours: attached again behind it");
+        let now = Instant::now();
+        if !self.last.is_due(now) {
+            return;
+        }
+        match self.tracker.stay_last() {
+            Ok(false) => self.last.intact(),
+            Ok(true) => {
+                let next = self.last.repaired(now);
+                self.standing.attached_again();
+                warn!(
+                    ?next,
+                    "another sock_ops program was attached behind ours: attached again behind it"
+                );
+            }
+            Err(error) => warn!(%error, "cannot tell whether our program is the last"),
         }
     }
 
