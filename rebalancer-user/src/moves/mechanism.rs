@@ -25,6 +25,7 @@ pub enum Mechanism {
 }
 
 /// What an attempt to reset came to.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
     /// It is reset.
     Hit,
@@ -100,14 +101,14 @@ fn raw_reset(
 ) -> Result<Attempt, String> {
     let duplicates = owners.iter().flat_map(|owner| owner.duplicate(id.cookie));
     let Some(held) = duplicates.take(1).next() else {
-        return Ok(Attempt::Untouched);
+        return not_listed(id, diag);
     };
     let live = walker
         .read_own(id.cookie, held.as_fd())
         .map_err(|e| format!("reading sequence numbers: {e}"))?;
     drop(held);
     let Some(live) = live else {
-        return Ok(Attempt::Untouched);
+        return not_listed(id, diag);
     };
     let ends = Ends {
         server: id.local,
@@ -122,4 +123,35 @@ fn raw_reset(
         Some(socket) if socket.state == TcpState::Established => Attempt::Missed,
         _ => Attempt::Hit,
     })
+}
+
+/// No listing shows it, and so nothing can be sent. It may live all the same: one whose descriptor
+/// is under way from one process to another is in no process's table.
+fn not_listed(id: &SocketId, diag: &Diag) -> Result<Attempt, String> {
+    let now = diag.look(id).map_err(|e| format!("sock_diag: {e}"))?;
+    Ok(match now {
+        Some(socket) if socket.state == TcpState::Established => Attempt::Untouched,
+        _ => Attempt::Gone,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::Pair;
+
+    #[test]
+    fn what_no_listing_shows_is_gone_only_if_it_is() {
+        let pair = Pair::connect().unwrap();
+        let id = SocketId {
+            cookie: pair.cookie,
+            local: pair.server.local_addr().unwrap(),
+            remote: pair.server.peer_addr().unwrap(),
+            device: 0,
+        };
+        let diag = Diag::open().unwrap();
+        assert_eq!(not_listed(&id, &diag), Ok(Attempt::Untouched));
+        connect_unspec(&pair.server).unwrap();
+        assert_eq!(not_listed(&id, &diag), Ok(Attempt::Gone));
+    }
 }
