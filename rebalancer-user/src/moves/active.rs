@@ -1,6 +1,7 @@
 //! One move under way: what each look at its socket leads to.
 
 use std::{
+    io,
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
@@ -66,6 +67,9 @@ pub(super) enum Next {
     /// The move has ended.
     End(Outcome),
 }
+
+/// A socket as it was found, if it was.
+pub(super) type Looked = io::Result<Option<Socket>>;
 
 /// What a look needs, in the connection's network namespace.
 pub(super) struct Inside<'a> {
@@ -363,6 +367,31 @@ impl Active {
         }
     }
 
+    /// Whether the connection may be ending by the move's doing.
+    pub(super) fn is_touched(&self) -> bool {
+        self.misses > 0 || self.asked.is_some()
+    }
+
+    /// The move is ended, whatever has come of it: what was touched is looked at once more, in its
+    /// network namespace, before it is said to live.
+    pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
+        if !self.is_touched() {
+            return end;
+        }
+        match look(&self.id) {
+            Ok(Some(socket)) if socket.state == TcpState::Established => self.left(end),
+            Ok(other) => self.gone(other.map(|socket| socket.state)),
+            Err(e) => Outcome::Failed(format!(
+                "whether it lives is not known: {e}; {} and the move {end}",
+                if self.misses > 0 {
+                    "resets were sent"
+                } else {
+                    "the server was asked to close"
+                }
+            )),
+        }
+    }
+
     /// The move ends and the connection lives: untouched, or not.
     pub(super) fn left(&self, end: Outcome) -> Outcome {
         if self.misses > 0 {
@@ -374,5 +403,81 @@ impl Active {
         } else {
             end
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pair::Pair,
+        plan::{Guarded, by_hand},
+        snapshot::{Connection, sample},
+    };
+
+    /// The move of a connection of our own.
+    fn active(pair: &Pair) -> Active {
+        let (local, remote) = (pair.server.local_addr(), pair.server.peer_addr());
+        let connection = Connection {
+            cookie: pair.cookie,
+            local: local.unwrap(),
+            remote: remote.unwrap(),
+            ..sample::connection(0)
+        };
+        let chosen = by_hand(&connection, Step::RESET_NOW, Guarded::No).unwrap();
+        let order = Order {
+            chosen,
+            device: 0,
+            cgroup: connection.cgroup,
+        };
+        Active::new(order, Instant::now())
+    }
+
+    fn look(id: &SocketId) -> Looked {
+        Diag::open()?.look(id)
+    }
+
+    #[test]
+    fn what_was_reset_and_has_gone_since_the_last_look_counts_as_reset() {
+        let pair = Pair::connect().unwrap();
+        let mut active = active(&pair);
+        active.misses = 1;
+        let outcome = active.ended(Outcome::Recalled, look);
+        assert!(
+            matches!(&outcome, Outcome::Failed(words) if words.contains("it lives")),
+            "{outcome:?}"
+        );
+        rustix::net::connect_unspec(&pair.server).unwrap();
+        assert_eq!(active.ended(Outcome::Recalled, look), Outcome::Reset);
+    }
+
+    #[test]
+    fn what_was_asked_to_close_and_did_since_the_last_look_counts_as_closed() {
+        let pair = Pair::connect().unwrap();
+        let mut active = active(&pair);
+        active.asked = Some(0);
+        drop(pair);
+        assert_eq!(active.ended(Outcome::Recalled, look), Outcome::Closed);
+    }
+
+    #[test]
+    fn what_was_not_touched_is_left_without_a_look() {
+        let pair = Pair::connect().unwrap();
+        let active = active(&pair);
+        let outcome = active.ended(Outcome::Recalled, |_| unreachable!());
+        assert_eq!(outcome, Outcome::Recalled);
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_said_to_live() {
+        let pair = Pair::connect().unwrap();
+        let mut active = active(&pair);
+        active.misses = 1;
+        let gone = |_: &SocketId| Err(io::Error::from_raw_os_error(libc::ENOENT));
+        let outcome = active.ended(Outcome::Recalled, gone);
+        assert!(
+            matches!(&outcome, Outcome::Failed(words) if words.contains("not known")),
+            "{outcome:?}"
+        );
     }
 }

@@ -198,7 +198,14 @@ impl Room {
 
     fn end_all(&mut self, end: &Outcome) {
         for (_, active) in std::mem::take(&mut self.active) {
-            let outcome = active.left(end.clone());
+            let netns = active.chosen.endpoint().netns;
+            let namespaces = &mut self.namespaces;
+            let outcome = active.ended(end.clone(), |id| {
+                let target = namespaces.open(netns).ok_or_else(|| {
+                    io::Error::other("nothing leads to its network namespace any more")
+                })?;
+                enter(&target, || Diag::open()?.look(id))?
+            });
             self.tell(active, outcome);
         }
     }
