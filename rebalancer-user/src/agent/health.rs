@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 
 use super::serve::Published;
-use crate::http::{Answer, text_answer};
+use crate::{
+    http::{Answer, text_answer},
+    moves::Health,
+    render::Status,
+};
 
 /// A loop that has not ended a pass for longer than this, and than three intervals, hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,18 +47,31 @@ pub(super) fn live(published: &Published, now: Instant) -> Answer {
     answer(published.beat.at(now))
 }
 
-/// `/readyz`: attached, with a valid policy, and the first listing was made. A policy that is
-/// refused later changes nothing: the one before it is in effect.
-pub(super) fn ready(published: &Published) -> Answer {
-    let status = &published.status;
-    answer(match (&status.last_pass, &status.pass_error) {
+/// `/readyz`: attached, with a valid policy, the first listing was made, and what moves does. A
+/// policy that is refused later changes nothing: the one before it is in effect.
+pub(super) fn ready(published: &Published, now: Instant) -> Answer {
+    answer(is_ready(&published.status, published.mover.health(now)))
+}
+
+fn is_ready(status: &Status, mover: Option<Health>) -> Result<String, String> {
+    match mover {
+        Some(Health::Stuck { time, .. }) => {
+            let seconds = time.as_secs();
+            return Err(format!(
+                "nothing is moved: the mover is stuck for {seconds} s"
+            ));
+        }
+        Some(Health::Ended) => return Err("nothing is moved: the mover has ended".to_owned()),
+        Some(Health::Fine) | None => {}
+    }
+    match (&status.last_pass, &status.pass_error) {
         (Some(_), _) => Ok(format!(
             "attached to {}, {} rules of {}",
             status.cgroup, status.policy.rules, status.policy.file
         )),
         (None, Some(error)) => Err(format!("nothing could be listed yet: {error}")),
         (None, None) => Err("nothing was listed yet".to_owned()),
-    })
+    }
 }
 
 fn answer(said: Result<String, String>) -> Answer {
@@ -84,5 +101,33 @@ mod tests {
         assert_eq!(hangs, "the last pass ended 31.0 s ago, one is due every 5s");
         assert!(beat(Some(after(100)), 60).at(after(280)).is_ok());
         assert!(beat(Some(after(100)), 60).at(after(281)).is_err());
+    }
+
+    #[test]
+    fn an_agent_whose_mover_hangs_or_has_ended_is_not_ready() {
+        let status = r#"{
+            "apiVersion": "rebalancer.dev/v1alpha1", "kind": "Status", "node": "n",
+            "generatedAt": "2026-01-02T03:04:05Z", "version": "1.2.3", "pid": 1,
+            "upSince": "2026-01-02T03:04:05Z",
+            "mode": {"effective": "Enforce", "policy": "Enforce", "flag": "Enforce",
+                     "limitedBy": []},
+            "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
+            "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
+            "lastPass": {"at": "2026-01-02T03:04:05Z", "durationSeconds": 0.1,
+                         "longestStretchSeconds": 0.1, "connections": 1, "endpoints": 1,
+                         "moves": 0, "overdue": 0, "spared": {}},
+            "capacity": {"maxPerEndpoint": 10, "refused": 0}, "kernelFaults": {},
+            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
+        }"#;
+        let status = crate::render::read_status(status.as_bytes()).unwrap();
+        assert!(is_ready(&status, Some(Health::Fine)).is_ok());
+        assert!(is_ready(&status, None).is_ok(), "a node that only tells");
+        let stuck = Health::Stuck {
+            time: Duration::from_secs(42),
+            at: None,
+        };
+        let why = is_ready(&status, Some(stuck)).unwrap_err();
+        assert_eq!(why, "nothing is moved: the mover is stuck for 42 s");
+        assert!(is_ready(&status, Some(Health::Ended)).is_err());
     }
 }

@@ -7,6 +7,7 @@ mod backoff;
 mod events;
 mod health;
 mod metrics;
+mod mover;
 mod pause;
 mod policy_file;
 mod report;
@@ -22,7 +23,7 @@ pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
 pub use serve::Offer;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -43,6 +44,7 @@ use tracing::{debug, error, info, warn};
 use self::{
     announce::Announce,
     backoff::Backoff,
+    mover::{Making, MoverSigns},
     pause::Pause,
     policy_file::PolicyFile,
     scope::{MOST_ON_NODE, Scope},
@@ -206,6 +208,8 @@ struct Agent {
     // tracked.
     _server: Server,
     mover: Option<Mover>,
+    /// What the next one is made with; none where this node cannot reset.
+    making: Option<Making>,
     /// From when a rule asks for it.
     counting: Option<Counting>,
     count_despite_fionread: bool,
@@ -279,13 +283,10 @@ impl Agent {
             mode = mode.safest(Mode::DryRun);
         }
         let (tell, done) = unbounded_channel();
-        // The mover asks the kernel by itself, so it has its own iterator and memory.
-        let walker_of_mover = Walker::open(Arc::clone(&kernel), tracker.pins())?;
-        let mover = mechanism
-            .map(|mechanism| {
-                let watcher = watcher(&kernel, tracker.pins());
-                Mover::start(walker_of_mover, watcher, mechanism, tell)
-            })
+        let making = mechanism.map(|mechanism| Making::new(Arc::clone(&kernel), mechanism, tell));
+        let mover = making
+            .as_ref()
+            .map(|making| making.start(tracker.pins()))
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
@@ -295,6 +296,7 @@ impl Agent {
             mechanism,
             &tracker,
         );
+        standing.mover_signs(MoverSigns::of(mover.as_ref(), 0));
         standing.policy_loaded(&policy, text);
         let pause = Pause::resume(&options.run_dir);
         if let Some(paused) = pause.now() {
@@ -318,8 +320,7 @@ impl Agent {
         let first = standing.status(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
-        let steps = mover.as_ref().map(Mover::steps).unwrap_or_default();
-        let (server, asked) = serve(run_dir, options.offer, &published, steps, standing.events())?;
+        let (server, asked) = serve(run_dir, options.offer, &published, standing.events())?;
         // From here on it runs. Had it failed before, what a former agent had tracked would stay.
         tracker.outlive(options.on_exit == OnExit::Keep);
         bpf::return_memory();
@@ -341,6 +342,7 @@ impl Agent {
         let agent = Self {
             _server: server,
             mover,
+            making,
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
             kernel,
@@ -388,6 +390,7 @@ impl Agent {
             return;
         }
         self.standing.pass_begins();
+        self.tend_mover(Instant::now());
         self.pass();
         self.announce.write(Instant::now());
         self.standing.pass_ends();
@@ -528,8 +531,12 @@ impl Agent {
             device,
             cgroup,
         };
-        if !self.mover.as_ref().is_some_and(|mover| mover.order(order)) {
-            self.ended(chosen, None, Outcome::Refused("queueFull"), Duration::ZERO);
+        let ordered = match &self.mover {
+            Some(mover) => mover.order(order),
+            None => Err("noMechanism"),
+        };
+        if let Err(why) = ordered {
+            self.ended(chosen, None, Outcome::Refused(why), Duration::ZERO);
         }
     }
 
@@ -680,6 +687,7 @@ impl Agent {
 
     /// Ends the moves that wait, without harm, and says so.
     fn stop(mut self, done: &mut UnboundedReceiver<Done>) {
+        self.give_up_mover(Instant::now());
         self.mover = None;
         while let Ok(done) = done.try_recv() {
             self.done(done);
@@ -693,7 +701,7 @@ impl Agent {
 
 /// Takes off what an agent that was killed has left on those that it was about to move.
 fn leave_alone(walker: &mut Walker) {
-    let left = match moves::take_off_left(walker) {
+    let left = match moves::take_off_left(walker, &BTreeSet::new(), &|_| ()) {
         Ok(left) => left,
         Err(error) => {
             warn!(%error, "cannot tell what a former agent was listening to");

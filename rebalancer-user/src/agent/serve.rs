@@ -28,11 +28,11 @@ use super::{
     events::Events,
     health::{self, Beat},
     metrics::{self, Numbers},
+    mover::MoverSigns,
     pause,
 };
 use crate::{
     http::{Answer, Asked, Open, Router, RunDir, Server, body_of, json_answer, text_answer},
-    moves::Steps,
     plan::Ledger,
     render::{
         AgentLedger, Notation, PauseAnswer, PauseWish, ServiceItem, Services, Status, agent_ledger,
@@ -73,6 +73,7 @@ pub(super) struct Published {
     pub(super) policy: Arc<str>,
     pub(super) numbers: Numbers,
     pub(super) services: Arc<Vec<ServiceItem>>,
+    pub(super) mover: MoverSigns,
     pub(super) beat: Beat,
 }
 
@@ -83,7 +84,6 @@ pub(super) fn serve(
     dir: RunDir,
     offer: Offer,
     published: &Watched,
-    steps: Steps,
     events: Events,
 ) -> anyhow::Result<(Server, Receiver<Question>)> {
     let (ask, asked) = channel(MOST_ASKED);
@@ -93,9 +93,7 @@ pub(super) fn serve(
     let of_services = published.clone();
     let router = for_all(published, &registry)
         .on(Method::GET, "/status", move |_| {
-            let published = Arc::clone(&of_status.borrow());
-            let steps = steps.clone();
-            async move { status_answer(published.status.clone(), &steps) }
+            ready(status_answer(&of_status.borrow()))
         })
         .on(Method::GET, "/services", move |_| {
             ready(services_answer(&of_services.borrow()))
@@ -130,7 +128,7 @@ fn for_all(published: &Watched, registry: &Arc<Registry>) -> Router {
             ready(health::live(&of_live.borrow(), Instant::now()))
         })
         .on(Method::GET, "/readyz", move |_| {
-            ready(health::ready(&of_ready.borrow()))
+            ready(health::ready(&of_ready.borrow(), Instant::now()))
         })
 }
 
@@ -162,7 +160,11 @@ fn open(offer: Offer, router: impl FnOnce() -> Router) -> anyhow::Result<Option<
     }
 }
 
-fn status_answer(mut said: Status, steps: &Steps) -> Answer {
+/// As the loop has published it, and the moving thread as it is now.
+fn status_answer(published: &Published) -> Answer {
+    let mut said = published.status.clone();
+    let steps = &published.mover.steps;
+    said.mover = published.mover.status(Instant::now());
     for in_flight in &mut said.in_flight {
         let step = in_flight.id.parse().ok().and_then(|id| steps.of(id));
         in_flight.step = step.map(|step| step.as_str().to_owned());

@@ -13,6 +13,7 @@ use super::{
     events::{Events, about, ended},
     health::Beat,
     metrics::Numbers,
+    mover::MoverSigns,
     report,
     serve::Published,
     services::by_service,
@@ -58,6 +59,7 @@ pub(super) struct Standing {
     /// When the last pass ended, well or not.
     beat: Option<Instant>,
     paused: Option<PausedStatus>,
+    mover: MoverSigns,
 }
 
 impl Standing {
@@ -96,7 +98,13 @@ impl Standing {
             started: Instant::now(),
             beat: None,
             paused: None,
+            mover: MoverSigns::default(),
         }
+    }
+
+    /// There is a moving thread, another one than before.
+    pub(super) fn mover_signs(&mut self, mover: MoverSigns) {
+        self.mover = mover;
     }
 
     /// What happened lately.
@@ -274,6 +282,7 @@ impl Standing {
                 rules: policy.rules().len(),
                 refused: self.refused.clone(),
             },
+            mover: self.mover.status(Instant::now()),
             reset_mechanism: self.mechanism.map(|m| m.as_str().to_owned()),
             pins: self.pins.clone(),
             cgroup: self.cgroup.clone(),
@@ -298,6 +307,7 @@ impl Standing {
             policy: Arc::clone(&self.policy_text),
             numbers: self.numbers.clone(),
             services: Arc::clone(&self.services),
+            mover: self.mover.clone(),
             beat: Beat {
                 started: self.started,
                 last: self.beat,

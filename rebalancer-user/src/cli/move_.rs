@@ -202,12 +202,13 @@ fn make(
             device: connection.device,
             cgroup: connection.cgroup,
         };
-        if mover.order(order) {
-            ordered += 1;
-        } else {
-            let outcome = Outcome::Refused("queueFull");
-            let waited = Duration::ZERO;
-            ends.insert(cookie, (End::Ended { outcome, waited }, None));
+        match mover.order(order) {
+            Ok(()) => ordered += 1,
+            Err(why) => {
+                let outcome = Outcome::Refused(why);
+                let waited = Duration::ZERO;
+                ends.insert(cookie, (End::Ended { outcome, waited }, None));
+            }
         }
     }
     for _ in 0..ordered {

@@ -1,6 +1,6 @@
 //! `rebalancer uninstall`: remove what tracking has left in the kernel.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -73,7 +73,7 @@ fn take_off_left(pins: &Path) {
             return Ok(Vec::new());
         }
         let mut walker = Walker::open(Kernel::read()?.into(), pins)?;
-        moves::take_off_left(&mut walker)
+        moves::take_off_left(&mut walker, &BTreeSet::new(), &|_| ())
     };
     match take_off() {
         Ok(left) => {

@@ -18,6 +18,7 @@ use super::{
     judge,
     mechanism::Attempt,
     owner::{Owner, Owners},
+    pulse::Pulse,
     watch::{Speaks, Watch, Watches},
 };
 use crate::{
@@ -79,6 +80,7 @@ pub(super) struct Inside<'a> {
     pub(super) owners: &'a Owners,
     pub(super) mechanism: Mechanism,
     pub(super) watches: &'a mut Watches,
+    pub(super) pulse: &'a Pulse,
 }
 
 impl Active {
@@ -157,6 +159,10 @@ impl Active {
 
     /// Takes the step, if its condition still holds: to find the owners may have taken a while.
     pub(super) fn act(&mut self, inside: &mut Inside<'_>) -> Next {
+        // One that was given up while it waited for the kernel does nothing any more.
+        if inside.pulse.is_given_up() {
+            return Next::Wait;
+        }
         let owners = inside.owners.of(self.id.cookie);
         let facts = owners.iter().map(|owner| owner.facts);
         if let Some(guard) = refusal(facts, inside.netns, self.cgroup) {
@@ -185,6 +191,9 @@ impl Active {
             Err(outcome) => return Next::End(outcome),
         };
         if self.speaks(&socket, inside) != Speaks::Fine || !self.holds(step, &socket, inside) {
+            return Next::Wait;
+        }
+        if !inside.pulse.may_act(self.id.cookie) {
             return Next::Wait;
         }
         match step.kind() {

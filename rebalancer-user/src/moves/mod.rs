@@ -7,7 +7,8 @@
 //!
 //! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
 //! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
-//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1.
+//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1;
+//! `pulse` shows others whether the thread is stuck, and at which connection.
 
 mod active;
 mod diag;
@@ -17,6 +18,7 @@ mod mover;
 mod owner;
 mod probe;
 mod process;
+mod pulse;
 mod quiet;
 mod raw;
 mod sys;
@@ -32,7 +34,8 @@ pub(crate) use sys::option;
 
 pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
-pub use mover::{Done, Mover, Order, Steps};
+pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
+pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
 pub use watch::{Left, probe_hearing, take_off_left};

@@ -1,12 +1,12 @@
 //! The thread that moves: one state per move until its outcome.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -20,7 +20,8 @@ use super::{
     diag::Diag,
     owner::Owners,
     process::Cgroups,
-    watch::Watches,
+    pulse::{Health, Pulse},
+    watch::{Watches, take_off_left},
 };
 use crate::{
     bpf::{Walker, Watcher},
@@ -39,6 +40,9 @@ const OWNERS_KNOWN_FOR: Duration = Duration::from_secs(1);
 
 /// Orders that may wait for the thread; more are refused, not queued without end.
 const QUEUE: usize = 1024;
+
+/// How long the thread may take to end what it has in hand. One that hangs is left behind.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// One move to make.
 #[derive(Clone, Debug)]
@@ -88,8 +92,10 @@ impl Steps {
 /// Handle of the moving thread. Dropping it ends the thread; moves that wait end without harm.
 pub struct Mover {
     requests: Option<SyncSender<Request>>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Closed once the thread has ended.
+    ended: Receiver<()>,
     steps: Steps,
+    pulse: Pulse,
 }
 
 impl Mover {
@@ -104,12 +110,37 @@ impl Mover {
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
+        Self::start_after(None, walker, watcher, mechanism, done)
+    }
+
+    /// Starts one in the place of another that was given up. It does not look at `unanswered`.
+    pub fn take_over(
+        unanswered: BTreeSet<Cookie>,
+        walker: Walker,
+        watcher: Option<Watcher>,
+        mechanism: Mechanism,
+        done: UnboundedSender<Done>,
+    ) -> io::Result<Self> {
+        Self::start_after(Some(unanswered), walker, watcher, mechanism, done)
+    }
+
+    fn start_after(
+        unanswered: Option<BTreeSet<Cookie>>,
+        walker: Walker,
+        watcher: Option<Watcher>,
+        mechanism: Mechanism,
+        done: UnboundedSender<Done>,
+    ) -> io::Result<Self> {
         let (requests, queue) = sync_channel(QUEUE);
-        let steps = Steps::default();
+        let (still_there, ended) = sync_channel(0);
+        let (steps, pulse) = (Steps::default(), Pulse::default());
         let told = steps.clone();
-        let thread = thread::Builder::new()
+        let beat = pulse.clone();
+        thread::Builder::new()
             .name("mover".to_owned())
             .spawn(move || {
+                // However it ends, also by a panic.
+                let _end = TellsEnd(beat.clone(), still_there);
                 Room {
                     walker,
                     watches: Watches::new(watcher),
@@ -119,13 +150,16 @@ impl Mover {
                     active: BTreeMap::new(),
                     done,
                     steps: told,
+                    pulse: beat,
+                    unanswered: unanswered.clone().unwrap_or_default(),
                 }
-                .run(&queue);
+                .run(&queue, unanswered.is_some());
             })?;
         Ok(Self {
             requests: Some(requests),
-            thread: Some(thread),
+            ended,
             steps,
+            pulse,
         })
     }
 
@@ -134,18 +168,54 @@ impl Mover {
         self.steps.clone()
     }
 
-    /// Hands over a move. `false`: the thread cannot take it, and there will be no [`Done`].
-    pub fn order(&self, order: Order) -> bool {
-        self.requests
-            .as_ref()
-            .is_some_and(|requests| requests.try_send(Request::Order(Box::new(order))).is_ok())
+    /// How the thread is.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
+    }
+
+    /// Hands over a move.
+    ///
+    /// # Errors
+    /// Why the thread cannot take it, in a word; there will be no [`Done`].
+    pub fn order(&self, order: Order) -> Result<(), &'static str> {
+        let requests = self.requests.as_ref().ok_or_else(|| self.refusal())?;
+        if let Some(refusal) = self.pulse.health(Instant::now()).refusal() {
+            return Err(refusal);
+        }
+        let cookie = order.chosen.cookie();
+        self.pulse.ordered(&order.chosen);
+        requests
+            .try_send(Request::Order(Box::new(order)))
+            .map_err(|error| {
+                self.pulse.ended(cookie);
+                match error {
+                    TrySendError::Full(_) => "queueFull",
+                    TrySendError::Disconnected(_) => Health::ENDED,
+                }
+            })
+    }
+
+    fn refusal(&self) -> &'static str {
+        let refusal = self.pulse.health(Instant::now()).refusal();
+        refusal.unwrap_or(Health::ENDED)
+    }
+
+    /// Gives the thread up, if it is stuck or has ended and was not given up before. Nothing is told
+    /// of it any more, and nothing more ordered.
+    pub fn give_up(&mut self, now: Instant) -> Option<GivenUp> {
+        self.requests.as_ref()?;
+        let health = self.pulse.health(now);
+        health.refusal()?;
+        let moves = self.pulse.give_up(now);
+        self.requests = None;
+        Some(GivenUp { health, moves })
     }
 
     /// Ends every move that was ordered and has not ended, without harm: the policy that chose them
     /// is no longer in force. Waits while the thread is busy.
     pub fn recall(&self) {
         if let Some(requests) = &self.requests {
-            // It fails only if the thread has ended, and then no move waits.
+            // It fails only if the thread has ended; what it had in hand is told by giving it up.
             let _no_thread = requests.send(Request::Recall);
         }
     }
@@ -154,9 +224,39 @@ impl Mover {
 impl Drop for Mover {
     fn drop(&mut self) {
         self.requests = None;
-        if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
+        if self.pulse.is_given_up() {
+            return;
+        }
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(END_WITHIN) {
+            tracing::error!(
+                seconds = END_WITHIN.as_secs(),
+                "the moving thread hangs and is left behind: what became of its last moves is not known"
+            );
+        }
+    }
+}
+
+/// A thread that was given up.
+#[derive(Debug)]
+pub struct GivenUp {
+    /// Why.
+    pub health: Health,
+    /// What it had in hand, and what is known of that.
+    pub moves: Vec<(Move, Outcome)>,
+}
+
+/// Tells when the thread is no more.
+struct TellsEnd(
+    Pulse,
+    #[expect(dead_code, reason = "closed when it is dropped")] SyncSender<()>,
+);
+
+impl Drop for TellsEnd {
+    fn drop(&mut self) {
+        if thread::panicking() {
             tracing::error!("the moving thread panicked");
         }
+        self.0.has_ended();
     }
 }
 
@@ -170,11 +270,18 @@ struct Room {
     active: BTreeMap<Cookie, Active>,
     done: UnboundedSender<Done>,
     steps: Steps,
+    pulse: Pulse,
+    /// Connections about which the kernel did not answer a thread before this one.
+    unanswered: BTreeSet<Cookie>,
 }
 
 impl Room {
-    fn run(mut self, queue: &Receiver<Request>) {
-        loop {
+    fn run(mut self, queue: &Receiver<Request>, takes_over: bool) {
+        if takes_over {
+            self.take_off_left();
+        }
+        while !self.pulse.is_given_up() {
+            self.pulse.waits();
             let next = if self.active.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
@@ -196,14 +303,35 @@ impl Room {
         self.end_all(&Outcome::Refused("shutdown"));
     }
 
+    /// The thread before this one has left its filters on.
+    fn take_off_left(&mut self) {
+        let Self {
+            walker,
+            pulse,
+            unanswered,
+            ..
+        } = self;
+        let turns_to = |cookie| pulse.turns_to(Some(cookie), Instant::now());
+        if let Err(error) = take_off_left(walker, unanswered, &turns_to) {
+            tracing::warn!(%error, "cannot tell what the thread before was listening to");
+        }
+    }
+
     fn end_all(&mut self, end: &Outcome) {
-        for (_, active) in std::mem::take(&mut self.active) {
+        for (cookie, active) in std::mem::take(&mut self.active) {
+            // The others are in the hands of whoever took over.
+            if self.pulse.is_given_up() && self.pulse.at() != Some(cookie) {
+                continue;
+            }
             let netns = active.chosen.endpoint().netns;
-            let namespaces = &mut self.namespaces;
+            let owners = &self.owners;
+            self.pulse.turns_to(Some(cookie), Instant::now());
             let outcome = active.ended(end.clone(), |id| {
-                let target = namespaces.open(netns).ok_or_else(|| {
-                    io::Error::other("nothing leads to its network namespace any more")
-                })?;
+                let target = owners
+                    .open_netns(netns, [cookie].into_iter())
+                    .ok_or_else(|| {
+                        io::Error::other("nothing leads to its network namespace any more")
+                    })?;
                 enter(&target, || Diag::open()?.look(id))?
             });
             self.tell(active, outcome);
@@ -216,6 +344,9 @@ impl Room {
             Request::Recall => return self.end_all(&Outcome::Recalled),
         };
         let active = Active::new(*order, Instant::now());
+        if self.unanswered.contains(&active.cookie()) {
+            return self.tell(active, Outcome::Refused("unanswered"));
+        }
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
         }
@@ -298,6 +429,7 @@ impl Room {
                 .map(|cookie| (*cookie, Next::End(outcome.clone())))
                 .collect()
         };
+        self.pulse.turns_to(None, Instant::now());
         let Some(target) = self.owners.open_netns(netns, cookies.iter().copied()) else {
             return self.unreachable(cookies);
         };
@@ -307,6 +439,7 @@ impl Room {
             mechanism,
             owners,
             active,
+            pulse,
             ..
         } = self;
         let work = || {
@@ -321,12 +454,18 @@ impl Room {
                 owners,
                 mechanism: *mechanism,
                 watches,
+                pulse,
             };
             let mut next = Vec::with_capacity(cookies.len());
             for cookie in cookies {
-                if let Some(active) = active.get_mut(cookie) {
-                    next.push((*cookie, without_panic(|| each(active, &mut inside))));
+                let Some(active) = active.get_mut(cookie) else {
+                    continue;
+                };
+                if pulse.is_given_up() {
+                    return Vec::new();
                 }
+                pulse.turns_to(Some(*cookie), Instant::now());
+                next.push((*cookie, without_panic(|| each(active, &mut inside))));
             }
             next
         };
@@ -356,11 +495,16 @@ impl Room {
     fn tell(&mut self, mut active: Active, outcome: Outcome) {
         let cookie = active.cookie();
         let lives = outcome.leaves_it();
+        // The filter is taken off under the socket's lock, too.
+        self.pulse.turns_to(Some(cookie), Instant::now());
         let watch = active.take_watch();
         self.watches
             .end(watch, cookie, lives, &mut self.walker, &self.cgroups);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
+        if !self.pulse.ended(cookie) {
+            return; // whoever gave this thread up has told of it
+        }
         // The agent that does not listen any more is on its way out.
         let _agent_is_gone = self.done.send(Done {
             chosen: active.chosen,

@@ -219,8 +219,18 @@ pub struct Left {
 
 /// Takes off what an agent that was killed has left on, and forgets it; what has gone by itself is
 /// among what is told. Only for who is alone on these pins, and before records are removed.
-pub fn take_off_left(walker: &mut Walker) -> Result<Vec<Left>, bpf::Error> {
-    let watched: BTreeSet<Cookie> = bpf::read_watched(walker.pins())?.into_iter().collect();
+///
+/// Each look at a connection may hang: `turns_to` is told of it before. Those that are `unanswered`
+/// are known to, and stay as they are.
+pub fn take_off_left(
+    walker: &mut Walker,
+    unanswered: &BTreeSet<Cookie>,
+    turns_to: &dyn Fn(Cookie),
+) -> Result<Vec<Left>, bpf::Error> {
+    let watched: BTreeSet<Cookie> = bpf::read_watched(walker.pins())?
+        .into_iter()
+        .filter(|cookie| !unanswered.contains(cookie))
+        .collect();
     if watched.is_empty() {
         return Ok(Vec::new());
     }
@@ -230,6 +240,7 @@ pub fn take_off_left(walker: &mut Walker) -> Result<Vec<Left>, bpf::Error> {
         .map(|cookie| {
             // What nobody holds has ended, or is in flight between processes.
             let held = owners.any_of(cookie);
+            turns_to(cookie);
             let off = held.is_empty() || held.iter().any(|owner| take_off(owner, cookie).is_ok());
             Left {
                 cookie,

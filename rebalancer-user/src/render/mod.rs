@@ -28,8 +28,8 @@ pub use plan::{plan, plan_table, plan_wide};
 pub use read::{Dumped, ReadError, read_snapshot};
 pub use services::{BalanceItem, EndpointItem, ServiceItem, Services, read_services, services};
 pub use status::{
-    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, PassStatus, PausedStatus,
-    PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
+    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, PassStatus,
+    PausedStatus, PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
 };
 pub use table::{connections_table, connections_wide, endpoints_table};
 pub use top::top;

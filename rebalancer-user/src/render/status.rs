@@ -37,6 +37,8 @@ pub struct Status {
     pub mode: ModeStatus,
     /// What it goes by.
     pub policy: PolicyStatus,
+    /// The thread that moves; none if this node cannot reset.
+    pub mover: Option<MoverStatus>,
     /// How it resets; none if this node cannot.
     pub reset_mechanism: Option<String>,
     /// Where its maps are pinned.
@@ -81,6 +83,20 @@ pub struct ModeStatus {
     pub flag: String,
     /// What keeps it from more: `policy`, `flag`, `noMechanism`, `podsWithoutNames`.
     pub limited_by: Vec<String>,
+}
+
+/// The thread that moves.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoverStatus {
+    /// `fine`, `stuck` or `ended`.
+    pub state: String,
+    /// For how long the kernel has not answered it, if it is stuck.
+    pub stuck_seconds: Option<f64>,
+    /// The connection at which it is stuck, if it is at one.
+    pub at: Option<String>,
+    /// How often another took over from one that was stuck or had ended.
+    pub replaced: u64,
 }
 
 /// An agent's policy.
@@ -269,6 +285,9 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
             .unwrap_or("nothing: this node has no way")
             .to_owned(),
     )?;
+    if let Some(text) = status.mover.as_ref().and_then(mover) {
+        line("mover", text)?;
+    }
     line("pins", status.pins.clone())?;
     let again = match status.attached_again {
         0 => String::new(),
@@ -362,6 +381,30 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     Ok(())
 }
 
+/// `None`: there is nothing to say of it.
+fn mover(mover: &MoverStatus) -> Option<String> {
+    let replaced = match mover.replaced {
+        0 => None,
+        1 => Some("another took over once".to_owned()),
+        n => Some(format!("another took over {n} times")),
+    };
+    let state = match mover.state.as_str() {
+        "fine" if replaced.is_none() => return None,
+        "stuck" => {
+            let at = match &mover.at {
+                Some(id) => format!(" at connection {id}"),
+                None => String::new(),
+            };
+            let time = span(mover.stuck_seconds.unwrap_or_default());
+            format!("stuck for {time}{at}, as the kernel does not answer: nothing is moved")
+        }
+        "ended" => "ended by a defect: nothing is moved".to_owned(),
+        other => other.to_owned(),
+    };
+    let parts: Vec<String> = [Some(state), replaced].into_iter().flatten().collect();
+    Some(parts.join("; "))
+}
+
 fn mode(mode: &ModeStatus) -> String {
     let why = |by: &String| {
         match by.as_str() {
@@ -434,5 +477,27 @@ mod tests {
             "{pods}"
         );
         assert!(pods.contains("--kubernetes=on") && pods.contains("--kubernetes=off"));
+    }
+
+    #[test]
+    fn a_mover_is_told_of_if_there_is_something_to_say() {
+        let of = |state: &str, stuck_seconds, at: Option<&str>, replaced| {
+            mover(&MoverStatus {
+                state: state.to_owned(),
+                stuck_seconds,
+                at: at.map(str::to_owned),
+                replaced,
+            })
+        };
+        assert_eq!(of("fine", None, None, 0), None);
+        let again = "fine; another took over 2 times".to_owned();
+        assert_eq!(of("fine", None, None, 2), Some(again));
+        let stuck = of("stuck", Some(42.0), Some("7"), 0).unwrap();
+        assert!(
+            stuck.starts_with("stuck for 42s at connection 7"),
+            "{stuck}"
+        );
+        let ended = of("ended", None, None, 0).unwrap();
+        assert!(ended.contains("nothing is moved"), "{ended}");
     }
 }

@@ -235,11 +235,12 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     let mut outcomes = Vec::new();
     let mut stream = stream;
     for _ in 0..3 {
-        assert!(mover.order(Order {
+        let order = Order {
             chosen: chosen.clone(),
             device: 0,
-            cgroup
-        }));
+            cgroup,
+        };
+        mover.order(order).unwrap();
         outcomes.push(done.blocking_recv().unwrap().outcome);
     }
     assert_eq!(
@@ -266,11 +267,12 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
         .unwrap();
     let mut again = again.expect("the port is free again after a reset");
     again.set_read_timeout(Some(PATIENCE)).unwrap();
-    assert!(mover.order(Order {
+    let order = Order {
         chosen,
         device: 0,
-        cgroup
-    }));
+        cgroup,
+    };
+    mover.order(order).unwrap();
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
     request(&mut again, "/").expect("the one with the same addresses is spared");
     request(&mut connect(&lab, pod.address()), "/").expect("the listener lives");
@@ -293,10 +295,11 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     let (tell, mut done) = tokio::sync::mpsc::unbounded_channel();
     let mover = Mover::start(walker, None, Mechanism::SockDestroy, tell).unwrap();
     drop(lab);
-    assert!(mover.order(Order {
+    let order = Order {
         chosen,
         device: 0,
-        cgroup
-    }));
+        cgroup,
+    };
+    mover.order(order).unwrap();
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
 }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use jiff::Timestamp;
@@ -20,7 +21,7 @@ use rebalancer_common::{ABI_VERSION, Fault};
 use tokio::sync::watch;
 
 use super::{MODES, distribution::Distribution};
-use crate::agent::serve::Published;
+use crate::{agent::serve::Published, moves::Health};
 
 /// Every metric of an agent that lets know of itself by `published`; `missed` counts what followers
 /// of its events came too late for.
@@ -92,6 +93,7 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         Some(Unit::Seconds),
         status.paused.iter().map(|p| (NONE, seconds(p.until))),
     )?;
+    mover(out, published)?;
     let up = status.generated_at.duration_since(status.up_since);
     let stale = numbers.names_stale(up.try_into().unwrap_or_default());
     out.gauges_of(
@@ -99,6 +101,32 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         "Time since the API server last answered, 0 while it does; no sample without Kubernetes.",
         Some(Unit::Seconds),
         stale.map(|stale| (NONE, stale)),
+    )
+}
+
+/// As it is now, and not as of the last pass.
+fn mover(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let health = published.mover.health(Instant::now());
+    out.gauges(
+        "mover_up",
+        "1 while the thread that moves works or waits, 0 while it is stuck or has ended; no sample \
+         where this node cannot reset.",
+        health.map(|health| (NONE, u64::from(health == Health::Fine))),
+    )?;
+    let stuck = match health {
+        Some(Health::Stuck { time, .. }) => time.as_secs_f64(),
+        Some(Health::Fine | Health::Ended) | None => 0.0,
+    };
+    out.gauges_of(
+        "mover_stuck",
+        "Time for which the kernel has not answered the thread that moves, once that is too long.",
+        Some(Unit::Seconds),
+        [(NONE, stuck)],
+    )?;
+    out.counter(
+        "mover_replaced",
+        "Times that another thread took over from one that was stuck or had ended.",
+        published.mover.replaced,
     )
 }
 
@@ -437,7 +465,7 @@ impl Out<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Instant};
+    use std::collections::BTreeMap;
 
     use prometheus_client::encoding::text::encode;
 
@@ -447,7 +475,9 @@ mod tests {
         agent::{
             health::Beat,
             metrics::{Kind, MOVES, Numbers},
+            mover::MoverSigns,
         },
+        moves::Pulse,
         render::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},
         snapshot::Naming,
     };
@@ -516,6 +546,10 @@ mod tests {
             policy: "".into(),
             numbers,
             services: Arc::default(),
+            mover: MoverSigns {
+                pulse: Some(Pulse::default()),
+                ..MoverSigns::default()
+            },
             beat: Beat {
                 started: Instant::now(),
                 last: None,
