@@ -427,8 +427,8 @@ impl Agent {
         let listing = began.elapsed();
         self.report_faults(&observation);
         locate(&mut observation.snapshot, &paths);
+        self.keep_house(&observation);
         self.leave_out(&mut observation, &paths);
-        self.forget_endpoints(&observation);
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
         }
@@ -621,18 +621,34 @@ impl Agent {
         }
     }
 
-    fn forget_endpoints(&mut self, observation: &Observation) {
-        if self.now.since(self.kept) < HOUSEKEEPING {
+    /// Forgets what has gone.
+    fn keep_house(&mut self, observation: &Observation) {
+        let now = observation.snapshot.taken;
+        if now.since(self.kept) < HOUSEKEEPING {
             return;
         }
-        self.kept = self.now;
-        match self
-            .empty_endpoints
-            .forget(self.tracker.pins(), &observation.empty_endpoints)
-        {
+        self.kept = now;
+        self.forget_watched(&observation.snapshot);
+        let empty = &observation.empty_endpoints;
+        match self.empty_endpoints.forget(self.tracker.pins(), empty) {
             Ok(0) => {}
             Ok(count) => debug!(count, "forgot endpoints without listener and connection"),
             Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
+        }
+    }
+
+    /// Forgets connections that have gone while their filter could not be taken off. Without it the
+    /// map of those watched fills up.
+    fn forget_watched(&self, snapshot: &Snapshot) {
+        let pins = self.tracker.pins();
+        let forgotten = bpf::read_watched(pins).and_then(|watched| {
+            let listed = snapshot.connections.iter().map(|c| c.cookie).collect();
+            let in_flight = self.ledger.moves_in_flight().map(|(cookie, ..)| cookie);
+            let gone = moves::gone(watched, &listed, &in_flight.collect());
+            bpf::forget_watched(pins, gone.into_iter())
+        });
+        if let Err(error) = forgotten {
+            warn!(%error, "what was watched and has gone stays in the map");
         }
     }
 

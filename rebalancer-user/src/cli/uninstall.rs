@@ -13,9 +13,11 @@ use crate::{
     moves,
 };
 
-/// Remove every trace: detach the program and remove its maps, with the records in them.
+/// Remove what tracking has left: detach the program and remove its maps, with the records in them.
 ///
-/// For a node on which no agent shall run any more. While one runs this is refused.
+/// For a node on which no agent shall run any more. While one runs this is refused. Connections that
+/// are open keep one callback flag (BPF_SOCK_OPS_STATE_CB) until they close: sock_ops programs of
+/// others, where there are any, are called when they do.
 #[derive(Args)]
 pub(super) struct Uninstall {
     #[command(flatten)]
@@ -44,7 +46,8 @@ impl Uninstall {
             anyhow::bail!("{}: still there", pins.display());
         }
         println!(
-            "{}: removed, with {removed} pins; no program of ours is attached by them any more",
+            "{}: removed, with {removed} pins; no program of ours is attached by them any more; \
+             connections that are open keep a callback flag until they close",
             pins.display()
         );
         Ok(())

@@ -38,4 +38,4 @@ pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
-pub use watch::{Left, probe_hearing, take_off_left};
+pub use watch::{Left, gone, probe_hearing, take_off_left};

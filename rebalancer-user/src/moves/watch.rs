@@ -253,6 +253,18 @@ pub fn take_off_left(
     Ok(left)
 }
 
+/// Of those `watched`, what no listing shows and nobody is about to move: a connection whose filter
+/// could not be taken off, and that has gone since. The filter of one that lives and was not listed
+/// stays on it and finds nothing to write to.
+pub fn gone(
+    watched: Vec<Cookie>,
+    listed: &BTreeSet<Cookie>,
+    in_flight: &BTreeSet<Cookie>,
+) -> Vec<Cookie> {
+    let is_gone = |cookie: &Cookie| !listed.contains(cookie) && !in_flight.contains(cookie);
+    watched.into_iter().filter(is_gone).collect()
+}
+
 /// Hears a request of HTTP/1 on a connection of our own, or says why not.
 pub fn probe_hearing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
     let mut watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
@@ -389,6 +401,15 @@ mod tests {
             on.rest = Some(now);
             assert_eq!(on.take_in(begins(first), now), Speaks::Not(speech));
         }
+    }
+
+    #[test]
+    fn what_no_listing_shows_is_forgotten_unless_it_is_being_moved() {
+        let cookies = |all: &[u64]| all.iter().copied().map(Cookie).collect::<Vec<_>>();
+        let set = |all| cookies(all).into_iter().collect::<BTreeSet<_>>();
+        let (listed, in_flight) = (set(&[1, 2]), set(&[2, 3]));
+        let forgotten = gone(cookies(&[1, 2, 3, 4]), &listed, &in_flight);
+        assert_eq!(forgotten, cookies(&[4]));
     }
 
     #[test]
