@@ -53,6 +53,7 @@ impl Making {
         // The thread asks the kernel by itself, so it has its own iterator and memory.
         let walker = Walker::open(Arc::clone(&self.kernel), pins)?;
         let watcher = watcher(&self.kernel, pins);
+        self.kernel.forget_types();
         let done = self.done.clone();
         Ok(match self.given_up {
             0 => Mover::start(walker, watcher, self.mechanism, done)?,

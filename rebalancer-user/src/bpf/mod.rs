@@ -32,9 +32,7 @@ pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
-pub use sys::{
-    missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock, return_memory,
-};
+pub use sys::{missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock};
 pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 pub use walker::{Adopt, Holder, Pass, Walked, Walker};
 pub use watcher::{Watcher, forget_watched, read_watched};

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use aya::{Btf, Endianness};
@@ -11,7 +12,7 @@ use btfparse::{Offset, Readable, TypeInformation};
 use rebalancer_common::offsets::{ABSENT, BITS, OPTIONAL, Offsets};
 use zerocopy::FromBytes as _;
 
-use super::{Error, nesting};
+use super::{Error, nesting, sys};
 
 /// Where the kernel shows its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -28,6 +29,8 @@ pub struct Kernel {
     pub(super) pid_level: u32,
     /// Where its BTF is.
     path: PathBuf,
+    /// Its types, once they were needed.
+    types: Mutex<Option<Arc<Btf>>>,
 }
 
 impl Kernel {
@@ -51,16 +54,27 @@ impl Kernel {
             host_netns,
             pid_level: pid_level()?,
             path: path.to_owned(),
+            types: Mutex::default(),
         })
     }
 
-    /// The kernel's types, for loading an iterator. Read again each time: loading is rare, and
-    /// keeping them costs 20 MB.
-    pub(super) fn btf(&self) -> Result<Btf, Error> {
-        Btf::parse_file(&self.path, Endianness::default()).map_err(|e| Error::Btf {
+    /// The kernel's types, for loading programs.
+    pub(super) fn btf(&self) -> Result<Arc<Btf>, Error> {
+        let mut types = self.types.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*types {
+            return Ok(Arc::clone(known));
+        }
+        let read = Btf::parse_file(&self.path, Endianness::default()).map_err(|e| Error::Btf {
             path: self.path.clone(),
             what: e.to_string(),
-        })
+        })?;
+        Ok(Arc::clone(types.insert(Arc::new(read))))
+    }
+
+    /// Gives the memory of the kernel's types back, 20 MB: loading is rare once all is loaded.
+    pub fn forget_types(&self) {
+        *self.types.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        sys::return_memory();
     }
 
     /// Inode of the host's network namespace.

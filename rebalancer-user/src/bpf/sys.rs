@@ -307,7 +307,7 @@ fn lock_call(file: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock)
 
 /// Gives memory that is free in this process back to the system: parsing BTF leaves tens of
 /// megabytes, and the node has better uses for them.
-pub fn return_memory() {
+pub(super) fn return_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: without preconditions.
     let _returned_any = unsafe { libc::malloc_trim(0) };

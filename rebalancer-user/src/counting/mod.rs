@@ -33,7 +33,7 @@ use tracing::{debug, error, info, warn};
 
 use self::refused::{NotCounted, RETRY_AFTER};
 use crate::{
-    bpf::{self, Kernel, MessageCounter, Walker},
+    bpf::{Kernel, MessageCounter, Walker},
     moves::{Cgroups, Diag, Owner, Owners, SocketId, option, stranger},
     netns::enter,
     policy::{Count, Mode, Policy},
@@ -255,7 +255,7 @@ impl Room {
                 let walker = Walker::open(Arc::clone(&self.kernel), &self.pins)?;
                 Ok((fionread, (counter, walker)))
             });
-        bpf::return_memory();
+        self.kernel.forget_types();
         match opened {
             Ok((Fionread::Wrong, _)) if !self.anywhere => {
                 warn!(
