@@ -167,7 +167,7 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.histograms(
         "listing_duration",
-        "Time to list all connections, in many reads.",
+        "Time to list all connections.",
         [(NONE, &numbers.listings)],
     )?;
     let pass = status.last_pass.as_ref();
