@@ -14,9 +14,6 @@ use crate::{
 /// Ports and the groups of rules that name them, a bit for each.
 type Ports = Vec<(RangeInclusive<u16>, u8)>;
 
-/// Most connections recorded on a node: at some 0.4 KB each in the kernel and 1 KB here.
-pub(super) const MOST_ON_NODE: u64 = 262_144;
-
 /// What a policy wants recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Scope {
@@ -106,7 +103,7 @@ impl Scope {
         Tracking {
             loopback: policy.track().loopback(),
             max_per_endpoint: policy.track().max_per_endpoint().get(),
-            max_per_node: MOST_ON_NODE as u32,
+            max_per_node: policy.track().max_per_node().get(),
             only_ports: self.ports.clone(),
             cgroups: self.classes(paths),
         }

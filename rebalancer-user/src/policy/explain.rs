@@ -77,6 +77,8 @@ impl Lines {
         self.field("  ", "loopback", effective.loopback(), loopback);
         let most = within(track, |t| &t.max_per_endpoint);
         self.field("  ", "maxPerEndpoint", effective.max_per_endpoint(), most);
+        let most = within(track, |t| &t.max_per_node);
+        self.field("  ", "maxPerNode", effective.max_per_node(), most);
         let excluded = within(track, |t| &t.exclude_cgroups);
         let globs = globs(effective.exclude_cgroups());
         self.field("  ", "excludeCgroups", globs, excluded);

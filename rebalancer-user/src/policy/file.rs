@@ -152,6 +152,9 @@ pub(super) struct TrackFile {
     /// The most connections recorded for one endpoint.
     #[schemars(with = "schema::PerEndpoint", extend("default" = 65536))]
     pub(super) max_per_endpoint: Field<Scalar>,
+    /// The most connections recorded on the node: each takes some 0.4 KB of kernel memory.
+    #[schemars(with = "schema::PerNode", extend("default" = 262144))]
+    pub(super) max_per_node: Field<Scalar>,
     /// Cgroups whose sockets are not recorded, nor those of any cgroup below: globs over their
     /// paths, as in `match.cgroups`.
     #[schemars(with = "Vec<schema::CgroupGlob>", extend("default" = []))]

@@ -9,6 +9,7 @@
 //!   sockets: All               # All | Matched
 //!   loopback: false
 //!   maxPerEndpoint: 65536
+//!   maxPerNode: 262144
 //!   excludeCgroups: []
 //! budget: {window: 1m, perNode: 60, perService: 10%, perEndpoint: 25%, maxInFlight: 20}
 //! guards:
@@ -259,6 +260,7 @@ pub struct Track {
     sockets: Sockets,
     loopback: bool,
     max_per_endpoint: NonZeroU32,
+    max_per_node: NonZeroU32,
     exclude_cgroups: CgroupGlobs,
 }
 
@@ -276,6 +278,11 @@ impl Track {
     /// The most connections recorded for one endpoint.
     pub fn max_per_endpoint(&self) -> NonZeroU32 {
         self.max_per_endpoint
+    }
+
+    /// The most connections recorded on the node.
+    pub fn max_per_node(&self) -> NonZeroU32 {
+        self.max_per_node
     }
 
     /// Cgroups whose sockets are not recorded.

@@ -60,6 +60,7 @@ notations! {
     Tolerance: {"type": "string", "pattern": "^0*(100|[1-9][0-9]?)%$"}
     Counts: {"type": "integer", "minimum": 1, "maximum": 10_000}
     PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
+    PerNode: {"type": "integer", "minimum": 1, "maximum": 4_194_304}
     Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
     Name: {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
     CgroupGlob: {"type": "string", "pattern": "^[/*?\\[{]", "minLength": 1, "maxLength": 512}

@@ -15,7 +15,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 2s
-track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
+track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, maxPerNode: 2000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
 budget: {window: 5m, perNode: 10%, perService: 20%, perEndpoint: 30, maxInFlight: 7}
 guards: {minAge: 1m, minReadyEndpoints: 3, settle: 90s, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:

@@ -80,6 +80,7 @@ impl Reader<'_> {
             sockets,
             loopback,
             max_per_endpoint,
+            max_per_node,
             exclude_cgroups,
         } = inner(field, &default);
         let words = [("All", Sockets::All), ("Matched", Sockets::Matched)];
@@ -87,6 +88,7 @@ impl Reader<'_> {
             sockets: self.word(sockets, &words, &[]).unwrap_or_default(),
             loopback: self.value(loopback, values::boolean).unwrap_or(false),
             max_per_endpoint: self.count(max_per_endpoint, 1 << 20, 65_536),
+            max_per_node: self.count(max_per_node, 1 << 22, 262_144),
             exclude_cgroups: self.cgroups(exclude_cgroups),
         }
     }
