@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rebalancer_common::{self as common, Fault, IpProto, Live, flags, kind};
@@ -30,6 +30,10 @@ pub struct Observation {
     pub unseen: u64,
     /// CPU time that the walk took.
     pub cpu: Duration,
+    /// Processes that hold recorded sockets.
+    holders: BTreeSet<u32>,
+    /// Listeners by the kernel half's count.
+    listeners_counted: u64,
     /// Endpoints that have neither a listener nor a connection.
     pub empty_endpoints: BTreeSet<common::EndpointKey>,
     /// Records that made no sense, and were skipped.
@@ -38,14 +42,100 @@ pub struct Observation {
     pub listeners: Vec<(u16, CgroupId)>,
 }
 
-/// Reads everything that the kernel half has recorded.
+/// The agent's way to observe: mostly only the processes that hold recorded sockets are walked over,
+/// as on a usual node nearly all descriptors are of others.
+pub struct Observer {
+    walker: Walker,
+    last: Option<Everywhere>,
+    /// Passes over all processes to come, as those over some of them were in vain.
+    in_vain: u32,
+    wait: u32,
+}
+
+/// What the last pass over all processes has found.
+struct Everywhere {
+    at: Instant,
+    holders: BTreeSet<u32>,
+    unseen: u64,
+    /// By the kernel half's count.
+    listeners: u64,
+}
+
+/// All processes are walked over this often at least: a connection that was adopted, and a listener
+/// of a process that holds nothing else, can come to another one uncounted.
+const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
+
+/// Most passes over all processes before some of them are tried again.
+const MOST_IN_VAIN: u32 = 32;
+
+impl Observer {
+    /// Observes by this walker.
+    pub fn new(walker: Walker) -> Self {
+        Self {
+            walker,
+            last: None,
+            in_vain: 0,
+            wait: 0,
+        }
+    }
+
+    /// The next pass is over all processes.
+    pub fn look_everywhere(&mut self) {
+        self.last = None;
+    }
+
+    /// Reads everything that the kernel half has recorded. What it counts tells whether a socket is
+    /// held by a process that was not walked over; then all are.
+    pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
+        let mut before = Duration::ZERO;
+        if let Some(observation) = self.observe_some(adopt)? {
+            let (last, listeners) = (self.last.as_ref(), observation.listeners_counted);
+            if last.is_some_and(|l| l.unseen == observation.unseen && l.listeners == listeners) {
+                self.in_vain = 0;
+                return Ok(observation);
+            }
+            before = observation.cpu;
+            self.in_vain = (2 * self.in_vain).clamp(1, MOST_IN_VAIN);
+            self.wait = self.in_vain;
+        }
+        let mut observation = observe(&mut self.walker, adopt)?;
+        observation.cpu += before;
+        self.last = Some(Everywhere {
+            at: Instant::now(),
+            holders: std::mem::take(&mut observation.holders),
+            unseen: observation.unseen,
+            listeners: observation.listeners_counted,
+        });
+        Ok(observation)
+    }
+
+    fn observe_some(&mut self, adopt: Adopt) -> Result<Option<Observation>, bpf::Error> {
+        if self.wait > 0 {
+            self.wait -= 1;
+            return Ok(None);
+        }
+        match &self.last {
+            Some(last) if last.at.elapsed() < EVERYWHERE_EVERY => {
+                let pass = self.walker.walk_over(&last.holders, adopt)?;
+                pass.map(|pass| read(&self.walker, &pass)).transpose()
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Reads everything that the kernel half has recorded, over all processes.
 pub fn observe(walker: &mut Walker, adopt: Adopt) -> Result<Observation, bpf::Error> {
-    let faults = read_faults(walker.pins())?;
     let pass = walker.walk(adopt)?;
-    // After the walk, which makes endpoints as well.
+    read(walker, &pass)
+}
+
+/// Reads what belongs to a pass. After it, as the walk makes endpoints as well.
+fn read(walker: &Walker, pass: &Pass) -> Result<Observation, bpf::Error> {
+    let faults = read_faults(walker.pins())?;
     let sums = read_endpoints(walker.pins())?;
     let host = walker.kernel().host_netns();
-    Ok(join(&pass, &sums, faults, host, &|jiffies| {
+    Ok(join(pass, &sums, faults, host, &|jiffies| {
         walker.jiffies(jiffies)
     }))
 }
@@ -131,6 +221,12 @@ pub(crate) fn join(
         files: pass.files,
         unseen: open.saturating_sub(with_close),
         cpu: pass.cpu,
+        holders: pass
+            .sockets
+            .iter()
+            .flat_map(|socket| socket.holders.iter().map(|holder| holder.pid))
+            .collect(),
+        listeners_counted: sums.values().map(|sums| sums.listeners).sum(),
         empty_endpoints,
         invalid,
         listeners,

@@ -47,7 +47,7 @@ use self::{
     mover::{Making, MoverSigns},
     pause::Pause,
     policy_file::PolicyFile,
-    scope::{MOST_ON_NODE, Scope},
+    scope::Scope,
     serve::{Published, Question, serve},
     standing::Standing,
     unnamed::Unnamed,
@@ -61,7 +61,7 @@ use crate::{
     http::{RunDir, Server},
     kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
-    observe::{Observation, locate, observe},
+    observe::{Observation, Observer, locate},
     plan::{Ledger, Move, Outcome, decide},
     policy::{Mode, Policy, StepKind},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
@@ -214,7 +214,7 @@ struct Agent {
     counting: Option<Counting>,
     count_despite_fionread: bool,
     kernel: Arc<Kernel>,
-    walker: Walker,
+    observer: Observer,
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
@@ -276,7 +276,7 @@ impl Agent {
         let run_dir = RunDir::take(&options.run_dir)?;
         let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
         leave_alone(&mut walker);
-        let adopted = walker.adopt(tracker.within()?, MOST_ON_NODE)?;
+        let adopted = walker.adopt(tracker.within()?, room(&policy, 0))?;
         let mut mode = options.mode;
         let mechanism = mechanism(options.mechanism);
         if mechanism.is_none() {
@@ -323,7 +323,7 @@ impl Agent {
         let (server, asked) = serve(run_dir, options.offer, &published, standing.events())?;
         // From here on it runs. Had it failed before, what a former agent had tracked would stay.
         tracker.outlive(options.on_exit == OnExit::Keep);
-        bpf::return_memory();
+        kernel.forget_types();
         info!(
             version = env!("CARGO_PKG_VERSION"),
             pid = std::process::id(),
@@ -346,7 +346,7 @@ impl Agent {
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
             kernel,
-            walker,
+            observer: Observer::new(walker),
             tracker,
             names,
             unnamed,
@@ -485,9 +485,9 @@ impl Agent {
     fn observe(&mut self) -> Result<Observation, bpf::Error> {
         let adopt = Adopt::Below {
             cgroup: self.tracker.within()?,
-            room: MOST_ON_NODE.saturating_sub(self.recorded),
+            room: room(&self.policy, self.recorded),
         };
-        let observation = observe(&mut self.walker, adopt)?;
+        let observation = self.observer.observe(adopt)?;
         self.next_pass = Instant::now() + observation.cpu * WALKING_SHARE;
         self.recorded = observation.snapshot.connections.len() as u64;
         Ok(observation)
@@ -574,6 +574,8 @@ impl Agent {
                 if let Err(error) = self.tracker.track(tracking) {
                     error!(%error, "the kernel half keeps its settings");
                 }
+                // What is there already gets its record, or loses it.
+                self.observer.look_everywhere();
                 self.scope = scope;
                 let settle = policy.guards().settle();
                 if let Some(Err(error)) = self.names.as_mut().map(|names| names.settle(settle)) {
@@ -791,6 +793,11 @@ fn on_this_node(policy: Policy, named: bool) -> Policy {
         );
     }
     policy
+}
+
+/// How many connections may be recorded beside those that are.
+fn room(policy: &Policy, recorded: u64) -> u64 {
+    u64::from(policy.track().max_per_node().get()).saturating_sub(recorded)
 }
 
 /// The cgroups that are there; none if the policy names none, as walking them costs.

@@ -1,7 +1,7 @@
 //! Reads every connection: one pass over the open descriptors of all processes.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use aya::Ebpf;
+use aya::{
+    Ebpf,
+    programs::{Iter, ProgramError},
+};
 use bytes::{Buf as _, Bytes, BytesMut};
 use rebalancer_common::{Connection, Live, Row, WalkHead, names};
 use rustix::{
@@ -36,7 +39,7 @@ const PORTION: u32 = 2_048;
 pub struct Walker {
     kernel: Arc<Kernel>,
     pins: PathBuf,
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     /// Leads over all processes.
     all: OwnedFd,
     /// Leads over this process alone. Before 6.1 there is none.
@@ -116,13 +119,13 @@ impl Walker {
         let program = load_iterator(&mut ebpf, names::WALK, "task_file", &btf)?;
         let all =
             sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))?;
-        let own = sys::link_iterator(program.as_fd(), Some(std::process::id())).ok();
+        let own = link_to(&ebpf, std::process::id()).ok();
         let rows = Shared::map(&ebpf, names::ROWS, rows as usize * size_of::<Row>())?;
         let head = Shared::map(&ebpf, names::WALK_HEAD, size_of::<WalkHead>())?;
         Ok(Self {
             kernel,
             pins: pins.to_owned(),
-            _ebpf: ebpf,
+            ebpf,
             all,
             own,
             rows,
@@ -151,11 +154,41 @@ impl Walker {
         let started = cpu_time();
         let mut pass = Pass::default();
         let mut at = BTreeMap::new();
-        self.run(Which::All, adopt, &mut pass, &mut |pass, row| {
+        self.run(None, adopt, &mut pass, &mut |pass, row| {
             merge(&mut pass.sockets, &mut at, row);
         })?;
         pass.cpu = cpu_time().saturating_sub(started);
         Ok(pass)
+    }
+
+    /// Walks over these processes alone; `None` where the kernel cannot (before 6.1).
+    pub fn walk_over(
+        &mut self,
+        processes: &BTreeSet<u32>,
+        adopt: Adopt,
+    ) -> Result<Option<Pass>, Error> {
+        if self.own.is_none() {
+            return Ok(None);
+        }
+        let started = cpu_time();
+        let mut pass = Pass::default();
+        let mut at = BTreeMap::new();
+        for process in processes {
+            let link = match link_to(&self.ebpf, *process) {
+                Ok(link) => link,
+                // It has ended.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(e) => return Err(failed(names::WALK)("linking", e.into())),
+            };
+            self.run(Some(&link), adopt, &mut pass, &mut |pass, row| {
+                merge(&mut pass.sockets, &mut at, row);
+            })?;
+        }
+        if processes.is_empty() {
+            pass.now_ns = duration(clock_gettime(ClockId::Monotonic)).as_nanos() as u64;
+        }
+        pass.cpu = cpu_time().saturating_sub(started);
+        Ok(Some(pass))
     }
 
     /// Makes records of the connections and listeners that are older than tracking, in this cgroup
@@ -181,22 +214,25 @@ impl Walker {
         cookie: Cookie,
         _held: BorrowedFd<'_>,
     ) -> Result<Option<Live>, Error> {
-        let which = match self.own {
-            Some(_) => Which::Own,
-            None => Which::All,
-        };
+        let own = self.own.take();
         let mut live = None;
-        self.run(which, Adopt::No, &mut Pass::default(), &mut |_, row| {
-            if row.connection.cookie == cookie.0 {
-                live = Some(row.live);
-            }
-        })?;
-        Ok(live)
+        let ran = self.run(
+            own.as_ref(),
+            Adopt::No,
+            &mut Pass::default(),
+            &mut |_, row| {
+                if row.connection.cookie == cookie.0 {
+                    live = Some(row.live);
+                }
+            },
+        );
+        self.own = own;
+        ran.map(|()| live)
     }
 
     fn run(
         &mut self,
-        which: Which,
+        link: Option<&OwnedFd>,
         adopt: Adopt,
         pass: &mut Pass,
         take: &mut dyn FnMut(&mut Pass, Row),
@@ -207,10 +243,7 @@ impl Walker {
             (head.adopt, head.within, head.room) = (1, cgroup.0, room);
         }
         self.head.write(head.as_bytes());
-        let link = match (which, &self.own) {
-            (Which::Own, Some(own)) => own,
-            _ => &self.all,
-        };
+        let link = link.unwrap_or(&self.all);
         let walk = sys::start_iterator(link.as_fd()).map_err(failed)?;
         loop {
             let end = walk.run().map_err(failed)?;
@@ -219,8 +252,8 @@ impl Walker {
             self.rows.rows(head.cursor, &mut |row| take(pass, row));
             if end == PassEnd::Whole {
                 pass.now_ns = head.now_ns;
-                pass.files = head.files;
-                pass.adopted = head.adopted;
+                pass.files += head.files;
+                pass.adopted += head.adopted;
                 if head.passes != 1 {
                     return Err(failed(io::Error::other("the pass came to no end")));
                 }
@@ -236,11 +269,14 @@ impl Walker {
     }
 }
 
-/// What a pass leads over.
-#[derive(Clone, Copy)]
-enum Which {
-    All,
-    Own,
+/// Links the program to one process.
+fn link_to(ebpf: &Ebpf, process: u32) -> io::Result<OwnedFd> {
+    let program: Result<&Iter, _> = ebpf.program(names::WALK).map_or_else(
+        || Err(ProgramError::NotLoaded),
+        |program| program.try_into(),
+    );
+    let program = program.and_then(Iter::fd).map_err(io::Error::other)?;
+    sys::link_iterator(program.as_fd(), Some(process))
 }
 
 /// A socket comes once for each descriptor that leads to it.
