@@ -430,7 +430,12 @@ impl Room {
                 .collect()
         };
         self.pulse.turns_to(None, Instant::now());
-        let Some(target) = self.owners.open_netns(netns, cookies.iter().copied()) else {
+        let open = |owners: &Owners| owners.open_netns(netns, cookies.iter().copied());
+        let Some(target) = open(&self.owners).or_else(|| {
+            // Its holder may have ended since, and another have it.
+            self.know_owners(Duration::ZERO, cookies);
+            open(&self.owners)
+        }) else {
             return self.unreachable(cookies);
         };
         let Self {
@@ -480,7 +485,6 @@ impl Room {
     /// Nobody who holds one of them leads to the namespace. A pod that was deleted has taken its
     /// connections along; but one that is in flight between processes is held by none just now.
     fn unreachable(&mut self, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
-        self.know_owners(OWNERS_KNOWN_FOR, cookies);
         let end = |cookie: &Cookie| {
             let active = self.active.get(cookie)?;
             let outcome = match self.owners.state(*cookie) {

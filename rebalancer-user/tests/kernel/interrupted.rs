@@ -144,9 +144,9 @@ fn a_pod_deleted_in_mid_move_is_an_outcome() {
 }
 
 /// The socket lives on in a process elsewhere, in a namespace that no process is in and no name
-/// leads to.
+/// leads to: only the socket itself does.
 #[test]
-fn a_connection_in_a_namespace_that_nothing_leads_to_is_spared() {
+fn a_connection_in_a_namespace_that_no_process_is_in_is_spared() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));
@@ -163,7 +163,7 @@ fn a_connection_in_a_namespace_that_nothing_leads_to_is_spared() {
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "refused", "{line}");
     assert!(
-        line["detail"].as_str().unwrap().ends_with("ownerUnknown"),
+        line["detail"].as_str().unwrap().ends_with("foreignProcess"),
         "{line}"
     );
     nothing_is_left(agent, descriptors);
