@@ -298,6 +298,8 @@ impl Room {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.look_at_all();
+            // Their processes are held by descriptors.
+            self.owners.keep(|cookie| self.active.contains_key(&cookie));
             self.tell_steps();
         }
         self.end_all(&Outcome::Refused("shutdown"));
@@ -359,7 +361,6 @@ impl Room {
     }
 
     fn look_at_all(&mut self) {
-        self.owners.keep(|cookie| self.active.contains_key(&cookie));
         // Of each that is new.
         self.know_owners(Duration::MAX, &self.cookies());
         let mut by_netns: BTreeMap<Netns, Vec<Cookie>> = BTreeMap::new();
