@@ -137,8 +137,11 @@ pub struct Live {
     pub mptcp: u8,
     /// 1 if a single segment with data was received, and data that is acknowledged was sent later.
     pub sole_request_answered: u8,
+    /// 1 if the last thing that happened is that the peer acknowledged data of ours by a segment
+    /// without data, after all data of its own.
+    pub answer_acknowledged: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 impl Connection {

@@ -75,6 +75,10 @@ offsets! {
     bytes_retrans: "tcp_sock", "bytes_retrans";
     /// When the last data that is acknowledged was sent, in microseconds.
     first_tx_mstamp: "tcp_sock", "first_tx_mstamp";
+    /// Sequence number of the peer's last segment that changed the window or acknowledged something.
+    snd_wl1: "tcp_sock", "snd_wl1";
+    /// When something last happened: a segment received or sent, data read. In microseconds.
+    tcp_mstamp: "tcp_sock", "tcp_mstamp";
     /// When data of ours was last newly acknowledged, in microseconds.
     delivered_mstamp: "tcp_sock", "delivered_mstamp";
     /// When the first data of the window that is being measured was received, in microseconds: until

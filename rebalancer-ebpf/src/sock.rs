@@ -109,6 +109,8 @@ impl TcpSock {
         copied_seq: u32;
         bytes_retrans: u64;
         first_tx_mstamp: u64;
+        snd_wl1: u32;
+        tcp_mstamp: u64;
         delivered_mstamp: u64;
         rcv_rtt_time: u64;
         tsoffset: u32;
@@ -170,6 +172,13 @@ impl TcpSock {
     pub(crate) fn sole_request_answered(self) -> bool {
         let received = self.rcv_rtt_time();
         self.data_segs_in() == 1 && received != 0 && self.first_tx_mstamp() > received
+    }
+
+    /// Whether the last thing that happened is that data of ours was acknowledged by a segment without
+    /// data, after all of the peer's data: it has the sequence number that is expected next.
+    #[inline(always)]
+    pub(crate) fn answer_acknowledged(self) -> bool {
+        self.snd_wl1() == self.rcv_nxt() && self.tcp_mstamp() == self.delivered_mstamp()
     }
 
     /// Whether its TCP timestamps count microseconds.

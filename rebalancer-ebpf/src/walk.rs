@@ -278,6 +278,7 @@ unsafe fn read_live(tcp: TcpSock, kind: u8, live: *mut Live) {
         (*live).state = tcp.skc_state();
         (*live).mptcp = tcp.is_mptcp() as u8;
         (*live).sole_request_answered = tcp.sole_request_answered() as u8;
-        (*live).reserved = [0; 5];
+        (*live).answer_acknowledged = tcp.answer_acknowledged() as u8;
+        (*live).reserved = [0; 4];
     }
 }

@@ -258,6 +258,7 @@ fn key_of(record: &common::Connection, host: Netns) -> EndpointKey {
 ///   not acknowledge it. A client acknowledges a last answer by itself, often 40 ms later.
 /// - With its data the client has echoed an earlier TCP timestamp than that of our last data.
 /// - It has sent one segment alone, and ours was sent after that.
+/// - The last thing that happened at all is that it acknowledged data of ours, after its own last data.
 pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
     let since = |ticks: u32| tick.saturating_mul(ticks);
     let delivered = Duration::from_micros(live.since_delivered_us);
@@ -268,7 +269,8 @@ pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
     let ahead = live.sent_timestamp.wrapping_sub(live.echoed_timestamp) as i32;
     let by_timestamp =
         live.since_sent == live.since_received && live.echoed_timestamp != 0 && ahead > 0;
-    let by_order = live.sole_request_answered == 1;
+    let by_order = live.sole_request_answered == 1
+        || live.since_sent == live.since_received && live.answer_acknowledged == 1;
     live.bytes_sent > 0 && (by_tick || by_delivery || by_timestamp || by_order)
 }
 
@@ -488,6 +490,10 @@ mod tests {
             },
             Live {
                 sole_request_answered: 1,
+                ..tie
+            },
+            Live {
+                answer_acknowledged: 1,
                 ..tie
             },
         ] {

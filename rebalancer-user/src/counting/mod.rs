@@ -194,10 +194,13 @@ impl Room {
                 })
         };
         let mut by_netns: BTreeMap<Netns, Vec<Wanted>> = BTreeMap::new();
-        for new in wanted.into_iter().filter(is_new) {
-            by_netns.entry(new.netns).or_default().push(new);
-        }
         let mut results = Vec::new();
+        for new in wanted.into_iter().filter(is_new) {
+            match new.spared() {
+                Some(why) => results.push((new.id.cookie, Err(why))),
+                None => by_netns.entry(new.netns).or_default().push(new),
+            }
+        }
         let cookies: BTreeSet<Cookie> = by_netns.values().flatten().map(|w| w.id.cookie).collect();
         if !cookies.is_empty() {
             match Owners::find(walker, &cookies, &self.cgroups) {
@@ -326,9 +329,7 @@ fn join_all(
         let diag = Diag::open()?;
         let mut there = Vec::new();
         for wanted in new {
-            if let Some(why) = wanted.spared() {
-                results.push((wanted.id.cookie, Err(why)));
-            } else if diag.look(&wanted.id)?.is_some() {
+            if diag.look(&wanted.id)?.is_some() {
                 there.push(wanted);
             }
         }

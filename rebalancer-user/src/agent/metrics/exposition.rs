@@ -177,7 +177,7 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         pass.map_or(0, |pass| pass.descriptors),
     )?;
     out.gauge(
-        "connections_unseen",
+        "unseen_connections",
         "Connections recorded that no descriptor leads to, as of the last pass.",
         pass.map_or(0, |pass| pass.unseen),
     )?;
