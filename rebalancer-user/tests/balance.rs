@@ -230,6 +230,94 @@ fn a_hot_endpoint_sheds_a_few_first_and_then_its_excess() {
     assert_eq!((place, plan.outlooks()[0].chosen), (Some(270), FIRST_FEW));
 }
 
+/// All that a plan chooses are under way.
+fn under_way(policy: &Policy, loads: &[u64]) -> (Ledger, Snapshot) {
+    let listed = snapshot(HOUR, loads.len() as u32, holding(loads));
+    let mut ledger = trusting();
+    ledger.observe(policy, &listed);
+    let plan = decide(policy, &listed, &ledger, listed.taken);
+    plan.moves()
+        .for_each(|chosen| ledger.started(chosen, listed.taken));
+    (ledger, listed)
+}
+
+/// One that knows that moves help, of all clients.
+fn trusting() -> Ledger {
+    let test = Test {
+        moves: 20,
+        siblings: 3,
+        score: -10_000_000,
+        last: KernelTime(HOUR),
+        ..Test::default()
+    };
+    let rule = policy("balance: {}").rules()[0].name().clone();
+    let clients = (0..200).map(|client| Whom::Client([10, 0, 0, client].into()));
+    let all = clients.chain([Whom::Rule(rule)]);
+    Ledger::from_entries(Entries {
+        returns: all.map(|whom| (whom, at(1), test)).collect(),
+        ..Entries::default()
+    })
+}
+
+#[test]
+fn what_is_under_way_is_recalled_once_its_endpoint_is_not_hot_any_more() {
+    let policy = policy("balance: {tolerance: 20%}");
+    let (ledger, listed) = under_way(&policy, &[300, 0, 0]);
+    assert_eq!(ledger.in_flight(), 270);
+    let recalls = |left: u64, ledger: &Ledger| {
+        // The others go by themselves, those that stay the first.
+        let mut listed = listed.clone();
+        let mut there: Vec<Connection> = std::mem::take(&mut listed.connections);
+        there.sort_by_key(|c| {
+            !ledger
+                .moves_in_flight()
+                .any(|(cookie, ..)| cookie == c.cookie)
+        });
+        there.truncate(left as usize);
+        // As many as came elsewhere: the mean stays.
+        let elsewhere = (left..300).map(|n| connection(1000 + n, 2 + (n % 2) as u32, 7));
+        there.extend(elsewhere);
+        listed.connections = there;
+        let mut ledger = ledger.clone();
+        ledger.observe(&policy, &listed);
+        let plan = decide(&policy, &listed, &ledger, listed.taken);
+        let words: Vec<_> = plan.recalls().iter().map(|r| r.why.as_str()).collect();
+        (words.len(), words.first().copied())
+    };
+    // It holds as much as when they were chosen, as none has gone yet.
+    assert_eq!(recalls(300, &ledger), (0, None));
+    // 20 above the stop: 30 moves, as one of three comes back, and 6 for chance.
+    assert_eq!(recalls(140, &ledger), (140 - 36, Some("othersMoved")));
+    // One: 2 moves, and 2 for chance.
+    assert_eq!(recalls(121, &ledger), (121 - 4, Some("othersMoved")));
+    assert_eq!(recalls(120, &ledger), (120, Some("withinBalance")));
+}
+
+#[test]
+fn what_is_under_way_is_recalled_once_it_is_seen_not_to_help() {
+    let policy = policy("balance: {tolerance: 20%}");
+    let (ledger, listed) = under_way(&policy, &[300, 0, 0]);
+    let mut entries = ledger.entries();
+    let client = Whom::Client([10, 0, 0, 7].into());
+    for (whom, _, test) in &mut entries.returns {
+        if *whom == client {
+            (test.score, test.held_until) = (6_000_000, KernelTime(2 * HOUR));
+        }
+    }
+    let ledger = Ledger::from_entries(entries);
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    let of_client = |cookie: Cookie| cookie.0 % 200 == 7;
+    let flying = ledger
+        .moves_in_flight()
+        .filter(|(c, ..)| of_client(*c))
+        .count();
+    assert!(flying > 0);
+    assert_eq!(plan.recalls().len(), flying);
+    for recall in plan.recalls() {
+        assert!(of_client(recall.cookie) && recall.why.as_str() == "returns");
+    }
+}
+
 #[test]
 fn it_converges_in_three_rounds_with_little_more_than_the_least() {
     let (mut moves, mut least, mut slow) = (0, 0.0, 0);
@@ -859,6 +947,31 @@ proptest! {
             decide(&policy, &listed, &ledger, listed.taken)
         });
         prop_assert_eq!(&plans[0], &plans[1]);
+    }
+
+    /// A victim counts as what its endpoint holds for as long as it is there.
+    #[test]
+    fn no_move_is_recalled_for_its_own_sake(loads in any_loads(), fields in any_fields(), few: bool) {
+        let policy = policy(fields);
+        let listed = |second: u64| {
+            let mut connections = holding(&loads);
+            for one in &mut connections {
+                one.bytes_out = Bytes(second * (1 + one.cookie.0 * 7919 % 100_000));
+            }
+            snapshot((1000 + second) * SECOND, loads.len() as u32, connections)
+        };
+        let mut ledger = if few { Ledger::default() } else { trusting() };
+        for second in 0..4 {
+            let listed = listed(second);
+            ledger.observe(&policy, &listed);
+            let plan = decide(&policy, &listed, &ledger, listed.taken);
+            prop_assert_eq!(plan.recalls(), []);
+            for chosen in plan.moves() {
+                ledger.started(chosen, listed.taken);
+            }
+            let plan = decide(&policy, &listed, &ledger, listed.taken);
+            prop_assert_eq!(plan.recalls(), []);
+        }
     }
 
     /// Whatever was moved before, and wherever it came.

@@ -958,6 +958,35 @@ proptest! {
         }
     }
 
+    /// Only what is in flight is recalled, and nothing for which the same plan would be made again.
+    #[test]
+    fn a_move_is_recalled_only_if_it_would_not_be_chosen_now(
+        policy in any_policy(), listed in any_connections(), mut ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let listed = snapshot(now.0, listed);
+        let flying = |ledger: &Ledger| -> Vec<Cookie> {
+            ledger.moves_in_flight().map(|(cookie, ..)| cookie).collect()
+        };
+        let plan = decide(&policy, &listed, &ledger, now);
+        let before = flying(&ledger);
+        let recalled: Vec<Cookie> = plan.recalls().iter().map(|recall| recall.cookie).collect();
+        prop_assert!(recalled.is_sorted_by(|a, b| a < b));
+        prop_assert!(recalled.iter().all(|cookie| before.contains(cookie)));
+        for recall in plan.recalls() {
+            prop_assert!(!recall.why.to_string().is_empty());
+            ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), now);
+        }
+        for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
+            ledger.started(chosen, now);
+        }
+        let again = decide(&policy, &listed, &ledger, now);
+        prop_assert_eq!(again.recalls(), []);
+        // What was recalled is no reason to choose it again at once.
+        let moves = || again.moves().filter(|chosen| chosen.mode() == Mode::Enforce);
+        prop_assert!(moves().all(|chosen| !recalled.contains(&chosen.cookie())));
+    }
+
     #[test]
     fn the_order_of_the_snapshot_does_not_matter(
         policy in any_policy(), ledger in any_ledger(), now in any_u64(),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use proptest::{collection::btree_map, option, prelude::*};
 use rebalancer_user::{
-    plan::{Ledger, Spared, decide, explain},
-    policy::{Lack, Miss},
-    snapshot::{Cookie, Identity, Labels, Naming, ServiceAt, Snapshot, Who},
+    plan::{Ledger, Outcome, Spared, decide, explain},
+    policy::{Lack, Miss, Policy},
+    snapshot::{Cookie, Identity, Labels, Naming, Service, ServiceAt, Snapshot, Who},
 };
 
 mod named;
@@ -106,6 +106,70 @@ fn without_kubernetes_a_rule_for_pods_matches_nothing() {
         assert_eq!(verdict(&policy, &plain), "moved by rule-1", "{matches}");
         assert_eq!(policy.rules_for_pods().count(), 1);
     }
+}
+
+/// A move waits for its quiet moment, perhaps for minutes: each pass looks at it again.
+#[test]
+fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
+    let policy = policy("", &["services: [checkout]"]);
+    let (before, kept) = in_flight(&policy);
+    assert_eq!(decide(&policy, &before, &kept, before.taken).recalls(), []);
+    type Change = fn(&mut Identity, &mut Snapshot);
+    let changes: [(&str, Change); 8] = [
+        ("optedOut", |pod, _| pod.opted_out = true),
+        ("terminating", |pod, _| pod.terminating = true),
+        ("unready", |pod, _| {
+            pod.services.as_mut().unwrap()[0].ready = false
+        }),
+        ("staleFacts", |_, seen| seen.naming = Naming::Stale(None)),
+        ("minReadyEndpoints", |_, seen| {
+            let facts = |facts: &mut Service| facts.ready = 1;
+            seen.services.values_mut().for_each(facts);
+        }),
+        ("settling", |_, seen| {
+            let facts = |facts: &mut Service| facts.changed = Some(Duration::ZERO);
+            seen.services.values_mut().for_each(facts);
+        }),
+        ("otherRule", |pod, _| pod.services.as_mut().unwrap().clear()),
+        ("unnamed", |pod, _| pod.services = None),
+    ];
+    for (word, change) in changes {
+        let (mut seen, mut ledger) = in_flight(&policy);
+        let mut identity = web();
+        change(&mut identity, &mut seen);
+        for endpoint in seen.endpoints.values_mut() {
+            endpoint.who = named(identity.clone());
+        }
+        let plan = decide(&policy, &seen, &ledger, seen.taken);
+        let [recall] = plan.recalls() else {
+            panic!("{word}: {:?}", plan.recalls())
+        };
+        assert_eq!((recall.cookie, recall.why.as_str()), (Cookie(1), word));
+        // It is in flight until its end is heard; then it may be chosen again at once.
+        assert_eq!(plan.spared(), [("inFlight", 1)].into());
+        ledger.ended(
+            Cookie(1),
+            Outcome::Recalled(recall.why.to_string()),
+            seen.taken,
+        );
+        let plan = decide(&policy, &before, &ledger, before.taken);
+        assert_eq!(
+            (plan.moves().count(), plan.recalls()),
+            (1, &[][..]),
+            "{word}"
+        );
+    }
+}
+
+/// One that is moved, and the ledger of an agent that has begun to.
+fn in_flight(policy: &Policy) -> (Snapshot, Ledger) {
+    let seen = snapshot(named(web()), Naming::Fresh);
+    let mut ledger = Ledger::default();
+    let plan = decide(policy, &seen, &ledger, seen.taken);
+    plan.moves()
+        .for_each(|chosen| ledger.started(chosen, seen.taken));
+    assert_eq!(ledger.in_flight(), 1);
+    (seen, ledger)
 }
 
 /// The first rule that matches wins: so one that may match must not be passed over.

@@ -62,7 +62,7 @@ use crate::{
     kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
     observe::{Observation, Observer, locate},
-    plan::{Ledger, Move, Outcome, decide},
+    plan::{Ledger, Move, Outcome, Recall, decide},
     policy::{Mode, Policy, StepKind},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
@@ -454,6 +454,9 @@ impl Agent {
             .iter()
             .map(|c| (c.cookie, (c.device, c.cgroup)))
             .collect();
+        for recall in plan.recalls() {
+            self.recall(recall);
+        }
         let paused = self.pause.now().is_some();
         for chosen in plan.moves().filter(|_| !paused) {
             match chosen.mode() {
@@ -505,7 +508,7 @@ impl Agent {
         self.mode = self.mode.safest(Mode::DryRun);
         self.policy = self.policy.clone().with_mode_at_most(self.mode);
         if let Some(mover) = &self.mover {
-            mover.recall();
+            mover.recall_all("pods are here whose names are not known");
         }
     }
 
@@ -537,6 +540,14 @@ impl Agent {
         };
         if let Err(why) = ordered {
             self.ended(chosen, None, Outcome::Refused(why), Duration::ZERO);
+        }
+    }
+
+    /// One that cannot be told now is told at the next interval, if it is to be.
+    fn recall(&self, Recall { cookie, why }: &Recall) {
+        debug!(%cookie, cause = why.as_str(), %why, "recalling a move");
+        if let Some(mover) = &self.mover {
+            let _told = mover.recall(*cookie, why.to_string());
         }
     }
 
@@ -584,7 +595,7 @@ impl Agent {
                 self.policy =
                     on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
                 if let Some(mover) = &self.mover {
-                    mover.recall();
+                    mover.recall_all("the policy was replaced");
                 }
                 self.ledger.tell_again();
                 let mode = self.policy.mode().as_str();

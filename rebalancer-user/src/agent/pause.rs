@@ -155,7 +155,7 @@ impl Agent {
         let (said, not_kept) = self.pause.begin(time, reason);
         let recalled = self.ledger.in_flight();
         if let Some(mover) = &self.mover {
-            mover.recall();
+            mover.recall_all("moves were paused");
         }
         info!(until = %said.until, reason = said.reason, recalled, "moves are paused");
         if let Some(error) = &not_kept {

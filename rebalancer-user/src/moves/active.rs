@@ -54,6 +54,8 @@ pub(super) struct Active {
     /// The step in which the server was asked to close.
     asked: Option<usize>,
     misses: u32,
+    /// It was recalled after it had acted: no other step follows.
+    is_last_step: bool,
     watch: Watch,
     /// Why a step could not be taken.
     trouble: Option<String>,
@@ -111,6 +113,7 @@ impl Active {
             seen: false,
             asked: None,
             misses: 0,
+            is_last_step: false,
             trouble: None,
         };
         active.begin(0, now);
@@ -249,8 +252,21 @@ impl Active {
         steps.get(self.step).copied().or_else(at_end)
     }
 
+    /// Whether it can be recalled: nothing was done to the connection. Otherwise the step that has
+    /// acted is the last.
+    pub(super) fn recall(&mut self) -> bool {
+        self.is_last_step = true;
+        let acts_now = self.misses > 0 || self.asked == Some(self.step);
+        if !acts_now {
+            self.begin(self.step + 1, Instant::now());
+        }
+        self.asked.is_none() && self.misses == 0
+    }
+
     fn begin(&mut self, step: usize, now: Instant) {
-        self.step = step;
+        // Beyond the last there is none, nor a reset at the end.
+        let past_all = self.chosen.steps().len() + 1;
+        self.step = if self.is_last_step { past_all } else { step };
         self.step_until = now + self.current().map_or(Duration::ZERO, Step::timeout);
     }
 
@@ -442,6 +458,21 @@ mod tests {
         Active::new(order, Instant::now())
     }
 
+    /// A move that has done nothing yet.
+    fn waiting() -> Active {
+        let chosen = by_hand(&sample::connection(1), Step::RESET_NOW, Guarded::Yes).unwrap();
+        let order = Order {
+            chosen,
+            device: 0,
+            cgroup: CgroupId(0),
+        };
+        Active::new(order, Instant::now())
+    }
+
+    fn recalled() -> Outcome {
+        Outcome::Recalled("the policy was replaced".to_owned())
+    }
+
     fn look(id: &SocketId) -> Looked {
         Diag::open()?.look(id)
     }
@@ -451,13 +482,13 @@ mod tests {
         let pair = Pair::connect().unwrap();
         let mut active = active(&pair);
         active.misses = 1;
-        let outcome = active.ended(Outcome::Recalled, look);
+        let outcome = active.ended(recalled(), look);
         assert!(
             matches!(&outcome, Outcome::Failed(words) if words.contains("it lives")),
             "{outcome:?}"
         );
         rustix::net::connect_unspec(&pair.server).unwrap();
-        assert_eq!(active.ended(Outcome::Recalled, look), Outcome::Reset);
+        assert_eq!(active.ended(recalled(), look), Outcome::Reset);
     }
 
     #[test]
@@ -466,15 +497,15 @@ mod tests {
         let mut active = active(&pair);
         active.asked = Some(0);
         drop(pair);
-        assert_eq!(active.ended(Outcome::Recalled, look), Outcome::Closed);
+        assert_eq!(active.ended(recalled(), look), Outcome::Closed);
     }
 
     #[test]
     fn what_was_not_touched_is_left_without_a_look() {
         let pair = Pair::connect().unwrap();
         let active = active(&pair);
-        let outcome = active.ended(Outcome::Recalled, |_| unreachable!());
-        assert_eq!(outcome, Outcome::Recalled);
+        let outcome = active.ended(recalled(), |_| unreachable!());
+        assert_eq!(outcome, recalled());
     }
 
     #[test]
@@ -483,10 +514,35 @@ mod tests {
         let mut active = active(&pair);
         active.misses = 1;
         let gone = |_: &SocketId| Err(io::Error::from_raw_os_error(libc::ENOENT));
-        let outcome = active.ended(Outcome::Recalled, gone);
+        let outcome = active.ended(recalled(), gone);
         assert!(
             matches!(&outcome, Outcome::Failed(words) if words.contains("not known")),
             "{outcome:?}"
         );
+    }
+
+    #[test]
+    fn a_recall_ends_what_has_done_nothing_and_keeps_the_rest_from_doing_more() {
+        assert!(waiting().recall());
+
+        // Resets were sent: whether it is gone is found out by the same step.
+        let mut missed = waiting();
+        missed.misses = 1;
+        assert!(!missed.recall());
+        assert_eq!(missed.step_kind(), Some(StepKind::Reset));
+        missed.begin(1, Instant::now());
+        assert_eq!(missed.step_kind(), None);
+
+        // Its server was asked to close and has its time for it, but nothing follows.
+        let mut asked = waiting();
+        asked.asked = Some(0);
+        let until = asked.step_until;
+        assert!(!asked.recall());
+        assert_eq!((asked.step, asked.step_until), (0, until));
+        let mut later = waiting();
+        (later.asked, later.step) = (Some(0), 1);
+        assert!(!later.recall());
+        assert_eq!(later.step_kind(), None);
+        assert!(matches!(later.left(Outcome::GaveUp), Outcome::Failed(_)));
     }
 }

@@ -73,8 +73,10 @@ pub struct Done {
 /// What the thread is told.
 enum Request {
     Order(Box<Order>),
-    /// End all moves that wait.
-    Recall,
+    /// End the move of this connection, if nothing was done to it, and why.
+    Recall(Cookie, String),
+    /// End all moves that wait, and why.
+    RecallAll(&'static str),
 }
 
 /// The step at which each move under way is, for whoever is asked. Shared with the moving thread.
@@ -211,12 +213,20 @@ impl Mover {
         Some(GivenUp { health, moves })
     }
 
-    /// Ends every move that was ordered and has not ended, without harm: the policy that chose them
-    /// is no longer in force. Waits while the thread is busy.
-    pub fn recall(&self) {
+    /// Ends the move of `cookie` if nothing was done to the connection yet; one that was asked to
+    /// close, or sent resets, ends as its present step does. `false`: the thread cannot be told now.
+    pub fn recall(&self, cookie: Cookie, why: String) -> bool {
+        let request = Request::Recall(cookie, why);
+        let requests = self.requests.as_ref();
+        requests.is_some_and(|requests| requests.try_send(request).is_ok())
+    }
+
+    /// Ends every move that was ordered and has not ended, without harm. Waits while the thread is
+    /// busy.
+    pub fn recall_all(&self, why: &'static str) {
         if let Some(requests) = &self.requests {
             // It fails only if the thread has ended; what it had in hand is told by giving it up.
-            let _no_thread = requests.send(Request::Recall);
+            let _no_thread = requests.send(Request::RecallAll(why));
         }
     }
 }
@@ -343,7 +353,8 @@ impl Room {
     fn accept(&mut self, request: Request) {
         let order = match request {
             Request::Order(order) => order,
-            Request::Recall => return self.end_all(&Outcome::Recalled),
+            Request::Recall(cookie, why) => return self.recall(cookie, why),
+            Request::RecallAll(why) => return self.end_all(&Outcome::Recalled(why.to_owned())),
         };
         let active = Active::new(*order, Instant::now());
         if self.unanswered.contains(&active.cookie()) {
@@ -351,6 +362,14 @@ impl Room {
         }
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
+        }
+    }
+
+    /// It may have ended meanwhile.
+    fn recall(&mut self, cookie: Cookie, why: String) {
+        let untouched = self.active.get_mut(&cookie).is_some_and(Active::recall);
+        if untouched && let Some(active) = self.active.remove(&cookie) {
+            self.tell(active, Outcome::Recalled(why));
         }
     }
 

@@ -184,7 +184,7 @@ fn weigh_endpoint<'a>(
 }
 
 /// How much is to be moved, so that `excess` less is here afterwards.
-fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
+pub(super) fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
     let n = u128::from(endpoints.max(2));
     let moved = (u128::from(excess) * n).div_ceil(n - 1);
     let moved = u64::try_from(moved).unwrap_or(u64::MAX);

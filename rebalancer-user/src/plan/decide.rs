@@ -11,6 +11,7 @@ use super::{
     groups::{Groups, Shared, comes_back, load},
     guards::guard,
     limits::measure,
+    recall::{Flying, Recall, Still, of_no_excess, still},
     turns::turns,
 };
 use crate::{
@@ -30,6 +31,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let Judged {
         mut candidates,
         mut spared,
+        recalls,
         overdue,
         ..
     } = judged;
@@ -94,6 +96,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         decisions,
         outlooks,
         balanced: standings(&groups),
+        recalls,
         overdue,
         budget_left,
     }
@@ -106,6 +109,8 @@ struct Judged<'a> {
     spared: Vec<Decision>,
     weighed: Vec<Weighed<'a>>,
     rules: Vec<&'a Rule>,
+    flying: Vec<Flying<'a>>,
+    recalls: Vec<Recall>,
     overdue: u64,
 }
 
@@ -123,6 +128,11 @@ fn judge_all<'a>(
         let [connection] = same else {
             let duplicate = |c: &&Connection| spare(c.cookie, None, Spared::Duplicate);
             judged.spared.extend(same.iter().map(duplicate));
+            let cookie = same[0].cookie;
+            if ledger.is_in_flight(cookie) {
+                let why = Spared::Duplicate;
+                judged.recalls.push(Recall { cookie, why });
+            }
             continue;
         };
         let who = snapshot.who(&connection.endpoint);
@@ -134,17 +144,52 @@ fn judge_all<'a>(
                 (None, Some(Spared::Unnamed { lack, rule }))
             }
         };
-        let judgement = match unsure {
-            Some(unsure) if !ledger.is_in_flight(connection.cookie) => Judgement::Spare(unsure),
-            _ => judge(policy, rule, snapshot, connection, ledger, now),
+        let judgement = if ledger.is_in_flight(connection.cookie) {
+            let found = unsure.map_or(Ok(rule), Err);
+            let still = still(policy, found, snapshot, connection, ledger, now);
+            judged.in_flight(still, connection, rule, (groups, ledger));
+            Judgement::Spare(Spared::InFlight)
+        } else {
+            match unsure {
+                Some(unsure) => Judgement::Spare(unsure),
+                None => judge(policy, rule, snapshot, connection, ledger, now),
+            }
         };
         judged.take_in(judgement, connection, rule, (groups, ledger), now);
     }
     judged.weigh(snapshot);
+    judged.recalls.append(&mut of_no_excess(&judged.flying));
+    judged.recalls.sort_by_key(|recall| recall.cookie);
     judged
 }
 
 impl<'a> Judged<'a> {
+    /// Takes in whether the move of `connection`, which is in flight, is still to be made.
+    fn in_flight(
+        &mut self,
+        still: Still,
+        connection: &'a Connection,
+        rule: Option<&Rule>,
+        (groups, ledger): (&'a Groups, &Ledger),
+    ) {
+        let cookie = connection.cookie;
+        match still {
+            Still::Needed => {}
+            Still::Not(why) => self.recalls.push(Recall { cookie, why }),
+            Still::IfExcess => self.flying.extend(rule.and_then(|rule| {
+                let balance = rule.balance()?;
+                Some(Flying {
+                    cookie,
+                    endpoint: connection.endpoint,
+                    began: ledger.in_flight_since(cookie)?.0,
+                    shared: groups.get(rule, connection.endpoint)?,
+                    balance,
+                    load: load(connection, balance.by(), ledger).unwrap_or(0),
+                })
+            })),
+        }
+    }
+
     fn take_in(
         &mut self,
         judgement: Judgement<'a>,
@@ -392,9 +437,6 @@ fn judge<'a>(
     ledger: &Ledger,
     now: KernelTime,
 ) -> Judgement<'a> {
-    if ledger.is_in_flight(connection.cookie) {
-        return Judgement::Spare(Spared::InFlight);
-    }
     let Some(rule) = rule else {
         return Judgement::Spare(Spared::NoRule);
     };
@@ -463,17 +505,8 @@ fn not_now(
             }
         }
     }
-    for whom in Whom::both(client(connection), rule.name()) {
-        let test = ledger.returns(whom.clone(), connection.endpoint);
-        if let Some((test, left)) = test.and_then(|test| Some((test, test.holds_for(now)?))) {
-            return Some(Spared::Returns {
-                whom,
-                moves: test.moves,
-                returned: test.returned,
-                siblings: test.siblings,
-                left,
-            });
-        }
+    if let Some(returns) = returns(rule, connection, ledger, now) {
+        return Some(returns);
     }
     if policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie) {
         return Some(Spared::DryRun);
@@ -484,6 +517,27 @@ fn not_now(
     let is_silent = since >= SILENT && answered;
     let must_be_heard = rule.session_state() == SessionState::Unknown;
     (must_be_heard && is_silent).then_some(Spared::Silent { since })
+}
+
+/// Whether it would only come back: its client, or those of its rule.
+pub(super) fn returns(
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> Option<Spared> {
+    Whom::both(client(connection), rule.name())
+        .into_iter()
+        .find_map(|whom| {
+            let test = ledger.returns(whom.clone(), connection.endpoint)?;
+            Some(Spared::Returns {
+                whom,
+                moves: test.moves,
+                returned: test.returned,
+                siblings: test.siblings,
+                left: test.holds_for(now)?,
+            })
+        })
 }
 
 fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {

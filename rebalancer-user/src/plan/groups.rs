@@ -194,6 +194,23 @@ impl ServiceFacts {
         (self.most <= stop && load > fair && self.one_is_empty()).then_some(fair)
     }
 
+    /// What an endpoint that sheds and holds `load` has too much still, those that are being moved
+    /// counted in. Less makes it stop than made it begin, so that no move is given up for its own
+    /// sake: the mean is enough where one is empty, and by rates, which change from one interval to
+    /// the next.
+    pub(super) fn still_beyond(&self, load: u64, balance: Balance) -> u64 {
+        if self.endpoints < 2 {
+            return 0;
+        }
+        let to_the_mean = balance.by() != By::Connections || self.one_is_empty();
+        let keeps = if to_the_mean {
+            self.fair()
+        } else {
+            self.stop(balance.tolerance())
+        };
+        load.saturating_sub(keeps)
+    }
+
     fn chance(&self) -> Option<Chance> {
         let sensible = self.endpoints >= 2 && self.sum.total > 0 && self.sum.largest > 0;
         sensible.then(|| Chance {
@@ -223,6 +240,8 @@ pub(super) struct Held {
     pub(super) load: u64,
     /// The most that one of those counts for.
     pub(super) largest: u64,
+    /// What those that are being moved count for.
+    pub(super) in_flight: u64,
     /// It has begun to shed and not come down to its stop.
     pub(super) sheds: bool,
 }
@@ -352,7 +371,9 @@ impl Groups {
             return;
         }
         shared.sum.add(load);
-        if !ledger.is_in_flight(connection.cookie) {
+        if ledger.is_in_flight(connection.cookie) {
+            held.in_flight = held.in_flight.saturating_add(load);
+        } else {
             held.load = held.load.saturating_add(load);
             held.largest = held.largest.max(load);
         }
@@ -420,11 +441,12 @@ fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<Servic
     }
     let before = ledger.sums(&shared.rule, &shared.group);
     let sum = before.chain([shared.sum]).max_by_key(|sum| sum.total);
-    let loads = || ready().map(|held| held.load);
+    // One from which much is being moved is not empty: it is there still.
+    let with_those = |held: &Held| held.load.saturating_add(held.in_flight);
     Ok(ServiceFacts {
         endpoints: here,
         sum: sum.unwrap_or_default(),
-        least: loads().min().unwrap_or(0),
-        most: loads().max().unwrap_or(0),
+        least: ready().map(with_those).min().unwrap_or(0),
+        most: ready().map(|held| held.load).max().unwrap_or(0),
     })
 }

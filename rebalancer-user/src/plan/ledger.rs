@@ -388,7 +388,7 @@ impl Ledger {
                 self.has_gone(cookie, began, spender, &outcome, now);
             }
         }
-        if outcome != Outcome::Recalled {
+        if !matches!(outcome, Outcome::Recalled(_)) {
             self.ended.insert(cookie, (outcome, now));
         }
     }
@@ -466,6 +466,12 @@ impl Ledger {
 
     pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {
         self.in_flight.contains_key(&cookie)
+    }
+
+    /// When the move of `cookie` began, and whose it is, if it is under way.
+    pub(super) fn in_flight_since(&self, cookie: Cookie) -> Option<(KernelTime, &Spender)> {
+        let (began, spender) = self.in_flight.get(&cookie)?;
+        Some((*began, spender))
     }
 
     /// The outcome that keeps `cookie` from being chosen again, and for how long still; without it,

@@ -29,6 +29,7 @@ mod outlook;
 mod pods;
 mod ports;
 mod rates;
+mod recall;
 mod returns;
 mod services;
 mod spared;
@@ -46,6 +47,7 @@ pub use limits::{Load, Reason, Standing, Unknown};
 pub use outcome::{Outcome, SILENT, Speech};
 pub use outlook::Outlook;
 pub use rates::{History, Level};
+pub use recall::Recall;
 pub use returns::{
     Awaited, Back, FIRST_FEW, FIRST_HOLD, NewHold, ReturnCounts, SEEN_WITHIN, Test, Whom,
 };
@@ -64,6 +66,7 @@ pub struct Plan {
     decisions: Vec<Decision>,
     outlooks: Vec<Outlook>,
     balanced: Vec<Balanced>,
+    recalls: Vec<Recall>,
     overdue: u64,
     budget_left: u64,
 }
@@ -119,6 +122,11 @@ impl Plan {
     /// The groups that rules balance, by rule and in the order of their endpoints.
     pub fn balanced(&self) -> &[Balanced] {
         &self.balanced
+    }
+
+    /// Moves in flight that are not to be made any more, by cookie.
+    pub fn recalls(&self) -> &[Recall] {
+        &self.recalls
     }
 
     /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for

@@ -18,9 +18,9 @@ pub enum Outcome {
     GaveUp,
     /// A guard or budget of the executor forbade it, by its word; the connection lives.
     Refused(&'static str),
-    /// The policy that chose it was replaced while it waited; the connection lives, and is judged
-    /// by the new one.
-    Recalled,
+    /// What it was chosen for did not hold any more while it waited, and why; the connection lives,
+    /// and is judged like any other.
+    Recalled(String),
     /// A step was tried and did not work, and why.
     Failed(String),
 }
@@ -35,7 +35,7 @@ impl Outcome {
             Self::GoneBefore => "goneBefore",
             Self::GaveUp => "gaveUp",
             Self::Refused(_) => "refused",
-            Self::Recalled => "recalled",
+            Self::Recalled(_) => "recalled",
             Self::Failed(_) => "failed",
         }
     }
@@ -43,7 +43,7 @@ impl Outcome {
     /// Whether the connection lives on.
     pub fn leaves_it(&self) -> bool {
         match self {
-            Self::GaveUp | Self::Refused(_) | Self::Recalled | Self::Failed(_) => true,
+            Self::GaveUp | Self::Refused(_) | Self::Recalled(_) | Self::Failed(_) => true,
             Self::LeftByItself | Self::Closed | Self::Reset | Self::GoneBefore => false,
         }
     }
@@ -51,7 +51,7 @@ impl Outcome {
     /// Whether nothing was done to the connection, so that the budget is given back.
     pub fn harmless(&self) -> bool {
         match self {
-            Self::GoneBefore | Self::GaveUp | Self::Refused(_) | Self::Recalled => true,
+            Self::GoneBefore | Self::GaveUp | Self::Refused(_) | Self::Recalled(_) => true,
             // It left while a step waited, perhaps because of it: counted, to be safe.
             Self::LeftByItself => false,
             Self::Closed | Self::Reset | Self::Failed(_) => false,
@@ -68,9 +68,7 @@ impl fmt::Display for Outcome {
             Self::GoneBefore => f.write_str("found it gone"),
             Self::GaveUp => f.write_str("gave up, as no step could act in time"),
             Self::Refused(why) => write!(f, "was refused: {why}"),
-            Self::Recalled => {
-                f.write_str("was recalled, as the policy changed or moves were paused")
-            }
+            Self::Recalled(why) => write!(f, "was recalled: {why}"),
             Self::Failed(why) => write!(f, "failed: {why}"),
         }
     }

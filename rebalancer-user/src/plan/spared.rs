@@ -25,6 +25,11 @@ pub enum Spared {
     InFlight,
     /// No rule matches it.
     NoRule,
+    /// The rule that chose it does not match it any more: its move is recalled.
+    OtherRule {
+        /// The rule.
+        chosen_by: RuleName,
+    },
     /// A rule names cgroups, and the path of this one's is not known.
     CgroupUnknown,
     /// The policy or its rule is disabled.
@@ -269,6 +274,7 @@ impl Spared {
             Self::Duplicate => "duplicate",
             Self::InFlight => "inFlight",
             Self::NoRule => "noRule",
+            Self::OtherRule { .. } => "otherRule",
             Self::CgroupUnknown => "cgroupUnknown",
             Self::Disabled => "disabled",
             Self::NotEstablished { .. } => "notEstablished",
@@ -300,7 +306,7 @@ impl Spared {
             Self::RateUnknown(_) => "rateUnknown",
             Self::Held { after, .. } => match after {
                 Outcome::GaveUp => "gaveUp",
-                Outcome::Refused(_) | Outcome::Recalled => "refused",
+                Outcome::Refused(_) | Outcome::Recalled(_) => "refused",
                 Outcome::Failed(_) => "failed",
                 Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => {
                     "moved"
@@ -333,6 +339,7 @@ impl Spared {
             Self::Duplicate => "a listing that has it once".to_owned(),
             Self::InFlight => "nothing: it is being moved".to_owned(),
             Self::NoRule => "a rule whose `match` covers it".to_owned(),
+            Self::OtherRule { .. } => "nothing: it is judged by the rule that matches it now".to_owned(),
             Self::CgroupUnknown => "a rule for it that names no cgroups, in front".to_owned(),
             Self::Disabled => {
                 "mode DryRun or Enforce: in the policy, the rule and --mode".to_owned()
@@ -461,6 +468,12 @@ impl fmt::Display for Spared {
             Self::Duplicate => f.write_str("its cookie was listed more than once"),
             Self::InFlight => f.write_str("a move of it is under way"),
             Self::NoRule => f.write_str("no rule matches it"),
+            Self::OtherRule { chosen_by } => {
+                write!(
+                    f,
+                    "rule {chosen_by}, which chose it, does not match it any more"
+                )
+            }
             Self::CgroupUnknown => {
                 f.write_str("a rule names cgroups, and its own is gone or not known")
             }
@@ -729,6 +742,9 @@ mod tests {
             Spared::Duplicate,
             Spared::InFlight,
             Spared::NoRule,
+            Spared::OtherRule {
+                chosen_by: RuleName::by_hand(),
+            },
             Spared::CgroupUnknown,
             Spared::Disabled,
             Spared::NotEstablished {

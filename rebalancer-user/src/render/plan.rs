@@ -17,7 +17,7 @@ use super::{
     table::{table, write as write_table},
 };
 use crate::{
-    plan::{Decision, Move, Outlook, Plan, Reason, Verdict},
+    plan::{Decision, Move, Outlook, Plan, Reason, Recall, Verdict},
     policy::{AtEnd, By, Step, When},
     snapshot::{Connection, Cookie, Naming, Snapshot},
 };
@@ -124,6 +124,9 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
         write_table(out, &sums)?;
         writeln!(out)?;
     }
+    for Recall { cookie, why } in plan.recalls() {
+        writeln!(out, "the move of {cookie} is recalled: {why}")?;
+    }
     let overdue = plan.overdue();
     writeln!(out, "{connections} connections, {overdue} overdue")?;
     if plan.outlooks().is_empty() {
@@ -148,8 +151,19 @@ struct PlanBody<'a> {
     overdue: u64,
     budget_left: u64,
     outlooks: Vec<OutlookItem>,
+    /// Moves under way that are not to be made any more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    recalls: Vec<RecallItem>,
     spared: BTreeMap<&'static str, u64>,
     items: Vec<DecisionItem<'a>>,
+}
+
+#[derive(Serialize)]
+struct RecallItem {
+    id: String,
+    /// As a stable word.
+    cause: &'static str,
+    why: String,
 }
 
 #[derive(Serialize)]
@@ -232,6 +246,7 @@ pub fn plan(
         overdue: plan.overdue(),
         budget_left: plan.budget_left(),
         outlooks: plan.outlooks().iter().map(outlook_item).collect(),
+        recalls: plan.recalls().iter().map(recall_item).collect(),
         spared: plan.spared(),
         items: in_order(plan)
             .into_iter()
@@ -239,6 +254,14 @@ pub fn plan(
             .collect(),
     };
     write_json(out, notation, "Plan", snapshot, origin, body)
+}
+
+fn recall_item(Recall { cookie, why }: &Recall) -> RecallItem {
+    RecallItem {
+        id: cookie.to_string(),
+        cause: why.as_str(),
+        why: why.to_string(),
+    }
 }
 
 fn outlook_item(outlook: &Outlook) -> OutlookItem {

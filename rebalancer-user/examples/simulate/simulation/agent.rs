@@ -36,6 +36,10 @@ impl Agent {
         let snapshot = snapshot(world, self.node);
         self.ledger.observe(&self.policy, &snapshot);
         let plan = decide(&self.policy, &snapshot, &self.ledger, world.now);
+        for recall in plan.recalls() {
+            let outcome = Outcome::Recalled(recall.why.to_string());
+            self.ledger.ended(recall.cookie, outcome, world.now);
+        }
         for chosen in plan.moves() {
             self.ledger.started(chosen, world.now);
         }
@@ -54,6 +58,12 @@ impl Agent {
             self.ledger
                 .know(rule.name().clone(), group.clone(), facts, until);
         }
+    }
+
+    /// Whether the move of `cookie` is under way: it was not recalled.
+    pub(crate) fn moves(&self, cookie: Cookie) -> bool {
+        let mut moves = self.ledger.moves_in_flight();
+        moves.any(|(moved, ..)| moved == cookie)
     }
 
     /// A move has ended; whether its connection was still there.

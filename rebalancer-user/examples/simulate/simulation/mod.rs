@@ -78,6 +78,7 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                     world.after(quiet, Event::End(node, chosen.cookie()));
                 }
             }
+            Event::End(node, cookie) if !agents[node].moves(cookie) => {}
             Event::End(node, cookie) => {
                 let was_there = world.end(cookie);
                 agents[node].ended(cookie, was_there, world.now);
