@@ -245,6 +245,7 @@ fn under_way(policy: &Policy, loads: &[u64]) -> (Ledger, Snapshot) {
 fn trusting() -> Ledger {
     let test = Test {
         moves: 20,
+        elsewhere: 20,
         siblings: 3,
         score: -10_000_000,
         last: KernelTime(HOUR),
@@ -447,6 +448,45 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
             "{}",
             cluster.moves - before
         );
+    }
+}
+
+/// They connect again only after minutes: nobody sees them until then, and that proves nothing.
+#[test]
+fn clients_that_come_back_late_are_left_after_a_few_moves() {
+    for clients in [1_u8, 7, 200] {
+        let mut cluster = Cluster::new(policy("balance: {}"), &[200, 0, 0], 5);
+        for one in &mut cluster.live {
+            let last = u8::try_from(one.cookie.0 % u64::from(clients)).unwrap();
+            one.remote.set_ip([10, 0, 0, last].into());
+        }
+        let mut away = Vec::new();
+        for minute in 0..60 {
+            away.retain(|(back, chosen): &(u32, Move)| {
+                if *back == minute {
+                    cluster.live.push(Connection {
+                        opened: KernelTime(cluster.now + SECOND),
+                        endpoint: chosen.endpoint(),
+                        remote: chosen.remote(),
+                        ..sample::connection(cluster.next)
+                    });
+                    cluster.next += 1;
+                }
+                *back > minute
+            });
+            cluster.step(|_, chosen| {
+                away.push((minute + 5, chosen.clone()));
+                None
+            });
+            if minute == 4 {
+                assert_eq!(cluster.moves, FIRST_FEW, "before the first is back");
+            }
+        }
+        println!("{clients} clients: {} moves in an hour", cluster.moves);
+        assert!(cluster.moves <= 5 * FIRST_FEW, "{}", cluster.moves);
+        assert_eq!(cluster.ledger.return_counts().elsewhere, 0);
+        let held = cluster.ledger.take_new_holds();
+        assert!(matches!(&held[0], NewHold::Returns { .. }), "{held:?}");
     }
 }
 

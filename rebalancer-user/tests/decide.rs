@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
     plan::{
-        Entries, HOLD, Ledger, Move, Outcome, Plan, Reason, SILENT, Spared, Verdict, decide,
-        explain,
+        Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, Spared, Verdict,
+        decide, explain,
     },
     policy::{Mode, Policy, parse},
     snapshot::{
@@ -700,6 +700,18 @@ fn the_ledger_forgets_what_is_gone() {
         .for_each(|chosen| ledger.said(chosen, KernelTime(now)));
     assert_ne!(ledger.entries(), Entries::default());
     now += MINUTE;
+    let listed = snapshot(now, vec![]);
+    ledger.observe(&policy, &listed);
+    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+    // What is left of it are the clients that are looked for.
+    let late = ledger.entries().late;
+    assert_eq!(late.len(), 50);
+    let only_late = Entries {
+        late,
+        ..Entries::default()
+    };
+    assert_eq!(ledger.entries(), only_late);
+    now += LOOKED_FOR.as_nanos() as u64;
     let listed = snapshot(now, vec![]);
     ledger.observe(&policy, &listed);
     ledger.prune(&listed, policy.budget().window(), KernelTime(now));

@@ -162,6 +162,49 @@ fn moves_that_do_not_help_stop() {
     }
 }
 
+/// They come back to where they were after minutes: that nobody sees them until then is no proof that a
+/// move has helped.
+#[test]
+fn moves_of_who_comes_back_late_stop() {
+    for (name, first, most) in [
+        ("sticky-late", 6, 40.0),
+        ("sticky-shared", 24, 40.0),
+        // Where a client that has gone elsewhere would not be seen either, all may be tried before the
+        // first are back, but only once.
+        ("sticky-late-own-nodes", 300, 400.0),
+    ] {
+        let scenario = Scenario {
+            ends: Duration::from_secs(2 * 3600),
+            ..scenario(name)
+        };
+        for (run, measures) in played(&scenario, 2) {
+            let within = |from: u64, to: u64| {
+                let at = run.starts.iter().map(|start| start.after_start().as_secs());
+                at.filter(|at| (from..to).contains(at)).count()
+            };
+            let tenths: Vec<usize> = (0..12).map(|i| within(i * 600, (i + 1) * 600)).collect();
+            println!(
+                "{name}: {} moves, by ten minutes: {tenths:?}",
+                measures.moves
+            );
+            assert!(within(0, 60 + 90) <= first, "{name}: {tenths:?}");
+            assert!(measures.moves <= most, "{name}: {tenths:?}");
+            assert!(within(3600, 7200) <= 12, "{name}: {tenths:?}");
+        }
+    }
+}
+
+/// The first few are waited for, as long as that takes; then the others follow.
+#[test]
+fn who_comes_elsewhere_late_is_balanced_all_the_same() {
+    for (run, measures) in played(&scenario("late"), 3) {
+        let seconds = measures.seconds.expect("it was balanced");
+        println!("{} moves, balanced after {seconds} s", run.starts.len());
+        assert!(seconds <= 900.0, "{seconds}");
+        assert!(measures.moves <= 1.2 * measures.least, "{}", measures.moves);
+    }
+}
+
 /// It is tried again after ten minutes, twenty, forty.
 #[test]
 fn a_replica_that_keeps_nothing_is_given_up() {

@@ -65,6 +65,7 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
             }),
             endpoint: connection.endpoint,
             client: client(connection),
+            here: 0,
             load: 0,
             share: 0,
             siblings: 0,

@@ -1,7 +1,7 @@
 //! The decision: judge each connection by itself and its endpoint beside its siblings, then let
 //! the budgets have them in turn.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     Decision, Group, Ledger, Move, Outlook, Plan, Reason, SILENT, Spared, Speech, Spender, Stage,
@@ -46,6 +46,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     had.extend(dry_run.turns());
     let order = turns(queues, &had);
     let mut few = FirstFew::of(ledger);
+    let mut together = None;
     let mut decisions = Vec::with_capacity(snapshot.connections.len());
     for (index, place) in order.into_iter().zip(1..) {
         let Some(candidate) = candidates.get(index) else {
@@ -64,7 +65,10 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         let verdict = match taken {
             // Not before: most of many are refused.
             Ok(()) => {
-                let chosen = candidate.chosen(mode, group, &groups, ledger, now);
+                let here = together.get_or_insert_with(|| together_at(snapshot));
+                let here = here.get(&(candidate.connection.endpoint, client(candidate.connection)));
+                let here = here.copied().unwrap_or(0);
+                let chosen = candidate.chosen(mode, group, here, &groups, ledger, now);
                 few.count(&chosen.spender);
                 Verdict::Move(chosen)
             }
@@ -100,6 +104,16 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         overdue,
         budget_left,
     }
+}
+
+/// How many connections each client has at each endpoint.
+fn together_at(snapshot: &Snapshot) -> BTreeMap<(EndpointKey, IpAddr), u64> {
+    let mut together = BTreeMap::new();
+    for connection in &snapshot.connections {
+        let key = (connection.endpoint, client(connection));
+        *together.entry(key).or_default() += 1;
+    }
+    together
 }
 
 /// What each connection deserves, budgets aside.
@@ -315,6 +329,7 @@ impl<'a> Candidate<'a> {
         &self,
         mode: Mode,
         group: Arc<Group>,
+        here: u64,
         groups: &Groups,
         ledger: &Ledger,
         now: KernelTime,
@@ -348,11 +363,11 @@ impl<'a> Candidate<'a> {
             mode,
             heeds_guards: true,
             is_watched: rule.session_state() == SessionState::Unknown,
-            spender: Box::new(self.spender(group, groups, ledger)),
+            spender: Box::new(self.spender(group, here, groups, ledger)),
         }
     }
 
-    fn spender(&self, group: Arc<Group>, groups: &Groups, ledger: &Ledger) -> Spender {
+    fn spender(&self, group: Arc<Group>, here: u64, groups: &Groups, ledger: &Ledger) -> Spender {
         let &Self {
             connection,
             who,
@@ -372,6 +387,7 @@ impl<'a> Candidate<'a> {
             group,
             endpoint: connection.endpoint,
             client: client(connection),
+            here,
             load,
             share: match worst {
                 Reason::Balance { .. } => facts.map_or(0, |facts| facts.share(load)),
@@ -385,23 +401,29 @@ impl<'a> Candidate<'a> {
 }
 
 /// Moves under way whose use is not known yet.
+#[derive(Default)]
 struct FirstFew {
     under_way: BTreeMap<(Whom, EndpointKey), u64>,
+    /// Where not all endpoints are seen: those of them whose clients have not been seen for a while.
+    late: BTreeMap<(Whom, EndpointKey), u64>,
 }
 
 impl FirstFew {
     fn of(ledger: &Ledger) -> Self {
-        let mut few = Self {
-            under_way: BTreeMap::new(),
-        };
+        let mut few = Self::default();
         ledger.unsettled().for_each(|spender| few.count(spender));
+        for spender in ledger.late() {
+            if spender.whole {
+                few.count(spender);
+            } else {
+                count(&mut few.late, spender);
+            }
+        }
         few
     }
 
     fn count(&mut self, spender: &Spender) {
-        for whom in Whom::both(spender.client, &spender.rule) {
-            *self.under_way.entry((whom, spender.endpoint)).or_default() += 1;
-        }
+        count(&mut self.under_way, spender);
     }
 
     /// Balance alone waits until moves are seen to help: a limit is a limit in any case. What is
@@ -414,9 +436,12 @@ impl FirstFew {
         let connection = candidate.connection;
         for whom in Whom::both(client(connection), candidate.rule.name()) {
             let test = ledger.returns(whom.clone(), connection.endpoint);
-            let most = test.copied().unwrap_or_default().allowed();
+            let test = test.copied().unwrap_or_default();
+            let most = test.allowed();
             let key = (whom, connection.endpoint);
-            let under_way = self.under_way.get(&key).copied().unwrap_or(0);
+            let of = |moves: &BTreeMap<_, u64>| moves.get(&key).copied().unwrap_or(0);
+            let late = if test.holds > 0 { of(&self.late) } else { 0 };
+            let under_way = of(&self.under_way) + late;
             if under_way >= most {
                 return Err(Spared::FirstFew {
                     whom: key.0,
@@ -426,6 +451,12 @@ impl FirstFew {
             }
         }
         Ok(())
+    }
+}
+
+fn count(moves: &mut BTreeMap<(Whom, EndpointKey), u64>, spender: &Spender) {
+    for whom in Whom::both(spender.client, &spender.rule) {
+        *moves.entry((whom, spender.endpoint)).or_default() += 1;
     }
 }
 

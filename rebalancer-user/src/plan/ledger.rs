@@ -68,6 +68,8 @@ pub struct Spender {
     pub endpoint: EndpointKey,
     /// Its client.
     pub client: IpAddr,
+    /// Connections that its client had at that endpoint, itself among them.
+    pub here: u64,
     /// What it counted for in its group.
     pub load: u64,
     /// If balance chose it, that in millionths of the group's mean; else 0.
@@ -137,6 +139,8 @@ pub struct Entries {
     pub flows: Vec<(Cookie, Flow)>,
     /// Moves that ended, and whose clients are looked for.
     pub awaited: Vec<Awaited>,
+    /// Those that have not been seen for a while.
+    pub late: Vec<Awaited>,
     /// Connections that were taken for such a client.
     pub taken: Vec<Cookie>,
     /// What is known of returns.
@@ -166,7 +170,7 @@ impl Ledger {
             let sums = sums.iter().copied().collect();
             (rule.clone(), Group::clone(group), sums)
         };
-        let (awaited, taken, returns) = self.returns.entries();
+        let (awaited, late, taken, returns) = self.returns.entries();
         Entries {
             in_flight: self.in_flight.iter().map(flying).collect(),
             ended: self.ended.iter().map(ended).collect(),
@@ -176,6 +180,7 @@ impl Ledger {
             rates: self.rates.entries(),
             flows: self.flows.entries(),
             awaited,
+            late,
             taken,
             returns,
             sums: self.sums.iter().map(sums).collect(),
@@ -206,7 +211,12 @@ impl Ledger {
             told: spent(entries.told),
             rates: Rates::from_entries(entries.rates),
             flows: Flows::from_entries(entries.flows),
-            returns: Returns::from_entries(entries.awaited, entries.taken, entries.returns),
+            returns: Returns::from_entries(
+                entries.awaited,
+                entries.late,
+                entries.taken,
+                entries.returns,
+            ),
             sums: entries.sums.into_iter().map(sums).collect(),
             shedding: entries.shedding.into_iter().collect(),
             efforts: Efforts::from_entries(entries.efforts),
@@ -294,6 +304,11 @@ impl Ledger {
         let flying = self.in_flight.values().map(|(_, by)| by);
         let awaited = self.returns.awaited().iter();
         flying.chain(awaited.map(|one| &one.spender))
+    }
+
+    /// Moves whose clients have not been seen for a while and are still looked for.
+    pub(super) fn late(&self) -> impl Iterator<Item = &Spender> {
+        self.returns.late().iter().map(|one| &one.spender)
     }
 
     /// What clients that have not been seen again counted for in a group.

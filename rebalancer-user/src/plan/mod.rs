@@ -49,7 +49,8 @@ pub use outlook::Outlook;
 pub use rates::{History, Level};
 pub use recall::Recall;
 pub use returns::{
-    Awaited, Back, FIRST_FEW, FIRST_HOLD, NewHold, ReturnCounts, SEEN_WITHIN, Test, Whom,
+    Awaited, Back, FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, ReturnCounts, SEEN_WITHIN, Test,
+    Whom,
 };
 pub use spared::Spared;
 

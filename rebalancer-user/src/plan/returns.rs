@@ -12,12 +12,23 @@
 //! Until moves are seen to help, few are under way: [`FIRST_FEW`] of a client, and of a rule at an
 //! endpoint. All of these may be lost on one that always comes back.
 //!
+//! A client that is not seen again proves nothing: it may wait for minutes before it connects, and
+//! come back then. It is looked for during [`LOOKED_FOR`], and as long as moves are not seen to help
+//! it stays one of the few that are under way.
+//!
 //! Where only a part of the group is seen, a connection that comes elsewhere is not seen, and one
 //! that returns is: to take returns as they come would be to count these first. There each move
-//! is counted when its time is over, [`SEEN_WITHIN`], as returned or not.
+//! is counted after [`SEEN_WITHIN`], as returned or not, and counted anew if its client returns later.
+//! As this is no sight of a client elsewhere, what may be under way then grows only with what was not
+//! seen to return; and once there was evidence, those that are not seen count as under way here too.
+//!
+//! Clients are known by their address alone, and many may share one. Where the whole group is seen
+//! that does no harm: new connections of an address come to the same endpoint as often as those of its
+//! moved clients do. Where a part is seen, all new ones would be returns. There one counts as a
+//! return only if the address has as many connections at the endpoint as that makes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     time::Duration,
@@ -26,11 +37,15 @@ use std::{
 use super::{Futile, Group, balance::client, ledger::Spender};
 use crate::{
     policy::RuleName,
-    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot},
+    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
 };
 
-/// A moved client that was not seen for so long has gone elsewhere, or for good.
+/// A moved client that was not seen for so long is no part any more of what its group holds.
 pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// For so long a moved client is looked for. Clients wait for minutes before they connect again, if
+/// they have failed to before, or have nothing to ask.
+pub const LOOKED_FOR: Duration = Duration::from_secs(900);
 
 /// How long nothing is moved after the first evidence.
 pub const FIRST_HOLD: Duration = Duration::from_secs(600);
@@ -39,6 +54,10 @@ pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Moves that may be under way while it is not known whether they help.
 pub const FIRST_FEW: u64 = 6;
+
+/// For each move after which nobody returned, so many may be under way, where nobody could be seen
+/// elsewhere.
+const UNSEEN_GROWTH: u64 = 8;
 
 /// The chance of a return, if it is no chance.
 const STICKY: f64 = 0.95;
@@ -86,6 +105,8 @@ pub struct Test {
     pub moves: u64,
     /// Of them, those whose client came back to the same endpoint.
     pub returned: u64,
+    /// Of them, those whose client was seen at another endpoint. Of the others it is not known.
+    pub elsewhere: u64,
     /// Endpoints among which chance would choose; as of the last move.
     pub siblings: u32,
     /// How much better a return by rule explains them than chance, as the logarithm, in
@@ -148,7 +169,7 @@ pub enum Back {
     Returned,
     /// To another of the group.
     Elsewhere,
-    /// It has not been seen within [`SEEN_WITHIN`].
+    /// It has not been seen.
     Unseen,
 }
 
@@ -177,17 +198,23 @@ pub struct ReturnCounts {
 /// What is known of each, at each endpoint.
 type Tests = Vec<(Whom, EndpointKey, Test)>;
 
-/// What became of some moves; no more returned than there are.
+/// What became of some moves.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    moves: u64,
     returned: u64,
+    elsewhere: u64,
+    /// They were not seen where they would have been, had they returned.
+    not_returned: u64,
+    /// They were counted among those, and have returned later.
+    after_all: u64,
 }
 
 /// All that is known of returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Returns {
     awaited: Vec<Awaited>,
+    /// Not seen within [`SEEN_WITHIN`].
+    late: Vec<Awaited>,
     /// Connections that were taken for the client of a move, so that none is taken twice.
     taken: BTreeSet<Cookie>,
     tests: BTreeMap<(Whom, EndpointKey), Test>,
@@ -204,6 +231,11 @@ impl Returns {
         &self.awaited
     }
 
+    /// Those that were not seen for a while and are still looked for.
+    pub(super) fn late(&self) -> &[Awaited] {
+        &self.late
+    }
+
     pub(super) fn counts(&self) -> ReturnCounts {
         self.counts
     }
@@ -216,21 +248,28 @@ impl Returns {
         self.tests.get(&(whom, endpoint))
     }
 
-    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Cookie>, Tests) {
+    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Awaited>, Vec<Cookie>, Tests) {
         let test = |((whom, endpoint), test): (&(Whom, EndpointKey), &Test)| {
             (whom.clone(), *endpoint, *test)
         };
         (
             self.awaited.clone(),
+            self.late.clone(),
             self.taken.iter().copied().collect(),
             self.tests.iter().map(test).collect(),
         )
     }
 
-    pub(super) fn from_entries(awaited: Vec<Awaited>, taken: Vec<Cookie>, tests: Tests) -> Self {
+    pub(super) fn from_entries(
+        awaited: Vec<Awaited>,
+        late: Vec<Awaited>,
+        taken: Vec<Cookie>,
+        tests: Tests,
+    ) -> Self {
         let test = |(whom, endpoint, test)| ((whom, endpoint), test);
         Self {
             awaited,
+            late,
             taken: taken.into_iter().collect(),
             tests: tests.into_iter().map(test).collect(),
             ..Self::default()
@@ -240,44 +279,59 @@ impl Returns {
     /// Looks for the clients of moves. Gives those found, or given up: when their moves began,
     /// which connections they were, and where they are now.
     pub(super) fn observe(&mut self, snapshot: &Snapshot) -> Vec<(KernelTime, Cookie, Back)> {
-        if self.awaited.is_empty() {
+        if self.awaited.is_empty() && self.late.is_empty() {
             return Vec::new();
         }
         self.look_for(snapshot);
         let now = snapshot.taken;
         let mut told = Vec::new();
-        let (mut over, mut still) = (Vec::new(), Vec::new());
-        for one in std::mem::take(&mut self.awaited) {
-            let late = now.since(one.ended) >= SEEN_WITHIN;
-            if late || (one.spender.whole && one.seen.is_some()) {
-                over.push(one);
-            } else {
-                still.push(one);
-            }
-        }
-        self.awaited = still;
         // What is known at the same time counts as a whole: which of several moves a client's new
         // connection follows is a guess, and in a row it would be evidence.
         let mut known: BTreeMap<(IpAddr, RuleName, EndpointKey, u32), Seen> = BTreeMap::new();
-        for one in over {
-            let back = one.seen.unwrap_or(Back::Unseen);
-            let count = match back {
-                Back::Returned => &mut self.counts.returned,
-                Back::Elsewhere => &mut self.counts.elsewhere,
-                Back::Unseen => &mut self.counts.unseen,
-            };
-            *count += 1;
-            let spender = &one.spender;
-            if spender.siblings >= 2 {
-                let (rule, endpoint) = (spender.rule.clone(), spender.endpoint);
-                let seen = known
-                    .entry((spender.client, rule, endpoint, spender.siblings))
-                    .or_default();
-                seen.moves += 1;
-                seen.returned += u64::from(back == Back::Returned);
+        let mut know = |one: &Awaited, count: fn(&mut Seen) -> &mut u64| {
+            let by = &one.spender;
+            if by.siblings >= 2 {
+                let key = (by.client, by.rule.clone(), by.endpoint, by.siblings);
+                *count(known.entry(key).or_default()) += 1;
             }
-            told.push((one.began, one.cookie, back));
+        };
+        let mut late = Vec::new();
+        for one in std::mem::take(&mut self.late) {
+            match one.seen {
+                Some(Back::Returned) if one.spender.whole => know(&one, |seen| &mut seen.returned),
+                Some(Back::Returned) => know(&one, |seen| &mut seen.after_all),
+                Some(_) if one.spender.whole => know(&one, |seen| &mut seen.elsewhere),
+                Some(_) => {}
+                None if now.since(one.ended) < LOOKED_FOR => {
+                    late.push(one);
+                    continue;
+                }
+                None => {}
+            }
+            told.push(self.counts.tell(&one));
         }
+        let mut still = Vec::new();
+        for one in std::mem::take(&mut self.awaited) {
+            let is_late = now.since(one.ended) >= SEEN_WITHIN;
+            if !is_late && (one.seen.is_none() || !one.spender.whole) {
+                still.push(one);
+                continue;
+            }
+            match one.seen {
+                Some(Back::Returned) => know(&one, |seen| &mut seen.returned),
+                Some(_) => know(&one, |seen| &mut seen.elsewhere),
+                None => {
+                    if !one.spender.whole {
+                        know(&one, |seen| &mut seen.not_returned);
+                    }
+                    late.push(one);
+                    continue;
+                }
+            }
+            told.push(self.counts.tell(&one));
+        }
+        late.drain(..late.len().saturating_sub(MOST));
+        (self.awaited, self.late) = (still, late);
         for ((client, rule, endpoint, siblings), seen) in known {
             self.learn((client, rule, endpoint), siblings, seen, now);
         }
@@ -286,49 +340,44 @@ impl Returns {
 
     /// Each new connection of a client is that of its first move that waits, once.
     fn look_for(&mut self, snapshot: &Snapshot) {
-        let Some(first) = self.awaited.iter().map(|one| one.ended).min() else {
+        let all: Vec<&mut Awaited> = self.late.iter_mut().chain(&mut self.awaited).collect();
+        let Some(first) = all.iter().map(|one| one.ended).min() else {
             return;
         };
-        let mut waiting: BTreeMap<IpAddr, VecDeque<usize>> = BTreeMap::new();
-        for (index, one) in self.awaited.iter().enumerate() {
-            if one.seen.is_none() {
-                waiting
-                    .entry(one.spender.client)
-                    .or_default()
-                    .push_back(index);
+        let mut waiting: BTreeMap<IpAddr, Waiting<'_>> = BTreeMap::new();
+        for one in all.into_iter().filter(|one| one.seen.is_none()) {
+            let of_client = waiting.entry(one.spender.client).or_default();
+            of_client.moves.push(one);
+        }
+        let mut new: Vec<&Connection> = Vec::new();
+        for connection in &snapshot.connections {
+            let Some(waiting) = waiting.get_mut(&client(connection)) else {
+                continue;
+            };
+            *waiting.here.entry(connection.endpoint).or_default() += 1;
+            if connection.opened > first && !connection.adopted {
+                new.push(connection);
             }
         }
-        let is_new = |c: &&Connection| c.opened > first && !c.adopted;
-        let mut new: Vec<&Connection> = snapshot.connections.iter().filter(is_new).collect();
         new.sort_unstable_by_key(|c| (c.opened, c.cookie));
         for connection in new {
-            let Some(queue) = waiting.get_mut(&client(connection)) else {
+            let Some(waiting) = waiting.get_mut(&client(connection)) else {
                 continue;
             };
             let who = snapshot.who(&connection.endpoint);
-            let is_of = |index: &usize| {
-                let one = &self.awaited[*index];
-                one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
-            };
-            // Where all are seen, the first that waits. Elsewhere some wait in vain, and the return of
-            // a later move would be taken for theirs: the last there.
-            let whole = |index: &usize| self.awaited[*index].spender.whole;
-            let first = queue.iter().position(|index| whole(index) && is_of(index));
-            let Some(place) = first.or_else(|| queue.iter().rposition(is_of)) else {
+            let Some(place) = waiting.place_of(connection, who) else {
                 continue;
             };
             if !self.taken.insert(connection.cookie) {
                 continue;
             }
-            if let Some(index) = queue.remove(place) {
-                let one = &mut self.awaited[index];
-                let same = one.spender.endpoint == connection.endpoint;
-                one.seen = Some(if same {
-                    Back::Returned
-                } else {
-                    Back::Elsewhere
-                });
-            }
+            let one = waiting.moves.remove(place);
+            let same = one.spender.endpoint == connection.endpoint;
+            one.seen = Some(if same {
+                Back::Returned
+            } else {
+                Back::Elsewhere
+            });
         }
     }
 
@@ -388,7 +437,7 @@ impl Returns {
         now: KernelTime,
     ) {
         self.taken.retain(lives);
-        if self.awaited.is_empty() {
+        if self.awaited.is_empty() && self.late.is_empty() {
             self.taken.clear();
         }
         self.tests.retain(|(_, endpoint), test| {
@@ -419,6 +468,61 @@ impl Returns {
     }
 }
 
+/// Moves of one client that is looked for, and how many connections it has at each endpoint.
+#[derive(Default)]
+struct Waiting<'a> {
+    moves: Vec<&'a mut Awaited>,
+    here: BTreeMap<EndpointKey, u64>,
+}
+
+impl Waiting<'_> {
+    /// The move that a new connection follows. Those that are late are the least likely. Where all are
+    /// seen, the first of the others. Elsewhere some wait in vain, and the return of a later move would
+    /// be taken for theirs: the last there.
+    fn place_of(&self, connection: &Connection, who: &Who) -> Option<usize> {
+        let is_of = |one: &&mut Awaited| {
+            one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
+        };
+        let moves = &self.moves;
+        let late = |one: &&mut Awaited| connection.opened.since(one.ended) >= SEEN_WITHIN;
+        let whole = |one: &&mut Awaited| one.spender.whole && is_of(one);
+        let first = moves.iter().position(|one| whole(one) && !late(one));
+        first.or_else(|| moves.iter().position(whole)).or_else(|| {
+            let may = |one: &&mut Awaited| {
+                let same = one.spender.endpoint == connection.endpoint;
+                is_of(one) && (!same || self.is_back(one))
+            };
+            moves.iter().rposition(may)
+        })
+    }
+
+    /// Whether its client has as many connections at its endpoint as if it had come back: as many as
+    /// there were before, but for others that were moved since and have not been seen again.
+    fn is_back(&self, one: &Awaited) -> bool {
+        let endpoint = one.spender.endpoint;
+        let since =
+            |other: &&&mut Awaited| other.spender.endpoint == endpoint && other.ended >= one.began;
+        let away = self.moves.iter().filter(since).count() as u64;
+        let here = self.here.get(&endpoint).copied().unwrap_or(0);
+        // It is one of those itself.
+        here + away > one.spender.here
+    }
+}
+
+impl ReturnCounts {
+    /// Counts a move of whose client no more will be known; what is told of it.
+    fn tell(&mut self, one: &Awaited) -> (KernelTime, Cookie, Back) {
+        let back = one.seen.unwrap_or(Back::Unseen);
+        let count = match back {
+            Back::Returned => &mut self.returned,
+            Back::Elsewhere => &mut self.elsewhere,
+            Back::Unseen => &mut self.unseen,
+        };
+        *count += 1;
+        (one.began, one.cookie, back)
+    }
+}
+
 impl Test {
     /// Whether it holds, and for how long still.
     pub(super) fn holds_for(&self, now: KernelTime) -> Option<Duration> {
@@ -434,7 +538,12 @@ impl Test {
     /// Moves that may be under way.
     pub(super) fn allowed(&self) -> u64 {
         match (self.helps(), self.holds) {
-            (true, _) => u64::MAX,
+            (true, _) if self.elsewhere > 0 => u64::MAX,
+            // No more is known than that they have not been seen to return yet.
+            (true, _) => {
+                let not = self.moves.saturating_sub(self.returned);
+                not.saturating_mul(UNSEEN_GROWTH).max(FIRST_FEW)
+            }
             (false, 0) => FIRST_FEW,
             (false, _) => 1,
         }
@@ -442,14 +551,18 @@ impl Test {
 
     fn learn(&mut self, siblings: u32, seen: Seen, now: KernelTime) -> Option<Duration> {
         self.siblings = siblings;
-        self.moves += seen.moves;
-        self.returned += seen.returned;
+        let moves = seen.returned + seen.elsewhere + seen.not_returned;
+        self.moves = self.moves.saturating_add(moves);
+        let returned = seen.returned + seen.after_all;
+        self.returned = self.returned.saturating_add(returned);
+        self.elsewhere = self.elsewhere.saturating_add(seen.elsewhere);
         self.last = now;
         let enough = evidence(siblings);
         let times = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let returned = times(seen.returned).saturating_mul(weight(siblings, true));
-        let not = times(seen.moves - seen.returned).saturating_mul(weight(siblings, false));
-        let score = self.score.saturating_add(returned).saturating_add(not);
+        let for_it = times(returned).saturating_mul(weight(siblings, true));
+        let not = times(seen.elsewhere + seen.not_returned) - times(seen.after_all);
+        let against = not.saturating_mul(weight(siblings, false));
+        let score = self.score.saturating_add(for_it).saturating_add(against);
         // Trust grows beyond what is needed for it: the longer chance has explained them, the more
         // returns in a row it takes.
         self.score = score.clamp(-2 * enough, enough);
@@ -457,7 +570,7 @@ impl Test {
             self.holds = 0;
         }
         // Those that were under way when it began to hold are a part of the same evidence.
-        if seen.returned == 0 || self.score < enough || self.holds_for(now).is_some() {
+        if returned == 0 || self.score < enough || self.holds_for(now).is_some() {
             return None;
         }
         let lasts = hold(self.holds);
@@ -502,8 +615,9 @@ mod tests {
 
     fn one(returned: bool) -> Seen {
         Seen {
-            moves: 1,
             returned: returned.into(),
+            elsewhere: (!returned).into(),
+            ..Seen::default()
         }
     }
 
@@ -552,6 +666,24 @@ mod tests {
         // One that becomes sticky afterwards is found out as well.
         let more = (1..).find(|_| test.learn(3, one(true), KernelTime(1)).is_some());
         assert!(more.unwrap() <= 18);
+    }
+
+    #[test]
+    fn who_is_not_seen_is_counted_as_gone_only_until_it_returns() {
+        let some = |not_returned, after_all| Seen {
+            not_returned,
+            after_all,
+            ..Seen::default()
+        };
+        let mut test = Test::default();
+        assert_eq!(test.learn(3, some(6, 0), KernelTime(1)), None);
+        // It is no sight of them elsewhere: eight times as many may be tried.
+        assert_eq!((test.helps(), test.allowed()), (true, 48));
+        assert_eq!(test.learn(3, some(6, 0), KernelTime(2)), None);
+        assert_eq!(test.allowed(), 96);
+        // All of them come back after all.
+        assert_eq!(test.learn(3, some(0, 12), KernelTime(3)), Some(FIRST_HOLD));
+        assert_eq!((test.moves, test.returned, test.allowed()), (12, 12, 1));
     }
 
     /// By the exact distribution: how likely it is that chance alone makes a test hold within many

@@ -456,7 +456,7 @@ impl Spared {
                 rounded(*left)
             ),
             Self::FirstFew { .. } => {
-                "that their clients are seen elsewhere, or not at all for a time".to_owned()
+                "that their clients are seen at another endpoint".to_owned()
             }
         }
     }

@@ -79,11 +79,17 @@ pub fn explanation_table(
     }
     for (whom, test) in &explained.returns {
         let Test {
-            moves, returned, ..
+            moves,
+            returned,
+            elsewhere,
+            ..
         } = test;
         line(
             "returns",
-            format!("{returned} of {moves} moves of {whom} came back to this endpoint"),
+            format!(
+                "{returned} of {moves} moves of {whom} came back to this endpoint, {elsewhere} were \
+                 seen at another"
+            ),
         )?;
     }
     if let Some(effort) = &explained.effort {

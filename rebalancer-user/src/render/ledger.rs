@@ -29,6 +29,9 @@ pub(super) struct LedgerItem {
     /// Moves whose clients have not been seen again.
     #[serde(default)]
     awaited: Vec<AwaitedItem>,
+    /// Of those, moves whose clients have not been seen for a while.
+    #[serde(default)]
+    late: Vec<AwaitedItem>,
     /// Connections that were taken for such a client.
     #[serde(default)]
     seen: Vec<String>,
@@ -90,6 +93,7 @@ impl LedgerItem {
             rates,
             flows,
             awaited,
+            late,
             taken,
             returns,
             sums,
@@ -109,6 +113,7 @@ impl LedgerItem {
             rates: rates.into_iter().map(rate_item).collect(),
             flows: flows.iter().map(FlowItem::of).collect(),
             awaited: awaited.iter().map(AwaitedItem::of).collect(),
+            late: late.iter().map(AwaitedItem::of).collect(),
             seen: taken.iter().map(ToString::to_string).collect(),
             returns: returns.iter().map(ReturnItem::of).collect(),
             sums: sums.iter().map(SumsItem::of).collect(),
@@ -148,6 +153,7 @@ impl LedgerItem {
             })?,
             flows: each(&self.flows, above, "flows", FlowItem::flow)?,
             awaited: each(&self.awaited, above, "awaited", AwaitedItem::awaited)?,
+            late: each(&self.late, above, "late", AwaitedItem::awaited)?,
             taken: each(&self.seen, above, "seen", |text, path| id(text, path))?,
             returns: each(&self.returns, above, "returns", ReturnItem::test)?,
             sums: each(&self.sums, above, "sums", SumsItem::sums)?,

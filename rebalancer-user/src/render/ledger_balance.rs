@@ -26,6 +26,9 @@ pub(super) struct SpenderItem {
     group: GroupItem,
     endpoint: EndpointRef,
     client: IpAddr,
+    /// Connections that the client had there.
+    #[serde(default)]
+    here: u64,
     load: u64,
     /// In millionths of the mean.
     #[serde(default)]
@@ -75,6 +78,8 @@ pub(super) struct ReturnItem {
     endpoint: EndpointRef,
     moves: u64,
     returned: u64,
+    #[serde(default)]
+    elsewhere: u64,
     siblings: u32,
     score_millionths: i64,
     holds: u32,
@@ -118,6 +123,7 @@ impl SpenderItem {
             group: GroupItem::of(&by.group),
             endpoint: endpoint_ref(&by.endpoint),
             client: by.client,
+            here: by.here,
             load: by.load,
             share: by.share,
             siblings: by.siblings,
@@ -134,6 +140,7 @@ impl SpenderItem {
             group: self.group.group(path)?.into(),
             endpoint: endpoint(&self.endpoint),
             client: self.client,
+            here: self.here,
             load: self.load,
             share: self.share,
             siblings: self.siblings,
@@ -225,6 +232,7 @@ impl ReturnItem {
             endpoint: endpoint_ref(endpoint),
             moves: test.moves,
             returned: test.returned,
+            elsewhere: test.elsewhere,
             siblings: test.siblings,
             score_millionths: test.score,
             holds: test.holds,
@@ -248,6 +256,7 @@ impl ReturnItem {
         let test = Test {
             moves: self.moves,
             returned: self.returned,
+            elsewhere: self.elsewhere,
             siblings: self.siblings,
             score: self.score_millionths,
             holds: self.holds,

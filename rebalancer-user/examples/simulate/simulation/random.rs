@@ -73,6 +73,11 @@ impl Random {
         Duration::from_secs_f64(seconds.min(30.0))
     }
 
+    /// From half of `mean` to as much beyond it, each as likely.
+    pub(crate) fn around(&mut self, mean: Duration) -> Duration {
+        mean.mul_f64(0.5 + self.times.random::<f64>())
+    }
+
     /// Until a connection is quiet and its move ends it.
     pub(crate) fn quiet(&mut self) -> Duration {
         let seconds: f64 = log_normal(-2.0, 1.0).sample(&mut self.times);

@@ -69,8 +69,18 @@ pub(crate) struct Clients {
     /// How long each connection is wanted; for ever if `None`. Others come as these go.
     pub(crate) stay: Option<Duration>,
     pub(crate) rate: Rate,
-    /// They connect again at once; else after a while, as clients with a backoff do.
-    pub(crate) prompt: bool,
+    pub(crate) backoff: Backoff,
+}
+
+/// After how long a client connects again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backoff {
+    /// At once.
+    None,
+    /// Mostly within a second, rarely ten.
+    Short,
+    /// Around this.
+    Long(Duration),
 }
 
 /// How a client comes to an endpoint.
@@ -114,7 +124,7 @@ fn web(connections: usize, addresses: usize) -> Clients {
         dial: Dial::Chance,
         stay: None,
         rate: Rate::Mean(10_000.0),
-        prompt: false,
+        backoff: Backoff::Short,
     }
 }
 
@@ -167,7 +177,7 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         Scenario {
             nodes: Nodes::Plain,
             clients: vec![Clients {
-                prompt: true,
+                backoff: Backoff::None,
                 ..web(300, 1)
             }],
             interval: Duration::from_millis(500),
@@ -212,6 +222,46 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
             )
         },
         Scenario {
+            clients: vec![late_and_sticky()],
+            ends: seconds(4 * 3600),
+            ..more(
+                "sticky-late",
+                "the same, and each only after some minutes; 4 hours",
+            )
+        },
+        Scenario {
+            nodes: Nodes::Own,
+            clients: vec![late_and_sticky()],
+            ends: seconds(4 * 3600),
+            ..more(
+                "sticky-late-own-nodes",
+                "the same, each replica on a node of its own; 4 hours",
+            )
+        },
+        Scenario {
+            clients: vec![Clients {
+                addresses: 3,
+                stay: Some(seconds(300)),
+                ..late_and_sticky()
+            }],
+            ends: seconds(4 * 3600),
+            ..more(
+                "sticky-shared",
+                "300 of three addresses come and go, each address has its replica; 4 hours",
+            )
+        },
+        Scenario {
+            clients: vec![Clients {
+                backoff: Backoff::Long(seconds(60)),
+                ..web(300, 60)
+            }],
+            ends: seconds(3600),
+            ..more(
+                "late",
+                "clients connect again by chance after a minute; an hour",
+            )
+        },
+        Scenario {
             acts: vec![(seconds(60), Act::AddDead)],
             replicas: 2,
             ends: seconds(4 * 3600),
@@ -224,6 +274,15 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         self::churn(3, 300, churn),
         self::churn(10, 300, churn),
     ]
+}
+
+/// Who always comes back to its replica, and only after some minutes.
+fn late_and_sticky() -> Clients {
+    Clients {
+        dial: Dial::Sticky,
+        backoff: Backoff::Long(seconds(180)),
+        ..web(300, 60)
+    }
 }
 
 /// One of 50 connections carries nine tenths of all bytes.

@@ -12,7 +12,7 @@ use rebalancer_user::snapshot::{Cookie, KernelTime};
 use super::{
     random::Random,
     replica::Replica,
-    scenario::{Act, By, Clients, Dial, Nodes, Rate, Scenario},
+    scenario::{Act, Backoff, By, Clients, Dial, Nodes, Rate, Scenario},
 };
 
 /// The clock at the start: a node that has been up for a while.
@@ -42,7 +42,7 @@ struct Wish {
     client: IpAddr,
     dial: Dial,
     rate: f64,
-    prompt: bool,
+    backoff: Backoff,
     connection: Option<Cookie>,
     over: bool,
 }
@@ -191,10 +191,10 @@ impl World {
             return false;
         };
         self.wishes[held.wish].connection = None;
-        let backoff = if self.wishes[held.wish].prompt {
-            Duration::from_millis(10)
-        } else {
-            self.random.backoff()
+        let backoff = match self.wishes[held.wish].backoff {
+            Backoff::None => Duration::from_millis(10),
+            Backoff::Short => self.random.backoff(),
+            Backoff::Long(mean) => self.random.around(mean),
         };
         self.after(backoff, Event::Connect(held.wish));
         true
@@ -272,7 +272,7 @@ impl World {
             dial,
             stay,
             rate,
-            prompt,
+            backoff,
             ..
         } = self.kinds[kind];
         let number = self.random.client(addresses);
@@ -286,7 +286,7 @@ impl World {
             client: client.into(),
             dial,
             rate,
-            prompt,
+            backoff,
             connection: None,
             over: false,
         });
