@@ -108,6 +108,8 @@ struct Cluster {
     policy: Policy,
     ledger: Ledger,
     endpoints: u32,
+    /// What the third endpoint is, if it is another.
+    dead: Option<u32>,
     live: Vec<Connection>,
     now: u64,
     next: u64,
@@ -123,6 +125,7 @@ impl Cluster {
             policy,
             ledger: Ledger::default(),
             endpoints: loads.len() as u32,
+            dead: None,
             next: live.len() as u64 + 1,
             live,
             now: HOUR,
@@ -140,7 +143,13 @@ impl Cluster {
     }
 
     fn snapshot(&self) -> Snapshot {
-        snapshot(self.now, self.endpoints, self.live.clone())
+        let mut listed = snapshot(self.now, self.endpoints, self.live.clone());
+        if let Some(dead) = self.dead
+            && let Some(third) = listed.endpoints.remove(&at(3))
+        {
+            listed.endpoints.insert(at(dead), third);
+        }
+        listed
     }
 
     /// Lists, decides and moves; each moved client comes to where `place` says.
@@ -609,6 +618,29 @@ fn what_is_given_up_is_told_and_another_replica_is_another_try() {
     }
     assert!(cluster.moves > before);
     assert!(cluster.loads()[3] > 60, "{:?}", cluster.loads());
+}
+
+/// One that ends each connection is ready for three minutes and unready for one, again and again; or it
+/// is replaced each time.
+#[test]
+fn a_replica_that_comes_and_goes_does_not_make_its_siblings_shed_for_ever() {
+    let budget = "perNode: 60, perService: 100%, perEndpoint: 100%";
+    for is_replaced in [false, true] {
+        let mut cluster = Cluster::new(with_budget(budget, "balance: {}"), &[150, 150, 0], 17);
+        let mut held = Vec::new();
+        for minute in 0..24 * 60 {
+            let unready = minute % 4 == 3;
+            cluster.endpoints = if unready { 2 } else { 3 };
+            cluster.dead = Some(3 + if is_replaced { minute / 4 } else { 0 });
+            cluster.step(|cluster, _| Some(1 + cluster.random(2) as u32));
+            if cluster.ledger.take_new_holds().iter().any(is_futile) {
+                held.push((minute, cluster.moves));
+            }
+        }
+        println!("held at {held:?}, {} moves in a day", cluster.moves);
+        assert!(cluster.moves <= 300 * 8, "{}", cluster.moves);
+        assert!(held.len() >= 5, "{held:?}");
+    }
 }
 
 #[test]

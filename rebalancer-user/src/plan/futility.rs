@@ -11,6 +11,12 @@
 //! lacks, so that N times that is the whole cure, and the bound is half as much again. After a hold
 //! an eighth must be gained, by three times what that takes.
 //!
+//! All this outlives a change of the endpoints: one that becomes ready and unready again and again, or
+//! is replaced by another that keeps nothing either, is no other situation. While endpoints other than
+//! those of which one lacked are ready, nothing is taken for filled until that has lasted for
+//! [`FLAPS`]. An endpoint that was not there before is another try, once: it ends the first hold, and
+//! none that follows.
+//!
 //! All is counted in millionths of the mean, as it was when it was moved, so that a Service that
 //! carries more, or less, than before changes nothing. By rates a connection is taken to carry at
 //! its new endpoint what it did before. One whose rate falls with its move is counted for more than
@@ -37,16 +43,21 @@ use crate::{
 /// The mean, in the unit of what is counted here.
 pub(super) const MEAN: u64 = 1_000_000;
 
+/// An endpoint that has been away for so long does not come back.
+const FLAPS: Duration = Duration::from_secs(600);
+
 /// Moves, each as large as the largest, that chance alone may spend in vain.
 const SLACK: u64 = 20;
 
 /// What was moved to fill the emptiest endpoint of a group, and whether it did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effort {
-    /// The ready endpoints seen here. With others it is another situation.
+    /// The ready endpoints seen here when one of all lacked last.
     pub endpoints: BTreeSet<EndpointKey>,
-    /// All of them.
+    /// How many there were of all.
     pub siblings: u32,
+    /// When one of them lacked last.
+    pub lacked: KernelTime,
     /// What the emptiest lacked at the start, or later if that was more; in millionths of the mean.
     pub missing: u64,
     /// Moves since then.
@@ -95,22 +106,41 @@ impl fmt::Display for Futile {
     }
 }
 
+/// How a group stands now.
+struct Ready {
+    endpoints: BTreeSet<EndpointKey>,
+    siblings: u32,
+    missing: u64,
+}
+
 impl Effort {
-    fn new(endpoints: BTreeSet<EndpointKey>, facts: &ServiceFacts, now: KernelTime) -> Self {
+    fn new(ready: &Ready, now: KernelTime) -> Self {
         Self {
-            endpoints,
-            siblings: facts.endpoints,
-            missing: facts.missing(),
+            endpoints: ready.endpoints.clone(),
+            siblings: ready.siblings,
+            lacked: now,
+            missing: ready.missing,
             last: now,
             ..Self::default()
         }
     }
 
-    /// Takes in how the same endpoints stand now; for how long it holds from now, if it begins to.
-    fn observe(&mut self, missing: u64, now: KernelTime) -> Option<Duration> {
+    /// Takes in how it stands now; for how long it holds from now, if it begins to.
+    fn observe(&mut self, ready: &Ready, now: KernelTime) -> Option<Duration> {
+        let missing = ready.missing;
         let is_held = self.held_until != KernelTime::default();
-        let halved = missing <= self.missing / 2;
-        let eighth = missing <= self.missing - self.missing / 8;
+        let is_new = ready.siblings > self.siblings || !ready.endpoints.is_subset(&self.endpoints);
+        if is_held && is_new && self.holds == 1 && !self.again {
+            self.start(missing);
+        }
+        let same = ready.siblings == self.siblings && ready.endpoints == self.endpoints;
+        let tells = same || now.since(self.lacked) >= FLAPS;
+        let halved = tells && missing <= self.missing / 2;
+        let eighth = tells && missing <= self.missing - self.missing / 8;
+        if halved || missing > self.missing / 2 {
+            self.endpoints.clone_from(&ready.endpoints);
+            (self.siblings, self.lacked) = (ready.siblings, now);
+        }
         if halved {
             self.start(missing);
             (self.again, self.holds) = (false, 0);
@@ -232,8 +262,7 @@ impl Efforts {
         }
     }
 
-    /// What is known of the groups of a snapshot taken `now`; groups that are not there are
-    /// forgotten. `sheds`: whether an endpoint of it holds too much.
+    /// What is known of the groups of a snapshot taken `now`. `sheds`: whether an endpoint of it holds too much.
     pub(super) fn observe<'a>(
         &mut self,
         groups: impl Iterator<Item = (&'a Shared, bool)>,
@@ -248,21 +277,20 @@ impl Efforts {
                 self.all.extend(known.map(|effort| (key, effort)));
                 continue;
             };
-            let ready = shared.endpoints.iter().filter(|(_, held)| held.ready);
-            let endpoints: BTreeSet<EndpointKey> = ready.map(|(key, _)| *key).collect();
-            let same = |effort: &Effort| {
-                effort.endpoints == endpoints && effort.siblings == facts.endpoints
+            let endpoints = shared.endpoints.iter().filter(|(_, held)| held.ready);
+            let ready = Ready {
+                endpoints: endpoints.map(|(key, _)| *key).collect(),
+                siblings: facts.endpoints,
+                missing: facts.missing(),
             };
-            let known = known.filter(|effort| same(effort) && !effort.is_stale(now));
-            let Some(mut effort) =
-                known.or_else(|| sheds.then(|| Effort::new(endpoints, facts, now)))
-            else {
+            let known = known.filter(|effort| !effort.is_stale(now));
+            let Some(mut effort) = known.or_else(|| sheds.then(|| Effort::new(&ready, now))) else {
                 continue;
             };
             if sheds {
                 effort.last = now;
             }
-            if let Some(lasts) = effort.observe(facts.missing(), now) {
+            if let Some(lasts) = effort.observe(&ready, now) {
                 self.new_holds.push(NewHold::Futile {
                     rule: shared.rule.clone(),
                     group: Group::clone(&shared.group),
@@ -272,6 +300,11 @@ impl Efforts {
             }
             self.all.insert(key, effort);
         }
+        // They may be there again soon.
+        let gone = before
+            .into_iter()
+            .filter(|(_, effort)| !effort.is_stale(now));
+        self.all.extend(gone);
     }
 
     pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
@@ -297,15 +330,65 @@ mod tests {
         }
     }
 
+    /// Three endpoints of which one lacks so much.
+    fn ready(missing: u64) -> Ready {
+        Ready {
+            endpoints: BTreeSet::new(),
+            siblings: 3,
+            missing,
+        }
+    }
+
     /// Moves of a hundredth of the mean each until it holds, and for how many minutes.
     fn held_after(effort: &mut Effort, missing: u64, now: KernelTime) -> (u64, u64) {
         for _ in 0..10_000 {
             effort.count(MEAN / 100);
-            if let Some(lasts) = effort.observe(missing, now) {
+            if let Some(lasts) = effort.observe(&ready(missing), now) {
                 return (effort.moves, lasts.as_secs() / 60);
             }
         }
         panic!("{effort:?}")
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_and_goes_keeps_its_hold() {
+        let mut effort = effort();
+        let two = Ready {
+            siblings: 2,
+            ..ready(0)
+        };
+        for minute in 0..471 {
+            effort.count(MEAN / 100);
+            let flaps = if minute % 4 == 3 { &two } else { &ready(MEAN) };
+            let held = effort.observe(flaps, KernelTime(minute * MINUTE));
+            assert_eq!(held.is_some(), minute == 470, "{minute}");
+        }
+        let at = |minute| KernelTime(minute * MINUTE);
+        assert_eq!(effort.observe(&two, at(471)), None);
+        assert!(effort.holds_for(at(471)).is_some());
+        // It stays away.
+        assert_eq!(effort.observe(&two, at(480)), None);
+        assert_eq!((effort.holds_for(at(480)), effort.holds), (None, 0));
+    }
+
+    #[test]
+    fn a_new_endpoint_is_another_try_once() {
+        let mut effort = effort();
+        let now = KernelTime(MINUTE);
+        held_after(&mut effort, MEAN, now);
+        let more = |siblings| Ready {
+            siblings,
+            ..ready(MEAN)
+        };
+        assert_eq!(effort.observe(&more(4), now), None);
+        assert_eq!(effort.holds_for(now), None);
+        let lasts = (0..1000).find_map(|_| {
+            effort.count(MEAN / 100);
+            effort.observe(&more(4), now)
+        });
+        assert_eq!(lasts, Some(Duration::from_secs(1200)));
+        assert_eq!(effort.observe(&more(5), now), None);
+        assert!(effort.holds_for(now).is_some());
     }
 
     #[test]
@@ -315,10 +398,10 @@ mod tests {
         assert_eq!(held_after(&mut effort, MEAN, now), (471, 10));
         let mut held = Vec::new();
         for _ in 0..9 {
-            assert_eq!(effort.observe(MEAN, now), None);
+            assert_eq!(effort.observe(&ready(MEAN), now), None);
             now = effort.held_until;
             assert_eq!(effort.holds_for(now), None);
-            assert_eq!(effort.observe(MEAN, now), None);
+            assert_eq!(effort.observe(&ready(MEAN), now), None);
             let (moves, minutes) = held_after(&mut effort, MEAN, now);
             // An eighth takes 37.5.
             assert_eq!(moves, 133);
@@ -333,12 +416,15 @@ mod tests {
         for _ in 0..200 {
             effort.count(MEAN / 100);
         }
-        assert_eq!(effort.observe(MEAN / 2 + 1, KernelTime(MINUTE)), None);
+        assert_eq!(
+            effort.observe(&ready(MEAN / 2 + 1), KernelTime(MINUTE)),
+            None
+        );
         assert_eq!(effort.moves, 200);
-        assert_eq!(effort.observe(MEAN / 2, KernelTime(MINUTE)), None);
+        assert_eq!(effort.observe(&ready(MEAN / 2), KernelTime(MINUTE)), None);
         assert_eq!((effort.moves, effort.missing), (0, MEAN / 2));
         // What is found to be worse later is what is to be filled.
-        assert_eq!(effort.observe(MEAN, KernelTime(MINUTE)), None);
+        assert_eq!(effort.observe(&ready(MEAN), KernelTime(MINUTE)), None);
         assert_eq!(effort.missing, MEAN);
     }
 
@@ -347,9 +433,9 @@ mod tests {
         let mut effort = effort();
         held_after(&mut effort, MEAN, KernelTime(MINUTE));
         let now = KernelTime(2 * MINUTE);
-        assert_eq!(effort.observe(MEAN / 8 * 7, now), None);
+        assert_eq!(effort.observe(&ready(MEAN / 8 * 7), now), None);
         assert!(effort.holds_for(now).is_some());
-        assert_eq!(effort.observe(MEAN / 2, now), None);
+        assert_eq!(effort.observe(&ready(MEAN / 2), now), None);
         assert_eq!((effort.holds_for(now), effort.holds), (None, 0));
     }
 }

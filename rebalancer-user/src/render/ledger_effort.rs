@@ -20,6 +20,8 @@ pub(super) struct EffortItem {
     group: GroupItem,
     endpoints: Vec<EndpointRef>,
     siblings: u32,
+    #[serde(default)]
+    lacked_nanoseconds: u64,
     missing_millionths: u64,
     moves: u64,
     moved_millionths: u64,
@@ -37,6 +39,7 @@ impl EffortItem {
             group: GroupItem::of(group),
             endpoints: effort.endpoints.iter().map(endpoint_ref).collect(),
             siblings: effort.siblings,
+            lacked_nanoseconds: effort.lacked.0,
             missing_millionths: effort.missing,
             moves: effort.moves,
             moved_millionths: effort.moved,
@@ -52,6 +55,7 @@ impl EffortItem {
         let effort = Effort {
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             siblings: self.siblings,
+            lacked: KernelTime(self.lacked_nanoseconds),
             missing: self.missing_millionths,
             moves: self.moves,
             moved: self.moved_millionths,
@@ -79,7 +83,7 @@ mod tests {
         (
             btree_set(any_key(), 0..4),
             any::<[u32; 2]>(),
-            any::<[u64; 6]>(),
+            any::<[u64; 7]>(),
             any::<bool>(),
         )
             .prop_map(|(endpoints, [siblings, holds], n, again)| Effort {
@@ -93,6 +97,7 @@ mod tests {
                 holds,
                 held_until: KernelTime(n[4]),
                 last: KernelTime(n[5]),
+                lacked: KernelTime(n[6]),
             })
     }
 
