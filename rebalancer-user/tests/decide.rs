@@ -719,6 +719,56 @@ fn the_ledger_forgets_what_is_gone() {
     assert_eq!(ledger.return_counts().unseen, 50);
 }
 
+/// One edit turns every node of a cluster from dry run to moving.
+#[test]
+fn budgets_grow_once_a_rule_is_enforced() {
+    let policy = one_rule(
+        "budget: {perNode: 64, window: 1m, maxInFlight: 1000}",
+        "limits: {maxAge: 1h}",
+    );
+    let dry = policy.clone().with_mode_at_most(Mode::DryRun);
+    let mut ledger = Ledger::default();
+    let mut live: Vec<u64> = (0..500).collect();
+    let mut minute = |policy: &Policy, ledger: &mut Ledger, minute: u64| {
+        let mut moves = 0;
+        for second in [0, 20, 40] {
+            let now = KernelTime(2 * HOUR + minute * MINUTE + second * SECOND);
+            let listed = snapshot(now.0, live.iter().copied().map(connection).collect());
+            ledger.observe(policy, &listed);
+            ledger.enforce(policy, now);
+            let plan = decide(policy, &listed, ledger, now);
+            for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
+                ledger.started(chosen, now);
+                ledger.ended(chosen.cookie(), Outcome::Reset, now);
+                live.retain(|cookie| *cookie != chosen.cookie().0);
+                moves += 1;
+            }
+            ledger.prune(&listed, policy.budget().window(), now);
+            // It is kept across a restart.
+            *ledger = Ledger::from_entries(ledger.entries());
+            if policy.mode() == Mode::Enforce && minute == 1 {
+                let text = plan.outlooks()[0].to_string();
+                assert!(
+                    text.contains("1/64 of the budgets, all of them in"),
+                    "{text}"
+                );
+                let Some(Verdict::Spared(why)) = plan.decisions().last().map(|d| &d.verdict) else {
+                    panic!()
+                };
+                assert!(why.to_string().contains("it grows to 64 (ramp)"), "{why}");
+                assert_eq!(plan.budget_left(), 0);
+            }
+        }
+        moves
+    };
+    assert_eq!(minute(&dry, &mut ledger, 0), 0);
+    let grown: Vec<u64> = (1..9).map(|n| minute(&policy, &mut ledger, n)).collect();
+    assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 64]);
+    // Once it is not enforced, it begins anew.
+    assert_eq!(minute(&dry, &mut ledger, 9), 0);
+    assert_eq!(minute(&policy, &mut ledger, 10), 1);
+}
+
 #[test]
 fn a_cookie_listed_twice_is_left_alone() {
     let policy = one_rule("", "limits: {maxAge: 1h}");

@@ -76,7 +76,13 @@ impl Agent {
         fs::write(&file, policy).context("write the policy")?;
         let mut process = command
             // The lab's pods have cgroups as kubelet names them, and no API server.
-            .args(["--kubernetes=off", "--log-format", "json", "--policy"])
+            .args([
+                "--kubernetes=off",
+                "--log-format",
+                "json",
+                "--no-ramp",
+                "--policy",
+            ])
             .arg(&file)
             .arg("--pins")
             .arg(&pins)

@@ -103,6 +103,8 @@ pub struct Options {
     pub mechanism: Option<Mechanism>,
     /// The policy's file: read again when it changes, and on SIGHUP.
     pub policy_file: PathBuf,
+    /// Let budgets grow once a rule is enforced that was not before.
+    pub ramp: bool,
     /// Count sends also where the kernel then answers a server's FIONREAD wrongly.
     pub count_despite_fionread: bool,
     /// Reads it.
@@ -213,6 +215,7 @@ struct Agent {
     /// From when a rule asks for it.
     counting: Option<Counting>,
     count_despite_fionread: bool,
+    ramp: bool,
     kernel: Arc<Kernel>,
     observer: Observer,
     tracker: Tracker,
@@ -345,6 +348,7 @@ impl Agent {
             making,
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
+            ramp: options.ramp,
             kernel,
             observer: Observer::new(walker),
             tracker,
@@ -436,6 +440,9 @@ impl Agent {
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
         self.ledger.observe(&self.policy, snapshot);
+        if self.ramp {
+            self.ledger.enforce(&self.policy, self.now);
+        }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         debug!(
             connections = snapshot.connections.len(),

@@ -22,11 +22,11 @@ use crate::{
     bpf::{self, Tracker},
     moves::Mechanism,
     observe::Observation,
-    plan::{Ledger, Move, NewHold, Outcome, Plan, Spender},
-    policy::{Mode, Policy, StepKind},
+    plan::{Ledger, Move, NewHold, Outcome, Plan, Ramp, Spender},
+    policy::{Mode, Policy, Rule, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RefusedStatus, ServiceItem, Source, Status, What,
+        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status, What,
     },
     snapshot::{Cookie, KernelTime},
 };
@@ -254,6 +254,14 @@ impl Standing {
         };
         let budget = policy.budget();
         let (window, per_node) = (budget.window(), budget.per_node().of(self.tracked));
+        let ramp = |rule: &Rule| {
+            let ramp = Ramp::of(policy, rule, ledger, now)?;
+            Some(RampStatus {
+                rule: rule.name().to_string(),
+                parts: ramp.parts(),
+                whole_at: ahead(ramp.whole_in),
+            })
+        };
         let budget_of = |mode: Mode| {
             let used = ledger.spent(mode, window, now);
             BudgetStatus {
@@ -297,6 +305,7 @@ impl Standing {
             },
             kernel_faults: self.faults.iter().map(fault).collect(),
             budgets,
+            ramps: policy.rules().iter().filter_map(ramp).collect(),
             max_in_flight: budget.max_in_flight().get().into(),
             in_flight: ledger.moves_in_flight().map(in_flight).collect(),
             ended: self.numbers.by_outcome(),

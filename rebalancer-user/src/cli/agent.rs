@@ -52,6 +52,14 @@ pub(super) struct Agent {
     /// believes that, and hangs in uploads.
     #[arg(long)]
     count_despite_fionread: bool,
+    /// Give each rule the whole of the budgets at once. Else one that was not enforced before begins
+    /// with a sixty-fourth of them, and they double with each window.
+    #[arg(
+        long,
+        env = "REBALANCER_NO_RAMP",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    no_ramp: bool,
     /// Reset in this way, and in no other. For tests.
     #[arg(long, value_enum, hide = true)]
     reset_mechanism: Option<MechanismArg>,
@@ -153,6 +161,7 @@ impl Agent {
             mode: self.mode.into(),
             mechanism: self.reset_mechanism.map(Mechanism::from),
             policy_file: self.policy.clone(),
+            ramp: !self.no_ramp,
             count_despite_fionread: self.count_despite_fionread,
             reload: Box::new(move || load(&self.policy)),
         };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Group, Ledger, Outlook, Spared, groups::Groups, ledger::Spender, outlook::Pace};
+use super::{Group, Ledger, Outlook, Ramp, Spared, groups::Groups, ledger::Spender, outlook::Pace};
 use crate::{
     policy::{Budget, Mode, Policy},
     snapshot::{EndpointKey, KernelTime, Snapshot},
@@ -69,6 +69,10 @@ pub(super) struct Allowance<'a> {
     interval: Duration,
     node: Bound,
     slots: u64,
+    /// What the rule that may move most has of the budgets.
+    widest: Option<Ramp>,
+    /// The longest ramp of those that asked.
+    ramp: Option<Ramp>,
     groups: BTreeMap<Arc<Group>, Bound>,
     endpoints: BTreeMap<EndpointKey, Bound>,
     spent: Spent<'a>,
@@ -107,8 +111,8 @@ impl<'a> Spent<'a> {
 }
 
 impl Bound {
-    fn left(self) -> u64 {
-        self.limit.saturating_sub(self.spent)
+    fn limit(self, ramp: Option<Ramp>) -> u64 {
+        ramp.map_or(self.limit, |ramp| ramp.of_budget(self.limit))
     }
 }
 
@@ -143,6 +147,11 @@ impl<'a> Allowance<'a> {
                 ..Bound::default()
             },
             slots: max_in_flight.saturating_sub(in_flight),
+            widest: match mode {
+                Mode::Enforce => Ramp::widest(policy, ledger, now),
+                Mode::DryRun | Mode::Disabled => None,
+            },
+            ramp: None,
             groups: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             spent,
@@ -154,19 +163,31 @@ impl<'a> Allowance<'a> {
         &self.spent.queues
     }
 
-    /// Takes one move out of it: of this group, at this endpoint.
+    /// Takes one move out of it: of this group, at this endpoint, by a rule with this ramp.
     ///
     /// # Errors
     /// Why there is none left.
-    pub(super) fn take(&mut self, of: &Arc<Group>, at: EndpointKey) -> Result<(), Spared> {
+    pub(super) fn take(
+        &mut self,
+        of: &Arc<Group>,
+        at: EndpointKey,
+        ramp: Option<Ramp>,
+    ) -> Result<(), Spared> {
         let window = self.budget.window();
         let refused = |of: BudgetOf, bound: Bound| {
-            (bound.left() == 0).then_some(Spared::Budget {
+            let moves = bound.limit(ramp);
+            (bound.spent >= moves).then_some(Spared::Budget {
                 of,
-                moves: bound.limit,
+                moves,
+                whole: bound.limit,
                 window,
             })
         };
+        self.ramp = self
+            .ramp
+            .into_iter()
+            .chain(ramp)
+            .max_by_key(|ramp| ramp.whole_in);
         self.node.asked += 1;
         let node = self.node;
         let group = *self.group(of);
@@ -252,18 +273,22 @@ impl<'a> Allowance<'a> {
             .min(sum(&mut self.endpoints.values()));
         let parts = self.groups.values().chain(self.endpoints.values());
         let lasts = parts.chain([&self.node]).map(last).max();
+        let until_whole = self.ramp.map_or(Duration::ZERO, |ramp| ramp.whole_in);
         (self.node.asked > 0).then(|| Outlook {
             mode: self.mode,
             chosen: self.node.asked,
             now: self.node.taken,
             per_window: pace(tightest).per_window(),
             window: self.budget.window(),
-            lasts: lasts.unwrap_or_default(),
+            // As if nothing were moved until then.
+            lasts: lasts.unwrap_or_default().saturating_add(until_whole),
+            ramp: self.ramp,
         })
     }
 
     /// Moves that the node's window still has.
     pub(super) fn left(&self) -> u64 {
-        self.node.left()
+        let limit = self.node.limit(self.widest);
+        limit.saturating_sub(self.node.spent)
     }
 }

@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Decision, Group, Ledger, Move, Outlook, Plan, Reason, SILENT, Spared, Speech, Spender, Stage,
-    Verdict, Whom,
+    Decision, Group, Ledger, Move, Outlook, Plan, Ramp, Reason, SILENT, Spared, Speech, Spender,
+    Stage, Verdict, Whom,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, There},
     groups::{Groups, Shared, comes_back, load},
@@ -59,9 +59,10 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             &mut enforce
         };
         let group = candidate.group(&groups, snapshot);
-        let taken = few
-            .allow(candidate, mode, ledger)
-            .and_then(|()| allowance.take(&group, candidate.connection.endpoint));
+        let taken = few.allow(candidate, mode, ledger).and_then(|()| {
+            let ramp = Ramp::of(policy, candidate.rule, ledger, now);
+            allowance.take(&group, candidate.connection.endpoint, ramp)
+        });
         let verdict = match taken {
             // Not before: most of many are refused.
             Ok(()) => {

@@ -17,7 +17,7 @@ use super::{
     returns::{Awaited, Back, NewHold, ReturnCounts, Returns, Test, Whom},
 };
 use crate::{
-    policy::{Mode, Policy, RuleName},
+    policy::{Mode, Policy, Rule, RuleName},
     snapshot::{Cookie, EndpointKey, KernelTime, Snapshot},
 };
 
@@ -41,6 +41,7 @@ pub struct Ledger {
     shedding: BTreeSet<(RuleName, EndpointKey)>,
     efforts: Efforts,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
+    enforced: BTreeMap<RuleName, KernelTime>,
 }
 
 /// Whether another move of the connection would end the same way.
@@ -151,6 +152,8 @@ pub struct Entries {
     pub shedding: Vec<(RuleName, EndpointKey)>,
     /// What was moved to fill what is empty, and whether it did.
     pub efforts: Vec<(RuleName, Group, Effort)>,
+    /// Since when rules are enforced; of one that is not here it does not matter.
+    pub enforced: Vec<(RuleName, KernelTime)>,
 }
 
 impl Ledger {
@@ -186,6 +189,7 @@ impl Ledger {
             sums: self.sums.iter().map(sums).collect(),
             shedding: self.shedding.iter().cloned().collect(),
             efforts: self.efforts.entries(),
+            enforced: self.enforced.clone().into_iter().collect(),
         }
     }
 
@@ -221,7 +225,24 @@ impl Ledger {
             shedding: entries.shedding.into_iter().collect(),
             efforts: Efforts::from_entries(entries.efforts),
             views: BTreeMap::new(),
+            enforced: entries.enforced.into_iter().collect(),
         }
+    }
+
+    /// Takes in which rules are enforced. Those that were not before have a small part of their
+    /// budgets from now on, and more with each window; without a call of this all have the whole.
+    pub fn enforce(&mut self, policy: &Policy, now: KernelTime) {
+        let is_enforced = |rule: &&Rule| policy.mode_of(rule) == Mode::Enforce;
+        let rules = policy.rules().iter().filter(is_enforced);
+        let since = |name: &RuleName| self.enforced.get(name).copied().unwrap_or(now);
+        self.enforced = rules
+            .map(|rule| (rule.name().clone(), since(rule.name())))
+            .collect();
+    }
+
+    /// Since when a rule is enforced, if that is told.
+    pub(super) fn enforced_since(&self, rule: &RuleName) -> Option<KernelTime> {
+        self.enforced.get(rule).copied()
     }
 
     /// Takes in what is known elsewhere of a group whose endpoints are not all on this node: all

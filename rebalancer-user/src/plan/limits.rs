@@ -282,7 +282,7 @@ fn own_limit(max: u64, percent: u8, cookie: Cookie) -> u64 {
 }
 
 /// splitmix64 of the cookie. Fixed for good: a replay of an old dump depends on it.
-fn hash(Cookie(cookie): Cookie) -> u64 {
+pub(super) fn hash(Cookie(cookie): Cookie) -> u64 {
     let mut z = cookie.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -28,6 +28,7 @@ mod outcome;
 mod outlook;
 mod pods;
 mod ports;
+mod ramp;
 mod rates;
 mod recall;
 mod returns;
@@ -46,6 +47,7 @@ pub use ledger::{Entries, HOLD, Ledger, Spender, Stage};
 pub use limits::{Load, Reason, Standing, Unknown};
 pub use outcome::{Outcome, SILENT, Speech};
 pub use outlook::Outlook;
+pub use ramp::Ramp;
 pub use rates::{History, Level};
 pub use recall::Recall;
 pub use returns::{

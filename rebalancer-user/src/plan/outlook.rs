@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::limits::rounded;
+use super::{Ramp, limits::rounded};
 use crate::policy::Mode;
 
 /// What the budgets make of the connections chosen in one mode.
@@ -21,6 +21,8 @@ pub struct Outlook {
     /// Until the last of them may be started, if none is chosen besides and each move ends
     /// within an interval: at best, where a move must wait for a quiet moment.
     pub lasts: Duration,
+    /// What there is of the budgets yet, if not the whole.
+    pub ramp: Option<Ramp>,
 }
 
 impl fmt::Display for Outlook {
@@ -32,6 +34,7 @@ impl fmt::Display for Outlook {
             per_window,
             window,
             lasts,
+            ramp,
         } = self;
         let would = if mode == Mode::DryRun { "would" } else { "may" };
         let window = rounded(window);
@@ -42,6 +45,9 @@ impl fmt::Display for Outlook {
                 ", at most {per_window} in a window of {window}, all in about {}",
                 rounded(lasts)
             )?;
+        }
+        if let Some(ramp) = ramp {
+            write!(f, "; {ramp}")?;
         }
         if mode == Mode::DryRun {
             f.write_str(" (dry run: none is)")?;
@@ -100,6 +106,7 @@ mod tests {
             per_window: 3,
             window: minute,
             lasts: minute * 3,
+            ramp: None,
         };
         assert_eq!(
             some.to_string(),

@@ -213,6 +213,8 @@ pub enum Spared {
         of: BudgetOf,
         /// The bound.
         moves: u64,
+        /// What the bound grows to, if its rule has not been enforced for long; else the same.
+        whole: u64,
         /// Over this time.
         window: Duration,
     },
@@ -638,12 +640,21 @@ impl fmt::Display for Spared {
             }
             Self::DryRun => f.write_str("would be moved (dry run, told before)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
-            Self::Budget { of, moves, window } => {
+            Self::Budget {
+                of,
+                moves,
+                whole,
+                window,
+            } => {
+                let window = rounded(*window);
                 write!(
                     f,
-                    "the budget of {moves} moves in {} ({of}) is used up",
-                    rounded(*window)
-                )
+                    "the budget of {moves} moves in {window} ({of}) is used up"
+                )?;
+                if whole > moves {
+                    write!(f, "; it grows to {whole} (ramp)")?;
+                }
+                Ok(())
             }
             Self::WithinBalance(standing) => standing.fmt(f),
             Self::OthersMoved(standing) => {
@@ -721,6 +732,7 @@ mod tests {
         let budget = |of| Spared::Budget {
             of,
             moves: 60,
+            whole: 60,
             window: Duration::from_secs(60),
         };
         let standing = Standing {
@@ -866,6 +878,12 @@ mod tests {
             budget(BudgetOf::Node),
             budget(BudgetOf::Service),
             budget(BudgetOf::Endpoint),
+            Spared::Budget {
+                of: BudgetOf::Node,
+                moves: 1,
+                whole: 60,
+                window: Duration::from_secs(60),
+            },
             Spared::WithinBalance(standing),
             Spared::WithinBalance(Standing {
                 start: None,

@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     json::API_VERSION,
-    ledger_balance::{AwaitedItem, FlowItem, ReturnItem, SheddingItem, SpenderItem, SumsItem},
+    ledger_balance::{
+        AwaitedItem, FlowItem, ReturnItem, SheddingItem, SpenderItem, SumsItem, rule,
+    },
     ledger_effort::EffortItem,
     read::{ReadError, check_kind, parse, quoted},
 };
 use crate::{
     plan::{Entries, History, Ledger, Level, Outcome, Spender},
+    policy::RuleName,
     snapshot::{Bytes, Cookie, KernelTime},
 };
 
@@ -43,6 +46,16 @@ pub(super) struct LedgerItem {
     shedding: Vec<SheddingItem>,
     #[serde(default)]
     efforts: Vec<EffortItem>,
+    #[serde(default)]
+    enforced: Vec<EnforcedItem>,
+}
+
+/// Since when a rule is enforced.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EnforcedItem {
+    rule: String,
+    since_nanoseconds: u64,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -99,6 +112,7 @@ impl LedgerItem {
             sums,
             shedding,
             efforts,
+            enforced,
         } = ledger.entries();
         let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
             all.into_iter().map(|(t, c, by)| began(c, t, &by))
@@ -119,6 +133,7 @@ impl LedgerItem {
             sums: sums.iter().map(SumsItem::of).collect(),
             shedding: shedding.iter().map(SheddingItem::of).collect(),
             efforts: efforts.iter().map(EffortItem::of).collect(),
+            enforced: enforced.iter().map(enforced_item).collect(),
         }
     }
 
@@ -159,7 +174,17 @@ impl LedgerItem {
             sums: each(&self.sums, above, "sums", SumsItem::sums)?,
             shedding: each(&self.shedding, above, "shedding", SheddingItem::shedding)?,
             efforts: each(&self.efforts, above, "efforts", EffortItem::effort)?,
+            enforced: each(&self.enforced, above, "enforced", |item, path| {
+                Ok((rule(&item.rule, path)?, KernelTime(item.since_nanoseconds)))
+            })?,
         }))
+    }
+}
+
+fn enforced_item((rule, since): &(RuleName, KernelTime)) -> EnforcedItem {
+    EnforcedItem {
+        rule: rule.to_string(),
+        since_nanoseconds: since.0,
     }
 }
 

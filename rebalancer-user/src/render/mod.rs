@@ -29,7 +29,8 @@ pub use read::{Dumped, ReadError, read_snapshot};
 pub use services::{BalanceItem, EndpointItem, ServiceItem, Services, read_services, services};
 pub use status::{
     BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, PassStatus,
-    PausedStatus, PolicyStatus, RefusedStatus, Status, read_status, status, status_table,
+    PausedStatus, PolicyStatus, RampStatus, RefusedStatus, Status, read_status, status,
+    status_table,
 };
 pub use table::{connections_table, connections_wide, endpoints_table};
 pub use top::top;

@@ -17,7 +17,7 @@ use super::{
     table::{table, write as write_table},
 };
 use crate::{
-    plan::{Decision, Move, Outlook, Plan, Reason, Recall, Verdict},
+    plan::{Decision, Move, Outlook, Plan, Ramp, Reason, Recall, Verdict},
     policy::{AtEnd, By, Step, When},
     snapshot::{Connection, Cookie, Naming, Snapshot},
 };
@@ -175,6 +175,9 @@ struct OutlookItem {
     per_window: u64,
     window_nanoseconds: u64,
     lasts_nanoseconds: u64,
+    /// One of how many parts there is of the budgets yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ramp_parts: Option<u64>,
     text: String,
 }
 
@@ -272,6 +275,7 @@ fn outlook_item(outlook: &Outlook) -> OutlookItem {
         per_window: outlook.per_window,
         window_nanoseconds: nanoseconds(outlook.window),
         lasts_nanoseconds: nanoseconds(outlook.lasts),
+        ramp_parts: outlook.ramp.map(Ramp::parts),
         text: outlook.to_string(),
     }
 }

@@ -61,6 +61,9 @@ pub struct Status {
     pub kernel_faults: BTreeMap<String, u64>,
     /// The budgets, of the mode in effect first.
     pub budgets: Vec<BudgetStatus>,
+    /// Rules that have only a part of the budgets yet, as they have not been enforced for long.
+    #[serde(default)]
+    pub ramps: Vec<RampStatus>,
     /// The most moves that may be under way.
     pub max_in_flight: u64,
     /// Moves under way.
@@ -188,6 +191,18 @@ pub struct BudgetStatus {
     pub left: u64,
     /// When the first of those used is forgotten; none if none is used.
     pub refills_at: Option<Timestamp>,
+}
+
+/// A rule that has only a part of the budgets yet.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RampStatus {
+    /// The rule.
+    pub rule: String,
+    /// One of so many parts.
+    pub parts: u64,
+    /// When it will have the whole.
+    pub whole_at: Timestamp,
 }
 
 /// A move under way.
@@ -355,6 +370,18 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
             budget.left
         );
         line("budget", text)?;
+    }
+    for RampStatus {
+        rule,
+        parts,
+        whole_at,
+    } in &status.ramps
+    {
+        let whole = age(between(now, *whole_at));
+        line(
+            "ramp",
+            format!("rule {rule} has 1/{parts} of the budgets, all of them in {whole}"),
+        )?;
     }
     let text = format!("{} of {}", status.in_flight.len(), status.max_in_flight);
     line("in flight", text)?;

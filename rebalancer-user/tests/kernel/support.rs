@@ -138,6 +138,7 @@ impl Agent {
                 "debug,aya=warn",
                 "--log-format",
                 "json",
+                "--no-ramp",
                 "--policy",
             ])
             .arg(policy)

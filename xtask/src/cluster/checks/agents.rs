@@ -100,6 +100,14 @@ pub(super) fn adapted(overlay: &str, components: &[&str]) -> Result<PathBuf> {
 pub(super) fn install(overlay: &std::path::Path) -> Result<()> {
     let overlay = overlay.to_str().context("the overlay's path is UTF-8")?;
     kubectl::output(&["apply", "-k", overlay])?;
+    // Nobody here waits until the budgets have grown.
+    let no_ramp = [
+        "set",
+        "env",
+        "daemonset/rebalancer",
+        "REBALANCER_NO_RAMP=true",
+    ];
+    kubectl::output(&[&NAMESPACE[..], &no_ramp].concat())?;
     rolled_out()
 }
 
