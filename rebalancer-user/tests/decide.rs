@@ -487,7 +487,7 @@ fn under_another_policy_a_dry_run_tells_again() {
     assert_eq!(told(&named("one"), &mut ledger, 2 * HOUR), ["one"; 3]);
     let edited = named("two");
     assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), [""; 0]);
-    ledger.tell_again();
+    ledger.forget_told();
     assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), ["two"; 3]);
 }
 

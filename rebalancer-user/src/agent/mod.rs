@@ -6,8 +6,10 @@ mod announce;
 mod backoff;
 mod events;
 mod health;
+mod kept;
 mod metrics;
 mod mover;
+mod own_file;
 mod pause;
 mod policy_file;
 mod report;
@@ -18,6 +20,7 @@ mod standing;
 mod unnamed;
 
 pub use announce::announce_refusal;
+pub use kept::forget_kept;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
 pub use serve::Offer;
@@ -44,6 +47,7 @@ use tracing::{debug, error, info, warn};
 use self::{
     announce::Announce,
     backoff::Backoff,
+    kept::{Kept, unsure_before},
     mover::{Making, MoverSigns},
     pause::Pause,
     policy_file::PolicyFile,
@@ -236,6 +240,10 @@ struct Agent {
     announce: Announce,
     publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
+    for_next: Kept,
+    policy_text: Arc<str>,
+    /// The first listing whose names were fresh.
+    named_since: Option<KernelTime>,
     now: KernelTime,
     faults: BTreeMap<Fault, u64>,
     /// Connections recorded, as of the last pass.
@@ -300,7 +308,7 @@ impl Agent {
             &tracker,
         );
         standing.mover_signs(MoverSigns::of(mover.as_ref(), 0));
-        standing.policy_loaded(&policy, text);
+        standing.policy_loaded(&policy, Arc::clone(&text));
         let pause = Pause::resume(&options.run_dir);
         if let Some(paused) = pause.now() {
             standing.paused(paused.clone());
@@ -319,7 +327,7 @@ impl Agent {
             );
         }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
-        let ledger = Ledger::default();
+        let (for_next, ledger) = Kept::resume(&options.run_dir, &text);
         let first = standing.status(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
@@ -366,6 +374,9 @@ impl Agent {
             announce,
             publish,
             ledger,
+            for_next,
+            policy_text: text,
+            named_since: None,
             now: KernelTime::default(),
             faults: BTreeMap::new(),
             recorded: 0,
@@ -435,6 +446,7 @@ impl Agent {
         self.leave_out(&mut observation, &paths);
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
+            unsure_before(&mut observation.snapshot, &mut self.named_since);
         }
         self.look_for_pods(&observation.snapshot);
         let snapshot = &observation.snapshot;
@@ -478,15 +490,19 @@ impl Agent {
                     report::would_move(chosen);
                     self.standing.told(chosen);
                     self.ledger.said(chosen, self.now);
+                    self.for_next.changed();
                 }
             }
         }
         self.count(snapshot);
         for hold in self.ledger.take_new_holds() {
             self.standing.held(&hold);
+            self.for_next.changed();
         }
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
+        self.for_next
+            .write_if_due(&self.ledger, &self.policy_text, self.now);
         self.standing
             .passed(&observation, &plan, &self.ledger, listing);
     }
@@ -535,6 +551,7 @@ impl Agent {
 
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
+        self.for_next.changed();
         self.standing.started(chosen);
         let order = Order {
             chosen: chosen.clone(),
@@ -577,6 +594,7 @@ impl Agent {
         self.announce.ended(chosen, &outcome);
         self.standing.ended(chosen, step, &outcome, waited);
         self.ledger.ended(chosen.cookie(), outcome, self.now);
+        self.for_next.changed();
     }
 
     /// Whether there is a new policy. A refused one changes nothing. Under a new one the moves that
@@ -586,7 +604,11 @@ impl Agent {
         self.policy_file.was_read(content);
         let reloaded = match loaded {
             Ok(Loaded { policy, text }) => {
-                self.standing.policy_loaded(&policy, text);
+                self.standing.policy_loaded(&policy, Arc::clone(&text));
+                if *text != *self.policy_text {
+                    self.ledger.forget_told();
+                    self.policy_text = text;
+                }
                 let scope = Scope::of(&policy);
                 let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
                 if let Err(error) = self.tracker.track(tracking) {
@@ -604,7 +626,6 @@ impl Agent {
                 if let Some(mover) = &self.mover {
                     mover.recall_all("the policy was replaced");
                 }
-                self.ledger.tell_again();
                 let mode = self.policy.mode().as_str();
                 info!(mode, rules = self.policy.rules().len(), "policy reloaded");
                 true
@@ -728,6 +749,8 @@ impl Agent {
         while let Ok(done) = done.try_recv() {
             self.done(done);
         }
+        self.for_next
+            .write(&self.ledger, &self.policy_text, self.now);
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");

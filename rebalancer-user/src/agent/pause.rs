@@ -5,9 +5,7 @@
 //! One that is its own and cannot be understood is: whoever wrote it wanted one.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::Agent;
+use super::{Agent, own_file};
 use crate::render::{PauseAnswer, PausedStatus};
 
 /// The longest pause: one that is forgotten must end.
@@ -200,30 +198,9 @@ fn after(at: Timestamp, time: Duration) -> Timestamp {
 /// # Errors
 /// What is wrong with ours.
 fn read(path: &Path) -> Result<Option<Kept>, String> {
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return strange(path, &error.to_string()),
+    let Some(text) = own_file::read(path, LARGEST)? else {
+        return Ok(None);
     };
-    let meta = file.metadata().map_err(|error| error.to_string())?;
-    let ours = rustix::process::geteuid().as_raw();
-    if !meta.is_file() {
-        return strange(path, "no file");
-    }
-    if meta.uid() != ours || meta.mode() & 0o022 != 0 {
-        return strange(path, "others may have written it");
-    }
-    let mut text = Vec::new();
-    file.take(LARGEST + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| error.to_string())?;
-    if text.len() as u64 > LARGEST {
-        return Err("too large".to_owned());
-    }
     let kept: Kept = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
     if kept
         .reason
@@ -235,29 +212,13 @@ fn read(path: &Path) -> Result<Option<Kept>, String> {
     Ok(Some(kept))
 }
 
-fn strange(path: &Path, why: &str) -> Result<Option<Kept>, String> {
-    warn!(file = %path.display(), why, "is not a pause of ours, and counts as none");
-    Ok(None)
-}
-
-/// Whole or not at all: a reader never sees a part.
 fn keep(path: &Path, said: &PausedStatus) -> io::Result<()> {
     let kept = Kept {
         since: said.since,
         until: said.until,
         reason: said.reason.clone(),
     };
-    let beside = path.with_extension("next");
-    // One killed just here has left it.
-    let _none_was_left = fs::remove_file(&beside);
-    let mut file: File = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)?;
-    file.write_all(&serde_json::to_vec(&kept)?)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)
+    own_file::write(path, &serde_json::to_vec(&kept)?)
 }
 
 /// Removes what a pause has left in `dir`, for a node on which no agent shall run any more. Whether
@@ -266,11 +227,7 @@ fn keep(path: &Path, said: &PausedStatus) -> io::Result<()> {
 /// # Errors
 /// What the system says.
 pub fn forget_pause(dir: &Path) -> io::Result<bool> {
-    match fs::remove_file(dir.join(FILE)) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+    own_file::remove(&dir.join(FILE))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{KernelArgs, need_privilege, note, records};
 use crate::{
-    agent::forget_pause,
+    agent::{forget_kept, forget_pause},
     bpf::{self, Kernel, PinDir, Walker},
     http::RunDir,
     moves,
@@ -30,7 +30,7 @@ impl Uninstall {
         let pins = &self.kernel.pins;
         records::remove_stale(pins);
         if !pins.exists() {
-            self.forget_pause()?;
+            self.forget_left()?;
             println!("{}: nothing there, nothing to remove", pins.display());
             return Ok(());
         }
@@ -40,7 +40,7 @@ impl Uninstall {
         let removed = ours
             .clear()
             .with_context(|| format!("removing what is in {}", pins.display()))?;
-        self.forget_pause()?;
+        self.forget_left()?;
         drop(ours);
         if pins.exists() {
             anyhow::bail!("{}: still there", pins.display());
@@ -53,8 +53,8 @@ impl Uninstall {
         Ok(())
     }
 
-    /// A pause outlives its agent, and so would this.
-    fn forget_pause(&self) -> anyhow::Result<()> {
+    /// A pause outlives its agent, and so does what it has done.
+    fn forget_left(&self) -> anyhow::Result<()> {
         let dir = self.kernel.run_dir();
         if !dir.exists() {
             return Ok(());
@@ -64,6 +64,7 @@ impl Uninstall {
         if forget_pause(&dir).with_context(|| format!("removing the pause in {}", dir.display()))? {
             println!("{}: removed the pause that was kept there", dir.display());
         }
+        forget_kept(&dir).with_context(|| format!("removing what is kept in {}", dir.display()))?;
         Ok(())
     }
 }

@@ -122,9 +122,10 @@ impl RunDir {
     }
 }
 
-/// What agents keep in it: the socket, and what a pause leaves.
+/// What agents keep in it: the socket, what a pause leaves, and what the next agent goes on from.
 fn is_ours(name: &CStr) -> bool {
-    name.to_bytes() == SOCKET.as_bytes() || name.to_bytes().starts_with(b"pause.")
+    let name = name.to_bytes();
+    name == SOCKET.as_bytes() || name.starts_with(b"pause.") || name.starts_with(b"ledger.")
 }
 
 fn bind_for_us_alone(path: &Path) -> rustix::io::Result<UnixListener> {

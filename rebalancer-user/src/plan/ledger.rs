@@ -14,7 +14,7 @@ use super::{
     futility::Efforts,
     groups::{Groups, Shared},
     rates::{History, Rates},
-    returns::{Awaited, Back, NewHold, ReturnCounts, Returns, Test, Whom},
+    returns::{Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom},
 };
 use crate::{
     policy::{Mode, Policy, Rule, RuleName},
@@ -245,6 +245,66 @@ impl Ledger {
         self.enforced.get(rule).copied()
     }
 
+    /// What the next agent must know. What follows from two listings it finds out by itself. What is in
+    /// flight ends with this one, and nobody tells how: it counts as moved.
+    pub fn to_keep(&self) -> Self {
+        Self {
+            ended: self.ended.clone(),
+            said: self.said.clone(),
+            made: self.made.clone(),
+            told: self.told.clone(),
+            returns: self.returns.clone(),
+            sums: self.sums.clone(),
+            shedding: self.shedding.clone(),
+            efforts: self.efforts.clone(),
+            enforced: self.enforced.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether it may be what was known `at` this time: nothing of it is of later, and no hold is longer
+    /// than any.
+    pub fn is_of(&self, at: KernelTime) -> bool {
+        let Entries {
+            in_flight,
+            ended,
+            said: _,
+            made,
+            told,
+            rates: _,
+            flows: _,
+            awaited,
+            late,
+            taken: _,
+            returns,
+            sums: _,
+            shedding: _,
+            efforts,
+            enforced,
+        } = self.entries();
+        let began = made.iter().chain(&told).map(|(began, ..)| *began);
+        let moves = awaited.iter().chain(&late);
+        let times = (in_flight.iter().map(|(_, began, _)| *began))
+            .chain(ended.iter().map(|(.., ended)| *ended))
+            .chain(began)
+            .chain(moves.flat_map(|one| [one.began, one.ended]))
+            .chain(returns.iter().map(|(.., test)| test.last))
+            .chain(
+                efforts
+                    .iter()
+                    .flat_map(|(.., effort)| [effort.last, effort.lacked]),
+            )
+            .chain(enforced.iter().map(|(_, since)| *since));
+        let holds = returns.iter().map(|(.., test)| test.held_until);
+        let mut holds = holds.chain(efforts.iter().map(|(.., effort)| effort.held_until));
+        { times }.all(|time| time <= at) && holds.all(|until| until.since(at) <= LONGEST_HOLD)
+    }
+
+    /// Forgets what was told in dry run, as another policy would tell it.
+    pub fn forget_told(&mut self) {
+        self.said.clear();
+    }
+
     /// Takes in what is known elsewhere of a group whose endpoints are not all on this node: all
     /// that its nodes hold under `rule`. It counts until it is told anew, and no longer than
     /// `until`. It is not among the entries.
@@ -463,12 +523,6 @@ impl Ledger {
         self.said.insert(chosen.cookie());
         self.told
             .insert((now, chosen.cookie()), Spender::clone(&chosen.spender));
-    }
-
-    /// Forgets whom dry runs have told: under another policy each is told again, with its own reason.
-    /// The budget of dry runs stays as it is.
-    pub fn tell_again(&mut self) {
-        self.said.clear();
     }
 
     /// Forgets what can no longer matter: connections that are gone, and moves older than

@@ -305,6 +305,68 @@ fn history(item: &RateItem, path: &str) -> Result<History, ReadError> {
     })
 }
 
+const KEPT: &str = "KeptLedger";
+
+/// What an agent leaves for the next one on the same boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptLedger {
+    /// The boot, by the kernel's own id.
+    pub boot: String,
+    /// When it was written.
+    pub at: KernelTime,
+    /// The text of its policy.
+    pub policy: String,
+    /// What it has done.
+    pub ledger: Ledger,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct KeptLedgerItem {
+    api_version: String,
+    kind: String,
+    boot_id: String,
+    written_nanoseconds: u64,
+    policy: String,
+    ledger: LedgerItem,
+}
+
+/// As JSON.
+pub fn kept_ledger(kept: &KeptLedger) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&KeptLedgerItem {
+        api_version: API_VERSION.to_owned(),
+        kind: KEPT.to_owned(),
+        boot_id: kept.boot.clone(),
+        written_nanoseconds: kept.at.0,
+        policy: kept.policy.clone(),
+        ledger: LedgerItem::of(&kept.ledger),
+    })
+}
+
+/// Reads what [`kept_ledger`] has written.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_kept_ledger(text: &[u8]) -> Result<KeptLedger, ReadError> {
+    check_kind(text, KEPT)?;
+    let item: KeptLedgerItem = parse(text)?;
+    let at = KernelTime(item.written_nanoseconds);
+    let ledger = item.ledger.ledger("ledger.")?;
+    if !ledger.is_of(at) {
+        return Err(ReadError::Value {
+            path: "ledger".to_owned(),
+            value: "a time in it".to_owned(),
+            expected: "one before `writtenNanoseconds`, or a hold of a day at most",
+        });
+    }
+    Ok(KeptLedger {
+        boot: item.boot_id,
+        at,
+        policy: item.policy,
+        ledger,
+    })
+}
+
 const LEDGER: &str = "Ledger";
 
 /// What a running agent decides with: its ledger, and the policy that it follows.

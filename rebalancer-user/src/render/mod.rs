@@ -21,7 +21,9 @@ mod top;
 pub use events::{About, Happened, What, event, event_row, events_head, read_event};
 pub use explain::{explanation, explanation_table};
 pub use json::{Notation, connections, endpoints};
-pub use ledger::{AgentLedger, agent_ledger, read_agent_ledger};
+pub use ledger::{
+    AgentLedger, KeptLedger, agent_ledger, kept_ledger, read_agent_ledger, read_kept_ledger,
+};
 pub use moved::{End, Moved, moved, moved_table};
 pub use pause::{PauseAnswer, PauseWish};
 pub use plan::{plan, plan_table, plan_wide};
