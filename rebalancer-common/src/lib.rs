@@ -2,23 +2,23 @@
 //!
 //! Everything here is `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile
 //! error), so that a record is the same bytes on both sides, and bpftool can show it by its BTF.
-//! The crate holds no logic but [`beginning`], which the kernel half needs and which is tested here:
-//! who may write what is said in `rebalancer-ebpf`, what it means to an operator in `rebalancer-user`.
+//! The crate holds no logic: who may write what is said in `rebalancer-ebpf`, what it means to an
+//! operator in `rebalancer-user`.
 #![no_std]
 #![forbid(unsafe_code)]
 
-mod heard;
 pub mod names;
 pub mod offsets;
+mod watched;
 
-pub use heard::{Beginning, HEAD, Heard, beginning};
 pub use network_types::ip::IpProto;
+pub use watched::{Direction, Segment, Watched};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a record here changes its shape or its meaning.
 ///
 /// It is stored beside the pinned maps; a reader of another version refuses them.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// What a record in socket storage is about.
 pub mod kind {

@@ -9,8 +9,9 @@ pub const SOCK_OPS: &str = "sock_ops";
 pub const WALK: &str = "walk";
 /// sk_msg program on the sockets in `counted`: counts what each sends.
 pub const MESSAGES: &str = "messages";
-/// Socket filter on the connections in `watched`: hears what they speak.
-pub const WATCH: &str = "watch";
+/// cgroup_skb programs on the cgroups of the connections in `watched`: pass on what these receive
+/// and send.
+pub const WATCH: [&str; 2] = ["watch_in", "watch_out"];
 
 /// The pinned link of [`SOCK_OPS`]: what keeps the program attached while no agent runs.
 pub const LINK: &str = "link";
@@ -31,9 +32,11 @@ pub const WANTED: &str = "wanted";
 pub const CGROUPS: &str = "cgroups";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
-/// Hash: cookie → [`crate::Heard`], of the connections that are about to be moved. Pinned so that
-/// what a killed agent was watching is found and left alone.
+/// Hash: cookie → [`crate::Watched`], of the connections that are about to be moved. The agent's own:
+/// it is pinned nowhere, and gone with its process, as are the links of [`WATCH`].
 pub const WATCHED: &str = "watched";
+/// Ring buffer of [`crate::Segment`], of the connections in `watched`. The agent's own as well.
+pub const SEGMENTS: &str = "segments";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";
 /// Memory-mapped array of one [`crate::WalkHead`]; each reader has its own.

@@ -1,6 +1,6 @@
 //! The rebalancer's kernel half.
 //!
-//! Four programs, each a short table from events to actions:
+//! Five programs, each a short table from events to actions:
 //!
 //! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
 //!   decides nothing, changes no packet, and runs for no packet.
@@ -8,8 +8,9 @@
 //!   socket's live counters and who holds it into memory shared with the reader, and makes records
 //!   of sockets that are older than tracking.
 //! - [`messages`], on the sockets that a rule asked for, and on no other: counts what they send.
-//! - [`watch`], on the sockets that are about to be moved, and on no other: hears whether what they
-//!   receive is HTTP/1.
+//! - [`watch`], two of them, on the cgroups of the sockets that are about to be moved, and on no
+//!   other: pass on what those sockets receive and send, so that the agent knows when an answer is
+//!   complete.
 //!
 //! Rules that hold here: another program's callback flags are never cleared, no reply is written
 //! (`reply` and `args` are one union), the answer always lets everything pass, and a failure is

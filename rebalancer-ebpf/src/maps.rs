@@ -2,12 +2,12 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, PerCpuArray, RingBuf, SkStorage},
     macros::btf_map,
 };
 use rebalancer_common::{
-    Connection, EndpointKey, EndpointSums, Fault, Heard, Place, Row, Settings, WANTED_WORDS,
-    WalkHead,
+    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, WANTED_WORDS,
+    WalkHead, Watched,
 };
 
 /// Endpoints that a node can have at one time; a full map is a counted fault. Memory is taken only
@@ -20,9 +20,10 @@ const MAX_PLACES: usize = 65_536;
 /// Cgroups that the agent can tell of; memory is taken only for those that are there.
 const MAX_CGROUPS: usize = 65_536;
 
-/// Connections that can be watched at one time: as many as `maxInFlight` may let be about to be
-/// moved. Memory is taken only for those that are.
-const MAX_WATCHED: usize = 10_000;
+/// Connections that can be watched, and bytes of their segments, in the object: only the agent
+/// watches, and sets its own numbers at load.
+const MAX_WATCHED: usize = 1;
+const SEGMENT_BYTES: usize = 4096;
 
 /// Rows of a portion of the walk in the object; each reader sets its own number at load.
 const PORTION: usize = 1;
@@ -56,8 +57,11 @@ pub(crate) static CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as
     HashMap::new();
 
 #[btf_map(name = "watched")]
-pub(crate) static WATCHED: HashMap<u64, Heard, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> =
+pub(crate) static WATCHED: HashMap<u64, Watched, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+#[btf_map(name = "segments")]
+pub(crate) static SEGMENTS: RingBuf<Segment, SEGMENT_BYTES> = RingBuf::new();
 
 #[btf_map(name = "faults")]
 pub(crate) static FAULTS: PerCpuArray<u64, { Fault::ALL.len() }> = PerCpuArray::new();

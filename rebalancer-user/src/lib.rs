@@ -1,7 +1,8 @@
 //! The rebalancer's node agent, as a library for its binary and its tests.
 //!
 //! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
-//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it, [`counting`] counts
+//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it once its [`exchange`] is
+//! complete, [`counting`] counts
 //! what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins them in one loop,
 //! which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
 
@@ -9,6 +10,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod counting;
+pub mod exchange;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

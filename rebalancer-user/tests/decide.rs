@@ -583,8 +583,9 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
     for (word, lasts) in [
         ("http2", true),
         ("tls", true),
+        ("upgraded", true),
         ("protocolUnknown", false),
-        ("ownFilter", false),
+        ("cannotBeHeard", false),
     ] {
         let mut ledger = Ledger::default();
         let mut now = 2 * HOUR;

@@ -26,7 +26,7 @@ pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
 pub use serve::Offer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -286,7 +286,6 @@ impl Agent {
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
         let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
-        leave_alone(&mut walker);
         let adopted = walker.adopt(tracker.within()?, room(&policy, 0))?;
         let mut mode = options.mode;
         let mechanism = mechanism(options.mechanism);
@@ -669,27 +668,11 @@ impl Agent {
             return;
         }
         self.kept = now;
-        self.forget_watched(&observation.snapshot);
         let empty = &observation.empty_endpoints;
         match self.empty_endpoints.forget(self.tracker.pins(), empty) {
             Ok(0) => {}
             Ok(count) => debug!(count, "forgot endpoints without listener and connection"),
             Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
-        }
-    }
-
-    /// Forgets connections that have gone while their filter could not be taken off. Without it the
-    /// map of those watched fills up.
-    fn forget_watched(&self, snapshot: &Snapshot) {
-        let pins = self.tracker.pins();
-        let forgotten = bpf::read_watched(pins).and_then(|watched| {
-            let listed = snapshot.connections.iter().map(|c| c.cookie).collect();
-            let in_flight = self.ledger.moves_in_flight().map(|(cookie, ..)| cookie);
-            let gone = moves::gone(watched, &listed, &in_flight.collect());
-            bpf::forget_watched(pins, gone.into_iter())
-        });
-        if let Err(error) = forgotten {
-            warn!(%error, "what was watched and has gone stays in the map");
         }
     }
 
@@ -754,23 +737,6 @@ impl Agent {
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
-        }
-    }
-}
-
-/// Takes off what an agent that was killed has left on those that it was about to move.
-fn leave_alone(walker: &mut Walker) {
-    let left = match moves::take_off_left(walker, &BTreeSet::new(), &|_| ()) {
-        Ok(left) => left,
-        Err(error) => {
-            warn!(%error, "cannot tell what a former agent was listening to");
-            return;
-        }
-    };
-    for moves::Left { cookie, failed } in left {
-        match failed {
-            None => info!(%cookie, "not listened to any more: its agent has ended"),
-            Some(why) => warn!(%cookie, why, "it is listened to until it ends"),
         }
     }
 }

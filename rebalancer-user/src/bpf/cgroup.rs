@@ -59,6 +59,17 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), Error> {
     Err(Error::NoCgroup2 { hint })
 }
 
+/// A folder of the cgroup v2 hierarchy, whichever part of it is mounted here.
+pub(super) fn any_cgroup2() -> Result<File, Error> {
+    let mounts = cgroup2_mounts()?;
+    let mut folders = mounts
+        .iter()
+        .filter_map(|mount| File::open(&mount.path).ok());
+    folders.find(is_cgroup2).ok_or_else(|| Error::NoCgroup2 {
+        hint: String::new(),
+    })
+}
+
 /// Sees cgroups as process 1 does from here on.
 ///
 /// A container that is not privileged has a cgroup namespace of its own on nodes with cgroup v2

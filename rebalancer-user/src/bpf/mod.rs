@@ -4,7 +4,7 @@
 //! - [`Walker`] reads every connection, with an iterator and memory of its own, so that no reader
 //!   disturbs another.
 //! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
-//! - [`Watcher`] holds the socket filter that hears what victims speak.
+//! - [`Watcher`] holds the programs that pass on what victims receive and send.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
 mod cgroup;
@@ -35,7 +35,7 @@ pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use sys::{missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock};
 pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 pub use walker::{Adopt, Holder, Pass, Walked, Walker};
-pub use watcher::{Watcher, forget_watched, read_watched};
+pub use watcher::{Passed, Watcher};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

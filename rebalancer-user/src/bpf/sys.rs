@@ -170,6 +170,39 @@ pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     Ok(ids[..MOST.min(count as usize)].to_vec())
 }
 
+/// `struct file_handle` of a folder in a kernfs: its id.
+#[repr(C)]
+struct CgroupHandle {
+    bytes: u32,
+    kind: i32,
+    id: u64,
+}
+
+/// Opens a cgroup by its id; `hierarchy` is any folder of its mount. Needs CAP_DAC_READ_SEARCH, and
+/// a kernel from 5.5 on.
+pub(super) fn open_cgroup(hierarchy: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    let mut handle = CgroupHandle {
+        bytes: size_of::<u64>() as u32,
+        kind: FILEID_KERNFS,
+        id,
+    };
+    // SAFETY: the handle is as long as it says.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            hierarchy.as_raw_fd(),
+            &raw mut handle,
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// How a pass over an iterator ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PassEnd {

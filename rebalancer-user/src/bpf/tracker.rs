@@ -431,7 +431,6 @@ fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
         names::SETTINGS,
         names::WANTED,
         names::CGROUPS,
-        names::WATCHED,
         names::FAULTS,
     ]
     .map(|name| (name, pins.join(name)))

@@ -1,106 +1,216 @@
-//! The socket filter, and what it hears on the connections that it is on.
+//! The programs that pass on what connections receive and send, and what they have passed on.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::AsFd as _,
     path::Path,
 };
 
 use aya::{
     Ebpf,
-    maps::{HashMap, MapData, MapError},
-    programs::{ProgramError, ProgramFd, SocketFilter},
+    maps::{HashMap, Map, MapData, MapError, RingBuf},
+    programs::{
+        CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, cgroup_skb::CgroupSkbLink,
+    },
 };
-use rebalancer_common::{Heard, names};
+use rebalancer_common::{Direction, Segment, Watched, names};
+use zerocopy::FromBytes as _;
 
 use super::{
     Error, Kernel, OBJECT,
-    maps::{Raw, check_abi, io_error, pinned},
+    cgroup::any_cgroup2,
+    maps::{Raw, check_abi, io_error},
+    sys::open_cgroup,
     tracker::{failed, loader_over},
 };
-use crate::snapshot::Cookie;
+use crate::snapshot::{CgroupId, Cookie};
 
-/// Hears what watched connections receive. It runs for nothing until its program is put on a
-/// socket, and stays there until it is taken off, or the socket has gone.
+/// Connections that can be watched at one time: as many as `maxInFlight` may let be about to be
+/// moved. Memory is taken only for those that are.
+const MOST_WATCHED: u32 = 10_000;
+
+/// For what is passed on between two looks, which are some 20 ms apart: a server that sends 1.5 Gbit/s
+/// of what must be looked at fills it. What finds no room is missed, and its connection not moved.
+const SEGMENT_BYTES: u32 = 4 << 20;
+
+/// Passes on what watched connections receive and send. Dropping it detaches its programs; so does
+/// the end of its process, however it ends.
 pub struct Watcher {
-    watched: HashMap<MapData, u64, Raw<Heard>>,
+    watched: HashMap<MapData, u64, Raw<Watched>>,
+    segments: RingBuf<MapData>,
+    /// Where the programs are, and for whom.
+    cgroups: BTreeMap<CgroupId, On>,
+    /// Any folder of the hierarchy, by which the others are found.
+    hierarchy: File,
     ebpf: Ebpf,
 }
 
+/// The programs on one cgroup.
+struct On {
+    #[expect(
+        dead_code,
+        reason = "they hold the programs there for as long as they live"
+    )]
+    links: [CgroupSkbLink; 2],
+    for_whom: BTreeSet<Cookie>,
+}
+
+/// Bytes that were passed on, or the number of those that were not wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed<'a> {
+    /// The connection.
+    pub cookie: Cookie,
+    /// Where they went.
+    pub direction: Direction,
+    /// Sequence number of the first.
+    pub seq: u32,
+    /// How many there are.
+    pub length: u32,
+    /// What they are, if they were wanted.
+    pub bytes: Option<&'a [u8]>,
+}
+
 impl Watcher {
-    /// Loads the program over the maps pinned under `pins`.
+    /// Loads the programs beside the maps pinned under `pins`. They run for nothing yet.
     pub fn open(kernel: &Kernel, pins: &Path) -> Result<Self, Error> {
         check_abi(pins)?;
-        let failed = failed(names::WATCH);
+        let hierarchy = any_cgroup2()?;
         let btf = kernel.btf()?;
         let mut ebpf = loader_over(kernel, &btf, pins)?
+            .map_max_entries(names::WATCHED, MOST_WATCHED)
+            .map_max_entries(names::SEGMENTS, SEGMENT_BYTES)
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
-        let program: &mut SocketFilter = ebpf
-            .program_mut(names::WATCH)
-            .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
-            .try_into()
-            .map_err(|e: ProgramError| failed("finding", e.into()))?;
-        program.load().map_err(|e| failed("loading", e.into()))?;
+        for name in names::WATCH {
+            let load = |program: &mut CgroupSkb| program.load();
+            program(&mut ebpf, name)
+                .and_then(load)
+                .map_err(|e| failed(name)("loading", e.into()))?;
+        }
         Ok(Self {
-            watched: watched(pins)?,
+            watched: take_map(&mut ebpf, names::WATCHED)?,
+            segments: take_map(&mut ebpf, names::SEGMENTS)?,
+            cgroups: BTreeMap::new(),
+            hierarchy,
             ebpf,
         })
     }
 
-    /// The program, to be put on a socket after [`Watcher::watch`] was told of it.
-    pub fn program(&self) -> Option<BorrowedFd<'_>> {
-        let program: &SocketFilter = self.ebpf.program(names::WATCH)?.try_into().ok()?;
-        program.fd().ok().map(ProgramFd::as_fd)
-    }
-
-    /// What this connection receives is heard from now on, and what was heard before forgotten.
+    /// Puts the programs on the cgroup of a connection, which is watched from now on; nothing is
+    /// passed on yet, see [`Watcher::want`].
     ///
     /// # Errors
-    /// E2BIG: the map is full.
-    pub fn watch(&mut self, cookie: Cookie) -> io::Result<()> {
+    /// ESTALE: there is no such cgroup. EPERM: what is there does not let others join, or cgroups
+    /// may not be opened by their ids. E2BIG: as many are watched as can be.
+    pub fn watch(&mut self, cookie: Cookie, cgroup: CgroupId) -> io::Result<()> {
+        self.want(cookie, Watched::default())?;
+        if let Some(on) = self.cgroups.get_mut(&cgroup) {
+            on.for_whom.insert(cookie);
+            return Ok(());
+        }
+        match self.put_on(cgroup) {
+            Ok(links) => {
+                let for_whom = [cookie].into();
+                self.cgroups.insert(cgroup, On { links, for_whom });
+                Ok(())
+            }
+            Err(error) => {
+                self.forget(cookie);
+                Err(error)
+            }
+        }
+    }
+
+    fn put_on(&mut self, cgroup: CgroupId) -> io::Result<[CgroupSkbLink; 2]> {
+        let folder = open_cgroup(self.hierarchy.as_fd(), cgroup.0)?;
+        let [inward, outward] = names::WATCH;
+        let mut attach = |name, to| {
+            let program = program(&mut self.ebpf, name).map_err(attaching)?;
+            // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
+            let attached = program.attach(&folder, to, CgroupAttachMode::Single);
+            let link = attached.and_then(|id| program.take_link(id));
+            link.map_err(attaching)
+        };
+        Ok([
+            attach(inward, CgroupSkbAttachType::Ingress)?,
+            attach(outward, CgroupSkbAttachType::Egress)?,
+        ])
+    }
+
+    /// Changes what is wanted of a connection that is watched.
+    pub fn want(&mut self, cookie: Cookie, wanted: Watched) -> io::Result<()> {
         self.watched
-            .insert(cookie.0, Raw(Heard::default()), 0)
+            .insert(cookie.0, Raw(wanted), 0)
             .map_err(io_error)
     }
 
-    /// What was heard; `None` if it is not watched.
-    pub fn heard(&self, cookie: Cookie) -> Option<Heard> {
-        self.watched.get(&cookie.0, 0).ok().map(|heard| heard.0)
+    /// What is wanted, and what was found out; `None` if it is not watched.
+    pub fn watched(&self, cookie: Cookie) -> Option<Watched> {
+        self.watched.get(&cookie.0, 0).ok().map(|watched| watched.0)
     }
 
-    /// It is not heard any more.
+    /// It is not watched any more, and the programs are taken off where they are needed no longer.
     pub fn forget(&mut self, cookie: Cookie) {
         // It is not there if it was never watched.
         let _absent = self.watched.remove(&cookie.0);
+        self.cgroups.retain(|_, on| {
+            on.for_whom.remove(&cookie);
+            !on.for_whom.is_empty()
+        });
+    }
+
+    /// Takes all that was passed on so far, in its order.
+    pub fn take(&mut self, mut take: impl FnMut(Passed<'_>)) {
+        while let Some(item) = self.segments.next() {
+            // What is shorter than its head says is no segment of ours.
+            if let Some(passed) = passed(&item) {
+                take(passed);
+            }
+        }
     }
 }
 
-/// What is watched, or was when the last agent was killed.
-pub fn read_watched(pins: &Path) -> Result<Vec<Cookie>, Error> {
-    if !pins.join(names::WATCHED).exists() {
-        return Ok(Vec::new());
-    }
-    let watched = watched(pins)?;
-    Ok(watched.keys().flatten().map(Cookie).collect())
+fn passed(item: &[u8]) -> Option<Passed<'_>> {
+    let (head, rest) = Segment::read_from_prefix(item).ok()?;
+    let bytes = match head.present {
+        0 => None,
+        _ => Some(rest.get(..head.length as usize)?),
+    };
+    Some(Passed {
+        cookie: Cookie(head.cookie),
+        direction: match head.direction {
+            0 => Direction::In,
+            _ => Direction::Out,
+        },
+        seq: head.seq,
+        length: head.length,
+        bytes,
+    })
 }
 
-fn watched(pins: &Path) -> Result<HashMap<MapData, u64, Raw<Heard>>, Error> {
-    pinned(pins, names::WATCHED)?
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSkb, ProgramError> {
+    ebpf.program_mut(name)
+        .ok_or(ProgramError::NotLoaded)?
         .try_into()
-        .map_err(|e: MapError| Error::call("opening the watched map", e))
 }
 
-/// They are not watched any more.
-pub fn forget_watched(pins: &Path, gone: impl Iterator<Item = Cookie>) -> Result<(), Error> {
-    let mut gone = gone.peekable();
-    if gone.peek().is_none() {
-        return Ok(());
+fn take_map<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    let missing = || MapError::InvalidName { name: name.into() };
+    ebpf.take_map(name)
+        .ok_or_else(missing)
+        .and_then(T::try_from)
+        .map_err(|e| Error::call(format!("opening the map {name}"), e))
+}
+
+/// The system's own error, if it is one.
+fn attaching(error: ProgramError) -> io::Error {
+    match error {
+        ProgramError::SyscallError(e) => e.io_error,
+        other => io::Error::other(other),
     }
-    let mut watched = watched(pins)?;
-    for cookie in gone {
-        // It is not there if it has ended meanwhile.
-        let _absent = watched.remove(&cookie.0);
-    }
-    Ok(())
 }

@@ -229,14 +229,14 @@ fn walker(attached: &mut Attached) -> anyhow::Result<&mut Walker> {
     }
 }
 
-/// A request of our own must be heard to be HTTP/1.
+/// A request of our own must be heard to be answered.
 fn hearing(attached: &mut Attached) -> Finding {
     const WHAT: &str = "hearing";
     let heard = walker(attached).and_then(|walker| {
         moves::probe_hearing(walker.kernel(), walker.pins()).map_err(anyhow::Error::msg)
     });
     match heard {
-        Ok(()) => ok(WHAT, "a request of our own was heard to be HTTP/1"),
+        Ok(()) => ok(WHAT, "a request of our own was heard to be answered"),
         Err(error) => lacks(
             Level::Warning,
             WHAT,

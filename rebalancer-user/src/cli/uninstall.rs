@@ -1,16 +1,13 @@
 //! `rebalancer uninstall`: remove what tracking has left in the kernel.
 
-use std::{collections::BTreeSet, path::Path};
-
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{KernelArgs, need_privilege, note, records};
+use super::{KernelArgs, need_privilege, records};
 use crate::{
     agent::{forget_kept, forget_pause},
-    bpf::{self, Kernel, PinDir, Walker},
+    bpf::PinDir,
     http::RunDir,
-    moves,
 };
 
 /// Remove what tracking has left: detach the program and remove its maps, with the records in them.
@@ -36,7 +33,6 @@ impl Uninstall {
         }
         // Only an agent that has ended leaves its folder to us.
         let ours = PinDir::take(pins)?;
-        take_off_left(pins);
         let removed = ours
             .clear()
             .with_context(|| format!("removing what is in {}", pins.display()))?;
@@ -66,32 +62,5 @@ impl Uninstall {
         }
         forget_kept(&dir).with_context(|| format!("removing what is kept in {}", dir.display()))?;
         Ok(())
-    }
-}
-
-/// What an agent that was killed was about to move has its filter still. Pins of another version
-/// cannot be read; then those keep it until they end, and do no worse by it.
-fn take_off_left(pins: &Path) {
-    let take_off = || {
-        if bpf::read_watched(pins)?.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut walker = Walker::open(Kernel::read()?.into(), pins)?;
-        moves::take_off_left(&mut walker, &BTreeSet::new(), &|_| ())
-    };
-    match take_off() {
-        Ok(left) => {
-            for moves::Left { cookie, failed } in left {
-                if let Some(why) = failed {
-                    note(format_args!(
-                        "connection {cookie}, which an agent was about to move, is watched until it \
-                         ends: {why}"
-                    ));
-                }
-            }
-        }
-        Err(error) => note(format_args!(
-            "cannot tell what an agent was watching: {error}"
-        )),
     }
 }

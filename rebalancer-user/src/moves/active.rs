@@ -175,7 +175,7 @@ impl Active {
             self.ignored = Some(guard);
         }
         if self.watch.is_wanted() {
-            let watch = inside.watches.begin(self.id.cookie, owners);
+            let watch = inside.watches.begin(self.id.cookie, self.cgroup);
             return match watch {
                 Ok(Some(watch)) => {
                     self.watch = watch;
@@ -223,23 +223,17 @@ impl Active {
             return Speaks::Fine;
         }
         let cookie = self.id.cookie;
-        let now = Instant::now();
-        let speaks = inside.watches.speaks(&mut self.watch, cookie, now);
-        // Nothing is told by what comes in the middle of something: heard anew from the next rest.
-        if self.watch.waits_for_rest()
+        let speaks = inside.watches.speaks(&self.watch, cookie, socket);
+        // In the middle of something nothing is told: it is listened to from the next rest on.
+        if inside.watches.waits_for_rest(cookie)
             && self.is_quiet(socket, REST, inside)
-            && inside.watches.hear_anew(cookie)
+            && inside.watches.listen(cookie)
             && let Ok(Some(after)) = inside.diag.look(&self.id)
             && self.is_quiet(&after, REST, inside)
         {
-            self.watch.rests(now);
+            inside.watches.rests(&mut self.watch, cookie, &after);
         }
         speaks
-    }
-
-    /// Its watch, to be ended with it.
-    pub(super) fn take_watch(&mut self) -> Watch {
-        std::mem::replace(&mut self.watch, Watch::Needless)
     }
 
     /// The step that is its turn: the policy's, and then, if it says so, a reset at once.

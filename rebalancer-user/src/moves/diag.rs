@@ -56,6 +56,8 @@ pub struct Socket {
     pub send_queue: u32,
     /// Received in all.
     pub bytes_received: Bytes,
+    /// Sent and acknowledged in all.
+    pub bytes_acked: Bytes,
     /// Data sent in all, retransmissions included.
     pub bytes_sent: Bytes,
     /// Time since data was sent, in the kernel's ticks.
@@ -172,6 +174,7 @@ fn socket(response: &inet::InetResponse) -> io::Result<Answer> {
         receive_queue: response.header.recv_queue,
         send_queue: response.header.send_queue,
         bytes_received: Bytes(info.bytes_received),
+        bytes_acked: Bytes(info.bytes_acked),
         bytes_sent: Bytes(info.bytes_sent),
         since_sent: Duration::from_millis(info.last_data_sent.into()),
         since_received: Duration::from_millis(info.last_data_recv.into()),

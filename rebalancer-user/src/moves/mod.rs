@@ -7,8 +7,9 @@
 //!
 //! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
 //! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
-//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1;
-//! `pulse` shows others whether the thread is stuck, and at which connection.
+//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1
+//! and all that was asked is answered; `pulse` shows others whether the thread is stuck, and at
+//! which connection.
 
 mod active;
 mod diag;
@@ -38,4 +39,4 @@ pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
-pub use watch::{Left, gone, probe_hearing, take_off_left};
+pub use watch::probe_hearing;

@@ -21,7 +21,7 @@ use super::{
     owner::Owners,
     process::Cgroups,
     pulse::{Health, Pulse},
-    watch::{Watches, take_off_left},
+    watch::Watches,
 };
 use crate::{
     bpf::{Walker, Watcher},
@@ -112,7 +112,7 @@ impl Mover {
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
-        Self::start_after(None, walker, watcher, mechanism, done)
+        Self::start_after(BTreeSet::new(), walker, watcher, mechanism, done)
     }
 
     /// Starts one in the place of another that was given up. It does not look at `unanswered`.
@@ -123,11 +123,11 @@ impl Mover {
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
-        Self::start_after(Some(unanswered), walker, watcher, mechanism, done)
+        Self::start_after(unanswered, walker, watcher, mechanism, done)
     }
 
     fn start_after(
-        unanswered: Option<BTreeSet<Cookie>>,
+        unanswered: BTreeSet<Cookie>,
         walker: Walker,
         watcher: Option<Watcher>,
         mechanism: Mechanism,
@@ -153,9 +153,9 @@ impl Mover {
                     done,
                     steps: told,
                     pulse: beat,
-                    unanswered: unanswered.clone().unwrap_or_default(),
+                    unanswered,
                 }
-                .run(&queue, unanswered.is_some());
+                .run(&queue);
             })?;
         Ok(Self {
             requests: Some(requests),
@@ -286,10 +286,7 @@ struct Room {
 }
 
 impl Room {
-    fn run(mut self, queue: &Receiver<Request>, takes_over: bool) {
-        if takes_over {
-            self.take_off_left();
-        }
+    fn run(mut self, queue: &Receiver<Request>) {
         while !self.pulse.is_given_up() {
             self.pulse.waits();
             let next = if self.active.is_empty() {
@@ -313,20 +310,6 @@ impl Room {
             self.tell_steps();
         }
         self.end_all(&Outcome::Refused("shutdown"));
-    }
-
-    /// The thread before this one has left its filters on.
-    fn take_off_left(&mut self) {
-        let Self {
-            walker,
-            pulse,
-            unanswered,
-            ..
-        } = self;
-        let turns_to = |cookie| pulse.turns_to(Some(cookie), Instant::now());
-        if let Err(error) = take_off_left(walker, unanswered, &turns_to) {
-            tracing::warn!(%error, "cannot tell what the thread before was listening to");
-        }
     }
 
     fn end_all(&mut self, end: &Outcome) {
@@ -516,14 +499,9 @@ impl Room {
         cookies.iter().filter_map(end).collect()
     }
 
-    fn tell(&mut self, mut active: Active, outcome: Outcome) {
+    fn tell(&mut self, active: Active, outcome: Outcome) {
         let cookie = active.cookie();
-        let lives = outcome.leaves_it();
-        // The filter is taken off under the socket's lock, too.
-        self.pulse.turns_to(Some(cookie), Instant::now());
-        let watch = active.take_watch();
-        self.watches
-            .end(watch, cookie, lives, &mut self.walker, &self.cgroups);
+        self.watches.end(cookie);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
         if !self.pulse.ended(cookie) {

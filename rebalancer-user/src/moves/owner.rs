@@ -204,13 +204,6 @@ impl Owner {
         Some((Arc::new(process), facts))
     }
 
-    /// This process, for tests.
-    #[cfg(test)]
-    pub(super) fn own(fd: RawFd) -> Self {
-        let (process, facts) = Self::hold(std::process::id(), &Cgroups::read()).unwrap();
-        Self { process, fd, facts }
-    }
-
     /// Whether the descriptor leads to this socket now; `None` if that cannot be told.
     fn leads_to(&self, cookie: Cookie) -> Option<bool> {
         match self.duplicate(cookie) {

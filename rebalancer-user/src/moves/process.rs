@@ -96,6 +96,11 @@ fn dies_of_sigpipe(status: &str) -> Option<bool> {
     Some(handled & SIGPIPE == 0)
 }
 
+/// The cgroup of this process, in which its sockets are made.
+pub(super) fn own_cgroup(cgroups: &Cgroups) -> Option<CgroupId> {
+    cgroups.id(&fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
 /// From a process's cgroup path to the cgroup's id.
 pub(crate) struct Cgroups {
     mounts: Vec<Cgroup2Mount>,

@@ -61,6 +61,7 @@ mod tests {
             receive_queue: 0,
             send_queue: 0,
             bytes_received: Bytes(100),
+            bytes_acked: Bytes(100),
             bytes_sent: Bytes(100),
             since_sent: Duration::from_millis(200),
             since_received: Duration::from_millis(204),

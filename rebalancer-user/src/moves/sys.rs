@@ -5,8 +5,6 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
-use rustix::io::Errno;
-
 pub(super) fn set_option(
     socket: impl AsFd,
     level: libc::c_int,
@@ -27,37 +25,6 @@ pub(super) fn set_option(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
-    }
-}
-
-/// What looks at a socket's packets before it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Filter {
-    None,
-    /// Of classic BPF.
-    Classic,
-    /// Of eBPF, as ours is; whose cannot be told.
-    Ebpf,
-}
-
-pub(super) fn filter(socket: impl AsFd) -> Result<Filter, Errno> {
-    let mut instructions: libc::socklen_t = 0;
-    // SAFETY: of a length of 0 the kernel only tells how many instructions there are.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER, // which is SO_GET_FILTER too
-            std::ptr::null_mut(),
-            &raw mut instructions,
-        )
-    };
-    let error = io::Error::last_os_error();
-    match Errno::from_io_error(&error) {
-        _ if done == 0 && instructions == 0 => Ok(Filter::None),
-        _ if done == 0 => Ok(Filter::Classic),
-        Some(Errno::ACCESS) => Ok(Filter::Ebpf), // it cannot be shown
-        other => Err(other.unwrap_or(Errno::IO)),
     }
 }
 

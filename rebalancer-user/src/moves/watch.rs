@@ -1,50 +1,49 @@
-//! Hears what a victim speaks before anything is done to it, where its rule does not say.
+//! Hears whether a victim may go before anything is done to it, where its rule does not say so.
 //!
-//! On HTTP/1 a quiet moment is one at which nothing is lost. On HTTP/2 a slow call hides behind the
-//! answers to fast ones, and inside TLS nobody knows. So a socket filter is put on the victim's own
-//! socket, and taken off when its move ends: it hears how what the client sends begins. It drops
-//! nothing, and no other connection pays for it.
+//! On HTTP/1 nothing is lost at a moment at which all that was asked has been answered in full. A
+//! pause is not such a moment, and TCP knows no other. On HTTP/2 a slow call hides behind the answers
+//! to fast ones, inside TLS nobody knows, and of a WebSocket no end is an end. So while a victim
+//! waits for its end two programs pass on what it receives and sends, and what that says is followed
+//! by [`exchange`](crate::exchange), from a rest on: in the middle of something nothing is told.
 //!
-//! What begins tells all only after a rest, when everything that was asked is answered. In the middle
-//! of something nothing is told: a body looks like anything.
+//! The programs are on the victim's cgroup, drop nothing and change nothing there, and go with the
+//! last of its victims, or with this process.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io::{self, Read as _, Write as _},
-    os::fd::AsRawFd as _,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
-use rebalancer_common::{Beginning, Heard};
-use rustix::{fd::AsFd, io::Errno};
+use rebalancer_common::Watched;
+use rustix::io::Errno;
 
 use super::{
-    owner::{Owner, Owners},
-    process::Cgroups,
-    sys::{Filter, filter, set_option},
+    Socket, SocketId,
+    diag::Diag,
+    process::{Cgroups, own_cgroup},
 };
 use crate::{
-    bpf::{self, Kernel, Walker, Watcher},
+    bpf::{Kernel, Passed, Watcher},
+    exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
     pair::Pair,
     plan::{Outcome, Speech},
-    snapshot::Cookie,
+    snapshot::{CgroupId, Cookie},
 };
 
 /// One that says nothing for so long is left, lest the idle keep others from being moved. The plan
 /// chooses none that was silent before, so that this is for the few that fall silent.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// So often it must be heard to begin otherwise: one segment may have overtaken another, or be the
-/// body that its server has asked for.
-const STRANGE: u32 = 2;
-
 /// What a victim speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Speaks {
-    /// HTTP/1, or the rule vouches for it: it may go when it is quiet.
+    /// HTTP/1, and all that was asked is answered, or the rule vouches for it: it may go when it is
+    /// quiet.
     Fine,
-    /// It has not been heard yet.
+    /// It is not known, or not answered.
     Unknown,
     /// Something else.
     Not(Speech),
@@ -54,371 +53,467 @@ pub(super) enum Speaks {
 pub(super) enum Watch {
     /// Its rule says what its end means.
     Needless,
-    /// To be put on as soon as its holder is known.
+    /// To be begun as soon as the guards have let it pass.
     Wanted,
-    /// On.
-    On(Box<On>),
-}
-
-/// A filter that is on a socket.
-pub(super) struct On {
-    /// When it was last at rest with nothing heard since; without it, in the middle of something.
-    rest: Option<Instant>,
-    /// The last that it was heard to begin is a request of HTTP/1.
-    fine: bool,
-    /// How often it was heard to begin otherwise.
-    strange: u32,
-    holder: Owner,
+    /// Begun.
+    On {
+        /// When it was last at rest.
+        rest: Option<Instant>,
+    },
 }
 
 impl Watch {
     pub(super) fn is_wanted(&self) -> bool {
         matches!(self, Self::Wanted)
     }
-
-    /// Whether it is on in the middle of something, and to be heard anew from the next rest.
-    pub(super) fn waits_for_rest(&self) -> bool {
-        matches!(self, Self::On(on) if on.rest.is_none())
-    }
-
-    /// It is at rest, and nothing was heard since.
-    pub(super) fn rests(&mut self, now: Instant) {
-        if let Self::On(on) = self {
-            on.rest = Some(now);
-        }
-    }
 }
 
 /// What is watched.
 pub(super) struct Watches {
     watcher: Option<Watcher>,
+    exchanges: BTreeMap<Cookie, Exchange>,
 }
 
 impl Watches {
     pub(super) fn new(watcher: Option<Watcher>) -> Self {
-        Self { watcher }
+        Self {
+            watcher,
+            exchanges: BTreeMap::new(),
+        }
     }
 
-    /// Puts the filter on. `Ok(None)`: not at this moment.
+    /// Begins. `Ok(None)`: not at this moment.
     pub(super) fn begin(
         &mut self,
         cookie: Cookie,
-        owners: &[Owner],
+        cgroup: CgroupId,
     ) -> Result<Option<Watch>, Outcome> {
         let watcher = self.watcher.as_mut().ok_or(Speech::Unheard.refusal())?;
-        for owner in owners {
-            match put_on(watcher, owner, cookie) {
-                Ok(true) => {}
-                Ok(false) => return Err(Speech::OwnFilter.refusal()),
-                Err(Errno::PERM | Errno::ACCESS) => return Err(Speech::Unheard.refusal()),
-                // As many are watched as can be.
-                Err(Errno::TOOBIG) => return Ok(None),
-                // Process or descriptor are not what they were.
-                Err(Errno::SRCH | Errno::BADF | Errno::STALE) => continue,
-                Err(e) => return Err(Outcome::Failed(format!("watching what it speaks: {e}"))),
+        match watcher.watch(cookie, cgroup) {
+            Ok(()) => {
+                self.exchanges.insert(cookie, Exchange::default());
+                Ok(Some(Watch::On { rest: None }))
             }
-            return Ok(Some(Watch::On(Box::new(On {
-                rest: None,
-                fine: false,
-                strange: 0,
-                holder: owner.clone(),
-            }))));
+            Err(error) => match Errno::from_io_error(&error) {
+                // As many are watched as can be.
+                Some(Errno::TOOBIG) => Ok(None),
+                // Forbidden, or the cgroup has been removed and its sockets live on.
+                Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => Err(Speech::Unheard.refusal()),
+                _ => Err(Outcome::Failed(format!("watching it: {error}"))),
+            },
         }
-        Ok(None)
     }
 
-    /// What is known by now.
-    pub(super) fn speaks(&self, watch: &mut Watch, cookie: Cookie, now: Instant) -> Speaks {
-        let on = match watch {
+    /// What is known by now, where the socket is as it was looked at just before.
+    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, socket: &Socket) -> Speaks {
+        let rest = match watch {
             Watch::Needless => return Speaks::Fine,
             Watch::Wanted => return Speaks::Unknown,
-            Watch::On(on) => on,
+            Watch::On { rest } => *rest,
         };
-        let heard = self.watcher.as_ref().and_then(|all| all.heard(cookie));
-        on.take_in(heard.unwrap_or_default(), now)
-    }
-
-    /// What was heard is forgotten. If the connection is still at rest then, what comes next begins
-    /// something.
-    pub(super) fn hear_anew(&mut self, cookie: Cookie) -> bool {
-        let again = self.watcher.as_mut().map(|watcher| watcher.watch(cookie));
-        matches!(again, Some(Ok(())))
-    }
-
-    /// Takes the filter off. A connection that `lives` is looked for wherever it is held now.
-    pub(super) fn end(
-        &mut self,
-        watch: Watch,
-        cookie: Cookie,
-        lives: bool,
-        walker: &mut Walker,
-        cgroups: &Cgroups,
-    ) {
-        let Watch::On(on) = watch else { return };
-        let off = take_off(&on.holder, cookie).is_ok()
-            || lives && take_off_wherever(cookie, walker, cgroups);
-        if off || !lives {
-            self.forget(cookie);
-        } else {
-            // What is remembered of it lets the next agent, or `uninstall`, try again.
-            tracing::warn!(%cookie, "its filter could not be taken off: it is watched until it ends");
+        self.take_in();
+        let Self {
+            watcher: Some(watcher),
+            exchanges,
+        } = self
+        else {
+            return Speaks::Unknown;
+        };
+        let (Some(exchange), Some(watched)) = (exchanges.get_mut(&cookie), watcher.watched(cookie))
+        else {
+            return Speaks::Unknown;
+        };
+        if watched.based != 0 {
+            exchange.based(watched.base);
+        }
+        let state = exchange.state(position(socket));
+        let wanted = wanted(exchange, watched);
+        if wanted != watched
+            && let Err(error) = watcher.want(cookie, wanted)
+        {
+            tracing::warn!(%cookie, %error, "what is wanted of a connection cannot be said");
+        }
+        match state {
+            State::Complete => Speaks::Fine,
+            State::Resting if rest.is_some_and(|rest| rest.elapsed() >= PATIENCE) => {
+                Speaks::Not(Speech::Silent)
+            }
+            State::Lost | State::Resting | State::InProgress => Speaks::Unknown,
+            State::Not(other) => Speaks::Not(match other {
+                Other::Http2 => Speech::Http2,
+                Other::Tls => Speech::Tls,
+                Other::Upgraded => Speech::Upgraded,
+                Other::Unknown => Speech::Unknown,
+            }),
         }
     }
 
-    fn forget(&mut self, cookie: Cookie) {
-        if let Some(watcher) = &mut self.watcher {
+    /// Whether it is to be listened to from its next rest on.
+    pub(super) fn waits_for_rest(&self, cookie: Cookie) -> bool {
+        self.exchanges.get(&cookie).is_some_and(Exchange::is_lost)
+    }
+
+    /// What it receives and sends is passed on from now on. If it is at rest after that, tell
+    /// [`Watches::rests`].
+    pub(super) fn listen(&mut self, cookie: Cookie) -> bool {
+        let watcher = self.watcher.as_mut();
+        watcher.is_some_and(|watcher| {
+            let listening = watcher.watched(cookie).map(|watched| Watched {
+                listening: 1,
+                skipping: [0; 2],
+                ..watched
+            });
+            listening.is_some_and(|listening| watcher.want(cookie, listening).is_ok())
+        })
+    }
+
+    /// It has been at rest where the socket was looked at.
+    pub(super) fn rests(&mut self, watch: &mut Watch, cookie: Cookie, socket: &Socket) {
+        if let Some(exchange) = self.exchanges.get_mut(&cookie) {
+            exchange.rest(position(socket));
+            *watch = Watch::On {
+                rest: Some(Instant::now()),
+            };
+        }
+    }
+
+    /// It is watched no longer.
+    pub(super) fn end(&mut self, cookie: Cookie) {
+        if self.exchanges.remove(&cookie).is_some()
+            && let Some(watcher) = &mut self.watcher
+        {
             watcher.forget(cookie);
         }
     }
+
+    /// Takes in what was passed on of all that are watched.
+    fn take_in(&mut self) {
+        let Self {
+            watcher: Some(watcher),
+            exchanges,
+        } = self
+        else {
+            return;
+        };
+        watcher.take(|passed| {
+            if let Some(exchange) = exchanges.get_mut(&passed.cookie) {
+                exchange.take_in(piece(passed));
+            }
+        });
+    }
 }
 
-impl On {
-    fn take_in(&mut self, heard: Heard, now: Instant) -> Speaks {
-        let known = if self.fine {
-            Speaks::Fine
-        } else {
-            Speaks::Unknown
-        };
-        let Some(rest) = self.rest else {
-            return known;
-        };
-        let strange = match heard.first() {
-            // What it begins next is heard as well: it may become a WebSocket.
-            Some(Beginning::Http1) => {
-                self.fine = true;
-                self.rest = None;
-                return Speaks::Fine;
-            }
-            Some(Beginning::Http2) => Speech::Http2,
-            Some(Beginning::Tls) => Speech::Tls,
-            Some(Beginning::Other) => Speech::Unknown,
-            None if !self.fine && now.duration_since(rest) >= PATIENCE => {
-                return Speaks::Not(Speech::Silent);
-            }
-            None => return known,
-        };
-        self.fine = false;
-        self.rest = None;
-        self.strange += 1;
-        if self.strange < STRANGE {
-            Speaks::Unknown
-        } else {
-            Speaks::Not(strange)
+/// What is wanted of a connection now; what was found out stays.
+fn wanted(exchange: &Exchange, watched: Watched) -> Watched {
+    let mut wanted = Watched {
+        listening: u32::from(!exchange.is_lost()),
+        skipping: [0; 2],
+        ..watched
+    };
+    for direction in [Direction::In, Direction::Out] {
+        if let Some(skip_to) = exchange.skip_to(direction) {
+            wanted.skipping[direction as usize] = 1;
+            wanted.skip_to[direction as usize] = skip_to;
         }
     }
+    wanted
 }
 
-/// A connection that an agent was about to move when it ended.
-#[derive(Debug)]
-pub struct Left {
-    /// The connection.
-    pub cookie: Cookie,
-    /// Why it could not be left alone; it is watched until it ends.
-    pub failed: Option<String>,
-}
-
-/// Takes off what an agent that was killed has left on, and forgets it; what has gone by itself is
-/// among what is told. Only for who is alone on these pins, and before records are removed.
-///
-/// Each look at a connection may hang: `turns_to` is told of it before. Those that are `unanswered`
-/// are known to, and stay as they are.
-pub fn take_off_left(
-    walker: &mut Walker,
-    unanswered: &BTreeSet<Cookie>,
-    turns_to: &dyn Fn(Cookie),
-) -> Result<Vec<Left>, bpf::Error> {
-    let watched: BTreeSet<Cookie> = bpf::read_watched(walker.pins())?
-        .into_iter()
-        .filter(|cookie| !unanswered.contains(cookie))
-        .collect();
-    if watched.is_empty() {
-        return Ok(Vec::new());
+fn piece(passed: Passed<'_>) -> Piece<'_> {
+    Piece {
+        direction: passed.direction,
+        seq: passed.seq,
+        content: match passed.bytes {
+            Some(bytes) => Content::Present(bytes),
+            None => Content::Absent(passed.length),
+        },
     }
-    let owners = Owners::find(walker, &watched, &Cgroups::read())?;
-    let left: Vec<Left> = watched
-        .into_iter()
-        .map(|cookie| {
-            // What nobody holds has ended, or is in flight between processes.
-            let held = owners.any_of(cookie);
-            turns_to(cookie);
-            let off = held.is_empty() || held.iter().any(|owner| take_off(owner, cookie).is_ok());
-            Left {
-                cookie,
-                failed: (!off).then(|| "none of its holders can be reached".to_owned()),
-            }
-        })
-        .collect();
-    let done = left.iter().filter(|one| one.failed.is_none());
-    bpf::forget_watched(walker.pins(), done.map(|one| one.cookie))?;
-    Ok(left)
 }
 
-/// Of those `watched`, what no listing shows and nobody is about to move: a connection whose filter
-/// could not be taken off, and that has gone since. The filter of one that lives and was not listed
-/// stays on it and finds nothing to write to.
-pub fn gone(
-    watched: Vec<Cookie>,
-    listed: &BTreeSet<Cookie>,
-    in_flight: &BTreeSet<Cookie>,
-) -> Vec<Cookie> {
-    let is_gone = |cookie: &Cookie| !listed.contains(cookie) && !in_flight.contains(cookie);
-    watched.into_iter().filter(is_gone).collect()
+fn position(socket: &Socket) -> Position {
+    Position {
+        received: socket.bytes_received.0,
+        acked: socket.bytes_acked.0,
+    }
 }
 
-/// Hears a request of HTTP/1 on a connection of our own, or says why not.
+/// Hears that a request on a connection of our own is answered, or says why not.
 pub fn probe_hearing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
-    let mut watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
-    let heard = hear_own(&mut watcher).map_err(|e| format!("on a connection of our own: {e}"))?;
-    match heard.first() {
-        Some(Beginning::Http1) => Ok(()),
-        other => Err(format!("a request of our own was heard as {other:?}")),
+    let watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
+    hear_own(watcher).map_err(|e| format!("on a connection of our own: {e}"))
+}
+
+fn hear_own(watcher: Watcher) -> io::Result<()> {
+    let mut own = Own::watch(watcher)?;
+    own.exchange(b"GET / HTTP/1.1\r\n\r\n", |server| {
+        server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+    })?;
+    own.becomes(State::Complete)
+}
+
+/// A connection of our own that is watched.
+struct Own {
+    pair: Pair,
+    id: SocketId,
+    diag: Diag,
+    watches: Watches,
+    watch: Watch,
+}
+
+impl Own {
+    /// Watches a new one, from its first rest on.
+    fn watch(watcher: Watcher) -> io::Result<Self> {
+        let pair = Pair::connect()?;
+        let cookie = pair.cookie;
+        let id = SocketId {
+            cookie,
+            local: pair.server.local_addr()?,
+            remote: pair.client.local_addr()?,
+            device: 0,
+        };
+        let cgroup = own_cgroup(&Cgroups::read())
+            .ok_or_else(|| io::Error::other("our own cgroup is not known"))?;
+        let mut own = Self {
+            pair,
+            id,
+            diag: Diag::open()?,
+            watches: Watches::new(Some(watcher)),
+            watch: Watch::Wanted,
+        };
+        match own.watches.begin(cookie, cgroup) {
+            Ok(Some(watch)) if own.watches.listen(cookie) => own.watch = watch,
+            Ok(_) => return Err(io::Error::other("it cannot be listened to")),
+            Err(outcome) => return Err(io::Error::other(outcome.to_string())),
+        }
+        let socket = own.look()?;
+        own.watches.rests(&mut own.watch, cookie, &socket);
+        Ok(own)
     }
-}
 
-fn hear_own(watcher: &mut Watcher) -> io::Result<Heard> {
-    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
-    let mut pair = Pair::connect()?;
-    put_on_socket(watcher, &pair.server, pair.cookie)?;
-    pair.client.write_all(REQUEST)?;
-    pair.server.read_exact(&mut [0; REQUEST.len()])?;
-    let heard = watcher.heard(pair.cookie).unwrap_or_default();
-    watcher.forget(pair.cookie);
-    Ok(heard)
-}
-
-/// `false`: the application has a filter of its own there, which ours would replace.
-fn put_on(watcher: &mut Watcher, owner: &Owner, cookie: Cookie) -> Result<bool, Errno> {
-    put_on_socket(watcher, owner.duplicate(cookie)?, cookie)
-}
-
-fn put_on_socket(watcher: &mut Watcher, socket: impl AsFd, cookie: Cookie) -> Result<bool, Errno> {
-    if filter(&socket)? != Filter::None {
-        return Ok(false);
+    /// A request, which is read by the server, and then what that does.
+    fn exchange(
+        &mut self,
+        request: &[u8],
+        answer: impl FnOnce(&mut std::net::TcpStream) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.pair.client.write_all(request)?;
+        self.pair.server.read_exact(&mut vec![0; request.len()])?;
+        answer(&mut self.pair.server)
     }
-    watcher.watch(cookie).map_err(|e| errno(&e))?;
-    let Some(program) = watcher.program() else {
-        watcher.forget(cookie);
-        return Err(Errno::NOENT);
-    };
-    let program = program.as_fd().as_raw_fd();
-    let put = set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, program);
-    if let Err(e) = put {
-        watcher.forget(cookie);
-        return Err(errno(&e));
+
+    /// Waits until it is known to be in this state, but not for long.
+    fn becomes(&mut self, expected: State) -> io::Result<()> {
+        let mut state = State::Lost;
+        for _ in 0..100 {
+            state = self.state()?;
+            if state == expected {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(10)); // for its acknowledgement
+        }
+        Err(io::Error::other(format!("it was heard as {state:?}")))
     }
-    Ok(true)
-}
 
-/// Leaves alone a filter that the application has put in the place of ours meanwhile.
-fn take_off(owner: &Owner, cookie: Cookie) -> Result<(), Errno> {
-    let socket = owner.duplicate(cookie)?;
-    if filter(&socket)? != Filter::Ebpf {
-        return Ok(());
+    fn state(&mut self) -> io::Result<State> {
+        let socket = self.look()?;
+        // Takes in what there is, too.
+        let _known = self.watches.speaks(&self.watch, self.id.cookie, &socket);
+        let exchange = self.watches.exchanges.get_mut(&self.id.cookie);
+        Ok(exchange.map_or(State::Lost, |exchange| exchange.state(position(&socket))))
     }
-    let off = set_option(&socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
-    off.map_err(|e| errno(&e))
-}
 
-/// Its holder has ended, or its descriptor has another number: looks for whoever has it now.
-fn take_off_wherever(cookie: Cookie, walker: &mut Walker, cgroups: &Cgroups) -> bool {
-    let Ok(owners) = Owners::find(walker, &[cookie].into(), cgroups) else {
-        return false;
-    };
-    let mut owners = owners.any_of(cookie).iter();
-    owners.any(|owner| take_off(owner, cookie).is_ok())
-}
-
-fn errno(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
+    fn look(&self) -> io::Result<Socket> {
+        let looked = self.diag.look(&self.id)?;
+        looked.ok_or_else(|| io::Error::other("it is not found"))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::File, net::TcpStream};
+
+    use rustix::fs::sendfile;
+
     use super::*;
+    use crate::bpf::{Lifetime, Tracker, Tracking, mount_bpffs};
 
-    /// A watch on a socket that nobody looks at.
-    fn on(rest: Option<Instant>) -> On {
-        On {
-            rest,
-            fine: false,
-            strange: 0,
-            holder: Owner::own(0),
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+    /// Needs its tracker for as long as it is used: the maps are pinned by that.
+    fn watcher() -> (Tracker, Watcher) {
+        let pins = format!("/sys/fs/bpf/rebalancer-watch-{:?}", thread::current().id());
+        let pins = Path::new(&pins);
+        mount_bpffs(Path::new("/sys/fs/bpf")).unwrap();
+        let kernel = Kernel::read().unwrap();
+        let tracking = Tracking::default();
+        let tracker = Tracker::start(&kernel, pins, None, tracking, Lifetime::Process).unwrap();
+        let watcher = Watcher::open(&kernel, pins).unwrap();
+        (tracker, watcher)
+    }
+
+    fn own() -> (Tracker, Own) {
+        let (tracker, watcher) = watcher();
+        (tracker, Own::watch(watcher).unwrap())
+    }
+
+    fn write(bytes: &[u8]) -> impl FnOnce(&mut TcpStream) -> io::Result<()> {
+        move |server| server.write_all(bytes)
+    }
+
+    /// What its client reads and throws away.
+    fn read(own: &mut Own, length: usize) {
+        own.pair.client.read_exact(&mut vec![0; length]).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn a_request_of_our_own_is_heard_to_be_answered() {
+        let (_tracker, watcher) = watcher();
+        hear_own(watcher).unwrap();
+    }
+
+    /// Whatever the server sends by, and however it is cut.
+    #[test]
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn all_bytes_of_both_directions_are_passed_on() {
+        const LENGTH: usize = 1 << 20;
+        let (_tracker, mut watcher) = watcher();
+        let mut pair = Pair::connect().unwrap();
+        let cgroup = own_cgroup(&Cgroups::read()).unwrap();
+        watcher.watch(pair.cookie, cgroup).unwrap();
+        let listening = Watched {
+            listening: 1,
+            ..Watched::default()
+        };
+        watcher.want(pair.cookie, listening).unwrap();
+        let sent: Vec<u8> = (0..LENGTH).map(|n| (n * 7 % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&sent).unwrap();
+        let mut there = [Vec::new(), Vec::new()];
+        let mut take = |watcher: &mut Watcher| {
+            watcher.take(|passed| {
+                let there = &mut there[passed.direction as usize];
+                there.push((passed.cookie, passed.seq, passed.bytes.unwrap().to_vec()));
+            });
+        };
+        let sender = pair.server.try_clone().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let (mut offset, file) = (0, file);
+                while (offset as usize) < LENGTH {
+                    sendfile(&sender, &file, Some(&mut offset), LENGTH).unwrap();
+                }
+            });
+            let mut got = vec![0; LENGTH];
+            for part in got.chunks_mut(64 << 10) {
+                pair.client.read_exact(part).unwrap();
+                take(&mut watcher);
+            }
+            assert!(got == sent);
+        });
+        pair.client.write_all(&sent[..100_000]).unwrap();
+        pair.server.read_exact(&mut vec![0; 100_000]).unwrap();
+        take(&mut watcher);
+        let watched = watcher.watched(pair.cookie).unwrap();
+        assert_eq!(watched.based, 1);
+        for (direction, expected) in [&sent[..100_000], &sent].into_iter().enumerate() {
+            let mut bytes = vec![None; expected.len()];
+            for (cookie, seq, content) in &there[direction] {
+                assert_eq!(*cookie, pair.cookie);
+                let from = seq.wrapping_sub(watched.base[direction]) as usize;
+                for (to, byte) in bytes[from..].iter_mut().zip(content) {
+                    *to = Some(*byte);
+                }
+            }
+            let bytes: Option<Vec<u8>> = bytes.into_iter().collect();
+            assert!(bytes.is_some_and(|bytes| bytes == expected), "{direction}");
         }
     }
 
-    const NOTHING: Heard = Heard { first: 0 };
+    /// A pause in an answer is not its end, however long.
+    #[test]
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn an_answer_is_complete_when_it_says_so() {
+        let (_tracker, mut own) = own();
+        let pieces: [&[u8]; 6] = [
+            b"HTTP/1.1 103 Early Hints\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n",
+            b"\r\n5\r\nhello\r\n",
+            b"5\r\n",
+            b"world\r\n0\r\nA: b\r\n",
+            b"\r\n",
+        ];
+        own.exchange(GET, |_| Ok(())).unwrap();
+        for piece in pieces {
+            own.becomes(State::InProgress).unwrap();
+            thread::sleep(Duration::from_millis(100));
+            assert_eq!(own.state().unwrap(), State::InProgress);
+            own.pair.server.write_all(piece).unwrap();
+        }
+        own.becomes(State::Complete).unwrap();
+    }
 
-    fn begins(first: Beginning) -> Heard {
-        Heard {
-            first: first as u32,
+    /// A long body is not passed on, and its end is known all the same.
+    #[test]
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn a_long_body_is_skipped() {
+        const LENGTH: usize = 64 << 20;
+        let (_tracker, mut own) = own();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+        for _ in 0..2 {
+            own.exchange(GET, write(head.as_bytes())).unwrap();
+            own.becomes(State::InProgress).unwrap();
+            let watched = own.watches.watcher.as_ref().unwrap();
+            let watched = watched.watched(own.id.cookie).unwrap();
+            assert_eq!(watched.skipping, [0, 1]);
+            let mut server = own.pair.server.try_clone().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    let mut zeros = File::open("/dev/zero").unwrap().take(LENGTH as u64);
+                    io::copy(&mut zeros, &mut server).unwrap();
+                });
+                read(&mut own, head.len() + LENGTH / 2);
+                assert_eq!(own.state().unwrap(), State::InProgress);
+                read(&mut own, LENGTH / 2);
+            });
+            own.becomes(State::Complete).unwrap();
         }
     }
 
     #[test]
-    fn in_the_middle_of_something_nothing_is_told() {
-        let now = Instant::now();
-        let mut on = on(None);
-        for first in [Beginning::Http1, Beginning::Http2, Beginning::Other] {
-            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn what_becomes_a_websocket_is_heard_to() {
+        let (_tracker, mut own) = own();
+        let upgrade = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+        let answer = write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
+        own.exchange(upgrade, answer).unwrap();
+        own.becomes(State::Not(Other::Upgraded)).unwrap();
+        // Nothing more of it is passed on.
+        own.exchange(b"\x81\x05hello", write(b"\x81\x05hello"))
+            .unwrap();
+        own.watches
+            .watcher
+            .as_mut()
+            .unwrap()
+            .take(|passed| panic!("{passed:?}"));
+    }
+
+    /// Others are not passed on, and the programs go with the last for whom they are there.
+    #[test]
+    #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
+    fn nothing_of_others_is_passed_on() {
+        let (_tracker, mut watcher) = watcher();
+        let cgroup = own_cgroup(&Cgroups::read()).unwrap();
+        let (mut one, mut other) = (Pair::connect().unwrap(), Pair::connect().unwrap());
+        watcher.watch(one.cookie, cgroup).unwrap();
+        for pair in [&mut one, &mut other] {
+            pair.client.write_all(GET).unwrap();
+            pair.server.read_exact(&mut [0; GET.len()]).unwrap();
         }
-        assert_eq!(on.take_in(NOTHING, now + 10 * PATIENCE), Speaks::Unknown);
-    }
-
-    #[test]
-    fn a_request_of_http_1_from_rest_is_enough() {
-        let now = Instant::now();
-        let mut on = on(Some(now));
-        assert_eq!(on.take_in(NOTHING, now), Speaks::Unknown);
-        assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
-        on.rest = Some(now);
-        assert_eq!(on.take_in(NOTHING, now + 10 * PATIENCE), Speaks::Fine);
-    }
-
-    #[test]
-    fn what_becomes_something_else_is_not_fine_any_more() {
-        let now = Instant::now();
-        let mut on = on(Some(now));
-        assert_eq!(on.take_in(begins(Beginning::Http1), now), Speaks::Fine);
-        on.rest = Some(now);
-        assert_eq!(on.take_in(begins(Beginning::Other), now), Speaks::Unknown);
-        on.rest = Some(now);
-        let unknown = Speaks::Not(Speech::Unknown);
-        assert_eq!(on.take_in(begins(Beginning::Other), now), unknown);
-    }
-
-    #[test]
-    fn what_begins_otherwise_twice_is_spared() {
-        let now = Instant::now();
-        for (first, speech) in [
-            (Beginning::Http2, Speech::Http2),
-            (Beginning::Tls, Speech::Tls),
-            (Beginning::Other, Speech::Unknown),
-        ] {
-            let mut on = on(Some(now));
-            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
-            // Not before it has been at rest again.
-            assert_eq!(on.take_in(begins(first), now), Speaks::Unknown);
-            on.rest = Some(now);
-            assert_eq!(on.take_in(begins(first), now), Speaks::Not(speech));
-        }
-    }
-
-    #[test]
-    fn what_no_listing_shows_is_forgotten_unless_it_is_being_moved() {
-        let cookies = |all: &[u64]| all.iter().copied().map(Cookie).collect::<Vec<_>>();
-        let set = |all| cookies(all).into_iter().collect::<BTreeSet<_>>();
-        let (listed, in_flight) = (set(&[1, 2]), set(&[2, 3]));
-        let forgotten = gone(cookies(&[1, 2, 3, 4]), &listed, &in_flight);
-        assert_eq!(forgotten, cookies(&[4]));
-    }
-
-    #[test]
-    fn silence_counts_from_the_last_rest() {
-        let now = Instant::now();
-        let mut on = on(Some(now));
-        let almost = now + PATIENCE - Duration::from_millis(1);
-        assert_eq!(on.take_in(NOTHING, almost), Speaks::Unknown);
-        let silent = Speaks::Not(Speech::Silent);
-        assert_eq!(on.take_in(NOTHING, now + PATIENCE), silent);
+        watcher.take(|passed| panic!("{passed:?}"));
+        watcher.forget(one.cookie);
+        let error = watcher.watch(one.cookie, CgroupId(u64::MAX)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+        assert!(watcher.watched(one.cookie).is_none());
     }
 }

@@ -78,20 +78,21 @@ impl fmt::Display for Outcome {
 pub const SILENT: Duration = Duration::from_secs(15);
 
 /// Why a connection is not moved for what it was heard to speak, where its rule does not say what
-/// its end means. On HTTP/1 a quiet moment is one at which nothing is lost.
+/// its end means. On HTTP/1 nothing is lost at a moment at which all that was asked is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speech {
     /// HTTP/2: a slow call hides behind the answers to fast ones.
     Http2,
     /// TLS: whatever is in it.
     Tls,
+    /// It has become a WebSocket, a tunnel, or what else its client asked for by HTTP/1: no end of it
+    /// is one at which nothing is lost.
+    Upgraded,
     /// Another protocol than HTTP/1.
     Unknown,
     /// Nothing for too long.
     Silent,
-    /// It has a filter that is not ours, in whose place nothing is put to hear it.
-    OwnFilter,
-    /// This agent cannot hear it: it may not take its server's descriptor, or has no program for it.
+    /// This agent cannot hear it: it may not put its programs on its cgroup, or has none.
     Unheard,
 }
 
@@ -99,9 +100,9 @@ impl Speech {
     const ALL: [Self; 6] = [
         Self::Http2,
         Self::Tls,
+        Self::Upgraded,
         Self::Unknown,
         Self::Silent,
-        Self::OwnFilter,
         Self::Unheard,
     ];
 
@@ -110,9 +111,9 @@ impl Speech {
         match self {
             Self::Http2 => "http2",
             Self::Tls => "tls",
+            Self::Upgraded => "upgraded",
             Self::Unknown => "protocolUnknown",
             Self::Silent => "silent",
-            Self::OwnFilter => "ownFilter",
             Self::Unheard => "cannotBeHeard",
         }
     }
@@ -134,6 +135,6 @@ impl Speech {
 
     /// Whether it stays so for as long as the connection lives.
     pub(super) fn lasts(self) -> bool {
-        matches!(self, Self::Http2 | Self::Tls)
+        matches!(self, Self::Http2 | Self::Tls | Self::Upgraded)
     }
 }

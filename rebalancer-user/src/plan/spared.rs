@@ -428,9 +428,9 @@ impl Spared {
             Self::Speaks { speech, .. } => match speech {
                 Speech::Http2 => "`sessionState: Keeps` in its rule, if calls may be lost",
                 Speech::Tls
+                | Speech::Upgraded
                 | Speech::Unknown
                 | Speech::Silent
-                | Speech::OwnFilter
                 | Speech::Unheard => {
                     "`sessionState: Keeps` in its rule, if a reconnect costs its client nothing"
                 }
@@ -625,13 +625,11 @@ impl fmt::Display for Spared {
                 f.write_str(match speech {
                     Speech::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
                     Speech::Tls => "speaks TLS, and what is in it is not known",
+                    Speech::Upgraded => "has become a WebSocket, a tunnel or the like",
                     Speech::Unknown => "was not heard to speak HTTP/1",
                     Speech::Silent => "said nothing while it was listened to",
-                    Speech::OwnFilter => {
-                        "has a socket filter that is not this agent's, so it cannot be heard"
-                    }
                     Speech::Unheard => {
-                        "cannot be heard: its server's descriptor may not be taken, or no program is loaded for it"
+                        "cannot be heard: no program may be put on its cgroup, or none is loaded for it"
                     }
                 })?;
                 left.map_or(Ok(()), |left| {
@@ -857,15 +855,15 @@ mod tests {
                 left: None,
             },
             Spared::Speaks {
+                speech: Speech::Upgraded,
+                left: None,
+            },
+            Spared::Speaks {
                 speech: Speech::Unknown,
                 left: Some(age),
             },
             Spared::Speaks {
                 speech: Speech::Silent,
-                left: Some(age),
-            },
-            Spared::Speaks {
-                speech: Speech::OwnFilter,
                 left: Some(age),
             },
             Spared::Speaks {

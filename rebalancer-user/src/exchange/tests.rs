@@ -1,0 +1,541 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Close to where sequence numbers begin anew.
+const BASE: Base = [u32::MAX - 20, u32::MAX - 90];
+
+/// TCP before anything was said.
+const START: Position = Position {
+    received: 1_000,
+    acked: 5_000,
+};
+
+/// A connection that was at rest, and what was said since.
+struct Said {
+    exchange: Exchange,
+    at: Position,
+}
+
+impl Said {
+    fn nothing() -> Self {
+        let mut exchange = Exchange::default();
+        exchange.based(BASE);
+        exchange.rest(START);
+        Self {
+            exchange,
+            at: START,
+        }
+    }
+
+    fn client(&mut self, bytes: &[u8]) -> &mut Self {
+        self.say(Direction::In, bytes)
+    }
+
+    fn server(&mut self, bytes: &[u8]) -> &mut Self {
+        self.say(Direction::Out, bytes)
+    }
+
+    fn say(&mut self, direction: Direction, bytes: &[u8]) -> &mut Self {
+        let seq = seqs(BASE, self.at)[direction as usize];
+        let counter = match direction {
+            Direction::In => &mut self.at.received,
+            Direction::Out => &mut self.at.acked,
+        };
+        *counter += bytes.len() as u64;
+        self.exchange.take_in(Piece {
+            direction,
+            seq,
+            content: Content::Present(bytes),
+        });
+        self
+    }
+
+    fn state(&mut self) -> State {
+        self.exchange.state(self.at)
+    }
+
+    /// Nothing else will tell where the answer ends: no prefix of it may be complete.
+    #[track_caller]
+    fn is_complete_only_after(&mut self, answer: &[u8]) {
+        for byte in answer {
+            assert_eq!(self.state(), State::InProgress);
+            self.server(&[*byte]);
+        }
+        assert_eq!(self.state(), State::Complete);
+    }
+}
+
+const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[test]
+fn nothing_is_known_before_a_rest() {
+    let mut exchange = Exchange::default();
+    exchange.based(BASE);
+    assert_eq!(exchange.state(START), State::Lost);
+    exchange.rest(START);
+    assert_eq!(exchange.state(START), State::Resting);
+}
+
+#[test]
+fn an_answer_ends_where_its_framing_says() {
+    for answer in [
+        OK,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\ncontent-length: 3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n00;last\r\nDigest: a\r\nB: c\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 100\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 1\r\n\r\nx",
+    ] {
+        let mut said = Said::nothing();
+        said.client(GET).is_complete_only_after(answer);
+        // And so it goes on.
+        said.client(GET).is_complete_only_after(OK);
+    }
+}
+
+#[test]
+fn the_answer_to_head_has_no_body() {
+    let mut said = Said::nothing();
+    said.client(b"HEAD / HTTP/1.1\r\n\r\n")
+        .is_complete_only_after(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
+    said.client(b"HEAD / HTTP/1.1\r\n\r\n")
+        .is_complete_only_after(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+}
+
+#[test]
+fn what_ends_with_its_connection_is_never_complete() {
+    for head in [
+        &b"HTTP/1.0 200 OK\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ] {
+        let mut said = Said::nothing();
+        said.client(GET).server(head);
+        for _ in 0..10 {
+            assert_eq!(said.state(), State::InProgress);
+            said.server(b"data: 1\r\n\r\n");
+        }
+    }
+}
+
+#[test]
+fn a_request_ends_where_its_framing_says() {
+    for request in [
+        &b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"[..],
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"\r\nGET / HTTP/1.1\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\n\r\n",
+        b"M-SEARCH * HTTP/1.1\r\n\r\n",
+        b"GET http://a/ HTTP/1.0\r\n\r\n",
+    ] {
+        let mut said = Said::nothing();
+        for byte in request {
+            said.client(&[*byte]);
+        }
+        said.is_complete_only_after(OK);
+        // An answer that overtakes its request: the rest of the request is under way.
+        if request.starts_with(b"POST") {
+            let mut said = Said::nothing();
+            let (most, last) = request.split_at(request.len() - 1);
+            said.client(most).server(OK);
+            assert_eq!(said.state(), State::InProgress);
+            assert_eq!(said.client(last).state(), State::Complete);
+        }
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_one_by_one() {
+    let mut said = Said::nothing();
+    said.client(&[GET, b"HEAD / HTTP/1.1\r\n\r\n", GET].concat());
+    said.is_complete_only_after(
+        &[OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", OK].concat(),
+    );
+    // Several answers in one write, a request in the middle of one.
+    said.client(GET).client(&GET[..5]).server(OK);
+    assert_eq!(said.state(), State::InProgress);
+    said.client(&GET[5..]).server(OK);
+    assert_eq!(said.state(), State::Complete);
+}
+
+#[test]
+fn the_body_that_is_asked_for_comes_after_100() {
+    const HEAD: &[u8] = b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
+    let mut said = Said::nothing();
+    said.client(HEAD).server(b"HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(said.state(), State::InProgress);
+    said.client(b"body").is_complete_only_after(OK);
+    // A final answer instead: whether the body comes is not known.
+    said.client(HEAD).server(OK);
+    assert_eq!(said.state(), State::Lost);
+}
+
+#[test]
+fn what_becomes_something_else_is_so_for_good() {
+    let upgrade = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let connect = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n";
+    for (request, answer) in [
+        (
+            &upgrade[..],
+            &b"HTTP/1.1 101 Switching Protocols\r\n\r\n"[..],
+        ),
+        (connect, b"HTTP/1.1 200 Connection established\r\n\r\n"),
+    ] {
+        let mut said = Said::nothing();
+        said.client(request);
+        assert_eq!(said.state(), State::InProgress);
+        said.server(answer);
+        assert_eq!(said.state(), State::Not(Other::Upgraded));
+        said.exchange.rest(said.at);
+        assert_eq!(said.state(), State::Not(Other::Upgraded));
+    }
+    // It was not done: what came behind it is HTTP/1 after all.
+    for request in [&upgrade[..], connect] {
+        let mut said = Said::nothing();
+        said.client(request).client(GET);
+        said.server(b"HTTP/1.1 403 No\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(said.state(), State::InProgress);
+        said.is_complete_only_after(OK);
+    }
+}
+
+#[test]
+fn what_begins_otherwise_twice_is_spared() {
+    for (bytes, other) in [
+        (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], Other::Http2),
+        (
+            &[
+                0, 0, 9, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 3, 1, 2, 3, 4,
+            ],
+            Other::Http2,
+        ),
+        (
+            &[23, 3, 3, 0, 13, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+            Other::Tls,
+        ),
+        (b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n", Other::Unknown),
+        (b"PUB a 5\r\nhello\r\n", Other::Unknown),
+        (b"INVITE sip:a@b SIP/2.0\r\n", Other::Unknown),
+        (b"OPTIONS * RTSP/1.0\r\n", Other::Unknown),
+        (b"MAIL FROM:<a@b>\r\n", Other::Unknown),
+        (
+            &[0x81, 0x85, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+            Other::Unknown,
+        ),
+    ] {
+        let mut said = Said::nothing();
+        assert_eq!(said.client(bytes).state(), State::Lost);
+        // Not before it has been at rest again.
+        assert_eq!(said.client(bytes).state(), State::Lost);
+        said.exchange.rest(said.at);
+        assert_eq!(said.state(), State::Resting);
+        assert_eq!(said.client(bytes).state(), State::Not(other));
+    }
+}
+
+/// The rest was within an answer: nobody has asked for what comes.
+#[test]
+fn what_nobody_asked_for_is_an_answer_to_something_before() {
+    for rest_of_an_answer in [&b"data: 2\n\n"[..], b"HTTP/1.1 200 OK\r\n"] {
+        let mut said = Said::nothing();
+        assert_eq!(said.server(rest_of_an_answer).state(), State::Lost);
+    }
+    let mut said = Said::nothing();
+    said.client(GET).server(b"data: 2\n\n");
+    assert_eq!(said.state(), State::Lost);
+    said.exchange.rest(said.at);
+    said.client(GET).is_complete_only_after(OK);
+}
+
+/// What readers disagree about is not believed.
+#[test]
+fn odd_framing_is_refused() {
+    for answer in [
+        &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\na\n0\n\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;a\nb\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno field\r\n\r\n",
+        b"HTTP/1.1 600 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"ICY 200 OK\r\n\r\n",
+    ] {
+        let mut said = Said::nothing();
+        let text = String::from_utf8_lossy(answer);
+        assert_eq!(
+            said.client(GET).server(answer).state(),
+            State::Lost,
+            "{text}"
+        );
+    }
+    for request in [
+        &b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 0x2\r\n\r\n",
+    ] {
+        let text = String::from_utf8_lossy(request);
+        assert_eq!(
+            Said::nothing().client(request).state(),
+            State::Lost,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn heads_have_an_end() {
+    let mut said = Said::nothing();
+    said.client(b"GET / HTTP/1.1\r\n");
+    let field = format!("A: {}\r\n", "a".repeat(1000));
+    for _ in 0..60 {
+        assert_eq!(said.client(field.as_bytes()).state(), State::InProgress);
+    }
+    for _ in 0..10 {
+        said.client(field.as_bytes());
+    }
+    assert_eq!(said.state(), State::Lost);
+    let mut said = Said::nothing();
+    for _ in 0..2000 {
+        said.client(GET);
+    }
+    assert_eq!(said.state(), State::Lost);
+}
+
+/// Something that TCP has was not passed on.
+#[test]
+fn what_was_missed_is_found_out_by_tcps_counters() {
+    let mut said = Said::nothing();
+    said.client(GET).server(OK);
+    assert_eq!(said.state(), State::Complete);
+    said.at.received += 1;
+    assert_eq!(said.state(), State::Lost);
+    let mut said = Said::nothing();
+    said.client(GET);
+    said.at.received += GET.len() as u64; // another one
+    said.server(OK);
+    assert_eq!(said.state(), State::Lost);
+    // Seen before TCP has taken it: it is on its way.
+    let mut said = Said::nothing();
+    said.client(GET).server(OK);
+    said.at.received -= 1;
+    assert_eq!(said.state(), State::InProgress);
+}
+
+/// A later one is there, and TCP waits for what is before it.
+#[test]
+fn what_came_before_its_turn_is_under_way() {
+    let mut said = Said::nothing();
+    said.client(GET).server(OK);
+    let at = said.at;
+    said.at.received += 10;
+    said.client(GET);
+    said.at = at;
+    assert_eq!(said.state(), State::InProgress);
+}
+
+#[test]
+fn long_bodies_need_not_be_seen() {
+    let mut said = Said::nothing();
+    said.client(GET)
+        .server(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000000\r\n\r\n");
+    assert_eq!(said.exchange.skip_to(Direction::In), None);
+    let mut left = 5_000_000_000_u64;
+    while left > 0 {
+        assert_eq!(said.state(), State::InProgress);
+        let skip_to = said.exchange.skip_to(Direction::Out).unwrap();
+        let next = seqs(BASE, said.at)[1];
+        let skipped = u64::from(skip_to.wrapping_sub(next));
+        assert!(skipped <= left && skipped < 1 << 31);
+        // Some of it is sent, and not told of.
+        let some = skipped / 2;
+        said.at.acked += some;
+        assert_eq!(said.state(), State::InProgress);
+        assert_eq!(said.exchange.skip_to(Direction::Out), Some(skip_to));
+        // The last that is skipped is told of.
+        said.at.acked += skipped - some;
+        said.exchange.take_in(Piece {
+            direction: Direction::Out,
+            seq: skip_to.wrapping_sub(100),
+            content: Content::Absent(100),
+        });
+        left -= skipped;
+        if left < 16 << 10 {
+            said.server(&vec![0; left as usize]);
+            left = 0;
+        }
+    }
+    assert_eq!(said.state(), State::Complete);
+    assert_eq!(said.exchange.skip_to(Direction::Out), None);
+    // What is between bodies must be seen.
+    said.client(GET);
+    said.exchange.take_in(Piece {
+        direction: Direction::Out,
+        seq: seqs(BASE, said.at)[1],
+        content: Content::Absent(10),
+    });
+    assert_eq!(said.state(), State::Lost);
+}
+
+/// The base becomes known with the first segment that the server sends.
+#[test]
+fn what_comes_before_the_base_is_known_waits_for_it() {
+    let mut said = Said {
+        exchange: Exchange::default(),
+        at: START,
+    };
+    said.exchange.rest(START);
+    assert_eq!(said.state(), State::Resting);
+    assert_eq!(said.client(GET).state(), State::InProgress);
+    said.exchange.based(BASE);
+    said.is_complete_only_after(OK);
+}
+
+/// Requests and their answers, each a message.
+fn exchanges() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
+    let request = prop_oneof![
+        Just(GET.to_vec()),
+        proptest::collection::vec(any::<u8>(), 0..50).prop_map(|body| {
+            let head = format!("POST / HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+            [head.into_bytes(), body].concat()
+        }),
+        chunks().prop_map(|body| {
+            let head = &b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"[..];
+            [head, &body].concat()
+        }),
+    ];
+    let answer = prop_oneof![
+        Just(OK.to_vec()),
+        Just(b"HTTP/1.1 204 No\r\n\r\n".to_vec()),
+        Just([b"HTTP/1.1 103 Early\r\nA: b\r\n\r\n", OK].concat()),
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(|body| {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            [head.into_bytes(), body].concat()
+        }),
+        chunks().prop_map(|body| {
+            let head = &b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"[..];
+            [head, &body].concat()
+        }),
+    ];
+    proptest::collection::vec((request, answer), 1..4)
+}
+
+fn chunks() -> impl Strategy<Value = Vec<u8>> {
+    let chunk = proptest::collection::vec(any::<u8>(), 1..40);
+    proptest::collection::vec(chunk, 0..4).prop_map(|chunks| {
+        let mut body = Vec::new();
+        for chunk in chunks {
+            body.extend(format!("{:x};a=b\r\n", chunk.len()).into_bytes());
+            body.extend(chunk);
+            body.extend(b"\r\n");
+        }
+        body.extend(b"0\r\nA: b\r\n\r\n");
+        body
+    })
+}
+
+/// How a message is cut into segments, and which of those come again, or before their turn.
+fn cuts() -> impl Strategy<Value = Vec<(usize, bool, bool)>> {
+    proptest::collection::vec((1..60_usize, any::<bool>(), any::<bool>()), 40)
+}
+
+/// Says a message in segments. TCP counts what has come in order. Looks at the state after each.
+fn in_segments(
+    said: &mut Said,
+    direction: Direction,
+    message: &[u8],
+    cuts: &[(usize, bool, bool)],
+    mut look: impl FnMut(State, bool),
+) {
+    let start = said.at;
+    let mut segments = Vec::new();
+    let mut from = 0;
+    for (size, again, late) in cuts.iter().cycle() {
+        if from == message.len() {
+            break;
+        }
+        let to = (from + size).min(message.len());
+        segments.push((from, to));
+        if *again {
+            segments.push((from.saturating_sub(7), to));
+        }
+        let count = segments.len();
+        if *late && count > 1 {
+            segments.swap(count - 1, count - 2);
+        }
+        from = to;
+    }
+    let mut there = vec![false; message.len()];
+    for (from, to) in segments {
+        let position = |count: usize| match direction {
+            Direction::In => Position {
+                received: start.received + count as u64,
+                ..start
+            },
+            Direction::Out => Position {
+                acked: start.acked + count as u64,
+                ..start
+            },
+        };
+        said.exchange.take_in(Piece {
+            direction,
+            seq: seqs(BASE, position(from))[direction as usize],
+            content: Content::Present(&message[from..to]),
+        });
+        there[from..to].fill(true);
+        let in_order = there.iter().take_while(|there| **there).count();
+        said.at = position(in_order);
+        look(said.state(), in_order == message.len());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn however_it_is_cut_only_a_whole_answer_is_complete(
+        exchanges in exchanges(),
+        cuts in cuts(),
+        more in cuts(),
+    ) {
+        let mut said = Said::nothing();
+        for (request, answer) in exchanges {
+            in_segments(&mut said, Direction::In, &request, &cuts, |state, _| {
+                assert_eq!(state, State::InProgress);
+            });
+            in_segments(&mut said, Direction::Out, &answer, &more, |state, whole| {
+                let expected = if whole { State::Complete } else { State::InProgress };
+                assert_eq!(state, expected);
+            });
+        }
+    }
+
+    /// Pipelined: all that is asked first, and then the answers.
+    #[test]
+    fn nothing_is_complete_before_the_last_answer(
+        exchanges in exchanges(),
+        cuts in cuts(),
+    ) {
+        let mut said = Said::nothing();
+        let (requests, answers): (Vec<_>, Vec<_>) = exchanges.into_iter().unzip();
+        in_segments(&mut said, Direction::In, &requests.concat(), &cuts, |_, _| {});
+        in_segments(&mut said, Direction::Out, &answers.concat(), &cuts, |state, whole| {
+            let expected = if whole { State::Complete } else { State::InProgress };
+            assert_eq!(state, expected);
+        });
+    }
+}
