@@ -147,6 +147,45 @@ pub fn dump(bytes: &[u8]) {
     }
 }
 
+/// What two ends of a connection say, in turns: a byte whose lowest bit says who and whose others how
+/// much, and that. However it is cut into pieces, it is as complete.
+pub fn exchange(bytes: &[u8]) {
+    let base = [u32::MAX, u32::MAX - 100]; // they begin anew soon
+    let mut at = Position {
+        received: 0,
+        acked: 0,
+    };
+    let [mut whole, mut bytewise] = [(); 2].map(|()| {
+        let mut exchange = Exchange::default();
+        exchange.based(base);
+        exchange.rest(at);
+        exchange
+    });
+    let mut rest = bytes;
+    while let [turn, said @ ..] = rest {
+        let (said, after) = said.split_at(said.len().min(usize::from(turn >> 1)));
+        rest = after;
+        let (direction, counter) = match turn & 1 {
+            0 => (Direction::In, &mut at.received),
+            _ => (Direction::Out, &mut at.acked),
+        };
+        let seq = base[direction as usize].wrapping_add(*counter as u32);
+        *counter += said.len() as u64;
+        let piece = |from: usize, bytes| Piece {
+            direction,
+            seq: seq.wrapping_add(from as u32),
+            content: Content::Present(bytes),
+        };
+        whole.take_in(piece(0, said));
+        for (from, byte) in said.chunks(1).enumerate() {
+            bytewise.take_in(piece(from, byte));
+            bytewise.take_in(piece(from, byte)); // sent again
+        }
+        let complete = |exchange: &mut Exchange| exchange.state(at) == State::Complete;
+        assert_eq!(complete(&mut whole), complete(&mut bytewise), "{at:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -188,5 +227,10 @@ mod tests {
     #[test]
     fn seeds_of_dump() {
         on_its_seeds("dump", super::dump);
+    }
+
+    #[test]
+    fn seeds_of_exchange() {
+        on_its_seeds("exchange", super::exchange);
     }
 }

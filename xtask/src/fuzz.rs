@@ -28,6 +28,8 @@ pub(crate) enum Target {
     Btf,
     /// A saved dump, for `plan --snapshot`
     Dump,
+    /// What two ends of a connection say
+    Exchange,
 }
 
 /// One input larger than this is of no use: the time goes into its size.
@@ -41,6 +43,7 @@ impl Target {
             Self::Netlink => "netlink",
             Self::Btf => "btf",
             Self::Dump => "dump",
+            Self::Exchange => "exchange",
         }
     }
 }

@@ -47,10 +47,10 @@ pub enum Kind {
     /// It starts a program for each connection, which inherits it, as inetd does, and closes its
     /// own descriptor. SIGPIPE would kill it, not the program.
     Inetd,
-    /// It has a filter of its own on each connection, and answers `?` with that one's length.
+    /// It speaks HTTP/1, and pauses amid its answers: see [`answer_to`].
+    Speaks,
+    /// The same, with a filter of its own on each connection.
     Filters,
-    /// The same, from the byte `F` on.
-    FiltersLate,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
     Sends,
 }
@@ -74,8 +74,8 @@ impl Kind {
         Self::Mptcp,
         Self::HandsOver,
         Self::Inetd,
+        Self::Speaks,
         Self::Filters,
-        Self::FiltersLate,
         Self::Sends,
     ];
 }
@@ -210,9 +210,10 @@ fn serve(stream: TcpStream, kind: Kind) {
         }
         Kind::Inetd => start_program(stream),
         Kind::Sends => send(stream),
+        Kind::Speaks => speak(stream),
         Kind::Filters => {
             filter(&stream);
-            answer(stream, kind);
+            speak(stream);
         }
         _ => answer(stream, kind),
     }
@@ -232,10 +233,6 @@ fn answer(mut stream: TcpStream, kind: Kind) {
         match &request {
             b"s" => std::thread::sleep(Duration::from_secs(1)),
             b"h" => std::thread::sleep(Duration::from_secs(3)),
-            b"F" if kind == Kind::FiltersLate => filter(&stream),
-            b"?" if matches!(kind, Kind::Filters | Kind::FiltersLate) => {
-                request = [instructions(&stream)];
-            }
             _ => {}
         }
         if stream.write_all(&request).is_err() {
@@ -244,25 +241,108 @@ fn answer(mut stream: TcpStream, kind: Kind) {
     }
 }
 
-/// How long the filter of a connection is.
-fn instructions(stream: &TcpStream) -> u8 {
-    use std::os::fd::AsRawFd as _;
-    let mut length: libc::socklen_t = 0;
-    // SAFETY: of a length of 0 the kernel only tells how many there are.
-    let done = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER, // which is SO_GET_FILTER too
-            std::ptr::null_mut(),
-            &raw mut length,
-        )
-    };
-    assert_eq!(done, 0);
-    length as u8
+/// How long a [`Kind::Speaks`] server pauses before each piece of an answer: longer than it takes to
+/// be quiet.
+pub const PAUSE: Duration = Duration::from_millis(300);
+
+/// What is behind the head of `/file`, sent by sendfile in two pieces.
+pub const FILE: usize = 1 << 20;
+
+/// The pieces of a [`Kind::Speaks`] server's answer.
+pub fn answer_to(target: &str) -> &'static [&'static str] {
+    match target {
+        "/sized" => &[
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n",
+            "abc",
+            "def",
+            "ghi",
+        ],
+        "/events" => &[
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+             Transfer-Encoding: chunked\r\n\r\n",
+            "9\r\ndata: 1\n\n\r\n",
+            "9\r\ndata: 2\n\n\r\n",
+            "0\r\n\r\n",
+        ],
+        "/trailers" => &[
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n3;x=y\r\n",
+            "abc",
+            "\r\n0\r\nA: b\r\n",
+            "\r\n",
+        ],
+        "/early" => &[
+            "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na",
+        ],
+        "/head" => &["HTTP/1.", "1 200 OK\r\nContent-", "Length: 0\r\n", "\r\n"],
+        "/unchanged" => &["HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n"],
+        "/only-head" => &["HTTP/1.1 200 OK\r\n", "Content-Length: 9\r\n\r\n"],
+        "/until-close" => &["HTTP/1.0 200 OK\r\n\r\n", "abc", "def", "ghi"],
+        "/file" => &["HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n"],
+        "/websocket" => &["HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"],
+        "a:443" => &["HTTP/1.1 200 Connection established\r\n\r\n"],
+        _ => &["HTTP/1.1 204 No Content\r\n\r\n"],
+    }
 }
 
-/// Passes all, as ours does.
+/// A few requests after one another, and the bytes of a tunnel, which it answers with themselves.
+fn speak(mut stream: TcpStream) {
+    let mut requests = BufReader::new(stream.try_clone().unwrap());
+    let pause = || std::thread::sleep(PAUSE);
+    loop {
+        let (mut head, mut line) = (String::new(), String::new());
+        while line != "\r\n" {
+            line.clear();
+            match requests.read_line(&mut line) {
+                Ok(1..) => head.push_str(&line),
+                _ => return,
+            }
+        }
+        if head.contains("Expect: 100-continue") {
+            pause();
+            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+            requests.read_exact(&mut [0; UPLOAD.len()]).unwrap();
+        }
+        let target = head.split(' ').nth(1).unwrap();
+        for piece in answer_to(target) {
+            pause();
+            if stream.write_all(piece.as_bytes()).is_err() {
+                return;
+            }
+        }
+        match target {
+            "/until-close" => return,
+            "/file" => {
+                let file = tempfile::tempfile().unwrap();
+                file.set_len(FILE as u64).unwrap();
+                let mut offset = 0;
+                while (offset as usize) < FILE {
+                    pause();
+                    let some = FILE / 2;
+                    if rustix::fs::sendfile(&stream, &file, Some(&mut offset), some).is_err() {
+                        return;
+                    }
+                }
+            }
+            "/websocket" | "a:443" => {
+                let mut byte = [0];
+                while requests.read_exact(&mut byte).is_ok() {
+                    pause();
+                    if stream.write_all(&byte).is_err() {
+                        return;
+                    }
+                }
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What comes after 100 Continue.
+pub const UPLOAD: &str = "upload";
+
+/// Passes all.
 fn filter(stream: &TcpStream) {
     use std::os::fd::AsRawFd as _;
     let mut all = libc::sock_filter {

@@ -1,11 +1,12 @@
-//! A victim is moved only once it is heard to speak HTTP/1, unless its rule vouches for it.
+//! A victim is moved only once it is heard that all that was asked is answered, unless its rule
+//! vouches for it.
 
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::sys::{Stats, enable_stats};
@@ -18,14 +19,10 @@ use crate::{
     cost::{program_of, runs},
     guards::refused,
     moves::{QUIET, enforce, is_reset},
-    server::{Kind, Server},
-    support::{
-        Agent, REBALANCER, alone, bpftool, cgroup, connect, eventually, lab, own_pins, request,
-        still_there,
-    },
+    server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to},
+    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, request, still_there},
 };
 
-const HTTP1: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 /// HEADERS that open a stream and end it, as a client's GET does.
 const HTTP2: &[u8] = &[
     0, 0, 9, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 3, 1, 2, 3, 4,
@@ -55,11 +52,51 @@ fn exchange(stream: &mut TcpStream, words: &[u8]) {
     try_exchange(stream, words).unwrap();
 }
 
+/// One exchange with a server that speaks HTTP/1.
+fn ask(stream: &mut TcpStream, target: &str) -> std::io::Result<()> {
+    let method = match target {
+        "/only-head" => "HEAD",
+        "/upload" => "PUT",
+        "a:443" => "CONNECT",
+        _ => "GET",
+    };
+    let fields = match target {
+        "/upload" => "Expect: 100-continue\r\nContent-Length: 6\r\n",
+        "/websocket" => "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        _ => "",
+    };
+    let request = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let mut expected = answer_to(target).concat().into_bytes();
+    if target == "/file" {
+        expected.resize(expected.len() + FILE, 0);
+    }
+    let mut again = 1;
+    if target == "/pipelined" {
+        again = 3;
+        expected = expected.repeat(again);
+    }
+    stream.write_all(request.repeat(again).as_bytes())?;
+    if target == "/upload" {
+        let mut answer = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+        stream.read_exact(&mut answer)?;
+        sleep(PAUSE);
+        stream.write_all(UPLOAD.as_bytes())?;
+    }
+    let mut answer = vec![0; expected.len()];
+    stream.read_exact(&mut answer)?;
+    assert!(answer == expected, "{target}");
+    Ok(())
+}
+
 /// Talks until the agent tells of a move.
-fn talk(agent: &mut Agent, stream: &mut TcpStream, words: &[u8]) -> Value {
+fn talk(
+    agent: &mut Agent,
+    stream: &mut TcpStream,
+    exchange: impl Fn(&mut TcpStream) -> std::io::Result<()>,
+) -> Value {
     for _ in 0..100 {
         // It is reset before that is told.
-        if try_exchange(stream, words).is_err() {
+        if exchange(stream).is_err() {
             break;
         }
         sleep(Duration::from_millis(150));
@@ -100,7 +137,7 @@ fn spoken(host: &Host, address: SocketAddr) -> Server {
 }
 
 #[test]
-fn what_is_not_http_1_is_spared_and_its_filter_taken_off() {
+fn what_is_not_http_1_is_spared_and_not_heard_any_more() {
     let _alone = alone();
     let lab = lab(1);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
@@ -112,9 +149,11 @@ fn what_is_not_http_1_is_spared_and_its_filter_taken_off() {
         let address = SocketAddr::from((lab.pod(0).addr, port));
         let _server = spoken(&lab.pod(0).host, address);
         let mut agent = Agent::in_lab(&lab, &unsaid(&lab, port, "maxAge: 300ms", QUIET));
-        let program = program_of(&agent, WATCH);
+        let program = program_of(&agent, WATCH[0]);
         let mut client = connect(&lab, address);
-        let line = talk(&mut agent, &mut client, words);
+        let line = talk(&mut agent, &mut client, |stream| {
+            try_exchange(stream, words)
+        });
         refused(&line, guard);
         // It was heard, and is not any more.
         let heard = runs(program);
@@ -128,17 +167,16 @@ fn what_is_not_http_1_is_spared_and_its_filter_taken_off() {
     }
 }
 
-/// One is heard, at no cost to the other.
+/// One is heard, at no cost to others' cgroups.
 #[test]
-fn what_is_heard_to_be_http_1_is_moved_and_nobody_else_pays() {
+fn what_is_heard_to_be_answered_is_moved_and_nobody_else_pays() {
     let _alone = alone();
-    let lab = lab(1);
-    let pod = lab.pod(0);
+    let lab = lab(2);
     let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 80, "maxBytes: 1Mi", QUIET));
-    let program = program_of(&agent, WATCH);
+    let program = program_of(&agent, WATCH[0]);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
-    let mut light = connect(&lab, pod.address());
-    let mut heavy = connect(&lab, pod.address());
+    let mut light = connect(&lab, lab.pod(1).address());
+    let mut heavy = connect(&lab, lab.pod(0).address());
     for _ in 0..5 {
         request(&mut heavy, "/blob").unwrap();
     }
@@ -149,12 +187,93 @@ fn what_is_heard_to_be_http_1_is_moved_and_nobody_else_pays() {
         request(&mut light, "/").unwrap();
     }
     assert_eq!(runs(program), so_far, "the light one is not heard");
-    request(&mut heavy, "/").unwrap();
+    request(&mut heavy, "/blob").unwrap();
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset", "{line}");
     assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
     assert!(is_reset(&mut heavy));
     request(&mut light, "/").unwrap();
+}
+
+/// Servers that pause amid their answers, for longer than it takes to be quiet. No answer is broken
+/// off, and between answers all are moved that can be.
+#[test]
+fn an_answer_is_over_when_it_is_complete() {
+    const MOVED: [&str; 10] = [
+        "/sized",
+        "/events",
+        "/trailers",
+        "/early",
+        "/head",
+        "/unchanged",
+        "/only-head",
+        "/file",
+        "/upload",
+        "/pipelined",
+    ];
+    const NEVER: [&str; 3] = ["/until-close", "/websocket", "a:443"];
+    const LONG: Duration = Duration::from_secs(20);
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7069));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
+    let quiet = QUIET.replace("100ms", "200ms");
+    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7069, "maxAge: 300ms", &quiet));
+    let until = Instant::now() + LONG;
+    let broken = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for target in MOVED {
+            let (lab, broken) = (&lab, &broken);
+            scope.spawn(move || {
+                let (mut moves, mut client) = (0, connect(lab, address));
+                while Instant::now() < until {
+                    if let Err(error) = ask(&mut client, target) {
+                        eprintln!("{target}: {error}");
+                        broken.fetch_add(1, Ordering::Relaxed);
+                    }
+                    sleep(2 * PAUSE);
+                    client.set_nonblocking(true).unwrap();
+                    let there = client.peek(&mut [0]).map_err(|error| error.kind());
+                    client.set_nonblocking(false).unwrap();
+                    if there != Err(std::io::ErrorKind::WouldBlock) {
+                        moves += 1;
+                        client = connect(lab, address);
+                    }
+                }
+                assert!(moves > 0, "{target}: never moved");
+            });
+        }
+        for target in NEVER {
+            let (lab, broken) = (&lab, &broken);
+            scope.spawn(move || {
+                while Instant::now() < until {
+                    let mut client = connect(lab, address);
+                    let whole = ask(&mut client, "/sized").and_then(|()| {
+                        sleep(PAUSE / 4); // at rest, and not for long enough to be moved
+                        ask(&mut client, target)?;
+                        if target == "/until-close" {
+                            return Ok(());
+                        }
+                        (0..12).try_for_each(|_| {
+                            sleep(PAUSE);
+                            try_exchange(&mut client, b"x")
+                        })
+                    });
+                    if let Err(error) = whole {
+                        eprintln!("{target}: {error}");
+                        broken.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(broken.into_inner(), 0, "broken off");
+    let words = |line: &Value| format!("{} {}", line["outcome"], line["detail"]);
+    let outcomes: Vec<String> = agent.said("move").iter().map(words).collect();
+    assert!(
+        outcomes.iter().any(|line| line.contains("upgraded")),
+        "{outcomes:?}"
+    );
 }
 
 /// In the middle of an exchange nothing is told by what comes: a body looks like anything.
@@ -163,16 +282,20 @@ fn what_is_amid_something_is_heard_from_the_next_request_on() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7063));
-    let _server = spoken(&lab.pod(0).host, address);
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
     let mut client = connect(&lab, address);
-    client.write_all(b"h").unwrap(); // answered after three seconds
-    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7063, "maxAge: 300ms", QUIET));
-    listens(&mut agent);
-    client.write_all(REDIS).unwrap();
-    client.read_exact(&mut [0; 1 + REDIS.len()]).unwrap();
-    sleep(Duration::from_millis(300));
-    exchange(&mut client, HTTP1);
-    let line = agent.wait_for_move();
+    let mut agent = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            for _ in 0..3 {
+                ask(&mut client, "/events").unwrap();
+            }
+        });
+        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7063, "maxAge: 300ms", QUIET));
+        listens(&mut agent);
+        asking.join().unwrap();
+        agent
+    });
+    let line = talk(&mut agent, &mut client, |stream| ask(stream, "/sized"));
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
@@ -182,9 +305,9 @@ fn the_silent_are_left() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));
-    let _server = spoken(&lab.pod(0).host, address);
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
     let mut idle = connect(&lab, address);
-    exchange(&mut idle, b"f");
+    ask(&mut idle, "/").unwrap();
     let policy = unsaid(&lab, 7064, "maxAge: 300ms", QUIET);
     let mut agent = Agent::in_lab(&lab, &policy);
     let line = agent.wait_for_move();
@@ -198,110 +321,39 @@ fn the_silent_are_left() {
     let listed = agent.said("listed").pop().unwrap();
     assert_eq!(listed["spared"], r#"{"silent": 1}"#);
     // It speaks again.
-    let line = talk(&mut agent, &mut idle, HTTP1);
+    let line = talk(&mut agent, &mut idle, |stream| ask(stream, "/"));
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
-/// A server that has long been at work is at rest first, and then silent.
-#[test]
-fn what_is_answered_late_is_moved_all_the_same() {
-    let _alone = alone();
-    let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7067));
-    let _server = spoken(&lab.pod(0).host, address);
-    let mut client = connect(&lab, address);
-    let policy = unsaid(&lab, 7067, "maxAge: 300ms", &QUIET.replace("10s", "1m"));
-    let mut agent = Agent::in_lab(&lab, &policy);
-    // Eighteen seconds in which the client says nothing.
-    client.write_all(b"hhhhhh").unwrap();
-    for _ in 0..6 {
-        client.read_exact(&mut [0]).unwrap();
-    }
-    sleep(Duration::from_millis(300));
-    assert_eq!(agent.said("move").len(), 0);
-    exchange(&mut client, HTTP1);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "reset", "{line}");
-}
-
-/// Also one that it puts in the place of ours while the connection is watched.
+/// A program of its own looks at its packets: ours does not take its place.
 #[test]
 fn an_applications_own_filter_is_left_alone() {
     let _alone = alone();
     let lab = lab(1);
-    for (port, kind) in [(7065, Kind::Filters), (7068, Kind::FiltersLate)] {
-        let address = SocketAddr::from((lab.pod(0).addr, port));
-        let _server = Server::start(&lab.pod(0).host, address, kind);
-        let policy = unsaid(&lab, port, "maxAge: 300ms", QUIET);
-        let mut agent = Agent::in_lab(&lab, &policy);
-        let program = program_of(&agent, WATCH);
-        let _stats = enable_stats(Stats::RunTime).expect("run counts");
-        let mut client = connect(&lab, address);
-        if kind == Kind::Filters {
-            refused(&talk(&mut agent, &mut client, HTTP1), "ownFilter");
-            assert_eq!(runs(program), 0);
-        } else {
-            listens(&mut agent);
-            exchange(&mut client, b"F"); // its server has one from now on
-            let outcome = agent.wait_for_move();
-            assert_eq!(outcome["outcome"], "gaveUp", "{outcome}");
-        }
-        let mut instructions = [0];
-        client.write_all(b"?").unwrap();
-        client.read_exact(&mut instructions).unwrap();
-        assert_eq!(instructions, [1], "its own is there");
-        exchange(&mut client, HTTP1);
-    }
+    let address = SocketAddr::from((lab.pod(0).addr, 7065));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Filters);
+    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7065, "maxAge: 300ms", QUIET));
+    let mut client = connect(&lab, address);
+    let line = talk(&mut agent, &mut client, |stream| ask(stream, "/sized"));
+    assert_eq!(line["outcome"], "reset", "{line}");
 }
 
-/// It stays on the sockets that were about to be moved. Whoever comes next takes it off.
+/// Its programs are gone with it, and nothing is left to take off.
 #[test]
-fn what_a_killed_agent_was_watching_is_left_alone_by_the_next_and_by_uninstall() {
+fn what_a_killed_agent_was_watching_is_left_alone() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7066));
     let _server = spoken(&lab.pod(0).host, address);
     let policy = unsaid(&lab, 7066, "maxAge: 300ms", QUIET);
-    let pins = own_pins();
     let within = ["--cgroup", cgroup(&lab).to_str().unwrap()];
     let mut client = connect(&lab, address);
     exchange(&mut client, b"f");
-    let watching = |agent: &mut Agent| {
-        let watched = pins.join("watched");
-        let watched = ["map", "dump", "pinned", watched.to_str().unwrap()];
-        eventually("it watches", || {
-            let all = bpftool(&watched);
-            let some = all.as_array().is_some_and(|all| !all.is_empty());
-            if some { Ok(all) } else { Err(all) }
-        });
-        let program = program_of(agent, WATCH);
-        agent.signal(Signal::KILL);
-        agent.child.wait().unwrap();
-        sleep(Duration::from_millis(500));
-        assert!(is_there(program), "the socket keeps it");
-        program
-    };
-    let mut first = Agent::with(&policy, pins.clone(), &within);
-    let program = watching(&mut first);
-
-    let idle = policy.replace("mode: Enforce", "mode: DryRun");
-    let mut second = Agent::with(&idle, pins.clone(), &within);
-    // Before it has started.
-    let cleaned = second.said("not listened to any more: its agent has ended");
-    assert_eq!(cleaned.len(), 1);
-    exchange(&mut client, b"f");
-    goes(program);
-    assert_eq!(second.terminate(), Some(0));
-    exchange(&mut client, b"f");
-
-    let mut third = Agent::with(&policy, pins.clone(), &within);
-    let program = watching(&mut third);
-    let uninstall = Command::new(REBALANCER)
-        .args(["uninstall", "--pins"])
-        .arg(&pins)
-        .output()
-        .unwrap();
-    assert!(uninstall.status.success(), "{uninstall:?}");
-    goes(program);
+    let mut agent = Agent::with(&policy, own_pins(), &within);
+    listens(&mut agent);
+    let programs = WATCH.map(|name| program_of(&agent, name));
+    agent.signal(Signal::KILL);
+    agent.child.wait().unwrap();
+    programs.into_iter().for_each(goes);
     exchange(&mut client, b"f");
 }
