@@ -87,19 +87,32 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
             })?;
         }
     }
+    // Whole chunks first, and then the rest: with a length that varies in the loop the verifier of
+    // Linux 6.1 would follow each of its ways.
     for _ in 0..MOST_CHUNKS {
-        let left = length.checked_sub(from)?;
-        if left == 0 {
+        if length - from <= Segment::MOST as u32 {
             break;
         }
-        let head = segment(cookie, seq.wrapping_add(from), left, direction, true);
-        from += if left as usize <= SHORT {
-            pass_on::<SHORT>(skb, payload + from, head)?
-        } else {
-            pass_on::<{ Segment::MOST }>(skb, payload + from, head)?
-        };
+        let head = segment(
+            cookie,
+            seq.wrapping_add(from),
+            Segment::MOST as u32,
+            direction,
+            true,
+        );
+        pass_on::<{ Segment::MOST }>(skb, payload + from, head)?;
+        from += Segment::MOST as u32;
     }
-    Some(())
+    let left = length - from;
+    if left == 0 || left > Segment::MOST as u32 {
+        return Some(());
+    }
+    let head = segment(cookie, seq.wrapping_add(from), left, direction, true);
+    if left as usize <= SHORT {
+        pass_on::<SHORT>(skb, payload + from, head)
+    } else {
+        pass_on::<{ Segment::MOST }>(skb, payload + from, head)
+    }
 }
 
 #[inline(always)]
@@ -113,15 +126,13 @@ fn segment(cookie: u64, seq: u32, length: u32, direction: Direction, present: bo
     }
 }
 
-/// Passes on what is at `offset`, as much as fits of what `head` says that there is. Returns how
-/// many bytes.
+/// Passes on what is at `offset`: as many bytes as `head` says, and no more than BYTES.
 #[inline(always)]
-fn pass_on<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) -> Option<u32> {
+fn pass_on<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) -> Option<()> {
     let mut entry = SEGMENTS.reserve_untyped::<Chunk<BYTES>>(0)?;
     let chunk: *mut Chunk<BYTES> = MaybeUninit::as_mut_ptr(&mut entry);
     // The verifier is shown the bounds: 1 and BYTES, a power of two.
-    let length = (head.length.min(BYTES as u32) - 1) & (BYTES as u32 - 1);
-    let length = length + 1;
+    let length = ((head.length - 1) & (BYTES as u32 - 1)) + 1;
     // SAFETY: the reserved memory; the kernel writes as many bytes as are there for them.
     let loaded = unsafe {
         (&raw mut (*chunk).head).write(Segment { length, ..head });
@@ -132,7 +143,7 @@ fn pass_on<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) 
         return None;
     }
     entry.submit(0);
-    Some(length)
+    Some(())
 }
 
 /// Finds out once how TCP's counters and sequence numbers belong together. What is sent is sent

@@ -11,6 +11,7 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     bpf::{self, Pass, Walked},
+    exchange::{Content, Direction, Exchange, Piece, Position, State},
     moves, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},

@@ -381,7 +381,7 @@ fn yama() -> Option<Finding> {
             Level::Warning,
             "Yama",
             "ptrace_scope is 3: a server's descriptor cannot be taken",
-            "step Close and reset by descriptor do not work, and nothing can be heard: only rules with a sessionState move any; a lower scope needs a reboot",
+            "step Close and reset by descriptor do not work; a lower scope needs a reboot",
         ),
         scope => ok("Yama", format!("ptrace_scope is {scope}")),
     })

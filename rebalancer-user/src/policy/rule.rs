@@ -193,8 +193,9 @@ impl MaxRate {
 /// Whether a connection's end costs its client more than a reconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
-    /// Nobody has said: only connections that are heard to speak HTTP/1 are moved. The default; a
-    /// rule that lets connections be ended at any moment must say one of the others.
+    /// Nobody has said: only connections that are heard to speak HTTP/1 are moved, once all that was
+    /// asked is answered. The default; a rule that lets connections be ended at any moment must say
+    /// one of the others.
     Unknown,
     /// The operator says that a reconnect at a quiet moment costs nothing: what they speak is not
     /// asked. Ports known for state in their connections (a transaction, a subscription) are spared.
