@@ -12,7 +12,7 @@ pub mod offsets;
 mod watched;
 
 pub use network_types::ip::IpProto;
-pub use watched::{Direction, Segment, Watched};
+pub use watched::{Direction, Segment, Watched, listening};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a record here changes its shape or its meaning.

@@ -12,6 +12,16 @@ pub enum Direction {
     Out = 1,
 }
 
+/// Values of [`Watched::listening`].
+pub mod listening {
+    /// Nothing.
+    pub const OFF: u32 = 0;
+    /// That there were any, and how long they were.
+    pub const LENGTHS: u32 = 1;
+    /// Their bytes.
+    pub const BYTES: u32 = 2;
+}
+
 /// What is wanted of a watched connection, and what was found out of it; a value of the `watched`
 /// map. Only the agent writes what is wanted, only the kernel half the rest.
 #[derive(
@@ -19,7 +29,7 @@ pub enum Direction {
 )]
 #[repr(C)]
 pub struct Watched {
-    /// 1: segments are wanted.
+    /// What is wanted of its segments, one of [`listening`].
     pub listening: u32,
     /// 1: `base` is known.
     pub based: u32,

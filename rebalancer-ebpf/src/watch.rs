@@ -16,7 +16,7 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use rebalancer_common::{Direction, Segment, Watched};
+use rebalancer_common::{Direction, Segment, Watched, listening};
 
 use crate::maps::{SEGMENTS, WATCHED};
 
@@ -63,13 +63,19 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     }
     // SAFETY: a value of the map.
     let wanted = unsafe { *watched };
-    if wanted.listening == 0 {
+    if wanted.listening == listening::OFF {
         return Some(());
     }
     let at = tcp_header(ctx)?;
     let seq = u32::from_be(ctx.load(at + 4).ok()?);
     let payload = at as u32 + u32::from(ctx.load::<u8>(at + 12).ok()? >> 4) * 4;
     let length = ctx.len().checked_sub(payload)?;
+    if length == 0 {
+        return Some(());
+    }
+    if wanted.listening == listening::LENGTHS {
+        return tell_of(segment(cookie, seq, length, direction, false));
+    }
     let which = direction as usize & 1;
     let mut from = 0;
     if wanted.skipping[which] != 0 {
@@ -80,11 +86,7 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
         if ahead > 0 {
             // The last that is not wanted: from it on the agent knows where it is.
             from = ahead as u32;
-            let head = segment(cookie, seq, from, direction, false);
-            SEGMENTS.reserve_untyped::<Segment>(0).map(|mut entry| {
-                entry.write(head);
-                entry.submit(0);
-            })?;
+            tell_of(segment(cookie, seq, from, direction, false))?;
         }
     }
     // Whole chunks first, and then the rest: with a length that varies in the loop the verifier of
@@ -113,6 +115,15 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     } else {
         pass_on::<{ Segment::MOST }>(skb, payload + from, head)
     }
+}
+
+/// Passes on that there was something, and no byte of it.
+#[inline(always)]
+fn tell_of(segment: Segment) -> Option<()> {
+    SEGMENTS.reserve_untyped::<Segment>(0).map(|mut entry| {
+        entry.write(segment);
+        entry.submit(0);
+    })
 }
 
 #[inline(always)]

@@ -107,7 +107,8 @@ pub struct Exchange {
 
 #[derive(Debug)]
 enum Follow {
-    Lost,
+    /// Nothing is known but who has spoken.
+    Lost(Spoken),
     /// At rest; what was passed on since is kept until the base is known.
     Early {
         rest: Position,
@@ -116,6 +117,15 @@ enum Follow {
     },
     On(Box<Following>),
     Not(Other),
+}
+
+/// Who has spoken, as far as it was seen.
+#[derive(Clone, Copy, Debug)]
+struct Spoken {
+    /// Who has said something new last.
+    last: Option<Direction>,
+    /// The sequence number after what each has said.
+    ends: [Option<u32>; 2],
 }
 
 #[derive(Debug)]
@@ -127,7 +137,7 @@ struct Following {
 impl Default for Exchange {
     fn default() -> Self {
         Self {
-            follow: Follow::Lost,
+            follow: Follow::LOST,
             base: None,
             strange: 0,
         }
@@ -158,13 +168,14 @@ impl Exchange {
     /// Takes in what was passed on.
     pub fn take_in(&mut self, piece: Piece<'_>) {
         match &mut self.follow {
-            Follow::Lost | Follow::Not(_) => {}
+            Follow::Lost(spoken) => spoken.take_in(piece),
+            Follow::Not(_) => {}
             Follow::Early { pieces, bytes, .. } => {
                 let kept = Kept::from(piece.content);
                 *bytes += kept.bytes();
                 pieces.push((piece.direction, piece.seq, kept));
                 if pieces.len() > MOST_EARLY || *bytes > MOST_EARLY_BYTES {
-                    self.follow = Follow::Lost;
+                    self.follow = Follow::LOST;
                 }
             }
             Follow::On(on) => {
@@ -179,7 +190,7 @@ impl Exchange {
     /// taken in: what is missing then never comes, and the connection is lost.
     pub fn state(&mut self, at: Position) -> State {
         let on = match &self.follow {
-            Follow::Lost => return State::Lost,
+            Follow::Lost(_) => return State::Lost,
             Follow::Not(other) => return State::Not(*other),
             Follow::Early { rest, .. } if *rest == at => return State::Resting,
             Follow::Early { .. } => return State::InProgress,
@@ -190,7 +201,7 @@ impl Exchange {
         };
         let tcp = seqs(base, at);
         if on.is_behind(tcp) {
-            self.follow = Follow::Lost;
+            self.follow = Follow::LOST;
             return State::Lost;
         }
         if !on.is_at(tcp) || !on.conversation.is_at_rest() {
@@ -202,9 +213,25 @@ impl Exchange {
         }
     }
 
-    /// Whether it is to be told when it is at rest; until then nothing of it is wanted.
+    /// Whether it is to be told when it is at rest. Until then no byte of it is wanted, but who speaks.
     pub fn is_lost(&self) -> bool {
-        matches!(self.follow, Follow::Lost | Follow::Not(_))
+        matches!(self.follow, Follow::Lost(_))
+    }
+
+    /// Whether nothing of it matters any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.follow, Follow::Not(_))
+    }
+
+    /// Whether the server was seen to speak last, where TCP is `at`. By data alone, so that what a
+    /// clock does not tell apart is told, and no acknowledgement is taken for a word.
+    pub fn server_spoke_last(&mut self, at: Position) -> bool {
+        match (&self.follow, self.base) {
+            (Follow::Lost(spoken), Some(base)) => {
+                spoken.last == Some(Direction::Out) && spoken.ends == seqs(base, at).map(Some)
+            }
+            _ => self.state(at) == State::Complete,
+        }
     }
 
     /// The sequence number before which no bytes are wanted, if there is one: there a long body ends.
@@ -248,18 +275,37 @@ impl Exchange {
 
     fn stop(&mut self, stop: Stop) {
         self.follow = match stop {
-            Stop::Lost => Follow::Lost,
+            Stop::Lost => Follow::LOST,
             Stop::Upgraded => Follow::Not(Other::Upgraded),
             Stop::Strange(beginning) => {
                 self.strange += 1;
                 match beginning {
-                    _ if self.strange < STRANGE => Follow::Lost,
+                    _ if self.strange < STRANGE => Follow::LOST,
                     Beginning::Http2 => Follow::Not(Other::Http2),
                     Beginning::Tls => Follow::Not(Other::Tls),
                     Beginning::Other => Follow::Not(Other::Unknown),
                 }
             }
         };
+    }
+}
+
+impl Follow {
+    const LOST: Self = Self::Lost(Spoken {
+        last: None,
+        ends: [None; 2],
+    });
+}
+
+impl Spoken {
+    fn take_in(&mut self, piece: Piece<'_>) {
+        let end = piece.seq.wrapping_add(piece.content.len());
+        let known = &mut self.ends[piece.direction as usize];
+        // What is sent again says nothing.
+        if known.is_none_or(|known| end.wrapping_sub(known) as i32 > 0) {
+            *known = Some(end);
+            self.last = Some(piece.direction);
+        }
     }
 }
 

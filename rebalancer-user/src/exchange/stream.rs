@@ -19,7 +19,7 @@ pub enum Content<'a> {
 }
 
 impl<'a> Content<'a> {
-    fn len(self) -> u32 {
+    pub(super) fn len(self) -> u32 {
         match self {
             Self::Present(bytes) => bytes.len() as u32,
             Self::Absent(length) => length,

@@ -253,6 +253,36 @@ fn what_nobody_asked_for_is_an_answer_to_something_before() {
     said.client(GET).is_complete_only_after(OK);
 }
 
+/// By its data: neither a clock nor an acknowledgement says it.
+#[test]
+fn who_spoke_last_is_seen() {
+    let mut exchange = Exchange::default();
+    let mut at = START;
+    let mut tell = |exchange: &mut Exchange, direction: Direction, length: u32, again: u32| {
+        let seq = seqs(BASE, at)[direction as usize].wrapping_sub(again);
+        match direction {
+            Direction::In => at.received += u64::from(length),
+            Direction::Out => at.acked += u64::from(length),
+        }
+        exchange.take_in(Piece {
+            direction,
+            seq,
+            content: Content::Absent(length + again),
+        });
+        exchange.server_spoke_last(at)
+    };
+    assert!(!tell(&mut exchange, Direction::In, 10, 0));
+    exchange.based(BASE);
+    assert!(tell(&mut exchange, Direction::Out, 10, 0));
+    assert!(tell(&mut exchange, Direction::In, 0, 1)); // a probe, an old segment
+    assert!(!tell(&mut exchange, Direction::In, 10, 0));
+    assert!(!tell(&mut exchange, Direction::Out, 0, 10)); // sent again
+    assert!(tell(&mut exchange, Direction::Out, 5, 10));
+    // Something that was not passed on.
+    at.received += 1;
+    assert!(!exchange.server_spoke_last(at));
+}
+
 /// What readers disagree about is not believed.
 #[test]
 fn odd_framing_is_refused() {

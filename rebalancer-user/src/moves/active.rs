@@ -280,6 +280,7 @@ impl Active {
         match judge(socket, idle_for) {
             Quiet::Yes => true,
             Quiet::No => false,
+            Quiet::Tie if inside.watches.server_spoke_last(self.id.cookie, socket) => true,
             Quiet::Tie => self
                 .server_spoke_last(socket, inside)
                 .unwrap_or_else(|error| {

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebalancer_common::Watched;
+use rebalancer_common::{Watched, listening};
 use rustix::io::Errno;
 
 use super::{
@@ -153,13 +153,19 @@ impl Watches {
         self.exchanges.get(&cookie).is_some_and(Exchange::is_lost)
     }
 
+    /// Whether its server was seen to speak last, where the socket is as it was looked at.
+    pub(super) fn server_spoke_last(&mut self, cookie: Cookie, socket: &Socket) -> bool {
+        let exchange = self.exchanges.get_mut(&cookie);
+        exchange.is_some_and(|exchange| exchange.server_spoke_last(position(socket)))
+    }
+
     /// What it receives and sends is passed on from now on. If it is at rest after that, tell
     /// [`Watches::rests`].
     pub(super) fn listen(&mut self, cookie: Cookie) -> bool {
         let watcher = self.watcher.as_mut();
         watcher.is_some_and(|watcher| {
             let listening = watcher.watched(cookie).map(|watched| Watched {
-                listening: 1,
+                listening: listening::BYTES,
                 skipping: [0; 2],
                 ..watched
             });
@@ -206,7 +212,13 @@ impl Watches {
 /// What is wanted of a connection now; what was found out stays.
 fn wanted(exchange: &Exchange, watched: Watched) -> Watched {
     let mut wanted = Watched {
-        listening: u32::from(!exchange.is_lost()),
+        listening: if exchange.is_over() {
+            listening::OFF
+        } else if exchange.is_lost() {
+            listening::LENGTHS
+        } else {
+            listening::BYTES
+        },
         skipping: [0; 2],
         ..watched
     };
@@ -381,11 +393,11 @@ mod tests {
         let mut pair = Pair::connect().unwrap();
         let cgroup = own_cgroup(&Cgroups::read()).unwrap();
         watcher.watch(pair.cookie, cgroup).unwrap();
-        let listening = Watched {
-            listening: 1,
+        let wanted = Watched {
+            listening: listening::BYTES,
             ..Watched::default()
         };
-        watcher.want(pair.cookie, listening).unwrap();
+        watcher.want(pair.cookie, wanted).unwrap();
         let sent: Vec<u8> = (0..LENGTH).map(|n| (n * 7 % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&sent).unwrap();

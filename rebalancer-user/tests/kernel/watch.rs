@@ -18,7 +18,7 @@ use xtask::lab::{Host, Lab};
 use crate::{
     cost::{program_of, runs},
     guards::refused,
-    moves::{QUIET, enforce, is_reset},
+    moves::{QUIET, enforce},
     server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to},
     support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, request, still_there},
 };
@@ -187,11 +187,12 @@ fn what_is_heard_to_be_answered_is_moved_and_nobody_else_pays() {
         request(&mut light, "/").unwrap();
     }
     assert_eq!(runs(program), so_far, "the light one is not heard");
-    request(&mut heavy, "/blob").unwrap();
-    let line = agent.wait_for_move();
+    let peer = heavy.local_addr().unwrap().to_string();
+    let line = talk(&mut agent, &mut heavy, |stream| {
+        request(stream, "/blob").map(drop)
+    });
     assert_eq!(line["outcome"], "reset", "{line}");
-    assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
-    assert!(is_reset(&mut heavy));
+    assert_eq!(line["peer"], peer);
     request(&mut light, "/").unwrap();
 }
 
