@@ -111,10 +111,11 @@ pub struct Live {
     pub rcv_nxt: u32,
     /// Next sequence number that the application will read.
     pub copied_seq: u32,
-    /// TCP timestamp of the last data sent that is acknowledged, as it was on the wire (RFC 7323).
+    /// TCP timestamp (RFC 7323) of the last data sent that is acknowledged, without the connection's
+    /// offset.
     pub sent_timestamp: u32,
-    /// The latest of our timestamps that the peer has echoed with data; pure acknowledgements may
-    /// raise it, never lower it. 0 without timestamps. Before `sent_timestamp`: the peer's last
+    /// The latest of our timestamps that the peer has echoed with data, likewise; pure
+    /// acknowledgements may raise it, never lower it. 0 without timestamps. Before `sent_timestamp`: the peer's last
     /// data was sent before it had our last data.
     pub echoed_timestamp: u32,
     /// Jiffies since data was last sent.

@@ -84,8 +84,6 @@ offsets! {
     /// When the first data of the window that is being measured was received, in microseconds: until
     /// a whole window was received, the first data at all.
     rcv_rtt_time: "tcp_sock", "rcv_rtt_est.time";
-    /// What is added to that clock to make a TCP timestamp.
-    tsoffset: "tcp_sock", "tsoffset";
     /// See [`crate::Live::echoed_timestamp`].
     rcv_rtt_last_tsecr: "tcp_sock", "rcv_rtt_last_tsecr";
     /// Whether TCP timestamps count microseconds instead of milliseconds, one bit: its offset is in

@@ -33,11 +33,11 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
         return Some(sums);
     }
     let place = key.place();
-    if PLACES.get_ptr(&place).is_none() {
+    if PLACES.get_ptr(place).is_none() {
         // Another CPU may be first.
         let _exists_already = PLACES.insert(place, 0, BPF_NOEXIST.into());
     }
-    let count = PLACES.get_ptr_mut(&place)?;
+    let count = PLACES.get_ptr_mut(place)?;
     // SAFETY: a live map value; a racing add only makes the cap late by a few.
     if unsafe { core::ptr::read_volatile(count) } >= ENDPOINTS_PER_PLACE {
         return None;

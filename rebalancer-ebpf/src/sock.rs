@@ -113,7 +113,6 @@ impl TcpSock {
         tcp_mstamp: u64;
         delivered_mstamp: u64;
         rcv_rtt_time: u64;
-        tsoffset: u32;
         rcv_rtt_last_tsecr: u32;
         data_segs_in: u32;
         data_segs_out: u32;
@@ -155,16 +154,16 @@ impl TcpSock {
         }
     }
 
-    /// TCP timestamp of the last data sent that is acknowledged, as it was on the wire.
+    /// TCP timestamp of the last data sent that is acknowledged, without the connection's offset: the
+    /// kernel takes that off an echoed one, too.
     #[inline(always)]
     pub(crate) fn sent_timestamp(self) -> u32 {
         let sent = self.first_tx_mstamp();
-        let ticks = if self.counts_microseconds() {
-            sent
+        if self.counts_microseconds() {
+            sent as u32
         } else {
-            sent / 1000
-        };
-        (ticks as u32).wrapping_add(self.tsoffset())
+            (sent / 1000) as u32
+        }
     }
 
     /// Whether a single segment with data was received, and data that is acknowledged was sent later.
