@@ -147,7 +147,7 @@ unsafe fn adopt(
     }
     let kind = match tcp.skc_state() {
         LISTEN => kind::LISTENER,
-        ESTABLISHED | CLOSE_WAIT if !mptcp => kind::CONNECTION,
+        ESTABLISHED | CLOSE_WAIT => kind::CONNECTION,
         _ => return None,
     };
     let settings = scope::settings()?;
@@ -157,7 +157,8 @@ unsafe fn adopt(
     if !scope::covers(settings, groups, tcp) || !scope::is_within(tcp, within) {
         return None;
     }
-    if kind == kind::CONNECTION && tcp.has_sent_syn() {
+    // An MPTCP socket does not tell; it is never moved, whoever opened it.
+    if kind == kind::CONNECTION && !mptcp && tcp.has_sent_syn() {
         return None; // it was opened from this side
     }
     // SAFETY: the socket of an open file.

@@ -14,7 +14,7 @@ pub(crate) struct Args {
 
 pub(super) fn run(arguments: &Args) -> Result<()> {
     super::measured::run(
-        "scale::held::held_connections_are_listed_in_short_reads",
+        "scale::held::held_connections_are_all_listed",
         &[
             ("REBALANCER_TEST_HELD", arguments.connections),
             ("REBALANCER_TEST_HELD_SECONDS", arguments.seconds),
