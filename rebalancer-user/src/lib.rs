@@ -1,11 +1,12 @@
 //! The rebalancer's node agent, as a library for its binary and its tests.
 //!
-//! The data's way: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it,
-//! [`plan`] decides by the [`policy`] what should be moved, [`moves`] moves it once its [`exchange`] is
-//! complete, [`counting`] counts
-//! what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins them in one loop,
-//! which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
+//! Data flow: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it, [`plan`]
+//! decides by the [`policy`] what should be moved, [`moves`] moves it once its [`exchange`] is complete,
+//! [`counting`] counts what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins
+//! them in one loop, which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
+//! [`abilities`] tries what of all this the kernel allows.
 
+pub mod abilities;
 pub mod agent;
 pub mod bpf;
 pub mod cli;

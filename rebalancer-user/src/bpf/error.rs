@@ -95,6 +95,16 @@ pub enum Error {
         /// Ours.
         expected: u32,
     },
+    /// The kernel does not load a program.
+    #[error(
+        "this kernel refuses the program {program}: {why}\n  remedy: `rebalancer doctor` tries all that is needed; a security policy may forbid it (lockdown, seccomp); else please report it with the output of `uname -a`"
+    )]
+    Refused {
+        /// Its name.
+        program: &'static str,
+        /// What the kernel said.
+        why: String,
+    },
     /// A call failed.
     #[error("{call}: {message}")]
     Call {
@@ -115,6 +125,47 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The verifier's log can be very long: its verdict is in the last line before its statistics. The
+    /// whole goes to the debug log.
+    pub(super) fn refused(program: &'static str, error: &io::Error, log: &str) -> Self {
+        tracing::debug!(program, log, "the verifier's log");
+        const STATISTICS: [&str; 3] = ["verification time", "stack depth", "processed "];
+        let is_verdict = |line: &&str| {
+            !line.trim().is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start))
+        };
+        let verdict = log.lines().rfind(is_verdict);
+        let why = match verdict {
+            Some(verdict) => format!("{error}: {}", verdict.trim()),
+            None => format!("{error}, without a word of its verifier"),
+        };
+        Self::Refused { program, why }
+    }
+}
+
 fn named(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_the_verifiers_verdict_and_not_its_log() {
+        let error = io::Error::from_raw_os_error(libc::EACCES);
+        let log = "0: R1=ctx() R10=fp0\n37: (85) call bpf_skc_to_mptcp_sock#196\n\
+                   R1 type=ptr_ expected=sock_common\nverification time 347 usec\n\
+                   stack depth 216+0+0\nprocessed 34 insns (limit 1000000)\n";
+        let said = Error::refused("walk", &error, log).to_string();
+        assert!(
+            said.starts_with(
+                "this kernel refuses the program walk: Permission denied (os error 13): \
+                 R1 type=ptr_ expected=sock_common\n"
+            ),
+            "{said}"
+        );
+        let said = Error::refused("walk", &error, "").to_string();
+        assert!(said.contains("without a word"), "{said}");
+    }
 }

@@ -94,7 +94,8 @@ impl EmptyEndpoints {
     }
 }
 
-fn remove_endpoints(pins: &Path, gone: &BTreeSet<EndpointKey>) -> Result<(), Error> {
+/// Removes these endpoints, and counts those that are left at each place.
+pub fn remove_endpoints(pins: &Path, gone: &BTreeSet<EndpointKey>) -> Result<(), Error> {
     let failed = |e: MapError| Error::call("removing from the endpoints map", e);
     let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> =
         pinned(pins, names::ENDPOINTS)?.try_into().map_err(failed)?;

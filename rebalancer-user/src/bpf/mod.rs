@@ -26,7 +26,9 @@ pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
 pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use log::KernelLog;
-pub use maps::{EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults};
+pub use maps::{
+    EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults, remove_endpoints,
+};
 pub use messages::MessageCounter;
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]

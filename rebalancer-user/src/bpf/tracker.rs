@@ -354,7 +354,13 @@ pub(super) fn load_iterator<'a>(
 
 /// An error of one step with one program.
 pub(super) fn failed(program: &'static str) -> impl Fn(&str, anyhow::Error) -> Error {
-    move |step, e| Error::call(format!("{step} the program {program}"), e)
+    move |step, e| match e.downcast_ref() {
+        Some(ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        }) => Error::refused(program, io_error, &verifier_log.to_string()),
+        _ => Error::call(format!("{step} the program {program}"), e),
+    }
 }
 
 /// Ports and cgroups first: what is looked up in them only counts once the settings say so.

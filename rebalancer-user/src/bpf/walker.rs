@@ -149,6 +149,11 @@ impl Walker {
         self.tick.saturating_mul(jiffies)
     }
 
+    /// Whether the kernel leads a walk over one process alone.
+    pub fn walks_one_process(&self) -> bool {
+        self.own.is_some()
+    }
+
     /// Walks over all processes.
     pub fn walk(&mut self, adopt: Adopt) -> Result<Pass, Error> {
         let started = cpu_time();

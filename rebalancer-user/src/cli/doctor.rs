@@ -7,16 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
-    bpf::{self, Kernel, Tracker, Walker},
-    counting::{self, Fionread},
-    moves::{self, Mechanism, probe},
-    pair::Pair,
+    abilities::{self, Ability, Tried},
+    bpf::{self, Kernel, Walker},
 };
 
 /// Check what this node has and lacks, with a remedy for each lack.
@@ -117,11 +115,15 @@ impl Doctor {
             Ok(kernel) => {
                 findings.push(ok("BTF", "every structure that is read was found"));
                 // Once, for all that is tried on it.
-                let attached = attach_for_the_call(Arc::new(kernel), &self.kernel);
-                let attached = &mut attached.map_err(|error| format!("{error:#}"));
-                findings.push(self.recording(attached));
-                findings.push(hearing(attached));
-                findings.push(counting(attached));
+                match attach_for_the_call(Arc::new(kernel), &self.kernel) {
+                    Ok((_own, mut walker)) => findings.extend(self.tracking(&mut walker)),
+                    Err(error) => findings.push(lacks(
+                        Level::Failed,
+                        Ability::Recording.name(),
+                        format!("{error:#}"),
+                        Ability::Recording.remedy(),
+                    )),
+                }
             }
             Err(error) => findings.push(lacks(
                 Level::Failed,
@@ -130,7 +132,7 @@ impl Doctor {
                 "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             )),
         }
-        findings.extend(mechanisms());
+        findings.extend(resets());
         findings.extend(yama());
         findings.push(self.agent());
         findings
@@ -171,32 +173,29 @@ impl Doctor {
         })
     }
 
-    /// A connection of our own must get a record.
-    fn recording(&self, attached: &mut Attached) -> Finding {
-        const WHAT: &str = "recording";
-        let mut tried = || -> anyhow::Result<()> {
-            let pair = Pair::connect()?;
-            match walker(attached)?.find(pair.cookie)? {
-                Some(_) => Ok(()),
-                None => bail!("a connection that was accepted has no record"),
-            }
-        };
-        match tried() {
-            Ok(()) => ok(WHAT, "a connection of our own was recorded and listed"),
-            // Below another cgroup than ours, our own connection is none of theirs.
-            Err(error) if self.kernel.cgroup.is_some() => lacks(
+    /// What can be done with connections of our own.
+    fn tracking(&self, walker: &mut Walker) -> Vec<Finding> {
+        let mut findings = match abilities::try_tracking(walker) {
+            Ok(tried) => tried.iter().map(finding).collect(),
+            Err(error) => vec![lacks(
                 Level::Warning,
-                WHAT,
-                format!("{error:#}"),
-                "means nothing if this process is not below --cgroup",
-            ),
-            Err(error) => lacks(
-                Level::Failed,
-                WHAT,
-                format!("{error:#}"),
-                "the finding above says what is missing; if none does, please report this",
-            ),
+                Ability::Recording.name(),
+                format!("no connection of our own can be made to try it on: {error}"),
+                "bring the loopback interface up",
+            )],
+        };
+        if self.kernel.cgroup.is_some() {
+            // Below another cgroup than ours, our own connection is none of theirs.
+            for finding in &mut findings {
+                if finding.level == Level::Failed {
+                    finding.level = Level::Warning;
+                    finding.remedy = Some("means nothing if this process is not below --cgroup");
+                }
+            }
         }
+        findings.push(finding(&abilities::try_hearing(walker)));
+        findings.push(finding(&abilities::try_counting(walker)));
+        findings
     }
 
     fn agent(&self) -> Finding {
@@ -219,73 +218,25 @@ impl Doctor {
     }
 }
 
-/// Our own records and their reader, or why there are none.
-type Attached = Result<(Tracker, Walker), String>;
-
-fn walker(attached: &mut Attached) -> anyhow::Result<&mut Walker> {
-    match attached {
-        Ok((_own, walker)) => Ok(walker),
-        Err(why) => Err(anyhow!("{why}")),
+fn finding(tried: &Tried) -> Finding {
+    let name = tried.ability.name();
+    match &tried.seen {
+        Ok(seen) => ok(name, seen.clone()),
+        Err(why) => {
+            let level = if tried.ability.is_needed() {
+                Level::Failed
+            } else {
+                Level::Warning
+            };
+            lacks(level, name, why.clone(), tried.ability.remedy())
+        }
     }
 }
 
-/// A request of our own must be heard to be answered.
-fn hearing(attached: &mut Attached) -> Finding {
-    const WHAT: &str = "hearing";
-    let heard = walker(attached).and_then(|walker| {
-        moves::probe_hearing(walker.kernel(), walker.pins()).map_err(anyhow::Error::msg)
-    });
-    match heard {
-        Ok(()) => ok(WHAT, "a request of our own was heard to be answered"),
-        Err(error) => lacks(
-            Level::Warning,
-            WHAT,
-            format!("{error:#}"),
-            "only rules with a sessionState move any connection",
-        ),
-    }
-}
-
-/// A send of our own must be counted, and FIONREAD stay what it is.
-fn counting(attached: &mut Attached) -> Finding {
-    const WHAT: &str = "counting sends";
-    let tried = walker(attached).and_then(counting::probe);
-    match tried {
-        Ok(Fionread::Right) => ok(WHAT, "a send of our own was counted by sk_msg"),
-        Ok(Fionread::Wrong) => lacks(
-            Level::Warning,
-            WHAT,
-            "sk_msg works, but FIONREAD is 0 on a counted socket with data: nginx hangs in uploads",
-            "only rules with `count` need it, and go without; see --count-despite-fionread",
-        ),
-        Err(error) => lacks(
-            Level::Warning,
-            WHAT,
-            format!("{error:#}"),
-            "only rules with `count` need it; use a kernel with CONFIG_NET_SOCK_MSG=y",
-        ),
-    }
-}
-
+/// Only told: what it can do is tried.
 fn kernel_version() -> Finding {
-    let release = rustix::system::uname()
-        .release()
-        .to_string_lossy()
-        .into_owned();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|n| n.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    match version {
-        v if v >= (6, 12) => ok("kernel", release),
-        v if v >= (5, 15) => lacks(
-            Level::Warning,
-            "kernel",
-            release,
-            "before 6.12 the close of a connection older than the agent is not seen, only that it is gone",
-        ),
-        _ => lacks(Level::Failed, "kernel", release, "use Linux 5.15 or later"),
-    }
+    let name = rustix::system::uname();
+    ok("kernel", name.release().to_string_lossy())
 }
 
 fn capabilities() -> Finding {
@@ -340,36 +291,17 @@ fn cgroup_namespace() -> Finding {
 }
 
 /// Each way to reset, tried; the first that works is the one in use.
-fn mechanisms() -> Vec<Finding> {
-    let mut in_use = false;
-    let mut findings: Vec<Finding> = Vec::new();
-    for mechanism in Mechanism::ALL {
-        let what = match mechanism {
-            Mechanism::SockDestroy => "reset by SOCK_DESTROY",
-            Mechanism::Abort => "reset by the server's descriptor",
-            Mechanism::Raw => "reset by a raw segment",
-        };
-        findings.push(match probe(mechanism) {
-            Ok(()) if !in_use => {
-                in_use = true;
-                ok(what, "works: this one is used")
-            }
-            Ok(()) => ok(what, "works"),
-            Err(why) => lacks(
-                Level::Warning,
-                what,
-                why,
-                "not needed while another one works; SOCK_DESTROY needs CONFIG_INET_DIAG_DESTROY=y",
-            ),
-        });
-    }
-    if !in_use {
-        findings.push(lacks(
+fn resets() -> Vec<Finding> {
+    let tried = abilities::try_resets();
+    let mut findings: Vec<Finding> = tried.iter().map(finding).collect();
+    match tried.iter().position(Tried::works) {
+        Some(first) => findings[first].found = "works: this one is used".to_owned(),
+        None => findings.push(lacks(
             Level::Failed,
             "moves",
             "no way to reset a connection works here",
             "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then the agent only does dry runs",
-        ));
+        )),
     }
     findings
 }

@@ -1,0 +1,221 @@
+//! What this kernel and this process can do, tried on connections of our own and never judged by a
+//! version: distributions carry features back, and security policies take them away.
+
+use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _, thread, time::Duration};
+
+use rebalancer_common::{EndpointKey, EndpointSums, Fault};
+use rustix::net::connect_unspec;
+
+use crate::{
+    bpf::{self, Walker, read_endpoints, read_faults},
+    counting::{self, Fionread},
+    moves::{self, Mechanism},
+    pair::Pair,
+};
+
+/// Something that may be possible here, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    /// A connection gets a record when it is accepted, and the walk finds it.
+    Recording,
+    /// A connection's close is seen, and its bytes are added up.
+    SeeingCloses,
+    /// The walk can be led over one process alone.
+    WalkingOneProcess,
+    /// What a victim and its server say is heard, so that HTTP/1 is moved between two exchanges.
+    Hearing,
+    /// The sends of a connection are counted.
+    CountingSends,
+    /// A connection is reset.
+    Reset(Mechanism),
+}
+
+/// An ability and what came of trying it.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// What was tried.
+    pub ability: Ability,
+    /// What was seen, or why it does not work.
+    pub seen: Result<String, String>,
+}
+
+impl Ability {
+    /// A few words, stable.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Recording => "recording",
+            Self::SeeingCloses => "seeing closes",
+            Self::WalkingOneProcess => "walking one process",
+            Self::Hearing => "hearing",
+            Self::CountingSends => "counting sends",
+            Self::Reset(Mechanism::SockDestroy) => "reset by SOCK_DESTROY",
+            Self::Reset(Mechanism::Abort) => "reset by the server's descriptor",
+            Self::Reset(Mechanism::Raw) => "reset by a raw segment",
+        }
+    }
+
+    /// Whether the agent cannot run without it.
+    pub fn is_needed(self) -> bool {
+        self == Self::Recording
+    }
+
+    /// What is done without it, and what would enable it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Recording => {
+                "nothing is tracked without it; needs CONFIG_CGROUP_BPF, BTF, and that iter/task_file \
+                 and sock_ops programs may be loaded"
+            }
+            Self::SeeingCloses => {
+                "a connection is closed once the walk finds it no more, and its last bytes are not \
+                 summed; see whether another sock_ops program clears callbacks"
+            }
+            Self::WalkingOneProcess => {
+                "each pass walks over all processes, and who spoke last is asked at that price; \
+                 Linux 6.1 has it"
+            }
+            Self::Hearing => {
+                "only rules with a sessionState move any connection; needs socket filters and \
+                 cgroup_skb programs, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
+            }
+            Self::CountingSends => {
+                "only rules with `count` need it, and go without; needs CONFIG_NET_SOCK_MSG, see \
+                 --count-despite-fionread"
+            }
+            Self::Reset(Mechanism::SockDestroy) => {
+                "the next way is used; needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
+            }
+            Self::Reset(Mechanism::Abort) => {
+                "the next way is used; needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
+            }
+            Self::Reset(Mechanism::Raw) => "needs CAP_NET_RAW; without any way nothing is moved",
+        }
+    }
+}
+
+impl Tried {
+    fn new(ability: Ability, seen: Result<String, String>) -> Self {
+        Self { ability, seen }
+    }
+
+    /// Whether it works.
+    pub fn works(&self) -> bool {
+        self.seen.is_ok()
+    }
+}
+
+/// Tries what tracking stands on: `walker` reads records of loopback connections too, from everywhere.
+///
+/// # Errors
+/// No connection of our own could be made to try it on.
+pub fn try_tracking(walker: &mut Walker) -> io::Result<Vec<Tried>> {
+    let pair = Pair::connect()?;
+    let port = pair.server.local_addr()?.port();
+    let recorded = recorded(walker, &pair);
+    let works = recorded.is_ok();
+    let mut tried = vec![Tried::new(Ability::Recording, recorded)];
+    if works {
+        connect_unspec(&pair.server)?;
+        tried.push(Tried::new(Ability::SeeingCloses, closed(walker, port)));
+        let one = if walker.walks_one_process() {
+            Ok("the walk was led over this process alone".to_owned())
+        } else {
+            Err("this kernel does not link an iterator to one process".to_owned())
+        };
+        tried.push(Tried::new(Ability::WalkingOneProcess, one));
+    }
+    drop(pair);
+    // What was tried here is nobody's endpoint.
+    let is_ours = |key: &EndpointKey| key.port == port && !works_for_others(walker, key);
+    if let Ok(endpoints) = read_endpoints(walker.pins()) {
+        let ours = endpoints.into_keys().filter(is_ours).collect();
+        // It would be forgotten a minute later.
+        let _stays = bpf::remove_endpoints(walker.pins(), &ours);
+    }
+    Ok(tried)
+}
+
+/// Whether more than the one connection that was tried was accepted there.
+fn works_for_others(walker: &Walker, key: &EndpointKey) -> bool {
+    read_endpoints(walker.pins())
+        .is_ok_and(|all| all.get(key).is_some_and(|sums| sums.accepted > 1))
+}
+
+fn recorded(walker: &mut Walker, pair: &Pair) -> Result<String, String> {
+    let live = walker
+        .read_own(pair.cookie, pair.server.as_fd())
+        .map_err(|e| e.to_string())?;
+    match live {
+        Some(_) => Ok("a connection of our own was recorded and found by the walk".to_owned()),
+        None => Err(format!(
+            "a connection of our own was accepted and has no record{}",
+            why_no_record(&read_faults(walker.pins()).unwrap_or_default())
+        )),
+    }
+}
+
+fn why_no_record(faults: &BTreeMap<Fault, u64>) -> String {
+    let mut why = String::new();
+    for fault in faults.keys() {
+        why.push_str("; ");
+        why.push_str(fault.text());
+    }
+    // Since 7.2 socket storage takes its memory from where it needs that instruction.
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let no_cx16 = info.contains("flags") && !info.contains("cx16");
+    if faults.contains_key(&Fault::StorageFailed) && no_cx16 {
+        why.push_str("; this CPU has no cmpxchg16b, which socket storage needs from Linux 7.2 on");
+    }
+    why
+}
+
+/// The callback comes while the socket is closed, but endpoints are read a moment later.
+fn closed(walker: &Walker, port: u16) -> Result<String, String> {
+    const TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(5);
+    let is_closed =
+        |(key, sums): (&EndpointKey, &EndpointSums)| key.port == port && sums.closed > 0;
+    for _ in 0..TRIES {
+        let endpoints = read_endpoints(walker.pins()).map_err(|e| e.to_string())?;
+        if endpoints.iter().any(is_closed) {
+            return Ok("the close of a connection of our own was seen".to_owned());
+        }
+        thread::sleep(PAUSE);
+    }
+    Err("the close of a connection of our own was not seen".to_owned())
+}
+
+/// Tries whether what a victim says is heard.
+pub fn try_hearing(walker: &Walker) -> Tried {
+    let heard = moves::probe_hearing(walker.kernel(), walker.pins());
+    let seen = heard.map(|()| {
+        "an exchange of our own was heard to be over; one program runs per packet of a connection \
+         that is about to be moved, and of its cgroup's while it is"
+            .to_owned()
+    });
+    Tried::new(Ability::Hearing, seen)
+}
+
+/// Tries whether sends are counted, and a server sees no difference.
+pub fn try_counting(walker: &mut Walker) -> Tried {
+    let seen = match counting::probe(walker) {
+        Ok(Fionread::Right) => {
+            Ok("a send of our own was counted, at about half a microsecond".to_owned())
+        }
+        Ok(Fionread::Wrong) => Err(
+            "FIONREAD is 0 on a counted socket with data, so that nginx hangs in uploads"
+                .to_owned(),
+        ),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    Tried::new(Ability::CountingSends, seen)
+}
+
+/// Tries each way to reset a connection, the best first.
+pub fn try_resets() -> Vec<Tried> {
+    let one = |mechanism| {
+        let seen = moves::probe(mechanism).map(|()| "works".to_owned());
+        Tried::new(Ability::Reset(mechanism), seen)
+    };
+    Mechanism::ALL.map(one).to_vec()
+}
