@@ -57,6 +57,7 @@ use self::{
     unnamed::Unnamed,
 };
 use crate::{
+    abilities::{Tried, try_hearing, try_tracking},
     bpf::{
         self, Adopt, CgroupPaths, CgroupTree, EmptyEndpoints, Inherited, Kernel, KernelLog,
         Lifetime, Tracker, Walker, Watcher,
@@ -272,11 +273,12 @@ impl Agent {
         let kernel = Arc::new(Kernel::read()?);
         let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
         let scope = Scope::of(&policy);
+        let wanted = scope.tracking(&policy, &read_cgroups(&policy, &cgroups));
         let mut tracker = Tracker::start(
             &kernel,
             &options.pins,
             options.cgroup.as_deref(),
-            scope.tracking(&policy, &read_cgroups(&policy, &cgroups)),
+            wanted.to_try(),
             Lifetime::Pins,
         )?;
         if let Inherited::Replaced(why) = tracker.inherited() {
@@ -286,6 +288,8 @@ impl Agent {
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
         let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
+        let lacks = abilities(&mut walker, options.cgroup.is_some())?;
+        tracker.track(wanted)?;
         let adopted = walker.adopt(tracker.within()?, room(&policy, 0))?;
         let mut mode = options.mode;
         let mechanism = mechanism(options.mechanism);
@@ -304,6 +308,7 @@ impl Agent {
             options.policy_file.display().to_string(),
             options.mode,
             mechanism,
+            lacks,
             &tracker,
         );
         standing.mover_signs(MoverSigns::of(mover.as_ref(), 0));
@@ -748,6 +753,33 @@ fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
         warn!(%error, "no connection can be heard: only rules with a sessionState move any");
     });
     opened.ok()
+}
+
+/// What this node lacks, by ability, each with why: what tracking and moving stand on is tried on
+/// connections of our own. Below another `cgroup` they are not recorded, and so not tried.
+///
+/// # Errors
+/// It lacks what the agent cannot run without.
+fn abilities(walker: &mut Walker, cgroup: bool) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut tried = Vec::new();
+    if !cgroup {
+        match try_tracking(walker) {
+            Ok(tracking) => tried.extend(tracking),
+            Err(error) => warn!(%error, "no connection of our own can be made to try tracking on"),
+        }
+    }
+    tried.push(try_hearing(walker));
+    let mut lacks = BTreeMap::new();
+    for Tried { ability, seen } in tried {
+        let Err(why) = seen else { continue };
+        if ability.is_needed() {
+            anyhow::bail!("{}: {why}\n  remedy: {}", ability.name(), ability.remedy());
+        }
+        let (name, without) = (ability.name(), ability.remedy());
+        warn!(ability = name, why, without, "this node lacks an ability");
+        lacks.insert(name.to_owned(), why);
+    }
+    Ok(lacks)
 }
 
 /// How this node resets, `forced` or found; `None`, and why, if it cannot.

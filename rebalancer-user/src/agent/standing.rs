@@ -42,6 +42,8 @@ pub(super) struct Standing {
     refused: Option<RefusedStatus>,
     flag: Mode,
     mechanism: Option<Mechanism>,
+    /// Abilities that this node lacks, each with why.
+    lacks: BTreeMap<String, String>,
     pods_without_names: bool,
     pins: String,
     cgroup: String,
@@ -67,6 +69,7 @@ impl Standing {
         policy_file: String,
         flag: Mode,
         mechanism: Option<Mechanism>,
+        lacks: BTreeMap<String, String>,
         tracker: &Tracker,
     ) -> Self {
         let endpoints_most = bpf::endpoints_capacity(tracker.pins());
@@ -84,6 +87,7 @@ impl Standing {
             flag,
             mechanism,
             pods_without_names: false,
+            lacks,
             pins: tracker.pins().display().to_string(),
             cgroup: tracker.cgroup().display().to_string(),
             attached_again: 0,
@@ -304,6 +308,7 @@ impl Standing {
                 refused: self.faults.get(&Fault::OverCap).copied().unwrap_or(0),
             },
             kernel_faults: self.faults.iter().map(fault).collect(),
+            lacks: self.lacks.clone(),
             budgets,
             ramps: policy.rules().iter().filter_map(ramp).collect(),
             max_in_flight: budget.max_in_flight().get().into(),

@@ -44,6 +44,18 @@ pub struct Tracking {
     pub cgroups: Option<BTreeMap<CgroupId, u32>>,
 }
 
+impl Tracking {
+    /// The same without what leaves connections out, to try recording on one of our own.
+    pub fn to_try(&self) -> Self {
+        Self {
+            loopback: true,
+            only_ports: None,
+            cgroups: None,
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for Tracking {
     fn default() -> Self {
         Self {

@@ -59,6 +59,9 @@ pub struct Status {
     pub capacity: CapacityStatus,
     /// What went wrong in the kernel half since tracking began, by kind.
     pub kernel_faults: BTreeMap<String, u64>,
+    /// Abilities that this node lacks, as tried when the agent started, each with why.
+    #[serde(default)]
+    pub lacks: BTreeMap<String, String>,
     /// The budgets, of the mode in effect first.
     pub budgets: Vec<BudgetStatus>,
     /// Rules that have only a part of the budgets yet, as they have not been enforced for long.
@@ -349,6 +352,12 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     let text = format!("{max_per_endpoint} connections for each endpoint, {refused} refused by it");
     line("capacity", text)?;
     line("faults", sums(&status.kernel_faults, "none"))?;
+    for (ability, why) in &status.lacks {
+        line(
+            "lacks",
+            format!("{ability}: {why} (see `rebalancer doctor`)"),
+        )?;
+    }
     if let Some(pass) = &status.last_pass {
         line("spared", sums(&pass.spared, "none"))?;
         line(
