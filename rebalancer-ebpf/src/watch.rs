@@ -59,7 +59,7 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let watched = WATCHED.get_ptr_mut(cookie)?;
     if matches!(direction, Direction::Out) {
         // SAFETY: the program's own context, and a value of the map.
-        unsafe { base(skb, watched)? };
+        let _later = unsafe { base(skb, watched) };
     }
     // SAFETY: a value of the map.
     let wanted = unsafe { *watched };
