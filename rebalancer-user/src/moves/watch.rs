@@ -342,7 +342,10 @@ impl Own {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, net::TcpStream};
+    use std::{
+        fs::File,
+        net::{Ipv6Addr, TcpListener, TcpStream},
+    };
 
     use rustix::fs::sendfile;
 
@@ -388,9 +391,22 @@ mod tests {
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn all_bytes_of_both_directions_are_passed_on() {
-        const LENGTH: usize = 1 << 20;
         let (_tracker, mut watcher) = watcher();
-        let mut pair = Pair::connect().unwrap();
+        all_bytes_are_passed_on(&mut watcher, Pair::connect().unwrap());
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let cookie = Cookie(rustix::net::sockopt::socket_cookie(&server).unwrap());
+        let pair = Pair {
+            client,
+            server,
+            cookie,
+        };
+        all_bytes_are_passed_on(&mut watcher, pair);
+    }
+
+    fn all_bytes_are_passed_on(watcher: &mut Watcher, mut pair: Pair) {
+        const LENGTH: usize = 1 << 20;
         let cgroup = own_cgroup(&Cgroups::read()).unwrap();
         watcher.watch(pair.cookie, cgroup).unwrap();
         let wanted = Watched {
@@ -419,13 +435,13 @@ mod tests {
             let mut got = vec![0; LENGTH];
             for part in got.chunks_mut(64 << 10) {
                 pair.client.read_exact(part).unwrap();
-                take(&mut watcher);
+                take(watcher);
             }
             assert!(got == sent);
         });
         pair.client.write_all(&sent[..100_000]).unwrap();
         pair.server.read_exact(&mut vec![0; 100_000]).unwrap();
-        take(&mut watcher);
+        take(watcher);
         let watched = watcher.watched(pair.cookie).unwrap();
         assert_eq!(watched.based, 1);
         for (direction, expected) in [&sent[..100_000], &sent].into_iter().enumerate() {
