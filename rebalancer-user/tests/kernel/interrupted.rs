@@ -158,6 +158,9 @@ fn a_connection_in_a_namespace_that_no_process_is_in_is_spared() {
     let (mut server, _): (TcpStream, _) = listener.accept().unwrap();
     client.write_all(b"f").unwrap();
     server.read_exact(&mut [0]).unwrap();
+    // It is quiet, and who holds it is looked at.
+    server.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
     wait_until_under_way(&mut agent);
     drop(lab);
     let line = agent.wait_for_move();
