@@ -1,7 +1,11 @@
 //! What balance moves, and what it leaves: a hot endpoint sheds its excess and no more, and stops
 //! where that does not help.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_user::{
@@ -110,6 +114,9 @@ struct Cluster {
     endpoints: u32,
     /// What the third endpoint is, if it is another.
     dead: Option<u32>,
+    interval: u64,
+    /// Moves of which it is heard only after the next listing.
+    unheard: Option<Vec<Cookie>>,
     live: Vec<Connection>,
     now: u64,
     next: u64,
@@ -126,6 +133,8 @@ impl Cluster {
             ledger: Ledger::default(),
             endpoints: loads.len() as u32,
             dead: None,
+            interval: 60 * SECOND,
+            unheard: None,
             next: live.len() as u64 + 1,
             live,
             now: HOUR,
@@ -154,19 +163,28 @@ impl Cluster {
 
     /// Lists, decides and moves; each moved client comes to where `place` says.
     fn step(&mut self, mut place: impl FnMut(&mut Self, &Move) -> Option<u32>) -> Plan {
-        self.now += 60 * SECOND;
+        self.now += self.interval;
         let listed = self.snapshot();
         self.ledger.observe(&self.policy, &listed);
         let plan = decide(&self.policy, &listed, &self.ledger, listed.taken);
+        let waited = Duration::from_nanos(self.interval / 100);
+        for cookie in self.unheard.iter_mut().flat_map(std::mem::take) {
+            self.ledger
+                .ended_after(cookie, Outcome::Reset, waited, listed.taken);
+        }
         for chosen in plan.moves() {
             self.ledger.started(chosen, listed.taken);
-            self.ledger
-                .ended(chosen.cookie(), Outcome::Reset, listed.taken);
+            match &mut self.unheard {
+                Some(unheard) => unheard.push(chosen.cookie()),
+                None => self
+                    .ledger
+                    .ended(chosen.cookie(), Outcome::Reset, listed.taken),
+            }
             self.live.retain(|c| c.cookie != chosen.cookie());
             let Some(netns) = place(self, chosen) else {
                 continue;
             };
-            let opened = KernelTime(self.now + SECOND);
+            let opened = KernelTime(self.now + self.interval / 60);
             let again = Connection {
                 opened,
                 endpoint: at(netns),
@@ -361,6 +379,31 @@ fn it_converges_in_three_rounds_with_little_more_than_the_least() {
     println!("{RUNS} runs: moves ÷ least {ratio:.3}, {slow} took more than three rounds");
     assert!((0.97..1.05).contains(&ratio), "{ratio}");
     assert!(slow <= 1, "{slow}");
+}
+
+/// The agent's loop is busy while it lists: its clients are listed again before it hears that they were
+/// moved.
+#[test]
+fn it_comes_to_its_stop_also_where_outcomes_are_heard_late() {
+    for seed in 1..=60 {
+        let fields = "balance: {tolerance: 20%}";
+        let mut cluster = Cluster::new(policy(fields), &[300, 0, 0], seed * 7919);
+        (cluster.interval, cluster.unheard) = (SECOND / 2, Some(Vec::new()));
+        // Those that have just come are left until they are ten seconds old.
+        for _ in 0..50 {
+            cluster.step(Cluster::by_chance);
+        }
+        let loads = cluster.loads();
+        assert!(loads.iter().all(|load| *load <= 120), "{seed}: {loads:?}");
+        let listed = cluster.snapshot();
+        let plan = decide(&cluster.policy, &listed, &cluster.ledger, listed.taken);
+        assert_eq!(plan.balanced()[0].facts.unwrap().sum.total, 300);
+        let moves = cluster.moves;
+        for _ in 0..40 {
+            cluster.step(Cluster::by_chance);
+        }
+        assert_eq!(cluster.moves, moves, "no move while balanced");
+    }
 }
 
 #[test]

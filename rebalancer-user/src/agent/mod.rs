@@ -597,7 +597,8 @@ impl Agent {
         report::moved(chosen, &outcome, waited);
         self.announce.ended(chosen, &outcome);
         self.standing.ended(chosen, step, &outcome, waited);
-        self.ledger.ended(chosen.cookie(), outcome, self.now);
+        self.ledger
+            .ended_after(chosen.cookie(), outcome, waited, self.now);
         self.for_next.changed();
     }
 

@@ -60,6 +60,8 @@ pub struct Effort {
     pub lacked: KernelTime,
     /// What the emptiest lacked at the start, or later if that was more; in millionths of the mean.
     pub missing: u64,
+    /// When that start was.
+    pub since: KernelTime,
     /// Moves since then.
     pub moves: u64,
     /// What they counted for, in millionths of the mean.
@@ -119,6 +121,7 @@ impl Effort {
             endpoints: ready.endpoints.clone(),
             siblings: ready.siblings,
             lacked: now,
+            since: now,
             missing: ready.missing,
             last: now,
             ..Self::default()
@@ -131,7 +134,7 @@ impl Effort {
         let is_held = self.held_until != KernelTime::default();
         let is_new = ready.siblings > self.siblings || !ready.endpoints.is_subset(&self.endpoints);
         if is_held && is_new && self.holds == 1 && !self.again {
-            self.start(missing);
+            self.start(missing, now);
         }
         let same = ready.siblings == self.siblings && ready.endpoints == self.endpoints;
         let tells = same || now.since(self.lacked) >= FLAPS;
@@ -142,15 +145,15 @@ impl Effort {
             (self.siblings, self.lacked) = (ready.siblings, now);
         }
         if halved {
-            self.start(missing);
+            self.start(missing, now);
             (self.again, self.holds) = (false, 0);
         } else if is_held && now >= self.held_until {
-            self.start(missing);
+            self.start(missing, now);
             self.again = true;
         } else if is_held {
             return None;
         } else if self.again && self.moves > 0 && eighth {
-            self.start(missing);
+            self.start(missing, now);
             self.again = false;
         }
         self.missing = self.missing.max(missing);
@@ -163,7 +166,8 @@ impl Effort {
         Some(lasts)
     }
 
-    fn start(&mut self, missing: u64) {
+    fn start(&mut self, missing: u64, now: KernelTime) {
+        self.since = now;
         (self.moves, self.moved, self.largest) = (0, 0, 0);
         self.held_until = KernelTime::default();
         self.missing = missing;
@@ -180,7 +184,11 @@ impl Effort {
         self.missing / (MEAN / 100)
     }
 
-    fn count(&mut self, share: u64) {
+    /// A move that had ended before the start has its part in how it stood then.
+    fn count(&mut self, share: u64, ended: KernelTime) {
+        if ended < self.since {
+            return;
+        }
         self.moves = self.moves.saturating_add(1);
         self.moved = self.moved.saturating_add(share);
         self.largest = self.largest.max(share);
@@ -256,9 +264,15 @@ impl Efforts {
     }
 
     /// A move that balance chose has ended a connection of this share of the mean.
-    pub(super) fn count(&mut self, rule: &RuleName, group: &Arc<Group>, share: u64) {
+    pub(super) fn count(
+        &mut self,
+        rule: &RuleName,
+        group: &Arc<Group>,
+        share: u64,
+        ended: KernelTime,
+    ) {
         if let Some(effort) = self.all.get_mut(&(rule.clone(), Arc::clone(group))) {
-            effort.count(share);
+            effort.count(share, ended);
         }
     }
 
@@ -321,6 +335,7 @@ mod tests {
     use super::*;
 
     const MINUTE: u64 = 60_000_000_000;
+    const LATER: KernelTime = KernelTime(u64::MAX);
 
     fn effort() -> Effort {
         Effort {
@@ -342,7 +357,7 @@ mod tests {
     /// Moves of a hundredth of the mean each until it holds, and for how many minutes.
     fn held_after(effort: &mut Effort, missing: u64, now: KernelTime) -> (u64, u64) {
         for _ in 0..10_000 {
-            effort.count(MEAN / 100);
+            effort.count(MEAN / 100, LATER);
             if let Some(lasts) = effort.observe(&ready(missing), now) {
                 return (effort.moves, lasts.as_secs() / 60);
             }
@@ -358,7 +373,7 @@ mod tests {
             ..ready(0)
         };
         for minute in 0..471 {
-            effort.count(MEAN / 100);
+            effort.count(MEAN / 100, LATER);
             let flaps = if minute % 4 == 3 { &two } else { &ready(MEAN) };
             let held = effort.observe(flaps, KernelTime(minute * MINUTE));
             assert_eq!(held.is_some(), minute == 470, "{minute}");
@@ -383,7 +398,7 @@ mod tests {
         assert_eq!(effort.observe(&more(4), now), None);
         assert_eq!(effort.holds_for(now), None);
         let lasts = (0..1000).find_map(|_| {
-            effort.count(MEAN / 100);
+            effort.count(MEAN / 100, LATER);
             effort.observe(&more(4), now)
         });
         assert_eq!(lasts, Some(Duration::from_secs(1200)));
@@ -414,7 +429,7 @@ mod tests {
     fn what_fills_starts_anew() {
         let mut effort = effort();
         for _ in 0..200 {
-            effort.count(MEAN / 100);
+            effort.count(MEAN / 100, LATER);
         }
         assert_eq!(
             effort.observe(&ready(MEAN / 2 + 1), KernelTime(MINUTE)),

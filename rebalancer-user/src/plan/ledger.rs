@@ -14,7 +14,7 @@ use super::{
     futility::Efforts,
     groups::{Groups, Shared},
     rates::{History, Rates},
-    returns::{Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom},
+    returns::{Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom, until},
 };
 use crate::{
     policy::{Mode, Policy, Rule, RuleName},
@@ -292,7 +292,7 @@ impl Ledger {
             .chain(
                 efforts
                     .iter()
-                    .flat_map(|(.., effort)| [effort.last, effort.lacked]),
+                    .flat_map(|(.., effort)| [effort.last, effort.lacked, effort.since]),
             )
             .chain(enforced.iter().map(|(_, since)| *since));
         let holds = returns.iter().map(|(.., test)| test.held_until);
@@ -474,6 +474,21 @@ impl Ledger {
         self.made.insert((now, chosen.cookie()), spender);
     }
 
+    /// Records how the move of `cookie` ended, which is heard of `now` and was so long after its order:
+    /// a listing in between may have its client already.
+    pub fn ended_after(
+        &mut self,
+        cookie: Cookie,
+        outcome: Outcome,
+        waited: Duration,
+        now: KernelTime,
+    ) {
+        // The order came some time after the listing from which a move counts.
+        let at = |(began, _): (KernelTime, &Spender)| until(began, waited).min(now);
+        let at = self.in_flight_since(cookie).map_or(now, at);
+        self.ended(cookie, outcome, at);
+    }
+
     /// Records how the move of `cookie` ended; gives the budget back if it did no harm. One that
     /// was recalled may be chosen again at once.
     pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
@@ -506,7 +521,7 @@ impl Ledger {
         }
         if spender.share > 0 {
             self.efforts
-                .count(&spender.rule, &spender.group, spender.share);
+                .count(&spender.rule, &spender.group, spender.share, ended);
         }
         self.returns.awaits(Awaited {
             ended,

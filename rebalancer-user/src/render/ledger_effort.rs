@@ -23,6 +23,8 @@ pub(super) struct EffortItem {
     #[serde(default)]
     lacked_nanoseconds: u64,
     missing_millionths: u64,
+    #[serde(default)]
+    since_nanoseconds: u64,
     moves: u64,
     moved_millionths: u64,
     largest_millionths: u64,
@@ -41,6 +43,7 @@ impl EffortItem {
             siblings: effort.siblings,
             lacked_nanoseconds: effort.lacked.0,
             missing_millionths: effort.missing,
+            since_nanoseconds: effort.since.0,
             moves: effort.moves,
             moved_millionths: effort.moved,
             largest_millionths: effort.largest,
@@ -57,6 +60,7 @@ impl EffortItem {
             siblings: self.siblings,
             lacked: KernelTime(self.lacked_nanoseconds),
             missing: self.missing_millionths,
+            since: KernelTime(self.since_nanoseconds),
             moves: self.moves,
             moved: self.moved_millionths,
             largest: self.largest_millionths,
@@ -83,7 +87,7 @@ mod tests {
         (
             btree_set(any_key(), 0..4),
             any::<[u32; 2]>(),
-            any::<[u64; 7]>(),
+            any::<[u64; 8]>(),
             any::<bool>(),
         )
             .prop_map(|(endpoints, [siblings, holds], n, again)| Effort {
@@ -98,6 +102,7 @@ mod tests {
                 held_until: KernelTime(n[4]),
                 last: KernelTime(n[5]),
                 lacked: KernelTime(n[6]),
+                since: KernelTime(n[7]),
             })
     }
 
