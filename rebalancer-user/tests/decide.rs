@@ -570,6 +570,71 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
     );
 }
 
+/// They are the furthest beyond their limit, and would be first again each time.
+#[test]
+fn those_that_are_never_quiet_do_not_hold_up_the_others() {
+    let rules = "\
+- {name: busy, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: other, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let policy_of = |slots: u64| {
+        let budget = format!("budget: {{perNode: 100, maxInFlight: {slots}}}");
+        policy(&budget, rules)
+    };
+    let busy = |cookie| Connection {
+        endpoint: EndpointKey {
+            port: 8081,
+            ..connection(cookie).endpoint
+        },
+        ..connection(cookie)
+    };
+    let later = |cookie| Connection {
+        opened: KernelTime(HOUR),
+        ..connection(cookie)
+    };
+    // Of one slot each has its turn, also if nothing came of the other's.
+    let one_slot = policy_of(1);
+    let listed = snapshot(9 * HOUR, vec![busy(1), busy(2), later(3)]);
+    let mut ledger = Ledger::default();
+    for second in [0, 1] {
+        let now = KernelTime(9 * HOUR + second * SECOND);
+        let plan = decide(&one_slot, &listed, &ledger, now);
+        let chosen = plan.moves().next().unwrap();
+        let rule = ["busy", "other"][second as usize];
+        assert_eq!(chosen.rule().as_str(), rule);
+        ledger.started(chosen, now);
+        ledger.ended(chosen.cookie(), Outcome::GaveUp, now);
+    }
+    let policy = policy_of(4);
+    let mut ledger = Ledger::default();
+    let (mut tried, mut moved) = (BTreeMap::<u64, u64>::new(), 0);
+    let mut others: Vec<u64> = (100..140).collect();
+    for minute in 0..24 * 60 {
+        let now = KernelTime(9 * HOUR + minute * MINUTE);
+        let all = (0..40).map(busy).chain(others.iter().copied().map(later));
+        let listed = snapshot(now.0, all.collect());
+        let plan = decide(&policy, &listed, &ledger, now);
+        for chosen in plan.moves() {
+            let cookie = chosen.cookie();
+            ledger.started(chosen, now);
+            let outcome = if cookie.0 < 40 {
+                *tried.entry(cookie.0).or_default() += 1;
+                Outcome::GaveUp
+            } else {
+                moved += 1;
+                others.retain(|other| *other != cookie.0);
+                Outcome::Reset
+            };
+            ledger.ended(cookie, outcome, now);
+        }
+        ledger.prune(&listed, policy.budget().window(), now);
+        assert!(minute < 20 || moved == 40, "{moved} after {minute} minutes");
+    }
+    // After 10 minutes, 20, 40 ... of a day.
+    let most = tried.values().max().copied().unwrap();
+    assert_eq!((tried.len(), most), (40, 8));
+}
+
 /// What it speaks does not change; whether anybody was heard may.
 #[test]
 fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {

@@ -99,8 +99,6 @@ struct Spent<'a> {
 
 impl<'a> Spent<'a> {
     fn add(mut self, spender: &'a Spender) -> Self {
-        let queue = (spender.rule.as_str(), spender.namespace.as_deref());
-        *self.queues.entry(queue).or_default() += 1;
         let group = self.groups.entry(&spender.group).or_default();
         *group = (group.0 + 1, group.1 + u64::from(spender.is_away()));
         let endpoint = self.endpoints.entry(spender.endpoint).or_default();
@@ -133,9 +131,12 @@ impl<'a> Allowance<'a> {
             ledger.in_flight()
         };
         let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
-        let spent = ledger
+        let mut spent = ledger
             .spenders(mode, budget.window(), now)
             .fold(Spent::default(), Spent::add);
+        for (rule, namespace) in ledger.turns(mode, budget.window(), now) {
+            *spent.queues.entry((rule.as_str(), namespace)).or_default() += 1;
+        }
         Self {
             mode,
             budget,

@@ -14,7 +14,9 @@ use super::{
     futility::Efforts,
     groups::{Groups, Shared},
     rates::{History, Rates},
-    returns::{Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom, until},
+    returns::{
+        Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom, hold, until,
+    },
 };
 use crate::{
     policy::{Mode, Policy, Rule, RuleName},
@@ -23,14 +25,15 @@ use crate::{
 
 /// For so long a connection is not chosen again once a move of it has ended: one that lives on
 /// was refused, failed or never became quiet, and would be so again at once; one that does not
-/// may still stand in a snapshot taken before its end.
+/// may still stand in a snapshot taken before its end. Each time it is twice as long, up to a day.
 pub const HOLD: Duration = Duration::from_secs(600);
 
 /// What was moved and told so far. A value: the agent keeps one and tells it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     in_flight: BTreeMap<Cookie, (KernelTime, Spender)>,
-    ended: BTreeMap<Cookie, (Outcome, KernelTime)>,
+    /// How the last move ended, when, and how many had by then.
+    ended: BTreeMap<Cookie, (Outcome, KernelTime, u32)>,
     said: BTreeSet<Cookie>,
     made: Spent,
     told: Spent,
@@ -42,7 +45,11 @@ pub struct Ledger {
     efforts: Efforts,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
     enforced: BTreeMap<RuleName, KernelTime>,
+    attempts: BTreeMap<(KernelTime, Cookie), Turn>,
 }
+
+/// Whose turn a move was: a rule's, and there a namespace's.
+type Turn = (RuleName, Option<String>);
 
 /// Whether another move of the connection would end the same way.
 fn lasts(outcome: &Outcome) -> bool {
@@ -126,8 +133,8 @@ impl Spender {
 pub struct Entries {
     /// Moves under way, and when they began.
     pub in_flight: Vec<(Cookie, KernelTime, Spender)>,
-    /// Moves that ended, how and when.
-    pub ended: Vec<(Cookie, Outcome, KernelTime)>,
+    /// Connections of which moves ended: how the last did, when, and how many had by then.
+    pub ended: Vec<(Cookie, Outcome, KernelTime, u32)>,
     /// Connections told in dry run.
     pub said: Vec<Cookie>,
     /// Moves that count against the budget, by when they began.
@@ -154,13 +161,18 @@ pub struct Entries {
     pub efforts: Vec<(RuleName, Group, Effort)>,
     /// Since when rules are enforced; of one that is not here it does not matter.
     pub enforced: Vec<(RuleName, KernelTime)>,
+    /// Moves that were begun, whatever became of them: when, and whose turn it was.
+    pub attempts: Vec<(KernelTime, Cookie, RuleName, Option<String>)>,
 }
 
 impl Ledger {
     /// All that it holds, in order.
     pub fn entries(&self) -> Entries {
-        let ended = |(cookie, (outcome, at)): (&Cookie, &(Outcome, KernelTime))| {
-            (*cookie, outcome.clone(), *at)
+        let ended = |(cookie, (outcome, at, times)): (&Cookie, &(Outcome, KernelTime, u32))| {
+            (*cookie, outcome.clone(), *at, *times)
+        };
+        let attempt = |((at, cookie), (rule, namespace)): (&(KernelTime, Cookie), &Turn)| {
+            (*at, *cookie, rule.clone(), namespace.clone())
         };
         let spent = |spent: &Spent| {
             let entry =
@@ -190,12 +202,14 @@ impl Ledger {
             shedding: self.shedding.iter().cloned().collect(),
             efforts: self.efforts.entries(),
             enforced: self.enforced.clone().into_iter().collect(),
+            attempts: self.attempts.iter().map(attempt).collect(),
         }
     }
 
     /// A ledger that holds `entries`.
     pub fn from_entries(entries: Entries) -> Self {
-        let ended = |(cookie, outcome, at)| (cookie, (outcome, at));
+        let ended = |(cookie, outcome, at, times)| (cookie, (outcome, at, times));
+        let attempt = |(at, cookie, rule, namespace)| ((at, cookie), (rule, namespace));
         let flying = |(cookie, at, by)| (cookie, (at, by));
         let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
             let entry = |(at, cookie, by)| ((at, cookie), by);
@@ -226,6 +240,7 @@ impl Ledger {
             efforts: Efforts::from_entries(entries.efforts),
             views: BTreeMap::new(),
             enforced: entries.enforced.into_iter().collect(),
+            attempts: entries.attempts.into_iter().map(attempt).collect(),
         }
     }
 
@@ -258,6 +273,7 @@ impl Ledger {
             shedding: self.shedding.clone(),
             efforts: self.efforts.clone(),
             enforced: self.enforced.clone(),
+            attempts: self.attempts.clone(),
             ..Self::default()
         }
     }
@@ -281,11 +297,12 @@ impl Ledger {
             shedding: _,
             efforts,
             enforced,
+            attempts,
         } = self.entries();
         let began = made.iter().chain(&told).map(|(began, ..)| *began);
         let moves = awaited.iter().chain(&late);
         let times = (in_flight.iter().map(|(_, began, _)| *began))
-            .chain(ended.iter().map(|(.., ended)| *ended))
+            .chain(ended.iter().map(|(_, _, ended, _)| *ended))
             .chain(began)
             .chain(moves.flat_map(|one| [one.began, one.ended]))
             .chain(returns.iter().map(|(.., test)| test.last))
@@ -294,7 +311,8 @@ impl Ledger {
                     .iter()
                     .flat_map(|(.., effort)| [effort.last, effort.lacked, effort.since]),
             )
-            .chain(enforced.iter().map(|(_, since)| *since));
+            .chain(enforced.iter().map(|(_, since)| *since))
+            .chain(attempts.iter().map(|(began, ..)| *began));
         let holds = returns.iter().map(|(.., test)| test.held_until);
         let mut holds = holds.chain(efforts.iter().map(|(.., effort)| effort.held_until));
         { times }.all(|time| time <= at) && holds.all(|until| until.since(at) <= LONGEST_HOLD)
@@ -467,7 +485,11 @@ impl Ledger {
 
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
-        self.ended.remove(&chosen.cookie());
+        let turn = (
+            chosen.spender.rule.clone(),
+            chosen.spender.namespace.clone(),
+        );
+        self.attempts.insert((now, chosen.cookie()), turn);
         let spender = Spender::clone(&chosen.spender);
         self.in_flight
             .insert(chosen.cookie(), (now, spender.clone()));
@@ -500,7 +522,9 @@ impl Ledger {
             }
         }
         if !matches!(outcome, Outcome::Recalled(_)) {
-            self.ended.insert(cookie, (outcome, now));
+            let before = self.ended.get(&cookie).map_or(0, |(_, _, times)| *times);
+            let times = before.saturating_add(1);
+            self.ended.insert(cookie, (outcome, now, times));
         }
     }
 
@@ -548,9 +572,9 @@ impl Ledger {
         live.sort_unstable();
         let lives = |cookie: &Cookie| live.binary_search(cookie).is_ok();
         self.said.retain(lives);
-        self.ended.retain(|cookie, (outcome, ended)| {
-            lives(cookie) && (lasts(outcome) || now.since(*ended) < HOLD)
-        });
+        self.ended.retain(|cookie, _| lives(cookie));
+        self.attempts
+            .retain(|(began, _), _| now.since(*began) < window);
         for spent in [&mut self.made, &mut self.told] {
             spent.retain(|(began, _), _| now.since(*began) < window);
         }
@@ -586,11 +610,11 @@ impl Ledger {
         cookie: Cookie,
         now: KernelTime,
     ) -> Option<(&Outcome, Option<Duration>)> {
-        let (outcome, ended) = self.ended.get(&cookie)?;
+        let (outcome, ended, times) = self.ended.get(&cookie)?;
         if lasts(outcome) {
             return Some((outcome, None));
         }
-        let left = HOLD.saturating_sub(now.since(*ended));
+        let left = hold(times.saturating_sub(1)).saturating_sub(now.since(*ended));
         (!left.is_zero()).then_some((outcome, Some(left)))
     }
 
@@ -624,6 +648,24 @@ impl Ledger {
         };
         let all = spent.iter().map(|((began, _), by)| (*began, by));
         all.filter(move |(began, _)| now.since(*began) < window)
+    }
+
+    /// Whose turns moves were that began within `window`, whatever became of them. Who is told in dry
+    /// run has had its turn.
+    pub(super) fn turns(
+        &self,
+        mode: Mode,
+        window: Duration,
+        now: KernelTime,
+    ) -> impl Iterator<Item = (&RuleName, Option<&str>)> {
+        let told = self.recent(Mode::DryRun, window, now);
+        let told = told.map(|(_, by)| (&by.rule, by.namespace.as_deref()));
+        let made = self.attempts.iter();
+        let made = made.filter(move |((began, _), _)| now.since(*began) < window);
+        let made = made.map(|(_, (rule, namespace))| (rule, namespace.as_deref()));
+        let is_told = mode == Mode::DryRun;
+        told.filter(move |_| is_told)
+            .chain(made.filter(move |_| !is_told))
     }
 
     /// Whose those are.

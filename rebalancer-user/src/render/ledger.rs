@@ -48,6 +48,8 @@ pub(super) struct LedgerItem {
     efforts: Vec<EffortItem>,
     #[serde(default)]
     enforced: Vec<EnforcedItem>,
+    #[serde(default)]
+    attempts: Vec<AttemptItem>,
 }
 
 /// Since when a rule is enforced.
@@ -75,6 +77,23 @@ struct EndedItem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     why: Option<String>,
     ended_nanoseconds: u64,
+    /// Moves of it that had ended so far.
+    #[serde(default = "once")]
+    times: u32,
+}
+
+fn once() -> u32 {
+    1
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct AttemptItem {
+    id: String,
+    began_nanoseconds: u64,
+    rule: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -113,6 +132,7 @@ impl LedgerItem {
             shedding,
             efforts,
             enforced,
+            attempts,
         } = ledger.entries();
         let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
             all.into_iter().map(|(t, c, by)| began(c, t, &by))
@@ -134,6 +154,7 @@ impl LedgerItem {
             shedding: shedding.iter().map(SheddingItem::of).collect(),
             efforts: efforts.iter().map(EffortItem::of).collect(),
             enforced: enforced.iter().map(enforced_item).collect(),
+            attempts: attempts.into_iter().map(attempt_item).collect(),
         }
     }
 
@@ -153,7 +174,8 @@ impl LedgerItem {
                 .collect(),
             ended: each(&self.ended, above, "ended", |item, path| {
                 let at = KernelTime(item.ended_nanoseconds);
-                Ok((id(&item.id, path)?, outcome(item, path)?, at))
+                let outcome = outcome(item, path)?;
+                Ok((id(&item.id, path)?, outcome, at, item.times))
             })?,
             said: each(
                 &self.told_in_dry_run,
@@ -177,6 +199,11 @@ impl LedgerItem {
             enforced: each(&self.enforced, above, "enforced", |item, path| {
                 Ok((rule(&item.rule, path)?, KernelTime(item.since_nanoseconds)))
             })?,
+            attempts: each(&self.attempts, above, "attempts", |item, path| {
+                let began = KernelTime(item.began_nanoseconds);
+                let (id, rule) = (id(&item.id, path)?, rule(&item.rule, path)?);
+                Ok((began, id, rule, item.namespace.clone()))
+            })?,
         }))
     }
 }
@@ -196,7 +223,18 @@ fn began(cookie: Cookie, began: KernelTime, by: &Spender) -> BeganItem {
     }
 }
 
-fn ended_item((cookie, outcome, at): (Cookie, Outcome, KernelTime)) -> EndedItem {
+fn attempt_item(
+    (began, cookie, rule, namespace): (KernelTime, Cookie, RuleName, Option<String>),
+) -> AttemptItem {
+    AttemptItem {
+        id: cookie.to_string(),
+        began_nanoseconds: began.0,
+        rule: rule.to_string(),
+        namespace,
+    }
+}
+
+fn ended_item((cookie, outcome, at, times): (Cookie, Outcome, KernelTime, u32)) -> EndedItem {
     let word = outcome.as_str().to_owned();
     EndedItem {
         id: cookie.to_string(),
@@ -207,6 +245,7 @@ fn ended_item((cookie, outcome, at): (Cookie, Outcome, KernelTime)) -> EndedItem
             _ => None,
         },
         ended_nanoseconds: at.0,
+        times,
     }
 }
 
