@@ -586,9 +586,13 @@ impl Agent {
             outcome,
             step,
             waited,
+            since_look,
             ..
         }: Done,
     ) {
+        if let Some(time) = since_look {
+            debug!(cookie = %chosen.cookie(), us = time.as_micros() as u64, "from the last look to the end of the step");
+        }
         self.ended(&chosen, step, outcome, waited);
         self.publish();
     }

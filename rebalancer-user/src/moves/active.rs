@@ -1,6 +1,7 @@
 //! One move under way: what each look at its socket leads to.
 
 use std::{
+    cell::Cell,
     io,
     os::fd::AsFd as _,
     time::{Duration, Instant},
@@ -54,6 +55,10 @@ pub(super) struct Active {
     /// The step in which the server was asked to close.
     asked: Option<usize>,
     misses: u32,
+    /// When it was last looked at.
+    looked: Cell<Instant>,
+    /// From the last look to the end of the last step that was taken.
+    pub(super) since_look: Option<Duration>,
     /// It was recalled after it had acted: no other step follows.
     is_last_step: bool,
     watch: Watch,
@@ -113,6 +118,8 @@ impl Active {
             seen: false,
             asked: None,
             misses: 0,
+            looked: Cell::new(now),
+            since_look: None,
             is_last_step: false,
             trouble: None,
         };
@@ -199,15 +206,19 @@ impl Active {
         if !inside.pulse.may_act(self.id.cookie) {
             return Next::Wait;
         }
-        match step.kind() {
+        let next = match step.kind() {
             StepKind::Close => self.close(owners),
             StepKind::Reset => self.reset(owners, inside),
-        }
+        };
+        self.since_look = Some(self.looked.get().elapsed());
+        next
     }
 
     /// The socket, if it is still to be moved; otherwise how the move has ended.
     fn socket(&mut self, diag: &Diag) -> Result<Socket, Outcome> {
-        match diag.look(&self.id) {
+        let look = diag.look(&self.id);
+        self.looked.set(Instant::now());
+        match look {
             Ok(Some(socket)) if socket.state == TcpState::Established => {
                 self.seen = true;
                 Ok(socket)
@@ -313,7 +324,9 @@ impl Active {
                 && now.bytes_received == socket.bytes_received
                 && now.bytes_sent == socket.bytes_sent
         };
-        let unchanged = matches!(inside.diag.look(&self.id), Ok(Some(now)) if same_socket(&now));
+        let look = inside.diag.look(&self.id);
+        self.looked.set(Instant::now());
+        let unchanged = matches!(look, Ok(Some(now)) if same_socket(&now));
         Ok(observe::server_spoke_last(&live, inside.walker.jiffies(1)) && unchanged)
     }
 

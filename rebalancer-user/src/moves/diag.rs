@@ -86,7 +86,8 @@ impl Diag {
     pub(crate) fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
         let request = SockDiagMessage::InetRequest(request(id));
         match self.call(NLM_F_REQUEST, request.into())? {
-            Answer::Socket(socket) => Ok(Some(socket)),
+            // The kernel has compared it; nothing is done by an answer about another socket.
+            Answer::Socket(cookie, socket) => Ok((cookie == id.cookie).then_some(socket)),
             Answer::Gone => Ok(None),
             Answer::Done => Err(unexpected("an acknowledgement")),
         }
@@ -100,7 +101,7 @@ impl Diag {
         match self.call(NLM_F_REQUEST | NLM_F_ACK, request.into())? {
             Answer::Done => Ok(true),
             Answer::Gone => Ok(false),
-            Answer::Socket(_) => Err(unexpected("a socket")),
+            Answer::Socket(..) => Err(unexpected("a socket")),
         }
     }
 
@@ -124,7 +125,7 @@ impl Diag {
 /// What the kernel said.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
-    Socket(Socket),
+    Socket(Cookie, Socket),
     Done,
     Gone,
 }
@@ -168,17 +169,21 @@ fn socket(response: &inet::InetResponse) -> io::Result<Answer> {
             _ => Ok(Answer::Gone),
         };
     };
-    Ok(Answer::Socket(Socket {
-        state,
-        inode: Inode(response.header.inode),
-        receive_queue: response.header.recv_queue,
-        send_queue: response.header.send_queue,
-        bytes_received: Bytes(info.bytes_received),
-        bytes_acked: Bytes(info.bytes_acked),
-        bytes_sent: Bytes(info.bytes_sent),
-        since_sent: Duration::from_millis(info.last_data_sent.into()),
-        since_received: Duration::from_millis(info.last_data_recv.into()),
-    }))
+    let cookie = Cookie(u64::from_ne_bytes(response.header.socket_id.cookie));
+    Ok(Answer::Socket(
+        cookie,
+        Socket {
+            state,
+            inode: Inode(response.header.inode),
+            receive_queue: response.header.recv_queue,
+            send_queue: response.header.send_queue,
+            bytes_received: Bytes(info.bytes_received),
+            bytes_acked: Bytes(info.bytes_acked),
+            bytes_sent: Bytes(info.bytes_sent),
+            since_sent: Duration::from_millis(info.last_data_sent.into()),
+            since_received: Duration::from_millis(info.last_data_recv.into()),
+        },
+    ))
 }
 
 fn unexpected(what: &str) -> io::Error {

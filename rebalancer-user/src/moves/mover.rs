@@ -68,6 +68,8 @@ pub struct Done {
     pub ignored: Option<&'static str>,
     /// From the order to the outcome.
     pub waited: Duration,
+    /// From the last look at the connection to the end of the last step, if one was taken.
+    pub since_look: Option<Duration>,
 }
 
 /// What the thread is told.
@@ -514,6 +516,7 @@ impl Room {
             step,
             ignored: active.ignored,
             waited,
+            since_look: active.since_look,
         });
     }
 }

@@ -101,6 +101,12 @@ fn moves(mechanism: Mechanism, wanted: usize) {
         "ports used again after",
         format!("{least} us at least, {median} us median, {most} us p99"),
     );
+    let mut since_look = moved.since_look.clone();
+    let [median, p99] = [0.5, 0.99].map(|q| quantile(&mut since_look, q));
+    tell(
+        "from look to end",
+        format!("{median} us median, {p99} us p99, of {}", since_look.len()),
+    );
     let verdict = Verdict::of(&moved, &seen.returning, &at_server);
     tell("wrong victims", verdict.wrong.len().to_string());
     tell("victims missed", verdict.missed.len().to_string());
@@ -346,10 +352,15 @@ struct Moves {
     troubles: BTreeMap<String, u64>,
     /// The agent has been told to move no more.
     at_the_end: bool,
+    /// Microseconds from the last look at a victim to its end.
+    since_look: Vec<u64>,
 }
 
 impl Moves {
     fn take(&mut self, line: &Value) {
+        if line["message"] == "from the last look to the end of the step" {
+            self.since_look.push(line["us"].as_u64().unwrap());
+        }
         if line["message"] != "move" {
             return;
         }
