@@ -20,6 +20,23 @@ use crate::support::{Agent, TRACK_ONLY, alone, eventually, lab};
 
 /// How many connections are held.
 const HELD: &str = "REBALANCER_TEST_HELD";
+/// How many other files are open.
+const OTHERS: &str = "REBALANCER_TEST_OTHERS";
+/// Limits and balance for all that is held, which nothing exceeds.
+const DECIDES: &str = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 5s
+rules:
+- name: others
+  match: {ports: [{port: 7000, endPort: 7200}]}
+  limits: {maxAge: 1h}
+- name: held
+  match: {ports: [{port: 7300, endPort: 7400}]}
+  limits: {maxAge: 24h, maxBytes: 1Gi, maxRate: {bytesPerSecond: 1Gi, for: 30s}}
+  balance: {by: Connections, tolerance: 10%}
+";
 /// How long each part of the watching lasts.
 const SECONDS: &str = "REBALANCER_TEST_HELD_SECONDS";
 
@@ -56,13 +73,20 @@ fn held_connections_are_all_listed() {
         quantile(&mut bytes.clone(), 0.5)
     );
 
-    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
+    // Other open files, as every node has more of than connections.
+    let others: Vec<fs::File> = (0..number(OTHERS, 2_000))
+        .map(|_| fs::File::open("/dev/null").unwrap())
+        .collect();
+    // Two rules that match every one of them, and find nothing to move yet.
+    let mut agent = Agent::in_lab(&lab, DECIDES);
     agent.wait_for_intervals(1);
     let (before, since) = (cpu_time(agent.child.id()), Instant::now());
     agent.wait_for_intervals(2);
     let used = cpu_time(agent.child.id()) - before;
     println!(
-        "  the agent: {} MiB resident, {:.2} % of one CPU at an interval of 5 s",
+        "  the agent, which decides by rules in Enforce, beside {} other descriptors: {} MiB resident, \
+         {:.2} % of one CPU at an interval of 5 s",
+        others.len(),
         resident(agent.child.id()) >> 20,
         100.0 * used.as_secs_f64() / since.elapsed().as_secs_f64()
     );
