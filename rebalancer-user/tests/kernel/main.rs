@@ -37,5 +37,6 @@ mod steps;
 mod support;
 mod top;
 mod tracking;
+mod walk;
 mod watch;
 mod without;

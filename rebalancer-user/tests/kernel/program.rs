@@ -34,7 +34,12 @@ pub struct Program<R> {
 impl<R: DeserializeOwned> Program<R> {
     /// Starts one and waits until it is ready.
     pub fn start(host: &Host, test: &str, orders: &impl Serialize) -> Self {
-        let mut child = again(host, test)
+        Self::launch(again(host, test), orders)
+    }
+
+    /// The same by a command that ends in running one of [`again`].
+    pub fn launch(mut command: Command, orders: &impl Serialize) -> Self {
+        let mut child = command
             .env(ORDERS, serde_json::to_string(orders).unwrap())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -46,8 +51,13 @@ impl<R: DeserializeOwned> Program<R> {
             child,
             report: PhantomData,
         };
-        assert_eq!(program.hear().as_deref(), Some(READY), "{test} fails");
+        assert_eq!(program.hear().as_deref(), Some(READY), "{command:?}");
         program
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Tells it to end, and returns what it has to say.

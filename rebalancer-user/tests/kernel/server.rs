@@ -388,7 +388,7 @@ fn hide(stream: TcpStream) {
 }
 
 /// Passes the connection on, and closes the own descriptor of it.
-fn send_descriptor(to: &UnixStream, stream: TcpStream) {
+pub fn send_descriptor(to: &UnixStream, stream: TcpStream) {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let descriptors = [stream.as_fd()];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -398,7 +398,7 @@ fn send_descriptor(to: &UnixStream, stream: TcpStream) {
     sendmsg(to, &one, &mut message, SendFlags::empty()).unwrap();
 }
 
-fn receive_descriptor(from: &UnixStream) -> Option<TcpStream> {
+pub fn receive_descriptor(from: &UnixStream) -> Option<TcpStream> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = RecvAncillaryBuffer::new(&mut space);

@@ -2,17 +2,20 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::AsFd,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
         mpsc::{Receiver, channel},
     },
     time::{Duration, Instant},
 };
 
+use rebalancer_user::bpf::{Adopt, Holder, Kernel, Lifetime, Tracker, Tracking, Walked, Walker};
+use rustix::net::sockopt::socket_cookie;
 use serde_json::Value;
 use xtask::{
     held::{self, Held},
@@ -315,6 +318,76 @@ impl Drop for Agent {
             let _ = std::fs::remove_dir_all(Path::new("/run").join(name));
         }
     }
+}
+
+/// Tracking by this process itself, where an agent's own passes would come in between. Dropping it
+/// ends it.
+pub struct Tracked {
+    // Dropped in this order: what reads the pins goes before them.
+    pub walker: Walker,
+    pub tracker: Tracker,
+}
+
+impl Tracked {
+    /// At the real root: this process's own sockets too.
+    pub fn on_machine() -> Self {
+        Self::start(None, Tracking::default())
+    }
+
+    /// Of the lab's programs alone.
+    pub fn in_lab(lab: &Lab) -> Self {
+        Self::start(Some(cgroup(lab)), Tracking::default())
+    }
+
+    pub fn start(cgroup: Option<&Path>, tracking: Tracking) -> Self {
+        let (kernel, pins) = (kernel(), own_pins());
+        let tracker = Tracker::start(&kernel, &pins, cgroup, tracking, Lifetime::Process).unwrap();
+        let walker = Walker::open(kernel, &pins).unwrap();
+        Self { walker, tracker }
+    }
+
+    /// Another reader, with portions of so many rows.
+    pub fn reader(&self, rows: u32) -> Walker {
+        Walker::with_portions(kernel(), self.tracker.pins(), rows).unwrap()
+    }
+
+    /// What a walk over all processes says of a socket.
+    pub fn walked(&mut self, cookie: u64) -> Option<Walked> {
+        let sockets = self.walker.walk(Adopt::No).unwrap().sockets;
+        sockets.into_iter().find(|s| s.connection.cookie == cookie)
+    }
+
+    /// Who holds a socket, in order.
+    pub fn holders(&mut self, cookie: u64) -> Vec<Holder> {
+        let mut holders = self.walked(cookie).map_or(Vec::new(), |s| s.holders);
+        holders.sort_unstable();
+        holders
+    }
+}
+
+/// The running kernel, read once.
+pub fn kernel() -> Arc<Kernel> {
+    static KERNEL: OnceLock<Arc<Kernel>> = OnceLock::new();
+    Arc::clone(KERNEL.get_or_init(|| Arc::new(Kernel::read().unwrap())))
+}
+
+/// A socket's cookie.
+pub fn cookie(socket: impl AsFd) -> u64 {
+    socket_cookie(socket).unwrap()
+}
+
+/// A listener of this process at an address of this pod.
+pub fn listen(pod: &Pod, port: u16) -> TcpListener {
+    let address = SocketAddr::from((pod.addr, port));
+    let listen = || TcpListener::bind(address);
+    pod.host.enter(listen).unwrap().unwrap()
+}
+
+/// A connection of the lab's client to a listener of this process: its two ends.
+pub fn accepted(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    let client = connect(lab, listener.local_addr().unwrap());
+    let (server, _) = listener.accept().unwrap();
+    (client, server)
 }
 
 /// Waits until something holds.

@@ -1,0 +1,441 @@
+//! The walk: every socket with a record once, with all who hold it, whatever they do meanwhile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::net::UnixStream,
+    },
+    process::Command,
+    time::Duration,
+};
+
+use rebalancer_common::kind;
+use rebalancer_user::{
+    bpf::{Adopt, Holder, Pass, Walked, Walker},
+    observe::observe,
+};
+use serde::{Deserialize, Serialize};
+use xtask::lab::{Lab, Pod};
+
+use crate::{
+    program::{self, Program, again},
+    server::{Kind, Server, receive_descriptor, send_descriptor},
+    support::{Tracked, accepted, alone, connect, cookie, eventually, kernel, lab, listen},
+};
+
+fn holder(pid: u32, fd: RawFd) -> Holder {
+    Holder { pid, fd: fd as u32 }
+}
+
+fn own(fd: RawFd) -> Holder {
+    holder(std::process::id(), fd)
+}
+
+/// The connections of a pass that were accepted in this pod.
+fn of_pod<'a>(pass: &'a Pass, pod: &Pod) -> impl Iterator<Item = &'a Walked> {
+    let netns = pod.host.netns_inode();
+    pass.sockets.iter().filter(move |socket| {
+        u64::from(socket.connection.netns) == netns && socket.connection.kind == kind::CONNECTION
+    })
+}
+
+#[test]
+fn a_socket_comes_once_with_all_who_hold_it() {
+    let _alone = alone();
+    let lab = lab(1);
+    let mut tracked = Tracked::on_machine();
+    let listener = listen(lab.pod(0), 7300);
+    let (_client, server) = accepted(&lab, &listener);
+    let id = cookie(&server);
+    assert_eq!(tracked.holders(id), [own(server.as_raw_fd())]);
+    assert_eq!(
+        tracked.holders(cookie(&listener)),
+        [own(listener.as_raw_fd())]
+    );
+
+    let twin = server.try_clone().unwrap();
+    let inherited = std::os::fd::OwnedFd::from(server.try_clone().unwrap());
+    let mut child = Command::new("sleep")
+        .arg("3600")
+        .stdin(inherited)
+        .spawn()
+        .unwrap();
+    let mut all = [
+        own(server.as_raw_fd()),
+        own(twin.as_raw_fd()),
+        holder(child.id(), 0),
+    ];
+    all.sort_unstable();
+    assert_eq!(tracked.holders(id), all);
+    // As one connection, in the sums too.
+    let seen = observe(&mut tracked.walker, Adopt::No).unwrap();
+    let of_it = seen.snapshot.connections.iter();
+    assert_eq!(of_it.filter(|c| c.cookie.0 == id).count(), 1);
+
+    // Over some processes only those are found; one that has ended is none.
+    let over = |tracked: &mut Tracked, pids: &[u32]| {
+        let pids: BTreeSet<u32> = pids.iter().copied().collect();
+        let pass = tracked.walker.walk_over(&pids, Adopt::No).unwrap();
+        let Some(pass) = pass else { return Vec::new() }; // before Linux 6.1
+        let found = pass.sockets.into_iter().find(|s| s.connection.cookie == id);
+        found.map_or(Vec::new(), |socket| socket.holders)
+    };
+    assert_eq!(over(&mut tracked, &[child.id()]), [holder(child.id(), 0)]);
+    drop((server, twin));
+    assert_eq!(tracked.holders(id), [holder(child.id(), 0)]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(over(&mut tracked, &[child.id()]), []);
+    assert_eq!(tracked.holders(id), []);
+}
+
+#[test]
+fn a_socket_that_is_passed_on_is_counted_under_way_and_found_with_its_next_holder() {
+    let _alone = alone();
+    let lab = lab(1);
+    let mut tracked = Tracked::on_machine();
+    let listener = listen(lab.pod(0), 7301);
+    let (client, server) = accepted(&lab, &listener);
+    let id = cookie(&server);
+    let unseen = |tracked: &mut Tracked| observe(&mut tracked.walker, Adopt::No).unwrap().unseen;
+    let before = unseen(&mut tracked);
+
+    let (sender, receiver) = UnixStream::pair().unwrap();
+    send_descriptor(&sender, server);
+    assert_eq!(tracked.walked(id), None, "it is in nobody's table");
+    assert_eq!(unseen(&mut tracked), before + 1);
+    let server = receive_descriptor(&receiver).unwrap();
+    assert_eq!(tracked.holders(id), [own(server.as_raw_fd())]);
+    assert_eq!(unseen(&mut tracked), before);
+
+    let path = lab.folder().join("worker");
+    let worker = Server::worker(&lab.pod(0).host, &path, Kind::Plain);
+    send_descriptor(&UnixStream::connect(&path).unwrap(), server);
+    let found = eventually("the worker has it", || {
+        let mut walker = tracked.reader(64);
+        let found = walker.find(rebalancer_user::snapshot::Cookie(id)).unwrap();
+        match found {
+            Some(socket) => Ok(Some(socket.holders)),
+            None => Err(None),
+        }
+    });
+    let [holder] = found.unwrap()[..] else {
+        panic!("one holder")
+    };
+    assert_eq!(holder.pid, worker.child.id());
+    assert_eq!(unseen(&mut tracked), before);
+    drop(client);
+}
+
+/// What a program of this file is told to do.
+#[derive(Serialize, Deserialize)]
+struct Accept {
+    at: SocketAddr,
+    count: usize,
+}
+
+impl Accept {
+    fn at(pod: &Pod, port: u16, count: usize) -> Self {
+        let at = (pod.addr, port).into();
+        Self { at, count }
+    }
+
+    /// The clients' ends.
+    fn connect(&self, lab: &Lab) -> Vec<TcpStream> {
+        (0..self.count).map(|_| connect(lab, self.at)).collect()
+    }
+
+    /// In the program: it is ready, and these are the servers' ends.
+    fn accept(&self) -> Vec<TcpStream> {
+        program::allow_descriptors(self.count);
+        let listener = TcpListener::bind(self.at).unwrap();
+        rustix::net::listen(&listener, 4096).unwrap();
+        program::ready();
+        let streams = listener.incoming().map(Result::unwrap);
+        streams.take(self.count).collect()
+    }
+}
+
+/// Who a program of this file was.
+#[derive(Serialize, Deserialize)]
+struct Held {
+    pid: u32,
+    /// Its descriptors, by cookie.
+    fds: BTreeMap<u64, RawFd>,
+    /// Processes that it started.
+    started: usize,
+}
+
+impl Held {
+    fn by(pid: u32, streams: &[TcpStream], started: usize) -> Self {
+        let fds = streams.iter().map(|s| (cookie(s), s.as_raw_fd()));
+        Self {
+            pid,
+            fds: fds.collect(),
+            started,
+        }
+    }
+}
+
+/// Waits until so many connections of this pod are listed.
+fn wait_for(walker: &mut Walker, pod: &Pod, count: usize) {
+    let walker = std::cell::RefCell::new(walker);
+    eventually("all are accepted", || {
+        let pass = walker.borrow_mut().walk(Adopt::No).unwrap();
+        let listed = of_pod(&pass, pod).count();
+        if listed == count {
+            Ok(listed)
+        } else {
+            Err(listed)
+        }
+    });
+}
+
+#[test]
+fn a_process_that_forks_all_the_time_is_walked_exactly() {
+    const PASSES: usize = 200;
+    let _alone = alone();
+    let lab = lab(1);
+    let tracked = Tracked::in_lab(&lab);
+    let pod = lab.pod(0);
+    let orders = Accept::at(pod, 7302, 200);
+    let forks = Program::<Held>::start(&pod.host, "walk::forks_when_told", &orders);
+    let _clients = orders.connect(&lab);
+    let mut walker = tracked.reader(64);
+    wait_for(&mut walker, pod, orders.count);
+    let passes: Vec<Pass> = (0..PASSES)
+        .map(|_| walker.walk(Adopt::No).unwrap())
+        .collect();
+    let truth = forks.stop();
+    let mut of_children = 0;
+    for (n, pass) in passes.iter().enumerate() {
+        let found: Vec<_> = of_pod(pass, pod).collect();
+        assert_eq!(found.len(), orders.count, "pass {n}");
+        for socket in found {
+            let fd = truth.fds[&socket.connection.cookie] as u32;
+            let holders: BTreeSet<_> = socket.holders.iter().copied().collect();
+            assert_eq!(
+                holders.len(),
+                socket.holders.len(),
+                "none twice: {socket:?}"
+            );
+            let parent = Holder { pid: truth.pid, fd };
+            assert!(holders.contains(&parent), "pass {n}: {socket:?}");
+            // What they hold is a copy of their parent's table.
+            assert!(
+                holders.iter().all(|h| h.fd == fd && h.pid != 0),
+                "{socket:?}"
+            );
+            of_children += holders.len() - 1;
+        }
+    }
+    println!(
+        "\n  {PASSES} passes over a process of {} connections that forked {} times meanwhile; {:.1} \
+         copies of each were seen",
+        orders.count,
+        truth.started,
+        of_children as f64 / (PASSES * orders.count) as f64
+    );
+    assert!(of_children > 0, "its children were walked over too");
+}
+
+/// Not a test but the program, if the environment says so.
+#[test]
+fn forks_when_told() {
+    let Some(orders) = program::orders::<Accept>() else {
+        return;
+    };
+    let streams = orders.accept();
+    // SAFETY: no handler of ours is replaced; children that end are nobody's care.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let end = std::thread::spawn(program::wait_for_the_end);
+    let mut started = 0;
+    while !end.is_finished() {
+        // SAFETY: the copy makes two system calls, and ends.
+        unsafe {
+            match libc::fork() {
+                0 => {
+                    libc::usleep(3_000);
+                    libc::_exit(0);
+                }
+                -1 => {} // too many at a time
+                _ => started += 1,
+            }
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    program::report(&Held::by(std::process::id(), &streams, started));
+}
+
+/// Its rows may come once for each thread that is left, or not at all; what comes is right.
+#[test]
+fn a_process_whose_leader_has_ended_is_never_told_wrong() {
+    let _alone = alone();
+    let lab = lab(1);
+    let mut tracked = Tracked::in_lab(&lab);
+    let pod = lab.pod(0);
+    let orders = Accept::at(pod, 7303, 50);
+    let outlives =
+        Program::<Held>::start(&pod.host, "walk::outlives_its_leader_when_told", &orders);
+    let _clients = orders.connect(&lab);
+    // The first process lets go of them once the leader of the second has ended.
+    let first = outlives.id();
+    let tracked_cell = std::cell::RefCell::new(&mut tracked);
+    let seen = eventually("the first has let go of all", || {
+        let seen = observe(&mut tracked_cell.borrow_mut().walker, Adopt::No).unwrap();
+        let pass = tracked_cell.borrow_mut().walker.walk(Adopt::No).unwrap();
+        let connections: Vec<Walked> = of_pod(&pass, pod).cloned().collect();
+        let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
+        let done = seen.unseen as usize + connections.len() == orders.count
+            && !connections.iter().any(of_first);
+        if done {
+            Ok(connections)
+        } else {
+            Err(connections)
+        }
+    });
+    let second: BTreeSet<u32> = seen
+        .iter()
+        .flat_map(|s| &s.holders)
+        .map(|h| h.pid)
+        .collect();
+    let alone = tracked.walker.walk_over(&second, Adopt::No).unwrap();
+    let truth = outlives.stop();
+    for socket in &seen {
+        let fd = truth.fds[&socket.connection.cookie];
+        let right = |h: &Holder| *h == holder(truth.pid, fd);
+        assert!(socket.holders.iter().all(right), "{socket:?}");
+    }
+    println!("\n  {} of {} are listed", seen.len(), orders.count);
+    if let Some(alone) = alone {
+        assert_eq!(of_pod(&alone, pod).count(), seen.len(), "also by its id");
+    }
+}
+
+/// Not a test but the program, if the environment says so.
+#[test]
+fn outlives_its_leader_when_told() {
+    let Some(orders) = program::orders::<Accept>() else {
+        return;
+    };
+    let streams = orders.accept();
+    // SAFETY: the copy starts two threads that do nothing, and ends its first one alone.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        for _ in 0..2 {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
+        // SAFETY: ends this thread, and no other.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    let state = format!("/proc/{child}/stat");
+    while !fs::read_to_string(&state).unwrap().contains(") Z ") {
+        std::thread::yield_now();
+    }
+    let held = Held::by(child as u32, &streams, 1);
+    drop(streams);
+    program::wait_for_the_end();
+    // SAFETY: our own child, not waited for yet.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    program::report(&held);
+}
+
+/// What a walk from within a pid namespace has seen.
+#[derive(Serialize, Deserialize)]
+struct Inside {
+    /// The program's id there.
+    pid: u32,
+    /// Its own connection, and who holds that.
+    own: u64,
+    holders: Vec<(u32, u32)>,
+    /// The same by a walk over this process alone.
+    by_id: Option<Vec<(u32, u32)>>,
+    /// Every socket that was walked over.
+    all: BTreeSet<u64>,
+}
+
+#[test]
+fn from_within_a_pid_namespace_holders_have_the_ids_of_it() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut tracked = Tracked::on_machine();
+    let listener = listen(pod, 7304);
+    let (_client, outside) = accepted(&lab, &listener);
+    let test = again(&pod.host, "walk::walks_in_a_pid_namespace_when_told");
+    for depth in 1..=2 {
+        let mut command = pod.host.command("unshare");
+        for _ in 1..depth {
+            command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "unshare"]);
+        }
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.arg(test.get_program()).args(test.get_args());
+        let at = SocketAddr::from((pod.addr, 7304 + depth));
+        let orders = (tracked.tracker.pins().to_owned(), at);
+        let inside = Program::<Inside>::launch(command, &orders);
+        // From here it has the id that is the first of its NSpid.
+        let seen = tracked.walker.walk(Adopt::No).unwrap();
+        let from_here: Vec<(u64, u32)> = of_pod(&seen, pod)
+            .filter(|socket| socket.connection.local_port == at.port())
+            .map(|socket| (socket.connection.cookie, socket.holders[0].pid))
+            .collect();
+        let [(connection, pid)] = from_here[..] else {
+            panic!("one connection: {from_here:?}")
+        };
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let ids = status
+            .lines()
+            .find_map(|l| l.strip_prefix("NSpid:"))
+            .unwrap();
+        let ids: Vec<u32> = ids.split_whitespace().map(|n| n.parse().unwrap()).collect();
+
+        let inside = inside.stop();
+        assert_eq!(ids.last(), Some(&inside.pid));
+        assert_ne!(ids[0], inside.pid);
+        assert_eq!(inside.own, connection);
+        assert!(!inside.holders.is_empty());
+        let its_own = |all: &[(u32, u32)]| all.iter().all(|(pid, _)| *pid == inside.pid);
+        assert!(its_own(&inside.holders), "{ids:?}: {:?}", inside.holders);
+        if let Some(by_id) = &inside.by_id {
+            assert_eq!(*by_id, inside.holders);
+        }
+        assert!(!inside.all.contains(&cookie(&outside)), "not walked over");
+    }
+}
+
+/// Not a test but the program, if the environment says so.
+#[test]
+fn walks_in_a_pid_namespace_when_told() {
+    let Some((pins, at)) = program::orders::<(std::path::PathBuf, SocketAddr)>() else {
+        return;
+    };
+    let listener = TcpListener::bind(at).unwrap();
+    let _client = TcpStream::connect(at).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    let (pid, id) = (std::process::id(), cookie(&server));
+    let mut walker = Walker::open(kernel(), &pins).unwrap();
+    let holders = |pass: &Pass| -> Vec<(u32, u32)> {
+        let it = pass.sockets.iter().find(|s| s.connection.cookie == id);
+        it.map_or(Vec::new(), |s| {
+            s.holders.iter().map(|h| (h.pid, h.fd)).collect()
+        })
+    };
+    let pass = walker.walk(Adopt::No).unwrap();
+    let by_id = walker.walk_over(&BTreeSet::from([pid]), Adopt::No).unwrap();
+    program::ready();
+    program::wait_for_the_end();
+    program::report(&Inside {
+        pid,
+        own: id,
+        holders: holders(&pass),
+        by_id: by_id.map(|pass| holders(&pass)),
+        all: pass.sockets.iter().map(|s| s.connection.cookie).collect(),
+    });
+}
