@@ -197,6 +197,8 @@ pub struct WalkHead {
     pub now_ns: u64,
     /// The kernel's jiffies at the end of the pass.
     pub jiffies: u64,
+    /// How many pid namespaces lie between the initial one and the reader's.
+    pub level: u64,
     /// Where the program puts a record together: its stack has no room for one.
     pub scratch: Connection,
 }

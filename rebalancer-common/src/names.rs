@@ -50,7 +50,7 @@ pub const COUNTED: &str = "counted";
 pub const HOST_NETNS: &str = "HOST_NETNS";
 /// Frozen global: the kernel's offsets, see [`crate::offsets`].
 pub const OFFSETS: &str = "OFFSETS";
-/// Frozen global: how many pid namespaces lie between the initial one and the agent's.
+/// Frozen global: how many pid namespaces lie between the initial one and the reader's.
 pub const PID_LEVEL: &str = "PID_LEVEL";
 /// Frozen global: 1 if this kernel leads a program from a subflow to its MPTCP socket.
 pub const MPTCP: &str = "MPTCP";

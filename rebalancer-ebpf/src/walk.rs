@@ -55,6 +55,7 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
             (*head).passes += 1;
             (*head).now_ns = bpf_ktime_get_ns();
             (*head).jiffies = bpf_jiffies64();
+            (*head).level = process::readers_level().into();
         }
         return NEXT;
     }

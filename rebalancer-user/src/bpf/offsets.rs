@@ -1,7 +1,7 @@
 //! What the programs must know of the running kernel, found in its BTF.
 
 use std::{
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -25,8 +25,6 @@ pub struct Kernel {
     pub(super) offsets: Offsets,
     /// Inode of the host's network namespace.
     pub(super) host_netns: u32,
-    /// How many pid namespaces lie between the initial one and this process's.
-    pub(super) pid_level: u32,
     /// Where its BTF is.
     path: PathBuf,
     /// Its types, once they were needed.
@@ -52,7 +50,6 @@ impl Kernel {
         Ok(Self {
             offsets,
             host_netns,
-            pid_level: pid_level()?,
             path: path.to_owned(),
             types: Mutex::default(),
         })
@@ -91,20 +88,6 @@ fn host_netns() -> Result<u32, Error> {
     Ok(meta
         .map_err(|e| Error::call("stat /proc/self/ns/net", e))?
         .ino() as u32)
-}
-
-/// `NSpid` in `/proc/PID/status` has an id for each pid namespace from the initial one on; only the
-/// initial procfs shows all of them, so a nested one that was mounted elsewhere says less.
-fn pid_level() -> Result<u32, Error> {
-    let path = "/proc/self/status";
-    let failed = |e: io::Error| Error::call(format!("reading {path}"), e);
-    let status = fs::read_to_string(path).map_err(failed)?;
-    let ids = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))
-        .map(|ids| ids.split_whitespace().count())
-        .unwrap_or(1);
-    Ok(ids.saturating_sub(1) as u32)
 }
 
 /// Every offset, in the order of the fields of [`Offsets`].

@@ -409,7 +409,6 @@ fn loader<'a>(kernel: &'a Kernel, btf: &'a Btf) -> EbpfLoader<'a> {
     loader
         .btf(Some(btf))
         .override_global(names::HOST_NETNS, &kernel.host_netns, true)
-        .override_global(names::PID_LEVEL, &kernel.pid_level, true)
         .override_global(names::OFFSETS, as_words(&kernel.offsets), true);
     loader
 }

@@ -109,9 +109,20 @@ impl Walker {
     /// The same, with portions of so many rows.
     pub fn with_portions(kernel: Arc<Kernel>, pins: &Path, rows: u32) -> Result<Self, Error> {
         check_abi(pins)?;
+        let mut walker = Self::load(Arc::clone(&kernel), pins, rows, 0)?;
+        // Only the kernel says for sure how deep this process's pid namespace is: /proc does not
+        // show what is above the one that it was mounted for.
+        match walker.level()? {
+            0 => Ok(walker),
+            level => Self::load(kernel, pins, rows, level),
+        }
+    }
+
+    fn load(kernel: Arc<Kernel>, pins: &Path, rows: u32, level: u32) -> Result<Self, Error> {
         let btf = kernel.btf()?;
         let mut loader = loader_over(&kernel, &btf, pins)?;
         loader.map_max_entries(names::ROWS, rows);
+        loader.override_global(names::PID_LEVEL, &level, true);
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
@@ -233,6 +244,19 @@ impl Walker {
         );
         self.own = own;
         ran.map(|()| live)
+    }
+
+    /// How many pid namespaces lie between the initial one and this process's.
+    fn level(&mut self) -> Result<u32, Error> {
+        let own = self.own.take();
+        let ran = self.run(
+            own.as_ref(),
+            Adopt::No,
+            &mut Pass::default(),
+            &mut |_, _| {},
+        );
+        self.own = own;
+        ran.map(|()| self.head().level as u32)
     }
 
     fn run(
