@@ -29,6 +29,7 @@ mod neighbours;
 mod pause;
 mod privileges;
 mod program;
+mod records;
 mod reload;
 mod scale;
 mod server;

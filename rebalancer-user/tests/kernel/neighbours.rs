@@ -17,13 +17,13 @@ const RTT_FLAG: i32 = 8;
 
 /// A neighbour: counts its calls by operation, at an accept stores its flag absolutely (which
 /// clears ours), and writes a reply at every call.
-struct Neighbour {
+pub struct Neighbour {
     counts: OwnedFd,
     _program: SockOps,
 }
 
 impl Neighbour {
-    fn attach(cgroup: &Path) -> Self {
+    pub fn attach(cgroup: &Path) -> Self {
         let counts = counters(16).unwrap();
         let program = SockOps::attach(cgroup, &instructions(counts.as_raw_fd())).unwrap();
         Self {

@@ -35,6 +35,8 @@ pub enum Kind {
     Leaks,
     /// It holds each connection where no process's table shows it.
     Hides,
+    /// The kernel asks its clients every second whether they are there, and those answer.
+    Probes,
     /// It does not close on end of file.
     Stays,
     /// It takes 300 ms from end of file to its close.
@@ -64,11 +66,12 @@ pub fn pattern(place: usize) -> u8 {
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
         Self::Hides,
+        Self::Probes,
         Self::Stays,
         Self::Lingers,
         Self::Mptcp,
@@ -181,7 +184,15 @@ fn serves_when_told() {
 
 fn listen(address: SocketAddr, kind: Kind) -> TcpListener {
     if kind != Kind::Mptcp {
-        return TcpListener::bind(address).unwrap();
+        let listener = TcpListener::bind(address).unwrap();
+        if kind == Kind::Probes {
+            use rustix::net::sockopt;
+            // What it accepts has the same.
+            sockopt::set_socket_keepalive(&listener, true).unwrap();
+            sockopt::set_tcp_keepidle(&listener, Duration::from_secs(1)).unwrap();
+            sockopt::set_tcp_keepintvl(&listener, Duration::from_secs(1)).unwrap();
+        }
+        return listener;
     }
     let socket = mptcp_socket();
     rustix::net::bind(&socket, &address).unwrap();

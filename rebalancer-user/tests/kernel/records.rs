@@ -1,0 +1,351 @@
+//! Which sockets have a record, and what is counted of them, where something stands against it.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
+use rebalancer_user::{
+    bpf::{Adopt, EmptyEndpoints, read_endpoints, read_faults},
+    observe::{Observation, observe},
+    snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
+};
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use xtask::lab::{Host, Pod};
+
+use crate::{
+    moves::{QUIET, enforce, is_reset},
+    neighbours::Neighbour,
+    server::{Kind, Server},
+    support::{
+        Agent, PATIENCE, TRACK_ONLY, Tracked, accepted, alone, cgroup, connect, cookie, eventually,
+        lab, listen,
+    },
+};
+
+/// As the agent's own passes do.
+const ADOPT: Adopt = Adopt::Below {
+    cgroup: CgroupId(0),
+    room: u64::MAX,
+};
+
+impl Tracked {
+    fn observe(&mut self, adopt: Adopt) -> Observation {
+        observe(&mut self.walker, adopt).unwrap()
+    }
+}
+
+fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
+    let key = EndpointKey {
+        netns: Netns(pod.host.netns_inode() as u32),
+        cgroup: None,
+        port,
+    };
+    seen.snapshot.endpoints[&key].clone()
+}
+
+/// Listeners, open and closed connections.
+fn counts(seen: &Observation, pod: &Pod, port: u16) -> (u64, u64, u64) {
+    let endpoint = endpoint(seen, pod, port);
+    (endpoint.listeners, endpoint.open, endpoint.closed)
+}
+
+fn is_listed(seen: &Observation, stream: &TcpStream) -> bool {
+    let id = cookie(stream);
+    seen.snapshot.connections.iter().any(|c| c.cookie.0 == id)
+}
+
+/// Connections that are older than tracking, and their listener.
+#[test]
+fn what_was_adopted_leaves_no_phantom_when_nobody_sees_its_end() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let listener = listen(pod, 7400);
+    let mut all: Vec<_> = (0..5).map(|_| accepted(&lab, &listener)).collect();
+    let mut tracked = Tracked::on_machine();
+    tracked.walker.adopt(CgroupId(0), u64::MAX).unwrap();
+    let counted = |tracked: &mut Tracked| counts(&tracked.observe(ADOPT), pod, 7400);
+    assert_eq!(counted(&mut tracked), (1, 5, 0));
+    all.truncate(2);
+    assert_eq!(counted(&mut tracked), (1, 2, 3));
+    drop(listener);
+    assert_eq!(counted(&mut tracked), (0, 2, 3));
+    drop(all);
+    let seen = tracked.observe(ADOPT);
+    assert_eq!(counts(&seen, pod, 7400), (0, 0, 5));
+    let mut empty = EmptyEndpoints::default();
+    let pins = tracked.tracker.pins();
+    assert_eq!(empty.forget(pins, &seen.empty_endpoints).unwrap(), 0);
+    assert!(empty.forget(pins, &seen.empty_endpoints).unwrap() >= 1);
+    let netns = pod.host.netns_inode() as u32;
+    let left = read_endpoints(pins).unwrap();
+    assert!(
+        left.keys()
+            .all(|key| (key.netns, key.port) != (netns, 7400))
+    );
+}
+
+/// A program behind ours clears the callback of what is accepted meanwhile.
+#[test]
+fn a_cleared_callback_leaves_no_phantom() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let address = SocketAddr::from((pod.addr, 7401));
+    let mut tracked = Tracked::in_lab(&lab);
+    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let neighbour = Neighbour::attach(cgroup(&lab));
+    let echo = |stream: &mut TcpStream| {
+        stream.write_all(b"f").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    };
+    let mut clients: Vec<_> = (0..5).map(|_| connect(&lab, address)).collect();
+    clients.iter_mut().for_each(echo);
+    let before = tracked.observe(ADOPT);
+    assert_eq!(counts(&before, pod, 7401), (1, 5, 0));
+    drop(clients);
+    let closed = |tracked: &mut Tracked, count: u64| {
+        let tracked = std::cell::RefCell::new(tracked);
+        eventually("all are closed", || {
+            let seen = tracked.borrow_mut().observe(ADOPT);
+            let counts = counts(&seen, pod, 7401);
+            if counts == (1, 0, count) {
+                Ok(seen)
+            } else {
+                Err(seen)
+            }
+        })
+    };
+    let seen = closed(&mut tracked, 5);
+    assert_eq!(seen.unseen, before.unseen);
+    assert_eq!(endpoint(&seen, pod, 7401).bytes_in.0, 5);
+
+    // Those that come and go between two passes are never walked over.
+    let mut clients: Vec<_> = (0..5).map(|_| connect(&lab, address)).collect();
+    clients.iter_mut().for_each(echo);
+    drop(clients);
+    thread::sleep(Duration::from_millis(200));
+    drop(neighbour);
+    let seen = closed(&mut tracked, 10);
+    assert_eq!(seen.unseen, before.unseen);
+}
+
+/// Also for those that were left out first.
+#[test]
+fn the_nodes_cap_is_over_all_endpoints_and_there_is_room_once_some_are_closed() {
+    const CAP: usize = 10;
+    let _alone = alone();
+    let lab = lab(2);
+    let policy = format!("interval: 500ms\ntrack: {{maxPerNode: {CAP}}}\nrules:");
+    let mut agent = Agent::in_lab(&lab, &TRACK_ONLY.replace("rules:", &policy));
+    let recorded = |agent: &Agent| agent.dump(&[]).len();
+    let mut streams: Vec<_> = (0..16)
+        .map(|n| connect(&lab, lab.pod(n % 2).address()))
+        .collect();
+    eventually("as many as the cap", || match recorded(&agent) {
+        CAP => Ok(CAP),
+        other => Err(other),
+    });
+    let fault = Fault::OverNodeCap;
+    agent.wait_for("the fault", |line| {
+        line["message"] == "kernel fault" && line["fault"] == fault.text()
+    });
+    assert_eq!(read_faults(&agent.pins).unwrap()[&fault], 6);
+    let said = String::from_utf8(agent.dump_output(&[]).stderr).unwrap();
+    assert!(
+        said.contains(fault.text()) && said.contains("6 times"),
+        "{said}"
+    );
+    agent.wait_for_intervals(3);
+    assert_eq!(recorded(&agent), CAP, "nor is more adopted");
+
+    // The first ones were recorded.
+    streams.drain(..4);
+    eventually("as many as the cap again", || {
+        let all = agent.dump(&[]);
+        let adopted = all.iter().filter(|c| c["adopted"] == true).count();
+        if (all.len(), adopted) == (CAP, 4) {
+            Ok(adopted)
+        } else {
+            Err(all.len())
+        }
+    });
+    drop(streams.drain(..8));
+    eventually("all that are left", || {
+        let all = recorded(&agent);
+        if all == 4 { Ok(all) } else { Err(all) }
+    });
+    // What is new is recorded at once.
+    let _new = connect(&lab, lab.pod(0).address());
+    eventually("the new one", || {
+        let all = agent.dump(&[]);
+        let young = all.iter().any(|c| c["adopted"] == false);
+        if all.len() == 5 && young {
+            Ok(5)
+        } else {
+            Err(all.len())
+        }
+    });
+}
+
+/// A socket on this address, which others may use too.
+fn shared(host: &Host, address: SocketAddr) -> rustix::fd::OwnedFd {
+    let socket = || {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+        sockopt::set_socket_reuseport(&socket, true).unwrap();
+        rustix::net::bind(&socket, &address).unwrap();
+        socket
+    };
+    host.enter(socket).unwrap()
+}
+
+#[test]
+fn what_was_opened_from_a_port_that_is_listened_on_is_not_adopted() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let address = SocketAddr::from((pod.addr, 7402));
+    let listener = shared(&pod.host, address);
+    rustix::net::listen(&listener, 16).unwrap();
+    let listener = TcpListener::from(listener);
+    // On the client's side: it echoes nothing, and says something to some.
+    let elsewhere = |port: u16| {
+        let client = lab.client();
+        let ip = connect(&lab, pod.address()).local_addr().unwrap().ip();
+        let listen = || TcpListener::bind((ip, port));
+        client.enter(listen).unwrap().unwrap()
+    };
+    let mut outgoing = Vec::new();
+    for (port, talk) in [
+        (7403, ""),
+        (7404, "in"),
+        (7405, "out"),
+        (7406, "in and out"),
+    ] {
+        let there = elsewhere(port);
+        let here = shared(&pod.host, address);
+        rustix::net::connect(&here, &there.local_addr().unwrap()).unwrap();
+        let (mut here, (mut there, _)) = (TcpStream::from(here), there.accept().unwrap());
+        if talk.contains("in") {
+            there.write_all(b"hello").unwrap();
+            here.read_exact(&mut [0; 5]).unwrap();
+        }
+        if talk.contains("out") {
+            here.write_all(b"hello").unwrap();
+            there.read_exact(&mut [0; 5]).unwrap();
+        }
+        outgoing.push((here, there, talk));
+    }
+    let mut incoming: Vec<_> = (0..2).map(|_| accepted(&lab, &listener)).collect();
+    let (client, server) = &mut incoming[0];
+    server.write_all(b"hello").unwrap();
+    client.read_exact(&mut [0; 5]).unwrap();
+
+    let mut tracked = Tracked::on_machine();
+    tracked.walker.adopt(CgroupId(0), u64::MAX).unwrap();
+    let seen = tracked.observe(ADOPT);
+    for (here, _, talk) in &outgoing {
+        assert!(!is_listed(&seen, here), "{talk:?}");
+    }
+    for (_, server) in &incoming {
+        assert!(is_listed(&seen, server));
+    }
+    assert_eq!(counts(&seen, pod, 7402), (1, 2, 0));
+}
+
+#[test]
+fn a_process_that_listens_on_every_port_blinds_nobody_else() {
+    const PORTS: std::ops::Range<u16> = 10_000..27_000;
+    let _alone = alone();
+    let lab = lab(2);
+    let (busy, other) = (lab.pod(0), lab.pod(1));
+    let mut tracked = Tracked::on_machine();
+    let pins = tracked.tracker.pins().to_owned();
+    let of_busy = |pins: &std::path::Path| {
+        let netns = busy.host.netns_inode() as u32;
+        let all = read_endpoints(pins).unwrap();
+        all.keys().filter(|key| key.netns == netns).count() as u64
+    };
+    busy.host
+        .enter(|| {
+            for port in PORTS {
+                drop(TcpListener::bind((busy.addr, port)).unwrap());
+            }
+        })
+        .unwrap();
+    // Some may race with another CPU.
+    let most = ENDPOINTS_PER_PLACE + 8;
+    assert!(
+        (1_000..=most).contains(&of_busy(&pins)),
+        "{}",
+        of_busy(&pins)
+    );
+    assert!(read_faults(&pins).unwrap()[&Fault::EndpointsFull] > 10_000);
+
+    let listener = listen(other, 7410);
+    let (_client, server) = accepted(&lab, &listener);
+    assert!(is_listed(&tracked.observe(ADOPT), &server), "not blinded");
+
+    // It has only blinded itself, until what is empty is forgotten.
+    let listener = listen(busy, 7411);
+    let (_client, server) = accepted(&lab, &listener);
+    let seen = tracked.observe(ADOPT);
+    assert!(!is_listed(&seen, &server));
+    let mut empty = EmptyEndpoints::default();
+    for _ in 0..2 {
+        let seen = tracked.observe(ADOPT);
+        empty.forget(&pins, &seen.empty_endpoints).unwrap();
+    }
+    assert!(of_busy(&pins) <= 2, "{}", of_busy(&pins));
+    tracked.observe(ADOPT);
+    let seen = tracked.observe(ADOPT);
+    assert!(is_listed(&seen, &server), "what had no room is adopted");
+    assert_eq!(counts(&seen, busy, 7411), (1, 1, 0));
+    let (_client, server) = accepted(&lab, &listener);
+    assert!(is_listed(&tracked.observe(Adopt::No), &server));
+}
+
+/// Its client answers the kernel's probes meanwhile, by acknowledgements without data.
+#[test]
+fn a_long_poll_is_not_moved_before_its_answer() {
+    const CLIENTS: usize = 24;
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7420));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Probes);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7420, "maxAge: 300ms", QUIET));
+    let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| connect(&lab, address)).collect();
+    thread::sleep(Duration::from_millis(500));
+    let threads: Vec<_> = clients
+        .into_iter()
+        .map(|mut stream| {
+            thread::spawn(move || {
+                let mut answer = [0];
+                stream.write_all(b"f").unwrap();
+                stream.read_exact(&mut answer).unwrap();
+                // In the tick of the answer; this one takes three seconds.
+                stream.write_all(b"h").unwrap();
+                let answered = stream.read_exact(&mut answer);
+                answered.map(|()| stream)
+            })
+        })
+        .collect();
+    let answered: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+    let lost = answered.iter().filter(|answered| answered.is_err()).count();
+    println!("\n  {lost} of {CLIENTS} requests in progress lost");
+    assert_eq!(lost, 0, "{answered:?}");
+    for mut stream in answered.into_iter().flatten() {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(is_reset(&mut stream), "at rest it is moved");
+    }
+    for _ in 0..CLIENTS {
+        assert_eq!(agent.wait_for_move()["outcome"], "reset");
+    }
+    agent.wait_for_intervals(3);
+    assert_eq!(agent.said("move").len(), CLIENTS, "each once");
+}
