@@ -34,6 +34,8 @@ pub struct Observation {
     holders: BTreeSet<u32>,
     /// Listeners by the kernel half's count.
     listeners_counted: u64,
+    /// Connections that got a record in this pass.
+    adopted: u64,
     /// Endpoints that have neither a listener nor a connection.
     pub empty_endpoints: BTreeSet<common::EndpointKey>,
     /// Records that made no sense, and were skipped.
@@ -87,18 +89,18 @@ impl Observer {
     /// Reads everything that the kernel half has recorded. What it counts tells whether a socket is
     /// held by a process that was not walked over; then all are.
     pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
-        let mut before = Duration::ZERO;
+        let (mut before, mut adopted) = (Duration::ZERO, 0);
         if let Some(observation) = self.observe_some(adopt)? {
             let (last, listeners) = (self.last.as_ref(), observation.listeners_counted);
             if last.is_some_and(|l| l.unseen == observation.unseen && l.listeners == listeners) {
                 self.in_vain = 0;
                 return Ok(observation);
             }
-            before = observation.cpu;
+            (before, adopted) = (observation.cpu, observation.adopted);
             self.in_vain = (2 * self.in_vain).clamp(1, MOST_IN_VAIN);
             self.wait = self.in_vain;
         }
-        let mut observation = observe(&mut self.walker, adopt)?;
+        let mut observation = observe(&mut self.walker, adopt.less(adopted))?;
         observation.cpu += before;
         self.last = Some(Everywhere {
             at: Instant::now(),
@@ -226,6 +228,7 @@ pub(crate) fn join(
             .iter()
             .flat_map(|socket| socket.holders.iter().map(|holder| holder.pid))
             .collect(),
+        adopted: pass.adopted,
         listeners_counted: sums.values().map(|sums| sums.listeners).sum(),
         empty_endpoints,
         invalid,

@@ -100,6 +100,20 @@ pub enum Adopt {
     },
 }
 
+impl Adopt {
+    /// The same, once so many connections got a record.
+    #[must_use]
+    pub fn less(self, adopted: u64) -> Self {
+        match self {
+            Self::No => Self::No,
+            Self::Below { cgroup, room } => Self::Below {
+                cgroup,
+                room: room.saturating_sub(adopted),
+            },
+        }
+    }
+}
+
 impl Walker {
     /// Loads the program over the maps pinned under `pins`.
     pub fn open(kernel: Arc<Kernel>, pins: &Path) -> Result<Self, Error> {
@@ -196,6 +210,7 @@ impl Walker {
                 Err(e) if e.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(e) => return Err(failed(names::WALK)("linking", e.into())),
             };
+            let adopt = adopt.less(pass.adopted);
             self.run(Some(&link), adopt, &mut pass, &mut |pass, row| {
                 merge(&mut pass.sockets, &mut at, row);
             })?;
@@ -211,9 +226,9 @@ impl Walker {
     /// and below it (0: in any); their age is known from now on only. Returns of how many connections.
     pub fn adopt(&mut self, cgroup: CgroupId, room: u64) -> Result<u64, Error> {
         // A connection is known to be an accepted one by its listener, which may come after it.
-        let listeners = self.walk(Adopt::Below { cgroup, room })?.adopted;
-        let room = room.saturating_sub(listeners);
-        Ok(listeners + self.walk(Adopt::Below { cgroup, room })?.adopted)
+        let adopt = Adopt::Below { cgroup, room };
+        let first = self.walk(adopt)?.adopted;
+        Ok(first + self.walk(adopt.less(first))?.adopted)
     }
 
     /// Walks until it is known whether a socket is there: what it says, and who holds it.

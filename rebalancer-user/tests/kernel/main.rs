@@ -30,6 +30,7 @@ mod pause;
 mod privileges;
 mod program;
 mod records;
+mod refused;
 mod reload;
 mod scale;
 mod server;
