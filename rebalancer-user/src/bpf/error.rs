@@ -95,6 +95,14 @@ pub enum Error {
         /// Ours.
         expected: u32,
     },
+    /// No program is loaded, whatever it is.
+    #[error(
+        "not even a BPF program that does nothing is loaded: {message}\n  remedy: `dmesg` and the audit log say what forbids it, a seccomp profile or a security module for example"
+    )]
+    NoPrograms {
+        /// What the kernel said.
+        message: String,
+    },
     /// The kernel does not load a program.
     #[error(
         "this kernel refuses the program {program}: {why}\n  remedy: `rebalancer doctor` tries all that is needed; a security policy may forbid it (lockdown, seccomp); else please report it with the output of `uname -a`"

@@ -12,12 +12,14 @@ use rustix::{
 
 /// Commands of `bpf(2)`, from `linux/bpf.h`.
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_TRACE_ITER: u32 = 28;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
+const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 
 /// `union bpf_attr`, longer than any kernel's so far: what a command writes back finds room in it.
 ///
@@ -28,6 +30,7 @@ const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
 union Attr {
     all: [u64; 32],
     map_create: MapCreate,
+    prog_load: ProgLoad,
     prog_query: ProgQuery,
     link_create: LinkCreate,
     iter_create: IterCreate,
@@ -49,6 +52,16 @@ struct MapCreate {
     inner_map_fd: u32,
     numa_node: u32,
     map_name: [u8; 16],
+}
+
+/// The part of `union bpf_attr` that loads a program.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
 }
 
 /// The part of `union bpf_attr` that asks for the programs on a cgroup.
@@ -116,6 +129,20 @@ pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<Owned
         map_name,
     };
     bpf_fd(BPF_MAP_CREATE, &mut attr)
+}
+
+/// Loads a program that does nothing, and lets it go: whether any is loaded at all. Asked first, as
+/// a loader takes what is refused for what the kernel lacks.
+pub(super) fn load_nothing() -> io::Result<()> {
+    const CODE: [u64; 2] = [0xb7, 0x95]; // r0 = 0; exit
+    let mut attr = Attr::ZEROED;
+    attr.prog_load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
+        insn_cnt: CODE.len() as u32,
+        insns: CODE.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    bpf_fd(BPF_PROG_LOAD, &mut attr).map(drop)
 }
 
 /// Links an iterator program over processes, to one of them if it is named: aya's own `attach`

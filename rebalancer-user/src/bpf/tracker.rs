@@ -261,6 +261,9 @@ impl Loaded {
 }
 
 fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
+    sys::load_nothing().map_err(|e| Error::NoPrograms {
+        message: e.to_string(),
+    })?;
     let mut ebpf = loader
         .load(OBJECT)
         .map_err(|e| Error::call("loading the BPF object", e))?;
