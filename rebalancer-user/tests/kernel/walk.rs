@@ -15,15 +15,19 @@ use std::{
 use rebalancer_common::kind;
 use rebalancer_user::{
     bpf::{Adopt, Holder, Pass, Walked, Walker},
-    observe::observe,
+    observe::{Observation, Observer, observe},
+    snapshot::{Endpoint, EndpointKey},
 };
 use serde::{Deserialize, Serialize};
 use xtask::lab::{Lab, Pod};
 
 use crate::{
+    guards::echoes,
     program::{self, Program, again},
     server::{Kind, Server, receive_descriptor, send_descriptor},
-    support::{Tracked, accepted, alone, connect, cookie, eventually, kernel, lab, listen},
+    support::{
+        Tracked, accepted, alone, connect, cookie, eventually, kernel, lab, listen, request,
+    },
 };
 
 fn holder(pid: u32, fd: RawFd) -> Holder {
@@ -438,4 +442,141 @@ fn walks_in_a_pid_namespace_when_told() {
         by_id: by_id.map(|pass| holders(&pass)),
         all: pass.sockets.iter().map(|s| s.connection.cookie).collect(),
     });
+}
+
+/// What can be compared of two listings: not their times.
+fn told(observation: &Observation) -> (Vec<String>, BTreeMap<EndpointKey, Endpoint>) {
+    let connections = observation.snapshot.connections.iter();
+    let mut connections: Vec<String> = connections
+        .map(|c| {
+            let (id, at, bytes) = (c.cookie, c.endpoint, (c.bytes_in, c.bytes_out));
+            format!(
+                "{id} {at:?} {} {:?} {bytes:?} {:?}",
+                c.remote, c.state, c.opened
+            )
+        })
+        .collect();
+    connections.sort();
+    (connections, observation.snapshot.endpoints.clone())
+}
+
+/// An observer that has walked over all processes once.
+fn observer(tracked: &Tracked) -> Observer {
+    let mut observer = Observer::new(tracked.reader(2_048));
+    observer.observe(Adopt::No).unwrap();
+    observer
+}
+
+#[test]
+fn a_pass_over_known_processes_tells_what_one_over_all_does() {
+    let _alone = alone();
+    let lab = lab(2);
+    let mut tracked = Tracked::in_lab(&lab);
+    let _others = Others::start(&lab, 20, 50);
+    let mut streams: Vec<_> = (0..40)
+        .map(|n| connect(&lab, lab.pod(n % 2).address()))
+        .collect();
+    for stream in &mut streams {
+        request(stream, "/").unwrap();
+    }
+    let mut observer = observer(&tracked);
+    let mut short = 0;
+    for n in 0..20 {
+        let here = lab.pod(n % 2);
+        match n % 4 {
+            0 => streams.push(connect(&lab, here.address())),
+            1 => drop(streams.remove(0)),
+            _ => {
+                request(streams.last_mut().unwrap(), "/blob").unwrap();
+            }
+        }
+        // Until the last acknowledgement has come, and what was closed has.
+        std::thread::sleep(Duration::from_millis(100));
+        let some = observer.observe(Adopt::No).unwrap();
+        let all = observe(&mut tracked.walker, Adopt::No).unwrap();
+        assert_eq!(told(&some), told(&all));
+        assert_eq!(some.unseen, all.unseen);
+        short += usize::from(some.files < all.files / 2);
+    }
+    assert!(short >= 15, "{short} of 20 were over known processes only");
+}
+
+#[test]
+fn a_connection_of_a_process_that_held_none_is_seen_in_the_same_pass() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let tracked = Tracked::in_lab(&lab);
+    let path = lab.folder().join("worker");
+    let _worker = Server::worker(&pod.host, &path, Kind::Plain);
+    let address = SocketAddr::from((pod.addr, 7310));
+    let _passes_on = Server::handing_over(&pod.host, address, &path);
+    let _others = Others::start(&lab, 20, 50);
+    let mut observer = observer(&tracked);
+    let listed = |observation: &Observation, client: &TcpStream| {
+        let peer = client.local_addr().unwrap();
+        let mut all = observation.snapshot.connections.iter();
+        all.any(|c| c.remote == peer)
+    };
+    let nothing_new = observer.observe(Adopt::No).unwrap();
+    // Its answer comes from the worker, which held none.
+    let mut client = connect(&lab, address);
+    echoes(&mut client);
+    let seen = observer.observe(Adopt::No).unwrap();
+    assert!(listed(&seen, &client));
+    assert!(seen.files > 2 * nothing_new.files, "all were walked over");
+
+    // A whole process that was not there.
+    let address = SocketAddr::from((pod.addr, 7311));
+    let _new = Server::start(&pod.host, address, Kind::Plain);
+    let mut client = connect(&lab, address);
+    echoes(&mut client);
+    for _ in 0..2 {
+        assert!(listed(&observer.observe(Adopt::No).unwrap(), &client));
+    }
+}
+
+/// Processes that hold descriptors of no interest.
+pub struct Others {
+    _program: Program<()>,
+}
+
+impl Others {
+    /// Starts so many, with so many each, as far as the limit of open files allows.
+    pub fn start(lab: &Lab, processes: usize, each: usize) -> Self {
+        let test = "walk::holds_others_when_told";
+        let _program = Program::start(lab.client(), test, &(processes, each));
+        Self { _program }
+    }
+}
+
+/// Not a test but the program, if the environment says so.
+#[test]
+fn holds_others_when_told() {
+    let Some((processes, each)) = program::orders::<(usize, usize)>() else {
+        return;
+    };
+    let file = fs::File::open("/dev/null").unwrap();
+    // Each is ready once it has closed its end.
+    let (mut wait, ready) = std::io::pipe().unwrap();
+    for _ in 0..processes {
+        // SAFETY: the copies make system calls only, and end with the thread that made them.
+        unsafe {
+            if libc::fork() == 0 {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                for _ in 0..each {
+                    libc::dup(file.as_raw_fd());
+                }
+                libc::close(ready.as_raw_fd());
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+    }
+    drop(ready);
+    std::io::copy(&mut wait, &mut std::io::sink()).unwrap();
+    program::ready();
+    program::wait_for_the_end();
+    program::report(&());
 }

@@ -125,7 +125,7 @@ fn check(pass: &Pass, held: usize) {
 }
 
 /// How late a thread wakes that shares the listing's CPU, with and without listings all the time.
-fn delays(mut walker: Walker, each: Duration) {
+pub(super) fn delays(mut walker: Walker, each: Duration) {
     let mut rows = BTreeMap::new();
     // Interleaved: the machine has other things to do.
     for _ in 0..3 {

@@ -8,6 +8,7 @@ mod held;
 mod holder;
 mod moves;
 mod server;
+mod walk;
 
 use serde::{Deserialize, Serialize};
 
