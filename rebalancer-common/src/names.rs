@@ -20,7 +20,8 @@ pub const LINK: &str = "link";
 pub const CONNECTIONS: &str = "connections";
 /// Hash: [`crate::Place`] → how many endpoints it has.
 pub const PLACES: &str = "places";
-/// Array of one number: connections recorded on the node whose close will be seen.
+/// Memory-mapped array of one number: connections recorded on the node, signed. `sock_ops` counts
+/// those whose close will be seen; at each pass the agent makes it what the walk has found.
 pub const NODE: &str = "node";
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";

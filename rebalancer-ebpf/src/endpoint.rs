@@ -53,7 +53,8 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     get(key)
 }
 
-/// How many connections of the node are recorded whose close will be seen.
+/// How many connections of the node are recorded. For a moment it may be less than none: the close
+/// of one is seen that no pass has found yet.
 #[inline(always)]
 pub(crate) fn node() -> Option<*mut u64> {
     NODE.get_ptr_mut(0)

@@ -89,6 +89,15 @@ impl Observer {
     /// Reads everything that the kernel half has recorded. What it counts tells whether a socket is
     /// held by a process that was not walked over; then all are.
     pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
+        let observation = self.observe_enough(adopt)?;
+        if adopt != Adopt::No {
+            let recorded = observation.snapshot.connections.len() as u64;
+            self.walker.set_recorded(recorded);
+        }
+        Ok(observation)
+    }
+
+    fn observe_enough(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
         let (mut before, mut adopted) = (Duration::ZERO, 0);
         if let Some(observation) = self.observe_some(adopt)? {
             let (last, listeners) = (self.last.as_ref(), observation.listeners_counted);

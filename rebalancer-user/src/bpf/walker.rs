@@ -46,6 +46,7 @@ pub struct Walker {
     own: Option<OwnedFd>,
     rows: Shared,
     head: Shared,
+    node: Shared,
     tick: Duration,
 }
 
@@ -147,6 +148,7 @@ impl Walker {
         let own = link_to(&ebpf, std::process::id()).ok();
         let rows = Shared::map(&ebpf, names::ROWS, rows as usize * size_of::<Row>())?;
         let head = Shared::map(&ebpf, names::WALK_HEAD, size_of::<WalkHead>())?;
+        let node = Shared::map(&ebpf, names::NODE, size_of::<u64>())?;
         Ok(Self {
             kernel,
             pins: pins.to_owned(),
@@ -155,6 +157,7 @@ impl Walker {
             own,
             rows,
             head,
+            node,
             tick: tick(),
         })
     }
@@ -229,6 +232,16 @@ impl Walker {
         let adopt = Adopt::Below { cgroup, room };
         let first = self.walk(adopt)?.adopted;
         Ok(first + self.walk(adopt.less(first))?.adopted)
+    }
+
+    /// Tells the kernel half how many connections are recorded, for the node's cap: those that were
+    /// adopted, or have closed unseen, are not in its own count. Only the agent does this.
+    pub fn set_recorded(&self, count: u64) {
+        for recorded in self.node.words() {
+            // It counts on meanwhile.
+            let counted = recorded.load(Ordering::Relaxed);
+            recorded.fetch_add(count.wrapping_sub(counted), Ordering::Relaxed);
+        }
     }
 
     /// Walks until it is known whether a socket is there: what it says, and who holds it.

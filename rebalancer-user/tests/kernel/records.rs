@@ -186,6 +186,42 @@ fn the_nodes_cap_is_over_all_endpoints_and_there_is_room_once_some_are_closed() 
     });
 }
 
+/// An agent that starts anew adopts as many as the cap allows, and records no more beside them.
+#[test]
+fn what_was_adopted_fills_the_nodes_cap_too() {
+    const CAP: usize = 10;
+    let _alone = alone();
+    let lab = lab(2);
+    let connect = |n: usize| connect(&lab, lab.pod(n % 2).address());
+    let mut older: Vec<_> = (0..CAP).map(connect).collect();
+    let policy = format!("interval: 500ms\ntrack: {{maxPerNode: {CAP}}}\nrules:");
+    let mut agent = Agent::in_lab(&lab, &TRACK_ONLY.replace("rules:", &policy));
+    agent.wait_for_intervals(1);
+    let recorded = |agent: &Agent, of_all: usize, adopted: usize| {
+        eventually("as many as there is room for", || {
+            let all = agent.dump(&[]);
+            let old = all.iter().filter(|c| c["adopted"] == true).count();
+            let seen = (all.len(), old);
+            if seen == (of_all, adopted) {
+                Ok(seen)
+            } else {
+                Err(seen)
+            }
+        });
+    };
+    recorded(&agent, CAP, CAP);
+    let younger: Vec<_> = (0..5).map(connect).collect();
+    agent.wait_for_intervals(2);
+    recorded(&agent, CAP, CAP);
+    // Nobody sees these closes; the five that had no room take it.
+    older.truncate(3);
+    recorded(&agent, 8, 8);
+    agent.wait_for_intervals(2);
+    let _young = connect(0);
+    recorded(&agent, 9, 8);
+    drop(younger);
+}
+
 /// A socket on this address, which others may use too.
 fn shared(host: &Host, address: SocketAddr) -> rustix::fd::OwnedFd {
     let socket = || {
