@@ -103,6 +103,14 @@ pub enum Error {
         /// What the kernel said.
         message: String,
     },
+    /// The kernel does not know the iterator that the walk is.
+    #[error(
+        "this kernel does not let open sockets be walked over: {message}\n  remedy: take Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y; nothing that was recorded before is lost"
+    )]
+    NoWalk {
+        /// What was missing.
+        message: String,
+    },
     /// The kernel does not load a program.
     #[error(
         "this kernel refuses the program {program}: {why}\n  remedy: `rebalancer doctor` tries all that is needed; a security policy may forbid it (lockdown, seccomp); else please report it with the output of `uname -a`"

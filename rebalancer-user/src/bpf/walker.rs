@@ -142,7 +142,13 @@ impl Walker {
             .load(OBJECT)
             .map_err(|e| Error::call("loading the BPF object", e))?;
         let failed = failed(names::WALK);
-        let program = load_iterator(&mut ebpf, names::WALK, "task_file", &btf)?;
+        let program =
+            load_iterator(&mut ebpf, names::WALK, "task_file", &btf).map_err(|e| match e {
+                Error::Refused { .. } => e,
+                other => Error::NoWalk {
+                    message: other.to_string(),
+                },
+            })?;
         let all =
             sys::link_iterator(program.as_fd(), None).map_err(|e| failed("linking", e.into()))?;
         let own = link_to(&ebpf, std::process::id()).ok();
