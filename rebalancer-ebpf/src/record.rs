@@ -282,8 +282,9 @@ unsafe fn get_or_create(
 fn over_cap(settings: &Settings, sums: *mut EndpointSums) -> Option<Fault> {
     // SAFETY: live map values; a racing add only makes a cap late by a few.
     unsafe {
-        let open = core::ptr::read_volatile(&raw const (*sums).open);
-        if open >= u64::from(settings.max_per_endpoint) {
+        // Less than none where an end is seen of what was open when the endpoint was forgotten.
+        let open = core::ptr::read_volatile(&raw const (*sums).open).cast_signed();
+        if open >= i64::from(settings.max_per_endpoint) {
             return Some(Fault::OverCap);
         }
         let node = endpoint::node()?;

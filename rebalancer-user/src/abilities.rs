@@ -125,20 +125,12 @@ pub fn try_tracking(walker: &mut Walker) -> io::Result<Vec<Tried>> {
         tried.push(Tried::new(Ability::WalkingOneProcess, one));
     }
     drop(pair);
-    // What was tried here is nobody's endpoint.
-    let is_ours = |key: &EndpointKey| key.port == port && !works_for_others(walker, key);
-    if let Ok(endpoints) = read_endpoints(walker.pins()) {
-        let ours = endpoints.into_keys().filter(is_ours).collect();
-        // It would be forgotten a minute later.
-        let _stays = bpf::remove_endpoints(walker.pins(), &ours);
+    // What was tried here is nobody's endpoint. It would be forgotten a minute later.
+    if let Ok(mut endpoints) = read_endpoints(walker.pins()) {
+        endpoints.retain(|key, sums| key.port == port && sums.accepted <= 1);
+        let _stays = bpf::remove_endpoints(walker.pins(), endpoints);
     }
     Ok(tried)
-}
-
-/// Whether more than the one connection that was tried was accepted there.
-fn works_for_others(walker: &Walker, key: &EndpointKey) -> bool {
-    read_endpoints(walker.pins())
-        .is_ok_and(|all| all.get(key).is_some_and(|sums| sums.accepted > 1))
 }
 
 fn recorded(walker: &mut Walker, pair: &Pair) -> Result<String, String> {

@@ -37,7 +37,7 @@ pub struct Observation {
     /// Connections that got a record in this pass.
     adopted: u64,
     /// Endpoints that have neither a listener nor a connection.
-    pub empty_endpoints: BTreeSet<common::EndpointKey>,
+    pub empty_endpoints: BTreeMap<common::EndpointKey, common::EndpointSums>,
     /// Records that made no sense, and were skipped.
     pub invalid: u64,
     /// Port and cgroup of every listener.
@@ -215,11 +215,11 @@ pub(crate) fn join(
         .iter()
         .filter(|(key, sums)| {
             let endpoint = &endpoints[&endpoint_key(key)];
-            sums.open == 0 && endpoint.listeners == 0 && endpoint.open == 0
+            signed(sums.open) == 0 && endpoint.listeners == 0 && endpoint.open == 0
         })
-        .map(|(key, _)| *key)
+        .map(|(key, sums)| (*key, *sums))
         .collect();
-    let open: u64 = sums.values().map(|sums| sums.open).sum();
+    let open: u64 = sums.values().map(|sums| signed(sums.open)).sum();
     let snapshot = Snapshot {
         taken: KernelTime(pass.now_ns),
         connections,
@@ -238,7 +238,7 @@ pub(crate) fn join(
             .flat_map(|socket| socket.holders.iter().map(|holder| holder.pid))
             .collect(),
         adopted: pass.adopted,
-        listeners_counted: sums.values().map(|sums| sums.listeners).sum(),
+        listeners_counted: sums.values().map(|sums| signed(sums.listeners)).sum(),
         empty_endpoints,
         invalid,
         listeners,
@@ -350,13 +350,19 @@ fn endpoint_key(key: &common::EndpointKey) -> EndpointKey {
     }
 }
 
+/// A count that may be less than none: an endpoint that was forgotten as an empty one and begins anew
+/// sees the ends of what came just then.
+fn signed(count: u64) -> u64 {
+    count.cast_signed().max(0).cast_unsigned()
+}
+
 fn endpoint(sums: &common::EndpointSums) -> Endpoint {
     Endpoint {
         who: Who::default(), // names come from elsewhere
         listeners: 0,
         accepted: sums.accepted,
         open: 0,
-        closed: sums.closed + sums.without_close,
+        closed: sums.closed + signed(sums.without_close),
         closed_by_reset: sums.closed_by_reset,
         closed_by_abort: sums.closed_by_abort,
         closed_by_timeout: sums.closed_by_timeout,
@@ -585,5 +591,38 @@ mod tests {
         assert_eq!((endpoint.open, endpoint.closed), (3, 5));
         // Two of the open ones are recorded, and no descriptor leads to them.
         assert_eq!(got.unseen, 2);
+    }
+
+    #[test]
+    fn less_than_none_is_none() {
+        let key = |port| common::EndpointKey {
+            netns: 2,
+            port,
+            ..Default::default()
+        };
+        let minus_one = common::EndpointSums {
+            listeners: u64::MAX,
+            open: u64::MAX,
+            without_close: u64::MAX,
+            closed: 3,
+            ..Default::default()
+        };
+        let one = common::EndpointSums {
+            listeners: 1,
+            open: 1,
+            ..Default::default()
+        };
+        let sums = BTreeMap::from([(key(80), minus_one), (key(81), one)]);
+        let got = join(&Pass::default(), &sums, BTreeMap::new(), HOST, &|_| {
+            Duration::ZERO
+        });
+        assert_eq!((got.unseen, got.listeners_counted), (1, 1));
+        let closed = got.snapshot.endpoints.values().map(|e| e.closed);
+        assert_eq!(closed.collect::<Vec<_>>(), [3, 0]);
+        // It begins anew once it is forgotten.
+        assert_eq!(
+            got.empty_endpoints.into_keys().collect::<Vec<_>>(),
+            [key(80)]
+        );
     }
 }

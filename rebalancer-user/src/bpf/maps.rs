@@ -1,11 +1,6 @@
 //! The small maps, read directly.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    ops::RangeInclusive,
-    path::Path,
-};
+use std::{collections::BTreeMap, io, ops::RangeInclusive, path::Path};
 
 use aya::{
     Pod,
@@ -74,37 +69,48 @@ pub fn endpoints_capacity(pins: &Path) -> Result<u64, Error> {
     Ok(info.max_entries().into())
 }
 
-/// Endpoints that were empty when they were last looked at.
+/// Endpoints that were empty when they were last looked at, and their sums then.
 #[derive(Debug, Default)]
-pub struct EmptyEndpoints(BTreeSet<EndpointKey>);
+pub struct EmptyEndpoints(BTreeMap<EndpointKey, EndpointSums>);
 
 impl EmptyEndpoints {
-    /// Removes the endpoints that are empty now and were so the last time, and counts those that are
-    /// left at each place. Returns how many were removed.
-    ///
-    /// A listener that was opened just now may have found its entry there, and lose it: the next
-    /// walk makes another.
-    pub fn forget(&mut self, pins: &Path, empty: &BTreeSet<EndpointKey>) -> Result<usize, Error> {
-        let gone: BTreeSet<EndpointKey> = self.0.intersection(empty).copied().collect();
-        self.0 = empty.difference(&gone).copied().collect();
-        if !gone.is_empty() {
-            remove_endpoints(pins, &gone)?;
+    /// Removes the endpoints that are empty now and were so the last time, where nothing has come
+    /// in between nor since, and counts those that are left at each place. Returns how many were
+    /// removed.
+    pub fn forget(
+        &mut self,
+        pins: &Path,
+        empty: &BTreeMap<EndpointKey, EndpointSums>,
+    ) -> Result<usize, Error> {
+        let mut still = empty.clone();
+        still.retain(|key, sums| self.0.get(key) == Some(sums));
+        self.0.clone_from(empty);
+        if still.is_empty() {
+            return Ok(0);
         }
-        Ok(gone.len())
+        remove_endpoints(pins, still)
     }
 }
 
-/// Removes these endpoints, and counts those that are left at each place.
-pub fn remove_endpoints(pins: &Path, gone: &BTreeSet<EndpointKey>) -> Result<(), Error> {
+/// Removes those of these endpoints whose sums are still the same, and counts those that are left at each
+/// place. Returns how many were removed.
+pub fn remove_endpoints(
+    pins: &Path,
+    empty: BTreeMap<EndpointKey, EndpointSums>,
+) -> Result<usize, Error> {
     let failed = |e: MapError| Error::call("removing from the endpoints map", e);
     let mut map: HashMap<_, Raw<EndpointKey>, Raw<EndpointSums>> =
         pinned(pins, names::ENDPOINTS)?.try_into().map_err(failed)?;
-    for key in gone {
-        // It is not there if another has removed it.
-        let _absent = map.remove(&Raw(*key));
+    let mut gone = Vec::new();
+    for (key, sums) in empty {
+        // Something may have come since the pass. What comes between these two calls is recorded
+        // all the same, and begins the endpoint anew.
+        if map.get(&Raw(key), 0).is_ok_and(|now| now.0 == sums) && map.remove(&Raw(key)).is_ok() {
+            gone.push(key);
+        }
     }
     let mut counts = BTreeMap::<Place, u64>::new();
-    for key in gone {
+    for key in &gone {
         counts.entry(key.place()).or_default();
     }
     for key in read_endpoints(pins)?.keys() {
@@ -121,7 +127,7 @@ pub fn remove_endpoints(pins: &Path, gone: &BTreeSet<EndpointKey>) -> Result<(),
             count => places.insert(Raw(place), count, 0).map_err(failed)?,
         }
     }
-    Ok(())
+    Ok(gone.len())
 }
 
 /// What went wrong in the kernel half so far, summed over CPUs; only what did.

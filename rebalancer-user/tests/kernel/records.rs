@@ -128,6 +128,38 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
     assert!((5..=10).contains(&bytes), "{bytes}");
 }
 
+#[test]
+fn an_endpoint_is_not_forgotten_when_something_comes_after_the_pass() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut tracked = Tracked::on_machine();
+    let pins = tracked.tracker.pins().to_owned();
+    let netns = pod.host.netns_inode() as u32;
+    let is_known = || {
+        let all = read_endpoints(&pins).unwrap();
+        all.keys().any(|key| (key.netns, key.port) == (netns, 7430))
+    };
+    drop(listen(pod, 7430));
+    let seen = tracked.observe(ADOPT);
+    let mut empty = EmptyEndpoints::default();
+    empty.forget(&pins, &seen.empty_endpoints).unwrap();
+    let again = tracked.observe(ADOPT);
+    let listener = listen(pod, 7430);
+    empty.forget(&pins, &again.empty_endpoints).unwrap();
+    assert!(is_known());
+    let (client, server) = accepted(&lab, &listener);
+    let seen = tracked.observe(ADOPT);
+    assert_eq!(counts(&seen, pod, 7430), (1, 1, 0));
+    drop((client, server, listener));
+    for _ in 0..2 {
+        assert!(is_known());
+        let seen = tracked.observe(ADOPT);
+        empty.forget(&pins, &seen.empty_endpoints).unwrap();
+    }
+    assert!(!is_known());
+}
+
 /// Also for those that were left out first.
 #[test]
 fn the_nodes_cap_is_over_all_endpoints_and_there_is_room_once_some_are_closed() {
