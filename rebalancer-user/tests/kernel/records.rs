@@ -109,19 +109,12 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
     let before = tracked.observe(ADOPT);
     assert_eq!(counts(&before, pod, 7401), (1, 5, 0));
     drop(clients);
-    let closed = |tracked: &mut Tracked, count: u64| {
-        let tracked = std::cell::RefCell::new(tracked);
-        eventually("all are closed", || {
-            let seen = tracked.borrow_mut().observe(ADOPT);
-            let counts = counts(&seen, pod, 7401);
-            if counts == (1, 0, count) {
-                Ok(seen)
-            } else {
-                Err(seen)
-            }
-        })
-    };
-    let seen = closed(&mut tracked, 5);
+    let watching = std::cell::RefCell::new(&mut tracked);
+    eventually("all are closed", || {
+        let now = counts(&watching.borrow_mut().observe(ADOPT), pod, 7401);
+        if now == (1, 0, 5) { Ok(now) } else { Err(now) }
+    });
+    let seen = tracked.observe(ADOPT);
     assert_eq!(seen.unseen, before.unseen);
     // The kernel counts a FIN as a byte.
     let bytes = endpoint(&seen, pod, 7401).bytes_in.0;
