@@ -7,7 +7,7 @@ use rebalancer_common::{EndpointKey, EndpointSums, Fault};
 use rustix::net::connect_unspec;
 
 use crate::{
-    bpf::{self, Walker, read_endpoints, read_faults},
+    bpf::{Walker, read_endpoints, read_faults},
     counting::{self, Fionread},
     moves::{self, Mechanism},
     pair::Pair,
@@ -123,12 +123,6 @@ pub fn try_tracking(walker: &mut Walker) -> io::Result<Vec<Tried>> {
             Err("this kernel does not link an iterator to one process".to_owned())
         };
         tried.push(Tried::new(Ability::WalkingOneProcess, one));
-    }
-    drop(pair);
-    // What was tried here is nobody's endpoint. It would be forgotten a minute later.
-    if let Ok(mut endpoints) = read_endpoints(walker.pins()) {
-        endpoints.retain(|key, sums| key.port == port && sums.accepted <= 1);
-        let _stays = bpf::remove_endpoints(walker.pins(), endpoints);
     }
     Ok(tried)
 }

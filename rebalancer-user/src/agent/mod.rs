@@ -33,7 +33,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rebalancer_common::Fault;
+use rebalancer_common::{EndpointKey, EndpointSums, Fault};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{
@@ -288,11 +288,13 @@ impl Agent {
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
         let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
+        let before = bpf::read_endpoints(tracker.pins())?;
         let lacks = abilities(&mut walker, options.cgroup.is_some())?;
+        let mechanism = mechanism(options.mechanism);
         tracker.track(wanted)?;
+        forget_trials(&before, tracker.pins());
         let adopted = walker.adopt(tracker.within()?, room(&policy, 0))?;
         let mut mode = options.mode;
-        let mechanism = mechanism(options.mechanism);
         if mechanism.is_none() {
             mode = mode.safest(Mode::DryRun);
         }
@@ -785,6 +787,19 @@ fn abilities(walker: &mut Walker, cgroup: bool) -> anyhow::Result<BTreeMap<Strin
         lacks.insert(name.to_owned(), why);
     }
     Ok(lacks)
+}
+
+/// What was tried on connections of our own is nobody's endpoint: those that are new and empty.
+fn forget_trials(before: &BTreeMap<EndpointKey, EndpointSums>, pins: &Path) {
+    let forget = || {
+        let mut trials = bpf::read_endpoints(pins)?;
+        trials
+            .retain(|key, sums| !before.contains_key(key) && sums.open == 0 && sums.listeners == 0);
+        bpf::remove_endpoints(pins, trials)
+    };
+    if let Err(error) = forget() {
+        debug!(%error, "endpoints of our own trials stay for a minute");
+    }
 }
 
 /// How this node resets, `forced` or found; `None`, and why, if it cannot.
