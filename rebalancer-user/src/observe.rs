@@ -312,7 +312,6 @@ pub(crate) fn connection(
         opened: KernelTime(record.start_ns),
         adopted: record.flags & flags::ADOPTED != 0,
         state: TcpState::from_kernel(live.state),
-        owned: true,
         mptcp: live.mptcp != 0,
         bytes_in: Bytes(live.bytes_received),
         bytes_out: Bytes(live.bytes_acked),

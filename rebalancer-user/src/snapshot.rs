@@ -158,8 +158,6 @@ pub struct Connection {
     pub adopted: bool,
     /// Its TCP state.
     pub state: TcpState,
-    /// A process has accepted it and holds it.
-    pub owned: bool,
     /// A subflow of an MPTCP connection.
     pub mptcp: bool,
     /// Received from the client (a FIN counts as one).

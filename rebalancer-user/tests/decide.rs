@@ -169,13 +169,6 @@ fn each_guard_spares_with_its_word() {
             },
         ),
         (
-            "notAccepted",
-            Connection {
-                owned: false,
-                ..on(8080)
-            },
-        ),
-        (
             "mptcp",
             Connection {
                 mptcp: true,
@@ -938,12 +931,11 @@ fn any_connection() -> impl Strategy<Value = Connection> {
         any_u64(),
         state,
         likely(),
-        likely(),
         any::<bool>(),
         select(vec![1, 1, 1, 1, 1, 2, 3]),
     )
         .prop_map(
-            |(cookie, port, opened, bytes_in, bytes_out, state, owned, plain, adopted, netns)| {
+            |(cookie, port, opened, bytes_in, bytes_out, state, plain, adopted, netns)| {
                 Connection {
                     endpoint: EndpointKey {
                         netns: Netns(netns),
@@ -954,7 +946,6 @@ fn any_connection() -> impl Strategy<Value = Connection> {
                     bytes_in: Bytes(bytes_in),
                     bytes_out: Bytes(bytes_out),
                     state: TcpState::from_kernel(state),
-                    owned,
                     mptcp: !plain,
                     adopted,
                     ..connection(cookie)
@@ -1040,7 +1031,7 @@ proptest! {
             let connection = same[0];
             prop_assert_eq!(chosen.endpoint(), connection.endpoint);
             prop_assert_eq!((chosen.local(), chosen.remote()), (connection.local, connection.remote));
-            prop_assert!(connection.owned && !connection.mptcp);
+            prop_assert!(!connection.mptcp);
             prop_assert_eq!(connection.state, TcpState::Established);
             prop_assert!(now.since(connection.opened) >= policy.guards().min_age());
             let rule = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap();

@@ -18,7 +18,7 @@ fn dump() -> String {
     let item = |id: u64, port: u16| {
         format!(
             r#"{{"id": "{id:x}", "endpoint": {{"netns": 7, "port": {port}}}, "cgroup": 1,
-            "local": "10.1.0.1:{port}", "peer": "10.0.0.{id}:40000", "state": "ESTAB", "owned": true,
+            "local": "10.1.0.1:{port}", "peer": "10.0.0.{id}:40000", "state": "ESTAB",
             "mptcp": false, "adopted": false, "openedNanoseconds": {}, "bytesIn": 10, "bytesOut": 20,
             "receiveQueue": 0, "sendQueue": 0, "serverSpokeLast": true, "sinceSentNanoseconds": 0,
             "sinceReceivedNanoseconds": 0, "segmentsIn": 1, "segmentsOut": 1, "retransmits": 0,

@@ -94,12 +94,9 @@ impl Counting {
     pub fn ask(&self, policy: &Policy, snapshot: &Snapshot) {
         let asked = Self::is_asked(policy).then(|| {
             let wanted = |c: &&Connection| {
-                // One that nobody has accepted yet is nobody's to take.
-                c.owned
-                    && policy.sure_rule_for(c, snapshot).is_some_and(|rule| {
-                        rule.count() == Some(Count::Messages)
-                            && policy.mode_of(rule) != Mode::Disabled
-                    })
+                policy.sure_rule_for(c, snapshot).is_some_and(|rule| {
+                    rule.count() == Some(Count::Messages) && policy.mode_of(rule) != Mode::Disabled
+                })
             };
             snapshot
                 .connections

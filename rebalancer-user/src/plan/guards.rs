@@ -26,10 +26,9 @@ pub(super) fn guards<'a>(
     connection: &'a Connection,
 ) -> impl Iterator<Item = Spared> + 'a {
     type Guard = fn(&Policy, &Rule, &Connection) -> Option<Spared>;
-    let all: [Guard; 9] = [
+    let all: [Guard; 8] = [
         disabled,
         |_, _, c| not_established(c),
-        |_, _, c| not_accepted(c),
         |_, _, c| mptcp(c),
         |policy, _, c| loopback(policy, c),
         |_, _, c| same_host(c),
@@ -53,9 +52,7 @@ pub(super) fn guards<'a>(
 
 /// What it surely is: to move it cannot help.
 pub(super) fn socket(connection: &Connection) -> Option<Spared> {
-    not_established(connection)
-        .or_else(|| not_accepted(connection))
-        .or_else(|| mptcp(connection))
+    not_established(connection).or_else(|| mptcp(connection))
 }
 
 /// What it may be, by its port: to move it may do harm.
@@ -89,10 +86,6 @@ fn same_host(connection: &Connection) -> Option<Spared> {
 fn host_network(policy: &Policy, connection: &Connection) -> Option<Spared> {
     let forbidden = policy.guards().allow_host_network() == Some(false);
     (forbidden && connection.endpoint.cgroup.is_some()).then_some(Spared::HostNetwork)
-}
-
-fn not_accepted(connection: &Connection) -> Option<Spared> {
-    (!connection.owned).then_some(Spared::NotAccepted)
 }
 
 fn mptcp(connection: &Connection) -> Option<Spared> {

@@ -39,8 +39,6 @@ pub enum Spared {
         /// Its state.
         state: TcpState,
     },
-    /// No process holds it.
-    NotAccepted,
     /// A subflow of an MPTCP connection: without it its client would be stranded.
     Mptcp,
     /// Its client is at a loopback address, and `track.loopback` is not set.
@@ -280,7 +278,6 @@ impl Spared {
             Self::CgroupUnknown => "cgroupUnknown",
             Self::Disabled => "disabled",
             Self::NotEstablished { .. } => "notEstablished",
-            Self::NotAccepted => "notAccepted",
             Self::Mptcp => "mptcp",
             Self::Loopback => "loopback",
             Self::SameHost => "sameHost",
@@ -347,7 +344,6 @@ impl Spared {
                 "mode DryRun or Enforce: in the policy, the rule and --mode".to_owned()
             }
             Self::NotEstablished { .. } => "nothing: it is ending by itself".to_owned(),
-            Self::NotAccepted => "that its server accepts it".to_owned(),
             Self::Mptcp => "a plain TCP connection: MPTCP is never moved".to_owned(),
             Self::Loopback => "`track.loopback: true`".to_owned(),
             Self::SameHost => "a client elsewhere: this one would come back here".to_owned(),
@@ -481,7 +477,6 @@ impl fmt::Display for Spared {
             }
             Self::Disabled => f.write_str("the policy or its rule is disabled"),
             Self::NotEstablished { state } => write!(f, "its state is {}", state.name()),
-            Self::NotAccepted => f.write_str("no process has accepted it"),
             Self::Mptcp => f.write_str("it is a subflow of an MPTCP connection"),
             Self::Loopback => f.write_str("its client is at a loopback address"),
             Self::SameHost => f.write_str("client and server have the same address"),
@@ -760,7 +755,6 @@ mod tests {
             Spared::NotEstablished {
                 state: TcpState::CloseWait,
             },
-            Spared::NotAccepted,
             Spared::Mptcp,
             Spared::Loopback,
             Spared::SameHost,

@@ -105,7 +105,6 @@ pub(super) struct ConnectionItem<'a> {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) device: u32,
     pub(super) state: String,
-    pub(super) owned: bool,
     pub(super) mptcp: bool,
     pub(super) adopted: bool,
     pub(super) opened_nanoseconds: u64,
@@ -262,7 +261,6 @@ fn connection<'a>(c: &Connection, snapshot: &'a Snapshot) -> ConnectionItem<'a> 
         peer: c.remote,
         device: c.device,
         state: state_name(c.state),
-        owned: c.owned,
         mptcp: c.mptcp,
         adopted: c.adopted,
         opened_nanoseconds: c.opened.0,

@@ -431,7 +431,7 @@ rules:
     fn movable(mut snapshot: Snapshot) -> Snapshot {
         snapshot.taken = KernelTime(u64::MAX);
         for c in snapshot.connections.iter_mut().step_by(2) {
-            (c.state, c.owned, c.mptcp) = (TcpState::Established, true, false);
+            (c.state, c.mptcp) = (TcpState::Established, false);
         }
         snapshot
     }

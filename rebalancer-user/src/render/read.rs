@@ -275,7 +275,6 @@ fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, Rea
         opened: KernelTime(item.opened_nanoseconds),
         adopted: item.adopted,
         state: read_state(&item.state).ok_or_else(state)?,
-        owned: item.owned,
         mptcp: item.mptcp,
         bytes_in: Bytes(item.bytes_in),
         bytes_out: Bytes(item.bytes_out),
@@ -376,7 +375,7 @@ pub(super) mod tests {
         let who = (any::<u64>(), any_key(), any_address(), any_address(), path);
         let what = (
             any::<u8>(),
-            any::<[bool; 4]>(),
+            any::<[bool; 3]>(),
             any::<[u32; 6]>(),
             any::<[u64; 6]>(),
         );
@@ -393,20 +392,19 @@ pub(super) mod tests {
                     opened: KernelTime(numbers[1]),
                     adopted: bools[0],
                     state: TcpState::from_kernel(state),
-                    owned: bools[1],
-                    mptcp: bools[2],
+                    mptcp: bools[1],
                     bytes_in: Bytes(numbers[2]),
                     bytes_out: Bytes(numbers[3]),
                     receive_queue: smalls[1],
                     send_queue: smalls[2],
-                    server_spoke_last: bools[3],
+                    server_spoke_last: bools[2],
                     since_sent: Duration::from_nanos(numbers[4]),
                     since_received: Duration::from_nanos(numbers[5]),
                     segments_in: smalls[3],
                     segments_out: smalls[4],
                     retransmits: smalls[5],
                     rtt: Duration::from_micros(numbers[4] >> 32),
-                    sends: bools[3].then_some(Sends {
+                    sends: bools[2].then_some(Sends {
                         messages: numbers[0],
                         bytes: Bytes(numbers[1]),
                     }),

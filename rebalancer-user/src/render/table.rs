@@ -70,14 +70,10 @@ pub fn connections_wide(out: &mut impl Write, snapshot: &Snapshot, sort: Sort) -
     let numbers = names.len() + 5;
     let mut table = table(&header, numbers..numbers + 15);
     for c in sorted(snapshot, sort) {
-        let flags: Vec<&str> = [
-            (!c.owned, "not-accepted"),
-            (c.mptcp, "mptcp"),
-            (c.adopted, "adopted"),
-        ]
-        .into_iter()
-        .filter_map(|(set, word)| set.then_some(word))
-        .collect();
+        let flags: Vec<&str> = [(c.mptcp, "mptcp"), (c.adopted, "adopted")]
+            .into_iter()
+            .filter_map(|(set, word)| set.then_some(word))
+            .collect();
         let more = [
             c.cgroup.0.to_string(),
             age(c.since_sent),

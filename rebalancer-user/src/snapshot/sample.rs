@@ -21,7 +21,6 @@ pub(crate) fn connection(cookie: u64) -> Connection {
         device: 0,
         adopted: false,
         state: TcpState::Established,
-        owned: true,
         mptcp: false,
         bytes_in: Bytes(0),
         bytes_out: Bytes(0),

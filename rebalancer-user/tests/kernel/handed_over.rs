@@ -54,7 +54,6 @@ fn it_is_tracked_for_life() {
         let id = || {
             let all = agent.connections(pod);
             assert_eq!(all.len(), 1, "{way}: {all:#?}");
-            assert_eq!(all[0]["owned"], true, "{way}");
             all[0]["id"].clone()
         };
         let before = id();

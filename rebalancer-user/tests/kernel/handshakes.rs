@@ -75,10 +75,7 @@ fn five_in_seven_out(agent: &Agent, pod: &Pod, client: &TcpStream) {
         (&found[0]["bytesIn"], &found[0]["bytesOut"]),
         (&5.into(), &7.into())
     );
-    assert_eq!(
-        (&found[0]["owned"], &found[0]["adopted"]),
-        (&true.into(), &false.into())
-    );
+    assert_eq!(found[0]["adopted"], false);
 }
 
 /// So many connections have closed, each with five bytes in and seven out, and one for each FIN.

@@ -36,7 +36,6 @@ fn an_mptcp_connection_is_tracked_and_spared_and_a_plain_one_is_moved() {
         panic!("{all:#?}")
     };
     assert_eq!(connection["mptcp"], true, "{connection:#}");
-    assert_eq!(connection["owned"], true);
     agent.wait_for_intervals(5);
     assert_eq!(agent.said("move"), [] as [Value; 0]);
     echoes(&mut client);

@@ -144,7 +144,6 @@ fn connection(world: &World, cookie: Cookie, held: &Held) -> Connection {
         opened: held.opened,
         adopted: false,
         state: TcpState::Established,
-        owned: true,
         mptcp: false,
         bytes_in: Bytes(0),
         bytes_out: Bytes(held.bytes as u64),
