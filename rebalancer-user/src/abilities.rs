@@ -75,8 +75,8 @@ impl Ability {
                  Linux 6.1 has it"
             }
             Self::Hearing => {
-                "only rules with a sessionState move any connection; needs socket filters and \
-                 cgroup_skb programs, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
+                "only rules with a sessionState move any connection; needs cgroup_skb programs, and \
+                 CAP_DAC_READ_SEARCH to open a cgroup by its id"
             }
             Self::CountingSends => {
                 "only rules with `count` need it, and go without; needs CONFIG_NET_SOCK_MSG, see \

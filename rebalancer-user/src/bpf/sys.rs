@@ -287,18 +287,10 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     lacking(&NEEDED)
 }
 
-/// Capabilities that finding who holds a socket needs, and this process lacks. Without them other
-/// users' processes are not looked into.
+/// Capabilities that looking at the processes that hold a socket needs, and this process lacks.
+/// Without them other users' processes are not looked at.
 pub fn missing_for_owners() -> Vec<&'static str> {
-    const PTRACE: (CapabilitySet, &str) = (CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE");
-    const SEARCH: (CapabilitySet, &str) = (CapabilitySet::DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH");
-    // The greater one of the two has the other in it.
-    let overrides = lacking(&[(CapabilitySet::DAC_OVERRIDE, "")]).is_empty();
-    lacking(if overrides {
-        &[PTRACE]
-    } else {
-        &[PTRACE, SEARCH]
-    })
+    lacking(&[(CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE")])
 }
 
 fn lacking(needed: &[(CapabilitySet, &'static str)]) -> Vec<&'static str> {

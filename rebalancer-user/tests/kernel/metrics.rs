@@ -233,7 +233,8 @@ fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
     let _alone = alone();
     let mut agent = Agent::with(TRACK_ONLY, own_pins(), ANY);
     let at = address(&mut agent);
-    agent.wait_for_intervals(1);
+    // The first pass has ended once another is listed.
+    agent.wait_for_intervals(2);
     assert!(get(at, "/healthz", "*/*").0.contains(" 200 "));
     let held = Held::loop_of(&agent);
     let began = std::time::Instant::now();

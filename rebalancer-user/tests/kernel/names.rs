@@ -429,6 +429,8 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
     let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
+    // Services settle anew after each start.
+    let policy = policy.replace("minAge: 200ms", "minAge: 200ms, settle: 1s");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &policy).unwrap();
     let ours = cluster.arguments();
