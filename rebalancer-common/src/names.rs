@@ -20,8 +20,8 @@ pub const LINK: &str = "link";
 pub const CONNECTIONS: &str = "connections";
 /// Hash: [`crate::Place`] → how many endpoints it has.
 pub const PLACES: &str = "places";
-/// Memory-mapped array of one number: connections recorded on the node, signed. `sock_ops` counts
-/// those whose close will be seen; at each pass the agent makes it what the walk has found.
+/// Array of two numbers: connections recorded on the node whose close will be seen, which the kernel
+/// half counts; and those recorded beside them, as many as the agent's last pass has found.
 pub const NODE: &str = "node";
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";

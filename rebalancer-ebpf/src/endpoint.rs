@@ -53,11 +53,16 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     get(key)
 }
 
-/// How many connections of the node are recorded. For a moment it may be less than none: the close
-/// of one is seen that no pass has found yet.
+/// How many connections of the node are recorded whose close will be seen. It may be less than none.
 #[inline(always)]
 pub(crate) fn node() -> Option<*mut u64> {
     NODE.get_ptr_mut(0)
+}
+
+/// How many are recorded beside them, as the agent has found.
+#[inline(always)]
+pub(crate) fn node_without_close() -> Option<*const u64> {
+    NODE.get_ptr(1)
 }
 
 /// What is added to take one away.

@@ -44,7 +44,7 @@ pub(crate) static PLACES: HashMap<Place, u64, MAX_PLACES, { BPF_F_NO_PREALLOC as
     HashMap::new();
 
 #[btf_map(name = "node")]
-pub(crate) static NODE: Array<u64, 1, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub(crate) static NODE: Array<u64, 2, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 #[btf_map(name = "settings")]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();

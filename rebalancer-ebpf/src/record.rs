@@ -288,7 +288,8 @@ fn over_cap(settings: &Settings, sums: *mut EndpointSums) -> Option<Fault> {
             return Some(Fault::OverCap);
         }
         let node = endpoint::node()?;
-        let all = core::ptr::read_volatile(node).cast_signed();
+        let others = core::ptr::read_volatile(endpoint::node_without_close()?);
+        let all = core::ptr::read_volatile(node).cast_signed() + others.cast_signed();
         (all >= i64::from(settings.max_per_node)).then_some(Fault::OverNodeCap)
     }
 }

@@ -36,6 +36,8 @@ pub struct Observation {
     listeners_counted: u64,
     /// Connections that got a record in this pass.
     adopted: u64,
+    /// Connections whose close will not be seen.
+    without_close: u64,
     /// Endpoints that have neither a listener nor a connection.
     pub empty_endpoints: BTreeMap<common::EndpointKey, common::EndpointSums>,
     /// Records that made no sense, and were skipped.
@@ -91,8 +93,7 @@ impl Observer {
     pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
         let observation = self.observe_enough(adopt)?;
         if adopt != Adopt::No {
-            let recorded = observation.snapshot.connections.len() as u64;
-            self.walker.set_recorded(recorded);
+            self.walker.set_without_close(observation.without_close);
         }
         Ok(observation)
     }
@@ -172,7 +173,7 @@ pub(crate) fn join(
         .collect();
     let mut connections = Vec::with_capacity(pass.sockets.len());
     let mut listeners = Vec::new();
-    let (mut invalid, mut with_close) = (0, 0_u64);
+    let (mut invalid, mut with_close, mut without_close) = (0, 0_u64, 0);
     for socket in &pass.sockets {
         let record = &socket.connection;
         if is_closed(socket) {
@@ -206,6 +207,7 @@ pub(crate) fn join(
         if record.flags & flags::WITHOUT_CLOSE == 0 {
             with_close += 1;
         } else {
+            without_close += 1;
             // Of those whose close is not seen, what the walk does not find is closed.
             endpoint.closed = endpoint.closed.saturating_sub(1);
         }
@@ -238,6 +240,7 @@ pub(crate) fn join(
             .flat_map(|socket| socket.holders.iter().map(|holder| holder.pid))
             .collect(),
         adopted: pass.adopted,
+        without_close,
         listeners_counted: sums.values().map(|sums| signed(sums.listeners)).sum(),
         empty_endpoints,
         invalid,

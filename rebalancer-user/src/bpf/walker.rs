@@ -154,7 +154,7 @@ impl Walker {
         let own = link_to(&ebpf, std::process::id()).ok();
         let rows = Shared::map(&ebpf, names::ROWS, rows as usize * size_of::<Row>())?;
         let head = Shared::map(&ebpf, names::WALK_HEAD, size_of::<WalkHead>())?;
-        let node = Shared::map(&ebpf, names::NODE, size_of::<u64>())?;
+        let node = Shared::map(&ebpf, names::NODE, 2 * size_of::<u64>())?;
         Ok(Self {
             kernel,
             pins: pins.to_owned(),
@@ -240,13 +240,11 @@ impl Walker {
         Ok(first + self.walk(adopt.less(first))?.adopted)
     }
 
-    /// Tells the kernel half how many connections are recorded, for the node's cap: those that were
-    /// adopted, or have closed unseen, are not in its own count. Only the agent does this.
-    pub fn set_recorded(&self, count: u64) {
-        for recorded in self.node.words() {
-            // It counts on meanwhile.
-            let counted = recorded.load(Ordering::Relaxed);
-            recorded.fetch_add(count.wrapping_sub(counted), Ordering::Relaxed);
+    /// Tells the kernel half how many connections are recorded whose close will not be seen, for the
+    /// node's cap: it cannot tell when they are gone. Only the agent does this.
+    pub fn set_without_close(&self, count: u64) {
+        if let Some(word) = self.node.words().get(1) {
+            word.store(count, Ordering::Relaxed);
         }
     }
 
