@@ -116,7 +116,7 @@ mod tests {
             "lastPass": {"at": "2026-01-02T03:04:05Z", "durationSeconds": 0.1,
                          "descriptors": 1, "unseen": 0, "nextAfterSeconds": 0.0, "connections": 1, "endpoints": 1,
                          "moves": 0, "overdue": 0, "spared": {}},
-            "capacity": {"maxPerEndpoint": 10, "refused": 0}, "kernelFaults": {},
+            "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
             "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
         }"#;
         let status = crate::render::read_status(status.as_bytes()).unwrap();

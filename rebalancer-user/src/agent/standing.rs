@@ -305,7 +305,11 @@ impl Standing {
             pass_error: self.pass_error.clone(),
             capacity: CapacityStatus {
                 max_per_endpoint: policy.track().max_per_endpoint().get(),
-                refused: self.faults.get(&Fault::OverCap).copied().unwrap_or(0),
+                max_per_node: policy.track().max_per_node().get(),
+                refused: [Fault::OverCap, Fault::OverNodeCap]
+                    .iter()
+                    .filter_map(|fault| self.faults.get(fault))
+                    .sum(),
             },
             kernel_faults: self.faults.iter().map(fault).collect(),
             lacks: self.lacks.clone(),

@@ -174,7 +174,9 @@ pub struct PassStatus {
 pub struct CapacityStatus {
     /// Most connections recorded for one endpoint.
     pub max_per_endpoint: u32,
-    /// Connections not recorded for that, since tracking began.
+    /// Most connections recorded on the node.
+    pub max_per_node: u32,
+    /// Connections not recorded for either, since tracking began.
     pub refused: u64,
 }
 
@@ -347,9 +349,12 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     }
     let CapacityStatus {
         max_per_endpoint,
+        max_per_node,
         refused,
     } = status.capacity;
-    let text = format!("{max_per_endpoint} connections for each endpoint, {refused} refused by it");
+    let text = format!(
+        "{max_per_endpoint} connections for each endpoint, {max_per_node} on the node; {refused} not recorded for it"
+    );
     line("capacity", text)?;
     line("faults", sums(&status.kernel_faults, "none"))?;
     for (ability, why) in &status.lacks {

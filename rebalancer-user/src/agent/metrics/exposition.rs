@@ -306,8 +306,14 @@ fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauges(
         "map_capacity",
-        "Most entries of a map; that of connections is bounded for each endpoint.",
-        [([("map", "endpoints")], numbers.endpoints_most)],
+        "Most entries of a map; that of connections is bounded by the policy, track.maxPerNode.",
+        [
+            ([("map", "endpoints")], numbers.endpoints_most),
+            (
+                [("map", "connections")],
+                u64::from(status.capacity.max_per_node),
+            ),
+        ],
     )?;
     out.gauge(
         "endpoint_connections_most",
@@ -493,7 +499,7 @@ mod tests {
                      "limitedBy": []},
             "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
             "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
-            "capacity": {"maxPerEndpoint": 10, "refused": 0}, "kernelFaults": {},
+            "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
             "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
         }"#;
         let mut status: Status = read_status(status.as_bytes()).unwrap();
