@@ -78,10 +78,11 @@ const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// Walking takes no more than one part in so many of a CPU: 2 %. A pass is put off until then.
 const WALKING_SHARE: u32 = 50;
 
-/// For so long another program stays behind ours once it was attached there again: attaching costs
-/// both sides time. Meanwhile closes may go unseen; listings still show what has gone.
+/// How long ours may not be the last program on the cgroup after it was attached again: two agents that
+/// both want to be last would otherwise replace each other at every interval. Meanwhile closes may go
+/// unseen; the walk still shows what has gone.
 const BEHIND_OURS: Duration = Duration::from_secs(10);
-/// The same for one that is attached again each time, as two that both want to be last do.
+/// The longest such time; it doubles each time ours has to be attached again.
 const BEHIND_OURS_MOST: Duration = Duration::from_secs(3600);
 
 /// How to run.

@@ -3,7 +3,6 @@
 use std::{
     cell::Cell,
     io,
-    os::fd::AsFd as _,
     time::{Duration, Instant},
 };
 
@@ -309,14 +308,10 @@ impl Active {
         inside: &mut Inside<'_>,
     ) -> Result<bool, bpf::Error> {
         let cookie = self.id.cookie;
-        let owners = inside.owners.any_of(cookie).iter();
-        let Some(held) = owners.flat_map(|owner| owner.duplicate(cookie)).next() else {
+        let owners = inside.owners.any_of(cookie);
+        let Some(live) = Owner::read(owners, cookie, inside.walker)? else {
             return Ok(false);
         };
-        let Some(live) = inside.walker.read_own(cookie, held.as_fd())? else {
-            return Ok(false);
-        };
-        drop(held);
         let same_socket = |now: &Socket| {
             now.state == socket.state
                 && now.receive_queue == 0

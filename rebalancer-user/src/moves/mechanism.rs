@@ -1,6 +1,6 @@
 //! The ways to reset a connection: to both its ends, and without touching another.
 
-use std::{fmt, io, os::fd::AsFd as _};
+use std::{fmt, io};
 
 use rustix::{io::Errno, net::connect_unspec};
 
@@ -99,14 +99,8 @@ fn raw_reset(
     diag: &Diag,
     walker: &mut Walker,
 ) -> Result<Attempt, String> {
-    let duplicates = owners.iter().flat_map(|owner| owner.duplicate(id.cookie));
-    let Some(held) = duplicates.take(1).next() else {
-        return not_listed(id, diag);
-    };
-    let live = walker
-        .read_own(id.cookie, held.as_fd())
+    let live = Owner::read(owners, id.cookie, walker)
         .map_err(|e| format!("reading sequence numbers: {e}"))?;
-    drop(held);
     let Some(live) = live else {
         return not_listed(id, diag);
     };

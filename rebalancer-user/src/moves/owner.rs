@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebalancer_common::Live;
 use rustix::{
     fd::{OwnedFd, RawFd},
     io::Errno,
@@ -224,6 +225,20 @@ impl Owner {
         match socket_cookie(duplicate.as_fd()) {
             Ok(found) if found == cookie.0 => Ok(duplicate),
             _ => Err(Errno::STALE),
+        }
+    }
+
+    /// Reads a socket through the first of its owners who lets it be duplicated; `None` if none does, or
+    /// it has no record.
+    pub(super) fn read(
+        owners: &[Self],
+        cookie: Cookie,
+        walker: &mut Walker,
+    ) -> Result<Option<Live>, bpf::Error> {
+        let mut duplicates = owners.iter().flat_map(|owner| owner.duplicate(cookie));
+        match duplicates.next() {
+            Some(held) => walker.read_own(cookie, held.as_fd()),
+            None => Ok(None),
         }
     }
 
