@@ -175,8 +175,8 @@ fn closed(walker: &Walker, port: u16) -> Result<String, String> {
 pub fn try_hearing(walker: &Walker) -> Tried {
     let heard = moves::probe_hearing(walker.kernel(), walker.pins());
     let seen = heard.map(|()| {
-        "an exchange of our own was heard to be over; one program runs per packet of a connection \
-         that is about to be moved, and of its cgroup's while it is"
+        "an exchange of our own was followed to its end; while a connection is about to be moved, \
+         one program runs for each packet of its cgroup"
             .to_owned()
     });
     Tried::new(Ability::Hearing, seen)
