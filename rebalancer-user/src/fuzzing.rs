@@ -11,7 +11,6 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     bpf::{self, Pass, Walked},
-    exchange::{Content, Direction, Exchange, Piece, Position, State},
     moves, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
@@ -30,37 +29,6 @@ rules:
   match: {ports: [{port: 1, endPort: 65535}]}
   limits: {maxAge: 1m, maxBytes: 1Mi, maxRate: {bytesPerSecond: 1Ki, for: 10s}}
 ";
-
-/// The text of a policy: refused with a place inside it, or explained as a policy that is valid
-/// and is explained as the same.
-pub fn policy(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else {
-        return; // refused where the file is read
-    };
-    match policy::explain("policy.yaml", text) {
-        Ok(whole) => {
-            let again = policy::explain("explained", &whole)
-                .unwrap_or_else(|errors| panic!("explained, and then refused: {errors}\n{whole}"));
-            assert_eq!(unmarked(&whole), unmarked(&again), "explained differently");
-        }
-        Err(errors) => {
-            let said = errors.to_string();
-            assert!(
-                said.starts_with("policy.yaml:"),
-                "without its place: {said}"
-            );
-            assert!(
-                !said.contains(|c: char| c.is_control() && c != '\n'),
-                "control characters reach a terminal: {said:?}"
-            );
-        }
-    }
-}
-
-/// Without the marks of what was left out: in the explained whole nothing is.
-fn unmarked(explained: &str) -> String {
-    explained.replace(" # default", "")
-}
 
 /// What the walk wrote: each record is a connection, a listener, closed, or counted as
 /// senseless; each connection gets one verdict; and a dump of them is read back as it was.
@@ -148,45 +116,6 @@ pub fn dump(bytes: &[u8]) {
     }
 }
 
-/// What two ends of a connection say, in turns: a byte whose lowest bit says who and whose others how
-/// much, and that. However it is cut into pieces, it is as complete.
-pub fn exchange(bytes: &[u8]) {
-    let base = [u32::MAX, u32::MAX - 100]; // they begin anew soon
-    let mut at = Position {
-        received: 0,
-        acked: 0,
-    };
-    let [mut whole, mut bytewise] = [(); 2].map(|()| {
-        let mut exchange = Exchange::default();
-        exchange.based(base);
-        exchange.rest(at);
-        exchange
-    });
-    let mut rest = bytes;
-    while let [turn, said @ ..] = rest {
-        let (said, after) = said.split_at(said.len().min(usize::from(turn >> 1)));
-        rest = after;
-        let (direction, counter) = match turn & 1 {
-            0 => (Direction::In, &mut at.received),
-            _ => (Direction::Out, &mut at.acked),
-        };
-        let seq = base[direction as usize].wrapping_add(*counter as u32);
-        *counter += said.len() as u64;
-        let piece = |from: usize, bytes| Piece {
-            direction,
-            seq: seq.wrapping_add(from as u32),
-            content: Content::Present(bytes),
-        };
-        whole.take_in(piece(0, said));
-        for (from, byte) in said.chunks(1).enumerate() {
-            bytewise.take_in(piece(from, byte));
-            bytewise.take_in(piece(from, byte)); // sent again
-        }
-        let complete = |exchange: &mut Exchange| exchange.state(at) == State::Complete;
-        assert_eq!(complete(&mut whole), complete(&mut bytewise), "{at:?}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
@@ -203,11 +132,6 @@ mod tests {
             seeds += 1;
         }
         assert!(seeds > 0, "no seeds in {}", folder.display());
-    }
-
-    #[test]
-    fn seeds_of_policy() {
-        on_its_seeds("policy", super::policy);
     }
 
     #[test]
@@ -228,10 +152,5 @@ mod tests {
     #[test]
     fn seeds_of_dump() {
         on_its_seeds("dump", super::dump);
-    }
-
-    #[test]
-    fn seeds_of_exchange() {
-        on_its_seeds("exchange", super::exchange);
     }
 }

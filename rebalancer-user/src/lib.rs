@@ -11,7 +11,6 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod counting;
-pub mod exchange;
 mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
@@ -21,7 +20,6 @@ pub mod moves;
 pub mod netns;
 pub mod observe;
 mod pair;
-pub mod plan;
-pub mod policy;
 pub mod render;
-pub mod snapshot;
+
+pub use rebalancer_core::{exchange, plan, policy, snapshot};

@@ -1,11 +1,11 @@
 //! `cargo xtask simulate`: made-up clusters around the agent's own decisions. The simulator is an
-//! example of the agent's crate, as this one must not depend on it.
+//! example of rebalancer-core: it needs nothing else of the agent.
 
 use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{cargo, setup};
+use crate::cargo;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -15,13 +15,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
-    let mut cargo = cargo();
-    if !setup::kernel_is_ready() {
-        // Nothing of it runs here.
-        cargo.env("AYA_BUILD_SKIP", "1");
-    }
-    let status = cargo
-        .args(["run", "--release", "-p", "rebalancer-user"])
+    let status = cargo()
+        .args(["run", "--release", "-p", "rebalancer-core"])
         .args(["--example", "simulate", "--"])
         .args(&arguments.arguments)
         .status()

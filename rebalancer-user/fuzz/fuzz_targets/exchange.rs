@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| rebalancer_user::fuzzing::exchange(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| rebalancer_core::fuzzing::exchange(bytes));

@@ -1,0 +1,161 @@
+//! One node's agent: the product's own decision and memory, over what the simulated kernel shows.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use rebalancer_core::{
+    plan::{Group, Ledger, Outcome, Plan, ServiceFacts, decide},
+    policy::Policy,
+    snapshot::{
+        Bytes, CgroupId, Connection, Cookie, KernelTime, Naming, Service, ServiceName, Snapshot,
+        TcpState,
+    },
+};
+
+use super::{
+    replica::{NAMESPACE, PORT, SERVICE},
+    world::{Held, World},
+};
+
+pub(crate) struct Agent {
+    node: usize,
+    policy: Policy,
+    ledger: Ledger,
+}
+
+impl Agent {
+    pub(crate) fn new(node: usize, policy: Policy) -> Self {
+        Self {
+            node,
+            policy,
+            ledger: Ledger::default(),
+        }
+    }
+
+    /// List and decide; the moves of the plan are begun.
+    pub(crate) fn list(&mut self, world: &World) -> Plan {
+        let snapshot = snapshot(world, self.node);
+        self.ledger.observe(&self.policy, &snapshot);
+        let plan = decide(&self.policy, &snapshot, &self.ledger, world.now);
+        for recall in plan.recalls() {
+            let outcome = Outcome::Recalled(recall.why.to_string());
+            self.ledger.ended(recall.cookie, outcome, world.now);
+        }
+        for chosen in plan.moves() {
+            self.ledger.started(chosen, world.now);
+        }
+        let window = self.policy.budget().window();
+        self.ledger.prune(&snapshot, window, world.now);
+        plan
+    }
+
+    /// Others have told what the Service's endpoints hold together.
+    pub(crate) fn know(&mut self, facts: ServiceFacts, until: KernelTime) {
+        let group = Group {
+            service: Some(service_name()),
+            port: PORT,
+        };
+        for rule in self.policy.rules() {
+            self.ledger
+                .know(rule.name().clone(), group.clone(), facts, until);
+        }
+    }
+
+    /// Whether the move of `cookie` is under way: it was not recalled.
+    pub(crate) fn moves(&self, cookie: Cookie) -> bool {
+        let mut moves = self.ledger.moves_in_flight();
+        moves.any(|(moved, ..)| moved == cookie)
+    }
+
+    /// A move has ended; whether its connection was still there.
+    pub(crate) fn ended(&mut self, cookie: Cookie, was_there: bool, now: KernelTime) {
+        let outcome = if was_there {
+            Outcome::Reset
+        } else {
+            Outcome::LeftByItself
+        };
+        self.ledger.ended(cookie, outcome, now);
+    }
+}
+
+/// What the agent of `node` sees.
+fn snapshot(world: &World, node: usize) -> Snapshot {
+    let here = |replica: usize| world.replicas[replica].node() == node;
+    let endpoints = world
+        .replicas
+        .iter()
+        .filter(|r| r.node() == node && !r.is_gone());
+    let seen = world
+        .connections
+        .iter()
+        .filter(|(_, held)| here(held.replica));
+    let naming = if world.is_named() {
+        Naming::Fresh
+    } else {
+        Naming::Off
+    };
+    Snapshot {
+        taken: world.now,
+        connections: seen
+            .map(|(cookie, held)| connection(world, *cookie, held))
+            .collect(),
+        endpoints: endpoints.map(|r| (r.key(), r.endpoint())).collect(),
+        naming,
+        services: if world.is_named() {
+            services(world, node)
+        } else {
+            BTreeMap::new()
+        },
+        ..Snapshot::default()
+    }
+}
+
+fn services(world: &World, node: usize) -> BTreeMap<ServiceName, Service> {
+    let count = |n: usize| u32::try_from(n).expect("few replicas");
+    let here = world.ready().filter(|r| world.replicas[*r].node() == node);
+    let service = Service {
+        ready: count(world.ready().count()),
+        ready_here: count(here.count()),
+        addresses: Arc::new(world.replicas.iter().map(|r| r.address().into()).collect()),
+        changed: world.changed.map(|at| world.now.since(at)),
+        ..Service::default()
+    };
+    BTreeMap::from([(service_name(), service)])
+}
+
+fn service_name() -> ServiceName {
+    ServiceName {
+        namespace: NAMESPACE.to_owned(),
+        name: SERVICE.to_owned(),
+    }
+}
+
+fn connection(world: &World, cookie: Cookie, held: &Held) -> Connection {
+    let replica = &world.replicas[held.replica];
+    // Ports of a client's own range, which no two connections of these have at once.
+    let port = 10_000 + (cookie.0 % 50_000) as u16;
+    Connection {
+        cookie,
+        endpoint: replica.key(),
+        cgroup: CgroupId(1),
+        cgroup_path: None,
+        local: (replica.address(), replica.key().port).into(),
+        remote: (held.client, port).into(),
+        device: 0,
+        opened: held.opened,
+        adopted: false,
+        state: TcpState::Established,
+        mptcp: false,
+        bytes_in: Bytes(0),
+        bytes_out: Bytes(held.bytes as u64),
+        receive_queue: 0,
+        send_queue: 0,
+        server_spoke_last: true,
+        since_sent: Duration::from_secs(1),
+        since_received: Duration::from_secs(1),
+        segments_in: 1,
+        segments_out: 1,
+        retransmits: 0,
+        rtt: Duration::from_millis(1),
+        sends: None,
+    }
+}

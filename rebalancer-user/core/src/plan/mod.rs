@@ -1,0 +1,255 @@
+//! What should be done now, and why: a `Plan`, decided from a policy, a snapshot and what was
+//! done before.
+//!
+//! [`decide`] is a pure function: the same input gives the same plan, in whatever order the
+//! snapshot lists its connections; it cannot fail. A plan says of every connection exactly one
+//! thing: it is to be moved, or spared, and why. Only a plan makes a [`Move`], and only a move
+//! may harm a connection.
+
+mod balance;
+mod budget;
+mod by_hand;
+mod chance;
+mod decide;
+mod explain;
+mod flows;
+mod futility;
+mod groups;
+mod guards;
+mod ledger;
+mod limits;
+mod outcome;
+mod outlook;
+mod pods;
+mod ports;
+mod ramp;
+mod rates;
+mod recall;
+mod returns;
+mod services;
+mod spared;
+mod turns;
+
+pub use budget::BudgetOf;
+pub use by_hand::{Guarded, by_hand};
+pub use decide::decide;
+pub use explain::{Explanation, explain};
+pub use flows::Flow;
+pub use futility::{Effort, Futile};
+pub use groups::{Group, NoView, ServiceFacts, Sum};
+pub use ledger::{Entries, HOLD, Ledger, Spender, Stage};
+pub use limits::{Load, Reason, Standing, Unknown};
+pub use outcome::{Outcome, SILENT, Speech};
+pub use outlook::Outlook;
+pub use ramp::Ramp;
+pub use rates::{History, Level};
+pub use recall::Recall;
+pub use returns::{
+    Awaited, Back, FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, ReturnCounts, SEEN_WITHIN, Test,
+    Whom,
+};
+pub use spared::Spared;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use crate::{
+    policy::{AtEnd, Balance, Mode, RuleName, Step},
+    snapshot::{Cookie, EndpointKey},
+};
+
+/// What should be done with each connection of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    decisions: Vec<Decision>,
+    outlooks: Vec<Outlook>,
+    balanced: Vec<Balanced>,
+    recalls: Vec<Recall>,
+    overdue: u64,
+    budget_left: u64,
+}
+
+/// How a group that a rule balances stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balanced {
+    /// The rule.
+    pub rule: RuleName,
+    /// The group.
+    pub group: Group,
+    /// What is balanced, and how evenly.
+    pub balance: Balance,
+    /// What its endpoints hold together, if all of them are seen.
+    pub facts: Result<ServiceFacts, NoView>,
+    /// Each ready endpoint that is seen here, what it holds, and whether it has begun to shed.
+    pub endpoints: Vec<(EndpointKey, u64, bool)>,
+}
+
+impl Plan {
+    /// One per connection: the moves in the order in which to start them, then the spared by
+    /// cookie.
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
+    /// The moves, in the order in which to start them.
+    pub fn moves(&self) -> impl Iterator<Item = &Move> {
+        self.decisions
+            .iter()
+            .filter_map(|decision| match &decision.verdict {
+                Verdict::Move(chosen) => Some(chosen),
+                Verdict::Spared(_) => None,
+            })
+    }
+
+    /// How many connections were spared, by the reason's word.
+    pub fn spared(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = BTreeMap::new();
+        for decision in &self.decisions {
+            if let Verdict::Spared(spared) = &decision.verdict {
+                *counts.entry(spared.as_str()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// What the budgets make of the chosen, for each mode in which any were, dry runs first.
+    pub fn outlooks(&self) -> &[Outlook] {
+        &self.outlooks
+    }
+
+    /// The groups that rules balance, by rule and in the order of their endpoints.
+    pub fn balanced(&self) -> &[Balanced] {
+        &self.balanced
+    }
+
+    /// Moves in flight that are not to be made any more, by cookie.
+    pub fn recalls(&self) -> &[Recall] {
+        &self.recalls
+    }
+
+    /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for
+    /// budget or for an outcome.
+    pub fn overdue(&self) -> u64 {
+        self.overdue
+    }
+
+    /// Moves that the window has left after those of this plan.
+    pub fn budget_left(&self) -> u64 {
+        self.budget_left
+    }
+}
+
+/// What was decided about one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The connection.
+    pub cookie: Cookie,
+    /// The first rule that matches it.
+    pub rule: Option<RuleName>,
+    /// Its place, from 1, among all that have reached a limit and that no guard spares: those
+    /// moved now, and then those that wait for budget, in the order of their turns.
+    pub place: Option<u64>,
+    /// Move it or spare it.
+    pub verdict: Verdict,
+}
+
+/// Move a connection or spare it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is to be moved (or, in dry run, would be).
+    Move(Move),
+    /// It is left.
+    Spared(Spared),
+}
+
+/// One connection to end so that its client reconnects. Made by [`decide`] and [`by_hand`] alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    cookie: Cookie,
+    endpoint: EndpointKey,
+    local: SocketAddr,
+    remote: SocketAddr,
+    pod: Option<String>,
+    rule: RuleName,
+    reasons: Vec<Reason>,
+    steps: Arc<[Step]>,
+    at_end: AtEnd,
+    mode: Mode,
+    heeds_guards: bool,
+    is_watched: bool,
+    spender: Box<Spender>,
+}
+
+impl Move {
+    /// The connection.
+    pub fn cookie(&self) -> Cookie {
+        self.cookie
+    }
+
+    /// Where it was accepted.
+    pub fn endpoint(&self) -> EndpointKey {
+        self.endpoint
+    }
+
+    /// The server's address.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The client's address.
+    pub fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// The pod that accepted it, as `namespace/name`, if it is known.
+    pub fn pod(&self) -> Option<&str> {
+        self.pod.as_deref()
+    }
+
+    /// The rule that asks for it.
+    pub fn rule(&self) -> &RuleName {
+        &self.rule
+    }
+
+    /// The endpoints among which its client may choose.
+    pub fn group(&self) -> &Group {
+        &self.spender.group
+    }
+
+    /// The limits exceeded, the most exceeded first, or the excess that it is of; empty only of a
+    /// move by hand.
+    pub fn reasons(&self) -> &[Reason] {
+        &self.reasons
+    }
+
+    /// The same in words.
+    pub fn why(&self) -> String {
+        let words: Vec<String> = self.reasons.iter().map(ToString::to_string).collect();
+        words.join("; ")
+    }
+
+    /// How to end it, in order; never empty.
+    pub fn steps(&self) -> &Arc<[Step]> {
+        &self.steps
+    }
+
+    /// What to do when all steps have timed out.
+    pub fn at_end(&self) -> AtEnd {
+        self.at_end
+    }
+
+    /// Whether what the executor learns of the process that holds the connection may spare it.
+    /// False only of a move by hand that asks for it.
+    pub fn heeds_guards(&self) -> bool {
+        self.heeds_guards
+    }
+
+    /// Whether it may be moved only once it is heard to speak HTTP/1.
+    pub fn is_watched(&self) -> bool {
+        self.is_watched
+    }
+
+    /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+}

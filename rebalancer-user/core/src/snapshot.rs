@@ -1,0 +1,247 @@
+//! What one node's connections and endpoints looked like at one moment: the input of every
+//! decision.
+//!
+//! Pure: values only. Times come from the kernel's monotonic clock and are carried, not read.
+
+mod identity;
+pub mod sample;
+mod service;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
+pub use service::{Service, ServiceName};
+
+/// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cookie(pub u64);
+
+impl std::str::FromStr for Cookie {
+    type Err = std::num::ParseIntError;
+
+    /// Reads what is shown: hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl fmt::Display for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// A moment on the kernel's `CLOCK_MONOTONIC`, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KernelTime(pub u64);
+
+impl KernelTime {
+    /// Time from `earlier` to `self`, zero if `earlier` is later.
+    pub fn since(self, earlier: KernelTime) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Netns(pub u32);
+
+/// Id of a cgroup v2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupId(pub u64);
+
+/// Path of a cgroup v2 below the hierarchy's root, as `/proc/PID/cgroup` shows it: `/` first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CgroupPath(Arc<str>);
+
+impl CgroupPath {
+    /// From its text; `None` if that does not begin with `/`.
+    pub fn new(text: &str) -> Option<Self> {
+        text.starts_with('/').then(|| Self(text.into()))
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Where connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointKey {
+    /// The network namespace.
+    pub netns: Netns,
+    /// The cgroup, in the host's namespace only.
+    pub cgroup: Option<CgroupId>,
+    /// The local port.
+    pub port: u16,
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+/// TCP states that a listed socket can be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TcpState {
+    /// Both directions open.
+    Established,
+    /// The client has closed its direction.
+    CloseWait,
+    /// Any other state, by its number in `linux/tcp_states.h`.
+    Other(u8),
+}
+
+impl TcpState {
+    /// From the kernel's number.
+    pub fn from_kernel(state: u8) -> Self {
+        match state {
+            1 => Self::Established,
+            8 => Self::CloseWait,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The name that `ss` uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Established => "ESTAB",
+            Self::CloseWait => "CLOSE-WAIT",
+            Self::Other(2) => "SYN-SENT",
+            Self::Other(3) => "SYN-RECV",
+            Self::Other(4) => "FIN-WAIT-1",
+            Self::Other(5) => "FIN-WAIT-2",
+            Self::Other(6) => "TIME-WAIT",
+            Self::Other(7) => "CLOSED",
+            Self::Other(9) => "LAST-ACK",
+            Self::Other(10) => "LISTEN",
+            Self::Other(11) => "CLOSING",
+            Self::Other(_) => "UNKNOWN",
+        }
+    }
+
+    /// The state with this [`TcpState::name`]; none has the name `UNKNOWN`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        (1..=11)
+            .map(Self::from_kernel)
+            .find(|state| state.name() == name)
+    }
+}
+
+/// One accepted connection, as it was when listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its name.
+    pub cookie: Cookie,
+    /// Where it was accepted.
+    pub endpoint: EndpointKey,
+    /// The cgroup of its socket.
+    pub cgroup: CgroupId,
+    /// Where that cgroup is; `None` if it is gone, or nobody has asked.
+    pub cgroup_path: Option<CgroupPath>,
+    /// The server's address; IPv4 shown as IPv4 also on a dual-stack listener.
+    pub local: SocketAddr,
+    /// The client's address, likewise.
+    pub remote: SocketAddr,
+    /// Interface that the socket is bound to, or 0: a look-up that does not name it finds nothing.
+    pub device: u32,
+    /// When it was accepted, or first seen if `adopted`.
+    pub opened: KernelTime,
+    /// Older than tracking: its age is a lower bound.
+    pub adopted: bool,
+    /// Its TCP state.
+    pub state: TcpState,
+    /// A subflow of an MPTCP connection.
+    pub mptcp: bool,
+    /// Received from the client (a FIN counts as one).
+    pub bytes_in: Bytes,
+    /// Sent to the client and acknowledged (a FIN counts as one).
+    pub bytes_out: Bytes,
+    /// Received and not read by the server yet.
+    pub receive_queue: u32,
+    /// Written by the server and not acknowledged yet.
+    pub send_queue: u32,
+    /// The server has sent something, and nothing came after it: see `Live::snd_wl1`.
+    pub server_spoke_last: bool,
+    /// Time since the server last sent data.
+    pub since_sent: Duration,
+    /// Time since data last came from the client.
+    pub since_received: Duration,
+    /// Data segments received: an upper bound of requests.
+    pub segments_in: u32,
+    /// Data segments sent.
+    pub segments_out: u32,
+    /// Segments retransmitted.
+    pub retransmits: u32,
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// What the server has sent since a rule asked to count it; `None` if none did, or nothing was
+    /// sent since.
+    pub sends: Option<Sends>,
+}
+
+/// Sends of a server, as the kernel takes them: a long one counts as several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sends {
+    /// How many.
+    pub messages: u64,
+    /// Their bytes, acknowledged or not.
+    pub bytes: Bytes,
+}
+
+impl Connection {
+    /// Bytes both ways.
+    pub fn bytes(&self) -> Bytes {
+        Bytes(self.bytes_in.0.saturating_add(self.bytes_out.0))
+    }
+}
+
+/// Sums of an endpoint: closed connections and live ones together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Whose it is.
+    pub who: Who,
+    /// Sockets that listen.
+    pub listeners: u64,
+    /// Connections accepted since tracking began.
+    pub accepted: u64,
+    /// Connections open.
+    pub open: u64,
+    /// Connections closed.
+    pub closed: u64,
+    /// Of those closed, how many the client reset.
+    pub closed_by_reset: u64,
+    /// Of those closed, how many were destroyed from this side.
+    pub closed_by_abort: u64,
+    /// Of those closed, how many timed out.
+    pub closed_by_timeout: u64,
+    /// Bytes received.
+    pub bytes_in: Bytes,
+    /// Bytes sent and acknowledged.
+    pub bytes_out: Bytes,
+}
+
+/// All of a node at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub taken: KernelTime,
+    /// Every tracked connection, each once, in no particular order.
+    pub connections: Vec<Connection>,
+    /// Every endpoint known.
+    pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Whether the endpoints have names.
+    pub naming: Naming,
+    /// The Services that lead to endpoints of this node, as far as they are known.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Containers by the cgroup of their sockets, where it is known.
+    pub containers: BTreeMap<CgroupId, String>,
+}
+
+impl Snapshot {
+    /// Whose an endpoint is.
+    pub fn who(&self, endpoint: &EndpointKey) -> &Who {
+        static NOBODY: Who = Who::NoPod;
+        self.endpoints.get(endpoint).map_or(&NOBODY, |e| &e.who)
+    }
+}

@@ -1,0 +1,1281 @@
+//! What holds for every plan, whatever the policy, the snapshot and the past.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::{collection::vec, prelude::*, sample::select};
+use rebalancer_core::{
+    plan::{
+        Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, Spared, Verdict,
+        decide, explain,
+    },
+    policy::{Mode, Policy, parse},
+    snapshot::{
+        Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
+        Who, sample::connection,
+    },
+};
+
+const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+
+fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
+    Snapshot {
+        taken: KernelTime(taken),
+        connections,
+        ..Snapshot::default()
+    }
+}
+
+/// What of budgets a head does not say is wide.
+fn policy(head: &str, rules: &str) -> Policy {
+    const WIDE: &str = "perService: 1000000, perEndpoint: 1000000";
+    let head = if head.contains("budget: {") {
+        head.replace("budget: {", &format!("budget: {{{WIDE}, "))
+    } else {
+        format!("{head}\nbudget: {{{WIDE}}}")
+    };
+    let text = format!(
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n{head}\nrules:\n{rules}"
+    );
+    parse("test", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+/// One rule for all of port 8080, with `fields`.
+fn one_rule(head: &str, fields: &str) -> Policy {
+    policy(
+        head,
+        &format!("- {{name: web, match: {{ports: [{{port: 8080}}]}}, {fields}}}\n"),
+    )
+}
+
+fn cookies(plan: &Plan) -> Vec<u64> {
+    plan.moves().map(|chosen| chosen.cookie().0).collect()
+}
+
+fn spared(plan: &Plan, cookie: u64) -> &Spared {
+    let decision = plan
+        .decisions()
+        .iter()
+        .find(|decision| decision.cookie == Cookie(cookie));
+    match &decision.expect("listed").verdict {
+        Verdict::Spared(reason) => reason,
+        Verdict::Move(chosen) => panic!("moved: {chosen:?}"),
+    }
+}
+
+#[test]
+fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
+    let policy = one_rule("", "limits: {maxAge: 1h, maxBytes: 1Gi}, jitter: 0%");
+    let now = KernelTime(10 * HOUR);
+    let with = |cookie, age, bytes| Connection {
+        opened: KernelTime(now.0 - age),
+        bytes_in: Bytes(bytes / 4),
+        bytes_out: Bytes(bytes - bytes / 4),
+        ..connection(cookie)
+    };
+    let listed = vec![
+        with(1, HOUR - 1, 1 << 20),
+        with(2, HOUR, 0),
+        with(3, HOUR + 1, 0),
+        with(4, MINUTE, 3 << 30),
+        with(5, 2 * HOUR, 2 << 30),
+        with(6, 0, u64::MAX),
+        with(7, 2 * HOUR, 1 << 29),
+        with(8, MINUTE, 1 << 30),
+        with(9, MINUTE, (1 << 30) - 1),
+    ];
+    let plan = decide(&policy, &snapshot(now.0, listed), &Ledger::default(), now);
+    assert_eq!(cookies(&plan), [4, 5, 7, 3, 2, 8]);
+    let reasons: Vec<Vec<_>> = plan
+        .moves()
+        .map(|chosen| chosen.reasons().iter().map(|r| r.as_str()).collect())
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            vec!["bytes"],
+            vec!["age", "bytes"],
+            vec!["age"],
+            vec!["age"],
+            vec!["age"],
+            vec!["bytes"]
+        ]
+    );
+    assert_eq!(spared(&plan, 1).as_str(), "withinLimits");
+    assert!(matches!(spared(&plan, 6), Spared::MinAge { .. }));
+    assert!(matches!(
+        spared(&plan, 9),
+        Spared::WithinLimits {
+            nearest: Reason::Bytes { .. }
+        }
+    ));
+    assert_eq!(plan.overdue(), 6);
+    assert_eq!(plan.budget_left(), 54);
+}
+
+#[test]
+fn each_guard_spares_with_its_word() {
+    let rules = "\
+- {name: disabled, mode: Disabled, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: fast, match: {ports: [{port: 8082}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
+- {name: lost, match: {ports: [{port: 6379}]}, limits: {maxAge: 1h}, sessionState: Loses}
+- {name: all, match: {ports: [{port: 1, endPort: 65535}], peers: [{ipBlock: {cidr: 10.0.0.0/8}}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("guards: {allowSystemPorts: [53]}", rules);
+    let now = KernelTime(10 * HOUR);
+    let on = |port| {
+        let endpoint = EndpointKey {
+            port,
+            ..connection(1).endpoint
+        };
+        Connection {
+            endpoint,
+            ..connection(1)
+        }
+    };
+    for (word, connection) in [
+        ("moved", on(8080)),
+        ("moved", on(53)),
+        ("moved", on(6379)),
+        ("disabled", on(8081)),
+        ("systemPort", on(22)),
+        ("systemPort", on(10250)),
+        ("statefulPort", on(5432)),
+        ("statefulPort", on(1883)),
+        (
+            "noRule",
+            Connection {
+                remote: "11.0.0.1:1".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        (
+            "notEstablished",
+            Connection {
+                state: TcpState::CloseWait,
+                ..on(8080)
+            },
+        ),
+        (
+            "notEstablished",
+            Connection {
+                state: TcpState::Other(4),
+                ..on(8080)
+            },
+        ),
+        (
+            "mptcp",
+            Connection {
+                mptcp: true,
+                ..on(8080)
+            },
+        ),
+        (
+            "withinLimits",
+            Connection {
+                opened: now,
+                ..on(8080)
+            },
+        ),
+        ("rateUnknown", on(8082)),
+        (
+            "sameHost",
+            Connection {
+                local: "10.0.0.1:8080".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        (
+            "sameHost",
+            Connection {
+                local: "[::ffff:10.0.0.1]:8080".parse().unwrap(),
+                ..on(8080)
+            },
+        ),
+        // On a plain host its own namespace is where everything is.
+        (
+            "moved",
+            Connection {
+                endpoint: EndpointKey {
+                    cgroup: Some(CgroupId(7)),
+                    ..on(8080).endpoint
+                },
+                ..on(8080)
+            },
+        ),
+    ] {
+        let plan = decide(
+            &policy,
+            &snapshot(now.0, vec![connection.clone()]),
+            &Ledger::default(),
+            now,
+        );
+        let told = match &plan.decisions()[0].verdict {
+            Verdict::Move(_) => "moved",
+            Verdict::Spared(reason) => reason.as_str(),
+        };
+        assert_eq!(told, word, "{connection:?}");
+    }
+}
+
+/// What is said of one connection under a policy of one rule for its port.
+fn word(policy: &Policy, connection: &Connection) -> &'static str {
+    let listed = snapshot(10 * HOUR, vec![connection.clone()]);
+    let plan = decide(policy, &listed, &Ledger::default(), listed.taken);
+    match &plan.decisions()[0].verdict {
+        Verdict::Move(_) => "moved",
+        Verdict::Spared(reason) => reason.as_str(),
+    }
+}
+
+#[test]
+fn loopback_peers_are_moved_only_where_they_are_tracked() {
+    for (local, remote) in [
+        ("127.0.0.1:8080", "127.0.0.1:5"),
+        ("127.0.0.2:8080", "127.9.9.9:5"),
+        ("[::1]:8080", "[::1]:5"),
+        ("[::ffff:127.0.0.1]:8080", "[::ffff:127.0.0.1]:5"),
+    ] {
+        let connection = Connection {
+            local: local.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+            ..connection(1)
+        };
+        let with = |head| word(&one_rule(head, "limits: {maxAge: 1h}"), &connection);
+        assert_eq!(with("track: {loopback: false}"), "loopback", "{remote}");
+        assert_eq!(with("track: {loopback: true}"), "moved", "{remote}");
+    }
+}
+
+#[test]
+fn the_host_network_is_left_alone_where_the_policy_or_kubernetes_says_so() {
+    let pod = connection(1);
+    let host = Connection {
+        endpoint: EndpointKey {
+            cgroup: Some(CgroupId(7)),
+            ..pod.endpoint
+        },
+        ..connection(1)
+    };
+    for (guards, plain, kubernetes) in [
+        ("", "moved", "hostNetwork"),
+        ("allowHostNetwork: true", "moved", "moved"),
+        ("allowHostNetwork: false", "hostNetwork", "hostNetwork"),
+    ] {
+        let policy = one_rule(&format!("guards: {{{guards}}}"), "limits: {maxAge: 1h}");
+        assert_eq!(word(&policy, &host), plain, "{guards}");
+        assert_eq!(word(&policy, &pod), "moved", "{guards}");
+        let policy = policy.with_kubernetes_defaults();
+        assert_eq!(word(&policy, &host), kubernetes, "{guards}");
+        assert_eq!(word(&policy, &pod), "moved", "{guards}");
+    }
+}
+
+#[test]
+fn a_rate_is_too_high_when_it_was_held_and_one_burst_is_not() {
+    let policy = one_rule(
+        "interval: 5s\nguards: {minAge: 0s}",
+        "limits: {maxRate: {bytesPerSecond: 1Ki, for: 30s}}, jitter: 0%",
+    );
+    let mut ledger = Ledger::default();
+    let (mut steady, mut bursts) = (0, 0);
+    for tick in 0..20 {
+        let now = HOUR + tick * 5 * SECOND;
+        let with = |cookie, bytes| Connection {
+            bytes_out: Bytes(bytes),
+            ..connection(cookie)
+        };
+        let listed = snapshot(
+            now,
+            vec![with(1, steady), with(2, bursts), with(3, 5119 * tick)],
+        );
+        ledger.observe(&policy, &listed);
+        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+        // Thirty seconds are six intervals.
+        let expected = if tick < 6 { vec![] } else { vec![1] };
+        assert_eq!(cookies(&plan), expected, "{tick}");
+        if let Some(chosen) = plan.moves().next() {
+            let [Reason::Rate { value, limit, .. }] = chosen.reasons() else {
+                panic!("{:?}", chosen.reasons())
+            };
+            assert_eq!((value.0, limit.0), (2048, 1024));
+            assert_eq!(plan.overdue(), 1);
+        } else {
+            assert_eq!(plan.spared(), BTreeMap::from([("rateUnknown", 3)]));
+        }
+        steady += 5 * 2048;
+        bursts += if tick % 4 == 0 { 1 << 30 } else { 0 };
+    }
+}
+
+#[test]
+fn an_unknown_rate_does_not_hide_the_other_limits() {
+    let policy = one_rule(
+        "",
+        "limits: {maxAge: 1h, maxRate: {bytesPerSecond: 1, for: 30s}}",
+    );
+    assert_eq!(word(&policy, &connection(1)), "moved");
+    let young = Connection {
+        opened: KernelTime(10 * HOUR - MINUTE),
+        ..connection(1)
+    };
+    assert_eq!(word(&policy, &young), "withinLimits");
+}
+
+#[test]
+fn an_explanation_tells_all_that_is_weighed() {
+    let rules = "\
+- {name: admin, match: {ports: [{port: 9000}]}, limits: {maxAge: 1h}}
+- {name: inner, match: {ports: [{port: 5432}], peers: [{ipBlock: {cidr: 10.9.0.0/16}}]}, limits: {maxAge: 1h}}
+- {name: data, match: {ports: [{port: 5432}]}, limits: {maxAge: 1h, maxBytes: 1Gi, maxRate: {bytesPerSecond: 1Mi, for: 1m}}}
+- {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("", rules);
+    let data = Connection {
+        endpoint: EndpointKey {
+            port: 5432,
+            ..connection(7).endpoint
+        },
+        mptcp: true,
+        ..connection(7)
+    };
+    let listed = snapshot(2 * HOUR, vec![connection(1), data]);
+    let ledger = Ledger::default();
+    let explained = explain(&policy, &listed, &ledger, listed.taken, Cookie(7)).unwrap();
+    let rules: Vec<_> = explained
+        .rules
+        .iter()
+        .map(|(rule, miss)| (rule.name().as_str(), miss.as_ref().map(ToString::to_string)))
+        .collect();
+    let not = |why: &str| Some(why.to_owned());
+    assert_eq!(
+        rules,
+        [
+            ("admin", not("port 5432 is not among its ports")),
+            ("inner", not("10.0.0.1 is not among its peers")),
+            ("data", None),
+        ]
+    );
+    let measures: Vec<_> = explained
+        .measures
+        .iter()
+        .map(|m| (m.as_str(), m.overdue()))
+        .collect();
+    assert_eq!(measures, [("age", true), ("bytes", false)]);
+    assert_eq!(
+        explained.unknown.unwrap().to_string(),
+        "its rate over 1m is not known"
+    );
+    let guards: Vec<_> = explained.guards.iter().map(Spared::as_str).collect();
+    assert_eq!(guards, ["mptcp", "statefulPort"]);
+    assert!(explained.needs().unwrap().contains("MPTCP is never moved"));
+    let moved = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    assert_eq!((moved.needs(), moved.decision.place), (None, Some(1)));
+    assert_eq!(
+        explain(&policy, &listed, &ledger, listed.taken, Cookie(2)),
+        None
+    );
+}
+
+#[test]
+fn those_older_than_tracking_are_spread_over_the_whole_of_max_age() {
+    let policy = one_rule(
+        "budget: {perNode: 1000000, maxInFlight: 10000}\nguards: {minAge: 0s}",
+        "limits: {maxAge: 1h}, jitter: 0%",
+    );
+    let listed: Vec<_> = (0..6000)
+        .map(|cookie| Connection {
+            adopted: true,
+            ..connection(cookie)
+        })
+        .collect();
+    for minutes in [1, 10, 30, 59] {
+        let now = KernelTime(minutes * MINUTE);
+        let plan = decide(
+            &policy,
+            &snapshot(now.0, listed.clone()),
+            &Ledger::default(),
+            now,
+        );
+        let expected = minutes * 100;
+        let chosen = cookies(&plan).len() as u64;
+        assert!(
+            chosen.abs_diff(expected) < 150,
+            "{chosen} after {minutes} minutes"
+        );
+    }
+    let now = KernelTime(HOUR);
+    assert_eq!(
+        cookies(&decide(
+            &policy,
+            &snapshot(HOUR, listed),
+            &Ledger::default(),
+            now
+        ))
+        .len(),
+        6000
+    );
+}
+
+#[test]
+fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
+    let policy = one_rule(
+        "budget: {perNode: 2, window: 1m}",
+        "limits: {maxAge: 1h}, mode: DryRun",
+    );
+    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let mut round = |now: u64| {
+        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+        for chosen in plan.moves() {
+            assert_eq!(chosen.mode(), Mode::DryRun);
+            ledger.said(chosen, KernelTime(now));
+        }
+        ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+        let mut told = cookies(&plan);
+        told.sort_unstable();
+        (told.len(), plan.spared(), plan.overdue())
+    };
+    assert_eq!(round(2 * HOUR), (2, BTreeMap::from([("budget", 1)]), 3));
+    assert_eq!(
+        round(2 * HOUR + SECOND),
+        (0, BTreeMap::from([("budget", 1), ("dryRun", 2)]), 3)
+    );
+    assert_eq!(
+        round(2 * HOUR + MINUTE),
+        (1, BTreeMap::from([("dryRun", 2)]), 3)
+    );
+    assert_eq!(round(3 * HOUR), (0, BTreeMap::from([("dryRun", 3)]), 3));
+}
+
+/// Otherwise an edited policy seems to match nothing that the one before has told.
+#[test]
+fn under_another_policy_a_dry_run_tells_again() {
+    let named = |name| {
+        policy(
+            "",
+            &format!(
+                "- {{name: {name}, mode: DryRun, match: {{ports: [{{port: 8080}}]}}, limits: {{maxAge: 1h}}}}\n"
+            ),
+        )
+    };
+    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let told = |policy: &Policy, ledger: &mut Ledger, now| {
+        let plan = decide(policy, &listed, ledger, KernelTime(now));
+        let told: Vec<_> = plan
+            .moves()
+            .map(|chosen| chosen.rule().to_string())
+            .collect();
+        for chosen in plan.moves() {
+            ledger.said(chosen, KernelTime(now));
+        }
+        told
+    };
+    assert_eq!(told(&named("one"), &mut ledger, 2 * HOUR), ["one"; 3]);
+    let edited = named("two");
+    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), [""; 0]);
+    ledger.forget_told();
+    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), ["two"; 3]);
+}
+
+#[test]
+fn what_a_dry_run_tells_does_not_hold_up_what_is_enforced() {
+    let rules = "\
+- {name: dry, mode: DryRun, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: real, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let policy = policy("budget: {perNode: 1}", rules);
+    let older = |cookie| {
+        let endpoint = EndpointKey {
+            port: 8081,
+            ..connection(cookie).endpoint
+        };
+        Connection {
+            endpoint,
+            ..connection(cookie)
+        }
+    };
+    let listed = snapshot(
+        9 * HOUR,
+        vec![
+            older(1),
+            older(2),
+            Connection {
+                opened: KernelTime(7 * HOUR),
+                ..connection(3)
+            },
+        ],
+    );
+    let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+    let modes: Vec<_> = plan.moves().map(Move::mode).collect();
+    assert_eq!(modes, [Mode::DryRun, Mode::Enforce]);
+}
+
+#[test]
+fn a_move_is_in_flight_until_it_ends_and_held_after() {
+    let policy = one_rule(
+        "budget: {perNode: 5, window: 24h, maxInFlight: 2}",
+        "limits: {maxAge: 1h}",
+    );
+    let listed = |taken| snapshot(taken, (1..=3).map(connection).collect());
+    let mut ledger = Ledger::default();
+    let mut now = 2 * HOUR;
+
+    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
+    let first = cookies(&plan);
+    assert_eq!(plan.spared(), BTreeMap::from([("maxInFlight", 1)]));
+    plan.moves()
+        .for_each(|chosen| ledger.started(chosen, KernelTime(now)));
+    assert_eq!(ledger.in_flight(), 2);
+    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
+    assert_eq!(
+        plan.spared(),
+        BTreeMap::from([("inFlight", 2), ("maxInFlight", 1)])
+    );
+    assert_eq!((plan.budget_left(), plan.overdue()), (3, 3));
+
+    // One gives up, which gives its budget back; one is reset, which does not.
+    now += MINUTE;
+    ledger.ended(Cookie(first[0]), Outcome::GaveUp, KernelTime(now));
+    ledger.ended(Cookie(first[1]), Outcome::Reset, KernelTime(now));
+    let before_the_end = listed(now - 1);
+    ledger.prune(&before_the_end, policy.budget().window(), KernelTime(now));
+    let plan = decide(&policy, &before_the_end, &ledger, KernelTime(now));
+    assert_eq!(plan.spared(), BTreeMap::from([("gaveUp", 1), ("moved", 1)]));
+    assert_eq!((cookies(&plan).len(), plan.budget_left()), (1, 3));
+
+    // The one that lives is held, then may be chosen again.
+    let one = |taken| snapshot(taken, vec![connection(first[0])]);
+    now += HOLD.as_nanos() as u64 - 1;
+    ledger.prune(&one(now), policy.budget().window(), KernelTime(now));
+    let plan = decide(&policy, &one(now), &ledger, KernelTime(now));
+    assert!(matches!(spared(&plan, first[0]), Spared::Held { left, .. } if left.as_nanos() == 1));
+    now += 1;
+    assert_eq!(
+        cookies(&decide(&policy, &one(now), &ledger, KernelTime(now))),
+        [first[0]]
+    );
+}
+
+/// They are the furthest beyond their limit, and would be first again each time.
+#[test]
+fn those_that_are_never_quiet_do_not_hold_up_the_others() {
+    let rules = "\
+- {name: busy, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
+- {name: other, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
+";
+    let policy_of = |slots: u64| {
+        let budget = format!("budget: {{perNode: 100, maxInFlight: {slots}}}");
+        policy(&budget, rules)
+    };
+    let busy = |cookie| Connection {
+        endpoint: EndpointKey {
+            port: 8081,
+            ..connection(cookie).endpoint
+        },
+        ..connection(cookie)
+    };
+    let later = |cookie| Connection {
+        opened: KernelTime(HOUR),
+        ..connection(cookie)
+    };
+    // Of one slot each has its turn, also if nothing came of the other's.
+    let one_slot = policy_of(1);
+    let listed = snapshot(9 * HOUR, vec![busy(1), busy(2), later(3)]);
+    let mut ledger = Ledger::default();
+    for second in [0, 1] {
+        let now = KernelTime(9 * HOUR + second * SECOND);
+        let plan = decide(&one_slot, &listed, &ledger, now);
+        let chosen = plan.moves().next().unwrap();
+        let rule = ["busy", "other"][second as usize];
+        assert_eq!(chosen.rule().as_str(), rule);
+        ledger.started(chosen, now);
+        ledger.ended(chosen.cookie(), Outcome::GaveUp, now);
+    }
+    let policy = policy_of(4);
+    let mut ledger = Ledger::default();
+    let (mut tried, mut moved) = (BTreeMap::<u64, u64>::new(), 0);
+    let mut others: Vec<u64> = (100..140).collect();
+    for minute in 0..24 * 60 {
+        let now = KernelTime(9 * HOUR + minute * MINUTE);
+        let all = (0..40).map(busy).chain(others.iter().copied().map(later));
+        let listed = snapshot(now.0, all.collect());
+        let plan = decide(&policy, &listed, &ledger, now);
+        for chosen in plan.moves() {
+            let cookie = chosen.cookie();
+            ledger.started(chosen, now);
+            let outcome = if cookie.0 < 40 {
+                *tried.entry(cookie.0).or_default() += 1;
+                Outcome::GaveUp
+            } else {
+                moved += 1;
+                others.retain(|other| *other != cookie.0);
+                Outcome::Reset
+            };
+            ledger.ended(cookie, outcome, now);
+        }
+        ledger.prune(&listed, policy.budget().window(), now);
+        assert!(minute < 20 || moved == 40, "{moved} after {minute} minutes");
+    }
+    // After 10 minutes, 20, 40 ... of a day.
+    let most = tried.values().max().copied().unwrap();
+    assert_eq!((tried.len(), most), (40, 8));
+}
+
+/// What it speaks does not change; whether anybody was heard may.
+#[test]
+fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
+    let policy = |state| {
+        one_rule(
+            "",
+            &format!("limits: {{maxAge: 1h}}, sessionState: {state}"),
+        )
+    };
+    let listed = |taken| snapshot(taken, vec![connection(1)]);
+    for (word, lasts) in [
+        ("http2", true),
+        ("tls", true),
+        ("upgraded", true),
+        ("protocolUnknown", false),
+        ("cannotBeHeard", false),
+    ] {
+        let mut ledger = Ledger::default();
+        let mut now = 2 * HOUR;
+        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        let chosen = plan.moves().next().unwrap();
+        assert!(chosen.is_watched());
+        ledger.started(chosen, KernelTime(now));
+        ledger.ended(Cookie(1), Outcome::Refused(word), KernelTime(now));
+        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        assert_eq!(plan.spared(), BTreeMap::from([(word, 1)]));
+        now += HOLD.as_nanos() as u64;
+        ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
+        let again = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        assert_eq!(again.moves().count() == 0, lasts, "{word}");
+        for state in ["Keeps", "Loses"] {
+            let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
+            assert!(!plan.moves().next().unwrap().is_watched(), "{word} {state}");
+        }
+        let gone = snapshot(now, Vec::new());
+        ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
+        assert_eq!(ledger.entries().ended, []);
+    }
+}
+
+#[test]
+fn what_cannot_be_heard_now_holds_up_nobody() {
+    let listed = |since| {
+        let mut silent = connection(1);
+        silent.since_received = since;
+        snapshot(2 * HOUR, vec![silent])
+    };
+    let spared = |state: &str, since| {
+        let policy = one_rule("", &format!("limits: {{maxAge: 1h}}{state}"));
+        let plan = decide(
+            &policy,
+            &listed(since),
+            &Ledger::default(),
+            KernelTime(2 * HOUR),
+        );
+        plan.spared()
+    };
+    let silent = BTreeMap::from([("silent", 1)]);
+    assert_eq!(spared("", SILENT), silent);
+    assert_eq!(
+        spared("", SILENT - Duration::from_nanos(1)),
+        BTreeMap::new()
+    );
+    let vouched = ", sessionState: Keeps";
+    assert_eq!(spared(vouched, SILENT), BTreeMap::new());
+
+    // While its server has the word it is not silent: a download, a long poll.
+    let policy = one_rule("", "limits: {maxAge: 1h}");
+    for (sending, since_sent) in [(1, Duration::ZERO), (0, SILENT + Duration::from_secs(1))] {
+        let mut at_work = listed(SILENT);
+        at_work.connections[0].send_queue = sending;
+        at_work.connections[0].since_sent = since_sent;
+        let plan = decide(&policy, &at_work, &Ledger::default(), KernelTime(2 * HOUR));
+        assert_eq!(plan.moves().count(), 1);
+    }
+}
+
+#[test]
+fn what_was_told_in_dry_run_stays_told_when_it_falls_silent() {
+    let policy = one_rule("", "mode: DryRun, limits: {maxAge: 1h}");
+    let mut listed = snapshot(2 * HOUR, vec![connection(1)]);
+    let mut ledger = Ledger::default();
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    ledger.said(plan.moves().next().unwrap(), listed.taken);
+    listed.connections[0].since_received = SILENT;
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    assert_eq!(plan.spared(), BTreeMap::from([("dryRun", 1)]));
+}
+
+#[test]
+fn outcomes_without_harm_give_the_budget_back() {
+    let policy = one_rule("budget: {perNode: 1, window: 24h}", "limits: {maxAge: 1h}");
+    let now = KernelTime(2 * HOUR);
+    for (outcome, left) in [
+        (Outcome::GoneBefore, 1),
+        (Outcome::GaveUp, 1),
+        (Outcome::Refused("sigpipe"), 1),
+        (Outcome::LeftByItself, 0),
+        (Outcome::Closed, 0),
+        (Outcome::Reset, 0),
+        (Outcome::Failed("EPERM".into()), 0),
+    ] {
+        let mut ledger = Ledger::default();
+        let plan = decide(&policy, &snapshot(now.0, vec![connection(1)]), &ledger, now);
+        plan.moves().for_each(|chosen| ledger.started(chosen, now));
+        ledger.ended(Cookie(1), outcome.clone(), now);
+        let plan = decide(&policy, &snapshot(now.0, vec![]), &ledger, now);
+        assert_eq!(plan.budget_left(), left, "{outcome:?}");
+    }
+}
+
+#[test]
+fn the_ledger_forgets_what_is_gone() {
+    let policy = one_rule(
+        "budget: {perNode: 100, maxInFlight: 100}",
+        "limits: {maxAge: 1h}",
+    );
+    let dry = policy.clone().with_mode_at_most(Mode::DryRun);
+    let mut ledger = Ledger::default();
+    let mut now = 2 * HOUR;
+    let listed = snapshot(now, (0..50).map(connection).collect());
+    for chosen in decide(&policy, &listed, &ledger, KernelTime(now)).moves() {
+        ledger.started(chosen, KernelTime(now));
+        ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
+    }
+    let listed = snapshot(now, (50..100).map(connection).collect());
+    decide(&dry, &listed, &ledger, KernelTime(now))
+        .moves()
+        .for_each(|chosen| ledger.said(chosen, KernelTime(now)));
+    assert_ne!(ledger.entries(), Entries::default());
+    now += MINUTE;
+    let listed = snapshot(now, vec![]);
+    ledger.observe(&policy, &listed);
+    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+    // What is left of it are the clients that are looked for.
+    let late = ledger.entries().late;
+    assert_eq!(late.len(), 50);
+    let only_late = Entries {
+        late,
+        ..Entries::default()
+    };
+    assert_eq!(ledger.entries(), only_late);
+    now += LOOKED_FOR.as_nanos() as u64;
+    let listed = snapshot(now, vec![]);
+    ledger.observe(&policy, &listed);
+    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+    assert_eq!(ledger.entries(), Entries::default());
+    assert_eq!(ledger.return_counts().unseen, 50);
+}
+
+/// One edit turns every node of a cluster from dry run to moving.
+#[test]
+fn budgets_grow_once_a_rule_is_enforced() {
+    let policy = one_rule(
+        "budget: {perNode: 64, window: 1m, maxInFlight: 1000}",
+        "limits: {maxAge: 1h}",
+    );
+    let dry = policy.clone().with_mode_at_most(Mode::DryRun);
+    let mut ledger = Ledger::default();
+    let mut live: Vec<u64> = (0..500).collect();
+    let mut minute = |policy: &Policy, ledger: &mut Ledger, minute: u64| {
+        let mut moves = 0;
+        for second in [0, 20, 40] {
+            let now = KernelTime(2 * HOUR + minute * MINUTE + second * SECOND);
+            let listed = snapshot(now.0, live.iter().copied().map(connection).collect());
+            ledger.observe(policy, &listed);
+            ledger.enforce(policy, now);
+            let plan = decide(policy, &listed, ledger, now);
+            for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
+                ledger.started(chosen, now);
+                ledger.ended(chosen.cookie(), Outcome::Reset, now);
+                live.retain(|cookie| *cookie != chosen.cookie().0);
+                moves += 1;
+            }
+            ledger.prune(&listed, policy.budget().window(), now);
+            // It is kept across a restart.
+            *ledger = Ledger::from_entries(ledger.entries());
+            if policy.mode() == Mode::Enforce && minute == 1 {
+                let text = plan.outlooks()[0].to_string();
+                assert!(
+                    text.contains("1/64 of the budgets, all of them in"),
+                    "{text}"
+                );
+                let Some(Verdict::Spared(why)) = plan.decisions().last().map(|d| &d.verdict) else {
+                    panic!()
+                };
+                assert!(why.to_string().contains("it grows to 64 (ramp)"), "{why}");
+                assert_eq!(plan.budget_left(), 0);
+            }
+        }
+        moves
+    };
+    assert_eq!(minute(&dry, &mut ledger, 0), 0);
+    let grown: Vec<u64> = (1..9).map(|n| minute(&policy, &mut ledger, n)).collect();
+    assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 64]);
+    // Once it is not enforced, it begins anew.
+    assert_eq!(minute(&dry, &mut ledger, 9), 0);
+    assert_eq!(minute(&policy, &mut ledger, 10), 1);
+}
+
+#[test]
+fn a_cookie_listed_twice_is_left_alone() {
+    let policy = one_rule("", "limits: {maxAge: 1h}");
+    let listed = snapshot(2 * HOUR, vec![connection(1), connection(2), connection(1)]);
+    let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+    assert_eq!(cookies(&plan), [2]);
+    assert_eq!(plan.spared(), BTreeMap::from([("duplicate", 2)]));
+}
+
+#[test]
+fn a_percentage_is_of_the_tracked_connections() {
+    let policy = one_rule("budget: {perNode: 10%}", "limits: {maxAge: 1h}");
+    for (tracked, moves) in [(1, 1), (10, 1), (11, 2), (100, 10)] {
+        let listed = snapshot(2 * HOUR, (0..tracked).map(connection).collect());
+        let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
+        assert_eq!(cookies(&plan).len(), moves, "{tracked}");
+    }
+}
+
+// From here on: for all policies, snapshots and pasts.
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let head = (
+        select(vec!["Disabled", "DryRun", "Enforce", "Enforce", "Enforce"]),
+        select(vec!["1", "3", "1000000", "1%", "50%", "100%"]),
+        1..10u32,
+        select(vec!["0s", "1ms", "30s"]),
+        select(vec!["1", "10%", "100%", "1000000"]),
+        select(vec!["1", "25%", "100%", "1000000"]),
+    );
+    let rule = (
+        select(vec![
+            "",
+            "mode: DryRun, ",
+            "mode: Disabled, ",
+            "mode: Enforce, ",
+        ]),
+        select(vec![
+            "limits: {maxAge: 30s}",
+            "limits: {maxAge: 1h}",
+            "limits: {maxAge: 8760h, maxBytes: 1}",
+            "limits: {maxBytes: 10Gi}",
+            "limits: {maxAge: 10m, maxBytes: 15Ei}",
+            "limits: {maxRate: {bytesPerSecond: 1, for: 10s}}",
+            "limits: {maxAge: 1h, maxRate: {bytesPerSecond: 1Gi, for: 1m}}",
+            "limits: {maxAge: 1h}, balance: {}",
+            "balance: {tolerance: 1%}",
+            "balance: {by: ByteRate}",
+            "balance: {by: MessageRate}",
+        ]),
+        0..=100u8,
+        select(vec!["Unknown", "Keeps", "Loses"]),
+        select(vec!["8080", "22", "5432", "1, endPort: 65535"]),
+    );
+    (head, vec(rule, 0..4)).prop_map(|(head, rules)| {
+        let (mode, per_node, in_flight, min_age, per_service, per_endpoint) = head;
+        let rules: String = rules
+            .iter()
+            .enumerate()
+            .map(|(i, (mode, limits, jitter, state, port))| {
+                format!(
+                    "- {{name: r{i}, {mode}match: {{ports: [{{port: {port}}}]}}, \
+                     {limits}, jitter: {jitter}%, sessionState: {state}}}\n"
+                )
+            })
+            .collect();
+        let rules = if rules.is_empty() {
+            "- {name: z, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n".into()
+        } else {
+            rules
+        };
+        let text = format!(
+            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
+             budget: {{perNode: {per_node}, perService: {per_service}, \
+             perEndpoint: {per_endpoint}, maxInFlight: {in_flight}}}\n\
+             guards: {{minAge: {min_age}}}\nrules:\n{rules}"
+        );
+        parse("test", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    })
+}
+
+/// Any number, the ends of the range among them.
+fn any_u64() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        any::<u64>(),
+        0..(3 * HOUR),
+        select(vec![0, 1, u64::MAX, u64::MAX - 1, i64::MAX as u64])
+    ]
+}
+
+fn any_connection() -> impl Strategy<Value = Connection> {
+    let cookie = prop_oneof![0..40u64, any_u64()];
+    let port = select(vec![8080u16, 8080, 8080, 22, 5432, 0, 65535]);
+    let state = select(vec![1u8, 1, 1, 1, 8, 4, 255]);
+    let likely = || prop::bool::weighted(0.9);
+    (
+        cookie,
+        port,
+        any_u64(),
+        any_u64(),
+        any_u64(),
+        state,
+        likely(),
+        any::<bool>(),
+        select(vec![1, 1, 1, 1, 1, 2, 3]),
+    )
+        .prop_map(
+            |(cookie, port, opened, bytes_in, bytes_out, state, plain, adopted, netns)| {
+                Connection {
+                    endpoint: EndpointKey {
+                        netns: Netns(netns),
+                        cgroup: None,
+                        port,
+                    },
+                    opened: KernelTime(opened),
+                    bytes_in: Bytes(bytes_in),
+                    bytes_out: Bytes(bytes_out),
+                    state: TcpState::from_kernel(state),
+                    mptcp: !plain,
+                    adopted,
+                    ..connection(cookie)
+                }
+            },
+        )
+}
+
+fn any_connections() -> impl Strategy<Value = Vec<Connection>> {
+    vec(any_connection(), 0..60)
+}
+
+/// A ledger with a past: what was chosen from other snapshots, ended in any way.
+fn any_ledger() -> impl Strategy<Value = Ledger> {
+    let outcome = select(vec![
+        None,
+        Some(Outcome::GaveUp),
+        Some(Outcome::Reset),
+        Some(Outcome::GoneBefore),
+        Some(Outcome::Failed("EPERM".into())),
+    ]);
+    (any_policy(), any_connections(), vec(outcome, 60), any_u64()).prop_map(
+        |(policy, connections, outcomes, now)| {
+            let now = KernelTime(now);
+            let mut ledger = Ledger::default();
+            for (ago, part) in [(60 * SECOND, 4), (30 * SECOND, 2), (0, 1)] {
+                let then = |c: &Connection| Connection {
+                    bytes_in: Bytes(c.bytes_in.0 / part),
+                    bytes_out: Bytes(c.bytes_out.0 / part),
+                    ..c.clone()
+                };
+                let listed = connections.iter().map(then).collect();
+                ledger.observe(&policy, &snapshot(now.0.saturating_sub(ago), listed));
+            }
+            let plan = decide(&policy, &snapshot(now.0, connections), &ledger, now);
+            for (chosen, outcome) in plan.moves().zip(outcomes) {
+                if chosen.mode() == Mode::DryRun {
+                    ledger.said(chosen, now);
+                    continue;
+                }
+                ledger.started(chosen, now);
+                if let Some(outcome) = outcome {
+                    ledger.ended(chosen.cookie(), outcome, now);
+                }
+            }
+            ledger
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_connection_gets_exactly_one_decision(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
+        let mut decided: Vec<_> = plan.decisions().iter().map(|decision| decision.cookie).collect();
+        let mut given: Vec<_> = listed.iter().map(|connection| connection.cookie).collect();
+        decided.sort_unstable();
+        given.sort_unstable();
+        prop_assert_eq!(decided, given);
+        let spared: u64 = plan.spared().values().sum();
+        prop_assert_eq!(plan.moves().count() as u64 + spared, listed.len() as u64);
+        prop_assert!(plan.overdue() <= listed.len() as u64);
+        for decision in plan.decisions() {
+            if let Verdict::Spared(reason) = &decision.verdict {
+                prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_move_is_a_connection_that_may_be_moved(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+        for chosen in plan.moves() {
+            let same: Vec<_> = listed.iter().filter(|c| c.cookie == chosen.cookie()).collect();
+            prop_assert_eq!(same.len(), 1);
+            let connection = same[0];
+            prop_assert_eq!(chosen.endpoint(), connection.endpoint);
+            prop_assert_eq!((chosen.local(), chosen.remote()), (connection.local, connection.remote));
+            prop_assert!(!connection.mptcp);
+            prop_assert_eq!(connection.state, TcpState::Established);
+            prop_assert!(now.since(connection.opened) >= policy.guards().min_age());
+            let rule = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap();
+            prop_assert_eq!(chosen.rule(), rule.name());
+            prop_assert_eq!(chosen.steps(), rule.steps());
+            prop_assert_eq!(chosen.mode(), policy.mode_of(rule));
+            prop_assert_ne!(chosen.mode(), Mode::Disabled);
+            prop_assert!(!chosen.reasons().is_empty());
+            prop_assert!(chosen.reasons().iter().all(|reason| reason.exceeded()));
+        }
+    }
+
+    /// Chosen never later than its limit: whoever is beyond it is moved or waits for a named
+    /// cause other than its limits.
+    #[test]
+    fn nobody_beyond_the_limit_is_within_limits(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+        for decision in plan.decisions() {
+            let Verdict::Spared(Spared::WithinLimits { nearest }) = &decision.verdict else { continue };
+            prop_assert!(!nearest.overdue() && !nearest.exceeded());
+            let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
+            let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
+            prop_assert!(limits.max_age().is_none_or(|max| now.since(connection.opened) < max));
+            prop_assert!(limits.max_bytes().is_none_or(|max| connection.bytes().0 < max.get()));
+        }
+    }
+
+    #[test]
+    fn budgets_hold_for_each_mode(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
+        let per_node = policy.budget().per_node().of(listed.len() as u64);
+        let in_flight = u64::from(policy.budget().max_in_flight().get());
+        for mode in [Mode::DryRun, Mode::Enforce] {
+            let moves = plan.moves().filter(|chosen| chosen.mode() == mode).count() as u64;
+            prop_assert!(moves <= per_node);
+            let flying = if mode == Mode::Enforce { ledger.in_flight() as u64 } else { 0 };
+            prop_assert!(moves <= in_flight.saturating_sub(flying));
+        }
+    }
+
+    /// Only what is in flight is recalled, and nothing for which the same plan would be made again.
+    #[test]
+    fn a_move_is_recalled_only_if_it_would_not_be_chosen_now(
+        policy in any_policy(), listed in any_connections(), mut ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let listed = snapshot(now.0, listed);
+        let flying = |ledger: &Ledger| -> Vec<Cookie> {
+            ledger.moves_in_flight().map(|(cookie, ..)| cookie).collect()
+        };
+        let plan = decide(&policy, &listed, &ledger, now);
+        let before = flying(&ledger);
+        let recalled: Vec<Cookie> = plan.recalls().iter().map(|recall| recall.cookie).collect();
+        prop_assert!(recalled.is_sorted_by(|a, b| a < b));
+        prop_assert!(recalled.iter().all(|cookie| before.contains(cookie)));
+        for recall in plan.recalls() {
+            prop_assert!(!recall.why.to_string().is_empty());
+            ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), now);
+        }
+        for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
+            ledger.started(chosen, now);
+        }
+        let again = decide(&policy, &listed, &ledger, now);
+        prop_assert_eq!(again.recalls(), []);
+        // What was recalled is no reason to choose it again at once.
+        let moves = || again.moves().filter(|chosen| chosen.mode() == Mode::Enforce);
+        prop_assert!(moves().all(|chosen| !recalled.contains(&chosen.cookie())));
+    }
+
+    #[test]
+    fn the_order_of_the_snapshot_does_not_matter(
+        policy in any_policy(), ledger in any_ledger(), now in any_u64(),
+        (listed, shuffled) in any_connections().prop_flat_map(|listed| {
+            (Just(listed.clone()), Just(listed).prop_shuffle())
+        }),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
+        prop_assert_eq!(plan, decide(&policy, &snapshot(now, shuffled), &ledger, KernelTime(now)));
+    }
+
+    /// It is what the plan says, with all that the plan does not say.
+    #[test]
+    fn an_explanation_agrees_with_the_plan(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let now = KernelTime(now);
+        let listed = snapshot(now.0, listed);
+        let plan = decide(&policy, &listed, &ledger, now);
+        for decision in plan.decisions().iter().step_by(7) {
+            let explained = explain(&policy, &listed, &ledger, now, decision.cookie).unwrap();
+            prop_assert_eq!(&explained.decision, decision);
+            prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
+            let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
+            if !matches!(decision.verdict, Verdict::Spared(Spared::Duplicate)) {
+                prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule.as_ref());
+            }
+            if let Verdict::Move(chosen) = &decision.verdict {
+                prop_assert!(explained.guards.is_empty());
+                prop_assert!(chosen.reasons().iter().all(|r| explained.measures.contains(r)));
+            }
+        }
+    }
+
+    #[test]
+    fn no_mode_is_exceeded(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let listed = snapshot(now, listed);
+        for most in [Mode::Disabled, Mode::DryRun] {
+            let policy = policy.clone().with_mode_at_most(most);
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            prop_assert!(plan.moves().all(|chosen| chosen.mode() <= most && most != Mode::Disabled));
+        }
+    }
+
+    /// A connection's own limit depends on nothing but its cookie and its rule.
+    #[test]
+    fn jitter_is_stable(cookie: u64, jitter in 0..=100u8, others in any_connections(), age in 0..(2 * HOUR)) {
+        let fields = format!("limits: {{maxAge: 1h}}, jitter: {jitter}%");
+        let policy = one_rule("budget: {perNode: 1000000, maxInFlight: 10000}", &fields);
+        let limit = |age: u64, mut listed: Vec<Connection>| {
+            listed.retain(|c| c.cookie != Cookie(cookie));
+            listed.push(connection(cookie));
+            let plan = decide(&policy, &snapshot(age, listed), &Ledger::default(), KernelTime(age));
+            let decision = plan.decisions().iter().find(|d| d.cookie == Cookie(cookie)).unwrap();
+            match &decision.verdict {
+                Verdict::Move(chosen) => Some(chosen.reasons()[0]),
+                Verdict::Spared(Spared::WithinLimits { nearest }) => Some(*nearest),
+                Verdict::Spared(_) => None,
+            }
+            .map(|reason| match reason {
+                Reason::Age { limit, .. } => limit,
+                Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Balance { .. } => panic!("no such limit"),
+            })
+        };
+        let alone = limit(2 * HOUR, vec![]).unwrap();
+        prop_assert!(alone <= Duration::from_secs(3600));
+        prop_assert!(alone >= Duration::from_secs(3600) * u32::from(100 - jitter) / 100);
+        prop_assert!(limit(age, others).is_none_or(|limit| limit == alone));
+    }
+
+    /// An agent that lists at every interval, and whose moves end at once, starts the last of the
+    /// chosen exactly when the outlook says.
+    #[test]
+    fn the_outlook_comes_true(
+        chosen in 1..120u64, per_node in 1..30u64, in_flight in 1..10u64, interval in 1..90u64,
+    ) {
+        let head = format!(
+            "interval: {interval}s\nbudget: {{perNode: {per_node}, maxInFlight: {in_flight}, window: 1m}}"
+        );
+        let policy = one_rule(&head, "limits: {maxBytes: 1}");
+        let start = 2 * HOUR;
+        let heavy = |cookie| Connection { bytes_in: Bytes(1), ..connection(cookie) };
+        let mut live: Vec<u64> = (0..chosen).collect();
+        let mut ledger = Ledger::default();
+        let plan = decide(&policy, &snapshot(start, live.iter().copied().map(heavy).collect()), &ledger, KernelTime(start));
+        let [outlook] = plan.outlooks() else { panic!("{:?}", plan.outlooks()) };
+        let (first, lasts) = (*outlook, outlook.lasts);
+        prop_assert_eq!((first.chosen, first.now), (chosen, plan.moves().count() as u64));
+        let mut last = 0;
+        let mut now = start;
+        while !live.is_empty() {
+            let listed = snapshot(now, live.iter().copied().map(heavy).collect());
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            let moved = cookies(&plan);
+            // What is left is told as it was from the beginning.
+            prop_assert_eq!(plan.outlooks()[0].per_window, first.per_window);
+            for chosen in plan.moves() {
+                ledger.started(chosen, KernelTime(now));
+                ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
+                last = now;
+            }
+            live.retain(|cookie| !moved.contains(cookie));
+            ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+            now += interval * SECOND;
+        }
+        prop_assert_eq!(Duration::from_nanos(last - start), lasts);
+    }
+
+    /// The chosen have places, all of them, in the order of their turns.
+    #[test]
+    fn places_are_in_a_row(
+        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
+    ) {
+        let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
+        let mut places: Vec<u64> = plan.decisions().iter().filter_map(|d| d.place).collect();
+        let moves = plan.decisions().iter().filter(|d| matches!(d.verdict, Verdict::Move(_)));
+        prop_assert!(moves.map(|d| d.place).is_sorted());
+        places.sort_unstable();
+        prop_assert!(places.iter().copied().eq(1..=places.len() as u64));
+        let chosen: u64 = plan.outlooks().iter().map(|outlook| outlook.chosen).sum();
+        prop_assert_eq!(chosen, places.len() as u64);
+        let now: u64 = plan.outlooks().iter().map(|outlook| outlook.now).sum();
+        prop_assert_eq!(now, plan.moves().count() as u64);
+    }
+
+    /// Over many rounds, with moves that end in any way, no window sees more harm than its
+    /// budget, and no more are in flight than allowed.
+    #[test]
+    fn no_window_exceeds_the_budget(
+        per_node in 1..8u64, in_flight in 1..8usize, rounds in vec((1..40u64, vec(0..7u8, 8)), 1..40),
+    ) {
+        let head = format!("budget: {{perNode: {per_node}, maxInFlight: {in_flight}, window: 1m}}");
+        let policy = one_rule(&head, "limits: {maxAge: 1h}");
+        let window = policy.budget().window();
+        let mut ledger = Ledger::default();
+        let mut live: Vec<u64> = (0..200).collect();
+        let mut flying: Vec<u64> = Vec::new();
+        let mut harmed: Vec<(u64, KernelTime)> = Vec::new();
+        let mut now = 2 * HOUR;
+        for (pause, ends) in rounds {
+            now += pause * SECOND;
+            let listed = snapshot(now, live.iter().copied().map(connection).collect());
+            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            for chosen in plan.moves() {
+                prop_assert!(!flying.contains(&chosen.cookie().0));
+                ledger.started(chosen, KernelTime(now));
+                flying.push(chosen.cookie().0);
+                harmed.push((chosen.cookie().0, KernelTime(now)));
+            }
+            prop_assert!(flying.len() <= in_flight);
+            prop_assert_eq!(flying.len(), ledger.in_flight());
+            for end in ends {
+                let Some(cookie) = flying.first().copied() else { break };
+                let (outcome, lives) = match end {
+                    0 => (Outcome::GaveUp, true),
+                    1 => (Outcome::Reset, false),
+                    2 => (Outcome::GoneBefore, false),
+                    3 => (Outcome::Failed("EPERM".into()), true),
+                    4 => (Outcome::LeftByItself, false),
+                    _ => break,
+                };
+                if outcome.harmless() {
+                    let last = harmed.iter().rposition(|(harmed, _)| *harmed == cookie).unwrap();
+                    harmed.remove(last);
+                }
+                flying.remove(0);
+                ledger.ended(Cookie(cookie), outcome, KernelTime(now));
+                live.retain(|alive| lives || *alive != cookie);
+            }
+            ledger.prune(&listed, window, KernelTime(now));
+            let recent = harmed.iter().filter(|(_, at)| KernelTime(now).since(*at) < window).count();
+            prop_assert!(recent as u64 <= per_node, "{} of {}", recent, per_node);
+        }
+    }
+}

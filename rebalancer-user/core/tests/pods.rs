@@ -1,0 +1,427 @@
+//! Rules and guards that ask for names: decided from names as data, however they were come by.
+
+use std::time::Duration;
+
+use proptest::{collection::btree_map, option, prelude::*};
+use rebalancer_core::{
+    plan::{Ledger, Outcome, Spared, decide, explain},
+    policy::{Lack, Miss, Policy},
+    snapshot::{Cookie, Identity, Labels, Naming, Service, ServiceAt, Snapshot, Who},
+};
+
+mod named;
+use named::{named, policy, snapshot, verdict, web, why};
+
+#[test]
+fn services_and_selectors_match_as_in_kubernetes() {
+    let seen = snapshot(named(web()), Naming::Fresh);
+    for (matches, is_matched) in [
+        ("services: [checkout]", true),
+        ("services: [cart, web]", true),
+        ("services: [cart]", false),
+        ("services: [shop/checkout]", true),
+        ("services: [other/checkout]", false),
+        ("services: [checkout], ports: [{port: 8080}]", true),
+        ("services: [checkout], ports: [{port: 80}]", false),
+        (
+            "services: [checkout], namespaceSelector: {matchLabels: {team: shop}}",
+            true,
+        ),
+        (
+            "services: [checkout], namespaceSelector: {matchLabels: {team: pay}}",
+            false,
+        ),
+        ("namespaceSelector: {}", true),
+        ("podSelector: {}", true),
+        ("podSelector: {matchLabels: {app: web, tier: front}}", true),
+        ("podSelector: {matchLabels: {app: web, tier: back}}", false),
+        ("podSelector: {matchLabels: {zone: ''}}", false),
+        (
+            "podSelector: {matchExpressions: [{key: tier, operator: In, values: [back, front]}]}",
+            true,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: tier, operator: In, values: [back]}]}",
+            false,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: zone, operator: In, values: ['']}]}",
+            false,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [front]}]}",
+            false,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [back]}]}",
+            true,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: zone, operator: NotIn, values: [a]}]}",
+            true,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: app, operator: Exists}]}",
+            true,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: zone, operator: Exists}]}",
+            false,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: zone, operator: DoesNotExist}]}",
+            true,
+        ),
+        (
+            "podSelector: {matchExpressions: [{key: app, operator: DoesNotExist}]}",
+            false,
+        ),
+        (
+            "podSelector: {matchLabels: {app: web}, matchExpressions: [{key: tier, operator: In, values: [back]}]}",
+            false,
+        ),
+    ] {
+        let expected = if is_matched {
+            "moved by rule-0"
+        } else {
+            "noRule"
+        };
+        assert_eq!(
+            verdict(&policy("", &[matches]), &seen),
+            expected,
+            "{matches}"
+        );
+    }
+}
+
+#[test]
+fn without_kubernetes_a_rule_for_pods_matches_nothing() {
+    let plain = snapshot(Who::NoPod, Naming::Off);
+    for matches in [
+        "services: [checkout]",
+        "podSelector: {}",
+        "namespaceSelector: {}",
+    ] {
+        let policy = policy("", &[matches, "ports: [{port: 8080}]"]);
+        assert_eq!(verdict(&policy, &plain), "moved by rule-1", "{matches}");
+        assert_eq!(policy.rules_for_pods().count(), 1);
+    }
+}
+
+/// A move waits for its quiet moment, perhaps for minutes: each pass looks at it again.
+#[test]
+fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
+    let policy = policy("", &["services: [checkout]"]);
+    let (before, kept) = in_flight(&policy);
+    assert_eq!(decide(&policy, &before, &kept, before.taken).recalls(), []);
+    type Change = fn(&mut Identity, &mut Snapshot);
+    let changes: [(&str, Change); 8] = [
+        ("optedOut", |pod, _| pod.opted_out = true),
+        ("terminating", |pod, _| pod.terminating = true),
+        ("unready", |pod, _| {
+            pod.services.as_mut().unwrap()[0].ready = false
+        }),
+        ("staleFacts", |_, seen| seen.naming = Naming::Stale(None)),
+        ("minReadyEndpoints", |_, seen| {
+            let facts = |facts: &mut Service| facts.ready = 1;
+            seen.services.values_mut().for_each(facts);
+        }),
+        ("settling", |_, seen| {
+            let facts = |facts: &mut Service| facts.changed = Some(Duration::ZERO);
+            seen.services.values_mut().for_each(facts);
+        }),
+        ("otherRule", |pod, _| pod.services.as_mut().unwrap().clear()),
+        ("unnamed", |pod, _| pod.services = None),
+    ];
+    for (word, change) in changes {
+        let (mut seen, mut ledger) = in_flight(&policy);
+        let mut identity = web();
+        change(&mut identity, &mut seen);
+        for endpoint in seen.endpoints.values_mut() {
+            endpoint.who = named(identity.clone());
+        }
+        let plan = decide(&policy, &seen, &ledger, seen.taken);
+        let [recall] = plan.recalls() else {
+            panic!("{word}: {:?}", plan.recalls())
+        };
+        assert_eq!((recall.cookie, recall.why.as_str()), (Cookie(1), word));
+        // It is in flight until its end is heard; then it may be chosen again at once.
+        assert_eq!(plan.spared(), [("inFlight", 1)].into());
+        ledger.ended(
+            Cookie(1),
+            Outcome::Recalled(recall.why.to_string()),
+            seen.taken,
+        );
+        let plan = decide(&policy, &before, &ledger, before.taken);
+        assert_eq!(
+            (plan.moves().count(), plan.recalls()),
+            (1, &[][..]),
+            "{word}"
+        );
+    }
+}
+
+/// One that is moved, and the ledger of an agent that has begun to.
+fn in_flight(policy: &Policy) -> (Snapshot, Ledger) {
+    let seen = snapshot(named(web()), Naming::Fresh);
+    let mut ledger = Ledger::default();
+    let plan = decide(policy, &seen, &ledger, seen.taken);
+    plan.moves()
+        .for_each(|chosen| ledger.started(chosen, seen.taken));
+    assert_eq!(ledger.in_flight(), 1);
+    (seen, ledger)
+}
+
+/// The first rule that matches wins: so one that may match must not be passed over.
+#[test]
+fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
+    let unknown = |change: fn(&mut Identity)| {
+        let mut identity = web();
+        change(&mut identity);
+        snapshot(named(identity), Naming::Fresh)
+    };
+    let nobody = snapshot(Who::Unknown, Naming::Fresh);
+    let no_services = unknown(|pod| pod.services = None);
+    let no_labels = unknown(|pod| pod.namespace_labels = None);
+    let by_service = ["services: [cart]", "ports: [{port: 8080}]"];
+    let by_namespace = [
+        "namespaceSelector: {matchLabels: {a: b}}",
+        "ports: [{port: 8080}]",
+    ];
+    for (matches, seen, lack) in [
+        (by_service, &nobody, Lack::Pod),
+        (by_namespace, &nobody, Lack::Pod),
+        (by_service, &no_services, Lack::Services),
+        (by_namespace, &no_labels, Lack::NamespaceLabels),
+    ] {
+        let policy = policy("", &matches);
+        let rule = Some(policy.rules()[0].name().clone());
+        assert_eq!(why(&policy, seen), Spared::Unnamed { lack, rule });
+    }
+    // What is surely not meant is passed over, whatever else is not known.
+    let passed_over = |seen: &Snapshot, matches: &str| {
+        let policy = policy("", &[matches, "ports: [{port: 8080}]"]);
+        match decide(&policy, seen, &Ledger::default(), seen.taken).decisions() {
+            [decision] => decision.rule.clone().unwrap().to_string(),
+            _ => panic!("one connection"),
+        }
+    };
+    for (matches, seen) in [
+        (
+            "services: [cart], podSelector: {matchLabels: {app: db}}",
+            &no_services,
+        ),
+        ("services: [other/cart]", &no_services),
+        ("services: [cart], ports: [{port: 80}]", &nobody),
+        (
+            "namespaceSelector: {matchLabels: {a: b}}, services: [cart]",
+            &no_labels,
+        ),
+    ] {
+        assert_eq!(passed_over(seen, matches), "rule-1", "{matches}");
+    }
+    // One that asks for nothing unknown is decided.
+    let policy = policy("", &["ports: [{port: 8080}]", "services: [cart]"]);
+    assert_eq!(verdict(&policy, &nobody), "moved by rule-0");
+}
+
+#[test]
+fn names_that_may_be_outdated_move_nothing_by_themselves() {
+    let silent = Some(Duration::from_secs(90));
+    let by_name = policy("", &["services: [checkout]"]);
+    let by_port = policy("", &["ports: [{port: 8080}]"]);
+    for (naming, verdict_by_name) in [
+        (Naming::Fresh, "moved by rule-0"),
+        (Naming::Stale(silent), "staleFacts"),
+        (Naming::Stale(None), "staleFacts"),
+    ] {
+        let seen = snapshot(named(web()), naming);
+        assert_eq!(verdict(&by_name, &seen), verdict_by_name);
+        // A pod's Services may have changed too, whatever the rule asks.
+        assert_eq!(verdict(&by_port, &seen), verdict_by_name);
+        let no_pod = snapshot(Who::NoPod, naming);
+        assert_eq!(verdict(&by_port, &no_pod), "moved by rule-0");
+    }
+    let seen = snapshot(named(web()), Naming::Stale(silent));
+    assert_eq!(why(&by_name, &seen), Spared::StaleFacts { silent });
+}
+
+#[test]
+fn pods_of_excluded_namespaces_and_of_nobody_knows_which_are_spared() {
+    let port = ["ports: [{port: 8080}]"];
+    let shop = snapshot(named(web()), Naming::Fresh);
+    let unknown = snapshot(Who::Unknown, Naming::Fresh);
+    let no_pod = snapshot(Who::NoPod, Naming::Fresh);
+    let system = Identity {
+        namespace: "kube-system".to_owned(),
+        ..web()
+    };
+    let system = snapshot(named(system), Naming::Fresh);
+    for (guards, of_shop, of_system, of_unknown) in [
+        ("", "moved by rule-0", "excludedNamespace", "unnamed"),
+        (
+            "excludeNamespaces: [shop]",
+            "excludedNamespace",
+            "moved by rule-0",
+            "unnamed",
+        ),
+        (
+            "excludeNamespaces: []",
+            "moved by rule-0",
+            "moved by rule-0",
+            "moved by rule-0",
+        ),
+    ] {
+        let policy = policy(guards, &port).with_kubernetes_defaults();
+        assert_eq!(verdict(&policy, &shop), of_shop, "{guards}");
+        assert_eq!(verdict(&policy, &system), of_system, "{guards}");
+        assert_eq!(verdict(&policy, &unknown), of_unknown, "{guards}");
+        assert_eq!(verdict(&policy, &no_pod), "moved by rule-0", "{guards}");
+    }
+    // A plain host has no namespaces to exclude.
+    assert_eq!(verdict(&policy("", &port), &unknown), "moved by rule-0");
+}
+
+#[test]
+fn who_opts_out_or_ends_is_spared() {
+    let policy = policy("", &["ports: [{port: 8080}]"]);
+    let with = |change: fn(&mut Identity)| {
+        let mut identity = web();
+        change(&mut identity);
+        why(&policy, &snapshot(named(identity), Naming::Fresh)).to_string()
+    };
+    assert_eq!(
+        with(|pod| pod.opted_out = true),
+        "pod shop/web-0 opts out: its `rebalancer.dev/enabled` is not \"true\""
+    );
+    assert_eq!(
+        with(|pod| pod.services.as_mut().unwrap()[1].opted_out = true),
+        "Service shop/web opts out: its `rebalancer.dev/enabled` is not \"true\""
+    );
+    assert_eq!(
+        with(|pod| pod.namespace_opted_out = true),
+        "namespace shop opts out: its `rebalancer.dev/enabled` is not \"true\""
+    );
+    assert_eq!(
+        with(|pod| pod.namespace_labels = None),
+        "it is not known which labels its namespace has: that may opt out"
+    );
+    let ends = "pod shop/web-0 is being taken out of service";
+    assert_eq!(with(|pod| pod.terminating = true), ends);
+    assert_eq!(
+        with(|pod| pod.services.as_mut().unwrap()[0].terminating = true),
+        ends
+    );
+}
+
+#[test]
+fn an_explanation_says_what_is_known_and_what_is_not() {
+    let policy = policy(
+        "",
+        &[
+            "services: [cart]",
+            "services: [checkout]",
+            "ports: [{port: 1}]",
+        ],
+    );
+    let explained = |seen: &Snapshot| {
+        let explained = explain(&policy, seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
+        let rules: Vec<Option<Miss>> = explained
+            .rules
+            .iter()
+            .map(|(_, miss)| miss.clone())
+            .collect();
+        (rules, explained.who.pod().map(|pod| pod.pod.clone()))
+    };
+    let known = explained(&snapshot(named(web()), Naming::Fresh));
+    assert_eq!(
+        known,
+        (vec![Some(Miss::Services), None], Some("web-0".to_owned()))
+    );
+    let unknown = explained(&snapshot(Who::Unknown, Naming::Fresh));
+    assert_eq!(unknown, (vec![Some(Miss::Unsure(Lack::Pod))], None));
+}
+
+fn any_labels() -> impl Strategy<Value = Labels> {
+    btree_map("[abc]", "[xyz]", 0..4)
+}
+
+type Holds = fn(&Labels, &str, &[String]) -> bool;
+
+/// One requirement: its text, whether it holds of labels by its definition, its key and values.
+type Requirement = (String, Holds, String, Vec<String>);
+
+fn any_requirement() -> impl Strategy<Value = Requirement> {
+    let operators: [(&str, Holds); 4] = [
+        ("In", |l, k, v| l.get(k).is_some_and(|x| v.contains(x))),
+        ("NotIn", |l, k, v| !l.get(k).is_some_and(|x| v.contains(x))),
+        ("Exists", |l, k, _| l.contains_key(k)),
+        ("DoesNotExist", |l, k, _| !l.contains_key(k)),
+    ];
+    let operator = prop::sample::select(operators.to_vec());
+    (operator, "[abcd]", prop::collection::vec("[xyz]", 1..3)).prop_map(
+        |((name, holds), key, values)| {
+            let takes = name.ends_with("In");
+            let listed = values
+                .iter()
+                .map(|v| format!("\"{v}\""))
+                .collect::<Vec<_>>()
+                .join(", ");
+            let listed = if takes {
+                format!(", values: [{listed}]")
+            } else {
+                String::new()
+            };
+            (
+                format!("{{key: {key}, operator: {name}{listed}}}"),
+                holds,
+                key,
+                values,
+            )
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_selector_selects_by_its_definition(
+        pod in any_labels(), wanted in any_labels(), requirements in prop::collection::vec(any_requirement(), 0..3),
+    ) {
+        let listed = wanted.iter().map(|(k, v)| format!("{k}: \"{v}\"")).collect::<Vec<_>>().join(", ");
+        let expressions = requirements.iter().map(|(text, ..)| text.as_str()).collect::<Vec<_>>().join(", ");
+        let policy = policy("", &[&format!(
+            "podSelector: {{matchLabels: {{{listed}}}, matchExpressions: [{expressions}]}}"
+        )]);
+        let expected = wanted.iter().all(|(k, v)| pod.get(k) == Some(v))
+            && requirements.iter().all(|(_, holds, key, values)| holds(&pod, key, values));
+        let seen = snapshot(named(Identity { labels: pod, ..web() }), Naming::Fresh);
+        prop_assert_eq!(verdict(&policy, &seen) == "moved by rule-0", expected);
+    }
+
+    /// Whatever is learnt later, what was moved before it was known would have been moved then.
+    #[test]
+    fn nothing_is_moved_that_knowing_more_would_spare(
+        namespace in option::of(any_labels()), services in option::of(prop::sample::subsequence(vec!["a", "b", "c"], 0..3)),
+        known: bool, all_services in prop::sample::subsequence(vec!["a", "b", "c"], 0..3), all_labels in any_labels(),
+    ) {
+        let policy = policy("", &[
+            "services: [a, b], namespaceSelector: {matchLabels: {a: x}}",
+            "namespaceSelector: {matchExpressions: [{key: b, operator: Exists}]}",
+            "services: [c]",
+            "ports: [{port: 8080}]",
+        ]);
+        let at = |names: &[&str]| -> Vec<ServiceAt> {
+            names.iter().map(|n| ServiceAt { name: (*n).to_owned(), ..ServiceAt::default() }).collect()
+        };
+        let whole = Identity { namespace_labels: Some(all_labels), services: Some(at(&all_services)), ..web() };
+        let part = Identity {
+            namespace_labels: namespace.and(whole.namespace_labels.clone()),
+            services: services.and(whole.services.clone()),
+            ..whole.clone()
+        };
+        let part = if known { named(part) } else { Who::Unknown };
+        let before = verdict(&policy, &snapshot(part, Naming::Fresh));
+        let after = verdict(&policy, &snapshot(named(whole), Naming::Fresh));
+        prop_assert!(before == "unnamed" || before == after, "{} {}", before, after);
+    }
+}

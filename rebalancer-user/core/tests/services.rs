@@ -1,0 +1,418 @@
+//! Guards by facts of Services, however they were come by: each by itself, and which Services
+//! count.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use rebalancer_core::{
+    plan::{FIRST_FEW, Ledger, Spared, decide, explain},
+    policy::{Lack, Policy},
+    snapshot::{
+        Connection, Cookie, Identity, Naming, Netns, Service, ServiceAt, Snapshot, Who, sample,
+    },
+};
+
+mod named;
+use named::{named, policy, service, snapshot, verdict, web, why};
+
+const MOVED: &str = "moved by rule-0";
+
+/// A connection of `web`, behind one Service or more, of which nothing speaks against moving.
+fn behind(services: &[&str]) -> Snapshot {
+    let at = |name: &&str| ServiceAt {
+        name: (*name).to_owned(),
+        ready: true,
+        ..ServiceAt::default()
+    };
+    let pod = Identity {
+        services: Some(services.iter().map(at).collect()),
+        ..web()
+    };
+    snapshot(named(pod), Naming::Fresh)
+}
+
+fn with(mut seen: Snapshot, name: &str, change: impl Fn(&mut Service)) -> Snapshot {
+    change(seen.services.get_mut(&service("shop", name)).unwrap());
+    seen
+}
+
+fn addresses(of: &[&str]) -> Arc<BTreeSet<IpAddr>> {
+    let all = of.iter().map(|ip| ip.parse::<IpAddr>().unwrap());
+    Arc::new(all.collect())
+}
+
+fn by_port() -> Policy {
+    policy("", &["ports: [{port: 8080}]"])
+}
+
+/// 200 connections of the first of three pods of Service `checkout`, none of the others.
+fn hot(change: impl Fn(&mut Service)) -> Snapshot {
+    let seen = with(behind(&["checkout"]), "checkout", |s| {
+        (s.ready, s.ready_here) = (3, 3);
+        change(s);
+    });
+    three_pods(seen)
+}
+
+/// The pod of `seen` three times, the first with 200 connections.
+fn three_pods(seen: Snapshot) -> Snapshot {
+    let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
+    let pods = (1..=3).map(|netns| {
+        let (mut key, mut endpoint) = (*key, endpoint.clone());
+        key.netns = Netns(netns);
+        endpoint.listeners = 1;
+        (key, endpoint)
+    });
+    let connections = (1..=200).map(|cookie| {
+        let one = sample::connection(cookie);
+        let client = [10, 0, 1, cookie as u8].into();
+        Connection {
+            remote: SocketAddr::new(client, 40_000),
+            // One in four.
+            mptcp: cookie % 4 == 0,
+            ..one
+        }
+    });
+    Snapshot {
+        connections: connections.collect(),
+        endpoints: pods.collect(),
+        ..seen
+    }
+}
+
+/// How many balance moves, and why the others are left.
+fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
+    balanced_by("services: [checkout]", seen)
+}
+
+/// The same under a rule that matches so.
+fn balanced_by(matches: &str, seen: &Snapshot) -> BTreeMap<&'static str, u64> {
+    let text = format!(
+        "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+rules:
+- {{name: web, match: {{{matches}}}, balance: {{}}}}
+"
+    );
+    let policy = rebalancer_core::policy::parse("p", &text).unwrap();
+    let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
+    for chosen in plan.moves() {
+        let one = seen
+            .connections
+            .iter()
+            .find(|c| c.cookie == chosen.cookie());
+        assert!(!one.unwrap().mptcp);
+    }
+    let mut words = plan.spared();
+    words.insert("moved", plan.moves().count() as u64);
+    words
+}
+
+#[test]
+fn guards_hold_for_balance_as_for_limits() {
+    let free = balanced(&hot(|_| {}));
+    assert_eq!((free["moved"], free["mptcp"]), (FIRST_FEW, 50), "{free:?}");
+    type Change = fn(&mut Service);
+    let changes: [(&str, Change); 5] = [
+        ("settling", |s| s.changed = Some(Duration::from_secs(59))),
+        ("minReadyEndpoints", |s| s.ready = 1),
+        ("sessionAffinity", |s| s.client_ip_affinity = true),
+        ("headless", |s| s.headless = true),
+        ("siblingPeer", |s| {
+            s.addresses = Arc::new((0..=200).map(|last| [10, 0, 1, last].into()).collect());
+        }),
+    ];
+    for (word, change) in changes {
+        let all = BTreeMap::from([("moved", 0), ("mptcp", 50), (word, 150)]);
+        assert_eq!(balanced(&hot(change)), all);
+    }
+}
+
+/// Beside a Service with a cluster IP a headless one, over more pods and first by name, is not what
+/// shares the clients.
+#[test]
+fn balance_compares_within_the_service_that_the_guards_see() {
+    let seen = with(behind(&["all", "checkout"]), "all", |s| {
+        (s.headless, s.ready) = (true, 9);
+        s.addresses = addresses(&["10.1.0.7"]);
+    });
+    let seen = with(seen, "checkout", |s| (s.ready, s.ready_here) = (3, 3));
+    let by_port = balanced_by("ports: [{port: 8080}]", &three_pods(seen));
+    assert_eq!(
+        (by_port["moved"], by_port["mptcp"]),
+        (FIRST_FEW, 50),
+        "{by_port:?}"
+    );
+}
+
+/// What one changed fact makes of a connection, under a rule by port and one by name.
+fn told(change: impl Fn(&mut Service)) -> String {
+    let seen = with(behind(&["checkout"]), "checkout", change);
+    let spared = why(&by_port(), &seen);
+    assert_eq!(spared, why(&policy("", &["services: [checkout]"]), &seen));
+    format!("{}: {spared}", spared.as_str())
+}
+
+#[test]
+fn each_fact_of_a_service_spares_with_its_reason() {
+    assert_eq!(verdict(&by_port(), &behind(&["checkout"])), MOVED);
+    assert_eq!(
+        told(|s| s.ready = 1),
+        "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints that \
+         minReadyEndpoints asks for"
+    );
+    assert_eq!(
+        told(|s| s.ready_in_zone = Some(1)),
+        "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints near this node \
+         that minReadyEndpoints asks for"
+    );
+    assert_eq!(
+        told(|s| s.client_ip_affinity = true),
+        "sessionAffinity: Service shop/checkout has sessionAffinity ClientIP: its client would \
+         come back"
+    );
+    assert_eq!(
+        told(|s| s.headless = true),
+        "headless: Service shop/checkout is headless: its clients choose an endpoint themselves"
+    );
+    assert_eq!(
+        told(|s| s.internal_local = true),
+        "localTraffic: Service shop/checkout has internalTrafficPolicy Local and 1 ready on this \
+         node, below minReadyEndpoints 2"
+    );
+    assert_eq!(
+        told(|s| s.external_local = true),
+        "localTraffic: Service shop/checkout has externalTrafficPolicy Local and 1 ready on this \
+         node, below minReadyEndpoints 2"
+    );
+    assert_eq!(
+        told(|s| s.changed = Some(Duration::from_secs(20))),
+        "settling: the endpoints of Service shop/checkout changed 20s ago, less than settle 1m"
+    );
+    assert_eq!(
+        told(|s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"])),
+        "siblingPeer: its client is an endpoint of Service shop/checkout itself"
+    );
+    assert_eq!(
+        told(|s| s.http2 = [8080].into()),
+        "http2: port 8080 speaks HTTP/2 by the word of Service shop/checkout"
+    );
+}
+
+#[test]
+fn what_is_enough_or_is_not_meant_spares_nothing() {
+    type Change = fn(&mut Service);
+    let cases: [(&str, Change); 8] = [
+        ("two are enough", |s| s.ready = 2),
+        ("two near are enough", |s| s.ready_in_zone = Some(2)),
+        ("two here", |s| {
+            (s.internal_local, s.ready_here) = (true, 2);
+        }),
+        ("two here, from outside", |s| {
+            (s.external_local, s.ready_here) = (true, 2);
+        }),
+        ("settled", |s| s.changed = Some(Duration::from_secs(60))),
+        ("another peer", |s| s.addresses = addresses(&["10.0.0.2"])),
+        ("another port", |s| s.http2 = [80].into()),
+        ("zones do not count where traffic is local", |s| {
+            (s.internal_local, s.ready_here, s.ready_in_zone) = (true, 2, Some(1));
+        }),
+    ];
+    for (case, change) in cases {
+        let seen = with(behind(&["checkout"]), "checkout", change);
+        assert_eq!(verdict(&by_port(), &seen), MOVED, "{case}");
+    }
+}
+
+#[test]
+fn the_policys_numbers_count() {
+    let seen = |change: fn(&mut Service)| with(behind(&["checkout"]), "checkout", change);
+    let at_least = |n: u32| {
+        policy(
+            &format!("minReadyEndpoints: {n}"),
+            &["ports: [{port: 8080}]"],
+        )
+    };
+    assert_eq!(verdict(&at_least(3), &seen(|s| s.ready = 3)), MOVED);
+    assert_eq!(
+        verdict(&at_least(4), &seen(|s| s.ready = 3)),
+        "minReadyEndpoints"
+    );
+    assert_eq!(verdict(&at_least(1), &seen(|s| s.ready = 1)), MOVED);
+    let settle = policy("settle: 10s", &["ports: [{port: 8080}]"]);
+    let changed = seen(|s| s.changed = Some(Duration::from_secs(20)));
+    assert_eq!(verdict(&settle, &changed), MOVED);
+    // An operator who says that state may be lost has said so of calls as well.
+    let mut text =
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules:\n"
+            .to_owned();
+    text += "- {name: rule-0, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}, sessionState: Loses}\n";
+    let loses = rebalancer_core::policy::parse("p", &text).unwrap();
+    assert_eq!(verdict(&loses, &seen(|s| s.http2 = [8080].into())), MOVED);
+}
+
+#[test]
+fn a_mapped_peer_is_a_sibling_by_its_own_address() {
+    let mut seen = with(behind(&["checkout"]), "checkout", |s| {
+        s.addresses = addresses(&["10.0.0.1"]);
+    });
+    seen.connections[0].remote = "[::ffff:10.0.0.1]:4000".parse().unwrap();
+    assert_eq!(verdict(&by_port(), &seen), "siblingPeer");
+}
+
+#[test]
+fn an_endpoint_that_is_not_ready_is_left() {
+    let mut pod = web();
+    pod.services.as_mut().unwrap()[0].ready = false;
+    let seen = snapshot(named(pod), Naming::Fresh);
+    let spared = why(&by_port(), &seen);
+    assert_eq!(spared.as_str(), "unready");
+    assert_eq!(
+        spared.to_string(),
+        "pod shop/web-0 is not ready: Service shop/checkout does not lead there now"
+    );
+    // By the Service that its rule names, it is ready.
+    assert_eq!(verdict(&policy("", &["services: [web]"]), &seen), MOVED);
+}
+
+/// A client that dials a pod, or its `hostPort`, comes back to it.
+#[test]
+fn a_port_that_no_service_leads_to_is_left_whatever_matches_it() {
+    let bare = behind(&[]);
+    for matches in [
+        "ports: [{port: 8080}]",
+        "podSelector: {matchLabels: {app: web}}",
+        "namespaceSelector: {}",
+    ] {
+        assert_eq!(
+            verdict(&policy("", &[matches]), &bare),
+            "noService",
+            "{matches}"
+        );
+    }
+    // Who is no pod, as everyone on a plain host, has no Services to ask about.
+    for naming in [Naming::Off, Naming::Fresh] {
+        assert_eq!(verdict(&by_port(), &snapshot(Who::NoPod, naming)), MOVED);
+    }
+}
+
+#[test]
+fn what_is_not_known_of_services_spares() {
+    let mut pod = web();
+    pod.services = None;
+    let lack = Lack::Services;
+    assert_eq!(
+        why(&by_port(), &snapshot(named(pod), Naming::Fresh)),
+        Spared::Unnamed { lack, rule: None }
+    );
+    let mut seen = behind(&["all", "checkout"]);
+    seen.services.remove(&service("shop", "checkout"));
+    assert_eq!(
+        why(&by_port(), &seen).to_string(),
+        "nothing is known of Service shop/checkout, which leads there"
+    );
+}
+
+/// Clients of one Service know nothing of another's endpoints.
+#[test]
+fn services_with_different_endpoints_need_a_rule_that_names_one() {
+    let (two, three) = (
+        ["10.1.0.1", "10.1.0.2"],
+        ["10.1.0.1", "10.1.0.2", "10.1.0.3"],
+    );
+    let seen = behind(&["all", "canary"]);
+    let seen = with(seen, "all", |s| s.addresses = addresses(&three));
+    let seen = with(seen, "canary", |s| s.addresses = addresses(&two));
+    assert_eq!(
+        why(&by_port(), &seen).to_string(),
+        "Services shop/all and shop/canary lead there and have different endpoints"
+    );
+    for (matches, expected) in [
+        ("services: [canary]", MOVED),
+        ("services: [shop/all]", MOVED),
+        ("services: [all, canary]", "ambiguousService"),
+        ("services: [canary, other/all]", MOVED),
+        ("podSelector: {}", "ambiguousService"),
+    ] {
+        assert_eq!(
+            verdict(&policy("", &[matches]), &seen),
+            expected,
+            "{matches}"
+        );
+    }
+    // Of the one that is named alone, its own facts count and the other's do not.
+    let seen = with(seen, "all", |s| s.client_ip_affinity = true);
+    assert_eq!(verdict(&policy("", &["services: [canary]"]), &seen), MOVED);
+    assert_eq!(
+        verdict(&policy("", &["services: [all]"]), &seen),
+        "sessionAffinity"
+    );
+    // But whoever is an endpoint of either is a sibling, and the port is one port.
+    let says = with(seen.clone(), "all", |s| s.http2 = [8080].into());
+    assert_eq!(
+        verdict(&policy("", &["services: [canary]"]), &says),
+        "http2"
+    );
+    let seen = with(seen, "all", |s| s.addresses = addresses(&["10.0.0.1"]));
+    assert_eq!(
+        verdict(&policy("", &["services: [canary]"]), &seen),
+        "siblingPeer"
+    );
+}
+
+#[test]
+fn services_with_the_same_endpoints_count_together() {
+    let same = |s: &mut Service| s.addresses = addresses(&["10.1.0.1", "10.1.0.2"]);
+    let seen = with(with(behind(&["a", "b"]), "a", same), "b", same);
+    assert_eq!(verdict(&by_port(), &seen), MOVED);
+    // Of both families or of one: the connection's own family is the same.
+    let dual = with(seen.clone(), "b", |s| {
+        s.addresses = addresses(&["10.1.0.1", "10.1.0.2", "2001:db8::1"]);
+    });
+    assert_eq!(verdict(&by_port(), &dual), MOVED);
+    // One of them has fewer that are ready.
+    let fewer = with(seen.clone(), "b", |s| s.ready = 2);
+    assert_eq!(verdict(&by_port(), &fewer), "ambiguousService");
+    // Which of both the client dialled is not known: what spares by either does.
+    let sticky = with(seen.clone(), "b", |s| s.client_ip_affinity = true);
+    assert_eq!(verdict(&by_port(), &sticky), "sessionAffinity");
+    let local = with(seen, "b", |s| s.internal_local = true);
+    assert_eq!(verdict(&by_port(), &local), "localTraffic");
+}
+
+/// As of a StatefulSet with another Service beside its own.
+#[test]
+fn a_headless_service_beside_another_does_not_count() {
+    let seen = behind(&["checkout", "members"]);
+    let seen = with(seen, "members", |s| {
+        (s.headless, s.ready) = (true, 9);
+        s.addresses = addresses(&["10.1.0.7"]);
+    });
+    assert_eq!(verdict(&by_port(), &seen), MOVED);
+    assert_eq!(
+        verdict(&policy("", &["services: [members]"]), &seen),
+        "headless"
+    );
+    let both = with(seen, "checkout", |s| s.headless = true);
+    assert_eq!(verdict(&by_port(), &both), "headless");
+}
+
+#[test]
+fn an_explanation_names_every_guard_that_spares() {
+    let seen = with(behind(&["checkout"]), "checkout", |s| {
+        (s.ready, s.client_ip_affinity) = (1, true);
+        s.changed = Some(Duration::ZERO);
+    });
+    let policy = by_port();
+    let explained = explain(&policy, &seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
+    let guards: Vec<&str> = explained.guards.iter().map(Spared::as_str).collect();
+    assert_eq!(guards, ["sessionAffinity", "minReadyEndpoints", "settling"]);
+    let needs = explained.needs().unwrap();
+    assert_eq!(needs, "`sessionAffinity: None` in Service shop/checkout");
+}
