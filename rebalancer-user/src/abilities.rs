@@ -75,7 +75,7 @@ impl Ability {
                  Linux 6.1 has it"
             }
             Self::Hearing => {
-                "only rules with a sessionState move any connection; needs cgroup_skb programs, and \
+                "only rules with a onReconnect move any connection; needs cgroup_skb programs, and \
                  CAP_DAC_READ_SEARCH to open a cgroup by its id"
             }
             Self::CountingSends => {

@@ -86,7 +86,7 @@ fn json_is_an_envelope_with_every_connection() {
     assert_eq!(plan["items"].as_array().map(Vec::len), Some(6));
     assert_eq!(plan["items"][0]["id"], "5");
     assert_eq!(plan["items"][0]["move"]["reasons"][0]["reason"], "age");
-    assert_eq!(plan["spared"]["budget"], 3);
+    assert_eq!(plan["skipped"]["budget"], 3);
 }
 
 #[test]

@@ -155,13 +155,13 @@ impl Agent {
         self.ask(&["dump", "--endpoints", "-o", form])
     }
 
-    /// How many connections its policy spares for which cause, by `rebalancer plan`.
+    /// How many connections its policy skips for which cause, by `rebalancer plan`.
     #[cfg(feature = "steps")]
-    pub(crate) fn spared(&self) -> Result<BTreeMap<String, u64>> {
+    pub(crate) fn skipped(&self) -> Result<BTreeMap<String, u64>> {
         let policy = self.policy.display().to_string();
         let plan = self.ask(&["plan", "-o", "json", "--policy", &policy])?;
         let plan: Value = serde_json::from_str(&plan).context("the plan")?;
-        serde_json::from_value(plan["spared"].clone()).context("the plan's sums")
+        serde_json::from_value(plan["skipped"].clone()).context("the plan's sums")
     }
 
     fn ask(&self, question: &[&str]) -> Result<String> {

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use xtask::lab::{self, Lab, Slot, Spec, Standing, State};
+use xtask::lab::{self, Lab, LabState, Slot, Spec, State};
 
 use crate::{
     setup::{self, Need},
@@ -55,7 +55,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             let lab = Lab::start(size.spec())?;
             let state = lab.state();
             let slot = lab.keep()?;
-            show(slot, &state, Standing::Kept);
+            show(slot, &state, LabState::Kept);
             show_ways_in(&state);
             Ok(())
         }
@@ -128,11 +128,11 @@ fn beside(lab: &Lab, command: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-fn show(slot: Slot, state: &State, standing: Standing) {
+fn show(slot: Slot, state: &State, standing: LabState) {
     let standing = match standing {
-        Standing::InUse => format!("in use by process {}", state.owner),
-        Standing::Kept => green("up"),
-        Standing::Abandoned => "abandoned".to_owned(),
+        LabState::InUse => format!("in use by process {}", state.owner),
+        LabState::Kept => green("up"),
+        LabState::Abandoned => "abandoned".to_owned(),
     };
     println!("{} {standing}", bold(format!("lab {}", slot.number())));
     println!(

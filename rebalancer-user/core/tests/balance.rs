@@ -11,7 +11,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
         Decision, Entries, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason,
-        Spared, Test, Verdict, Whom, decide, explain,
+        SkipReason, Subject, Test, Verdict, decide, explain,
     },
     policy::{By, Mode, Policy, parse},
     snapshot::{
@@ -95,7 +95,7 @@ fn holding(loads: &[u64]) -> Vec<Connection> {
 }
 
 fn words(plan: &Plan) -> BTreeMap<&'static str, u64> {
-    let mut words = plan.spared();
+    let mut words = plan.skipped();
     words.insert("moved", plan.moves().count() as u64);
     words
 }
@@ -251,7 +251,7 @@ fn a_hot_endpoint_sheds_a_few_first_and_then_its_excess() {
         "endpoint holds 300 of mean 100, stop 120"
     );
     let place = plan.decisions().iter().filter_map(|d| d.place).max();
-    assert_eq!((place, plan.outlooks()[0].chosen), (Some(270), FIRST_FEW));
+    assert_eq!((place, plan.forecasts()[0].chosen), (Some(270), FIRST_FEW));
 }
 
 /// All that a plan chooses are under way.
@@ -276,8 +276,8 @@ fn trusting() -> Ledger {
         ..Test::default()
     };
     let rule = policy("balance: {}").rules()[0].name().clone();
-    let clients = (0..200).map(|client| Whom::Client([10, 0, 0, client].into()));
-    let all = clients.chain([Whom::Rule(rule)]);
+    let clients = (0..200).map(|client| Subject::Client([10, 0, 0, client].into()));
+    let all = clients.chain([Subject::Rule(rule)]);
     Ledger::from_entries(Entries {
         returns: all.map(|whom| (whom, at(1), test)).collect(),
         ..Entries::default()
@@ -323,7 +323,7 @@ fn what_is_under_way_is_recalled_once_it_is_seen_not_to_help() {
     let policy = policy("balance: {tolerance: 20%}");
     let (ledger, listed) = under_way(&policy, &[300, 0, 0]);
     let mut entries = ledger.entries();
-    let client = Whom::Client([10, 0, 0, 7].into());
+    let client = Subject::Client([10, 0, 0, 7].into());
     for (whom, _, test) in &mut entries.returns {
         if *whom == client {
             (test.score, test.held_until) = (6_000_000, KernelTime(2 * HOUR));
@@ -477,7 +477,11 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
         let listed = cluster.snapshot();
         let plan = decide(&cluster.policy, &listed, &cluster.ledger, listed.taken);
         if clients == 1 {
-            assert!(plan.spared().contains_key("returns"), "{:?}", plan.spared());
+            assert!(
+                plan.skipped().contains_key("returns"),
+                "{:?}",
+                plan.skipped()
+            );
             let cookie = plan.decisions()[0].cookie;
             let told = explain(
                 &cluster.policy,
@@ -561,7 +565,11 @@ fn a_replica_that_keeps_nothing_is_given_up() {
                 if cluster.ledger.take_new_holds().iter().any(is_futile) {
                     held.push((interval, cluster.moves));
                     assert_eq!(plan.moves().count(), 0);
-                    assert!(plan.spared().contains_key("futile"), "{:?}", plan.spared());
+                    assert!(
+                        plan.skipped().contains_key("futile"),
+                        "{:?}",
+                        plan.skipped()
+                    );
                 }
             }
             println!(
@@ -585,7 +593,7 @@ fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
     let mut listed = snapshot(HOUR, 3, holding(&[300, 30, 30]));
     let ledger = Ledger::from_entries(Entries {
         returns: vec![(
-            Whom::Client([10, 0, 0, sticky].into()),
+            Subject::Client([10, 0, 0, sticky].into()),
             at(1),
             Test {
                 moves: 6,
@@ -600,7 +608,7 @@ fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
     });
     let moved = |listed: &Snapshot| {
         let plan = decide(&policy, listed, &ledger, listed.taken);
-        let moved = plan.spared().get("firstFew").copied().unwrap_or(0);
+        let moved = plan.skipped().get("firstFew").copied().unwrap_or(0);
         moved + plan.moves().count() as u64
     };
     let alone = moved(&listed);
@@ -634,14 +642,15 @@ fn what_is_given_up_is_told_and_another_replica_is_another_try() {
     let told = |ledger: &Ledger| {
         let plan = decide(&cluster.policy, &listed, ledger, listed.taken);
         let mut decisions = plan.decisions().iter();
-        let is_futile = |d: &&Decision| matches!(d.verdict, Verdict::Spared(Spared::Futile { .. }));
+        let is_futile =
+            |d: &&Decision| matches!(d.verdict, Verdict::SkipReason(SkipReason::Futile { .. }));
         let cookie = decisions.find(is_futile).unwrap().cookie;
         let told = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
         assert_eq!(told.effort.as_ref().unwrap().moves, futile.moves);
-        let Verdict::Spared(spared) = told.decision.verdict else {
+        let Verdict::SkipReason(skipped) = told.decision.verdict else {
             panic!()
         };
-        spared.to_string()
+        skipped.to_string()
     };
     let text = told(&cluster.ledger);
     println!("{text}");
@@ -753,7 +762,7 @@ fn a_young_flood_is_waited_for_and_its_neighbours_stay() {
     }
     let plan = decided(&policy("balance: {}"), &listed);
     assert_eq!(plan.moves().count(), 0);
-    assert_eq!(plan.spared().get("minAge"), Some(&174));
+    assert_eq!(plan.skipped().get("minAge"), Some(&174));
 }
 
 /// Rates take two listings.
@@ -794,7 +803,7 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
         .find(|d| d.cookie == Cookie(13))
         .unwrap();
     assert!(
-        matches!(&of_heavy.verdict, Verdict::Spared(_)),
+        matches!(&of_heavy.verdict, Verdict::SkipReason(_)),
         "{of_heavy:?}"
     );
 }
@@ -821,7 +830,7 @@ fn one_that_counts_for_more_than_the_excess_stays_and_so_do_the_small() {
     assert!(standing.load >= standing.start.unwrap(), "{standing}");
     assert_eq!(
         told.decision.verdict,
-        Verdict::Spared(Spared::LargerThanExcess {
+        Verdict::SkipReason(SkipReason::LargerThanExcess {
             by: By::ByteRate,
             load: 20_000,
             excess: 10_000
@@ -868,7 +877,7 @@ fn what_was_moved_and_not_seen_again_is_of_the_mean() {
     let plan = decide(&cluster.policy, &listed, &cluster.ledger, listed.taken);
     let facts = plan.balanced()[0].facts.unwrap();
     assert_eq!((facts.sum.total, facts.mean()), (300, 100));
-    assert!(plan.spared().contains_key("firstFew"));
+    assert!(plan.skipped().contains_key("firstFew"));
 }
 
 #[test]
@@ -902,8 +911,8 @@ fn budgets_of_the_endpoint_and_the_service_hold_and_are_told() {
     ] {
         let plan = decided(&with_budget(budget, fields), &listed());
         assert_eq!(plan.moves().count(), moved, "{budget}");
-        assert!(plan.spared().contains_key(word), "{:?}", plan.spared());
-        assert!(plan.outlooks()[0].per_window <= moved as u64);
+        assert!(plan.skipped().contains_key(word), "{:?}", plan.skipped());
+        assert!(plan.forecasts()[0].per_window <= moved as u64);
     }
 }
 
@@ -998,7 +1007,7 @@ fn a_hundred_thousand_are_decided_fast() {
         listed.connections.len(),
         began.elapsed() - observed
     );
-    assert!(plan.spared()["firstFew"] > 8000);
+    assert!(plan.skipped()["firstFew"] > 8000);
 }
 
 fn any_loads() -> impl Strategy<Value = Vec<u64>> {
@@ -1112,8 +1121,8 @@ proptest! {
                 decide(&cluster.policy, &listed, &cluster.ledger, listed.taken)
             );
             for decision in plan.decisions() {
-                if let Verdict::Spared(spared) = &decision.verdict {
-                    prop_assert!(!matches!(spared, Spared::NoRule), "{:?}", spared);
+                if let Verdict::SkipReason(skipped) = &decision.verdict {
+                    prop_assert!(!matches!(skipped, SkipReason::NoRule), "{:?}", skipped);
                 }
             }
         }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
-        Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, Spared, Verdict,
-        decide, explain,
+        Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, SkipReason,
+        Verdict, decide, explain,
     },
     policy::{Mode, Policy, parse},
     snapshot::{
@@ -53,13 +53,13 @@ fn cookies(plan: &Plan) -> Vec<u64> {
     plan.moves().map(|chosen| chosen.cookie().0).collect()
 }
 
-fn spared(plan: &Plan, cookie: u64) -> &Spared {
+fn skipped(plan: &Plan, cookie: u64) -> &SkipReason {
     let decision = plan
         .decisions()
         .iter()
         .find(|decision| decision.cookie == Cookie(cookie));
     match &decision.expect("listed").verdict {
-        Verdict::Spared(reason) => reason,
+        Verdict::SkipReason(reason) => reason,
         Verdict::Move(chosen) => panic!("moved: {chosen:?}"),
     }
 }
@@ -102,11 +102,11 @@ fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
             vec!["bytes"]
         ]
     );
-    assert_eq!(spared(&plan, 1).as_str(), "withinLimits");
-    assert!(matches!(spared(&plan, 6), Spared::MinAge { .. }));
+    assert_eq!(skipped(&plan, 1).as_str(), "withinLimits");
+    assert!(matches!(skipped(&plan, 6), SkipReason::MinAge { .. }));
     assert!(matches!(
-        spared(&plan, 9),
-        Spared::WithinLimits {
+        skipped(&plan, 9),
+        SkipReason::WithinLimits {
             nearest: Reason::Bytes { .. }
         }
     ));
@@ -119,7 +119,7 @@ fn each_guard_spares_with_its_word() {
     let rules = "\
 - {name: disabled, mode: Disabled, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
 - {name: fast, match: {ports: [{port: 8082}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
-- {name: lost, match: {ports: [{port: 6379}]}, limits: {maxAge: 1h}, sessionState: Loses}
+- {name: lost, match: {ports: [{port: 6379}]}, limits: {maxAge: 1h}, onReconnect: LosesState}
 - {name: all, match: {ports: [{port: 1, endPort: 65535}], peers: [{ipBlock: {cidr: 10.0.0.0/8}}]}, limits: {maxAge: 1h}}
 ";
     let policy = policy("guards: {allowSystemPorts: [53]}", rules);
@@ -213,7 +213,7 @@ fn each_guard_spares_with_its_word() {
         );
         let told = match &plan.decisions()[0].verdict {
             Verdict::Move(_) => "moved",
-            Verdict::Spared(reason) => reason.as_str(),
+            Verdict::SkipReason(reason) => reason.as_str(),
         };
         assert_eq!(told, word, "{connection:?}");
     }
@@ -225,7 +225,7 @@ fn word(policy: &Policy, connection: &Connection) -> &'static str {
     let plan = decide(policy, &listed, &Ledger::default(), listed.taken);
     match &plan.decisions()[0].verdict {
         Verdict::Move(_) => "moved",
-        Verdict::Spared(reason) => reason.as_str(),
+        Verdict::SkipReason(reason) => reason.as_str(),
     }
 }
 
@@ -302,7 +302,7 @@ fn a_rate_is_too_high_when_it_was_held_and_one_burst_is_not() {
             assert_eq!((value.0, limit.0), (2048, 1024));
             assert_eq!(plan.overdue(), 1);
         } else {
-            assert_eq!(plan.spared(), BTreeMap::from([("rateUnknown", 3)]));
+            assert_eq!(plan.skipped(), BTreeMap::from([("rateUnknown", 3)]));
         }
         steady += 5 * 2048;
         bursts += if tick % 4 == 0 { 1 << 30 } else { 0 };
@@ -367,7 +367,7 @@ fn an_explanation_tells_all_that_is_weighed() {
         explained.unknown.unwrap().to_string(),
         "its rate over 1m is not known"
     );
-    let guards: Vec<_> = explained.guards.iter().map(Spared::as_str).collect();
+    let guards: Vec<_> = explained.guards.iter().map(SkipReason::as_str).collect();
     assert_eq!(guards, ["mptcp", "statefulPort"]);
     assert!(explained.needs().unwrap().contains("MPTCP is never moved"));
     let moved = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
@@ -435,7 +435,7 @@ fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
         ledger.prune(&listed, policy.budget().window(), KernelTime(now));
         let mut told = cookies(&plan);
         told.sort_unstable();
-        (told.len(), plan.spared(), plan.overdue())
+        (told.len(), plan.skipped(), plan.overdue())
     };
     assert_eq!(round(2 * HOUR), (2, BTreeMap::from([("budget", 1)]), 3));
     assert_eq!(
@@ -525,13 +525,13 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
 
     let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
     let first = cookies(&plan);
-    assert_eq!(plan.spared(), BTreeMap::from([("maxInFlight", 1)]));
+    assert_eq!(plan.skipped(), BTreeMap::from([("maxInFlight", 1)]));
     plan.moves()
         .for_each(|chosen| ledger.started(chosen, KernelTime(now)));
     assert_eq!(ledger.in_flight(), 2);
     let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
     assert_eq!(
-        plan.spared(),
+        plan.skipped(),
         BTreeMap::from([("inFlight", 2), ("maxInFlight", 1)])
     );
     assert_eq!((plan.budget_left(), plan.overdue()), (3, 3));
@@ -543,7 +543,10 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
     let before_the_end = listed(now - 1);
     ledger.prune(&before_the_end, policy.budget().window(), KernelTime(now));
     let plan = decide(&policy, &before_the_end, &ledger, KernelTime(now));
-    assert_eq!(plan.spared(), BTreeMap::from([("gaveUp", 1), ("moved", 1)]));
+    assert_eq!(
+        plan.skipped(),
+        BTreeMap::from([("gaveUp", 1), ("moved", 1)])
+    );
     assert_eq!((cookies(&plan).len(), plan.budget_left()), (1, 3));
 
     // The one that lives is held, then may be chosen again.
@@ -551,7 +554,9 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
     now += HOLD.as_nanos() as u64 - 1;
     ledger.prune(&one(now), policy.budget().window(), KernelTime(now));
     let plan = decide(&policy, &one(now), &ledger, KernelTime(now));
-    assert!(matches!(spared(&plan, first[0]), Spared::Held { left, .. } if left.as_nanos() == 1));
+    assert!(
+        matches!(skipped(&plan, first[0]), SkipReason::Held { left, .. } if left.as_nanos() == 1)
+    );
     now += 1;
     assert_eq!(
         cookies(&decide(&policy, &one(now), &ledger, KernelTime(now))),
@@ -627,36 +632,31 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
 /// What it speaks does not change; whether anybody was heard may.
 #[test]
 fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
-    let policy = |state| {
-        one_rule(
-            "",
-            &format!("limits: {{maxAge: 1h}}, sessionState: {state}"),
-        )
-    };
+    let policy = |state| one_rule("", &format!("limits: {{maxAge: 1h}}, onReconnect: {state}"));
     let listed = |taken| snapshot(taken, vec![connection(1)]);
     for (word, lasts) in [
         ("http2", true),
         ("tls", true),
         ("upgraded", true),
         ("protocolUnknown", false),
-        ("cannotBeHeard", false),
+        ("cannotSniff", false),
     ] {
         let mut ledger = Ledger::default();
         let mut now = 2 * HOUR;
         let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
         let chosen = plan.moves().next().unwrap();
-        assert!(chosen.is_watched());
+        assert!(chosen.is_sniffed());
         ledger.started(chosen, KernelTime(now));
         ledger.ended(Cookie(1), Outcome::Refused(word), KernelTime(now));
         let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
-        assert_eq!(plan.spared(), BTreeMap::from([(word, 1)]));
+        assert_eq!(plan.skipped(), BTreeMap::from([(word, 1)]));
         now += HOLD.as_nanos() as u64;
         ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
         let again = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
         assert_eq!(again.moves().count() == 0, lasts, "{word}");
-        for state in ["Keeps", "Loses"] {
+        for state in ["Safe", "LosesState"] {
             let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
-            assert!(!plan.moves().next().unwrap().is_watched(), "{word} {state}");
+            assert!(!plan.moves().next().unwrap().is_sniffed(), "{word} {state}");
         }
         let gone = snapshot(now, Vec::new());
         ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
@@ -671,7 +671,7 @@ fn what_cannot_be_heard_now_holds_up_nobody() {
         silent.since_received = since;
         snapshot(2 * HOUR, vec![silent])
     };
-    let spared = |state: &str, since| {
+    let skipped = |state: &str, since| {
         let policy = one_rule("", &format!("limits: {{maxAge: 1h}}{state}"));
         let plan = decide(
             &policy,
@@ -679,16 +679,16 @@ fn what_cannot_be_heard_now_holds_up_nobody() {
             &Ledger::default(),
             KernelTime(2 * HOUR),
         );
-        plan.spared()
+        plan.skipped()
     };
     let silent = BTreeMap::from([("silent", 1)]);
-    assert_eq!(spared("", SILENT), silent);
+    assert_eq!(skipped("", SILENT), silent);
     assert_eq!(
-        spared("", SILENT - Duration::from_nanos(1)),
+        skipped("", SILENT - Duration::from_nanos(1)),
         BTreeMap::new()
     );
-    let vouched = ", sessionState: Keeps";
-    assert_eq!(spared(vouched, SILENT), BTreeMap::new());
+    let vouched = ", onReconnect: Safe";
+    assert_eq!(skipped(vouched, SILENT), BTreeMap::new());
 
     // While its server has the word it is not silent: a download, a long poll.
     let policy = one_rule("", "limits: {maxAge: 1h}");
@@ -710,7 +710,7 @@ fn what_was_told_in_dry_run_stays_told_when_it_falls_silent() {
     ledger.said(plan.moves().next().unwrap(), listed.taken);
     listed.connections[0].since_received = SILENT;
     let plan = decide(&policy, &listed, &ledger, listed.taken);
-    assert_eq!(plan.spared(), BTreeMap::from([("dryRun", 1)]));
+    assert_eq!(plan.skipped(), BTreeMap::from([("dryRun", 1)]));
 }
 
 #[test]
@@ -802,12 +802,13 @@ fn budgets_grow_once_a_rule_is_enforced() {
             // It is kept across a restart.
             *ledger = Ledger::from_entries(ledger.entries());
             if policy.mode() == Mode::Enforce && minute == 1 {
-                let text = plan.outlooks()[0].to_string();
+                let text = plan.forecasts()[0].to_string();
                 assert!(
                     text.contains("1/64 of the budgets, all of them in"),
                     "{text}"
                 );
-                let Some(Verdict::Spared(why)) = plan.decisions().last().map(|d| &d.verdict) else {
+                let Some(Verdict::SkipReason(why)) = plan.decisions().last().map(|d| &d.verdict)
+                else {
                     panic!()
                 };
                 assert!(why.to_string().contains("it grows to 64 (ramp)"), "{why}");
@@ -830,7 +831,7 @@ fn a_cookie_listed_twice_is_left_alone() {
     let listed = snapshot(2 * HOUR, vec![connection(1), connection(2), connection(1)]);
     let plan = decide(&policy, &listed, &Ledger::default(), listed.taken);
     assert_eq!(cookies(&plan), [2]);
-    assert_eq!(plan.spared(), BTreeMap::from([("duplicate", 2)]));
+    assert_eq!(plan.skipped(), BTreeMap::from([("duplicate", 2)]));
 }
 
 #[test]
@@ -875,7 +876,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             "balance: {by: MessageRate}",
         ]),
         0..=100u8,
-        select(vec!["Unknown", "Keeps", "Loses"]),
+        select(vec!["Detect", "Safe", "LosesState"]),
         select(vec!["8080", "22", "5432", "1, endPort: 65535"]),
     );
     (head, vec(rule, 0..4)).prop_map(|(head, rules)| {
@@ -886,7 +887,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             .map(|(i, (mode, limits, jitter, state, port))| {
                 format!(
                     "- {{name: r{i}, {mode}match: {{ports: [{{port: {port}}}]}}, \
-                     {limits}, jitter: {jitter}%, sessionState: {state}}}\n"
+                     {limits}, jitter: {jitter}%, onReconnect: {state}}}\n"
                 )
             })
             .collect();
@@ -1005,11 +1006,11 @@ proptest! {
         decided.sort_unstable();
         given.sort_unstable();
         prop_assert_eq!(decided, given);
-        let spared: u64 = plan.spared().values().sum();
-        prop_assert_eq!(plan.moves().count() as u64 + spared, listed.len() as u64);
+        let skipped: u64 = plan.skipped().values().sum();
+        prop_assert_eq!(plan.moves().count() as u64 + skipped, listed.len() as u64);
         prop_assert!(plan.overdue() <= listed.len() as u64);
         for decision in plan.decisions() {
-            if let Verdict::Spared(reason) = &decision.verdict {
+            if let Verdict::SkipReason(reason) = &decision.verdict {
                 prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
             }
         }
@@ -1049,7 +1050,7 @@ proptest! {
         let now = KernelTime(now);
         let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
         for decision in plan.decisions() {
-            let Verdict::Spared(Spared::WithinLimits { nearest }) = &decision.verdict else { continue };
+            let Verdict::SkipReason(SkipReason::WithinLimits { nearest }) = &decision.verdict else { continue };
             prop_assert!(!nearest.overdue() && !nearest.exceeded());
             let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
             let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
@@ -1126,7 +1127,7 @@ proptest! {
             prop_assert_eq!(&explained.decision, decision);
             prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
             let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
-            if !matches!(decision.verdict, Verdict::Spared(Spared::Duplicate)) {
+            if !matches!(decision.verdict, Verdict::SkipReason(SkipReason::Duplicate)) {
                 prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule.as_ref());
             }
             if let Verdict::Move(chosen) = &decision.verdict {
@@ -1160,8 +1161,8 @@ proptest! {
             let decision = plan.decisions().iter().find(|d| d.cookie == Cookie(cookie)).unwrap();
             match &decision.verdict {
                 Verdict::Move(chosen) => Some(chosen.reasons()[0]),
-                Verdict::Spared(Spared::WithinLimits { nearest }) => Some(*nearest),
-                Verdict::Spared(_) => None,
+                Verdict::SkipReason(SkipReason::WithinLimits { nearest }) => Some(*nearest),
+                Verdict::SkipReason(_) => None,
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,
@@ -1175,7 +1176,7 @@ proptest! {
     }
 
     /// An agent that lists at every interval, and whose moves end at once, starts the last of the
-    /// chosen exactly when the outlook says.
+    /// chosen exactly when the forecast says.
     #[test]
     fn the_outlook_comes_true(
         chosen in 1..120u64, per_node in 1..30u64, in_flight in 1..10u64, interval in 1..90u64,
@@ -1189,8 +1190,8 @@ proptest! {
         let mut live: Vec<u64> = (0..chosen).collect();
         let mut ledger = Ledger::default();
         let plan = decide(&policy, &snapshot(start, live.iter().copied().map(heavy).collect()), &ledger, KernelTime(start));
-        let [outlook] = plan.outlooks() else { panic!("{:?}", plan.outlooks()) };
-        let (first, lasts) = (*outlook, outlook.lasts);
+        let [forecast] = plan.forecasts() else { panic!("{:?}", plan.forecasts()) };
+        let (first, lasts) = (*forecast, forecast.lasts);
         prop_assert_eq!((first.chosen, first.now), (chosen, plan.moves().count() as u64));
         let mut last = 0;
         let mut now = start;
@@ -1199,7 +1200,7 @@ proptest! {
             let plan = decide(&policy, &listed, &ledger, KernelTime(now));
             let moved = cookies(&plan);
             // What is left is told as it was from the beginning.
-            prop_assert_eq!(plan.outlooks()[0].per_window, first.per_window);
+            prop_assert_eq!(plan.forecasts()[0].per_window, first.per_window);
             for chosen in plan.moves() {
                 ledger.started(chosen, KernelTime(now));
                 ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
@@ -1223,9 +1224,9 @@ proptest! {
         prop_assert!(moves.map(|d| d.place).is_sorted());
         places.sort_unstable();
         prop_assert!(places.iter().copied().eq(1..=places.len() as u64));
-        let chosen: u64 = plan.outlooks().iter().map(|outlook| outlook.chosen).sum();
+        let chosen: u64 = plan.forecasts().iter().map(|forecast| forecast.chosen).sum();
         prop_assert_eq!(chosen, places.len() as u64);
-        let now: u64 = plan.outlooks().iter().map(|outlook| outlook.now).sum();
+        let now: u64 = plan.forecasts().iter().map(|forecast| forecast.now).sum();
         prop_assert_eq!(now, plan.moves().count() as u64);
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use proptest::{collection::btree_map, option, prelude::*};
 use rebalancer_core::{
-    plan::{Ledger, Outcome, Spared, decide, explain},
-    policy::{Lack, Miss, Policy},
+    plan::{Ledger, Outcome, SkipReason, decide, explain},
+    policy::{Mismatch, MissingFact, Policy},
     snapshot::{Cookie, Identity, Labels, Naming, Service, ServiceAt, Snapshot, Who},
 };
 
@@ -126,7 +126,7 @@ fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
             let facts = |facts: &mut Service| facts.ready = 1;
             seen.services.values_mut().for_each(facts);
         }),
-        ("settling", |_, seen| {
+        ("stabilizing", |_, seen| {
             let facts = |facts: &mut Service| facts.changed = Some(Duration::ZERO);
             seen.services.values_mut().for_each(facts);
         }),
@@ -146,7 +146,7 @@ fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
         };
         assert_eq!((recall.cookie, recall.why.as_str()), (Cookie(1), word));
         // It is in flight until its end is heard; then it may be chosen again at once.
-        assert_eq!(plan.spared(), [("inFlight", 1)].into());
+        assert_eq!(plan.skipped(), [("inFlight", 1)].into());
         ledger.ended(
             Cookie(1),
             Outcome::Recalled(recall.why.to_string()),
@@ -189,14 +189,14 @@ fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
         "ports: [{port: 8080}]",
     ];
     for (matches, seen, lack) in [
-        (by_service, &nobody, Lack::Pod),
-        (by_namespace, &nobody, Lack::Pod),
-        (by_service, &no_services, Lack::Services),
-        (by_namespace, &no_labels, Lack::NamespaceLabels),
+        (by_service, &nobody, MissingFact::Pod),
+        (by_namespace, &nobody, MissingFact::Pod),
+        (by_service, &no_services, MissingFact::Services),
+        (by_namespace, &no_labels, MissingFact::NamespaceLabels),
     ] {
         let policy = policy("", &matches);
         let rule = Some(policy.rules()[0].name().clone());
-        assert_eq!(why(&policy, seen), Spared::Unnamed { lack, rule });
+        assert_eq!(why(&policy, seen), SkipReason::Unnamed { lack, rule });
     }
     // What is surely not meant is passed over, whatever else is not known.
     let passed_over = |seen: &Snapshot, matches: &str| {
@@ -243,7 +243,7 @@ fn names_that_may_be_outdated_move_nothing_by_themselves() {
         assert_eq!(verdict(&by_port, &no_pod), "moved by rule-0");
     }
     let seen = snapshot(named(web()), Naming::Stale(silent));
-    assert_eq!(why(&by_name, &seen), Spared::StaleFacts { silent });
+    assert_eq!(why(&by_name, &seen), SkipReason::StaleFacts { silent });
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn an_explanation_says_what_is_known_and_what_is_not() {
     );
     let explained = |seen: &Snapshot| {
         let explained = explain(&policy, seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
-        let rules: Vec<Option<Miss>> = explained
+        let rules: Vec<Option<Mismatch>> = explained
             .rules
             .iter()
             .map(|(_, miss)| miss.clone())
@@ -336,10 +336,16 @@ fn an_explanation_says_what_is_known_and_what_is_not() {
     let known = explained(&snapshot(named(web()), Naming::Fresh));
     assert_eq!(
         known,
-        (vec![Some(Miss::Services), None], Some("web-0".to_owned()))
+        (
+            vec![Some(Mismatch::Services), None],
+            Some("web-0".to_owned())
+        )
     );
     let unknown = explained(&snapshot(Who::Unknown, Naming::Fresh));
-    assert_eq!(unknown, (vec![Some(Miss::Unsure(Lack::Pod))], None));
+    assert_eq!(
+        unknown,
+        (vec![Some(Mismatch::Undetermined(MissingFact::Pod))], None)
+    );
 }
 
 fn any_labels() -> impl Strategy<Value = Labels> {

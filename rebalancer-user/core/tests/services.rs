@@ -9,8 +9,8 @@ use std::{
 };
 
 use rebalancer_core::{
-    plan::{FIRST_FEW, Ledger, Spared, decide, explain},
-    policy::{Lack, Policy},
+    plan::{FIRST_FEW, Ledger, SkipReason, decide, explain},
+    policy::{MissingFact, Policy},
     snapshot::{
         Connection, Cookie, Identity, Naming, Netns, Service, ServiceAt, Snapshot, Who, sample,
     },
@@ -109,7 +109,7 @@ rules:
             .find(|c| c.cookie == chosen.cookie());
         assert!(!one.unwrap().mptcp);
     }
-    let mut words = plan.spared();
+    let mut words = plan.skipped();
     words.insert("moved", plan.moves().count() as u64);
     words
 }
@@ -120,7 +120,7 @@ fn guards_hold_for_balance_as_for_limits() {
     assert_eq!((free["moved"], free["mptcp"]), (FIRST_FEW, 50), "{free:?}");
     type Change = fn(&mut Service);
     let changes: [(&str, Change); 5] = [
-        ("settling", |s| s.changed = Some(Duration::from_secs(59))),
+        ("stabilizing", |s| s.changed = Some(Duration::from_secs(59))),
         ("minReadyEndpoints", |s| s.ready = 1),
         ("sessionAffinity", |s| s.client_ip_affinity = true),
         ("headless", |s| s.headless = true),
@@ -154,9 +154,9 @@ fn balance_compares_within_the_service_that_the_guards_see() {
 /// What one changed fact makes of a connection, under a rule by port and one by name.
 fn told(change: impl Fn(&mut Service)) -> String {
     let seen = with(behind(&["checkout"]), "checkout", change);
-    let spared = why(&by_port(), &seen);
-    assert_eq!(spared, why(&policy("", &["services: [checkout]"]), &seen));
-    format!("{}: {spared}", spared.as_str())
+    let skipped = why(&by_port(), &seen);
+    assert_eq!(skipped, why(&policy("", &["services: [checkout]"]), &seen));
+    format!("{}: {skipped}", skipped.as_str())
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn each_fact_of_a_service_spares_with_its_reason() {
     );
     assert_eq!(
         told(|s| s.changed = Some(Duration::from_secs(20))),
-        "settling: the endpoints of Service shop/checkout changed 20s ago, less than settle 1m"
+        "stabilizing: the endpoints of Service shop/checkout changed 20s ago, less than stabilizationWindow 1m"
     );
     assert_eq!(
         told(|s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"])),
@@ -217,7 +217,7 @@ fn what_is_enough_or_is_not_meant_spares_nothing() {
         ("two here, from outside", |s| {
             (s.external_local, s.ready_here) = (true, 2);
         }),
-        ("settled", |s| s.changed = Some(Duration::from_secs(60))),
+        ("stable", |s| s.changed = Some(Duration::from_secs(60))),
         ("another peer", |s| s.addresses = addresses(&["10.0.0.2"])),
         ("another port", |s| s.http2 = [80].into()),
         ("zones do not count where traffic is local", |s| {
@@ -245,14 +245,14 @@ fn the_policys_numbers_count() {
         "minReadyEndpoints"
     );
     assert_eq!(verdict(&at_least(1), &seen(|s| s.ready = 1)), MOVED);
-    let settle = policy("settle: 10s", &["ports: [{port: 8080}]"]);
+    let stabilization_window = policy("stabilizationWindow: 10s", &["ports: [{port: 8080}]"]);
     let changed = seen(|s| s.changed = Some(Duration::from_secs(20)));
-    assert_eq!(verdict(&settle, &changed), MOVED);
+    assert_eq!(verdict(&stabilization_window, &changed), MOVED);
     // An operator who says that state may be lost has said so of calls as well.
     let mut text =
         "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules:\n"
             .to_owned();
-    text += "- {name: rule-0, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}, sessionState: Loses}\n";
+    text += "- {name: rule-0, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}, onReconnect: LosesState}\n";
     let loses = rebalancer_core::policy::parse("p", &text).unwrap();
     assert_eq!(verdict(&loses, &seen(|s| s.http2 = [8080].into())), MOVED);
 }
@@ -271,10 +271,10 @@ fn an_endpoint_that_is_not_ready_is_left() {
     let mut pod = web();
     pod.services.as_mut().unwrap()[0].ready = false;
     let seen = snapshot(named(pod), Naming::Fresh);
-    let spared = why(&by_port(), &seen);
-    assert_eq!(spared.as_str(), "unready");
+    let skipped = why(&by_port(), &seen);
+    assert_eq!(skipped.as_str(), "unready");
     assert_eq!(
-        spared.to_string(),
+        skipped.to_string(),
         "pod shop/web-0 is not ready: Service shop/checkout does not lead there now"
     );
     // By the Service that its rule names, it is ready.
@@ -306,10 +306,10 @@ fn a_port_that_no_service_leads_to_is_left_whatever_matches_it() {
 fn what_is_not_known_of_services_spares() {
     let mut pod = web();
     pod.services = None;
-    let lack = Lack::Services;
+    let lack = MissingFact::Services;
     assert_eq!(
         why(&by_port(), &snapshot(named(pod), Naming::Fresh)),
-        Spared::Unnamed { lack, rule: None }
+        SkipReason::Unnamed { lack, rule: None }
     );
     let mut seen = behind(&["all", "checkout"]);
     seen.services.remove(&service("shop", "checkout"));
@@ -379,7 +379,7 @@ fn services_with_the_same_endpoints_count_together() {
     // One of them has fewer that are ready.
     let fewer = with(seen.clone(), "b", |s| s.ready = 2);
     assert_eq!(verdict(&by_port(), &fewer), "ambiguousService");
-    // Which of both the client dialled is not known: what spares by either does.
+    // Which of both the client dialled is not known: what skips by either does.
     let sticky = with(seen.clone(), "b", |s| s.client_ip_affinity = true);
     assert_eq!(verdict(&by_port(), &sticky), "sessionAffinity");
     let local = with(seen, "b", |s| s.internal_local = true);
@@ -411,8 +411,11 @@ fn an_explanation_names_every_guard_that_spares() {
     });
     let policy = by_port();
     let explained = explain(&policy, &seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
-    let guards: Vec<&str> = explained.guards.iter().map(Spared::as_str).collect();
-    assert_eq!(guards, ["sessionAffinity", "minReadyEndpoints", "settling"]);
+    let guards: Vec<&str> = explained.guards.iter().map(SkipReason::as_str).collect();
+    assert_eq!(
+        guards,
+        ["sessionAffinity", "minReadyEndpoints", "stabilizing"]
+    );
     let needs = explained.needs().unwrap();
     assert_eq!(needs, "`sessionAffinity: None` in Service shop/checkout");
 }

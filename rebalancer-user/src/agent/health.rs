@@ -115,7 +115,7 @@ mod tests {
             "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
             "lastPass": {"at": "2026-01-02T03:04:05Z", "durationSeconds": 0.1,
                          "descriptors": 1, "unseen": 0, "nextAfterSeconds": 0.0, "connections": 1, "endpoints": 1,
-                         "moves": 0, "overdue": 0, "spared": {}},
+                         "moves": 0, "overdue": 0, "skipped": {}},
             "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
             "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
         }"#;

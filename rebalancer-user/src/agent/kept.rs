@@ -176,7 +176,7 @@ mode: Enforce
 budget: {perNode: 2, window: 1h, perService: 100%, perEndpoint: 100%}
 guards: {minAge: 0s}
 rules:
-- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30s}, sessionState: Keeps}
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30s}, onReconnect: Safe}
 ";
 
     fn policy() -> Policy {

@@ -2,8 +2,8 @@
 //!
 //! It joins the other modules and holds no policy of its own.
 
-mod announce;
 mod backoff;
+mod event_recorder;
 mod events;
 mod health;
 mod kept;
@@ -16,10 +16,10 @@ mod report;
 mod scope;
 mod serve;
 mod services;
-mod standing;
+mod state;
 mod unnamed;
 
-pub use announce::announce_refusal;
+pub use event_recorder::announce_refusal;
 pub use kept::forget_kept;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
@@ -45,15 +45,15 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use self::{
-    announce::Announce,
     backoff::Backoff,
+    event_recorder::Announce,
     kept::{Kept, unsure_before},
     mover::{Making, MoverSigns},
     pause::Pause,
     policy_file::PolicyFile,
     scope::Scope,
     serve::{Published, Question, serve},
-    standing::Standing,
+    state::AgentState,
     unnamed::Unnamed,
 };
 use crate::{
@@ -160,11 +160,16 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let mut hup = signal(SignalKind::hangup()).context("listening for SIGHUP")?;
-    let settle = loaded.policy.guards().settle();
-    let names = Names::connect(&options.names, options.cgroup.as_deref(), settle).await?;
+    let stabilization_window = loaded.policy.guards().stabilization_window();
+    let names = Names::connect(
+        &options.names,
+        options.cgroup.as_deref(),
+        stabilization_window,
+    )
+    .await?;
     let announcer = Announcer::connect(&options.names, options.own.clone()).await?;
-    let announce = Announce::new(announcer, options.move_events);
-    let (mut agent, mut inbox) = Agent::start(options, loaded, names, announce)?;
+    let event_recorder = Announce::new(announcer, options.move_events);
+    let (mut agent, mut inbox) = Agent::start(options, loaded, names, event_recorder)?;
     let mut ticks = agent.ticks();
     let mut looks = interval(policy_file::EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -238,8 +243,8 @@ struct Agent {
     pause: Pause,
     policy_file: PolicyFile,
     reload: Box<dyn Fn() -> Reading>,
-    standing: Standing,
-    announce: Announce,
+    state: AgentState,
+    event_recorder: Announce,
     publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
     for_next: Kept,
@@ -264,7 +269,7 @@ impl Agent {
         options: Options,
         loaded: Loaded,
         names: Option<Names>,
-        announce: Announce,
+        event_recorder: Announce,
     ) -> anyhow::Result<(Self, Inbox)> {
         let Loaded { policy, text } = loaded;
         let content = Content::of(Some(text.as_bytes()));
@@ -307,38 +312,38 @@ impl Agent {
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker.take_log().context("listening to the kernel half")?;
-        let mut standing = Standing::new(
+        let mut state = AgentState::new(
             options.policy_file.display().to_string(),
             options.mode,
             mechanism,
             lacks,
             &tracker,
         );
-        standing.mover_signs(MoverSigns::of(mover.as_ref(), 0));
-        standing.policy_loaded(&policy, Arc::clone(&text));
+        state.mover_signs(MoverSigns::of(mover.as_ref(), 0));
+        state.policy_loaded(&policy, Arc::clone(&text));
         let pause = Pause::resume(&options.run_dir);
         if let Some(paused) = pause.now() {
-            standing.paused(paused.clone());
+            state.paused(paused.clone());
         }
         let mut unnamed = Unnamed::unless(names.is_some(), options.names.ask);
         if let Some(pod) = unnamed.as_ref().and_then(Unnamed::look) {
             warn_of_pods(&pod);
-            standing.pods_without_names();
+            state.pods_without_names();
             mode = mode.safest(Mode::DryRun);
             unnamed = None;
         }
         if options.names.ask == Ask::Off && process_in_pod().is_some() {
             warn!(
-                "there are pods on this node, and --kubernetes=off: nothing of Kubernetes spares \
+                "there are pods on this node, and --kubernetes=off: nothing of Kubernetes skips \
                  their connections, neither excludeNamespaces nor who opts out"
             );
         }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
         let (for_next, ledger) = Kept::resume(&options.run_dir, &text);
-        let first = standing.status(&policy, &ledger, KernelTime::default());
+        let first = state.status(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
-        let (server, asked) = serve(run_dir, options.offer, &published, standing.events())?;
+        let (server, asked) = serve(run_dir, options.offer, &published, state.events())?;
         // From here on it runs. Had it failed before, what a former agent had tracked would stay.
         tracker.outlive(options.on_exit == OnExit::Keep);
         kernel.forget_types();
@@ -377,8 +382,8 @@ impl Agent {
             reload: options.reload,
             pause,
             policy_file,
-            standing,
-            announce,
+            state,
+            event_recorder,
             publish,
             ledger,
             for_next,
@@ -411,11 +416,11 @@ impl Agent {
         if Instant::now() < self.next_pass {
             return;
         }
-        self.standing.pass_begins();
+        self.state.pass_begins();
         self.tend_mover(Instant::now());
         self.pass();
-        self.announce.write(Instant::now());
-        self.standing.pass_ends();
+        self.event_recorder.write(Instant::now());
+        self.state.pass_ends();
         self.publish();
     }
 
@@ -429,7 +434,7 @@ impl Agent {
     }
 
     fn publish(&self) {
-        let status = self.standing.status(&self.policy, &self.ledger, self.now);
+        let status = self.state.status(&self.policy, &self.ledger, self.now);
         self.publish.send_replace(Arc::new(status));
     }
 
@@ -442,7 +447,7 @@ impl Agent {
         let mut observation = match self.observe() {
             Ok(observation) => observation,
             Err(error) => {
-                self.standing.pass_failed(&error);
+                self.state.pass_failed(&error);
                 return error!(%error, "no listing in this interval, nothing is moved");
             }
         };
@@ -469,7 +474,7 @@ impl Agent {
             moves = plan.moves().count(),
             overdue = plan.overdue(),
             budget_left = plan.budget_left(),
-            spared = ?plan.spared(),
+            skipped = ?plan.skipped(),
             files = observation.files,
             unseen = observation.unseen,
             naming = ?snapshot.naming,
@@ -489,13 +494,13 @@ impl Agent {
                 Mode::Enforce => {
                     // A plan chooses among what it was given.
                     if let Some((device, cgroup)) = of.get(&chosen.cookie()) {
-                        self.announce.started(chosen, snapshot);
+                        self.event_recorder.started(chosen, snapshot);
                         self.order(chosen, *device, *cgroup);
                     }
                 }
                 Mode::DryRun | Mode::Disabled => {
                     report::would_move(chosen);
-                    self.standing.told(chosen);
+                    self.state.told(chosen);
                     self.ledger.said(chosen, self.now);
                     self.for_next.changed();
                 }
@@ -503,14 +508,14 @@ impl Agent {
         }
         self.count(snapshot);
         for hold in self.ledger.take_new_holds() {
-            self.standing.held(&hold);
+            self.state.held(&hold);
             self.for_next.changed();
         }
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.for_next
             .write_if_due(&self.ledger, &self.policy_text, self.now);
-        self.standing
+        self.state
             .passed(&observation, &plan, &self.ledger, listing);
     }
 
@@ -534,7 +539,7 @@ impl Agent {
         };
         warn_of_pods(&pod);
         self.unnamed = None;
-        self.standing.pods_without_names();
+        self.state.pods_without_names();
         self.mode = self.mode.safest(Mode::DryRun);
         self.policy = self.policy.clone().with_mode_at_most(self.mode);
         if let Some(mover) = &self.mover {
@@ -559,7 +564,7 @@ impl Agent {
     fn order(&mut self, chosen: &Move, device: u32, cgroup: CgroupId) {
         self.ledger.started(chosen, self.now);
         self.for_next.changed();
-        self.standing.started(chosen);
+        self.state.started(chosen);
         let order = Order {
             chosen: chosen.clone(),
             device,
@@ -602,8 +607,8 @@ impl Agent {
 
     fn ended(&mut self, chosen: &Move, step: Option<StepKind>, outcome: Outcome, waited: Duration) {
         report::moved(chosen, &outcome, waited);
-        self.announce.ended(chosen, &outcome);
-        self.standing.ended(chosen, step, &outcome, waited);
+        self.event_recorder.ended(chosen, &outcome);
+        self.state.ended(chosen, step, &outcome, waited);
         self.ledger
             .ended_after(chosen.cookie(), outcome, waited, self.now);
         self.for_next.changed();
@@ -616,7 +621,7 @@ impl Agent {
         self.policy_file.was_read(content);
         let reloaded = match loaded {
             Ok(Loaded { policy, text }) => {
-                self.standing.policy_loaded(&policy, Arc::clone(&text));
+                self.state.policy_loaded(&policy, Arc::clone(&text));
                 if *text != *self.policy_text {
                     self.ledger.forget_told();
                     self.policy_text = text;
@@ -629,8 +634,12 @@ impl Agent {
                 // What is there already gets its record, or loses it.
                 self.observer.look_everywhere();
                 self.scope = scope;
-                let settle = policy.guards().settle();
-                if let Some(Err(error)) = self.names.as_mut().map(|names| names.settle(settle)) {
+                let stabilization_window = policy.guards().stabilization_window();
+                if let Some(Err(error)) = self
+                    .names
+                    .as_mut()
+                    .map(|names| names.stabilization_window(stabilization_window))
+                {
                     error!(%error, "the API server is asked as often as before: names may be stale in between");
                 }
                 self.policy =
@@ -644,8 +653,8 @@ impl Agent {
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                self.standing.policy_refused(error.clone());
-                self.announce.policy_refused(&error, Instant::now());
+                self.state.policy_refused(error.clone());
+                self.event_recorder.policy_refused(&error, Instant::now());
                 error!(error, "policy refused, the last good one stays");
                 false
             }
@@ -664,7 +673,7 @@ impl Agent {
             Ok(false) => self.last.intact(),
             Ok(true) => {
                 let next = self.last.repaired(now);
-                self.standing.attached_again();
+                self.state.attached_again();
                 warn!(
                     ?next,
                     "another sock_ops program was attached behind ours: attached again behind it"
@@ -758,7 +767,7 @@ impl Agent {
 fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
     let opened = Watcher::open(kernel, pins);
     let opened = opened.inspect_err(|error| {
-        warn!(%error, "no connection can be heard: only rules with a sessionState move any");
+        warn!(%error, "no connection can be heard: only rules with a onReconnect move any");
     });
     opened.ok()
 }
@@ -833,9 +842,9 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
 fn warn_of_pods(cgroup: &str) {
     error!(
         cgroup,
-        "there are pods on this node, and the API server is not asked about them: what spares \
+        "there are pods on this node, and the API server is not asked about them: what skips \
          their connections is not known, so only dry runs. Start the agent with a token or \
-         --kubeconfig and --kubernetes=on; or, if nothing of Kubernetes is to spare them, with \
+         --kubeconfig and --kubernetes=on; or, if nothing of Kubernetes is to skip them, with \
          --kubernetes=off"
     );
 }

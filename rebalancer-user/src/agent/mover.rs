@@ -140,7 +140,7 @@ impl Agent {
                 warn!("another moving thread goes on");
                 self.mover = Some(mover);
                 let signs = MoverSigns::of(self.mover.as_ref(), making.given_up);
-                self.standing.mover_signs(signs);
+                self.state.mover_signs(signs);
             }
             Err(error) => error!(
                 %error,

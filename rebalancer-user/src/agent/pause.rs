@@ -164,7 +164,7 @@ impl Agent {
             recalled,
             not_kept: not_kept.map(|error| error.to_string()),
         };
-        self.standing.paused(said);
+        self.state.paused(said);
         self.publish();
         answer
     }
@@ -174,7 +174,7 @@ impl Agent {
         let was_paused = self.pause.end();
         if was_paused {
             info!(why, "moves go on");
-            self.standing.resumed(why);
+            self.state.resumed(why);
             self.publish();
         }
         was_paused

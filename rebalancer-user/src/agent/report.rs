@@ -41,7 +41,7 @@ pub(super) fn would_move(chosen: &Move) {
         rule = %chosen.rule(),
         reason = chosen.why(),
         mode = chosen.mode().as_str(),
-        must_be_heard = chosen.is_watched(),
+        must_be_sniffed = chosen.is_sniffed(),
         local = %chosen.local(),
         peer = %chosen.remote(),
         netns = chosen.endpoint().netns.0,

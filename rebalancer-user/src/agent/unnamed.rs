@@ -1,4 +1,4 @@
-//! Pods where nobody is asked for names: what spares their connections is not known.
+//! Pods where nobody is asked for names: what skips their connections is not known.
 
 use std::collections::BTreeSet;
 

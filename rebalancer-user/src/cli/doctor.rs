@@ -259,7 +259,7 @@ fn owners() -> Option<Finding> {
             Level::Warning,
             "owners of sockets",
             format!("missing {}", missing.join(", ")),
-            "without them connections of other users' processes are spared (`ownerUnknown`)",
+            "without them connections of other users' processes are skipped (`ownerUnknown`)",
         )
     })
 }

@@ -1,4 +1,4 @@
-//! `rebalancer explain ID`: one connection, and why it is moved or spared.
+//! `rebalancer explain ID`: one connection, and why it is moved or skipped.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::{
     snapshot::Cookie,
 };
 
-/// Explain one connection: its rule, its limits, what spares it, and what it would take.
+/// Explain one connection: its rule, its limits, what skips it, and what it would take.
 ///
 /// As `plan`, it knows what the agent that runs has moved.
 #[derive(Args)]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::{KernelArgs, Output, positive_duration, records::Records, running};
 use crate::{
     moves::{self, Done, Mover, Order},
-    plan::{self, Guarded, Outcome, by_hand},
+    plan::{self, Guarded, Outcome, manual},
     policy::{Mode, Step, StepKind, When},
     render::{self, End, Moved, Notation},
     snapshot::{Connection, Cookie},
@@ -31,7 +31,7 @@ pub(super) struct Move {
     /// Say what would be moved, and move nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Move also what a guard spares for what it may be: system and stateful ports, and what is
+    /// Move also what a guard skips for what it may be: system and stateful ports, and what is
     /// found of the server's process (sigpipe, foreignProcess, ownerUnknown). Each guard ignored
     /// is told.
     #[arg(long)]
@@ -115,7 +115,7 @@ impl Move {
             };
             if let Some(connection) = one.connection {
                 match self.choose(connection, step, &mut one.ignored) {
-                    Err(spared) => one.end = End::Spared(spared),
+                    Err(skipped) => one.end = End::SkipReason(skipped),
                     Ok(one_move) => {
                         one.end = End::WouldMove;
                         chosen.push((one_move, connection));
@@ -172,13 +172,13 @@ impl Move {
         connection: &Connection,
         step: Step,
         ignored: &mut Vec<String>,
-    ) -> Result<plan::Move, plan::Spared> {
-        let heeded = by_hand(connection, step, Guarded::Yes);
+    ) -> Result<plan::Move, plan::SkipReason> {
+        let heeded = manual(connection, step, Guarded::Yes);
         if !self.ignore_guards {
             return heeded;
         }
-        let chosen = by_hand(connection, step, Guarded::No)?;
-        ignored.extend(heeded.err().map(|spared| spared.to_string()));
+        let chosen = manual(connection, step, Guarded::No)?;
+        ignored.extend(heeded.err().map(|skipped| skipped.to_string()));
         Ok(chosen)
     }
 }

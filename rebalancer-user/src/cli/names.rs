@@ -24,7 +24,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 pub(super) struct NamesArgs {
     /// Whether the API server is asked for names of pods and Services. `auto`: in a pod with a
     /// token, or with a kubeconfig; an agent that has neither and finds pods on its node moves
-    /// nothing, as it cannot know what spares them. `off` lets it. The last one given counts.
+    /// nothing, as it cannot know what skips them. `off` lets it. The last one given counts.
     #[arg(
         long,
         value_enum,

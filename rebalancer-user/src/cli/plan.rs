@@ -14,7 +14,7 @@ use crate::{
     render::{self, Notation, Sort},
 };
 
-/// Show what would be moved now, in what order and why; what is spared and why; how long it takes.
+/// Show what would be moved now, in what order and why; what is skipped and why; how long it takes.
 ///
 /// It changes nothing. It asks the same core as the agent, with what the agent that runs has moved
 /// so far: it is what that agent would do now. Without an agent the budgets are shown unspent.

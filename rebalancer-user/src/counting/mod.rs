@@ -94,7 +94,7 @@ impl Counting {
     pub fn ask(&self, policy: &Policy, snapshot: &Snapshot) {
         let asked = Self::is_asked(policy).then(|| {
             let wanted = |c: &&Connection| {
-                policy.sure_rule_for(c, snapshot).is_some_and(|rule| {
+                policy.matching_rule(c, snapshot).is_some_and(|rule| {
                     rule.count() == Some(Count::Messages) && policy.mode_of(rule) != Mode::Disabled
                 })
             };
@@ -193,7 +193,7 @@ impl Room {
         let mut by_netns: BTreeMap<Netns, Vec<Wanted>> = BTreeMap::new();
         let mut results = Vec::new();
         for new in wanted.into_iter().filter(is_new) {
-            match new.spared() {
+            match new.skipped() {
                 Some(why) => results.push((new.id.cookie, Err(why))),
                 None => by_netns.entry(new.netns).or_default().push(new),
             }
@@ -344,7 +344,7 @@ fn join_all(
 
 impl Wanted {
     /// What the snapshot alone tells against it.
-    fn spared(&self) -> Option<NotCounted> {
+    fn skipped(&self) -> Option<NotCounted> {
         if self.mptcp {
             Some(NotCounted::Mptcp)
         } else if self.state != TcpState::Established {

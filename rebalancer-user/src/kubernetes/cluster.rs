@@ -143,10 +143,10 @@ pub(super) struct Pace {
 impl Pace {
     /// Trusted for no longer than the ready endpoints of a Service must have stayed the same, as
     /// they may have changed in silence. A shorter time than the least would be spent on asking.
-    pub(super) fn within(settle: Duration) -> Self {
+    pub(super) fn within(stabilization_window: Duration) -> Self {
         const LEAST: Duration = Duration::from_secs(20);
         const MOST: Duration = Duration::from_secs(60);
-        let patience = settle.clamp(LEAST, MOST);
+        let patience = stabilization_window.clamp(LEAST, MOST);
         // The rest is for the answer.
         let watch = Duration::from_secs(patience.as_secs() * 3 / 4);
         Self { watch, patience }
@@ -349,9 +349,9 @@ mod tests {
 
     use super::*;
 
-    fn listed(settle: Duration, at: Instant) -> Cluster {
+    fn listed(stabilization_window: Duration, at: Instant) -> Cluster {
         let mut cluster = Cluster {
-            pace: Pace::within(settle),
+            pace: Pace::within(stabilization_window),
             ..Cluster::default()
         };
         for change in [Change::Begin, Change::Done] {
@@ -367,22 +367,30 @@ mod tests {
     #[test]
     fn what_was_not_heard_of_within_settle_is_outdated() {
         let start = Instant::now();
-        for (settle, fresh_for) in [(60, 60), (30, 30), (600, 60), (0, 20)] {
-            let cluster = listed(Duration::from_secs(settle), start);
+        for (stabilization_window, fresh_for) in [(60, 60), (30, 30), (600, 60), (0, 20)] {
+            let cluster = listed(Duration::from_secs(stabilization_window), start);
             let [just, later] = [0, 1].map(|more| Duration::from_secs(fresh_for + more));
-            assert_eq!(cluster.naming(start + just), Naming::Fresh, "{settle}");
+            assert_eq!(
+                cluster.naming(start + just),
+                Naming::Fresh,
+                "{stabilization_window}"
+            );
             let stale = Naming::Stale(Some(later));
-            assert_eq!(cluster.naming(start + later), stale, "{settle}");
+            assert_eq!(
+                cluster.naming(start + later),
+                stale,
+                "{stabilization_window}"
+            );
         }
     }
 
     proptest! {
         #[test]
-        fn who_answers_is_heard_in_time(settle in 0..100_000_u64) {
-            let settle = Duration::from_millis(settle);
-            let Pace { watch, patience } = Pace::within(settle);
+        fn who_answers_is_heard_in_time(stabilization_window in 0..100_000_u64) {
+            let stabilization_window = Duration::from_millis(stabilization_window);
+            let Pace { watch, patience } = Pace::within(stabilization_window);
             prop_assert!(watch + Duration::from_secs(5) <= patience);
-            prop_assert!(patience <= settle.max(Duration::from_secs(20)));
+            prop_assert!(patience <= stabilization_window.max(Duration::from_secs(20)));
             prop_assert!(patience <= Duration::from_secs(60) && watch >= Duration::from_secs(15));
         }
     }

@@ -13,7 +13,7 @@ use kube::{
 };
 use tokio::task::JoinSet;
 
-use super::{Access, Ask, cluster::Pace, watch, watch::Shared, whereabouts::Whereabouts};
+use super::{Access, Ask, cluster::Pace, pod_lookup::Whereabouts, watch, watch::Shared};
 use crate::{bpf::CgroupTree, snapshot::Snapshot};
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -22,7 +22,7 @@ const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 #[derive(Debug)]
 pub struct Names {
     shared: Shared,
-    whereabouts: Whereabouts,
+    pod_lookup: Whereabouts,
     node: String,
     config: Config,
     tasks: JoinSet<()>,
@@ -31,37 +31,37 @@ pub struct Names {
 impl Names {
     /// Begins to follow the API server; `None` if there is none to ask. `cgroup` is the folder
     /// below which sockets are looked at, instead of the hierarchy's root. What was not heard of
-    /// within `settle` is outdated.
+    /// within `stabilizationWindow` is outdated.
     ///
     /// # Errors
     /// Why it cannot be asked. That it does not answer is none.
     pub async fn connect(
         access: &Access,
         cgroup: Option<&Path>,
-        settle: Duration,
+        stabilization_window: Duration,
     ) -> anyhow::Result<Option<Self>> {
         let Some((config, node)) = configure(access).await? else {
             return Ok(None);
         };
         let tree = CgroupTree::find(cgroup)?;
         let shared = Shared::default();
-        let tasks = follow(&config, &node, &shared, Pace::within(settle))?;
+        let tasks = follow(&config, &node, &shared, Pace::within(stabilization_window))?;
         Ok(Some(Self {
             shared,
-            whereabouts: Whereabouts::of_tree(tree),
+            pod_lookup: Whereabouts::of_tree(tree),
             node,
             config,
             tasks,
         }))
     }
 
-    /// From here on what was not heard of within `settle` is outdated. What is known stays; if the
+    /// From here on what was not heard of within `stabilizationWindow` is outdated. What is known stays; if the
     /// API server must be heard more often, or need not any more, it is asked anew.
     ///
     /// # Errors
     /// Why it cannot be asked anew: all is outdated sooner or later.
-    pub fn settle(&mut self, settle: Duration) -> anyhow::Result<()> {
-        let pace = Pace::within(settle);
+    pub fn stabilization_window(&mut self, stabilization_window: Duration) -> anyhow::Result<()> {
+        let pace = Pace::within(stabilization_window);
         if self.shared.lock().pace != pace {
             self.tasks = follow(&self.config, &self.node, &self.shared, pace)?;
         }
@@ -81,7 +81,7 @@ impl Names {
     /// Puts names to the endpoints of a snapshot.
     pub fn name(&mut self, snapshot: &mut Snapshot) {
         let cluster = self.shared.lock();
-        super::name(snapshot, &cluster, &mut self.whereabouts, Instant::now());
+        super::name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
     /// What the API server calls this node.

@@ -7,16 +7,18 @@
 //! and every decision is made from a [`Snapshot`] however it was named. Whether this is a plain host
 //! is asked here too, of the cgroups of its processes.
 
-#[cfg(feature = "kubernetes")]
-mod announce;
 mod cgroup;
 #[cfg(feature = "kubernetes")]
 mod cluster;
 #[cfg(feature = "kubernetes")]
 mod connect;
+#[cfg(feature = "kubernetes")]
+mod event_recorder;
 mod node;
 #[cfg(feature = "kubernetes")]
 mod objects;
+#[cfg(feature = "kubernetes")]
+mod pod_lookup;
 #[cfg(feature = "kubernetes")]
 mod services;
 #[cfg(feature = "kubernetes")]
@@ -25,8 +27,6 @@ mod slices;
 mod tests;
 #[cfg(feature = "kubernetes")]
 mod watch;
-#[cfg(feature = "kubernetes")]
-mod whereabouts;
 
 use std::path::PathBuf;
 #[cfg(feature = "kubernetes")]
@@ -39,16 +39,16 @@ use std::{
 #[cfg(feature = "kubernetes")]
 use self::{
     cluster::Cluster,
-    whereabouts::{Place, Whereabouts},
+    pod_lookup::{Place, Whereabouts},
 };
 use crate::snapshot::Snapshot;
 #[cfg(feature = "kubernetes")]
 use crate::snapshot::{CgroupId, EndpointKey, Who};
 
 #[cfg(feature = "kubernetes")]
-pub use announce::{Announcer, announce_once};
-#[cfg(feature = "kubernetes")]
 pub use connect::Names;
+#[cfg(feature = "kubernetes")]
+pub use event_recorder::{Announcer, announce_once};
 pub use node::process_in_pod;
 
 /// Whether the API server is asked for names.
@@ -152,7 +152,7 @@ impl Announcer {
     }
 
     /// Never called.
-    pub fn announce(&self, _: Notice) {
+    pub fn event_recorder(&self, _: Notice) {
         match *self {}
     }
 }
@@ -192,7 +192,7 @@ impl Names {
     ///
     /// # Errors
     /// Never.
-    pub fn settle(&mut self, _: std::time::Duration) -> anyhow::Result<()> {
+    pub fn stabilization_window(&mut self, _: std::time::Duration) -> anyhow::Result<()> {
         match *self {}
     }
 

@@ -19,7 +19,7 @@ use super::{
     mechanism::Attempt,
     owner::{Owner, Owners},
     pulse::Pulse,
-    watch::{Speaks, Watch, Watches},
+    sniffer::{Verdict, Watch, Watches},
 };
 use crate::{
     bpf::{self, Walker},
@@ -103,7 +103,7 @@ impl Active {
                 remote: chosen.remote(),
                 device,
             },
-            watch: if chosen.is_watched() {
+            watch: if chosen.is_sniffed() {
                 Watch::Wanted
             } else {
                 Watch::Needless
@@ -143,13 +143,13 @@ impl Active {
         };
         let now = Instant::now();
         let speaks = self.speaks(&socket, inside);
-        if let Speaks::Not(speech) = speaks {
+        if let Verdict::Not(speech) = speaks {
             return Next::End(self.left(speech.refusal()));
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
             let in_time = now < self.step_until;
-            let may_go = speaks == Speaks::Fine && self.asked != Some(self.step);
+            let may_go = speaks == Verdict::Fine && self.asked != Some(self.step);
             let watch_now = self.watch.is_wanted() && is_accepted && in_time;
             if watch_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act;
@@ -199,7 +199,7 @@ impl Active {
             Ok(socket) => socket,
             Err(outcome) => return Next::End(outcome),
         };
-        if self.speaks(&socket, inside) != Speaks::Fine || !self.holds(step, &socket, inside) {
+        if self.speaks(&socket, inside) != Verdict::Fine || !self.holds(step, &socket, inside) {
             return Next::Wait;
         }
         if !inside.pulse.may_act(self.id.cookie) {
@@ -228,9 +228,9 @@ impl Active {
     }
 
     /// What it speaks, as far as it is known. Of no matter once something was done to it.
-    fn speaks(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Speaks {
+    fn speaks(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Verdict {
         if self.asked.is_some() || self.misses > 0 {
-            return Speaks::Fine;
+            return Verdict::Fine;
         }
         let cookie = self.id.cookie;
         let speaks = inside.watches.speaks(&self.watch, cookie, socket);
@@ -251,7 +251,7 @@ impl Active {
         let steps = self.chosen.steps();
         let at_end = || match self.chosen.at_end() {
             AtEnd::ResetNow if self.step == steps.len() => Some(Step::RESET_NOW),
-            AtEnd::ResetNow | AtEnd::Spare => None,
+            AtEnd::ResetNow | AtEnd::Skip => None,
         };
         steps.get(self.step).copied().or_else(at_end)
     }
@@ -439,7 +439,7 @@ mod tests {
     use super::*;
     use crate::{
         pair::Pair,
-        plan::{Guarded, by_hand},
+        plan::{Guarded, manual},
         snapshot::{Connection, sample},
     };
 
@@ -452,7 +452,7 @@ mod tests {
             remote: remote.unwrap(),
             ..sample::connection(0)
         };
-        let chosen = by_hand(&connection, Step::RESET_NOW, Guarded::No).unwrap();
+        let chosen = manual(&connection, Step::RESET_NOW, Guarded::No).unwrap();
         let order = Order {
             chosen,
             device: 0,
@@ -463,7 +463,7 @@ mod tests {
 
     /// A move that has done nothing yet.
     fn waiting() -> Active {
-        let chosen = by_hand(&sample::connection(1), Step::RESET_NOW, Guarded::Yes).unwrap();
+        let chosen = manual(&sample::connection(1), Step::RESET_NOW, Guarded::Yes).unwrap();
         let order = Order {
             chosen,
             device: 0,

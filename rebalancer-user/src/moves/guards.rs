@@ -1,4 +1,4 @@
-//! What is known only of the process that holds a connection, and spares it. Unsure means spared.
+//! What is known only of the process that holds a connection, and skips it. Undetermined means skipped.
 #![forbid(unsafe_code)]
 #![deny(
     clippy::disallowed_methods,

@@ -6,7 +6,7 @@
 //! keeps a dead pod's namespace alive.
 //!
 //! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
-//! socket; `guards` spares for what is known of them alone; `mechanism` is how a reset is made,
+//! socket; `guards` skips for what is known of them alone; `mechanism` is how a reset is made,
 //! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1
 //! and all that was asked is answered; `pulse` shows others whether the thread is stuck, and at
 //! which connection.
@@ -22,8 +22,8 @@ mod process;
 mod pulse;
 mod quiet;
 mod raw;
+mod sniffer;
 mod sys;
-mod watch;
 
 pub(crate) use diag::Diag;
 #[cfg(any(test, fuzzing))]
@@ -39,4 +39,4 @@ pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
-pub use watch::probe_hearing;
+pub use sniffer::probe_hearing;

@@ -21,7 +21,7 @@ use super::{
     owner::Owners,
     process::Cgroups,
     pulse::{Health, Pulse},
-    watch::Watches,
+    sniffer::Watches,
 };
 use crate::{
     bpf::{Walker, Watcher},

@@ -109,7 +109,7 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Reads this process's mounts.
     pub(crate) fn read() -> Self {
-        // Without them no cgroup is known, and then the guards spare.
+        // Without them no cgroup is known, and then the guards skip.
         Self {
             mounts: bpf::cgroup2_mounts().unwrap_or_default(),
         }

@@ -183,13 +183,13 @@ fn outcome_of(of: &InHand, health: Health) -> Outcome {
 mod tests {
     use super::*;
     use crate::{
-        plan::{Guarded, by_hand},
+        plan::{Guarded, manual},
         policy::Step,
         snapshot::sample,
     };
 
     fn a_move(cookie: u64) -> Move {
-        by_hand(&sample::connection(cookie), Step::RESET_NOW, Guarded::No).unwrap()
+        manual(&sample::connection(cookie), Step::RESET_NOW, Guarded::No).unwrap()
     }
 
     fn at_work(cookies: &[u64]) -> Pulse {

@@ -13,7 +13,7 @@ use super::{
     table::{age, size},
 };
 use crate::{
-    plan::{Effort, Explanation, Reason, Standing, Test, Verdict},
+    plan::{Explanation, FillTest, LoadComparison, Reason, Test, Verdict},
     snapshot::{ServiceName, Snapshot},
 };
 
@@ -104,14 +104,14 @@ pub fn explanation_table(
             Verdict::Move(chosen) => {
                 let place = explained.decision.place.unwrap_or_default();
                 let mode = chosen.mode().as_str();
-                let heard = if chosen.is_watched() {
+                let heard = if chosen.is_sniffed() {
                     ", once it is heard to speak HTTP/1"
                 } else {
                     ""
                 };
                 format!("move ({mode}), number {place} of those to move{heard}")
             }
-            Verdict::Spared(spared) => format!("spared({}): {spared}", spared.as_str()),
+            Verdict::SkipReason(skipped) => format!("skipped({}): {skipped}", skipped.as_str()),
         },
     )?;
     explained
@@ -168,7 +168,7 @@ struct BalanceItem {
 }
 
 impl BalanceItem {
-    fn of(standing: Standing) -> Self {
+    fn of(standing: LoadComparison) -> Self {
         Self {
             unit: load_unit(standing.by),
             endpoints: standing.endpoints,
@@ -200,7 +200,7 @@ struct EffortItem {
 }
 
 impl EffortItem {
-    fn of(effort: &Effort) -> Self {
+    fn of(effort: &FillTest) -> Self {
         Self {
             moves: effort.moves,
             missing_percent: effort.missing_percent(),
@@ -270,7 +270,7 @@ pub fn explanation(
     write_json(out, notation, "Explanation", snapshot, origin, body)
 }
 
-fn effort_text(effort: &Effort) -> String {
+fn effort_text(effort: &FillTest) -> String {
     format!(
         "{} since the emptiest endpoint lacked {} % of the mean",
         effort.moves,

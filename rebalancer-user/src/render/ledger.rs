@@ -13,7 +13,7 @@ use super::{
     read::{ReadError, check_kind, parse, quoted},
 };
 use crate::{
-    plan::{Entries, History, Ledger, Level, Outcome, Spender},
+    plan::{Charge, Entries, History, Ledger, Level, Outcome},
     policy::RuleName,
     snapshot::{Bytes, Cookie, KernelTime},
 };
@@ -134,10 +134,10 @@ impl LedgerItem {
             enforced,
             attempts,
         } = ledger.entries();
-        let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
+        let spent = |all: Vec<(KernelTime, Cookie, Charge)>| {
             all.into_iter().map(|(t, c, by)| began(c, t, &by))
         };
-        let flying = |(c, t, by): (Cookie, KernelTime, Spender)| began(c, t, &by);
+        let flying = |(c, t, by): (Cookie, KernelTime, Charge)| began(c, t, &by);
         Self {
             in_flight: in_flight.into_iter().map(flying).collect(),
             ended: ended.into_iter().map(ended_item).collect(),
@@ -163,7 +163,7 @@ impl LedgerItem {
     pub(super) fn ledger(&self, above: &str) -> Result<Ledger, ReadError> {
         let spent = |field: &str, items: &[BeganItem]| {
             each(items, above, field, |item, path| {
-                let by = item.by.spender(path)?;
+                let by = item.by.charge(path)?;
                 Ok((KernelTime(item.began_nanoseconds), id(&item.id, path)?, by))
             })
         };
@@ -215,7 +215,7 @@ fn enforced_item((rule, since): &(RuleName, KernelTime)) -> EnforcedItem {
     }
 }
 
-fn began(cookie: Cookie, began: KernelTime, by: &Spender) -> BeganItem {
+fn began(cookie: Cookie, began: KernelTime, by: &Charge) -> BeganItem {
     BeganItem {
         id: cookie.to_string(),
         began_nanoseconds: began.0,

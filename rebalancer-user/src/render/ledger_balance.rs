@@ -11,7 +11,7 @@ use super::{
     read::{ReadError, quoted},
 };
 use crate::{
-    plan::{Awaited, Back, Flow, Group, Spender, Stage, Sum, Test, Whom},
+    plan::{Charge, Fate, Flow, Group, PendingReturn, Reappearance, Subject, Sum, Test},
     policy::RuleName,
     snapshot::{CgroupId, Cookie, EndpointKey, KernelTime, Netns, ServiceName},
 };
@@ -111,12 +111,16 @@ pub(super) struct SheddingItem {
     endpoint: EndpointRef,
 }
 
-const STAGES: [Stage; 4] = [Stage::There, Stage::Away, Stage::Returned, Stage::Elsewhere];
+const STAGES: [Fate; 4] = [Fate::There, Fate::Away, Fate::Returned, Fate::Elsewhere];
 
-const BACKS: [Back; 3] = [Back::Returned, Back::Elsewhere, Back::Unseen];
+const BACKS: [Reappearance; 3] = [
+    Reappearance::Returned,
+    Reappearance::Elsewhere,
+    Reappearance::Unseen,
+];
 
 impl SpenderItem {
-    pub(super) fn of(by: &Spender) -> Self {
+    pub(super) fn of(by: &Charge) -> Self {
         Self {
             rule: by.rule.to_string(),
             namespace: by.namespace.clone(),
@@ -132,9 +136,9 @@ impl SpenderItem {
         }
     }
 
-    pub(super) fn spender(&self, path: &str) -> Result<Spender, ReadError> {
+    pub(super) fn charge(&self, path: &str) -> Result<Charge, ReadError> {
         let stage = STAGES.into_iter().find(|s| s.as_str() == self.stage);
-        Ok(Spender {
+        Ok(Charge {
             rule: rule(&self.rule, path)?,
             namespace: self.namespace.clone(),
             group: self.group.group(path)?.into(),
@@ -195,36 +199,36 @@ impl FlowItem {
 }
 
 impl AwaitedItem {
-    pub(super) fn of(awaited: &Awaited) -> Self {
+    pub(super) fn of(awaited: &PendingReturn) -> Self {
         Self {
             id: awaited.cookie.to_string(),
             began_nanoseconds: awaited.began.0,
             ended_nanoseconds: awaited.ended.0,
             seen: awaited.seen.map(|back| back.as_str().to_owned()),
-            by: SpenderItem::of(&awaited.spender),
+            by: SpenderItem::of(&awaited.charge),
         }
     }
 
-    pub(super) fn awaited(&self, path: &str) -> Result<Awaited, ReadError> {
+    pub(super) fn awaited(&self, path: &str) -> Result<PendingReturn, ReadError> {
         let back = |word: &String| {
             let known = BACKS.into_iter().find(|back| back.as_str() == word);
             known.ok_or_else(|| unknown(path, "seen", word))
         };
-        Ok(Awaited {
+        Ok(PendingReturn {
             ended: KernelTime(self.ended_nanoseconds),
             cookie: id(&self.id, path)?,
             began: KernelTime(self.began_nanoseconds),
-            spender: self.by.spender(&format!("{path}.by"))?,
+            charge: self.by.charge(&format!("{path}.by"))?,
             seen: self.seen.as_ref().map(back).transpose()?,
         })
     }
 }
 
 impl ReturnItem {
-    pub(super) fn of((whom, endpoint, test): &(Whom, EndpointKey, Test)) -> Self {
+    pub(super) fn of((whom, endpoint, test): &(Subject, EndpointKey, Test)) -> Self {
         let (client, rule) = match whom {
-            Whom::Client(client) => (Some(*client), None),
-            Whom::Rule(rule) => (None, Some(rule.to_string())),
+            Subject::Client(client) => (Some(*client), None),
+            Subject::Rule(rule) => (None, Some(rule.to_string())),
         };
         Self {
             client,
@@ -241,10 +245,10 @@ impl ReturnItem {
         }
     }
 
-    pub(super) fn test(&self, path: &str) -> Result<(Whom, EndpointKey, Test), ReadError> {
+    pub(super) fn test(&self, path: &str) -> Result<(Subject, EndpointKey, Test), ReadError> {
         let whom = match (self.client, &self.rule) {
-            (Some(client), None) => Whom::Client(client),
-            (None, Some(text)) => Whom::Rule(rule(text, path)?),
+            (Some(client), None) => Subject::Client(client),
+            (None, Some(text)) => Subject::Rule(rule(text, path)?),
             _ => {
                 return Err(ReadError::Value {
                     path: path.to_owned(),

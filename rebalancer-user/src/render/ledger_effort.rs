@@ -8,7 +8,7 @@ use super::{
     read::ReadError,
 };
 use crate::{
-    plan::{Effort, Group},
+    plan::{FillTest, Group},
     policy::RuleName,
     snapshot::KernelTime,
 };
@@ -35,7 +35,7 @@ pub(super) struct EffortItem {
 }
 
 impl EffortItem {
-    pub(super) fn of((rule, group, effort): &(RuleName, Group, Effort)) -> Self {
+    pub(super) fn of((rule, group, effort): &(RuleName, Group, FillTest)) -> Self {
         Self {
             rule: rule.to_string(),
             group: GroupItem::of(group),
@@ -54,8 +54,8 @@ impl EffortItem {
         }
     }
 
-    pub(super) fn effort(&self, path: &str) -> Result<(RuleName, Group, Effort), ReadError> {
-        let effort = Effort {
+    pub(super) fn effort(&self, path: &str) -> Result<(RuleName, Group, FillTest), ReadError> {
+        let effort = FillTest {
             endpoints: self.endpoints.iter().map(endpoint).collect(),
             siblings: self.siblings,
             lacked: KernelTime(self.lacked_nanoseconds),
@@ -83,14 +83,14 @@ mod tests {
         snapshot::ServiceName,
     };
 
-    fn any_effort() -> impl Strategy<Value = Effort> {
+    fn any_effort() -> impl Strategy<Value = FillTest> {
         (
             btree_set(any_key(), 0..4),
             any::<[u32; 2]>(),
             any::<[u64; 8]>(),
             any::<bool>(),
         )
-            .prop_map(|(endpoints, [siblings, holds], n, again)| Effort {
+            .prop_map(|(endpoints, [siblings, holds], n, again)| FillTest {
                 endpoints,
                 siblings,
                 missing: n[0],
@@ -110,7 +110,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(effort in any_effort(), named: bool, port: u16) {
             let service = named.then(|| ServiceName { namespace: "shop".into(), name: "web".into() });
-            let efforts = vec![(RuleName::by_hand(), Group { service, port }, effort)];
+            let efforts = vec![(RuleName::manual(), Group { service, port }, effort)];
             let ledger = Ledger::from_entries(Entries { efforts, ..Entries::default() });
             let text = serde_json::to_string(&super::super::ledger::LedgerItem::of(&ledger)).unwrap();
             let item: super::super::ledger::LedgerItem = serde_json::from_str(&text).unwrap();

@@ -14,7 +14,7 @@ use super::{
     table::{table, write as write_table},
 };
 use crate::{
-    plan::{Outcome, Spared},
+    plan::{Outcome, SkipReason},
     snapshot::{Connection, Cookie, Snapshot},
 };
 
@@ -27,7 +27,7 @@ pub struct Moved<'a> {
     pub connection: Option<&'a Connection>,
     /// What became of it.
     pub end: End,
-    /// Guards that would have spared it and were ignored, in words.
+    /// Guards that would have skipped it and were ignored, in words.
     pub ignored: Vec<String>,
 }
 
@@ -36,8 +36,8 @@ pub struct Moved<'a> {
 pub enum End {
     /// No connection has this id.
     NotFound,
-    /// A guard spared it.
-    Spared(Spared),
+    /// A guard skipped it.
+    SkipReason(SkipReason),
     /// It would be moved, but this is a dry run.
     WouldMove,
     /// The move was made and ended so.
@@ -54,7 +54,7 @@ impl End {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NotFound => "notFound",
-            Self::Spared(_) => "spared",
+            Self::SkipReason(_) => "skipped",
             Self::WouldMove => "wouldMove",
             Self::Ended { outcome, .. } => outcome.as_str(),
         }
@@ -65,14 +65,14 @@ impl End {
         match self {
             Self::WouldMove => true,
             Self::Ended { outcome, .. } => matches!(outcome, Outcome::Closed | Outcome::Reset),
-            Self::NotFound | Self::Spared(_) => false,
+            Self::NotFound | Self::SkipReason(_) => false,
         }
     }
 
     fn detail(&self) -> String {
         match self {
             Self::NotFound => "no connection has this id".to_owned(),
-            Self::Spared(spared) => spared.to_string(),
+            Self::SkipReason(skipped) => skipped.to_string(),
             Self::WouldMove => "it would be moved".to_owned(),
             Self::Ended { outcome, .. } => format!("the move {outcome}"),
         }
@@ -111,7 +111,7 @@ struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<SocketAddr>,
     outcome: &'static str,
-    /// Why it is spared or refused, as a stable word.
+    /// Why it is skipped or refused, as a stable word.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     detail: String,
@@ -139,7 +139,7 @@ fn item(one: &Moved<'_>) -> Item {
         peer: one.connection.map(|c| c.remote),
         outcome: one.end.as_str(),
         cause: match &one.end {
-            End::Spared(spared) => Some(spared.as_str()),
+            End::SkipReason(skipped) => Some(skipped.as_str()),
             End::Ended {
                 outcome: Outcome::Refused(guard),
                 ..

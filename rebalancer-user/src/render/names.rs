@@ -98,7 +98,7 @@ pub(super) fn who_item(who: &Who) -> (Option<PodItem>, bool) {
     (pod, *who == Who::Unknown)
 }
 
-/// Back from JSON.
+/// Reappearance from JSON.
 ///
 /// # Errors
 /// The field that is no name, and what stands there: a name reaches terminals and logs.

@@ -17,12 +17,12 @@ use super::{
     table::{table, write as write_table},
 };
 use crate::{
-    plan::{Decision, Move, Outlook, Plan, Ramp, Reason, Recall, Verdict},
+    plan::{Decision, Forecast, Move, Plan, Ramp, Reason, Recall, Verdict},
     policy::{AtEnd, By, Step, When},
     snapshot::{Connection, Cookie, Naming, Snapshot},
 };
 
-/// The moves in their order, what is spared in sums, and how long it takes.
+/// The moves in their order, what is skipped in sums, and how long it takes.
 pub fn plan_table(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Result<()> {
     let known = by_cookie(snapshot);
     let named = snapshot.naming != Naming::Off;
@@ -83,7 +83,10 @@ pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::
         };
         let (verdict, why) = match &decision.verdict {
             Verdict::Move(chosen) => ("move".to_owned(), chosen.why()),
-            Verdict::Spared(spared) => (format!("spared({})", spared.as_str()), spared.to_string()),
+            Verdict::SkipReason(skipped) => (
+                format!("skipped({})", skipped.as_str()),
+                skipped.to_string(),
+            ),
         };
         all.add_row([
             decision.place.map_or("-".to_owned(), |n| n.to_string()),
@@ -107,12 +110,14 @@ pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::
 }
 
 fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()> {
-    let spared = plan.spared();
-    if !spared.is_empty() {
+    let skipped = plan.skipped();
+    if !skipped.is_empty() {
         let mut sums = table(&["SPARED", "CONNECTIONS", "FOR EXAMPLE"], 1..2);
-        for (cause, count) in spared {
+        for (cause, count) in skipped {
             let example = plan.decisions().iter().find_map(|d| match &d.verdict {
-                Verdict::Spared(spared) if spared.as_str() == cause => Some(spared.to_string()),
+                Verdict::SkipReason(skipped) if skipped.as_str() == cause => {
+                    Some(skipped.to_string())
+                }
                 _ => None,
             });
             sums.add_row([
@@ -129,18 +134,18 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     }
     let overdue = plan.overdue();
     writeln!(out, "{connections} connections, {overdue} overdue")?;
-    if plan.outlooks().is_empty() {
+    if plan.forecasts().is_empty() {
         return writeln!(out, "nothing to move");
     }
-    for outlook in plan.outlooks() {
-        writeln!(out, "{outlook}")?;
+    for forecast in plan.forecasts() {
+        writeln!(out, "{forecast}")?;
     }
     // Not all that would be moved by TCP's word may be: the operator should not wonder.
-    match plan.moves().filter(|chosen| chosen.is_watched()).count() {
+    match plan.moves().filter(|chosen| chosen.is_sniffed()).count() {
         0 => Ok(()),
         watched => writeln!(
             out,
-            "{watched} of those now only once heard to speak HTTP/1: their rules have no sessionState"
+            "{watched} of those now only once heard to speak HTTP/1: their rules have no onReconnect"
         ),
     }
 }
@@ -150,11 +155,11 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
 struct PlanBody<'a> {
     overdue: u64,
     budget_left: u64,
-    outlooks: Vec<OutlookItem>,
+    forecasts: Vec<OutlookItem>,
     /// Moves under way that are not to be made any more.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     recalls: Vec<RecallItem>,
-    spared: BTreeMap<&'static str, u64>,
+    skipped: BTreeMap<&'static str, u64>,
     items: Vec<DecisionItem<'a>>,
 }
 
@@ -194,7 +199,7 @@ pub(super) struct DecisionItem<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod: Option<&'a str>,
     verdict: &'static str,
-    /// Why it is spared, as a stable word.
+    /// Why it is skipped, as a stable word.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     why: String,
@@ -248,9 +253,9 @@ pub fn plan(
     let body = PlanBody {
         overdue: plan.overdue(),
         budget_left: plan.budget_left(),
-        outlooks: plan.outlooks().iter().map(outlook_item).collect(),
+        forecasts: plan.forecasts().iter().map(outlook_item).collect(),
         recalls: plan.recalls().iter().map(recall_item).collect(),
-        spared: plan.spared(),
+        skipped: plan.skipped(),
         items: in_order(plan)
             .into_iter()
             .map(|decision| decision_item(decision, known.get(&decision.cookie).copied()))
@@ -267,16 +272,16 @@ fn recall_item(Recall { cookie, why }: &Recall) -> RecallItem {
     }
 }
 
-fn outlook_item(outlook: &Outlook) -> OutlookItem {
+fn outlook_item(forecast: &Forecast) -> OutlookItem {
     OutlookItem {
-        mode: outlook.mode.as_str(),
-        chosen: outlook.chosen,
-        now: outlook.now,
-        per_window: outlook.per_window,
-        window_nanoseconds: nanoseconds(outlook.window),
-        lasts_nanoseconds: nanoseconds(outlook.lasts),
-        ramp_parts: outlook.ramp.map(Ramp::parts),
-        text: outlook.to_string(),
+        mode: forecast.mode.as_str(),
+        chosen: forecast.chosen,
+        now: forecast.now,
+        per_window: forecast.per_window,
+        window_nanoseconds: nanoseconds(forecast.window),
+        lasts_nanoseconds: nanoseconds(forecast.lasts),
+        ramp_parts: forecast.ramp.map(Ramp::parts),
+        text: forecast.to_string(),
     }
 }
 
@@ -286,7 +291,7 @@ pub(super) fn decision_item<'a>(
 ) -> DecisionItem<'a> {
     let (verdict, cause, why, chosen) = match &decision.verdict {
         Verdict::Move(chosen) => ("Move", None, chosen.why(), Some(move_item(chosen))),
-        Verdict::Spared(spared) => ("Spare", Some(spared.as_str()), spared.to_string(), None),
+        Verdict::SkipReason(skipped) => ("Skip", Some(skipped.as_str()), skipped.to_string(), None),
     };
     DecisionItem {
         id: decision.cookie.to_string(),
@@ -297,7 +302,7 @@ pub(super) fn decision_item<'a>(
         place: decision.place,
         pod: match &decision.verdict {
             Verdict::Move(chosen) => chosen.pod(),
-            Verdict::Spared(_) => None,
+            Verdict::SkipReason(_) => None,
         },
         verdict,
         cause,
@@ -312,10 +317,10 @@ fn move_item(chosen: &Move) -> MoveItem {
         reasons: chosen.reasons().iter().map(|r| reason_item(*r)).collect(),
         steps: chosen.steps().iter().map(|step| step_item(*step)).collect(),
         at_end: match chosen.at_end() {
-            AtEnd::Spare => "Spare",
+            AtEnd::Skip => "Skip",
             AtEnd::ResetNow => "ResetNow",
         },
-        only_http1: chosen.is_watched(),
+        only_http1: chosen.is_sniffed(),
     }
 }
 
@@ -368,7 +373,7 @@ fn in_order(plan: &Plan) -> Vec<&Decision> {
     let mut decisions: Vec<&Decision> = plan.decisions().iter().collect();
     decisions.sort_by_key(|d| (d.place.is_none(), d.place, d.cookie));
     // Two modes have two budgets, so one may wait while one of a later place moves: moves first.
-    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::Spared(_)));
+    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::SkipReason(_)));
     decisions
 }
 
@@ -526,7 +531,7 @@ rules:
                     shown_by(&policy, &read.origin, &read.snapshot, &again)
                 );
                 let plan = decide(&policy, &snapshot, &ledger, snapshot.taken);
-                words.extend(plan.spared());
+                words.extend(plan.skipped());
                 for chosen in plan.moves() {
                     ledger.started(chosen, snapshot.taken);
                     ledger.ended(chosen.cookie(), Outcome::Reset, snapshot.taken);

@@ -55,7 +55,7 @@ pub(super) fn service_facts(snapshot: &Snapshot) -> Vec<ServiceFacts> {
     snapshot.services.iter().map(item).collect()
 }
 
-/// Back from JSON.
+/// Reappearance from JSON.
 ///
 /// # Errors
 /// The index and the field that is no name, or that names a Service again; and what stands there.

@@ -162,10 +162,10 @@ pub struct PassStatus {
     pub endpoints: usize,
     /// Moves chosen, or told in dry run.
     pub moves: usize,
-    /// Connections beyond their rule's limit that no guard spares.
+    /// Connections beyond their rule's limit that no guard skips.
     pub overdue: u64,
-    /// Connections spared, by the reason's word.
-    pub spared: BTreeMap<String, u64>,
+    /// Connections skipped, by the reason's word.
+    pub skipped: BTreeMap<String, u64>,
 }
 
 /// What bounds the records.
@@ -364,7 +364,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         )?;
     }
     if let Some(pass) = &status.last_pass {
-        line("spared", sums(&pass.spared, "none"))?;
+        line("skipped", sums(&pass.skipped, "none"))?;
         line(
             "to move",
             format!("{}, {} overdue", pass.moves, pass.overdue),
@@ -455,7 +455,7 @@ fn mode(mode: &ModeStatus) -> String {
         "podsWithoutNames" => {
             "there are pods on this node, and the API server is not asked about them: start it with \
              a token or --kubeconfig and --kubernetes=on, or with --kubernetes=off if nothing of \
-             Kubernetes is to spare them"
+             Kubernetes is to skip them"
                 .to_owned()
         }
         other => other.to_owned(),

@@ -37,9 +37,7 @@ fn policy(track: &str, rules: &str) -> String {
 }
 
 fn rule(matches: &str) -> String {
-    format!(
-        "{{name: by-cgroup, match: {{{matches}}}, limits: {{maxAge: 1ms}}, sessionState: Keeps}}"
-    )
+    format!("{{name: by-cgroup, match: {{{matches}}}, limits: {{maxAge: 1ms}}, onReconnect: Safe}}")
 }
 
 /// A server in a cgroup of its own, which is made for it.
@@ -212,12 +210,11 @@ fn what_is_in_a_cgroup_that_is_gone_is_spared_and_told_why() {
 
     // The rule behind would cover it; which is the first that does is not known.
     let named = rule(&format!("cgroups: ['{here}']"));
-    let any =
-        "{name: any, match: {ports: [{port: 80}]}, limits: {maxAge: 1ms}, sessionState: Keeps}";
+    let any = "{name: any, match: {ports: [{port: 80}]}, limits: {maxAge: 1ms}, onReconnect: Safe}";
     let mut agent = Agent::in_lab(&lab, &policy("", &format!("{named}, {any}")));
     let listed = agent.wait_for("listed", |line| line["message"] == "listed");
-    let spared = listed["spared"].as_str().unwrap();
-    assert!(spared.contains("cgroupUnknown"), "{listed:#}");
+    let skipped = listed["skipped"].as_str().unwrap();
+    assert!(skipped.contains("cgroupUnknown"), "{listed:#}");
     let c = &agent.connections(pod)[0];
     assert_eq!(c["cgroupPath"], Value::Null);
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What the process that holds a connection is, spares it.
+//! What the process that holds a connection is, skips it.
 
 use std::{
     fs,

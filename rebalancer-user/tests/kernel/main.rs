@@ -7,7 +7,6 @@
 )]
 
 mod balance;
-mod by_hand;
 mod bytes;
 mod cgroups;
 mod cost;
@@ -19,6 +18,7 @@ mod handshakes;
 mod interrupted;
 mod ipv6;
 mod life;
+mod manual;
 mod mechanisms;
 mod messages;
 mod metrics;
@@ -34,11 +34,11 @@ mod refused;
 mod reload;
 mod scale;
 mod server;
+mod sniffing;
 mod status;
 mod steps;
 mod support;
 mod top;
 mod tracking;
 mod walk;
-mod watch;
 mod without;

@@ -36,7 +36,7 @@ rules:
   match: {{ports: [{{port: {port}}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
   limits: {{{limits}}}
   jitter: 0%
-  sessionState: Keeps
+  onReconnect: Safe
   steps: [{steps}]
 ",
         lab.client_subnet()
@@ -274,7 +274,7 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     };
     mover.order(order).unwrap();
     assert_eq!(done.blocking_recv().unwrap().outcome, Outcome::GoneBefore);
-    request(&mut again, "/").expect("the one with the same addresses is spared");
+    request(&mut again, "/").expect("the one with the same addresses is skipped");
     request(&mut connect(&lab, pod.address()), "/").expect("the listener lives");
 }
 

@@ -1,4 +1,4 @@
-//! MPTCP: to destroy a subflow strands its connection, so it is spared on every step.
+//! MPTCP: to destroy a subflow strands its connection, so it is skipped on every step.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,8 +8,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    by_hand,
     guards::echoes,
+    manual,
     moves::{AT_ONCE, enforce, is_reset},
     server::{Kind, Server, mptcp_socket},
     support::{Agent, PATIENCE, REBALANCER, alone, connect, lab},
@@ -49,11 +49,11 @@ fn an_mptcp_connection_is_tracked_and_spared_and_a_plain_one_is_moved() {
         &["--step", "reset", "--ignore-guards"],
     ] {
         let arguments = [&["--when", "at-once", id], more].concat();
-        let out = by_hand::by_hand(&agent.pins, &arguments);
-        let item = &by_hand::items(&out)[0];
+        let out = manual::manual(&agent.pins, &arguments);
+        let item = &manual::items(&out)[0];
         assert_eq!(
             (&item["outcome"], &item["cause"]),
-            (&"spared".into(), &"mptcp".into()),
+            (&"skipped".into(), &"mptcp".into()),
             "{more:?}: {item}"
         );
     }

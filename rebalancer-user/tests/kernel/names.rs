@@ -117,13 +117,13 @@ kind: RebalancePolicy
 mode: Enforce
 interval: 200ms
 budget: {{perService: 100%, perEndpoint: 100%}}
-guards: {{minAge: 200ms, settle: 2s}}
+guards: {{minAge: 200ms, stabilizationWindow: 2s}}
 rules:
 - name: named
   match: {{{matches}}}
   limits: {{maxBytes: 1Mi}}
   jitter: 0%
-  sessionState: Keeps
+  onReconnect: Safe
   steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
 "
     )
@@ -135,8 +135,8 @@ fn make_heavy(stream: &mut std::net::TcpStream) {
     }
 }
 
-fn spared(line: &Value, word: &str) -> bool {
-    line["message"] == "listed" && line["spared"].as_str().is_some_and(|s| s.contains(word))
+fn skipped(line: &Value, word: &str) -> bool {
+    line["message"] == "listed" && line["skipped"].as_str().is_some_and(|s| s.contains(word))
 }
 
 #[test]
@@ -269,33 +269,33 @@ fn what_a_service_says_spares_until_it_says_otherwise() {
     let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
     let mut heavy = connect(&lab, lab.pod(0).address());
     make_heavy(&mut heavy);
-    agent.wait_for("alone", |line| spared(line, "\"minReadyEndpoints\": 1"));
+    agent.wait_for("alone", |line| skipped(line, "\"minReadyEndpoints\": 1"));
     let sticky = json!({"sessionAffinity": "ClientIP"});
     cluster.api.set("services", service("checkout", sticky));
-    agent.wait_for("sticky", |line| spared(line, "\"sessionAffinity\": 1"));
+    agent.wait_for("sticky", |line| skipped(line, "\"sessionAffinity\": 1"));
     cluster.api.set(
         "services",
         service("checkout", json!({"clusterIP": "None"})),
     );
-    agent.wait_for("headless", |line| spared(line, "\"headless\": 1"));
+    agent.wait_for("headless", |line| skipped(line, "\"headless\": 1"));
     let local = json!({"internalTrafficPolicy": "Local"});
     cluster.api.set("services", service("checkout", local));
     let two = [(&*only, NODE), ("elsewhere", "other")];
     cluster.api.set("endpointslices", slice("checkout", &two));
-    agent.wait_for("local", |line| spared(line, "\"localTraffic\": 1"));
+    agent.wait_for("local", |line| skipped(line, "\"localTraffic\": 1"));
     // Its client's own address is an endpoint's.
     let mut sibling = slice("checkout", &two);
     sibling["endpoints"][1]["addresses"] = json!([heavy.local_addr().unwrap().ip()]);
     cluster.api.set("endpointslices", sibling);
-    agent.wait_for("sibling", |line| spared(line, "\"siblingPeer\": 1"));
+    agent.wait_for("sibling", |line| skipped(line, "\"siblingPeer\": 1"));
     let mut http2 = slice("checkout", &two);
     http2["ports"][0]["appProtocol"] = "kubernetes.io/h2c".into();
     cluster.api.set("services", service("checkout", json!({})));
     cluster.api.set("endpointslices", http2);
-    agent.wait_for("HTTP/2", |line| spared(line, "\"http2\": 1"));
+    agent.wait_for("HTTP/2", |line| skipped(line, "\"http2\": 1"));
     let three = [two[0], two[1], ("third", "other")];
     cluster.api.set("endpointslices", slice("checkout", &three));
-    agent.wait_for("settling", |line| spared(line, "\"settling\": 1"));
+    agent.wait_for("stabilizing", |line| skipped(line, "\"stabilizing\": 1"));
     assert_eq!(agent.said("move").len(), 0);
     request(&mut heavy, "/").unwrap();
     agent.wait_for_move();
@@ -316,7 +316,7 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
     });
     let mut heavy = connect(&lab, lab.pod(0).address());
     make_heavy(&mut heavy);
-    agent.wait_for("spared", |line| spared(line, "staleFacts"));
+    agent.wait_for("skipped", |line| skipped(line, "staleFacts"));
     agent.wait_for_intervals(3);
     assert_eq!(agent.said("move").len(), 0);
     request(&mut heavy, "/").unwrap();
@@ -344,8 +344,8 @@ fn who_opts_out_or_is_not_known_is_spared() {
     let mut agent = cluster.agent(&lab, &policy("ports: [{port: 80}]"));
     let mut heavy = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
     heavy.iter_mut().for_each(make_heavy);
-    agent.wait_for("both spared", |line| {
-        spared(line, "\"optedOut\": 1") && spared(line, "\"unnamed\": 1")
+    agent.wait_for("both skipped", |line| {
+        skipped(line, "\"optedOut\": 1") && skipped(line, "\"unnamed\": 1")
     });
     // Both are named as they are, and then moved.
     for n in [0, 1] {
@@ -430,7 +430,7 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
     let cluster = Cluster::of(&lab);
     let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
     // Services settle anew after each start.
-    let policy = policy.replace("minAge: 200ms", "minAge: 200ms, settle: 1s");
+    let policy = policy.replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &policy).unwrap();
     let ours = cluster.arguments();

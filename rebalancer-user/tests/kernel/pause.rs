@@ -15,7 +15,10 @@ const PATIENT: &str = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";
 
 fn in_flight(agent: &mut Agent) {
     agent.wait_for("a move under way", |l| {
-        l["message"] == "listed" && l["spared"].as_str().is_some_and(|s| s.contains("inFlight"))
+        l["message"] == "listed"
+            && l["skipped"]
+                .as_str()
+                .is_some_and(|s| s.contains("inFlight"))
     });
 }
 

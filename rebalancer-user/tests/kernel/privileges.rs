@@ -60,7 +60,7 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     let mut policy = enforce(&lab, 80, "maxBytes: 1Mi", CLOSE);
     if !vouched {
-        policy = policy.replace("  sessionState: Keeps\n", "");
+        policy = policy.replace("  onReconnect: Safe\n", "");
     }
     file.write_all(policy.as_bytes()).unwrap();
     let pins = own_pins();
@@ -93,7 +93,7 @@ fn without_sight_of_cgroups_nothing_is_heard_and_the_doctor_says_why() {
     let _alone = alone();
     let mut few = capabilities();
     few.retain(|name| name != SIGHT);
-    refused(&close_by(&few, false), "cannotBeHeard");
+    refused(&close_by(&few, false), "cannotSniff");
     // Who holds it is seen all the same, and what a rule vouches for is moved.
     assert_eq!(close_by(&few, true)["outcome"], "closed");
     let doctor = with_only(&few, REBALANCER).arg("doctor").output().unwrap();

@@ -92,7 +92,7 @@ rules:
   match: {{ports: [{{port: 80}}]}}
   limits: {{maxAge: 2s}}
   jitter: 0%
-  sessionState: Keeps
+  onReconnect: Safe
   steps: [{{step: Reset, when: Quiet, idleFor: {idle}, timeout: 5m}}]
 "
         )
@@ -105,7 +105,10 @@ rules:
     let mut stream = connect(&lab, lab.pod(0).address());
     request(&mut stream, "/").unwrap();
     agent.wait_for("a move under way", |l| {
-        l["message"] == "listed" && l["spared"].as_str().is_some_and(|s| s.contains("inFlight"))
+        l["message"] == "listed"
+            && l["skipped"]
+                .as_str()
+                .is_some_and(|s| s.contains("inFlight"))
     });
 
     fs::write(&file, policy("DryRun", "30s")).unwrap();

@@ -50,7 +50,7 @@ pub enum Kind {
     /// own descriptor. SIGPIPE would kill it, not the program.
     Inetd,
     /// It speaks HTTP/1, and pauses amid its answers: see [`answer_to`].
-    Speaks,
+    Verdict,
     /// The same, with a filter of its own on each connection.
     Filters,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
@@ -77,7 +77,7 @@ impl Kind {
         Self::Mptcp,
         Self::HandsOver,
         Self::Inetd,
-        Self::Speaks,
+        Self::Verdict,
         Self::Filters,
         Self::Sends,
     ];
@@ -221,7 +221,7 @@ fn serve(stream: TcpStream, kind: Kind) {
         }
         Kind::Inetd => start_program(stream),
         Kind::Sends => send(stream),
-        Kind::Speaks => speak(stream),
+        Kind::Verdict => speak(stream),
         Kind::Filters => {
             filter(&stream);
             speak(stream);
@@ -252,14 +252,14 @@ fn answer(mut stream: TcpStream, kind: Kind) {
     }
 }
 
-/// How long a [`Kind::Speaks`] server pauses before each piece of an answer: longer than it takes to
+/// How long a [`Kind::Verdict`] server pauses before each piece of an answer: longer than it takes to
 /// be quiet.
 pub const PAUSE: Duration = Duration::from_millis(300);
 
 /// What is behind the head of `/file`, sent by sendfile in two pieces.
 pub const FILE: usize = 1 << 20;
 
-/// The pieces of a [`Kind::Speaks`] server's answer.
+/// The pieces of a [`Kind::Verdict`] server's answer.
 pub fn answer_to(target: &str) -> &'static [&'static str] {
     match target {
         "/sized" => &[

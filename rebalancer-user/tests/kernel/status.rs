@@ -55,15 +55,15 @@ fn a_dry_run_tells_its_mode_and_what_it_would_move() {
     assert_eq!(status["mode"]["effective"], "DryRun");
     assert_eq!(status["mode"]["limitedBy"], serde_json::json!(["policy"]));
     // Those of the machine that are older than the agent are adopted, and of no rule.
-    let spared = &status["lastPass"]["spared"];
-    let all: u64 = spared
+    let skipped = &status["lastPass"]["skipped"];
+    let all: u64 = skipped
         .as_object()
         .unwrap()
         .values()
         .filter_map(Value::as_u64)
         .sum();
     assert_eq!(status["lastPass"]["connections"], all, "{status:#}");
-    assert_eq!(status["lastPass"]["spared"]["dryRun"], 1, "{status:#}");
+    assert_eq!(status["lastPass"]["skipped"]["dryRun"], 1, "{status:#}");
     assert_eq!(status["toldInDryRun"], 1);
     assert_eq!(status["budgets"][0]["mode"], "DryRun");
     assert_eq!(status["budgets"][0]["used"], 1);
@@ -161,7 +161,7 @@ fn a_live_plan_is_what_the_agent_would_do_and_its_replay_is_the_same() {
         if form == "json" {
             let plan: Value = serde_json::from_str(&text).unwrap();
             assert_eq!(plan["budgetLeft"], 0, "{plan:#}");
-            assert_eq!(plan["spared"]["budget"], 1, "{plan:#}");
+            assert_eq!(plan["skipped"]["budget"], 1, "{plan:#}");
         }
     }
     let other = folder.path().join("other");

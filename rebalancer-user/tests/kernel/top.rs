@@ -74,8 +74,8 @@ fn a_terminal_shows_endpoints_and_is_given_back() {
         .collect();
     request(&mut streams[0], "/").unwrap();
     agent.wait_for("moves under way", |line| {
-        let spared = line["spared"].as_str().unwrap_or_default();
-        line["message"] == "listed" && spared.contains("\"inFlight\": 3")
+        let skipped = line["skipped"].as_str().unwrap_or_default();
+        line["message"] == "listed" && skipped.contains("\"inFlight\": 3")
     });
     agent.wait_for_intervals(1);
 

@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub use addresses::{MAX_PODS, PORT};
 pub use host::Host;
 pub use pod::{BLOB_BYTES, Counts, Pod};
-pub use slot::{PodState, Slot, Standing, State, remove_unused};
+pub use slot::{LabState, PodState, Slot, State, remove_unused};
 
 use addresses::Addresses;
 use rules::Service;

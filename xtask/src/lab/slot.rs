@@ -57,7 +57,7 @@ pub struct PodState {
 
 /// What has become of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum LabState {
     /// Its owner lives.
     InUse,
     /// It was left up on purpose.
@@ -102,14 +102,14 @@ impl Slot {
         Ok(slots)
     }
 
-    pub fn standing(self) -> Result<Standing> {
+    pub fn standing(self) -> Result<LabState> {
         let lock =
             File::open(self.folder()).with_context(|| self.folder().display().to_string())?;
         Ok(
             match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Err(_) => Standing::InUse,
-                Ok(()) if self.folder().join(KEPT).exists() => Standing::Kept,
-                Ok(()) => Standing::Abandoned,
+                Err(_) => LabState::InUse,
+                Ok(()) if self.folder().join(KEPT).exists() => LabState::Kept,
+                Ok(()) => LabState::Abandoned,
             },
         )
     }
@@ -156,7 +156,7 @@ impl Claim {
             bail!("the lab makes network namespaces and cgroups: run it as root");
         }
         let _turn = turn()?;
-        remove(|standing| standing == Standing::Abandoned)?;
+        remove(|standing| standing == LabState::Abandoned)?;
         for number in 1..=u8::MAX {
             let slot = Slot(number);
             match DirBuilder::new().create(slot.folder()) {
@@ -207,11 +207,11 @@ impl Drop for Claim {
 /// Removes labs that nobody uses; returns which.
 pub fn remove_unused() -> Result<Vec<Slot>> {
     let _turn = turn()?;
-    remove(|standing| standing != Standing::InUse)
+    remove(|standing| standing != LabState::InUse)
 }
 
 /// With the turn held: removes the labs whose standing is `wanted`.
-fn remove(wanted: impl Fn(Standing) -> bool) -> Result<Vec<Slot>> {
+fn remove(wanted: impl Fn(LabState) -> bool) -> Result<Vec<Slot>> {
     let mut removed = Vec::new();
     for slot in Slot::all().context(STATE)? {
         // One that has just been removed has no standing.

@@ -27,9 +27,9 @@ impl Column {
     fn forced(self) -> &'static str {
         match self {
             Self::Defaults => "",
-            Self::Close => "  sessionState: Loses\n  steps: [{step: Close, timeout: 5s}]\n",
-            Self::AtOnce => "  sessionState: Loses\n  steps: [{step: Reset, when: AtOnce}]\n",
-            Self::Quiet => "  sessionState: Loses\n  steps: [{step: Reset, timeout: 5s}]\n",
+            Self::Close => "  onReconnect: LosesState\n  steps: [{step: Close, timeout: 5s}]\n",
+            Self::AtOnce => "  onReconnect: LosesState\n  steps: [{step: Reset, when: AtOnce}]\n",
+            Self::Quiet => "  onReconnect: LosesState\n  steps: [{step: Reset, timeout: 5s}]\n",
         }
     }
 

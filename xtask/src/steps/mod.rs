@@ -1,6 +1,6 @@
 //! `cargo xtask test steps`: what each step does to real servers and their clients, as a table.
 //! A column has a pod and an agent of its own, so that all columns of a row are measured at once
-//! and alike. It fails if the defaults lose what they must spare, or a server dies.
+//! and alike. It fails if the defaults lose what they must skip, or a server dies.
 
 mod columns;
 mod ground;
@@ -69,8 +69,8 @@ enum Defaults {
     Moves,
     /// Wait, as there is no quiet moment.
     Waits,
-    /// Spare, by a guard that the policy can lift.
-    Spares(&'static str),
+    /// Skip, by a guard that the policy can lift.
+    Skips(&'static str),
     /// Move none, as nothing is heard of it; a policy can lift that.
     Stays,
     /// Refuse, by what it hears; a policy can lift that too.
@@ -203,7 +203,7 @@ impl<'a> Bench<'a> {
         }
         let rest = Instant::now() + MOVING;
         let mut seen = Vec::new();
-        let mut spared = Vec::new();
+        let mut skipped = Vec::new();
         let mut survived = Vec::new();
         let folders: Vec<_> = running.iter().map(|r| r.folder().to_owned()).collect();
         std::thread::scope(|scope| -> Result<()> {
@@ -220,7 +220,7 @@ impl<'a> Bench<'a> {
             let clients: Vec<_> = clients.collect();
             std::thread::sleep(rest.saturating_duration_since(Instant::now()));
             for place in &self.places {
-                spared.push(place.agent.spared()?);
+                skipped.push(place.agent.skipped()?);
                 let Situation { rule, port, .. } = situation;
                 place
                     .agent
@@ -239,16 +239,16 @@ impl<'a> Bench<'a> {
         })?;
         // The clients have gone, and with them whatever still waited for a quiet moment.
         std::thread::sleep(Duration::from_millis(500));
-        let parts = self.places.iter().zip(survived).zip(seen).zip(spared);
-        let cells = parts.map(|(((place, survived), seen), mut spared)| {
+        let parts = self.places.iter().zip(survived).zip(seen).zip(skipped);
+        let cells = parts.map(|(((place, survived), seen), mut skipped)| {
             for cause in ["noRule", "withinLimits", "minAge", "inFlight"] {
-                spared.remove(cause);
+                skipped.remove(cause);
             }
             let log = place.agent.log();
             let outcomes = log.outcomes(situation.rule).into_iter();
             Ok(Cell {
                 outcomes: outcomes.map(|(o, n)| (o.to_owned(), n)).collect(),
-                spared,
+                skipped,
                 seen,
                 survived,
             })

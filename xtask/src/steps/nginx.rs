@@ -44,7 +44,7 @@ const SIDE_BY_SIDE: Situation = Situation {
     rule: "nginx-grpc",
     port: GRPC,
     lost: "calls failed",
-    defaults: Defaults::Spares("statefulPort"),
+    defaults: Defaults::Skips("statefulPort"),
     ever_quiet: true,
     run: http2,
 };

@@ -8,8 +8,8 @@ use super::{Defaults, Situation, columns::Column, tally::Seen};
 pub(super) struct Cell {
     /// The moves, by outcome.
     pub(super) outcomes: BTreeMap<String, u64>,
-    /// What the plan spared, by cause.
-    pub(super) spared: BTreeMap<String, u64>,
+    /// What the plan skipped, by cause.
+    pub(super) skipped: BTreeMap<String, u64>,
     pub(super) seen: Seen,
     pub(super) survived: bool,
 }
@@ -33,9 +33,9 @@ impl Cell {
             return outcomes.join(", ");
         }
         // What is still young says nothing.
-        let causes = self.spared.iter().max_by_key(|(_, count)| **count);
+        let causes = self.skipped.iter().max_by_key(|(_, count)| **count);
         causes.map_or("nothing moved".to_owned(), |(cause, _)| {
-            format!("spared: `{cause}`")
+            format!("skipped: `{cause}`")
         })
     }
 
@@ -111,11 +111,11 @@ impl Row {
             }
             // Connections that the client's pool keeps beside may well be moved.
             Defaults::Waits => must(cell.seen.lost == 0, nothing),
-            Defaults::Spares(cause) => {
-                must(cell.outcomes.is_empty(), "it was not spared");
+            Defaults::Skips(cause) => {
+                must(cell.outcomes.is_empty(), "it was not skipped");
                 // The plan is not always able to tell: its listing may come out empty.
-                let told = cell.spared.is_empty() || cell.spared.contains_key(cause);
-                must(told, "spared for another cause");
+                let told = cell.skipped.is_empty() || cell.skipped.contains_key(cause);
+                must(told, "skipped for another cause");
                 must(cell.seen.lost == 0, nothing);
             }
             Defaults::Stays => {
@@ -156,11 +156,11 @@ pub(super) fn head() -> String {
 mod tests {
     use super::*;
 
-    fn cell(outcome: Option<(&str, u64)>, spared: &str, lost: u64) -> Cell {
+    fn cell(outcome: Option<(&str, u64)>, skipped: &str, lost: u64) -> Cell {
         let one = |key: &str, count| (key.to_owned(), count);
         Cell {
             outcomes: outcome.map(|(key, n)| one(key, n)).into_iter().collect(),
-            spared: [one(spared, 20)].into(),
+            skipped: [one(skipped, 20)].into(),
             seen: Seen {
                 done: 100,
                 lost,
@@ -183,7 +183,7 @@ mod tests {
         let text = row(cell(None, "statefulPort", 0)).to_string();
         assert_eq!(
             text,
-            "| Redis, SUBSCRIBE (redis-rs) | spared: `statefulPort`; 0 of 100 messages missed | \
+            "| Redis, SUBSCRIBE (redis-rs) | skipped: `statefulPort`; 0 of 100 messages missed | \
              20 reset; 20 of 120 messages missed | 20 reset; 20 of 120 messages missed | \
              20 reset; 20 of 120 messages missed |"
         );

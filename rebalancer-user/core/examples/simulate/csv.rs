@@ -21,8 +21,8 @@ pub(crate) struct Row {
     pub(crate) worst_client: Spread,
     pub(crate) last_move: Spread,
     pub(crate) hottest: Spread,
-    /// For what most connections were spared, and its share.
-    pub(crate) spared: String,
+    /// For what most connections were skipped, and its share.
+    pub(crate) skipped: String,
 }
 
 impl Row {
@@ -50,7 +50,7 @@ impl Row {
             worst_client: spread(|m| m.worst_client),
             last_move: spread(|m| m.last_move),
             hottest: spread(|m| m.hottest),
-            spared: spared(played),
+            skipped: skipped(played),
         }
     }
 
@@ -64,9 +64,9 @@ impl Row {
     }
 }
 
-fn spared(played: &Played<'_>) -> String {
+fn skipped(played: &Played<'_>) -> String {
     let mut counts = std::collections::BTreeMap::new();
-    for (why, count) in played.runs.iter().flat_map(|run| &run.spared) {
+    for (why, count) in played.runs.iter().flat_map(|run| &run.skipped) {
         *counts.entry(*why).or_insert(0_u64) += count;
     }
     let all: u64 = counts.values().sum();

@@ -40,7 +40,7 @@ pub(crate) fn of(rows: &[Row]) -> Table {
             format!("{:.0} %", 100.0 * row.worst_client.mean),
             format!("{:.0} s", row.last_move.most),
             format!("{:.2}", row.hottest.mean),
-            row.spared.clone(),
+            row.skipped.clone(),
         ]);
     }
     for column in table.column_iter_mut().skip(2).take(10) {

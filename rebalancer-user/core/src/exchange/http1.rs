@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use httparse::{EMPTY_HEADER, Header, Request, Response, Status, parse_chunk_size};
 
-use super::{Direction, Stop, beginning::beginning, stream::Reader};
+use super::{Direction, Stop, first_bytes::first_bytes, stream::Reader};
 
 /// The longest head of a message, and its most fields.
 const MOST_HEAD: usize = 64 << 10;
@@ -216,7 +216,7 @@ impl Conversation {
         let end = match request.parse(seen) {
             Ok(Status::Complete(end)) => end,
             Ok(Status::Partial) => return Ok(None),
-            Err(_) => return Err(Stop::Strange(beginning(seen))),
+            Err(_) => return Err(Stop::Strange(first_bytes(seen))),
         };
         if self.asked.len() >= MOST_ASKED {
             return Err(Stop::Lost);

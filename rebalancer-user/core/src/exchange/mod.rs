@@ -8,7 +8,7 @@
 //! Whether all bytes were seen is found out by TCP's own counters: an exchange is complete only if
 //! they say that there are no others. So it does no harm if some were missed.
 
-mod beginning;
+mod first_bytes;
 mod http1;
 mod stream;
 #[cfg(test)]
@@ -17,7 +17,7 @@ mod tests;
 pub use rebalancer_common::Direction;
 pub use stream::Content;
 
-use beginning::Beginning;
+use first_bytes::FirstBytes;
 use http1::Conversation;
 use stream::{Kept, Stream};
 
@@ -86,7 +86,7 @@ enum Stop {
     /// Something was missed, or is not understood.
     Lost,
     /// Its client began something else than a request.
-    Strange(Beginning),
+    Strange(FirstBytes),
     /// It has become something else, at its client's wish.
     Upgraded,
 }
@@ -271,13 +271,13 @@ impl Exchange {
         self.follow = match stop {
             Stop::Lost => Follow::LOST,
             Stop::Upgraded => Follow::Not(Other::Upgraded),
-            Stop::Strange(beginning) => {
+            Stop::Strange(first_bytes) => {
                 self.strange += 1;
-                match beginning {
+                match first_bytes {
                     _ if self.strange < STRANGE => Follow::LOST,
-                    Beginning::Http2 => Follow::Not(Other::Http2),
-                    Beginning::Tls => Follow::Not(Other::Tls),
-                    Beginning::Other => Follow::Not(Other::Unknown),
+                    FirstBytes::Http2 => Follow::Not(Other::Http2),
+                    FirstBytes::Tls => Follow::Not(Other::Tls),
+                    FirstBytes::Other => Follow::Not(Other::Unknown),
                 }
             }
         };

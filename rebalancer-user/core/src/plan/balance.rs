@@ -19,9 +19,9 @@ use std::{
 };
 
 use super::{
-    Reason, Spared,
-    groups::{Groups, Shared},
-    limits::Standing,
+    Reason, SkipReason,
+    groups::{GroupLoad, Groups},
+    limits::LoadComparison,
 };
 use crate::{
     policy::{Balance, By},
@@ -32,7 +32,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Weighed<'a> {
     pub(super) connection: &'a Connection,
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a GroupLoad,
     pub(super) balance: Balance,
     pub(super) load: u64,
     /// It is a part of what its endpoint holds: its client does not always come back there.
@@ -49,7 +49,7 @@ pub(super) enum State {
     /// It may be moved.
     Free,
     /// It may be moved, but not now.
-    Later(Spared),
+    Later(SkipReason),
     /// It stays, and this is said of it elsewhere.
     Stays,
 }
@@ -70,7 +70,7 @@ pub(super) enum Weighing {
     /// To be moved.
     Move(Reason),
     /// Left, and why.
-    Spare(Spared),
+    Skip(SkipReason),
 }
 
 /// Weighs all; the answers are by index, those to be moved in the order of their turns, and for no
@@ -99,15 +99,15 @@ fn weigh_endpoint<'a>(
         return;
     };
     let (shared, endpoint) = (first.shared, first.connection.endpoint);
-    let tell = |all: &mut Vec<(usize, Weighing)>, why: &dyn Fn(&Weighed<'_>) -> Spared| {
+    let tell = |all: &mut Vec<(usize, Weighing)>, why: &dyn Fn(&Weighed<'_>) -> SkipReason| {
         for (index, one) in indexes.iter().filter_map(|i| Some((*i, weighed.get(*i)?))) {
             match &one.state {
                 // It is not compared: what is said of the others is not true of it.
-                State::Later(returns @ Spared::Returns { .. }) => {
-                    all.push((index, Weighing::Spare(returns.clone())));
+                State::Later(returns @ SkipReason::Returns { .. }) => {
+                    all.push((index, Weighing::Skip(returns.clone())));
                 }
                 State::Free | State::Later(_) => {
-                    all.push((index, Weighing::Spare(why(one))));
+                    all.push((index, Weighing::Skip(why(one))));
                 }
                 State::Goes | State::Stays => {}
             }
@@ -115,17 +115,17 @@ fn weigh_endpoint<'a>(
     };
     let facts = match shared.facts {
         Ok(facts) => facts,
-        Err(view) => return tell(all, &|_| Spared::NoClusterView(view)),
+        Err(view) => return tell(all, &|_| SkipReason::NoClusterView(view)),
     };
     let Some(held) = shared.endpoints.get(&endpoint).filter(|held| held.ready) else {
-        return tell(all, &|_| Spared::NotReady);
+        return tell(all, &|_| SkipReason::NotReady);
     };
-    let standing = Standing::of(first.balance, facts, held.load);
+    let standing = LoadComparison::of(first.balance, facts, held.load);
     let Some(keeps) = facts.keeps(held.load, first.balance.tolerance(), held.sheds) else {
-        return tell(all, &|_| Spared::WithinBalance(standing));
+        return tell(all, &|_| SkipReason::WithinBalance(standing));
     };
     if let Some((futile, left)) = shared.held {
-        return tell(all, &|_| Spared::Futile { futile, left });
+        return tell(all, &|_| SkipReason::Futile { futile, left });
     }
     let excess = held.load.saturating_sub(keeps);
     if held.largest > excess {
@@ -134,9 +134,9 @@ fn weigh_endpoint<'a>(
         return tell(all, &|one| {
             if one.load > excess {
                 let (load, by) = (one.load, first.balance.by());
-                Spared::LargerThanExcess { by, load, excess }
+                SkipReason::LargerThanExcess { by, load, excess }
             } else {
-                Spared::WithinBalance(standing)
+                SkipReason::WithinBalance(standing)
             }
         });
     }
@@ -162,23 +162,23 @@ fn weigh_endpoint<'a>(
         let index = indexes[place];
         match &weighed[index].state {
             State::Free => all.push((index, Weighing::Move(reason))),
-            State::Later(why) => all.push((index, Weighing::Spare(why.clone()))),
+            State::Later(why) => all.push((index, Weighing::Skip(why.clone()))),
             State::Goes | State::Stays => {}
         }
     }
     for (index, chosen) in indexes.iter().zip(is_chosen) {
         let state = &weighed[*index].state;
         let asked = matches!(state, State::Free | State::Later(_));
-        if let State::Later(returns @ Spared::Returns { .. }) = state
+        if let State::Later(returns @ SkipReason::Returns { .. }) = state
             && !chosen
         {
-            all.push((*index, Weighing::Spare(returns.clone())));
+            all.push((*index, Weighing::Skip(returns.clone())));
         } else if asked && !chosen {
-            let standing = Standing {
+            let standing = LoadComparison {
                 stop: keeps,
                 ..standing
             };
-            all.push((*index, Weighing::Spare(Spared::OthersMoved(standing))));
+            all.push((*index, Weighing::Skip(SkipReason::OthersMoved(standing))));
         }
     }
 }
@@ -269,7 +269,7 @@ struct ClientLoads<'a> {
 }
 
 impl<'a> ClientLoads<'a> {
-    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a Shared) -> &Loads {
+    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a GroupLoad) -> &Loads {
         let known = self.known.get_or_insert_with(|| {
             let mut known: BTreeMap<_, Loads> = BTreeMap::new();
             for one in weighed.iter().filter(|one| one.counts) {

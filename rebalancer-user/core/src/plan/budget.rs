@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Group, Ledger, Outlook, Ramp, Spared, groups::Groups, ledger::Spender, outlook::Pace};
+use super::{
+    Forecast, Group, Ledger, Ramp, SkipReason, forecast::Pace, groups::Groups, ledger::Charge,
+};
 use crate::{
     policy::{Budget, Mode, Policy},
     snapshot::{EndpointKey, KernelTime, Snapshot},
@@ -37,13 +39,13 @@ impl fmt::Display for BudgetOf {
 }
 
 /// How many connections there are, of which budgets may be a share.
-pub(super) struct There {
+pub(super) struct Population {
     node: u64,
     groups: BTreeMap<Arc<Group>, u64>,
     endpoints: BTreeMap<EndpointKey, u64>,
 }
 
-impl There {
+impl Population {
     pub(super) fn of(snapshot: &Snapshot, groups: &Groups) -> Self {
         let mut there = Self {
             node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
@@ -65,22 +67,22 @@ impl There {
 pub(super) struct Allowance<'a> {
     mode: Mode,
     budget: Budget,
-    there: &'a There,
+    there: &'a Population,
     interval: Duration,
-    node: Bound,
+    node: Bucket,
     slots: u64,
     /// What the rule that may move most has of the budgets.
     widest: Option<Ramp>,
     /// The longest ramp of those that asked.
     ramp: Option<Ramp>,
-    groups: BTreeMap<Arc<Group>, Bound>,
-    endpoints: BTreeMap<EndpointKey, Bound>,
+    groups: BTreeMap<Arc<Group>, Bucket>,
+    endpoints: BTreeMap<EndpointKey, Bucket>,
     spent: Spent<'a>,
 }
 
 /// One budget.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bound {
+struct Bucket {
     limit: u64,
     spent: u64,
     /// Of what is spent, what was taken now.
@@ -91,24 +93,24 @@ struct Bound {
 /// Moves within the window, and those of them that are not there any more.
 #[derive(Default)]
 struct Spent<'a> {
-    queues: BTreeMap<super::turns::Queue<'a>, u64>,
+    queues: BTreeMap<super::fair_queue::Queue<'a>, u64>,
     groups: BTreeMap<&'a Group, (u64, u64)>,
     endpoints: BTreeMap<EndpointKey, (u64, u64)>,
     all: u64,
 }
 
 impl<'a> Spent<'a> {
-    fn add(mut self, spender: &'a Spender) -> Self {
-        let group = self.groups.entry(&spender.group).or_default();
-        *group = (group.0 + 1, group.1 + u64::from(spender.is_away()));
-        let endpoint = self.endpoints.entry(spender.endpoint).or_default();
-        *endpoint = (endpoint.0 + 1, endpoint.1 + u64::from(spender.has_left()));
+    fn add(mut self, charge: &'a Charge) -> Self {
+        let group = self.groups.entry(&charge.group).or_default();
+        *group = (group.0 + 1, group.1 + u64::from(charge.is_away()));
+        let endpoint = self.endpoints.entry(charge.endpoint).or_default();
+        *endpoint = (endpoint.0 + 1, endpoint.1 + u64::from(charge.has_left()));
         self.all += 1;
         self
     }
 }
 
-impl Bound {
+impl Bucket {
     fn limit(self, ramp: Option<Ramp>) -> u64 {
         ramp.map_or(self.limit, |ramp| ramp.of_budget(self.limit))
     }
@@ -119,7 +121,7 @@ impl<'a> Allowance<'a> {
         policy: &Policy,
         mode: Mode,
         ledger: &'a Ledger,
-        there: &'a There,
+        there: &'a Population,
         now: KernelTime,
     ) -> Self {
         let budget = policy.budget();
@@ -132,7 +134,7 @@ impl<'a> Allowance<'a> {
         };
         let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
         let mut spent = ledger
-            .spenders(mode, budget.window(), now)
+            .charges(mode, budget.window(), now)
             .fold(Spent::default(), Spent::add);
         for (rule, namespace) in ledger.turns(mode, budget.window(), now) {
             *spent.queues.entry((rule.as_str(), namespace)).or_default() += 1;
@@ -142,10 +144,10 @@ impl<'a> Allowance<'a> {
             budget,
             there,
             interval: policy.interval(),
-            node: Bound {
+            node: Bucket {
                 limit: budget.per_node().of(there.node),
                 spent: spent.all,
-                ..Bound::default()
+                ..Bucket::default()
             },
             slots: max_in_flight.saturating_sub(in_flight),
             widest: match mode {
@@ -160,7 +162,7 @@ impl<'a> Allowance<'a> {
     }
 
     /// How many moves each queue of candidates had within the window.
-    pub(super) fn turns(&self) -> &BTreeMap<super::turns::Queue<'a>, u64> {
+    pub(super) fn turns(&self) -> &BTreeMap<super::fair_queue::Queue<'a>, u64> {
         &self.spent.queues
     }
 
@@ -173,11 +175,11 @@ impl<'a> Allowance<'a> {
         of: &Arc<Group>,
         at: EndpointKey,
         ramp: Option<Ramp>,
-    ) -> Result<(), Spared> {
+    ) -> Result<(), SkipReason> {
         let window = self.budget.window();
-        let refused = |of: BudgetOf, bound: Bound| {
+        let refused = |of: BudgetOf, bound: Bucket| {
             let moves = bound.limit(ramp);
-            (bound.spent >= moves).then_some(Spared::Budget {
+            (bound.spent >= moves).then_some(SkipReason::Budget {
                 of,
                 moves,
                 whole: bound.limit,
@@ -202,7 +204,7 @@ impl<'a> Allowance<'a> {
             return Err(why);
         }
         if self.slots == 0 {
-            return Err(Spared::MaxInFlight {
+            return Err(SkipReason::MaxInFlight {
                 max: self.budget.max_in_flight().get().into(),
             });
         }
@@ -221,30 +223,30 @@ impl<'a> Allowance<'a> {
 
     /// The group's bound, of which one more is asked. Those that were moved away and are not seen
     /// again are of its connections still, as a pod that is disrupted is of its Deployment.
-    fn group(&mut self, group: &Arc<Group>) -> &Bound {
+    fn group(&mut self, group: &Arc<Group>) -> &Bucket {
         let (spent, there, budget) = (&self.spent, self.there, self.budget);
         let bound = self.groups.entry(Arc::clone(group)).or_insert_with(|| {
             let (spent, away) = spent.groups.get(&**group).copied().unwrap_or_default();
             let base = there.groups.get(group).copied().unwrap_or(0);
-            Bound {
+            Bucket {
                 limit: budget.per_service().of(base + away),
                 spent,
-                ..Bound::default()
+                ..Bucket::default()
             }
         });
         bound.asked += 1;
         bound
     }
 
-    fn endpoint(&mut self, endpoint: EndpointKey) -> &Bound {
+    fn endpoint(&mut self, endpoint: EndpointKey) -> &Bucket {
         let (spent, there, budget) = (&self.spent, self.there, self.budget);
         let bound = self.endpoints.entry(endpoint).or_insert_with(|| {
             let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
             let base = there.endpoints.get(&endpoint).copied().unwrap_or(0);
-            Bound {
+            Bucket {
                 limit: budget.per_endpoint().of(base + left),
                 spent,
-                ..Bound::default()
+                ..Bucket::default()
             }
         });
         bound.asked += 1;
@@ -252,7 +254,7 @@ impl<'a> Allowance<'a> {
     }
 
     /// How long it makes take what was asked of it; none if nothing was.
-    pub(super) fn outlook(&self) -> Option<Outlook> {
+    pub(super) fn forecast(&self) -> Option<Forecast> {
         let pace = |limit: u64| Pace {
             limit,
             max_in_flight: self.budget.max_in_flight().get().into(),
@@ -260,11 +262,11 @@ impl<'a> Allowance<'a> {
             interval: self.interval,
         };
         // What was asked includes what was taken, and that is spent.
-        let last = |bound: &Bound| {
+        let last = |bound: &Bucket| {
             let before = bound.spent.saturating_sub(bound.taken);
             pace(bound.limit.min(self.node.limit)).last_start(before + bound.asked)
         };
-        let sum = |bounds: &mut dyn Iterator<Item = &Bound>| {
+        let sum = |bounds: &mut dyn Iterator<Item = &Bucket>| {
             bounds.fold(0_u64, |sum, bound| sum.saturating_add(bound.limit))
         };
         let tightest = self
@@ -275,7 +277,7 @@ impl<'a> Allowance<'a> {
         let parts = self.groups.values().chain(self.endpoints.values());
         let lasts = parts.chain([&self.node]).map(last).max();
         let until_whole = self.ramp.map_or(Duration::ZERO, |ramp| ramp.whole_in);
-        (self.node.asked > 0).then(|| Outlook {
+        (self.node.asked > 0).then(|| Forecast {
             mode: self.mode,
             chosen: self.node.asked,
             now: self.node.taken,

@@ -4,24 +4,24 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Decision, Group, Ledger, Move, Outlook, Plan, Ramp, Reason, SILENT, Spared, Speech, Spender,
-    Stage, Verdict, Whom,
+    Charge, Decision, Fate, Forecast, Group, Ledger, Move, Plan, Protocol, Ramp, Reason, SILENT,
+    SkipReason, Subject, Verdict,
     balance::{State, Weighed, Weighing, client, standings, weigh},
-    budget::{Allowance, There},
-    groups::{Groups, Shared, comes_back, load},
+    budget::{Allowance, Population},
+    fair_queue::turns,
+    groups::{GroupLoad, Groups, comes_back, load},
     guards::guard,
     limits::measure,
     recall::{Flying, Recall, Still, of_no_excess, still},
-    turns::turns,
 };
 use crate::{
-    policy::{By, Lack, Mode, Policy, Rule, SessionState},
+    policy::{By, MissingFact, Mode, OnReconnect, Policy, Rule},
     snapshot::{Connection, Cookie, EndpointKey, Identity, KernelTime, Snapshot, Who},
 };
 
 /// Decides what to do with every connection of `snapshot` at `now`.
 ///
-/// Chosen are the connections that have reached a limit of their rule and that no guard spares,
+/// Chosen are the connections that have reached a limit of their rule and that no guard skips,
 /// and those that are the excess of a hot endpoint; as many as the budgets have left. Rules take
 /// turns; of one rule those furthest beyond their limit come first (the ratio of value to limit,
 /// exactly; then the lower cookie). Dry runs have budgets of their own.
@@ -30,7 +30,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let judged = judge_all(policy, snapshot, ledger, &groups, now);
     let Judged {
         mut candidates,
-        mut spared,
+        mut skipped,
         recalls,
         overdue,
         ..
@@ -38,7 +38,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 
     // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs.
     candidates.sort_by(|a, b| b.worst.compare(a.worst));
-    let there = There::of(snapshot, &groups);
+    let there = Population::of(snapshot, &groups);
     let allowance = |mode| Allowance::new(policy, mode, ledger, &there, now);
     let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
     let queues = candidates.iter().map(Candidate::queue);
@@ -70,14 +70,14 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
                 let here = here.get(&(candidate.connection.endpoint, client(candidate.connection)));
                 let here = here.copied().unwrap_or(0);
                 let chosen = candidate.chosen(mode, group, here, &groups, ledger, now);
-                few.count(&chosen.spender);
+                few.count(&chosen.charge);
                 Verdict::Move(chosen)
             }
-            Err(reason) => Verdict::Spared(reason),
+            Err(reason) => Verdict::SkipReason(reason),
         };
         let all = match verdict {
             Verdict::Move(_) => &mut decisions,
-            Verdict::Spared(_) => &mut spared,
+            Verdict::SkipReason(_) => &mut skipped,
         };
         all.push(Decision {
             cookie: candidate.connection.cookie,
@@ -86,20 +86,20 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             verdict,
         });
     }
-    spared.sort_by_key(|decision| decision.cookie);
-    decisions.append(&mut spared);
+    skipped.sort_by_key(|decision| decision.cookie);
+    decisions.append(&mut skipped);
     let budget_left = if policy.mode() == Mode::DryRun {
         dry_run.left()
     } else {
         enforce.left()
     };
-    let outlooks: Vec<Outlook> = [dry_run.outlook(), enforce.outlook()]
+    let forecasts: Vec<Forecast> = [dry_run.forecast(), enforce.forecast()]
         .into_iter()
         .flatten()
         .collect();
     Plan {
         decisions,
-        outlooks,
+        forecasts,
         balanced: standings(&groups),
         recalls,
         overdue,
@@ -121,7 +121,7 @@ fn together_at(snapshot: &Snapshot) -> BTreeMap<(EndpointKey, IpAddr), u64> {
 #[derive(Default)]
 struct Judged<'a> {
     candidates: Vec<Candidate<'a>>,
-    spared: Vec<Decision>,
+    skipped: Vec<Decision>,
     weighed: Vec<Weighed<'a>>,
     rules: Vec<&'a Rule>,
     flying: Vec<Flying<'a>>,
@@ -141,11 +141,11 @@ fn judge_all<'a>(
     connections.sort_unstable_by_key(|connection| connection.cookie);
     for same in connections.chunk_by(|a, b| a.cookie == b.cookie) {
         let [connection] = same else {
-            let duplicate = |c: &&Connection| spare(c.cookie, None, Spared::Duplicate);
-            judged.spared.extend(same.iter().map(duplicate));
+            let duplicate = |c: &&Connection| skip(c.cookie, None, SkipReason::Duplicate);
+            judged.skipped.extend(same.iter().map(duplicate));
             let cookie = same[0].cookie;
             if ledger.is_in_flight(cookie) {
-                let why = Spared::Duplicate;
+                let why = SkipReason::Duplicate;
                 judged.recalls.push(Recall { cookie, why });
             }
             continue;
@@ -153,20 +153,20 @@ fn judge_all<'a>(
         let who = snapshot.who(&connection.endpoint);
         let (rule, unsure) = match policy.rule_for(connection, who) {
             Ok(rule) => (rule, None),
-            Err((_, Lack::Cgroup)) => (None, Some(Spared::CgroupUnknown)),
+            Err((_, MissingFact::Cgroup)) => (None, Some(SkipReason::CgroupUnknown)),
             Err((rule, lack)) => {
                 let rule = Some(rule.name().clone());
-                (None, Some(Spared::Unnamed { lack, rule }))
+                (None, Some(SkipReason::Unnamed { lack, rule }))
             }
         };
         let judgement = if ledger.is_in_flight(connection.cookie) {
             let found = unsure.map_or(Ok(rule), Err);
             let still = still(policy, found, snapshot, connection, ledger, now);
             judged.in_flight(still, connection, rule, (groups, ledger));
-            Judgement::Spare(Spared::InFlight)
+            Judgement::Skip(SkipReason::InFlight)
         } else {
             match unsure {
-                Some(unsure) => Judgement::Spare(unsure),
+                Some(unsure) => Judgement::Skip(unsure),
                 None => judge(policy, rule, snapshot, connection, ledger, now),
             }
         };
@@ -220,29 +220,29 @@ impl<'a> Judged<'a> {
                 State::Goes
             }
             Judgement::Weigh(later) => later.map_or(State::Free, |later| match later {
-                Spared::DryRun => {
-                    self.spared.push(spare(connection.cookie, rule, later));
+                SkipReason::DryRun => {
+                    self.skipped.push(skip(connection.cookie, rule, later));
                     State::Goes
                 }
                 later => State::Later(later),
             }),
-            Judgement::Spare(reason) => {
+            Judgement::Skip(reason) => {
                 let waits = matches!(
                     reason,
-                    Spared::InFlight
-                        | Spared::Held { .. }
-                        | Spared::Silent { .. }
-                        | Spared::Speaks { left: Some(_), .. }
-                        | Spared::DryRun
+                    SkipReason::InFlight
+                        | SkipReason::Held { .. }
+                        | SkipReason::Silent { .. }
+                        | SkipReason::Verdict { left: Some(_), .. }
+                        | SkipReason::DryRun
                 );
                 let is_overdue = |rule: &Rule| {
                     let measures = measure(rule, connection, ledger, now).0;
                     { measures }.any(Reason::overdue)
                 };
                 self.overdue += u64::from(waits && rule.is_some_and(is_overdue));
-                let goes = reason == Spared::DryRun;
-                let flies = reason == Spared::InFlight;
-                self.spared.push(spare(connection.cookie, rule, reason));
+                let goes = reason == SkipReason::DryRun;
+                let flies = reason == SkipReason::InFlight;
+                self.skipped.push(skip(connection.cookie, rule, reason));
                 if flies {
                     return;
                 }
@@ -256,8 +256,8 @@ impl<'a> Judged<'a> {
         let load = load(connection, balance.by(), ledger);
         let (Some(shared), Some(load)) = (groups.get(rule, connection.endpoint), load) else {
             if asked {
-                self.spared
-                    .push(spare(connection.cookie, Some(rule), Spared::LoadUnknown));
+                self.skipped
+                    .push(skip(connection.cookie, Some(rule), SkipReason::LoadUnknown));
             }
             return;
         };
@@ -285,9 +285,9 @@ impl<'a> Judged<'a> {
                     worst,
                     overdue: false,
                 }),
-                Weighing::Spare(why) => {
-                    self.spared
-                        .push(spare(one.connection.cookie, Some(rule), why));
+                Weighing::Skip(why) => {
+                    self.skipped
+                        .push(skip(one.connection.cookie, Some(rule), why));
                 }
             }
         }
@@ -297,9 +297,9 @@ impl<'a> Judged<'a> {
 /// What a connection deserves by itself.
 enum Judgement<'a> {
     Choose(Candidate<'a>),
-    Spare(Spared),
+    Skip(SkipReason),
     /// It is within its limits: its endpoint decides. If it may be moved only later, why.
-    Weigh(Option<Spared>),
+    Weigh(Option<SkipReason>),
 }
 
 /// A connection that has reached a limit, or is of its endpoint's excess.
@@ -312,7 +312,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn queue(&self) -> super::turns::Queue<'a> {
+    fn queue(&self) -> super::fair_queue::Queue<'a> {
         let namespace = self.who.pod().map(|pod| pod.namespace.as_str());
         (self.rule.name().as_str(), namespace)
     }
@@ -363,12 +363,12 @@ impl<'a> Candidate<'a> {
             at_end: rule.at_end(),
             mode,
             heeds_guards: true,
-            is_watched: rule.session_state() == SessionState::Unknown,
-            spender: Box::new(self.spender(group, here, groups, ledger)),
+            is_sniffed: rule.on_reconnect() == OnReconnect::Detect,
+            charge: Box::new(self.charge(group, here, groups, ledger)),
         }
     }
 
-    fn spender(&self, group: Arc<Group>, here: u64, groups: &Groups, ledger: &Ledger) -> Spender {
+    fn charge(&self, group: Arc<Group>, here: u64, groups: &Groups, ledger: &Ledger) -> Charge {
         let &Self {
             connection,
             who,
@@ -382,7 +382,7 @@ impl<'a> Candidate<'a> {
             .map_or(By::Connections, |balance| balance.by());
         let load = load(connection, by, ledger).unwrap_or(0);
         let facts = shared.and_then(|shared| shared.facts.ok());
-        Spender {
+        Charge {
             rule: rule.name().clone(),
             namespace: who.pod().map(|pod| pod.namespace.clone()),
             group,
@@ -395,8 +395,8 @@ impl<'a> Candidate<'a> {
                 _ => 0,
             },
             siblings: shared.map_or(0, |shared| shared.siblings()),
-            whole: shared.is_some_and(Shared::is_seen_whole),
-            stage: Stage::There,
+            whole: shared.is_some_and(GroupLoad::is_seen_whole),
+            stage: Fate::There,
         }
     }
 }
@@ -404,38 +404,43 @@ impl<'a> Candidate<'a> {
 /// Moves under way whose use is not known yet.
 #[derive(Default)]
 struct FirstFew {
-    under_way: BTreeMap<(Whom, EndpointKey), u64>,
+    under_way: BTreeMap<(Subject, EndpointKey), u64>,
     /// Where not all endpoints are seen: those of them whose clients have not been seen for a while.
-    late: BTreeMap<(Whom, EndpointKey), u64>,
+    late: BTreeMap<(Subject, EndpointKey), u64>,
 }
 
 impl FirstFew {
     fn of(ledger: &Ledger) -> Self {
         let mut few = Self::default();
-        ledger.unsettled().for_each(|spender| few.count(spender));
-        for spender in ledger.late() {
-            if spender.whole {
-                few.count(spender);
+        ledger.unsettled().for_each(|charge| few.count(charge));
+        for charge in ledger.late() {
+            if charge.whole {
+                few.count(charge);
             } else {
-                count(&mut few.late, spender);
+                count(&mut few.late, charge);
             }
         }
         few
     }
 
-    fn count(&mut self, spender: &Spender) {
-        count(&mut self.under_way, spender);
+    fn count(&mut self, charge: &Charge) {
+        count(&mut self.under_way, charge);
     }
 
     /// Balance alone waits until moves are seen to help: a limit is a limit in any case. What is
     /// only told is told as a whole.
-    fn allow(&self, candidate: &Candidate<'_>, mode: Mode, ledger: &Ledger) -> Result<(), Spared> {
+    fn allow(
+        &self,
+        candidate: &Candidate<'_>,
+        mode: Mode,
+        ledger: &Ledger,
+    ) -> Result<(), SkipReason> {
         let balances = matches!(candidate.worst, Reason::Balance { .. });
         if !balances || mode != Mode::Enforce {
             return Ok(());
         }
         let connection = candidate.connection;
-        for whom in Whom::both(client(connection), candidate.rule.name()) {
+        for whom in Subject::both(client(connection), candidate.rule.name()) {
             let test = ledger.returns(whom.clone(), connection.endpoint);
             let test = test.copied().unwrap_or_default();
             let most = test.allowed();
@@ -444,7 +449,7 @@ impl FirstFew {
             let late = if test.holds > 0 { of(&self.late) } else { 0 };
             let under_way = of(&self.under_way) + late;
             if under_way >= most {
-                return Err(Spared::FirstFew {
+                return Err(SkipReason::FirstFew {
                     whom: key.0,
                     under_way,
                     most,
@@ -455,9 +460,9 @@ impl FirstFew {
     }
 }
 
-fn count(moves: &mut BTreeMap<(Whom, EndpointKey), u64>, spender: &Spender) {
-    for whom in Whom::both(spender.client, &spender.rule) {
-        *moves.entry((whom, spender.endpoint)).or_default() += 1;
+fn count(moves: &mut BTreeMap<(Subject, EndpointKey), u64>, charge: &Charge) {
+    for whom in Subject::both(charge.client, &charge.rule) {
+        *moves.entry((whom, charge.endpoint)).or_default() += 1;
     }
 }
 
@@ -470,10 +475,10 @@ fn judge<'a>(
     now: KernelTime,
 ) -> Judgement<'a> {
     let Some(rule) = rule else {
-        return Judgement::Spare(Spared::NoRule);
+        return Judgement::Skip(SkipReason::NoRule);
     };
     if let Some(reason) = guard(policy, rule, snapshot, connection) {
-        return Judgement::Spare(reason);
+        return Judgement::Skip(reason);
     }
     let (mut measures, unknown) = measure(rule, connection, ledger, now);
     let worst = measures.next().map(|first| {
@@ -490,15 +495,15 @@ fn judge<'a>(
     let (worst, overdue) = match worst {
         Some((worst, overdue)) if worst.exceeded() => (worst, overdue),
         _ if rule.balance().is_some() => return Judgement::Weigh(later()),
-        Some((nearest, _)) => return Judgement::Spare(Spared::WithinLimits { nearest }),
+        Some((nearest, _)) => return Judgement::Skip(SkipReason::WithinLimits { nearest }),
         // A rule without limits balances.
         None => {
-            let reason = unknown.map_or(Spared::NoRule, Spared::RateUnknown);
-            return Judgement::Spare(reason);
+            let reason = unknown.map_or(SkipReason::NoRule, SkipReason::RateUnknown);
+            return Judgement::Skip(reason);
         }
     };
     if let Some(reason) = later() {
-        return Judgement::Spare(reason);
+        return Judgement::Skip(reason);
     }
     Judgement::Choose(Candidate {
         connection,
@@ -516,21 +521,21 @@ fn not_now(
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
-) -> Option<Spared> {
+) -> Option<SkipReason> {
     let age = now.since(connection.opened);
     let min = policy.guards().min_age();
     if age < min {
-        return Some(Spared::MinAge { age, min });
+        return Some(SkipReason::MinAge { age, min });
     }
     if let Some((after, left)) = ledger.held(connection.cookie, now) {
-        match Speech::of(after) {
-            Some(speech) if rule.session_state() == SessionState::Unknown => {
-                return Some(Spared::Speaks { speech, left });
+        match Protocol::of(after) {
+            Some(speech) if rule.on_reconnect() == OnReconnect::Detect => {
+                return Some(SkipReason::Verdict { speech, left });
             }
             // Its rule vouches for it by now.
             Some(_) => {}
             None => {
-                return Some(Spared::Held {
+                return Some(SkipReason::Held {
                     after: after.clone(),
                     left: left.unwrap_or_default(),
                 });
@@ -541,14 +546,14 @@ fn not_now(
         return Some(returns);
     }
     if policy.mode_of(rule) == Mode::DryRun && ledger.was_said(connection.cookie) {
-        return Some(Spared::DryRun);
+        return Some(SkipReason::DryRun);
     }
     // It would hold up others that can be heard. While its server has the word it is not silent.
     let since = connection.since_received;
     let answered = connection.send_queue == 0 && connection.since_sent <= since;
     let is_silent = since >= SILENT && answered;
-    let must_be_heard = rule.session_state() == SessionState::Unknown;
-    (must_be_heard && is_silent).then_some(Spared::Silent { since })
+    let must_be_sniffed = rule.on_reconnect() == OnReconnect::Detect;
+    (must_be_sniffed && is_silent).then_some(SkipReason::Silent { since })
 }
 
 /// Whether it would only come back: its client, or those of its rule.
@@ -557,12 +562,12 @@ pub(super) fn returns(
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
-) -> Option<Spared> {
-    Whom::both(client(connection), rule.name())
+) -> Option<SkipReason> {
+    Subject::both(client(connection), rule.name())
         .into_iter()
         .find_map(|whom| {
             let test = ledger.returns(whom.clone(), connection.endpoint)?;
-            Some(Spared::Returns {
+            Some(SkipReason::Returns {
                 whom,
                 moves: test.moves,
                 returned: test.returned,
@@ -572,12 +577,12 @@ pub(super) fn returns(
         })
 }
 
-fn spare(cookie: Cookie, rule: Option<&Rule>, reason: Spared) -> Decision {
+fn skip(cookie: Cookie, rule: Option<&Rule>, reason: SkipReason) -> Decision {
     let rule = rule.map(|rule| rule.name().clone());
     Decision {
         cookie,
         rule,
         place: None,
-        verdict: Verdict::Spared(reason),
+        verdict: Verdict::SkipReason(reason),
     }
 }

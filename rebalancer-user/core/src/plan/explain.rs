@@ -1,7 +1,7 @@
 //! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
 
 use super::{
-    Decision, Effort, Ledger, Reason, Spared, Standing, Verdict, Whom,
+    Decision, FillTest, Ledger, LoadComparison, Reason, SkipReason, Subject, Verdict,
     balance::client,
     decide,
     groups::Groups,
@@ -10,11 +10,11 @@ use super::{
     returns::Test,
 };
 use crate::{
-    policy::{Miss, Policy, Rule},
+    policy::{Mismatch, Policy, Rule},
     snapshot::{Connection, Cookie, KernelTime, Snapshot, Who},
 };
 
-/// Why a connection is moved or spared, and what it would take.
+/// Why a connection is moved or skipped, and what it would take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explanation<'a> {
     /// The connection.
@@ -23,20 +23,20 @@ pub struct Explanation<'a> {
     pub who: &'a Who,
     /// The rules looked at, in order, with why each is not for it; the last one is, if it has no
     /// such reason, and may be, if that reason is not sure.
-    pub rules: Vec<(&'a Rule, Option<Miss>)>,
+    pub rules: Vec<(&'a Rule, Option<Mismatch>)>,
     /// What it holds against each limit.
     pub measures: Vec<Reason>,
     /// A limit of which it is not known how near the connection is.
     pub unknown: Option<Unknown>,
     /// How its endpoint stands beside its siblings, if its rule balances and all are seen.
-    pub balance: Option<Standing>,
+    pub balance: Option<LoadComparison>,
     /// What is known of where moved clients come back: the connection's own client, and all of its
     /// rule, from its endpoint.
-    pub returns: Vec<(Whom, Test)>,
+    pub returns: Vec<(Subject, Test)>,
     /// What was moved to fill the emptiest of its endpoint and its siblings, if any holds too much.
-    pub effort: Option<Effort>,
-    /// Every guard that spares it; the first is the one named in a plan.
-    pub guards: Vec<Spared>,
+    pub effort: Option<FillTest>,
+    /// Every guard that skips it; the first is the one named in a plan.
+    pub guards: Vec<SkipReason>,
     /// What the plan says of it.
     pub decision: Decision,
 }
@@ -46,9 +46,9 @@ impl Explanation<'_> {
     pub fn needs(&self) -> Option<String> {
         match &self.decision.verdict {
             Verdict::Move(_) => None,
-            Verdict::Spared(spared) => Some(match self.decision.place {
+            Verdict::SkipReason(skipped) => Some(match self.decision.place {
                 Some(place) => format!("its turn: it is number {place} of those to move"),
-                None => spared.needs(),
+                None => skipped.needs(),
             }),
         }
     }
@@ -73,7 +73,7 @@ pub fn explain<'a>(
         .find(|decision| decision.cookie == cookie)?
         .clone();
     let who = snapshot.who(&connection.endpoint);
-    let rule = policy.sure_rule_for(connection, snapshot);
+    let rule = policy.matching_rule(connection, snapshot);
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
         let miss = looked_at.matches().misses(connection, who);
@@ -101,11 +101,11 @@ pub fn explain<'a>(
     let balance = rule.and_then(|rule| {
         let (balance, shared) = (rule.balance()?, shared?);
         let held = shared.endpoints.get(&connection.endpoint)?;
-        Some(Standing::of(balance, shared.facts.ok()?, held.load))
+        Some(LoadComparison::of(balance, shared.facts.ok()?, held.load))
     });
     let effort = shared.and_then(|shared| ledger.effort(&shared.rule, &shared.group));
-    let whom = rule.map(|rule| Whom::both(client(connection), rule.name()));
-    let known = |whom: Whom| {
+    let whom = rule.map(|rule| Subject::both(client(connection), rule.name()));
+    let known = |whom: Subject| {
         let test = *ledger.returns(whom.clone(), connection.endpoint)?;
         Some((whom, test))
     };

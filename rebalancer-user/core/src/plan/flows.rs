@@ -52,7 +52,7 @@ impl Flows {
             return;
         }
         for connection in &snapshot.connections {
-            let rule = policy.sure_rule_for(connection, snapshot);
+            let rule = policy.matching_rule(connection, snapshot);
             let Some(by) = rule.and_then(|rule| by_rate(rule.balance())) else {
                 continue;
             };

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Futile, Ledger, balance::client, chance::Chance, futility::MEAN, returns::Whom};
+use super::{Futile, Ledger, balance::client, chance::Chance, fill::MEAN, returns::Subject};
 use crate::{
     policy::{Balance, By, Percent, Policy, Rule, RuleName},
     snapshot::{
@@ -233,7 +233,7 @@ pub struct NoView {
 
 /// What one endpoint holds of a group under one rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Held {
+pub(super) struct EndpointLoad {
     /// New connections are sent there.
     pub(super) ready: bool,
     /// What its connections count for, those that are being moved left out.
@@ -248,7 +248,7 @@ pub(super) struct Held {
 
 /// A group under one rule.
 #[derive(Clone, Debug)]
-pub(super) struct Shared {
+pub(super) struct GroupLoad {
     pub(super) rule: RuleName,
     pub(super) group: Arc<Group>,
     pub(super) balance: Option<Balance>,
@@ -259,10 +259,10 @@ pub(super) struct Shared {
     pub(super) connections: u64,
     /// What is there now, and what was moved and has not been seen again.
     pub(super) sum: Sum,
-    pub(super) endpoints: BTreeMap<EndpointKey, Held>,
+    pub(super) endpoints: BTreeMap<EndpointKey, EndpointLoad>,
 }
 
-impl Shared {
+impl GroupLoad {
     /// Whether a moved client is seen wherever it comes: its facts are this node's own.
     pub(super) fn is_seen_whole(&self) -> bool {
         let ready = self.endpoints.values().filter(|held| held.ready).count();
@@ -282,7 +282,7 @@ impl Shared {
 /// All groups of a snapshot, each under each rule.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Groups {
-    all: Vec<Shared>,
+    all: Vec<GroupLoad>,
     of: BTreeMap<(RuleName, EndpointKey), usize>,
 }
 
@@ -291,7 +291,7 @@ impl Groups {
         let mut groups = Self::default();
         let mut indexes: BTreeMap<(RuleName, Group), usize> = BTreeMap::new();
         for connection in &snapshot.connections {
-            let Some(rule) = policy.sure_rule_for(connection, snapshot) else {
+            let Some(rule) = policy.matching_rule(connection, snapshot) else {
                 continue;
             };
             let key = (rule.name().clone(), connection.endpoint);
@@ -317,12 +317,12 @@ impl Groups {
         groups
     }
 
-    pub(super) fn get(&self, rule: &Rule, endpoint: EndpointKey) -> Option<&Shared> {
+    pub(super) fn get(&self, rule: &Rule, endpoint: EndpointKey) -> Option<&GroupLoad> {
         let index = self.of.get(&(rule.name().clone(), endpoint))?;
         self.all.get(*index)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Shared> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &GroupLoad> {
         self.all.iter()
     }
 
@@ -338,7 +338,7 @@ impl Groups {
         let index = *indexes
             .entry((rule.name().clone(), group.clone()))
             .or_insert_with(|| {
-                all.push(Shared {
+                all.push(GroupLoad {
                     rule: rule.name().clone(),
                     group: Arc::new(group),
                     balance: rule.balance(),
@@ -407,7 +407,7 @@ impl Groups {
 /// Whether its client always comes back to its endpoint. That is no part of what chance placed: it is
 /// left out, and so it makes no endpoint hot for the others.
 pub(super) fn comes_back(connection: &Connection, ledger: &Ledger, now: KernelTime) -> bool {
-    let returns = ledger.returns(Whom::Client(client(connection)), connection.endpoint);
+    let returns = ledger.returns(Subject::Client(client(connection)), connection.endpoint);
     returns.is_some_and(|test| test.holds_for(now).is_some())
 }
 
@@ -424,7 +424,7 @@ pub(super) fn load(connection: &Connection, by: By, ledger: &Ledger) -> Option<u
 
 /// What this node knows of a Service by itself, which is everything if all its ready endpoints are
 /// here; else what it was told.
-fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
+fn facts(shared: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
     let ready = || shared.endpoints.values().filter(|held| held.ready);
     let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);
     let all = match &shared.group.service {
@@ -442,7 +442,7 @@ fn facts(shared: &Shared, snapshot: &Snapshot, ledger: &Ledger) -> Result<Servic
     let before = ledger.sums(&shared.rule, &shared.group);
     let sum = before.chain([shared.sum]).max_by_key(|sum| sum.total);
     // One from which much is being moved is not empty: it is there still.
-    let with_those = |held: &Held| held.load.saturating_add(held.in_flight);
+    let with_those = |held: &EndpointLoad| held.load.saturating_add(held.in_flight);
     Ok(ServiceFacts {
         endpoints: here,
         sum: sum.unwrap_or_default(),

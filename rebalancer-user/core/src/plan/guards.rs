@@ -1,31 +1,31 @@
-//! What is spared for what it is, before any limit is looked at.
+//! What is skipped for what it is, before any limit is looked at.
 
 use std::collections::BTreeSet;
 
-use super::{Spared, pods, ports, services};
+use super::{SkipReason, pods, ports, services};
 use crate::{
-    policy::{Mode, Policy, Rule, SessionState},
+    policy::{Mode, OnReconnect, Policy, Rule},
     snapshot::{Connection, Snapshot, TcpState},
 };
 
-/// The first guard that spares `connection`, which `rule` matches.
+/// The first guard that skips `connection`, which `rule` matches.
 pub(super) fn guard(
     policy: &Policy,
     rule: &Rule,
     snapshot: &Snapshot,
     connection: &Connection,
-) -> Option<Spared> {
+) -> Option<SkipReason> {
     guards(policy, rule, snapshot, connection).next()
 }
 
-/// Every guard that spares `connection`, which `rule` matches.
+/// Every guard that skips `connection`, which `rule` matches.
 pub(super) fn guards<'a>(
     policy: &'a Policy,
     rule: &'a Rule,
     snapshot: &'a Snapshot,
     connection: &'a Connection,
-) -> impl Iterator<Item = Spared> + 'a {
-    type Guard = fn(&Policy, &Rule, &Connection) -> Option<Spared>;
+) -> impl Iterator<Item = SkipReason> + 'a {
+    type Guard = fn(&Policy, &Rule, &Connection) -> Option<SkipReason>;
     let all: [Guard; 8] = [
         disabled,
         |_, _, c| not_established(c),
@@ -34,7 +34,7 @@ pub(super) fn guards<'a>(
         |_, _, c| same_host(c),
         |policy, _, c| host_network(policy, c),
         |policy, _, c| system_port(c.endpoint.port, policy.guards().allow_system_ports()),
-        |_, rule, c| stateful_port(c.endpoint.port, rule.session_state()),
+        |_, rule, c| stateful_port(c.endpoint.port, rule.on_reconnect()),
     ];
     all.into_iter()
         .filter_map(move |guard| guard(policy, rule, connection))
@@ -51,55 +51,55 @@ pub(super) fn guards<'a>(
 }
 
 /// What it surely is: to move it cannot help.
-pub(super) fn socket(connection: &Connection) -> Option<Spared> {
+pub(super) fn socket(connection: &Connection) -> Option<SkipReason> {
     not_established(connection).or_else(|| mptcp(connection))
 }
 
 /// What it may be, by its port: to move it may do harm.
-pub(super) fn port(port: u16, allowed: &BTreeSet<u16>, state: SessionState) -> Option<Spared> {
+pub(super) fn port(port: u16, allowed: &BTreeSet<u16>, state: OnReconnect) -> Option<SkipReason> {
     system_port(port, allowed).or_else(|| stateful_port(port, state))
 }
 
-fn disabled(policy: &Policy, rule: &Rule, _: &Connection) -> Option<Spared> {
-    (policy.mode_of(rule) == Mode::Disabled).then_some(Spared::Disabled)
+fn disabled(policy: &Policy, rule: &Rule, _: &Connection) -> Option<SkipReason> {
+    (policy.mode_of(rule) == Mode::Disabled).then_some(SkipReason::Disabled)
 }
 
-fn not_established(connection: &Connection) -> Option<Spared> {
+fn not_established(connection: &Connection) -> Option<SkipReason> {
     let state = connection.state;
-    (state != TcpState::Established).then_some(Spared::NotEstablished { state })
+    (state != TcpState::Established).then_some(SkipReason::NotEstablished { state })
 }
 
 /// What never leaves the host does not go through kube-proxy.
-fn loopback(policy: &Policy, connection: &Connection) -> Option<Spared> {
-    let spared = is_loopback(connection) && !policy.track().loopback();
-    spared.then_some(Spared::Loopback)
+fn loopback(policy: &Policy, connection: &Connection) -> Option<SkipReason> {
+    let skipped = is_loopback(connection) && !policy.track().loopback();
+    skipped.then_some(SkipReason::Loopback)
 }
 
 /// A hop to itself, as from a sidecar: the reconnect would be to the same server. Not asked of
 /// loopback addresses, which are their own peers.
-fn same_host(connection: &Connection) -> Option<Spared> {
+fn same_host(connection: &Connection) -> Option<SkipReason> {
     let [local, remote] = [connection.local, connection.remote].map(|a| a.ip().to_canonical());
-    (local == remote && !is_loopback(connection)).then_some(Spared::SameHost)
+    (local == remote && !is_loopback(connection)).then_some(SkipReason::SameHost)
 }
 
 /// Only connections of the host's own namespace have a cgroup in their endpoint.
-fn host_network(policy: &Policy, connection: &Connection) -> Option<Spared> {
+fn host_network(policy: &Policy, connection: &Connection) -> Option<SkipReason> {
     let forbidden = policy.guards().allow_host_network() == Some(false);
-    (forbidden && connection.endpoint.cgroup.is_some()).then_some(Spared::HostNetwork)
+    (forbidden && connection.endpoint.cgroup.is_some()).then_some(SkipReason::HostNetwork)
 }
 
-fn mptcp(connection: &Connection) -> Option<Spared> {
-    connection.mptcp.then_some(Spared::Mptcp)
+fn mptcp(connection: &Connection) -> Option<SkipReason> {
+    connection.mptcp.then_some(SkipReason::Mptcp)
 }
 
-fn system_port(port: u16, allowed: &BTreeSet<u16>) -> Option<Spared> {
+fn system_port(port: u16, allowed: &BTreeSet<u16>) -> Option<SkipReason> {
     let service = ports::system(port)?;
-    (!allowed.contains(&port)).then_some(Spared::SystemPort { port, service })
+    (!allowed.contains(&port)).then_some(SkipReason::SystemPort { port, service })
 }
 
-fn stateful_port(port: u16, state: SessionState) -> Option<Spared> {
+fn stateful_port(port: u16, state: OnReconnect) -> Option<SkipReason> {
     let protocol = ports::stateful(port)?;
-    (state != SessionState::Loses).then_some(Spared::StatefulPort { port, protocol })
+    (state != OnReconnect::LosesState).then_some(SkipReason::StatefulPort { port, protocol })
 }
 
 fn is_loopback(connection: &Connection) -> bool {

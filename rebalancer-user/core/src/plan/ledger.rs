@@ -9,13 +9,14 @@ use std::{
 };
 
 use super::{
-    Effort, Futile, Group, Move, Outcome, ServiceFacts, Speech, Sum,
+    FillTest, Futile, Group, Move, Outcome, Protocol, ServiceFacts, Sum,
+    fill::Efforts,
     flows::{Flow, Flows},
-    futility::Efforts,
-    groups::{Groups, Shared},
+    groups::{GroupLoad, Groups},
     rates::{History, Rates},
     returns::{
-        Awaited, Back, LONGEST_HOLD, NewHold, ReturnCounts, Returns, Test, Whom, hold, until,
+        LONGEST_HOLD, NewHold, PendingReturn, Reappearance, ReturnCounts, Returns, Subject, Test,
+        hold, until,
     },
 };
 use crate::{
@@ -31,7 +32,7 @@ pub const HOLD: Duration = Duration::from_secs(600);
 /// What was moved and told so far. A value: the agent keeps one and tells it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
-    in_flight: BTreeMap<Cookie, (KernelTime, Spender)>,
+    in_flight: BTreeMap<Cookie, (KernelTime, Charge)>,
     /// How the last move ended, when, and how many had by then.
     ended: BTreeMap<Cookie, (Outcome, KernelTime, u32)>,
     said: BTreeSet<Cookie>,
@@ -53,11 +54,11 @@ type Turn = (RuleName, Option<String>);
 
 /// Whether another move of the connection would end the same way.
 fn lasts(outcome: &Outcome) -> bool {
-    Speech::of(outcome).is_some_and(Speech::lasts)
+    Protocol::of(outcome).is_some_and(Protocol::lasts)
 }
 
 /// Moves that count against a budget, by when they began.
-type Spent = BTreeMap<(KernelTime, Cookie), Spender>;
+type Spent = BTreeMap<(KernelTime, Cookie), Charge>;
 
 /// Listings of which the largest sum counts: clients that are about to reconnect are in none of
 /// the last.
@@ -65,7 +66,7 @@ const SUMS: usize = 3;
 
 /// Whose a move is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spender {
+pub struct Charge {
     /// The rule that asked for it.
     pub rule: RuleName,
     /// The namespace of the pod, if it is known.
@@ -87,12 +88,12 @@ pub struct Spender {
     /// All of these are seen here.
     pub whole: bool,
     /// What became of it.
-    pub stage: Stage,
+    pub stage: Fate,
 }
 
 /// What became of a move that counts against a budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub enum Fate {
     /// The connection is there.
     There,
     /// It is gone, and its client has not been seen again.
@@ -103,7 +104,7 @@ pub enum Stage {
     Elsewhere,
 }
 
-impl Stage {
+impl Fate {
     /// A stable word.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -115,15 +116,15 @@ impl Stage {
     }
 }
 
-impl Spender {
+impl Charge {
     /// Neither the connection is in the group nor one that its client made instead.
     pub(super) fn is_away(&self) -> bool {
-        self.stage == Stage::Away
+        self.stage == Fate::Away
     }
 
     /// Neither is at the endpoint.
     pub(super) fn has_left(&self) -> bool {
-        matches!(self.stage, Stage::Away | Stage::Elsewhere)
+        matches!(self.stage, Fate::Away | Fate::Elsewhere)
     }
 }
 
@@ -132,33 +133,33 @@ impl Spender {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
     /// Moves under way, and when they began.
-    pub in_flight: Vec<(Cookie, KernelTime, Spender)>,
+    pub in_flight: Vec<(Cookie, KernelTime, Charge)>,
     /// Connections of which moves ended: how the last did, when, and how many had by then.
     pub ended: Vec<(Cookie, Outcome, KernelTime, u32)>,
     /// Connections told in dry run.
     pub said: Vec<Cookie>,
     /// Moves that count against the budget, by when they began.
-    pub made: Vec<(KernelTime, Cookie, Spender)>,
+    pub made: Vec<(KernelTime, Cookie, Charge)>,
     /// What was told in dry run, likewise.
-    pub told: Vec<(KernelTime, Cookie, Spender)>,
+    pub told: Vec<(KernelTime, Cookie, Charge)>,
     /// The rates of connections whose rules ask for them.
     pub rates: Vec<(Cookie, History)>,
     /// The rates of connections whose rules balance by them.
     pub flows: Vec<(Cookie, Flow)>,
     /// Moves that ended, and whose clients are looked for.
-    pub awaited: Vec<Awaited>,
+    pub awaited: Vec<PendingReturn>,
     /// Those that have not been seen for a while.
-    pub late: Vec<Awaited>,
+    pub late: Vec<PendingReturn>,
     /// Connections that were taken for such a client.
     pub taken: Vec<Cookie>,
     /// What is known of returns.
-    pub returns: Vec<(Whom, EndpointKey, Test)>,
+    pub returns: Vec<(Subject, EndpointKey, Test)>,
     /// What groups held under rules, the latest last.
     pub sums: Vec<(RuleName, Group, Vec<Sum>)>,
     /// Endpoints that have begun to shed.
     pub shedding: Vec<(RuleName, EndpointKey)>,
     /// What was moved to fill what is empty, and whether it did.
-    pub efforts: Vec<(RuleName, Group, Effort)>,
+    pub efforts: Vec<(RuleName, Group, FillTest)>,
     /// Since when rules are enforced; of one that is not here it does not matter.
     pub enforced: Vec<(RuleName, KernelTime)>,
     /// Moves that were begun, whatever became of them: when, and whose turn it was.
@@ -176,11 +177,11 @@ impl Ledger {
         };
         let spent = |spent: &Spent| {
             let entry =
-                |((at, cookie), by): (&(KernelTime, Cookie), &Spender)| (*at, *cookie, by.clone());
+                |((at, cookie), by): (&(KernelTime, Cookie), &Charge)| (*at, *cookie, by.clone());
             spent.iter().map(entry).collect()
         };
         let flying =
-            |(cookie, (at, by)): (&Cookie, &(KernelTime, Spender))| (*cookie, *at, by.clone());
+            |(cookie, (at, by)): (&Cookie, &(KernelTime, Charge))| (*cookie, *at, by.clone());
         let sums = |((rule, group), sums): (&(RuleName, Arc<Group>), &VecDeque<Sum>)| {
             let sums = sums.iter().copied().collect();
             (rule.clone(), Group::clone(group), sums)
@@ -211,7 +212,7 @@ impl Ledger {
         let ended = |(cookie, outcome, at, times)| (cookie, (outcome, at, times));
         let attempt = |(at, cookie, rule, namespace)| ((at, cookie), (rule, namespace));
         let flying = |(cookie, at, by)| (cookie, (at, by));
-        let spent = |all: Vec<(KernelTime, Cookie, Spender)>| {
+        let spent = |all: Vec<(KernelTime, Cookie, Charge)>| {
             let entry = |(at, cookie, by)| ((at, cookie), by);
             all.into_iter().map(entry).collect()
         };
@@ -338,11 +339,11 @@ impl Ledger {
         self.rates.observe(policy, snapshot);
         self.flows.observe(policy, snapshot);
         for (began, cookie, back) in self.returns.observe(snapshot) {
-            if let Some(spender) = self.made.get_mut(&(began, cookie)) {
-                spender.stage = match back {
-                    Back::Returned => Stage::Returned,
-                    Back::Elsewhere => Stage::Elsewhere,
-                    Back::Unseen => Stage::Away,
+            if let Some(charge) = self.made.get_mut(&(began, cookie)) {
+                charge.stage = match back {
+                    Reappearance::Returned => Fate::Returned,
+                    Reappearance::Elsewhere => Fate::Elsewhere,
+                    Reappearance::Unseen => Fate::Away,
                 };
             }
         }
@@ -382,7 +383,7 @@ impl Ledger {
                 }
             }
         }
-        let sheds = |shared: &Shared| {
+        let sheds = |shared: &GroupLoad| {
             let is_shedding =
                 |endpoint: &EndpointKey| shedding.contains(&(shared.rule.clone(), *endpoint));
             !shedding.is_empty() && shared.endpoints.keys().any(is_shedding)
@@ -399,15 +400,15 @@ impl Ledger {
     }
 
     /// Moves that have not ended, and those whose clients have not been seen again.
-    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Spender> {
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Charge> {
         let flying = self.in_flight.values().map(|(_, by)| by);
         let awaited = self.returns.awaited().iter();
-        flying.chain(awaited.map(|one| &one.spender))
+        flying.chain(awaited.map(|one| &one.charge))
     }
 
     /// Moves whose clients have not been seen for a while and are still looked for.
-    pub(super) fn late(&self) -> impl Iterator<Item = &Spender> {
-        self.returns.late().iter().map(|one| &one.spender)
+    pub(super) fn late(&self) -> impl Iterator<Item = &Charge> {
+        self.returns.late().iter().map(|one| &one.charge)
     }
 
     /// What clients that have not been seen again counted for in a group.
@@ -418,7 +419,7 @@ impl Ledger {
     ) -> impl Iterator<Item = u64> + 'a {
         let all = self.returns.awaited().iter();
         all.filter(|one| one.seen.is_none())
-            .map(|one| &one.spender)
+            .map(|one| &one.charge)
             .filter(move |by| by.rule == *rule && *by.group == *group)
             .map(|by| by.load)
     }
@@ -452,17 +453,17 @@ impl Ledger {
     }
 
     /// What is known of returns.
-    pub(super) fn returns(&self, whom: Whom, endpoint: EndpointKey) -> Option<&Test> {
+    pub(super) fn returns(&self, whom: Subject, endpoint: EndpointKey) -> Option<&Test> {
         self.returns.test(whom, endpoint)
     }
 
     /// What was moved to fill what is empty in a group.
-    pub(super) fn effort(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&Effort> {
+    pub(super) fn effort(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
         self.efforts.get(rule, group)
     }
 
     /// Moves in a group that did not help, and for how long none is made.
-    pub(super) fn futile(&self, shared: &Shared, now: KernelTime) -> Option<(Futile, Duration)> {
+    pub(super) fn futile(&self, shared: &GroupLoad, now: KernelTime) -> Option<(Futile, Duration)> {
         self.efforts.held(shared, now)
     }
 
@@ -485,15 +486,12 @@ impl Ledger {
 
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
-        let turn = (
-            chosen.spender.rule.clone(),
-            chosen.spender.namespace.clone(),
-        );
+        let turn = (chosen.charge.rule.clone(), chosen.charge.namespace.clone());
         self.attempts.insert((now, chosen.cookie()), turn);
-        let spender = Spender::clone(&chosen.spender);
+        let charge = Charge::clone(&chosen.charge);
         self.in_flight
-            .insert(chosen.cookie(), (now, spender.clone()));
-        self.made.insert((now, chosen.cookie()), spender);
+            .insert(chosen.cookie(), (now, charge.clone()));
+        self.made.insert((now, chosen.cookie()), charge);
     }
 
     /// Records how the move of `cookie` ended, which is heard of `now` and was so long after its order:
@@ -506,7 +504,7 @@ impl Ledger {
         now: KernelTime,
     ) {
         // The order came some time after the listing from which a move counts.
-        let at = |(began, _): (KernelTime, &Spender)| until(began, waited).min(now);
+        let at = |(began, _): (KernelTime, &Charge)| until(began, waited).min(now);
         let at = self.in_flight_since(cookie).map_or(now, at);
         self.ended(cookie, outcome, at);
     }
@@ -514,11 +512,11 @@ impl Ledger {
     /// Records how the move of `cookie` ended; gives the budget back if it did no harm. One that
     /// was recalled may be chosen again at once.
     pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
-        if let Some((began, spender)) = self.in_flight.remove(&cookie) {
+        if let Some((began, charge)) = self.in_flight.remove(&cookie) {
             if outcome.harmless() {
                 self.made.remove(&(began, cookie));
             } else {
-                self.has_gone(cookie, began, spender, &outcome, now);
+                self.has_gone(cookie, began, charge, &outcome, now);
             }
         }
         if !matches!(outcome, Outcome::Recalled(_)) {
@@ -533,7 +531,7 @@ impl Ledger {
         &mut self,
         cookie: Cookie,
         began: KernelTime,
-        spender: Spender,
+        charge: Charge,
         outcome: &Outcome,
         ended: KernelTime,
     ) {
@@ -541,17 +539,17 @@ impl Ledger {
             return;
         }
         if let Some(made) = self.made.get_mut(&(began, cookie)) {
-            made.stage = Stage::Away;
+            made.stage = Fate::Away;
         }
-        if spender.share > 0 {
+        if charge.share > 0 {
             self.efforts
-                .count(&spender.rule, &spender.group, spender.share, ended);
+                .count(&charge.rule, &charge.group, charge.share, ended);
         }
-        self.returns.awaits(Awaited {
+        self.returns.awaits(PendingReturn {
             ended,
             cookie,
             began,
-            spender,
+            charge,
             seen: None,
         });
     }
@@ -561,7 +559,7 @@ impl Ledger {
     pub fn said(&mut self, chosen: &Move, now: KernelTime) {
         self.said.insert(chosen.cookie());
         self.told
-            .insert((now, chosen.cookie()), Spender::clone(&chosen.spender));
+            .insert((now, chosen.cookie()), Charge::clone(&chosen.charge));
     }
 
     /// Forgets what can no longer matter: connections that are gone, and moves older than
@@ -587,7 +585,7 @@ impl Ledger {
     }
 
     /// Moves under way, when they began, and whose they are.
-    pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime, &Spender)> {
+    pub fn moves_in_flight(&self) -> impl Iterator<Item = (Cookie, KernelTime, &Charge)> {
         self.in_flight
             .iter()
             .map(|(cookie, (began, of))| (*cookie, *began, of))
@@ -598,9 +596,9 @@ impl Ledger {
     }
 
     /// When the move of `cookie` began, and whose it is, if it is under way.
-    pub(super) fn in_flight_since(&self, cookie: Cookie) -> Option<(KernelTime, &Spender)> {
-        let (began, spender) = self.in_flight.get(&cookie)?;
-        Some((*began, spender))
+    pub(super) fn in_flight_since(&self, cookie: Cookie) -> Option<(KernelTime, &Charge)> {
+        let (began, charge) = self.in_flight.get(&cookie)?;
+        Some((*began, charge))
     }
 
     /// The outcome that keeps `cookie` from being chosen again, and for how long still; without it,
@@ -640,7 +638,7 @@ impl Ledger {
         mode: Mode,
         window: Duration,
         now: KernelTime,
-    ) -> impl Iterator<Item = (KernelTime, &Spender)> {
+    ) -> impl Iterator<Item = (KernelTime, &Charge)> {
         let spent = if mode == Mode::DryRun {
             &self.told
         } else {
@@ -669,12 +667,12 @@ impl Ledger {
     }
 
     /// Whose those are.
-    pub(super) fn spenders(
+    pub(super) fn charges(
         &self,
         mode: Mode,
         window: Duration,
         now: KernelTime,
-    ) -> impl Iterator<Item = &Spender> {
+    ) -> impl Iterator<Item = &Charge> {
         self.recent(mode, window, now).map(|(_, by)| by)
     }
 }

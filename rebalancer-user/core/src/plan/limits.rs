@@ -166,7 +166,7 @@ impl fmt::Display for Load {
 
 /// How an endpoint stands among those that share clients with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct LoadComparison {
     /// What is balanced.
     pub by: By,
     /// Endpoints.
@@ -181,7 +181,7 @@ pub struct Standing {
     pub start: Option<u64>,
 }
 
-impl Standing {
+impl LoadComparison {
     pub(super) fn of(balance: Balance, facts: ServiceFacts, load: u64) -> Self {
         Self {
             by: balance.by(),
@@ -194,7 +194,7 @@ impl Standing {
     }
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for LoadComparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [load, mean, stop] = [self.load, self.mean, self.stop].map(|load| Load(self.by, load));
         write!(

@@ -3,23 +3,24 @@
 //!
 //! [`decide`] is a pure function: the same input gives the same plan, in whatever order the
 //! snapshot lists its connections; it cannot fail. A plan says of every connection exactly one
-//! thing: it is to be moved, or spared, and why. Only a plan makes a [`Move`], and only a move
+//! thing: it is to be moved, or skipped, and why. Only a plan makes a [`Move`], and only a move
 //! may harm a connection.
 
 mod balance;
 mod budget;
-mod by_hand;
 mod chance;
 mod decide;
 mod explain;
+mod fair_queue;
+mod fill;
 mod flows;
-mod futility;
+mod forecast;
 mod groups;
 mod guards;
 mod ledger;
 mod limits;
+mod manual;
 mod outcome;
-mod outlook;
 mod pods;
 mod ports;
 mod ramp;
@@ -27,28 +28,27 @@ mod rates;
 mod recall;
 mod returns;
 mod services;
-mod spared;
-mod turns;
+mod skip;
 
 pub use budget::BudgetOf;
-pub use by_hand::{Guarded, by_hand};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
+pub use fill::{FillTest, Futile};
 pub use flows::Flow;
-pub use futility::{Effort, Futile};
+pub use forecast::Forecast;
 pub use groups::{Group, NoView, ServiceFacts, Sum};
-pub use ledger::{Entries, HOLD, Ledger, Spender, Stage};
-pub use limits::{Load, Reason, Standing, Unknown};
-pub use outcome::{Outcome, SILENT, Speech};
-pub use outlook::Outlook;
+pub use ledger::{Charge, Entries, Fate, HOLD, Ledger};
+pub use limits::{Load, LoadComparison, Reason, Unknown};
+pub use manual::{Guarded, manual};
+pub use outcome::{Outcome, Protocol, SILENT};
 pub use ramp::Ramp;
 pub use rates::{History, Level};
 pub use recall::Recall;
 pub use returns::{
-    Awaited, Back, FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, ReturnCounts, SEEN_WITHIN, Test,
-    Whom,
+    FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, PendingReturn, Reappearance, ReturnCounts,
+    SEEN_WITHIN, Subject, Test,
 };
-pub use spared::Spared;
+pub use skip::SkipReason;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -61,7 +61,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     decisions: Vec<Decision>,
-    outlooks: Vec<Outlook>,
+    forecasts: Vec<Forecast>,
     balanced: Vec<Balanced>,
     recalls: Vec<Recall>,
     overdue: u64,
@@ -84,7 +84,7 @@ pub struct Balanced {
 }
 
 impl Plan {
-    /// One per connection: the moves in the order in which to start them, then the spared by
+    /// One per connection: the moves in the order in which to start them, then the skipped by
     /// cookie.
     pub fn decisions(&self) -> &[Decision] {
         &self.decisions
@@ -96,24 +96,24 @@ impl Plan {
             .iter()
             .filter_map(|decision| match &decision.verdict {
                 Verdict::Move(chosen) => Some(chosen),
-                Verdict::Spared(_) => None,
+                Verdict::SkipReason(_) => None,
             })
     }
 
-    /// How many connections were spared, by the reason's word.
-    pub fn spared(&self) -> BTreeMap<&'static str, u64> {
+    /// How many connections were skipped, by the reason's word.
+    pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         for decision in &self.decisions {
-            if let Verdict::Spared(spared) = &decision.verdict {
-                *counts.entry(spared.as_str()).or_default() += 1;
+            if let Verdict::SkipReason(skipped) = &decision.verdict {
+                *counts.entry(skipped.as_str()).or_default() += 1;
             }
         }
         counts
     }
 
     /// What the budgets make of the chosen, for each mode in which any were, dry runs first.
-    pub fn outlooks(&self) -> &[Outlook] {
-        &self.outlooks
+    pub fn forecasts(&self) -> &[Forecast] {
+        &self.forecasts
     }
 
     /// The groups that rules balance, by rule and in the order of their endpoints.
@@ -126,7 +126,7 @@ impl Plan {
         &self.recalls
     }
 
-    /// Connections beyond their rule's full limit that no guard spares: chosen, or waiting for
+    /// Connections beyond their rule's full limit that no guard skips: chosen, or waiting for
     /// budget or for an outcome.
     pub fn overdue(&self) -> u64 {
         self.overdue
@@ -145,23 +145,23 @@ pub struct Decision {
     pub cookie: Cookie,
     /// The first rule that matches it.
     pub rule: Option<RuleName>,
-    /// Its place, from 1, among all that have reached a limit and that no guard spares: those
+    /// Its place, from 1, among all that have reached a limit and that no guard skips: those
     /// moved now, and then those that wait for budget, in the order of their turns.
     pub place: Option<u64>,
-    /// Move it or spare it.
+    /// Move it or skip it.
     pub verdict: Verdict,
 }
 
-/// Move a connection or spare it.
+/// Move a connection or skip it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is to be moved (or, in dry run, would be).
     Move(Move),
     /// It is left.
-    Spared(Spared),
+    SkipReason(SkipReason),
 }
 
-/// One connection to end so that its client reconnects. Made by [`decide`] and [`by_hand`] alone.
+/// One connection to end so that its client reconnects. Made by [`decide`] and [`manual`] alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
     cookie: Cookie,
@@ -175,8 +175,8 @@ pub struct Move {
     at_end: AtEnd,
     mode: Mode,
     heeds_guards: bool,
-    is_watched: bool,
-    spender: Box<Spender>,
+    is_sniffed: bool,
+    charge: Box<Charge>,
 }
 
 impl Move {
@@ -212,7 +212,7 @@ impl Move {
 
     /// The endpoints among which its client may choose.
     pub fn group(&self) -> &Group {
-        &self.spender.group
+        &self.charge.group
     }
 
     /// The limits exceeded, the most exceeded first, or the excess that it is of; empty only of a
@@ -237,15 +237,15 @@ impl Move {
         self.at_end
     }
 
-    /// Whether what the executor learns of the process that holds the connection may spare it.
+    /// Whether what the executor learns of the process that holds the connection may skip it.
     /// False only of a move by hand that asks for it.
     pub fn heeds_guards(&self) -> bool {
         self.heeds_guards
     }
 
     /// Whether it may be moved only once it is heard to speak HTTP/1.
-    pub fn is_watched(&self) -> bool {
-        self.is_watched
+    pub fn is_sniffed(&self) -> bool {
+        self.is_sniffed
     }
 
     /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.

@@ -80,7 +80,7 @@ pub const SILENT: Duration = Duration::from_secs(15);
 /// Why a connection is not moved for what it was heard to speak, where its rule does not say what
 /// its end means. On HTTP/1 nothing is lost at a moment at which all that was asked is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speech {
+pub enum Protocol {
     /// HTTP/2: a slow call hides behind the answers to fast ones.
     Http2,
     /// TLS: whatever is in it.
@@ -93,17 +93,17 @@ pub enum Speech {
     /// Nothing for too long.
     Silent,
     /// This agent cannot hear it: it may not put its programs on its cgroup, or has none.
-    Unheard,
+    CannotSniff,
 }
 
-impl Speech {
+impl Protocol {
     const ALL: [Self; 6] = [
         Self::Http2,
         Self::Tls,
         Self::Upgraded,
         Self::Unknown,
         Self::Silent,
-        Self::Unheard,
+        Self::CannotSniff,
     ];
 
     /// A stable word.
@@ -114,7 +114,7 @@ impl Speech {
             Self::Upgraded => "upgraded",
             Self::Unknown => "protocolUnknown",
             Self::Silent => "silent",
-            Self::Unheard => "cannotBeHeard",
+            Self::CannotSniff => "cannotSniff",
         }
     }
 

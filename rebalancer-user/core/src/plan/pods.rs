@@ -1,18 +1,18 @@
-//! What is spared for whose it is, or because that is not known well enough.
+//! What is skipped for whose it is, or because that is not known well enough.
 
 use crate::{
-    plan::Spared,
-    policy::{Lack, Policy, Rule},
+    plan::SkipReason,
+    policy::{MissingFact, Policy, Rule},
     snapshot::{Naming, Snapshot, Who},
 };
 
-/// Every guard that spares a connection accepted by `who`, which `rule` matches.
+/// Every guard that skips a connection accepted by `who`, which `rule` matches.
 pub(super) fn guards<'a>(
     policy: &'a Policy,
     rule: &'a Rule,
     snapshot: &Snapshot,
     who: &'a Who,
-) -> impl Iterator<Item = Spared> + 'a {
+) -> impl Iterator<Item = SkipReason> + 'a {
     let guards = [
         opted_out(who),
         terminating(who),
@@ -23,9 +23,9 @@ pub(super) fn guards<'a>(
     guards.into_iter().flatten()
 }
 
-fn opted_out(who: &Who) -> Option<Spared> {
+fn opted_out(who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
-    let out = |kind, name: String| Some(Spared::OptedOut { kind, name });
+    let out = |kind, name: String| Some(SkipReason::OptedOut { kind, name });
     let inside = |name: &str| format!("{}/{name}", pod.namespace);
     if pod.opted_out {
         return out("pod", inside(&pod.pod));
@@ -41,48 +41,48 @@ fn opted_out(who: &Who) -> Option<Spared> {
 }
 
 /// Of a namespace that the API server has not told of yet, nor is it known what it asks for.
-fn of_unknown_namespace(who: &Who) -> Option<Spared> {
+fn of_unknown_namespace(who: &Who) -> Option<SkipReason> {
     who.pod()?
         .namespace_labels
         .is_none()
-        .then_some(Spared::Unnamed {
-            lack: Lack::NamespaceLabels,
+        .then_some(SkipReason::Unnamed {
+            lack: MissingFact::NamespaceLabels,
             rule: None,
         })
 }
 
 /// It ends its connections itself, as well as it can.
-fn terminating(who: &Who) -> Option<Spared> {
+fn terminating(who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
     let mut services = pod.services.iter().flatten();
     let ends = pod.terminating || services.any(|service| service.terminating);
-    ends.then(|| Spared::Terminating {
+    ends.then(|| SkipReason::Terminating {
         pod: format!("{}/{}", pod.namespace, pod.pod),
     })
 }
 
-fn excluded(policy: &Policy, who: &Who) -> Option<Spared> {
+fn excluded(policy: &Policy, who: &Who) -> Option<SkipReason> {
     let excluded = policy.guards().exclude_namespaces()?;
     match who {
         Who::NoPod => None,
         Who::Unknown if excluded.is_empty() => None,
-        Who::Unknown => Some(Spared::Unnamed {
-            lack: Lack::Pod,
+        Who::Unknown => Some(SkipReason::Unnamed {
+            lack: MissingFact::Pod,
             rule: None,
         }),
         Who::Pod(pod) => excluded
             .contains(&pod.namespace)
-            .then(|| Spared::ExcludedNamespace {
+            .then(|| SkipReason::ExcludedNamespace {
                 namespace: pod.namespace.clone(),
             }),
     }
 }
 
 /// What a rule asks of names may have changed meanwhile, and so may a pod's Services.
-fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<Spared> {
+fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<SkipReason> {
     let needs_names = !rule.matches().pods().is_any() || who.pod().is_some();
     match naming {
-        Naming::Stale(silent) if needs_names => Some(Spared::StaleFacts { silent }),
+        Naming::Stale(silent) if needs_names => Some(SkipReason::StaleFacts { silent }),
         _ => None,
     }
 }

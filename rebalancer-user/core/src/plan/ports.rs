@@ -24,7 +24,7 @@ const SYSTEM: [(u16, &str); 17] = [
 
 /// Protocols that keep a session's state in the connection: a transaction, a subscription, a
 /// lock, a login. It may look idle and yet lose something. A rule reaches them only by
-/// `sessionState: Loses`.
+/// `onReconnect: LosesState`.
 ///
 /// HTTP/2 is one of them: a slow call hides behind the answers to others, and no counter of TCP
 /// tells it from HTTP/1.1. Its usual ports are here; elsewhere it is heard before it is moved.

@@ -69,7 +69,7 @@ impl Rates {
         let mut before = std::mem::take(&mut self.known);
         for connection in &snapshot.connections {
             let asks = |c: &Connection| {
-                let rule = policy.sure_rule_for(c, snapshot);
+                let rule = policy.matching_rule(c, snapshot);
                 rule.is_some_and(|rule| rule.limits().max_rate().is_some())
             };
             if !asks(connection) || self.known.contains_key(&connection.cookie) {

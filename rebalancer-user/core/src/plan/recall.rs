@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Ledger, Spared,
+    Ledger, SkipReason,
     balance::to_move,
     decide::returns,
-    groups::Shared,
+    groups::GroupLoad,
     guards::guard,
-    limits::{Standing, measure},
+    limits::{LoadComparison, measure},
 };
 use crate::{
     policy::{Balance, By, Mode, Policy, Rule},
@@ -26,7 +26,7 @@ pub struct Recall {
     /// Its connection.
     pub cookie: Cookie,
     /// Why it would not be chosen now.
-    pub why: Spared,
+    pub why: SkipReason,
 }
 
 /// What becomes of a move in flight, by its connection alone.
@@ -37,7 +37,7 @@ pub(super) enum Still {
     /// It goes on as long as its endpoint holds too much.
     IfExcess,
     /// It is recalled.
-    Not(Spared),
+    Not(SkipReason),
 }
 
 /// A move in flight that goes on as long as its endpoint holds too much.
@@ -45,7 +45,7 @@ pub(super) struct Flying<'a> {
     pub(super) cookie: Cookie,
     pub(super) endpoint: EndpointKey,
     pub(super) began: KernelTime,
-    pub(super) shared: &'a Shared,
+    pub(super) shared: &'a GroupLoad,
     pub(super) balance: Balance,
     pub(super) load: u64,
 }
@@ -54,7 +54,7 @@ pub(super) struct Flying<'a> {
 /// is not known.
 pub(super) fn still(
     policy: &Policy,
-    found: Result<Option<&Rule>, Spared>,
+    found: Result<Option<&Rule>, SkipReason>,
     snapshot: &Snapshot,
     connection: &Connection,
     ledger: &Ledger,
@@ -69,10 +69,10 @@ pub(super) fn still(
     };
     let Some(rule) = rule.filter(|rule| *rule.name() == by.rule) else {
         let chosen_by = by.rule.clone();
-        return Still::Not(Spared::OtherRule { chosen_by });
+        return Still::Not(SkipReason::OtherRule { chosen_by });
     };
     let forbidden = guard(policy, rule, snapshot, connection)
-        .or_else(|| (policy.mode_of(rule) != Mode::Enforce).then_some(Spared::DryRun))
+        .or_else(|| (policy.mode_of(rule) != Mode::Enforce).then_some(SkipReason::DryRun))
         .or_else(|| returns(rule, connection, ledger, now));
     if let Some(why) = forbidden {
         return Still::Not(why);
@@ -82,8 +82,8 @@ pub(super) fn still(
     match nearest {
         Some(nearest) if nearest.exceeded() => Still::Needed,
         _ if rule.balance().is_some() => Still::IfExcess,
-        Some(nearest) => Still::Not(Spared::WithinLimits { nearest }),
-        None => Still::Not(unknown.map_or(Spared::NoRule, Spared::RateUnknown)),
+        Some(nearest) => Still::Not(SkipReason::WithinLimits { nearest }),
+        None => Still::Not(unknown.map_or(SkipReason::NoRule, SkipReason::RateUnknown)),
     }
 }
 
@@ -106,7 +106,7 @@ pub(super) fn of_no_excess(flying: &[Flying<'_>]) -> Vec<Recall> {
 fn of_endpoint(endpoint: EndpointKey, flying: &[&Flying<'_>], recalls: &mut Vec<Recall>) {
     let Some(first) = flying.first() else { return };
     let (shared, balance) = (first.shared, first.balance);
-    let mut all = |why: &Spared| {
+    let mut all = |why: &SkipReason| {
         recalls.extend(flying.iter().map(|one| Recall {
             cookie: one.cookie,
             why: why.clone(),
@@ -114,19 +114,19 @@ fn of_endpoint(endpoint: EndpointKey, flying: &[&Flying<'_>], recalls: &mut Vec<
     };
     let facts = match shared.facts {
         Ok(facts) => facts,
-        Err(view) => return all(&Spared::NoClusterView(view)),
+        Err(view) => return all(&SkipReason::NoClusterView(view)),
     };
     let Some(held) = shared.endpoints.get(&endpoint).filter(|held| held.ready) else {
-        return all(&Spared::NotReady);
+        return all(&SkipReason::NotReady);
     };
     let load = held.load.saturating_add(held.in_flight);
     let excess = facts.still_beyond(load, balance);
-    let standing = Standing::of(balance, facts, load);
+    let standing = LoadComparison::of(balance, facts, load);
     if excess == 0 {
-        return all(&Spared::WithinBalance(standing));
+        return all(&SkipReason::WithinBalance(standing));
     }
     if let Some((futile, left)) = shared.held {
-        return all(&Spared::Futile { futile, left });
+        return all(&SkipReason::Futile { futile, left });
     }
     if balance.by() != By::Connections {
         // What one of them carries changes from one interval to the next, and their sum less.
@@ -139,7 +139,7 @@ fn of_endpoint(endpoint: EndpointKey, flying: &[&Flying<'_>], recalls: &mut Vec<
         } else {
             recalls.push(Recall {
                 cookie: one.cookie,
-                why: Spared::OthersMoved(standing),
+                why: SkipReason::OthersMoved(standing),
             });
         }
     }

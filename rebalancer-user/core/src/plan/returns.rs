@@ -34,7 +34,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Futile, Group, balance::client, ledger::Spender};
+use super::{Futile, Group, balance::client, ledger::Charge};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
@@ -75,21 +75,21 @@ pub(super) const FORGET: Duration = Duration::from_secs(3600);
 
 /// Whose returns are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Whom {
+pub enum Subject {
     /// Those of one client.
     Client(IpAddr),
     /// Those of all clients of a rule.
     Rule(RuleName),
 }
 
-impl Whom {
+impl Subject {
     /// Under both of these a move of `client` by `rule` is counted.
     pub(super) fn both(client: IpAddr, rule: &RuleName) -> [Self; 2] {
         [Self::Client(client), Self::Rule(rule.clone())]
     }
 }
 
-impl fmt::Display for Whom {
+impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Client(address) => write!(f, "client {address}"),
@@ -126,7 +126,7 @@ pub enum NewHold {
     /// That clients come back.
     Returns {
         /// Whose moves.
-        whom: Whom,
+        whom: Subject,
         /// From which endpoint.
         endpoint: EndpointKey,
         /// The evidence.
@@ -149,7 +149,7 @@ pub enum NewHold {
 
 /// A move that has ended, and whose client is looked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Awaited {
+pub struct PendingReturn {
     /// When it ended.
     pub ended: KernelTime,
     /// The connection that was moved.
@@ -157,14 +157,14 @@ pub struct Awaited {
     /// When it began.
     pub began: KernelTime,
     /// Whose it was.
-    pub spender: Spender,
+    pub charge: Charge,
     /// Its client was seen again.
-    pub seen: Option<Back>,
+    pub seen: Option<Reappearance>,
 }
 
 /// Where a moved client came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Back {
+pub enum Reappearance {
     /// To the same endpoint.
     Returned,
     /// To another of the group.
@@ -173,7 +173,7 @@ pub enum Back {
     Unseen,
 }
 
-impl Back {
+impl Reappearance {
     /// A stable word, for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -196,7 +196,7 @@ pub struct ReturnCounts {
 }
 
 /// What is known of each, at each endpoint.
-type Tests = Vec<(Whom, EndpointKey, Test)>;
+type Tests = Vec<(Subject, EndpointKey, Test)>;
 
 /// What became of some moves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -212,27 +212,27 @@ struct Seen {
 /// All that is known of returns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Returns {
-    awaited: Vec<Awaited>,
+    awaited: Vec<PendingReturn>,
     /// Not seen within [`SEEN_WITHIN`].
-    late: Vec<Awaited>,
+    late: Vec<PendingReturn>,
     /// Connections that were taken for the client of a move, so that none is taken twice.
     taken: BTreeSet<Cookie>,
-    tests: BTreeMap<(Whom, EndpointKey), Test>,
+    tests: BTreeMap<(Subject, EndpointKey), Test>,
     counts: ReturnCounts,
     new_holds: Vec<NewHold>,
 }
 
 impl Returns {
-    pub(super) fn awaits(&mut self, awaited: Awaited) {
+    pub(super) fn awaits(&mut self, awaited: PendingReturn) {
         self.awaited.push(awaited);
     }
 
-    pub(super) fn awaited(&self) -> &[Awaited] {
+    pub(super) fn awaited(&self) -> &[PendingReturn] {
         &self.awaited
     }
 
     /// Those that were not seen for a while and are still looked for.
-    pub(super) fn late(&self) -> &[Awaited] {
+    pub(super) fn late(&self) -> &[PendingReturn] {
         &self.late
     }
 
@@ -244,12 +244,12 @@ impl Returns {
         std::mem::take(&mut self.new_holds)
     }
 
-    pub(super) fn test(&self, whom: Whom, endpoint: EndpointKey) -> Option<&Test> {
+    pub(super) fn test(&self, whom: Subject, endpoint: EndpointKey) -> Option<&Test> {
         self.tests.get(&(whom, endpoint))
     }
 
-    pub(super) fn entries(&self) -> (Vec<Awaited>, Vec<Awaited>, Vec<Cookie>, Tests) {
-        let test = |((whom, endpoint), test): (&(Whom, EndpointKey), &Test)| {
+    pub(super) fn entries(&self) -> (Vec<PendingReturn>, Vec<PendingReturn>, Vec<Cookie>, Tests) {
+        let test = |((whom, endpoint), test): (&(Subject, EndpointKey), &Test)| {
             (whom.clone(), *endpoint, *test)
         };
         (
@@ -261,8 +261,8 @@ impl Returns {
     }
 
     pub(super) fn from_entries(
-        awaited: Vec<Awaited>,
-        late: Vec<Awaited>,
+        awaited: Vec<PendingReturn>,
+        late: Vec<PendingReturn>,
         taken: Vec<Cookie>,
         tests: Tests,
     ) -> Self {
@@ -278,7 +278,10 @@ impl Returns {
 
     /// Looks for the clients of moves. Gives those found, or given up: when their moves began,
     /// which connections they were, and where they are now.
-    pub(super) fn observe(&mut self, snapshot: &Snapshot) -> Vec<(KernelTime, Cookie, Back)> {
+    pub(super) fn observe(
+        &mut self,
+        snapshot: &Snapshot,
+    ) -> Vec<(KernelTime, Cookie, Reappearance)> {
         if self.awaited.is_empty() && self.late.is_empty() {
             return Vec::new();
         }
@@ -288,8 +291,8 @@ impl Returns {
         // What is known at the same time counts as a whole: which of several moves a client's new
         // connection follows is a guess, and in a row it would be evidence.
         let mut known: BTreeMap<(IpAddr, RuleName, EndpointKey, u32), Seen> = BTreeMap::new();
-        let mut know = |one: &Awaited, count: fn(&mut Seen) -> &mut u64| {
-            let by = &one.spender;
+        let mut know = |one: &PendingReturn, count: fn(&mut Seen) -> &mut u64| {
+            let by = &one.charge;
             if by.siblings >= 2 {
                 let key = (by.client, by.rule.clone(), by.endpoint, by.siblings);
                 *count(known.entry(key).or_default()) += 1;
@@ -298,9 +301,11 @@ impl Returns {
         let mut late = Vec::new();
         for one in std::mem::take(&mut self.late) {
             match one.seen {
-                Some(Back::Returned) if one.spender.whole => know(&one, |seen| &mut seen.returned),
-                Some(Back::Returned) => know(&one, |seen| &mut seen.after_all),
-                Some(_) if one.spender.whole => know(&one, |seen| &mut seen.elsewhere),
+                Some(Reappearance::Returned) if one.charge.whole => {
+                    know(&one, |seen| &mut seen.returned)
+                }
+                Some(Reappearance::Returned) => know(&one, |seen| &mut seen.after_all),
+                Some(_) if one.charge.whole => know(&one, |seen| &mut seen.elsewhere),
                 Some(_) => {}
                 None if now.since(one.ended) < LOOKED_FOR => {
                     late.push(one);
@@ -313,15 +318,15 @@ impl Returns {
         let mut still = Vec::new();
         for one in std::mem::take(&mut self.awaited) {
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
-            if !is_late && (one.seen.is_none() || !one.spender.whole) {
+            if !is_late && (one.seen.is_none() || !one.charge.whole) {
                 still.push(one);
                 continue;
             }
             match one.seen {
-                Some(Back::Returned) => know(&one, |seen| &mut seen.returned),
+                Some(Reappearance::Returned) => know(&one, |seen| &mut seen.returned),
                 Some(_) => know(&one, |seen| &mut seen.elsewhere),
                 None => {
-                    if !one.spender.whole {
+                    if !one.charge.whole {
                         know(&one, |seen| &mut seen.not_returned);
                     }
                     late.push(one);
@@ -340,13 +345,13 @@ impl Returns {
 
     /// Each new connection of a client is that of its first move that waits, once.
     fn look_for(&mut self, snapshot: &Snapshot) {
-        let all: Vec<&mut Awaited> = self.late.iter_mut().chain(&mut self.awaited).collect();
+        let all: Vec<&mut PendingReturn> = self.late.iter_mut().chain(&mut self.awaited).collect();
         let Some(first) = all.iter().map(|one| one.ended).min() else {
             return;
         };
         let mut waiting: BTreeMap<IpAddr, Waiting<'_>> = BTreeMap::new();
         for one in all.into_iter().filter(|one| one.seen.is_none()) {
-            let of_client = waiting.entry(one.spender.client).or_default();
+            let of_client = waiting.entry(one.charge.client).or_default();
             of_client.moves.push(one);
         }
         let mut new: Vec<&Connection> = Vec::new();
@@ -372,11 +377,11 @@ impl Returns {
                 continue;
             }
             let one = waiting.moves.remove(place);
-            let same = one.spender.endpoint == connection.endpoint;
+            let same = one.charge.endpoint == connection.endpoint;
             one.seen = Some(if same {
-                Back::Returned
+                Reappearance::Returned
             } else {
-                Back::Elsewhere
+                Reappearance::Elsewhere
             });
         }
     }
@@ -388,8 +393,8 @@ impl Returns {
         seen: Seen,
         now: KernelTime,
     ) {
-        let client = Whom::Client(client);
-        let is_another = |whom: &Whom| matches!(whom, Whom::Client(_)) && *whom != client;
+        let client = Subject::Client(client);
+        let is_another = |whom: &Subject| matches!(whom, Subject::Client(_)) && *whom != client;
         let test = self.tests.entry((client.clone(), endpoint)).or_default();
         let before = test.score;
         let hold = test.learn(siblings, seen, now).map(|lasts| (*test, lasts));
@@ -399,7 +404,7 @@ impl Returns {
             && !self.tests.iter().any(|((whom, at), test)| {
                 *at == endpoint && is_another(whom) && test.holds_for(now).is_some()
             });
-        let rule = Whom::Rule(rule);
+        let rule = Subject::Rule(rule);
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
@@ -471,7 +476,7 @@ impl Returns {
 /// Moves of one client that is looked for, and how many connections it has at each endpoint.
 #[derive(Default)]
 struct Waiting<'a> {
-    moves: Vec<&'a mut Awaited>,
+    moves: Vec<&'a mut PendingReturn>,
     here: BTreeMap<EndpointKey, u64>,
 }
 
@@ -480,16 +485,16 @@ impl Waiting<'_> {
     /// seen, the first of the others. Elsewhere some wait in vain, and the return of a later move would
     /// be taken for theirs: the last there.
     fn place_of(&self, connection: &Connection, who: &Who) -> Option<usize> {
-        let is_of = |one: &&mut Awaited| {
-            one.ended < connection.opened && one.spender.group.has(&connection.endpoint, who)
+        let is_of = |one: &&mut PendingReturn| {
+            one.ended < connection.opened && one.charge.group.has(&connection.endpoint, who)
         };
         let moves = &self.moves;
-        let late = |one: &&mut Awaited| connection.opened.since(one.ended) >= SEEN_WITHIN;
-        let whole = |one: &&mut Awaited| one.spender.whole && is_of(one);
+        let late = |one: &&mut PendingReturn| connection.opened.since(one.ended) >= SEEN_WITHIN;
+        let whole = |one: &&mut PendingReturn| one.charge.whole && is_of(one);
         let first = moves.iter().position(|one| whole(one) && !late(one));
         first.or_else(|| moves.iter().position(whole)).or_else(|| {
-            let may = |one: &&mut Awaited| {
-                let same = one.spender.endpoint == connection.endpoint;
+            let may = |one: &&mut PendingReturn| {
+                let same = one.charge.endpoint == connection.endpoint;
                 is_of(one) && (!same || self.is_back(one))
             };
             moves.iter().rposition(may)
@@ -498,25 +503,26 @@ impl Waiting<'_> {
 
     /// Whether its client has as many connections at its endpoint as if it had come back: as many as
     /// there were before, but for others that were moved since and have not been seen again.
-    fn is_back(&self, one: &Awaited) -> bool {
-        let endpoint = one.spender.endpoint;
-        let since =
-            |other: &&&mut Awaited| other.spender.endpoint == endpoint && other.ended >= one.began;
+    fn is_back(&self, one: &PendingReturn) -> bool {
+        let endpoint = one.charge.endpoint;
+        let since = |other: &&&mut PendingReturn| {
+            other.charge.endpoint == endpoint && other.ended >= one.began
+        };
         let away = self.moves.iter().filter(since).count() as u64;
         let here = self.here.get(&endpoint).copied().unwrap_or(0);
         // It is one of those itself.
-        here + away > one.spender.here
+        here + away > one.charge.here
     }
 }
 
 impl ReturnCounts {
     /// Counts a move of whose client no more will be known; what is told of it.
-    fn tell(&mut self, one: &Awaited) -> (KernelTime, Cookie, Back) {
-        let back = one.seen.unwrap_or(Back::Unseen);
+    fn tell(&mut self, one: &PendingReturn) -> (KernelTime, Cookie, Reappearance) {
+        let back = one.seen.unwrap_or(Reappearance::Unseen);
         let count = match back {
-            Back::Returned => &mut self.returned,
-            Back::Elsewhere => &mut self.elsewhere,
-            Back::Unseen => &mut self.unseen,
+            Reappearance::Returned => &mut self.returned,
+            Reappearance::Elsewhere => &mut self.elsewhere,
+            Reappearance::Unseen => &mut self.unseen,
         };
         *count += 1;
         (one.began, one.cookie, back)

@@ -1,12 +1,12 @@
-//! What is spared for its Services: where a move cannot help, or could leave too few.
+//! What is skipped for its Services: where a move cannot help, or could leave too few.
 //!
 //! They are asked only where it is known which pod has accepted a connection: a plain host has no
-//! Services. A connection to a port of a pod that no Service leads to is spared too, whatever
+//! Services. A connection to a port of a pod that no Service leads to is skipped too, whatever
 //! matches it: its client has dialled the pod, or the node's `hostPort`, and would come back.
 
 use crate::{
-    plan::Spared,
-    policy::{Lack, Policy, Rule, SessionState},
+    plan::SkipReason,
+    policy::{MissingFact, OnReconnect, Policy, Rule},
     snapshot::{Connection, Identity, Service, ServiceAt, ServiceName, Snapshot},
 };
 
@@ -17,19 +17,19 @@ struct Leads<'a> {
     facts: &'a Service,
 }
 
-/// Every guard that spares `connection`, which `rule` matches.
+/// Every guard that skips `connection`, which `rule` matches.
 pub(super) fn guards(
     policy: &Policy,
     rule: &Rule,
     snapshot: &Snapshot,
     connection: &Connection,
-) -> Vec<Spared> {
+) -> Vec<SkipReason> {
     let Some(pod) = snapshot.who(&connection.endpoint).pod() else {
         return Vec::new();
     };
     let all = match lead(pod, snapshot) {
         Ok(all) => all,
-        Err(spared) => return vec![spared],
+        Err(skipped) => return vec![skipped],
     };
     let sibling = sibling(connection, &all);
     let http2 = http2(rule, connection, &all);
@@ -41,7 +41,7 @@ pub(super) fn guards(
         affinity(&asked),
         sibling,
         too_few(policy, &asked),
-        settling(policy, &asked),
+        stabilizing(policy, &asked),
         http2,
     ]
     .into_iter()
@@ -53,15 +53,15 @@ pub(super) fn guards(
 ///
 /// # Errors
 /// None do, or not enough is known of them.
-fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>, Spared> {
+fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>, SkipReason> {
     let Some(services) = &pod.services else {
-        return Err(Spared::Unnamed {
-            lack: Lack::Services,
+        return Err(SkipReason::Unnamed {
+            lack: MissingFact::Services,
             rule: None,
         });
     };
     if services.is_empty() {
-        return Err(Spared::NoService);
+        return Err(SkipReason::NoService);
     }
     let known = |at: &'a ServiceAt| {
         let name = ServiceName {
@@ -70,7 +70,7 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
         };
         match snapshot.services.get(&name) {
             Some(facts) => Ok(Leads { name, at, facts }),
-            None => Err(Spared::ServiceUnknown { service: name }),
+            None => Err(SkipReason::ServiceUnknown { service: name }),
         }
     };
     services.iter().map(known).collect()
@@ -93,62 +93,62 @@ fn asked<'a>(rule: &Rule, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
     all.into_iter().filter(counts).collect()
 }
 
-fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<Spared> {
+fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| !s.at.ready)?;
-    Some(Spared::Unready {
+    Some(SkipReason::Unready {
         pod: format!("{}/{}", pod.namespace, pod.pod),
         service: service.name.clone(),
     })
 }
 
 /// Its clients ask for all addresses and choose one of them by their own rule.
-fn headless(asked: &[Leads<'_>]) -> Option<Spared> {
+fn headless(asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| s.facts.headless)?;
-    Some(Spared::Headless {
+    Some(SkipReason::Headless {
         service: service.name.clone(),
     })
 }
 
 /// Which of several was dialled is not known, nor, if they differ, where a client would go.
-fn ambiguous(connection: &Connection, asked: &[Leads<'_>]) -> Option<Spared> {
+fn ambiguous(connection: &Connection, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let (first, rest) = asked.split_first()?;
     let at = connection.local.ip();
     let other = rest
         .iter()
         .find(|other| !first.facts.has_endpoints_of(other.facts, at))?;
-    Some(Spared::AmbiguousService {
+    Some(SkipReason::AmbiguousService {
         one: first.name.clone(),
         other: other.name.clone(),
     })
 }
 
 /// Endpoints of a Service talk among themselves by their own addresses.
-fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<SkipReason> {
     let peer = connection.remote.ip().to_canonical();
     let service = all.iter().find(|s| s.facts.addresses.contains(&peer))?;
-    Some(Spared::SiblingPeer {
+    Some(SkipReason::SiblingPeer {
         service: service.name.clone(),
     })
 }
 
 /// Whichever Service says it: the port is the same.
-fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<Spared> {
+fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<SkipReason> {
     let port = connection.endpoint.port;
     let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
-    (rule.session_state() != SessionState::Loses).then(|| Spared::Http2 {
+    (rule.on_reconnect() != OnReconnect::LosesState).then(|| SkipReason::Http2 {
         port,
         service: service.name.clone(),
     })
 }
 
-fn affinity(asked: &[Leads<'_>]) -> Option<Spared> {
+fn affinity(asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| s.facts.client_ip_affinity)?;
-    Some(Spared::SessionAffinity {
+    Some(SkipReason::SessionAffinity {
         service: service.name.clone(),
     })
 }
 
-fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
+fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let min = policy.guards().min_ready_endpoints();
     let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
     let (service, ready) = (least.name.clone(), least.facts.comparable());
@@ -156,13 +156,13 @@ fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
         return None;
     }
     Some(match least.facts.local_policy() {
-        Some(policy) if least.facts.ready >= min => Spared::LocalTraffic {
+        Some(policy) if least.facts.ready >= min => SkipReason::LocalTraffic {
             service,
             policy,
             ready,
             min,
         },
-        _ => Spared::MinReadyEndpoints {
+        _ => SkipReason::MinReadyEndpoints {
             service,
             in_zone: ready < least.facts.ready,
             ready,
@@ -172,13 +172,13 @@ fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
 }
 
 /// Clients are on their way to new endpoints, or from old ones, by themselves.
-fn settling(policy: &Policy, asked: &[Leads<'_>]) -> Option<Spared> {
-    let settle = policy.guards().settle();
+fn stabilizing(policy: &Policy, asked: &[Leads<'_>]) -> Option<SkipReason> {
+    let stabilization_window = policy.guards().stabilization_window();
     let changed = |s: &Leads<'_>| Some((s.facts.changed?, s.name.clone()));
     let (since, service) = asked.iter().filter_map(changed).min()?;
-    (since < settle).then_some(Spared::Settling {
+    (since < stabilization_window).then_some(SkipReason::Stabilizing {
         service,
         since,
-        settle,
+        stabilization_window,
     })
 }

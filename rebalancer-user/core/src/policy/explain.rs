@@ -5,8 +5,8 @@ use std::fmt::{Display, Write as _};
 use ipnet::IpNet;
 
 use super::{
-    AtEnd, CgroupGlobs, Count, Match, Pods, Policy, PolicyErrors, Rule, Selector, ServiceRef,
-    SessionState, Size, Sockets, Span, Step, StepKind, When,
+    AtEnd, CgroupGlobs, Count, Match, OnReconnect, Pods, Policy, PolicyErrors, Rule, Selector,
+    ServiceRef, Size, Sockets, Span, Step, StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -112,8 +112,13 @@ impl Lines {
             guards.min_ready_endpoints(),
             ready,
         );
-        let settle = within(file, |g| &g.settle);
-        self.field("  ", "settle", Span(guards.settle()), settle);
+        let stabilization_window = within(file, |g| &g.stabilization_window);
+        self.field(
+            "  ",
+            "stabilizationWindow",
+            Span(guards.stabilization_window()),
+            stabilization_window,
+        );
         let ports: Vec<String> = guards
             .allow_system_ports()
             .iter()
@@ -189,15 +194,15 @@ impl Lines {
             self.field("    ", "tolerance", balance.tolerance(), tolerance);
         }
         self.field("  ", "jitter", rule.jitter(), given(&file.jitter));
-        let state = match rule.session_state() {
-            SessionState::Unknown => "Unknown",
-            SessionState::Keeps => "Keeps",
-            SessionState::Loses => "Loses",
+        let state = match rule.on_reconnect() {
+            OnReconnect::Detect => "Detect",
+            OnReconnect::Safe => "Safe",
+            OnReconnect::LosesState => "LosesState",
         };
-        self.field("  ", "sessionState", state, given(&file.session_state));
+        self.field("  ", "onReconnect", state, given(&file.on_reconnect));
         self.steps(&file.steps, rule);
         let end = match rule.at_end() {
-            AtEnd::Spare => "Spare",
+            AtEnd::Skip => "Skip",
             AtEnd::ResetNow => "ResetNow",
         };
         self.field("  ", "atEnd", end, given(&file.at_end));

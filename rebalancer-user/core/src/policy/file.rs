@@ -191,7 +191,7 @@ pub(super) struct BudgetFile {
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[schemars(rename = "Guards")]
 pub(super) struct GuardsFile {
-    /// Younger connections are spared.
+    /// Younger connections are skipped.
     #[schemars(with = "schema::Duration", extend("default" = "30s"))]
     pub(super) min_age: Field<Scalar>,
     /// Ports of the node's own services (SSH, DNS, kubelet, etcd…) that rules may name after all.
@@ -210,7 +210,7 @@ pub(super) struct GuardsFile {
     /// A Service whose ready endpoints changed less than this ago is left alone. What the API server
     /// said is trusted for as long, 20 s at least and 1 min at most, and then not acted on.
     #[schemars(with = "schema::Duration", extend("default" = "1m"))]
-    pub(super) settle: Field<Scalar>,
+    pub(super) stabilization_window: Field<Scalar>,
 }
 
 /// Which connections, how old or heavy they may grow, and how they are ended.
@@ -239,18 +239,18 @@ pub(super) struct RuleFile {
     /// together do not end together.
     #[schemars(with = "schema::Percentage", extend("default" = "10%"))]
     pub(super) jitter: Field<Scalar>,
-    /// What a connection's end costs its client. `Unknown`: only those are moved that are heard to
-    /// speak HTTP/1, which loses nothing at a quiet moment. `Keeps`: no more than a reconnect,
-    /// whatever they speak. Both spare ports of protocols that hold state in their connections
-    /// (PostgreSQL, Redis, MQTT, gRPC…). `Loses`: losing that state is fine. Where a step is `AtOnce`, or
-    /// `atEnd` is `ResetNow`, `Keeps` or `Loses` must be said.
-    #[schemars(with = "schema::SessionStates", extend("default" = "Unknown"))]
-    pub(super) session_state: Field<Scalar>,
+    /// What a connection's end costs its client. `Detect`: only those are moved that are heard to
+    /// speak HTTP/1, which loses nothing at a quiet moment. `Safe`: no more than a reconnect,
+    /// whatever they speak. Both skip ports of protocols that hold state in their connections
+    /// (PostgreSQL, Redis, MQTT, gRPC…). `LosesState`: losing that state is fine. Where a step is `AtOnce`, or
+    /// `atEnd` is `ResetNow`, `Safe` or `LosesState` must be said.
+    #[schemars(with = "schema::OnReconnects", extend("default" = "Detect"))]
+    pub(super) on_reconnect: Field<Scalar>,
     /// Ways to end a connection, the gentlest first. Without it: a reset at a quiet moment.
     #[schemars(with = "Vec<StepFile>")]
     pub(super) steps: List<StepFile>,
     /// What happens when all steps have timed out.
-    #[schemars(with = "schema::Ends", extend("default" = "Spare"))]
+    #[schemars(with = "schema::Ends", extend("default" = "Skip"))]
     pub(super) at_end: Field<Scalar>,
     /// `Messages`: how often its servers send on each connection, and how many bytes, is counted in
     /// the kernel, at some cost to each send. Without it nothing runs for a send.

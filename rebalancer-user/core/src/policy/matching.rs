@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr, num::NonZeroU16};
 
 use ipnet::IpNet;
 
-use super::{CgroupGlobs, Lack, Pods, visible};
+use super::{CgroupGlobs, MissingFact, Pods, visible};
 use crate::snapshot::{CgroupPath, Connection, Who};
 
 /// Ports, peers, pods and cgroups; what is given must all match. Never empty.
@@ -38,15 +38,15 @@ impl Match {
     }
 
     /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
-    pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Miss> {
+    pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
         let port = connection.endpoint.port;
         let peer = connection.remote.ip().to_canonical();
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
-            return Some(Miss::Port(port));
+            return Some(Mismatch::Port(port));
         }
         if !self.peers.is_empty() && !self.peers.iter().any(|block| block.contains(peer)) {
             let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
-            return Some(Miss::Peer { peer, excepted });
+            return Some(Mismatch::Peer { peer, excepted });
         }
         // Last: who is missed by port or peer need not be known better. And what is surely
         // another is another, whatever else is not known of it.
@@ -64,20 +64,20 @@ impl Match {
         ports && self.cgroups.is_empty() && self.pods.misses(who).is_none()
     }
 
-    fn misses_cgroup(&self, connection: &Connection) -> Option<Miss> {
+    fn misses_cgroup(&self, connection: &Connection) -> Option<Mismatch> {
         if self.cgroups.is_empty() {
             return None;
         }
         match &connection.cgroup_path {
-            None => Some(Miss::Unsure(Lack::Cgroup)),
-            Some(path) => (!self.cgroups.name(path)).then(|| Miss::Cgroup(path.clone())),
+            None => Some(Mismatch::Undetermined(MissingFact::Cgroup)),
+            Some(path) => (!self.cgroups.name(path)).then(|| Mismatch::Cgroup(path.clone())),
         }
     }
 }
 
 /// Why a rule is not for a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
+pub enum Mismatch {
     /// It was accepted on another port.
     Port(u16),
     /// It comes from elsewhere.
@@ -98,17 +98,17 @@ pub enum Miss {
     /// Its pod's labels are not selected.
     PodLabels,
     /// Not known: the rule may be for it.
-    Unsure(Lack),
+    Undetermined(MissingFact),
 }
 
-impl Miss {
+impl Mismatch {
     /// Whether the rule is surely not for it.
     pub fn is_sure(&self) -> bool {
-        !matches!(self, Self::Unsure(_))
+        !matches!(self, Self::Undetermined(_))
     }
 }
 
-impl fmt::Display for Miss {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Port(port) => write!(f, "port {port} is not among its ports"),
@@ -128,10 +128,10 @@ impl fmt::Display for Miss {
             Self::Services => f.write_str("none of its services leads there"),
             Self::Namespace => f.write_str("namespaceSelector does not select its namespace"),
             Self::PodLabels => f.write_str("podSelector does not select its pod"),
-            Self::Unsure(Lack::Cgroup) => {
+            Self::Undetermined(MissingFact::Cgroup) => {
                 f.write_str("it names cgroups, and the connection's own is gone or not known")
             }
-            Self::Unsure(lack) => write!(f, "it is not known {lack}"),
+            Self::Undetermined(lack) => write!(f, "it is not known {lack}"),
         }
     }
 }

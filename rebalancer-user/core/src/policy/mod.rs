@@ -15,7 +15,7 @@
 //! guards:
 //!   minReadyEndpoints: 2
 //!   minAge: 30s
-//!   settle: 60s
+//!   stabilizationWindow: 60s
 //!   allowSystemPorts: []
 //!   # allowHostNetwork: true   # with Kubernetes false
 //!   # excludeNamespaces: []    # with Kubernetes [kube-system]
@@ -29,10 +29,10 @@
 //!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
 //!   balance: {by: Connections, tolerance: 10%}   # Connections | ByteRate | MessageRate
 //!   jitter: 10%
-//!   sessionState: Unknown      # Unknown | Keeps | Loses
+//!   onReconnect: Detect      # Detect | Safe | LosesState
 //!   steps:                     # Close | Reset
 //!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
-//!   atEnd: Spare               # Spare | ResetNow
+//!   atEnd: Skip               # Skip | ResetNow
 //!   # count: Messages          # nothing is counted without it
 //! - name: pods                 # by the names that a cluster gives them
 //!   match:
@@ -67,7 +67,7 @@
 //! bare name, which means one in any namespace that `namespaceSelector` selects, or in any at all;
 //! one of those named must lead to the very port. Selectors are those of a NetworkPolicy. On a
 //! host without Kubernetes a rule for pods matches nothing. While it is not known whether a rule
-//! matches, no later one counts: the connection is spared.
+//! matches, no later one counts: the connection is skipped.
 //!
 //! Pods of `guards.excludeNamespaces` are never moved from, nor pods that are being deleted, nor
 //! those that opt out, themselves, by a Service or by their namespace: with
@@ -103,11 +103,11 @@ pub use cgroups::CgroupGlobs;
 pub use error::visible;
 pub use error::{PolicyError, PolicyErrors};
 pub use explain::explain;
-pub use matching::{Match, Miss, Peer, PortRange};
+pub use matching::{Match, Mismatch, Peer, PortRange};
 pub use parse::parse;
-pub use pods::{Lack, Operator, Pods, Requirement, Selector, ServiceRef};
+pub use pods::{MissingFact, Operator, Pods, Requirement, Selector, ServiceRef};
 pub use rule::{
-    AtEnd, Balance, By, Count, Limits, MaxRate, Rule, RuleName, SessionState, Step, StepKind, When,
+    AtEnd, Balance, By, Count, Limits, MaxRate, OnReconnect, Rule, RuleName, Step, StepKind, When,
 };
 pub use schema::schema;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
@@ -212,11 +212,11 @@ impl Policy {
         &self,
         connection: &Connection,
         who: &Who,
-    ) -> Result<Option<&Rule>, (&Rule, Lack)> {
+    ) -> Result<Option<&Rule>, (&Rule, MissingFact)> {
         for rule in &self.rules {
             match rule.matches().misses(connection, who) {
                 None => return Ok(Some(rule)),
-                Some(Miss::Unsure(lack)) => return Err((rule, lack)),
+                Some(Mismatch::Undetermined(lack)) => return Err((rule, lack)),
                 Some(_) => {}
             }
         }
@@ -224,7 +224,7 @@ impl Policy {
     }
 
     /// The first rule that surely matches a connection of `snapshot`.
-    pub fn sure_rule_for(&self, connection: &Connection, snapshot: &Snapshot) -> Option<&Rule> {
+    pub fn matching_rule(&self, connection: &Connection, snapshot: &Snapshot) -> Option<&Rule> {
         let who = snapshot.who(&connection.endpoint);
         self.rule_for(connection, who).ok().flatten()
     }
@@ -337,14 +337,14 @@ impl Budget {
 pub struct Guards {
     min_age: Duration,
     min_ready_endpoints: NonZeroU32,
-    settle: Duration,
+    stabilization_window: Duration,
     allow_system_ports: BTreeSet<u16>,
     allow_host_network: Option<bool>,
     exclude_namespaces: Option<BTreeSet<String>>,
 }
 
 impl Guards {
-    /// Younger connections are spared.
+    /// Younger connections are skipped.
     pub fn min_age(&self) -> Duration {
         self.min_age
     }
@@ -355,8 +355,8 @@ impl Guards {
     }
 
     /// Services whose ready endpoints changed less than this ago are left alone.
-    pub fn settle(&self) -> Duration {
-        self.settle
+    pub fn stabilization_window(&self) -> Duration {
+        self.stabilization_window
     }
 
     /// Ports of the node's own services that rules may name after all.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Miss;
+use super::Mismatch;
 use crate::snapshot::{Identity, Labels, Who};
 
 /// Services, namespaces and pods; where several are given, all must match.
@@ -35,13 +35,13 @@ impl Pods {
     }
 
     /// Why an endpoint of `who` is not, or not surely, one of those meant; `None` if it is.
-    pub(super) fn misses(&self, who: &Who) -> Option<Miss> {
+    pub(super) fn misses(&self, who: &Who) -> Option<Mismatch> {
         if self.is_any() {
             return None;
         }
         let pod = match who {
-            Who::NoPod => return Some(Miss::NoPod),
-            Who::Unknown => return Some(Miss::Unsure(Lack::Pod)),
+            Who::NoPod => return Some(Mismatch::NoPod),
+            Who::Unknown => return Some(Mismatch::Undetermined(MissingFact::Pod)),
             Who::Pod(pod) => pod,
         };
         let all = [
@@ -60,7 +60,7 @@ impl Pods {
         })
     }
 
-    fn misses_services(&self, pod: &Identity) -> Option<Miss> {
+    fn misses_services(&self, pod: &Identity) -> Option<Mismatch> {
         if self.services.is_empty() {
             return None;
         }
@@ -71,34 +71,34 @@ impl Pods {
         };
         let meant: Vec<&ServiceRef> = self.services.iter().filter(here).collect();
         if meant.is_empty() {
-            return Some(Miss::Services);
+            return Some(Mismatch::Services);
         }
         let Some(services) = &pod.services else {
-            return Some(Miss::Unsure(Lack::Services));
+            return Some(Mismatch::Undetermined(MissingFact::Services));
         };
         let is_meant = |name: &str| meant.iter().any(|meant| meant.name == name);
         let found = services.iter().any(|at| is_meant(&at.name));
-        (!found).then_some(Miss::Services)
+        (!found).then_some(Mismatch::Services)
     }
 
-    fn misses_namespace(&self, pod: &Identity) -> Option<Miss> {
+    fn misses_namespace(&self, pod: &Identity) -> Option<Mismatch> {
         let selector = self.namespace_selector.as_ref()?;
         match &pod.namespace_labels {
             None if selector.is_any() => None,
-            None => Some(Miss::Unsure(Lack::NamespaceLabels)),
-            Some(labels) => (!selector.selects(labels)).then_some(Miss::Namespace),
+            None => Some(Mismatch::Undetermined(MissingFact::NamespaceLabels)),
+            Some(labels) => (!selector.selects(labels)).then_some(Mismatch::Namespace),
         }
     }
 
-    fn misses_labels(&self, pod: &Identity) -> Option<Miss> {
+    fn misses_labels(&self, pod: &Identity) -> Option<Mismatch> {
         let selector = self.pod_selector.as_ref()?;
-        (!selector.selects(&pod.labels)).then_some(Miss::PodLabels)
+        (!selector.selects(&pod.labels)).then_some(Mismatch::PodLabels)
     }
 }
 
 /// What would have to be known to tell whether a rule is for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
+pub enum MissingFact {
     /// Which pod it is.
     Pod,
     /// The labels of its namespace.
@@ -109,7 +109,7 @@ pub enum Lack {
     Cgroup,
 }
 
-impl fmt::Display for Lack {
+impl fmt::Display for MissingFact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pod => "which pod it is",

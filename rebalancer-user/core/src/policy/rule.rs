@@ -10,15 +10,15 @@ pub struct RuleName(pub(super) Arc<str>);
 
 impl RuleName {
     /// What stands for a rule in a move by hand. No policy can name a rule so.
-    pub fn by_hand() -> Self {
+    pub fn manual() -> Self {
         Self("(by hand)".into())
     }
 
     /// A name that was written by an agent; `None` if no rule can have it.
     pub fn known(text: &str) -> Option<Self> {
-        let by_hand = Self::by_hand();
-        if text == by_hand.as_str() {
-            return Some(by_hand);
+        let manual = Self::manual();
+        if text == manual.as_str() {
+            return Some(manual);
         }
         super::values::is_label(text).then(|| Self(text.into()))
     }
@@ -44,7 +44,7 @@ pub struct Rule {
     pub(super) limits: Limits,
     pub(super) balance: Option<Balance>,
     pub(super) jitter: Percent,
-    pub(super) session_state: SessionState,
+    pub(super) on_reconnect: OnReconnect,
     pub(super) steps: Arc<[Step]>,
     pub(super) at_end: AtEnd,
     pub(super) count: Option<Count>,
@@ -82,8 +82,8 @@ impl Rule {
     }
 
     /// Whether its servers keep a session's state beyond a connection.
-    pub fn session_state(&self) -> SessionState {
-        self.session_state
+    pub fn on_reconnect(&self) -> OnReconnect {
+        self.on_reconnect
     }
 
     /// Ways to end a connection, in order; never empty.
@@ -192,16 +192,16 @@ impl MaxRate {
 
 /// Whether a connection's end costs its client more than a reconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionState {
+pub enum OnReconnect {
     /// Nobody has said: only connections that are heard to speak HTTP/1 are moved, once all that was
     /// asked is answered. The default; a rule that lets connections be ended at any moment must say
     /// one of the others.
-    Unknown,
+    Detect,
     /// The operator says that a reconnect at a quiet moment costs nothing: what they speak is not
-    /// asked. Ports known for state in their connections (a transaction, a subscription) are spared.
-    Keeps,
+    /// asked. Ports known for state in their connections (a transaction, a subscription) are skipped.
+    Safe,
     /// The operator says that losing what the connection holds is fine.
-    Loses,
+    LosesState,
 }
 
 /// One way to end a connection.
@@ -287,7 +287,7 @@ pub enum When {
 pub enum AtEnd {
     /// The connection is left.
     #[default]
-    Spare,
+    Skip,
     /// It is reset without a condition.
     ResetNow,
 }

@@ -79,10 +79,10 @@ notations! {
     }
     Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
     TrackedSockets: {"enum": ["All", "Matched"]}
-    SessionStates: {"enum": ["Unknown", "Keeps", "Loses"]}
+    OnReconnects: {"enum": ["Detect", "Safe", "LosesState"]}
     Counted: {"enum": ["Messages"]}
     Loads: {"enum": ["Connections", "ByteRate", "MessageRate"]}
     StepKinds: {"enum": ["Close", "Reset"]}
     Conditions: {"enum": ["Quiet", "AtOnce"]}
-    Ends: {"enum": ["Spare", "ResetNow"]}
+    Ends: {"enum": ["Skip", "ResetNow"]}
 }

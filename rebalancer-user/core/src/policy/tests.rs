@@ -17,7 +17,7 @@ mode: Enforce
 interval: 2s
 track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, maxPerNode: 2000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
 budget: {window: 5m, perNode: 10%, perService: 20%, perEndpoint: 30, maxInFlight: 7}
-guards: {minAge: 1m, minReadyEndpoints: 3, settle: 90s, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
+guards: {minAge: 1m, minReadyEndpoints: 3, stabilizationWindow: 90s, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:
 - name: checkout
   mode: DryRun
@@ -27,7 +27,7 @@ rules:
     cgroups: ['*/machine.slice/*', '/user.slice']
   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
   jitter: 25%
-  sessionState: Loses
+  onReconnect: LosesState
   steps:
   - {step: Close, when: AtOnce, timeout: 10s}
   - {step: Reset, when: Quiet, idleFor: 300ms, timeout: 1m}
@@ -72,30 +72,30 @@ fn connection(port: u16, remote: &str) -> Connection {
 fn a_rule_that_does_not_wait_must_say_what_its_end_costs() {
     let state = |fields: &str| {
         let policy = parse("p", &rule(fields)).map_err(|errors| errors.to_string())?;
-        Ok::<_, String>(policy.rules()[0].session_state())
+        Ok::<_, String>(policy.rules()[0].on_reconnect())
     };
     let quiet = "  steps: [{step: Reset}]\n";
     let close = "  steps: [{step: Close, when: AtOnce}]\n";
     let at_once = "  steps: [{step: Close}, {step: Reset, when: AtOnce}]\n";
     let at_end = "  atEnd: ResetNow\n";
-    assert_eq!(state(quiet), Ok(SessionState::Unknown));
+    assert_eq!(state(quiet), Ok(OnReconnect::Detect));
     for waits_not in [close, at_once, at_end] {
         let errors = state(waits_not).unwrap_err();
-        assert!(errors.contains("missing field `sessionState`"), "{errors}");
-        let unknown = state(&format!("  sessionState: Unknown\n{waits_not}")).unwrap_err();
+        assert!(errors.contains("missing field `onReconnect`"), "{errors}");
+        let unknown = state(&format!("  onReconnect: Detect\n{waits_not}")).unwrap_err();
         assert!(
             unknown.contains("a contradiction within the rule"),
             "{unknown}"
         );
         for (word, said) in [
-            ("Keeps", SessionState::Keeps),
-            ("Loses", SessionState::Loses),
+            ("Safe", OnReconnect::Safe),
+            ("LosesState", OnReconnect::LosesState),
         ] {
-            let given = format!("  sessionState: {word}\n{waits_not}");
+            let given = format!("  onReconnect: {word}\n{waits_not}");
             assert_eq!(state(&given), Ok(said));
         }
     }
-    let one = state("  sessionState: Perhaps\n  atEnd: ResetNow\n").unwrap_err();
+    let one = state("  onReconnect: Perhaps\n  atEnd: ResetNow\n").unwrap_err();
     assert!(!one.contains("missing"), "one error is enough: {one}");
 }
 
@@ -117,7 +117,10 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!(policy.budget().per_endpoint().to_string(), "25%");
     assert_eq!(policy.budget().max_in_flight().get(), 20);
     assert_eq!(policy.guards().min_ready_endpoints(), 2);
-    assert_eq!(policy.guards().settle(), Duration::from_secs(60));
+    assert_eq!(
+        policy.guards().stabilization_window(),
+        Duration::from_secs(60)
+    );
     assert_eq!(policy.guards().min_age(), Duration::from_secs(30));
     assert!(policy.guards().allow_system_ports().is_empty());
     assert_eq!(policy.guards().allow_host_network(), None);
@@ -128,8 +131,8 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!((rule.mode(), rule.jitter().get()), (None, 10));
     assert_eq!(rule.balance(), None);
     assert_eq!(
-        (rule.session_state(), rule.at_end()),
-        (SessionState::Unknown, AtEnd::Spare)
+        (rule.on_reconnect(), rule.at_end()),
+        (OnReconnect::Detect, AtEnd::Skip)
     );
     let [step] = **rule.steps() else {
         panic!("one step")
@@ -318,8 +321,8 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("empty limits", whole("{maxBytes: 1048576}", "{}")),
         ("empty steps", rule("  steps: []")),
         ("step without a step", rule("  steps: [{when: Quiet}]")),
-        ("idleFor with AtOnce", rule("  sessionState: Keeps\n  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
-        ("step after the last", rule("  sessionState: Keeps\n  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
+        ("idleFor with AtOnce", rule("  onReconnect: Safe\n  steps: [{step: Reset, when: AtOnce, idleFor: 1s}]")),
+        ("step after the last", rule("  onReconnect: Safe\n  steps: [{step: Reset, when: AtOnce}, {step: Reset}]")),
         ("AtOnce without a word", rule("  steps: [{step: Reset, when: AtOnce}]")),
         ("ResetNow without a word", rule("  atEnd: ResetNow")),
         ("step Notice", rule("  steps: [{step: Notice}]")),
@@ -385,8 +388,8 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("budget of an endpoint as word", whole("perEndpoint: 30", "perEndpoint: all")),
         ("ready endpoints 0", whole("minReadyEndpoints: 3", "minReadyEndpoints: 0")),
         ("ready endpoints as percentage", whole("minReadyEndpoints: 3", "minReadyEndpoints: 50%")),
-        ("settle without unit", whole("settle: 90s", "settle: 90")),
-        ("settle for days", whole("settle: 90s", "settle: 48h")),
+        ("stabilizationWindow without unit", whole("stabilizationWindow: 90s", "stabilizationWindow: 90")),
+        ("stabilizationWindow for days", whole("stabilizationWindow: 90s", "stabilizationWindow: 48h")),
         (
             "many mistakes at once",
             "kind: RebalancePolicy\nmode: dryrun\ninterval: 5\nrules:\n- name: a\n  limits: {maxAge: 1x}\n\
@@ -623,11 +626,11 @@ fn what_misses_is_told() {
         ..connection(8080, "10.0.0.1:5")
     };
     let matches = policy.rules()[0].matches();
-    let elsewhere = Some(Miss::Cgroup(CgroupPath::new("/a").unwrap()));
+    let elsewhere = Some(Mismatch::Cgroup(CgroupPath::new("/a").unwrap()));
     assert_eq!(matches.misses(&of("/a"), &Who::NoPod), elsewhere);
     assert_eq!(
         matches.misses(&of(""), &Who::NoPod),
-        Some(Miss::Unsure(Lack::Cgroup))
+        Some(Mismatch::Undetermined(MissingFact::Cgroup))
     );
 }
 
@@ -654,7 +657,11 @@ fn a_rule_that_may_be_the_first_hides_those_behind_it() {
         let name = found.ok().flatten().map(|rule| rule.name().as_str());
         assert_eq!(name, rule, "{connection:?}");
         let lack = found.err().map(|(_, lack)| lack);
-        assert_eq!(lack, unsure.then_some(Lack::Cgroup), "{connection:?}");
+        assert_eq!(
+            lack,
+            unsure.then_some(MissingFact::Cgroup),
+            "{connection:?}"
+        );
     }
 }
 
@@ -757,7 +764,7 @@ fn the_schema_refuses_what_is_not() {
         ("for: 30s", "for: 30"),
         ("bytesPerSecond: 50Mi, for: 30s", "for: 30s"),
         ("jitter: 25%", "jitter: 25"),
-        ("sessionState: Loses", "sessionState: loses"),
+        ("onReconnect: LosesState", "onReconnect: loses"),
         ("count: Messages", "count: Bytes"),
         ("by: ByteRate", "by: Bytes"),
         ("tolerance: 15%", "tolerance: 0%"),
@@ -765,7 +772,7 @@ fn the_schema_refuses_what_is_not() {
         ("perService: 20%", "perService: 0"),
         ("perEndpoint: 30", "perEndpoint: 101%"),
         ("minReadyEndpoints: 3", "minReadyEndpoints: 0"),
-        ("settle: 90s", "settle: 90"),
+        ("stabilizationWindow: 90s", "stabilizationWindow: 90"),
         ("step: Close", "step: Notice"),
         ("step: Close, when: AtOnce", "when: AtOnce"),
         ("when: AtOnce", "when: Never"),

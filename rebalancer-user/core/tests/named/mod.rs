@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use rebalancer_core::{
-    plan::{Ledger, Spared, Verdict, decide},
+    plan::{Ledger, SkipReason, Verdict, decide},
     policy::{Policy, parse},
     snapshot::{
         Endpoint, Identity, KernelTime, Labels, Naming, Service, ServiceAt, ServiceName, Snapshot,
@@ -99,14 +99,14 @@ pub(crate) fn verdict(policy: &Policy, snapshot: &Snapshot) -> String {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
     match &plan.decisions()[0].verdict {
         Verdict::Move(chosen) => format!("moved by {}", chosen.rule()),
-        Verdict::Spared(spared) => spared.as_str().to_owned(),
+        Verdict::SkipReason(skipped) => skipped.as_str().to_owned(),
     }
 }
 
-pub(crate) fn why(policy: &Policy, snapshot: &Snapshot) -> Spared {
+pub(crate) fn why(policy: &Policy, snapshot: &Snapshot) -> SkipReason {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
     match &plan.decisions()[0].verdict {
-        Verdict::Spared(spared) => spared.clone(),
+        Verdict::SkipReason(skipped) => skipped.clone(),
         Verdict::Move(_) => panic!("moved"),
     }
 }

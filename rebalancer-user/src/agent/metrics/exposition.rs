@@ -195,14 +195,14 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauge(
         "overdue",
-        "Connections beyond their rule's full limit that no guard spares, as of the last pass.",
+        "Connections beyond their rule's full limit that no guard skips, as of the last pass.",
         pass.map_or(0, |pass| pass.overdue),
     )?;
-    let spared = pass.iter().flat_map(|pass| &pass.spared);
+    let skipped = pass.iter().flat_map(|pass| &pass.skipped);
     out.gauges(
-        "spared",
+        "skipped",
         "Connections left at the last pass, by cause.",
-        spared.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
+        skipped.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
     )?;
     out.gauges(
         "connections_by_age",
@@ -518,7 +518,7 @@ mod tests {
             endpoints: 1,
             moves: 0,
             overdue: 0,
-            spared: BTreeMap::from([("noRule".to_owned(), 2)]),
+            skipped: BTreeMap::from([("noRule".to_owned(), 2)]),
         });
         status.budgets = vec![BudgetStatus {
             mode: "Enforce".to_owned(),

@@ -61,12 +61,12 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     let mut agent = Agent::with_file(&file, own_pins(), &by);
     let started = Instant::now();
     let mut moved = Moves::default();
-    let mut spared = Value::Null;
-    while moved.done < wanted || spared.is_null() {
+    let mut skipped = Value::Null;
+    while moved.done < wanted || skipped.is_null() {
         let line = agent.hear().expect("the agent goes on moving");
         moved.take(&line);
         if line["message"] == "listed" {
-            spared = line["spared"].clone();
+            skipped = line["skipped"].clone();
         }
     }
     let (done, time) = (moved.done, started.elapsed());
@@ -144,7 +144,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
         None => tell(
             "MPTCP connections harmed",
             format!(
-                "{} of {} ({}); the agent sees {listed_mptcp}, and spared them",
+                "{} of {} ({}); the agent sees {listed_mptcp}, and skipped them",
                 harmed(&seen.multipath),
                 seen.multipath.len(),
                 traffic(&seen.multipath)
@@ -178,7 +178,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
         assert_eq!(harmed(&seen.multipath), 0, "{:?}", seen.multipath);
         assert_eq!((seen.multipath.len(), listed_mptcp), (MULTIPATH, MULTIPATH));
         let for_it = format!("\"mptcp\": {MULTIPATH}");
-        assert!(spared.as_str().unwrap().contains(&for_it), "{spared}");
+        assert!(skipped.as_str().unwrap().contains(&for_it), "{skipped}");
     }
     for wanted in ["reset", "closed"] {
         assert!(outcomes.contains_key(wanted), "{outcomes:?}");
@@ -276,7 +276,7 @@ impl Scene {
             .map(|(name, port, step)| {
                 format!(
                     "- name: {name}\n  match: {{ports: [{{port: {port}}}], peers: {peers}}}\n  \
-                     limits: {{maxAge: 500ms}}\n  jitter: 50%\n  sessionState: Keeps\n  steps: [{step}]\n"
+                     limits: {{maxAge: 500ms}}\n  jitter: 50%\n  onReconnect: Safe\n  steps: [{step}]\n"
                 )
             })
             .collect();

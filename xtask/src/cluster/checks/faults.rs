@@ -166,9 +166,9 @@ pub(super) fn api_server_down(story: &mut Story) -> Found {
     story.cluster.control_plane.stop_api_server()?;
     // A rule by Service may not move what it cannot be sure of any more.
     let started = Instant::now();
-    let spared = process::wait("moves by name to stop", 120, || {
+    let skipped = process::wait("moves by name to stop", 120, || {
         let status = on_node(&story.cluster, &["status", "-o", "json"]).ok()?;
-        status["lastPass"]["spared"]["staleFacts"].as_u64()
+        status["lastPass"]["skipped"]["staleFacts"].as_u64()
     })?;
     let after = started.elapsed().as_secs_f64();
     let status = on_node(&story.cluster, &["status", "-o", "json"])?;
@@ -179,7 +179,7 @@ pub(super) fn api_server_down(story: &mut Story) -> Found {
     );
     story.alive = before;
     Ok(format!(
-        "{spared} spared as staleFacts after {after:.0} s; tracking goes on"
+        "{skipped} skipped as staleFacts after {after:.0} s; tracking goes on"
     ))
 }
 
@@ -188,7 +188,7 @@ pub(super) fn api_server_back(story: &mut Story) -> Found {
     let started = Instant::now();
     process::wait("fresh names", 60, || {
         let status = on_node(&story.cluster, &["status", "-o", "json"]).ok()?;
-        status["lastPass"]["spared"]["staleFacts"]
+        status["lastPass"]["skipped"]["staleFacts"]
             .is_null()
             .then_some(())
     })?;

@@ -29,7 +29,7 @@ kind: RebalancePolicy
 mode: Enforce
 interval: 1s
 budget: {{window: 10s, perNode: 60, perService: 100%, perEndpoint: 100%, maxInFlight: 20}}
-guards: {{minAge: 2s, settle: 2s}}
+guards: {{minAge: 2s, stabilizationWindow: 2s}}
 rules:
 - name: {rule}-{turn}
   match: {{services: [default/web]}}

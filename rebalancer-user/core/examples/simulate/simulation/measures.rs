@@ -63,8 +63,8 @@ impl Start {
 pub(crate) struct Run {
     pub(crate) samples: Vec<Sample>,
     pub(crate) starts: Vec<Start>,
-    /// Why connections were spared, and how often, over all plans.
-    pub(crate) spared: BTreeMap<&'static str, u64>,
+    /// Why connections were skipped, and how often, over all plans.
+    pub(crate) skipped: BTreeMap<&'static str, u64>,
     interval: Duration,
     judged: KernelTime,
     while_balanced: u64,
@@ -78,7 +78,7 @@ impl Run {
         Self {
             samples: Vec::new(),
             starts: Vec::new(),
-            spared: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             interval: scenario.interval,
             judged,
             while_balanced: 0,
@@ -95,8 +95,8 @@ impl Run {
     }
 
     pub(super) fn planned(&mut self, plan: &Plan, starts: Vec<Start>, before: &Sample) {
-        for (why, count) in plan.spared() {
-            *self.spared.entry(why).or_default() += count;
+        for (why, count) in plan.skipped() {
+            *self.skipped.entry(why).or_default() += count;
         }
         for start in starts {
             let early = start.at < self.judged;

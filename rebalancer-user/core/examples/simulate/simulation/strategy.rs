@@ -50,7 +50,7 @@ kind: RebalancePolicy
 mode: {mode}
 interval: {interval}ms
 budget: {{window: 10s, perNode: 100%, perService: 100%, perEndpoint: 100%, maxInFlight: 10000}}
-guards: {{minAge: 1s, settle: 15s}}
+guards: {{minAge: 1s, stabilizationWindow: 15s}}
 rules:
 - name: web
   match: {matches}

@@ -130,7 +130,7 @@ impl Reader<'_> {
             allow_host_network,
             exclude_namespaces,
             min_ready_endpoints,
-            settle,
+            stabilization_window,
         } = inner(field, &default);
         let ports: BTreeSet<u16> = self
             .list(allow_system_ports, u16::MAX.into())
@@ -153,8 +153,8 @@ impl Reader<'_> {
                 },
             ),
             min_ready_endpoints: self.count(min_ready_endpoints, 10_000, 2),
-            settle: self
-                .duration(settle, Duration::ZERO..=DAY)
+            stabilization_window: self
+                .duration(stabilization_window, Duration::ZERO..=DAY)
                 .unwrap_or(60 * SECOND),
             allow_system_ports: ports,
             allow_host_network: self.value(allow_host_network, values::boolean),

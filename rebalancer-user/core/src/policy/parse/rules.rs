@@ -9,8 +9,8 @@ use super::{
     reader::{Reader, inner},
 };
 use crate::policy::{
-    AtEnd, Balance, By, Count, Limits, Match, MaxRate, Peer, Percent, PortRange, Rule, RuleName,
-    SessionState, Span, Step, StepKind, When,
+    AtEnd, Balance, By, Count, Limits, Match, MaxRate, OnReconnect, Peer, Percent, PortRange, Rule,
+    RuleName, Span, Step, StepKind, When,
     error::{Fault, quoted},
     file::{
         BalanceFile, Field, IpBlockFile, LimitsFile, List, MatchFile, PeerFile, PortFile, RateFile,
@@ -62,7 +62,7 @@ impl Reader<'_> {
             matches,
             limits,
             jitter,
-            session_state,
+            on_reconnect,
             steps,
             at_end,
             count,
@@ -83,40 +83,37 @@ impl Reader<'_> {
                 "a limit, e.g. `limits: {maxAge: 30m}`, or `balance: {by: Connections}`",
             );
         }
-        let session_states = [
-            ("Unknown", SessionState::Unknown),
-            ("Keeps", SessionState::Keeps),
-            ("Loses", SessionState::Loses),
+        let on_reconnects = [
+            ("Detect", OnReconnect::Detect),
+            ("Safe", OnReconnect::Safe),
+            ("LosesState", OnReconnect::LosesState),
         ];
-        let ends = [("Spare", AtEnd::Spare), ("ResetNow", AtEnd::ResetNow)];
+        let ends = [("Skip", AtEnd::Skip), ("ResetNow", AtEnd::ResetNow)];
         let name = self.value(name, |value| values::name(value).map(Arc::from));
         let mode = self.mode(mode);
         let matches = self.matches(matches);
         let limits = self.limits(limits, min_age, interval);
         let balance = self.balance(balance);
         let jitter = self.value(jitter, |value| values::percent(value, 0));
-        let state_at = self.place_of(session_state);
-        let state_is_given = session_state.0.is_some();
-        let session_state = self.word(session_state, &session_states, &[]);
+        let state_at = self.place_of(on_reconnect);
+        let state_is_given = on_reconnect.0.is_some();
+        let on_reconnect = self.word(on_reconnect, &on_reconnects, &[]);
         let any_moment = self.at_any_moment(steps, at_end);
         let steps = self.steps(steps);
         let at_end = self.word(at_end, &ends, &[]).unwrap_or_default();
-        match (any_moment, session_state) {
-            (Some(_), Some(SessionState::Unknown)) => {
+        match (any_moment, on_reconnect) {
+            (Some(_), Some(OnReconnect::Detect)) => {
                 let label = "with `AtOnce` or `ResetNow`, which wait for nothing to be heard";
-                let remedy = "write `Keeps` or `Loses`, or wait for a quiet moment";
+                let remedy = "write `Safe` or `LosesState`, or wait for a quiet moment";
                 let fault = Fault::new("a contradiction within the rule", label, remedy);
                 self.report(state_at, fault);
             }
             // A rule's fallback must not become a word for what it ends.
             (Some(at), None) if !state_is_given => {
                 let label = "ends connections at any moment, whatever they speak";
-                let remedy = "write `sessionState: Keeps` into the rule if that costs a client no more \
-                              than a reconnect, `Loses` if more may be lost; or wait for a quiet moment";
-                self.report(
-                    at,
-                    Fault::new("missing field `sessionState`", label, remedy),
-                );
+                let remedy = "write `onReconnect: Safe` into the rule if that costs a client no more \
+                              than a reconnect, `LosesState` if more may be lost; or wait for a quiet moment";
+                self.report(at, Fault::new("missing field `onReconnect`", label, remedy));
             }
             _ => {}
         }
@@ -129,7 +126,7 @@ impl Reader<'_> {
             limits,
             balance,
             jitter: jitter.unwrap_or(const { Percent::new(10).unwrap() }),
-            session_state: session_state.unwrap_or(SessionState::Unknown),
+            on_reconnect: on_reconnect.unwrap_or(OnReconnect::Detect),
             steps,
             at_end,
             count: count.or(implied.then_some(Count::Messages)),

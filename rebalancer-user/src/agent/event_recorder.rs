@@ -49,7 +49,7 @@ impl Announce {
         let same = |(before, at): &(String, Instant)| before == error && now - *at < SAME;
         if !self.refused.as_ref().is_some_and(same) {
             self.refused = Some((error.to_owned(), now));
-            announcer.announce(refusal(
+            announcer.event_recorder(refusal(
                 "The policy was refused, the last good one stays in effect",
                 error,
             ));
@@ -83,7 +83,7 @@ impl Announce {
     pub(super) fn write(&mut self, now: Instant) {
         if let Some(announcer) = &self.announcer {
             for notice in self.gathered.due(now) {
-                announcer.announce(notice);
+                announcer.event_recorder(notice);
             }
         }
     }
@@ -176,7 +176,7 @@ mod tests {
     fn a_rule_and_a_pod_have_one_event_in_five_minutes() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let rule = RuleName::by_hand();
+        let rule = RuleName::manual();
         let pod = |name: &str| PodAt {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
@@ -211,7 +211,7 @@ mod tests {
                 name: n.to_string(),
                 uid: None,
             };
-            gathered.add(&RuleName::by_hand(), pod, "reset");
+            gathered.add(&RuleName::manual(), pod, "reset");
         }
         assert_eq!(gathered.due(Instant::now()).len(), MOST);
     }

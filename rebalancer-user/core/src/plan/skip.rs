@@ -5,11 +5,11 @@ use std::{fmt, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, Futile, NoView, Outcome, Reason, Speech, Standing, Unknown, Whom,
+    BudgetOf, Futile, LoadComparison, NoView, Outcome, Protocol, Reason, Subject, Unknown,
     limits::{Load, rounded},
 };
 use crate::{
-    policy::{By, Lack, RuleName},
+    policy::{By, MissingFact, RuleName},
     snapshot::{ServiceName, TcpState},
 };
 
@@ -18,7 +18,7 @@ const OPT_OUT: &str = "rebalancer.dev/enabled";
 
 /// Why a connection is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spared {
+pub enum SkipReason {
     /// The snapshot has its cookie more than once: which is meant is not known.
     Duplicate,
     /// A move of it has been started and not ended.
@@ -131,14 +131,14 @@ pub enum Spared {
         /// The guard's.
         min: u32,
     },
-    /// The Service's ready endpoints changed less than `guards.settle` ago.
-    Settling {
+    /// The Service's ready endpoints changed less than `guards.stabilizationWindow` ago.
+    Stabilizing {
         /// The Service.
         service: ServiceName,
         /// Since they changed.
         since: Duration,
         /// The guard's.
-        settle: Duration,
+        stabilization_window: Duration,
     },
     /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
     Http2 {
@@ -155,7 +155,7 @@ pub enum Spared {
     /// What is asked of its names is not known.
     Unnamed {
         /// What would have to be known.
-        lack: Lack,
+        lack: MissingFact,
         /// The rule that asks; without one, a guard.
         rule: Option<RuleName>,
     },
@@ -187,9 +187,9 @@ pub enum Spared {
     },
     /// It was heard to speak something that a quiet moment does not protect, or nothing that could
     /// be told.
-    Speaks {
+    Verdict {
         /// What.
-        speech: Speech,
+        speech: Protocol,
         /// Until it may be chosen again; without it, for as long as it lives.
         left: Option<Duration>,
     },
@@ -217,9 +217,9 @@ pub enum Spared {
         window: Duration,
     },
     /// Its endpoint does not hold more than its siblings, beyond tolerance and chance.
-    WithinBalance(Standing),
+    WithinBalance(LoadComparison),
     /// Its endpoint sheds others, and then holds no more than it should.
-    OthersMoved(Standing),
+    OthersMoved(LoadComparison),
     /// It counts for more than its endpoint has too much: any other would be as hot with it.
     LargerThanExcess {
         /// What is balanced.
@@ -239,7 +239,7 @@ pub enum Spared {
     /// chance.
     Returns {
         /// Whose clients.
-        whom: Whom,
+        whom: Subject,
         /// Of so many moves,
         moves: u64,
         /// so many came back,
@@ -259,7 +259,7 @@ pub enum Spared {
     /// It is not known yet whether moves help: the first few are under way.
     FirstFew {
         /// Whose moves.
-        whom: Whom,
+        whom: Subject,
         /// How many.
         under_way: u64,
         /// How many may be until then.
@@ -267,7 +267,7 @@ pub enum Spared {
     },
 }
 
-impl Spared {
+impl SkipReason {
     /// A stable word, for logs and metrics.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -295,7 +295,7 @@ impl Spared {
             Self::SiblingPeer { .. } => "siblingPeer",
             Self::LocalTraffic { .. } => "localTraffic",
             Self::MinReadyEndpoints { .. } => "minReadyEndpoints",
-            Self::Settling { .. } => "settling",
+            Self::Stabilizing { .. } => "stabilizing",
             Self::Http2 { .. } => "http2",
             Self::ExcludedNamespace { .. } => "excludedNamespace",
             Self::Unnamed { .. } => "unnamed",
@@ -311,7 +311,7 @@ impl Spared {
                     "moved"
                 }
             },
-            Self::Speaks { speech, .. } => speech.as_str(),
+            Self::Verdict { speech, .. } => speech.as_str(),
             Self::Silent { .. } => "silent",
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
@@ -350,7 +350,7 @@ impl Spared {
             Self::HostNetwork => "`guards.allowHostNetwork: true`".to_owned(),
             Self::SystemPort { port, .. } => format!("{port} in `guards.allowSystemPorts`"),
             Self::StatefulPort { .. } => {
-                "`sessionState: Loses` in its rule, if that may be lost".to_owned()
+                "`onReconnect: LosesState` in its rule, if that may be lost".to_owned()
             }
             Self::OptedOut { kind, name } => {
                 format!("{kind} {name} without `{OPT_OUT}`, or with \"true\" in it")
@@ -378,20 +378,20 @@ impl Spared {
                 "{} more ready, or a lower `guards.minReadyEndpoints`",
                 min.saturating_sub(*ready)
             ),
-            Self::Settling { since, settle, .. } => {
+            Self::Stabilizing { since, stabilization_window, .. } => {
                 format!(
                     "{} without a change",
-                    rounded(settle.saturating_sub(*since))
+                    rounded(stabilization_window.saturating_sub(*since))
                 )
             }
             Self::Http2 { .. } => {
-                "`sessionState: Loses` in its rule, if calls may be lost".to_owned()
+                "`onReconnect: LosesState` in its rule, if calls may be lost".to_owned()
             }
             Self::ExcludedNamespace { namespace } => {
                 format!("`guards.excludeNamespaces` without {namespace}")
             }
             Self::Unnamed {
-                lack: Lack::Pod,
+                lack: MissingFact::Pod,
                 rule: None,
             } => "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned(),
             Self::Unnamed { .. } => "its names in the API server's answer".to_owned(),
@@ -419,16 +419,16 @@ impl Spared {
             ),
             Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
             Self::Silent { .. } => {
-                "that its client sends something, or `sessionState: Keeps` in its rule, if a reconnect costs its client nothing".to_owned()
+                "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing".to_owned()
             }
-            Self::Speaks { speech, .. } => match speech {
-                Speech::Http2 => "`sessionState: Keeps` in its rule, if calls may be lost",
-                Speech::Tls
-                | Speech::Upgraded
-                | Speech::Unknown
-                | Speech::Silent
-                | Speech::Unheard => {
-                    "`sessionState: Keeps` in its rule, if a reconnect costs its client nothing"
+            Self::Verdict { speech, .. } => match speech {
+                Protocol::Http2 => "`onReconnect: Safe` in its rule, if calls may be lost",
+                Protocol::Tls
+                | Protocol::Upgraded
+                | Protocol::Unknown
+                | Protocol::Silent
+                | Protocol::CannotSniff => {
+                    "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing"
                 }
             }
             .to_owned(),
@@ -460,7 +460,7 @@ impl Spared {
     }
 }
 
-impl fmt::Display for Spared {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Duplicate => f.write_str("its cookie was listed more than once"),
@@ -551,15 +551,15 @@ impl fmt::Display for Spared {
                      minReadyEndpoints asks for"
                 )
             }
-            Self::Settling {
+            Self::Stabilizing {
                 service,
                 since,
-                settle,
+                stabilization_window,
             } => write!(
                 f,
-                "the endpoints of Service {service} changed {} ago, less than settle {}",
+                "the endpoints of Service {service} changed {} ago, less than stabilizationWindow {}",
                 rounded(*since),
-                rounded(*settle)
+                rounded(*stabilization_window)
             ),
             Self::Http2 { port, service } => {
                 write!(
@@ -577,20 +577,20 @@ impl fmt::Display for Spared {
                 write!(f, "it is not known {lack}: rule {rule} may be for it")
             }
             Self::Unnamed {
-                lack: Lack::Pod,
+                lack: MissingFact::Pod,
                 rule: None,
             } => write!(
                 f,
                 "it is not known {}: its namespace may be in excludeNamespaces",
-                Lack::Pod
+                MissingFact::Pod
             ),
             Self::Unnamed {
-                lack: Lack::NamespaceLabels,
+                lack: MissingFact::NamespaceLabels,
                 rule: None,
             } => write!(
                 f,
                 "it is not known {}: that may opt out",
-                Lack::NamespaceLabels
+                MissingFact::NamespaceLabels
             ),
             Self::Unnamed { lack, rule: None } => {
                 write!(f, "it is not known {lack}: a move may not help")
@@ -616,14 +616,14 @@ impl fmt::Display for Spared {
                 "has said nothing for {}, so it cannot be heard to speak HTTP/1",
                 rounded(*since)
             ),
-            Self::Speaks { speech, left } => {
+            Self::Verdict { speech, left } => {
                 f.write_str(match speech {
-                    Speech::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
-                    Speech::Tls => "speaks TLS, and what is in it is not known",
-                    Speech::Upgraded => "has become a WebSocket, a tunnel or the like",
-                    Speech::Unknown => "was not heard to speak HTTP/1",
-                    Speech::Silent => "said nothing while it was listened to",
-                    Speech::Unheard => {
+                    Protocol::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
+                    Protocol::Tls => "speaks TLS, and what is in it is not known",
+                    Protocol::Upgraded => "has become a WebSocket, a tunnel or the like",
+                    Protocol::Unknown => "was not heard to speak HTTP/1",
+                    Protocol::Silent => "said nothing while it was listened to",
+                    Protocol::CannotSniff => {
                         "cannot be heard: no program may be put on its cgroup, or none is loaded for it"
                     }
                 })?;
@@ -651,7 +651,7 @@ impl fmt::Display for Spared {
             }
             Self::WithinBalance(standing) => standing.fmt(f),
             Self::OthersMoved(standing) => {
-                let Standing { load, stop, .. } = *standing;
+                let LoadComparison { load, stop, .. } = *standing;
                 let (load, stop) = (Load(standing.by, load), Load(standing.by, stop));
                 write!(
                     f,
@@ -718,17 +718,17 @@ mod tests {
             namespace: "shop".into(),
             name: "checkout".into(),
         };
-        let held = |after| Spared::Held {
+        let held = |after| SkipReason::Held {
             after,
             left: Duration::from_millis(599_900),
         };
-        let budget = |of| Spared::Budget {
+        let budget = |of| SkipReason::Budget {
             of,
             moves: 60,
             whole: 60,
             window: Duration::from_secs(60),
         };
-        let standing = Standing {
+        let standing = LoadComparison {
             by: By::Connections,
             endpoints: 3,
             load: 104,
@@ -736,7 +736,7 @@ mod tests {
             stop: 110,
             start: Some(143),
         };
-        let returns = |whom| Spared::Returns {
+        let returns = |whom| SkipReason::Returns {
             whom,
             moves: 6,
             returned: 6,
@@ -744,159 +744,159 @@ mod tests {
             left: Duration::from_secs(600),
         };
         let all = [
-            Spared::Duplicate,
-            Spared::InFlight,
-            Spared::NoRule,
-            Spared::OtherRule {
-                chosen_by: RuleName::by_hand(),
+            SkipReason::Duplicate,
+            SkipReason::InFlight,
+            SkipReason::NoRule,
+            SkipReason::OtherRule {
+                chosen_by: RuleName::manual(),
             },
-            Spared::CgroupUnknown,
-            Spared::Disabled,
-            Spared::NotEstablished {
+            SkipReason::CgroupUnknown,
+            SkipReason::Disabled,
+            SkipReason::NotEstablished {
                 state: TcpState::CloseWait,
             },
-            Spared::Mptcp,
-            Spared::Loopback,
-            Spared::SameHost,
-            Spared::HostNetwork,
-            Spared::SystemPort {
+            SkipReason::Mptcp,
+            SkipReason::Loopback,
+            SkipReason::SameHost,
+            SkipReason::HostNetwork,
+            SkipReason::SystemPort {
                 port: 22,
                 service: "SSH",
             },
-            Spared::StatefulPort {
+            SkipReason::StatefulPort {
                 port: 5432,
                 protocol: "PostgreSQL",
             },
-            Spared::OptedOut {
+            SkipReason::OptedOut {
                 kind: "Service",
                 name: "shop/checkout".into(),
             },
-            Spared::Terminating {
+            SkipReason::Terminating {
                 pod: "shop/web-0".into(),
             },
-            Spared::Unready {
+            SkipReason::Unready {
                 pod: "shop/web-0".into(),
                 service: service(),
             },
-            Spared::NoService,
-            Spared::ServiceUnknown { service: service() },
-            Spared::Headless { service: service() },
-            Spared::AmbiguousService {
+            SkipReason::NoService,
+            SkipReason::ServiceUnknown { service: service() },
+            SkipReason::Headless { service: service() },
+            SkipReason::AmbiguousService {
                 one: service(),
                 other: ServiceName {
                     name: "all".into(),
                     ..service()
                 },
             },
-            Spared::SessionAffinity { service: service() },
-            Spared::SiblingPeer { service: service() },
-            Spared::LocalTraffic {
+            SkipReason::SessionAffinity { service: service() },
+            SkipReason::SiblingPeer { service: service() },
+            SkipReason::LocalTraffic {
                 service: service(),
                 policy: "internalTrafficPolicy",
                 ready: 1,
                 min: 2,
             },
-            Spared::MinReadyEndpoints {
+            SkipReason::MinReadyEndpoints {
                 service: service(),
                 in_zone: false,
                 ready: 0,
                 min: 2,
             },
-            Spared::MinReadyEndpoints {
+            SkipReason::MinReadyEndpoints {
                 service: service(),
                 in_zone: true,
                 ready: 1,
                 min: 2,
             },
-            Spared::Settling {
+            SkipReason::Stabilizing {
                 service: service(),
                 since: age,
-                settle: age * 5,
+                stabilization_window: age * 5,
             },
-            Spared::Http2 {
+            SkipReason::Http2 {
                 port: 8080,
                 service: service(),
             },
-            Spared::ExcludedNamespace {
+            SkipReason::ExcludedNamespace {
                 namespace: "kube-system".into(),
             },
-            Spared::Unnamed {
-                lack: Lack::Pod,
+            SkipReason::Unnamed {
+                lack: MissingFact::Pod,
                 rule: None,
             },
-            Spared::Unnamed {
-                lack: Lack::Services,
+            SkipReason::Unnamed {
+                lack: MissingFact::Services,
                 rule: None,
             },
-            Spared::Unnamed {
-                lack: Lack::Services,
-                rule: Some(RuleName::by_hand()),
+            SkipReason::Unnamed {
+                lack: MissingFact::Services,
+                rule: Some(RuleName::manual()),
             },
-            Spared::StaleFacts { silent: Some(age) },
-            Spared::StaleFacts { silent: None },
-            Spared::MinAge { age, min: age * 3 },
-            Spared::WithinLimits { nearest },
+            SkipReason::StaleFacts { silent: Some(age) },
+            SkipReason::StaleFacts { silent: None },
+            SkipReason::MinAge { age, min: age * 3 },
+            SkipReason::WithinLimits { nearest },
             held(Outcome::GaveUp),
             held(Outcome::Refused("sigpipe")),
             held(Outcome::Failed("EPERM".into())),
             held(Outcome::Reset),
-            Spared::Speaks {
-                speech: Speech::Http2,
+            SkipReason::Verdict {
+                speech: Protocol::Http2,
                 left: None,
             },
-            Spared::Speaks {
-                speech: Speech::Tls,
+            SkipReason::Verdict {
+                speech: Protocol::Tls,
                 left: None,
             },
-            Spared::Speaks {
-                speech: Speech::Upgraded,
+            SkipReason::Verdict {
+                speech: Protocol::Upgraded,
                 left: None,
             },
-            Spared::Speaks {
-                speech: Speech::Unknown,
+            SkipReason::Verdict {
+                speech: Protocol::Unknown,
                 left: Some(age),
             },
-            Spared::Speaks {
-                speech: Speech::Silent,
+            SkipReason::Verdict {
+                speech: Protocol::Silent,
                 left: Some(age),
             },
-            Spared::Speaks {
-                speech: Speech::Unheard,
+            SkipReason::Verdict {
+                speech: Protocol::CannotSniff,
                 left: Some(age),
             },
-            Spared::Silent { since: age },
-            Spared::DryRun,
-            Spared::MaxInFlight { max: 20 },
+            SkipReason::Silent { since: age },
+            SkipReason::DryRun,
+            SkipReason::MaxInFlight { max: 20 },
             budget(BudgetOf::Node),
             budget(BudgetOf::Service),
             budget(BudgetOf::Endpoint),
-            Spared::Budget {
+            SkipReason::Budget {
                 of: BudgetOf::Node,
                 moves: 1,
                 whole: 60,
                 window: Duration::from_secs(60),
             },
-            Spared::WithinBalance(standing),
-            Spared::WithinBalance(Standing {
+            SkipReason::WithinBalance(standing),
+            SkipReason::WithinBalance(LoadComparison {
                 start: None,
                 ..standing
             }),
-            Spared::OthersMoved(standing),
-            Spared::LargerThanExcess {
+            SkipReason::OthersMoved(standing),
+            SkipReason::LargerThanExcess {
                 by: By::ByteRate,
                 load: 90 << 20,
                 excess: 50 << 20,
             },
-            Spared::LoadUnknown,
-            Spared::NoClusterView(NoView {
+            SkipReason::LoadUnknown,
+            SkipReason::NoClusterView(NoView {
                 here: 1,
                 all: Some(3),
             }),
-            Spared::NoClusterView(NoView { here: 1, all: None }),
-            Spared::NotReady,
-            returns(Whom::Client("10.0.0.7".parse().unwrap())),
-            returns(Whom::Rule(RuleName::by_hand())),
-            Spared::Futile {
+            SkipReason::NoClusterView(NoView { here: 1, all: None }),
+            SkipReason::NotReady,
+            returns(Subject::Client("10.0.0.7".parse().unwrap())),
+            returns(Subject::Rule(RuleName::manual())),
+            SkipReason::Futile {
                 futile: Futile {
                     moves: 480,
                     by: By::Connections,
@@ -907,15 +907,21 @@ mod tests {
                 },
                 left: Duration::from_secs(600),
             },
-            Spared::FirstFew {
-                whom: Whom::Client("10.0.0.7".parse().unwrap()),
+            SkipReason::FirstFew {
+                whom: Subject::Client("10.0.0.7".parse().unwrap()),
                 under_way: 6,
                 most: FIRST_FEW,
             },
         ];
         let told: String = all
             .iter()
-            .map(|spared| format!("{}: {spared}; needs {}\n", spared.as_str(), spared.needs()))
+            .map(|skipped| {
+                format!(
+                    "{}: {skipped}; needs {}\n",
+                    skipped.as_str(),
+                    skipped.needs()
+                )
+            })
             .collect();
         insta::assert_snapshot!(told);
     }

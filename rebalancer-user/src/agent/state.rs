@@ -22,7 +22,7 @@ use crate::{
     bpf::{self, Tracker},
     moves::Mechanism,
     observe::Observation,
-    plan::{Ledger, Move, NewHold, Outcome, Plan, Ramp, Spender},
+    plan::{Charge, Ledger, Move, NewHold, Outcome, Plan, Ramp},
     policy::{Mode, Policy, Rule, StepKind},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// What was, and how often.
-pub(super) struct Standing {
+pub(super) struct AgentState {
     node: String,
     up_since: Timestamp,
     policy_file: String,
@@ -64,7 +64,7 @@ pub(super) struct Standing {
     mover: MoverSigns,
 }
 
-impl Standing {
+impl AgentState {
     pub(super) fn new(
         policy_file: String,
         flag: Mode,
@@ -138,7 +138,7 @@ impl Standing {
         self.numbers.loaded(false);
     }
 
-    /// There are pods, and nobody is asked what spares them.
+    /// There are pods, and nobody is asked what skips them.
     pub(super) fn pods_without_names(&mut self) {
         self.pods_without_names = true;
     }
@@ -178,7 +178,7 @@ impl Standing {
     ) {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
-        let spared = plan.spared().into_iter();
+        let skipped = plan.skipped().into_iter();
         if self.pass_error.take().is_some() {
             self.events.add(What::ListingRecovered);
         }
@@ -198,7 +198,7 @@ impl Standing {
             endpoints: snapshot.endpoints.len(),
             moves: plan.moves().count(),
             overdue: plan.overdue(),
-            spared: spared.map(|(why, n)| (why.to_owned(), n)).collect(),
+            skipped: skipped.map(|(why, n)| (why.to_owned(), n)).collect(),
         });
     }
 
@@ -250,7 +250,7 @@ impl Standing {
         let ago = |time: Duration| pass_at.checked_sub(time).unwrap_or(pass_at);
         let ahead = |time: Duration| pass_at.checked_add(time).unwrap_or(pass_at);
         let fault = |(fault, n): (&Fault, &u64)| (fault.text().to_owned(), *n);
-        let in_flight = |(cookie, began, of): (Cookie, KernelTime, &Spender)| InFlightStatus {
+        let in_flight = |(cookie, began, of): (Cookie, KernelTime, &Charge)| InFlightStatus {
             id: cookie.to_string(),
             rule: of.rule.to_string(),
             step: None,

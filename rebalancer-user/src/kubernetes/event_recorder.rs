@@ -54,7 +54,7 @@ impl Announcer {
     }
 
     /// Has it written, if there is room.
-    pub fn announce(&self, notice: Notice) {
+    pub fn event_recorder(&self, notice: Notice) {
         if self.queue.try_send(notice).is_err() {
             debug!("too many Kubernetes Events wait: one is lost");
         }

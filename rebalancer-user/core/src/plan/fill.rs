@@ -31,7 +31,7 @@ use std::{
 
 use super::{
     Group, NewHold, ServiceFacts,
-    groups::Shared,
+    groups::GroupLoad,
     limits::Load,
     returns::{FORGET, LONGEST_HOLD, hold, until},
 };
@@ -51,7 +51,7 @@ const SLACK: u64 = 20;
 
 /// What was moved to fill the emptiest endpoint of a group, and whether it did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Effort {
+pub struct FillTest {
     /// The ready endpoints seen here when one of all lacked last.
     pub endpoints: BTreeSet<EndpointKey>,
     /// How many there were of all.
@@ -115,7 +115,7 @@ struct Ready {
     missing: u64,
 }
 
-impl Effort {
+impl FillTest {
     fn new(ready: &Ready, now: KernelTime) -> Self {
         Self {
             endpoints: ready.endpoints.clone(),
@@ -227,19 +227,19 @@ type Key = (RuleName, Arc<Group>);
 /// All efforts, of groups in which an endpoint holds too much, or did not long ago.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Efforts {
-    all: BTreeMap<Key, Effort>,
+    all: BTreeMap<Key, FillTest>,
     new_holds: Vec<NewHold>,
 }
 
 impl Efforts {
-    pub(super) fn entries(&self) -> Vec<(RuleName, Group, Effort)> {
-        let entry = |((rule, group), effort): (&Key, &Effort)| {
+    pub(super) fn entries(&self) -> Vec<(RuleName, Group, FillTest)> {
+        let entry = |((rule, group), effort): (&Key, &FillTest)| {
             (rule.clone(), Group::clone(group), effort.clone())
         };
         self.all.iter().map(entry).collect()
     }
 
-    pub(super) fn from_entries(entries: Vec<(RuleName, Group, Effort)>) -> Self {
+    pub(super) fn from_entries(entries: Vec<(RuleName, Group, FillTest)>) -> Self {
         let entry = |(rule, group, effort)| ((rule, Arc::new(group)), effort);
         Self {
             all: entries.into_iter().map(entry).collect(),
@@ -247,7 +247,7 @@ impl Efforts {
         }
     }
 
-    pub(super) fn get(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&Effort> {
+    pub(super) fn get(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
         // Most of the time there is none.
         if self.all.is_empty() {
             return None;
@@ -256,7 +256,7 @@ impl Efforts {
     }
 
     /// Whether moves in a group are held, why, and for how long still.
-    pub(super) fn held(&self, shared: &Shared, now: KernelTime) -> Option<(Futile, Duration)> {
+    pub(super) fn held(&self, shared: &GroupLoad, now: KernelTime) -> Option<(Futile, Duration)> {
         let (balance, facts) = (shared.balance?, shared.facts.ok()?);
         let effort = self.get(&shared.rule, &shared.group)?;
         let left = effort.holds_for(now)?;
@@ -279,7 +279,7 @@ impl Efforts {
     /// What is known of the groups of a snapshot taken `now`. `sheds`: whether an endpoint of it holds too much.
     pub(super) fn observe<'a>(
         &mut self,
-        groups: impl Iterator<Item = (&'a Shared, bool)>,
+        groups: impl Iterator<Item = (&'a GroupLoad, bool)>,
         now: KernelTime,
     ) {
         let mut before = std::mem::take(&mut self.all);
@@ -298,7 +298,8 @@ impl Efforts {
                 missing: facts.missing(),
             };
             let known = known.filter(|effort| !effort.is_stale(now));
-            let Some(mut effort) = known.or_else(|| sheds.then(|| Effort::new(&ready, now))) else {
+            let Some(mut effort) = known.or_else(|| sheds.then(|| FillTest::new(&ready, now)))
+            else {
                 continue;
             };
             if sheds {
@@ -337,11 +338,11 @@ mod tests {
     const MINUTE: u64 = 60_000_000_000;
     const LATER: KernelTime = KernelTime(u64::MAX);
 
-    fn effort() -> Effort {
-        Effort {
+    fn effort() -> FillTest {
+        FillTest {
             siblings: 3,
             missing: MEAN,
-            ..Effort::default()
+            ..FillTest::default()
         }
     }
 
@@ -355,7 +356,7 @@ mod tests {
     }
 
     /// Moves of a hundredth of the mean each until it holds, and for how many minutes.
-    fn held_after(effort: &mut Effort, missing: u64, now: KernelTime) -> (u64, u64) {
+    fn held_after(effort: &mut FillTest, missing: u64, now: KernelTime) -> (u64, u64) {
         for _ in 0..10_000 {
             effort.count(MEAN / 100, LATER);
             if let Some(lasts) = effort.observe(&ready(missing), now) {

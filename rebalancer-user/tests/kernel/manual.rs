@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-pub fn by_hand(pins: &std::path::Path, arguments: &[&str]) -> Output {
+pub fn manual(pins: &std::path::Path, arguments: &[&str]) -> Output {
     Command::new(REBALANCER)
         .args(["move", "-o", "json", "--pins"])
         .arg(pins)
@@ -46,14 +46,14 @@ fn where_an_agent_may_move_nothing_no_hand_may_either() {
     request(&mut stream, "/").unwrap();
     let id = agent.connections(pod)[0]["id"].as_str().unwrap().to_owned();
 
-    let refused = by_hand(&agent.pins, &["--ignore-guards", &id]);
+    let refused = manual(&agent.pins, &["--ignore-guards", &id]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     let words = String::from_utf8_lossy(&refused.stderr);
     assert!(words.contains("--mode Disabled"), "{words}");
     assert!(words.contains("remedy:"), "{words}");
     request(&mut stream, "/").unwrap();
 
-    let dry = by_hand(&agent.pins, &["--dry-run", &id]);
+    let dry = manual(&agent.pins, &["--dry-run", &id]);
     assert_eq!(dry.status.code(), Some(0), "{dry:?}");
     assert_eq!(items(&dry)[0]["outcome"], "wouldMove");
 }
@@ -76,20 +76,20 @@ fn each_id_gets_its_outcome() {
     };
     let (first, second) = (id_of(&streams[0]), id_of(&streams[1]));
 
-    let dry = by_hand(&agent.pins, &["--dry-run", &first]);
+    let dry = manual(&agent.pins, &["--dry-run", &first]);
     assert_eq!(dry.status.code(), Some(0), "{dry:?}");
     assert_eq!(items(&dry)[0]["outcome"], "wouldMove");
     request(&mut streams[0], "/").unwrap();
 
     // Twice the same, and one that there never was: an outcome each, and a failing code.
-    let some = by_hand(&agent.pins, &[&first, &first, "dead0000beef"]);
+    let some = manual(&agent.pins, &[&first, &first, "dead0000beef"]);
     assert_eq!(some.status.code(), Some(1), "{some:?}");
     let got = items(&some);
     let outcomes: Vec<_> = got.iter().map(|i| i["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["reset", "notFound"]);
     assert!(is_reset(&mut streams[0]));
 
-    let closed = by_hand(&agent.pins, &["--step", "close", &second]);
+    let closed = manual(&agent.pins, &["--step", "close", &second]);
     assert_eq!(closed.status.code(), Some(0), "{closed:?}");
     assert_eq!(items(&closed)[0]["outcome"], "closed");
     assert_eq!(streams[1].read(&mut [0]).unwrap(), 0);
@@ -98,7 +98,7 @@ fn each_id_gets_its_outcome() {
     // Never quiet in that time: given up, and not moved.
     let third = id_of(&streams[2]);
     let wait = ["--idle-for", "1h", "--timeout", "300ms", &third];
-    let gave_up = by_hand(&agent.pins, &wait);
+    let gave_up = manual(&agent.pins, &wait);
     assert_eq!(gave_up.status.code(), Some(1), "{gave_up:?}");
     assert_eq!(items(&gave_up)[0]["outcome"], "gaveUp");
     let table = Command::new(REBALANCER)
@@ -120,8 +120,8 @@ fn guards_hold_unless_they_are_ignored_aloud() {
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let pod = lab.pod(0);
     for (port, kind, outcome, cause) in [
-        (5432, Kind::Plain, "spared", "statefulPort"),
-        (10250, Kind::Plain, "spared", "systemPort"),
+        (5432, Kind::Plain, "skipped", "statefulPort"),
+        (10250, Kind::Plain, "skipped", "systemPort"),
         (7070, Kind::DiesOfSigpipe, "refused", "sigpipe"),
     ] {
         let address = SocketAddr::from((pod.addr, port));
@@ -136,7 +136,7 @@ fn guards_hold_unless_they_are_ignored_aloud() {
             .unwrap();
         let id = found["id"].as_str().unwrap();
 
-        let kept = by_hand(&agent.pins, &["--when", "at-once", id]);
+        let kept = manual(&agent.pins, &["--when", "at-once", id]);
         assert_eq!(kept.status.code(), Some(1), "{kept:?}");
         let item = &items(&kept)[0];
         assert_eq!(
@@ -146,7 +146,7 @@ fn guards_hold_unless_they_are_ignored_aloud() {
         );
 
         let ignore = ["--when", "at-once", "--ignore-guards", id];
-        let moved = by_hand(&agent.pins, &ignore);
+        let moved = manual(&agent.pins, &ignore);
         assert_eq!(moved.status.code(), Some(0), "{moved:?}");
         let said = String::from_utf8_lossy(&moved.stderr).into_owned();
         assert!(said.contains("guard ignored"), "{said}");
@@ -165,7 +165,7 @@ fn works_without_an_agent_and_leaves_nothing() {
     let id = ss(&pod.host, 80)[0].cookie.clone();
     let pins = own_pins();
     let cgroup = cgroup(&lab).to_str().unwrap().to_owned();
-    let moved = by_hand(&pins, &["--cgroup", &cgroup, &format!("sk:{id}")]);
+    let moved = manual(&pins, &["--cgroup", &cgroup, &format!("sk:{id}")]);
     assert_eq!(moved.status.code(), Some(0), "{moved:?}");
     assert!(is_reset(&mut stream));
     assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);

@@ -29,7 +29,7 @@ use crate::{
     bpf::{Kernel, Passed, Watcher},
     exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
     pair::Pair,
-    plan::{Outcome, Speech},
+    plan::{Outcome, Protocol},
     snapshot::{CgroupId, Cookie},
 };
 
@@ -39,14 +39,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a victim speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaks {
+pub(super) enum Verdict {
     /// HTTP/1, and all that was asked is answered, or the rule vouches for it: it may go when it is
     /// quiet.
     Fine,
     /// It is not known, or not answered.
     Unknown,
     /// Something else.
-    Not(Speech),
+    Not(Protocol),
 }
 
 /// One victim's watch.
@@ -88,7 +88,10 @@ impl Watches {
         cookie: Cookie,
         cgroup: CgroupId,
     ) -> Result<Option<Watch>, Outcome> {
-        let watcher = self.watcher.as_mut().ok_or(Speech::Unheard.refusal())?;
+        let watcher = self
+            .watcher
+            .as_mut()
+            .ok_or(Protocol::CannotSniff.refusal())?;
         match watcher.watch(cookie, cgroup) {
             Ok(()) => {
                 self.exchanges.insert(cookie, Exchange::default());
@@ -98,17 +101,19 @@ impl Watches {
                 // As many are watched as can be.
                 Some(Errno::TOOBIG) => Ok(None),
                 // Forbidden, or the cgroup has been removed and its sockets live on.
-                Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => Err(Speech::Unheard.refusal()),
+                Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => {
+                    Err(Protocol::CannotSniff.refusal())
+                }
                 _ => Err(Outcome::Failed(format!("watching it: {error}"))),
             },
         }
     }
 
     /// What is known by now, where the socket is as it was looked at just before.
-    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, socket: &Socket) -> Speaks {
+    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, socket: &Socket) -> Verdict {
         let rest = match watch {
-            Watch::Needless => return Speaks::Fine,
-            Watch::Wanted => return Speaks::Unknown,
+            Watch::Needless => return Verdict::Fine,
+            Watch::Wanted => return Verdict::Unknown,
             Watch::On { rest } => *rest,
         };
         self.take_in();
@@ -117,11 +122,11 @@ impl Watches {
             exchanges,
         } = self
         else {
-            return Speaks::Unknown;
+            return Verdict::Unknown;
         };
         let (Some(exchange), Some(watched)) = (exchanges.get_mut(&cookie), watcher.watched(cookie))
         else {
-            return Speaks::Unknown;
+            return Verdict::Unknown;
         };
         if watched.based != 0 {
             exchange.based(watched.base);
@@ -134,16 +139,16 @@ impl Watches {
             tracing::warn!(%cookie, %error, "what is wanted of a connection cannot be said");
         }
         match state {
-            State::Complete => Speaks::Fine,
+            State::Complete => Verdict::Fine,
             State::Resting if rest.is_some_and(|rest| rest.elapsed() >= PATIENCE) => {
-                Speaks::Not(Speech::Silent)
+                Verdict::Not(Protocol::Silent)
             }
-            State::Lost | State::Resting | State::InProgress => Speaks::Unknown,
-            State::Not(other) => Speaks::Not(match other {
-                Other::Http2 => Speech::Http2,
-                Other::Tls => Speech::Tls,
-                Other::Upgraded => Speech::Upgraded,
-                Other::Unknown => Speech::Unknown,
+            State::Lost | State::Resting | State::InProgress => Verdict::Unknown,
+            State::Not(other) => Verdict::Not(match other {
+                Other::Http2 => Protocol::Http2,
+                Other::Tls => Protocol::Tls,
+                Other::Upgraded => Protocol::Upgraded,
+                Other::Unknown => Protocol::Unknown,
             }),
         }
     }

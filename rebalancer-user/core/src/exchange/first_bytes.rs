@@ -5,7 +5,7 @@ const HEAD: usize = 16;
 
 /// How it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
+pub(super) enum FirstBytes {
     /// The header of a frame as RFC 9113 has it, or `PRI * HTTP/2.0`.
     Http2,
     /// The header of a record as RFC 8446 has it.
@@ -16,17 +16,17 @@ pub(super) enum Beginning {
 
 /// How something begins whose first bytes are these. In the middle of something it means little: of
 /// ten thousand random ones one looks like a frame.
-pub(super) fn beginning(bytes: &[u8]) -> Beginning {
+pub(super) fn first_bytes(bytes: &[u8]) -> FirstBytes {
     let mut head = [0; HEAD];
     for (to, from) in head.iter_mut().zip(bytes) {
         *to = *from;
     }
     if is_http2(&head) {
-        Beginning::Http2
+        FirstBytes::Http2
     } else if is_tls(&head) {
-        Beginning::Tls
+        FirstBytes::Tls
     } else {
-        Beginning::Other
+        FirstBytes::Other
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
             &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0],
         ];
         for frame in frames {
-            assert_eq!(beginning(frame), Beginning::Http2, "{frame:?}");
+            assert_eq!(first_bytes(frame), FirstBytes::Http2, "{frame:?}");
         }
         let others: [&[u8]; 9] = [
             &[0; 16],
@@ -107,7 +107,7 @@ mod tests {
             &[0, 0, 0, 41, 0, 3, 0, 0, b'u', b's', b'e', b'r'],
         ];
         for other in others {
-            assert_eq!(beginning(other), Beginning::Other, "{other:?}");
+            assert_eq!(first_bytes(other), FirstBytes::Other, "{other:?}");
         }
     }
 
@@ -118,14 +118,14 @@ mod tests {
             [23, 3, 3, 0, 40, 7],
             [21, 3, 3, 0, 2, 1],
         ] {
-            assert_eq!(beginning(&record), Beginning::Tls, "{record:?}");
+            assert_eq!(first_bytes(&record), FirstBytes::Tls, "{record:?}");
         }
         for other in [
             [23, 3, 3, 0, 0, 7],
             [23, 2, 3, 0, 40, 7],
             [24, 3, 3, 0, 40, 7],
         ] {
-            assert_eq!(beginning(&other), Beginning::Other, "{other:?}");
+            assert_eq!(first_bytes(&other), FirstBytes::Other, "{other:?}");
         }
     }
 }

@@ -3,16 +3,16 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Group, Move, Spared, Spender, Stage,
+    Charge, Fate, Group, Move, SkipReason,
     balance::client,
     guards::{port, socket},
 };
 use crate::{
-    policy::{AtEnd, Mode, RuleName, SessionState, Step},
+    policy::{AtEnd, Mode, OnReconnect, RuleName, Step},
     snapshot::Connection,
 };
 
-/// Whether what spares a connection for what it may be counts.
+/// Whether what skips a connection for what it may be counts.
 ///
 /// What it surely is counts always: a connection that is not established or not accepted cannot
 /// be moved, and a subflow of MPTCP without its connection strands the client.
@@ -28,19 +28,19 @@ pub enum Guarded {
 /// Moves `connection` by this one step.
 ///
 /// # Errors
-/// Why it is spared.
-pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<Move, Spared> {
-    if let Some(spared) = socket(connection) {
-        return Err(spared);
+/// Why it is skipped.
+pub fn manual(connection: &Connection, step: Step, guarded: Guarded) -> Result<Move, SkipReason> {
+    if let Some(skipped) = socket(connection) {
+        return Err(skipped);
     }
     if guarded == Guarded::Yes
-        && let Some(spared) = port(
+        && let Some(skipped) = port(
             connection.endpoint.port,
             &BTreeSet::new(),
-            SessionState::Keeps,
+            OnReconnect::Safe,
         )
     {
-        return Err(spared);
+        return Err(skipped);
     }
     Ok(Move {
         cookie: connection.cookie,
@@ -48,16 +48,16 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
         local: connection.local,
         remote: connection.remote,
         pod: None,
-        rule: RuleName::by_hand(),
+        rule: RuleName::manual(),
         reasons: Vec::new(),
         steps: Arc::new([step]),
-        at_end: AtEnd::Spare,
+        at_end: AtEnd::Skip,
         mode: Mode::Enforce,
         heeds_guards: guarded == Guarded::Yes,
         // Whoever names a connection knows what it speaks.
-        is_watched: false,
-        spender: Box::new(Spender {
-            rule: RuleName::by_hand(),
+        is_sniffed: false,
+        charge: Box::new(Charge {
+            rule: RuleName::manual(),
             namespace: None,
             group: Arc::new(Group {
                 service: None,
@@ -70,7 +70,7 @@ pub fn by_hand(connection: &Connection, step: Step, guarded: Guarded) -> Result<
             share: 0,
             siblings: 0,
             whole: false,
-            stage: Stage::There,
+            stage: Fate::There,
         }),
     })
 }

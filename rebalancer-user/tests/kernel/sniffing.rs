@@ -34,7 +34,7 @@ const REDIS: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
 /// No word of what a connection's end costs.
 fn unsaid(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
     let vouched = enforce(lab, port, limits, steps);
-    let unsaid = vouched.replace("  sessionState: Keeps\n", "");
+    let unsaid = vouched.replace("  onReconnect: Safe\n", "");
     assert_ne!(vouched, unsaid);
     unsaid
 }
@@ -110,8 +110,8 @@ fn talk(
 /// Waits until it listens to a victim that is at rest.
 fn listens(agent: &mut Agent) {
     agent.wait_for("that one waits", |line| {
-        let spared = line["spared"].as_str();
-        spared.is_some_and(|spared| spared.contains("inFlight"))
+        let skipped = line["skipped"].as_str();
+        skipped.is_some_and(|skipped| skipped.contains("inFlight"))
     });
     agent.wait_for_intervals(1);
 }
@@ -217,7 +217,7 @@ fn an_answer_is_over_when_it_is_complete() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7069));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
     let quiet = QUIET.replace("100ms", "200ms");
     let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7069, "maxAge: 300ms", &quiet));
     let until = Instant::now() + LONG;
@@ -283,7 +283,7 @@ fn what_is_amid_something_is_heard_from_the_next_request_on() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7063));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
     let mut client = connect(&lab, address);
     let mut agent = std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -306,7 +306,7 @@ fn the_silent_are_left() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Speaks);
+    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
     let mut idle = connect(&lab, address);
     ask(&mut idle, "/").unwrap();
     let policy = unsaid(&lab, 7064, "maxAge: 300ms", QUIET);
@@ -320,7 +320,7 @@ fn the_silent_are_left() {
     agent.wait_for_intervals(5);
     assert_eq!(agent.said("move").len(), 0);
     let listed = agent.said("listed").pop().unwrap();
-    assert_eq!(listed["spared"], r#"{"silent": 1}"#);
+    assert_eq!(listed["skipped"], r#"{"silent": 1}"#);
     // It speaks again.
     let line = talk(&mut agent, &mut idle, |stream| ask(stream, "/"));
     assert_eq!(line["outcome"], "reset", "{line}");

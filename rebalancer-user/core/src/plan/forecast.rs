@@ -7,10 +7,10 @@ use crate::policy::Mode;
 
 /// What the budgets make of the connections chosen in one mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outlook {
+pub struct Forecast {
     /// The mode.
     pub mode: Mode,
-    /// Connections that have reached a limit and that no guard spares.
+    /// Connections that have reached a limit and that no guard skips.
     pub chosen: u64,
     /// Of them, those that may be moved now.
     pub now: u64,
@@ -25,7 +25,7 @@ pub struct Outlook {
     pub ramp: Option<Ramp>,
 }
 
-impl fmt::Display for Outlook {
+impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let &Self {
             mode,
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn outlooks_read_as_sentences() {
         let minute = Duration::from_secs(60);
-        let some = Outlook {
+        let some = Forecast {
             mode: Mode::Enforce,
             chosen: 12,
             now: 3,
@@ -112,7 +112,7 @@ mod tests {
             some.to_string(),
             "12 to move: 3 may move now, at most 3 in a window of 1m, all in about 3m"
         );
-        let all = Outlook {
+        let all = Forecast {
             mode: Mode::DryRun,
             now: 12,
             ..some
