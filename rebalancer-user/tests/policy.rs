@@ -32,7 +32,7 @@ fn a_rule_for_pods_says_that_it_needs_kubernetes() {
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 rules:
-- {name: shop, match: {services: [checkout]}, limits: {maxAge: 1h}}
+- {name: shop, match: {services: ['*/checkout']}, limits: {maxAge: 1h}}
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
 ";
     let (code, out, err) = rebalancer(&["policy", "check", "-"], policy);

@@ -16,19 +16,19 @@ use named::{named, policy, snapshot, verdict, web, why};
 fn services_and_selectors_match_as_in_kubernetes() {
     let seen = snapshot(named(web()), Naming::Fresh);
     for (matches, is_matched) in [
-        ("services: [checkout]", true),
-        ("services: [cart, web]", true),
-        ("services: [cart]", false),
+        ("services: ['*/checkout']", true),
+        ("services: ['*/cart', '*/web']", true),
+        ("services: ['*/cart']", false),
         ("services: [shop/checkout]", true),
         ("services: [other/checkout]", false),
-        ("services: [checkout], ports: [{port: 8080}]", true),
-        ("services: [checkout], ports: [{port: 80}]", false),
+        ("services: ['*/checkout'], ports: [{port: 8080}]", true),
+        ("services: ['*/checkout'], ports: [{port: 80}]", false),
         (
-            "services: [checkout], namespaceSelector: {matchLabels: {team: shop}}",
+            "services: ['*/checkout'], namespaceSelector: {matchLabels: {team: shop}}",
             true,
         ),
         (
-            "services: [checkout], namespaceSelector: {matchLabels: {team: pay}}",
+            "services: ['*/checkout'], namespaceSelector: {matchLabels: {team: pay}}",
             false,
         ),
         ("namespaceSelector: {}", true),
@@ -98,7 +98,7 @@ fn services_and_selectors_match_as_in_kubernetes() {
 fn without_kubernetes_a_rule_for_pods_matches_nothing() {
     let plain = snapshot(Who::NoPod, Naming::Off);
     for matches in [
-        "services: [checkout]",
+        "services: ['*/checkout']",
         "podSelector: {}",
         "namespaceSelector: {}",
     ] {
@@ -111,7 +111,7 @@ fn without_kubernetes_a_rule_for_pods_matches_nothing() {
 /// A move waits for its quiet moment, perhaps for minutes: each pass looks at it again.
 #[test]
 fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
-    let policy = policy("", &["services: [checkout]"]);
+    let policy = policy("", &["services: ['*/checkout']"]);
     let (before, kept) = in_flight(&policy);
     assert_eq!(decide(&policy, &before, &kept, before.taken).recalls(), []);
     type Change = fn(&mut Identity, &mut Snapshot);
@@ -183,7 +183,7 @@ fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
     let nobody = snapshot(Who::Unknown, Naming::Fresh);
     let no_services = unknown(|pod| pod.services = None);
     let no_labels = unknown(|pod| pod.namespace_labels = None);
-    let by_service = ["services: [cart]", "ports: [{port: 8080}]"];
+    let by_service = ["services: ['*/cart']", "ports: [{port: 8080}]"];
     let by_namespace = [
         "namespaceSelector: {matchLabels: {a: b}}",
         "ports: [{port: 8080}]",
@@ -208,27 +208,27 @@ fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
     };
     for (matches, seen) in [
         (
-            "services: [cart], podSelector: {matchLabels: {app: db}}",
+            "services: ['*/cart'], podSelector: {matchLabels: {app: db}}",
             &no_services,
         ),
         ("services: [other/cart]", &no_services),
-        ("services: [cart], ports: [{port: 80}]", &nobody),
+        ("services: ['*/cart'], ports: [{port: 80}]", &nobody),
         (
-            "namespaceSelector: {matchLabels: {a: b}}, services: [cart]",
+            "namespaceSelector: {matchLabels: {a: b}}, services: ['*/cart']",
             &no_labels,
         ),
     ] {
         assert_eq!(passed_over(seen, matches), "rule-1", "{matches}");
     }
     // One that asks for nothing unknown is decided.
-    let policy = policy("", &["ports: [{port: 8080}]", "services: [cart]"]);
+    let policy = policy("", &["ports: [{port: 8080}]", "services: ['*/cart']"]);
     assert_eq!(verdict(&policy, &nobody), "moved by rule-0");
 }
 
 #[test]
 fn names_that_may_be_outdated_move_nothing_by_themselves() {
     let silent = Some(Duration::from_secs(90));
-    let by_name = policy("", &["services: [checkout]"]);
+    let by_name = policy("", &["services: ['*/checkout']"]);
     let by_port = policy("", &["ports: [{port: 8080}]"]);
     for (naming, verdict_by_name) in [
         (Naming::Fresh, "moved by rule-0"),
@@ -319,8 +319,8 @@ fn an_explanation_says_what_is_known_and_what_is_not() {
     let policy = policy(
         "",
         &[
-            "services: [cart]",
-            "services: [checkout]",
+            "services: ['*/cart']",
+            "services: ['*/checkout']",
             "ports: [{port: 1}]",
         ],
     );
@@ -411,9 +411,9 @@ proptest! {
         known: bool, all_services in prop::sample::subsequence(vec!["a", "b", "c"], 0..3), all_labels in any_labels(),
     ) {
         let policy = policy("", &[
-            "services: [a, b], namespaceSelector: {matchLabels: {a: x}}",
+            "services: ['*/a', '*/b'], namespaceSelector: {matchLabels: {a: x}}",
             "namespaceSelector: {matchExpressions: [{key: b, operator: Exists}]}",
-            "services: [c]",
+            "services: ['*/c']",
             "ports: [{port: 8080}]",
         ]);
         let at = |names: &[&str]| -> Vec<ServiceAt> {

@@ -86,7 +86,7 @@ fn three_pods(seen: Snapshot) -> Snapshot {
 
 /// How many balance moves, and why the others are left.
 fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
-    balanced_by("services: [checkout]", seen)
+    balanced_by("services: ['*/checkout']", seen)
 }
 
 /// The same under a rule that matches so.
@@ -155,7 +155,10 @@ fn balance_compares_within_the_service_that_the_guards_see() {
 fn told(change: impl Fn(&mut Service)) -> String {
     let seen = with(behind(&["checkout"]), "checkout", change);
     let skipped = why(&by_port(), &seen);
-    assert_eq!(skipped, why(&policy("", &["services: [checkout]"]), &seen));
+    assert_eq!(
+        skipped,
+        why(&policy("", &["services: ['*/checkout']"]), &seen)
+    );
     format!("{}: {skipped}", skipped.as_str())
 }
 
@@ -278,7 +281,7 @@ fn an_endpoint_that_is_not_ready_is_left() {
         "pod shop/web-0 is not ready: Service shop/checkout does not lead there now"
     );
     // By the Service that its rule names, it is ready.
-    assert_eq!(verdict(&policy("", &["services: [web]"]), &seen), MOVED);
+    assert_eq!(verdict(&policy("", &["services: ['*/web']"]), &seen), MOVED);
 }
 
 /// A client that dials a pod, or its `hostPort`, comes back to it.
@@ -334,10 +337,10 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
         "Services shop/all and shop/canary lead there and have different endpoints"
     );
     for (matches, expected) in [
-        ("services: [canary]", MOVED),
+        ("services: ['*/canary']", MOVED),
         ("services: [shop/all]", MOVED),
-        ("services: [all, canary]", "ambiguousService"),
-        ("services: [canary, other/all]", MOVED),
+        ("services: ['*/all', '*/canary']", "ambiguousService"),
+        ("services: ['*/canary', other/all]", MOVED),
         ("podSelector: {}", "ambiguousService"),
     ] {
         assert_eq!(
@@ -348,20 +351,23 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
     }
     // Of the one that is named alone, its own facts count and the other's do not.
     let seen = with(seen, "all", |s| s.client_ip_affinity = true);
-    assert_eq!(verdict(&policy("", &["services: [canary]"]), &seen), MOVED);
     assert_eq!(
-        verdict(&policy("", &["services: [all]"]), &seen),
+        verdict(&policy("", &["services: ['*/canary']"]), &seen),
+        MOVED
+    );
+    assert_eq!(
+        verdict(&policy("", &["services: ['*/all']"]), &seen),
         "sessionAffinity"
     );
     // But whoever is an endpoint of either is a sibling, and the port is one port.
     let says = with(seen.clone(), "all", |s| s.http2 = [8080].into());
     assert_eq!(
-        verdict(&policy("", &["services: [canary]"]), &says),
+        verdict(&policy("", &["services: ['*/canary']"]), &says),
         "http2"
     );
     let seen = with(seen, "all", |s| s.addresses = addresses(&["10.0.0.1"]));
     assert_eq!(
-        verdict(&policy("", &["services: [canary]"]), &seen),
+        verdict(&policy("", &["services: ['*/canary']"]), &seen),
         "siblingPeer"
     );
 }
@@ -396,7 +402,7 @@ fn a_headless_service_beside_another_does_not_count() {
     });
     assert_eq!(verdict(&by_port(), &seen), MOVED);
     assert_eq!(
-        verdict(&policy("", &["services: [members]"]), &seen),
+        verdict(&policy("", &["services: ['*/members']"]), &seen),
         "headless"
     );
     let both = with(seen, "checkout", |s| s.headless = true);

@@ -144,7 +144,7 @@ fn a_service_names_what_is_moved() {
     let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
-    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let [mut inside, mut outside] = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
     make_heavy(&mut outside);
     make_heavy(&mut inside);
@@ -210,7 +210,7 @@ fn a_private_cgroup_namespace_hides_no_pod() {
     let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
-    let agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let stream = connect(&lab, lab.pod(0).address());
     let own = cgroup(&lab).join("kubepods/besteffort/pod0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33/own");
     std::fs::create_dir_all(&own).unwrap();
@@ -266,7 +266,7 @@ fn what_a_service_says_spares_until_it_says_otherwise() {
     cluster
         .api
         .set("endpointslices", slice("checkout", &[(&only, NODE)]));
-    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let mut heavy = connect(&lab, lab.pod(0).address());
     make_heavy(&mut heavy);
     agent.wait_for("alone", |line| skipped(line, "\"minReadyEndpoints\": 1"));
@@ -307,7 +307,7 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
     let _alone = alone();
     let lab = lab(1);
     let mut cluster = Cluster::of(&lab);
-    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     cluster.api.down();
     agent.wait_for("stale names", |line| {
         line["naming"]
@@ -362,7 +362,7 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
     let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
-    let mut agent = cluster.agent(&lab, &policy("services: [checkout]"));
+    let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let [victim, liar] = [lab.pod(0), lab.pod(1)];
     let below = format!("kubepods/burstable/pod{}/{}", uid(victim), "0".repeat(64));
     let own = liar.host.cgroup().join(below);

@@ -345,7 +345,8 @@ fn service(service: &ServiceRef) -> String {
     match service.namespace() {
         // No word that YAML knows has a slash; a number in front of one is a text.
         Some(_) => service.to_string(),
-        None => name(service.name()),
+        // A leading star is an alias of YAML's.
+        None => format!("'{service}'"),
     }
 }
 

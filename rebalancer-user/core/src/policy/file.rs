@@ -286,8 +286,8 @@ pub(super) struct MatchFile {
     /// Clients.
     #[schemars(with = "Vec<PeerFile>")]
     pub(super) peers: List<PeerFile>,
-    /// Services of which one leads to the port: `name`, or `namespace/name`. A bare name is that
-    /// of a Service in any namespace that `namespaceSelector` selects, or in any at all.
+    /// Services of which one leads to the port: `namespace/name`, or `*/name` for a Service in any
+    /// namespace that `namespaceSelector` selects, or in any at all.
     #[schemars(with = "Vec<schema::ServiceName>")]
     pub(super) services: List<Scalar>,
     /// Labels of the pod's namespace.

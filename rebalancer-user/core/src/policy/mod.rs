@@ -36,7 +36,7 @@
 //!   # count: Messages          # nothing is counted without it
 //! - name: pods                 # by the names that a cluster gives them
 //!   match:
-//!     services: [cart, shop/pay]
+//!     services: ['*/cart', shop/pay]
 //!     namespaceSelector: {matchLabels: {team: shop}}
 //!     podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [dev]}]}
 //!   limits: {maxAge: 2h}
@@ -63,9 +63,9 @@
 //! where there is no other namespace, and false on a node of Kubernetes, where the host's
 //! namespace is the node's own.
 //!
-//! Of a `match` all that is given must hold. A Service is named as `namespace/name`, or by its
-//! bare name, which means one in any namespace that `namespaceSelector` selects, or in any at all;
-//! one of those named must lead to the very port. Selectors are those of a NetworkPolicy. On a
+//! Of a `match` all that is given must hold. A Service is named as `namespace/name`, or as `*/name`,
+//! which means one in any namespace that `namespaceSelector` selects, or in any at all; one of
+//! those named must lead to the very port. Selectors are those of a NetworkPolicy. On a
 //! host without Kubernetes a rule for pods matches nothing. While it is not known whether a rule
 //! matches, no later one counts: the connection is skipped.
 //!

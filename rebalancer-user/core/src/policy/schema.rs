@@ -67,7 +67,7 @@ notations! {
     Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
     ServiceName: {
         "type": "string",
-        "pattern": "^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+        "pattern": "^([*]|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
     }
     LabelKey: {
         "type": "string",

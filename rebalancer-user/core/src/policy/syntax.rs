@@ -169,8 +169,21 @@ fn repeated(what: &str) -> Fault {
     )
 }
 
+/// Fields of former versions, and what they are called now.
+const RENAMED: [(&str, &str); 2] = [
+    ("sessionState", "onReconnect"),
+    ("settle", "stabilizationWindow"),
+];
+
 fn unknown_field(field: &str, expected: &[&str]) -> Fault {
     let message = format!("unknown field {}", quoted(field));
+    let renamed = RENAMED
+        .iter()
+        .find(|(old, new)| *old == field && expected.contains(new));
+    if let Some((_, new)) = renamed {
+        let remedy = format!("it is called `{new}` now");
+        return Fault::new(message, "a former name", remedy);
+    }
     let remedy = match nearest(field, expected) {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => format!("the fields here are {}", expected.join(", ")),

@@ -39,7 +39,7 @@ rules:
   limits: {maxBytes: 1048576}
 - name: pods
   match:
-    services: [cart, shop/pay]
+    services: ['*/cart', shop/pay]
     namespaceSelector: {matchLabels: {team: shop}, matchExpressions: [{key: a.io/tier, operator: NotIn, values: [dev, '']}]}
     podSelector: {matchExpressions: [{key: app, operator: Exists}]}
   limits: {maxAge: 2h}
@@ -161,7 +161,7 @@ fn the_documented_policy_is_valid_and_says_the_defaults() {
         "short",
         &format!(
             "{HEAD}rules:\n- name: checkout\n  mode: Enforce\n  match:\n    ports: [{{port: 50051, endPort: 50060}}]\n    \
-             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n    cgroups: ['*/machine.slice/*']\n  balance: {{}}\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: [cart, shop/pay]\n    \
+             peers: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}}}]\n    cgroups: ['*/machine.slice/*']\n  balance: {{}}\n  limits: {{maxAge: 30m, maxBytes: 10Gi, maxRate: {{bytesPerSecond: 50Mi, for: 30s}}}}\n- name: pods\n  match:\n    services: ['*/cart', shop/pay]\n    \
              namespaceSelector: {{matchLabels: {{team: shop}}}}\n    \
              podSelector: {{matchExpressions: [{{key: tier, operator: NotIn, values: [dev]}}]}}\n  limits: {{maxAge: 2h}}\n"
         ),
@@ -243,6 +243,10 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("not a policy", "apiVersion: v1\nkind: ConfigMap\nrules: []\n".into()),
         ("unknown field, near", whole("maxAge", "maxage")),
         ("unknown field, far", whole("jitter", "wobble")),
+        ("former field", rule("  sessionState: Keeps")),
+        ("former guard", whole("stabilizationWindow: 90s", "settle: 90s")),
+        ("former word", rule("  onReconnect: Keeps")),
+        ("former end", rule("  atEnd: Spare")),
         ("unknown at the top", whole("interval", "intervall")),
         ("unknown number as field", whole("jitter", "7")),
         ("duplicate field", whole("jitter: 25%", "jitter: 25%\n  jitter: 25%")),
@@ -350,13 +354,14 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("rate held for days", whole("for: 30s", "for: 48h")),
         ("excluded namespace", whole("[kube-system, infra]", "[kube_system]")),
         ("excluded namespaces as word", whole("[kube-system, infra]", "kube-system")),
-        ("no services", whole("[cart, shop/pay]", "[]")),
+        ("no services", whole("['*/cart', shop/pay]", "[]")),
         ("service in three parts", whole("shop/pay", "shop/pay/http")),
         ("service as DNS name", whole("shop/pay", "pay.shop.svc")),
         ("service of no namespace", whole("shop/pay", "/pay")),
+        ("service without its namespace", whole("shop/pay", "pay")),
         ("service by number", whole("shop/pay", "7")),
         ("service as mapping", whole("shop/pay", "{name: pay}")),
-        ("service as word", whole("[cart, shop/pay]", "cart")),
+        ("service as word", whole("['*/cart', shop/pay]", "'*/cart'")),
         ("label's key", whole("team: shop", "-team: shop")),
         ("label's prefix", whole("a.io/tier", "A_/tier")),
         ("label's value", whole("team: shop", "team: sh op")),

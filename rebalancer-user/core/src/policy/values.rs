@@ -237,6 +237,14 @@ pub(super) fn percent(value: Value<'_>, least: u8) -> Read<Percent> {
         })
 }
 
+/// Words of former versions, and what they are called now.
+const RENAMED: [(&str, &str); 4] = [
+    ("Spare", "Skip"),
+    ("Unknown", "Detect"),
+    ("Keeps", "Safe"),
+    ("Loses", "LosesState"),
+];
+
 /// One of a field's words.
 pub(super) fn word<T: Copy>(value: Value<'_>, known: &[(&str, T)], later: &[&str]) -> Read<T> {
     let words: Vec<&str> = known.iter().map(|(word, _)| *word).collect();
@@ -246,6 +254,14 @@ pub(super) fn word<T: Copy>(value: Value<'_>, known: &[(&str, T)], later: &[&str
     };
     if let Some((_, meaning)) = known.iter().find(|(word, _)| word == text) {
         return Ok(*meaning);
+    }
+    if let Some((_, new)) = RENAMED
+        .iter()
+        .find(|(old, new)| old == text && words.contains(new))
+    {
+        let message = format!("unknown word {}", quoted(text));
+        let remedy = format!("it is called `{new}` now");
+        return Err(Fault::new(message, "a former word", remedy));
     }
     let message = if later.contains(&text.as_str()) {
         let label = format!("{} is of a later version", quoted(text));
@@ -302,22 +318,28 @@ pub(super) fn is_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// A Service: `name` or `namespace/name`.
+const NOT_A_SERVICE: &str = "neither `namespace/name` nor `*/name`";
+const SERVICE_REMEDY: &str = "write the namespace and the Service's name, e.g. shop/checkout";
+
+/// A Service: `namespace/name`, or `*/name` in any namespace.
 pub(super) fn service(value: Value<'_>) -> Read<ServiceRef> {
-    let text = value.text("a Service", "checkout")?;
-    let (namespace, name) = match text.split_once('/') {
-        Some((namespace, name)) => (Some(namespace), name),
-        None => (None, text),
+    let text = value.text("a Service", "shop/checkout")?;
+    let Some((namespace, name)) = text.split_once('/') else {
+        let any = format!("write namespace/{text}, or '*/{text}' for any namespace");
+        let (label, remedy) = if is_label(text) {
+            ("without its namespace", any.as_str())
+        } else {
+            (NOT_A_SERVICE, SERVICE_REMEDY)
+        };
+        return Err(Fault::new("not a Service", label, remedy));
     };
-    if [namespace, Some(name)].into_iter().flatten().all(is_label) {
+    if (namespace == "*" || is_label(namespace)) && is_label(name) {
         return Ok(ServiceRef {
-            namespace: namespace.map(str::to_owned),
+            namespace: (namespace != "*").then(|| namespace.to_owned()),
             name: name.to_owned(),
         });
     }
-    let label = "neither `name` nor `namespace/name`";
-    let remedy = "write the Service's own name, e.g. checkout or shop/checkout";
-    Err(Fault::new("not a Service", label, remedy))
+    Err(Fault::new("not a Service", NOT_A_SERVICE, SERVICE_REMEDY))
 }
 
 /// A label's key: a name, with or without a prefix.

@@ -40,7 +40,7 @@ impl Strategy {
         };
         let matches = match scenario.nodes {
             Nodes::Plain => format!("{{ports: [{{port: {PORT}}}]}}"),
-            Nodes::One | Nodes::Own => format!("{{services: [{SERVICE}]}}"),
+            Nodes::One | Nodes::Own => format!("{{services: ['*/{SERVICE}']}}"),
         };
         let interval = scenario.interval.as_millis();
         format!(
