@@ -643,16 +643,16 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
     ] {
         let mut ledger = Ledger::default();
         let mut now = 2 * HOUR;
-        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
         let chosen = plan.moves().next().unwrap();
         assert!(chosen.is_sniffed());
         ledger.started(chosen, KernelTime(now));
         ledger.ended(Cookie(1), Outcome::Refused(word), KernelTime(now));
-        let plan = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
         assert_eq!(plan.skipped(), BTreeMap::from([(word, 1)]));
         now += HOLD.as_nanos() as u64;
         ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
-        let again = decide(&policy("Unknown"), &listed(now), &ledger, KernelTime(now));
+        let again = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
         assert_eq!(again.moves().count() == 0, lasts, "{word}");
         for state in ["Safe", "LosesState"] {
             let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
