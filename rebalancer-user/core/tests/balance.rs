@@ -643,11 +643,11 @@ fn what_is_given_up_is_told_and_another_replica_is_another_try() {
         let plan = decide(&cluster.policy, &listed, ledger, listed.taken);
         let mut decisions = plan.decisions().iter();
         let is_futile =
-            |d: &&Decision| matches!(d.verdict, Verdict::SkipReason(SkipReason::Futile { .. }));
+            |d: &&Decision| matches!(d.verdict, Verdict::Skipped(SkipReason::Futile { .. }));
         let cookie = decisions.find(is_futile).unwrap().cookie;
         let told = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
         assert_eq!(told.effort.as_ref().unwrap().moves, futile.moves);
-        let Verdict::SkipReason(skipped) = told.decision.verdict else {
+        let Verdict::Skipped(skipped) = told.decision.verdict else {
             panic!()
         };
         skipped.to_string()
@@ -803,7 +803,7 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
         .find(|d| d.cookie == Cookie(13))
         .unwrap();
     assert!(
-        matches!(&of_heavy.verdict, Verdict::SkipReason(_)),
+        matches!(&of_heavy.verdict, Verdict::Skipped(_)),
         "{of_heavy:?}"
     );
 }
@@ -830,7 +830,7 @@ fn one_that_counts_for_more_than_the_excess_stays_and_so_do_the_small() {
     assert!(standing.load >= standing.start.unwrap(), "{standing}");
     assert_eq!(
         told.decision.verdict,
-        Verdict::SkipReason(SkipReason::LargerThanExcess {
+        Verdict::Skipped(SkipReason::LargerThanExcess {
             by: By::ByteRate,
             load: 20_000,
             excess: 10_000
@@ -1121,7 +1121,7 @@ proptest! {
                 decide(&cluster.policy, &listed, &cluster.ledger, listed.taken)
             );
             for decision in plan.decisions() {
-                if let Verdict::SkipReason(skipped) = &decision.verdict {
+                if let Verdict::Skipped(skipped) = &decision.verdict {
                     prop_assert!(!matches!(skipped, SkipReason::NoRule), "{:?}", skipped);
                 }
             }

@@ -8,7 +8,7 @@ use rebalancer_core::{
         Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, SkipReason,
         Verdict, decide, explain,
     },
-    policy::{Mode, Policy, parse},
+    policy::{Mode, Policy, RuleName, parse},
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
         Who, sample::connection,
@@ -59,7 +59,7 @@ fn skipped(plan: &Plan, cookie: u64) -> &SkipReason {
         .iter()
         .find(|decision| decision.cookie == Cookie(cookie));
     match &decision.expect("listed").verdict {
-        Verdict::SkipReason(reason) => reason,
+        Verdict::Skipped(reason) => reason,
         Verdict::Move(chosen) => panic!("moved: {chosen:?}"),
     }
 }
@@ -213,7 +213,7 @@ fn each_guard_spares_with_its_word() {
         );
         let told = match &plan.decisions()[0].verdict {
             Verdict::Move(_) => "moved",
-            Verdict::SkipReason(reason) => reason.as_str(),
+            Verdict::Skipped(reason) => reason.as_str(),
         };
         assert_eq!(told, word, "{connection:?}");
     }
@@ -225,7 +225,7 @@ fn word(policy: &Policy, connection: &Connection) -> &'static str {
     let plan = decide(policy, &listed, &Ledger::default(), listed.taken);
     match &plan.decisions()[0].verdict {
         Verdict::Move(_) => "moved",
-        Verdict::SkipReason(reason) => reason.as_str(),
+        Verdict::Skipped(reason) => reason.as_str(),
     }
 }
 
@@ -807,7 +807,7 @@ fn budgets_grow_once_a_rule_is_enforced() {
                     text.contains("1/64 of the budgets, all of them in"),
                     "{text}"
                 );
-                let Some(Verdict::SkipReason(why)) = plan.decisions().last().map(|d| &d.verdict)
+                let Some(Verdict::Skipped(why)) = plan.decisions().last().map(|d| &d.verdict)
                 else {
                     panic!()
                 };
@@ -1010,7 +1010,7 @@ proptest! {
         prop_assert_eq!(plan.moves().count() as u64 + skipped, listed.len() as u64);
         prop_assert!(plan.overdue() <= listed.len() as u64);
         for decision in plan.decisions() {
-            if let Verdict::SkipReason(reason) = &decision.verdict {
+            if let Verdict::Skipped(reason) = &decision.verdict {
                 prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
             }
         }
@@ -1050,7 +1050,7 @@ proptest! {
         let now = KernelTime(now);
         let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
         for decision in plan.decisions() {
-            let Verdict::SkipReason(SkipReason::WithinLimits { nearest }) = &decision.verdict else { continue };
+            let Verdict::Skipped(SkipReason::WithinLimits { nearest }) = &decision.verdict else { continue };
             prop_assert!(!nearest.overdue() && !nearest.exceeded());
             let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
             let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
@@ -1081,14 +1081,15 @@ proptest! {
     ) {
         let now = KernelTime(now);
         let listed = snapshot(now.0, listed);
-        let flying = |ledger: &Ledger| -> Vec<Cookie> {
-            ledger.moves_in_flight().map(|(cookie, ..)| cookie).collect()
+        let flying = |ledger: &Ledger| -> BTreeMap<Cookie, RuleName> {
+            let moves = ledger.moves_in_flight();
+            moves.map(|(cookie, _, charge)| (cookie, charge.rule.clone())).collect()
         };
         let plan = decide(&policy, &listed, &ledger, now);
         let before = flying(&ledger);
         let recalled: Vec<Cookie> = plan.recalls().iter().map(|recall| recall.cookie).collect();
         prop_assert!(recalled.is_sorted_by(|a, b| a < b));
-        prop_assert!(recalled.iter().all(|cookie| before.contains(cookie)));
+        prop_assert!(recalled.iter().all(|cookie| before.contains_key(cookie)));
         for recall in plan.recalls() {
             prop_assert!(!recall.why.to_string().is_empty());
             ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), now);
@@ -1098,9 +1099,11 @@ proptest! {
         }
         let again = decide(&policy, &listed, &ledger, now);
         prop_assert_eq!(again.recalls(), []);
-        // What was recalled is no reason to choose it again at once.
-        let moves = || again.moves().filter(|chosen| chosen.mode() == Mode::Enforce);
-        prop_assert!(moves().all(|chosen| !recalled.contains(&chosen.cookie())));
+        // What was recalled is not chosen again at once, unless another rule asks for it.
+        for chosen in again.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
+            let again = recalled.contains(&chosen.cookie());
+            prop_assert!(!again || before[&chosen.cookie()] != *chosen.rule());
+        }
     }
 
     #[test]
@@ -1127,7 +1130,7 @@ proptest! {
             prop_assert_eq!(&explained.decision, decision);
             prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
             let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
-            if !matches!(decision.verdict, Verdict::SkipReason(SkipReason::Duplicate)) {
+            if !matches!(decision.verdict, Verdict::Skipped(SkipReason::Duplicate)) {
                 prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule.as_ref());
             }
             if let Verdict::Move(chosen) = &decision.verdict {
@@ -1161,8 +1164,8 @@ proptest! {
             let decision = plan.decisions().iter().find(|d| d.cookie == Cookie(cookie)).unwrap();
             match &decision.verdict {
                 Verdict::Move(chosen) => Some(chosen.reasons()[0]),
-                Verdict::SkipReason(SkipReason::WithinLimits { nearest }) => Some(*nearest),
-                Verdict::SkipReason(_) => None,
+                Verdict::Skipped(SkipReason::WithinLimits { nearest }) => Some(*nearest),
+                Verdict::Skipped(_) => None,
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,

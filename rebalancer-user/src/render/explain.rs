@@ -111,7 +111,7 @@ pub fn explanation_table(
                 };
                 format!("move ({mode}), number {place} of those to move{heard}")
             }
-            Verdict::SkipReason(skipped) => format!("skipped({}): {skipped}", skipped.as_str()),
+            Verdict::Skipped(skipped) => format!("skipped({}): {skipped}", skipped.as_str()),
         },
     )?;
     explained

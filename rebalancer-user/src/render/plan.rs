@@ -83,7 +83,7 @@ pub fn plan_wide(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::
         };
         let (verdict, why) = match &decision.verdict {
             Verdict::Move(chosen) => ("move".to_owned(), chosen.why()),
-            Verdict::SkipReason(skipped) => (
+            Verdict::Skipped(skipped) => (
                 format!("skipped({})", skipped.as_str()),
                 skipped.to_string(),
             ),
@@ -115,9 +115,7 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
         let mut sums = table(&["SPARED", "CONNECTIONS", "FOR EXAMPLE"], 1..2);
         for (cause, count) in skipped {
             let example = plan.decisions().iter().find_map(|d| match &d.verdict {
-                Verdict::SkipReason(skipped) if skipped.as_str() == cause => {
-                    Some(skipped.to_string())
-                }
+                Verdict::Skipped(skipped) if skipped.as_str() == cause => Some(skipped.to_string()),
                 _ => None,
             });
             sums.add_row([
@@ -291,7 +289,7 @@ pub(super) fn decision_item<'a>(
 ) -> DecisionItem<'a> {
     let (verdict, cause, why, chosen) = match &decision.verdict {
         Verdict::Move(chosen) => ("Move", None, chosen.why(), Some(move_item(chosen))),
-        Verdict::SkipReason(skipped) => ("Skip", Some(skipped.as_str()), skipped.to_string(), None),
+        Verdict::Skipped(skipped) => ("Skip", Some(skipped.as_str()), skipped.to_string(), None),
     };
     DecisionItem {
         id: decision.cookie.to_string(),
@@ -302,7 +300,7 @@ pub(super) fn decision_item<'a>(
         place: decision.place,
         pod: match &decision.verdict {
             Verdict::Move(chosen) => chosen.pod(),
-            Verdict::SkipReason(_) => None,
+            Verdict::Skipped(_) => None,
         },
         verdict,
         cause,
@@ -373,7 +371,7 @@ fn in_order(plan: &Plan) -> Vec<&Decision> {
     let mut decisions: Vec<&Decision> = plan.decisions().iter().collect();
     decisions.sort_by_key(|d| (d.place.is_none(), d.place, d.cookie));
     // Two modes have two budgets, so one may wait while one of a later place moves: moves first.
-    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::SkipReason(_)));
+    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::Skipped(_)));
     decisions
 }
 

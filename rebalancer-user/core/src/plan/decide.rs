@@ -73,11 +73,11 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
                 few.count(&chosen.charge);
                 Verdict::Move(chosen)
             }
-            Err(reason) => Verdict::SkipReason(reason),
+            Err(reason) => Verdict::Skipped(reason),
         };
         let all = match verdict {
             Verdict::Move(_) => &mut decisions,
-            Verdict::SkipReason(_) => &mut skipped,
+            Verdict::Skipped(_) => &mut skipped,
         };
         all.push(Decision {
             cookie: candidate.connection.cookie,
@@ -583,6 +583,6 @@ fn skip(cookie: Cookie, rule: Option<&Rule>, reason: SkipReason) -> Decision {
         cookie,
         rule,
         place: None,
-        verdict: Verdict::SkipReason(reason),
+        verdict: Verdict::Skipped(reason),
     }
 }

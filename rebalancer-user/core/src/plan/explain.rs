@@ -46,7 +46,7 @@ impl Explanation<'_> {
     pub fn needs(&self) -> Option<String> {
         match &self.decision.verdict {
             Verdict::Move(_) => None,
-            Verdict::SkipReason(skipped) => Some(match self.decision.place {
+            Verdict::Skipped(skipped) => Some(match self.decision.place {
                 Some(place) => format!("its turn: it is number {place} of those to move"),
                 None => skipped.needs(),
             }),

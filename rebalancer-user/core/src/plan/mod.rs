@@ -96,7 +96,7 @@ impl Plan {
             .iter()
             .filter_map(|decision| match &decision.verdict {
                 Verdict::Move(chosen) => Some(chosen),
-                Verdict::SkipReason(_) => None,
+                Verdict::Skipped(_) => None,
             })
     }
 
@@ -104,7 +104,7 @@ impl Plan {
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
         for decision in &self.decisions {
-            if let Verdict::SkipReason(skipped) = &decision.verdict {
+            if let Verdict::Skipped(skipped) = &decision.verdict {
                 *counts.entry(skipped.as_str()).or_default() += 1;
             }
         }
@@ -158,7 +158,7 @@ pub enum Verdict {
     /// It is to be moved (or, in dry run, would be).
     Move(Move),
     /// It is left.
-    SkipReason(SkipReason),
+    Skipped(SkipReason),
 }
 
 /// One connection to end so that its client reconnects. Made by [`decide`] and [`manual`] alone.

@@ -99,14 +99,14 @@ pub(crate) fn verdict(policy: &Policy, snapshot: &Snapshot) -> String {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
     match &plan.decisions()[0].verdict {
         Verdict::Move(chosen) => format!("moved by {}", chosen.rule()),
-        Verdict::SkipReason(skipped) => skipped.as_str().to_owned(),
+        Verdict::Skipped(skipped) => skipped.as_str().to_owned(),
     }
 }
 
 pub(crate) fn why(policy: &Policy, snapshot: &Snapshot) -> SkipReason {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
     match &plan.decisions()[0].verdict {
-        Verdict::SkipReason(skipped) => skipped.clone(),
+        Verdict::Skipped(skipped) => skipped.clone(),
         Verdict::Move(_) => panic!("moved"),
     }
 }
