@@ -66,15 +66,8 @@ pub fn records(bytes: &[u8]) {
 
     let origin = Origin::here(Source::Agent);
     let mut dump = Vec::new();
-    render::connections(
-        &mut dump,
-        Notation::Json,
-        snapshot,
-        Some(&ledger),
-        &origin,
-        Sort::Endpoint,
-    )
-    .expect("memory takes it");
+    render::connections(&mut dump, Notation::Json, snapshot, &origin, Sort::Endpoint)
+        .expect("memory takes it");
     let again = render::read_snapshot(&dump[..])
         .unwrap_or_else(|error| panic!("our own dump is refused: {error}"));
     assert_eq!(again.snapshot.endpoints, snapshot.endpoints);
@@ -99,10 +92,8 @@ pub fn btf(bytes: &[u8]) {
 /// A dump of anyone's, for `plan --snapshot`: refused, or planned for.
 pub fn dump(bytes: &[u8]) {
     match render::read_snapshot(bytes) {
-        Ok(Dumped {
-            snapshot, ledger, ..
-        }) => {
-            let ledger = ledger.unwrap_or_default();
+        Ok(Dumped { snapshot, .. }) => {
+            let ledger = Ledger::default();
             let plan = decide(&all(), &snapshot, &ledger, snapshot.taken);
             assert_eq!(plan.decisions().len(), snapshot.connections.len());
         }

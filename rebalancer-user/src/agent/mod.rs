@@ -52,7 +52,7 @@ use self::{
     pause::Pause,
     policy_file::PolicyFile,
     scope::Scope,
-    serve::{Published, Question, serve},
+    serve::{Published, Question, Trial, serve},
     state::AgentState,
     unnamed::Unnamed,
 };
@@ -67,8 +67,9 @@ use crate::{
     kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
     observe::{Observation, Observer, locate},
-    plan::{Ledger, Move, Outcome, Recall, decide},
+    plan::{Ledger, Move, Outcome, Recall, decide, explain},
     policy::{Mode, Policy, StepKind},
+    render::{self, Form, Origin, Source},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
 };
 
@@ -209,6 +210,12 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What was seen, and how long it took to walk.
+struct Looks {
+    observation: Observation,
+    took: Duration,
+}
+
 /// From where the agent hears.
 struct Inbox {
     kernel_log: Option<KernelLog>,
@@ -320,7 +327,7 @@ impl Agent {
             &tracker,
         );
         state.mover_signs(MoverSigns::of(mover.as_ref(), 0));
-        state.policy_loaded(&policy, Arc::clone(&text));
+        state.policy_loaded(&policy);
         let pause = Pause::resume(&options.run_dir);
         if let Some(paused) = pause.now() {
             state.paused(paused.clone());
@@ -427,7 +434,22 @@ impl Agent {
     fn asked(&mut self, question: Question) {
         // Who asked may be gone.
         match question {
-            Question::Ledger(tell) => drop(tell.send(self.ledger.clone())),
+            Question::Dump(tell) => drop(tell.send(self.look_now())),
+            Question::Plan(trial, tell) => {
+                let looked = self.look_now();
+                drop(tell.send(looked.map(|snapshot| {
+                    let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
+                    (snapshot, plan)
+                })));
+            }
+            Question::Explain(trial, id, form, tell) => {
+                let looked = self.look_now();
+                drop(tell.send(
+                    looked.and_then(|snapshot| {
+                        self.explained(&self.tried(trial), &snapshot, id, form)
+                    }),
+                ));
+            }
             Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
             Question::Resume(tell) => drop(tell.send(self.go_on("asked"))),
         }
@@ -438,28 +460,75 @@ impl Agent {
         self.publish.send_replace(Arc::new(status));
     }
 
+    /// For somebody who asks: nothing is done about what is seen.
+    fn look_now(&mut self) -> Result<Snapshot, String> {
+        // Another policy may name cgroups, and people want to see them.
+        let paths = self.cgroups.read();
+        let looked = self.look(&paths).map_err(|error| error.to_string())?;
+        Ok(looked.observation.snapshot)
+    }
+
+    /// The policy by which somebody wants to know what would be done.
+    fn tried(&self, trial: Trial) -> Policy {
+        let policy = match trial.policy {
+            None => self.policy.clone(),
+            Some(policy) if self.names.is_some() => policy.with_kubernetes_defaults(),
+            Some(policy) => policy,
+        };
+        policy.with_mode_at_most(trial.mode.unwrap_or(Mode::Enforce).safest(self.mode))
+    }
+
+    fn explained(
+        &self,
+        policy: &Policy,
+        snapshot: &Snapshot,
+        id: Cookie,
+        form: Form,
+    ) -> Result<Option<Vec<u8>>, String> {
+        let Some(explained) = explain(policy, snapshot, &self.ledger, snapshot.taken, id) else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        render::explanation(
+            &mut text,
+            form,
+            &explained,
+            snapshot,
+            &Origin::here(Source::Agent),
+        )
+        .map_err(|error| error.to_string())?;
+        Ok(Some(text))
+    }
+
+    /// Walks, and names what is found.
+    ///
+    /// The cgroups were read before: what is accepted in one made since then is of no known one.
+    fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
+        self.classify(paths);
+        let began = Instant::now();
+        let mut observation = self.observe()?;
+        let took = began.elapsed();
+        self.report_faults(&observation);
+        locate(&mut observation.snapshot, paths);
+        self.keep_house(&observation);
+        self.leave_out(&mut observation, paths);
+        if let Some(names) = &mut self.names {
+            names.name(&mut observation.snapshot);
+            unsure_before(&mut observation.snapshot, &mut self.named_since);
+        }
+        Ok(Looks { observation, took })
+    }
+
     fn pass(&mut self) {
         self.keep_tracking();
-        // Before the listing: what is accepted in a cgroup made since then is of no known one.
         let paths = read_cgroups(&self.policy, &self.cgroups);
-        self.classify(&paths);
-        let began = Instant::now();
-        let mut observation = match self.observe() {
-            Ok(observation) => observation,
+        let Looks { observation, took } = match self.look(&paths) {
+            Ok(looks) => looks,
             Err(error) => {
                 self.state.pass_failed(&error);
                 return error!(%error, "no listing in this interval, nothing is moved");
             }
         };
-        let listing = began.elapsed();
-        self.report_faults(&observation);
-        locate(&mut observation.snapshot, &paths);
-        self.keep_house(&observation);
-        self.leave_out(&mut observation, &paths);
-        if let Some(names) = &mut self.names {
-            names.name(&mut observation.snapshot);
-            unsure_before(&mut observation.snapshot, &mut self.named_since);
-        }
         self.look_for_pods(&observation.snapshot);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
@@ -515,8 +584,7 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.for_next
             .write_if_due(&self.ledger, &self.policy_text, self.now);
-        self.state
-            .passed(&observation, &plan, &self.ledger, listing);
+        self.state.passed(&observation, &plan, &self.ledger, took);
     }
 
     /// Walks, and puts off the next pass if that took long.
@@ -621,7 +689,7 @@ impl Agent {
         self.policy_file.was_read(content);
         let reloaded = match loaded {
             Ok(Loaded { policy, text }) => {
-                self.state.policy_loaded(&policy, Arc::clone(&text));
+                self.state.policy_loaded(&policy);
                 if *text != *self.policy_text {
                     self.ledger.forget_told();
                     self.policy_text = text;

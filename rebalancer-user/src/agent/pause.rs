@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::{Agent, own_file};
-use crate::render::{PauseAnswer, PausedStatus};
+use crate::{http::PauseAnswer, render::PausedStatus};
 
 /// The longest pause: one that is forgotten must end.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);

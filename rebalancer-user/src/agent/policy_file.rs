@@ -14,7 +14,7 @@ use std::{
 pub(super) const EVERY: Duration = Duration::from_secs(2);
 
 /// More is not read: a file may have no end. Far above what a policy may have.
-pub const MOST: u64 = 16 << 20;
+pub use crate::policy::LARGEST_FILE as MOST;
 
 /// The bytes of a policy file; one more than [`MOST`], if there are as many.
 ///

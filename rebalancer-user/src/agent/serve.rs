@@ -1,12 +1,14 @@
 //! What the agent answers when it is asked.
 //!
 //! `/status`, `/metrics` and the probes' paths tell what the loop published last; it is not asked.
-//! `/ledger` is a copy that the loop makes when it has nothing else to do. All of it is for the
-//! agent's own user, on its socket; an open port has metrics and probes alone.
+//! `/dump` and `/plan` are of the moment: the loop looks and decides, and a thread of the server's
+//! writes it down. All of it is for the agent's own user, on its socket; an open port has metrics
+//! and probes alone.
 
 use std::{
     fmt,
     future::ready,
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,6 +22,7 @@ use tokio::{
         mpsc::{Receiver, Sender, channel},
         oneshot, watch,
     },
+    task::spawn_blocking,
     time::timeout,
 };
 use tracing::{info, warn};
@@ -32,12 +35,17 @@ use super::{
     pause,
 };
 use crate::{
-    http::{Answer, Asked, Open, Router, RunDir, Server, body_of, json_answer, text_answer},
-    plan::Ledger,
-    render::{
-        AgentLedger, Notation, PauseAnswer, PauseWish, ServiceItem, Services, Status, agent_ledger,
-        services, status,
+    http::{
+        Answer, Asked, Open, PauseAnswer, PauseRequest, PlanRequest, Router, RunDir, Server,
+        body_of, json_answer, text_answer,
     },
+    plan::Plan,
+    policy::{self, Mode, Policy},
+    render::{
+        self, Form, Notation, Origin, ServiceItem, Services, Sort, Source, Status, connections,
+        not_tracked, services, status,
+    },
+    snapshot::{Cookie, Snapshot},
 };
 
 /// Questions asked of the loop and not answered yet.
@@ -58,19 +66,38 @@ pub enum Offer {
 
 /// What the loop itself is asked.
 pub(super) enum Question {
-    /// Who wants to know the ledger.
-    Ledger(oneshot::Sender<Ledger>),
+    /// What it sees now.
+    Dump(oneshot::Sender<Looked<Snapshot>>),
+    /// What it would do now.
+    Plan(Trial, oneshot::Sender<Looked<(Snapshot, Plan)>>),
+    /// What it says of a connection now, in this form; `None` if there is no such connection.
+    Explain(
+        Trial,
+        Cookie,
+        Form,
+        oneshot::Sender<Looked<Option<Vec<u8>>>>,
+    ),
     /// To pause moves for so long, and why.
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
     /// To go on; the answer is whether there was a pause.
     Resume(oneshot::Sender<bool>),
 }
 
+/// What came of looking: an error in words.
+pub(super) type Looked<T> = Result<T, String>;
+
+/// By which policy to decide, without doing anything.
+#[derive(Default)]
+pub(super) struct Trial {
+    /// Another one than the agent's.
+    pub(super) policy: Option<Policy>,
+    /// Do no more than this.
+    pub(super) mode: Option<Mode>,
+}
+
 /// What the loop lets others know.
 pub(super) struct Published {
     pub(super) status: Status,
-    /// The text of the policy in effect.
-    pub(super) policy: Arc<str>,
     pub(super) numbers: Numbers,
     pub(super) services: Arc<Vec<ServiceItem>>,
     pub(super) mover: MoverSigns,
@@ -89,7 +116,6 @@ pub(super) fn serve(
     let (ask, asked) = channel(MOST_ASKED);
     let registry = Arc::new(metrics::registry(published.clone(), events.missed()));
     let of_status = published.clone();
-    let of_ledger = published.clone();
     let of_services = published.clone();
     let router = for_all(published, &registry)
         .on(Method::GET, "/status", move |_| {
@@ -109,8 +135,12 @@ pub(super) fn serve(
             let ask = ask.clone();
             move |_| resume_answer(ask.clone())
         })
-        .on(Method::GET, "/ledger", move |_| {
-            ledger_answer(ask.clone(), of_ledger.clone())
+        .on(Method::GET, "/dump", {
+            let ask = ask.clone();
+            move |_| dump_answer(ask.clone())
+        })
+        .on(Method::POST, "/plan", move |asked| {
+            plan_answer(ask.clone(), asked)
         });
     let open = open(offer, || for_all(published, &registry))?;
     Ok((Server::start(dir, router, open)?, asked))
@@ -223,7 +253,7 @@ async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Answer {
 async fn wished(asked: Asked) -> Result<(Duration, Option<String>), Answer> {
     let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
     let body = body_of(asked).await?;
-    let wish: PauseWish =
+    let wish: PauseRequest =
         serde_json::from_slice(&body).map_err(|error| refused(format!("the body: {error}")))?;
     let time = Duration::from_millis(wish.milliseconds);
     if time.is_zero() || time > pause::LONGEST {
@@ -250,21 +280,69 @@ async fn resume_answer(ask: Sender<Question>) -> Answer {
     }
 }
 
-async fn ledger_answer(ask: Sender<Question>, published: Watched) -> Answer {
-    let ledger = match of_loop(ask, Question::Ledger).await {
-        Ok(ledger) => ledger,
-        Err(answer) => return answer,
+async fn dump_answer(ask: Sender<Question>) -> Answer {
+    match looked(of_loop(ask, Question::Dump).await) {
+        Ok(snapshot) => {
+            drawn(move |out| {
+                let origin = Origin::here(Source::Agent);
+                connections(out, Notation::Json, &snapshot, &origin, Sort::Endpoint)
+            })
+            .await
+        }
+        Err(answer) => answer,
+    }
+}
+
+async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Answer {
+    match planned(ask, asked).await {
+        Ok(answer) | Err(answer) => answer,
+    }
+}
+
+/// The answer, or what to answer instead.
+async fn planned(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
+    let body = body_of(asked).await?;
+    let request: PlanRequest =
+        serde_json::from_slice(&body).map_err(|error| refused(format!("the body: {error}")))?;
+    let policy = match &request.policy {
+        Some(policy) => {
+            let policy = policy::parse(&policy.name, &policy.text);
+            Some(policy.map_err(|errors| refused(errors.to_string()))?)
+        }
+        None => None,
     };
-    let published = Arc::clone(&published.borrow());
-    let status = &published.status;
-    written(agent_ledger(&AgentLedger {
-        pid: status.pid,
-        pins: status.pins.clone(),
-        mode: status.mode.effective.clone(),
-        policy_file: status.policy.file.clone(),
-        policy: published.policy.to_string(),
-        ledger,
-    }))
+    let (mode, form) = (request.mode, request.form);
+    let trial = Trial { policy, mode };
+    let Some(id) = request.connection else {
+        let question = |tell| Question::Plan(trial, tell);
+        let (snapshot, plan) = looked(of_loop(ask, question).await)?;
+        return Ok(drawn(move |out| {
+            let origin = Origin::here(Source::Agent);
+            render::plan(out, form, &plan, &snapshot, &origin)
+        })
+        .await);
+    };
+    let id: Cookie = (id.parse()).map_err(|_| refused("connection: not an id".to_owned()))?;
+    let question = |tell| Question::Explain(trial, id, form, tell);
+    match looked(of_loop(ask, question).await)? {
+        Some(text) => Ok(json_answer(text)),
+        None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),
+    }
+}
+
+/// What the loop has seen, or what to answer instead.
+fn looked<T>(looked: Result<Looked<T>, Answer>) -> Result<T, Answer> {
+    looked?.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
+}
+
+/// An answer that takes time to write: neither the loop nor another answer waits for it.
+async fn drawn(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()> + Send + 'static) -> Answer {
+    let body = spawn_blocking(|| {
+        let mut body = Vec::new();
+        write(&mut body).map(|()| body)
+    });
+    written(body.await.map_err(io::Error::other).and_then(|body| body))
 }
 
 /// A body as it was written, or why it was not.

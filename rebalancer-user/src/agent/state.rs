@@ -37,7 +37,6 @@ pub(super) struct AgentState {
     up_since: Timestamp,
     policy_file: String,
     policy_mode: Mode,
-    policy_text: Arc<str>,
     loaded_at: Timestamp,
     refused: Option<RefusedStatus>,
     flag: Mode,
@@ -81,7 +80,6 @@ impl AgentState {
             up_since: generated_at,
             policy_file,
             policy_mode: Mode::default(),
-            policy_text: "".into(),
             loaded_at: generated_at,
             refused: None,
             flag,
@@ -117,13 +115,12 @@ impl AgentState {
     }
 
     /// As the file says, before anything else bounds its mode.
-    pub(super) fn policy_loaded(&mut self, policy: &Policy, text: Arc<str>) {
+    pub(super) fn policy_loaded(&mut self, policy: &Policy) {
         self.events.add(What::PolicyLoaded {
             mode: policy.mode().as_str().to_owned(),
             rules: policy.rules().len(),
         });
         self.policy_mode = policy.mode();
-        self.policy_text = text;
         self.loaded_at = Timestamp::now();
         self.refused = None;
         self.numbers.loaded(true);
@@ -322,7 +319,6 @@ impl AgentState {
         };
         Published {
             status,
-            policy: Arc::clone(&self.policy_text),
             numbers: self.numbers.clone(),
             services: Arc::clone(&self.services),
             mover: self.mover.clone(),

@@ -5,17 +5,17 @@ use std::io;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::{
-    KernelArgs, Output,
-    names::NamesArgs,
-    records::{Records, agents_ledger},
+use super::{KernelArgs, Output, need_privilege, records::Records, running};
+use crate::{
+    bpf,
+    render::{self, Dumped, Sort},
 };
-use crate::render::{self, Notation, Sort, Source};
 
 /// Show every tracked connection, or every endpoint.
 ///
-/// Reads the maps of the agent that runs. Without one it attaches for the call: it then shows what
-/// is there, but ages count from the call, and nothing is known of what has closed.
+/// Asks the agent that runs. Without one it reads the maps that a former agent has left, and where
+/// there are none it attaches for the call: ages then count from the call, and nothing is known of
+/// what has closed. Names of pods are known to an agent alone.
 #[derive(Args)]
 pub(super) struct Dump {
     /// Show endpoints: listeners, connections accepted, open and closed, bytes.
@@ -29,8 +29,6 @@ pub(super) struct Dump {
     sort: Option<SortArg>,
     #[command(flatten)]
     kernel: KernelArgs,
-    #[command(flatten)]
-    names: NamesArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -58,35 +56,29 @@ impl From<SortArg> for Sort {
 
 impl Dump {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let mut records = Records::open(&self.kernel)?;
-        let (origin, mut snapshot) = records.read()?;
-        let cgroup = self.kernel.cgroup.as_deref();
-        self.names.put(&mut snapshot, cgroup)?;
-        let (origin, snapshot) = (&origin, &snapshot);
+        let Dumped { origin, snapshot } = &self.read()?;
         let sort = self.sort.map_or(Sort::default(), Sort::from);
         let out = &mut io::stdout().lock();
-        if self.endpoints {
-            match self.output {
-                Output::Table | Output::Wide => render::endpoints_table(out, snapshot),
-                Output::Json => render::endpoints(out, Notation::Json, snapshot, origin),
-                Output::Yaml => render::endpoints(out, Notation::Yaml, snapshot, origin),
-            }
-        } else {
-            // For a replay. The ledger after the records, as `plan` does.
-            let replayable = matches!(self.output, Output::Json | Output::Yaml);
-            let agent = (replayable && origin.source == Source::Agent)
-                .then(|| agents_ledger(&self.kernel))
-                .flatten();
-            let ledger = agent.as_ref().map(|agent| &agent.ledger);
-            let write =
-                |notation, out| render::connections(out, notation, snapshot, ledger, origin, sort);
-            match self.output {
-                Output::Table => render::connections_table(out, snapshot, sort),
+        let notation = self.output.form().notation();
+        match (self.endpoints, notation) {
+            (true, None) => render::endpoints_table(out, snapshot),
+            (true, Some(notation)) => render::endpoints(out, notation, snapshot, origin),
+            (false, Some(notation)) => render::connections(out, notation, snapshot, origin, sort),
+            (false, None) => match self.output {
                 Output::Wide => render::connections_wide(out, snapshot, sort),
-                Output::Json => write(Notation::Json, out),
-                Output::Yaml => write(Notation::Yaml, out),
-            }
+                _ => render::connections_table(out, snapshot, sort),
+            },
         }
         .context("writing to stdout")
+    }
+
+    /// What the agent sees; without one, what its pins or a program attached for this call show.
+    fn read(&self) -> anyhow::Result<Dumped> {
+        need_privilege()?;
+        if bpf::agent_runs(&self.kernel.pins) {
+            return Ok(running::dump(&self.kernel)?);
+        }
+        let (origin, snapshot) = Records::open(&self.kernel)?.read()?;
+        Ok(Dumped { origin, snapshot })
     }
 }

@@ -1,23 +1,23 @@
 //! `rebalancer explain ID`: one connection, and why it is moved or skipped.
 
-use std::io;
+use std::io::{self, Write as _};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 
 use super::{
     Output,
-    input::{Input, ledger_of},
+    input::{Input, Source},
 };
 use crate::{
-    plan::explain,
-    render::{self, Notation},
+    plan::{Ledger, explain},
+    render,
     snapshot::Cookie,
 };
 
 /// Explain one connection: its rule, its limits, what skips it, and what it would take.
 ///
-/// As `plan`, it knows what the agent that runs has moved.
+/// It asks the agent that runs, as `plan` does.
 #[derive(Args)]
 pub(super) struct Explain {
     /// The connection, as `dump` and `plan` show it in their first columns.
@@ -32,20 +32,19 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let (policy, dumped) = &self.input.read()?;
-        let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
-        let ledger = ledger_of(dumped);
-        let Some(explained) = explain(policy, snapshot, &ledger, snapshot.taken, self.id) else {
-            bail!(
-                "no connection {} is tracked: it has ended, or was never recorded",
-                self.id
-            );
-        };
         let out = &mut io::stdout().lock();
-        match self.output {
-            Output::Table | Output::Wide => render::explanation_table(out, &explained, snapshot),
-            Output::Json => render::explanation(out, Notation::Json, &explained, snapshot, origin),
-            Output::Yaml => render::explanation(out, Notation::Yaml, &explained, snapshot, origin),
+        match self.input.read(self.output, Some(self.id))? {
+            Source::Agent(answer) => out.write_all(&answer),
+            Source::Replay(replay) => {
+                let (policy, dumped) = &*replay;
+                let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
+                let ledger = Ledger::default();
+                let Some(explained) = explain(policy, snapshot, &ledger, snapshot.taken, self.id)
+                else {
+                    bail!(render::not_tracked(self.id));
+                };
+                render::explanation(out, self.output.form(), &explained, snapshot, origin)
+            }
         }
         .context("writing to stdout")
     }

@@ -1,4 +1,4 @@
-//! What a decision is made of: a policy, and a snapshot of this node or from a file.
+//! What a decision is made of: the agent that runs, or a saved dump and a policy.
 
 use std::{
     fs::File,
@@ -7,51 +7,68 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use clap::Args;
 
 use super::{
-    DEFAULT_POLICY, KernelArgs, ModeArg,
-    names::NamesArgs,
-    note, policy,
-    records::{Records, agents_ledger},
+    DEFAULT_POLICY, KernelArgs, ModeArg, Output, note, policy,
+    running::{self, NotAsked},
 };
 use crate::{
-    plan::Ledger,
+    http::{PlanRequest, PolicyText},
     policy::Policy,
-    render::{AgentLedger, Dumped, Source, read_snapshot},
-    snapshot::Naming,
+    render::{Dumped, read_snapshot},
+    snapshot::{Cookie, Naming},
 };
 
-/// Where policy and snapshot come from.
+/// Whom to ask, or what to replay.
 #[derive(Args)]
 pub(super) struct Input {
-    /// The policy file; `-` is standard input.
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
-    policy: PathBuf,
+    /// The policy file to try, instead of the one that the agent follows; `-` is standard input.
+    /// With --snapshot, /etc/rebalancer/policy.yaml by default.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Do no more than this, whatever the policy says.
-    #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
-    mode: ModeArg,
-    /// What `dump -o json` has written, instead of this node now; `-` is standard input.
+    #[arg(long, value_enum, ignore_case = true)]
+    mode: Option<ModeArg>,
+    /// What `dump -o json` has written, instead of the agent that runs; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
     #[command(flatten)]
     kernel: KernelArgs,
-    #[command(flatten)]
-    names: NamesArgs,
+}
+
+/// A policy, and what to decide about by it.
+pub(super) enum Source {
+    /// A saved dump.
+    Replay(Box<(Policy, Dumped)>),
+    /// The agent's answer, in the form that was asked for.
+    Agent(Bytes),
 }
 
 impl Input {
-    /// Reads both, the policy first: an operator who mistypes it needs no privilege to be told.
-    pub(super) fn read(&self) -> anyhow::Result<(Policy, Dumped)> {
-        let stdin = Path::new("-");
-        if self.policy == stdin && self.snapshot.as_deref() == Some(stdin) {
+    /// Reads the policy first: an operator who mistypes it needs no privilege to be told.
+    ///
+    /// # Errors
+    /// A policy or a dump that is none, or no agent that answers.
+    pub(super) fn read(&self, output: Output, id: Option<Cookie>) -> anyhow::Result<Source> {
+        let stdin = Some(Path::new("-"));
+        if self.policy.as_deref() == stdin && self.snapshot.as_deref() == stdin {
             bail!("--policy and --snapshot cannot both be standard input");
         }
-        let policy = policy::load(&self.policy)?;
-        let dumped = match &self.snapshot {
-            Some(file) => replayed(file)?,
-            None => self.live(&policy)?,
-        };
+        match &self.snapshot {
+            Some(file) => {
+                let path = self.policy.as_deref().unwrap_or(Path::new(DEFAULT_POLICY));
+                let (policy, _) = policy::load(path)?;
+                let replay = self.replay(policy, file)?;
+                Ok(Source::Replay(Box::new(replay)))
+            }
+            None => self.ask(output, id).map(Source::Agent),
+        }
+    }
+
+    fn replay(&self, policy: Policy, file: &Path) -> anyhow::Result<(Policy, Dumped)> {
+        let dumped = saved(file)?;
         // As the agent does that has made, or would have made, such a snapshot.
         let policy = if dumped.snapshot.naming == Naming::Off {
             policy::note_rules_for_pods(&policy);
@@ -59,58 +76,50 @@ impl Input {
         } else {
             policy.with_kubernetes_defaults()
         };
-        if dumped.ledger.is_none() {
-            note("note: budgets are shown unspent, as it is not known here what was moved before");
-        }
-        Ok((policy.with_mode_at_most(self.mode.into()), dumped))
-    }
-
-    /// The ledger after the records: what began to move in between is known to be moving, and not
-    /// chosen again.
-    fn live(&self, policy: &Policy) -> anyhow::Result<Dumped> {
-        let mut records = Records::open(&self.kernel)?;
-        let (origin, mut snapshot) = records.read()?;
-        let cgroup = self.kernel.cgroup.as_deref();
-        self.names.put(&mut snapshot, cgroup)?;
-        let agent = match origin.source {
-            Source::Agent => agents_ledger(&self.kernel),
-            Source::Pins | Source::ThisCall => None,
+        note("note: a dump does not tell what was moved before it: budgets are shown unspent");
+        let policy = match self.mode {
+            Some(mode) => policy.with_mode_at_most(mode.into()),
+            None => policy,
         };
-        if let Some(agent) = &agent {
-            compare(agent, policy, &policy::name(&self.policy), self.mode);
+        Ok((policy, dumped))
+    }
+
+    fn ask(&self, output: Output, id: Option<Cookie>) -> anyhow::Result<Bytes> {
+        let policy = match &self.policy {
+            None => None,
+            Some(file) => {
+                let (_, text) = policy::load(file)?;
+                let name = policy::name(file);
+                Some(PolicyText { name, text })
+            }
+        };
+        let request = PlanRequest {
+            policy,
+            mode: self.mode.map(Into::into),
+            form: output.form(),
+            connection: id.map(|id| id.to_string()),
+        };
+        let answer = running::plan(&self.kernel, &request);
+        if let Err(NotAsked::NoAgent { .. }) = &answer {
+            note(
+                "note: without an agent a plan is made of a saved dump: \
+                 rebalancer dump -o json | rebalancer plan --policy FILE --snapshot -",
+            );
         }
-        Ok(Dumped {
-            origin,
-            snapshot,
-            ledger: agent.map(|agent| agent.ledger),
-        })
+        let answer = answer?;
+        if let Ok(status) = running::status(&self.kernel)
+            && let Some(paused) = status.paused
+        {
+            let until = paused.until;
+            note(format_args!(
+                "note: moves are paused until {until}: `rebalancer resume` ends that"
+            ));
+        }
+        Ok(answer)
     }
 }
 
-/// What to decide with; nothing done yet, if nothing else is known.
-pub(super) fn ledger_of(dumped: &Dumped) -> Ledger {
-    dumped.ledger.clone().unwrap_or_default()
-}
-
-/// Says where the agent goes by something else than this plan.
-fn compare(agent: &AgentLedger, policy: &Policy, name: &str, mode: ModeArg) {
-    let file = &agent.policy_file;
-    if crate::policy::parse(file, &agent.policy).as_ref() != Ok(policy) {
-        note(format_args!(
-            "warning: the agent goes by another policy: what it read from {file} differs from \
-             {name}; a reload (SIGHUP) that was refused, or not asked for, is told by `status`"
-        ));
-    }
-    let mode = policy.mode().safest(mode.into()).as_str();
-    if agent.mode != mode {
-        note(format_args!(
-            "warning: this plan is of mode {mode}, the agent is in mode {}",
-            agent.mode
-        ));
-    }
-}
-
-fn replayed(file: &Path) -> anyhow::Result<Dumped> {
+fn saved(file: &Path) -> anyhow::Result<Dumped> {
     let name = policy::name(file);
     let read = if file == Path::new("-") {
         read_snapshot(io::stdin().lock())

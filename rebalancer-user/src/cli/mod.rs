@@ -34,6 +34,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{
     bpf,
     policy::{Mode, PolicyErrors, parse_duration},
+    render::Form,
 };
 
 /// Where the agent looks for its policy.
@@ -110,6 +111,17 @@ enum Output {
     Json,
     /// The same as JSON.
     Yaml,
+}
+
+impl Output {
+    fn form(self) -> Form {
+        match self {
+            Self::Table => Form::Table,
+            Self::Wide => Form::Wide,
+            Self::Json => Form::Json,
+            Self::Yaml => Form::Yaml,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -1,23 +1,10 @@
-//! Where names of pods come from, and a look-up of them for one call.
+//! Where names of pods come from.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 
-use super::note;
-use crate::{
-    kubernetes::{Access, Ask, Names},
-    snapshot::Snapshot,
-};
-
-/// How long a call waits for the API server.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How old names may be: no call takes so long.
-const SETTLE: Duration = Duration::from_secs(60);
+use crate::kubernetes::{Access, Ask};
 
 /// Where names of pods and Services come from.
 #[derive(Args, Clone, Debug)]
@@ -62,25 +49,5 @@ impl NamesArgs {
             kubeconfig: self.kubeconfig.clone(),
             node: self.node_name.clone().filter(|name| !name.is_empty()),
         }
-    }
-
-    /// Puts names to a snapshot of this node, if there is an API server to ask. If it does not
-    /// answer, that is said, and the names stay unknown.
-    pub(super) fn put(&self, snapshot: &mut Snapshot, cgroup: Option<&Path>) -> anyhow::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("starting the runtime")?;
-        let named = async {
-            let Some(mut names) = Names::connect(&self.access(), cgroup, SETTLE).await? else {
-                return anyhow::Ok(());
-            };
-            if !names.listed(PATIENCE).await {
-                note("warning: the API server has not answered: not all names are known");
-            }
-            names.name(snapshot);
-            Ok(())
-        };
-        runtime.block_on(named)
     }
 }

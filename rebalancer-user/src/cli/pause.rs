@@ -11,7 +11,7 @@ use clap::Args;
 use super::{KernelArgs, note, positive_duration, running};
 use crate::{
     agent::{LONGEST_PAUSE, LONGEST_PAUSE_REASON},
-    render::{PauseAnswer, PauseWish},
+    http::{PauseAnswer, PauseRequest},
 };
 
 /// Move nothing on this node for a while, from now on.
@@ -57,7 +57,7 @@ fn reason(text: &str) -> Result<String, String> {
 
 impl Pause {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let wish = PauseWish {
+        let wish = PauseRequest {
             milliseconds: u64::try_from(self.time.as_millis())?,
             reason: self.reason,
         };

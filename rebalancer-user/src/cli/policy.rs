@@ -35,7 +35,7 @@ impl Policy {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let text = match self {
             Self::Check { file } => {
-                let policy = load(&file)?;
+                let (policy, _) = load(&file)?;
                 note_rules_for_pods(&policy);
                 let rules = policy.rules().len();
                 format!(
@@ -52,9 +52,9 @@ impl Policy {
     }
 }
 
-/// Reads and checks a policy file.
-pub(super) fn load(file: &Path) -> anyhow::Result<policy::Policy> {
-    of_read(file, read(file)).map(|(policy, _)| policy)
+/// Reads and checks a policy file; gives its text too.
+pub(super) fn load(file: &Path) -> anyhow::Result<(policy::Policy, String)> {
+    of_read(file, read(file))
 }
 
 /// Checks what was read of a policy file, and gives its text too.

@@ -6,11 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{KernelArgs, need_privilege, note, running};
+use super::{KernelArgs, need_privilege, note};
 use crate::{
     bpf::{self, Adopt, CgroupTree, Kernel, Lifetime, Tracker, Tracking, Walker},
     observe::{locate, observe},
-    render::{AgentLedger, Origin, Source},
+    render::{Origin, Source},
     snapshot::Snapshot,
 };
 
@@ -83,28 +83,6 @@ impl Records {
             ));
         }
         Ok((Origin::here(self.source), observation.snapshot))
-    }
-}
-
-/// What the agent whose records these are has done; none, and why, if it cannot be asked.
-pub(super) fn agents_ledger(args: &KernelArgs) -> Option<AgentLedger> {
-    match running::ledger(args) {
-        Ok(agent) if running::same_folder(Path::new(&agent.pins), &args.pins) => Some(agent),
-        Ok(agent) => {
-            note(format_args!(
-                "warning: the agent asked has its pins in {}, not in {}: what it has moved does \
-                 not count here",
-                agent.pins,
-                args.pins.display()
-            ));
-            None
-        }
-        Err(error) => {
-            note(format_args!(
-                "warning: what the agent has moved is not known: {error}"
-            ));
-            None
-        }
     }
 }
 

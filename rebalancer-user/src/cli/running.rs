@@ -1,20 +1,14 @@
 //! The agent that runs, asked through its socket.
 
-use std::{
-    io,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{io, ops::ControlFlow, path::Path};
 
 use bytes::Bytes;
 
 use super::KernelArgs;
 use crate::{
     bpf,
-    http::{self, AskError, ask, socket_of},
-    render::{
-        AgentLedger, ReadError, Services, Status, read_agent_ledger, read_services, read_status,
-    },
+    http::{self, AskError, PlanRequest, ask, socket_of},
+    render::{Dumped, ReadError, Services, Status, read_services, read_snapshot, read_status},
 };
 
 /// Why the agent could not be asked.
@@ -54,9 +48,18 @@ pub(super) fn services(args: &KernelArgs) -> Result<Services, NotAsked> {
     get(args, "/services", read_services)
 }
 
-/// What it decides with.
-pub(super) fn ledger(args: &KernelArgs) -> Result<AgentLedger, NotAsked> {
-    get(args, "/ledger", read_agent_ledger)
+/// The connections and endpoints that it sees now.
+pub(super) fn dump(args: &KernelArgs) -> Result<Dumped, NotAsked> {
+    get(args, "/dump", |body| read_snapshot(body))
+}
+
+/// Its plan of this moment, or what it says of one connection, in the form that is asked for.
+pub(super) fn plan(args: &KernelArgs, request: &PlanRequest) -> Result<Bytes, NotAsked> {
+    let body = serde_json::to_vec(request).map_err(|error| NotAsked::Other {
+        socket: socket_of(&args.run_dir()).display().to_string(),
+        why: error.to_string(),
+    })?;
+    tell(args, "/plan", body)
 }
 
 /// What it answers there, as it is.
@@ -132,10 +135,4 @@ fn left_pins(pins: &Path) -> String {
         Err(e) if e.kind() == io::ErrorKind::NotFound => format!("{shown} has no pins"),
         Err(e) => format!("whether {shown} has pins of a killed one cannot be seen: {e}"),
     }
-}
-
-/// The same folder, by whatever way it is written.
-pub(super) fn same_folder(a: &Path, b: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| PathBuf::from(path));
-    real(a) == real(b)
 }

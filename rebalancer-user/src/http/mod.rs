@@ -7,10 +7,12 @@
 mod client;
 mod run_dir;
 mod server;
+mod wire;
 
 pub use client::{AskError, ask, follow, tell};
 pub use run_dir::{RunDir, RunDirError, socket_of};
 pub use server::{Open, Server};
+pub use wire::{PauseAnswer, PauseRequest, PlanRequest, PolicyText};
 
 use std::{collections::BTreeMap, convert::Infallible, future::Future, pin::Pin};
 
@@ -22,8 +24,10 @@ use http_body_util::{
 };
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 
-/// The largest body of a request that is read.
-const LARGEST_BODY: usize = 4 << 10;
+use crate::policy::LARGEST_FILE;
+
+/// The largest body of a request that is read: a policy, in JSON.
+const LARGEST_BODY: usize = 2 * LARGEST_FILE as usize + (64 << 10);
 
 /// Parts of a stream that wait for a client that is slow to read.
 const STREAM_AHEAD: usize = 4;

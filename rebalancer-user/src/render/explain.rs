@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::{
-    Notation, Origin,
+    Form, Notation, Origin,
     json::{state_name, write as write_json},
     names::service_names,
     plan::{DecisionItem, ReasonItem, decision_item, load_unit, reason_item},
@@ -14,15 +14,11 @@ use super::{
 };
 use crate::{
     plan::{Explanation, FillTest, LoadComparison, Reason, Test, Verdict},
-    snapshot::{ServiceName, Snapshot},
+    snapshot::{Cookie, ServiceName, Snapshot},
 };
 
 /// As lines for people: the connection, rules, limits, guards, decision, what it needs.
-pub fn explanation_table(
-    out: &mut impl Write,
-    explained: &Explanation<'_>,
-    snapshot: &Snapshot,
-) -> io::Result<()> {
+fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) -> io::Result<()> {
     let c = explained.connection;
     let at_least = if c.adopted { "at least " } else { "" };
     let mut line = |what: &str, text: String| writeln!(out, "{what:<10}{text}");
@@ -218,8 +214,30 @@ struct GuardItem {
     needs: String,
 }
 
-/// For programs.
+/// What is said of a connection, in a form.
+///
+/// # Errors
+/// What writing says.
 pub fn explanation(
+    out: &mut impl Write,
+    form: Form,
+    explained: &Explanation<'_>,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> io::Result<()> {
+    match form.notation() {
+        None => text(out, explained, snapshot),
+        Some(notation) => data(out, notation, explained, snapshot, origin),
+    }
+}
+
+/// That there is no such connection.
+pub fn not_tracked(id: Cookie) -> String {
+    format!("no connection {id} is tracked: it has ended, or was never recorded")
+}
+
+/// For programs.
+fn data(
     out: &mut impl Write,
     notation: Notation,
     explained: &Explanation<'_>,

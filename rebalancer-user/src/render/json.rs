@@ -12,16 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Origin, Sort, Source, cgroup,
-    ledger::LedgerItem,
     names::{NamingItem, PodItem, container, service_names, who_item},
     rate,
     service_facts::{ServiceFacts, service_facts},
     sorted,
 };
-use crate::{
-    plan::Ledger,
-    snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState},
-};
+use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
 
 pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const CONNECTIONS: &str = "ConnectionList";
@@ -53,9 +49,6 @@ struct Envelope<'a, T> {
 struct Connections<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     names: Option<NamingItem>,
-    /// What the agent had done until then, without which its budgets are unspent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ledger: Option<LedgerItem>,
     /// Those that lead to endpoints of this node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     services: Vec<ServiceFacts>,
@@ -159,13 +152,11 @@ pub(super) struct EndpointItem {
     pub(super) pod_unknown: bool,
 }
 
-/// Every connection, and beside them the endpoints' sums and the agent's ledger, so that a replay
-/// sees the whole node.
+/// Every connection, and beside them the endpoints' sums, so that a replay sees the whole node.
 pub fn connections(
     out: &mut impl Write,
     notation: Notation,
     snapshot: &Snapshot,
-    ledger: Option<&Ledger>,
     origin: &Origin,
     sort: Sort,
 ) -> io::Result<()> {
@@ -176,7 +167,6 @@ pub fn connections(
     let endpoints = endpoint_items(snapshot);
     let body = Connections {
         names: NamingItem::of(snapshot.naming),
-        ledger: ledger.map(LedgerItem::of),
         services: service_facts(snapshot),
         endpoints,
         items,

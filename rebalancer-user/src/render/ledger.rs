@@ -1,4 +1,4 @@
-//! An agent's ledger as it travels: in dumps, and through the agent's socket.
+//! An agent's ledger, as it is kept for the next one.
 
 use std::{collections::BTreeSet, sync::Mutex, sync::PoisonError};
 
@@ -403,68 +403,5 @@ pub fn read_kept_ledger(text: &[u8]) -> Result<KeptLedger, ReadError> {
         at,
         policy: item.policy,
         ledger,
-    })
-}
-
-const LEDGER: &str = "Ledger";
-
-/// What a running agent decides with: its ledger, and the policy that it follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentLedger {
-    /// The agent's process id.
-    pub pid: u32,
-    /// Where its maps are pinned.
-    pub pins: String,
-    /// The most that it does, by policy, flag and node.
-    pub mode: String,
-    /// The file of its policy.
-    pub policy_file: String,
-    /// The text of its policy, as the file had it when it was read.
-    pub policy: String,
-    /// What it has done.
-    pub ledger: Ledger,
-}
-
-#[derive(Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AgentLedgerItem {
-    api_version: String,
-    kind: String,
-    pid: u32,
-    pins: String,
-    mode: String,
-    policy_file: String,
-    policy: String,
-    ledger: LedgerItem,
-}
-
-/// As JSON.
-pub fn agent_ledger(agent: &AgentLedger) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&AgentLedgerItem {
-        api_version: API_VERSION.to_owned(),
-        kind: LEDGER.to_owned(),
-        pid: agent.pid,
-        pins: agent.pins.clone(),
-        mode: agent.mode.clone(),
-        policy_file: agent.policy_file.clone(),
-        policy: agent.policy.clone(),
-        ledger: LedgerItem::of(&agent.ledger),
-    })
-}
-
-/// Reads what [`agent_ledger`] has written.
-///
-/// # Errors
-/// Why it is none, with the path of the field.
-pub fn read_agent_ledger(text: &[u8]) -> Result<AgentLedger, ReadError> {
-    check_kind(text, LEDGER)?;
-    let item: AgentLedgerItem = parse(text)?;
-    Ok(AgentLedger {
-        ledger: item.ledger.ledger("ledger.")?,
-        pid: item.pid,
-        pins: item.pins,
-        mode: item.mode,
-        policy_file: item.policy_file,
-        policy: item.policy,
     })
 }

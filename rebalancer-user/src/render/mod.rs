@@ -9,7 +9,6 @@ mod ledger_balance;
 mod ledger_effort;
 mod moved;
 mod names;
-mod pause;
 mod plan;
 mod read;
 mod service_facts;
@@ -19,14 +18,11 @@ mod table;
 mod top;
 
 pub use events::{About, Happened, What, event, event_row, events_head, read_event};
-pub use explain::{explanation, explanation_table};
+pub use explain::{explanation, not_tracked};
 pub use json::{Notation, connections, endpoints};
-pub use ledger::{
-    AgentLedger, KeptLedger, agent_ledger, kept_ledger, read_agent_ledger, read_kept_ledger,
-};
+pub use ledger::{KeptLedger, kept_ledger, read_kept_ledger};
 pub use moved::{End, Moved, moved, moved_table};
-pub use pause::{PauseAnswer, PauseWish};
-pub use plan::{plan, plan_table, plan_wide};
+pub use plan::plan;
 pub use read::{Dumped, ReadError, read_snapshot};
 pub use services::{BalanceItem, EndpointItem, ServiceItem, Services, read_services, services};
 pub use status::{
@@ -76,6 +72,32 @@ impl Origin {
                 .into_owned(),
             generated_at: jiff::Timestamp::now(),
             source,
+        }
+    }
+}
+
+/// The form of an output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Form {
+    /// The essentials, for people.
+    #[default]
+    Table,
+    /// All that is known, for people.
+    Wide,
+    /// For programs.
+    Json,
+    /// The same as JSON.
+    Yaml,
+}
+
+impl Form {
+    /// How it is written for programs; `None` if it is for people.
+    pub fn notation(self) -> Option<Notation> {
+        match self {
+            Self::Json => Some(Notation::Json),
+            Self::Yaml => Some(Notation::Yaml),
+            Self::Table | Self::Wide => None,
         }
     }
 }

@@ -10,12 +10,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     Origin, Source,
     json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
-    ledger::LedgerItem,
     names::{NamingItem, is_name, who},
     service_facts::{self, Fault, ServiceFacts},
 };
 use crate::{
-    plan::Ledger,
     policy::visible,
     snapshot::{
         Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
@@ -78,15 +76,11 @@ pub struct Dumped {
     pub origin: Origin,
     /// The node.
     pub snapshot: Snapshot,
-    /// What its agent had done until then, if one ran.
-    pub ledger: Option<Ledger>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a dump")]
 struct Dump {
-    #[serde(default)]
-    ledger: Option<LedgerItem>,
     node: String,
     generated_at: String,
     source: Source,
@@ -175,12 +169,7 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         services,
         containers,
     };
-    let ledger = dump.ledger.map(|item| item.ledger("ledger.")).transpose()?;
-    Ok(Dumped {
-        origin,
-        snapshot,
-        ledger,
-    })
+    Ok(Dumped { origin, snapshot })
 }
 
 /// What it is, first: of another kind, any complaint about fields would mislead.
@@ -339,15 +328,7 @@ pub(super) mod tests {
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
         let mut out = Vec::new();
-        connections(
-            &mut out,
-            Notation::Json,
-            snapshot,
-            None,
-            origin,
-            Sort::Endpoint,
-        )
-        .unwrap();
+        connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -552,7 +533,7 @@ pub(super) mod tests {
         #[test]
         fn yaml_says_the_same_as_json(origin in any_origin(), snapshot in any_snapshot()) {
             let mut yaml = Vec::new();
-            connections(&mut yaml, Notation::Yaml, &snapshot, None, &origin, Sort::Endpoint).unwrap();
+            connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
             let yaml: serde_json::Value = serde_saphyr::from_slice(&yaml).unwrap();
             let json: serde_json::Value = serde_json::from_str(&written(&origin, &snapshot)).unwrap();
             prop_assert_eq!(yaml, json);

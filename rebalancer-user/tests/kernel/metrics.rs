@@ -111,7 +111,7 @@ fn an_open_port_offers_nothing_else_and_is_bounded() {
     let mut agent = Agent::with(TRACK_ONLY, own_pins(), ANY);
     let at = address(&mut agent);
     agent.wait_for_intervals(1);
-    for path in ["/status", "/ledger", "/events", "/pause", "/"] {
+    for path in ["/status", "/dump", "/events", "/pause", "/"] {
         let (head, body) = get(at, path, "*/*");
         assert!(head.contains(" 404 "), "{path}: {head}");
         assert_eq!(

@@ -66,12 +66,8 @@ impl Cluster {
     }
 
     /// `dump` of everything, with names.
-    fn dump(&self, lab: &Lab, agent: &Agent, more: &[&str]) -> Value {
-        let ours = self.arguments();
-        let mut arguments = vec!["--cgroup", cgroup(lab).to_str().unwrap()];
-        arguments.extend(ours.iter().map(String::as_str));
-        arguments.extend(more);
-        let out = agent.dump_output(&arguments);
+    fn dump(&self, agent: &Agent, more: &[&str]) -> Value {
+        let out = agent.dump_output(more);
         assert!(out.status.success(), "{out:?}");
         serde_json::from_slice(&out.stdout).unwrap()
     }
@@ -158,7 +154,7 @@ fn a_service_names_what_is_moved() {
     assert_eq!(agent.said("move").len(), 1);
 
     // The dump has the names, and a plan made of it is the node's own.
-    let dump = cluster.dump(&lab, &agent, &[]);
+    let dump = cluster.dump(&agent, &[]);
     assert_eq!(dump["names"]["state"], "fresh");
     let items = dump["items"].as_array().unwrap();
     let it = items
@@ -200,7 +196,7 @@ fn a_service_names_what_is_moved() {
     explain.args(["explain", id, "--snapshot", "-", "--policy"]);
     explain.arg(&file);
     let told = with_input(explain, &dump.to_string());
-    let line = "service   cart: 2 ready endpoints, 1 on this node\n";
+    let line = "service   cart: 2 ready endpoints, 1 on this node, changed ";
     assert!(told.contains(line), "{told}");
 }
 
@@ -210,27 +206,31 @@ fn a_private_cgroup_namespace_hides_no_pod() {
     let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
-    let agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
-    let stream = connect(&lab, lab.pod(0).address());
+    let file = cluster.folder.path().join("policy.yaml");
+    std::fs::write(&file, policy("services: ['*/checkout']")).unwrap();
     let own = cgroup(&lab).join("kubepods/besteffort/pod0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33/own");
     std::fs::create_dir_all(&own).unwrap();
+    let pins = own_pins();
+    let ours = cluster.arguments();
+    let mut arguments = vec!["--cgroup", cgroup(&lab).to_str().unwrap()];
+    arguments.extend(ours.iter().map(String::as_str));
+    let agent = Agent::command(&file, &pins, &arguments);
     // Not every machine's process 1 may be looked at: this test's own process stands for it.
     let node = std::process::id();
     let script = format!(
         "mount --bind /proc/{node} /proc/1 && echo $$ > $0/cgroup.procs && \
          exec unshare --cgroup \"$@\""
     );
-    let pins = agent.pins.to_str().unwrap();
-    let out = Command::new("unshare")
+    let mut private = Command::new("unshare");
+    private
         .args(["--mount", "sh", "-c", &script])
         .arg(&own)
-        .args([REBALANCER, "dump", "-o", "json", "--pins", pins, "--cgroup"])
-        .arg(cgroup(&lab))
-        .args(cluster.arguments())
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{out:?}");
-    let dump: Value = serde_json::from_slice(&out.stdout).unwrap();
+        .arg(agent.get_program())
+        .args(agent.get_args());
+    let mut agent = Agent::launch(private, pins);
+    agent.wait_for("names", |line| line["naming"] == "Fresh");
+    let stream = connect(&lab, lab.pod(0).address());
+    let dump = cluster.dump(&agent, &[]);
     let peer = stream.local_addr().unwrap().to_string();
     let items = dump["items"].as_array().unwrap();
     let it = items.iter().find(|c| c["peer"] == peer).unwrap();
@@ -379,7 +379,7 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
     cluster.api.set("endpointslices", slice);
     let _stream = connect(&lab, address);
     let named = eventually("the liar's endpoint has a name", || {
-        let dump = cluster.dump(&lab, &agent, &["--endpoints"]);
+        let dump = cluster.dump(&agent, &["--endpoints"]);
         let endpoints = dump["items"].as_array().unwrap().clone();
         let of_liar = |e: &&Value| e["netns"] == liar.host.netns_inode() && e["port"] == 8080;
         let named = endpoints.iter().find(of_liar).map(|e| e["pod"].clone());

@@ -124,7 +124,7 @@ fn moves_under_way_and_their_ends_are_told() {
 }
 
 #[test]
-fn a_live_plan_is_what_the_agent_would_do_and_its_replay_is_the_same() {
+fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
@@ -143,31 +143,59 @@ fn a_live_plan_is_what_the_agent_would_do_and_its_replay_is_the_same() {
     streams.extend((0..2).map(|_| connect(&lab, lab.pod(0).address())));
     agent.wait_for_move();
     agent.wait_for_intervals(3);
+    let plan = |arguments: &[&str]| -> Value {
+        let plan = rebalancer(&agent, &[&["plan", "-o", "json"], arguments].concat());
+        assert!(plan.status.success(), "{plan:?}");
+        assert_eq!(said(&plan), "");
+        serde_json::from_slice(&plan.stdout).unwrap()
+    };
+    let live = plan(&[]);
+    assert_eq!(live["budgetLeft"], 0, "the budget is spent: {live:#}");
+    assert_eq!(live["skipped"]["budget"], 1, "{live:#}");
     let folder = tempfile::tempdir().unwrap();
-    let path = file.path().to_str().unwrap();
-    for form in ["table", "wide", "json", "yaml"] {
-        let dump = folder.path().join(form);
-        let dump = dump.to_str().unwrap();
-        let live = ["plan", "--policy", path, "-o", form, "--dump-to", dump];
-        let live = rebalancer(&agent, &live);
-        assert!(live.status.success(), "{live:?}");
-        assert_eq!(said(&live), "", "the agent goes by the same policy");
-        let text = String::from_utf8(live.stdout.clone()).unwrap();
-        assert!(text.contains("budget"), "the budget is spent: {text}");
-        let again = ["plan", "--policy", path, "-o", form, "--snapshot", dump];
-        let again = rebalancer(&agent, &again);
-        assert!(again.status.success(), "{again:?}");
-        assert_eq!(String::from_utf8(again.stdout).unwrap(), text);
-        if form == "json" {
-            let plan: Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(plan["budgetLeft"], 0, "{plan:#}");
-            assert_eq!(plan["skipped"]["budget"], 1, "{plan:#}");
-        }
-    }
     let other = folder.path().join("other");
     std::fs::write(&other, policy.replace("perNode: 3", "perNode: 4")).unwrap();
-    let other = rebalancer(&agent, &["plan", "--policy", other.to_str().unwrap()]);
-    assert!(said(&other).contains("another policy"), "{other:?}");
+    let other = plan(&["--policy", other.to_str().unwrap()]);
+    assert_eq!(other["skipped"]["budget"], Value::Null, "{other:#}");
+    assert_eq!(other["budgetLeft"], 0, "{other:#}");
+    let id = live["items"][0]["id"].as_str().unwrap();
+    let explained = rebalancer(&agent, &["explain", id]);
+    let text = String::from_utf8(explained.stdout).unwrap();
+    assert!(text.contains("skipped(budget)"), "{text}");
+    let none = rebalancer(&agent, &["explain", "1"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(
+        said(&none).contains("no connection 1 is tracked"),
+        "{none:?}"
+    );
+
+    // A dump does not tell what was moved before.
+    let dump = rebalancer(&agent, &["dump", "-o", "json"]).stdout;
+    let saved = folder.path().join("dump");
+    std::fs::write(&saved, dump).unwrap();
+    let (policy, saved) = (file.path().to_str().unwrap(), saved.to_str().unwrap());
+    let replay = [
+        "plan",
+        "--policy",
+        policy,
+        "--snapshot",
+        saved,
+        "-o",
+        "json",
+    ];
+    let replay = rebalancer(&agent, &replay);
+    assert!(said(&replay).contains("budgets are shown unspent"));
+    let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
+    assert_eq!(replay["budgetLeft"], 2, "{replay:#}");
+
+    kill_process(Pid::from_child(&agent.child), Signal::TERM).unwrap();
+    agent.child.wait().unwrap();
+    let nobody = rebalancer(&agent, &["plan"]);
+    assert_eq!(nobody.status.code(), Some(5), "{nobody:?}");
+    assert!(
+        said(&nobody).contains("rebalancer dump -o json"),
+        "{nobody:?}"
+    );
 }
 
 #[test]

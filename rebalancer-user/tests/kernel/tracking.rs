@@ -196,11 +196,10 @@ fn a_full_endpoint_is_capped_and_counted() {
             .as_str()
             .is_some_and(|m| m.contains("first fault of kind 5"))
     });
-    let said = String::from_utf8(agent.dump_output(&[]).stderr).unwrap();
-    assert!(
-        said.contains("over an endpoint's cap") && said.contains("2 times"),
-        "{said}"
-    );
+    agent.wait_for("what was left out", |line| {
+        let fault = line["fault"].as_str();
+        fault.is_some_and(|fault| fault.contains("over an endpoint's cap")) && line["total"] == 2
+    });
 }
 
 #[test]

@@ -116,8 +116,22 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use crate::snapshot::{Connection, Snapshot, Who};
 
+/// The largest policy file that is read, in bytes.
+pub const LARGEST_FILE: u64 = 16 << 20;
+
 /// How much a policy may do. Ordered from the safest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    serde::Deserialize,
+    serde::Serialize,
+)]
 pub enum Mode {
     /// Nothing is chosen.
     Disabled,

@@ -549,7 +549,6 @@ mod tests {
         numbers.naming = Naming::Fresh;
         Published {
             status,
-            policy: "".into(),
             numbers,
             services: Arc::default(),
             mover: MoverSigns {

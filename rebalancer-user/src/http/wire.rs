@@ -1,0 +1,52 @@
+//! What travels over the agent's socket in a request.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{policy::Mode, render::Form};
+
+/// Asks for a plan of this moment, or for what it says of one connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanRequest {
+    /// A policy to try; the agent's own, if there is none.
+    pub policy: Option<PolicyText>,
+    /// Do no more than this.
+    pub mode: Option<Mode>,
+    /// The form of the answer.
+    pub form: Form,
+    /// The connection, by its cookie in hexadecimal.
+    pub connection: Option<String>,
+}
+
+/// A policy, and what it is called in its errors.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyText {
+    /// The file that it was read from.
+    pub name: String,
+    /// What it held.
+    pub text: String,
+}
+
+/// Asks for a pause.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PauseRequest {
+    /// How long.
+    pub milliseconds: u64,
+    /// Why.
+    pub reason: Option<String>,
+}
+
+/// What the agent did.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseAnswer {
+    /// When it ends by itself.
+    pub until: Timestamp,
+    /// Moves that waited and were called back.
+    pub recalled: usize,
+    /// Why a restart of the agent would end it, if so.
+    pub not_kept: Option<String>,
+}
