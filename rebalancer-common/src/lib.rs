@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Changes whenever a record here changes its shape or its meaning.
 ///
 /// It is stored beside the pinned maps; a reader of another version refuses them.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// What a record in socket storage is about.
 pub mod kind {
@@ -52,7 +52,10 @@ pub struct Connection {
     pub start_ns: u64,
     /// Id of the cgroup v2 that the socket belongs to (its listener's), for life.
     pub cgroup: u64,
-    /// Inode of the network namespace (as in `/proc/PID/ns/net`).
+    /// Cookie of the network namespace (`SO_NETNS_COOKIE`), never reused; 0 where the kernel has none.
+    pub netns_cookie: u64,
+    /// Inode of the network namespace (as in `/proc/PID/ns/net`). The kernel gives the one of a
+    /// namespace that has gone to the next.
     pub netns: u32,
     /// Local port, host order.
     pub local_port: u16,
@@ -145,6 +148,9 @@ pub struct Live {
     pub reserved: [u8; 4],
 }
 
+/// One byte more than this, and the kernel takes twice the memory for each connection.
+const _: () = assert!(size_of::<Connection>() <= 120);
+
 impl Connection {
     /// Nothing known yet.
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
@@ -224,6 +230,8 @@ pub struct WalkHead {
 pub struct EndpointKey {
     /// Cgroup id in the host's namespace, else 0: a restarted container keeps its endpoint.
     pub cgroup: u64,
+    /// See [`Connection::netns_cookie`]: what has the inode of another has sums of its own.
+    pub netns_cookie: u64,
     /// Inode of the network namespace.
     pub netns: u32,
     /// Local port, host order.
@@ -252,6 +260,8 @@ pub struct EndpointKey {
 pub struct Place {
     /// See [`EndpointKey::cgroup`].
     pub cgroup: u64,
+    /// See [`EndpointKey::netns_cookie`].
+    pub netns_cookie: u64,
     /// See [`EndpointKey::netns`].
     pub netns: u32,
     /// Zero.
@@ -264,6 +274,7 @@ impl EndpointKey {
     pub const fn place(&self) -> Place {
         Place {
             cgroup: self.cgroup,
+            netns_cookie: self.netns_cookie,
             netns: self.netns,
             reserved: 0,
         }

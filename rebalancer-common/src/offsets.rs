@@ -103,6 +103,8 @@ offsets! {
     is_mptcp: "tcp_sock", "is_mptcp";
     /// `struct net`: the namespace's inode.
     net_inum: "net", "ns.inum";
+    /// `struct net`: the namespace's cookie. Optional: before 5.12 it is made only once it is asked for.
+    net_cookie: "net", "net_cookie";
     /// `struct cgroup`: pointer to its kernfs node.
     cgroup_kn: "cgroup", "kn";
     /// `struct cgroup`: pointer to the state of the cgroup above it.
@@ -131,6 +133,7 @@ pub const ABSENT: u32 = u32::MAX;
 /// Fields that a kernel may lack: the programs do without them.
 pub const OPTIONAL: &[&str] = &[
     "is_mptcp",
+    "net_cookie",
     "sk_cgroup",
     "skc_v6_rcv_saddr",
     "skc_v6_daddr",

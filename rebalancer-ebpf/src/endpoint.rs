@@ -14,6 +14,7 @@ pub(crate) fn key(connection: &Connection) -> EndpointKey {
     let host = connection.netns == sock::host_netns();
     EndpointKey {
         cgroup: if host { connection.cgroup } else { 0 },
+        netns_cookie: connection.netns_cookie,
         netns: connection.netns,
         port: connection.local_port,
         reserved: 0,

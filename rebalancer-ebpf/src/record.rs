@@ -31,6 +31,7 @@ pub(crate) fn describe(new: &mut Connection, tcp: TcpSock, cookie: u64, kind: u8
     // SAFETY: a helper without preconditions.
     new.start_ns = unsafe { bpf_ktime_get_ns() };
     new.cgroup = tcp.cgroup();
+    new.netns_cookie = tcp.netns_cookie();
     new.netns = tcp.netns();
     new.local_port = tcp.skc_num();
     new.local_addr = tcp.local_addr();

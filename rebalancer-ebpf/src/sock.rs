@@ -208,11 +208,30 @@ impl TcpSock {
     /// Inode of the socket's network namespace.
     #[inline(always)]
     pub(crate) fn netns(self) -> u32 {
+        // SAFETY: it is a `u32`.
+        unsafe { self.load_of_net(frozen(&OFFSETS.net_inum)) }
+    }
+
+    /// Cookie of the socket's network namespace; 0 where the kernel has none.
+    #[inline(always)]
+    pub(crate) fn netns_cookie(self) -> u64 {
+        let offset = frozen(&OFFSETS.net_cookie);
+        if offset == ABSENT {
+            return 0;
+        }
+        // SAFETY: it is a `u64`.
+        unsafe { self.load_of_net(offset) }
+    }
+
+    /// # Safety
+    /// `offset` is a frozen offset of a `T` in `struct net`.
+    #[inline(always)]
+    unsafe fn load_of_net<T>(self, offset: u32) -> T {
         // SAFETY: `skc_net` holds a `struct net *`, never null for a live socket; the verifier
         // turns a load through it into one that cannot fault.
         unsafe {
             let net: *const u8 = self.load(frozen(&OFFSETS.skc_net));
-            read_volatile(net.add(frozen(&OFFSETS.net_inum) as usize).cast::<u32>())
+            read_volatile(net.add(offset as usize).cast::<T>())
         }
     }
 

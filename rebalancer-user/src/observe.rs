@@ -11,8 +11,8 @@ use rebalancer_common::{self as common, Fault, IpProto, Live, flags, kind};
 use crate::{
     bpf::{self, Adopt, CgroupPaths, Pass, Walked, Walker, read_endpoints, read_faults},
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Sends,
-        Snapshot, TcpState, Who,
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, NetnsCookie,
+        Sends, Snapshot, TcpState, Who,
     },
 };
 
@@ -167,8 +167,11 @@ pub(crate) fn join(
     host: Netns,
     jiffies: &dyn Fn(u32) -> Duration,
 ) -> Observation {
-    let mut endpoints: BTreeMap<EndpointKey, Endpoint> = sums
-        .iter()
+    let namespaces = namespaces(pass, sums);
+    let of = |key: &common::EndpointKey| namespaces.get(&Netns(key.netns)).copied().flatten();
+    let is_there = |key: &common::EndpointKey| of(key) == Some(NetnsCookie(key.netns_cookie));
+    let there = || sums.iter().filter(|(key, _)| is_there(key));
+    let mut endpoints: BTreeMap<EndpointKey, Endpoint> = there()
         .map(|(key, sums)| (endpoint_key(key), endpoint(sums)))
         .collect();
     let mut connections = Vec::with_capacity(pass.sockets.len());
@@ -216,16 +219,23 @@ pub(crate) fn join(
     let empty_endpoints = sums
         .iter()
         .filter(|(key, sums)| {
-            let endpoint = &endpoints[&endpoint_key(key)];
-            signed(sums.open) == 0 && endpoint.listeners == 0 && endpoint.open == 0
+            if !is_there(key) && of(key).is_some() {
+                return true; // its namespace has gone
+            }
+            let found = endpoints.get(&endpoint_key(key));
+            let is_used = |found: &Endpoint| found.listeners + found.open > 0;
+            signed(sums.open) == 0 && !found.is_some_and(is_used)
         })
         .map(|(key, sums)| (*key, *sums))
         .collect();
-    let open: u64 = sums.values().map(|sums| signed(sums.open)).sum();
+    let open: u64 = there().map(|(_, sums)| signed(sums.open)).sum();
     let snapshot = Snapshot {
         taken: KernelTime(pass.now_ns),
         connections,
         endpoints,
+        namespaces: (namespaces.iter())
+            .filter_map(|(netns, cookie)| Some((*netns, cookie.filter(|c| c.0 != 0)?)))
+            .collect(),
         ..Snapshot::default()
     };
     Observation {
@@ -246,6 +256,27 @@ pub(crate) fn join(
         invalid,
         listeners,
     }
+}
+
+/// The cookie of the namespace that each inode is of. Sockets hold theirs, and so tell; where there are
+/// none, the sums may be of one that has gone: if they are of several, it is not known.
+fn namespaces(
+    pass: &Pass,
+    sums: &BTreeMap<common::EndpointKey, common::EndpointSums>,
+) -> BTreeMap<Netns, Option<NetnsCookie>> {
+    let mut namespaces = BTreeMap::new();
+    for key in sums.keys() {
+        let cookie = Some(NetnsCookie(key.netns_cookie));
+        let known = namespaces.entry(Netns(key.netns)).or_insert(cookie);
+        if *known != cookie {
+            *known = None;
+        }
+    }
+    for record in pass.sockets.iter().map(|socket| &socket.connection) {
+        let cookie = NetnsCookie(record.netns_cookie);
+        namespaces.insert(Netns(record.netns), Some(cookie));
+    }
+    namespaces
 }
 
 /// A socket that is closed but still held by its process.
@@ -593,6 +624,54 @@ mod tests {
         assert_eq!((endpoint.open, endpoint.closed), (3, 5));
         // Two of the open ones are recorded, and no descriptor leads to them.
         assert_eq!(got.unseen, 2);
+    }
+
+    #[test]
+    fn sums_of_a_namespace_that_had_the_inode_before_are_nobodys() {
+        let key = |netns_cookie, port| common::EndpointKey {
+            netns: 2,
+            netns_cookie,
+            port,
+            ..Default::default()
+        };
+        let of_seven = common::EndpointSums {
+            accepted: 7,
+            open: 7,
+            ..Default::default()
+        };
+        let sums = BTreeMap::from([
+            (key(5, 80), of_seven),
+            (key(5, 81), of_seven),
+            (key(6, 80), common::EndpointSums::default()),
+        ]);
+        let join = |sockets| {
+            let pass = Pass {
+                sockets,
+                ..Default::default()
+            };
+            join(&pass, &sums, BTreeMap::new(), HOST, &|_| Duration::ZERO)
+        };
+        let mut there = listed();
+        there.connection.netns_cookie = 6;
+        let got = join(vec![there]);
+        let endpoints = got.snapshot.endpoints.iter();
+        let endpoints: Vec<_> = endpoints
+            .map(|(k, e)| (k.port, e.accepted, e.open))
+            .collect();
+        assert_eq!(endpoints, [(80, 0, 1)]);
+        assert_eq!(
+            got.snapshot.namespaces,
+            BTreeMap::from([(Netns(2), NetnsCookie(6))])
+        );
+        // Whatever they count: it is over.
+        let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
+        assert_eq!((empty, got.unseen), (vec![key(5, 80), key(5, 81)], 0));
+        // Nothing says which is the later one.
+        let got = join(Vec::new());
+        assert_eq!(got.snapshot.endpoints, BTreeMap::new());
+        assert_eq!(got.snapshot.namespaces, BTreeMap::new());
+        let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
+        assert_eq!(empty, [key(6, 80)]);
     }
 
     #[test]

@@ -42,9 +42,14 @@ impl KernelTime {
     }
 }
 
-/// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says.
+/// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says. The kernel gives the one of a
+/// namespace that has gone to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Netns(pub u32);
+
+/// A network namespace's cookie (`SO_NETNS_COOKIE`), never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetnsCookie(pub u64);
 
 /// Id of a cgroup v2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -230,6 +235,8 @@ pub struct Snapshot {
     pub connections: Vec<Connection>,
     /// Every endpoint known.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
+    /// Cookies of the network namespaces, as far as they are known.
+    pub namespaces: BTreeMap<Netns, NetnsCookie>,
     /// Whether the endpoints have names.
     pub naming: Naming,
     /// The Services that lead to endpoints of this node, as far as they are known.

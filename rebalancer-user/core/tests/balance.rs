@@ -2,7 +2,7 @@
 //! where that does not help.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -15,8 +15,8 @@ use rebalancer_core::{
     },
     policy::{By, Mode, Policy, parse},
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, Snapshot,
-        TcpState, sample,
+        Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, NetnsCookie,
+        Snapshot, TcpState, sample,
     },
 };
 
@@ -25,6 +25,7 @@ const ESTABLISHED: TcpState = TcpState::Established;
 const CGROUP: CgroupId = CgroupId(1);
 
 const SECOND: u64 = 1_000_000_000;
+const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 3600 * SECOND;
 const PORT: u16 = 8080;
 
@@ -616,6 +617,79 @@ fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
     let beside = (1000..1100).map(|cookie| connection(cookie, 1, sticky));
     listed.connections.extend(beside);
     assert_eq!(moved(&listed), alone);
+}
+
+/// A pod ends, and the kernel gives the inode of its namespace to the next one's.
+#[test]
+fn what_is_known_of_endpoints_ends_with_their_namespace() {
+    let policy = policy("balance: {}");
+    let listed = |minute: u64, namespaces: &[(u32, u64)]| Snapshot {
+        namespaces: (namespaces.iter())
+            .map(|(netns, cookie)| (Netns(*netns), NetnsCookie(*cookie)))
+            .collect(),
+        ..snapshot(HOUR + minute * MINUTE, 3, holding(&[300, 30, 30]))
+    };
+    let rule = policy.rules()[0].name().clone();
+    let held = Test {
+        moves: 6,
+        returned: 6,
+        siblings: 3,
+        holds: 1,
+        held_until: KernelTime(3 * HOUR),
+        last: KernelTime(HOUR),
+        ..Test::default()
+    };
+    let returns = [at(1), at(2)].map(|at| (Subject::Rule(rule.clone()), at, held));
+    let mut ledger = Ledger::from_entries(Entries {
+        returns: returns.to_vec(),
+        ..Entries::default()
+    });
+    let of = |ledger: &Ledger| {
+        let returns = ledger.entries().returns.into_iter();
+        returns.map(|(_, at, _)| at).collect::<Vec<_>>()
+    };
+    let moves = |ledger: &mut Ledger, listed: &Snapshot| {
+        ledger.observe(&policy, listed);
+        let plan = decide(&policy, listed, ledger, listed.taken);
+        plan.moves().for_each(|m| ledger.started(m, listed.taken));
+        ledger.prune(listed, policy.budget().window(), listed.taken);
+        plan.moves().map(Move::cookie).collect::<Vec<_>>()
+    };
+    let before = [(1, 10), (2, 20), (3, 30)];
+    // What was not known is no other.
+    for namespaces in [&[][..], &before[1..], &before] {
+        assert_eq!(moves(&mut ledger, &listed(0, namespaces)), []);
+        assert_eq!(of(&ledger), [at(1), at(2)]);
+    }
+    // An agent in between.
+    let mut ledger = Ledger::from_entries(ledger.to_keep().entries());
+    let after = listed(1, &[(1, 11), (2, 20)]);
+    let moved = moves(&mut ledger, &after);
+    assert!(!moved.is_empty(), "another pod's clients are not held");
+    assert_eq!(of(&ledger), [at(2)]);
+    // Their clients are looked for, until that endpoint is another one as well.
+    for cookie in moved {
+        ledger.ended(cookie, Outcome::Reset, after.taken);
+    }
+    assert!(!ledger.entries().awaited.is_empty());
+    assert!(!ledger.entries().shedding.is_empty());
+    let effort = |ledger: &Ledger| ledger.entries().efforts[0].2.endpoints.clone();
+    assert_eq!(effort(&ledger), BTreeSet::from([at(1), at(2), at(3)]));
+    let mut nothing_there = Snapshot {
+        taken: after.taken,
+        namespaces: BTreeMap::from([(Netns(1), NetnsCookie(12))]),
+        ..Snapshot::default()
+    };
+    ledger.observe(&policy, &nothing_there);
+    assert!(ledger.entries().awaited.is_empty());
+    assert!(ledger.entries().shedding.is_empty());
+    assert_eq!(effort(&ledger), BTreeSet::from([at(2), at(3)]));
+    // One that is away for a time is remembered.
+    nothing_there.namespaces.clear();
+    ledger.observe(&policy, &nothing_there);
+    ledger.prune(&nothing_there, policy.budget().window(), after.taken);
+    moves(&mut ledger, &listed(2, &[(2, 21)]));
+    assert_eq!(of(&ledger), []);
 }
 
 fn is_futile(hold: &NewHold) -> bool {

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 
 use crate::{
     kubernetes::{self, Ask},
-    snapshot::{CgroupId, Netns, Snapshot},
+    snapshot::{CgroupId, EndpointKey, Netns, NetnsCookie, Snapshot},
 };
 
 /// Looks out for pods on what should be a plain host.
 pub(super) struct Unnamed {
     process_in_pod: fn() -> Option<String>,
     /// Where the endpoints are that were there when processes were last looked through.
-    seen: BTreeSet<(Netns, Option<CgroupId>)>,
+    seen: BTreeSet<(Netns, Option<NetnsCookie>, Option<CgroupId>)>,
 }
 
 impl Unnamed {
@@ -32,7 +32,11 @@ impl Unnamed {
     /// came meanwhile listens there.
     pub(super) fn look_at_new(&mut self, snapshot: &Snapshot) -> Option<String> {
         let endpoints = snapshot.endpoints.keys();
-        let now: BTreeSet<_> = endpoints.map(|key| (key.netns, key.cgroup)).collect();
+        let place = |key: &EndpointKey| {
+            let namespace = snapshot.namespaces.get(&key.netns).copied();
+            (key.netns, namespace, key.cgroup)
+        };
+        let now: BTreeSet<_> = endpoints.map(place).collect();
         let is_new = !now.is_subset(&self.seen);
         self.seen = now;
         if is_new { self.look() } else { None }
@@ -42,7 +46,6 @@ impl Unnamed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::EndpointKey;
 
     fn at(places: &[u32]) -> Snapshot {
         let of_place = |netns: &u32| {
@@ -80,5 +83,8 @@ mod tests {
         assert!(looks(&[1, 2]));
         assert!(!looks(&[2]));
         assert!(looks(&[1, 2]), "the same inode, perhaps another namespace");
+        let mut another = at(&[1, 2]);
+        another.namespaces.insert(Netns(2), NetnsCookie(7));
+        assert!(unnamed.look_at_new(&another).is_some());
     }
 }

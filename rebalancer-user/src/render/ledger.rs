@@ -15,7 +15,7 @@ use super::{
 use crate::{
     plan::{Charge, Entries, History, Ledger, Level, Outcome},
     policy::RuleName,
-    snapshot::{Bytes, Cookie, KernelTime},
+    snapshot::{Bytes, Cookie, KernelTime, Netns, NetnsCookie},
 };
 
 #[derive(Deserialize, Serialize)]
@@ -50,6 +50,15 @@ pub(super) struct LedgerItem {
     enforced: Vec<EnforcedItem>,
     #[serde(default)]
     attempts: Vec<AttemptItem>,
+    #[serde(default)]
+    namespaces: Vec<NamespaceItem>,
+}
+
+/// A network namespace, by its inode and its cookie.
+#[derive(Deserialize, Serialize)]
+struct NamespaceItem {
+    netns: u32,
+    cookie: u64,
 }
 
 /// Since when a rule is enforced.
@@ -133,11 +142,16 @@ impl LedgerItem {
             efforts,
             enforced,
             attempts,
+            namespaces,
         } = ledger.entries();
         let spent = |all: Vec<(KernelTime, Cookie, Charge)>| {
             all.into_iter().map(|(t, c, by)| began(c, t, &by))
         };
         let flying = |(c, t, by): (Cookie, KernelTime, Charge)| began(c, t, &by);
+        let namespace = |(netns, cookie): (Netns, NetnsCookie)| NamespaceItem {
+            netns: netns.0,
+            cookie: cookie.0,
+        };
         Self {
             in_flight: in_flight.into_iter().map(flying).collect(),
             ended: ended.into_iter().map(ended_item).collect(),
@@ -155,6 +169,7 @@ impl LedgerItem {
             efforts: efforts.iter().map(EffortItem::of).collect(),
             enforced: enforced.iter().map(enforced_item).collect(),
             attempts: attempts.into_iter().map(attempt_item).collect(),
+            namespaces: namespaces.into_iter().map(namespace).collect(),
         }
     }
 
@@ -204,6 +219,9 @@ impl LedgerItem {
                 let (id, rule) = (id(&item.id, path)?, rule(&item.rule, path)?);
                 Ok((began, id, rule, item.namespace.clone()))
             })?,
+            namespaces: (self.namespaces.iter())
+                .map(|item| (Netns(item.netns), NetnsCookie(item.cookie)))
+                .collect(),
         }))
     }
 }

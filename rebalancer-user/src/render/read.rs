@@ -168,6 +168,8 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         naming: NamingItem::read(dump.names),
         services,
         containers,
+        // One listing: there is none before it whose namespaces could be others.
+        namespaces: BTreeMap::new(),
     };
     Ok(Dumped { origin, snapshot })
 }
@@ -501,6 +503,7 @@ pub(super) mod tests {
                     connections: connections.into_iter().map(|(c, _)| c).collect(),
                     endpoints,
                     naming,
+                    ..Snapshot::default()
                 }
             },
         )

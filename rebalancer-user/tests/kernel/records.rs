@@ -1,19 +1,27 @@
 //! Which sockets have a record, and what is counted of them, where something stands against it.
 
 use std::{
+    cmp::Ordering,
+    fs::File,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
-    bpf::{Adopt, EmptyEndpoints, read_endpoints, read_faults},
+    bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
+    netns::enter,
     observe::{Observation, observe},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
 };
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::{
+    net::{AddressFamily, SocketType, sockopt},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 use xtask::lab::{Host, Pod};
 
 use crate::{
@@ -51,6 +59,11 @@ fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
 fn counts(seen: &Observation, pod: &Pod, port: u16) -> (u64, u64, u64) {
     let endpoint = endpoint(seen, pod, port);
     (endpoint.listeners, endpoint.open, endpoint.closed)
+}
+
+fn echo(stream: &mut TcpStream) {
+    stream.write_all(b"f").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
 }
 
 fn is_listed(seen: &Observation, stream: &TcpStream) -> bool {
@@ -100,10 +113,6 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
     let mut tracked = Tracked::in_lab(&lab);
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let _neighbour = Neighbour::attach(cgroup(&lab));
-    let echo = |stream: &mut TcpStream| {
-        stream.write_all(b"f").unwrap();
-        stream.read_exact(&mut [0]).unwrap();
-    };
     let mut clients: Vec<_> = (0..5).map(|_| connect(&lab, address)).collect();
     clients.iter_mut().for_each(echo);
     let before = tracked.observe(ADOPT);
@@ -119,6 +128,102 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
     // The kernel counts a FIN as a byte.
     let bytes = endpoint(&seen, pod, 7401).bytes_in.0;
     assert!((5..=10).contains(&bytes), "{bytes}");
+}
+
+/// A network namespace with its loopback interface up, and what `inside` has made in it.
+fn in_new_namespace<T: Send>(inside: impl FnOnce() -> T + Send) -> (File, T) {
+    let make = || {
+        // SAFETY: it changes this thread alone, which ends here.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        assert!(up.unwrap().success());
+        (File::open("/proc/thread-self/ns/net").unwrap(), inside())
+    };
+    thread::scope(|scope| scope.spawn(make).join().unwrap())
+}
+
+/// `SO_NETNS_COOKIE`.
+fn netns_cookie(socket: &TcpListener) -> u64 {
+    let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: room for the answer, and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            71, // linux/asm-generic/socket.h
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(result, 0);
+    cookie
+}
+
+/// A pod ends, and the next one's namespace has the number of its.
+#[test]
+fn a_namespace_inherits_nothing_of_the_one_that_had_its_number() {
+    let _alone = alone();
+    let tracking = Tracking {
+        loopback: true,
+        ..Tracking::default()
+    };
+    let mut tracked = Tracked::start(None, tracking);
+    let serve = |connections: usize| {
+        move || {
+            let listener = TcpListener::bind("127.0.0.1:7405").unwrap();
+            let address = listener.local_addr().unwrap();
+            let accept = |_| {
+                (
+                    TcpStream::connect(address).unwrap(),
+                    listener.accept().unwrap(),
+                )
+            };
+            let all: Vec<_> = (0..connections).map(accept).collect();
+            (listener, all)
+        }
+    };
+    let inode = |namespace: &File| namespace.metadata().unwrap().ino() as u32;
+    let counts = |seen: &Observation, netns| {
+        let at = |port| EndpointKey {
+            netns: Netns(netns),
+            cgroup: None,
+            port,
+        };
+        let known = seen.snapshot.endpoints.get(&at(7405)).unwrap();
+        let other = seen.snapshot.endpoints.contains_key(&at(7406));
+        (known.accepted, known.open, known.closed, other)
+    };
+    let (first, (listener, all)) = in_new_namespace(serve(3));
+    let number = inode(&first);
+    let other = || drop(TcpListener::bind("127.0.0.1:7406").unwrap());
+    // Another port that nobody listens on any more.
+    enter(&first, other).unwrap();
+    let seen = tracked.observe(ADOPT);
+    assert_eq!(counts(&seen, number), (3, 3, 0, true));
+    let cookie = seen.snapshot.namespaces[&Netns(number)].0;
+    assert_eq!(cookie, netns_cookie(&listener));
+    drop((first, listener, all));
+
+    // The kernel gives the lowest number that is free, some time after the namespace has ended.
+    let (mut lower, mut tries) = (Vec::new(), 0);
+    let deadline = Instant::now() + PATIENCE;
+    let (_namespace, _sockets) = loop {
+        assert!(Instant::now() < deadline, "never number {number} again");
+        tries += 1;
+        let (namespace, ()) = in_new_namespace(|| ());
+        match inode(&namespace).cmp(&number) {
+            Ordering::Less => lower.push(namespace),
+            Ordering::Equal => {
+                let sockets = enter(&namespace, serve(1)).unwrap();
+                break (namespace, sockets);
+            }
+            Ordering::Greater => thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    println!("\n  after {tries} namespaces");
+    assert_eq!(counts(&tracked.observe(ADOPT), number), (1, 1, 0, false));
 }
 
 #[test]

@@ -326,6 +326,13 @@ impl Efforts {
         std::mem::take(&mut self.new_holds)
     }
 
+    /// Forgets endpoints: one that is like them is another one.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&EndpointKey) -> bool) {
+        for effort in self.all.values_mut() {
+            effort.endpoints.retain(|endpoint| !is_gone(endpoint));
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         self.all.clear();
     }

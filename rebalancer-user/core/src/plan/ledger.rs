@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     policy::{Mode, Policy, Rule, RuleName},
-    snapshot::{Cookie, EndpointKey, KernelTime, Snapshot},
+    snapshot::{Cookie, EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
 };
 
 /// For so long a connection is not chosen again once a move of it has ended: one that lives on
@@ -47,6 +47,8 @@ pub struct Ledger {
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
     enforced: BTreeMap<RuleName, KernelTime>,
     attempts: BTreeMap<(KernelTime, Cookie), Turn>,
+    /// As many as there were at one time: the kernel gives the lowest inode that is free.
+    namespaces: BTreeMap<Netns, NetnsCookie>,
 }
 
 /// Whose turn a move was: a rule's, and there a namespace's.
@@ -164,6 +166,8 @@ pub struct Entries {
     pub enforced: Vec<(RuleName, KernelTime)>,
     /// Moves that were begun, whatever became of them: when, and whose turn it was.
     pub attempts: Vec<(KernelTime, Cookie, RuleName, Option<String>)>,
+    /// The network namespaces that had these inodes last.
+    pub namespaces: Vec<(Netns, NetnsCookie)>,
 }
 
 impl Ledger {
@@ -204,6 +208,7 @@ impl Ledger {
             efforts: self.efforts.entries(),
             enforced: self.enforced.clone().into_iter().collect(),
             attempts: self.attempts.iter().map(attempt).collect(),
+            namespaces: self.namespaces.clone().into_iter().collect(),
         }
     }
 
@@ -242,6 +247,7 @@ impl Ledger {
             views: BTreeMap::new(),
             enforced: entries.enforced.into_iter().collect(),
             attempts: entries.attempts.into_iter().map(attempt).collect(),
+            namespaces: entries.namespaces.into_iter().collect(),
         }
     }
 
@@ -275,6 +281,7 @@ impl Ledger {
             efforts: self.efforts.clone(),
             enforced: self.enforced.clone(),
             attempts: self.attempts.clone(),
+            namespaces: self.namespaces.clone(),
             ..Self::default()
         }
     }
@@ -299,6 +306,7 @@ impl Ledger {
             efforts,
             enforced,
             attempts,
+            namespaces: _,
         } = self.entries();
         let began = made.iter().chain(&told).map(|(began, ..)| *began);
         let moves = awaited.iter().chain(&late);
@@ -336,6 +344,7 @@ impl Ledger {
     /// endpoints hold too much. Call it with each snapshot, before its plan: rates need two
     /// listings at least.
     pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
+        self.forget_namespaces_before(&snapshot.namespaces);
         self.rates.observe(policy, snapshot);
         self.flows.observe(policy, snapshot);
         for (began, cookie, back) in self.returns.observe(snapshot) {
@@ -355,6 +364,25 @@ impl Ledger {
             self.shedding.clear();
             self.efforts.clear();
         }
+    }
+
+    /// Forgets what is known of endpoints whose namespace is another one by now, with the same inode:
+    /// another pod's. What they have spent of budgets stays spent.
+    fn forget_namespaces_before(&mut self, now: &BTreeMap<Netns, NetnsCookie>) {
+        let mut gone = BTreeSet::new();
+        for (netns, cookie) in now {
+            let before = self.namespaces.insert(*netns, *cookie);
+            if before.is_some_and(|before| before != *cookie) {
+                gone.insert(*netns);
+            }
+        }
+        if gone.is_empty() {
+            return;
+        }
+        let has_gone = |endpoint: &EndpointKey| gone.contains(&endpoint.netns);
+        self.returns.forget(has_gone);
+        self.efforts.forget(has_gone);
+        self.shedding.retain(|(_, endpoint)| !has_gone(endpoint));
     }
 
     /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its

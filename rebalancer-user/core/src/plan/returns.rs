@@ -434,6 +434,17 @@ impl Returns {
         }
     }
 
+    /// Forgets all that is known of endpoints. Of their moves whose clients are looked for it stays
+    /// unknown where these came: a new endpoint may be taken for the one they were moved from.
+    pub(super) fn forget(&mut self, is_gone: impl Fn(&EndpointKey) -> bool) {
+        self.tests.retain(|(_, endpoint), _| !is_gone(endpoint));
+        for moves in [&mut self.awaited, &mut self.late] {
+            let before = moves.len();
+            moves.retain(|one| !is_gone(&one.charge.endpoint));
+            self.counts.unseen += (before - moves.len()) as u64;
+        }
+    }
+
     /// Forgets connections that are gone, endpoints that are gone, and what is too old to count.
     pub(super) fn prune(
         &mut self,
