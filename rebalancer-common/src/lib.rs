@@ -32,7 +32,7 @@ pub mod kind {
 pub mod flags {
     /// The record was made after the connection was: its age is a lower bound.
     pub const ADOPTED: u8 = 2;
-    /// The callback for the close could not be asked for.
+    /// The callback for the close was not called yet since the accept, or was found to be cleared.
     pub const NO_CLOSE_CALLBACK: u8 = 4;
     /// Its close will not be seen: it is closed once the walk finds it no more.
     pub const WITHOUT_CLOSE: u8 = ADOPTED | NO_CLOSE_CALLBACK;
@@ -298,7 +298,8 @@ pub struct EndpointSums {
     /// Of those, how many are open, and their close will be seen.
     pub open: u64,
     /// Of those, how many have no close that will be seen: they are older than tracking, or another
-    /// program has cleared their callback. They are closed once the walk finds them no more.
+    /// program has cleared their callback, at the accept or until the walk found them. They are closed
+    /// once the walk finds them no more.
     pub without_close: u64,
     /// Connections whose close was seen.
     pub closed: u64,

@@ -20,8 +20,9 @@ pub const LINK: &str = "link";
 pub const CONNECTIONS: &str = "connections";
 /// Hash: [`crate::Place`] → how many endpoints it has.
 pub const PLACES: &str = "places";
-/// Array of two numbers: connections recorded on the node whose close will be seen, which the kernel
-/// half counts; and those recorded beside them, as many as the agent's last pass has found.
+/// Array of two numbers, which together are the connections recorded on the node: those that the kernel
+/// half counts; and what corrects it, as the agent's last pass has found: more that it does not count,
+/// less those whose end it has not seen.
 pub const NODE: &str = "node";
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";

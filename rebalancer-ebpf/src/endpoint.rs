@@ -54,13 +54,15 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     get(key)
 }
 
-/// How many connections of the node are recorded whose close will be seen. It may be less than none.
+/// How many connections of the node were recorded, less the closes that were seen and what is known
+/// to have none. It may be less than none.
 #[inline(always)]
 pub(crate) fn node() -> Option<*mut u64> {
     NODE.get_ptr_mut(0)
 }
 
-/// How many are recorded beside them, as the agent has found.
+/// How many are recorded beside them, as the agent has found, less those of them that it has found
+/// to be gone. It may be less than none.
 #[inline(always)]
 pub(crate) fn node_without_close() -> Option<*const u64> {
     NODE.get_ptr(1)

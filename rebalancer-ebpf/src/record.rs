@@ -45,8 +45,8 @@ pub(crate) fn describe(new: &mut Connection, tcp: TcpSock, cookie: u64, kind: u8
     }
 }
 
-/// Stores a new record and counts it at its endpoint, once: a socket that has one keeps it. Its
-/// close will be seen, unless the caller finds otherwise.
+/// Stores a new record and counts it at its endpoint, once: a socket that has one keeps it. Whether
+/// its close will be seen is not known yet: a program that runs after this one may clear the callback.
 ///
 /// # Safety
 /// `sk` is a socket that the kernel gave this program, not null, and its lock is held.
@@ -55,8 +55,11 @@ pub(crate) unsafe fn open(
     sk: *mut c_void,
     settings: &Settings,
     new: &mut Connection,
-) -> Result<*mut Connection, NotRecorded> {
+) -> Result<(), NotRecorded> {
     let listener = new.kind == kind::LISTENER;
+    if !listener {
+        new.flags = flags::NO_CLOSE_CALLBACK;
+    }
     // SAFETY: the caller's.
     let (stored, sums) = unsafe { get_or_create(sk, settings, new) }?;
     // SAFETY: the record of this socket, whose lock is held.
@@ -75,13 +78,34 @@ pub(crate) unsafe fn open(
             endpoint::add(&raw mut (*sums).listeners, 1);
         } else {
             endpoint::add(&raw mut (*sums).accepted, 1);
-            endpoint::add(&raw mut (*sums).open, 1);
+            endpoint::add(&raw mut (*sums).without_close, 1);
             if let Some(node) = endpoint::node() {
                 endpoint::add(node, 1);
             }
         }
     }
-    Ok(stored)
+    Ok(())
+}
+
+/// Notes that the callback of a connection that [`open`] has recorded was left alone: nothing has
+/// cleared it, as this is a call of it.
+///
+/// # Safety
+/// `stored` is the record of a socket whose lock is held.
+#[inline(always)]
+pub(crate) unsafe fn close_will_be_seen(stored: *mut Connection) {
+    // SAFETY: the caller's, and a live map value.
+    unsafe {
+        // Once, though two of our links run side by side for a moment.
+        if (*stored).flags & flags::NO_CLOSE_CALLBACK == 0 {
+            return;
+        }
+        (*stored).flags &= !flags::NO_CLOSE_CALLBACK;
+        if let Some(sums) = endpoint::get(&endpoint::key(&*stored)) {
+            endpoint::add(&raw mut (*sums).without_close, MINUS_ONE);
+            endpoint::add(&raw mut (*sums).open, 1);
+        }
+    }
 }
 
 /// The same for a socket that is older than tracking: its close will not be seen.
@@ -149,6 +173,7 @@ pub(crate) unsafe fn copy_to_mptcp(sk: *mut c_void, record: &mut Connection) {
     unsafe {
         let mptcp = mptcp_of(sk);
         if !mptcp.is_null() {
+            record.flags = 0;
             let value = core::ptr::from_mut(record).cast();
             let create = BPF_SK_STORAGE_GET_F_CREATE.into();
             // Without it the connection is recorded, and not seen by the walk.

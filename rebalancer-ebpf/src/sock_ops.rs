@@ -4,14 +4,14 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
-        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, bpf_sock_ops,
+        BPF_SOCK_OPS_TCP_LISTEN_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_RECV, bpf_sock_ops,
     },
     cty::c_void,
     helpers::generated::bpf_get_socket_cookie,
     macros::sock_ops,
     programs::SockOpsContext,
 };
-use rebalancer_common::{Connection, Fault, flags, kind};
+use rebalancer_common::{Connection, Fault, kind};
 
 use crate::{
     endpoint::{self, MINUS_ONE},
@@ -57,8 +57,8 @@ fn open(ctx: &SockOpsContext, kind: u8) {
     record::describe(&mut new, tcp, cookie(ctx), kind);
     // SAFETY: `sk` is this call's socket, and this call runs under its lock.
     match unsafe { record::open(sk, settings, &mut new) } {
-        Ok(stored) => {
-            ask_for_close(ctx, stored);
+        Ok(()) => {
+            ask_for_close(ctx);
             if tcp.is_mptcp() {
                 // SAFETY: as above.
                 unsafe { record::copy_to_mptcp(sk, &mut new) };
@@ -70,12 +70,14 @@ fn open(ctx: &SockOpsContext, kind: u8) {
     }
 }
 
-/// A socket that asked for it changes its state; only the way to CLOSE is of interest.
+/// A socket that asked for it changes its state; of interest are the first change after the accept,
+/// which says that the callback was left alone there, and the way to CLOSE.
 #[inline(always)]
 fn state(ctx: &SockOpsContext) {
     // `args[0]` is shared with other programs' replies and never looked at; `args[1]` can not be
     // written by them.
-    if ctx.arg(1) != BPF_TCP_CLOSE {
+    let is_first = ctx_ref(ctx).state == BPF_TCP_SYN_RECV;
+    if ctx.arg(1) != BPF_TCP_CLOSE && !is_first {
         return;
     }
     let Some((sk, tcp)) = socket(ctx) else { return };
@@ -84,7 +86,14 @@ fn state(ctx: &SockOpsContext) {
         // Not one of ours: another program set the flag, or its peer is not recorded.
         return;
     };
-    // SAFETY: the record of this socket, whose lock this call runs under.
+    if is_first {
+        // SAFETY: the record of this socket, whose lock this call runs under.
+        unsafe { record::close_will_be_seen(stored) };
+    }
+    if ctx.arg(1) != BPF_TCP_CLOSE {
+        return;
+    }
+    // SAFETY: as above.
     let record = unsafe { *stored };
     // Once, though two of our links run side by side for a moment.
     // SAFETY: `sk` is this call's socket.
@@ -147,7 +156,7 @@ fn cookie(ctx: &SockOpsContext) -> u64 {
 
 /// Adds the STATE callback to the flags that are there; clears none.
 #[inline(always)]
-fn ask_for_close(ctx: &SockOpsContext, stored: *mut Connection) {
+fn ask_for_close(ctx: &SockOpsContext) {
     let present = ctx.cb_flags();
     if present & BPF_SOCK_OPS_STATE_CB_FLAG != 0 {
         return; // inherited from the listener, or set by a program beside us
@@ -156,13 +165,6 @@ fn ask_for_close(ctx: &SockOpsContext, stored: *mut Connection) {
         .set_cb_flags((present | BPF_SOCK_OPS_STATE_CB_FLAG) as i32)
         .is_err()
     {
-        // SAFETY: the record of this call's socket.
-        unsafe {
-            (*stored).flags |= flags::NO_CLOSE_CALLBACK;
-            if (*stored).kind == kind::CONNECTION {
-                record::no_close_will_be_seen(&*stored);
-            }
-        }
         faults::count(ctx, Fault::CallbackRefused);
     }
 }

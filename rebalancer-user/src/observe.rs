@@ -36,8 +36,12 @@ pub struct Observation {
     listeners_counted: u64,
     /// Connections that got a record in this pass.
     adopted: u64,
-    /// Connections whose close will not be seen.
-    without_close: u64,
+    /// Connections that have or had no close that will be seen, by the kernel half's count.
+    without_close_counted: u64,
+    /// Connections that take room: those whose close will be seen, and others that were found.
+    recorded: u64,
+    /// What the kernel half counts of them, those among them whose close it does not see.
+    counted: i64,
     /// Endpoints that have neither a listener nor a connection.
     pub empty_endpoints: BTreeMap<common::EndpointKey, common::EndpointSums>,
     /// Records that made no sense, and were skipped.
@@ -60,9 +64,18 @@ pub struct Observer {
 struct Everywhere {
     at: Instant,
     holders: BTreeSet<u32>,
-    unseen: u64,
-    /// By the kernel half's count.
-    listeners: u64,
+    counts: [u64; 3],
+}
+
+impl Observation {
+    /// What says, by the kernel half's count, that a process holds something new.
+    fn counts(&self) -> [u64; 3] {
+        [
+            self.unseen,
+            self.listeners_counted,
+            self.without_close_counted,
+        ]
+    }
 }
 
 /// All processes are walked over this often at least: a connection that was adopted, and a listener
@@ -93,7 +106,8 @@ impl Observer {
     pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
         let observation = self.observe_enough(adopt)?;
         if adopt != Adopt::No {
-            self.walker.set_without_close(observation.without_close);
+            let recorded = observation.recorded.cast_signed();
+            self.walker.set_correction(recorded - observation.counted);
         }
         Ok(observation)
     }
@@ -101,8 +115,8 @@ impl Observer {
     fn observe_enough(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
         let (mut before, mut adopted) = (Duration::ZERO, 0);
         if let Some(observation) = self.observe_some(adopt)? {
-            let (last, listeners) = (self.last.as_ref(), observation.listeners_counted);
-            if last.is_some_and(|l| l.unseen == observation.unseen && l.listeners == listeners) {
+            let last = self.last.as_ref();
+            if last.is_some_and(|last| last.counts == observation.counts()) {
                 self.in_vain = 0;
                 return Ok(observation);
             }
@@ -115,8 +129,7 @@ impl Observer {
         self.last = Some(Everywhere {
             at: Instant::now(),
             holders: std::mem::take(&mut observation.holders),
-            unseen: observation.unseen,
-            listeners: observation.listeners_counted,
+            counts: observation.counts(),
         });
         Ok(observation)
     }
@@ -145,11 +158,15 @@ pub fn observe(walker: &mut Walker, adopt: Adopt) -> Result<Observation, bpf::Er
 /// Reads what belongs to a pass. After it, as the walk makes endpoints as well.
 fn read(walker: &Walker, pass: &Pass) -> Result<Observation, bpf::Error> {
     let faults = read_faults(walker.pins())?;
+    // Before the sums: what is accepted in between is not taken for one whose close was not seen.
+    let counted = walker.counted();
     let sums = read_endpoints(walker.pins())?;
     let host = walker.kernel().host_netns();
-    Ok(join(pass, &sums, faults, host, &|jiffies| {
-        walker.jiffies(jiffies)
-    }))
+    let jiffies = |jiffies| walker.jiffies(jiffies);
+    Ok(Observation {
+        counted,
+        ..join(pass, &sums, faults, host, &jiffies)
+    })
 }
 
 /// Puts the paths of their cgroups to the connections.
@@ -250,7 +267,9 @@ pub(crate) fn join(
             .flat_map(|socket| socket.holders.iter().map(|holder| holder.pid))
             .collect(),
         adopted: pass.adopted,
-        without_close,
+        without_close_counted: sums.values().map(|sums| signed(sums.without_close)).sum(),
+        recorded: open + without_close,
+        counted: 0,
         listeners_counted: sums.values().map(|sums| signed(sums.listeners)).sum(),
         empty_endpoints,
         invalid,

@@ -240,11 +240,18 @@ impl Walker {
         Ok(first + self.walk(adopt.less(first))?.adopted)
     }
 
-    /// Tells the kernel half how many connections are recorded whose close will not be seen, for the
-    /// node's cap: it cannot tell when they are gone. Only the agent does this.
-    pub fn set_without_close(&self, count: u64) {
+    /// How many connections the kernel half counts on the node, those among them whose close it will
+    /// not see.
+    pub fn counted(&self) -> i64 {
+        let word = self.node.words().first();
+        word.map_or(0, |word| word.load(Ordering::Relaxed).cast_signed())
+    }
+
+    /// Tells the kernel half by how much its count of connections is wrong, for the node's cap: it
+    /// cannot tell when those are gone whose close it does not see. Only the agent does this.
+    pub fn set_correction(&self, count: i64) {
         if let Some(word) = self.node.words().get(1) {
-            word.store(count, Ordering::Relaxed);
+            word.store(count.cast_unsigned(), Ordering::Relaxed);
         }
     }
 

@@ -15,7 +15,7 @@ use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
     bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
     netns::enter,
-    observe::{Observation, observe},
+    observe::{Observation, Observer, observe},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
 };
 use rustix::{
@@ -29,8 +29,8 @@ use crate::{
     neighbours::Neighbour,
     server::{Kind, Server},
     support::{
-        Agent, PATIENCE, TRACK_ONLY, Tracked, accepted, alone, cgroup, connect, cookie, eventually,
-        lab, listen,
+        Agent, PATIENCE, TRACK_ONLY, Tracked, accepted, alone, cgroup, connect, connected, cookie,
+        eventually, lab, listen,
     },
 };
 
@@ -102,8 +102,7 @@ fn what_was_adopted_leaves_no_phantom_when_nobody_sees_its_end() {
     );
 }
 
-/// A program behind ours clears the callback of what is accepted meanwhile. What comes and goes
-/// between two passes then is counted as unseen for good: nothing tells it from what is hidden.
+/// A program behind ours clears the callback of what is accepted meanwhile.
 #[test]
 fn a_callback_that_another_clears_leaves_no_phantom() {
     let _alone = alone();
@@ -128,6 +127,90 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
     // The kernel counts a FIN as a byte.
     let bytes = endpoint(&seen, pod, 7401).bytes_in.0;
     assert!((5..=10).contains(&bytes), "{bytes}");
+}
+
+/// Of what comes and goes between two passes the walk sees nothing at all.
+#[test]
+fn what_comes_and_goes_without_its_callback_takes_no_room_for_good() {
+    const CAP: u32 = 10;
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let address = SocketAddr::from((pod.addr, 7403));
+    let tracking = Tracking {
+        max_per_endpoint: CAP,
+        max_per_node: CAP,
+        ..Tracking::default()
+    };
+    let tracked = Tracked::start(Some(cgroup(&lab)), tracking);
+    let pins = tracked.tracker.pins().to_owned();
+    let mut observer = Observer::new(tracked.walker);
+    // Nothing of the rest of the machine takes room.
+    let adopt = Adopt::Below {
+        cgroup: tracked.tracker.within().unwrap(),
+        room: u64::MAX,
+    };
+    let mut observe = || observer.observe(adopt).unwrap();
+    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let neighbour = Neighbour::attach(cgroup(&lab));
+    let come = |count| {
+        let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
+        clients.iter_mut().for_each(echo);
+        clients
+    };
+    observe();
+    for gone in 1..=3 {
+        drop(come(7));
+        eventually("all are gone", || {
+            let left = connected(&pod.host);
+            if left.is_empty() { Ok(left) } else { Err(left) }
+        });
+        let seen = observe();
+        assert_eq!(counts(&seen, pod, 7403), (1, 0, 7 * gone));
+        assert_eq!(seen.unseen, 0);
+        assert_eq!(endpoint(&seen, pod, 7403).accepted, 7 * gone);
+    }
+    let some = come(9);
+    assert_eq!(counts(&observe(), pod, 7403), (1, 9, 21));
+    let more = come(9);
+    assert_eq!(counts(&observe(), pod, 7403).1, u64::from(CAP), "a cap");
+    drop((some, more, neighbour));
+    eventually("all are gone", || {
+        let left = connected(&pod.host);
+        if left.is_empty() { Ok(left) } else { Err(left) }
+    });
+    // The callbacks are left alone again.
+    observe();
+    let some = come(9);
+    let seen = observe();
+    assert_eq!(counts(&seen, pod, 7403).1, 9);
+    let open: u64 = read_endpoints(&pins)
+        .unwrap()
+        .values()
+        .map(|s| s.open)
+        .sum();
+    assert_eq!((open, seen.unseen), (9, 0), "their closes will be seen");
+    drop(some);
+}
+
+#[test]
+fn what_is_not_accepted_yet_is_not_lost_though_its_callback_is() {
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let mut tracked = Tracked::in_lab(&lab);
+    let listener = listen(pod, 7404);
+    let _neighbour = Neighbour::attach(cgroup(&lab));
+    let client = connect(&lab, listener.local_addr().unwrap());
+    for _ in 0..2 {
+        assert_eq!(counts(&tracked.observe(ADOPT), pod, 7404).1, 0);
+    }
+    let (server, _) = listener.accept().unwrap();
+    let seen = tracked.observe(ADOPT);
+    assert_eq!(counts(&seen, pod, 7404), (1, 1, 0));
+    assert!(is_listed(&seen, &server));
+    drop((client, server));
+    assert_eq!(counts(&tracked.observe(ADOPT), pod, 7404), (1, 0, 1));
 }
 
 /// A network namespace with its loopback interface up, and what `inside` has made in it.

@@ -56,7 +56,7 @@ pub fn lab(pods: usize) -> Lab {
 }
 
 /// Every TCP connection in a namespace that is not over.
-fn connected(host: &Host) -> Vec<u8> {
+pub fn connected(host: &Host) -> Vec<u8> {
     let states = ["-tnH", "state", "connected", "exclude", "time-wait"];
     host.command("ss").args(states).output().unwrap().stdout
 }
