@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
-        Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT, SkipReason,
-        Verdict, decide, explain,
+        Decision, Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT,
+        SkipReason, Verdict, decide, explain,
     },
     policy::{Mode, Policy, RuleName, parse},
     snapshot::{
@@ -1098,11 +1098,80 @@ proptest! {
             ledger.started(chosen, now);
         }
         let again = decide(&policy, &listed, &ledger, now);
-        prop_assert_eq!(again.recalls(), []);
+        // What was given back of budgets may be for others, who wait for a slot then.
+        let mut recalls = again.recalls().iter();
+        prop_assert!(recalls.all(|recall| recall.why.as_str() == "othersWait"));
         // What was recalled is not chosen again at once, unless another rule asks for it.
         for chosen in again.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
             let again = recalled.contains(&chosen.cookie());
             prop_assert!(!again || before[&chosen.cookie()] != *chosen.rule());
+        }
+    }
+
+    /// None of them ever becomes quiet.
+    #[test]
+    fn no_queue_has_more_than_half_of_the_slots_while_another_waits(
+        slots in 1..12u64,
+        rounds in vec(vec((0..3usize, 0..12u64), 0..3), 1..6),
+    ) {
+        let rules: String = (0..3).map(|i| format!(
+            "- {{name: r{i}, match: {{ports: [{{port: 808{i}}}]}}, limits: {{maxAge: 1h}}}}\n"
+        )).collect();
+        let budget = format!("budget: {{perNode: 1000000, maxInFlight: {slots}}}");
+        let policy = policy(&budget, &rules);
+        let (half, mut ledger, mut all) = (slots.div_ceil(2), Ledger::default(), Vec::new());
+        let held = |ledger: &Ledger| {
+            let mut held = BTreeMap::<String, u64>::new();
+            for (_, _, by) in ledger.moves_in_flight() {
+                *held.entry(by.rule.to_string()).or_default() += 1;
+            }
+            held
+        };
+        let waits = |plan: &Plan, held: &BTreeMap<String, u64>| -> u64 {
+            let mut waits = BTreeMap::<&str, u64>::new();
+            let is_waiting = |d: &&Decision| {
+                matches!(d.verdict, Verdict::Skipped(SkipReason::MaxInFlight { .. }))
+            };
+            for decision in plan.decisions().iter().filter(is_waiting) {
+                *waits.entry(decision.rule.as_ref().unwrap().as_str()).or_default() += 1;
+            }
+            let held = |rule: &str| held.get(rule).copied().unwrap_or(0);
+            waits.iter().map(|(rule, n)| half.saturating_sub(held(rule)).min(*n)).sum()
+        };
+        for (round, new) in (0..).zip(rounds) {
+            for (rule, count) in new {
+                let from = all.len() as u64;
+                all.extend((from..from + count).map(|cookie| Connection {
+                    endpoint: EndpointKey {
+                        port: 8080 + rule as u16,
+                        ..connection(cookie).endpoint
+                    },
+                    ..connection(cookie)
+                }));
+            }
+            let listed = snapshot(9 * HOUR + round * MINUTE, all.clone());
+            let pass = |ledger: &mut Ledger| {
+                let plan = decide(&policy, &listed, ledger, listed.taken);
+                for recall in plan.recalls() {
+                    prop_assert_eq!(recall.why.as_str(), "othersWait");
+                    ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), listed.taken);
+                }
+                plan.moves().for_each(|chosen| ledger.started(chosen, listed.taken));
+                prop_assert!(ledger.in_flight() as u64 <= slots);
+                Ok(plan)
+            };
+            let plan = pass(&mut ledger)?;
+            let now = held(&ledger);
+            let is_beyond = |held: &BTreeMap<String, u64>| held.values().any(|n| *n > half);
+            // There is room for all that wait, or as much as may be had.
+            let left = slots - ledger.in_flight() as u64;
+            prop_assert!(!is_beyond(&now) || waits(&plan, &now) <= left);
+            let plan = pass(&mut ledger)?;
+            let now = held(&ledger);
+            prop_assert!(!is_beyond(&now) || waits(&plan, &now) == 0, "{:?}", now);
+            prop_assert_eq!(plan.recalls(), []);
+            // Nothing is left free in vain.
+            prop_assert_eq!(ledger.in_flight(), all.len().min(slots as usize));
         }
     }
 

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use super::{
-    Forecast, Group, Ledger, Ramp, SkipReason, forecast::Pace, groups::Groups, ledger::Charge,
+    Forecast, Group, Ledger, Ramp, SkipReason, fair_queue::Queue, forecast::Pace, groups::Groups,
+    ledger::Charge, slots::Slots,
 };
 use crate::{
     policy::{Budget, Mode, Policy},
@@ -70,7 +71,7 @@ pub(super) struct Allowance<'a> {
     there: &'a Population,
     interval: Duration,
     node: Bucket,
-    slots: u64,
+    pub(super) slots: Slots<'a>,
     /// What the rule that may move most has of the budgets.
     widest: Option<Ramp>,
     /// The longest ramp of those that asked.
@@ -93,7 +94,7 @@ struct Bucket {
 /// Moves within the window, and those of them that are not there any more.
 #[derive(Default)]
 struct Spent<'a> {
-    queues: BTreeMap<super::fair_queue::Queue<'a>, u64>,
+    queues: BTreeMap<Queue<'a>, u64>,
     groups: BTreeMap<&'a Group, (u64, u64)>,
     endpoints: BTreeMap<EndpointKey, (u64, u64)>,
     all: u64,
@@ -127,12 +128,11 @@ impl<'a> Allowance<'a> {
         let budget = policy.budget();
         let max_in_flight = u64::from(budget.max_in_flight().get());
         // What is only told is never in flight; a round of it is as large as a real one.
-        let in_flight = if mode == Mode::DryRun {
-            0
+        let slots = if mode == Mode::DryRun {
+            Slots::all(max_in_flight)
         } else {
-            ledger.in_flight()
+            Slots::beside(ledger, max_in_flight)
         };
-        let in_flight = u64::try_from(in_flight).unwrap_or(u64::MAX);
         let mut spent = ledger
             .charges(mode, budget.window(), now)
             .fold(Spent::default(), Spent::add);
@@ -149,7 +149,7 @@ impl<'a> Allowance<'a> {
                 spent: spent.all,
                 ..Bucket::default()
             },
-            slots: max_in_flight.saturating_sub(in_flight),
+            slots,
             widest: match mode {
                 Mode::Enforce => Ramp::widest(policy, ledger, now),
                 Mode::DryRun | Mode::Disabled => None,
@@ -162,16 +162,17 @@ impl<'a> Allowance<'a> {
     }
 
     /// How many moves each queue of candidates had within the window.
-    pub(super) fn turns(&self) -> &BTreeMap<super::fair_queue::Queue<'a>, u64> {
+    pub(super) fn turns(&self) -> &BTreeMap<Queue<'a>, u64> {
         &self.spent.queues
     }
 
-    /// Takes one move out of it: of this group, at this endpoint, by a rule with this ramp.
+    /// Takes one move out of it: of this queue and group, at this endpoint, by a rule with this ramp.
     ///
     /// # Errors
     /// Why there is none left.
     pub(super) fn take(
         &mut self,
+        queue: Queue<'a>,
         of: &Arc<Group>,
         at: EndpointKey,
         ramp: Option<Ramp>,
@@ -203,12 +204,7 @@ impl<'a> Allowance<'a> {
         if let Some(why) = bounds.into_iter().find_map(|(of, b)| refused(of, b)) {
             return Err(why);
         }
-        if self.slots == 0 {
-            return Err(SkipReason::MaxInFlight {
-                max: self.budget.max_in_flight().get().into(),
-            });
-        }
-        self.slots -= 1;
+        self.slots.take(queue)?;
         let group = self.groups.get_mut(of);
         let endpoint = self.endpoints.get_mut(&at);
         for bound in [Some(&mut self.node), group, endpoint]

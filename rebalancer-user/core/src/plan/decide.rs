@@ -1,14 +1,18 @@
 //! The decision: judge each connection by itself and its endpoint beside its siblings, then let
 //! the budgets have them in turn.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{
     Charge, Decision, Fate, Forecast, Group, Ledger, Move, Plan, Protocol, Ramp, Reason, SILENT,
     SkipReason, Subject, Verdict,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, Population},
-    fair_queue::turns,
+    fair_queue::{Queue, turns},
     groups::{GroupLoad, Groups, comes_back, load},
     guards::guard,
     limits::measure,
@@ -23,7 +27,7 @@ use crate::{
 ///
 /// Chosen are the connections that have reached a limit of their rule and that no guard skips,
 /// and those that are the excess of a hot endpoint; as many as the budgets have left. Rules take
-/// turns; of one rule those furthest beyond their limit come first (the ratio of value to limit,
+/// turns, and none has more of the slots than the others leave; of one rule those furthest beyond their limit come first (the ratio of value to limit,
 /// exactly; then the lower cookie). Dry runs have budgets of their own.
 pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: KernelTime) -> Plan {
     let groups = Groups::of(policy, snapshot, ledger);
@@ -31,7 +35,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let Judged {
         mut candidates,
         mut skipped,
-        recalls,
+        mut recalls,
         overdue,
         ..
     } = judged;
@@ -48,7 +52,9 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let mut few = FirstFew::of(ledger);
     let mut together = None;
     let mut decisions = Vec::with_capacity(snapshot.connections.len());
-    for (index, place) in order.into_iter().zip(1..) {
+    let in_turn = order.into_iter().zip(1..);
+    let mut in_turn: VecDeque<_> = in_turn.map(|(index, place)| (index, place, true)).collect();
+    while let Some((index, place, others_wait)) = in_turn.pop_front() {
         let Some(candidate) = candidates.get(index) else {
             continue;
         };
@@ -58,10 +64,19 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         } else {
             &mut enforce
         };
+        if others_wait && allowance.slots.has_half(candidate.queue()) {
+            in_turn.push_back((index, place, false));
+            continue;
+        }
         let group = candidate.group(&groups, snapshot);
         let taken = few.allow(candidate, mode, ledger).and_then(|()| {
             let ramp = Ramp::of(policy, candidate.rule, ledger, now);
-            allowance.take(&group, candidate.connection.endpoint, ramp)
+            allowance.take(
+                candidate.queue(),
+                &group,
+                candidate.connection.endpoint,
+                ramp,
+            )
         });
         let verdict = match taken {
             // Not before: most of many are refused.
@@ -86,6 +101,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             verdict,
         });
     }
+    enforce.slots.make_room(ledger, &mut recalls);
     skipped.sort_by_key(|decision| decision.cookie);
     decisions.append(&mut skipped);
     let budget_left = if policy.mode() == Mode::DryRun {
@@ -312,7 +328,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    fn queue(&self) -> super::fair_queue::Queue<'a> {
+    fn queue(&self) -> Queue<'a> {
         let namespace = self.who.pod().map(|pod| pod.namespace.as_str());
         (self.rule.name().as_str(), namespace)
     }

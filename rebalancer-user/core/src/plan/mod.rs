@@ -29,6 +29,7 @@ mod recall;
 mod returns;
 mod services;
 mod skip;
+mod slots;
 
 pub use budget::BudgetOf;
 pub use decide::decide;

@@ -205,6 +205,13 @@ pub enum SkipReason {
         /// The bound.
         max: u64,
     },
+    /// Its rule and namespace have more than half of the moves that may be in flight, and others wait.
+    OthersWait {
+        /// How many they have.
+        held: u64,
+        /// The bound.
+        max: u64,
+    },
     /// The window's moves are used up.
     Budget {
         /// Whose.
@@ -315,6 +322,7 @@ impl SkipReason {
             Self::Silent { .. } => "silent",
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
+            Self::OthersWait { .. } => "othersWait",
             Self::Budget { of, .. } => match of {
                 BudgetOf::Node => "budget",
                 BudgetOf::Service => "serviceBudget",
@@ -434,6 +442,7 @@ impl SkipReason {
             .to_owned(),
             Self::DryRun => "mode Enforce: in the policy, the rule and --mode".to_owned(),
             Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
+            Self::OthersWait { .. } => "its turn".to_owned(),
             Self::Budget { window, .. } => {
                 format!("its turn, within {} or later", rounded(*window))
             }
@@ -633,6 +642,11 @@ impl fmt::Display for SkipReason {
             }
             Self::DryRun => f.write_str("would be moved (dry run, told before)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
+            Self::OthersWait { held, max } => write!(
+                f,
+                "its rule and namespace have {held} of the {max} moves that may be under way, and \
+                 others wait"
+            ),
             Self::Budget {
                 of,
                 moves,
@@ -867,6 +881,7 @@ mod tests {
             SkipReason::Silent { since: age },
             SkipReason::DryRun,
             SkipReason::MaxInFlight { max: 20 },
+            SkipReason::OthersWait { held: 15, max: 20 },
             budget(BudgetOf::Node),
             budget(BudgetOf::Service),
             budget(BudgetOf::Endpoint),
