@@ -638,7 +638,11 @@ impl Agent {
             device,
             cgroup,
         };
+        let making = self.making.as_ref();
         let ordered = match &self.mover {
+            Some(_) if making.is_some_and(|m| m.is_unanswered(chosen.cookie())) => {
+                Err(moves::UNANSWERED)
+            }
             Some(mover) => mover.order(order),
             None => Err("noMechanism"),
         };
@@ -647,11 +651,10 @@ impl Agent {
         }
     }
 
-    /// One that cannot be told now is told at the next interval, if it is to be.
     fn recall(&self, Recall { cookie, why }: &Recall) {
         debug!(%cookie, cause = why.as_str(), %why, "recalling a move");
         if let Some(mover) = &self.mover {
-            let _told = mover.recall(*cookie, why.to_string());
+            mover.recall(*cookie, why.to_string());
         }
     }
 
@@ -817,8 +820,7 @@ impl Agent {
 
     /// Ends the moves that wait, without harm, and says so.
     fn stop(mut self, done: &mut UnboundedReceiver<Done>) {
-        self.give_up_mover(Instant::now());
-        self.mover = None;
+        self.end_mover();
         while let Ok(done) = done.try_recv() {
             self.done(done);
         }

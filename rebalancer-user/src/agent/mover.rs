@@ -2,35 +2,36 @@
 //! hand is told, and another goes on without the connection at which it was.
 
 use std::{
-    collections::BTreeSet,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::{Agent, watcher};
 use crate::{
     bpf::{Kernel, Walker},
-    moves::{Done, GivenUp, Health, Mechanism, Mover, Pulse, Steps},
+    moves::{Done, Health, Mechanism, Mover, Pulse, Steps},
+    plan::{Move, Outcome},
     render::MoverStatus,
     snapshot::Cookie,
 };
 
-/// Threads that are given up before nothing more is moved: each that is stuck stays, for as long as
-/// the kernel does not answer it.
-const MOST_GIVEN_UP: u64 = 4;
+/// So many threads may be stuck at one time, or have ended by a defect, before nothing more is moved:
+/// each that is stuck stays, for as long as the kernel does not answer it.
+const MOST_GIVEN_UP: usize = 4;
 
 /// What a moving thread is made with.
 pub(super) struct Making {
     kernel: Arc<Kernel>,
     mechanism: Mechanism,
     done: UnboundedSender<Done>,
-    /// Connections at which threads were stuck.
-    unanswered: BTreeSet<Cookie>,
-    given_up: u64,
+    /// Threads that were stuck, and at which connection.
+    stuck: Vec<(Pulse, Option<Cookie>)>,
+    defects: usize,
+    replaced: u64,
 }
 
 impl Making {
@@ -43,25 +44,48 @@ impl Making {
             kernel,
             mechanism,
             done,
-            unanswered: BTreeSet::new(),
-            given_up: 0,
+            stuck: Vec::new(),
+            defects: 0,
+            replaced: 0,
         }
     }
 
-    /// Starts one; not the first takes over from the one before.
+    /// Starts one.
     pub(super) fn start(&self, pins: &Path) -> anyhow::Result<Mover> {
         // The thread asks the kernel by itself, so it has its own iterator and memory.
         let walker = Walker::open(Arc::clone(&self.kernel), pins)?;
         let watcher = watcher(&self.kernel, pins);
         self.kernel.forget_types();
-        let done = self.done.clone();
-        Ok(match self.given_up {
-            0 => Mover::start(walker, watcher, self.mechanism, done)?,
-            _ => {
-                let unanswered = self.unanswered.clone();
-                Mover::take_over(unanswered, walker, watcher, self.mechanism, done)?
+        Ok(Mover::start(
+            walker,
+            watcher,
+            self.mechanism,
+            self.done.clone(),
+        )?)
+    }
+
+    /// Whether a thread is stuck at this connection still.
+    pub(super) fn is_unanswered(&self, cookie: Cookie) -> bool {
+        self.stuck.iter().any(|(_, at)| *at == Some(cookie))
+    }
+
+    /// Those that were stuck and have been answered since have ended.
+    fn forget_answered(&mut self, now: Instant) {
+        self.stuck.retain(|(pulse, at)| {
+            let has_ended = pulse.health(now) == Health::Ended;
+            if has_ended {
+                let at = at.map(|cookie| cookie.to_string());
+                info!(
+                    at,
+                    "the kernel has answered a moving thread that was given up: it has ended"
+                );
             }
-        })
+            !has_ended
+        });
+    }
+
+    fn may_start(&self) -> bool {
+        self.stuck.len() + self.defects < MOST_GIVEN_UP
     }
 }
 
@@ -102,51 +126,58 @@ impl MoverSigns {
 }
 
 impl Agent {
-    /// Gives the moving thread up if it is stuck or has ended, and tells what is known of the moves
-    /// that it had in hand. Why, if so.
-    pub(super) fn give_up_mover(&mut self, now: Instant) -> Option<Health> {
-        let GivenUp { health, moves } = self.mover.as_mut()?.give_up(now)?;
+    /// Ends the moving thread, and tells what is known of the moves that it could not tell of.
+    pub(super) fn end_mover(&mut self) {
+        let moves = self.mover.as_mut().map(Mover::end).unwrap_or_default();
+        self.tell_given_up(moves);
+        self.mover = None;
+    }
+
+    fn tell_given_up(&mut self, moves: Vec<(Move, Outcome)>) {
         for (chosen, outcome) in moves {
             self.ended(&chosen, None, outcome, Duration::ZERO);
         }
-        Some(health)
     }
 
     /// Gives the moving thread up if it is stuck or has ended, and starts another.
     pub(super) fn tend_mover(&mut self, now: Instant) {
-        let Some(health) = self.give_up_mover(now) else {
+        let (Some(making), Some(mover)) = (&mut self.making, &mut self.mover) else {
             return;
         };
-        let Some(making) = &mut self.making else {
-            return;
-        };
-        making.given_up += 1;
-        if let Health::Stuck { time, at } = health {
-            making.unanswered.extend(at);
-            error!(
-                seconds = time.as_secs(),
-                at = at.map(|cookie| cookie.to_string()),
-                "the moving thread is stuck: the kernel does not answer it, as something holds the \
-                 socket's lock; it is given up, and that connection left alone"
-            );
-        } else {
-            error!("the moving thread has ended by a defect");
-        }
-        if making.given_up >= MOST_GIVEN_UP {
-            return error!("too many of them: nothing more is moved until the agent is restarted");
-        }
-        match making.start(self.tracker.pins()) {
-            Ok(mover) => {
-                warn!("another moving thread goes on");
-                self.mover = Some(mover);
-                let signs = MoverSigns::of(self.mover.as_ref(), making.given_up);
-                self.state.mover_signs(signs);
+        making.forget_answered(now);
+        let given_up = mover.give_up(now);
+        match given_up.as_ref().map(|of| of.health) {
+            Some(Health::Stuck { time, at }) => {
+                making.stuck.push((mover.pulse(), at));
+                error!(
+                    seconds = time.as_secs(),
+                    at = at.map(|cookie| cookie.to_string()),
+                    "the moving thread is stuck: the kernel does not answer it, as something holds \
+                     the socket's lock; it is given up, and that connection left alone"
+                );
             }
-            Err(error) => error!(
-                %error,
-                "no other could be started: nothing is moved until the agent is restarted"
-            ),
+            Some(_) => {
+                making.defects += 1;
+                error!("the moving thread has ended by a defect");
+            }
+            None => {}
         }
+        if given_up.is_some() && !making.may_start() {
+            error!("too many of them: nothing more is moved until the kernel answers one of them");
+        }
+        if mover.is_given_up() && making.may_start() {
+            match making.start(self.tracker.pins()) {
+                Ok(next) => {
+                    warn!("another moving thread goes on");
+                    making.replaced += 1;
+                    *mover = next;
+                    let signs = MoverSigns::of(self.mover.as_ref(), making.replaced);
+                    self.state.mover_signs(signs);
+                }
+                Err(error) => error!(%error, "no other could be started: nothing is moved"),
+            }
+        }
+        self.tell_given_up(given_up.map(|of| of.moves).unwrap_or_default());
     }
 }
 

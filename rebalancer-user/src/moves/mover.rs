@@ -1,7 +1,7 @@
 //! The thread that moves: one state per move until its outcome.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -20,7 +20,7 @@ use super::{
     diag::Diag,
     owner::Owners,
     process::Cgroups,
-    pulse::{Health, Pulse},
+    pulse::{Health, Pulse, Recall},
     sniffer::Watches,
 };
 use crate::{
@@ -72,15 +72,6 @@ pub struct Done {
     pub since_look: Option<Duration>,
 }
 
-/// What the thread is told.
-enum Request {
-    Order(Box<Order>),
-    /// End the move of this connection, if nothing was done to it, and why.
-    Recall(Cookie, String),
-    /// End all moves that wait, and why.
-    RecallAll(&'static str),
-}
-
 /// The step at which each move under way is, for whoever is asked. Shared with the moving thread.
 #[derive(Clone, Debug, Default)]
 pub struct Steps(Arc<Mutex<BTreeMap<Cookie, StepKind>>>);
@@ -95,7 +86,7 @@ impl Steps {
 
 /// Handle of the moving thread. Dropping it ends the thread; moves that wait end without harm.
 pub struct Mover {
-    requests: Option<SyncSender<Request>>,
+    orders: Option<SyncSender<Box<Order>>>,
     /// Closed once the thread has ended.
     ended: Receiver<()>,
     steps: Steps,
@@ -114,28 +105,7 @@ impl Mover {
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
-        Self::start_after(BTreeSet::new(), walker, watcher, mechanism, done)
-    }
-
-    /// Starts one in the place of another that was given up. It does not look at `unanswered`.
-    pub fn take_over(
-        unanswered: BTreeSet<Cookie>,
-        walker: Walker,
-        watcher: Option<Watcher>,
-        mechanism: Mechanism,
-        done: UnboundedSender<Done>,
-    ) -> io::Result<Self> {
-        Self::start_after(unanswered, walker, watcher, mechanism, done)
-    }
-
-    fn start_after(
-        unanswered: BTreeSet<Cookie>,
-        walker: Walker,
-        watcher: Option<Watcher>,
-        mechanism: Mechanism,
-        done: UnboundedSender<Done>,
-    ) -> io::Result<Self> {
-        let (requests, queue) = sync_channel(QUEUE);
+        let (orders, queue) = sync_channel(QUEUE);
         let (still_there, ended) = sync_channel(0);
         let (steps, pulse) = (Steps::default(), Pulse::default());
         let told = steps.clone();
@@ -155,12 +125,11 @@ impl Mover {
                     done,
                     steps: told,
                     pulse: beat,
-                    unanswered,
                 }
                 .run(&queue);
             })?;
         Ok(Self {
-            requests: Some(requests),
+            orders: Some(orders),
             ended,
             steps,
             pulse,
@@ -182,21 +151,19 @@ impl Mover {
     /// # Errors
     /// Why the thread cannot take it, in a word; there will be no [`Done`].
     pub fn order(&self, order: Order) -> Result<(), &'static str> {
-        let requests = self.requests.as_ref().ok_or_else(|| self.refusal())?;
+        let orders = self.orders.as_ref().ok_or_else(|| self.refusal())?;
         if let Some(refusal) = self.pulse.health(Instant::now()).refusal() {
             return Err(refusal);
         }
         let cookie = order.chosen.cookie();
         self.pulse.ordered(&order.chosen);
-        requests
-            .try_send(Request::Order(Box::new(order)))
-            .map_err(|error| {
-                self.pulse.ended(cookie);
-                match error {
-                    TrySendError::Full(_) => "queueFull",
-                    TrySendError::Disconnected(_) => Health::ENDED,
-                }
-            })
+        orders.try_send(Box::new(order)).map_err(|error| {
+            self.pulse.ended(cookie);
+            match error {
+                TrySendError::Full(_) => "queueFull",
+                TrySendError::Disconnected(_) => Health::ENDED,
+            }
+        })
     }
 
     fn refusal(&self) -> &'static str {
@@ -207,44 +174,54 @@ impl Mover {
     /// Gives the thread up, if it is stuck or has ended and was not given up before. Nothing is told
     /// of it any more, and nothing more ordered.
     pub fn give_up(&mut self, now: Instant) -> Option<GivenUp> {
-        self.requests.as_ref()?;
+        self.orders.as_ref()?;
         let health = self.pulse.health(now);
         health.refusal()?;
         let moves = self.pulse.give_up(now);
-        self.requests = None;
+        self.orders = None;
         Some(GivenUp { health, moves })
     }
 
-    /// Ends the move of `cookie` if nothing was done to the connection yet; one that was asked to
-    /// close, or sent resets, ends as its present step does. `false`: the thread cannot be told now.
-    pub fn recall(&self, cookie: Cookie, why: String) -> bool {
-        let request = Request::Recall(cookie, why);
-        let requests = self.requests.as_ref();
-        requests.is_some_and(|requests| requests.try_send(request).is_ok())
+    /// Whether it takes no orders any more.
+    pub fn is_given_up(&self) -> bool {
+        self.orders.is_none()
     }
 
-    /// Ends every move that was ordered and has not ended, without harm. Waits while the thread is
-    /// busy.
+    /// Ends the move of `cookie` if nothing was done to the connection yet; one that was asked to
+    /// close, or sent resets, ends as its present step does. Also while the thread is stuck: nothing
+    /// more is done before it has heard of this.
+    pub fn recall(&self, cookie: Cookie, why: String) {
+        self.pulse.recall(cookie, why);
+    }
+
+    /// Ends every move that was ordered and has not ended, without harm; as soon as [`Self::recall`].
     pub fn recall_all(&self, why: &'static str) {
-        if let Some(requests) = &self.requests {
-            // It fails only if the thread has ended; what it had in hand is told by giving it up.
-            let _no_thread = requests.send(Request::RecallAll(why));
+        self.pulse.recall_all(why);
+    }
+
+    /// Ends the thread, and without harm what waits. Returns the moves of which it did not tell the
+    /// end itself, as it hangs.
+    pub fn end(&mut self) -> Vec<(Move, Outcome)> {
+        if let Some(given_up) = self.give_up(Instant::now()) {
+            return given_up.moves;
         }
+        if self.orders.take().is_none() {
+            return Vec::new();
+        }
+        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(END_WITHIN) {
+            tracing::error!(
+                seconds = END_WITHIN.as_secs(),
+                "the moving thread hangs and is left behind: this process ends once the kernel has \
+                 answered it"
+            );
+        }
+        self.pulse.give_up(Instant::now())
     }
 }
 
 impl Drop for Mover {
     fn drop(&mut self) {
-        self.requests = None;
-        if self.pulse.is_given_up() {
-            return;
-        }
-        if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(END_WITHIN) {
-            tracing::error!(
-                seconds = END_WITHIN.as_secs(),
-                "the moving thread hangs and is left behind: what became of its last moves is not known"
-            );
-        }
+        self.end();
     }
 }
 
@@ -283,12 +260,10 @@ struct Room {
     done: UnboundedSender<Done>,
     steps: Steps,
     pulse: Pulse,
-    /// Connections about which the kernel did not answer a thread before this one.
-    unanswered: BTreeSet<Cookie>,
 }
 
 impl Room {
-    fn run(mut self, queue: &Receiver<Request>) {
+    fn run(mut self, queue: &Receiver<Box<Order>>) {
         while !self.pulse.is_given_up() {
             self.pulse.waits();
             let next = if self.active.is_empty() {
@@ -297,64 +272,66 @@ impl Room {
                 queue.recv_timeout(LOOK_EVERY)
             };
             match next {
-                Ok(request) => {
-                    self.accept(request);
-                    while let Ok(request) = queue.try_recv() {
-                        self.accept(request);
+                Ok(order) => {
+                    self.accept(*order);
+                    while let Ok(order) = queue.try_recv() {
+                        self.accept(*order);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
+            self.heed_recalls();
             self.look_at_all();
             // Their processes are held by descriptors.
             self.owners.keep(|cookie| self.active.contains_key(&cookie));
             self.tell_steps();
         }
-        self.end_all(&Outcome::Refused("shutdown"));
-    }
-
-    fn end_all(&mut self, end: &Outcome) {
+        let shutdown = Outcome::Refused("shutdown");
         for (cookie, active) in std::mem::take(&mut self.active) {
             // The others are in the hands of whoever took over.
-            if self.pulse.is_given_up() && self.pulse.at() != Some(cookie) {
-                continue;
+            if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
+                self.end(active, shutdown.clone());
             }
-            let netns = active.chosen.endpoint().netns;
-            let owners = &self.owners;
-            self.pulse.turns_to(Some(cookie), Instant::now());
-            let outcome = active.ended(end.clone(), |id| {
-                let target = owners
-                    .open_netns(netns, [cookie].into_iter())
-                    .ok_or_else(|| {
-                        io::Error::other("nothing leads to its network namespace any more")
-                    })?;
-                enter(&target, || Diag::open()?.look(id))?
-            });
-            self.tell(active, outcome);
         }
     }
 
-    fn accept(&mut self, request: Request) {
-        let order = match request {
-            Request::Order(order) => order,
-            Request::Recall(cookie, why) => return self.recall(cookie, why),
-            Request::RecallAll(why) => return self.end_all(&Outcome::Recalled(why.to_owned())),
-        };
-        let active = Active::new(*order, Instant::now());
-        if self.unanswered.contains(&active.cookie()) {
-            return self.tell(active, Outcome::Refused("unanswered"));
-        }
+    fn end(&mut self, active: Active, end: Outcome) {
+        let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
+        let owners = &self.owners;
+        self.pulse.turns_to(Some(cookie), Instant::now());
+        let outcome = active.ended(end, |id| {
+            let target = owners
+                .open_netns(netns, [cookie].into_iter())
+                .ok_or_else(|| {
+                    io::Error::other("nothing leads to its network namespace any more")
+                })?;
+            enter(&target, || Diag::open()?.look(id))?
+        });
+        self.tell(active, outcome);
+    }
+
+    fn accept(&mut self, order: Order) {
+        let active = Active::new(order, Instant::now());
         if let Some(twice) = self.active.insert(active.cookie(), active) {
             self.tell(twice, Outcome::Refused("orderedTwice"));
         }
     }
 
-    /// It may have ended meanwhile.
-    fn recall(&mut self, cookie: Cookie, why: String) {
-        let untouched = self.active.get_mut(&cookie).is_some_and(Active::recall);
-        if untouched && let Some(active) = self.active.remove(&cookie) {
-            self.tell(active, Outcome::Recalled(why));
+    fn heed_recalls(&mut self) {
+        let known = |cookie| self.active.contains_key(&cookie);
+        for (cookie, recall) in self.pulse.take_recalls(known) {
+            let ends = match &recall {
+                Recall::Now(_) => true,
+                Recall::Gently(_) => self.active.get_mut(&cookie).is_some_and(Active::recall),
+            };
+            let Some(active) = ends.then(|| self.active.remove(&cookie)).flatten() else {
+                continue;
+            };
+            match recall {
+                Recall::Now(why) => self.end(active, Outcome::Recalled(why.to_owned())),
+                Recall::Gently(why) => self.tell(active, Outcome::Recalled(why)),
+            }
         }
     }
 

@@ -20,6 +20,9 @@ use crate::{
 /// One connection never takes so long unless the kernel does not answer.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
+/// The word by which a connection is refused about which the kernel does not answer.
+pub const UNANSWERED: &str = "unanswered";
+
 /// What the moving thread lets others see. Clones are of the same thread.
 #[derive(Clone, Debug, Default)]
 pub struct Pulse(Arc<Mutex<State>>);
@@ -38,6 +41,17 @@ struct InHand {
     chosen: Move,
     /// Something may have been done to it.
     touched: bool,
+    /// It is recalled, and the thread has not heard of it yet.
+    recall: Option<Recall>,
+}
+
+/// How a move is recalled, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Recall {
+    /// It ends, if nothing was done to the connection; if something was, with its present step.
+    Gently(String),
+    /// It ends.
+    Now(&'static str),
 }
 
 /// How the moving thread is.
@@ -90,8 +104,34 @@ impl Pulse {
         let in_hand = InHand {
             chosen: chosen.clone(),
             touched: false,
+            recall: None,
         };
         self.state().in_hand.insert(chosen.cookie(), in_hand);
+    }
+
+    /// This move is recalled: nothing more is done to the connection before the thread has heard of it,
+    /// whatever it is at.
+    pub(super) fn recall(&self, cookie: Cookie, why: String) {
+        if let Some(in_hand) = self.state().in_hand.get_mut(&cookie) {
+            in_hand.recall.get_or_insert(Recall::Gently(why));
+        }
+    }
+
+    /// So is every move.
+    pub(super) fn recall_all(&self, why: &'static str) {
+        for in_hand in self.state().in_hand.values_mut() {
+            in_hand.recall = Some(Recall::Now(why));
+        }
+    }
+
+    /// What was recalled of those that are `known` to the thread.
+    pub(super) fn take_recalls(&self, known: impl Fn(Cookie) -> bool) -> Vec<(Cookie, Recall)> {
+        let mut state = self.state();
+        let in_hand = state.in_hand.iter_mut();
+        let recalled = in_hand.filter(|(cookie, _)| known(**cookie));
+        recalled
+            .filter_map(|(cookie, of)| Some((*cookie, of.recall.take()?)))
+            .collect()
     }
 
     /// The move has ended. `false`: the thread was given up, and the move with it.
@@ -125,6 +165,9 @@ impl Pulse {
             return false;
         }
         if let Some(in_hand) = state.in_hand.get_mut(&cookie) {
+            if in_hand.recall.is_some() {
+                return false;
+            }
             in_hand.touched = true;
         }
         true
@@ -148,16 +191,12 @@ impl Pulse {
     /// Gives the thread up: whatever comes of it later is not told any more. Returns every move
     /// that it had in hand, with an outcome that says what is known of it.
     pub(super) fn give_up(&self, now: Instant) -> Vec<(Move, Outcome)> {
-        let health = self.health(now);
         let mut state = self.state();
         state.given_up = true;
+        let turn = state.turn;
         let in_hand = std::mem::take(&mut state.in_hand);
-        let outcome = |of: &InHand| outcome_of(of, health);
-        in_hand
-            .into_values()
-            .map(|of| (outcome(&of), of.chosen))
-            .map(|(outcome, chosen)| (chosen, outcome))
-            .collect()
+        let in_hand = in_hand.into_values();
+        in_hand.map(|of| given_up(of, turn, now)).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -166,17 +205,26 @@ impl Pulse {
     }
 }
 
-fn outcome_of(of: &InHand, health: Health) -> Outcome {
-    match health {
-        Health::Stuck { time, at } if at == Some(of.chosen.cookie()) => {
-            let seconds = time.as_secs();
+/// Nothing is done any more to what was not touched: it lives, and only the connection at which the
+/// thread was is not to be tried again soon.
+fn given_up(of: InHand, turn: Option<(Instant, Option<Cookie>)>, now: Instant) -> (Move, Outcome) {
+    let since = turn.and_then(|(since, at)| (at? == of.chosen.cookie()).then_some(since));
+    let outcome = match (since, of.touched) {
+        (Some(since), true) => {
+            let seconds = now.saturating_duration_since(since).as_secs();
             Outcome::Failed(format!("the kernel did not answer for {seconds} s"))
         }
-        _ if of.touched => {
+        (Some(_), false) => Outcome::Refused(UNANSWERED),
+        (None, true) => {
             Outcome::Failed("the moving thread did not come to see what became of it".to_owned())
         }
-        health => Outcome::Refused(health.refusal().unwrap_or(Health::ENDED)),
-    }
+        (None, false) => Outcome::Recalled(match of.recall {
+            Some(Recall::Gently(why)) => why,
+            Some(Recall::Now(why)) => why.to_owned(),
+            None => "the moving thread was given up".to_owned(),
+        }),
+    };
+    (of.chosen, outcome)
 }
 
 #[cfg(test)]
@@ -227,27 +275,64 @@ mod tests {
         assert_eq!(pulse.health(now + 43 * SECOND), Health::Fine);
     }
 
+    fn told(given_up: Vec<(Move, Outcome)>) -> Vec<(u64, Outcome)> {
+        let told = given_up.into_iter();
+        told.map(|(chosen, outcome)| (chosen.cookie().0, outcome))
+            .collect()
+    }
+
     #[test]
     fn each_move_of_a_thread_that_is_given_up_gets_one_outcome() {
         let now = Instant::now();
-        let pulse = at_work(&[1, 2, 3, 4]);
+        let pulse = at_work(&[1, 2, 3, 4, 5]);
         assert!(pulse.ended(Cookie(4)), "this one is told by the thread");
         assert!(pulse.may_act(Cookie(2)));
+        pulse.recall(Cookie(5), "its pod opts out".to_owned());
         pulse.turns_to(Some(Cookie(1)), now);
-        let given_up = pulse.give_up(now + 12 * SECOND);
-        let told: Vec<_> = given_up
-            .iter()
-            .map(|(chosen, outcome)| (chosen.cookie().0, outcome.clone()))
-            .collect();
-        let [(1, hung), (2, touched), (3, untouched)] = told.as_slice() else {
-            panic!("{told:?}");
-        };
-        let words = "the kernel did not answer for 12 s".to_owned();
-        assert_eq!(*hung, Outcome::Failed(words));
-        assert!(matches!(touched, Outcome::Failed(_)), "{touched:?}");
-        assert_eq!(*untouched, Outcome::Refused("moverStuck"));
+        let recalled = |why: &str| Outcome::Recalled(why.to_owned());
+        let unseen = "the moving thread did not come to see what became of it".to_owned();
+        let expected = [
+            (1, Outcome::Refused("unanswered")),
+            (2, Outcome::Failed(unseen)),
+            (3, recalled("the moving thread was given up")),
+            (5, recalled("its pod opts out")),
+        ];
+        let given_up = told(pulse.give_up(now + 12 * SECOND));
+        assert_eq!(given_up, expected);
+        // Only what may have been harmed counts against a budget.
+        let harmless = given_up.iter().map(|(_, outcome)| outcome.harmless());
+        assert_eq!(harmless.collect::<Vec<_>>(), [true, false, true, true]);
         // What the thread says when it wakes up is not told a second time.
         assert!(!pulse.ended(Cookie(1)));
+    }
+
+    #[test]
+    fn one_that_may_be_harmed_is_told_as_such() {
+        let now = Instant::now();
+        let pulse = at_work(&[1]);
+        pulse.turns_to(Some(Cookie(1)), now);
+        assert!(pulse.may_act(Cookie(1)));
+        let words = "the kernel did not answer for 12 s".to_owned();
+        let given_up = told(pulse.give_up(now + 12 * SECOND));
+        assert_eq!(given_up, [(1, Outcome::Failed(words))]);
+    }
+
+    #[test]
+    fn what_is_recalled_is_not_touched_before_the_thread_has_heard_of_it() {
+        let pulse = at_work(&[1, 2, 3]);
+        pulse.recall(Cookie(1), "its pod opts out".to_owned());
+        assert!(!pulse.may_act(Cookie(1)) && pulse.may_act(Cookie(2)));
+        pulse.recall_all("moves were paused");
+        assert!(!pulse.may_act(Cookie(1)) && !pulse.may_act(Cookie(2)));
+        // The order of the third is on its way still.
+        let now = Recall::Now("moves were paused");
+        let known = |cookie| cookie != Cookie(3);
+        let heard = [(Cookie(1), now.clone()), (Cookie(2), now.clone())];
+        assert_eq!(pulse.take_recalls(known), heard);
+        assert_eq!(pulse.take_recalls(known), []);
+        assert_eq!(pulse.take_recalls(|_| true), [(Cookie(3), now)]);
+        // One that had acted ends with its step.
+        assert!(pulse.may_act(Cookie(2)));
     }
 
     #[test]
@@ -268,9 +353,7 @@ mod tests {
         let pulse = at_work(&[1]);
         pulse.has_ended();
         assert_eq!(pulse.health(now).refusal(), Some("moverEnded"));
-        let [(_, outcome)] = &pulse.give_up(now)[..] else {
-            panic!("one move was in hand");
-        };
-        assert_eq!(*outcome, Outcome::Refused("moverEnded"));
+        let recalled = Outcome::Recalled("the moving thread was given up".to_owned());
+        assert_eq!(told(pulse.give_up(now)), [(1, recalled)]);
     }
 }

@@ -18,6 +18,7 @@ mod handshakes;
 mod interrupted;
 mod ipv6;
 mod life;
+mod locks;
 mod manual;
 mod mechanisms;
 mod messages;

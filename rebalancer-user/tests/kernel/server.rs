@@ -13,6 +13,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::Duration,
 };
 
@@ -55,6 +56,9 @@ pub enum Kind {
     Filters,
     /// It answers each byte with one send of that many times [`UNIT`] bytes, of [`pattern`].
     Sends,
+    /// It answers `l` from memory whose page does not come before `u` is asked on another
+    /// connection: until then the send holds its socket's lock.
+    Holds,
 }
 
 /// See [`Kind::Sends`].
@@ -66,7 +70,7 @@ pub fn pattern(place: usize) -> u8 {
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Plain,
         Self::DiesOfSigpipe,
         Self::Leaks,
@@ -80,6 +84,7 @@ impl Kind {
         Self::Verdict,
         Self::Filters,
         Self::Sends,
+        Self::Holds,
     ];
 }
 
@@ -131,6 +136,16 @@ impl Server {
     /// Whether it runs.
     pub fn lives(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// How many of its sends wait for memory, see [`Kind::Holds`].
+    pub fn locks(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let waits = |task: &std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("wchan"))
+                .is_ok_and(|at| at == "handle_userfault")
+        };
+        tasks.flatten().filter(waits).count()
     }
 }
 
@@ -221,6 +236,7 @@ fn serve(stream: TcpStream, kind: Kind) {
         }
         Kind::Inetd => start_program(stream),
         Kind::Sends => send(stream),
+        Kind::Holds => hold(stream),
         Kind::Verdict => speak(stream),
         Kind::Filters => {
             filter(&stream);
@@ -388,6 +404,51 @@ fn send(mut stream: TcpStream) {
             return;
         }
         place = to;
+    }
+}
+
+/// What withholds the pages from which is sent. Closed, it does so no longer.
+static WITHHOLDING: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+fn hold(mut stream: TcpStream) {
+    let mut request = [0];
+    while let Ok(1) = stream.read(&mut request) {
+        let answer = match &request {
+            b"l" => withheld(),
+            b"u" => {
+                WITHHOLDING.lock().unwrap().clear();
+                &request
+            }
+            _ => &request,
+        };
+        if stream.write_all(answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// A byte whose page does not come.
+fn withheld() -> &'static [u8; 1] {
+    use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags, mmap_anonymous, userfaultfd};
+    use std::os::fd::AsRawFd as _;
+    // `UFFDIO_API`, `UFFDIO_REGISTER`, and what they take, of `linux/userfaultfd.h`.
+    const API: (libc::c_ulong, u64) = (0xc018_aa3f, 0xaa);
+    const REGISTER: (libc::c_ulong, u64) = (0xc020_aa00, 1); // when a page is missing
+    let length = rustix::param::page_size();
+    // SAFETY: a fresh mapping, which stays for as long as the process. What is withheld is this
+    // page alone, of which nothing is read but by the kernel.
+    unsafe {
+        let handler = userfaultfd(UserfaultfdFlags::CLOEXEC).unwrap();
+        let (read, private) = (ProtFlags::READ, MapFlags::PRIVATE);
+        let page = mmap_anonymous(std::ptr::null_mut(), length, read, private).unwrap();
+        let mut api = [API.1, 0, 0];
+        let done = libc::ioctl(handler.as_raw_fd(), API.0, &raw mut api);
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        let mut range = [page as u64, length as u64, REGISTER.1, 0];
+        let done = libc::ioctl(handler.as_raw_fd(), REGISTER.0, &raw mut range);
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        WITHHOLDING.lock().unwrap().push(handler);
+        &*page.cast()
     }
 }
 

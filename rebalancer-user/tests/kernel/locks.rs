@@ -1,0 +1,261 @@
+//! A server that holds its socket's lock for as long as it likes: whoever wants the lock sleeps where
+//! no signal reaches.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Stdio},
+};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use xtask::lab::Lab;
+
+use crate::{
+    guards::echoes,
+    moves::{AT_ONCE, enforce, is_reset},
+    server::{Kind, Server},
+    status::{rebalancer, said, status},
+    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, pins_left},
+};
+
+/// A server, a connection whose lock it holds, and others.
+///
+/// It goes before an agent that waits for the lock, which cannot end before.
+struct Scene {
+    server: Server,
+    lab: Lab,
+    address: SocketAddr,
+    held: TcpStream,
+    others: Vec<TcpStream>,
+}
+
+/// A lab and its server.
+fn served(port: u16) -> (Server, Lab, SocketAddr) {
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, port));
+    let server = Server::start(&lab.pod(0).host, address, Kind::Holds);
+    (server, lab, address)
+}
+
+impl Scene {
+    /// The one that is held is the oldest.
+    fn begin((server, lab, address): (Server, Lab, SocketAddr), others: usize) -> Self {
+        let mut held = connect(&lab, address);
+        let mut others: Vec<_> = (0..others).map(|_| connect(&lab, address)).collect();
+        for stream in &mut others {
+            echoes(stream);
+        }
+        held.write_all(b"l").unwrap();
+        eventually("the lock is held", || match server.locks() {
+            1 => Ok(1),
+            none => Err(none),
+        });
+        Self {
+            server,
+            lab,
+            address,
+            held,
+            others,
+        }
+    }
+
+    /// Until now nothing came of the send, nor of anybody else's wish for the lock.
+    fn release(&mut self) {
+        assert_eq!(self.server.locks(), 1);
+        let mut asks = connect(&self.lab, self.address);
+        asks.write_all(b"u").unwrap();
+        asks.read_exact(&mut [0]).unwrap();
+        self.held.read_exact(&mut [0]).unwrap();
+    }
+}
+
+fn mover(agent: &Agent) -> Value {
+    status(agent)["mover"].clone()
+}
+
+/// How many threads of a process wait for a socket's lock.
+fn waiting(pid: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let waits = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|at| at == "__lock_sock")
+    };
+    tasks.filter(waits).count()
+}
+
+#[track_caller]
+fn one_waits(child: &Child) {
+    eventually("a thread waits for the lock", || {
+        match waiting(child.id()) {
+            1 => Ok(1),
+            other => Err(other),
+        }
+    });
+}
+
+/// Outcomes of moves, sorted, of so many.
+fn outcomes(agent: &mut Agent, count: usize) -> Vec<(String, Value)> {
+    let mut all: Vec<_> = (0..count)
+        .map(|_| {
+            let line = agent.wait_for_move();
+            (
+                line["outcome"].as_str().unwrap().to_owned(),
+                line["peer"].clone(),
+            )
+        })
+        .collect();
+    all.sort_by(|one, other| one.0.cmp(&other.0));
+    all
+}
+
+fn words(outcomes: &[(String, Value)]) -> Vec<&str> {
+    outcomes.iter().map(|(word, _)| word.as_str()).collect()
+}
+
+/// What becomes of four moves of which none was begun, once the mover is given up: the one at which it
+/// was is left alone, the others are judged again.
+const GIVEN_UP: [&str; 4] = ["recalled", "recalled", "recalled", "refused"];
+
+/// All four are under way.
+#[track_caller]
+fn is_stuck_with_all(agent: &Agent) {
+    one_waits(&agent.child);
+    eventually("all are under way", || {
+        let in_flight = status(agent)["inFlight"].as_array().unwrap().len();
+        if in_flight == 4 {
+            Ok(4)
+        } else {
+            Err(in_flight)
+        }
+    });
+}
+
+/// What the other tests stand on.
+#[test]
+fn who_looks_at_a_held_socket_waits_until_it_is_released() {
+    let _alone = alone();
+    let mut scene = Scene::begin(served(7090), 0);
+    let mut command = scene.lab.pod(0).host.command("ss");
+    let mut look = command.arg("-ti").stdout(Stdio::null()).spawn().unwrap();
+    one_waits(&look);
+    scene.release();
+    assert!(look.wait().unwrap().success());
+}
+
+#[test]
+fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
+    let _alone = alone();
+    let served = served(7091);
+    let policy = enforce(&served.1, 7091, "maxAge: 2s", AT_ONCE)
+        .replace("interval: 200ms", "interval: 3s")
+        .replace("budget: {", "budget: {window: 10m, perNode: 9, ");
+    let mut agent = Agent::in_lab(&served.1, &policy);
+    let mut scene = Scene::begin(served, 3);
+    let peer = Value::from(scene.held.local_addr().unwrap().to_string());
+    eventually("it is stuck", || {
+        let mover = mover(&agent);
+        if mover["state"] == "stuck" {
+            Ok(mover)
+        } else {
+            Err(mover)
+        }
+    });
+    let ready = rebalancer(&agent, &["probe", "ready"]);
+    assert_eq!(ready.status.code(), Some(1));
+    assert!(said(&ready).contains("the mover is stuck"), "{ready:?}");
+    assert!(rebalancer(&agent, &["probe", "live"]).status.success());
+    let listed = agent.connections(scene.lab.pod(0));
+    let held = listed.iter().find(|c| c["peer"] == peer).unwrap();
+    assert_eq!(mover(&agent)["at"], held["id"]);
+
+    let given_up = outcomes(&mut agent, 4);
+    assert_eq!(words(&given_up), GIVEN_UP);
+    assert_eq!(given_up[3].1, peer);
+    let moved = outcomes(&mut agent, 3);
+    assert_eq!(words(&moved), ["reset"; 3]);
+    for stream in &mut scene.others {
+        assert!(is_reset(stream));
+    }
+    agent.wait_for_intervals(1);
+    assert!(rebalancer(&agent, &["probe", "ready"]).status.success());
+    let now = status(&agent);
+    assert_eq!(
+        now["mover"],
+        json!({"state": "fine", "stuckSeconds": null, "at": null, "replaced": 1})
+    );
+    assert_eq!(
+        now["ended"],
+        json!({"recalled": 3, "refused": 1, "reset": 3})
+    );
+    // Nothing was done to what was given up.
+    assert_eq!(
+        (&now["budgets"][0]["used"], &now["inFlight"]),
+        (&json!(3), &json!([]))
+    );
+
+    assert_eq!(waiting(agent.child.id()), 1);
+    scene.release();
+    agent.wait_for("the end of the thread", |line| {
+        line["message"] == "the kernel has answered a moving thread that was given up: it has ended"
+    });
+    echoes(&mut scene.held);
+    assert_eq!(waiting(agent.child.id()), 0);
+    assert!(is_reset(&mut connect(&scene.lab, scene.address)));
+    agent.leaves_nothing();
+}
+
+#[test]
+fn what_is_paused_while_the_mover_is_stuck_is_not_moved_when_it_goes_on() {
+    let _alone = alone();
+    let served = served(7092);
+    let policy = enforce(&served.1, 7092, "maxAge: 2s", AT_ONCE);
+    let mut agent = Agent::in_lab(&served.1, &policy);
+    let mut scene = Scene::begin(served, 3);
+    is_stuck_with_all(&agent);
+    // Whatever it is told meanwhile.
+    let paused = rebalancer(&agent, &["pause", "--for", "1h"]);
+    let text = String::from_utf8(paused.stdout).unwrap();
+    assert!(text.contains("moves called back: 4"), "{text}");
+    scene.release();
+    assert_eq!(words(&outcomes(&mut agent, 4)), ["recalled"; 4]);
+    for stream in scene.others.iter_mut().chain([&mut scene.held]) {
+        echoes(stream);
+    }
+    agent.leaves_nothing();
+}
+
+#[test]
+fn an_agent_whose_mover_is_stuck_stops_and_another_starts() {
+    let _alone = alone();
+    let served = served(7093);
+    let policy = enforce(&served.1, 7093, "maxAge: 2s", AT_ONCE);
+    let in_lab = cgroup(&served.1).to_str().unwrap().to_owned();
+    let in_lab = ["--cgroup", &in_lab];
+    let mut agent = Agent::with(&policy, own_pins(), &in_lab);
+    let scene = Scene::begin(served, 3);
+    is_stuck_with_all(&agent);
+    agent.signal(Signal::TERM);
+    // Each move has its outcome all the same.
+    let told = outcomes(&mut agent, 4);
+    assert_eq!(words(&told), GIVEN_UP);
+    eventually("its pins are gone", || {
+        let left = pins_left(&agent.pins);
+        if left.is_empty() { Ok(left) } else { Err(left) }
+    });
+    // A thread in such a sleep keeps its process from ending.
+    assert_eq!(
+        (waiting(agent.child.id()), agent.child.try_wait().unwrap()),
+        (1, None)
+    );
+    let mut next = Agent::with(&policy, agent.pins.clone(), &in_lab);
+    let mut scene = scene;
+    // It knows of which one nothing is to be had.
+    assert_eq!(words(&outcomes(&mut next, 3)), ["reset"; 3]);
+    next.wait_for_intervals(5);
+    assert_eq!(waiting(next.child.id()), 0);
+    scene.release();
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+    echoes(&mut scene.held);
+    next.leaves_nothing();
+}
