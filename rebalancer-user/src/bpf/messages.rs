@@ -1,6 +1,10 @@
 //! The sk_msg program, and the sockets whose sends it counts.
 
-use std::{io, os::fd::BorrowedFd, path::Path};
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Ebpf,
@@ -22,12 +26,16 @@ use crate::snapshot::Cookie;
 /// the way of one more is said, not hidden.
 const MOST_SOCKETS: u32 = 65_536;
 
-/// Counts the sends of the sockets that join it. Dropping it lets all of them go.
+/// Counts the sends of the sockets that join it. Dropping it lets all of them go, unless there is a
+/// [`Joiner`].
 pub struct MessageCounter {
     // Dropped in this order. Neither is pinned: a killed process leaves nothing.
     counted: SockHash<MapData, u64>,
     _ebpf: Ebpf,
 }
+
+/// Lets sockets join a [`MessageCounter`], from another thread.
+pub struct Joiner(SockHash<MapData, u64>);
 
 impl MessageCounter {
     /// Loads the program over the maps pinned under `pins`. It runs for nothing yet.
@@ -41,10 +49,7 @@ impl MessageCounter {
             |e: anyhow::Error| Error::call(format!("making the map {}", names::COUNTED), e);
         let map =
             sys::make_socket_hash(names::COUNTED, MOST_SOCKETS).map_err(|e| making(e.into()))?;
-        let counted: SockHash<MapData, u64> = MapData::from_fd(map)
-            .and_then(Map::from_map_data)
-            .and_then(SockHash::try_from)
-            .map_err(|e| making(e.into()))?;
+        let counted = socket_hash(map).map_err(|e| making(e.into()))?;
         let btf = kernel.btf()?;
         let mut ebpf = loader_over(kernel, &btf, pins)?
             .load(OBJECT)
@@ -65,15 +70,10 @@ impl MessageCounter {
         })
     }
 
-    /// The sends of this socket are counted from now on. It must be this cookie's.
-    ///
-    /// # Errors
-    /// EOPNOTSUPP: it is not established. EBUSY: another program has it. EINVAL: something else
-    /// has taken it over, such as kernel TLS. E2BIG: the map is full.
-    pub fn join(&mut self, cookie: Cookie, socket: BorrowedFd<'_>) -> io::Result<()> {
-        self.counted
-            .insert(cookie.0, socket.as_raw_fd(), 0)
-            .map_err(io_error)
+    /// What lets sockets join.
+    pub fn joiner(&self) -> io::Result<Joiner> {
+        let map = self.counted.fd().as_fd().try_clone_to_owned()?;
+        socket_hash(map).map(Joiner).map_err(io_error)
     }
 
     /// They are not counted any more. `false`: the socket is closed, and had left by itself.
@@ -91,4 +91,24 @@ impl MessageCounter {
             },
         }
     }
+}
+
+impl Joiner {
+    /// The sends of this socket are counted from now on. It must be this cookie's. Waits for the
+    /// socket's lock.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: it is not established. EBUSY: another program has it. EINVAL: something else
+    /// has taken it over, such as kernel TLS. E2BIG: the map is full.
+    pub fn join(&mut self, cookie: Cookie, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.0
+            .insert(cookie.0, socket.as_raw_fd(), 0)
+            .map_err(io_error)
+    }
+}
+
+fn socket_hash(map: OwnedFd) -> Result<SockHash<MapData, u64>, MapError> {
+    MapData::from_fd(map)
+        .and_then(Map::from_map_data)
+        .and_then(SockHash::try_from)
 }

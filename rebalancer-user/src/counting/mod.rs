@@ -1,15 +1,17 @@
 //! Counts the sends of the connections that a rule with `count: Messages` is for.
 //!
 //! A thread of its own lets sockets join the kernel's map, on which an sk_msg program counts, and
-//! lets them go when no rule asks any more. It never waits for a connection, and a connection that
-//! cannot join is left as it is, with the reason said. Nothing is loaded before a rule asks.
+//! lets them go when no rule asks any more. It never waits for a connection, nor for a socket's lock:
+//! `joining` does. A connection that cannot join is left as it is, with the reason said. Nothing is
+//! loaded before a rule asks.
 //!
 //! A socket joins by a duplicate of its server's own descriptor, found as a move finds it: one
-//! search of a namespace's processes for all that are new there.
+//! walk over all processes for all that are new.
 //!
 //! Some kernels tell the server of such a socket that it has nothing to read while it has
 //! ([`Fionread::Wrong`]). Nothing is counted on those, unless the agent was started to do so.
 
+mod joining;
 mod probe;
 mod refused;
 
@@ -18,7 +20,6 @@ pub use probe::{Fionread, probe};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    os::fd::AsFd as _,
     path::PathBuf,
     sync::{
         Arc,
@@ -28,21 +29,25 @@ use std::{
     time::Instant,
 };
 
-use rustix::io::Errno;
 use tracing::{debug, error, info, warn};
 
-use self::refused::{NotCounted, RETRY_AFTER};
+use self::{
+    joining::{Joined, Joining},
+    refused::{NotCounted, RETRY_AFTER},
+};
 use crate::{
     bpf::{Kernel, MessageCounter, Walker},
-    moves::{Cgroups, Diag, Owner, Owners, SocketId, option, stranger},
-    netns::enter,
+    moves::{Cgroups, Owners},
     policy::{Count, Mode, Policy},
     snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
 };
 
+/// Of a socket that was reset or destroyed, and whose process holds it still.
+const CLOSED: TcpState = TcpState::Other(7);
+
 /// A connection to count on.
 struct Wanted {
-    id: SocketId,
+    cookie: Cookie,
     netns: Netns,
     cgroup: CgroupId,
     state: TcpState,
@@ -123,12 +128,7 @@ impl Drop for Counting {
 impl From<&Connection> for Wanted {
     fn from(c: &Connection) -> Self {
         Self {
-            id: SocketId {
-                cookie: c.cookie,
-                local: c.local,
-                remote: c.remote,
-                device: c.device,
-            },
+            cookie: c.cookie,
             netns: c.endpoint.netns,
             cgroup: c.cgroup,
             state: c.state,
@@ -141,7 +141,7 @@ impl From<&Connection> for Wanted {
 enum Counter {
     /// No rule asks.
     Closed,
-    Open(Box<(MessageCounter, Walker)>),
+    Open(Box<(MessageCounter, Walker, Joining)>),
     /// This kernel cannot, and that was said.
     Unavailable,
 }
@@ -177,33 +177,45 @@ impl Room {
         let Counter::Open(open) = &mut self.counter else {
             return;
         };
-        let (counter, walker) = &mut **open;
-        let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.id.cookie).collect();
+        let late = open.2.late();
+        self.note(late, 0, Instant::now());
+        let Counter::Open(open) = &mut self.counter else {
+            return;
+        };
+        let (counter, walker, joining) = &mut **open;
+        let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.cookie).collect();
         let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
         let left = leave(counter, &gone);
         self.joined.retain(|cookie| asked.contains(cookie));
         self.refused.retain(|cookie, _| asked.contains(cookie));
         let now = Instant::now();
         let is_new = |w: &Wanted| {
-            !self.joined.contains(&w.id.cookie)
-                && self.refused.get(&w.id.cookie).is_none_or(|(why, at)| {
+            !self.joined.contains(&w.cookie)
+                && !joining.awaits(w.cookie)
+                && self.refused.get(&w.cookie).is_none_or(|(why, at)| {
                     why.may_pass() && now.duration_since(*at) >= RETRY_AFTER
                 })
         };
-        let mut by_netns: BTreeMap<Netns, Vec<Wanted>> = BTreeMap::new();
         let mut results = Vec::new();
-        for new in wanted.into_iter().filter(is_new) {
-            match new.skipped() {
-                Some(why) => results.push((new.id.cookie, Err(why))),
-                None => by_netns.entry(new.netns).or_default().push(new),
+        let mut new = Vec::new();
+        for wanted in wanted.into_iter().filter(is_new) {
+            match wanted.skipped() {
+                Some(why) => results.push((wanted.cookie, Err(why))),
+                None => new.push(wanted),
             }
         }
-        let cookies: BTreeSet<Cookie> = by_netns.values().flatten().map(|w| w.id.cookie).collect();
+        let cookies: BTreeSet<Cookie> = new.iter().map(|w| w.cookie).collect();
         if !cookies.is_empty() {
             match Owners::find(walker, &cookies, &self.cgroups) {
                 Ok(owners) => {
-                    for (netns, new) in &by_netns {
-                        join_all(counter, &owners, *netns, new, &mut results);
+                    for wanted in new {
+                        let cookie = wanted.cookie;
+                        // Of one that has gone nothing is said.
+                        if owners.state(cookie).is_none_or(|state| state == CLOSED) {
+                            continue;
+                        }
+                        let owners = owners.of(cookie).to_vec();
+                        results.push((cookie, joining.join(counter, wanted, owners)));
                     }
                 }
                 Err(error) => warn!(%error, "cannot tell who holds the sockets to count on"),
@@ -213,7 +225,7 @@ impl Room {
     }
 
     /// Remembers and says what became of those that were new.
-    fn note(&mut self, results: Vec<(Cookie, Result<(), NotCounted>)>, left: usize, now: Instant) {
+    fn note(&mut self, results: Vec<Joined>, left: usize, now: Instant) {
         let (mut joined, mut not) = (0, BTreeMap::<NotCounted, (Cookie, u64)>::new());
         for (cookie, result) in results {
             match result {
@@ -253,7 +265,7 @@ impl Room {
             .and_then(|mut counter| {
                 let fionread = probe::fionread(&mut counter)?;
                 let walker = Walker::open(Arc::clone(&self.kernel), &self.pins)?;
-                Ok((fionread, (counter, walker)))
+                Ok((fionread, (counter, walker, Joining::new())))
             });
         self.kernel.forget_types();
         match opened {
@@ -311,37 +323,6 @@ fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
     left
 }
 
-/// Lets those of one namespace join, from inside it. Of one that has gone nothing is said.
-fn join_all(
-    counter: &mut MessageCounter,
-    owners: &Owners,
-    netns: Netns,
-    new: &[Wanted],
-    results: &mut Vec<(Cookie, Result<(), NotCounted>)>,
-) {
-    let Some(target) = owners.open_netns(netns, new.iter().map(|w| w.id.cookie)) else {
-        return;
-    };
-    let look = || -> io::Result<Vec<&Wanted>> {
-        let diag = Diag::open()?;
-        let mut there = Vec::new();
-        for wanted in new {
-            if diag.look(&wanted.id)?.is_some() {
-                there.push(wanted);
-            }
-        }
-        Ok(there)
-    };
-    let there = match enter(&target, look).and_then(|looked| looked) {
-        Ok(there) => there,
-        Err(error) => return warn!(%error, netns = netns.0, "cannot look at its sockets"),
-    };
-    for wanted in there {
-        let result = wanted.join(owners.of(wanted.id.cookie), counter);
-        results.push((wanted.id.cookie, result));
-    }
-}
-
 impl Wanted {
     /// What the snapshot alone tells against it.
     fn skipped(&self) -> Option<NotCounted> {
@@ -352,31 +333,5 @@ impl Wanted {
         } else {
             None
         }
-    }
-
-    fn join(&self, owners: &[Owner], counter: &mut MessageCounter) -> Result<(), NotCounted> {
-        let facts = owners.iter().map(|owner| owner.facts);
-        if let Some(guard) = stranger(facts, self.netns, self.cgroup) {
-            return Err(NotCounted::by_guard(guard));
-        }
-        let mut last = NotCounted::OwnerUnknown;
-        for owner in owners {
-            // Closed at once, as until then the server's own close sends no FIN.
-            match owner.duplicate(self.id.cookie) {
-                Ok(socket) => {
-                    // 0 where no other protocol of the kernel has the socket, else its name.
-                    if option(&socket, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|ulp| ulp != 0) {
-                        return Err(NotCounted::KernelTls);
-                    }
-                    return counter
-                        .join(self.id.cookie, socket.as_fd())
-                        .map_err(|e| NotCounted::by_kernel(&e));
-                }
-                // Process or descriptor are not what they were.
-                Err(Errno::SRCH | Errno::BADF | Errno::STALE) => {}
-                Err(e) => last = NotCounted::by_kernel(&e.into()),
-            }
-        }
-        Err(last)
     }
 }

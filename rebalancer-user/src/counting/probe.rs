@@ -29,7 +29,8 @@ pub enum Fionread {
 /// Sees what FIONREAD says on a socket of our own, in the map.
 pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
     let mut pair = Pair::connect()?;
-    counter.join(pair.cookie, pair.server.as_fd())?;
+    let mut joiner = counter.joiner()?;
+    joiner.join(pair.cookie, pair.server.as_fd())?;
     pair.client.write_all(b"x")?;
     let mut readable = [PollFd::new(&pair.server, PollFlags::IN)];
     let second = Timespec {
@@ -56,7 +57,8 @@ pub fn probe(walker: &mut Walker) -> anyhow::Result<Fionread> {
     let mut counter = MessageCounter::open(walker.kernel(), walker.pins())?;
     let found = fionread(&mut counter).context("trying it on a connection of our own")?;
     let mut pair = Pair::connect()?;
-    counter.join(pair.cookie, pair.server.as_fd())?;
+    let mut joiner = counter.joiner()?;
+    joiner.join(pair.cookie, pair.server.as_fd())?;
     pair.server.write_all(b"four")?;
     let listed = walker.find(pair.cookie)?;
     let listed = listed.context("a connection of our own has no record")?;

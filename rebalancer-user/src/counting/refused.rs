@@ -2,6 +2,8 @@
 
 use std::{fmt, io, time::Duration};
 
+use crate::moves::UNANSWERED;
+
 /// How long what may pass is left alone. Nothing else is tried twice.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -24,6 +26,8 @@ pub(super) enum NotCounted {
     Busy,
     /// As many as there is room for are counted.
     Full,
+    /// Something holds its lock, and the kernel does not answer.
+    Unanswered,
     /// The kernel said something else.
     Errno(i32),
 }
@@ -51,7 +55,9 @@ impl NotCounted {
     /// Whether it may pass by itself while the connection lives.
     pub(super) fn may_pass(self) -> bool {
         match self {
-            Self::OwnerUnknown | Self::Busy | Self::Full | Self::Errno(_) => true,
+            Self::OwnerUnknown | Self::Busy | Self::Full | Self::Unanswered | Self::Errno(_) => {
+                true
+            }
             Self::NotEstablished
             | Self::Mptcp
             | Self::KernelTls
@@ -72,6 +78,7 @@ impl fmt::Display for NotCounted {
             Self::Forbidden => "forbidden",
             Self::Busy => "busy",
             Self::Full => "full",
+            Self::Unanswered => UNANSWERED,
             Self::Errno(errno) => return write!(f, "{}", io::Error::from_raw_os_error(*errno)),
         })
     }

@@ -25,7 +25,6 @@ mod raw;
 mod sniffer;
 mod sys;
 
-pub(crate) use diag::Diag;
 #[cfg(any(test, fuzzing))]
 pub(crate) use diag::parse_answer;
 pub(crate) use guards::stranger;

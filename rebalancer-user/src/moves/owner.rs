@@ -124,7 +124,7 @@ impl Owners {
     }
 
     /// What the socket was when it was looked for; `None` if no descriptor led to it.
-    pub(super) fn state(&self, cookie: Cookie) -> Option<TcpState> {
+    pub(crate) fn state(&self, cookie: Cookie) -> Option<TcpState> {
         self.of.get(&cookie)?.state
     }
 

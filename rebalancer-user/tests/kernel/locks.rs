@@ -13,10 +13,11 @@ use xtask::lab::Lab;
 
 use crate::{
     guards::echoes,
+    messages::{NEVER, counting, nothing_left, sends, start, wait_for_joined},
     moves::{AT_ONCE, enforce, is_reset},
     server::{Kind, Server},
     status::{rebalancer, said, status},
-    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, pins_left},
+    support::{Agent, alone, cgroup, connect, eventually, held_by, lab, own_pins, pins_left},
 };
 
 /// A server, a connection whose lock it holds, and others.
@@ -258,4 +259,66 @@ fn an_agent_whose_mover_is_stuck_stops_and_another_starts() {
     assert_eq!(agent.child.wait().unwrap().code(), Some(0));
     echoes(&mut scene.held);
     next.leaves_nothing();
+}
+
+#[test]
+fn a_held_socket_stops_neither_the_counting_of_others_nor_the_agent() {
+    let _alone = alone();
+    let served = served(7094);
+    let policy = counting(&served.1, 7094, NEVER, AT_ONCE);
+    let mut agent = start(&served.1, &policy, &[]);
+    let mut scene = Scene::begin(served, 3);
+    wait_for_joined(&mut agent, 3);
+    one_waits(&agent.child);
+    for stream in &mut scene.others {
+        echoes(stream);
+        assert_eq!(sends(&agent, stream)["messages"], 1);
+    }
+    // Those that come later, too.
+    scene.others.push(connect(&scene.lab, scene.address));
+    wait_for_joined(&mut agent, 4);
+    assert_eq!(sends(&agent, &scene.held), Value::Null);
+    let not = agent.said("sends not counted");
+    let reasons: Vec<_> = not.iter().map(|line| &line["reason"]).collect();
+    assert_eq!(reasons, ["unanswered"]);
+    // Once it is released it is counted as well.
+    scene.release();
+    wait_for_joined(&mut agent, 5);
+    echoes(&mut scene.held);
+    assert_eq!(sends(&agent, &scene.held)["messages"], 1);
+    let all = held_by(agent.child.id());
+    assert_eq!(agent.terminate(), Some(0));
+    // A server's receive that is under way holds on to the program until it returns.
+    for stream in scene.others.iter_mut().chain([&mut scene.held]) {
+        echoes(stream);
+    }
+    nothing_left(&all);
+}
+
+#[test]
+fn an_agent_that_waits_for_a_socket_to_count_on_stops() {
+    let _alone = alone();
+    let served = served(7095);
+    let policy = counting(&served.1, 7095, NEVER, AT_ONCE);
+    let mut agent = start(&served.1, &policy, &[]);
+    let mut scene = Scene::begin(served, 1);
+    wait_for_joined(&mut agent, 1);
+    one_waits(&agent.child);
+    agent.signal(Signal::TERM);
+    let line = agent.wait_for("the end of counting", |line| {
+        line["message"] == "counts no sends any more"
+    });
+    assert_eq!(line["left"], 1, "{line}");
+    eventually("its pins are gone", || {
+        let left = pins_left(&agent.pins);
+        if left.is_empty() { Ok(left) } else { Err(left) }
+    });
+    echoes(&mut scene.others[0]);
+    assert_eq!(
+        (waiting(agent.child.id()), agent.child.try_wait().unwrap()),
+        (1, None)
+    );
+    scene.release();
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+    echoes(&mut scene.held);
 }

@@ -21,28 +21,28 @@ use crate::{
     },
 };
 
-const NEVER: &str = "maxAge: 1h";
+pub const NEVER: &str = "maxAge: 1h";
 
 /// A rule that counts on this port and, as long as `limits` are not exceeded, nothing else.
-fn counting(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
+pub fn counting(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
     format!("{}  count: Messages\n", enforce(lab, port, limits, steps))
 }
 
-fn start(lab: &Lab, policy: &str, more: &[&str]) -> Agent {
+pub fn start(lab: &Lab, policy: &str, more: &[&str]) -> Agent {
     let mut arguments = vec!["--cgroup", cgroup(lab).to_str().unwrap()];
     arguments.push("--count-despite-fionread");
     arguments.extend(more);
     Agent::with(policy, own_pins(), &arguments)
 }
 
-fn wait_for_joined(agent: &mut Agent, all: u64) {
+pub fn wait_for_joined(agent: &mut Agent, all: u64) {
     agent.wait_for("who joined", |line| {
         line["message"] == "counting sends" && line["all"] == all
     });
 }
 
 /// What `dump` says of the connection of this client.
-fn sends(agent: &Agent, client: &TcpStream) -> Value {
+pub fn sends(agent: &Agent, client: &TcpStream) -> Value {
     let peer = client.local_addr().unwrap().to_string();
     let all = agent.dump(&[]);
     let of = all.iter().find(|c| c["peer"] == peer.as_str());
@@ -337,7 +337,7 @@ fn they_leave_on_reload_at_stop_and_when_the_agent_is_killed() {
     panic!("the program of a killed agent stays");
 }
 
-fn nothing_left(held: &[(&'static str, u64)]) {
+pub fn nothing_left(held: &[(&'static str, u64)]) {
     eventually("nothing left", || {
         let left = still_there(held);
         if left.is_empty() { Ok(left) } else { Err(left) }

@@ -1,0 +1,158 @@
+//! Lets sockets join by a thread of its own, which alone waits for their locks.
+//!
+//! What holds a socket's lock may do so for ever, see `moves::pulse`. A thread that waits for too long
+//! is left behind at that one socket, and another goes on with the others; what it says once the kernel
+//! has answered is heard all the same.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::AsFd as _,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+
+use super::{NotCounted, Wanted};
+use crate::{
+    bpf::{Joiner, MessageCounter},
+    moves::{Owner, option, stranger},
+    snapshot::Cookie,
+};
+
+/// It takes microseconds, unless something holds the lock.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// So many threads may wait at one time before no other socket joins.
+const MOST_STUCK: usize = 4;
+
+/// What became of a socket that was to join.
+pub(super) type Joined = (Cookie, Result<(), NotCounted>);
+
+type Job = (Wanted, Vec<Owner>);
+
+/// Handle of the thread. Dropping it ends it, and those left behind once the kernel has answered.
+pub(super) struct Joining {
+    jobs: Option<Sender<Job>>,
+    tell: Sender<Joined>,
+    told: Receiver<Joined>,
+    /// What threads that were left behind have said.
+    late: Vec<Joined>,
+    /// At which threads wait that are left behind.
+    stuck: BTreeSet<Cookie>,
+}
+
+impl Joining {
+    pub(super) fn new() -> Self {
+        let (tell, told) = channel();
+        Self {
+            jobs: None,
+            tell,
+            told,
+            late: Vec::new(),
+            stuck: BTreeSet::new(),
+        }
+    }
+
+    /// Whether it is to join as soon as its lock is free.
+    pub(super) fn awaits(&self, cookie: Cookie) -> bool {
+        self.stuck.contains(&cookie)
+    }
+
+    /// What threads that were left behind have said since.
+    pub(super) fn late(&mut self) -> Vec<Joined> {
+        self.late.extend(self.told.try_iter());
+        for (cookie, _) in &self.late {
+            self.stuck.remove(cookie);
+        }
+        std::mem::take(&mut self.late)
+    }
+
+    /// Lets one join, by one of its owners.
+    pub(super) fn join(
+        &mut self,
+        counter: &MessageCounter,
+        wanted: Wanted,
+        owners: Vec<Owner>,
+    ) -> Result<(), NotCounted> {
+        let cookie = wanted.cookie;
+        if self.stuck.len() >= MOST_STUCK {
+            return Err(NotCounted::Unanswered);
+        }
+        let jobs = match self.jobs.take() {
+            Some(jobs) => jobs,
+            None => start(counter, self.tell.clone()).map_err(|e| NotCounted::by_kernel(&e))?,
+        };
+        // It fails only if the thread is no more, and then nothing is told.
+        let _no_thread = jobs.send((wanted, owners));
+        match self.wait_for(cookie) {
+            Some(joined) => {
+                self.jobs = Some(jobs);
+                joined
+            }
+            None => {
+                self.stuck.insert(cookie);
+                Err(NotCounted::Unanswered)
+            }
+        }
+    }
+
+    /// `None`: the kernel does not answer.
+    fn wait_for(&mut self, cookie: Cookie) -> Option<Result<(), NotCounted>> {
+        let until = Instant::now() + ANSWER_WITHIN;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.told.recv_timeout(left).ok()? {
+                (told, joined) if told == cookie => return Some(joined),
+                late => self.late.push(late),
+            }
+        }
+    }
+}
+
+/// Starts a thread that does one after the other.
+fn start(counter: &MessageCounter, tell: Sender<Joined>) -> io::Result<Sender<Job>> {
+    let mut joiner = counter.joiner()?;
+    let (jobs, queue) = channel::<Job>();
+    thread::Builder::new()
+        .name("joining".to_owned())
+        .spawn(move || {
+            for (wanted, owners) in queue {
+                let joined = wanted.join(&owners, &mut joiner);
+                if tell.send((wanted.cookie, joined)).is_err() {
+                    return; // nothing is counted any more
+                }
+            }
+        })?;
+    Ok(jobs)
+}
+
+impl Wanted {
+    fn join(&self, owners: &[Owner], joiner: &mut Joiner) -> Result<(), NotCounted> {
+        let facts = owners.iter().map(|owner| owner.facts);
+        if let Some(guard) = stranger(facts, self.netns, self.cgroup) {
+            return Err(NotCounted::by_guard(guard));
+        }
+        let mut last = NotCounted::OwnerUnknown;
+        for owner in owners {
+            // Closed at once, as until then the server's own close sends no FIN.
+            match owner.duplicate(self.cookie) {
+                Ok(socket) => {
+                    // 0 where no other protocol of the kernel has the socket, else its name.
+                    if option(&socket, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|ulp| ulp != 0) {
+                        return Err(NotCounted::KernelTls);
+                    }
+                    return joiner
+                        .join(self.cookie, socket.as_fd())
+                        .map_err(|e| NotCounted::by_kernel(&e));
+                }
+                // Process or descriptor are not what they were.
+                Err(Errno::SRCH | Errno::BADF | Errno::STALE) => {}
+                Err(e) => last = NotCounted::by_kernel(&e.into()),
+            }
+        }
+        Err(last)
+    }
+}
