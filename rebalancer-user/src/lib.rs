@@ -21,5 +21,6 @@ pub mod netns;
 pub mod observe;
 mod pair;
 pub mod render;
+mod walking;
 
 pub use rebalancer_core::{exchange, plan, policy, snapshot};

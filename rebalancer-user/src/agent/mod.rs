@@ -71,13 +71,11 @@ use crate::{
     policy::{Mode, Policy, StepKind},
     render::{self, Form, Origin, Source},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
+    walking::Account,
 };
 
 /// How often endpoints that have gone are forgotten.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
-
-/// Walking takes no more than one part in so many of a CPU: 2 %. A pass is put off until then.
-const WALKING_SHARE: u32 = 50;
 
 /// How long ours may not be the last program on the cgroup after it was attached again: two agents that
 /// both want to be last would otherwise replace each other at every interval. Meanwhile closes may go
@@ -210,10 +208,11 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was seen, and how long it took to walk.
+/// What was seen, how long it took to walk, and how long the next pass waits for it.
 struct Looks {
     observation: Observation,
     took: Duration,
+    put_off: Duration,
 }
 
 /// From where the agent hears.
@@ -262,6 +261,8 @@ struct Agent {
     faults: BTreeMap<Fault, u64>,
     /// Connections recorded, as of the last pass.
     recorded: u64,
+    /// What walking has taken.
+    walking: Account,
     /// No pass before, so that walking takes no more than its share.
     next_pass: Instant,
     empty_endpoints: EmptyEndpoints,
@@ -369,6 +370,7 @@ impl Agent {
             taken_over = *tracker.inherited() == Inherited::TakenOver,
             "started"
         );
+        let walking = Account::new(kernel.walked());
         let agent = Self {
             _server: server,
             mover,
@@ -399,6 +401,7 @@ impl Agent {
             now: KernelTime::default(),
             faults: BTreeMap::new(),
             recorded: 0,
+            walking,
             next_pass: Instant::now(),
             empty_endpoints: EmptyEndpoints::default(),
             last: Backoff::new(BEHIND_OURS, BEHIND_OURS_MOST),
@@ -506,7 +509,7 @@ impl Agent {
     fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
         self.classify(paths);
         let began = Instant::now();
-        let mut observation = self.observe()?;
+        let (mut observation, put_off) = self.observe()?;
         let took = began.elapsed();
         self.report_faults(&observation);
         locate(&mut observation.snapshot, paths);
@@ -516,13 +519,21 @@ impl Agent {
             names.name(&mut observation.snapshot);
             unsure_before(&mut observation.snapshot, &mut self.named_since);
         }
-        Ok(Looks { observation, took })
+        Ok(Looks {
+            observation,
+            took,
+            put_off,
+        })
     }
 
     fn pass(&mut self) {
         self.keep_tracking();
         let paths = read_cgroups(&self.policy, &self.cgroups);
-        let Looks { observation, took } = match self.look(&paths) {
+        let Looks {
+            observation,
+            took,
+            put_off,
+        } = match self.look(&paths) {
             Ok(looks) => looks,
             Err(error) => {
                 self.state.pass_failed(&error);
@@ -584,19 +595,21 @@ impl Agent {
             .prune(snapshot, self.policy.budget().window(), self.now);
         self.for_next
             .write_if_due(&self.ledger, &self.policy_text, self.now);
-        self.state.passed(&observation, &plan, &self.ledger, took);
+        self.state
+            .passed(&observation, &plan, &self.ledger, took, put_off);
     }
 
-    /// Walks, and puts off the next pass if that took long.
-    fn observe(&mut self) -> Result<Observation, bpf::Error> {
+    /// Walks, and puts off the next pass if that, or what others have walked since the last, took long.
+    fn observe(&mut self) -> Result<(Observation, Duration), bpf::Error> {
         let adopt = Adopt::Below {
             cgroup: self.tracker.within()?,
             room: room(&self.policy, self.recorded),
         };
         let observation = self.observer.observe(adopt)?;
-        self.next_pass = Instant::now() + observation.cpu * WALKING_SHARE;
+        let put_off = self.walking.passed(self.kernel.walked());
+        self.next_pass = Instant::now() + put_off;
         self.recorded = observation.snapshot.connections.len() as u64;
-        Ok(observation)
+        Ok((observation, put_off))
     }
 
     /// A pod may come to what was a plain host: from then on nothing is moved.

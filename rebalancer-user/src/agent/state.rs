@@ -165,13 +165,14 @@ impl AgentState {
         self.numbers.failed();
     }
 
-    /// A pass listed `observation` within `listing`.
+    /// A pass listed `observation` within `listing`; the next is `put_off` for what walking took.
     pub(super) fn passed(
         &mut self,
         observation: &Observation,
         plan: &Plan,
         ledger: &Ledger,
         listing: Duration,
+        put_off: Duration,
     ) {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
@@ -190,7 +191,7 @@ impl AgentState {
             duration_seconds: began.elapsed().as_secs_f64(),
             descriptors: observation.files,
             unseen: observation.unseen,
-            next_after_seconds: (observation.cpu * super::WALKING_SHARE).as_secs_f64(),
+            next_after_seconds: put_off.as_secs_f64(),
             connections: snapshot.connections.len(),
             endpoints: snapshot.endpoints.len(),
             moves: plan.moves().count(),

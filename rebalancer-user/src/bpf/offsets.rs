@@ -4,7 +4,11 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use aya::{Btf, Endianness};
@@ -29,6 +33,8 @@ pub struct Kernel {
     path: PathBuf,
     /// Its types, once they were needed.
     types: Mutex<Option<Arc<Btf>>>,
+    /// See [`Kernel::walked`].
+    walked_ns: AtomicU64,
 }
 
 impl Kernel {
@@ -52,6 +58,7 @@ impl Kernel {
             host_netns,
             path: path.to_owned(),
             types: Mutex::default(),
+            walked_ns: AtomicU64::new(0),
         })
     }
 
@@ -72,6 +79,17 @@ impl Kernel {
     pub fn forget_types(&self) {
         *self.types.lock().unwrap_or_else(PoisonError::into_inner) = None;
         sys::return_memory();
+    }
+
+    /// CPU time that the walks of this process took, over all processes or the holders among them, by
+    /// whatever thread.
+    pub fn walked(&self) -> Duration {
+        Duration::from_nanos(self.walked_ns.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn has_walked(&self, cpu: Duration) {
+        let nanos = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
+        self.walked_ns.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Inode of the host's network namespace.

@@ -197,6 +197,7 @@ impl Walker {
             merge(&mut pass.sockets, &mut at, row);
         })?;
         pass.cpu = cpu_time().saturating_sub(started);
+        self.kernel.has_walked(pass.cpu);
         Ok(pass)
     }
 
@@ -228,6 +229,7 @@ impl Walker {
             pass.now_ns = duration(clock_gettime(ClockId::Monotonic)).as_nanos() as u64;
         }
         pass.cpu = cpu_time().saturating_sub(started);
+        self.kernel.has_walked(pass.cpu);
         Ok(Some(pass))
     }
 

@@ -87,6 +87,8 @@ pub(super) struct Inside<'a> {
     pub(super) mechanism: Mechanism,
     pub(super) watches: &'a mut Watches,
     pub(super) pulse: &'a Pulse,
+    /// Who holds the socket is known, or may be found out: a step can be taken.
+    pub(super) may_act: bool,
 }
 
 impl Active {
@@ -149,7 +151,7 @@ impl Active {
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
             let in_time = now < self.step_until;
-            let may_go = speaks == Verdict::Fine && self.asked != Some(self.step);
+            let may_go = inside.may_act && speaks == Verdict::Fine && self.asked != Some(self.step);
             let watch_now = self.watch.is_wanted() && is_accepted && in_time;
             if watch_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act;

@@ -29,6 +29,7 @@ use crate::{
     plan::{Move, Outcome},
     policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},
+    walking::Pace,
 };
 
 /// How often a waiting move's socket is looked at. A look costs some 20 microseconds.
@@ -121,6 +122,7 @@ impl Mover {
                     mechanism,
                     cgroups: Cgroups::read(),
                     owners: Owners::default(),
+                    pace: Pace::default(),
                     active: BTreeMap::new(),
                     done,
                     steps: told,
@@ -256,6 +258,7 @@ struct Room {
     mechanism: Mechanism,
     cgroups: Cgroups,
     owners: Owners,
+    pace: Pace,
     active: BTreeMap<Cookie, Active>,
     done: UnboundedSender<Done>,
     steps: Steps,
@@ -375,12 +378,30 @@ impl Room {
             owners,
             walker,
             cgroups,
+            pace,
             ..
         } = self;
-        if let Err(error) = owners.refresh(walker, &old, cgroups) {
+        match owners.refresh(walker, &old, cgroups) {
+            Ok(cpu) => pace.walked(cpu, Instant::now()),
             // Those without owners are not moved, and say so.
-            tracing::warn!(%error, "cannot tell who holds the connections that are to be moved");
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell who holds the connections that are to be moved");
+            }
         }
+    }
+
+    /// Those of these whose owners are known well enough to take a step. Where a walk is dear the others
+    /// wait for the next one; it tells of all moves, as others will be ready soon.
+    fn with_known_owners(&mut self, mut ready: Vec<Cookie>) -> Vec<Cookie> {
+        let old = |owners: &Owners, ready: &[Cookie]| {
+            owners.older_than(OWNERS_KNOWN_FOR, ready.iter().copied())
+        };
+        if !old(&self.owners, &ready).is_empty() && self.pace.may_walk(Instant::now()) {
+            self.know_owners(Duration::ZERO, &self.cookies());
+        }
+        let old = old(&self.owners, &ready);
+        ready.retain(|cookie| !old.contains(cookie));
+        ready
     }
 
     /// Looks at the moves of one namespace, and takes the steps whose time has come.
@@ -389,10 +410,10 @@ impl Room {
         let (ready, mut next): (Vec<_>, Vec<_>) = looked
             .into_iter()
             .partition(|(_, next)| matches!(next, Next::Act));
-        let ready: Vec<Cookie> = ready.into_iter().map(|(cookie, _)| cookie).collect();
+        let ready = ready.into_iter().map(|(cookie, _)| cookie).collect();
+        // Before the last look, so that nothing takes time after it.
+        let ready = self.with_known_owners(ready);
         if !ready.is_empty() {
-            // Before the last look, so that nothing takes time after it.
-            self.know_owners(OWNERS_KNOWN_FOR, &ready);
             next.extend(self.inside(netns, &ready, |active, inside| active.act(inside)));
         }
         next
@@ -425,10 +446,12 @@ impl Room {
             watches,
             mechanism,
             owners,
+            pace,
             active,
             pulse,
             ..
         } = self;
+        let may_walk = pace.may_walk(Instant::now());
         let work = || {
             let diag = match Diag::open() {
                 Ok(diag) => diag,
@@ -442,6 +465,7 @@ impl Room {
                 mechanism: *mechanism,
                 watches,
                 pulse,
+                may_act: true,
             };
             let mut next = Vec::with_capacity(cookies.len());
             for cookie in cookies {
@@ -452,6 +476,9 @@ impl Room {
                     return Vec::new();
                 }
                 pulse.turns_to(Some(*cookie), Instant::now());
+                // To tell whether it is quiet may take a walk over this process.
+                let old = owners.older_than(OWNERS_KNOWN_FOR, [*cookie].into_iter());
+                inside.may_act = may_walk || old.is_empty();
                 next.push((*cookie, without_panic(|| each(active, &mut inside))));
             }
             next

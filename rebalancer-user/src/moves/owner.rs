@@ -66,13 +66,14 @@ impl Owners {
         Ok(owners)
     }
 
-    /// Looks for the owners of these sockets anew. One that nobody holds has none.
+    /// Looks for the owners of these sockets anew. One that nobody holds has none. Returns the CPU time of
+    /// the walk.
     pub(crate) fn refresh(
         &mut self,
         walker: &mut Walker,
         wanted: &BTreeSet<Cookie>,
         cgroups: &Cgroups,
-    ) -> Result<(), bpf::Error> {
+    ) -> Result<Duration, bpf::Error> {
         let at = Instant::now();
         let pass = walker.walk(Adopt::No)?;
         let mut processes = BTreeMap::new();
@@ -87,7 +88,7 @@ impl Owners {
                 self.of.insert(cookie, found);
             }
         }
-        Ok(())
+        Ok(pass.cpu)
     }
 
     /// Forgets the owners of all sockets but these.

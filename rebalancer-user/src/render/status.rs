@@ -154,7 +154,8 @@ pub struct PassStatus {
     /// Connections recorded that no descriptor leads to: not accepted yet, in flight between
     /// processes, or held by io_uring alone. They are not moved.
     pub unseen: u64,
-    /// The next pass begins no earlier, so that walking takes no more than 2 % of a CPU.
+    /// The next pass begins no earlier, so that walking takes no more than 2 % of a CPU: by this pass,
+    /// and since the one before it by the moving thread and by counting.
     pub next_after_seconds: f64,
     /// Connections listed.
     pub connections: usize,
