@@ -571,6 +571,7 @@ pub(super) mod tests {
         };
         let snapshot = Snapshot {
             taken: KernelTime(9),
+            namespaces: BTreeMap::new(),
             connections: vec![Connection {
                 endpoint: key,
                 cgroup_path: CgroupPath::new("/a"),
