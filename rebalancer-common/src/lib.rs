@@ -320,31 +320,6 @@ impl EndpointSums {
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 }
 
-/// Groups of rules that the kernel half tells apart: those of a group name the same cgroups, those
-/// of the first name none.
-pub const GROUPS: usize = 8;
-
-/// What the kernel half is told of a cgroup, in the `cgroups` map: the groups of rules that name it,
-/// a bit for each, and whether it is excluded.
-pub mod class {
-    /// Every group.
-    pub const ALL_GROUPS: u32 = (1 << super::GROUPS) - 1;
-    /// The group of rules that name no cgroups: theirs is every cgroup.
-    pub const ANY_CGROUP: u32 = 1;
-    /// Its sockets are not recorded.
-    pub const EXCLUDED: u32 = 1 << super::GROUPS;
-}
-
-/// Words of the `wanted` map: a bit for each group and port.
-pub const WANTED_WORDS: usize = (1 << 16) * GROUPS / 64;
-
-/// Where a port's groups are in the `wanted` map: the word, and the first bit in it.
-#[inline(always)]
-pub const fn wanted_bits(port: u16) -> (u32, u32) {
-    let bit = port as u32 * GROUPS as u32;
-    (bit / 64, bit % 64)
-}
-
 /// What the agent tells the kernel half to record; the one slot of the `settings` map.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -359,10 +334,8 @@ pub struct Settings {
     pub max_per_endpoint: u32,
     /// Most connections recorded on the node.
     pub max_per_node: u32,
-    /// 1: record only sockets whose local port is in the `wanted` map.
-    pub matched: u32,
-    /// 1: look their cgroup up in the `cgroups` map.
-    pub cgroups: u32,
+    /// 1: sockets in a cgroup of the `excluded` map, or below one, are not recorded.
+    pub excludes: u32,
     /// The agent's process id, for messages.
     pub agent_pid: u32,
 }

@@ -28,10 +28,8 @@ pub const NODE: &str = "node";
 pub const ENDPOINTS: &str = "endpoints";
 /// Array of one [`crate::Settings`].
 pub const SETTINGS: &str = "settings";
-/// Array of [`crate::WANTED_WORDS`] words: for each port the groups of rules that name it.
-pub const WANTED: &str = "wanted";
-/// Hash: a cgroup's id → its [`crate::class`]. Filled only where the policy names cgroups.
-pub const CGROUPS: &str = "cgroups";
+/// Hash: the id of a cgroup whose sockets are not recorded, nor those below it → 1.
+pub const EXCLUDED: &str = "excluded";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
 /// Hash: cookie → [`crate::Watched`], of the connections that are about to be moved. The agent's own:

@@ -6,8 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use rebalancer_common::{
-    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, WANTED_WORDS,
-    WalkHead, Watched,
+    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, WalkHead, Watched,
 };
 
 /// Endpoints that a node can have at one time; a full map is a counted fault. Memory is taken only
@@ -17,8 +16,8 @@ const MAX_ENDPOINTS: usize = 65_536;
 /// Places that endpoints are counted for.
 const MAX_PLACES: usize = 65_536;
 
-/// Cgroups that the agent can tell of; memory is taken only for those that are there.
-const MAX_CGROUPS: usize = 65_536;
+/// Cgroups that the agent can exclude; memory is taken only for those that are there.
+const MAX_EXCLUDED: usize = 65_536;
 
 /// Connections that can be watched, and bytes of their segments, in the object: only the agent
 /// watches, and sets its own numbers at load.
@@ -49,11 +48,8 @@ pub(crate) static NODE: Array<u64, 2, { BPF_F_MMAPABLE as usize }> = Array::new(
 #[btf_map(name = "settings")]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 
-#[btf_map(name = "wanted")]
-pub(crate) static WANTED: Array<u64, WANTED_WORDS> = Array::new();
-
-#[btf_map(name = "cgroups")]
-pub(crate) static CGROUPS: HashMap<u64, u32, MAX_CGROUPS, { BPF_F_NO_PREALLOC as usize }> =
+#[btf_map(name = "excluded")]
+pub(crate) static EXCLUDED: HashMap<u64, u32, MAX_EXCLUDED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
 #[btf_map(name = "watched")]

@@ -201,7 +201,7 @@ pub(crate) fn is_wanted(stored: &Connection, tcp: TcpSock) -> bool {
     let remote = stored.kind == kind::LISTENER
         || settings.loopback != 0
         || !is_loopback(&stored.remote_addr);
-    remote && scope::covers(settings, scope::groups(settings, stored.local_port), tcp)
+    remote && scope::covers(settings, tcp)
 }
 
 /// Takes back what [`open`] or [`adopt`] has counted for a record that was removed.

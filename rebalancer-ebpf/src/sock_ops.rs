@@ -43,14 +43,8 @@ fn open(ctx: &SockOpsContext, kind: u8) {
     let Some(settings) = scope::settings() else {
         return faults::count(ctx, Fault::NoSettings);
     };
-    // First of all, so that a socket that no rule can name costs next to nothing: the port is in
-    // the context.
-    let groups = scope::groups(settings, ctx.local_port() as u16);
-    if groups == 0 {
-        return;
-    }
     let Some((sk, tcp)) = socket(ctx) else { return };
-    if !scope::covers(settings, groups, tcp) {
+    if !scope::covers(settings, tcp) {
         return;
     }
     let mut new = Connection::ZERO;

@@ -152,10 +152,9 @@ unsafe fn adopt(
         _ => return None,
     };
     let settings = scope::settings()?;
-    let groups = scope::groups(settings, tcp.skc_num());
     // SAFETY: the one slot of this reader's own map.
     let within = unsafe { (*head).within };
-    if !scope::covers(settings, groups, tcp) || !scope::is_within(tcp, within) {
+    if !scope::covers(settings, tcp) || !scope::is_within(tcp, within) {
         return None;
     }
     // An MPTCP socket does not tell; it is never moved, whoever opened it.

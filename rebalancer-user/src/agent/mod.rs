@@ -507,7 +507,7 @@ impl Agent {
     ///
     /// The cgroups were read before: what is accepted in one made since then is of no known one.
     fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
-        self.classify(paths);
+        self.exclude(paths);
         let began = Instant::now();
         let (mut observation, put_off) = self.observe()?;
         let took = began.elapsed();
@@ -783,12 +783,12 @@ impl Agent {
     }
 
     /// Tells the kernel half of cgroups that have come and gone.
-    fn classify(&mut self, paths: &CgroupPaths) {
-        let Some(classes) = self.scope.classes(paths) else {
+    fn exclude(&mut self, paths: &CgroupPaths) {
+        let Some(excluded) = self.scope.excluded(paths) else {
             return;
         };
-        if let Err(error) = self.tracker.classify(classes) {
-            warn!(%error, "what new cgroups are excluded or named is not known in the kernel");
+        if let Err(error) = self.tracker.exclude(excluded) {
+            warn!(%error, "what new cgroups are excluded is not known in the kernel");
         }
     }
 
@@ -805,10 +805,9 @@ impl Agent {
     ) {
         let loopback = self.policy.track().loopback();
         snapshot.connections.retain(|c| {
-            (loopback || !c.remote.ip().is_loopback())
-                && self.scope.covers(c.endpoint.port, c.cgroup_path.as_ref())
+            (loopback || !c.remote.ip().is_loopback()) && self.scope.covers(c.cgroup_path.as_ref())
         });
-        listeners.retain(|(port, id)| self.scope.covers(*port, paths.get(id)));
+        listeners.retain(|(_, id)| self.scope.covers(paths.get(id)));
     }
 
     fn report_faults(&mut self, observation: &Observation) {

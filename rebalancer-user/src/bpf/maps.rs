@@ -1,15 +1,16 @@
 //! The small maps, read directly.
 
-use std::{collections::BTreeMap, io, ops::RangeInclusive, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
-use rebalancer_common::{
-    ABI_VERSION, EndpointKey, EndpointSums, Fault, Place, Settings, WANTED_WORDS, names,
-    wanted_bits,
-};
+use rebalancer_common::{ABI_VERSION, EndpointKey, EndpointSums, Fault, Place, Settings, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Error, pins::check_owner};
@@ -195,58 +196,32 @@ pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Erro
     map.set(0, Raw(settings), 0).map_err(failed)
 }
 
-/// Tells the kernel half which ports are wanted, by which groups of rules.
-pub(super) fn write_wanted(pins: &Path, ports: &[(RangeInclusive<u16>, u8)]) -> Result<(), Error> {
-    let failed = |e: MapError| Error::call("writing the wanted map", e);
-    let mut words = vec![0_u64; WANTED_WORDS];
-    for (range, groups) in ports {
-        for port in range.clone() {
-            let (word, shift) = wanted_bits(port);
-            words[word as usize] |= u64::from(*groups) << shift;
-        }
-    }
-    let mut map: Array<_, u64> = pinned(pins, names::WANTED)?.try_into().map_err(failed)?;
-    for (index, word) in (0..).zip(words) {
-        map.set(index, word, 0).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// What the kernel half was told of cgroups.
-pub(super) fn read_cgroups(pins: &Path) -> Result<BTreeMap<CgroupId, u32>, Error> {
-    let failed = |e: MapError| Error::call("reading the cgroups map", e);
-    let map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
-    map.iter()
-        .map(|entry| {
-            entry
-                .map(|(id, class)| (CgroupId(id), class))
-                .map_err(failed)
-        })
+/// The cgroups that the kernel half was told to exclude.
+pub(super) fn read_excluded(pins: &Path) -> Result<BTreeSet<CgroupId>, Error> {
+    let failed = |e: MapError| Error::call("reading the excluded map", e);
+    let map: HashMap<_, u64, u32> = pinned(pins, names::EXCLUDED)?.try_into().map_err(failed)?;
+    map.keys()
+        .map(|id| id.map(CgroupId).map_err(failed))
         .collect()
 }
 
-/// Tells the kernel half what is new of cgroups, where `before` was told last. Returns whether there
-/// was anything.
-pub(super) fn write_cgroups(
+/// Tells the kernel half which cgroups are excluded, where `before` was told last. Returns whether
+/// anything is new.
+pub(super) fn write_excluded(
     pins: &Path,
-    before: &BTreeMap<CgroupId, u32>,
-    classes: &BTreeMap<CgroupId, u32>,
+    before: &BTreeSet<CgroupId>,
+    excluded: &BTreeSet<CgroupId>,
 ) -> Result<bool, Error> {
-    let failed = |e: MapError| Error::call("writing the cgroups map", e);
-    let mut map: HashMap<_, u64, u32> = pinned(pins, names::CGROUPS)?.try_into().map_err(failed)?;
-    let mut changed = false;
+    let failed = |e: MapError| Error::call("writing the excluded map", e);
+    let mut map: HashMap<_, u64, u32> =
+        pinned(pins, names::EXCLUDED)?.try_into().map_err(failed)?;
     // What has gone first: it makes room.
-    for id in before.keys().filter(|id| !classes.contains_key(id)) {
+    for id in before.difference(excluded) {
         // It is not there if telling of it has failed.
         let _absent = map.remove(&id.0);
-        changed = true;
     }
-    for (id, class) in classes
-        .iter()
-        .filter(|(id, class)| before.get(id) != Some(class))
-    {
-        map.insert(id.0, class, 0).map_err(failed)?;
-        changed = true;
+    for id in excluded.difference(before) {
+        map.insert(id.0, 1, 0).map_err(failed)?;
     }
-    Ok(changed)
+    Ok(before != excluded)
 }

@@ -1,10 +1,9 @@
 //! The sock_ops program on the cgroup root, and the maps it fills.
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs::{self, File},
     io,
-    ops::RangeInclusive,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -23,7 +22,7 @@ use super::{
     Error, Kernel, KernelLog, OBJECT, PinDir,
     cgroup::ROOT_INODE,
     cgroup_root,
-    maps::{complete, read_cgroups, write_cgroups, write_settings, write_wanted},
+    maps::{complete, read_excluded, write_excluded, write_settings},
     sys,
 };
 use crate::snapshot::CgroupId;
@@ -37,11 +36,8 @@ pub struct Tracking {
     pub max_per_endpoint: u32,
     /// Most connections recorded on the node.
     pub max_per_node: u32,
-    /// Record only sockets with these local ports, each for some groups of rules, and spend next to
-    /// nothing on others.
-    pub only_ports: Option<Vec<(RangeInclusive<u16>, u8)>>,
-    /// Look at the sockets' cgroups: the [`class`](rebalancer_common::class) of each that is there.
-    pub cgroups: Option<BTreeMap<CgroupId, u32>>,
+    /// Leave out the sockets of these cgroups, and of those below them.
+    pub excluded: Option<BTreeSet<CgroupId>>,
 }
 
 impl Tracking {
@@ -49,8 +45,7 @@ impl Tracking {
     pub fn to_try(&self) -> Self {
         Self {
             loopback: true,
-            only_ports: None,
-            cgroups: None,
+            excluded: None,
             ..self.clone()
         }
     }
@@ -62,8 +57,7 @@ impl Default for Tracking {
             loopback: false,
             max_per_endpoint: 65_536,
             max_per_node: 262_144,
-            only_ports: None,
-            cgroups: None,
+            excluded: None,
         }
     }
 }
@@ -100,8 +94,8 @@ pub struct Tracker {
     cgroup: PathBuf,
     cgroup_dir: File,
     inherited: Inherited,
-    /// What the kernel half was last told of cgroups.
-    classes: BTreeMap<CgroupId, u32>,
+    /// The cgroups that the kernel half was last told to exclude.
+    excluded: BTreeSet<CgroupId>,
 }
 
 /// What keeps the program attached.
@@ -157,7 +151,7 @@ impl Tracker {
             cgroup,
             cgroup_dir,
             inherited,
-            classes: tracking.cgroups.unwrap_or_default(),
+            excluded: tracking.excluded.unwrap_or_default(),
         })
     }
 
@@ -215,16 +209,16 @@ impl Tracker {
 
     /// Changes what is recorded from now on. What is there already gets its record in the next walk.
     pub fn track(&mut self, tracking: Tracking) -> Result<(), Error> {
-        write_tracking(self.pins.path(), &tracking, &self.classes)?;
-        self.classes = tracking.cgroups.unwrap_or_default();
+        write_tracking(self.pins.path(), &tracking, &self.excluded)?;
+        self.excluded = tracking.excluded.unwrap_or_default();
         Ok(())
     }
 
-    /// Tells the kernel half of the cgroups that are there now. Returns whether any is new, gone or
-    /// of another class.
-    pub fn classify(&mut self, classes: BTreeMap<CgroupId, u32>) -> Result<bool, Error> {
-        let changed = write_cgroups(self.pins.path(), &self.classes, &classes)?;
-        self.classes = classes;
+    /// Tells the kernel half of the excluded cgroups that are there now. Returns whether any is new
+    /// or gone.
+    pub fn exclude(&mut self, excluded: BTreeSet<CgroupId>) -> Result<bool, Error> {
+        let changed = write_excluded(self.pins.path(), &self.excluded, &excluded)?;
+        self.excluded = excluded;
         Ok(changed)
     }
 
@@ -255,7 +249,7 @@ impl Loaded {
         // Before 5.19 a program is not led to the MPTCP socket.
         let loaded = load_sock_ops(loader(&1)).or_else(|_| load_sock_ops(loader(&0)))?;
         // What a former agent has told of cgroups is replaced as a whole.
-        write_tracking(pins, tracking, &read_cgroups(pins)?)?;
+        write_tracking(pins, tracking, &read_excluded(pins)?)?;
         Ok(loaded)
     }
 }
@@ -378,20 +372,14 @@ pub(super) fn failed(program: &'static str) -> impl Fn(&str, anyhow::Error) -> E
     }
 }
 
-/// Ports and cgroups first: what is looked up in them only counts once the settings say so.
+/// Cgroups first: what is looked up in them only counts once the settings say so.
 fn write_tracking(
     pins: &Path,
     tracking: &Tracking,
-    classes: &BTreeMap<CgroupId, u32>,
+    before: &BTreeSet<CgroupId>,
 ) -> Result<(), Error> {
-    write_cgroups(
-        pins,
-        classes,
-        tracking.cgroups.as_ref().unwrap_or(&BTreeMap::new()),
-    )?;
-    if let Some(ports) = &tracking.only_ports {
-        write_wanted(pins, ports)?;
-    }
+    let none = BTreeSet::new();
+    write_excluded(pins, before, tracking.excluded.as_ref().unwrap_or(&none))?;
     write_settings(
         pins,
         Settings {
@@ -399,8 +387,7 @@ fn write_tracking(
             loopback: tracking.loopback.into(),
             max_per_endpoint: tracking.max_per_endpoint,
             max_per_node: tracking.max_per_node,
-            matched: tracking.only_ports.is_some().into(),
-            cgroups: tracking.cgroups.is_some().into(),
+            excludes: tracking.excluded.is_some().into(),
             agent_pid: std::process::id(),
         },
     )
@@ -449,8 +436,7 @@ fn shared_maps(pins: &Path) -> Vec<(&'static str, PathBuf)> {
         names::PLACES,
         names::NODE,
         names::SETTINGS,
-        names::WANTED,
-        names::CGROUPS,
+        names::EXCLUDED,
         names::FAULTS,
     ]
     .map(|name| (name, pins.join(name)))

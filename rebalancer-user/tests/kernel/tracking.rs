@@ -8,8 +8,8 @@ use rebalancer_user::{
 };
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, accepted, alone, bpftool, connect, eventually, lab, own_pins,
-    pins_left, request,
+    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, own_pins, pins_left,
+    request,
 };
 
 #[test]
@@ -340,47 +340,4 @@ fn what_is_older_than_the_agent_is_adopted_once_and_is_closed_once_it_is_gone() 
         e["listeners"], 0,
         "an adopted listener's end is seen: {e:#}"
     );
-}
-
-#[test]
-fn matched_records_only_ports_that_rules_name() {
-    let _alone = alone();
-    let lab = lab(1);
-    let pod = lab.pod(0);
-    let policy = |rule: &str| {
-        TRACK_ONLY
-            .replace("rules:", "track: {sockets: Matched}\nrules:")
-            .replace("[{port: 1}]", rule)
-    };
-    // Older and younger ones, on ports named and not: 7020 and 7029 are the ends of a range.
-    let listen = |port: u16| {
-        let address = SocketAddr::from((pod.addr, port));
-        pod.host
-            .enter(|| TcpListener::bind(address))
-            .unwrap()
-            .unwrap()
-    };
-    let ports = [7019, 7020, 7029, 7030];
-    let listeners = ports.map(listen);
-    let connect_to_each = || {
-        listeners
-            .each_ref()
-            .map(|listener| accepted(&lab, listener))
-    };
-    let older = connect_to_each();
-    let agent = Agent::on_machine(&policy("[{port: 7020, endPort: 7029}]"));
-    let younger = connect_to_each();
-    let mut seen: Vec<u64> = agent
-        .connections(pod)
-        .iter()
-        .map(|c| c["endpoint"]["port"].as_u64().unwrap())
-        .collect();
-    seen.sort_unstable();
-    assert_eq!(seen, [7020, 7020, 7029, 7029]);
-    assert_eq!(
-        agent.endpoint(pod, 7019),
-        serde_json::Value::Null,
-        "nor its listener"
-    );
-    drop((older, younger, listeners));
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     AtEnd, CgroupGlobs, Count, Match, OnReconnect, Pods, Policy, PolicyErrors, Rule, Selector,
-    ServiceRef, Size, Sockets, Span, Step, StepKind, When,
+    ServiceRef, Size, Span, Step, StepKind, When,
     file::{Field, GuardsFile, List, PolicyFile, RuleFile, StepFile},
     parse::{API_VERSION, KIND, read},
 };
@@ -67,12 +67,7 @@ impl Lines {
         self.field("", "interval", Span(policy.interval()), given(interval));
 
         let effective = policy.track();
-        let sockets = match effective.sockets() {
-            Sockets::All => "All",
-            Sockets::Matched => "Matched",
-        };
         self.line("", "track:");
-        self.field("  ", "sockets", sockets, within(track, |t| &t.sockets));
         let loopback = within(track, |t| &t.loopback);
         self.field("  ", "loopback", effective.loopback(), loopback);
         let most = within(track, |t| &t.max_per_endpoint);

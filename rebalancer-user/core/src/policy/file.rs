@@ -142,10 +142,6 @@ pub(super) struct PolicyFile {
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 #[schemars(rename = "Track")]
 pub(super) struct TrackFile {
-    /// `All` connections, or only those that a rule can match (`Matched`): nothing is spent on the
-    /// others, nor seen of them.
-    #[schemars(with = "schema::TrackedSockets", extend("default" = "All"))]
-    pub(super) sockets: Field<Scalar>,
     /// Whether connections from loopback addresses are recorded.
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) loopback: Field<Scalar>,

@@ -6,7 +6,6 @@
 //! mode: DryRun                 # Disabled | DryRun | Enforce
 //! interval: 5s
 //! track:
-//!   sockets: All               # All | Matched
 //!   loopback: false
 //!   maxPerEndpoint: 65536
 //!   maxPerNode: 262144
@@ -265,7 +264,6 @@ impl Policy {
 /// What the kernel records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Track {
-    sockets: Sockets,
     loopback: bool,
     max_per_endpoint: NonZeroU32,
     max_per_node: NonZeroU32,
@@ -273,11 +271,6 @@ pub struct Track {
 }
 
 impl Track {
-    /// Of which sockets there are records.
-    pub fn sockets(&self) -> Sockets {
-        self.sockets
-    }
-
     /// Whether connections from loopback addresses are recorded.
     pub fn loopback(&self) -> bool {
         self.loopback
@@ -297,16 +290,6 @@ impl Track {
     pub fn exclude_cgroups(&self) -> &CgroupGlobs {
         &self.exclude_cgroups
     }
-}
-
-/// Of which sockets there are records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Sockets {
-    /// Of all that are accepted.
-    #[default]
-    All,
-    /// Only of those that a rule can match: nothing is spent on the others, nor seen of them.
-    Matched,
 }
 
 /// How many moves there may be; never without a bound.

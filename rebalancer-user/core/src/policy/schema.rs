@@ -78,7 +78,6 @@ notations! {
         "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
     }
     Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
-    TrackedSockets: {"enum": ["All", "Matched"]}
     OnReconnects: {"enum": ["Detect", "Safe", "LosesState"]}
     Counted: {"enum": ["Messages"]}
     Loads: {"enum": ["Connections", "ByteRate", "MessageRate"]}

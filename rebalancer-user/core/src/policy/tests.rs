@@ -15,7 +15,7 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 2s
-track: {sockets: Matched, loopback: true, maxPerEndpoint: 1000, maxPerNode: 2000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
+track: {loopback: true, maxPerEndpoint: 1000, maxPerNode: 2000, excludeCgroups: ['/system.slice/it''s.service', '*\\x2d*']}
 budget: {window: 5m, perNode: 10%, perService: 20%, perEndpoint: 30, maxInFlight: 7}
 guards: {minAge: 1m, minReadyEndpoints: 3, stabilizationWindow: 90s, allowSystemPorts: [53, 6443], allowHostNetwork: false, excludeNamespaces: [kube-system, infra]}
 rules:
@@ -124,7 +124,6 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!(policy.guards().min_age(), Duration::from_secs(30));
     assert!(policy.guards().allow_system_ports().is_empty());
     assert_eq!(policy.guards().allow_host_network(), None);
-    assert_eq!(policy.track().sockets(), Sockets::All);
     let [rule] = policy.rules() else {
         panic!("one rule")
     };
@@ -341,7 +340,6 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("no globs", whole("['*/machine.slice/*', '/user.slice']", "[]")),
         ("excluded globs", whole("'*\\x2d*'", "a, '/{b'")),
         ("too many globs", whole("'/user.slice'", &["'*'"; 70].join(", "))),
-        ("sockets: Some", whole("sockets: Matched", "sockets: Some")),
         ("count: Bytes", rule("  count: Bytes")),
         ("count as list", rule("  count: [Messages]")),
         ("host network as word", whole("allowHostNetwork: false", "allowHostNetwork: never")),
@@ -404,7 +402,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("rules as mapping", format!("{HEAD}rules: {{a: 1}}\n")),
         ("rules empty by comment", format!("{HEAD}rules:\n# - name: a\n")),
         ("tab", format!("{HEAD}track:\n\tloopback: true\n")),
-        ("tab, later", format!("{HEAD}track:\n  loopback: true\n\tsockets: All\n")),
+        ("tab, later", format!("{HEAD}track:\n  loopback: true\n\tmaxPerNode: 1\n")),
         ("unclosed", whole("6443], allowHostNetwork", "6443, allowHostNetwork")),
         ("unclosed quote", whole("'fd00::/8'", "'fd00::/8")),
         ("colon in text", whole("name: rest", "name: rest: more")),
@@ -413,7 +411,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("merge key", whole("{maxBytes: 1048576}", "{<<: {maxBytes: 1048576}}")),
         ("tag", whole("name: rest", "name: !secret rest")),
         ("two documents", format!("{WHOLE}---\n{WHOLE}")),
-        ("deep", format!("{HEAD}track: {{sockets: {}1{}}}\n", "[".repeat(40), "]".repeat(40))),
+        ("deep", format!("{HEAD}track: {{loopback: {}1{}}}\n", "[".repeat(40), "]".repeat(40))),
         ("NUL", whole("name: rest", "name: re\0st")),
         ("escape sequence", whole("name: rest", "name: \u{1b}[31mrest")),
         ("block text", whole("name: rest", "name: |\n    rest\n    more")),
@@ -751,7 +749,6 @@ fn the_schema_refuses_what_is_not() {
         ("interval: 2s", "interval: 2d"),
         ("interval: 2s", "intervall: 2s"),
         ("loopback: true", "loopback: 'true'"),
-        ("sockets: Matched", "sockets: Some"),
         ("perNode: 10%", "perNode: 0"),
         ("perNode: 10%", "perNode: 0%"),
         ("perNode: 10%", "perNode: 101%"),

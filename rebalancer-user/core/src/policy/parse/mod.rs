@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use self::reader::{Reader, inner};
 use super::{
-    Amount, Budget, Guards, Percent, Policy, PolicyErrors, Sockets, Track,
+    Amount, Budget, Guards, Percent, Policy, PolicyErrors, Track,
     file::{BudgetFile, Field, GuardsFile, PolicyFile, Scalar, TrackFile},
     syntax, values,
 };
@@ -77,15 +77,12 @@ impl Reader<'_> {
     fn track(&mut self, field: &Field<TrackFile>) -> Track {
         let default = TrackFile::default();
         let TrackFile {
-            sockets,
             loopback,
             max_per_endpoint,
             max_per_node,
             exclude_cgroups,
         } = inner(field, &default);
-        let words = [("All", Sockets::All), ("Matched", Sockets::Matched)];
         Track {
-            sockets: self.word(sockets, &words, &[]).unwrap_or_default(),
             loopback: self.value(loopback, values::boolean).unwrap_or(false),
             max_per_endpoint: self.count(max_per_endpoint, 1 << 20, 65_536),
             max_per_node: self.count(max_per_node, 1 << 22, 262_144),
