@@ -149,12 +149,14 @@ fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
     let _alone = alone();
     let served = served(7091);
     let policy = enforce(&served.1, 7091, "maxAge: 2s", AT_ONCE)
-        .replace("interval: 200ms", "interval: 3s")
+        .replace("interval: 200ms", "interval: 7s")
         .replace("budget: {", "budget: {window: 10m, perNode: 9, ");
     let mut agent = Agent::in_lab(&served.1, &policy);
     let mut scene = Scene::begin(served, 3);
     let peer = Value::from(scene.held.local_addr().unwrap().to_string());
-    eventually("it is stuck", || {
+    one_waits(&agent.child);
+    // Told of until the next interval, at which another takes over.
+    let stuck = eventually("it is stuck", || {
         let mover = mover(&agent);
         if mover["state"] == "stuck" {
             Ok(mover)
@@ -168,7 +170,7 @@ fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
     assert!(rebalancer(&agent, &["probe", "live"]).status.success());
     let listed = agent.connections(scene.lab.pod(0));
     let held = listed.iter().find(|c| c["peer"] == peer).unwrap();
-    assert_eq!(mover(&agent)["at"], held["id"]);
+    assert_eq!(stuck["at"], held["id"]);
 
     let given_up = outcomes(&mut agent, 4);
     assert_eq!(words(&given_up), GIVEN_UP);
