@@ -14,8 +14,9 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BinaryHeap, HashMap},
     net::IpAddr,
+    ptr,
 };
 
 use super::{
@@ -76,23 +77,28 @@ pub(super) enum Weighing {
 /// Weighs all; the answers are by index, those to be moved in the order of their turns, and for no
 /// other than was asked.
 pub(super) fn weigh(weighed: &[Weighed<'_>]) -> Vec<(usize, Weighing)> {
-    let mut by_endpoint: BTreeMap<(&str, EndpointKey), Vec<usize>> = BTreeMap::new();
+    let mut by_endpoint: HashMap<(*const GroupLoad, EndpointKey), Vec<usize>> = HashMap::new();
     for (index, one) in weighed.iter().enumerate() {
-        let key = (one.shared.rule.as_str(), one.connection.endpoint);
+        let key = (ptr::from_ref(one.shared), one.connection.endpoint);
         by_endpoint.entry(key).or_default().push(index);
     }
+    let mut by_endpoint: Vec<Vec<usize>> = by_endpoint.into_values().collect();
+    by_endpoint.sort_by_key(|indexes| {
+        let first = &weighed[indexes[0]];
+        (first.shared.rule.as_str(), first.connection.endpoint)
+    });
     let mut clients = ClientLoads::default();
     let mut all = Vec::with_capacity(weighed.len());
-    for indexes in by_endpoint.values() {
+    for indexes in &by_endpoint {
         weigh_endpoint(weighed, indexes, &mut clients, &mut all);
     }
     all
 }
 
-fn weigh_endpoint<'a>(
-    weighed: &[Weighed<'a>],
+fn weigh_endpoint(
+    weighed: &[Weighed<'_>],
     indexes: &[usize],
-    clients: &mut ClientLoads<'a>,
+    clients: &mut ClientLoads,
     all: &mut Vec<(usize, Weighing)>,
 ) {
     let Some(first) = indexes.first().and_then(|index| weighed.get(*index)) else {
@@ -204,8 +210,8 @@ fn part(
     endpoints: u32,
     target: u64,
 ) -> Vec<usize> {
-    let mut queues: BTreeMap<IpAddr, Vec<usize>> = BTreeMap::new();
-    let mut here: BTreeMap<IpAddr, u64> = BTreeMap::new();
+    let mut queues: HashMap<IpAddr, Vec<usize>> = HashMap::new();
+    let mut here: HashMap<IpAddr, u64> = HashMap::new();
     let counted = indexes.iter().map(|i| &weighed[*i]).enumerate();
     for (place, one) in counted.filter(|(_, one)| one.counts) {
         let client = client(one.connection);
@@ -260,28 +266,25 @@ pub(super) fn client(connection: &Connection) -> IpAddr {
 }
 
 /// What each client has.
-type Loads = BTreeMap<IpAddr, u64>;
+type Loads = HashMap<IpAddr, u64>;
 
 /// What each client has at all endpoints of a group, found when first asked for.
 #[derive(Default)]
-struct ClientLoads<'a> {
-    known: Option<BTreeMap<(&'a str, &'a super::Group), Loads>>,
+struct ClientLoads {
+    known: Option<HashMap<*const GroupLoad, Loads>>,
 }
 
-impl<'a> ClientLoads<'a> {
-    fn of(&mut self, weighed: &[Weighed<'a>], shared: &'a GroupLoad) -> &Loads {
+impl ClientLoads {
+    fn of(&mut self, weighed: &[Weighed<'_>], shared: &GroupLoad) -> &Loads {
         let known = self.known.get_or_insert_with(|| {
-            let mut known: BTreeMap<_, Loads> = BTreeMap::new();
+            let mut known: HashMap<_, Loads> = HashMap::new();
             for one in weighed.iter().filter(|one| one.counts) {
-                let group = (one.shared.rule.as_str(), &*one.shared.group);
-                let loads = known.entry(group).or_default();
+                let loads = known.entry(ptr::from_ref(one.shared)).or_default();
                 *loads.entry(client(one.connection)).or_default() += one.load;
             }
             known
         });
-        known
-            .entry((shared.rule.as_str(), &*shared.group))
-            .or_default()
+        known.entry(ptr::from_ref(shared)).or_default()
     }
 }
 

@@ -1,6 +1,11 @@
 //! How many of the chosen may be moved now.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Forecast, Group, Ledger, Ramp, SkipReason, fair_queue::Queue, forecast::Pace, groups::Groups,
@@ -43,7 +48,7 @@ impl fmt::Display for BudgetOf {
 pub(super) struct Population {
     node: u64,
     groups: BTreeMap<Arc<Group>, u64>,
-    endpoints: BTreeMap<EndpointKey, u64>,
+    endpoints: HashMap<EndpointKey, u64>,
 }
 
 impl Population {
@@ -51,7 +56,7 @@ impl Population {
         let mut there = Self {
             node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
             groups: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
+            endpoints: HashMap::new(),
         };
         for connection in &snapshot.connections {
             *there.endpoints.entry(connection.endpoint).or_default() += 1;

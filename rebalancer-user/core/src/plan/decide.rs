@@ -2,7 +2,7 @@
 //! the budgets have them in turn.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
 };
@@ -14,8 +14,9 @@ use super::{
     budget::{Allowance, Population},
     fair_queue::{Queue, turns},
     groups::{GroupLoad, Groups, comes_back, load},
-    guards::guard,
+    guards::Guards,
     limits::measure,
+    matches::{Matched, Matches},
     recall::{Flying, Recall, Still, of_no_excess, still},
 };
 use crate::{
@@ -30,8 +31,9 @@ use crate::{
 /// turns, and none has more of the slots than the others leave; of one rule those furthest beyond their limit come first (the ratio of value to limit,
 /// exactly; then the lower cookie). Dry runs have budgets of their own.
 pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: KernelTime) -> Plan {
-    let groups = Groups::of(policy, snapshot, ledger);
-    let judged = judge_all(policy, snapshot, ledger, &groups, now);
+    let matches = Matches::of(policy, snapshot);
+    let groups = Groups::of(policy, &matches, snapshot, ledger);
+    let judged = judge_all(policy, &matches, snapshot, ledger, &groups, now);
     let Judged {
         mut candidates,
         mut skipped,
@@ -68,7 +70,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             in_turn.push_back((index, place, false));
             continue;
         }
-        let group = candidate.group(&groups, snapshot);
+        let group = candidate.group(snapshot);
         let taken = few.allow(candidate, mode, ledger).and_then(|()| {
             let ramp = Ramp::of(policy, candidate.rule, ledger, now);
             allowance.take(
@@ -84,7 +86,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
                 let here = together.get_or_insert_with(|| together_at(snapshot));
                 let here = here.get(&(candidate.connection.endpoint, client(candidate.connection)));
                 let here = here.copied().unwrap_or(0);
-                let chosen = candidate.chosen(mode, group, here, &groups, ledger, now);
+                let chosen = candidate.chosen(mode, group, here, ledger, now);
                 few.count(&chosen.charge);
                 Verdict::Move(chosen)
             }
@@ -102,7 +104,8 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         });
     }
     enforce.slots.make_room(ledger, &mut recalls);
-    skipped.sort_by_key(|decision| decision.cookie);
+    // By the key apart: decisions are large.
+    skipped.sort_by_cached_key(|decision| decision.cookie);
     decisions.append(&mut skipped);
     let budget_left = if policy.mode() == Mode::DryRun {
         dry_run.left()
@@ -124,8 +127,8 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 }
 
 /// How many connections each client has at each endpoint.
-fn together_at(snapshot: &Snapshot) -> BTreeMap<(EndpointKey, IpAddr), u64> {
-    let mut together = BTreeMap::new();
+fn together_at(snapshot: &Snapshot) -> HashMap<(EndpointKey, IpAddr), u64> {
+    let mut together = HashMap::new();
     for connection in &snapshot.connections {
         let key = (connection.endpoint, client(connection));
         *together.entry(key).or_default() += 1;
@@ -147,28 +150,34 @@ struct Judged<'a> {
 
 fn judge_all<'a>(
     policy: &'a Policy,
+    matches: &Matches<'a>,
     snapshot: &'a Snapshot,
     ledger: &Ledger,
     groups: &'a Groups,
     now: KernelTime,
 ) -> Judged<'a> {
     let mut judged = Judged::default();
-    let mut connections: Vec<&Connection> = snapshot.connections.iter().collect();
-    connections.sort_unstable_by_key(|connection| connection.cookie);
-    for same in connections.chunk_by(|a, b| a.cookie == b.cookie) {
-        let [connection] = same else {
-            let duplicate = |c: &&Connection| skip(c.cookie, None, SkipReason::Duplicate);
+    let mut guards = GuardsAt::new(policy, snapshot, matches.endpoints);
+    let mut order: Vec<(Cookie, usize)> = (matches.all.iter().zip(0..))
+        .map(|(matched, index)| (matched.connection.cookie, index))
+        .collect();
+    order.sort_unstable();
+    for same in order.chunk_by(|a, b| a.0 == b.0) {
+        let [(_, index)] = same else {
+            let duplicate = |(cookie, _): &(Cookie, _)| skip(*cookie, None, SkipReason::Duplicate);
             judged.skipped.extend(same.iter().map(duplicate));
-            let cookie = same[0].cookie;
+            let cookie = same[0].0;
             if ledger.is_in_flight(cookie) {
                 let why = SkipReason::Duplicate;
                 judged.recalls.push(Recall { cookie, why });
             }
             continue;
         };
-        let who = snapshot.who(&connection.endpoint);
-        let (rule, unsure) = match policy.rule_for(connection, who) {
-            Ok(rule) => (rule, None),
+        let matched = &matches.all[*index];
+        let connection = matched.connection;
+        let shared = groups.of_connection(*index);
+        let (rule, unsure) = match matched.found {
+            Ok(found) => (found.map(|(_, rule)| rule), None),
             Err((_, MissingFact::Cgroup)) => (None, Some(SkipReason::CgroupUnknown)),
             Err((rule, lack)) => {
                 let rule = Some(rule.name().clone());
@@ -178,15 +187,22 @@ fn judge_all<'a>(
         let judgement = if ledger.is_in_flight(connection.cookie) {
             let found = unsure.map_or(Ok(rule), Err);
             let still = still(policy, found, snapshot, connection, ledger, now);
-            judged.in_flight(still, connection, rule, (groups, ledger));
+            judged.in_flight(still, connection, rule, (shared, ledger));
             Judgement::Skip(SkipReason::InFlight)
         } else {
             match unsure {
                 Some(unsure) => Judgement::Skip(unsure),
-                None => judge(policy, rule, snapshot, connection, ledger, now),
+                None => judge(
+                    policy,
+                    matched,
+                    (snapshot, shared),
+                    &mut guards,
+                    ledger,
+                    now,
+                ),
             }
         };
-        judged.take_in(judgement, connection, rule, (groups, ledger), now);
+        judged.take_in(judgement, connection, rule, (shared, ledger), now);
     }
     judged.weigh(snapshot);
     judged.recalls.append(&mut of_no_excess(&judged.flying));
@@ -201,7 +217,7 @@ impl<'a> Judged<'a> {
         still: Still,
         connection: &'a Connection,
         rule: Option<&Rule>,
-        (groups, ledger): (&'a Groups, &Ledger),
+        (shared, ledger): (Option<&'a GroupLoad>, &Ledger),
     ) {
         let cookie = connection.cookie;
         match still {
@@ -213,7 +229,7 @@ impl<'a> Judged<'a> {
                     cookie,
                     endpoint: connection.endpoint,
                     began: ledger.in_flight_since(cookie)?.0,
-                    shared: groups.get(rule, connection.endpoint)?,
+                    shared: shared?,
                     balance,
                     load: load(connection, balance.by(), ledger).unwrap_or(0),
                 })
@@ -226,7 +242,7 @@ impl<'a> Judged<'a> {
         judgement: Judgement<'a>,
         connection: &'a Connection,
         rule: Option<&'a Rule>,
-        (groups, ledger): (&'a Groups, &Ledger),
+        (shared, ledger): (Option<&'a GroupLoad>, &Ledger),
         now: KernelTime,
     ) {
         let state = match judgement {
@@ -270,7 +286,7 @@ impl<'a> Judged<'a> {
         };
         let asked = matches!(state, State::Free | State::Later(_));
         let load = load(connection, balance.by(), ledger);
-        let (Some(shared), Some(load)) = (groups.get(rule, connection.endpoint), load) else {
+        let (Some(shared), Some(load)) = (shared, load) else {
             if asked {
                 self.skipped
                     .push(skip(connection.cookie, Some(rule), SkipReason::LoadUnknown));
@@ -298,6 +314,7 @@ impl<'a> Judged<'a> {
                     connection: one.connection,
                     who: snapshot.who(&one.connection.endpoint),
                     rule,
+                    shared: Some(one.shared),
                     worst,
                     overdue: false,
                 }),
@@ -323,6 +340,7 @@ struct Candidate<'a> {
     connection: &'a Connection,
     who: &'a Who,
     rule: &'a Rule,
+    shared: Option<&'a GroupLoad>,
     worst: Reason,
     overdue: bool,
 }
@@ -333,12 +351,11 @@ impl<'a> Candidate<'a> {
         (self.rule.name().as_str(), namespace)
     }
 
-    fn group(&self, groups: &Groups, snapshot: &Snapshot) -> Arc<Group> {
-        let (rule, endpoint) = (self.rule, self.connection.endpoint);
-        match groups.get(rule, endpoint) {
+    fn group(&self, snapshot: &Snapshot) -> Arc<Group> {
+        match self.shared {
             Some(shared) => Arc::clone(&shared.group),
             // Each that a rule is for is of a group.
-            None => Group::of(rule, snapshot, &endpoint).into(),
+            None => Group::of(self.rule, snapshot, &self.connection.endpoint).into(),
         }
     }
 
@@ -347,7 +364,6 @@ impl<'a> Candidate<'a> {
         mode: Mode,
         group: Arc<Group>,
         here: u64,
-        groups: &Groups,
         ledger: &Ledger,
         now: KernelTime,
     ) -> Move {
@@ -380,19 +396,19 @@ impl<'a> Candidate<'a> {
             mode,
             heeds_guards: true,
             is_sniffed: rule.on_reconnect() == OnReconnect::Detect,
-            charge: Box::new(self.charge(group, here, groups, ledger)),
+            charge: Box::new(self.charge(group, here, ledger)),
         }
     }
 
-    fn charge(&self, group: Arc<Group>, here: u64, groups: &Groups, ledger: &Ledger) -> Charge {
+    fn charge(&self, group: Arc<Group>, here: u64, ledger: &Ledger) -> Charge {
         let &Self {
             connection,
             who,
             rule,
+            shared,
             worst,
             ..
         } = self;
-        let shared = groups.get(rule, connection.endpoint);
         let by = rule
             .balance()
             .map_or(By::Connections, |balance| balance.by());
@@ -482,20 +498,58 @@ fn count(moves: &mut BTreeMap<(Subject, EndpointKey), u64>, charge: &Charge) {
     }
 }
 
+/// The guards of each rule at each endpoint, once they were asked for.
+struct GuardsAt<'a> {
+    policy: &'a Policy,
+    snapshot: &'a Snapshot,
+    /// By the endpoint's index; of its rules, of which there are few, by theirs.
+    known: Vec<Vec<(usize, Guards<'a>)>>,
+}
+
+impl<'a> GuardsAt<'a> {
+    fn new(policy: &'a Policy, snapshot: &'a Snapshot, endpoints: usize) -> Self {
+        let known = (0..endpoints).map(|_| Vec::new()).collect();
+        Self {
+            policy,
+            snapshot,
+            known,
+        }
+    }
+
+    fn first(
+        &mut self,
+        matched: &Matched<'a>,
+        (number, rule): (usize, &'a Rule),
+    ) -> Option<SkipReason> {
+        let (known, connection) = (&mut self.known[matched.endpoint], matched.connection);
+        let at = match known.iter().position(|(of, _)| *of == number) {
+            Some(at) => at,
+            None => {
+                let at = &connection.endpoint;
+                let guards = Guards::of(self.policy, rule, self.snapshot, at);
+                known.push((number, guards));
+                known.len() - 1
+            }
+        };
+        known[at].1.first(connection)
+    }
+}
+
 fn judge<'a>(
     policy: &Policy,
-    rule: Option<&'a Rule>,
-    snapshot: &'a Snapshot,
-    connection: &'a Connection,
+    matched: &Matched<'a>,
+    (snapshot, shared): (&'a Snapshot, Option<&'a GroupLoad>),
+    guards: &mut GuardsAt<'a>,
     ledger: &Ledger,
     now: KernelTime,
 ) -> Judgement<'a> {
-    let Some(rule) = rule else {
+    let Ok(Some(found)) = matched.found else {
         return Judgement::Skip(SkipReason::NoRule);
     };
-    if let Some(reason) = guard(policy, rule, snapshot, connection) {
+    if let Some(reason) = guards.first(matched, found) {
         return Judgement::Skip(reason);
     }
+    let (connection, (_, rule)) = (matched.connection, found);
     let (mut measures, unknown) = measure(rule, connection, ledger, now);
     let worst = measures.next().map(|first| {
         measures.fold((first, first.overdue()), |(worst, overdue), reason| {
@@ -525,6 +579,7 @@ fn judge<'a>(
         connection,
         who: snapshot.who(&connection.endpoint),
         rule,
+        shared,
         worst,
         overdue,
     })

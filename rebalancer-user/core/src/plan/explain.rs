@@ -5,8 +5,9 @@ use super::{
     balance::client,
     decide,
     groups::Groups,
-    guards::guards,
+    guards::Guards,
     limits::{Unknown, measure},
+    matches::Matches,
     returns::Test,
 };
 use crate::{
@@ -87,7 +88,8 @@ pub fn explain<'a>(
     let (mut measures, unknown, guards): (Vec<_>, _, _) = match rule {
         Some(rule) => {
             let (measures, unknown) = measure(rule, connection, ledger, now);
-            let guards = guards(policy, rule, snapshot, connection).collect();
+            let guards = Guards::of(policy, rule, snapshot, &connection.endpoint);
+            let guards = guards.all(connection).collect();
             (measures.collect(), unknown, guards)
         }
         None => Default::default(),
@@ -96,7 +98,7 @@ pub fn explain<'a>(
     if let Verdict::Move(chosen) = &decision.verdict {
         measures.extend(chosen.reasons().iter().find(excess));
     }
-    let groups = Groups::of(policy, snapshot, ledger);
+    let groups = Groups::of(policy, &Matches::of(policy, snapshot), snapshot, ledger);
     let shared = rule.and_then(|rule| groups.get(rule, connection.endpoint));
     let balance = rule.and_then(|rule| {
         let (balance, shared) = (rule.balance()?, shared?);

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
+use super::matches::Matches;
 use crate::{
     policy::{Balance, By, Policy},
-    snapshot::{Connection, Cookie, KernelTime, Snapshot},
+    snapshot::{Connection, Cookie, KernelTime},
 };
 
 /// What one connection had carried when it was last listed, and how fast it was before.
@@ -40,7 +41,7 @@ impl Flows {
     }
 
     /// Takes in a snapshot. What is not in it, or of no rule that balances by a rate, is forgotten.
-    pub(super) fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
+    pub(super) fn observe(&mut self, policy: &Policy, matches: &Matches<'_>, taken: KernelTime) {
         let before = std::mem::take(&mut self.known);
         let by_rate =
             |balance: Option<Balance>| balance.map(Balance::by).filter(|by| *by != By::Connections);
@@ -51,15 +52,15 @@ impl Flows {
         {
             return;
         }
-        for connection in &snapshot.connections {
-            let rule = policy.matching_rule(connection, snapshot);
-            let Some(by) = rule.and_then(|rule| by_rate(rule.balance())) else {
+        for matched in &matches.all {
+            let connection = matched.connection;
+            let Some(by) = matched.rule().and_then(|rule| by_rate(rule.balance())) else {
                 continue;
             };
             let total = total(connection, by);
             let flow = match before.get(&connection.cookie) {
-                Some(flow) => flow.then(total, snapshot.taken),
-                None => Flow::new(total, snapshot.taken),
+                Some(flow) => flow.then(total, taken),
+                None => Flow::new(total, taken),
             };
             self.known.insert(connection.cookie, flow);
         }

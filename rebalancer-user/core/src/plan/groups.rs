@@ -6,7 +6,9 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use super::{Futile, Ledger, balance::client, chance::Chance, fill::MEAN, returns::Subject};
+use super::{
+    Futile, Ledger, balance::client, chance::Chance, fill::MEAN, matches::Matches, returns::Subject,
+};
 use crate::{
     policy::{Balance, By, Percent, Policy, Rule, RuleName},
     snapshot::{
@@ -283,27 +285,41 @@ impl GroupLoad {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Groups {
     all: Vec<GroupLoad>,
+    /// By a rule's name and an endpoint.
     of: BTreeMap<(RuleName, EndpointKey), usize>,
+    /// By a connection's index in the snapshot.
+    by_connection: Vec<Option<usize>>,
 }
 
 impl Groups {
-    pub(super) fn of(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger) -> Self {
+    pub(super) fn of(
+        policy: &Policy,
+        matches: &Matches<'_>,
+        snapshot: &Snapshot,
+        ledger: &Ledger,
+    ) -> Self {
         let mut groups = Self::default();
         let mut indexes: BTreeMap<(RuleName, Group), usize> = BTreeMap::new();
-        for connection in &snapshot.connections {
-            let Some(rule) = policy.matching_rule(connection, snapshot) else {
+        // Of each endpoint by the rule's index: there are few.
+        let mut known: Vec<Vec<(usize, usize)>> = vec![Vec::new(); matches.endpoints];
+        for matched in &matches.all {
+            let Ok(Some((number, rule))) = matched.found else {
+                groups.by_connection.push(None);
                 continue;
             };
-            let key = (rule.name().clone(), connection.endpoint);
-            let index = match groups.of.get(&key) {
-                Some(index) => *index,
+            let (connection, of_endpoint) = (matched.connection, &mut known[matched.endpoint]);
+            let before = of_endpoint.iter().find(|(of, _)| *of == number);
+            let index = match before {
+                Some((_, index)) => *index,
                 None => {
-                    let index =
-                        groups.index(rule, &connection.endpoint, (snapshot, ledger), &mut indexes);
-                    groups.of.insert(key, index);
+                    let endpoint = connection.endpoint;
+                    let index = groups.index(rule, &endpoint, (snapshot, ledger), &mut indexes);
+                    groups.of.insert((rule.name().clone(), endpoint), index);
+                    of_endpoint.push((number, index));
                     index
                 }
             };
+            groups.by_connection.push(Some(index));
             groups.count(index, connection, ledger, snapshot.taken);
         }
         groups.add_empty(policy, (snapshot, ledger), &mut indexes);
@@ -315,6 +331,12 @@ impl Groups {
             shared.held = ledger.futile(shared, snapshot.taken);
         }
         groups
+    }
+
+    /// The group of the connection at this index of the snapshot.
+    pub(super) fn of_connection(&self, index: usize) -> Option<&GroupLoad> {
+        let index = *self.by_connection.get(index)?;
+        self.all.get(index?)
     }
 
     pub(super) fn get(&self, rule: &Rule, endpoint: EndpointKey) -> Option<&GroupLoad> {

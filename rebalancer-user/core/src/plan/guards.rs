@@ -2,52 +2,60 @@
 
 use std::collections::BTreeSet;
 
-use super::{SkipReason, pods, ports, services};
+use super::{SkipReason, pods, ports, services::Services};
 use crate::{
     policy::{Mode, OnReconnect, Policy, Rule},
-    snapshot::{Connection, Snapshot, TcpState},
+    snapshot::{Connection, EndpointKey, Snapshot, TcpState},
 };
 
-/// The first guard that skips `connection`, which `rule` matches.
-pub(super) fn guard(
-    policy: &Policy,
-    rule: &Rule,
-    snapshot: &Snapshot,
-    connection: &Connection,
-) -> Option<SkipReason> {
-    guards(policy, rule, snapshot, connection).next()
-}
-
-/// Every guard that skips `connection`, which `rule` matches.
-pub(super) fn guards<'a>(
+/// The guards of a rule's connections at one endpoint: what they say of the endpoint is found once.
+pub(super) struct Guards<'a> {
     policy: &'a Policy,
     rule: &'a Rule,
-    snapshot: &'a Snapshot,
-    connection: &'a Connection,
-) -> impl Iterator<Item = SkipReason> + 'a {
-    type Guard = fn(&Policy, &Rule, &Connection) -> Option<SkipReason>;
-    let all: [Guard; 8] = [
-        disabled,
-        |_, _, c| not_established(c),
-        |_, _, c| mptcp(c),
-        |policy, _, c| loopback(policy, c),
-        |_, _, c| same_host(c),
-        |policy, _, c| host_network(policy, c),
-        |policy, _, c| system_port(c.endpoint.port, policy.guards().allow_system_ports()),
-        |_, rule, c| stateful_port(c.endpoint.port, rule.on_reconnect()),
-    ];
-    all.into_iter()
-        .filter_map(move |guard| guard(policy, rule, connection))
-        .chain(pods::guards(
+    pods: Vec<SkipReason>,
+    services: Services<'a>,
+}
+
+impl<'a> Guards<'a> {
+    pub(super) fn of(
+        policy: &'a Policy,
+        rule: &'a Rule,
+        snapshot: &'a Snapshot,
+        endpoint: &EndpointKey,
+    ) -> Self {
+        let who = snapshot.who(endpoint);
+        Self {
             policy,
             rule,
-            snapshot,
-            snapshot.who(&connection.endpoint),
-        ))
-        .chain(
-            std::iter::once_with(move || services::guards(policy, rule, snapshot, connection))
-                .flatten(),
-        )
+            pods: pods::guards(policy, rule, snapshot, who).collect(),
+            services: Services::of(policy, rule, snapshot, endpoint),
+        }
+    }
+
+    /// Every guard that skips `connection`, which is at this endpoint and which the rule matches, in
+    /// their order.
+    pub(super) fn all(&self, connection: &Connection) -> impl Iterator<Item = SkipReason> {
+        type Guard = fn(&Policy, &Rule, &Connection) -> Option<SkipReason>;
+        const ALL: [Guard; 8] = [
+            disabled,
+            |_, _, c| not_established(c),
+            |_, _, c| mptcp(c),
+            |policy, _, c| loopback(policy, c),
+            |_, _, c| same_host(c),
+            |policy, _, c| host_network(policy, c),
+            |policy, _, c| system_port(c.endpoint.port, policy.guards().allow_system_ports()),
+            |_, rule, c| stateful_port(c.endpoint.port, rule.on_reconnect()),
+        ];
+        ALL.into_iter()
+            .filter_map(|guard| guard(self.policy, self.rule, connection))
+            .chain(self.pods.iter().cloned())
+            .chain(self.services.guards(connection))
+    }
+
+    /// The first of them.
+    pub(super) fn first(&self, connection: &Connection) -> Option<SkipReason> {
+        self.all(connection).next()
+    }
 }
 
 /// What it surely is: to move it cannot help.

@@ -13,6 +13,7 @@ use super::{
     fill::Efforts,
     flows::{Flow, Flows},
     groups::{GroupLoad, Groups},
+    matches::Matches,
     rates::{History, Rates},
     returns::{
         LONGEST_HOLD, NewHold, PendingReturn, Reappearance, ReturnCounts, Returns, Subject, Test,
@@ -345,8 +346,9 @@ impl Ledger {
     /// listings at least.
     pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
         self.forget_namespaces_before(&snapshot.namespaces);
-        self.rates.observe(policy, snapshot);
-        self.flows.observe(policy, snapshot);
+        let matches = Matches::of(policy, snapshot);
+        self.rates.observe(policy, &matches, snapshot.taken);
+        self.flows.observe(policy, &matches, snapshot.taken);
         for (began, cookie, back) in self.returns.observe(snapshot) {
             if let Some(charge) = self.made.get_mut(&(began, cookie)) {
                 charge.stage = match back {
@@ -357,7 +359,7 @@ impl Ledger {
             }
         }
         if policy.rules().iter().any(|rule| rule.balance().is_some()) {
-            let groups = Groups::of(policy, snapshot, self);
+            let groups = Groups::of(policy, &matches, snapshot, self);
             self.remember(&groups, snapshot.taken);
         } else {
             self.sums.clear();

@@ -20,6 +20,7 @@ mod guards;
 mod ledger;
 mod limits;
 mod manual;
+mod matches;
 mod outcome;
 mod pods;
 mod ports;

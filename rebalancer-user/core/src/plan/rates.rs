@@ -7,9 +7,10 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
 
+use super::matches::Matches;
 use crate::{
-    policy::Policy,
-    snapshot::{Bytes, Connection, Cookie, KernelTime, Snapshot},
+    policy::{Policy, Rule},
+    snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
 /// Levels kept for a connection. What is beyond is merged into the lower of two neighbours, so
@@ -57,7 +58,7 @@ impl Rates {
     }
 
     /// Takes in a snapshot. What is not in it, or of no rule that limits rates, is forgotten.
-    pub(super) fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
+    pub(super) fn observe(&mut self, policy: &Policy, matches: &Matches<'_>, taken: KernelTime) {
         if !policy
             .rules()
             .iter()
@@ -67,17 +68,15 @@ impl Rates {
             return;
         }
         let mut before = std::mem::take(&mut self.known);
-        for connection in &snapshot.connections {
-            let asks = |c: &Connection| {
-                let rule = policy.matching_rule(c, snapshot);
-                rule.is_some_and(|rule| rule.limits().max_rate().is_some())
-            };
-            if !asks(connection) || self.known.contains_key(&connection.cookie) {
+        for matched in &matches.all {
+            let connection = matched.connection;
+            let asks = |rule: &Rule| rule.limits().max_rate().is_some();
+            if !matched.rule().is_some_and(asks) || self.known.contains_key(&connection.cookie) {
                 continue;
             }
             let history = match before.remove(&connection.cookie) {
-                Some(history) => history.then(connection, snapshot.taken),
-                None => History::new(connection, snapshot.taken),
+                Some(history) => history.then(connection, taken),
+                None => History::new(connection, taken),
             };
             self.known.insert(connection.cookie, history);
         }
@@ -197,7 +196,10 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::{policy::parse, snapshot::sample};
+    use crate::{
+        policy::parse,
+        snapshot::{Snapshot, sample},
+    };
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -219,6 +221,12 @@ mod tests {
         }
     }
 
+    impl Rates {
+        fn take_in(&mut self, listed: &Snapshot) {
+            self.observe(&POLICY, &Matches::of(&POLICY, listed), listed.taken);
+        }
+    }
+
     static POLICY: LazyLock<Policy> = LazyLock::new(|| {
         let text = "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -234,11 +242,11 @@ rules:
     fn fed(intervals: &[(u64, u64)]) -> Rates {
         let mut rates = Rates::default();
         let (mut now, mut bytes) = (5 * SECOND, 7);
-        rates.observe(&POLICY, &snapshot(now, vec![connection(1, 80, bytes)]));
+        rates.take_in(&snapshot(now, vec![connection(1, 80, bytes)]));
         for (time, more) in intervals {
             now += time * SECOND;
             bytes += more;
-            rates.observe(&POLICY, &snapshot(now, vec![connection(1, 80, bytes)]));
+            rates.take_in(&snapshot(now, vec![connection(1, 80, bytes)]));
         }
         rates
     }
@@ -274,17 +282,18 @@ rules:
     #[test]
     fn what_is_gone_or_of_another_rule_is_not_kept() {
         let mut rates = fed(&[(5, 500); 6]);
-        rates.observe(&POLICY, &snapshot(40 * SECOND, vec![connection(2, 81, 9)]));
+        rates.take_in(&snapshot(40 * SECOND, vec![connection(2, 81, 9)]));
         assert_eq!(rates, Rates::default());
         let mut rates = fed(&[(5, 500); 6]);
         let other = parse(
             "p",
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nrules: []\n",
         );
-        rates.observe(
-            &other.unwrap(),
-            &snapshot(40 * SECOND, vec![connection(1, 80, 9000)]),
+        let (other, listed) = (
+            other.unwrap(),
+            snapshot(40 * SECOND, vec![connection(1, 80, 9000)]),
         );
+        rates.observe(&other, &Matches::of(&other, &listed), listed.taken);
         assert_eq!(rates, Rates::default());
     }
 
@@ -292,17 +301,11 @@ rules:
     fn what_runs_backwards_is_begun_anew() {
         for (taken, bytes) in [(34, 90_000), (40, 10)] {
             let mut rates = fed(&[(5, 500); 6]);
-            rates.observe(
-                &POLICY,
-                &snapshot(taken * SECOND, vec![connection(1, 80, bytes)]),
-            );
+            rates.take_in(&snapshot(taken * SECOND, vec![connection(1, 80, bytes)]));
             assert_eq!(rates.sustained(Cookie(1), Duration::ZERO), None);
         }
         let mut twice = fed(&[(5, 500); 6]);
-        twice.observe(
-            &POLICY,
-            &snapshot(35 * SECOND, vec![connection(1, 80, 3007)]),
-        );
+        twice.take_in(&snapshot(35 * SECOND, vec![connection(1, 80, 3007)]));
         assert_eq!(twice, fed(&[(5, 500); 6]));
     }
 
@@ -349,7 +352,7 @@ rules:
                     if reverse {
                         listed.reverse();
                     }
-                    rates.observe(&POLICY, &snapshot(round * SECOND, listed));
+                    rates.take_in(&snapshot(round * SECOND, listed));
                 }
                 rates
             };

@@ -12,7 +12,7 @@ use super::{
     balance::to_move,
     decide::returns,
     groups::GroupLoad,
-    guards::guard,
+    guards::Guards,
     limits::{LoadComparison, measure},
 };
 use crate::{
@@ -71,7 +71,8 @@ pub(super) fn still(
         let chosen_by = by.rule.clone();
         return Still::Not(SkipReason::OtherRule { chosen_by });
     };
-    let forbidden = guard(policy, rule, snapshot, connection)
+    let forbidden = Guards::of(policy, rule, snapshot, &connection.endpoint)
+        .first(connection)
         .or_else(|| (policy.mode_of(rule) != Mode::Enforce).then_some(SkipReason::DryRun))
         .or_else(|| returns(rule, connection, ledger, now));
     if let Some(why) = forbidden {

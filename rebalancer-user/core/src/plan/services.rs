@@ -7,46 +7,84 @@
 use crate::{
     plan::SkipReason,
     policy::{MissingFact, OnReconnect, Policy, Rule},
-    snapshot::{Connection, Identity, Service, ServiceAt, ServiceName, Snapshot},
+    snapshot::{Connection, EndpointKey, Identity, Service, ServiceAt, ServiceName, Snapshot},
 };
 
 /// A Service that leads to the connection's endpoint.
+#[derive(Clone)]
 struct Leads<'a> {
     name: ServiceName,
     at: &'a ServiceAt,
     facts: &'a Service,
 }
 
-/// Every guard that skips `connection`, which `rule` matches.
-pub(super) fn guards(
-    policy: &Policy,
-    rule: &Rule,
-    snapshot: &Snapshot,
-    connection: &Connection,
-) -> Vec<SkipReason> {
-    let Some(pod) = snapshot.who(&connection.endpoint).pod() else {
-        return Vec::new();
-    };
-    let all = match lead(pod, snapshot) {
-        Ok(all) => all,
-        Err(skipped) => return vec![skipped],
-    };
-    let sibling = sibling(connection, &all);
-    let http2 = http2(rule, connection, &all);
-    let asked = asked(rule, all);
-    [
-        unready(pod, &asked),
-        headless(&asked),
-        ambiguous(connection, &asked),
-        affinity(&asked),
-        sibling,
-        too_few(policy, &asked),
-        stabilizing(policy, &asked),
-        http2,
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+/// What the Services that lead to an endpoint say of its connections that a rule is for.
+#[derive(Default)]
+pub(super) struct Services<'a> {
+    /// All that lead there.
+    all: Vec<Leads<'a>>,
+    /// Those that count.
+    asked: Vec<Leads<'a>>,
+    /// None do, or not enough is known of them.
+    unknown: Option<SkipReason>,
+    unready: Option<SkipReason>,
+    headless: Option<SkipReason>,
+    affinity: Option<SkipReason>,
+    too_few: Option<SkipReason>,
+    stabilizing: Option<SkipReason>,
+    http2: Option<SkipReason>,
+}
+
+impl<'a> Services<'a> {
+    pub(super) fn of(
+        policy: &Policy,
+        rule: &Rule,
+        snapshot: &'a Snapshot,
+        endpoint: &EndpointKey,
+    ) -> Self {
+        let Some(pod) = snapshot.who(endpoint).pod() else {
+            return Self::default();
+        };
+        let all = match lead(pod, snapshot) {
+            Ok(all) => all,
+            Err(unknown) => {
+                return Self {
+                    unknown: Some(unknown),
+                    ..Self::default()
+                };
+            }
+        };
+        let asked = asked(rule, &all);
+        Self {
+            unready: unready(pod, &asked),
+            headless: headless(&asked),
+            affinity: affinity(&asked),
+            too_few: too_few(policy, &asked),
+            stabilizing: stabilizing(policy, &asked),
+            http2: http2(rule, endpoint.port, &all),
+            unknown: None,
+            asked,
+            all,
+        }
+    }
+
+    /// Every guard that skips `connection`, in their order; each is asked when it is its turn.
+    pub(super) fn guards(&self, connection: &Connection) -> impl Iterator<Item = SkipReason> {
+        type Guard = fn(&Services<'_>, &Connection) -> Option<SkipReason>;
+        const ALL: [Guard; 9] = [
+            |at, _| at.unknown.clone(),
+            |at, _| at.unready.clone(),
+            |at, _| at.headless.clone(),
+            |at, c| ambiguous(c, &at.asked),
+            |at, _| at.affinity.clone(),
+            |at, c| sibling(c, &at.all),
+            |at, _| at.too_few.clone(),
+            |at, _| at.stabilizing.clone(),
+            |at, _| at.http2.clone(),
+        ];
+        ALL.into_iter()
+            .filter_map(move |guard| guard(self, connection))
+    }
 }
 
 /// The Services that lead to this port of a pod.
@@ -78,7 +116,7 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
 
 /// Those that count: the one that the rule names; else all but the headless ones, if there are
 /// others.
-fn asked<'a>(rule: &Rule, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
+fn asked<'a>(rule: &Rule, all: &[Leads<'a>]) -> Vec<Leads<'a>> {
     let meant = rule.matches().pods().services();
     let is_named = |name: &ServiceName| {
         let mut meant = meant.iter();
@@ -90,7 +128,7 @@ fn asked<'a>(rule: &Rule, all: Vec<Leads<'a>>) -> Vec<Leads<'a>> {
         1 => is_named(&s.name),
         _ => !(routed && s.facts.headless),
     };
-    all.into_iter().filter(counts).collect()
+    all.iter().filter(|s| counts(s)).cloned().collect()
 }
 
 fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<SkipReason> {
@@ -132,8 +170,7 @@ fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<SkipReason> {
 }
 
 /// Whichever Service says it: the port is the same.
-fn http2(rule: &Rule, connection: &Connection, all: &[Leads<'_>]) -> Option<SkipReason> {
-    let port = connection.endpoint.port;
+fn http2(rule: &Rule, port: u16, all: &[Leads<'_>]) -> Option<SkipReason> {
     let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
     (rule.on_reconnect() != OnReconnect::LosesState).then(|| SkipReason::Http2 {
         port,

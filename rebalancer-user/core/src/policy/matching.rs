@@ -38,23 +38,69 @@ impl Match {
     }
 
     /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
+    ///
+    /// Who is missed by port or peer need not be known better. And what is surely another is
+    /// another, whatever else is not known of it.
     pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
-        let port = connection.endpoint.port;
-        let peer = connection.remote.ip().to_canonical();
+        let lack = match self.of_endpoint(connection.endpoint.port, who) {
+            Ok(lack) => lack,
+            Err(of_port @ Mismatch::Port(_)) => return Some(of_port),
+            // By its peer, if by that as well: it is said first.
+            Err(of_pod) => return Some(self.misses_peer(connection).unwrap_or(of_pod)),
+        };
+        match self.of_connection(connection, lack) {
+            Ok(lack) => lack.map(Mismatch::Undetermined),
+            Err(mismatch) => Some(mismatch),
+        }
+    }
+
+    /// Whether connections accepted at `port` by `who` can be of those meant: what is not known of
+    /// the endpoint, if anything.
+    ///
+    /// # Errors
+    /// They are not.
+    pub(crate) fn of_endpoint(
+        &self,
+        port: u16,
+        who: &Who,
+    ) -> Result<Option<MissingFact>, Mismatch> {
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
-            return Some(Mismatch::Port(port));
+            return Err(Mismatch::Port(port));
         }
-        if !self.peers.is_empty() && !self.peers.iter().any(|block| block.contains(peer)) {
-            let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
-            return Some(Mismatch::Peer { peer, excepted });
+        match self.pods.misses(who) {
+            None => Ok(None),
+            Some(Mismatch::Undetermined(lack)) => Ok(Some(lack)),
+            Some(other) => Err(other),
         }
-        // Last: who is missed by port or peer need not be known better. And what is surely
-        // another is another, whatever else is not known of it.
-        let [pods, cgroups] = [self.pods.misses(who), self.misses_cgroup(connection)];
-        match (pods, cgroups) {
-            (Some(unsure), Some(other)) if !unsure.is_sure() && other.is_sure() => Some(other),
-            (pods, cgroups) => pods.or(cgroups),
+    }
+
+    /// Whether a connection of such an endpoint, of which `lack` is not known, is one of those meant:
+    /// what is not known of it, if anything.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn of_connection(
+        &self,
+        connection: &Connection,
+        lack: Option<MissingFact>,
+    ) -> Result<Option<MissingFact>, Mismatch> {
+        if let Some(mismatch) = self.misses_peer(connection) {
+            return Err(mismatch);
         }
+        match self.misses_cgroup(connection) {
+            Some(Mismatch::Undetermined(cgroup)) => Ok(Some(lack.unwrap_or(cgroup))),
+            Some(mismatch) => Err(mismatch),
+            None => Ok(lack),
+        }
+    }
+
+    fn misses_peer(&self, connection: &Connection) -> Option<Mismatch> {
+        let peer = connection.remote.ip().to_canonical();
+        if self.peers.is_empty() || self.peers.iter().any(|block| block.contains(peer)) {
+            return None;
+        }
+        let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
+        Some(Mismatch::Peer { peer, excepted })
     }
 
     /// Whether connections accepted at `port` by `who` are of those meant, if their clients are.
