@@ -103,6 +103,14 @@ pub enum Error {
         /// What the kernel said.
         message: String,
     },
+    /// The object's maps are not made, or its programs cannot be made ready.
+    #[error(
+        "loading the BPF object: {message}\n  remedy: give it memory (RLIMIT_MEMLOCK, or the memory cgroup's limit), and allow bpf(2) where a security policy forbids it; else please report it with the output of `uname -a`"
+    )]
+    Object {
+        /// What the kernel or the loader said.
+        message: String,
+    },
     /// The kernel does not know the iterator that the walk is.
     #[error(
         "this kernel does not let open sockets be walked over: {message}\n  remedy: take Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y; nothing that was recorded before is lost"

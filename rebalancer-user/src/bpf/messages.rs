@@ -15,10 +15,10 @@ use rebalancer_common::names;
 use rustix::fd::AsRawFd as _;
 
 use super::{
-    Error, Kernel, OBJECT,
+    Error, Kernel,
     maps::{check_abi, io_error},
     sys,
-    tracker::{failed, loader_over},
+    tracker::{failed, load_object, loader_over},
 };
 use crate::snapshot::Cookie;
 
@@ -51,9 +51,7 @@ impl MessageCounter {
             sys::make_socket_hash(names::COUNTED, MOST_SOCKETS).map_err(|e| making(e.into()))?;
         let counted = socket_hash(map).map_err(|e| making(e.into()))?;
         let btf = kernel.btf()?;
-        let mut ebpf = loader_over(kernel, &btf, pins)?
-            .load(OBJECT)
-            .map_err(|e| Error::call("loading the BPF object", e))?;
+        let mut ebpf = load_object(&mut loader_over(kernel, &btf, pins)?)?;
         let program: &mut SkMsg = ebpf
             .program_mut(names::MESSAGES)
             .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?

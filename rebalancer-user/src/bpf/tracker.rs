@@ -254,13 +254,19 @@ impl Loaded {
     }
 }
 
-fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
+/// Makes the object's maps and makes its programs ready. Where nothing may be loaded, the loader takes
+/// that for a kernel without BPF functions, and complains of the object.
+pub(super) fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, Error> {
     sys::load_nothing().map_err(|e| Error::NoPrograms {
         message: e.to_string(),
     })?;
-    let mut ebpf = loader
-        .load(OBJECT)
-        .map_err(|e| Error::call("loading the BPF object", e))?;
+    loader.load(OBJECT).map_err(|e| Error::Object {
+        message: format!("{:#}", anyhow::Error::from(e)),
+    })
+}
+
+fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
+    let mut ebpf = load_object(&mut loader)?;
     // Kept until the program is loaded: it owns the map that the program writes to.
     let log = EbpfLogger::init(&mut ebpf)
         .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))

@@ -25,10 +25,10 @@ use rustix::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{
-    Error, Kernel, OBJECT,
+    Error, Kernel,
     maps::check_abi,
     sys::{self, PassEnd},
-    tracker::{failed, load_iterator, loader_over},
+    tracker::{failed, load_iterator, load_object, loader_over},
 };
 use crate::snapshot::{CgroupId, Cookie};
 
@@ -138,9 +138,7 @@ impl Walker {
         let mut loader = loader_over(&kernel, &btf, pins)?;
         loader.map_max_entries(names::ROWS, rows);
         loader.override_global(names::PID_LEVEL, &level, true);
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|e| Error::call("loading the BPF object", e))?;
+        let mut ebpf = load_object(&mut loader)?;
         let failed = failed(names::WALK);
         let program =
             load_iterator(&mut ebpf, names::WALK, "task_file", &btf).map_err(|e| match e {

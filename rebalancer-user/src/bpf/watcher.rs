@@ -19,11 +19,11 @@ use rebalancer_common::{Direction, Segment, Watched, names};
 use zerocopy::FromBytes as _;
 
 use super::{
-    Error, Kernel, OBJECT,
+    Error, Kernel,
     cgroup::any_cgroup2,
     maps::{Raw, check_abi, io_error},
     sys::open_cgroup,
-    tracker::{failed, loader_over},
+    tracker::{failed, load_object, loader_over},
 };
 use crate::snapshot::{CgroupId, Cookie};
 
@@ -78,11 +78,11 @@ impl Watcher {
         check_abi(pins)?;
         let hierarchy = any_cgroup2()?;
         let btf = kernel.btf()?;
-        let mut ebpf = loader_over(kernel, &btf, pins)?
+        let mut loader = loader_over(kernel, &btf, pins)?;
+        loader
             .map_max_entries(names::WATCHED, MOST_WATCHED)
-            .map_max_entries(names::SEGMENTS, SEGMENT_BYTES)
-            .load(OBJECT)
-            .map_err(|e| Error::call("loading the BPF object", e))?;
+            .map_max_entries(names::SEGMENTS, SEGMENT_BYTES);
+        let mut ebpf = load_object(&mut loader)?;
         for name in names::WATCH {
             let load = |program: &mut CgroupSkb| program.load();
             program(&mut ebpf, name)
