@@ -15,13 +15,13 @@ pub enum Error {
     Privilege(Vec<&'static str>),
     /// The kernel exports no BTF.
     #[error(
-        "{path}: {source}\n  remedy: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (any distribution's kernel since 2021 is)"
+        "{path}: {why}\n  remedy: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (any distribution's kernel since 2021 is)"
     )]
     NoBtf {
         /// Where it was looked for.
         path: PathBuf,
-        /// What reading it said.
-        source: io::Error,
+        /// What reading it said. Not its source, which would be told once more after the remedy.
+        why: io::Error,
     },
     /// The BTF lacks a field, or is damaged.
     #[error(

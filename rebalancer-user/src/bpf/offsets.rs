@@ -44,9 +44,9 @@ impl Kernel {
     }
 
     fn read_from(path: &Path) -> Result<Self, Error> {
-        let raw = fs::read(path).map_err(|source| Error::NoBtf {
+        let raw = fs::read(path).map_err(|why| Error::NoBtf {
             path: path.to_owned(),
-            source,
+            why,
         })?;
         let offsets = find(&raw).map_err(|what| Error::Btf {
             path: path.to_owned(),

@@ -48,13 +48,13 @@ pub enum RunDirError {
     },
     /// The folder or the socket cannot be had.
     #[error(
-        "the agent's socket {path}: {source}\n  remedy: name a folder that can be written to with --run-dir PATH"
+        "the agent's socket {path}: {why}\n  remedy: name a folder that can be written to with --run-dir PATH"
     )]
     Io {
         /// The folder or the socket.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// What the system says. Not its source, which would be told once more after the remedy.
+        why: io::Error,
     },
 }
 
@@ -72,9 +72,9 @@ impl RunDir {
     /// Makes the folder ours, and closes it to others.
     pub fn take(path: &Path) -> Result<Self, RunDirError> {
         let folder = folder::take(path, is_ours).map_err(|why| match why {
-            FolderError::Io(source) => RunDirError::Io {
+            FolderError::Io(why) => RunDirError::Io {
                 path: path.to_owned(),
-                source,
+                why,
             },
             why => RunDirError::NotOurs {
                 path: path.to_owned(),
@@ -100,9 +100,9 @@ impl RunDir {
     /// Listens on the socket, in place of one that a killed agent has left.
     pub(super) fn listen(&mut self) -> Result<UnixListener, RunDirError> {
         let path = self.socket();
-        let failed = |source| RunDirError::Io {
+        let failed = |why| RunDirError::Io {
             path: path.clone(),
-            source,
+            why,
         };
         match statat(&self.folder, SOCKET, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Socket => {

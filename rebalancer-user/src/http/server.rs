@@ -76,9 +76,9 @@ impl Server {
     /// # Errors
     /// Why it cannot listen on the socket.
     pub fn start(mut dir: RunDir, router: Router, open: Option<Open>) -> Result<Self, RunDirError> {
-        let failed = |path: &Path, source: io::Error| RunDirError::Io {
+        let failed = |path: &Path, why: io::Error| RunDirError::Io {
             path: path.to_owned(),
-            source,
+            why,
         };
         let path = dir.socket();
         let listener = dir.listen()?;
