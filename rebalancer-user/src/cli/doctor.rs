@@ -56,7 +56,7 @@ struct Finding {
     level: Level,
     found: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<&'static str>,
+    remedy: Option<String>,
 }
 
 fn ok(what: &'static str, found: impl Into<String>) -> Finding {
@@ -68,17 +68,15 @@ fn ok(what: &'static str, found: impl Into<String>) -> Finding {
     }
 }
 
-fn lacks(
-    level: Level,
-    what: &'static str,
-    found: impl Into<String>,
-    remedy: &'static str,
-) -> Finding {
+fn lacks(level: Level, what: &'static str, found: impl Into<String>, remedy: &str) -> Finding {
+    let found = found.into();
+    // What brings a remedy of its own knows better.
+    let (found, remedy) = found.split_once("\n  remedy: ").unwrap_or((&found, remedy));
     Finding {
         what,
         level,
-        found: found.into(),
-        remedy: Some(remedy),
+        found: found.to_owned(),
+        remedy: Some(remedy.to_owned()),
     }
 }
 
@@ -189,7 +187,8 @@ impl Doctor {
             for finding in &mut findings {
                 if finding.level == Level::Failed {
                     finding.level = Level::Warning;
-                    finding.remedy = Some("means nothing if this process is not below --cgroup");
+                    finding.remedy =
+                        Some("means nothing if this process is not below --cgroup".to_owned());
                 }
             }
         }
@@ -329,7 +328,7 @@ fn table(out: &mut impl io::Write, findings: &[Finding]) -> io::Result<()> {
         };
         let found = finding.found.replace('\n', " ");
         writeln!(out, "{mark}  {:<width$}  {found}", finding.what)?;
-        if let Some(remedy) = finding.remedy {
+        if let Some(remedy) = &finding.remedy {
             writeln!(out, "         {:<width$}  = {remedy}", "")?;
         }
     }

@@ -76,7 +76,7 @@ fn what_is_missing_has_a_remedy_and_the_exit_code_says_so() {
     assert_eq!(out.status.code(), Some(1), "{said}");
     assert!(said.contains("FAILED   BTF"), "{said}");
     assert!(
-        said.contains("= use a kernel built with CONFIG_DEBUG_INFO_BTF"),
+        said.contains("= the kernel must be built with CONFIG_DEBUG_INFO_BTF=y"),
         "{said}"
     );
     assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
