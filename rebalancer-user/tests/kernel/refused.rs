@@ -1,10 +1,10 @@
 //! An agent that the kernel refuses something, over what a killed one has left: it says what and
-//! ends, and tracking goes on with every record.
+//! ends, and tracking goes on with every record. `dump` and `doctor` do the same.
 
 use std::{
     fs,
-    os::unix::process::CommandExt as _,
-    path::Path,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -12,7 +12,8 @@ use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins, pins_left,
+    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, cgroup, connect, eventually, lab, own_pins,
+    pins_left,
 };
 
 /// Commands of `bpf(2)`.
@@ -73,6 +74,41 @@ fn without_the_walk(at: &Path) {
     let name = b"bpf_iter_task_file\0";
     let place = btf.windows(name.len()).position(|w| w == name).unwrap();
     btf[place] = b'x';
+    fs::write(at, btf).unwrap();
+}
+
+/// The BTF of a kernel with a field that lies elsewhere than its own verifier knows: programs that read
+/// it are refused.
+fn with_a_wrong_offset(at: &Path) {
+    let mut btf = fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    let word = |btf: &[u8], at: usize| u32::from_ne_bytes(btf[at..at + 4].try_into().unwrap());
+    // `struct btf_header`: its own length, then place and length of types and of strings.
+    let [head, types, length, strings] = [4, 8, 12, 16].map(|at| word(&btf, at) as usize);
+    let name = b"\0bytes_received\0";
+    let place = btf.windows(name.len()).position(|w| w == name).unwrap();
+    let name = (place + 1 - head - strings) as u32;
+    let (mut place, end) = (head + types, head + types + length);
+    while place < end {
+        let info = word(&btf, place + 4);
+        let (kind, count) = (info >> 24 & 0x1f, info as usize & 0xffff);
+        place += 12;
+        let following = match kind {
+            1 | 14 | 17 => 4,              // int, var, decl_tag
+            3 => 12,                       // array
+            4 | 5 | 15 | 19 => 12 * count, // struct, union, datasec, enum64
+            6 | 13 => 8 * count,           // enum, func_proto
+            _ => 0,
+        };
+        if kind == 4 {
+            for member in (place..place + following).step_by(12) {
+                if word(&btf, member) == name {
+                    let bits: u32 = 8 << 16;
+                    btf[member + 8..member + 12].copy_from_slice(&bits.to_ne_bytes());
+                }
+            }
+        }
+        place += following;
+    }
     fs::write(at, btf).unwrap();
 }
 
@@ -231,5 +267,163 @@ fn a_kernel_without_the_walk_is_told_and_nothing_is_lost() {
     let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
     let out = with_btf(&Agent::command(left.policy.path(), &pins, &in_lab));
     assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
+    assert_eq!(pins_left(&pins), [] as [PathBuf; 0]);
+}
+
+/// What a machine may lack.
+enum MissingFact<'a> {
+    /// Root: the program is run as nobody, from where it can be reached.
+    Privilege(&'a Path),
+    /// Something that this hides, in a mount namespace.
+    Hidden(&'a str),
+    /// This command of `bpf(2)`, as a security policy may have it.
+    Allowed(u32),
+}
+
+impl MissingFact<'_> {
+    /// Runs what is made ready where this is missing.
+    fn run(&self, ready: &Command) -> Output {
+        let arguments: Vec<&str> = ready.get_args().map(|a| a.to_str().unwrap()).collect();
+        let mut command = match self {
+            Self::Privilege(binary) => {
+                let mut command = Command::new(binary);
+                command.args(arguments).uid(65_534).gid(65_534);
+                command
+            }
+            Self::Hidden(hide) => {
+                let script = format!("{hide} && exec {REBALANCER} \"$@\"");
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", &script, "sh"]);
+                command.args(arguments);
+                command
+            }
+            Self::Allowed(bpf) => {
+                let mut command = Command::new(REBALANCER);
+                command.args(arguments);
+                refuse(&mut command, *bpf, libc::EPERM);
+                command
+            }
+        };
+        command.output().unwrap()
+    }
+}
+
+/// Each pin with what it pins, as bpftool tells it.
+fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
+    let files = fs::read_dir(pins).unwrap().flatten().map(|e| e.path());
+    let mut all: Vec<_> = files
+        .map(|file| {
+            let kind = if file.ends_with("link") {
+                "link"
+            } else {
+                "map"
+            };
+            let id = bpftool(&[kind, "show", "pinned", file.to_str().unwrap()])["id"].clone();
+            (file, id)
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+/// What fails has its remedy behind it, and nothing is said twice.
+fn has_remedies(name: &str, said: &str) {
+    let lines: Vec<&str> = said.lines().collect();
+    let failed = if name == "doctor" {
+        "FAILED"
+    } else {
+        "error: "
+    };
+    let remedy = if name == "doctor" { "= " } else { "remedy: " };
+    let failures = lines.windows(2).filter(|two| two[0].starts_with(failed));
+    let remedies: Vec<_> = failures.map(|two| two[1].trim_start()).collect();
+    assert!(!remedies.is_empty(), "{name}: {said}");
+    assert!(remedies.iter().all(|it| it.starts_with(remedy)), "{said}");
+    assert!(!remedies.iter().any(|it| it.contains("os error")), "{said}");
+    assert!(
+        lines
+            .iter()
+            .all(|line| !line.contains("  remedy: ") || line.starts_with("  remedy: ")),
+        "{said}"
+    );
+}
+
+/// `agent`, `dump` and `doctor`, over what a killed agent has left and where nothing was.
+#[test]
+fn whatever_is_missing_is_told_with_its_remedy_and_nothing_changes() {
+    let _alone = alone();
+    let lab = lab(1);
+    let _older = connect(&lab, lab.pod(0).address());
+    let mut left = Left::behind(&lab);
+    left.killed();
+    let folder = tempfile::tempdir().unwrap();
+    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let binary = folder.path().join("rebalancer");
+    fs::copy(REBALANCER, &binary).unwrap();
+    let wrong = folder.path().join("btf");
+    with_a_wrong_offset(&wrong);
+    for path in [folder.path(), &binary, left.policy.path()] {
+        open(path);
+    }
+    let wrong_btf = format!("mount --bind {} /sys/kernel/btf/vmlinux", wrong.display());
+    let no_cgroup =
+        "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
+    let before = pinned(&left.agent.pins);
+    for (what, lack, code, words) in [
+        (
+            "root",
+            MissingFact::Privilege(&binary),
+            4,
+            "missing CAP_BPF",
+        ),
+        (
+            "BTF",
+            MissingFact::Hidden("mount -t tmpfs none /sys/kernel/btf"),
+            1,
+            "CONFIG_DEBUG_INFO_BTF",
+        ),
+        (
+            "cgroup v2",
+            MissingFact::Hidden(no_cgroup),
+            1,
+            "no cgroup v2",
+        ),
+        (
+            "programs",
+            MissingFact::Allowed(PROG_LOAD),
+            1,
+            "not even a BPF program",
+        ),
+        ("maps", MissingFact::Allowed(MAP_CREATE), 1, "not permitted"),
+        // Each is refused by the verifier, with its words.
+        (
+            "a field",
+            MissingFact::Hidden(&wrong_btf),
+            1,
+            "beyond struct tcp_sock",
+        ),
+    ] {
+        for name in ["agent", "dump", "doctor"] {
+            let fresh = own_pins();
+            for pins in [&left.agent.pins, &fresh] {
+                let mut command = Agent::command(left.policy.path(), pins, &[]);
+                if name != "agent" {
+                    command = Command::new(REBALANCER);
+                    command.arg(name).arg("--pins").arg(pins);
+                }
+                let out = lack.run(&command);
+                let all = [&out.stdout[..], &out.stderr[..]].concat();
+                let all = String::from_utf8_lossy(&all);
+                println!("\n  without {what}: {name}: {:?}\n{all}", out.status.code());
+                assert_eq!(out.status.code(), Some(code), "{what}, {name}: {all}");
+                assert!(all.contains(words), "{what}, {name}: {all}");
+                has_remedies(name, &all);
+            }
+            assert_eq!(pins_left(&fresh), [] as [PathBuf; 0], "{what}, {name}");
+            let asked = Path::new("/run").join(fresh.file_name().unwrap());
+            assert!(!asked.exists(), "{what}, {name}: {}", asked.display());
+            assert_eq!(pinned(&left.agent.pins), before, "{what}, {name}");
+        }
+        left.is_untouched();
+    }
 }
