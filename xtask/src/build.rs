@@ -37,7 +37,8 @@ pub(crate) fn agent() -> Result<PathBuf> {
     Ok(target().join("release/rebalancer"))
 }
 
-fn target() -> PathBuf {
+/// Where cargo builds.
+pub(crate) fn target() -> PathBuf {
     let root = root();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
     root.join(target)

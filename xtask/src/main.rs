@@ -19,6 +19,7 @@ mod simulate;
 mod steps;
 mod terminal;
 mod test;
+mod vm;
 
 use std::{
     fs,

@@ -13,7 +13,7 @@ use clap::ValueEnum;
 use crate::{
     cargo, cluster, deploy,
     setup::{self, Need},
-    terminal,
+    terminal, vm,
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,13 +32,15 @@ pub(crate) enum Suite {
     Moves,
     /// What each step does to real servers and clients, as a table: needs root
     Steps,
-    /// All but `moves`, `steps`, `deploy` and `cluster`
+    /// All but `moves`, `steps`, `deploy`, `cluster` and `vm`
     All,
     /// Overlays, chart, alerts and dashboard by helm, kustomize and promtool, the first two of which
     /// are built the first time
     Deploy,
     /// The manifests in a real Kubernetes, which is built the first time: needs root
     Cluster,
+    /// The agent on other kernels, which qemu boots: needs neither root nor KVM
+    Vm,
 }
 
 struct Section {
@@ -56,12 +58,17 @@ pub(crate) struct Args {
     moves: Option<u32>,
     #[command(flatten, next_help_heading = "For the suite cluster")]
     cluster: cluster::Checking,
+    #[command(flatten, next_help_heading = "For the suite vm")]
+    vm: vm::Machines,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
     let suite = arguments.suite;
     if arguments.moves.is_some() && suite != Suite::Moves {
         bail!("--moves is for one suite: cargo xtask test moves --moves COUNT");
+    }
+    if !arguments.vm.is_empty() && suite != Suite::Vm {
+        bail!("kernels are for one suite: cargo xtask test vm KERNEL...");
     }
     let sections = match suite {
         Suite::Lint => lint()?,
@@ -73,6 +80,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         Suite::Steps => return steps(),
         Suite::Deploy => return deploy::check(),
         Suite::Cluster => return cluster::check(arguments.cluster),
+        Suite::Vm => return vm::run(&arguments.vm),
         Suite::All => {
             let kernel = kernel()?;
             lint()?

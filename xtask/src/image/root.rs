@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -30,6 +31,11 @@ impl Root {
         self.insert(Path::new(path), Entry::File { bytes, mode: 0o644 });
     }
 
+    pub(crate) fn script(&mut self, path: &str, text: &str) {
+        let bytes = text.as_bytes().to_vec();
+        self.insert(Path::new(path), Entry::File { bytes, mode: 0o755 });
+    }
+
     pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.insert(Path::new(path), Entry::Link(target.into()));
     }
@@ -44,7 +50,7 @@ impl Root {
         Ok(())
     }
 
-    fn executable(&mut self, path: &Path, from: &Path) -> Result<()> {
+    pub(crate) fn executable(&mut self, path: &Path, from: &Path) -> Result<()> {
         let bytes = fs::read(from).with_context(|| from.display().to_string())?;
         self.insert(path, Entry::File { bytes, mode: 0o755 });
         Ok(())
@@ -59,9 +65,45 @@ impl Root {
         self.0.insert(path.into(), entry);
     }
 
+    /// As an initramfs: the "newc" form of cpio, which the kernel reads.
+    pub(crate) fn cpio(&self) -> Vec<u8> {
+        let mut archive = Vec::new();
+        for (number, (path, entry)) in self.entries().enumerate() {
+            let (mode, bytes) = match entry {
+                Entry::Folder => (0o040_755, &[][..]),
+                Entry::File { bytes, mode } => (0o100_000 | mode, &bytes[..]),
+                Entry::Link(target) => (0o120_777, target.as_os_str().as_bytes()),
+            };
+            member(
+                &mut archive,
+                number + 1,
+                mode,
+                path.as_os_str().as_bytes(),
+                bytes,
+            );
+        }
+        member(&mut archive, 0, 0, b"TRAILER!!!", &[]);
+        // Another may follow, and begins at such a place.
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        archive
+    }
+
     /// Every entry, a folder before what is in it; paths without the leading slash.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&Path, &Entry)> {
         self.0.iter().map(|(path, entry)| (path.as_path(), entry))
+    }
+}
+
+fn member(archive: &mut Vec<u8>, inode: usize, mode: u32, name: &[u8], bytes: &[u8]) {
+    let (size, named) = (bytes.len(), name.len() + 1);
+    // Inode, mode, owner, group, links, time, size, four numbers of devices, length of the name, no sum.
+    let head = format!(
+        "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{0:08x}{0:08x}{named:08x}{0:08x}",
+        0, 1
+    );
+    for part in [&[head.as_bytes(), name, &[0]].concat(), bytes] {
+        archive.extend_from_slice(part);
+        archive.resize(archive.len().next_multiple_of(4), 0);
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Finding;
+use crate::vm::KEYS;
 
 /// A program, the Debian package that has it, and what it is for.
 type Program = (&'static str, &'static str, &'static str);
@@ -42,12 +43,40 @@ const CLUSTER: [Program; 7] = [
     ("openssl", "openssl", "the cluster's certificates"),
 ];
 
+/// What boots other kernels, beside the lab's programs.
+const MACHINES: [Program; 5] = [
+    (
+        "qemu-system-x86_64",
+        "qemu-system-x86",
+        "machines with other kernels",
+    ),
+    ("busybox", "busybox-static", "a shell in them"),
+    ("xz", "xz-utils", "their modules"),
+    ("strip", "binutils", "the tests that they run"),
+    ("apt-get", "apt", "their kernels"),
+];
+
 pub(super) fn look() -> Vec<Finding> {
     PROGRAMS.map(look_for).into()
 }
 
 pub(super) fn look_for_cluster() -> Vec<Finding> {
     CLUSTER.map(look_for).into()
+}
+
+pub(super) fn look_for_machines() -> Vec<Finding> {
+    let keys = Path::new(KEYS);
+    let mut findings: Vec<Finding> = MACHINES.map(look_for).into();
+    findings.push(Finding {
+        what: "Debian's keys",
+        state: if keys.exists() {
+            Ok(KEYS.to_owned())
+        } else {
+            Err("missing: for machines' kernels".to_owned())
+        },
+        packages: vec!["debian-archive-keyring"],
+    });
+    findings
 }
 
 /// Looks for one program; its package, and what it is for.

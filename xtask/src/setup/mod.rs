@@ -36,6 +36,8 @@ pub(crate) enum Need {
     Fuzzer,
     /// The servers of the table of steps.
     Steps,
+    /// What boots other kernels; only for the command that does.
+    Machines,
 }
 
 /// What the command `setup` brings: all but what a single command installs by itself.
@@ -67,6 +69,7 @@ impl Need {
             Self::Lints => vec![components::look()],
             Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
             Self::Steps => servers::look(),
+            Self::Machines => host::look_for_machines(),
         }
     }
 
@@ -74,7 +77,7 @@ impl Need {
     fn complete(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::complete(),
-            Self::Host | Self::Fuzzer | Self::Steps => Ok(()),
+            Self::Host | Self::Fuzzer | Self::Steps | Self::Machines => Ok(()),
             Self::Cluster | Self::Deploy => go::complete(),
             Self::Lints => components::complete(),
         }

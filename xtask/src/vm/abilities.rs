@@ -1,0 +1,327 @@
+//! What the agent shall be able to do on a kernel, the tests that show it, and the table of both.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::Boot;
+
+/// An ability.
+struct Ability {
+    name: &'static str,
+    /// What `rebalancer doctor` calls it, where a kernel may lack it and the agent goes without.
+    asked: Option<&'static str>,
+    /// Pass where it is there.
+    tests: &'static [&'static str],
+    /// Pass in any case.
+    always: &'static [&'static str],
+}
+
+const fn ability(name: &'static str, tests: &'static [&'static str]) -> Ability {
+    Ability {
+        name,
+        asked: None,
+        tests,
+        always: &[],
+    }
+}
+
+const fn asked(name: &'static str, asked: &'static str, tests: &'static [&'static str]) -> Ability {
+    Ability {
+        name,
+        asked: Some(asked),
+        tests,
+        always: &[],
+    }
+}
+
+const ABILITIES: [Ability; 14] = [
+    ability(
+        "runs, leaves nothing",
+        &["life::sigterm_leaves_nothing_in_the_kernel"],
+    ),
+    ability(
+        "adopts what is older",
+        &["tracking::what_is_older_than_the_agent_is_adopted_once_and_is_closed_once_it_is_gone"],
+    ),
+    ability(
+        "records",
+        &[
+            "tracking::listeners_are_endpoints_before_any_connection",
+            "tracking::a_connection_is_shown_with_peer_state_age_and_namespace",
+        ],
+    ),
+    asked(
+        "sees closes",
+        "seeing closes",
+        &["bytes::short_connections_count_as_long_ones"],
+    ),
+    ability(
+        "walk exact under churn",
+        &["scale::churn::sums_are_exact_as_fast_as_connections_can_come_and_go"],
+    ),
+    ability("bytes as ss", &["bytes::request_traffic_live_and_final"]),
+    asked(
+        "SOCK_DESTROY",
+        "reset by SOCK_DESTROY",
+        &["mechanisms::sock_destroy_hits_its_victim_and_nothing_else"],
+    ),
+    asked(
+        "by descriptor",
+        "reset by the server's descriptor",
+        &["mechanisms::abort_hits_its_victim_and_nothing_else"],
+    ),
+    asked(
+        "raw RST",
+        "reset by a raw segment",
+        &["mechanisms::raw_hits_its_victim_and_nothing_else"],
+    ),
+    Ability {
+        name: "hears HTTP/1, skips HTTP/2",
+        asked: Some("hearing"),
+        tests: &[
+            "watch::what_is_heard_to_be_answered_is_moved_and_nobody_else_pays",
+            "watch::what_is_not_http_1_is_spared_and_not_heard_any_more",
+        ],
+        always: &[],
+    },
+    Ability {
+        name: "counts",
+        asked: Some("counting sends"),
+        tests: &[
+            "messages::sends_of_known_sizes_are_counted_exactly_and_other_connections_run_nothing",
+        ],
+        always: &["messages::a_kernel_that_would_mislead_the_server_is_left_alone"],
+    },
+    ability(
+        "is succeeded after kill -9",
+        &["life::a_killed_agent_is_succeeded_and_ages_survive"],
+    ),
+    ability(
+        "beside a neighbour",
+        &["neighbours::neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing"],
+    ),
+    ability(
+        "uninstalls",
+        &["life::tracking_that_is_kept_outlives_a_clean_stop_until_it_is_uninstalled"],
+    ),
+];
+
+/// The tests that a machine runs.
+pub(super) fn tests() -> impl Iterator<Item = &'static str> {
+    ABILITIES
+        .iter()
+        .flat_map(|ability| ability.tests.iter().chain(ability.always).copied())
+}
+
+/// How an ability stands on a kernel.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Works,
+    /// Not there, and the agent says why.
+    Refused(String),
+    Failed(String),
+    /// Not asked, as the agent itself is refused.
+    Unasked,
+}
+
+/// What one machine showed.
+pub(super) struct Row {
+    machine: String,
+    verdicts: Vec<Verdict>,
+}
+
+impl Row {
+    /// From what the machine said.
+    pub(super) fn judge(boot: &Boot<'_>, said: &[String]) -> Self {
+        Self {
+            machine: boot.to_string(),
+            verdicts: verdicts(said),
+        }
+    }
+
+    pub(super) fn failed(&self) -> bool {
+        self.verdicts
+            .iter()
+            .any(|verdict| matches!(verdict, Verdict::Failed(_)))
+    }
+}
+
+fn verdicts(said: &[String]) -> Vec<Verdict> {
+    let word = |name: &str| {
+        let mut words = said
+            .iter()
+            .map(|line| line.split_once(' ').unwrap_or((line, "")));
+        words.find_map(|(first, rest)| (first == name).then_some(rest))
+    };
+    let whole = said.iter().any(|line| line == "end");
+    let cut = || {
+        let last = said.last().map_or("nothing", String::as_str);
+        Verdict::Failed(format!("the machine ended early; it last said: {last}"))
+    };
+    let left = word("left").is_none_or(|left| !left.is_empty());
+    if let Some(refusal) = word("refused") {
+        let first = match refusal
+            .split_once("error: ")
+            .and_then(|(code, why)| Some((code, why.split_once("  remedy: ")?.0)))
+        {
+            Some(("1 ", why)) if whole && !left => Verdict::Refused(why.trim().to_owned()),
+            _ => Verdict::Failed(format!(
+                "not refused as it should be (left behind: {left}): {refusal}"
+            )),
+        };
+        let others = ABILITIES.iter().skip(1).map(|_| Verdict::Unasked);
+        return [first].into_iter().chain(others).collect();
+    }
+    let findings: Value = word("doctor")
+        .and_then(|json| serde_json::from_str(json).ok())
+        .unwrap_or_default();
+    let lacks: BTreeMap<&str, &str> = findings
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|finding| finding["level"] != "ok" && finding["remedy"].is_string())
+        .filter_map(|finding| Some((finding["what"].as_str()?, finding["found"].as_str()?)))
+        .collect();
+    let passed = |test: &str| {
+        said.iter()
+            .any(|line| line.strip_prefix("passed ") == Some(test))
+    };
+    let failure = |test: &str| {
+        let failure = said.iter().find(|line| {
+            line.strip_prefix("failed ")
+                .is_some_and(|it| it.starts_with(test))
+        });
+        failure.map_or_else(cut, |failure| Verdict::Failed(failure.clone()))
+    };
+    let mut verdicts: Vec<Verdict> = ABILITIES
+        .iter()
+        .map(|ability| {
+            let refused = ability.asked.and_then(|asked| lacks.get(asked));
+            let needed = if refused.is_some() {
+                &[][..]
+            } else {
+                ability.tests
+            };
+            match needed
+                .iter()
+                .chain(ability.always)
+                .find(|test| !passed(test))
+            {
+                Some(test) => failure(test),
+                None => refused.map_or(Verdict::Works, |why| Verdict::Refused((*why).to_owned())),
+            }
+        })
+        .collect();
+    if word("ran") != Some("0") || left {
+        verdicts[0] = Verdict::Failed(format!(
+            "ran: {:?}; left behind: {:?}",
+            word("ran"),
+            word("left")
+        ));
+    }
+    verdicts
+}
+
+/// The table, in Markdown, and below it what its numbers stand for.
+pub(super) fn table(rows: &[Row]) -> String {
+    let mut notes: Vec<String> = Vec::new();
+    let mut note = |text: &str| {
+        let known = notes.iter().position(|it| it == text);
+        1 + known.unwrap_or_else(|| {
+            notes.push(text.to_owned());
+            notes.len() - 1
+        })
+    };
+    let names = ABILITIES.each_ref().map(|ability| ability.name);
+    let mut table = format!(
+        "| Linux | {} |\n|---|{}\n",
+        names.join(" | "),
+        "---|".repeat(names.len())
+    );
+    for row in rows {
+        let cells: Vec<String> = row
+            .verdicts
+            .iter()
+            .map(|verdict| match verdict {
+                Verdict::Works => "ok".to_owned(),
+                Verdict::Refused(why) => format!("refused ({})", note(why)),
+                Verdict::Failed(why) => format!("FAILED ({})", note(why)),
+                Verdict::Unasked => "–".to_owned(),
+            })
+            .collect();
+        table.push_str(&format!("| {} | {} |\n", row.machine, cells.join(" | ")));
+    }
+    for (number, note) in notes.iter().enumerate() {
+        table.push_str(&format!("\n({}) {note}\n", number + 1));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_passed() -> Vec<String> {
+        let head = ["booted 6.1", "doctor []", "ran 0", "left"].map(str::to_owned);
+        let passed = tests().map(|test| format!("passed {test}"));
+        head.into_iter()
+            .chain(passed)
+            .chain(["end".to_owned()])
+            .collect()
+    }
+
+    fn at(verdicts: &[Verdict], name: &str) -> String {
+        let place = ABILITIES.iter().position(|ability| ability.name == name);
+        format!("{:?}", verdicts[place.expect("an ability")])
+    }
+
+    #[test]
+    fn only_what_passed_works() {
+        let said = all_passed();
+        assert!(
+            verdicts(&said)
+                .iter()
+                .all(|verdict| *verdict == Verdict::Works)
+        );
+        for (place, line) in said.iter().enumerate().skip(2) {
+            if line == "end" {
+                continue;
+            }
+            let mut less = said.clone();
+            less.remove(place);
+            let failed = verdicts(&less)
+                .iter()
+                .any(|it| matches!(it, Verdict::Failed(_)));
+            assert!(failed, "without {line}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_needs_its_reason_and_leaves_nothing() {
+        let refusal = "refused 1 error: this kernel refuses the program walk: why   remedy: that ";
+        let said = |left: &str| ["doctor []", refusal, left, "end"].map(str::to_owned);
+        let refused = verdicts(&said("left"));
+        assert_eq!(
+            refused[0],
+            Verdict::Refused("this kernel refuses the program walk: why".to_owned())
+        );
+        assert!(matches!(
+            verdicts(&said("left rebalancer"))[0],
+            Verdict::Failed(_)
+        ));
+        let killed = ["refused 139", "left", "end"].map(str::to_owned);
+        assert!(matches!(verdicts(&killed)[0], Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn what_the_doctor_finds_missing_is_refused_and_its_test_may_fail() {
+        let finding = r#"doctor [{"what":"counting sends","level":"warning","found":"FIONREAD","remedy":"x"}]"#;
+        let mut said = all_passed();
+        said[1] = finding.to_owned();
+        said.retain(|line| !line.contains("sends_of_known_sizes"));
+        assert_eq!(at(&verdicts(&said), "counts"), r#"Refused("FIONREAD")"#);
+        said.retain(|line| !line.contains("would_mislead"));
+        assert!(at(&verdicts(&said), "counts").starts_with("Failed"));
+    }
+}

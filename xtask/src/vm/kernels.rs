@@ -1,0 +1,149 @@
+//! A kernel out of its packages: what qemu boots, and the modules that the lab and the agent need.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{progress, setup};
+
+/// Of `/lib/modules/RELEASE/kernel`.
+const NEEDED: [&str; 14] = [
+    "arch/x86/crypto",
+    "arch/x86/lib",
+    "crypto",
+    "drivers/net/veth.ko",
+    "lib",
+    "net/802",
+    "net/bridge",
+    "net/core",
+    "net/ipv4",
+    "net/ipv6",
+    "net/llc",
+    "net/mptcp",
+    "net/netfilter",
+    "net/tls",
+];
+
+pub(super) struct Kernel {
+    /// As `uname -r` says it.
+    pub(super) release: String,
+    pub(super) image: PathBuf,
+    /// Holds `lib/modules/RELEASE`.
+    pub(super) modules: PathBuf,
+}
+
+impl Kernel {
+    /// Unpacks these packages, unless that was done before.
+    pub(super) fn unpack(packages: &[PathBuf], folder: &Path) -> Result<Self> {
+        let name = |package: &PathBuf| Some(package.file_stem()?.to_str()?.to_owned());
+        let names: Option<Vec<_>> = packages.iter().map(name).collect();
+        let done = folder
+            .join("kernels")
+            .join(names.context("a package's name")?.join("-and-"));
+        if !done.exists() {
+            let beside = done.with_extension("partial");
+            let _none_was_left = fs::remove_dir_all(&beside);
+            fs::create_dir_all(&beside).with_context(|| beside.display().to_string())?;
+            for package in packages {
+                let title = format!("unpacking {}", package.display());
+                progress::run(
+                    &title,
+                    Command::new("dpkg-deb").arg("-x").arg(package).arg(&beside),
+                )?;
+            }
+            choose(&beside)?;
+            fs::rename(&beside, &done).with_context(|| done.display().to_string())?;
+        }
+        let release = release(&done.join("lib/modules"))?;
+        Ok(Self {
+            image: done.join("vmlinuz"),
+            modules: done,
+            release,
+        })
+    }
+}
+
+/// The one release in a folder of modules.
+fn release(modules: &Path) -> Result<String> {
+    let mut found = fs::read_dir(modules).with_context(|| modules.display().to_string())?;
+    let first = found
+        .next()
+        .with_context(|| format!("no modules in {}", modules.display()))??;
+    let name = first.file_name().into_string();
+    name.ok().context("a release that is no UTF-8")
+}
+
+/// Leaves of an unpacked kernel what is needed, modules without compression: busybox looks for what
+/// they depend on only in those.
+fn choose(unpacked: &Path) -> Result<()> {
+    let places = ["usr/lib/modules", "lib/modules"].map(|place| unpacked.join(place));
+    let all = places.iter().find(|place| place.exists());
+    let all = all.context("no modules in these packages: give those of linux-modules-* too")?;
+    let release = release(all)?;
+    let from = all.join(&release);
+    let images = [
+        unpacked.join(format!("boot/vmlinuz-{release}")),
+        from.join("vmlinuz"),
+    ];
+    let image = images.iter().find(|image| image.exists());
+    let image = image.context("no kernel in these packages: give that of linux-binary-* too")?;
+    fs::rename(image, unpacked.join("vmlinuz")).context("the kernel's image")?;
+    let chosen = unpacked.join("chosen");
+    let to = chosen.join("lib/modules").join(&release);
+    let mut modules = Vec::new();
+    for needed in NEEDED {
+        let needed = Path::new("kernel").join(needed);
+        for suffix in ["", ".xz"] {
+            let mut name = needed.clone().into_os_string();
+            name.push(suffix);
+            take(&from.join(&name), &to.join(&name), &mut modules)?;
+        }
+    }
+    for index in ["modules.builtin", "modules.order"] {
+        take(&from.join(index), &to.join(index), &mut Vec::new())?;
+    }
+    let compressed: Vec<_> = modules
+        .iter()
+        .filter(|it| it.extension().is_some_and(|it| it == "xz"))
+        .collect();
+    if !compressed.is_empty() {
+        run(Command::new("xz").arg("--decompress").args(compressed))?;
+    }
+    for part in ["boot", "usr", "lib", "etc"] {
+        let _not_there = fs::remove_dir_all(unpacked.join(part));
+    }
+    fs::rename(chosen.join("lib"), unpacked.join("lib")).context("modules")?;
+    let busybox = setup::find("busybox").context("busybox")?;
+    run(Command::new(busybox)
+        .args(["depmod", "-b"])
+        .arg(unpacked)
+        .arg(&release))
+}
+
+/// Moves a file, or all files of a folder, if they are there.
+fn take(from: &Path, to: &Path, taken: &mut Vec<PathBuf>) -> Result<()> {
+    if from.is_dir() {
+        for entry in fs::read_dir(from)? {
+            let name = entry?.file_name();
+            take(&from.join(&name), &to.join(&name), taken)?;
+        }
+    } else if from.exists() {
+        let parent = to.parent().context("a module's folder")?;
+        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+        fs::rename(from, to).with_context(|| to.display().to_string())?;
+        taken.push(to.to_owned());
+    }
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| program.clone())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program}: {}", said.trim());
+    Ok(())
+}
