@@ -23,6 +23,9 @@ const SILENCE: Duration = Duration::from_secs(360);
 /// Socket storage needs cmpxchg16b from 7.2 on; the others are of any CPU since 2008.
 const CPU: &str = "qemu64,+cx16,+ssse3,+sse4.1,+sse4.2,+popcnt";
 
+const MACHINE: &str = "-accel tcg,thread=multi -machine q35 -smp 2 -m 2048 -display none \
+                       -serial stdio -monitor none -nic none -no-reboot";
+
 /// Killed with what holds it.
 struct Machine(Child);
 
@@ -47,23 +50,34 @@ pub(super) fn run(
     }
     line.push_str(&format!(" vm.cgroup={}", boot.cgroup.as_str()));
     let mut qemu = Command::new(setup::find(QEMU).context(QEMU)?);
-    qemu.args("-accel tcg,thread=multi -machine q35 -smp 2 -m 2048 -display none -serial stdio -monitor none -nic none -no-reboot".split(' '))
+    qemu.args(MACHINE.split(' '))
         .args(["-cpu", CPU, "-append", &line, "-kernel"])
         .arg(&boot.kernel.image)
         .arg("-initrd")
-        .arg(initramfs)
+        .arg(initramfs);
+    hear(&mut qemu, SILENCE, log, tell)
+}
+
+/// Starts it and hears it out; it is ended if it is silent for so long.
+fn hear(
+    machine: &mut Command,
+    silence: Duration,
+    log: &Path,
+    tell: &dyn Fn(&str),
+) -> Result<Vec<String>> {
+    machine
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit());
     // Ctrl-C reaches it too; whatever else ends us, ends it.
     // SAFETY: it makes one system call.
     unsafe {
-        qemu.pre_exec(|| {
+        machine.pre_exec(|| {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
                 .map_err(Into::into)
         });
     }
-    let mut machine = Machine(qemu.spawn().context(QEMU)?);
+    let mut machine = Machine(machine.spawn().context(QEMU)?);
     let console = machine.0.stdout.take().expect("its console is a pipe");
     let (send, lines) = channel();
     std::thread::spawn(move || {
@@ -77,7 +91,7 @@ pub(super) fn run(
     let mut log = File::create(log).with_context(|| log.display().to_string())?;
     let mut said = Vec::new();
     loop {
-        match lines.recv_timeout(SILENCE) {
+        match lines.recv_timeout(silence) {
             Ok(line) => {
                 writeln!(log, "{line}").context("the console's log")?;
                 // The firmware's last words may stand before the first.
@@ -88,11 +102,36 @@ pub(super) fn run(
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(said),
             Err(RecvTimeoutError::Timeout) => {
-                let silence = format!("stopped: it said nothing for {} s", SILENCE.as_secs());
-                writeln!(log, "{silence}").context("the console's log")?;
-                said.push(silence);
+                let stopped = format!("stopped: it said nothing for {} s", silence.as_secs());
+                writeln!(log, "{stopped}").context("the console's log")?;
+                said.push(stopped);
                 return Ok(said);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_machine_is_ended_and_what_it_said_is_kept() {
+        let folder =
+            std::env::temp_dir().join(format!("rebalancer-machine-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let log = folder.join("log");
+        let mut machine = Command::new("sh");
+        machine.args(["-c", "echo bios@@ pid $$; echo noise; exec sleep 600"]);
+        let said = hear(&mut machine, Duration::from_secs(1), &log, &|_| {}).unwrap();
+        let console = std::fs::read_to_string(&log).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        let [pid, stopped] = &said[..] else {
+            panic!("{said:?}")
+        };
+        let pid = pid.strip_prefix("pid ").unwrap();
+        assert!(!Path::new("/proc").join(pid).exists(), "{pid} goes on");
+        assert!(stopped.starts_with("stopped"), "{said:?}");
+        assert!(console.contains("noise"), "{console}");
     }
 }
