@@ -121,7 +121,7 @@ pub enum Error {
     },
     /// The kernel does not load a program.
     #[error(
-        "this kernel refuses the program {program}: {why}\n  remedy: `rebalancer doctor` tries all that is needed; a security policy may forbid it (lockdown, seccomp); else please report it with the output of `uname -a`"
+        "this kernel refuses the program {program}: {why}\n  remedy: take Linux 5.15 or later; there a security policy may forbid it (lockdown, seccomp), and `rebalancer doctor` tries all that is needed; else please report it with the output of `uname -a`"
     )]
     Refused {
         /// Its name.
