@@ -13,7 +13,7 @@ use xtask::lab::{Lab, Pod};
 
 use crate::support::{
     Agent, REBALANCER, TRACK_ONLY, alone, bpftool, cgroup, connect, eventually, lab, own_pins,
-    pins_left,
+    pins_left, request,
 };
 
 /// Commands of `bpf(2)`.
@@ -353,7 +353,9 @@ fn has_remedies(name: &str, said: &str) {
 fn whatever_is_missing_is_told_with_its_remedy_and_nothing_changes() {
     let _alone = alone();
     let lab = lab(1);
-    let _older = connect(&lab, lab.pod(0).address());
+    let mut older = connect(&lab, lab.pod(0).address());
+    // nginx ends what asks for nothing for a minute, and all of this may take longer.
+    request(&mut older, "/").unwrap();
     let mut left = Left::behind(&lab);
     left.killed();
     let folder = tempfile::tempdir().unwrap();
