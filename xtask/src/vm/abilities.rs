@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::Boot;
+use super::{Boot, Cgroup, Lockdown};
 
 /// An ability.
 struct Ability {
@@ -134,9 +134,16 @@ pub(super) struct Row {
 impl Row {
     /// From what the machine said.
     pub(super) fn judge(boot: &Boot<'_>, said: &[String]) -> Self {
+        let mut verdicts = verdicts(said);
+        // What it was booted for is what it says to be.
+        let booted = said.iter().find(|line| line.starts_with("booted "));
+        let booted = booted.map_or("it did not boot", String::as_str);
+        if !is_as_asked(booted, boot.lockdown, boot.cgroup) {
+            verdicts[0] = Verdict::Failed(format!("another machine than was asked for: {booted}"));
+        }
         Self {
             machine: boot.to_string(),
-            verdicts: verdicts(said),
+            verdicts,
         }
     }
 
@@ -145,6 +152,14 @@ impl Row {
             .iter()
             .any(|verdict| matches!(verdict, Verdict::Failed(_)))
     }
+}
+
+fn is_as_asked(booted: &str, lockdown: Lockdown, cgroup: Cgroup) -> bool {
+    let locked = booted.contains(&format!("[{}]", lockdown.as_str()));
+    let beside_v1 = !booted.contains(" 0 hierarchies of cgroup v1");
+    // A kernel without that security module has no lockdown at all.
+    (locked || lockdown == Lockdown::None && !booted.contains('['))
+        && beside_v1 == (cgroup == Cgroup::Hybrid)
 }
 
 fn verdicts(said: &[String]) -> Vec<Verdict> {
@@ -323,5 +338,27 @@ mod tests {
         assert_eq!(at(&verdicts(&said), "counts"), r#"Refused("FIONREAD")"#);
         said.retain(|line| !line.contains("would_mislead"));
         assert!(at(&verdicts(&said), "counts").starts_with("Failed"));
+    }
+
+    #[test]
+    fn a_machine_says_what_it_was_booted_as() {
+        let integrity =
+            "booted 6.12; lockdown none [integrity] confidentiality; 12 hierarchies of cgroup v1";
+        let plain =
+            "booted 6.1; lockdown [none] integrity confidentiality; 0 hierarchies of cgroup v1";
+        assert!(is_as_asked(integrity, Lockdown::Integrity, Cgroup::Hybrid));
+        assert!(!is_as_asked(
+            integrity,
+            Lockdown::Confidentiality,
+            Cgroup::Hybrid
+        ));
+        assert!(!is_as_asked(integrity, Lockdown::Integrity, Cgroup::V2));
+        assert!(is_as_asked(plain, Lockdown::None, Cgroup::V2));
+        assert!(!is_as_asked(plain, Lockdown::Integrity, Cgroup::V2));
+        assert!(!is_as_asked(
+            "it did not boot",
+            Lockdown::Integrity,
+            Cgroup::V2
+        ));
     }
 }
