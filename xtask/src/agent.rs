@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
@@ -12,15 +13,13 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::lab::Lab;
-#[cfg(feature = "steps")]
-use xtask::lab::Pod;
+use xtask::lab::{Lab, Pod};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -40,10 +39,24 @@ pub(crate) struct Agent {
 pub(crate) struct Log {
     /// How many moves of which rule ended in which outcome.
     moves: BTreeMap<(String, String), u64>,
+    /// The same, one by one.
+    pub(crate) ended: Vec<Ended>,
     /// How many moves it would have made.
     pub(crate) would_move: u64,
     /// Warnings and errors, and what is no JSON.
     pub(crate) troubles: Vec<String>,
+}
+
+/// A move's end.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    /// When it was told.
+    pub(crate) at: Instant,
+    /// The client.
+    pub(crate) peer: SocketAddr,
+    pub(crate) outcome: String,
+    /// Since it was chosen.
+    pub(crate) waited: Duration,
 }
 
 impl Agent {
@@ -56,7 +69,6 @@ impl Agent {
     }
 
     /// Starts one that sees only what `pod` serves, so that several can run side by side.
-    #[cfg(feature = "steps")]
     pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
         let pins = lab.pins();
         make_on_bpffs(&pins)?;
@@ -235,6 +247,15 @@ impl Log {
                     "refused" => text("detail").trim_start_matches("was "),
                     other => other,
                 };
+                if let Ok(peer) = text("peer").parse() {
+                    let waited = event["waited_ms"].as_u64().unwrap_or_default();
+                    self.ended.push(Ended {
+                        at: Instant::now(),
+                        peer,
+                        outcome: outcome.to_owned(),
+                        waited: Duration::from_millis(waited),
+                    });
+                }
                 let key = (text("rule").to_owned(), outcome.to_owned());
                 *self.moves.entry(key).or_default() += 1;
             }
@@ -247,7 +268,6 @@ impl Log {
 }
 
 /// Makes a folder there, so that several agents can keep their pins in it.
-#[cfg(feature = "steps")]
 fn make_on_bpffs(folder: &Path) -> Result<()> {
     let made = || match fs::create_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),

@@ -2,6 +2,7 @@
 
 mod ab;
 mod agent;
+mod answers;
 mod bench;
 mod build;
 mod checked;
@@ -13,6 +14,7 @@ mod image;
 mod lab_command;
 mod paced;
 mod progress;
+mod server;
 mod setup;
 mod simulate;
 #[cfg(feature = "steps")]
@@ -72,6 +74,9 @@ enum Task {
     /// The demo's client: keep-alive connections that think between requests
     #[command(hide = true)]
     PacedClient(paced::Args),
+    /// The server of `test answers`: it pauses amid its answers
+    #[command(hide = true)]
+    AnswersServer(answers::Serving),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +92,7 @@ fn main() -> ExitCode {
         Task::Bench(bench) => bench::run(&bench),
         Task::Simulate(arguments) => simulate::run(&arguments),
         Task::PacedClient(arguments) => paced::run(&arguments),
+        Task::AnswersServer(arguments) => answers::serve(&arguments),
         Task::Test(arguments) => test::run(&arguments),
     };
     match done {

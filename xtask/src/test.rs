@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    cargo, cluster, deploy,
+    answers, cargo, cluster, deploy,
     setup::{self, Need},
     terminal, vm,
 };
@@ -32,7 +32,9 @@ pub(crate) enum Suite {
     Moves,
     /// What each step does to real servers and clients, as a table: needs root
     Steps,
-    /// All but `moves`, `steps`, `deploy`, `cluster` and `vm`
+    /// Answers with pauses, of which none may be broken off, directly and behind proxies: needs root
+    Answers,
+    /// All but `moves`, `steps`, `deploy`, `cluster` and `vm`, and a few of `answers`
     All,
     /// Overlays, chart, alerts and dashboard by helm, kustomize and promtool, the first two of which
     /// are built the first time
@@ -56,6 +58,8 @@ pub(crate) struct Args {
     /// means [default: 100000]
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
+    #[command(flatten, next_help_heading = "For the suite answers")]
+    answers: answers::Wanted,
     #[command(flatten, next_help_heading = "For the suite cluster")]
     cluster: cluster::Checking,
     #[command(flatten, next_help_heading = "For the suite vm")]
@@ -70,6 +74,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     if !arguments.vm.is_empty() && suite != Suite::Vm {
         bail!("kernels are for one suite: cargo xtask test vm KERNEL...");
     }
+    if arguments.answers.any() && suite != Suite::Answers {
+        bail!("--answers and its like are for one suite: cargo xtask test answers --answers COUNT");
+    }
     let sections = match suite {
         Suite::Lint => lint()?,
         Suite::Unit => unit(),
@@ -78,6 +85,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         Suite::Kernel => kernel()?,
         Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
         Suite::Steps => return steps(),
+        Suite::Answers => return answers::run(&arguments.answers),
         Suite::Deploy => return deploy::check(),
         Suite::Cluster => return cluster::check(arguments.cluster),
         Suite::Vm => return vm::run(&arguments.vm),
@@ -180,7 +188,7 @@ fn fuzz() -> Result<Section> {
 
 fn kernel() -> Result<Vec<Section>> {
     needs_this_kernel()?;
-    setup::ensure(&[Need::Kernel, Need::Host])?;
+    setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
     Ok(vec![
         section("the lab", &["test", "--workspace", "--test", "lab"]),
         section(
@@ -194,6 +202,20 @@ fn kernel() -> Result<Vec<Section>> {
             &[&KERNEL[..], &["--nocapture", SCALE]].concat(),
         ),
         section(
+            "answers with pauses",
+            &[
+                "xtask",
+                "test",
+                "answers",
+                "--answers",
+                "400",
+                "--longest",
+                "3",
+                "--agent",
+                BUILT,
+            ],
+        ),
+        section(
             "the bench runs (its numbers say nothing)",
             &[
                 "xtask",
@@ -203,13 +225,15 @@ fn kernel() -> Result<Vec<Section>> {
                 "1",
                 "--connections",
                 "1000",
-                // Built by what runs before it; a release build is for numbers that mean something.
                 "--agent",
-                "target/debug/rebalancer",
+                BUILT,
             ],
         ),
     ])
 }
+
+/// The agent, built by what runs before; a release build is for numbers that mean something.
+const BUILT: &str = "target/debug/rebalancer";
 
 /// The kernel tests, one by one; what follows chooses among them.
 const KERNEL: [&str; 6] = [

@@ -14,16 +14,16 @@ use xtask::lab::Lab;
 use crate::paced::Report;
 
 /// How many connections the fleet keeps.
-pub(super) const SIZE: u64 = 60;
+pub(crate) const SIZE: u64 = 60;
 
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     client: Child,
     reports: Receiver<String>,
 }
 
 impl Fleet {
     /// Starts the fleet on `path` of the Service and waits until every connection is placed.
-    pub(super) fn start(lab: &Lab, path: &str) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, path: &str) -> Result<Self> {
         let myself = std::env::current_exe().context("this program's path")?;
         let mut client = lab
             .client()
@@ -53,14 +53,14 @@ impl Fleet {
     }
 
     /// Waits for the next report, at most a second away.
-    pub(super) fn next(&self) -> Result<Report> {
+    pub(crate) fn next(&self) -> Result<Report> {
         let line = self.reports.recv_timeout(Duration::from_secs(10));
         let line = line.context("the paced client reports no more")?;
         serde_json::from_str(&line).with_context(|| format!("the paced client's report {line}"))
     }
 
     /// Stops the fleet; its last word.
-    pub(super) fn stop(mut self) -> Result<Report> {
+    pub(crate) fn stop(mut self) -> Result<Report> {
         drop(self.client.stdin.take());
         let status = self.client.wait().context("wait for the paced client")?;
         if !status.success() {

@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the problem and its answer, told with real programs in three acts. It
 //! fails if the connections do not spread.
 
-mod fleet;
+pub(crate) mod fleet;
 pub(crate) mod policies;
 pub(crate) mod shares;
 

@@ -13,6 +13,7 @@ use hyper::Uri;
 
 pub(crate) use tally::Report;
 use tally::Tally;
+pub(crate) use worker::mix;
 #[cfg(feature = "steps")]
 pub(crate) use worker::{Http, client};
 

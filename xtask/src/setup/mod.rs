@@ -38,6 +38,8 @@ pub(crate) enum Need {
     Steps,
     /// What boots other kernels; only for the command that does.
     Machines,
+    /// The proxies of the answers with pauses.
+    Answers,
 }
 
 /// What the command `setup` brings: all but what a single command installs by itself.
@@ -70,6 +72,11 @@ impl Need {
             Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
             Self::Steps => servers::look(),
             Self::Machines => host::look_for_machines(),
+            Self::Answers => vec![host::look_for((
+                "haproxy",
+                "haproxy",
+                "answers behind a proxy",
+            ))],
         }
     }
 
@@ -77,7 +84,7 @@ impl Need {
     fn complete(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::complete(),
-            Self::Host | Self::Fuzzer | Self::Steps | Self::Machines => Ok(()),
+            Self::Host | Self::Fuzzer | Self::Steps | Self::Machines | Self::Answers => Ok(()),
             Self::Cluster | Self::Deploy => go::complete(),
             Self::Lints => components::complete(),
         }

@@ -7,7 +7,6 @@ mod ground;
 mod nginx;
 mod postgres;
 mod redis;
-mod server;
 mod sigpipe;
 mod table;
 mod tally;
@@ -21,6 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xtask::lab::{Lab, Pod, Spec};
 
+use crate::server::{self, Running};
 use crate::{
     agent::Agent,
     build,
@@ -31,7 +31,6 @@ use crate::{
 };
 use columns::Column;
 use ground::Ground;
-use server::Running;
 use table::{Cell, Row};
 use tally::Seen;
 

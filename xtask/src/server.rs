@@ -8,19 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+#[cfg(feature = "steps")]
+use anyhow::ensure;
+use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Lab, Pod};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-pub(super) struct Running {
+pub(crate) struct Running {
     process: Child,
     folder: PathBuf,
 }
 
 /// A folder for `server` of `pod`, which ends with the lab.
-pub(super) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
+pub(crate) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
     let folder = lab.folder().join(format!("{}-{server}", pod.name));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Ok(folder)
@@ -28,7 +30,7 @@ pub(super) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
 
 impl Running {
     /// Starts it, its output in a file, and waits until the lab's client reaches all `ports`.
-    pub(super) fn start(
+    pub(crate) fn start(
         lab: &Lab,
         pod: &Pod,
         folder: &Path,
@@ -60,12 +62,13 @@ impl Running {
         Ok(server)
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    #[cfg(feature = "steps")]
+    pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Whether it and all of its workers have lived through everything so far.
-    pub(super) fn survives(&mut self) -> Result<bool> {
+    pub(crate) fn survives(&mut self) -> Result<bool> {
         let said = self.said();
         // nginx, PostgreSQL and Redis tell of a process that a signal ended.
         let signalled = ["by signal", "on signal"].iter().any(|s| said.contains(s));
@@ -93,7 +96,8 @@ impl Drop for Running {
 }
 
 /// Runs a program to its end.
-pub(super) fn run(command: &mut Command) -> Result<()> {
+#[cfg(feature = "steps")]
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = command.output().with_context(|| format!("start {name}"))?;
     let said = String::from_utf8_lossy(&output.stderr);

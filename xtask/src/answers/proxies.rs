@@ -1,0 +1,139 @@
+//! The ways to the server: directly, and through reverse proxies whose connections to their clients
+//! are the ones that are moved. All of it is in one pod.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use xtask::lab::{Lab, Pod};
+
+use super::question::{Kind, file};
+use crate::server::{Running, folder};
+
+/// How clients reach the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Way {
+    Direct,
+    Nginx,
+    Haproxy,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 3] = [Self::Direct, Self::Nginx, Self::Haproxy];
+
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    pub(super) fn port(self) -> u16 {
+        match self {
+            Self::Direct => 8070,
+            Self::Nginx => 8071,
+            Self::Haproxy => 8072,
+        }
+    }
+
+    /// Whether answers of this kind get through at all, without any agent.
+    pub(super) fn carries(self, kind: Kind) -> bool {
+        match self {
+            Self::Direct => true,
+            // It takes 103 for the answer, and knows no CONNECT.
+            Self::Nginx => !matches!(kind, Kind::Early | Kind::Connect),
+            // It asks for no h2c.
+            Self::Haproxy => kind != Kind::H2c,
+        }
+    }
+}
+
+/// Starts all three.
+pub(super) fn start(lab: &Lab, pod: &Pod) -> Result<[Running; 3]> {
+    Ok([server(lab, pod)?, nginx(lab, pod)?, haproxy(lab, pod)?])
+}
+
+fn server(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "answers")?;
+    let holds = folder.join("file");
+    fs::write(&holds, file())?;
+    let port = Way::Direct.port();
+    let mut server = pod
+        .host
+        .command(std::env::current_exe().context("this program's path")?);
+    server.args(["answers-server", &format!("0.0.0.0:{port}")]);
+    Running::start(lab, pod, &folder, server.arg(holds), &[port])
+}
+
+fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "nginx")?;
+    fs::write(folder.join("file"), file())?;
+    let configuration = folder.join("nginx.conf");
+    let (path, port, server) = (folder.display(), Way::Nginx.port(), Way::Direct.port());
+    let text = format!(
+        "daemon off;\n\
+         worker_processes 1;\n\
+         pid {path}/pid;\n\
+         error_log stderr;\n\
+         events {{ worker_connections 8192; }}\n\
+         http {{\n\
+             access_log off;\n\
+             client_body_temp_path {path}/bodies;\n\
+             proxy_temp_path {path}/proxied;\n\
+             keepalive_requests 1000000;\n\
+             keepalive_timeout 1h;\n\
+             sendfile on;\n\
+             map $http_upgrade $wish {{ default $http_connection; '' ''; }}\n\
+             upstream server {{ server 127.0.0.1:{server}; keepalive 512; }}\n\
+             server {{\n\
+                 listen {port} backlog=4096;\n\
+                 location / {{\n\
+                     proxy_pass http://server;\n\
+                     proxy_http_version 1.1;\n\
+                     proxy_buffering off;\n\
+                     proxy_read_timeout 10m;\n\
+                     proxy_set_header Upgrade $http_upgrade;\n\
+                     proxy_set_header Connection $wish;\n\
+                 }}\n\
+                 # Its own file, held up by itself.\n\
+                 location /file/ {{\n\
+                     root {path};\n\
+                     try_files /file =404;\n\
+                     limit_rate 256k;\n\
+                 }}\n\
+             }}\n\
+         }}\n"
+    );
+    fs::write(&configuration, text)?;
+    let mut nginx = pod.host.command("nginx");
+    nginx.arg("-p").arg(&folder).arg("-c").arg(configuration);
+    Running::start(lab, pod, &folder, &mut nginx, &[port])
+}
+
+fn haproxy(lab: &Lab, pod: &Pod) -> Result<Running> {
+    let folder = folder(lab, pod, "haproxy")?;
+    let configuration = folder.join("haproxy.cfg");
+    let (port, server) = (Way::Haproxy.port(), Way::Direct.port());
+    let text = format!(
+        "global\n\
+         \x20 maxconn 4096\n\
+         \x20 nbthread 1\n\
+         defaults\n\
+         \x20 mode http\n\
+         \x20 timeout connect 10s\n\
+         \x20 timeout client 1h\n\
+         \x20 timeout server 10m\n\
+         \x20 timeout tunnel 1h\n\
+         \x20 timeout http-keep-alive 1h\n\
+         frontend clients\n\
+         \x20 bind :{port}\n\
+         \x20 default_backend server\n\
+         backend server\n\
+         \x20 http-reuse safe\n\
+         \x20 server one 127.0.0.1:{server}\n"
+    );
+    fs::write(&configuration, text)?;
+    let mut haproxy = pod.host.command("haproxy");
+    haproxy.args(["-db", "-f"]).arg(configuration);
+    Running::start(lab, pod, &folder, &mut haproxy, &[port])
+}

@@ -1,0 +1,191 @@
+//! The server: it writes each kind of answer as its target says, with pauses. It ends when it is
+//! killed.
+
+use std::{fs::File, io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use rustix::fs::sendfile;
+use tokio::{
+    io::{AsyncWriteExt as _, Interest},
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+
+use super::{
+    question::{FILE, Kind, Question},
+    wire::{Head, Wire},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    address: SocketAddr,
+    /// What a file's answer holds
+    file: PathBuf,
+}
+
+pub(crate) fn run(arguments: &Args) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(async {
+            let file = Arc::new(File::open(&arguments.file).context("the file")?);
+            let listener = TcpListener::bind(arguments.address).await?;
+            loop {
+                let (stream, _) = listener.accept().await?;
+                let file = Arc::clone(&file);
+                // What ends a connection is told by its client.
+                tokio::spawn(async move { serve(stream, &file).await });
+            }
+        })
+}
+
+async fn serve(stream: TcpStream, file: &File) -> Result<()> {
+    let mut wire = Wire::new(stream)?;
+    loop {
+        let head = wire.head().await?;
+        let question: Question = head.word(1).parse()?;
+        if head.field("Expect").is_some() {
+            sleep(question.pause(10)).await;
+            wire.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        if let Some(length) = head.field("Content-Length") {
+            wire.exactly(length.parse()?).await?;
+        }
+        if question.kind == Kind::OneWrite {
+            several(&mut wire, question).await?;
+            continue;
+        }
+        for (index, piece) in pieces(question, &head).iter().enumerate() {
+            sleep(question.pause(index)).await;
+            wire.write(piece).await?;
+        }
+        match question.kind {
+            Kind::File => send(&wire, file, question).await?,
+            Kind::UntilClose => return Ok(wire.stream.shutdown().await?),
+            kind if kind.is_tunnel() => return echo(wire, question).await,
+            _ => {}
+        }
+    }
+}
+
+/// What is written, each after a pause.
+fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
+    let parts = question.parts();
+    let length: usize = parts.iter().map(Vec::len).sum();
+    let sized = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
+    let bytes = |pieces: &[&str]| {
+        pieces
+            .iter()
+            .map(|piece| piece.as_bytes().to_vec())
+            .collect()
+    };
+    let behind = |head: Vec<Vec<u8>>| head.into_iter().chain(parts.clone()).collect();
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
+    match question.kind {
+        Kind::Warm => bytes(&["HTTP/1.1 204 No Content\r\n\r\n"]),
+        Kind::Sized | Kind::Upload | Kind::Pipelined | Kind::OneWrite => {
+            behind(bytes(&[&sized("200 OK")]))
+        }
+        Kind::File => bytes(&[&sized("200 OK")]),
+        Kind::Chunked => {
+            let mut pieces = bytes(&[&format!("{chunked}Trailer: A\r\n\r\n")]);
+            for (index, part) in parts.iter().enumerate() {
+                let line = format!("{:x};x=y\r\n", part.len()).into_bytes();
+                // Now the line apart, now the end of the chunk.
+                if index % 2 == 0 {
+                    pieces.extend([line, [part, &b"\r\n"[..]].concat()]);
+                } else {
+                    pieces.extend([[&line[..], part].concat(), b"\r\n".to_vec()]);
+                }
+            }
+            pieces.extend(bytes(&["0\r\nA: b\r\n", "\r\n"]));
+            pieces
+        }
+        Kind::Events | Kind::Tokens => {
+            let head = format!("{chunked}Content-Type: text/event-stream\r\n\r\n");
+            let chunk = |part: Vec<u8>| {
+                let line = format!("{:x}\r\n", part.len());
+                [line.as_bytes(), &part, b"\r\n"].concat()
+            };
+            let chunks = parts.into_iter().map(chunk);
+            let last = b"0\r\n\r\n".to_vec();
+            bytes(&[&head])
+                .into_iter()
+                .chain(chunks)
+                .chain([last])
+                .collect()
+        }
+        Kind::Early => behind(bytes(&[
+            "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+            &sized("200 OK"),
+        ])),
+        Kind::SplitHead => behind(bytes(&[
+            "HTTP/1.",
+            "1 200 OK\r\nContent-",
+            &format!("Length: {length}\r\n"),
+            "\r\n",
+        ])),
+        Kind::OnlyHead => bytes(&["HTTP/1.1 200 OK\r\n", "Content-Length: 9\r\n\r\n"]),
+        Kind::Unchanged => bytes(&["HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n"]),
+        Kind::UntilClose => behind(bytes(&["HTTP/1.0 200 OK\r\n\r\n"])),
+        Kind::WebSocket => bytes(&["HTTP/1.1 101 Switching Protocols\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"]),
+        Kind::H2c => match request.field("Upgrade") {
+            Some(_) => bytes(&["HTTP/1.1 101 Switching Protocols\r\n\
+                 Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"]),
+            // A proxy has taken the wish away.
+            None => bytes(&["HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n"]),
+        },
+        Kind::Connect => bytes(&["HTTP/1.1 200 Connection established\r\n\r\n"]),
+    }
+}
+
+/// All that was asked at once is answered in one write, but for the last answer's second half.
+async fn several(wire: &mut Wire, first: Question) -> Result<()> {
+    let (mut answers, mut last) = (Vec::new(), first);
+    loop {
+        answers.extend(pieces(last, &Head(String::new())).concat());
+        if !wire.has_more() {
+            break;
+        }
+        last = wire.head().await?.word(1).parse()?;
+    }
+    let half = last.parts().concat().len() / 2;
+    let (now, later) = answers.split_at(answers.len() - half);
+    for (index, piece) in [now, later].into_iter().enumerate() {
+        sleep(first.pause(index)).await;
+        wire.write(piece).await?;
+    }
+    Ok(())
+}
+
+async fn send(wire: &Wire, file: &File, question: Question) -> Result<()> {
+    const PIECE: usize = FILE / 3;
+    let (mut offset, mut until) = (0, 0);
+    while (offset as usize) < FILE {
+        if offset as usize == until {
+            sleep(question.pause(1 + until / PIECE)).await;
+            until = (until + PIECE).min(FILE);
+        }
+        let left = until - offset as usize;
+        let stream = &wire.stream;
+        let sent = stream.async_io(Interest::WRITABLE, || {
+            sendfile(stream, file, Some(&mut offset), left).map_err(io::Error::from)
+        });
+        sent.await?;
+    }
+    Ok(())
+}
+
+/// A tunnel to one who says the same.
+async fn echo(mut wire: Wire, question: Question) -> Result<()> {
+    let mut turn = 0;
+    loop {
+        let said = wire.some().await?;
+        sleep(question.pause(turn) / 4).await;
+        wire.write(&said).await?;
+        turn += 1;
+    }
+}

@@ -1,0 +1,77 @@
+//! The table: a Markdown table, which reads well on a terminal too.
+
+use std::fmt::Write as _;
+
+use super::{
+    proxies::Way,
+    question::Kind,
+    seen::{Cell, Seen, Sums},
+};
+
+/// What the sums of all cells come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Total {
+    pub(super) answers: u64,
+    pub(super) broken: u64,
+    pub(super) crossed: u64,
+    pub(super) moved: u64,
+    pub(super) in_time: u64,
+    pub(super) late: u64,
+}
+
+impl Total {
+    pub(super) fn of(seen: &Seen) -> Self {
+        let mut total = Self::default();
+        for sums in seen.cells.values() {
+            total.answers += sums.answers;
+            total.broken += sums.broken;
+            total.crossed += sums.crossed;
+            total.moved += sums.moved;
+            total.in_time += sums.in_time;
+            total.late += sums.late;
+        }
+        total
+    }
+}
+
+pub(super) fn table(seen: &Seen) -> String {
+    let ways = Way::ALL.map(Way::title).join(" | ");
+    let mut table = format!("| Kind of answer | {ways} |\n|---|---|---|---|\n");
+    for kind in Kind::ALL {
+        let cells = Way::ALL.map(|way| match seen.cells.get(&Cell { kind, way }) {
+            Some(sums) => text(kind, sums),
+            None => "–".to_owned(),
+        });
+        let _written = writeln!(table, "| {} | {} |", kind.title(), cells.join(" | "));
+    }
+    table
+}
+
+fn text(kind: Kind, sums: &Sums) -> String {
+    let Sums {
+        answers,
+        broken,
+        crossed,
+        moved,
+        in_time,
+        late,
+        others,
+    } = sums;
+    let all = answers + broken + crossed;
+    let mut text = if kind.is_tunnel() {
+        format!("{broken} of {all} ended")
+    } else {
+        format!("{broken} of {all} broken off")
+    };
+    if *crossed > 0 {
+        let _written = write!(text, ", {crossed} crossed a reset");
+    }
+    let _written = write!(text, "; {moved} moved");
+    if in_time + late > 0 {
+        let _written = write!(text, ", {in_time} of {} in time", in_time + late);
+    }
+    for (outcome, count) in others {
+        let _written = write!(text, ", {count} {outcome}");
+    }
+    text
+}
