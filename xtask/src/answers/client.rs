@@ -17,7 +17,7 @@ use xtask::lab::Host;
 
 use super::{
     proxies::Way,
-    question::{Kind, Question, UPLOAD},
+    question::{FILE, Kind, Question, UPLOAD},
     seen::{Cell, Seen, Tally},
     wire::{Ends, Wire},
 };
@@ -152,9 +152,9 @@ impl Client {
             } else {
                 350 + self.chance(650)
             };
-            // Its end is known before it is asked again.
             let ended = timeout(Duration::from_millis(rest), wire.ends()).await;
-            if ended.is_ok() {
+            // Looked at once more before it is used, as the runtime may not have heard of it yet.
+            if ended.is_ok() || wire.has_ended() {
                 break;
             }
         }
@@ -171,14 +171,11 @@ impl Client {
 
     async fn exchange(&mut self, wire: &mut Wire, kind: Kind) -> Result<Kept, Lost> {
         let question = self.question(kind);
-        let mut began = false;
+        let (started, mut at) = (Instant::now(), At::Asking);
         let patience = PATIENCE + Duration::from_millis(self.load.longest);
-        let asked = timeout(patience, ask(wire, question, &mut began)).await;
+        let asked = timeout(patience, ask(wire, question, &mut at)).await;
         let asked = asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        asked.map_err(|error| match began || wire.is_acknowledged() {
-            true => Lost::Broken(format!("{question:?}: {error}")),
-            false => Lost::Crossed,
-        })
+        asked.map_err(|error| Lost::of(error, at, wire, question, started))
     }
 
     /// Becomes something else, and says and hears something for a time.
@@ -187,11 +184,12 @@ impl Client {
         let pauses: Vec<_> = (0..TURNS)
             .map(|_| Duration::from_millis(100 + self.chance(1500)))
             .collect();
-        let mut began = false;
+        let (started, mut at) = (Instant::now(), At::Asking);
         let talk = async {
             wire.write(question.request().as_bytes()).await?;
+            at = At::Asked;
             let head = wire.head().await?;
-            began = true;
+            at = At::Answered;
             if !matches!(head.status(), 101 | 200) {
                 return Err(io::Error::other(format!("refused: {}", head.0)));
             }
@@ -210,28 +208,48 @@ impl Client {
         };
         let talked = timeout(PATIENCE, talk).await;
         let talked = talked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        talked.map_err(|error| match began || wire.is_acknowledged() {
-            true => Lost::Broken(format!("{question:?}: {error}")),
-            false => Lost::Crossed,
-        })
+        talked.map_err(|error| Lost::of(error, at, wire, question, started))
     }
+}
+
+/// How far an exchange has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Asking,
+    Asked,
+    Answered,
 }
 
 /// How an exchange went wrong.
 enum Lost {
-    /// The connection ended, and its other end never acknowledged the request: they crossed.
+    /// The connection ended before its other end could acknowledge the request: they crossed.
     Crossed,
     Broken(String),
 }
 
-async fn ask(wire: &mut Wire, question: Question, began: &mut bool) -> io::Result<Kept> {
+impl Lost {
+    fn of(error: io::Error, at: At, wire: &Wire, question: Question, started: Instant) -> Self {
+        let is_lost = error.kind() == io::ErrorKind::TimedOut;
+        match at {
+            At::Asking if !is_lost => Self::Crossed,
+            At::Asked if !is_lost && !wire.is_acknowledged() => Self::Crossed,
+            _ => {
+                let after = started.elapsed();
+                Self::Broken(format!("{question:?}, {at:?}, after {after:?}: {error}"))
+            }
+        }
+    }
+}
+
+async fn ask(wire: &mut Wire, question: Question, at: &mut At) -> io::Result<Kept> {
     let requests: String = question.all().map(Question::request).collect();
     wire.write(requests.as_bytes()).await?;
+    *at = At::Asked;
     let mut closes = false;
     for question in question.all() {
         let head = loop {
             let head = wire.head().await?;
-            *began = true;
+            *at = At::Answered;
             match head.status() {
                 100 => wire.write(UPLOAD).await?,
                 101..200 => {}
@@ -245,6 +263,13 @@ async fn ask(wire: &mut Wire, question: Question, began: &mut bool) -> io::Resul
             Kind::OnlyHead => Ends::After(0),
             _ => head.ends()?,
         };
+        if question.kind == Kind::SlowReader {
+            // All of it has come before the last of it is read.
+            for piece in 1..4 {
+                wire.at_least(piece * FILE / 4).await?;
+                sleep(question.pause(piece) / 2).await;
+            }
+        }
         let (body, expected) = (wire.body(ends).await?, question.parts().concat());
         if body != expected {
             let (came, all) = (body.len(), expected.len());

@@ -20,6 +20,7 @@ pub(super) enum Kind {
     OnlyHead,
     Unchanged,
     File,
+    SlowReader,
     Pipelined,
     OneWrite,
     UntilClose,
@@ -32,7 +33,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Those that are measured.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Sized,
         Self::Chunked,
         Self::Events,
@@ -43,6 +44,7 @@ impl Kind {
         Self::OnlyHead,
         Self::Unchanged,
         Self::File,
+        Self::SlowReader,
         Self::Pipelined,
         Self::OneWrite,
         Self::UntilClose,
@@ -64,6 +66,7 @@ impl Kind {
             Self::OnlyHead => "onlyhead",
             Self::Unchanged => "unchanged",
             Self::File => "file",
+            Self::SlowReader => "slowreader",
             Self::Pipelined => "pipelined",
             Self::OneWrite => "onewrite",
             Self::UntilClose => "untilclose",
@@ -86,6 +89,7 @@ impl Kind {
             Self::OnlyHead => "HEAD",
             Self::Unchanged => "304",
             Self::File => "a file, by sendfile",
+            Self::SlowReader => "an answer that its client reads slowly",
             Self::Pipelined => "three pipelined requests",
             Self::OneWrite => "two and a half answers in one write",
             Self::UntilClose => "HTTP/1.0, until close",
@@ -195,7 +199,7 @@ impl Question {
         match self.kind {
             Kind::Warm | Kind::OnlyHead | Kind::Unchanged => Vec::new(),
             kind if kind.is_tunnel() => Vec::new(),
-            Kind::File => vec![file()],
+            Kind::File | Kind::SlowReader => vec![file()],
             Kind::Events => (0..count)
                 .map(|event| format!("id: {event}\ndata: {}\n\n", self.seed).into_bytes())
                 .collect(),

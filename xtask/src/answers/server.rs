@@ -84,7 +84,7 @@ fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
     match question.kind {
         Kind::Warm => bytes(&["HTTP/1.1 204 No Content\r\n\r\n"]),
-        Kind::Sized | Kind::Upload | Kind::Pipelined | Kind::OneWrite => {
+        Kind::Sized | Kind::Upload | Kind::SlowReader | Kind::Pipelined | Kind::OneWrite => {
             behind(bytes(&[&sized("200 OK")]))
         }
         Kind::File => bytes(&[&sized("200 OK")]),

@@ -6,6 +6,10 @@ use std::{
     os::fd::AsRawFd as _,
 };
 
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, recv},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -108,10 +112,16 @@ impl Wire {
         Ok(Head(self.until(b"\r\n\r\n").await?))
     }
 
-    pub(super) async fn exactly(&mut self, count: usize) -> Result<Vec<u8>> {
+    /// Reads until so much is there.
+    pub(super) async fn at_least(&mut self, count: usize) -> Result<()> {
         while self.seen.len() < count {
             self.more().await?;
         }
+        Ok(())
+    }
+
+    pub(super) async fn exactly(&mut self, count: usize) -> Result<Vec<u8>> {
+        self.at_least(count).await?;
         let rest = self.seen.split_off(count);
         Ok(std::mem::replace(&mut self.seen, rest))
     }
@@ -161,6 +171,15 @@ impl Wire {
     pub(super) async fn ends(&self) {
         // An error is an end, too.
         let _end = self.stream.peek(&mut [0]).await;
+    }
+
+    /// Whether the kernel knows by now that there is something to read, if only an end.
+    pub(super) fn has_ended(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(
+            recv(&self.stream, &mut [0u8; 1][..], flags),
+            Err(Errno::AGAIN)
+        )
     }
 
     /// Whether the other end has acknowledged all that was written.
