@@ -178,7 +178,7 @@ impl Active {
         let facts = owners.iter().map(|owner| owner.facts);
         if let Some(guard) = refusal(facts, inside.netns, self.cgroup) {
             if self.chosen.heeds_guards() {
-                return Next::End(self.left(Outcome::Refused(guard)));
+                return Next::End(self.refused(guard, inside.diag));
             }
             self.ignored = Some(guard);
         }
@@ -213,6 +213,15 @@ impl Active {
         };
         self.since_look = Some(self.looked.get().elapsed());
         next
+    }
+
+    /// A guard has refused it. What has ended since it was looked at is held by nobody, and that is no
+    /// reason.
+    fn refused(&mut self, guard: &'static str, diag: &Diag) -> Outcome {
+        match self.socket(diag) {
+            Ok(_) => self.left(Outcome::Refused(guard)),
+            Err(outcome) => outcome,
+        }
     }
 
     /// The socket, if it is still to be moved; otherwise how the move has ended.
@@ -503,6 +512,18 @@ mod tests {
         active.asked = Some(0);
         drop(pair);
         assert_eq!(active.ended(recalled(), look), Outcome::Closed);
+    }
+
+    #[test]
+    fn what_has_ended_meanwhile_is_not_refused() {
+        let pair = Pair::connect().unwrap();
+        let (mut active, diag) = (active(&pair), Diag::open().unwrap());
+        let refused = active.refused("ownerUnknown", &diag);
+        assert_eq!(refused, Outcome::Refused("ownerUnknown"));
+        rustix::net::connect_unspec(&pair.server).unwrap();
+        drop(pair);
+        let refused = active.refused("ownerUnknown", &diag);
+        assert_eq!(refused, Outcome::LeftByItself);
     }
 
     #[test]
