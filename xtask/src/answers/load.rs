@@ -4,20 +4,16 @@
 use std::{
     fmt::Write as _,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::{Lab, Spec};
+use xtask::lab::{Lab, PORT, Spec};
 
-use crate::{
-    agent::Agent,
-    demo::{fleet::Fleet, policies::Policy},
-    progress::Step,
-    terminal::heading,
-};
+use super::{RULE, policy};
+use crate::{agent::Agent, demo::fleet::Fleet, progress::Step, terminal::heading};
 
 /// Compilers at once.
 const COMPILERS: usize = 2;
@@ -26,14 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     heading("Paced clients beside a machine that compiles");
     let lab = Lab::start(Spec::default())?;
-    let rule = "old";
-    let subnet = lab.client_subnet();
-    let policy = Policy {
-        rule,
-        limit: "maxAge: 4s",
-        client_subnet: &subnet,
-    };
-    let agent = Agent::start(&lab, program, &policy.nothing_else(), &[])?;
+    let agent = Agent::start(&lab, program, &policy(&lab, &[PORT], false), &[])?;
     let fleet = Fleet::start(&lab, "/")?;
     let compilers = (0..COMPILERS).map(|number| Compiler::start(&lab, number));
     let compilers: Vec<Compiler> = compilers.collect::<Result<_>>()?;
@@ -41,7 +30,7 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     let started = Instant::now();
     let moved = || {
         let log = agent.log();
-        let ended = log.outcomes(rule);
+        let ended = log.outcomes(RULE);
         ended.get("reset").copied().unwrap_or(0)
     };
     while moved() < moves && started.elapsed() < PATIENCE {
@@ -52,12 +41,13 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     let log = agent.stop()?;
     let report = fleet.stop()?;
     step.done();
-    drop(compilers);
+    let compiled = compilers.into_iter().map(Compiler::stop);
+    let compiled: u64 = compiled.sum::<Result<_>>()?;
     let answers: u64 = report.answers.values().sum();
-    let outcomes = log.outcomes(rule);
+    let outcomes = log.outcomes(RULE);
     println!(
-        "  {} of {} moves cost a request, of {answers} answers in {took:.0} s; moves by outcome: \
-         {outcomes:?}",
+        "  {} of {} moves cost a request, of {answers} answers in {took:.0} s beside {compiled} \
+         compilations; moves by outcome: {outcomes:?}",
         report.errors,
         outcomes.get("reset").copied().unwrap_or(0),
     );
@@ -72,40 +62,50 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
 }
 
 /// Compiles the same again and again, until it is dropped.
-struct Compiler(Child);
+struct Compiler {
+    shell: Child,
+    folder: PathBuf,
+}
 
 impl Compiler {
     fn start(lab: &Lab, number: usize) -> Result<Self> {
         let folder = lab.folder().join(format!("compiler-{number}"));
         fs::create_dir_all(&folder)?;
         fs::write(folder.join("lib.rs"), source())?;
-        let compile =
-            "while rustc --edition 2024 --crate-type lib -O --emit=obj lib.rs; do :; done";
+        let rustc = "rustc --edition 2024 --crate-type lib -O --emit=obj lib.rs";
         let shell = lab
             .machine()
             .command("sh")
-            .args(["-c", compile])
+            .args(["-c", &format!("while {rustc}; do echo; done")])
             .current_dir(&folder)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(folder.join("compiled"))?)
             .stderr(fs::File::create(folder.join("log"))?)
-            .spawn();
-        Ok(Self(shell.context("start a compiler")?))
+            .spawn()
+            .context("start a compiler")?;
+        Ok(Self { shell, folder })
+    }
+
+    /// How often it has compiled.
+    fn stop(mut self) -> Result<u64> {
+        let said = fs::read_to_string(self.folder.join("log"))?;
+        ensure!(self.shell.try_wait()?.is_none(), "rustc: {said}");
+        Ok(fs::metadata(self.folder.join("compiled"))?.len())
     }
 }
 
 impl Drop for Compiler {
     fn drop(&mut self) {
         // What it has started ends with its compilation.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.shell.kill();
+        let _ = self.shell.wait();
     }
 }
 
 /// Enough to compile for some seconds.
 fn source() -> String {
     let mut source = "use std::collections::BTreeMap;\n".to_owned();
-    for number in 0..300 {
+    for number in 0..40 {
         let _written = writeln!(
             source,
             "pub struct S{number}(pub u64, pub String);\n\

@@ -64,6 +64,7 @@ impl Wanted {
 /// Of the connections that are old enough and whose clients go on, so many of a hundred must be
 /// moved within two exchanges.
 const MOVED: u64 = 95;
+const RULE: &str = "old";
 /// So many troubles are shown.
 const SHOWN: usize = 20;
 
@@ -93,7 +94,8 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     })?;
     let pod = lab.pod(0);
     let mut running = proxies::start(&lab, pod)?;
-    let agent = Agent::start_for(&lab, pod, &program, &policy(&lab, arguments.vouched))?;
+    let policy = policy(&lab, &Way::ALL.map(Way::port), arguments.vouched);
+    let agent = Agent::start_for(&lab, pod, &program, &policy)?;
     let step = Step::start(&format!(
         "{} answers of each of {cells} kinds, on {} connections",
         load.answers,
@@ -151,9 +153,12 @@ fn judge(total: &Total, troubles: &[String]) -> Result<()> {
 
 /// Nothing but `maxAge`, for the lab's client alone. Only times and budgets are not the defaults:
 /// nobody wants to wait for them.
-fn policy(lab: &Lab, vouched: bool) -> String {
+fn policy(lab: &Lab, ports: &[u16], vouched: bool) -> String {
+    let ports: Vec<String> = ports
+        .iter()
+        .map(|port| format!("{{port: {port}}}"))
+        .collect();
     let vouches = if vouched { "  onReconnect: Safe\n" } else { "" };
-    let ports = Way::ALL.map(|way| format!("{{port: {}}}", way.port()));
     format!(
         "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -163,7 +168,7 @@ interval: 500ms
 budget: {{window: 1s, perNode: 1000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
 guards: {{minAge: 1s}}
 rules:
-- name: answers
+- name: {RULE}
   match:
     ports: [{}]
     peers: [{{ipBlock: {{cidr: {}}}}}]

@@ -23,13 +23,6 @@ impl Policy<'_> {
         format!("limits: {{{}}}", self.limit)
     }
 
-    /// Enforced, with the default steps.
-    pub(crate) fn nothing_else(&self) -> String {
-        let enforce = self.enforce();
-        let steps = enforce.find("  jitter:").unwrap_or(enforce.len());
-        enforce[..steps].replace("window: 10s, perNode: 30", "window: 1s, perNode: 30")
-    }
-
     fn file(&self, mode: &str) -> String {
         let Self {
             rule,
