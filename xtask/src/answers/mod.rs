@@ -80,8 +80,9 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     }
     let answers = arguments.answers.unwrap_or(10_000);
     let cells = Cell::all().count() as u64;
+    let plain = Cell::all().filter(|cell| !cell.kind.is_tunnel()).count() as u64;
     let load = Load {
-        answers: answers.div_ceil(cells),
+        answers: answers.div_ceil(plain),
         // Ten exchanges each, and not too many at once.
         connections: (answers / cells / 10).clamp(3, 10),
         longest: 1000 * arguments.longest.unwrap_or(30),
@@ -97,7 +98,7 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     let policy = policy(&lab, &Way::ALL.map(Way::port), arguments.vouched);
     let agent = Agent::start_for(&lab, pod, &program, &policy)?;
     let step = Step::start(&format!(
-        "{} answers of each of {cells} kinds, on {} connections",
+        "{} answers of each kind by each way, {cells} in all, on {} connections",
         load.answers,
         cells * load.connections
     ));
@@ -123,9 +124,10 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     }
     let total = Total::of(&seen);
     println!(
-        "{} answers, {} broken off; {} requests crossed a reset; {} connections moved, {} of {} \
+        "{} whole answers, {} whole tunnels, {} broken off or ended; {} requests crossed a reset; {} connections moved, {} of {} \
          within two exchanges; {:.0} s.",
         total.answers,
+        total.tunnels,
         total.broken,
         total.crossed,
         total.moved,

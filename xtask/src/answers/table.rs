@@ -12,6 +12,9 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Total {
     pub(super) answers: u64,
+    /// What has become something else, and was talked to for a time.
+    pub(super) tunnels: u64,
+    /// Of both.
     pub(super) broken: u64,
     pub(super) crossed: u64,
     pub(super) moved: u64,
@@ -22,8 +25,12 @@ pub(super) struct Total {
 impl Total {
     pub(super) fn of(seen: &Seen) -> Self {
         let mut total = Self::default();
-        for sums in seen.cells.values() {
-            total.answers += sums.answers;
+        for (cell, sums) in &seen.cells {
+            let whole = match cell.kind.is_tunnel() {
+                true => &mut total.tunnels,
+                false => &mut total.answers,
+            };
+            *whole += sums.answers;
             total.broken += sums.broken;
             total.crossed += sums.crossed;
             total.moved += sums.moved;
