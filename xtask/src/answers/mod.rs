@@ -64,6 +64,8 @@ impl Wanted {
 /// Of the connections that are old enough and whose clients go on, so many of a hundred must be
 /// moved within two exchanges.
 const MOVED: u64 = 95;
+/// Of so many answers some connection must be moved.
+const MANY: u64 = 50;
 const RULE: &str = "old";
 /// So many troubles are shown.
 const SHOWN: usize = 20;
@@ -116,6 +118,13 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
         }
     }
     seen.add(&log.ended);
+    if load.answers >= MANY && !arguments.vouched {
+        let stayed = Cell::all().filter(|cell| cell.can_move() && !seen.has_moved(*cell));
+        let stayed: Vec<_> = stayed
+            .map(|cell| format!("{cell:?}: none was moved"))
+            .collect();
+        seen.troubles.extend(stayed);
+    }
     println!("\n{}", table(&seen));
     if !seen.troubles.is_empty() {
         for trouble in seen.troubles.iter().chain(&log.troubles).take(SHOWN) {
@@ -124,8 +133,8 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     }
     let total = Total::of(&seen);
     println!(
-        "{} whole answers, {} whole tunnels, {} broken off or ended; {} requests crossed a reset; {} connections moved, {} of {} \
-         within two exchanges; {:.0} s.",
+        "{} whole answers, {} whole tunnels, {} broken off or ended; {} requests crossed a reset; \
+         {} connections moved, {} of {} within two exchanges; {:.0} s.",
         total.answers,
         total.tunnels,
         total.broken,

@@ -112,7 +112,19 @@ impl Tally {
     }
 }
 
+impl Cell {
+    /// Whether its connections are of use to their clients behind an answer, and HTTP/1 still.
+    pub(super) fn can_move(self) -> bool {
+        let ends = self.kind == Kind::UntilClose && self.way != Way::Nginx;
+        !self.kind.is_tunnel() && !ends
+    }
+}
+
 impl Seen {
+    pub(super) fn has_moved(&self, cell: Cell) -> bool {
+        self.cells.get(&cell).is_some_and(|sums| sums.moved > 0)
+    }
+
     /// Tells the moves to the cells of their connections. A move of a connection that is none of the
     /// clients' is not known.
     pub(super) fn add(&mut self, moves: &[Ended]) {
