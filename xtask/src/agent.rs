@@ -52,7 +52,8 @@ pub(crate) struct Log {
 pub(crate) struct Ended {
     /// When it was told.
     pub(crate) at: Instant,
-    /// The client.
+    /// The server's end, and the client's.
+    pub(crate) local: SocketAddr,
     pub(crate) peer: SocketAddr,
     pub(crate) outcome: String,
     /// Since it was chosen.
@@ -247,10 +248,11 @@ impl Log {
                     "refused" => text("detail").trim_start_matches("was "),
                     other => other,
                 };
-                if let Ok(peer) = text("peer").parse() {
+                if let (Ok(local), Ok(peer)) = (text("local").parse(), text("peer").parse()) {
                     let waited = event["waited_ms"].as_u64().unwrap_or_default();
                     self.ended.push(Ended {
                         at: Instant::now(),
+                        local,
                         peer,
                         outcome: outcome.to_owned(),
                         waited: Duration::from_millis(waited),

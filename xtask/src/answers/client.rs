@@ -158,7 +158,6 @@ impl Client {
                 break;
             }
         }
-        self.tally.closed(connection);
     }
 
     fn question(&mut self, kind: Kind) -> Question {

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{proxies::Way, question::Kind};
@@ -23,7 +23,6 @@ struct Connection {
     cell: Cell,
     local: SocketAddr,
     opened: Instant,
-    closed: Option<Instant>,
     /// When each exchange began.
     begun: Vec<Instant>,
 }
@@ -61,14 +60,13 @@ impl Tally {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What of [`Tally::begins`] and [`Tally::closed`] it is called by.
+    /// What [`Tally::begins`] calls it by.
     pub(super) fn opened(&self, cell: Cell, local: SocketAddr, opened: Instant) -> usize {
         let connections = &mut self.lock().connections;
         connections.push(Connection {
             cell,
             local,
             opened,
-            closed: None,
             begun: Vec::new(),
         });
         connections.len() - 1
@@ -81,10 +79,6 @@ impl Tally {
                 .begun
                 .push(Instant::now());
         }
-    }
-
-    pub(super) fn closed(&self, connection: usize) {
-        self.lock().connections[connection].closed = Some(Instant::now());
     }
 
     pub(super) fn answered(&self, cell: Cell, answers: u64) {
@@ -129,10 +123,11 @@ impl Seen {
     /// clients' is not known.
     pub(super) fn add(&mut self, moves: &[Ended]) {
         for ended in moves {
+            // An address of the client's is used towards several ports, and again after a while.
             let of = |connection: &&Connection| {
-                let closed = connection.closed.unwrap_or(ended.at);
-                let told = closed + Duration::from_secs(1);
-                connection.local == ended.peer && connection.opened <= ended.at && ended.at <= told
+                connection.local == ended.peer
+                    && connection.cell.way.port() == ended.local.port()
+                    && connection.opened <= ended.at
             };
             let Some(connection) = self.connections.iter().rev().find(of) else {
                 self.troubles.push(format!("whose move is this? {ended:?}"));
@@ -160,6 +155,8 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const CELL: Cell = Cell {
@@ -175,7 +172,6 @@ mod tests {
             cell: CELL,
             local: "10.0.0.1:4000".parse().unwrap(),
             opened: start,
-            closed: None,
             begun: begun.collect(),
         };
         let seen = Seen {
@@ -188,6 +184,7 @@ mod tests {
     fn ended(start: Instant, outcome: &str, waited: u64) -> Ended {
         Ended {
             at: start + Duration::from_secs(10),
+            local: SocketAddr::from(([10, 0, 0, 2], CELL.way.port())),
             peer: "10.0.0.1:4000".parse().unwrap(),
             outcome: outcome.to_owned(),
             waited: Duration::from_secs(waited),
@@ -221,7 +218,12 @@ mod tests {
             peer: "10.0.0.1:4001".parse().unwrap(),
             ..ended(start, "reset", 1)
         };
-        seen.add(&[stranger]);
-        assert_eq!(seen.troubles.len(), 1);
+        // From the same address to another port.
+        let beside = Ended {
+            local: SocketAddr::from(([10, 0, 0, 2], Way::Haproxy.port())),
+            ..ended(start, "reset", 1)
+        };
+        seen.add(&[stranger, beside]);
+        assert_eq!((seen.troubles.len(), seen.cells.len()), (2, 0));
     }
 }
