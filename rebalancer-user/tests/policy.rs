@@ -1,4 +1,4 @@
-//! `policy explain` and `policy schema` as black boxes.
+//! `policy explain`, `policy schema` and `policy reference` as black boxes.
 
 mod black_box;
 
@@ -70,4 +70,17 @@ fn the_deployed_policy_is_valid_by_the_schema() {
         .map(|e| e.to_string())
         .collect();
     assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// POLICY.md is what the binary prints, so it cannot say anything else of a field than the code does.
+#[test]
+fn the_policy_reference_is_what_the_binary_prints() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/POLICY.md");
+    let (code, printed, err) = rebalancer(&["policy", "reference"], "");
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(
+        std::fs::read_to_string(file).is_ok_and(|text| text == printed),
+        "{file} is out of date; renew it in rebalancer-user with\n  \
+         cargo run -- policy reference > POLICY.md"
+    );
 }

@@ -14,21 +14,23 @@ use crate::{
     policy,
 };
 
-/// Look at a policy file.
+/// Validate, explain and document policies.
 #[derive(Subcommand)]
 pub(super) enum Policy {
-    /// Say whether a policy file is valid; if not, where and what to write instead.
+    /// Validate a policy file, and report each error with its position and a remedy.
     Check {
         /// The file; `-` is standard input.
         file: PathBuf,
     },
-    /// Print the effective whole of a policy file, with each default marked.
+    /// Print the effective policy, with each default marked.
     Explain {
         /// The file; `-` is standard input.
         file: PathBuf,
     },
     /// Print the JSON Schema of policy files, for editors.
     Schema,
+    /// Print the policy reference as Markdown: every field, its type and default, and what it means.
+    Reference,
 }
 
 impl Policy {
@@ -47,6 +49,7 @@ impl Policy {
             }
             Self::Explain { file } => policy::explain(&name(&file), &text(&file, read(&file))?)?,
             Self::Schema => policy::schema(),
+            Self::Reference => policy::reference(),
         };
         writeln!(io::stdout(), "{}", text.trim_end()).context("writing to stdout")
     }

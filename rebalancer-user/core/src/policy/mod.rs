@@ -1,84 +1,15 @@
-//! What the operator wants: a `Policy`, read from one strict YAML document.
+//! What the operator wants: a [`Policy`], read from one strict YAML document.
 //!
 //! ```yaml
-//! apiVersion: rebalancer.dev/v1alpha1
-//! kind: RebalancePolicy
-//! mode: DryRun                 # Disabled | DryRun | Enforce
-//! interval: 5s
-//! track:
-//!   loopback: false
-//!   maxPerEndpoint: 65536
-//!   maxPerNode: 262144
-//!   excludeCgroups: []
-//! budget: {window: 1m, perNode: 60, perService: 10%, perEndpoint: 25%, maxInFlight: 20}
-//! guards:
-//!   minReadyEndpoints: 2
-//!   minAge: 30s
-//!   stabilizationWindow: 60s
-//!   allowSystemPorts: []
-//!   # allowHostNetwork: true   # with Kubernetes false
-//!   # excludeNamespaces: []    # with Kubernetes [kube-system]
-//! rules:                       # the first that matches wins
-//! - name: checkout
-//!   mode: Enforce
-//!   match:
-//!     ports: [{port: 50051, endPort: 50060}]
-//!     peers: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.9.0.0/16]}}]
-//!     cgroups: ['*/machine.slice/*']
-//!   limits: {maxAge: 30m, maxBytes: 10Gi, maxRate: {bytesPerSecond: 50Mi, for: 30s}}
-//!   balance: {by: Connections, tolerance: 10%}   # Connections | ByteRate | MessageRate
-//!   jitter: 10%
-//!   onReconnect: Detect      # Detect | Safe | LosesState
-//!   steps:                     # Close | Reset
-//!   - {step: Reset, when: Quiet, idleFor: 200ms, timeout: 2m}
-//!   atEnd: Skip               # Skip | ResetNow
-//!   # count: Messages          # nothing is counted without it
-//! - name: pods                 # by the names that a cluster gives them
-//!   match:
-//!     services: ['*/cart', shop/pay]
-//!     namespaceSelector: {matchLabels: {team: shop}}
-//!     podSelector: {matchExpressions: [{key: tier, operator: NotIn, values: [dev]}]}
-//!   limits: {maxAge: 2h}
+#![doc = include_str!("example.yaml")]
 //! ```
 //!
-//! All but `apiVersion`, `kind` and `rules` has a default, the one shown (a rule's own `mode`:
-//! that of the policy); a rule needs a name, a `match`, and a limit or `balance` or both. A rate is too high
-//! if it was held for the time given, which is at least twice the interval; one burst is not.
+#![doc = include_str!("semantics.md")]
 //!
-//! `balance` compares the endpoints that share clients: those of a Service at one port, or, on a
-//! host without Kubernetes, those at one port that the rule matches. One that holds so much more
-//! than their mean that chance does not explain it sheds what is above the mean and the
-//! tolerance; its siblings shed nothing. `MessageRate` implies `count: Messages`.
+//! # Implementation
 //!
-//! `cgroups` and `track.excludeCgroups` are globs over the path of the cgroup that the server's
-//! socket belongs to, as `/proc/PID/cgroup` shows it. A glob names the cgroups whose path it
-//! matches, and all below them; `*` also stands for `/`, a backslash for itself. Sockets of
-//! excluded cgroups are not recorded. A connection whose cgroup is gone is not moved by a rule that
-//! names cgroups, nor by one behind it.
-//!
-//! Never moved, whatever a rule says: a connection of the host to itself (a sidecar's hop), one
-//! from a loopback address unless `track.loopback` is true, one of the host's own network
-//! namespace unless `guards.allowHostNetwork` is true. That last one is true on a plain host,
-//! where there is no other namespace, and false on a node of Kubernetes, where the host's
-//! namespace is the node's own.
-//!
-//! Of a `match` all that is given must hold. A Service is named as `namespace/name`, or as `*/name`,
-//! which means one in any namespace that `namespaceSelector` selects, or in any at all; one of
-//! those named must lead to the very port. Selectors are those of a NetworkPolicy. On a
-//! host without Kubernetes a rule for pods matches nothing. While it is not known whether a rule
-//! matches, no later one counts: the connection is skipped.
-//!
-//! Pods of `guards.excludeNamespaces` are never moved from, nor pods that are being deleted, nor
-//! those that opt out, themselves, by a Service or by their namespace: with
-//! `rebalancer.dev/enabled`, a label or an annotation, and anything but `"true"` in it.
-//!
-//! Units: durations as Gateway API's GEP-2257 (`1h30m`, `200ms`); sizes as Kubernetes
-//! quantities (`10Gi`, `500M`, a bare integer is bytes); networks in CIDR notation; budgets an
-//! integer or a percentage, rounded up and at least 1, of the connections that are there: on the
-//! node, of the Service, at the endpoint.
-//!
-//! Errors: [`parse`] gives [`PolicyErrors`], each with its line, column and remedy. Syntax and
-//! types stop at the first; errors of meaning are reported all at once.
+//! [`parse`] gives [`PolicyErrors`], each with its line, column and remedy. Syntax and types stop at
+//! the first; errors of meaning are reported all at once.
 //!
 //! Pure. The file's types are private to this module; the types seen from outside are built from
 //! them once, and only valid ones exist.
@@ -90,6 +21,7 @@ mod file;
 mod matching;
 mod parse;
 mod pods;
+mod reference;
 mod rule;
 mod schema;
 mod syntax;
@@ -105,6 +37,7 @@ pub use explain::explain;
 pub use matching::{Match, Mismatch, Peer, PortRange};
 pub use parse::parse;
 pub use pods::{MissingFact, Operator, Pods, Requirement, Selector, ServiceRef};
+pub use reference::reference;
 pub use rule::{
     AtEnd, Balance, By, Count, Limits, MaxRate, OnReconnect, Rule, RuleName, Step, StepKind, When,
 };
@@ -114,6 +47,9 @@ pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_si
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use crate::snapshot::{Connection, Snapshot, Who};
+
+/// A policy with every field that has a default set to it.
+const EXAMPLE: &str = include_str!("example.yaml");
 
 /// The largest policy file that is read, in bytes.
 pub const LARGEST_FILE: u64 = 16 << 20;

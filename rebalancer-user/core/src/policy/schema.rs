@@ -12,11 +12,19 @@ use super::file::PolicyFile;
 
 /// The schema, as indented JSON.
 pub fn schema() -> String {
-    let schema = SchemaSettings::draft2020_12()
-        .into_generator()
-        .into_root_schema_for::<PolicyFile>();
     // A schema is made of JSON values alone, so this cannot fail; `{}` accepts everything.
-    serde_json::to_string_pretty(&schema).unwrap_or_else(|_| "{}".to_owned())
+    serde_json::to_string_pretty(&root()).unwrap_or_else(|_| "{}".to_owned())
+}
+
+/// The schema, to look into.
+pub(super) fn as_value() -> serde_json::Value {
+    root().to_value()
+}
+
+fn root() -> Schema {
+    SchemaSettings::draft2020_12()
+        .into_generator()
+        .into_root_schema_for::<PolicyFile>()
 }
 
 /// Notations of single values, named in the file's types.
@@ -44,36 +52,41 @@ notations! {
     ApiVersion: {"const": "rebalancer.dev/v1alpha1"}
     Kind: {"const": "RebalancePolicy"}
     Modes: {"enum": ["Disabled", "DryRun", "Enforce"]}
-    Duration: {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+    Duration: {"title": "duration", "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
     Size: {
+        "title": "size",
         "type": ["string", "number"],
         "pattern": "^[0-9]{1,20}(\\.[0-9]{1,18})?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$",
         "exclusiveMinimum": 0
     }
-    Percentage: {"type": "string", "pattern": "^0*(100|[0-9]{1,2})%$"}
+    Percentage: {"title": "percentage", "type": "string", "pattern": "^0*(100|[0-9]{1,2})%$"}
     Amounts: {
+        "title": "percentage or number",
         "type": ["integer", "string"],
         "minimum": 1,
         "maximum": 1_000_000,
         "pattern": "^0*(100|[1-9][0-9]?)%$"
     }
-    Tolerance: {"type": "string", "pattern": "^0*(100|[1-9][0-9]?)%$"}
+    Tolerance: {"title": "percentage", "type": "string", "pattern": "^0*(100|[1-9][0-9]?)%$"}
     Counts: {"type": "integer", "minimum": 1, "maximum": 10_000}
     PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
     PerNode: {"type": "integer", "minimum": 1, "maximum": 4_194_304}
     Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
-    Name: {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
-    CgroupGlob: {"type": "string", "pattern": "^[/*?\\[{]", "minLength": 1, "maxLength": 512}
-    Network: {"type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
+    Name: {"title": "DNS label", "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
+    CgroupGlob: {"title": "glob", "type": "string", "pattern": "^[/*?\\[{]", "minLength": 1, "maxLength": 512}
+    Network: {"title": "CIDR block", "type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
     ServiceName: {
+        "title": "Service",
         "type": "string",
         "pattern": "^([*]|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
     }
     LabelKey: {
+        "title": "label key",
         "type": "string",
         "pattern": "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
     }
     LabelValue: {
+        "title": "label value",
         "type": "string",
         "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
     }

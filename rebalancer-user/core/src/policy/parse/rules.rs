@@ -103,14 +103,14 @@ impl Reader<'_> {
         let at_end = self.word(at_end, &ends, &[]).unwrap_or_default();
         match (any_moment, on_reconnect) {
             (Some(_), Some(OnReconnect::Detect)) => {
-                let label = "with `AtOnce` or `ResetNow`, which wait for nothing to be heard";
+                let label = "with `AtOnce` or `ResetNow`, which do not wait for protocol detection";
                 let remedy = "write `Safe` or `LosesState`, or wait for a quiet moment";
                 let fault = Fault::new("a contradiction within the rule", label, remedy);
                 self.report(state_at, fault);
             }
             // A rule's fallback must not become a word for what it ends.
             (Some(at), None) if !state_is_given => {
-                let label = "ends connections at any moment, whatever they speak";
+                let label = "ends connections at any moment, whatever their protocol";
                 let remedy = "write `onReconnect: Safe` into the rule if that costs a client no more \
                               than a reconnect, `LosesState` if more may be lost; or wait for a quiet moment";
                 self.report(at, Fault::new("missing field `onReconnect`", label, remedy));
