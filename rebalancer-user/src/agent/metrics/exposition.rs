@@ -57,7 +57,7 @@ impl Collector for Exposition {
         let missed = self.missed.load(Ordering::Relaxed);
         out.counter(
             "events_missed",
-            "Events that followers of the agent's events came too late for.",
+            "Events that followers missed because they were too slow.",
             missed,
         )
     }
@@ -67,7 +67,7 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
     out.info(
         "build",
-        "The agent's version, and that of the records that it shares with the kernel half.",
+        "Version of the agent, and ABI version of the records shared with the kernel half.",
         [
             ("version", status.version.clone()),
             ("abi", ABI_VERSION.to_string()),
@@ -89,7 +89,7 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauges_of(
         "paused_until_timestamp",
-        "When the pause ends by itself; no sample while there is none.",
+        "When the pause expires; no sample while moves are not paused.",
         Some(Unit::Seconds),
         status.paused.iter().map(|p| (NONE, seconds(p.until))),
     )?;
@@ -109,8 +109,7 @@ fn mover(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let health = published.mover.health(Instant::now());
     out.gauges(
         "mover_up",
-        "1 while the thread that moves works or waits, 0 while it is stuck or has ended; no sample \
-         where this node cannot reset.",
+        "1 while the moving thread works or waits, 0 while it is stuck or has ended; no sample where no reset mechanism works.",
         health.map(|health| (NONE, u64::from(health == Health::Fine))),
     )?;
     let stuck = match health {
@@ -119,13 +118,13 @@ fn mover(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     };
     out.gauges_of(
         "mover_stuck",
-        "Time for which the kernel has not answered the thread that moves, once that is too long.",
+        "Time for which the kernel has not answered the moving thread, once it counts as stuck.",
         Some(Unit::Seconds),
         [(NONE, stuck)],
     )?;
     out.counter(
         "mover_replaced",
-        "Times that another thread took over from one that was stuck or had ended.",
+        "Number of times the moving thread was replaced because it was stuck or had ended.",
         published.mover.replaced,
     )
 }
@@ -134,18 +133,18 @@ fn policy(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (policy, numbers) = (&published.status.policy, &published.numbers);
     out.gauge(
         "policy_reload_success",
-        "1 if the policy was accepted when it was last read; 0: refused, the one before it stays.",
+        "1 if the last policy load was accepted; 0 if it was refused and the previous policy stays in effect.",
         u64::from(policy.refused.is_none()),
     )?;
     out.gauges_of(
         "policy_reload_success_timestamp",
-        "When the policy in effect was read.",
+        "When the policy in effect was loaded.",
         Some(Unit::Seconds),
         [(NONE, seconds(policy.loaded_at))],
     )?;
     out.counters(
         "policy_reloads",
-        "Times that the policy was read, the first included, by result: accepted or refused.",
+        "Policy loads, including the first, by result: accepted or refused.",
         [
             ([("result", "accepted")], numbers.loads),
             ([("result", "refused")], numbers.refused_loads),
@@ -159,7 +158,7 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
     out.counters(
         "passes",
-        "Passes of the loop, by result: listed, or failed to.",
+        "Passes, by result: listed or failed.",
         [
             ([("result", "listed")], numbers.passes),
             ([("result", "failed")], numbers.failed_passes),
@@ -173,17 +172,17 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let pass = status.last_pass.as_ref();
     out.gauge(
         "descriptors",
-        "Open descriptors that the last pass walked over.",
+        "Open descriptors walked by the last pass.",
         pass.map_or(0, |pass| pass.descriptors),
     )?;
     out.gauge(
         "unseen_connections",
-        "Connections recorded that no descriptor leads to, as of the last pass.",
+        "Recorded connections that no descriptor leads to, as of the last pass.",
         pass.map_or(0, |pass| pass.unseen),
     )?;
     out.gauges_of(
         "last_pass_timestamp",
-        "When the last pass that could list began.",
+        "When the last successful pass started.",
         Some(Unit::Seconds),
         pass.map(|pass| (NONE, seconds(pass.at))),
     )?;
@@ -201,19 +200,17 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let skipped = pass.iter().flat_map(|pass| &pass.skipped);
     out.gauges(
         "skipped",
-        "Connections left at the last pass, by cause.",
+        "Connections skipped by the last pass, by cause.",
         skipped.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
     )?;
     out.gauges(
         "connections_by_age",
-        "Connections at the last pass that are no older than `le` seconds; of those older than \
-         the agent the age is a lower bound. Cumulative, fit for histogram_quantile as it is.",
+        "Connections at the last pass that are no older than `le` seconds; for those older than the agent the age is a lower bound. Cumulative, usable with histogram_quantile as is.",
         bounds(&numbers.ages),
     )?;
     out.gauges(
         "connections_by_size",
-        "Connections at the last pass that have carried no more than `le` bytes, both ways. \
-         Cumulative, fit for histogram_quantile as it is.",
+        "Connections at the last pass that have carried no more than `le` bytes, both directions together. Cumulative, usable with histogram_quantile as is.",
         bounds(&numbers.sizes),
     )
 }
@@ -222,8 +219,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
     out.counters(
         "moves",
-        "Moves that ended, and connections told in dry run (outcome told), by rule, the limit \
-         most exceeded, the step at which it ended, mode and outcome.",
+        "Moves that ended, and connections reported in dry run (outcome told), by rule, the limit most exceeded, the step at which the move ended, mode and outcome.",
         numbers.moves.iter().map(|(kind, n)| {
             let labels = [
                 ("rule", kind.rule.as_str()),
@@ -238,27 +234,27 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let durations = numbers.durations.iter();
     out.histograms(
         "move_duration",
-        "From the order of a move to its outcome, by outcome.",
+        "Time from the start of a move to its outcome, by outcome.",
         durations.map(|(outcome, spread)| ([("outcome", *outcome)], spread)),
     )?;
     let in_flight = u64::try_from(status.in_flight.len()).unwrap_or(u64::MAX);
     out.gauge("moves_in_flight", "Moves under way.", in_flight)?;
     out.gauge(
         "moves_in_flight_max",
-        "The most moves that may be under way.",
+        "Maximum number of moves in flight.",
         status.max_in_flight,
     )?;
     let budgets = status.budgets.iter();
     out.gauges(
         "budget_moves",
-        "Moves that the node's budget allows in a window, by mode.",
+        "Moves that the node's budget allows per window, by mode.",
         budgets
             .clone()
             .map(|b| ([("mode", b.mode.as_str())], b.per_node)),
     )?;
     out.gauges(
         "budget_moves_left",
-        "Moves that the window has left, by mode.",
+        "Moves left in the current window, by mode.",
         budgets.map(|b| ([("mode", b.mode.as_str())], b.left)),
     )?;
     let returns = numbers.returns;
@@ -269,8 +265,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     ];
     out.counters(
         "returns",
-        "Moves whose client was looked for, by result: it came back to the same endpoint, to \
-         another, or was not seen here again.",
+        "Moves whose client was looked for, by result: it returned to the same endpoint, to another one, or was not seen on this node again.",
         returns.map(|(result, n)| ([("result", result)], n)),
     )?;
     let labels =
@@ -278,8 +273,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let imbalances = numbers.imbalances.iter();
     out.gauges_of(
         "service_imbalance_ratio",
-        "What the fullest endpoint holds of what the rule balances, as a ratio to the mean of all; \
-         without Kubernetes the label service is empty, and of several ports the worst counts.",
+        "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts.",
         None,
         imbalances
             .clone()
@@ -287,8 +281,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauges_of(
         "service_imbalance_start_ratio",
-        "The ratio beyond which moves begin, the larger of tolerance and chance; no sample while \
-         any placement may be chance.",
+        "The ratio above which moves begin, the larger of tolerance and chance; no sample while random placement explains any distribution.",
         None,
         imbalances.filter_map(|(of, ratio)| Some((labels(of), ratio.start?))),
     )
@@ -306,7 +299,7 @@ fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauges(
         "map_capacity",
-        "Most entries of a map; that of connections is bounded by the policy, track.maxPerNode.",
+        "Maximum entries of a map; connections are bounded by the policy, track.maxPerNode.",
         [
             ([("map", "endpoints")], numbers.endpoints_most),
             (
@@ -317,17 +310,17 @@ fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     )?;
     out.gauge(
         "endpoint_connections_most",
-        "Connections of the endpoint that has most.",
+        "Connections of the endpoint with the most connections.",
         numbers.fullest_endpoint,
     )?;
     out.gauge(
         "endpoint_connections_capacity",
-        "Most connections recorded for one endpoint, by the policy.",
+        "Maximum connections recorded for one endpoint, set by the policy.",
         u64::from(status.capacity.max_per_endpoint),
     )?;
     out.gauges_of(
         "kernel_memory",
-        "Kernel memory of the records, estimated by their number.",
+        "Kernel memory of the records, estimated from their number.",
         Some(Unit::Bytes),
         [(NONE, numbers.kernel_bytes())],
     )?;
@@ -337,12 +330,12 @@ fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     };
     out.counters(
         "kernel_faults",
-        "What went wrong in the kernel half since tracking began, by fault.",
+        "Faults in the kernel half since tracking started, by fault.",
         Fault::ALL.iter().map(fault),
     )?;
     out.counter(
         "attached_again",
-        "Times that the program was attached again, behind one of others.",
+        "Number of times the program was attached again, after another program.",
         status.attached_again,
     )
 }
