@@ -22,8 +22,8 @@ pub enum Ability {
     SeeingCloses,
     /// The walk can be led over one process alone.
     WalkingOneProcess,
-    /// What a victim and its server say is heard, so that HTTP/1 is moved between two exchanges.
-    Hearing,
+    /// What a victim and its server send is sniffed, so that HTTP/1 is moved between two exchanges.
+    Sniffing,
     /// The sends of a connection are counted.
     CountingSends,
     /// A connection is reset.
@@ -46,7 +46,7 @@ impl Ability {
             Self::Recording => "recording",
             Self::SeeingCloses => "seeing closes",
             Self::WalkingOneProcess => "walking one process",
-            Self::Hearing => "hearing",
+            Self::Sniffing => "protocol detection",
             Self::CountingSends => "counting sends",
             Self::Reset(Mechanism::SockDestroy) => "reset by SOCK_DESTROY",
             Self::Reset(Mechanism::Abort) => "reset by the server's descriptor",
@@ -63,32 +63,34 @@ impl Ability {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Recording => {
-                "nothing is tracked without it; needs CONFIG_CGROUP_BPF, BTF, and that iter/task_file \
-                 and sock_ops programs may be loaded"
+                "required for tracking; needs CONFIG_CGROUP_BPF, BTF, and permission to load \
+                 iter/task_file and sock_ops programs"
             }
             Self::SeeingCloses => {
-                "a connection is closed once the walk finds it no more, and its last bytes are not \
-                 summed; see whether another sock_ops program clears callbacks"
+                "a connection counts as closed once the walk no longer finds it, and its last bytes are \
+                 not summed; check whether another sock_ops program clears callbacks"
             }
             Self::WalkingOneProcess => {
-                "each pass walks over all processes, and who spoke last is asked at that price; \
-                 Linux 6.1 has it"
+                "each pass walks all processes, and so does each check of who sent last; \
+                 available from Linux 6.1"
             }
-            Self::Hearing => {
-                "only rules with a onReconnect move any connection; needs cgroup_skb programs, and \
-                 CAP_DAC_READ_SEARCH to open a cgroup by its id"
+            Self::Sniffing => {
+                "only rules that set onReconnect move connections; needs cgroup_skb programs, and \
+                 CAP_DAC_READ_SEARCH to open a cgroup by its ID"
             }
             Self::CountingSends => {
-                "only rules with `count` need it, and go without; needs CONFIG_NET_SOCK_MSG, see \
-                 --count-despite-fionread"
+                "needed only for rules with `count`, which work without counts; needs \
+                 CONFIG_NET_SOCK_MSG, see --count-despite-fionread"
             }
             Self::Reset(Mechanism::SockDestroy) => {
-                "the next way is used; needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
+                "the next mechanism is used; needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
             }
             Self::Reset(Mechanism::Abort) => {
-                "the next way is used; needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
+                "the next mechanism is used; needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
             }
-            Self::Reset(Mechanism::Raw) => "needs CAP_NET_RAW; without any way nothing is moved",
+            Self::Reset(Mechanism::Raw) => {
+                "needs CAP_NET_RAW; without any mechanism nothing is moved"
+            }
         }
     }
 }
@@ -118,9 +120,9 @@ pub fn try_tracking(walker: &mut Walker) -> io::Result<Vec<Tried>> {
         connect_unspec(&pair.server)?;
         tried.push(Tried::new(Ability::SeeingCloses, closed(walker, port)));
         let one = if walker.walks_one_process() {
-            Ok("the walk was led over this process alone".to_owned())
+            Ok("walked this process alone".to_owned())
         } else {
-            Err("this kernel does not link an iterator to one process".to_owned())
+            Err("this kernel cannot attach an iterator to one process".to_owned())
         };
         tried.push(Tried::new(Ability::WalkingOneProcess, one));
     }
@@ -171,15 +173,15 @@ fn closed(walker: &Walker, port: u16) -> Result<String, String> {
     Err("the close of a connection of our own was not seen".to_owned())
 }
 
-/// Tries whether what a victim says is heard.
-pub fn try_hearing(walker: &Walker) -> Tried {
-    let heard = moves::probe_hearing(walker.kernel(), walker.pins());
-    let seen = heard.map(|()| {
+/// Tries whether what a victim says can be sniffed.
+pub fn try_sniffing(walker: &Walker) -> Tried {
+    let sniffed = moves::probe_sniffing(walker.kernel(), walker.pins());
+    let seen = sniffed.map(|()| {
         "an exchange of our own was followed to its end; while a connection is about to be moved, \
          one program runs for each packet of its cgroup"
             .to_owned()
     });
-    Tried::new(Ability::Hearing, seen)
+    Tried::new(Ability::Sniffing, seen)
 }
 
 /// Tries whether sends are counted, and a server sees no difference.
@@ -189,7 +191,7 @@ pub fn try_counting(walker: &mut Walker) -> Tried {
             Ok("a send of our own was counted, at about half a microsecond".to_owned())
         }
         Ok(Fionread::Wrong) => Err(
-            "FIONREAD is 0 on a counted socket with data, so that nginx hangs in uploads"
+            "FIONREAD returns 0 on a counted socket with data, so that nginx hangs in uploads"
                 .to_owned(),
         ),
         Err(error) => Err(format!("{error:#}")),

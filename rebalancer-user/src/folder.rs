@@ -43,7 +43,7 @@ pub enum FolderError {
     #[error("other users can write to it (mode {0:04o})")]
     Writable(u32),
     /// Others can put another folder in its place.
-    #[error("every user can rename what is in the folder around it (mode {0:04o})")]
+    #[error("every user can rename entries of its parent directory (mode {0:04o})")]
     Around(u32),
     /// What the system says.
     #[error(transparent)]

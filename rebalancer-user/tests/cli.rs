@@ -370,7 +370,7 @@ fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
         let run_dir = dir.path().to_str().unwrap();
         let said = run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat());
         assert_eq!(said.code, code, "{question:?}: {}", said.err);
-        assert_has(&said.err, &["no agent runs", run_dir]);
+        assert_has(&said.err, &["no agent is running", run_dir]);
     }
 }
 
@@ -389,7 +389,7 @@ fn no_agent_is_5_in_every_form_and_says_where_it_was_looked_for() {
         assert_eq!((said.code, said.out.as_str()), (5, ""), "{}", said.err);
         let socket = dir.path().join("agent.sock");
         let parts = [
-            "no agent runs",
+            "no agent is running",
             socket.to_str().unwrap(),
             "rebalancer-nobody",
         ];
@@ -422,7 +422,7 @@ fn who_may_not_ask_is_told_so_with_4() {
     }
     let said = Said::from(command.output().unwrap());
     assert_eq!((said.code, said.out.as_str()), (4, ""), "{}", said.err);
-    assert_has(&said.err, &["not allowed", "root"]);
+    assert_has(&said.err, &["permission denied", "root"]);
 }
 
 #[test]

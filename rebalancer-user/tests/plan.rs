@@ -53,7 +53,7 @@ fn run(policy: &str, arguments: &[&str], stdin: &str) -> (Option<i32>, String, S
 fn a_plan_of_a_dump_tells_what_is_moved_and_what_waits() {
     let (code, out, err) = run(POLICY, &["plan"], &dump());
     assert_eq!(code, Some(0), "{err}");
-    assert!(err.contains("budgets are shown unspent"), "{err}");
+    assert!(err.contains("budgets are shown as unspent"), "{err}");
     insta::assert_snapshot!(out);
     insta::assert_snapshot!(run(POLICY, &["plan", "-o", "wide"], &dump()).1);
     insta::assert_snapshot!(run(POLICY, &["plan", "-o", "yaml"], &dump()).1);

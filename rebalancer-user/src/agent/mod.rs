@@ -57,7 +57,7 @@ use self::{
     unnamed::Unnamed,
 };
 use crate::{
-    abilities::{Tried, try_hearing, try_tracking},
+    abilities::{Tried, try_sniffing, try_tracking},
     bpf::{
         self, Adopt, CgroupPaths, CgroupTree, EmptyEndpoints, Inherited, Kernel, KernelLog,
         Lifetime, Tracker, Walker, Watcher,
@@ -867,7 +867,7 @@ fn abilities(walker: &mut Walker, cgroup: bool) -> anyhow::Result<BTreeMap<Strin
             Err(error) => warn!(%error, "no connection of our own can be made to try tracking on"),
         }
     }
-    tried.push(try_hearing(walker));
+    tried.push(try_sniffing(walker));
     let mut lacks = BTreeMap::new();
     for Tried { ability, seen } in tried {
         let Err(why) = seen else { continue };

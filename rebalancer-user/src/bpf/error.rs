@@ -15,7 +15,7 @@ pub enum Error {
     Privilege(Vec<&'static str>),
     /// The kernel exports no BTF.
     #[error(
-        "{path}: {why}\n  remedy: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (any distribution's kernel since 2021 is)"
+        "{path}: {why}\n  remedy: the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (distribution kernels since 2021 are)"
     )]
     NoBtf {
         /// Where it was looked for.
@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// No cgroup v2 root is mounted.
     #[error(
-        "no cgroup v2 hierarchy's root is mounted{hint}\n  remedy: mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or name it with --cgroup PATH"
+        "the root of the cgroup v2 hierarchy is not mounted{hint}\n  remedy: mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or set --cgroup PATH"
     )]
     NoCgroup2 {
         /// What was found instead.
@@ -43,7 +43,7 @@ pub enum Error {
     },
     /// The path given is not in a cgroup v2 hierarchy.
     #[error(
-        "{path}: not a cgroup v2 folder\n  remedy: give the mount point of a cgroup2 file system, or a folder below it"
+        "{path}: not a cgroup v2 directory\n  remedy: give the mount point of a cgroup2 file system, or a directory below it"
     )]
     NotCgroup2 {
         /// The path.
@@ -51,7 +51,7 @@ pub enum Error {
     },
     /// The bpffs for the pins cannot be had.
     #[error(
-        "{path}: {what}\n  remedy: mount it (`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`), or name another bpffs folder with --pins PATH"
+        "{path}: {what}\n  remedy: mount it (`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`), or set --pins PATH to a directory on another bpffs"
     )]
     Bpffs {
         /// The folder.
@@ -61,7 +61,7 @@ pub enum Error {
     },
     /// The pins' folder is not ours alone.
     #[error(
-        "the folder for the pins, {path}: {why}\n  remedy: correct that, or name another folder with --pins PATH"
+        "the directory for the pins, {path}: {why}\n  remedy: correct that, or set --pins PATH to another directory"
     )]
     NotOurs {
         /// The folder.
@@ -70,7 +70,7 @@ pub enum Error {
         why: FolderError,
     },
     /// Another agent runs.
-    #[error("an agent runs already on this node{}: its pins are in {path}\n  remedy: stop it first; `dump` reads its maps without stopping it", named(.pid))]
+    #[error("an agent is already running on this node{}: its pins are in {path}\n  remedy: stop it first; `dump` reads its maps without stopping it", named(.pid))]
     Busy {
         /// The pins.
         path: PathBuf,
@@ -85,7 +85,7 @@ pub enum Error {
     },
     /// Pins of another version.
     #[error(
-        "the maps in {path} have ABI version {found}, this program speaks {expected}\n  remedy: use the `rebalancer` of the agent that runs, or restart the agent"
+        "the maps in {path} have ABI version {found}, this program uses {expected}\n  remedy: use the running agent's version of `rebalancer`, or restart the agent"
     )]
     Abi {
         /// The pins.
@@ -97,7 +97,7 @@ pub enum Error {
     },
     /// No program is loaded, whatever it is.
     #[error(
-        "not even a BPF program that does nothing is loaded: {message}\n  remedy: `dmesg` and the audit log say what forbids it, a seccomp profile or a security module for example"
+        "even an empty BPF program cannot be loaded: {message}\n  remedy: see `dmesg` and the audit log for what forbids it, such as a seccomp profile or a security module"
     )]
     NoPrograms {
         /// What the kernel said.
@@ -113,7 +113,7 @@ pub enum Error {
     },
     /// The kernel does not know the iterator that the walk is.
     #[error(
-        "this kernel does not let open sockets be walked over: {message}\n  remedy: take Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y; nothing that was recorded before is lost"
+        "this kernel has no iterator over open files: {message}\n  remedy: use Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y; existing records are kept"
     )]
     NoWalk {
         /// What was missing.
@@ -121,7 +121,7 @@ pub enum Error {
     },
     /// The kernel does not load a program.
     #[error(
-        "this kernel refuses the program {program}: {why}\n  remedy: take Linux 5.15 or later; there a security policy may forbid it (lockdown, seccomp), and `rebalancer doctor` tries all that is needed; else please report it with the output of `uname -a`"
+        "this kernel rejects the program {program}: {why}\n  remedy: use Linux 5.15 or later; there a security policy may forbid it (lockdown, seccomp), and `rebalancer doctor` tries all that is needed; otherwise please report it with the output of `uname -a`"
     )]
     Refused {
         /// Its name.
@@ -184,7 +184,7 @@ mod tests {
         let said = Error::refused("walk", &error, log).to_string();
         assert!(
             said.starts_with(
-                "this kernel refuses the program walk: Permission denied (os error 13): \
+                "this kernel rejects the program walk: Permission denied (os error 13): \
                  R1 type=ptr_ expected=sock_common\n"
             ),
             "{said}"

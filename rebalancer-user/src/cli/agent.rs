@@ -20,26 +20,26 @@ use crate::{
     moves::Mechanism,
 };
 
-/// Run the agent: track connections and, if the policy says Enforce, move them.
+/// Run the agent: track connections and, if the policy's mode is Enforce, move them.
 ///
-/// Ends on SIGTERM or SIGINT; what becomes of tracking then is chosen by --on-exit. SIGHUP reads
-/// the policy again. The next agent takes over what a killed one has left: ages survive.
+/// SIGTERM and SIGINT stop it; --on-exit says whether tracking continues then. SIGHUP reloads the
+/// policy. If it is killed, the next agent takes over its maps, and ages survive.
 #[derive(Args)]
 pub(super) struct Agent {
     /// The policy file.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_POLICY)]
     policy: PathBuf,
-    /// Do no more than this, whatever the policy says.
+    /// The most that the agent may do, whatever the policy says.
     #[arg(long, value_enum, ignore_case = true, default_value_t = ModeArg::Enforce)]
     mode: ModeArg,
-    /// What becomes of tracking on SIGTERM or SIGINT: `keep` lets it go on for the next agent, so
-    /// that ages survive a restart or an upgrade.
+    /// Whether tracking continues after SIGTERM or SIGINT: with `keep` it does, and the next agent
+    /// takes it over, so that ages survive a restart or an upgrade.
     #[arg(long, value_enum, default_value_t = OnExitArg::Remove)]
     on_exit: OnExitArg,
-    /// The form of the log, on stderr.
+    /// Format of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// What is logged: a level, or `tracing` directives.
+    /// Log filter: a level, or `tracing` directives.
     #[arg(
         long,
         value_name = "FILTER",
@@ -47,13 +47,13 @@ pub(super) struct Agent {
         env = "REBALANCER_LOG"
     )]
     log: String,
-    /// Count sends for rules with `count: Messages` also where the kernel then tells a server that
-    /// nothing waits to be read (FIONREAD on Linux 6.12.75 to 6.18; `doctor` says whether). nginx
-    /// believes that, and hangs in uploads.
+    /// Count sends for rules with `count: Messages` even where FIONREAD then returns 0 on a socket
+    /// with unread data (Linux 6.12.75 to 6.18; `doctor` reports it). nginx relies on it, and hangs
+    /// in uploads.
     #[arg(long)]
     count_despite_fionread: bool,
-    /// Give each rule the whole of the budgets at once. Else one that was not enforced before begins
-    /// with a sixty-fourth of them, and they double with each window.
+    /// Grant each rule its whole budgets at once. Otherwise a rule that was not enforced before
+    /// starts with 1/64 of them, which double with each window.
     #[arg(
         long,
         env = "REBALANCER_NO_RAMP",
@@ -63,7 +63,7 @@ pub(super) struct Agent {
     /// Reset in this way, and in no other. For tests.
     #[arg(long, value_enum, hide = true)]
     reset_mechanism: Option<MechanismArg>,
-    /// Where metrics and health are offered by TCP, beside the agent's socket: an address with a
+    /// TCP address for metrics and health, in addition to the agent's socket: an address with a
     /// port, or `none` [default: 127.0.0.1:9321, if it is free].
     #[arg(
         long,
@@ -72,8 +72,8 @@ pub(super) struct Agent {
         value_parser = offer
     )]
     metrics_address: Option<Offer>,
-    /// Tell of moves by Kubernetes Events too, about the pods whose connections were moved: one for
-    /// each rule and pod in five minutes.
+    /// Also create Kubernetes Events for moves, on the pods whose connections are moved: one per
+    /// rule and pod in five minutes.
     #[arg(
         long,
         env = "REBALANCER_MOVE_EVENTS",
@@ -101,9 +101,9 @@ fn offer(text: &str) -> Result<Offer, String> {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum OnExitArg {
-    /// Nothing stays in the kernel
+    /// Remove everything from the kernel
     Remove,
-    /// It goes on; `rebalancer uninstall` ends it
+    /// Continue tracking, until `rebalancer uninstall`
     Keep,
 }
 
@@ -142,7 +142,7 @@ enum LogFormat {
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if self.policy == Path::new("-") {
-            bail!("--policy -: the agent reads its policy again on SIGHUP, so it needs a file");
+            bail!("--policy -: the agent reloads its policy, so it needs a file");
         }
         // The policy first: an operator who mistypes it needs no privilege to be told.
         let loaded = load(&self.policy).loaded;

@@ -17,14 +17,14 @@ use crate::{
     bpf::{self, Kernel, Walker},
 };
 
-/// Check what this node has and lacks, with a remedy for each lack.
+/// Check what this node provides and lacks, with a remedy for each problem.
 ///
-/// It makes a loopback connection of its own that must be recorded, and others that it resets, and
-/// touches nothing else. Exit code 1 if something is missing without which the agent cannot run or
-/// cannot move, 4 if privilege is.
+/// Opens loopback connections of its own, which must be recorded and which it resets, and touches
+/// nothing else. Exit code 1 if the agent could not run or could not move connections here, 4 if
+/// privileges are missing.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// The form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Form::Table)]
     output: Form,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub(super) struct Doctor {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Form {
-    /// A line for each finding.
+    /// One line per finding.
     Table,
     /// For programs.
     Json,
@@ -111,7 +111,7 @@ impl Doctor {
         findings.push(cgroup_namespace());
         match Kernel::read() {
             Ok(kernel) => {
-                findings.push(ok("BTF", "every structure that is read was found"));
+                findings.push(ok("BTF", "all needed structures found"));
                 // Once, for all that is tried on it.
                 match attach_for_the_call(Arc::new(kernel), &self.kernel) {
                     Ok((_own, mut walker)) => findings.extend(self.tracking(&mut walker)),
@@ -139,7 +139,7 @@ impl Doctor {
     fn cgroup(&self) -> Finding {
         match bpf::cgroup_root(self.kernel.cgroup.as_deref()) {
             Ok((path, _)) if self.kernel.cgroup.is_some() => {
-                ok("cgroup v2", format!("{}, as --cgroup says", path.display()))
+                ok("cgroup v2", format!("{}, set by --cgroup", path.display()))
             }
             Ok((path, _)) => ok(
                 "cgroup v2",
@@ -149,7 +149,7 @@ impl Doctor {
                 Level::Failed,
                 "cgroup v2",
                 error.to_string(),
-                "mount it, or name it with --cgroup PATH",
+                "mount it, or set --cgroup PATH",
             ),
         }
     }
@@ -160,13 +160,13 @@ impl Doctor {
             Ok(0) => ok("sock_ops programs", "none on this cgroup"),
             Ok(count) => ok(
                 "sock_ops programs",
-                format!("{count} on this cgroup, ours among them if an agent runs"),
+                format!("{count} on this cgroup, including ours if an agent is running"),
             ),
             Err(error) => lacks(
                 Level::Warning,
                 "sock_ops programs",
                 error.to_string(),
-                "without this the agent cannot tell whether another one wipes its callbacks",
+                "without this the agent cannot detect another program that clears its callbacks",
             ),
         })
     }
@@ -178,7 +178,7 @@ impl Doctor {
             Err(error) => vec![lacks(
                 Level::Warning,
                 Ability::Recording.name(),
-                format!("no connection of our own can be made to try it on: {error}"),
+                format!("cannot open a connection of our own to test it on: {error}"),
                 "bring the loopback interface up",
             )],
         };
@@ -188,11 +188,11 @@ impl Doctor {
                 if finding.level == Level::Failed {
                     finding.level = Level::Warning;
                     finding.remedy =
-                        Some("means nothing if this process is not below --cgroup".to_owned());
+                        Some("inconclusive if this process is not below --cgroup".to_owned());
                 }
             }
         }
-        findings.push(finding(&abilities::try_hearing(walker)));
+        findings.push(finding(&abilities::try_sniffing(walker)));
         findings.push(finding(&abilities::try_counting(walker)));
         findings
     }
@@ -202,17 +202,17 @@ impl Doctor {
         match (bpf::agent_runs(pins), bpf::agent_pid(pins)) {
             (true, Some(pid)) => ok(
                 "agent",
-                format!("runs, pid {pid}, pins in {}", pins.display()),
+                format!("running, pid {pid}, pins in {}", pins.display()),
             ),
-            (true, None) => ok("agent", format!("runs, pins in {}", pins.display())),
+            (true, None) => ok("agent", format!("running, pins in {}", pins.display())),
             (false, _) if bpf::tracks(pins) => ok(
                 "agent",
                 format!(
-                    "none runs; tracking goes on by its pins in {} (`rebalancer uninstall` ends it)",
+                    "not running; tracking continues by its pins in {} (`rebalancer uninstall` removes it)",
                     pins.display()
                 ),
             ),
-            (false, _) => ok("agent", "none runs here"),
+            (false, _) => ok("agent", "not running"),
         }
     }
 }
@@ -240,7 +240,7 @@ fn kernel_version() -> Finding {
 
 fn capabilities() -> Finding {
     match bpf::missing_capabilities() {
-        missing if missing.is_empty() => ok("capabilities", "all that are needed"),
+        missing if missing.is_empty() => ok("capabilities", "all present"),
         missing => lacks(
             Level::Failed,
             "capabilities",
@@ -256,20 +256,20 @@ fn owners() -> Option<Finding> {
     (!missing.is_empty()).then(|| {
         lacks(
             Level::Warning,
-            "owners of sockets",
+            "socket holders",
             format!("missing {}", missing.join(", ")),
-            "without them connections of other users' processes are skipped (`ownerUnknown`)",
+            "connections held by other users' processes are skipped (`ownerUnknown`)",
         )
     })
 }
 
 fn host_namespace() -> Finding {
     match fs::metadata("/proc/1/ns/net") {
-        Ok(_) => ok("host's network namespace", "that of process 1"),
+        Ok(_) => ok("host network namespace", "of process 1"),
         Err(error) => lacks(
             Level::Warning,
-            "host's network namespace",
-            format!("process 1 cannot be looked at ({error}): our own is taken for it"),
+            "host network namespace",
+            format!("cannot read that of process 1 ({error}): using our own"),
             "fine on a plain host; in a pod set hostPID and CAP_SYS_PTRACE",
         ),
     }
@@ -279,12 +279,12 @@ fn host_namespace() -> Finding {
 fn cgroup_namespace() -> Finding {
     const WHAT: &str = "cgroup namespace";
     match bpf::see_cgroups_as_process_1() {
-        Ok(()) => ok(WHAT, "that of process 1: cgroups have the node's names"),
+        Ok(()) => ok(WHAT, "of process 1: cgroup paths are the node's"),
         Err(error) => lacks(
             Level::Warning,
             WHAT,
-            format!("that of process 1 cannot be entered ({error})"),
-            "fine on a plain host; in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN, or no pod is known",
+            format!("cannot enter that of process 1 ({error})"),
+            "fine on a plain host; in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN, or no pod can be identified",
         ),
     }
 }
@@ -294,12 +294,12 @@ fn resets() -> Vec<Finding> {
     let tried = abilities::try_resets();
     let mut findings: Vec<Finding> = tried.iter().map(finding).collect();
     match tried.iter().position(Tried::works) {
-        Some(first) => findings[first].found = "works: this one is used".to_owned(),
+        Some(first) => findings[first].found = "works: in use".to_owned(),
         None => findings.push(lacks(
             Level::Failed,
             "moves",
-            "no way to reset a connection works here",
-            "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then the agent only does dry runs",
+            "no reset mechanism works here",
+            "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then the agent only makes dry runs",
         )),
     }
     findings
@@ -311,8 +311,8 @@ fn yama() -> Option<Finding> {
         "3" => lacks(
             Level::Warning,
             "Yama",
-            "ptrace_scope is 3: a server's descriptor cannot be taken",
-            "step Close and reset by descriptor do not work; a lower scope needs a reboot",
+            "ptrace_scope is 3: the server's descriptor cannot be duplicated",
+            "step Close and reset by the server's descriptor do not work; lowering it needs a reboot",
         ),
         scope => ok("Yama", format!("ptrace_scope is {scope}")),
     })

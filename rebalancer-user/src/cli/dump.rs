@@ -13,18 +13,18 @@ use crate::{
 
 /// Show every tracked connection, or every endpoint.
 ///
-/// Asks the agent that runs. Without one it reads the maps that a former agent has left, and where
-/// there are none it attaches for the call: ages then count from the call, and nothing is known of
-/// what has closed. Names of pods are known to an agent alone.
+/// Asks the running agent. Without one it reads the maps that a previous agent has left; if there
+/// are none it attaches for the duration of the call: ages then count from the call, and closed
+/// connections are unknown. Only an agent knows pod names.
 #[derive(Args)]
 pub(super) struct Dump {
     /// Show endpoints: listeners, connections accepted, open and closed, bytes.
     #[arg(long)]
     endpoints: bool,
-    /// The form of the output. JSON can be given to `plan --snapshot` and `explain --snapshot`.
+    /// Output format. `plan --snapshot` and `explain --snapshot` read JSON.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// The order of the connections; without it by endpoint, the oldest first.
+    /// Sort order of the connections [default: by endpoint, oldest first].
     #[arg(long, value_enum, value_name = "BY", conflicts_with = "endpoints")]
     sort: Option<SortArg>,
     #[command(flatten)]
@@ -33,13 +33,13 @@ pub(super) struct Dump {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum SortArg {
-    /// The oldest first.
+    /// Oldest first.
     Age,
-    /// The heaviest first.
+    /// Most bytes first.
     Bytes,
-    /// The highest average rate first.
+    /// Highest average rate first.
     Rate,
-    /// By id.
+    /// By ID.
     Id,
 }
 

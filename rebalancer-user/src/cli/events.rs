@@ -20,19 +20,19 @@ use crate::render::{self, Happened};
 /// Between two attempts to reach an agent that has gone.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Show what happened in the agent lately: moves that were told, begun and ended, policies, pauses.
+/// Show recent events of the agent: moves reported, started and ended, policy reloads, pauses.
 ///
-/// The agent keeps the last 1024 events of its run, and tells who follows and is too slow how many
-/// it has missed. Exit code 5 if no agent runs, 4 if it may not be asked.
+/// The agent keeps the last 1024 events since it started, and tells a follower that is too slow how
+/// many it has missed. Exit code 5 if no agent is running, 4 if access is denied.
 #[derive(Args)]
 pub(super) struct Events {
-    /// Go on with what happens from now on, also in an agent that takes over.
+    /// Keep following new events, also across a restart of the agent.
     #[arg(short, long)]
     follow: bool,
-    /// Leave out what happened longer ago than this.
+    /// Omit events older than this.
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     since: Option<Duration>,
-    /// The form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Form::Table)]
     output: Form,
     #[command(flatten)]
@@ -41,9 +41,9 @@ pub(super) struct Events {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Form {
-    /// A line for each, for people.
+    /// One line per event, for people.
     Table,
-    /// A line of JSON for each, for programs.
+    /// One line of JSON per event, for programs.
     Json,
 }
 
@@ -73,7 +73,7 @@ impl Events {
                 Err(failed) => return Err(failed.into()),
             }
             if heard.last != before {
-                note("note: the agent has ended, the next one is waited for");
+                note("note: the agent has stopped; waiting for the next one");
             }
             thread::sleep(AGAIN);
         }
@@ -137,7 +137,7 @@ impl Heard {
             return Ok(());
         }
         let happened = render::read_event(line)
-            .map_err(|error| anyhow!("the agent's answer: {error}\n  remedy: use the version of `rebalancer` that the agent is of"))?;
+            .map_err(|error| anyhow!("the agent's answer: {error}\n  remedy: use the same version of `rebalancer` as the agent"))?;
         if self.since.is_none_or(|since| happened.at >= since) {
             self.show(&happened).context("writing to stdout")?;
         }

@@ -15,17 +15,17 @@ use crate::{
     snapshot::Cookie,
 };
 
-/// Explain one connection: its rule, its limits, what skips it, and what it would take.
+/// Explain one connection: its rule, its limits, why it is skipped, and what it would take to move it.
 ///
-/// It asks the agent that runs, as `plan` does.
+/// Asks the running agent, as `plan` does.
 #[derive(Args)]
 pub(super) struct Explain {
-    /// The connection, as `dump` and `plan` show it in their first columns.
+    /// The connection's ID, as shown in the first column by `dump` and `plan`.
     #[arg(value_parser = id)]
     id: Cookie,
     #[command(flatten)]
     input: Input,
-    /// The form of the output; wide is as table.
+    /// Output format; wide is the same as table.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -52,5 +52,5 @@ impl Explain {
 
 fn id(text: &str) -> Result<Cookie, &'static str> {
     text.parse()
-        .map_err(|_| "not an id: up to 16 hexadecimal digits are expected")
+        .map_err(|_| "not an ID: expected up to 16 hexadecimal digits")
 }

@@ -24,14 +24,14 @@ use crate::{
 /// Whom to ask, or what to replay.
 #[derive(Args)]
 pub(super) struct Input {
-    /// The policy file to try, instead of the one that the agent follows; `-` is standard input.
-    /// With --snapshot, /etc/rebalancer/policy.yaml by default.
+    /// Policy file to evaluate instead of the agent's own policy; `-` is standard input
+    /// [default with --snapshot: /etc/rebalancer/policy.yaml].
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Do no more than this, whatever the policy says.
+    /// The most that may be done, whatever the policy says.
     #[arg(long, value_enum, ignore_case = true)]
     mode: Option<ModeArg>,
-    /// What `dump -o json` has written, instead of the agent that runs; `-` is standard input.
+    /// Saved output of `dump -o json` to use instead of the running agent; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ impl Input {
         } else {
             policy.with_kubernetes_defaults()
         };
-        note("note: a dump does not tell what was moved before it: budgets are shown unspent");
+        note("note: a dump does not contain past moves: budgets are shown as unspent");
         let policy = match self.mode {
             Some(mode) => policy.with_mode_at_most(mode.into()),
             None => policy,
@@ -102,7 +102,7 @@ impl Input {
         let answer = running::plan(&self.kernel, &request);
         if let Err(NotAsked::NoAgent { .. }) = &answer {
             note(
-                "note: without an agent a plan is made of a saved dump: \
+                "note: without an agent, use a saved dump: \
                  rebalancer dump -o json | rebalancer plan --policy FILE --snapshot -",
             );
         }
@@ -112,7 +112,7 @@ impl Input {
         {
             let until = paused.until;
             note(format_args!(
-                "note: moves are paused until {until}: `rebalancer resume` ends that"
+                "note: moves are paused until {until}: `rebalancer resume` ends the pause"
             ));
         }
         Ok(answer)

@@ -12,7 +12,7 @@ use clap_complete::Shell;
 
 use super::Cli;
 
-/// Print the completions of a shell, e.g. for /usr/share/bash-completion/completions/rebalancer.
+/// Print shell completions, e.g. for /usr/share/bash-completion/completions/rebalancer.
 #[derive(Args)]
 pub(super) struct Completions {
     /// The shell.
@@ -28,11 +28,11 @@ impl Completions {
     }
 }
 
-/// Print the manual page, or write one for each command into a folder.
+/// Print the manual page, or write one per command into a directory.
 #[derive(Args)]
 pub(super) struct Man {
-    /// Write the pages of all commands into this folder instead, e.g. /usr/share/man/man1.
-    #[arg(long, value_name = "FOLDER")]
+    /// Write the pages of all commands into this directory instead, e.g. /usr/share/man/man1.
+    #[arg(long, value_name = "DIRECTORY")]
     dir: Option<PathBuf>,
 }
 

@@ -40,8 +40,8 @@ use crate::{
 /// Where the agent looks for its policy.
 const DEFAULT_POLICY: &str = "/etc/rebalancer/policy.yaml";
 
-/// Rebalances long-lived TCP connections over the replicas of a service, by ending the ones that
-/// are too old or too heavy, so that their clients reconnect.
+/// Rebalances long-lived TCP connections across the replicas of a service: ends those that are too
+/// old or too large, so that their clients reconnect.
 #[derive(Parser)]
 #[command(
     name = "rebalancer",
@@ -78,15 +78,14 @@ enum Command {
 /// Where the kernel side is.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct KernelArgs {
-    /// Folder on a bpffs in which the agent's maps are pinned.
+    /// Directory on a bpffs in which the agent's maps are pinned.
     #[arg(long, value_name = "PATH", default_value = bpf::DEFAULT_DIR)]
     pins: PathBuf,
-    /// Cgroup v2 folder to attach to instead of the hierarchy's root, for nodes that live in a
-    /// private cgroup namespace.
+    /// Cgroup v2 directory to attach to instead of the hierarchy's root, for nodes in a private
+    /// cgroup namespace.
     #[arg(long, value_name = "PATH", env = "REBALANCER_CGROUP")]
     cgroup: Option<PathBuf>,
-    /// Folder of the socket on which the agent is asked [default: /run/ and the last part of
-    /// --pins].
+    /// Directory of the agent's socket [default: /run/ and the last component of --pins].
     #[arg(long, value_name = "PATH")]
     run_dir: Option<PathBuf>,
 }
@@ -103,9 +102,9 @@ impl KernelArgs {
 /// The form of what is shown.
 #[derive(Clone, Copy, ValueEnum)]
 enum Output {
-    /// A line for each, the essentials.
+    /// One line each, the most important columns.
     Table,
-    /// A line for each, all that is known.
+    /// One line each, all columns.
     Wide,
     /// For programs.
     Json,
@@ -126,13 +125,13 @@ impl Output {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeArg {
-    /// Choose nothing.
+    /// Move nothing, and report no moves.
     #[value(name = "Disabled")]
     Disabled,
-    /// Choose and tell, move nothing.
+    /// Report what would be moved, and move nothing.
     #[value(name = "DryRun", alias = "dry-run")]
     DryRun,
-    /// What the policy says.
+    /// Move, as far as the policy allows.
     #[value(name = "Enforce")]
     Enforce,
 }

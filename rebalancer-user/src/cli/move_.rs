@@ -19,21 +19,21 @@ use crate::{
     snapshot::{Connection, Cookie},
 };
 
-/// End connections by hand, so that their clients reconnect.
+/// End connections manually, so that their clients reconnect.
 ///
-/// Each is ended by one step, as the agent would, with the same guards; policy and budgets are not
-/// asked, nor is it heard first what is spoken. Works with and without an agent. Exit code 1 if any was not moved.
+/// Ends each by one step, as the agent would, with the guards of the socket and its process. Ignores
+/// policy and budgets, and does not detect the protocol. Works with and without an agent. Exit code 1
+/// if any connection was not moved.
 #[derive(Args)]
 pub(super) struct Move {
-    /// The connections, by the ids that `dump` shows.
+    /// The connections' IDs, as shown by `dump`.
     #[arg(required = true, value_name = "ID", value_parser = cookie)]
     ids: Vec<Cookie>,
-    /// Say what would be moved, and move nothing.
+    /// Show what would be moved, and move nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Move also what a guard skips for what it may be: system and stateful ports, and what is
-    /// found of the server's process (sigpipe, foreignProcess, ownerUnknown). Each guard ignored
-    /// is told.
+    /// Ignore the guards for system ports and stateful ports, and for the server's process (sigpipe,
+    /// foreignProcess, ownerUnknown). Each ignored guard is reported.
     #[arg(long)]
     ignore_guards: bool,
     /// How to end them.
@@ -42,13 +42,13 @@ pub(super) struct Move {
     /// When to end them.
     #[arg(long, value_enum, default_value_t = WhenArg::Quiet)]
     when: WhenArg,
-    /// How long a connection must have been silent to be quiet.
+    /// How long nothing must have been exchanged for a moment to be quiet.
     #[arg(long, value_name = "DURATION", default_value = "200ms", value_parser = positive_duration)]
     idle_for: Duration,
-    /// How long to wait for a quiet moment, and for the server to close.
+    /// How long to wait for a quiet moment, or for the server to close.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = positive_duration)]
     timeout: Duration,
-    /// The form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     #[command(flatten)]
@@ -57,7 +57,7 @@ pub(super) struct Move {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum StepArg {
-    /// Ask the server to close, by end of file.
+    /// Give the server an end of file, so that it closes.
     Close,
     /// Reset both ends.
     Reset,
@@ -67,15 +67,15 @@ enum StepArg {
 enum WhenArg {
     /// At a quiet moment.
     Quiet,
-    /// Now, whatever is under way.
+    /// Immediately, whatever is under way.
     AtOnce,
 }
 
 fn cookie(text: &str) -> Result<Cookie, String> {
     let digits = text.strip_prefix("sk:").unwrap_or(text);
-    digits
-        .parse()
-        .map_err(|_| "not an id: hexadecimal digits, as `rebalancer dump` shows them".to_owned())
+    digits.parse().map_err(|_| {
+        "not an ID: expected hexadecimal digits, as shown by `rebalancer dump`".to_owned()
+    })
 }
 
 impl Move {
@@ -84,8 +84,9 @@ impl Move {
     fn may_move(&self) -> anyhow::Result<()> {
         match running::status(&self.kernel) {
             Ok(status) if status.mode.flag == Mode::Disabled.as_str() => bail!(
-                "the agent of this node (pid {}) runs with --mode {}: nothing is moved here, by hand \
-                 neither\n  remedy: start it without, or add --dry-run to see what would be moved",
+                "the agent of this node (pid {}) runs with --mode {}: moves are disabled on this node, \
+                 including manual ones\n  remedy: start it without that flag, or add --dry-run to see what \
+                 would be moved",
                 status.pid,
                 status.mode.flag
             ),
@@ -189,7 +190,7 @@ fn make(
     chosen: Vec<(plan::Move, &Connection)>,
 ) -> anyhow::Result<BTreeMap<Cookie, (End, Option<String>)>> {
     let (mechanism, _) = moves::find_mechanism()
-        .map_err(|why| anyhow!("this node cannot reset connections: {}", why.join("; ")))?;
+        .map_err(|why| anyhow!("no reset mechanism works on this node: {}", why.join("; ")))?;
     let (tell, mut done) = unbounded_channel();
     let mover = Mover::start(records.walker()?, None, mechanism, tell)
         .context("starting the moving thread")?;

@@ -9,9 +9,9 @@ use crate::kubernetes::{Access, Ask};
 /// Where names of pods and Services come from.
 #[derive(Args, Clone, Debug)]
 pub(super) struct NamesArgs {
-    /// Whether the API server is asked for names of pods and Services. `auto`: in a pod with a
-    /// token, or with a kubeconfig; an agent that has neither and finds pods on its node moves
-    /// nothing, as it cannot know what skips them. `off` lets it. The last one given counts.
+    /// Whether to ask the API server about pods and Services. `auto`: if there is a service account
+    /// token or a kubeconfig; an agent that has neither but finds pods on its node moves nothing,
+    /// because it cannot know which guards apply. With `off` it does move. The last one given applies.
     #[arg(
         long,
         value_enum,
@@ -20,21 +20,21 @@ pub(super) struct NamesArgs {
         overrides_with = "kubernetes"
     )]
     kubernetes: AskArg,
-    /// The way to the API server, instead of a pod's own.
+    /// Kubeconfig to use instead of the pod's service account.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// What the API server calls this node; with a kubeconfig it is the host's name by default.
+    /// Name of this Node object [default with a kubeconfig: the hostname].
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum AskArg {
-    /// If there is one to ask.
+    /// If an API server is configured.
     Auto,
-    /// Yes.
+    /// Always.
     On,
-    /// No.
+    /// Never.
     Off,
 }
 

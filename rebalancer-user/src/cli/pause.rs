@@ -14,24 +14,23 @@ use crate::{
     http::{PauseAnswer, PauseRequest},
 };
 
-/// Move nothing on this node for a while, from now on.
+/// Pause moves on this node for a limited time.
 ///
-/// Moves that wait are called back, and nothing new is moved or told. Tracking goes on. The pause
-/// ends by itself, and outlives a restart of the agent. Another pause takes the place of the one
-/// that is.
+/// Waiting moves are recalled, and no new ones are started or reported. Tracking continues. The pause
+/// ends by itself and survives a restart of the agent. A new pause replaces the current one.
 #[derive(Args)]
 pub(super) struct Pause {
-    /// How long, 168h (7 days) at most.
+    /// How long, at most 168h (7 days).
     #[arg(long = "for", value_name = "DURATION", value_parser = pause)]
     time: Duration,
-    /// Why, for whoever finds it: `status` and `events` show it.
+    /// The reason, shown by `status` and `events`.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: Option<String>,
     #[command(flatten)]
     kernel: KernelArgs,
 }
 
-/// Let moves go on before the pause ends by itself.
+/// End a pause now.
 #[derive(Args)]
 pub(super) struct Resume {
     #[command(flatten)]
@@ -42,7 +41,7 @@ fn pause(text: &str) -> Result<Duration, String> {
     let time = positive_duration(text)?;
     if time > LONGEST_PAUSE {
         return Err(
-            "168h (7 days) at most: for longer, set `mode: Disabled` in the policy".to_owned(),
+            "at most 168h (7 days): for longer, set `mode: Disabled` in the policy".to_owned(),
         );
     }
     Ok(time)
@@ -50,7 +49,7 @@ fn pause(text: &str) -> Result<Duration, String> {
 
 fn reason(text: &str) -> Result<String, String> {
     if text.len() > LONGEST_PAUSE_REASON {
-        return Err(format!("of {LONGEST_PAUSE_REASON} bytes at most"));
+        return Err(format!("at most {LONGEST_PAUSE_REASON} bytes"));
     }
     Ok(text.to_owned())
 }
@@ -66,13 +65,13 @@ impl Pause {
             .map_err(|error| anyhow!("the agent's answer: {error}"))?;
         if let Some(why) = said.not_kept {
             note(format_args!(
-                "warning: a restart of the agent would end the pause, as it could not be kept: {}",
+                "warning: a restart of the agent would end the pause, because it could not be saved: {}",
                 crate::policy::visible(&why)
             ));
         }
         writeln!(
             io::stdout(),
-            "paused until {:.0}; moves called back: {}",
+            "paused until {:.0}; moves recalled: {}",
             said.until,
             said.recalled
         )

@@ -14,15 +14,15 @@ use crate::{
     render,
 };
 
-/// Show what would be moved now, in what order and why; what is skipped and why; how long it takes.
+/// Show what would be moved now, in which order and why, what is skipped and why, and how long it takes.
 ///
-/// It changes nothing. It asks the agent that runs: what it shows is what that agent would do now,
-/// or would do with another policy. With --snapshot it replays a saved dump, without an agent.
+/// Changes nothing. Asks the running agent what it would do now, by its own policy or with --policy by
+/// another. With --snapshot it evaluates a saved dump, without an agent.
 #[derive(Args)]
 pub(super) struct Plan {
     #[command(flatten)]
     input: Input,
-    /// The form of the output; wide, JSON and YAML show every connection, one by one.
+    /// Output format; wide, JSON and YAML list every connection.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }

@@ -7,13 +7,13 @@ use clap::{Args, ValueEnum};
 
 use super::{KernelArgs, running};
 
-/// Ask the agent that runs whether it lives or is ready.
+/// Check whether the running agent is live or ready.
 ///
-/// For probes of kind exec, and scripts: it asks through the agent's socket what /healthz and
-/// /readyz tell by HTTP. Exit code 0 if so; else 1, and why.
+/// For exec probes and scripts: asks over the agent's socket what /healthz and /readyz report over
+/// HTTP. Exit code 0 if it is; otherwise 1, with the reason.
 #[derive(Args)]
 pub(super) struct Probe {
-    /// What to ask.
+    /// What to check.
     #[arg(value_enum)]
     what: What,
     #[command(flatten)]
@@ -22,9 +22,9 @@ pub(super) struct Probe {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
-    /// Whether its loop goes round: if not, it is to be started anew
+    /// Its main loop makes progress; if not, it should be restarted
     Live,
-    /// Whether it is attached, by a valid policy, and has listed once
+    /// It is attached, its policy is valid, and it has listed all connections once
     Ready,
 }
 

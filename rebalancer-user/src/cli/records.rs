@@ -38,7 +38,7 @@ impl Records {
                 Source::Agent
             } else {
                 note(format_args!(
-                    "no agent runs; tracking goes on by its pins in {}, and nothing is moved",
+                    "no agent is running; tracking continues by its pins in {}, and nothing is moved",
                     args.pins.display()
                 ));
                 Source::Pins
@@ -54,8 +54,8 @@ impl Records {
         bpf::raise_memlock();
         let (own, walker) = attach_for_the_call(Arc::clone(&kernel), args)?;
         note(format_args!(
-            "no agent runs ({} has no live pins): attached for this call; ages count from now, \
-             so they are lower bounds, and rates are not known",
+            "no agent is running ({} has no live pins): attached for this call; ages count from now, \
+             so they are lower bounds, and rates are unknown",
             args.pins.display(),
         ));
         Ok(Self {
@@ -78,7 +78,7 @@ impl Records {
         locate(&mut observation.snapshot, &self.cgroups.read());
         for (fault, count) in &observation.faults {
             note(format_args!(
-                "warning: {}: {count} times since tracking began",
+                "warning: {}: {count} times since tracking started",
                 fault.text()
             ));
         }

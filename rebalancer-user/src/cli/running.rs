@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotAsked {
     /// None runs.
-    #[error("no agent runs: nobody listens on {socket}, and {pins}")]
+    #[error("no agent is running: nothing listens on {socket}, and {pins}")]
     NoAgent {
         /// Where it would listen.
         socket: String,
@@ -23,7 +23,7 @@ pub(super) enum NotAsked {
         pins: String,
     },
     /// It may not be asked by this process.
-    #[error("{socket}: not allowed to ask the agent\n  remedy: run as root")]
+    #[error("{socket}: permission denied\n  remedy: run as root")]
     Privilege {
         /// Where it listens.
         socket: String,
@@ -93,7 +93,7 @@ fn get<T>(
     read(&body).map_err(|e| NotAsked::Other {
         socket: socket_of(&args.run_dir()).display().to_string(),
         why: format!(
-            "the agent's answer: {e}\n  remedy: use the version of `rebalancer` that the agent is of"
+            "the agent's answer: {e}\n  remedy: use the same version of `rebalancer` as the agent"
         ),
     })
 }
@@ -106,8 +106,8 @@ fn not_asked(args: &KernelArgs, socket: &Path, error: AskError) -> NotAsked {
             let pid =
                 bpf::agent_pid(&args.pins).map_or(String::new(), |pid| format!(" (pid {pid})"));
             let why = format!(
-                "nobody listens, but an agent{pid} runs with its pins in {}\n  \
-                 remedy: name the folder of its socket with --run-dir, as the agent was told",
+                "nothing listens, but an agent{pid} is running with its pins in {}\n  \
+                 remedy: set --run-dir to the directory that the agent was started with",
                 args.pins.display()
             );
             NotAsked::Other { socket, why }
@@ -129,10 +129,10 @@ fn left_pins(pins: &Path) -> String {
     let shown = pins.display();
     match pins.symlink_metadata() {
         Ok(_) => format!(
-            "{shown} has the pins of a killed one: connections are not moved, and tracked only as \
-             far as it was attached\n  remedy: start an agent, which replaces them"
+            "{shown} has the pins of a killed agent: connections are not moved, and tracked only as \
+             far as it was attached\n  remedy: start an agent, which takes them over or replaces them"
         ),
         Err(e) if e.kind() == io::ErrorKind::NotFound => format!("{shown} has no pins"),
-        Err(e) => format!("whether {shown} has pins of a killed one cannot be seen: {e}"),
+        Err(e) => format!("cannot check whether {shown} has pins of a killed agent: {e}"),
     }
 }

@@ -8,13 +8,12 @@ use clap::Args;
 use super::{KernelArgs, Output, running};
 use crate::render::{self, Notation};
 
-/// Ask the agent that runs how it is: mode, policy, last pass, budgets, moves.
+/// Show the state of the running agent: mode, policy, last pass, budgets, moves.
 ///
-/// It asks through the agent's socket, which is root's alone, and disturbs nothing. Exit code 5 if
-/// no agent runs, 4 if it may not be asked.
+/// Asks over the agent's root-only socket. Exit code 5 if no agent is running, 4 if access is denied.
 #[derive(Args)]
 pub(super) struct Status {
-    /// The form of the output; wide is as table.
+    /// Output format; wide is the same as table.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     #[command(flatten)]

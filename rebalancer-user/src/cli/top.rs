@@ -22,14 +22,14 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Of a picture that no terminal shows.
 const WIDTH: usize = 100;
 
-/// Show the endpoints of each Service live: connections, rates, moves under way.
+/// Show the endpoints of each Service live: connections, rates, moves in flight.
 ///
-/// It asks the agent that runs, once a second, and shows what its last pass saw; rates are those
-/// between two passes. Where no names are known, endpoints are shown by their port. `q` ends it.
-/// Exit code 5 if no agent runs, 4 if it may not be asked.
+/// Asks the running agent once a second and shows its last pass; rates are those between two passes.
+/// Endpoints without known names are shown by port. `q` quits. Exit code 5 if no agent is running, 4
+/// if access is denied.
 #[derive(Args)]
 pub(super) struct Top {
-    /// Print one picture as text, and end.
+    /// Print one snapshot as text and exit.
     #[arg(long)]
     once: bool,
     #[command(flatten)]
@@ -43,7 +43,7 @@ impl Top {
             return once(&now).context("writing to stdout");
         }
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
-            bail!("this is no terminal\n  remedy: print one picture as text with --once");
+            bail!("not a terminal\n  remedy: print one snapshot as text with --once");
         }
         // From here on whatever happens, a panic too, the terminal is given back as it was.
         let mut terminal = ratatui::try_init().context("taking the terminal")?;

@@ -10,11 +10,11 @@ use crate::{
     http::RunDir,
 };
 
-/// Remove what tracking has left: detach the program and remove its maps, with the records in them.
+/// Remove the agent from the kernel: detach its programs and remove its maps with their records.
 ///
-/// For a node on which no agent shall run any more. While one runs this is refused. Connections that
-/// are open keep one callback flag (BPF_SOCK_OPS_STATE_CB) until they close: sock_ops programs of
-/// others, where there are any, are called when they do.
+/// For a node on which no agent is to run any more; refused while one is running. Open connections
+/// keep one callback flag (BPF_SOCK_OPS_STATE_CB) until they close, when other sock_ops programs, if
+/// any, are called.
 #[derive(Args)]
 pub(super) struct Uninstall {
     #[command(flatten)]
@@ -28,7 +28,7 @@ impl Uninstall {
         records::remove_stale(pins);
         if !pins.exists() {
             self.forget_left()?;
-            println!("{}: nothing there, nothing to remove", pins.display());
+            println!("{}: does not exist, nothing to remove", pins.display());
             return Ok(());
         }
         // Only an agent that has ended leaves its folder to us.
@@ -39,11 +39,11 @@ impl Uninstall {
         self.forget_left()?;
         drop(ours);
         if pins.exists() {
-            anyhow::bail!("{}: still there", pins.display());
+            anyhow::bail!("{}: could not be removed", pins.display());
         }
         println!(
-            "{}: removed, with {removed} pins; no program of ours is attached by them any more; \
-             connections that are open keep a callback flag until they close",
+            "{}: removed {removed} pins and detached our programs; open connections keep a callback \
+             flag until they close",
             pins.display()
         );
         Ok(())
@@ -58,7 +58,7 @@ impl Uninstall {
         // Only an agent that has ended leaves it to us; it goes with us if nothing else is in it.
         let _ours = RunDir::take(&dir)?;
         if forget_pause(&dir).with_context(|| format!("removing the pause in {}", dir.display()))? {
-            println!("{}: removed the pause that was kept there", dir.display());
+            println!("{}: removed the saved pause", dir.display());
         }
         forget_kept(&dir).with_context(|| format!("removing what is kept in {}", dir.display()))?;
         Ok(())

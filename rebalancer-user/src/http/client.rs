@@ -23,13 +23,13 @@ const LONGEST_LINE: usize = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody listens on the socket, or it is not there.
-    #[error("nobody listens")]
+    #[error("nothing listens")]
     Nobody,
     /// This process may not ask.
-    #[error("not allowed to ask the agent\n  remedy: run as root")]
+    #[error("permission denied\n  remedy: run as root")]
     Privilege,
     /// Whoever listens is not of this process's user.
-    #[error("a process of user {0} listens there, not an agent of ours")]
+    #[error("the socket belongs to a process of user {0}, not to an agent of this user")]
     Stranger(u32),
     /// The agent answers otherwise than expected.
     #[error("the agent answered {0}")]

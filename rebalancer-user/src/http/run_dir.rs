@@ -30,7 +30,7 @@ pub fn socket_of(dir: &Path) -> PathBuf {
 pub enum RunDirError {
     /// An agent serves there.
     #[error(
-        "an agent is asked at {path} already\n  remedy: name another folder for this one's socket with --run-dir PATH"
+        "another agent already serves {path}\n  remedy: set --run-dir PATH to another directory for this one's socket"
     )]
     Busy {
         /// Its socket.
@@ -38,7 +38,7 @@ pub enum RunDirError {
     },
     /// The folder is not ours alone.
     #[error(
-        "the folder of the agent's socket, {path}: {why}\n  remedy: correct that, or name another folder with --run-dir PATH"
+        "the directory of the agent's socket, {path}: {why}\n  remedy: correct that, or set --run-dir PATH to another directory"
     )]
     NotOurs {
         /// The folder.
@@ -48,7 +48,7 @@ pub enum RunDirError {
     },
     /// The folder or the socket cannot be had.
     #[error(
-        "the agent's socket {path}: {why}\n  remedy: name a folder that can be written to with --run-dir PATH"
+        "the agent's socket {path}: {why}\n  remedy: set --run-dir PATH to a writable directory"
     )]
     Io {
         /// The folder or the socket.
@@ -144,7 +144,7 @@ impl Drop for RunDir {
         if self.listens
             && let Err(error) = self.remove_socket()
         {
-            tracing::warn!(%error, socket = %self.socket().display(), "is left behind");
+            tracing::warn!(%error, socket = %self.socket().display(), "could not remove the socket");
         }
         // Not ours to remove if it holds anything else, or is a mount.
         let _stays = fs::remove_dir(&self.path);

@@ -38,4 +38,4 @@ pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse, UNANSWERED};
 pub use quiet::{Quiet, judge};
-pub use sniffer::probe_hearing;
+pub use sniffer::probe_sniffing;

@@ -255,7 +255,7 @@ fn position(socket: &Socket) -> Position {
 }
 
 /// Hears that a request on a connection of our own is answered, or says why not.
-pub fn probe_hearing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
+pub fn probe_sniffing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
     let watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
     hear_own(watcher).map_err(|e| format!("on a connection of our own: {e}"))
 }

@@ -100,12 +100,12 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
             Verdict::Move(chosen) => {
                 let place = explained.decision.place.unwrap_or_default();
                 let mode = chosen.mode().as_str();
-                let heard = if chosen.is_sniffed() {
-                    ", once it is heard to speak HTTP/1"
+                let sniffed = if chosen.is_sniffed() {
+                    ", once HTTP/1 is detected on it"
                 } else {
                     ""
                 };
-                format!("move ({mode}), number {place} of those to move{heard}")
+                format!("move ({mode}), number {place} of those to move{sniffed}")
             }
             Verdict::Skipped(skipped) => format!("skipped({}): {skipped}", skipped.as_str()),
         },

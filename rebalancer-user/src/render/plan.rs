@@ -143,7 +143,7 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
         0 => Ok(()),
         watched => writeln!(
             out,
-            "{watched} of those now only once heard to speak HTTP/1: their rules have no onReconnect"
+            "{watched} of those only once HTTP/1 is detected: their rules have no onReconnect"
         ),
     }
 }
@@ -212,7 +212,7 @@ struct MoveItem {
     reasons: Vec<ReasonItem>,
     steps: Vec<StepItem>,
     at_end: &'static str,
-    /// Only once it is heard to speak HTTP/1.
+    /// Only once HTTP/1 is detected on it.
     only_http1: bool,
 }
 

@@ -31,7 +31,7 @@ fn all_is_well_here_and_nothing_is_left() {
         "BTF",
         "recording",
         "seeing closes",
-        "hearing",
+        "protocol detection",
     ] {
         assert_eq!(finding(&findings, what)["level"], "ok", "{findings:#}");
     }
@@ -41,14 +41,14 @@ fn all_is_well_here_and_nothing_is_left() {
         .unwrap();
     let counts = [
         "a send of our own was counted",
-        "FIONREAD is 0 on a counted socket",
+        "FIONREAD returns 0 on a counted socket",
     ];
     assert!(
         counts.iter().any(|found| counting.starts_with(found)),
         "{counting}"
     );
     let used = finding(&findings, "reset by SOCK_DESTROY");
-    assert_eq!(used["found"], "works: this one is used");
+    assert_eq!(used["found"], "works: in use");
     let seen = finding(&findings, "agent")["found"]
         .as_str()
         .unwrap()

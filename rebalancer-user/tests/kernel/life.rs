@@ -65,7 +65,7 @@ fn a_killed_agent_is_succeeded_and_ages_survive() {
     request(&mut between, "/").unwrap();
     let out = rebalancer(&["dump", "-o", "json"], &pins);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(said.contains("tracking goes on"), "{said}");
+    assert!(said.contains("tracking continues"), "{said}");
     let dump: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(dump["source"], "pins");
     let of_pod = |items: &serde_json::Value| -> Vec<serde_json::Value> {

@@ -219,7 +219,7 @@ fn what_is_paused_while_the_mover_is_stuck_is_not_moved_when_it_goes_on() {
     // Whatever it is told meanwhile.
     let paused = rebalancer(&agent, &["pause", "--for", "1h"]);
     let text = String::from_utf8(paused.stdout).unwrap();
-    assert!(text.contains("moves called back: 4"), "{text}");
+    assert!(text.contains("moves recalled: 4"), "{text}");
     scene.release();
     assert_eq!(words(&outcomes(&mut agent, 4)), ["recalled"; 4]);
     for stream in scene.others.iter_mut().chain([&mut scene.held]) {

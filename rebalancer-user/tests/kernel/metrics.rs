@@ -263,5 +263,5 @@ fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
         .output()
         .unwrap();
     assert_eq!(none.status.code(), Some(1), "{none:?}");
-    assert!(said(&none).contains("no agent runs"), "{none:?}");
+    assert!(said(&none).contains("no agent is running"), "{none:?}");
 }

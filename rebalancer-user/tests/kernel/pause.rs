@@ -38,7 +38,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     let out = rebalancer(&agent, &["pause", "--for", "1h", "--reason", "an incident"]);
     assert!(out.status.success(), "{out:?}");
     let text = String::from_utf8(out.stdout).unwrap();
-    assert!(text.contains("moves called back: 1"), "{text}");
+    assert!(text.contains("moves recalled: 1"), "{text}");
     assert_eq!(agent.wait_for_move()["outcome"], "recalled");
     agent.wait_for_intervals(5);
     assert_eq!(agent.said("move").len(), 1, "nothing new is moved");
@@ -132,5 +132,5 @@ fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     assert!(!file.parent().unwrap().exists(), "no trace is left");
     let none = rebalancer(&second, &["pause", "--for", "1h"]);
     assert_eq!(none.status.code(), Some(5), "{none:?}");
-    assert!(said(&none).contains("no agent runs"), "{none:?}");
+    assert!(said(&none).contains("no agent is running"), "{none:?}");
 }

@@ -98,6 +98,6 @@ fn without_sight_of_cgroups_nothing_is_heard_and_the_doctor_says_why() {
     assert_eq!(close_by(&few, true)["outcome"], "closed");
     let doctor = with_only(&few, REBALANCER).arg("doctor").output().unwrap();
     let said = String::from_utf8_lossy(&doctor.stdout);
-    assert!(said.contains("warning  hearing"), "{said}");
+    assert!(said.contains("warning  protocol detection"), "{said}");
     assert!(said.contains(&format!("CAP_{SIGHT}")), "{said}");
 }

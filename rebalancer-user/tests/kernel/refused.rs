@@ -257,7 +257,7 @@ fn a_kernel_without_the_walk_is_told_and_nothing_is_lost() {
     let out = with_btf(&left.next());
     println!("\n{}", said(&out));
     assert_eq!(out.status.code(), Some(1), "{}", said(&out));
-    for word in ["walked over", "task_file", "remedy"] {
+    for word in ["iterator over open files", "task_file", "remedy"] {
         assert!(said(&out).contains(word), "{}", said(&out));
     }
     left.is_untouched();

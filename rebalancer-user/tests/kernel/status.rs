@@ -184,7 +184,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
         "json",
     ];
     let replay = rebalancer(&agent, &replay);
-    assert!(said(&replay).contains("budgets are shown unspent"));
+    assert!(said(&replay).contains("budgets are shown as unspent"));
     let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
     assert_eq!(replay["budgetLeft"], 2, "{replay:#}");
 
@@ -236,7 +236,7 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
     assert!(socket.exists(), "a kill leaves the socket");
     let none = rebalancer(&first, &["status"]);
     assert_eq!((none.status.code(), none.stdout.len()), (Some(5), 0));
-    assert!(said(&none).contains("pins of a killed one"), "{none:?}");
+    assert!(said(&none).contains("pins of a killed agent"), "{none:?}");
     let mut second = Agent::with(TRACK_ONLY, first.pins.clone(), &[]);
     assert_eq!(status(&second)["pid"], second.child.id());
     // A live one is not stolen, whatever the pins.

@@ -232,7 +232,7 @@ fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
     assert!(out.status.success(), "{out:?}");
     let said = String::from_utf8(out.stderr).unwrap();
     assert!(
-        said.contains("no agent runs") && said.contains("ages count from now"),
+        said.contains("no agent is running") && said.contains("ages count from now"),
         "{said}"
     );
     let value: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();

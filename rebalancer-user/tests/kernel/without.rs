@@ -80,7 +80,7 @@ fn without_cgroup_v2() {
     let said = said(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("no cgroup v2") && said.contains("mount -t cgroup2"),
+        said.contains("cgroup v2 hierarchy") && said.contains("mount -t cgroup2"),
         "{said}"
     );
 }
@@ -111,7 +111,7 @@ fn with_a_cgroup_that_is_none() {
     let said = said(&out);
     assert_eq!(out.status.code(), Some(1), "{said}");
     assert!(
-        said.contains("/tmp: not a cgroup v2 folder") && said.contains("remedy"),
+        said.contains("/tmp: not a cgroup v2 directory") && said.contains("remedy"),
         "{said}"
     );
 }

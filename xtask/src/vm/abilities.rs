@@ -314,12 +314,12 @@ mod tests {
 
     #[test]
     fn a_refusal_needs_its_reason_and_leaves_nothing() {
-        let refusal = "refused 1 error: this kernel refuses the program walk: why   remedy: that ";
+        let refusal = "refused 1 error: this kernel rejects the program walk: why   remedy: that ";
         let said = |left: &str| ["doctor []", refusal, left, "end"].map(str::to_owned);
         let refused = verdicts(&said("left"));
         assert_eq!(
             refused[0],
-            Verdict::Refused("this kernel refuses the program walk: why".to_owned())
+            Verdict::Refused("this kernel rejects the program walk: why".to_owned())
         );
         assert!(matches!(
             verdicts(&said("left rebalancer"))[0],
