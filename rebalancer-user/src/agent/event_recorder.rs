@@ -50,7 +50,7 @@ impl Announce {
         if !self.refused.as_ref().is_some_and(same) {
             self.refused = Some((error.to_owned(), now));
             announcer.event_recorder(refusal(
-                "The policy was refused, the last good one stays in effect",
+                "The policy was refused, the last valid one stays in effect",
                 error,
             ));
         }
@@ -105,7 +105,10 @@ pub async fn announce_refusal(access: &Access, own: PodAt, error: &str) {
     let notice = refusal("The policy was refused, the agent does not start", error);
     let written = tokio::time::timeout(LAST_WORDS, announce_once(access, own, notice)).await;
     if !matches!(written, Ok(Ok(()))) {
-        tracing::debug!(?written, "no Kubernetes Event of the refused policy");
+        tracing::debug!(
+            ?written,
+            "could not create a Kubernetes Event for the refused policy"
+        );
     }
 }
 

@@ -69,8 +69,8 @@ fn is_ready(status: &Status, mover: Option<Health>) -> Result<String, String> {
             "attached to {}, {} rules of {}",
             status.cgroup, status.policy.rules, status.policy.file
         )),
-        (None, Some(error)) => Err(format!("nothing could be listed yet: {error}")),
-        (None, None) => Err("nothing was listed yet".to_owned()),
+        (None, Some(error)) => Err(format!("no pass has succeeded yet: {error}")),
+        (None, None) => Err("no pass has completed yet".to_owned()),
     }
 }
 

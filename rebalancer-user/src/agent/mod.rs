@@ -1,4 +1,4 @@
-//! The agent's loop: at every interval list, decide, move; in between, hear what became of moves.
+//! The agent's loop: at every interval list, decide, move; in between, take in how moves ended.
 //!
 //! It joins the other modules and holds no policy of its own.
 
@@ -297,7 +297,7 @@ impl Agent {
         )?;
         if let Inherited::Replaced(why) = tracker.inherited() {
             let pins = options.pins.display();
-            warn!(%pins, why, "pins of another agent were of no use: replaced, ages begin anew");
+            warn!(%pins, why, "could not reuse the previous agent's maps; replaced them, ages restart");
         }
         // After the pins: a second agent on them is told of the first, not of its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
@@ -319,7 +319,9 @@ impl Agent {
             .map(|making| making.start(tracker.pins()))
             .transpose()
             .context("starting the moving thread")?;
-        let kernel_log = tracker.take_log().context("listening to the kernel half")?;
+        let kernel_log = tracker
+            .take_log()
+            .context("reading the log of the kernel half")?;
         let mut state = AgentState::new(
             options.policy_file.display().to_string(),
             options.mode,
@@ -342,8 +344,8 @@ impl Agent {
         }
         if options.names.ask == Ask::Off && process_in_pod().is_some() {
             warn!(
-                "there are pods on this node, and --kubernetes=off: nothing of Kubernetes skips \
-                 their connections, neither excludeNamespaces nor who opts out"
+                "there are pods on this node, and --kubernetes=off disables every Kubernetes guard, \
+                 including excludeNamespaces and opt-outs"
             );
         }
         let policy = on_this_node(policy.with_mode_at_most(mode), names.is_some());
@@ -537,7 +539,7 @@ impl Agent {
             Ok(looks) => looks,
             Err(error) => {
                 self.state.pass_failed(&error);
-                return error!(%error, "no listing in this interval, nothing is moved");
+                return error!(%error, "pass failed, nothing is moved");
             }
         };
         self.look_for_pods(&observation.snapshot);
@@ -713,7 +715,7 @@ impl Agent {
                 let scope = Scope::of(&policy);
                 let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
                 if let Err(error) = self.tracker.track(tracking) {
-                    error!(%error, "the kernel half keeps its settings");
+                    error!(%error, "could not update the kernel half; it keeps its previous settings");
                 }
                 // What is there already gets its record, or loses it.
                 self.observer.look_everywhere();
@@ -724,7 +726,7 @@ impl Agent {
                     .as_mut()
                     .map(|names| names.stabilization_window(stabilization_window))
                 {
-                    error!(%error, "the API server is asked as often as before: names may be stale in between");
+                    error!(%error, "could not change how often the API server is asked; names may be stale in between");
                 }
                 self.policy =
                     on_this_node(policy.with_mode_at_most(self.mode), self.names.is_some());
@@ -739,7 +741,7 @@ impl Agent {
                 let error = format!("{error:#}");
                 self.state.policy_refused(error.clone());
                 self.event_recorder.policy_refused(&error, Instant::now());
-                error!(error, "policy refused, the last good one stays");
+                error!(error, "policy refused, keeping the last valid one");
                 false
             }
         };
@@ -760,10 +762,12 @@ impl Agent {
                 self.state.attached_again();
                 warn!(
                     ?next,
-                    "another sock_ops program was attached behind ours: attached again behind it"
+                    "another sock_ops program was attached after ours; attached ours again, after it"
                 );
             }
-            Err(error) => warn!(%error, "cannot tell whether our program is the last"),
+            Err(error) => {
+                warn!(%error, "cannot check whether our program is the last one attached")
+            }
         }
     }
 
@@ -777,8 +781,8 @@ impl Agent {
         let empty = &observation.empty_endpoints;
         match self.empty_endpoints.forget(self.tracker.pins(), empty) {
             Ok(0) => {}
-            Ok(count) => debug!(count, "forgot endpoints without listener and connection"),
-            Err(error) => warn!(%error, "endpoints that have gone stay in the map"),
+            Ok(count) => debug!(count, "removed endpoints without listeners and connections"),
+            Err(error) => warn!(%error, "could not remove endpoints from the map"),
         }
     }
 
@@ -788,7 +792,7 @@ impl Agent {
             return;
         };
         if let Err(error) = self.tracker.exclude(excluded) {
-            warn!(%error, "what new cgroups are excluded is not known in the kernel");
+            warn!(%error, "could not update the excluded cgroups in the kernel");
         }
     }
 
@@ -823,10 +827,7 @@ impl Agent {
             }
         }
         if observation.invalid > 0 {
-            warn!(
-                count = observation.invalid,
-                "records that make no sense were skipped"
-            );
+            warn!(count = observation.invalid, "skipped invalid records");
         }
     }
 
@@ -840,16 +841,16 @@ impl Agent {
             .write(&self.ledger, &self.policy_text, self.now);
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
-            info!(%pins, "tracking goes on, for the next agent; `rebalancer uninstall` ends it");
+            info!(%pins, "tracking continues, for the next agent; `rebalancer uninstall` removes it");
         }
     }
 }
 
-/// What hears victims. Without it the agent moves what rules vouch for.
+/// What sniffs victims. Without it the agent moves what rules vouch for.
 fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
     let opened = Watcher::open(kernel, pins);
     let opened = opened.inspect_err(|error| {
-        warn!(%error, "no connection can be heard: only rules with a onReconnect move any");
+        warn!(%error, "protocol detection is unavailable: only rules that set onReconnect move connections");
     });
     opened.ok()
 }
@@ -864,7 +865,7 @@ fn abilities(walker: &mut Walker, cgroup: bool) -> anyhow::Result<BTreeMap<Strin
     if !cgroup {
         match try_tracking(walker) {
             Ok(tracking) => tried.extend(tracking),
-            Err(error) => warn!(%error, "no connection of our own can be made to try tracking on"),
+            Err(error) => warn!(%error, "cannot open a connection of our own to test tracking"),
         }
     }
     tried.push(try_sniffing(walker));
@@ -875,7 +876,10 @@ fn abilities(walker: &mut Walker, cgroup: bool) -> anyhow::Result<BTreeMap<Strin
             anyhow::bail!("{}: {why}\n  remedy: {}", ability.name(), ability.remedy());
         }
         let (name, without) = (ability.name(), ability.remedy());
-        warn!(ability = name, why, without, "this node lacks an ability");
+        warn!(
+            ability = name,
+            why, without, "a feature is not available on this node"
+        );
         lacks.insert(name.to_owned(), why);
     }
     Ok(lacks)
@@ -890,7 +894,7 @@ fn forget_trials(before: &BTreeMap<EndpointKey, EndpointSums>, pins: &Path) {
         bpf::remove_endpoints(pins, trials)
     };
     if let Err(error) = forget() {
-        debug!(%error, "endpoints of our own trials stay for a minute");
+        debug!(%error, "endpoints of our own test connections stay for a minute");
     }
 }
 
@@ -908,14 +912,14 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
                 info!(
                     mechanism = mechanism.as_str(),
                     why = why_no_better.join("; "),
-                    "resets are made by second best means"
+                    "falling back to a less preferred reset mechanism"
                 );
             }
             Some(mechanism)
         }
         Err(why) => {
             let why = why.join("; ");
-            warn!(why, "this node cannot reset connections: only dry runs");
+            warn!(why, "no reset mechanism works on this node: dry runs only");
             None
         }
     }
@@ -924,10 +928,9 @@ fn mechanism(forced: Option<Mechanism>) -> Option<Mechanism> {
 fn warn_of_pods(cgroup: &str) {
     error!(
         cgroup,
-        "there are pods on this node, and the API server is not asked about them: what skips \
-         their connections is not known, so only dry runs. Start the agent with a token or \
-         --kubeconfig and --kubernetes=on; or, if nothing of Kubernetes is to skip them, with \
-         --kubernetes=off"
+        "there are pods on this node, but no access to the API server: which connections to skip is \
+         unknown, so dry runs only. Start the agent with a token or --kubeconfig and \
+         --kubernetes=on; or, if no Kubernetes guard is needed, with --kubernetes=off"
     );
 }
 
@@ -940,7 +943,7 @@ fn on_this_node(policy: Policy, named: bool) -> Policy {
         let rule = rule.name().as_str();
         warn!(
             rule,
-            "is for pods by their names: without Kubernetes it matches nothing"
+            "the rule selects pods by name: without Kubernetes it matches nothing"
         );
     }
     policy

@@ -77,7 +77,7 @@ impl Making {
                 let at = at.map(|cookie| cookie.to_string());
                 info!(
                     at,
-                    "the kernel has answered a moving thread that was given up: it has ended"
+                    "the kernel has answered an abandoned moving thread, which has ended"
                 );
             }
             !has_ended
@@ -152,29 +152,33 @@ impl Agent {
                 error!(
                     seconds = time.as_secs(),
                     at = at.map(|cookie| cookie.to_string()),
-                    "the moving thread is stuck: the kernel does not answer it, as something holds \
-                     the socket's lock; it is given up, and that connection left alone"
+                    "the moving thread is stuck: the kernel does not answer it, because something holds \
+                     the socket's lock; abandoned the thread, that connection is not touched again"
                 );
             }
             Some(_) => {
                 making.defects += 1;
-                error!("the moving thread has ended by a defect");
+                error!("the moving thread has panicked");
             }
             None => {}
         }
         if given_up.is_some() && !making.may_start() {
-            error!("too many of them: nothing more is moved until the kernel answers one of them");
+            error!(
+                "too many moving threads are stuck: nothing is moved until the kernel answers one of them"
+            );
         }
         if mover.is_given_up() && making.may_start() {
             match making.start(self.tracker.pins()) {
                 Ok(next) => {
-                    warn!("another moving thread goes on");
+                    warn!("started another moving thread");
                     making.replaced += 1;
                     *mover = next;
                     let signs = MoverSigns::of(self.mover.as_ref(), making.replaced);
                     self.state.mover_signs(signs);
                 }
-                Err(error) => error!(%error, "no other could be started: nothing is moved"),
+                Err(error) => {
+                    error!(%error, "could not start another moving thread: nothing is moved")
+                }
             }
         }
         self.tell_given_up(given_up.map(|of| of.moves).unwrap_or_default());

@@ -28,10 +28,10 @@ pub(super) fn read(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, String>
     let meta = file.metadata().map_err(|error| error.to_string())?;
     let ours = rustix::process::geteuid().as_raw();
     if !meta.is_file() {
-        return strange(path, "no file");
+        return strange(path, "not a regular file");
     }
     if meta.uid() != ours || meta.mode() & 0o022 != 0 {
-        return strange(path, "others may have written it");
+        return strange(path, "other users may have written it");
     }
     let mut text = Vec::new();
     file.take(largest + 1)
@@ -44,7 +44,7 @@ pub(super) fn read(path: &Path, largest: u64) -> Result<Option<Vec<u8>>, String>
 }
 
 fn strange(path: &Path, why: &str) -> Result<Option<Vec<u8>>, String> {
-    warn!(file = %path.display(), why, "is not a file of ours, and counts as none");
+    warn!(file = %path.display(), why, "ignoring a file that is not ours");
     Ok(None)
 }
 

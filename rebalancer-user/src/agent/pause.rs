@@ -64,10 +64,10 @@ impl Pause {
             Err(why) => {
                 warn!(
                     file = %file.display(), why,
-                    "a pause that cannot be understood: moves are paused for an hour, \
-                     `rebalancer resume` ends it"
+                    "the saved pause is invalid: moves are paused for an hour, `rebalancer resume` \
+                     ends the pause"
                 );
-                let reason = Some("the file of the pause could not be understood".to_owned());
+                let reason = Some("the saved pause was invalid".to_owned());
                 let (since, until) = (at, at);
                 (
                     Kept {
@@ -84,7 +84,7 @@ impl Pause {
             pause.forget();
         } else {
             let until = after(at, left);
-            info!(%until, reason = kept.reason, "moves are paused still");
+            info!(%until, reason = kept.reason, "moves are still paused");
             pause.now = Some(Current {
                 said: PausedStatus {
                     since: kept.since,
@@ -140,7 +140,7 @@ impl Pause {
     fn forget(&self) {
         match fs::remove_file(&self.file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(file = %self.file.display(), %error, "the next agent will be paused by it");
+                warn!(file = %self.file.display(), %error, "could not remove the saved pause: it will pause the next agent");
             }
             Ok(()) | Err(_) => {}
         }
@@ -148,7 +148,7 @@ impl Pause {
 }
 
 impl Agent {
-    /// Nothing new is moved from now on, and what waits is called back.
+    /// Nothing new is moved from now on, and what waits is recalled.
     pub(super) fn pause_moves(&mut self, time: Duration, reason: Option<String>) -> PauseAnswer {
         let (said, not_kept) = self.pause.begin(time, reason);
         let recalled = self.ledger.in_flight();
@@ -157,7 +157,7 @@ impl Agent {
         }
         info!(until = %said.until, reason = said.reason, recalled, "moves are paused");
         if let Some(error) = &not_kept {
-            warn!(%error, "the pause could not be kept: a restart would end it");
+            warn!(%error, "could not save the pause: a restart would end it");
         }
         let answer = PauseAnswer {
             until: said.until,
@@ -169,11 +169,11 @@ impl Agent {
         answer
     }
 
-    /// Moves go on, as it was `asked` for or the pause has `expired`. Whether there was one.
+    /// Moves resume, as it was `asked` for or the pause has `expired`. Whether there was one.
     pub(super) fn go_on(&mut self, why: &str) -> bool {
         let was_paused = self.pause.end();
         if was_paused {
-            info!(why, "moves go on");
+            info!(why, "moves resumed");
             self.state.resumed(why);
             self.publish();
         }

@@ -67,8 +67,8 @@ pub(super) fn held(hold: &NewHold) -> What {
                 returned = test.returned,
                 by_chance = format!("one of {}", test.siblings),
                 for_seconds = lasts.as_secs(),
-                "moves do not help: clients come back to the same endpoint; nothing of theirs is \
-                 moved for a time"
+                "moves do not help: clients return to the same endpoint; their connections are on \
+                 cooldown"
             );
             What::Held {
                 of: format!(
@@ -76,7 +76,7 @@ pub(super) fn held(hold: &NewHold) -> What {
                     endpoint.port, endpoint.netns.0
                 ),
                 why: format!(
-                    "{} of {} moves came back to the same endpoint, where chance brings one in {}",
+                    "{} of {} moves returned to the same endpoint, where one in {} does by chance",
                     test.returned, test.moves, test.siblings
                 ),
                 for_seconds: lasts.as_secs_f64(),
@@ -96,15 +96,13 @@ pub(super) fn held(hold: &NewHold) -> What {
                 mean = %Load(futile.by, futile.mean),
                 by_chance = %Load(futile.by, futile.brought),
                 for_seconds = lasts.as_secs(),
-                "moves do not help: an endpoint stays empty; nothing of its siblings is moved for \
-                 a time"
+                "moves do not help: an endpoint stays empty; its siblings' connections are on cooldown"
             );
             let (least, mean) = (Load(futile.by, futile.least), Load(futile.by, futile.mean));
             What::Held {
                 of: format!("rule {rule}, {group}"),
                 why: format!(
-                    "{} moves have not filled what is empty: the emptiest endpoint holds {least} \
-                     of a mean of {mean}",
+                    "{} moves have not filled the emptiest endpoint: it holds {least} of a mean of {mean}",
                     futile.moves
                 ),
                 for_seconds: lasts.as_secs_f64(),

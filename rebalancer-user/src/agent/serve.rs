@@ -170,14 +170,14 @@ fn open(offer: Offer, router: impl FnOnce() -> Router) -> anyhow::Result<Option<
     let opened = Open::bind(address, router()).and_then(|open| Ok((open.address()?, open)));
     match opened {
         Ok((address, open)) => {
-            info!(%address, "metrics and health are offered");
+            info!(%address, "serving metrics and health");
             Ok(Some(open))
         }
         Err(error) if matches!(offer, Offer::IfFree(_)) => {
             warn!(
                 %address, %error,
-                "metrics and health are offered on the agent's socket alone: \
-                 --metrics-address names another address, or none"
+                "serving metrics and health on the agent's socket only: set --metrics-address to \
+                 another address, or to none"
             );
             Ok(None)
         }
@@ -274,7 +274,7 @@ async fn wished(asked: Asked) -> Result<(Duration, Option<String>), Answer> {
 
 async fn resume_answer(ask: Sender<Question>) -> Answer {
     match of_loop(ask, Question::Resume).await {
-        Ok(true) => text_answer(StatusCode::OK, "moves go on\n"),
+        Ok(true) => text_answer(StatusCode::OK, "moves resumed\n"),
         Ok(false) => text_answer(StatusCode::OK, "moves were not paused\n"),
         Err(answer) => answer,
     }

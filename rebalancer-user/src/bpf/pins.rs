@@ -96,7 +96,7 @@ impl Drop for PinDir {
                 .map_err(|e| Error::call(format!("removing {}", self.path.display()), e))
         });
         if let Err(error) = removed {
-            tracing::warn!(%error, "pins are left behind");
+            tracing::warn!(%error, "could not remove the pins");
         }
     }
 }

@@ -269,7 +269,7 @@ fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
     let mut ebpf = load_object(&mut loader)?;
     // Kept until the program is loaded: it owns the map that the program writes to.
     let log = EbpfLogger::init(&mut ebpf)
-        .inspect_err(|error| tracing::debug!(%error, "no messages from the kernel half"))
+        .inspect_err(|error| tracing::debug!(%error, "no log from the kernel half"))
         .ok();
     sock_ops(&mut ebpf)?
         .load()

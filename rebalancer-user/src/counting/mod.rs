@@ -218,7 +218,7 @@ impl Room {
                         results.push((cookie, joining.join(counter, wanted, owners)));
                     }
                 }
-                Err(error) => warn!(%error, "cannot tell who holds the sockets to count on"),
+                Err(error) => warn!(%error, "cannot find the holders of the sockets to count on"),
             }
         }
         self.note(results, left, now);
@@ -272,18 +272,15 @@ impl Room {
             Ok((Fionread::Wrong, _)) if !self.anywhere => {
                 warn!(
                     reason = "fionread",
-                    remedy = "use another kernel; or, if none of the servers in question asks \
-                              FIONREAD (nginx does), --count-despite-fionread",
-                    "this kernel would tell a server that nothing waits to be read: sends are not \
-                     counted"
+                    remedy = "use another kernel; or, if none of these servers uses FIONREAD \
+                              (nginx does), --count-despite-fionread",
+                    "on this kernel FIONREAD returns 0 on a counted socket with unread data: sends are \
+                     not counted"
                 );
                 Counter::Unavailable
             }
             Ok((fionread, open)) => {
-                info!(
-                    ?fionread,
-                    "counting the sends of connections whose rule asks"
-                );
+                info!(?fionread, "counting sends for rules with `count: Messages`");
                 Counter::Open(Box::new(open))
             }
             Err(error) => {
@@ -302,7 +299,7 @@ impl Room {
         if let Counter::Open(open) = &mut self.counter {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
             let left = leave(&mut open.0, &all);
-            info!(left, "counts no sends any more");
+            info!(left, "stopped counting sends");
         }
         self.counter = Counter::Closed;
         self.refused.clear();
@@ -317,7 +314,7 @@ fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
         match counter.leave(*cookie) {
             Ok(there) => left += usize::from(there),
             // It leaves with the map, at the latest.
-            Err(error) => warn!(%error, %cookie, "a connection is still counted"),
+            Err(error) => warn!(%error, %cookie, "could not stop counting a connection"),
         }
     }
     left

@@ -162,7 +162,7 @@ async fn accept(listener: Listener, router: Router) {
         let stream = match listener.next().await {
             Ok(Some(stream)) => stream,
             Ok(None) => {
-                debug!("a process of another user was not answered");
+                debug!("refused a process of another user");
                 continue;
             }
             Err(error) => {
@@ -207,7 +207,7 @@ async fn serve(stream: Box<dyn Stream>, router: &Router) {
     }
     match ended {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a request that could not be answered"),
-        Err(_) => debug!("a client that took too long was left"),
+        Ok(Err(error)) => debug!(%error, "could not answer a request"),
+        Err(_) => debug!("a client timed out"),
     }
 }

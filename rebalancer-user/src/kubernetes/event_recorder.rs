@@ -56,7 +56,7 @@ impl Announcer {
     /// Has it written, if there is room.
     pub fn event_recorder(&self, notice: Notice) {
         if self.queue.try_send(notice).is_err() {
-            debug!("too many Kubernetes Events wait: one is lost");
+            debug!("too many Kubernetes Events are queued: dropped one");
         }
     }
 }
@@ -84,7 +84,7 @@ impl Writer {
         let Some((config, node)) = configure(access).await? else {
             return Ok(None);
         };
-        let client = Client::try_from(config).context("preparing to write Kubernetes Events")?;
+        let client = Client::try_from(config).context("preparing to create Kubernetes Events")?;
         let instance = own.as_ref().map_or(node, |own| own.name.clone());
         Ok(Some(Self {
             client,
@@ -97,18 +97,21 @@ impl Writer {
     async fn write_all(mut self, mut notices: Receiver<Notice>) {
         while let Some(notice) = notices.recv().await {
             match self.write(&notice).await {
-                Ok(()) => debug!(reason = notice.reason, "a Kubernetes Event was written"),
+                Ok(()) => debug!(reason = notice.reason, "created a Kubernetes Event"),
                 Err(error) if !self.told => {
                     self.told = true;
                     warn!(
                         reason = notice.reason,
                         error = format!("{error:#}"),
-                        "a Kubernetes Event could not be written; further ones are told at level \
-                         debug. It needs the right to create events in events.k8s.io, in the \
-                         namespace of the pod that it is about"
+                        "could not create a Kubernetes Event; further failures are logged at level debug. \
+                         The service account needs permission to create events in events.k8s.io, in \
+                         the namespace of the pod concerned"
                     );
                 }
-                Err(error) => debug!(error = format!("{error:#}"), "no Kubernetes Event"),
+                Err(error) => debug!(
+                    error = format!("{error:#}"),
+                    "could not create a Kubernetes Event"
+                ),
             }
         }
     }
@@ -116,7 +119,7 @@ impl Writer {
     /// About the pod that it concerns; or, where that is forbidden, about our own.
     async fn write(&self, notice: &Notice) -> anyhow::Result<()> {
         let Some(first) = notice.about.as_ref().or(self.own.as_ref()) else {
-            debug!("which pod this is is not known ($POD_NAME): no Kubernetes Event");
+            debug!("$POD_NAME is not set: no Kubernetes Event");
             return Ok(());
         };
         let written = self.create(first, None, notice).await;

@@ -192,7 +192,7 @@ impl<T: Send + 'static> Follow<T> {
                 }
                 Some(Err(error)) => self.tell(&error, &mut silent),
                 None => {
-                    debug!(kind = self.kind, "no answer: asking anew");
+                    debug!(kind = self.kind, "no answer, restarting the watch");
                     events = watch();
                 }
             }
@@ -220,7 +220,7 @@ impl<T: Send + 'static> Follow<T> {
     fn tell(&self, error: &watcher::Error, silent: &mut bool) {
         use watcher::Error;
         let (Error::WatchStartFailed(source) | Error::InitialListFailed(source)) = error else {
-            // Ends of watches are of every day; that they cannot be begun again is not.
+            // Watches end routinely; failing to start one again is not routine.
             return debug!(kind = self.kind, %error, "a watch has ended");
         };
         let source: &dyn std::error::Error = source;
@@ -232,7 +232,7 @@ impl<T: Send + 'static> Follow<T> {
         if !std::mem::replace(silent, true) {
             warn!(
                 kind = self.kind,
-                error, "the API server does not answer: the last known names stay"
+                error, "the API server does not answer; keeping the last known names"
             );
         } else {
             debug!(kind = self.kind, error, "still no answer");

@@ -305,7 +305,7 @@ impl Active {
             Quiet::Tie => self
                 .server_spoke_last(socket, inside)
                 .unwrap_or_else(|error| {
-                    tracing::warn!(%error, "cannot tell who spoke last");
+                    tracing::warn!(%error, "cannot determine who sent last");
                     false
                 }),
         }

@@ -213,7 +213,7 @@ impl Mover {
         if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(END_WITHIN) {
             tracing::error!(
                 seconds = END_WITHIN.as_secs(),
-                "the moving thread hangs and is left behind: this process ends once the kernel has \
+                "the moving thread is stuck and was abandoned: this process exits once the kernel has \
                  answered it"
             );
         }
@@ -307,7 +307,7 @@ impl Room {
             let target = owners
                 .open_netns(netns, [cookie].into_iter())
                 .ok_or_else(|| {
-                    io::Error::other("nothing leads to its network namespace any more")
+                    io::Error::other("its network namespace can no longer be entered")
                 })?;
             enter(&target, || Diag::open()?.look(id))?
         });
@@ -385,7 +385,7 @@ impl Room {
             Ok(cpu) => pace.walked(cpu, Instant::now()),
             // Those without owners are not moved, and say so.
             Err(error) => {
-                tracing::warn!(%error, "cannot tell who holds the connections that are to be moved");
+                tracing::warn!(%error, "cannot find the holders of the connections to be moved");
             }
         }
     }

@@ -104,7 +104,7 @@ impl Watches {
                 Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => {
                     Err(Protocol::CannotSniff.refusal())
                 }
-                _ => Err(Outcome::Failed(format!("watching it: {error}"))),
+                _ => Err(Outcome::Failed(format!("sniffing it: {error}"))),
             },
         }
     }
@@ -136,7 +136,7 @@ impl Watches {
         if wanted != watched
             && let Err(error) = watcher.want(cookie, wanted)
         {
-            tracing::warn!(%cookie, %error, "what is wanted of a connection cannot be said");
+            tracing::warn!(%cookie, %error, "could not update what is sniffed on a connection");
         }
         match state {
             State::Complete => Verdict::Fine,
@@ -299,7 +299,7 @@ impl Own {
         };
         match own.watches.begin(cookie, cgroup) {
             Ok(Some(watch)) if own.watches.listen(cookie) => own.watch = watch,
-            Ok(_) => return Err(io::Error::other("it cannot be listened to")),
+            Ok(_) => return Err(io::Error::other("it cannot be sniffed")),
             Err(outcome) => return Err(io::Error::other(outcome.to_string())),
         }
         let socket = own.look()?;
@@ -328,7 +328,7 @@ impl Own {
             }
             thread::sleep(Duration::from_millis(10)); // for its acknowledgement
         }
-        Err(io::Error::other(format!("it was heard as {state:?}")))
+        Err(io::Error::other(format!("it was sniffed as {state:?}")))
     }
 
     fn state(&mut self) -> io::Result<State> {

@@ -189,15 +189,15 @@ fn detail(what: &What) -> String {
         What::PolicyLoaded { mode, rules } => format!("mode {mode}, rules: {rules}"),
         What::PolicyRefused { error } => {
             let first = error.lines().next().unwrap_or_default();
-            format!("the one before it stays: {first}")
+            format!("the previous one stays in effect: {first}")
         }
         What::Paused { until, reason } => {
             let why = reason.as_ref().map_or(String::new(), |r| format!(": {r}"));
             format!("until {until:.0}{why}")
         }
         What::Resumed { why } => match why.as_str() {
-            "expired" => "the pause has ended by itself".to_owned(),
-            _ => "an operator has asked for it".to_owned(),
+            "expired" => "the pause has expired".to_owned(),
+            _ => "requested by an operator".to_owned(),
         },
         What::Held {
             of,
@@ -205,11 +205,11 @@ fn detail(what: &What) -> String {
             for_seconds,
         } => {
             let time = age(Duration::try_from_secs_f64(*for_seconds).unwrap_or_default());
-            format!("nothing of {of} is moved for {time}: {why}")
+            format!("{of}: on cooldown for {time}: {why}")
         }
         What::ListingFailed { error } => format!("nothing is moved: {error}"),
-        What::ListingRecovered => "moves go on".to_owned(),
-        What::Missed { count } => format!("{count} events before this came too fast"),
+        What::ListingRecovered => "moves resumed".to_owned(),
+        What::Missed { count } => format!("missed {count} events before this one"),
     }
 }
 

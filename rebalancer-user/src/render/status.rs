@@ -274,7 +274,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         let reason = paused.reason.as_deref().map(visible);
         let why = reason.map_or(String::new(), |reason| format!(": {reason}"));
         let text = format!(
-            "since {}, for {left} more (until {:.0}){why}; `rebalancer resume` ends it",
+            "since {}, for {left} more (until {:.0}){why}; `rebalancer resume` ends the pause",
             ago(paused.since),
             paused.until
         );
@@ -295,7 +295,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         let error = refused.error.trim_end().replace('\n', "\n            ");
         let when = ago(refused.at);
         let text = format!(
-            "the reload {when} was refused, the policy before it stays:\n            {error}"
+            "the reload {when} was refused, the previous policy stays in effect:\n            {error}"
         );
         line("", text)?;
     }
@@ -303,7 +303,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     line(
         "reset by",
         mechanism
-            .unwrap_or("nothing: this node has no way")
+            .unwrap_or("nothing: no mechanism works on this node")
             .to_owned(),
     )?;
     if let Some(text) = status.mover.as_ref().and_then(mover) {
@@ -312,7 +312,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     line("pins", status.pins.clone())?;
     let again = match status.attached_again {
         0 => String::new(),
-        n => format!(", attached again {n} times, behind programs of others"),
+        n => format!(", attached again {n} times, after other programs"),
     };
     line("cgroup", format!("{}{again}", status.cgroup))?;
     let every = span(status.interval_seconds);
@@ -321,7 +321,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         Some(pass) => {
             let stretched = if pass.next_after_seconds > status.interval_seconds {
                 format!(
-                    ", stretched to {} so that walking takes no more than 2 % of a CPU",
+                    ", stretched to {} so that the walk takes at most 2 % of a CPU",
                     span(pass.next_after_seconds)
                 )
             } else {
@@ -354,7 +354,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         refused,
     } = status.capacity;
     let text = format!(
-        "{max_per_endpoint} connections for each endpoint, {max_per_node} on the node; {refused} not recorded for it"
+        "{max_per_endpoint} connections per endpoint, {max_per_node} on the node; {refused} not recorded because of it"
     );
     line("capacity", text)?;
     line("faults", sums(&status.kernel_faults, "none"))?;
@@ -373,7 +373,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     }
     for budget in &status.budgets {
         let refills = match budget.refills_at {
-            Some(at) => format!(", the next comes back in {}", age(between(now, at))),
+            Some(at) => format!(", the next is available in {}", age(between(now, at))),
             None => String::new(),
         };
         let text = format!(
@@ -395,7 +395,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         let whole = age(between(now, *whole_at));
         line(
             "ramp",
-            format!("rule {rule} has 1/{parts} of the budgets, all of them in {whole}"),
+            format!("rule {rule} has 1/{parts} of its budgets, all of them in {whole}"),
         )?;
     }
     let text = format!("{} of {}", status.in_flight.len(), status.max_in_flight);
@@ -407,7 +407,7 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         since,
     } in &status.in_flight
     {
-        let step = step.as_deref().unwrap_or("not begun");
+        let step = step.as_deref().unwrap_or("not started");
         line(
             "",
             format!(
@@ -427,8 +427,8 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
 fn mover(mover: &MoverStatus) -> Option<String> {
     let replaced = match mover.replaced {
         0 => None,
-        1 => Some("another took over once".to_owned()),
-        n => Some(format!("another took over {n} times")),
+        1 => Some("replaced once".to_owned()),
+        n => Some(format!("replaced {n} times")),
     };
     let state = match mover.state.as_str() {
         "fine" if replaced.is_none() => return None,
@@ -438,9 +438,9 @@ fn mover(mover: &MoverStatus) -> Option<String> {
                 None => String::new(),
             };
             let time = span(mover.stuck_seconds.unwrap_or_default());
-            format!("stuck for {time}{at}, as the kernel does not answer: nothing is moved")
+            format!("stuck for {time}{at}, because the kernel does not answer: nothing is moved")
         }
-        "ended" => "ended by a defect: nothing is moved".to_owned(),
+        "ended" => "panicked: nothing is moved".to_owned(),
         other => other.to_owned(),
     };
     let parts: Vec<String> = [Some(state), replaced].into_iter().flatten().collect();
@@ -452,7 +452,7 @@ fn mode(mode: &ModeStatus) -> String {
         match by.as_str() {
         "policy" => format!("the policy says {}", mode.policy),
         "flag" => format!("--mode {}", mode.flag),
-        "noMechanism" => "this node cannot reset".to_owned(),
+        "noMechanism" => "no reset mechanism works here".to_owned(),
         "podsWithoutNames" => {
             "there are pods on this node, and the API server is not asked about them: start it with \
              a token or --kubeconfig and --kubernetes=on, or with --kubernetes=off if nothing of \
@@ -512,7 +512,10 @@ mod tests {
                 limited_by: vec![limited_by.to_owned()],
             })
         };
-        assert_eq!(said("noMechanism"), "DryRun (this node cannot reset)");
+        assert_eq!(
+            said("noMechanism"),
+            "DryRun (no reset mechanism works here)"
+        );
         let pods = said("podsWithoutNames");
         assert!(
             pods.starts_with("DryRun (there are pods on this node"),
@@ -532,7 +535,7 @@ mod tests {
             })
         };
         assert_eq!(of("fine", None, None, 0), None);
-        let again = "fine; another took over 2 times".to_owned();
+        let again = "fine; replaced 2 times".to_owned();
         assert_eq!(of("fine", None, None, 2), Some(again));
         let stuck = of("stuck", Some(42.0), Some("7"), 0).unwrap();
         assert!(

@@ -65,7 +65,7 @@ pub fn top(
         }
     }
     if now.items.is_empty() {
-        lines.push(Line::from("no endpoint has been seen yet"));
+        lines.push(Line::from("no endpoint seen yet"));
     }
     lines
 }
@@ -73,7 +73,7 @@ pub fn top(
 fn head(now: &Services, clock: Timestamp) -> Line<'static> {
     let seen = match now.at {
         Some(at) => format!("{} ago", age(between(at, clock))),
-        None => "not listed yet".to_owned(),
+        None => "no pass yet".to_owned(),
     };
     Line::from(vec![
         Span::styled(visible(&now.node), Style::new().bold()),
@@ -129,11 +129,10 @@ fn balance(item: &BalanceItem) -> String {
     let (Some(mean), Some(stop)) = (item.mean, item.stop) else {
         return format!("  rule {rule}: not all of its endpoints are seen from here");
     };
-    let start = item
-        .start
-        .map_or("whatever one holds may be chance".to_owned(), |start| {
-            format!("sheds from {start}{unit} down to {stop}{unit}")
-        });
+    let start = item.start.map_or(
+        "random placement explains any distribution".to_owned(),
+        |start| format!("sheds from {start}{unit} down to {stop}{unit}"),
+    );
     format!(
         "  rule {rule} by {}: mean {mean}{unit}, {start}",
         visible(&item.by)

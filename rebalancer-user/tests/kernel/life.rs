@@ -134,7 +134,7 @@ fn tracking_that_is_kept_outlives_a_clean_stop_until_it_is_uninstalled() {
     assert_eq!(first.terminate(), Some(0));
     assert!(
         first
-            .said("tracking goes on, for the next agent; `rebalancer uninstall` ends it")
+            .said("tracking continues, for the next agent; `rebalancer uninstall` removes it")
             .len()
             == 1
     );
@@ -180,7 +180,8 @@ fn pins_of_another_version_are_replaced_aloud() {
         .unwrap();
     assert!(set.success());
     let mut second = Agent::with(TRACK_ONLY, pins.clone(), &[]);
-    let said = second.said("pins of another agent were of no use: replaced, ages begin anew");
+    let said =
+        second.said("could not reuse the previous agent's maps; replaced them, ages restart");
     assert!(
         said[0]["why"].as_str().unwrap().contains("ABI version 99"),
         "{said:#?}"

@@ -200,7 +200,7 @@ fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
     assert_eq!(waiting(agent.child.id()), 1);
     scene.release();
     agent.wait_for("the end of the thread", |line| {
-        line["message"] == "the kernel has answered a moving thread that was given up: it has ended"
+        line["message"] == "the kernel has answered an abandoned moving thread, which has ended"
     });
     echoes(&mut scene.held);
     assert_eq!(waiting(agent.child.id()), 0);
@@ -308,7 +308,7 @@ fn an_agent_that_waits_for_a_socket_to_count_on_stops() {
     one_waits(&agent.child);
     agent.signal(Signal::TERM);
     let line = agent.wait_for("the end of counting", |line| {
-        line["message"] == "counts no sends any more"
+        line["message"] == "stopped counting sends"
     });
     assert_eq!(line["left"], 1, "{line}");
     eventually("its pins are gone", || {

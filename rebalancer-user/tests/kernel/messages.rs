@@ -296,7 +296,7 @@ fn they_leave_on_reload_at_stop_and_when_the_agent_is_killed() {
     std::fs::write(file.path(), enforce(&lab, 7068, NEVER, AT_ONCE)).unwrap();
     hangup(&agent);
     let line = agent.wait_for("the end of counting", |line| {
-        line["message"] == "counts no sends any more"
+        line["message"] == "stopped counting sends"
     });
     assert_eq!(line["left"], 1, "{line}");
     eventually("the program is unloaded", || match program(&agent) {

@@ -20,7 +20,7 @@ use crate::{
 const ANY: &[&str] = &["--metrics-address", "127.0.0.1:0"];
 
 fn address(agent: &mut Agent) -> SocketAddr {
-    let offered = agent.said("metrics and health are offered");
+    let offered = agent.said("serving metrics and health");
     offered[0]["address"].as_str().unwrap().parse().unwrap()
 }
 

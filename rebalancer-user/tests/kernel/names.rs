@@ -491,12 +491,12 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
     assert_eq!(event["regarding"]["uid"], "0-1");
     let note = event["note"].as_str().unwrap();
     assert!(
-        note.contains("apiVersion") && note.contains("last good one"),
+        note.contains("apiVersion") && note.contains("last valid one"),
         "{note}"
     );
     agent.signal(rustix::process::Signal::HUP);
     agent.wait_for("refused again", |line| {
-        line["message"] == "policy refused, the last good one stays"
+        line["message"] == "policy refused, keeping the last valid one"
     });
     agent.wait_for_intervals(3);
     assert_eq!(

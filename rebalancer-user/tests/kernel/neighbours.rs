@@ -155,7 +155,7 @@ fn one_that_is_attached_behind_ours_wipes_the_callback_until_ours_is_behind_it_a
     agent.wait_for("attached again", |line| {
         line["message"]
             .as_str()
-            .is_some_and(|m| m.contains("attached again behind it"))
+            .is_some_and(|m| m.contains("attached ours again"))
     });
     agent.wait_for_intervals(1);
     drop(wiped);

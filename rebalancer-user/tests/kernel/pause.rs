@@ -54,7 +54,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     );
 
     let out = rebalancer(&agent, &["resume"]);
-    assert_eq!(String::from_utf8(out.stdout).unwrap(), "moves go on\n");
+    assert_eq!(String::from_utf8(out.stdout).unwrap(), "moves resumed\n");
     in_flight(&mut agent);
     assert_eq!(paused(&agent), Value::Null);
     let again = rebalancer(&agent, &["resume"]);
@@ -64,7 +64,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     let out = rebalancer(&agent, &["pause", "--for", "1500ms"]);
     assert!(out.status.success(), "{out:?}");
     assert_eq!(agent.wait_for_move()["outcome"], "recalled");
-    let on = agent.wait_for("the end", |line| line["message"] == "moves go on");
+    let on = agent.wait_for("the end", |line| line["message"] == "moves resumed");
     assert_eq!(on["why"], "expired");
     in_flight(&mut agent);
     let events = rebalancer(&agent, &["events", "-o", "json"]).stdout;
@@ -102,7 +102,7 @@ fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     first.child.wait().unwrap();
 
     let mut second = Agent::with(&policy, pins, &in_lab);
-    assert_eq!(second.said("moves are paused still").len(), 1);
+    assert_eq!(second.said("moves are still paused").len(), 1);
     let mut stream = connect(&lab, lab.pod(0).address());
     request(&mut stream, "/").unwrap();
     eventually("there is one to move", || {

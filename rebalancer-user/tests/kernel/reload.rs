@@ -10,7 +10,7 @@ fn reloaded(agent: &mut Agent) -> serde_json::Value {
 
 fn refused(agent: &mut Agent) -> serde_json::Value {
     agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, the last good one stays"
+        l["message"] == "policy refused, keeping the last valid one"
     })
 }
 
@@ -26,7 +26,7 @@ fn a_refused_reload_keeps_the_last_good_policy() {
     std::fs::write(path, "mode: Enforce").unwrap();
     hup();
     let said = agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, the last good one stays"
+        l["message"] == "policy refused, keeping the last valid one"
     });
     assert!(
         said["error"]
@@ -67,7 +67,9 @@ fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
     assert_eq!(reloaded(&mut agent)["mode"], "Disabled");
     assert_eq!(agent.terminate(), Some(0));
     assert_eq!(
-        agent.said("policy refused, the last good one stays").len(),
+        agent
+            .said("policy refused, keeping the last valid one")
+            .len(),
         1,
         "told once"
     );

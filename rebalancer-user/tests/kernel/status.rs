@@ -208,7 +208,7 @@ fn a_refused_reload_is_told_until_a_good_one() {
     std::fs::write(file.path(), "mode: Enforce").unwrap();
     hup(&agent);
     agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, the last good one stays"
+        l["message"] == "policy refused, keeping the last valid one"
     });
     agent.wait_for_intervals(1);
     let refused = status(&agent);
