@@ -42,34 +42,34 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building, testing and the lab need; does nothing where all is there
+    /// Install what building, testing and the lab need; does nothing if everything is installed
     Setup,
     /// Build the release agent: one binary with the kernel half inside
     Build,
     /// A small network with a client, a node with kube-proxy's rules, and pods
     #[command(subcommand)]
     Lab(lab_command::Action),
-    /// Make the agent's OCI image, without a container engine and without a registry
+    /// Build the agent's OCI image, without a container engine and without a registry
     Image,
-    /// Write the manifests that deploy/ comes to: each overlay, and the chart with its defaults
+    /// Render the manifests of deploy/: each overlay, and the chart with its defaults
     Manifests {
-        /// Where to; made if it is not there
+        /// Output directory, created if it does not exist
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
     /// A real Kubernetes in namespaces of this machine
     #[command(subcommand)]
     Cluster(cluster::Action),
-    /// Tell the problem and its answer with real programs, in three acts
+    /// Demonstrate the problem with real programs, then fix it, in three acts
     Demo,
     /// Measure what the agent costs
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Play made-up clusters around the agent's decisions: what they cost clients, as a table
+    /// Simulate clusters around the agent's own decisions: moves, rounds and who is hit, as a table
     Simulate(simulate::Args),
-    /// Run the checks: all, or one suite
+    /// Run all checks, or one suite
     Test(test::Args),
-    /// Feed the doors for input from outside with made-up bytes, by libFuzzer
+    /// Fuzz the parsers of external input (policies, records, netlink, BTF, dumps) with libFuzzer
     Fuzz(fuzz::Args),
     /// The demo's client: keep-alive connections that think between requests
     #[command(hide = true)]

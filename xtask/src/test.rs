@@ -24,7 +24,7 @@ pub(crate) enum Suite {
     Unit,
     /// The command line, as a black box
     Cli,
-    /// The doors for input from outside, fed with made-up bytes
+    /// The parsers of external input, fuzzed
     Fuzz,
     /// On this kernel, in the lab: needs root
     Kernel,
