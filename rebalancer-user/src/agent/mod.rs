@@ -149,7 +149,7 @@ enum Event {
     Reload,
     LookAtPolicy,
     PauseOver,
-    Asked(Question),
+    Asked(Box<Question>),
     Stop(&'static str),
 }
 
@@ -184,7 +184,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = looks.tick() => Event::LookAtPolicy,
             () = agent.pause.over() => Event::PauseOver,
             // Last: however much is asked, the rest is done.
-            Some(asked) = inbox.asked.recv() => Event::Asked(asked),
+            Some(asked) = inbox.asked.recv() => Event::Asked(Box::new(asked)),
         };
         match event {
             Event::Tick => agent.tick(),
@@ -197,7 +197,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                 }
             }
             Event::PauseOver => drop(agent.go_on("expired")),
-            Event::Asked(question) => agent.asked(question),
+            Event::Asked(question) => agent.asked(*question),
             Event::Stop(signal) => {
                 info!(signal, "stopping");
                 break;

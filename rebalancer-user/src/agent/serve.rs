@@ -281,7 +281,7 @@ async fn resume_answer(ask: Sender<Question>) -> Answer {
 }
 
 async fn dump_answer(ask: Sender<Question>) -> Answer {
-    match looked(of_loop(ask, Question::Dump).await) {
+    match looked(ask, Question::Dump).await {
         Ok(snapshot) => {
             drawn(move |out| {
                 let origin = Origin::here(Source::Agent);
@@ -316,7 +316,7 @@ async fn planned(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> 
     let trial = Trial { policy, mode };
     let Some(id) = request.connection else {
         let question = |tell| Question::Plan(trial, tell);
-        let (snapshot, plan) = looked(of_loop(ask, question).await)?;
+        let (snapshot, plan) = looked(ask, question).await?;
         return Ok(drawn(move |out| {
             let origin = Origin::here(Source::Agent);
             render::plan(out, form, &plan, &snapshot, &origin)
@@ -325,15 +325,19 @@ async fn planned(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> 
     };
     let id: Cookie = (id.parse()).map_err(|_| refused("connection: not an id".to_owned()))?;
     let question = |tell| Question::Explain(trial, id, form, tell);
-    match looked(of_loop(ask, question).await)? {
+    match looked(ask, question).await? {
         Some(text) => Ok(json_answer(text)),
         None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),
     }
 }
 
 /// What the loop has seen, or what to answer instead.
-fn looked<T>(looked: Result<Looked<T>, Answer>) -> Result<T, Answer> {
-    looked?.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
+async fn looked<T>(
+    ask: Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<Looked<T>>) -> Question,
+) -> Result<T, Answer> {
+    let looked = of_loop(ask, question).await?;
+    looked.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
 }
 
 /// An answer that takes time to write: neither the loop nor another answer waits for it.
