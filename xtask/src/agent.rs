@@ -243,10 +243,9 @@ impl Log {
             "started" | "policy reloaded" => drop(ready.send(())),
             "would move" => self.would_move += 1,
             "move" => {
-                // A refusal's detail names the guard.
                 let outcome = match text("outcome") {
-                    "refused" => text("detail").trim_start_matches("was "),
-                    other => other,
+                    "refused" => format!("refused: {}", text("cause")),
+                    other => other.to_owned(),
                 };
                 if let (Ok(local), Ok(peer)) = (text("local").parse(), text("peer").parse()) {
                     let waited = event["waited_ms"].as_u64().unwrap_or_default();
@@ -254,11 +253,11 @@ impl Log {
                         at: Instant::now(),
                         local,
                         peer,
-                        outcome: outcome.to_owned(),
+                        outcome: outcome.clone(),
                         waited: Duration::from_millis(waited),
                     });
                 }
-                let key = (text("rule").to_owned(), outcome.to_owned());
+                let key = (text("rule").to_owned(), outcome);
                 *self.moves.entry(key).or_default() += 1;
             }
             _ => {}
@@ -298,7 +297,7 @@ mod tests {
             r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"1"}"#,
             r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"2"}"#,
-            r#"{"level":"INFO","message":"move","rule":"c","outcome":"refused","detail":"was refused: sigpipe"}"#,
+            r#"{"level":"INFO","message":"move","rule":"c","outcome":"refused","cause":"sigpipe"}"#,
             r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
             "thread panicked",
         ] {

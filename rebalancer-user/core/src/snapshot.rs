@@ -9,11 +9,13 @@ mod service;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
 
 /// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Cookie(pub u64);
 
 impl std::str::FromStr for Cookie {
@@ -32,7 +34,7 @@ impl fmt::Display for Cookie {
 }
 
 /// A moment on the kernel's `CLOCK_MONOTONIC`, in nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct KernelTime(pub u64);
 
 impl KernelTime {
@@ -44,15 +46,15 @@ impl KernelTime {
 
 /// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says. The kernel gives the one of a
 /// namespace that has gone to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Netns(pub u32);
 
 /// A network namespace's cookie (`SO_NETNS_COOKIE`), never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct NetnsCookie(pub u64);
 
 /// Id of a cgroup v2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct CgroupId(pub u64);
 
 /// Path of a cgroup v2 below the hierarchy's root, as `/proc/PID/cgroup` shows it: `/` first.
@@ -72,7 +74,8 @@ impl CgroupPath {
 }
 
 /// Where connections are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct EndpointKey {
     /// The network namespace.
     pub netns: Netns,
@@ -83,7 +86,7 @@ pub struct EndpointKey {
 }
 
 /// A number of bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Bytes(pub u64);
 
 /// TCP states that a listed socket can be in.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
-        Decision, Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, SILENT,
+        Decision, Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, Refusal, SILENT,
         SkipReason, Verdict, decide, explain,
     },
     policy::{Mode, Policy, RuleName, parse},
@@ -634,12 +634,12 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
 fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
     let policy = |state| one_rule("", &format!("limits: {{maxAge: 1h}}, onReconnect: {state}"));
     let listed = |taken| snapshot(taken, vec![connection(1)]);
-    for (word, lasts) in [
-        ("http2", true),
-        ("tls", true),
-        ("upgraded", true),
-        ("protocolUnknown", false),
-        ("cannotSniff", false),
+    for (refusal, lasts) in [
+        (Refusal::Http2, true),
+        (Refusal::Tls, true),
+        (Refusal::Upgraded, true),
+        (Refusal::ProtocolUnknown, false),
+        (Refusal::CannotSniff, false),
     ] {
         let mut ledger = Ledger::default();
         let mut now = 2 * HOUR;
@@ -647,16 +647,19 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
         let chosen = plan.moves().next().unwrap();
         assert!(chosen.is_sniffed());
         ledger.started(chosen, KernelTime(now));
-        ledger.ended(Cookie(1), Outcome::Refused(word), KernelTime(now));
+        ledger.ended(Cookie(1), Outcome::Refused(refusal), KernelTime(now));
         let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
-        assert_eq!(plan.skipped(), BTreeMap::from([(word, 1)]));
+        assert_eq!(plan.skipped(), BTreeMap::from([(refusal.as_str(), 1)]));
         now += HOLD.as_nanos() as u64;
         ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
         let again = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
-        assert_eq!(again.moves().count() == 0, lasts, "{word}");
+        assert_eq!(again.moves().count() == 0, lasts, "{refusal}");
         for state in ["Safe", "LosesState"] {
             let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
-            assert!(!plan.moves().next().unwrap().is_sniffed(), "{word} {state}");
+            assert!(
+                !plan.moves().next().unwrap().is_sniffed(),
+                "{refusal} {state}"
+            );
         }
         let gone = snapshot(now, Vec::new());
         ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
@@ -720,7 +723,7 @@ fn outcomes_without_harm_give_the_budget_back() {
     for (outcome, left) in [
         (Outcome::GoneBefore, 1),
         (Outcome::GaveUp, 1),
-        (Outcome::Refused("sigpipe"), 1),
+        (Outcome::Refused(Refusal::Sigpipe), 1),
         (Outcome::LeftByItself, 0),
         (Outcome::Closed, 0),
         (Outcome::Reset, 0),

@@ -69,19 +69,19 @@ impl Kept {
             return Ok(Ledger::default());
         };
         let kept = read_kept_ledger(&text).map_err(|error| error.to_string())?;
-        if kept.boot != *boot {
+        if kept.boot_id != *boot {
             info!("what an agent has done before this boot does not count");
             return Ok(Ledger::default());
         }
-        if kept.at > now {
+        if kept.written_nanoseconds > now {
             return Err("it was written later than now".to_owned());
         }
-        let mut ledger = kept.ledger;
+        let mut ledger = Ledger::from_entries(kept.entries);
         if kept.policy != policy {
             ledger.forget_told();
         }
         info!(
-            seconds_ago = now.since(kept.at).as_secs(),
+            seconds_ago = now.since(kept.written_nanoseconds).as_secs(),
             "budgets and holds go on from those of the agent before"
         );
         Ok(ledger)
@@ -106,10 +106,10 @@ impl Kept {
             return;
         }
         let kept = KeptLedger {
-            boot: boot.clone(),
-            at: now,
+            boot_id: boot.clone(),
+            written_nanoseconds: now,
             policy: policy.to_owned(),
-            ledger: ledger.to_keep(),
+            entries: ledger.to_keep().entries(),
         };
         let text = kept_ledger(&kept).map_err(io::Error::from);
         let written = text.and_then(|text| own_file::write(&self.file, &text));
@@ -268,7 +268,7 @@ rules:
             ),
             (
                 "a future rule",
-                good.replace("\"sinceNanoseconds\":", "\"sinceNanoseconds\":9"),
+                good.replace("\"enforced\":[[\"web\",", "\"enforced\":[[\"web\",9"),
             ),
             ("too much", " ".repeat(LARGEST as usize + 1)),
         ] {

@@ -67,7 +67,7 @@ use crate::{
     kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
     observe::{Observation, Observer, locate},
-    plan::{Ledger, Move, Outcome, Recall, decide, explain},
+    plan::{Ledger, Move, Outcome, Recall, Refusal, decide, explain},
     policy::{Mode, Policy, StepKind},
     render::{self, Form, Origin, Source},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
@@ -656,10 +656,10 @@ impl Agent {
         let making = self.making.as_ref();
         let ordered = match &self.mover {
             Some(_) if making.is_some_and(|m| m.is_unanswered(chosen.cookie())) => {
-                Err(moves::UNANSWERED)
+                Err(Refusal::Unanswered)
             }
             Some(mover) => mover.order(order),
-            None => Err("noMechanism"),
+            None => Err(Refusal::NoMechanism),
         };
         if let Err(why) = ordered {
             self.ended(chosen, None, Outcome::Refused(why), Duration::ZERO);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use crate::{
-    plan::{Load, Move, NewHold, Outcome},
+    plan::{Load, Move, NewHold, Outcome, Refusal},
     render::What,
 };
 
@@ -18,6 +18,7 @@ pub(super) fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
                 rule = %chosen.rule(),
                 reason = chosen.why(),
                 outcome = outcome.as_str(),
+                cause = outcome.refusal().map(Refusal::as_str),
                 detail = %outcome,
                 waited_ms = waited.as_millis() as u64,
                 local = %chosen.local(),

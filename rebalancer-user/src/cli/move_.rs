@@ -221,7 +221,10 @@ fn make(
             ..
         } = done.blocking_recv().context("the moving thread ended")?;
         let end = End::Ended { outcome, waited };
-        ends.insert(chosen.cookie(), (end, ignored.map(str::to_owned)));
+        ends.insert(
+            chosen.cookie(),
+            (end, ignored.map(|guard| guard.to_string())),
+        );
     }
     Ok(ends)
 }

@@ -19,6 +19,7 @@ use super::{NotCounted, Wanted};
 use crate::{
     bpf::{Joiner, MessageCounter},
     moves::{Owner, option, stranger},
+    plan::Refusal,
     snapshot::Cookie,
 };
 
@@ -79,7 +80,7 @@ impl Joining {
     ) -> Result<(), NotCounted> {
         let cookie = wanted.cookie;
         if self.stuck.len() >= MOST_STUCK {
-            return Err(NotCounted::Unanswered);
+            return Err(NotCounted::Refused(Refusal::Unanswered));
         }
         let jobs = match self.jobs.take() {
             Some(jobs) => jobs,
@@ -94,7 +95,7 @@ impl Joining {
             }
             None => {
                 self.stuck.insert(cookie);
-                Err(NotCounted::Unanswered)
+                Err(NotCounted::Refused(Refusal::Unanswered))
             }
         }
     }
@@ -133,9 +134,9 @@ impl Wanted {
     fn join(&self, owners: &[Owner], joiner: &mut Joiner) -> Result<(), NotCounted> {
         let facts = owners.iter().map(|owner| owner.facts);
         if let Some(guard) = stranger(facts, self.netns, self.cgroup) {
-            return Err(NotCounted::by_guard(guard));
+            return Err(NotCounted::Refused(guard));
         }
-        let mut last = NotCounted::OwnerUnknown;
+        let mut last = NotCounted::Refused(Refusal::OwnerUnknown);
         for owner in owners {
             // Closed at once, as until then the server's own close sends no FIN.
             match owner.duplicate(self.cookie) {

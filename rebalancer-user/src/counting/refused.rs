@@ -2,7 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::moves::UNANSWERED;
+use crate::plan::Refusal;
 
 /// How long what may pass is left alone. Nothing else is tried twice.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -16,31 +16,19 @@ pub(super) enum NotCounted {
     Mptcp,
     /// Kernel TLS, or the like, has taken the socket over.
     KernelTls,
-    /// The process that holds it was not found, or it is not known what it is.
-    OwnerUnknown,
-    /// A process of another network namespace or cgroup holds it.
-    ForeignProcess,
+    /// As a move of it would be.
+    Refused(Refusal),
     /// Yama or a security module forbids to take its process's descriptor.
     Forbidden,
     /// Another program than ours has it.
     Busy,
     /// As many as there is room for are counted.
     Full,
-    /// Something holds its lock, and the kernel does not answer.
-    Unanswered,
     /// The kernel said something else.
     Errno(i32),
 }
 
 impl NotCounted {
-    /// What the guards that look at its processes have said.
-    pub(super) fn by_guard(guard: &'static str) -> Self {
-        match guard {
-            "foreignProcess" => Self::ForeignProcess,
-            _ => Self::OwnerUnknown,
-        }
-    }
-
     /// What the kernel said when it was to join.
     pub(super) fn by_kernel(error: &io::Error) -> Self {
         match error.raw_os_error() {
@@ -55,14 +43,9 @@ impl NotCounted {
     /// Whether it may pass by itself while the connection lives.
     pub(super) fn may_pass(self) -> bool {
         match self {
-            Self::OwnerUnknown | Self::Busy | Self::Full | Self::Unanswered | Self::Errno(_) => {
-                true
-            }
-            Self::NotEstablished
-            | Self::Mptcp
-            | Self::KernelTls
-            | Self::ForeignProcess
-            | Self::Forbidden => false,
+            Self::Refused(refusal) => refusal != Refusal::ForeignProcess,
+            Self::Busy | Self::Full | Self::Errno(_) => true,
+            Self::NotEstablished | Self::Mptcp | Self::KernelTls | Self::Forbidden => false,
         }
     }
 }
@@ -73,12 +56,10 @@ impl fmt::Display for NotCounted {
             Self::NotEstablished => "notEstablished",
             Self::Mptcp => "mptcp",
             Self::KernelTls => "kernelTls",
-            Self::OwnerUnknown => "ownerUnknown",
-            Self::ForeignProcess => "foreignProcess",
+            Self::Refused(refusal) => refusal.as_str(),
             Self::Forbidden => "forbidden",
             Self::Busy => "busy",
             Self::Full => "full",
-            Self::Unanswered => UNANSWERED,
             Self::Errno(errno) => return write!(f, "{}", io::Error::from_raw_os_error(*errno)),
         })
     }

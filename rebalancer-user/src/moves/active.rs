@@ -24,7 +24,7 @@ use super::{
 use crate::{
     bpf::{self, Walker},
     observe,
-    plan::{Move, Outcome},
+    plan::{Move, Outcome, Refusal},
     policy::{AtEnd, Step, StepKind, When},
     snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
@@ -44,7 +44,7 @@ pub(super) struct Active {
     pub(super) chosen: Move,
     pub(super) ordered: Instant,
     /// The guard that would have refused it, had it not been told to ignore guards.
-    pub(super) ignored: Option<&'static str>,
+    pub(super) ignored: Option<Refusal>,
     id: SocketId,
     cgroup: CgroupId,
     step: usize,
@@ -145,8 +145,8 @@ impl Active {
         };
         let now = Instant::now();
         let speaks = self.speaks(&socket, inside);
-        if let Verdict::Not(speech) = speaks {
-            return Next::End(self.left(speech.refusal()));
+        if let Verdict::Not(refusal) = speaks {
+            return Next::End(self.left(Outcome::Refused(refusal)));
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
@@ -390,7 +390,7 @@ impl Active {
 
     /// It lives, and nobody in its network namespace does: whoever holds it is not found.
     pub(super) fn out_of_reach(&self) -> Outcome {
-        self.left(Outcome::Refused("ownerUnknown"))
+        self.left(Outcome::Refused(Refusal::OwnerUnknown))
     }
 
     /// It is not there any more, or not established: by whose doing?

@@ -7,7 +7,10 @@
 )]
 
 use super::process::Facts;
-use crate::snapshot::{CgroupId, Netns};
+use crate::{
+    plan::Refusal,
+    snapshot::{CgroupId, Netns},
+};
 
 /// The first guard that forbids to touch a socket of this network namespace and cgroup, held by
 /// processes of which these are the facts. Each of them counts: any may write to it.
@@ -22,10 +25,12 @@ pub(super) fn refusal(
     owners: impl Iterator<Item = Facts> + Clone,
     netns: Netns,
     cgroup: CgroupId,
-) -> Option<&'static str> {
+) -> Option<Refusal> {
     let mut all = owners.clone();
-    stranger(owners, netns, cgroup)
-        .or_else(|| all.any(|facts| facts.dies_of_sigpipe).then_some("sigpipe"))
+    stranger(owners, netns, cgroup).or_else(|| {
+        all.any(|facts| facts.dies_of_sigpipe)
+            .then_some(Refusal::Sigpipe)
+    })
 }
 
 /// The same, without `sigpipe`: for what is done to a socket without its end.
@@ -33,18 +38,18 @@ pub(crate) fn stranger(
     owners: impl Iterator<Item = Facts> + Clone,
     netns: Netns,
     cgroup: CgroupId,
-) -> Option<&'static str> {
+) -> Option<Refusal> {
     let mut all = owners.clone();
     if all.next().is_none() {
-        return Some("ownerUnknown");
+        return Some(Refusal::OwnerUnknown);
     }
     let mut all = owners.clone();
     if all.any(|facts| facts.netns != netns || facts.cgroup.is_some_and(|own| own != cgroup)) {
-        return Some("foreignProcess");
+        return Some(Refusal::ForeignProcess);
     }
     let mut all = owners;
     all.any(|facts| facts.cgroup.is_none())
-        .then_some("ownerUnknown")
+        .then_some(Refusal::OwnerUnknown)
 }
 
 #[cfg(test)]
@@ -59,7 +64,7 @@ mod tests {
         dies_of_sigpipe: false,
     };
 
-    fn refused(owners: &[Facts]) -> Option<&'static str> {
+    fn refused(owners: &[Facts]) -> Option<Refusal> {
         refusal(owners.iter().copied(), NETNS, CGROUP)
     }
 
@@ -67,22 +72,22 @@ mod tests {
     fn any_owner_that_is_not_fine_spares() {
         assert_eq!(refused(&[FINE]), None);
         assert_eq!(refused(&[FINE, FINE]), None);
-        assert_eq!(refused(&[]), Some("ownerUnknown"));
+        assert_eq!(refused(&[]), Some(Refusal::OwnerUnknown));
         let netns = Netns(2);
         let elsewhere = Facts { netns, ..FINE };
-        assert_eq!(refused(&[FINE, elsewhere]), Some("foreignProcess"));
+        assert_eq!(refused(&[FINE, elsewhere]), Some(Refusal::ForeignProcess));
         let cgroup = Some(CgroupId(8));
         let moved = Facts { cgroup, ..FINE };
-        assert_eq!(refused(&[FINE, moved]), Some("foreignProcess"));
+        assert_eq!(refused(&[FINE, moved]), Some(Refusal::ForeignProcess));
         let hidden = Facts {
             cgroup: None,
             ..FINE
         };
-        assert_eq!(refused(&[FINE, hidden]), Some("ownerUnknown"));
+        assert_eq!(refused(&[FINE, hidden]), Some(Refusal::OwnerUnknown));
         let mortal = Facts {
             dies_of_sigpipe: true,
             ..FINE
         };
-        assert_eq!(refused(&[FINE, mortal]), Some("sigpipe"));
+        assert_eq!(refused(&[FINE, mortal]), Some(Refusal::Sigpipe));
     }
 }

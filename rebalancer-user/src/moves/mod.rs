@@ -36,6 +36,6 @@ pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};
-pub use pulse::{Health, Pulse, UNANSWERED};
+pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
 pub use sniffer::probe_sniffing;

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     bpf::{Walker, Watcher},
     netns::enter,
-    plan::{Move, Outcome},
+    plan::{Move, Outcome, Refusal},
     policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},
     walking::Pace,
@@ -66,7 +66,7 @@ pub struct Done {
     /// The step that was its turn when it ended; none if it was not looked at, or all had passed.
     pub step: Option<StepKind>,
     /// The guard that would have refused it, if it was told to ignore guards.
-    pub ignored: Option<&'static str>,
+    pub ignored: Option<Refusal>,
     /// From the order to the outcome.
     pub waited: Duration,
     /// From the last look at the connection to the end of the last step, if one was taken.
@@ -151,8 +151,8 @@ impl Mover {
     /// Hands over a move.
     ///
     /// # Errors
-    /// Why the thread cannot take it, in a word; there will be no [`Done`].
-    pub fn order(&self, order: Order) -> Result<(), &'static str> {
+    /// Why the thread cannot take it; there will be no [`Done`].
+    pub fn order(&self, order: Order) -> Result<(), Refusal> {
         let orders = self.orders.as_ref().ok_or_else(|| self.refusal())?;
         if let Some(refusal) = self.pulse.health(Instant::now()).refusal() {
             return Err(refusal);
@@ -162,15 +162,15 @@ impl Mover {
         orders.try_send(Box::new(order)).map_err(|error| {
             self.pulse.ended(cookie);
             match error {
-                TrySendError::Full(_) => "queueFull",
-                TrySendError::Disconnected(_) => Health::ENDED,
+                TrySendError::Full(_) => Refusal::QueueFull,
+                TrySendError::Disconnected(_) => Refusal::MoverEnded,
             }
         })
     }
 
-    fn refusal(&self) -> &'static str {
+    fn refusal(&self) -> Refusal {
         let refusal = self.pulse.health(Instant::now()).refusal();
-        refusal.unwrap_or(Health::ENDED)
+        refusal.unwrap_or(Refusal::MoverEnded)
     }
 
     /// Gives the thread up, if it is stuck or has ended and was not given up before. Nothing is told
@@ -290,7 +290,7 @@ impl Room {
             self.owners.keep(|cookie| self.active.contains_key(&cookie));
             self.tell_steps();
         }
-        let shutdown = Outcome::Refused("shutdown");
+        let shutdown = Outcome::Refused(Refusal::Shutdown);
         for (cookie, active) in std::mem::take(&mut self.active) {
             // The others are in the hands of whoever took over.
             if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
@@ -317,7 +317,7 @@ impl Room {
     fn accept(&mut self, order: Order) {
         let active = Active::new(order, Instant::now());
         if let Some(twice) = self.active.insert(active.cookie(), active) {
-            self.tell(twice, Outcome::Refused("orderedTwice"));
+            self.tell(twice, Outcome::Refused(Refusal::OrderedTwice));
         }
     }
 

@@ -13,15 +13,12 @@ use std::{
 };
 
 use crate::{
-    plan::{Move, Outcome},
+    plan::{Move, Outcome, Refusal},
     snapshot::Cookie,
 };
 
 /// One connection never takes so long unless the kernel does not answer.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
-
-/// The word by which a connection is refused about which the kernel does not answer.
-pub const UNANSWERED: &str = "unanswered";
 
 /// What the moving thread lets others see. Clones are of the same thread.
 #[derive(Clone, Debug, Default)]
@@ -71,14 +68,12 @@ pub enum Health {
 }
 
 impl Health {
-    pub(super) const ENDED: &str = "moverEnded";
-
-    /// The word by which orders are refused meanwhile.
-    pub fn refusal(self) -> Option<&'static str> {
+    /// Why orders are refused meanwhile.
+    pub fn refusal(self) -> Option<Refusal> {
         match self {
             Self::Fine => None,
-            Self::Stuck { .. } => Some("moverStuck"),
-            Self::Ended => Some(Self::ENDED),
+            Self::Stuck { .. } => Some(Refusal::MoverStuck),
+            Self::Ended => Some(Refusal::MoverEnded),
         }
     }
 }
@@ -214,7 +209,7 @@ fn given_up(of: InHand, turn: Option<(Instant, Option<Cookie>)>, now: Instant) -
             let seconds = now.saturating_duration_since(since).as_secs();
             Outcome::Failed(format!("the kernel did not answer for {seconds} s"))
         }
-        (Some(_), false) => Outcome::Refused(UNANSWERED),
+        (Some(_), false) => Outcome::Refused(Refusal::Unanswered),
         (None, true) => {
             Outcome::Failed("the moving thread did not come to see what became of it".to_owned())
         }
@@ -292,7 +287,7 @@ mod tests {
         let recalled = |why: &str| Outcome::Recalled(why.to_owned());
         let unseen = "the moving thread did not come to see what became of it".to_owned();
         let expected = [
-            (1, Outcome::Refused("unanswered")),
+            (1, Outcome::Refused(Refusal::Unanswered)),
             (2, Outcome::Failed(unseen)),
             (3, recalled("the moving thread was given up")),
             (5, recalled("its pod opts out")),
@@ -352,7 +347,7 @@ mod tests {
         let now = Instant::now();
         let pulse = at_work(&[1]);
         pulse.has_ended();
-        assert_eq!(pulse.health(now).refusal(), Some("moverEnded"));
+        assert_eq!(pulse.health(now).refusal(), Some(Refusal::MoverEnded));
         let recalled = Outcome::Recalled("the moving thread was given up".to_owned());
         assert_eq!(told(pulse.give_up(now)), [(1, recalled)]);
     }

@@ -29,7 +29,7 @@ use crate::{
     bpf::{Kernel, Passed, Watcher},
     exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
     pair::Pair,
-    plan::{Outcome, Protocol},
+    plan::{Outcome, Refusal},
     snapshot::{CgroupId, Cookie},
 };
 
@@ -46,7 +46,7 @@ pub(super) enum Verdict {
     /// It is not known, or not answered.
     Unknown,
     /// Something else.
-    Not(Protocol),
+    Not(Refusal),
 }
 
 /// One victim's watch.
@@ -91,7 +91,7 @@ impl Watches {
         let watcher = self
             .watcher
             .as_mut()
-            .ok_or(Protocol::CannotSniff.refusal())?;
+            .ok_or(Outcome::Refused(Refusal::CannotSniff))?;
         match watcher.watch(cookie, cgroup) {
             Ok(()) => {
                 self.exchanges.insert(cookie, Exchange::default());
@@ -102,7 +102,7 @@ impl Watches {
                 Some(Errno::TOOBIG) => Ok(None),
                 // Forbidden, or the cgroup has been removed and its sockets live on.
                 Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => {
-                    Err(Protocol::CannotSniff.refusal())
+                    Err(Outcome::Refused(Refusal::CannotSniff))
                 }
                 _ => Err(Outcome::Failed(format!("sniffing it: {error}"))),
             },
@@ -141,14 +141,14 @@ impl Watches {
         match state {
             State::Complete => Verdict::Fine,
             State::Resting if rest.is_some_and(|rest| rest.elapsed() >= PATIENCE) => {
-                Verdict::Not(Protocol::Silent)
+                Verdict::Not(Refusal::Silent)
             }
             State::Lost | State::Resting | State::InProgress => Verdict::Unknown,
             State::Not(other) => Verdict::Not(match other {
-                Other::Http2 => Protocol::Http2,
-                Other::Tls => Protocol::Tls,
-                Other::Upgraded => Protocol::Upgraded,
-                Other::Unknown => Protocol::Unknown,
+                Other::Http2 => Refusal::Http2,
+                Other::Tls => Refusal::Tls,
+                Other::Upgraded => Refusal::Upgraded,
+                Other::Unknown => Refusal::ProtocolUnknown,
             }),
         }
     }

@@ -5,8 +5,6 @@ mod events;
 mod explain;
 mod json;
 mod ledger;
-mod ledger_balance;
-mod ledger_effort;
 mod moved;
 mod names;
 mod plan;

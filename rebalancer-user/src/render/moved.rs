@@ -14,7 +14,7 @@ use super::{
     table::{table, write as write_table},
 };
 use crate::{
-    plan::{Outcome, SkipReason},
+    plan::{Outcome, Refusal, SkipReason},
     snapshot::{Connection, Cookie, Snapshot},
 };
 
@@ -140,10 +140,7 @@ fn item(one: &Moved<'_>) -> Item {
         outcome: one.end.as_str(),
         cause: match &one.end {
             End::SkipReason(skipped) => Some(skipped.as_str()),
-            End::Ended {
-                outcome: Outcome::Refused(guard),
-                ..
-            } => Some(guard),
+            End::Ended { outcome, .. } => outcome.refusal().map(Refusal::as_str),
             _ => None,
         },
         detail: one.end.detail(),

@@ -415,7 +415,7 @@ mod tests {
         *,
     };
     use crate::{
-        plan::{Ledger, Outcome, decide},
+        plan::{Ledger, Outcome, Refusal, decide},
         policy::{Policy, parse},
         snapshot::{Bytes, Endpoint, EndpointKey, KernelTime, Netns, TcpState, sample::connection},
     };
@@ -478,7 +478,7 @@ rules:
                 3 => Outcome::Reset,
                 4 => Outcome::GoneBefore,
                 5 => Outcome::GaveUp,
-                6 => Outcome::Refused("sigpipe"),
+                6 => Outcome::Refused(Refusal::Sigpipe),
                 _ => Outcome::Failed("EPERM (os error 1)".into()),
             };
             ledger.ended(chosen.cookie(), outcome, snapshot.taken);
@@ -489,13 +489,13 @@ rules:
     /// As the next agent on the same boot reads it.
     fn kept(ledger: &Ledger, at: KernelTime) -> Ledger {
         let kept = KeptLedger {
-            boot: String::new(),
-            at,
+            boot_id: String::new(),
+            written_nanoseconds: at,
             policy: String::new(),
-            ledger: ledger.clone(),
+            entries: ledger.entries(),
         };
         let kept = read_kept_ledger(&kept_ledger(&kept).unwrap()).unwrap();
-        kept.ledger
+        Ledger::from_entries(kept.entries)
     }
 
     /// Two hot endpoints and one that keeps nothing: what is moved from the one comes to the other.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Charge, Decision, Fate, Forecast, Group, Ledger, Move, Plan, Protocol, Ramp, Reason, SILENT,
-    SkipReason, Subject, Verdict,
+    Charge, Decision, Fate, Forecast, Group, Ledger, Move, Plan, Ramp, Reason, SILENT, SkipReason,
+    Subject, Verdict,
     balance::{State, Weighed, Weighing, client, standings, weigh},
     budget::{Allowance, Population},
     fair_queue::{Queue, turns},
@@ -264,7 +264,7 @@ impl<'a> Judged<'a> {
                     SkipReason::InFlight
                         | SkipReason::Held { .. }
                         | SkipReason::Silent { .. }
-                        | SkipReason::Verdict { left: Some(_), .. }
+                        | SkipReason::Sniffed { left: Some(_), .. }
                         | SkipReason::DryRun
                 );
                 let is_overdue = |rule: &Rule| {
@@ -599,9 +599,9 @@ fn not_now(
         return Some(SkipReason::MinAge { age, min });
     }
     if let Some((after, left)) = ledger.held(connection.cookie, now) {
-        match Protocol::of(after) {
-            Some(speech) if rule.on_reconnect() == OnReconnect::Detect => {
-                return Some(SkipReason::Verdict { speech, left });
+        match after.refusal().filter(|refusal| refusal.is_sniffed()) {
+            Some(refusal) if rule.on_reconnect() == OnReconnect::Detect => {
+                return Some(SkipReason::Sniffed { refusal, left });
             }
             // Its rule vouches for it by now.
             Some(_) => {}

@@ -29,6 +29,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Group, NewHold, ServiceFacts,
     groups::GroupLoad,
@@ -50,7 +52,8 @@ const FLAPS: Duration = Duration::from_secs(600);
 const SLACK: u64 = 20;
 
 /// What was moved to fill the emptiest endpoint of a group, and whether it did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FillTest {
     /// The ready endpoints seen here when one of all lacked last.
     pub endpoints: BTreeSet<EndpointKey>,

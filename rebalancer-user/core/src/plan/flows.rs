@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::matches::Matches;
 use crate::{
     policy::{Balance, By, Policy},
@@ -13,7 +15,8 @@ use crate::{
 };
 
 /// What one connection had carried when it was last listed, and how fast it was before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Flow {
     /// When it was listed.
     pub listed: KernelTime,

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Futile, Ledger, balance::client, chance::Chance, fill::MEAN, matches::Matches, returns::Subject,
 };
@@ -17,7 +19,8 @@ use crate::{
 };
 
 /// Endpoints that share clients.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Group {
     /// The Service that leads to them; none on a host without Kubernetes.
     pub service: Option<ServiceName>,
@@ -87,7 +90,8 @@ fn names(rule: &Rule, pod: &Identity, service: &str) -> bool {
 
 /// What the endpoints of a group hold together. The unit is what is balanced by: connections, or
 /// bytes or sends per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Sum {
     /// What all connections count for.
     pub total: u64,

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    FillTest, Futile, Group, Move, Outcome, Protocol, ServiceFacts, Sum,
+    FillTest, Futile, Group, Move, Outcome, Refusal, ServiceFacts, Sum,
     fill::Efforts,
     flows::{Flow, Flows},
     groups::{GroupLoad, Groups},
@@ -57,7 +59,7 @@ type Turn = (RuleName, Option<String>);
 
 /// Whether another move of the connection would end the same way.
 fn lasts(outcome: &Outcome) -> bool {
-    Protocol::of(outcome).is_some_and(Protocol::lasts)
+    outcome.refusal().is_some_and(Refusal::lasts)
 }
 
 /// Moves that count against a budget, by when they began.
@@ -68,13 +70,15 @@ type Spent = BTreeMap<(KernelTime, Cookie), Charge>;
 const SUMS: usize = 3;
 
 /// Whose a move is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Charge {
     /// The rule that asked for it.
     pub rule: RuleName,
     /// The namespace of the pod, if it is known.
     pub namespace: Option<String>,
     /// The group of its endpoint.
+    #[serde(with = "shared")]
     pub group: Arc<Group>,
     /// Its endpoint.
     pub endpoint: EndpointKey,
@@ -95,7 +99,8 @@ pub struct Charge {
 }
 
 /// What became of a move that counts against a budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Fate {
     /// The connection is there.
     There,
@@ -105,18 +110,6 @@ pub enum Fate {
     Returned,
     /// Its client is at another endpoint of the group.
     Elsewhere,
-}
-
-impl Fate {
-    /// A stable word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::There => "there",
-            Self::Away => "away",
-            Self::Returned => "returned",
-            Self::Elsewhere => "elsewhere",
-        }
-    }
 }
 
 impl Charge {
@@ -133,7 +126,8 @@ impl Charge {
 
 /// All that a [`Ledger`] holds, to be written and read: a decision made with what was read back
 /// is the same.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Entries {
     /// Moves under way, and when they began.
     pub in_flight: Vec<(Cookie, KernelTime, Charge)>,
@@ -169,6 +163,69 @@ pub struct Entries {
     pub attempts: Vec<(KernelTime, Cookie, RuleName, Option<String>)>,
     /// The network namespaces that had these inodes last.
     pub namespaces: Vec<(Netns, NetnsCookie)>,
+}
+
+/// What an `Arc` leads to, as if it were held by value.
+mod shared {
+    use super::{Arc, Deserialize as _, Group, Serialize as _};
+
+    pub(super) fn serialize<S: serde::Serializer>(
+        group: &Arc<Group>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        Group::serialize(group, serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Arc<Group>, D::Error> {
+        Group::deserialize(deserializer).map(Arc::new)
+    }
+}
+
+impl Entries {
+    /// Whether it may be what was known `at` this time: nothing of it is of later, and no hold is longer
+    /// than any. What was read from a file may be anything.
+    pub fn is_of(&self, at: KernelTime) -> bool {
+        let Self {
+            in_flight,
+            ended,
+            said: _,
+            made,
+            told,
+            rates,
+            flows: _,
+            awaited,
+            late,
+            taken: _,
+            returns,
+            sums: _,
+            shedding: _,
+            efforts,
+            enforced,
+            attempts,
+            namespaces: _,
+        } = self;
+        let began = made.iter().chain(told).map(|(began, ..)| *began);
+        let moves = awaited.iter().chain(late);
+        let times = (in_flight.iter().map(|(_, began, _)| *began))
+            .chain(ended.iter().map(|(_, _, ended, _)| *ended))
+            .chain(began)
+            .chain(moves.flat_map(|one| [one.began, one.ended]))
+            .chain(returns.iter().map(|(.., test)| test.last))
+            .chain(
+                efforts
+                    .iter()
+                    .flat_map(|(.., effort)| [effort.last, effort.lacked, effort.since]),
+            )
+            .chain(enforced.iter().map(|(_, since)| *since))
+            .chain(attempts.iter().map(|(began, ..)| *began));
+        let holds = returns.iter().map(|(.., test)| test.held_until);
+        let mut holds = holds.chain(efforts.iter().map(|(.., effort)| effort.held_until));
+        { times }.all(|time| time <= at)
+            && holds.all(|until| until.since(at) <= LONGEST_HOLD)
+            && rates.iter().all(|(_, history)| history.makes_sense())
+    }
 }
 
 impl Ledger {
@@ -285,47 +342,6 @@ impl Ledger {
             namespaces: self.namespaces.clone(),
             ..Self::default()
         }
-    }
-
-    /// Whether it may be what was known `at` this time: nothing of it is of later, and no hold is longer
-    /// than any.
-    pub fn is_of(&self, at: KernelTime) -> bool {
-        let Entries {
-            in_flight,
-            ended,
-            said: _,
-            made,
-            told,
-            rates: _,
-            flows: _,
-            awaited,
-            late,
-            taken: _,
-            returns,
-            sums: _,
-            shedding: _,
-            efforts,
-            enforced,
-            attempts,
-            namespaces: _,
-        } = self.entries();
-        let began = made.iter().chain(&told).map(|(began, ..)| *began);
-        let moves = awaited.iter().chain(&late);
-        let times = (in_flight.iter().map(|(_, began, _)| *began))
-            .chain(ended.iter().map(|(_, _, ended, _)| *ended))
-            .chain(began)
-            .chain(moves.flat_map(|one| [one.began, one.ended]))
-            .chain(returns.iter().map(|(.., test)| test.last))
-            .chain(
-                efforts
-                    .iter()
-                    .flat_map(|(.., effort)| [effort.last, effort.lacked, effort.since]),
-            )
-            .chain(enforced.iter().map(|(_, since)| *since))
-            .chain(attempts.iter().map(|(began, ..)| *began));
-        let holds = returns.iter().map(|(.., test)| test.held_until);
-        let mut holds = holds.chain(efforts.iter().map(|(.., effort)| effort.held_until));
-        { times }.all(|time| time <= at) && holds.all(|until| until.since(at) <= LONGEST_HOLD)
     }
 
     /// Forgets what was told in dry run, as another policy would tell it.

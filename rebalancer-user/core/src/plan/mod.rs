@@ -27,6 +27,7 @@ mod ports;
 mod ramp;
 mod rates;
 mod recall;
+mod refusal;
 mod returns;
 mod services;
 mod skip;
@@ -42,10 +43,11 @@ pub use groups::{Group, NoView, ServiceFacts, Sum};
 pub use ledger::{Charge, Entries, Fate, HOLD, Ledger};
 pub use limits::{Load, LoadComparison, Reason, Unknown};
 pub use manual::{Guarded, manual};
-pub use outcome::{Outcome, Protocol, SILENT};
+pub use outcome::{Outcome, SILENT};
 pub use ramp::Ramp;
 pub use rates::{History, Level};
 pub use recall::Recall;
+pub use refusal::Refusal;
 pub use returns::{
     FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, PendingReturn, Reappearance, ReturnCounts,
     SEEN_WITHIN, Subject, Test,

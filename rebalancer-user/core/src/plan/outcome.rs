@@ -2,9 +2,15 @@
 
 use std::{fmt, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
+use super::Refusal;
+use crate::policy::visible;
+
 /// What became of a move. Every move started gets one. Shown as a phrase that goes on from
 /// "the move".
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Outcome {
     /// The client or the server ended it while the move waited.
     LeftByItself,
@@ -16,12 +22,13 @@ pub enum Outcome {
     GoneBefore,
     /// No step's condition came true in its time; the connection lives.
     GaveUp,
-    /// A guard or budget of the executor forbade it, by its word; the connection lives.
-    Refused(&'static str),
+    /// A guard or budget of the executor forbade it; the connection lives.
+    Refused(Refusal),
     /// What it was chosen for did not hold any more while it waited, and why; the connection lives,
     /// and is judged like any other.
     Recalled(String),
     /// A step was tried and did not work, and why.
+    #[serde(deserialize_with = "shown")]
     Failed(String),
 }
 
@@ -37,6 +44,14 @@ impl Outcome {
             Self::Refused(_) => "refused",
             Self::Recalled(_) => "recalled",
             Self::Failed(_) => "failed",
+        }
+    }
+
+    /// Why it was refused, if it was.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(*refusal),
+            _ => None,
         }
     }
 
@@ -59,6 +74,11 @@ impl Outcome {
     }
 }
 
+/// Words of a file, without what could command a terminal.
+fn shown<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    String::deserialize(deserializer).map(|text| visible(&text))
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -76,65 +96,3 @@ impl fmt::Display for Outcome {
 
 /// One whose client says nothing for so long is not waited for to be heard.
 pub const SILENT: Duration = Duration::from_secs(15);
-
-/// Why a connection is not moved for what it was heard to speak, where its rule does not say what
-/// its end means. On HTTP/1 nothing is lost at a moment at which all that was asked is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// HTTP/2: a slow call hides behind the answers to fast ones.
-    Http2,
-    /// TLS: whatever is in it.
-    Tls,
-    /// It has become a WebSocket, a tunnel, or what else its client asked for by HTTP/1: no end of it
-    /// is one at which nothing is lost.
-    Upgraded,
-    /// Another protocol than HTTP/1.
-    Unknown,
-    /// Nothing for too long.
-    Silent,
-    /// This agent cannot hear it: it may not put its programs on its cgroup, or has none.
-    CannotSniff,
-}
-
-impl Protocol {
-    const ALL: [Self; 6] = [
-        Self::Http2,
-        Self::Tls,
-        Self::Upgraded,
-        Self::Unknown,
-        Self::Silent,
-        Self::CannotSniff,
-    ];
-
-    /// A stable word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http2 => "http2",
-            Self::Tls => "tls",
-            Self::Upgraded => "upgraded",
-            Self::Unknown => "protocolUnknown",
-            Self::Silent => "silent",
-            Self::CannotSniff => "cannotSniff",
-        }
-    }
-
-    /// The outcome that says so.
-    pub fn refusal(self) -> Outcome {
-        Outcome::Refused(self.as_str())
-    }
-
-    /// What an outcome says of it.
-    pub(super) fn of(outcome: &Outcome) -> Option<Self> {
-        let Outcome::Refused(word) = outcome else {
-            return None;
-        };
-        Self::ALL
-            .into_iter()
-            .find(|speech| speech.as_str() == *word)
-    }
-
-    /// Whether it stays so for as long as the connection lives.
-    pub(super) fn lasts(self) -> bool {
-        matches!(self, Self::Http2 | Self::Tls | Self::Upgraded)
-    }
-}

@@ -7,6 +7,8 @@
 
 use std::{collections::BTreeMap, num::NonZeroUsize, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::matches::Matches;
 use crate::{
     policy::{Policy, Rule},
@@ -24,7 +26,8 @@ pub(super) struct Rates {
 }
 
 /// What is known of one connection's rate.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct History {
     listed: KernelTime,
     bytes: Bytes,
@@ -36,7 +39,8 @@ pub struct History {
 }
 
 /// A rate that has been held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Level {
     /// Bytes per second.
     pub rate: u64,
@@ -95,41 +99,15 @@ impl Rates {
 }
 
 impl History {
-    /// What was known; `None` if it makes no sense, as the levels do not rise.
-    pub fn known(
-        listed: KernelTime,
-        bytes: Bytes,
-        intervals: u64,
-        levels: Vec<Level>,
-    ) -> Option<Self> {
+    /// Whether it may have been listed so: its levels rise.
+    pub(super) fn makes_sense(&self) -> bool {
         let rises =
             |a: &Level, b: &Level| a.rate < b.rate && a.since <= b.since && a.interval < b.interval;
-        let sensible = levels.len() <= LEVELS.get()
-            && levels.is_sorted_by(rises)
-            && levels
-                .iter()
-                .all(|l| l.interval < intervals && l.since <= listed);
-        sensible.then_some(Self {
-            listed,
-            bytes,
-            intervals,
-            levels,
-        })
-    }
-
-    /// The last listing: when, and the bytes carried until then.
-    pub fn listed(&self) -> (KernelTime, Bytes) {
-        (self.listed, self.bytes)
-    }
-
-    /// Intervals between listings so far.
-    pub fn intervals(&self) -> u64 {
-        self.intervals
-    }
-
-    /// The rates held, the lowest first, which is held for longest.
-    pub fn levels(&self) -> &[Level] {
-        &self.levels
+        let is_before =
+            |level: &Level| level.interval < self.intervals && level.since <= self.listed;
+        self.levels.len() <= LEVELS.get()
+            && self.levels.is_sorted_by(rises)
+            && self.levels.iter().all(is_before)
     }
 
     fn new(connection: &Connection, listed: KernelTime) -> Self {

@@ -34,6 +34,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Futile, Group, balance::client, ledger::Charge};
 use crate::{
     policy::RuleName,
@@ -74,7 +76,8 @@ const MOST: usize = 16_384;
 pub(super) const FORGET: Duration = Duration::from_secs(3600);
 
 /// Whose returns are counted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Subject {
     /// Those of one client.
     Client(IpAddr),
@@ -99,7 +102,8 @@ impl fmt::Display for Subject {
 }
 
 /// What is known of one's returns to one endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Test {
     /// Moves whose end is known.
     pub moves: u64,
@@ -148,7 +152,8 @@ pub enum NewHold {
 }
 
 /// A move that has ended, and whose client is looked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PendingReturn {
     /// When it ended.
     pub ended: KernelTime,
@@ -163,7 +168,8 @@ pub struct PendingReturn {
 }
 
 /// Where a moved client came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Reappearance {
     /// To the same endpoint.
     Returned,
@@ -171,17 +177,6 @@ pub enum Reappearance {
     Elsewhere,
     /// It has not been seen.
     Unseen,
-}
-
-impl Reappearance {
-    /// A stable word, for logs and metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Returned => "returned",
-            Self::Elsewhere => "elsewhere",
-            Self::Unseen => "unseen",
-        }
-    }
 }
 
 /// How many moves were followed by what.

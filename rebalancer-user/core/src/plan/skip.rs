@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, Futile, LoadComparison, NoView, Outcome, Protocol, Reason, Subject, Unknown,
+    BudgetOf, Futile, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Unknown,
     limits::{Load, rounded},
 };
 use crate::{
@@ -187,9 +187,9 @@ pub enum SkipReason {
     },
     /// It was heard to speak something that a quiet moment does not protect, or nothing that could
     /// be told.
-    Verdict {
+    Sniffed {
         /// What.
-        speech: Protocol,
+        refusal: Refusal,
         /// Until it may be chosen again; without it, for as long as it lives.
         left: Option<Duration>,
     },
@@ -318,7 +318,7 @@ impl SkipReason {
                     "moved"
                 }
             },
-            Self::Verdict { speech, .. } => speech.as_str(),
+            Self::Sniffed { refusal, .. } => refusal.as_str(),
             Self::Silent { .. } => "silent",
             Self::DryRun => "dryRun",
             Self::MaxInFlight { .. } => "maxInFlight",
@@ -429,17 +429,7 @@ impl SkipReason {
             Self::Silent { .. } => {
                 "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing".to_owned()
             }
-            Self::Verdict { speech, .. } => match speech {
-                Protocol::Http2 => "`onReconnect: Safe` in its rule, if calls may be lost",
-                Protocol::Tls
-                | Protocol::Upgraded
-                | Protocol::Unknown
-                | Protocol::Silent
-                | Protocol::CannotSniff => {
-                    "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing"
-                }
-            }
-            .to_owned(),
+            Self::Sniffed { refusal, .. } => refusal.remedy().to_owned(),
             Self::DryRun => "mode Enforce: in the policy, the rule and --mode".to_owned(),
             Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
             Self::OthersWait { .. } => "its turn".to_owned(),
@@ -625,17 +615,8 @@ impl fmt::Display for SkipReason {
                 "has said nothing for {}, so it cannot be heard to speak HTTP/1",
                 rounded(*since)
             ),
-            Self::Verdict { speech, left } => {
-                f.write_str(match speech {
-                    Protocol::Http2 => "speaks HTTP/2, where a slow call hides behind fast ones",
-                    Protocol::Tls => "speaks TLS, and what is in it is not known",
-                    Protocol::Upgraded => "has become a WebSocket, a tunnel or the like",
-                    Protocol::Unknown => "was not heard to speak HTTP/1",
-                    Protocol::Silent => "said nothing while it was listened to",
-                    Protocol::CannotSniff => {
-                        "cannot be heard: no program may be put on its cgroup, or none is loaded for it"
-                    }
-                })?;
+            Self::Sniffed { refusal, left } => {
+                f.write_str(refusal.sentence())?;
                 left.map_or(Ok(()), |left| {
                     write!(f, "; not again for {}", rounded(left))
                 })
@@ -851,31 +832,31 @@ mod tests {
             SkipReason::MinAge { age, min: age * 3 },
             SkipReason::WithinLimits { nearest },
             held(Outcome::GaveUp),
-            held(Outcome::Refused("sigpipe")),
+            held(Outcome::Refused(Refusal::Sigpipe)),
             held(Outcome::Failed("EPERM".into())),
             held(Outcome::Reset),
-            SkipReason::Verdict {
-                speech: Protocol::Http2,
+            SkipReason::Sniffed {
+                refusal: Refusal::Http2,
                 left: None,
             },
-            SkipReason::Verdict {
-                speech: Protocol::Tls,
+            SkipReason::Sniffed {
+                refusal: Refusal::Tls,
                 left: None,
             },
-            SkipReason::Verdict {
-                speech: Protocol::Upgraded,
+            SkipReason::Sniffed {
+                refusal: Refusal::Upgraded,
                 left: None,
             },
-            SkipReason::Verdict {
-                speech: Protocol::Unknown,
+            SkipReason::Sniffed {
+                refusal: Refusal::ProtocolUnknown,
                 left: Some(age),
             },
-            SkipReason::Verdict {
-                speech: Protocol::Silent,
+            SkipReason::Sniffed {
+                refusal: Refusal::Silent,
                 left: Some(age),
             },
-            SkipReason::Verdict {
-                speech: Protocol::CannotSniff,
+            SkipReason::Sniffed {
+                refusal: Refusal::CannotSniff,
                 left: Some(age),
             },
             SkipReason::Silent { since: age },

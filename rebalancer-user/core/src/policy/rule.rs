@@ -2,10 +2,13 @@
 
 use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
-use super::{Match, Mode, Percent};
+use serde::{Deserialize, Serialize};
+
+use super::{Match, Mode, Percent, error::quoted};
 
 /// A rule's name: a DNS label, unique in its policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct RuleName(pub(super) Arc<str>);
 
 impl RuleName {
@@ -26,6 +29,20 @@ impl RuleName {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for RuleName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::known(&text).ok_or_else(|| format!("{} is not a rule's name", quoted(&text)))
+    }
+}
+
+impl From<RuleName> for String {
+    fn from(name: RuleName) -> Self {
+        name.to_string()
     }
 }
 
