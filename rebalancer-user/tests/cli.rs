@@ -114,7 +114,7 @@ fn version_is_that_of_the_crate() {
 
 #[test]
 fn every_command_explains_itself() {
-    let expected: [(&[&str], &[&str]); 7] = [
+    let expected: [(&[&str], &[&str]); 9] = [
         (
             &["agent"],
             &[
@@ -146,6 +146,8 @@ fn every_command_explains_itself() {
             ],
         ),
         (&["events"], &["--follow", "--since", "json", "missed"]),
+        (&["cooldowns"], &["list", "clear"]),
+        (&["cooldowns", "clear"], &["--rule", "--all", "--run-dir"]),
         (&["pause"], &["--for", "168h", "--reason", "--run-dir"]),
         (&["probe"], &["live", "ready", "Exit code 0"]),
         (&["policy"], &["check"]),
@@ -161,7 +163,7 @@ fn every_command_explains_itself() {
 #[test]
 fn mistakes_of_usage_are_2_and_say_what_is_meant() {
     let long = "x".repeat(300);
-    let mistakes: [(&[&str], &str); 23] = [
+    let mistakes: [(&[&str], &str); 27] = [
         (&[], "Usage"),
         (&["help"], "help"),
         (&["agnet"], "'agent'"),
@@ -174,6 +176,10 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["dump", "-o", "xml"], "json"),
         (&["events", "-o", "yaml"], "json"),
         (&["events", "--since", "5"], "5m"),
+        (&["cooldowns"], "list"),
+        (&["cooldowns", "clear"], "--all"),
+        (&["cooldowns", "clear", "--rule", "No"], "not a rule's name"),
+        (&["cooldowns", "clear", "--all", "--rule", "web"], "--rule"),
         (&["pause"], "--for"),
         (&["pause", "--for", "0s"], "more than 0"),
         (&["pause", "--for", "169h"], "mode: Disabled"),
@@ -354,13 +360,15 @@ fn the_agent_judges_its_policy_before_it_asks_for_anything() {
 #[test]
 fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
     let dir = tempfile::tempdir().unwrap();
-    let questions: [(&[&str], i32); 8] = [
+    let questions: [(&[&str], i32); 10] = [
         (&["top"], 5),
         (&["top", "--once"], 5),
         (&["events"], 5),
         (&["events", "-f", "-o", "json"], 5),
         (&["pause", "--for", "1h"], 5),
         (&["resume"], 5),
+        (&["cooldowns", "list", "-o", "json"], 5),
+        (&["cooldowns", "clear", "--all"], 5),
         // A kubelet knows 0 and all else.
         (&["probe", "live"], 1),
         (&["probe", "ready"], 1),

@@ -42,6 +42,12 @@ impl KernelTime {
     pub fn since(self, earlier: KernelTime) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// So long after `self`.
+    pub fn after(self, time: Duration) -> KernelTime {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        KernelTime(self.0.saturating_add(nanos))
+    }
 }
 
 /// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says. The kernel gives the one of a

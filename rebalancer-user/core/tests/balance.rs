@@ -10,8 +10,8 @@ use std::{
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
-        Decision, Entries, FIRST_FEW, FIRST_HOLD, Ledger, Move, NewHold, Outcome, Plan, Reason,
-        SkipReason, Subject, Test, Verdict, decide, explain,
+        Decision, Entries, FIRST_FEW, FIRST_HOLD, Hold, Ledger, Move, NewHold, Outcome, Plan,
+        Reason, SkipReason, Subject, Test, Verdict, decide, explain,
     },
     policy::{By, Mode, Policy, parse},
     snapshot::{
@@ -327,7 +327,7 @@ fn what_is_under_way_is_recalled_once_it_is_seen_not_to_help() {
     let client = Subject::Client([10, 0, 0, 7].into());
     for (whom, _, test) in &mut entries.returns {
         if *whom == client {
-            (test.score, test.held_until) = (6_000_000, KernelTime(2 * HOUR));
+            (test.score, test.hold.until) = (6_000_000, KernelTime(2 * HOUR));
         }
     }
     let ledger = Ledger::from_entries(entries);
@@ -600,8 +600,10 @@ fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
                 moves: 6,
                 returned: 6,
                 siblings: 3,
-                holds: 1,
-                held_until: KernelTime(2 * HOUR),
+                hold: Hold {
+                    times: 1,
+                    until: KernelTime(2 * HOUR),
+                },
                 ..Test::default()
             },
         )],
@@ -634,8 +636,10 @@ fn what_is_known_of_endpoints_ends_with_their_namespace() {
         moves: 6,
         returned: 6,
         siblings: 3,
-        holds: 1,
-        held_until: KernelTime(3 * HOUR),
+        hold: Hold {
+            times: 1,
+            until: KernelTime(3 * HOUR),
+        },
         last: KernelTime(HOUR),
         ..Test::default()
     };

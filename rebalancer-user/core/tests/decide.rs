@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
-        Decision, Entries, HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, Refusal, SILENT,
-        SkipReason, Verdict, decide, explain,
+        Decision, Entries, FIRST_HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, Refusal,
+        SILENT, SkipReason, Verdict, decide, explain,
     },
     policy::{Mode, Policy, RuleName, parse},
     snapshot::{
@@ -551,7 +551,7 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
 
     // The one that lives is held, then may be chosen again.
     let one = |taken| snapshot(taken, vec![connection(first[0])]);
-    now += HOLD.as_nanos() as u64 - 1;
+    now += FIRST_HOLD.as_nanos() as u64 - 1;
     ledger.prune(&one(now), policy.budget().window(), KernelTime(now));
     let plan = decide(&policy, &one(now), &ledger, KernelTime(now));
     assert!(
@@ -650,7 +650,7 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
         ledger.ended(Cookie(1), Outcome::Refused(refusal), KernelTime(now));
         let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
         assert_eq!(plan.skipped(), BTreeMap::from([(refusal.as_str(), 1)]));
-        now += HOLD.as_nanos() as u64;
+        now += FIRST_HOLD.as_nanos() as u64;
         ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
         let again = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
         assert_eq!(again.moves().count() == 0, lasts, "{refusal}");

@@ -126,7 +126,7 @@ impl Kept {
 }
 
 /// The time by which the kernel half tells it.
-fn now() -> KernelTime {
+pub(super) fn now() -> KernelTime {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
     let nanoseconds = u64::try_from(now.tv_nsec).unwrap_or_default();

@@ -68,7 +68,7 @@ use crate::{
     moves::{self, Done, Mechanism, Mover, Order},
     observe::{Observation, Observer, locate},
     plan::{Ledger, Move, Outcome, Recall, Refusal, decide, explain},
-    policy::{Mode, Policy, StepKind},
+    policy::{Mode, Policy, RuleName, StepKind},
     render::{self, Form, Origin, Source},
     snapshot::{CgroupId, Cookie, KernelTime, Snapshot},
     walking::Account,
@@ -455,9 +455,26 @@ impl Agent {
                     }),
                 ));
             }
+            Question::Cooldowns(tell) => {
+                let now = kept::now();
+                drop(tell.send((self.ledger.cooldowns(now), now)));
+            }
+            Question::ClearCooldowns(rule, tell) => drop(tell.send(self.clear_cooldowns(rule))),
             Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
             Question::Resume(tell) => drop(tell.send(self.go_on("asked"))),
         }
+    }
+
+    /// Lets be tried again what was in vain; how many cooldowns that ends.
+    fn clear_cooldowns(&mut self, rule: Option<RuleName>) -> usize {
+        let cleared = self.ledger.clear_cooldowns(rule.as_ref(), kept::now());
+        for one in &cleared {
+            info!(of = %one.of, cause = one.cause, times = one.times, "cooldown cleared");
+        }
+        if !cleared.is_empty() {
+            self.for_next.changed();
+        }
+        cleared.len()
     }
 
     fn publish(&self) {

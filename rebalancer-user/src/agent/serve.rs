@@ -1,7 +1,7 @@
 //! What the agent answers when it is asked.
 //!
 //! `/status`, `/metrics` and the probes' paths tell what the loop published last; it is not asked.
-//! `/dump` and `/plan` are of the moment: the loop looks and decides, and a thread of the server's
+//! `/dump`, `/plan` and `/cooldowns` are of the moment: the loop looks and decides, and a thread of the server's
 //! writes it down. All of it is for the agent's own user, on its socket; an open port has metrics
 //! and probes alone.
 
@@ -17,6 +17,7 @@ use std::{
 use anyhow::Context as _;
 use hyper::{Method, StatusCode};
 use prometheus_client::registry::Registry;
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::{
         mpsc::{Receiver, Sender, channel},
@@ -36,16 +37,16 @@ use super::{
 };
 use crate::{
     http::{
-        Answer, Asked, Open, PauseAnswer, PauseRequest, PlanRequest, Router, RunDir, Server,
-        body_of, json_answer, text_answer,
+        Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseAnswer, PauseRequest,
+        PlanRequest, Router, RunDir, Server, body_of, json_answer, text_answer,
     },
-    plan::Plan,
-    policy::{self, Mode, Policy},
+    plan::{Cooldown, Plan},
+    policy::{self, Mode, Policy, RuleName},
     render::{
         self, Form, Notation, Origin, ServiceItem, Services, Sort, Source, Status, connections,
         not_tracked, services, status,
     },
-    snapshot::{Cookie, Snapshot},
+    snapshot::{Cookie, KernelTime, Snapshot},
 };
 
 /// Questions asked of the loop and not answered yet.
@@ -77,6 +78,10 @@ pub(super) enum Question {
         Form,
         oneshot::Sender<Looked<Option<Vec<u8>>>>,
     ),
+    /// What is not tried again for a time, as of now.
+    Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
+    /// To try it again: what is of this rule, or all; the answer is how many there were.
+    ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
     /// To pause moves for so long, and why.
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
     /// To go on; the answer is whether there was a pause.
@@ -134,6 +139,14 @@ pub(super) fn serve(
         .on(Method::POST, "/resume", {
             let ask = ask.clone();
             move |_| resume_answer(ask.clone())
+        })
+        .on(Method::POST, "/cooldowns", {
+            let ask = ask.clone();
+            move |asked| cooldowns_answer(ask.clone(), asked)
+        })
+        .on(Method::POST, "/cooldowns/clear", {
+            let ask = ask.clone();
+            move |asked| clear_answer(ask.clone(), asked)
         })
         .on(Method::GET, "/dump", {
             let ask = ask.clone();
@@ -249,12 +262,17 @@ async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Answer {
     written(serde_json::to_vec(&paused))
 }
 
+/// What a body in JSON asks for, or what to answer instead.
+async fn request<T: DeserializeOwned>(asked: Asked) -> Result<T, Answer> {
+    let body = body_of(asked).await?;
+    serde_json::from_slice(&body)
+        .map_err(|error| text_answer(StatusCode::BAD_REQUEST, format!("the body: {error}\n")))
+}
+
 /// For how long to pause, and why; or what to answer instead.
 async fn wished(asked: Asked) -> Result<(Duration, Option<String>), Answer> {
     let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
-    let body = body_of(asked).await?;
-    let wish: PauseRequest =
-        serde_json::from_slice(&body).map_err(|error| refused(format!("the body: {error}")))?;
+    let wish: PauseRequest = request(asked).await?;
     let time = Duration::from_millis(wish.milliseconds);
     if time.is_zero() || time > pause::LONGEST {
         return Err(refused(
@@ -276,6 +294,31 @@ async fn resume_answer(ask: Sender<Question>) -> Answer {
     match of_loop(ask, Question::Resume).await {
         Ok(true) => text_answer(StatusCode::OK, "moves resumed\n"),
         Ok(false) => text_answer(StatusCode::OK, "moves were not paused\n"),
+        Err(answer) => answer,
+    }
+}
+
+async fn cooldowns_answer(ask: Sender<Question>, asked: Asked) -> Answer {
+    let CooldownsRequest { form } = match request(asked).await {
+        Ok(request) => request,
+        Err(answer) => return answer,
+    };
+    match of_loop(ask, Question::Cooldowns).await {
+        Ok((all, now)) => {
+            drawn(move |out| render::cooldowns(out, form, &all, now, &Origin::here(Source::Agent)))
+                .await
+        }
+        Err(answer) => answer,
+    }
+}
+
+async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Answer {
+    let cleared = async {
+        let ClearRequest { rule } = request(asked).await?;
+        of_loop(ask, |tell| Question::ClearCooldowns(rule, tell)).await
+    };
+    match cleared.await {
+        Ok(count) => text_answer(StatusCode::OK, format!("cooldowns cleared: {count}\n")),
         Err(answer) => answer,
     }
 }
@@ -302,9 +345,7 @@ async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Answer {
 /// The answer, or what to answer instead.
 async fn planned(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
     let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
-    let body = body_of(asked).await?;
-    let request: PlanRequest =
-        serde_json::from_slice(&body).map_err(|error| refused(format!("the body: {error}")))?;
+    let request: PlanRequest = request(asked).await?;
     let policy = match &request.policy {
         Some(policy) => {
             let policy = policy::parse(&policy.name, &policy.text);

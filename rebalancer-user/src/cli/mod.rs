@@ -4,6 +4,7 @@
 //! 4 privilege, 5 no agent.
 
 mod agent;
+mod cooldowns;
 mod doctor;
 mod dump;
 mod events;
@@ -57,6 +58,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Agent(agent::Agent),
+    #[command(subcommand)]
+    Cooldowns(cooldowns::Cooldowns),
     Doctor(doctor::Doctor),
     Dump(dump::Dump),
     Events(events::Events),
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
     let _own_view_stays = bpf::see_cgroups_as_process_1();
     let result = match command {
         Command::Agent(agent) => agent.run(),
+        Command::Cooldowns(cooldowns) => cooldowns.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
         Command::Events(events) => events.run(),

@@ -12,7 +12,9 @@ mod wire;
 pub use client::{AskError, ask, follow, tell};
 pub use run_dir::{RunDir, RunDirError, socket_of};
 pub use server::{Open, Server};
-pub use wire::{PauseAnswer, PauseRequest, PlanRequest, PolicyText};
+pub use wire::{
+    ClearRequest, CooldownsRequest, PauseAnswer, PauseRequest, PlanRequest, PolicyText,
+};
 
 use std::{collections::BTreeMap, convert::Infallible, future::Future, pin::Pin};
 

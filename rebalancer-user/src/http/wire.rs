@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{policy::Mode, render::Form};
+use crate::{
+    policy::{Mode, RuleName},
+    render::Form,
+};
 
 /// Asks for a plan of this moment, or for what it says of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -49,4 +52,20 @@ pub struct PauseAnswer {
     pub recalled: usize,
     /// Why a restart of the agent would end it, if so.
     pub not_kept: Option<String>,
+}
+
+/// Asks for the cooldowns that last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CooldownsRequest {
+    /// The form of the answer.
+    pub form: Form,
+}
+
+/// Asks to end cooldowns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClearRequest {
+    /// Those of this rule; all, if it is null.
+    pub rule: Option<RuleName>,
 }

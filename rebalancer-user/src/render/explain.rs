@@ -200,7 +200,7 @@ impl EffortItem {
         Self {
             moves: effort.moves,
             missing_percent: effort.missing_percent(),
-            holds: effort.holds,
+            holds: effort.hold.times,
             text: effort_text(effort),
         }
     }

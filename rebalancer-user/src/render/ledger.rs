@@ -65,7 +65,7 @@ mod tests {
 
     use super::{super::read::tests::any_key, *};
     use crate::{
-        plan::{FillTest, Group, Sum},
+        plan::{FillTest, Group, Hold, Sum},
         policy::RuleName,
         snapshot::ServiceName,
     };
@@ -86,7 +86,7 @@ mod tests {
             any::<[u64; 8]>(),
             any::<bool>(),
         )
-            .prop_map(|(endpoints, [siblings, holds], n, again)| FillTest {
+            .prop_map(|(endpoints, [siblings, times], n, again)| FillTest {
                 endpoints,
                 siblings,
                 missing: n[0],
@@ -94,8 +94,10 @@ mod tests {
                 moved: n[2],
                 largest: n[3],
                 again,
-                holds,
-                held_until: KernelTime(n[4]),
+                hold: Hold {
+                    times,
+                    until: KernelTime(n[4]),
+                },
                 last: KernelTime(n[5]),
                 lacked: KernelTime(n[6]),
                 since: KernelTime(n[7]),
@@ -146,12 +148,12 @@ mod tests {
             ),
             (
                 "ended",
-                r#"[[1,{"refused":"noGuard"},1,1]]"#.to_owned(),
+                r#"[[1,{"outcome":{"refused":"noGuard"}}]]"#.to_owned(),
                 Some("entries.ended[0]"),
             ),
             (
                 "ended",
-                r#"[[1,"moved",1,1]]"#.to_owned(),
+                r#"[[1,{"outcome":"moved"}]]"#.to_owned(),
                 Some("entries.ended[0]"),
             ),
             ("said", "[-1]".to_owned(), Some("entries.said[0]")),
@@ -167,7 +169,7 @@ mod tests {
         // What it says of a failure is shown to people.
         let failed = written.replace(
             "\"ended\":[]",
-            r#""ended":[[1,{"failed":"\u001b[2J"},1,1]]"#,
+            r#""ended":[[1,{"outcome":{"failed":"\u001b[2J"},"rule":null,"hold":{"times":1,"until":1}}]]"#,
         );
         let shown = format!(
             "{:?}",

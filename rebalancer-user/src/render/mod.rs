@@ -1,6 +1,7 @@
 //! Writes snapshots and plans for people and for programs, into any writer, and reads a snapshot
 //! back.
 
+mod cooldowns;
 mod events;
 mod explain;
 mod json;
@@ -15,6 +16,7 @@ mod status;
 mod table;
 mod top;
 
+pub use cooldowns::cooldowns;
 pub use events::{About, Happened, What, event, event_row, events_head, read_event};
 pub use explain::{explanation, not_tracked};
 pub use json::{Notation, connections, endpoints};

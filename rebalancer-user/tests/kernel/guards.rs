@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
 };
 
 use serde_json::Value;
@@ -12,7 +13,7 @@ use xtask::lab::Lab;
 use crate::{
     moves::{AT_ONCE, enforce},
     server::{Kind, Server},
-    support::{Agent, alone, connect, lab, request},
+    support::{Agent, REBALANCER, alone, connect, lab, request},
 };
 
 const CLOSE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
@@ -58,6 +59,69 @@ fn a_server_that_sigpipe_would_kill_is_spared_on_every_step() {
     let status = server.child.wait().unwrap();
     use std::os::unix::process::ExitStatusExt as _;
     assert_eq!(status.signal(), Some(libc::SIGPIPE), "{status}");
+}
+
+/// What a refused move leaves, as `rebalancer cooldowns` has it.
+#[test]
+fn a_refused_move_is_tried_again_once_its_cooldown_is_cleared() {
+    let _alone = alone();
+    let lab = lab(1);
+    let address = SocketAddr::from((lab.pod(0).addr, 7038));
+    let _server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+    let mut agent = agent(&lab, 7038, AT_ONCE);
+    let mut client = connect(&lab, address);
+    let id = refused_id(&mut agent);
+    let cooldowns = |arguments: &[&str]| {
+        let out = Command::new(REBALANCER)
+            .arg("cooldowns")
+            .args(arguments)
+            .arg("--pins")
+            .arg(&agent.pins)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let listed = || {
+        let list: Value = serde_json::from_str(&cooldowns(&["list", "-o", "json"])).unwrap();
+        assert_eq!(list["kind"], "CooldownList");
+        list["items"].as_array().unwrap().clone()
+    };
+    let items = listed();
+    let [item] = items.as_slice() else {
+        panic!("{items:?}")
+    };
+    let what = ["connection", "rule", "cause"].map(|field| item[field].as_str().unwrap());
+    assert_eq!(what, [id.as_str(), "lab", "sigpipe"], "{item}");
+    assert_eq!(item["times"], 1);
+    let table = cooldowns(&["list"]);
+    assert!(table.contains(&id) && table.contains("sigpipe"), "{table}");
+
+    // While it lasts it is not tried again.
+    assert_eq!(
+        cooldowns(&["clear", "--rule", "other"]),
+        "cooldowns cleared: 0\n"
+    );
+    agent.wait_for_intervals(4);
+    assert_eq!(agent.said("move").len(), 1);
+    let clear = Command::new(REBALANCER)
+        .args(["cooldowns", "clear", "--rule", "lab", "--pins"])
+        .arg(&agent.pins)
+        .output()
+        .unwrap();
+    assert_eq!(clear.stdout, b"cooldowns cleared: 1\n", "{clear:?}");
+    let cleared = agent.wait_for("told", |line| line["message"] == "cooldown cleared");
+    assert_eq!(cleared["cause"], "sigpipe");
+    assert_eq!(refused_id(&mut agent), id);
+    echoes(&mut client);
+}
+
+/// The connection of the next move, which is refused for its server's sake.
+fn refused_id(agent: &mut Agent) -> String {
+    let line = agent.wait_for_move();
+    refused(&line, "sigpipe");
+    assert_eq!(line["cause"], "sigpipe", "{line}");
+    line["cookie"].as_str().unwrap().to_owned()
 }
 
 #[test]

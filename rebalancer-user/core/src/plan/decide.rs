@@ -478,7 +478,11 @@ impl FirstFew {
             let most = test.allowed();
             let key = (whom, connection.endpoint);
             let of = |moves: &BTreeMap<_, u64>| moves.get(&key).copied().unwrap_or(0);
-            let late = if test.holds > 0 { of(&self.late) } else { 0 };
+            let late = if test.hold.times > 0 {
+                of(&self.late)
+            } else {
+                0
+            };
             let under_way = of(&self.under_way) + late;
             if under_way >= most {
                 return Err(SkipReason::FirstFew {
@@ -643,7 +647,7 @@ pub(super) fn returns(
                 moves: test.moves,
                 returned: test.returned,
                 siblings: test.siblings,
-                left: test.holds_for(now)?,
+                left: test.hold.left(now)?,
             })
         })
 }

@@ -32,10 +32,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Group, NewHold, ServiceFacts,
-    groups::GroupLoad,
-    limits::Load,
-    returns::{FORGET, LONGEST_HOLD, hold, until},
+    Cooldown, CooldownOf, Group, Hold, NewHold, ServiceFacts, groups::GroupLoad, limits::Load,
 };
 use crate::{
     policy::{By, RuleName},
@@ -73,10 +70,8 @@ pub struct FillTest {
     pub largest: u64,
     /// It is the first since a hold.
     pub again: bool,
-    /// How often moves were found not to help.
-    pub holds: u32,
-    /// Nothing is moved before; zero if it is not held.
-    pub held_until: KernelTime,
+    /// How often moves were found not to help, and until when none is made.
+    pub hold: Hold,
     /// When an endpoint last held too much.
     pub last: KernelTime,
 }
@@ -134,9 +129,9 @@ impl FillTest {
     /// Takes in how it stands now; for how long it holds from now, if it begins to.
     fn observe(&mut self, ready: &Ready, now: KernelTime) -> Option<Duration> {
         let missing = ready.missing;
-        let is_held = self.held_until != KernelTime::default();
+        let is_held = self.hold.until != KernelTime::default();
         let is_new = ready.siblings > self.siblings || !ready.endpoints.is_subset(&self.endpoints);
-        if is_held && is_new && self.holds == 1 && !self.again {
+        if is_held && is_new && self.hold.times == 1 && !self.again {
             self.start(missing, now);
         }
         let same = ready.siblings == self.siblings && ready.endpoints == self.endpoints;
@@ -149,8 +144,8 @@ impl FillTest {
         }
         if halved {
             self.start(missing, now);
-            (self.again, self.holds) = (false, 0);
-        } else if is_held && now >= self.held_until {
+            (self.again, self.hold.times) = (false, 0);
+        } else if is_held && now >= self.hold.until {
             self.start(missing, now);
             self.again = true;
         } else if is_held {
@@ -163,16 +158,13 @@ impl FillTest {
         if u128::from(self.moved) <= self.allowed() {
             return None;
         }
-        let lasts = hold(self.holds);
-        self.holds = self.holds.saturating_add(1);
-        self.held_until = until(now, lasts);
-        Some(lasts)
+        Some(self.hold.begin(now))
     }
 
     fn start(&mut self, missing: u64, now: KernelTime) {
         self.since = now;
         (self.moves, self.moved, self.largest) = (0, 0, 0);
-        self.held_until = KernelTime::default();
+        self.hold.until = KernelTime::default();
         self.missing = missing;
     }
 
@@ -195,18 +187,6 @@ impl FillTest {
         self.moves = self.moves.saturating_add(1);
         self.moved = self.moved.saturating_add(share);
         self.largest = self.largest.max(share);
-    }
-
-    /// Until it is tried again, if it is held.
-    fn holds_for(&self, now: KernelTime) -> Option<Duration> {
-        let left = self.held_until.since(now);
-        (!left.is_zero()).then_some(left)
-    }
-
-    /// Who was held is remembered for longer, so that the next hold is longer.
-    fn is_stale(&self, now: KernelTime) -> bool {
-        let kept = if self.holds > 0 { LONGEST_HOLD } else { FORGET };
-        self.holds_for(now).is_none() && now.since(self.last) >= kept
     }
 
     fn futile(&self, by: By, facts: &ServiceFacts) -> Futile {
@@ -250,6 +230,24 @@ impl Efforts {
         }
     }
 
+    /// Those of which nothing is moved.
+    pub(super) fn cooldowns(&self, now: KernelTime) -> impl Iterator<Item = Cooldown> {
+        self.all.iter().filter_map(move |((rule, group), effort)| {
+            effort.hold.left(now).map(|_| Cooldown {
+                of: CooldownOf::Fill(rule.clone(), Group::clone(group)),
+                cause: "futile",
+                why: format!("{} moves have not filled what is empty", effort.moves),
+                until: Some(effort.hold.until),
+                times: effort.hold.times,
+            })
+        })
+    }
+
+    pub(super) fn hold(&mut self, rule: &RuleName, group: &Group) -> Option<&mut Hold> {
+        let effort = self.all.get_mut(&(rule.clone(), Arc::new(group.clone())))?;
+        Some(&mut effort.hold)
+    }
+
     pub(super) fn get(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
         // Most of the time there is none.
         if self.all.is_empty() {
@@ -262,7 +260,7 @@ impl Efforts {
     pub(super) fn held(&self, shared: &GroupLoad, now: KernelTime) -> Option<(Futile, Duration)> {
         let (balance, facts) = (shared.balance?, shared.facts.ok()?);
         let effort = self.get(&shared.rule, &shared.group)?;
-        let left = effort.holds_for(now)?;
+        let left = effort.hold.left(now)?;
         Some((effort.futile(balance.by(), &facts), left))
     }
 
@@ -300,7 +298,7 @@ impl Efforts {
                 siblings: facts.endpoints,
                 missing: facts.missing(),
             };
-            let known = known.filter(|effort| !effort.is_stale(now));
+            let known = known.filter(|effort| !effort.hold.is_stale(effort.last, now));
             let Some(mut effort) = known.or_else(|| sheds.then(|| FillTest::new(&ready, now)))
             else {
                 continue;
@@ -321,7 +319,7 @@ impl Efforts {
         // They may be there again soon.
         let gone = before
             .into_iter()
-            .filter(|(_, effort)| !effort.is_stale(now));
+            .filter(|(_, effort)| !effort.hold.is_stale(effort.last, now));
         self.all.extend(gone);
     }
 
@@ -391,10 +389,10 @@ mod tests {
         }
         let at = |minute| KernelTime(minute * MINUTE);
         assert_eq!(effort.observe(&two, at(471)), None);
-        assert!(effort.holds_for(at(471)).is_some());
+        assert!(effort.hold.left(at(471)).is_some());
         // It stays away.
         assert_eq!(effort.observe(&two, at(480)), None);
-        assert_eq!((effort.holds_for(at(480)), effort.holds), (None, 0));
+        assert_eq!((effort.hold.left(at(480)), effort.hold.times), (None, 0));
     }
 
     #[test]
@@ -407,14 +405,14 @@ mod tests {
             ..ready(MEAN)
         };
         assert_eq!(effort.observe(&more(4), now), None);
-        assert_eq!(effort.holds_for(now), None);
+        assert_eq!(effort.hold.left(now), None);
         let lasts = (0..1000).find_map(|_| {
             effort.count(MEAN / 100, LATER);
             effort.observe(&more(4), now)
         });
         assert_eq!(lasts, Some(Duration::from_secs(1200)));
         assert_eq!(effort.observe(&more(5), now), None);
-        assert!(effort.holds_for(now).is_some());
+        assert!(effort.hold.left(now).is_some());
     }
 
     #[test]
@@ -425,8 +423,8 @@ mod tests {
         let mut held = Vec::new();
         for _ in 0..9 {
             assert_eq!(effort.observe(&ready(MEAN), now), None);
-            now = effort.held_until;
-            assert_eq!(effort.holds_for(now), None);
+            now = effort.hold.until;
+            assert_eq!(effort.hold.left(now), None);
             assert_eq!(effort.observe(&ready(MEAN), now), None);
             let (moves, minutes) = held_after(&mut effort, MEAN, now);
             // An eighth takes 37.5.
@@ -460,8 +458,8 @@ mod tests {
         held_after(&mut effort, MEAN, KernelTime(MINUTE));
         let now = KernelTime(2 * MINUTE);
         assert_eq!(effort.observe(&ready(MEAN / 8 * 7), now), None);
-        assert!(effort.holds_for(now).is_some());
+        assert!(effort.hold.left(now).is_some());
         assert_eq!(effort.observe(&ready(MEAN / 2), now), None);
-        assert_eq!((effort.holds_for(now), effort.holds), (None, 0));
+        assert_eq!((effort.hold.left(now), effort.hold.times), (None, 0));
     }
 }

@@ -434,7 +434,7 @@ impl Groups {
 /// left out, and so it makes no endpoint hot for the others.
 pub(super) fn comes_back(connection: &Connection, ledger: &Ledger, now: KernelTime) -> bool {
     let returns = ledger.returns(Subject::Client(client(connection)), connection.endpoint);
-    returns.is_some_and(|test| test.holds_for(now).is_some())
+    returns.is_some_and(|test| test.hold.left(now).is_some())
 }
 
 /// What a connection counts for; `None` if it does not count, or is not known.

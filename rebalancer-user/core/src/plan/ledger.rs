@@ -11,33 +11,24 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FillTest, Futile, Group, Move, Outcome, Refusal, ServiceFacts, Sum,
+    Cooldown, CooldownOf, FillTest, Futile, Group, Hold, Move, Outcome, Refusal, ServiceFacts, Sum,
     fill::Efforts,
     flows::{Flow, Flows},
     groups::{GroupLoad, Groups},
     matches::Matches,
     rates::{History, Rates},
-    returns::{
-        LONGEST_HOLD, NewHold, PendingReturn, Reappearance, ReturnCounts, Returns, Subject, Test,
-        hold, until,
-    },
+    returns::{NewHold, PendingReturn, Reappearance, ReturnCounts, Returns, Subject, Test},
 };
 use crate::{
     policy::{Mode, Policy, Rule, RuleName},
     snapshot::{Cookie, EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
 };
 
-/// For so long a connection is not chosen again once a move of it has ended: one that lives on
-/// was refused, failed or never became quiet, and would be so again at once; one that does not
-/// may still stand in a snapshot taken before its end. Each time it is twice as long, up to a day.
-pub const HOLD: Duration = Duration::from_secs(600);
-
 /// What was moved and told so far. A value: the agent keeps one and tells it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     in_flight: BTreeMap<Cookie, (KernelTime, Charge)>,
-    /// How the last move ended, when, and how many had by then.
-    ended: BTreeMap<Cookie, (Outcome, KernelTime, u32)>,
+    ended: BTreeMap<Cookie, Ended>,
     said: BTreeSet<Cookie>,
     made: Spent,
     told: Spent,
@@ -57,9 +48,39 @@ pub struct Ledger {
 /// Whose turn a move was: a rule's, and there a namespace's.
 type Turn = (RuleName, Option<String>);
 
-/// Whether another move of the connection would end the same way.
-fn lasts(outcome: &Outcome) -> bool {
-    outcome.refusal().is_some_and(Refusal::lasts)
+/// How the last move of a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ended {
+    /// So.
+    pub outcome: Outcome,
+    /// The rule that had asked for it, if that is known.
+    pub rule: Option<RuleName>,
+    /// How many had ended by then, and until when no other is made.
+    pub hold: Hold,
+}
+
+impl Ended {
+    /// Whether another move would end the same way for as long as the connection lives.
+    fn lasts(&self) -> bool {
+        self.outcome.refusal().is_some_and(Refusal::lasts)
+    }
+
+    /// None if it has ended, or the connection has.
+    fn cooldown(&self, cookie: Cookie, now: KernelTime) -> Option<Cooldown> {
+        let refusal = self.outcome.refusal();
+        let is_held = self.lasts() || self.hold.left(now).is_some();
+        (is_held && self.outcome.leaves_it()).then(|| Cooldown {
+            of: CooldownOf::Connection(cookie, self.rule.clone()),
+            cause: refusal.map_or(self.outcome.as_str(), Refusal::as_str),
+            why: refusal.map_or_else(
+                || format!("the move {}", self.outcome),
+                |refusal| refusal.sentence().to_owned(),
+            ),
+            until: (!self.lasts()).then_some(self.hold.until),
+            times: self.hold.times,
+        })
+    }
 }
 
 /// Moves that count against a budget, by when they began.
@@ -131,8 +152,8 @@ impl Charge {
 pub struct Entries {
     /// Moves under way, and when they began.
     pub in_flight: Vec<(Cookie, KernelTime, Charge)>,
-    /// Connections of which moves ended: how the last did, when, and how many had by then.
-    pub ended: Vec<(Cookie, Outcome, KernelTime, u32)>,
+    /// Connections of which moves ended, and how the last did.
+    pub ended: Vec<(Cookie, Ended)>,
     /// Connections told in dry run.
     pub said: Vec<Cookie>,
     /// Moves that count against the budget, by when they began.
@@ -209,7 +230,6 @@ impl Entries {
         let began = made.iter().chain(told).map(|(began, ..)| *began);
         let moves = awaited.iter().chain(late);
         let times = (in_flight.iter().map(|(_, began, _)| *began))
-            .chain(ended.iter().map(|(_, _, ended, _)| *ended))
             .chain(began)
             .chain(moves.flat_map(|one| [one.began, one.ended]))
             .chain(returns.iter().map(|(.., test)| test.last))
@@ -220,10 +240,12 @@ impl Entries {
             )
             .chain(enforced.iter().map(|(_, since)| *since))
             .chain(attempts.iter().map(|(began, ..)| *began));
-        let holds = returns.iter().map(|(.., test)| test.held_until);
-        let mut holds = holds.chain(efforts.iter().map(|(.., effort)| effort.held_until));
+        let holds = returns.iter().map(|(.., test)| test.hold);
+        let mut holds = holds
+            .chain(efforts.iter().map(|(.., effort)| effort.hold))
+            .chain(ended.iter().map(|(_, ended)| ended.hold));
         { times }.all(|time| time <= at)
-            && holds.all(|until| until.since(at) <= LONGEST_HOLD)
+            && holds.all(|hold| hold.is_of(at))
             && rates.iter().all(|(_, history)| history.makes_sense())
     }
 }
@@ -231,9 +253,6 @@ impl Entries {
 impl Ledger {
     /// All that it holds, in order.
     pub fn entries(&self) -> Entries {
-        let ended = |(cookie, (outcome, at, times)): (&Cookie, &(Outcome, KernelTime, u32))| {
-            (*cookie, outcome.clone(), *at, *times)
-        };
         let attempt = |((at, cookie), (rule, namespace)): (&(KernelTime, Cookie), &Turn)| {
             (*at, *cookie, rule.clone(), namespace.clone())
         };
@@ -251,7 +270,7 @@ impl Ledger {
         let (awaited, late, taken, returns) = self.returns.entries();
         Entries {
             in_flight: self.in_flight.iter().map(flying).collect(),
-            ended: self.ended.iter().map(ended).collect(),
+            ended: self.ended.clone().into_iter().collect(),
             said: self.said.iter().copied().collect(),
             made: spent(&self.made),
             told: spent(&self.told),
@@ -272,7 +291,6 @@ impl Ledger {
 
     /// A ledger that holds `entries`.
     pub fn from_entries(entries: Entries) -> Self {
-        let ended = |(cookie, outcome, at, times)| (cookie, (outcome, at, times));
         let attempt = |(at, cookie, rule, namespace)| ((at, cookie), (rule, namespace));
         let flying = |(cookie, at, by)| (cookie, (at, by));
         let spent = |all: Vec<(KernelTime, Cookie, Charge)>| {
@@ -287,7 +305,7 @@ impl Ledger {
         };
         Self {
             in_flight: entries.in_flight.into_iter().map(flying).collect(),
-            ended: entries.ended.into_iter().map(ended).collect(),
+            ended: entries.ended.into_iter().collect(),
             said: entries.said.into_iter().collect(),
             made: spent(entries.made),
             told: spent(entries.told),
@@ -550,7 +568,7 @@ impl Ledger {
         now: KernelTime,
     ) {
         // The order came some time after the listing from which a move counts.
-        let at = |(began, _): (KernelTime, &Charge)| until(began, waited).min(now);
+        let at = |(began, _): (KernelTime, &Charge)| began.after(waited).min(now);
         let at = self.in_flight_since(cookie).map_or(now, at);
         self.ended(cookie, outcome, at);
     }
@@ -558,7 +576,9 @@ impl Ledger {
     /// Records how the move of `cookie` ended; gives the budget back if it did no harm. One that
     /// was recalled may be chosen again at once.
     pub fn ended(&mut self, cookie: Cookie, outcome: Outcome, now: KernelTime) {
+        let mut rule = None;
         if let Some((began, charge)) = self.in_flight.remove(&cookie) {
+            rule = Some(charge.rule.clone());
             if outcome.harmless() {
                 self.made.remove(&(began, cookie));
             } else {
@@ -566,9 +586,15 @@ impl Ledger {
             }
         }
         if !matches!(outcome, Outcome::Recalled(_)) {
-            let before = self.ended.get(&cookie).map_or(0, |(_, _, times)| *times);
-            let times = before.saturating_add(1);
-            self.ended.insert(cookie, (outcome, now, times));
+            let before = self.ended.get(&cookie);
+            let mut hold = before.map_or(Hold::default(), |before| before.hold);
+            hold.begin(now);
+            let ended = Ended {
+                outcome,
+                rule,
+                hold,
+            };
+            self.ended.insert(cookie, ended);
         }
     }
 
@@ -654,12 +680,53 @@ impl Ledger {
         cookie: Cookie,
         now: KernelTime,
     ) -> Option<(&Outcome, Option<Duration>)> {
-        let (outcome, ended, times) = self.ended.get(&cookie)?;
-        if lasts(outcome) {
-            return Some((outcome, None));
+        let ended = self.ended.get(&cookie)?;
+        if ended.lasts() {
+            return Some((&ended.outcome, None));
         }
-        let left = hold(times.saturating_sub(1)).saturating_sub(now.since(*ended));
-        (!left.is_zero()).then_some((outcome, Some(left)))
+        let left = ended.hold.left(now)?;
+        Some((&ended.outcome, Some(left)))
+    }
+
+    /// What is not tried `now`, and why.
+    pub fn cooldowns(&self, now: KernelTime) -> Vec<Cooldown> {
+        let ended = self.ended.iter();
+        ended
+            .filter_map(|(cookie, ended)| ended.cooldown(*cookie, now))
+            .chain(self.returns.cooldowns(now))
+            .chain(self.efforts.cooldowns(now))
+            .collect()
+    }
+
+    /// Ends those of `rule`, or all, before their time; returns them. Of a client they are of each
+    /// rule that has moved any at the same endpoint. A connection begins anew; where clients come back
+    /// or an endpoint stays empty, it is as if their time had passed.
+    pub fn clear_cooldowns(&mut self, rule: Option<&RuleName>, now: KernelTime) -> Vec<Cooldown> {
+        let mut cleared = self.cooldowns(now);
+        if let Some(rule) = rule {
+            cleared.retain(|one| match &one.of {
+                CooldownOf::Connection(_, of) => of.as_ref() == Some(rule),
+                CooldownOf::Returns(Subject::Client(_), endpoint) => {
+                    let of_rule = Subject::Rule(rule.clone());
+                    self.returns.test(of_rule, *endpoint).is_some()
+                }
+                CooldownOf::Returns(Subject::Rule(of), _) | CooldownOf::Fill(of, _) => of == rule,
+            });
+        }
+        for one in &cleared {
+            let hold = match &one.of {
+                CooldownOf::Connection(cookie, _) => {
+                    self.ended.remove(cookie);
+                    None
+                }
+                CooldownOf::Returns(whom, endpoint) => self.returns.hold(whom, *endpoint),
+                CooldownOf::Fill(rule, group) => self.efforts.hold(rule, group),
+            };
+            if let Some(hold) = hold {
+                hold.end(now);
+            }
+        }
+        cleared
     }
 
     pub(super) fn was_said(&self, cookie: Cookie) -> bool {

@@ -9,6 +9,7 @@
 mod balance;
 mod budget;
 mod chance;
+mod cooldown;
 mod decide;
 mod explain;
 mod fair_queue;
@@ -34,13 +35,14 @@ mod skip;
 mod slots;
 
 pub use budget::BudgetOf;
+pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
 pub use fill::{FillTest, Futile};
 pub use flows::Flow;
 pub use forecast::Forecast;
 pub use groups::{Group, NoView, ServiceFacts, Sum};
-pub use ledger::{Charge, Entries, Fate, HOLD, Ledger};
+pub use ledger::{Charge, Ended, Entries, Fate, Ledger};
 pub use limits::{Load, LoadComparison, Reason, Unknown};
 pub use manual::{Guarded, manual};
 pub use outcome::{Outcome, SILENT};
@@ -49,8 +51,8 @@ pub use rates::{History, Level};
 pub use recall::Recall;
 pub use refusal::Refusal;
 pub use returns::{
-    FIRST_FEW, FIRST_HOLD, LOOKED_FOR, NewHold, PendingReturn, Reappearance, ReturnCounts,
-    SEEN_WITHIN, Subject, Test,
+    FIRST_FEW, LOOKED_FOR, NewHold, PendingReturn, Reappearance, ReturnCounts, SEEN_WITHIN,
+    Subject, Test,
 };
 pub use skip::SkipReason;
 

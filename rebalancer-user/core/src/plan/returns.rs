@@ -6,7 +6,7 @@
 //! group is at the same endpoint, or it is not, or is not seen. A sequential test (Wald's) weighs
 //! the two explanations, for each client at each endpoint and for each rule at each endpoint:
 //! chance, p = 1/N, against a return by rule, p = [`STICKY`]. Six returns in a row are evidence, at
-//! most; with many siblings fewer are. Then nothing is moved there for [`FIRST_HOLD`], and one more
+//! most; with many siblings fewer are. Then nothing is moved there for [`super::FIRST_HOLD`], and one more
 //! return doubles that, up to a day.
 //!
 //! Until moves are seen to help, few are under way: [`FIRST_FEW`] of a client, and of a rule at an
@@ -36,7 +36,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Futile, Group, balance::client, ledger::Charge};
+use super::{Cooldown, CooldownOf, Futile, Group, Hold, balance::client, ledger::Charge};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
@@ -48,11 +48,6 @@ pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// For so long a moved client is looked for. Clients wait for minutes before they connect again, if
 /// they have failed to before, or have nothing to ask.
 pub const LOOKED_FOR: Duration = Duration::from_secs(900);
-
-/// How long nothing is moved after the first evidence.
-pub const FIRST_HOLD: Duration = Duration::from_secs(600);
-
-pub(super) const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
 /// Moves that may be under way while it is not known whether they help.
 pub const FIRST_FEW: u64 = 6;
@@ -71,9 +66,6 @@ const EVIDENCE: f64 = 6.9;
 /// Tests kept. Those beyond are forgotten, the longest unused first: a client forgotten is one of
 /// whom a few more moves are lost.
 const MOST: usize = 16_384;
-
-/// What has not been heard of for so long is forgotten, unless it is held.
-pub(super) const FORGET: Duration = Duration::from_secs(3600);
 
 /// Whose returns are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
@@ -116,10 +108,8 @@ pub struct Test {
     /// How much better a return by rule explains them than chance, as the logarithm, in
     /// millionths.
     pub score: i64,
-    /// How often there was evidence that moves do not help.
-    pub holds: u32,
-    /// Nothing is moved before.
-    pub held_until: KernelTime,
+    /// How often there was evidence that moves do not help, and until when none is made.
+    pub hold: Hold,
     /// The last move whose end is known.
     pub last: KernelTime,
 }
@@ -237,6 +227,29 @@ impl Returns {
 
     pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
         std::mem::take(&mut self.new_holds)
+    }
+
+    /// Those of whom nothing is moved.
+    pub(super) fn cooldowns(&self, now: KernelTime) -> impl Iterator<Item = Cooldown> {
+        self.tests
+            .iter()
+            .filter_map(move |((whom, endpoint), test)| {
+                test.hold.left(now).map(|_| Cooldown {
+                of: CooldownOf::Returns(whom.clone(), *endpoint),
+                cause: "returns",
+                why: format!(
+                    "{} of {} moves came back to the same endpoint, where chance brings one in {}",
+                    test.returned, test.moves, test.siblings
+                ),
+                until: Some(test.hold.until),
+                times: test.hold.times,
+            })
+            })
+    }
+
+    pub(super) fn hold(&mut self, whom: &Subject, endpoint: EndpointKey) -> Option<&mut Hold> {
+        let test = self.tests.get_mut(&(whom.clone(), endpoint))?;
+        Some(&mut test.hold)
     }
 
     pub(super) fn test(&self, whom: Subject, endpoint: EndpointKey) -> Option<&Test> {
@@ -393,11 +406,11 @@ impl Returns {
         let test = self.tests.entry((client.clone(), endpoint)).or_default();
         let before = test.score;
         let hold = test.learn(siblings, seen, now).map(|lasts| (*test, lasts));
-        let is_held = test.holds_for(now).is_some();
+        let is_held = test.hold.left(now).is_some();
         // One client may be sent back by something of its own; of several it is the rule's.
         let of_client = is_held
             && !self.tests.iter().any(|((whom, at), test)| {
-                *at == endpoint && is_another(whom) && test.holds_for(now).is_some()
+                *at == endpoint && is_another(whom) && test.hold.left(now).is_some()
             });
         let rule = Subject::Rule(rule);
         let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
@@ -405,7 +418,7 @@ impl Returns {
             // What it did is explained by itself, and says nothing of the rule's other clients.
             // Nor does it say that moves help.
             // Once: what it does later was never counted against the rule.
-            if of_client && test.holds == 1 {
+            if of_client && test.hold.times == 1 {
                 let others = of_rule.score.saturating_sub(before.max(0)).max(0);
                 of_rule.score = of_rule.score.min(others);
             }
@@ -456,11 +469,7 @@ impl Returns {
                 .endpoints
                 .get(endpoint)
                 .is_none_or(|e| e.listeners > 0);
-            let fresh = now.since(test.last) < FORGET;
-            // Who was held is remembered for as long again, so that the next hold is longer.
-            let held = test.holds_for(now).is_some()
-                || test.holds > 0 && now.since(test.held_until) < LONGEST_HOLD;
-            there && (fresh || held)
+            there && !test.hold.is_stale(test.last, now)
         });
         if self.tests.len() > MOST {
             let mut last: Vec<_> = self
@@ -536,12 +545,6 @@ impl ReturnCounts {
 }
 
 impl Test {
-    /// Whether it holds, and for how long still.
-    pub(super) fn holds_for(&self, now: KernelTime) -> Option<Duration> {
-        let left = self.held_until.since(now);
-        (!left.is_zero()).then_some(left)
-    }
-
     /// Whether moves were seen to help.
     pub(super) fn helps(&self) -> bool {
         self.score <= -evidence(self.siblings) / 2
@@ -549,7 +552,7 @@ impl Test {
 
     /// Moves that may be under way.
     pub(super) fn allowed(&self) -> u64 {
-        match (self.helps(), self.holds) {
+        match (self.helps(), self.hold.times) {
             (true, _) if self.elsewhere > 0 => u64::MAX,
             // No more is known than that they have not been seen to return yet.
             (true, _) => {
@@ -579,29 +582,14 @@ impl Test {
         // returns in a row it takes.
         self.score = score.clamp(-2 * enough, enough);
         if self.helps() {
-            self.holds = 0;
+            self.hold.times = 0;
         }
         // Those that were under way when it began to hold are a part of the same evidence.
-        if returned == 0 || self.score < enough || self.holds_for(now).is_some() {
+        if returned == 0 || self.score < enough || self.hold.left(now).is_some() {
             return None;
         }
-        let lasts = hold(self.holds);
-        self.holds = self.holds.saturating_add(1);
-        self.held_until = until(now, lasts);
-        Some(lasts)
+        Some(self.hold.begin(now))
     }
-}
-
-/// How long the next hold is, after so many.
-pub(super) fn hold(holds: u32) -> Duration {
-    let doubled = 2_u32.saturating_pow(holds.min(16));
-    FIRST_HOLD.saturating_mul(doubled).min(LONGEST_HOLD)
-}
-
-/// When a hold that begins now is over.
-pub(super) fn until(now: KernelTime, lasts: Duration) -> KernelTime {
-    let nanos = u64::try_from(lasts.as_nanos()).unwrap_or(u64::MAX);
-    KernelTime(now.0.saturating_add(nanos))
 }
 
 /// The logarithm of how much likelier it is by rule than by chance, in millionths.
@@ -624,6 +612,7 @@ fn evidence(siblings: u32) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::FIRST_HOLD;
 
     fn one(returned: bool) -> Seen {
         Seen {
@@ -656,10 +645,10 @@ mod tests {
         for _ in 0..16 {
             if let Some(lasts) = test.learn(3, one(true), now) {
                 lasted.push(lasts.as_secs() / 60);
-                assert_eq!(test.holds_for(now), Some(lasts));
+                assert_eq!(test.hold.left(now), Some(lasts));
                 assert_eq!(test.allowed(), 1);
-                now = test.held_until;
-                assert_eq!(test.holds_for(now), None);
+                now = test.hold.until;
+                assert_eq!(test.hold.left(now), None);
             }
         }
         assert_eq!(lasted[..9], [10, 20, 40, 80, 160, 320, 640, 1280, 1440]);

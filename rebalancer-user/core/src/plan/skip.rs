@@ -178,7 +178,7 @@ pub enum SkipReason {
     },
     /// The one limit is of a rate that is not known.
     RateUnknown(Unknown),
-    /// A move of it ended less than [`super::HOLD`] ago.
+    /// A move of it ended less than [`super::FIRST_HOLD`] ago.
     Held {
         /// How it ended.
         after: Outcome,

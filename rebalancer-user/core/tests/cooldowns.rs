@@ -1,0 +1,174 @@
+//! Cooldowns: what is listed is what keeps from being moved, and what is cleared is tried again.
+
+use std::time::Duration;
+
+use rebalancer_core::{
+    plan::{
+        CooldownOf, Entries, FIRST_HOLD, FillTest, Group, Hold, Ledger, Outcome, Refusal, Subject,
+        Test, decide,
+    },
+    policy::{Policy, RuleName, parse},
+    snapshot::{Cookie, KernelTime, Snapshot, sample::connection},
+};
+
+const NOW: KernelTime = KernelTime(7_200_000_000_000);
+
+fn policy() -> Policy {
+    let text = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+budget: {perService: 1000000, perEndpoint: 1000000}
+rules:
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30m}}
+";
+    parse("test", text).unwrap()
+}
+
+fn listed() -> Snapshot {
+    Snapshot {
+        taken: NOW,
+        connections: vec![connection(1)],
+        ..Snapshot::default()
+    }
+}
+
+fn rule(name: &str) -> RuleName {
+    RuleName::known(name).unwrap()
+}
+
+/// A ledger by which the one connection is moved, and its move ends so.
+fn moved(outcome: Outcome) -> Ledger {
+    let mut ledger = Ledger::default();
+    for chosen in decide(&policy(), &listed(), &ledger, NOW).moves() {
+        ledger.started(chosen, NOW);
+        ledger.ended(chosen.cookie(), outcome.clone(), NOW);
+    }
+    ledger
+}
+
+fn moves(ledger: &Ledger) -> usize {
+    decide(&policy(), &listed(), ledger, NOW).moves().count()
+}
+
+#[test]
+fn what_a_move_ended_with_is_listed_and_once_cleared_the_connection_is_moved_again() {
+    let once = Some(NOW.after(FIRST_HOLD));
+    for (outcome, cause, until) in [
+        (Outcome::Refused(Refusal::Sigpipe), "sigpipe", once),
+        (
+            Outcome::Refused(Refusal::ProtocolUnknown),
+            "protocolUnknown",
+            once,
+        ),
+        (Outcome::Refused(Refusal::Http2), "http2", None),
+        (Outcome::GaveUp, "gaveUp", once),
+        (Outcome::Failed("EPERM".into()), "failed", once),
+    ] {
+        let mut ledger = moved(outcome);
+        assert_eq!(moves(&ledger), 0, "{cause}");
+        let all = ledger.cooldowns(NOW);
+        let [one] = all.as_slice() else {
+            panic!("{all:?}")
+        };
+        assert_eq!(one.of, CooldownOf::Connection(Cookie(1), Some(rule("web"))));
+        assert_eq!((one.cause, one.until, one.times), (cause, until, 1));
+        // It ends by itself as it is listed.
+        let over = ledger.cooldowns(NOW.after(FIRST_HOLD)).is_empty();
+        assert_eq!(over, until.is_some(), "{cause}");
+
+        assert_eq!(ledger.clear_cooldowns(Some(&rule("another")), NOW), []);
+        assert_eq!(moves(&ledger), 0, "{cause}");
+        assert_eq!(ledger.clear_cooldowns(Some(&rule("web")), NOW), all);
+        assert_eq!(moves(&ledger), 1, "{cause}");
+        assert_eq!(ledger.cooldowns(NOW), []);
+    }
+}
+
+/// Nothing keeps those from being moved: they are in no listing any more.
+#[test]
+fn what_was_moved_and_what_was_recalled_has_no_cooldown() {
+    for outcome in [
+        Outcome::Reset,
+        Outcome::Closed,
+        Outcome::Recalled("paused".into()),
+    ] {
+        assert_eq!(moved(outcome).cooldowns(NOW), []);
+    }
+}
+
+#[test]
+fn of_clients_and_groups_the_one_that_is_cleared_counts_for_the_next() {
+    let endpoint = connection(1).endpoint;
+    let hold = Hold {
+        times: 3,
+        until: NOW.after(Duration::from_secs(2400)),
+    };
+    let test = Test {
+        moves: 6,
+        returned: 6,
+        siblings: 3,
+        hold,
+        ..Test::default()
+    };
+    let not_held = Test {
+        hold: Hold::default(),
+        ..test
+    };
+    let client = Subject::Client([10, 0, 0, 7].into());
+    let group = Group {
+        service: None,
+        port: 8080,
+    };
+    let effort = FillTest {
+        hold,
+        ..FillTest::default()
+    };
+    let web = || rule("web");
+    let mut ledger = Ledger::from_entries(Entries {
+        returns: vec![
+            (client.clone(), endpoint, test),
+            // The client's moves were this rule's.
+            (Subject::Rule(web()), endpoint, not_held),
+            (Subject::Rule(rule("another")), endpoint, test),
+        ],
+        efforts: vec![(web(), group.clone(), effort)],
+        ..Entries::default()
+    });
+    let of_web = [
+        CooldownOf::Returns(client, endpoint),
+        CooldownOf::Fill(web(), group),
+    ];
+    let cleared = ledger.clear_cooldowns(Some(&web()), NOW);
+    assert_eq!(
+        cleared.iter().map(|one| one.of.clone()).collect::<Vec<_>>(),
+        of_web
+    );
+    assert!(
+        cleared
+            .iter()
+            .all(|one| one.times == 3 && one.until == Some(hold.until))
+    );
+    let [rest] = &ledger.cooldowns(NOW)[..] else {
+        panic!("{ledger:?}")
+    };
+    let another = Subject::Rule(rule("another"));
+    assert_eq!(rest.of, CooldownOf::Returns(another, endpoint));
+    assert_eq!(ledger.clear_cooldowns(None, NOW).len(), 1);
+    // As if the time had passed.
+    let over = Hold {
+        times: 3,
+        until: NOW,
+    };
+    let entries = ledger.entries();
+    assert_eq!(entries.efforts[0].2.hold, over);
+    let held = entries
+        .returns
+        .iter()
+        .filter(|(.., test)| test.hold.times > 0);
+    assert_eq!(
+        held.map(|(.., test)| test.hold).collect::<Vec<_>>(),
+        [over, over]
+    );
+    assert!(entries.is_of(NOW));
+}
