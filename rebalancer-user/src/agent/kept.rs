@@ -261,6 +261,7 @@ rules:
             ("a part", good[..good.len() / 2].to_owned()),
             ("another kind", good.replace("KeptLedger", "Ledger")),
             ("another version", good.replace("/v1alpha1", "/v9")),
+            ("an older form", good.replace("\"entries\":", "\"ledger\":")),
             ("another boot", good.replace(&boot, "0-0")),
             (
                 "the future",
