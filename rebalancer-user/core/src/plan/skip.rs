@@ -425,6 +425,7 @@ impl SkipReason {
                 "to be watched for {}, as the agent does",
                 rounded(asked.sustained_for())
             ),
+            Self::Held { after, left } if after.leaves_it() => wait_or_clear(*left),
             Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
             Self::Silent { .. } => {
                 "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing".to_owned()
@@ -447,16 +448,23 @@ impl SkipReason {
             Self::LoadUnknown => "one listing more".to_owned(),
             Self::NoClusterView(_) => "all ready endpoints of its Service on this node".to_owned(),
             Self::NotReady => "that its endpoint is ready".to_owned(),
-            Self::Returns { left, .. } => format!("a wait of {}", rounded(*left)),
+            Self::Returns { left, .. } => wait_or_clear(*left),
             Self::Futile { left, .. } => format!(
-                "that the emptiest endpoint keeps what comes to it, or a wait of {}",
-                rounded(*left)
+                "that the emptiest endpoint keeps what comes to it, or {}",
+                wait_or_clear(*left)
             ),
             Self::FirstFew { .. } => {
                 "that their clients are seen at another endpoint".to_owned()
             }
         }
     }
+}
+
+fn wait_or_clear(left: Duration) -> String {
+    format!(
+        "a wait of {}, or `rebalancer cooldowns clear`",
+        rounded(left)
+    )
 }
 
 impl fmt::Display for SkipReason {
