@@ -85,7 +85,7 @@ fn node(connections: u64) -> Snapshot {
     });
     let one = |cookie: u64| {
         // A tenth of the endpoints is hot: those that have the first pods of their Services.
-        let at = if cookie % 4 == 0 {
+        let at = if cookie.is_multiple_of(4) {
             cookie / 4 % ENDPOINTS
         } else {
             cookie % SERVICES

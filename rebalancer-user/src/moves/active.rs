@@ -217,7 +217,7 @@ impl Active {
 
     /// A guard has refused it. What has ended since it was looked at is held by nobody, and that is no
     /// reason.
-    fn refused(&mut self, guard: &'static str, diag: &Diag) -> Outcome {
+    fn refused(&mut self, guard: Refusal, diag: &Diag) -> Outcome {
         match self.socket(diag) {
             Ok(_) => self.left(Outcome::Refused(guard)),
             Err(outcome) => outcome,
@@ -518,11 +518,11 @@ mod tests {
     fn what_has_ended_meanwhile_is_not_refused() {
         let pair = Pair::connect().unwrap();
         let (mut active, diag) = (active(&pair), Diag::open().unwrap());
-        let refused = active.refused("ownerUnknown", &diag);
-        assert_eq!(refused, Outcome::Refused("ownerUnknown"));
+        let refused = active.refused(Refusal::OwnerUnknown, &diag);
+        assert_eq!(refused, Outcome::Refused(Refusal::OwnerUnknown));
         rustix::net::connect_unspec(&pair.server).unwrap();
         drop(pair);
-        let refused = active.refused("ownerUnknown", &diag);
+        let refused = active.refused(Refusal::OwnerUnknown, &diag);
         assert_eq!(refused, Outcome::LeftByItself);
     }
 

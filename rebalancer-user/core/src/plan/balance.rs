@@ -12,17 +12,13 @@
 //! one of its connections, then again the one with most. What falls to a client that must not be
 //! moved is left, and falls to no other: a flood of one client does not push its neighbours out.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
-    net::IpAddr,
-    ptr,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, net::IpAddr, ptr};
 
 use super::{
     Reason, SkipReason,
     groups::{GroupLoad, Groups},
     limits::LoadComparison,
+    lookup::Lookup,
 };
 use crate::{
     policy::{Balance, By},
@@ -77,12 +73,16 @@ pub(super) enum Weighing {
 /// Weighs all; the answers are by index, those to be moved in the order of their turns, and for no
 /// other than was asked.
 pub(super) fn weigh(weighed: &[Weighed<'_>]) -> Vec<(usize, Weighing)> {
-    let mut by_endpoint: HashMap<(*const GroupLoad, EndpointKey), Vec<usize>> = HashMap::new();
+    let mut places: Lookup<(*const GroupLoad, EndpointKey), usize> = Lookup::default();
+    let mut by_endpoint: Vec<Vec<usize>> = Vec::new();
     for (index, one) in weighed.iter().enumerate() {
         let key = (ptr::from_ref(one.shared), one.connection.endpoint);
-        by_endpoint.entry(key).or_default().push(index);
+        let place = *places.slot(key, || by_endpoint.len());
+        if place == by_endpoint.len() {
+            by_endpoint.push(Vec::new());
+        }
+        by_endpoint[place].push(index);
     }
-    let mut by_endpoint: Vec<Vec<usize>> = by_endpoint.into_values().collect();
     by_endpoint.sort_by_key(|indexes| {
         let first = &weighed[indexes[0]];
         (first.shared.rule.as_str(), first.connection.endpoint)
@@ -210,37 +210,44 @@ fn part(
     endpoints: u32,
     target: u64,
 ) -> Vec<usize> {
-    let mut queues: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-    let mut here: HashMap<IpAddr, u64> = HashMap::new();
+    let mut places: Lookup<IpAddr, usize> = Lookup::default();
+    let mut clients: Vec<Client> = Vec::new();
     let counted = indexes.iter().map(|i| &weighed[*i]).enumerate();
     for (place, one) in counted.filter(|(_, one)| one.counts) {
-        let client = client(one.connection);
-        queues.entry(client).or_default().push(place);
-        *here.entry(client).or_default() += one.load;
+        let address = client(one.connection);
+        let at = *places.slot(address, || clients.len());
+        if at == clients.len() {
+            clients.push(Client {
+                address,
+                here: 0,
+                queue: Vec::new(),
+            });
+        }
+        clients[at].queue.push(place);
+        clients[at].here += one.load;
     }
-    for queue in queues.values_mut() {
+    for client in &mut clients {
         // Taken from the end: the heaviest, then the oldest first.
-        queue.sort_by_key(|place| {
+        client.queue.sort_by_key(|place| {
             let one = &weighed[indexes[*place]];
             let c = one.connection;
             Reverse((one.state.rank(), Reverse(one.load), c.opened, c.cookie))
         });
     }
     let n = i128::from(endpoints);
-    let share = |client: &IpAddr, here: u64| {
-        let all = everywhere.get(client).copied().unwrap_or(here);
-        i128::from(here) * n - i128::from(all)
+    let share = |client: &Client| {
+        let all = everywhere.get(&client.address).copied();
+        i128::from(client.here) * n - i128::from(all.unwrap_or(client.here))
     };
-    let mut heap: BinaryHeap<(i128, Reverse<IpAddr>)> = here
-        .iter()
-        .map(|(client, here)| (share(client, *here), Reverse(*client)))
+    let mut heap: BinaryHeap<(i128, Reverse<IpAddr>, usize)> = (clients.iter().zip(0..))
+        .map(|(client, at)| (share(client), Reverse(client.address), at))
         .collect();
     let (mut left, mut largest, mut chosen) = (target, 0, Vec::new());
     while left > 0 {
-        let Some((beyond, Reverse(client))) = heap.pop() else {
+        let Some((beyond, address, at)) = heap.pop() else {
             break;
         };
-        let Some(place) = queues.get_mut(&client).and_then(Vec::pop) else {
+        let Some(place) = clients[at].queue.pop() else {
             continue;
         };
         let load = weighed[indexes[place]].load;
@@ -256,9 +263,17 @@ fn part(
         // A part of those moved comes back.
         let relief = if fits { i128::from(load) * (n - 1) } else { 0 };
         let beyond = beyond - relief;
-        heap.push((beyond, Reverse(client)));
+        heap.push((beyond, address, at));
     }
     chosen
+}
+
+/// What one client has at an endpoint.
+struct Client {
+    address: IpAddr,
+    here: u64,
+    /// Its connections' places, those to be moved first last.
+    queue: Vec<usize>,
 }
 
 pub(super) fn client(connection: &Connection) -> IpAddr {
@@ -266,25 +281,25 @@ pub(super) fn client(connection: &Connection) -> IpAddr {
 }
 
 /// What each client has.
-type Loads = HashMap<IpAddr, u64>;
+type Loads = Lookup<IpAddr, u64>;
 
 /// What each client has at all endpoints of a group, found when first asked for.
 #[derive(Default)]
 struct ClientLoads {
-    known: Option<HashMap<*const GroupLoad, Loads>>,
+    known: Option<Lookup<*const GroupLoad, Loads>>,
 }
 
 impl ClientLoads {
     fn of(&mut self, weighed: &[Weighed<'_>], shared: &GroupLoad) -> &Loads {
         let known = self.known.get_or_insert_with(|| {
-            let mut known: HashMap<_, Loads> = HashMap::new();
+            let mut known: Lookup<_, Loads> = Lookup::default();
             for one in weighed.iter().filter(|one| one.counts) {
-                let loads = known.entry(ptr::from_ref(one.shared)).or_default();
-                *loads.entry(client(one.connection)).or_default() += one.load;
+                let loads = known.slot(ptr::from_ref(one.shared), Loads::default);
+                *loads.slot(client(one.connection), || 0) += one.load;
             }
             known
         });
-        known.entry(ptr::from_ref(shared)).or_default()
+        known.slot(ptr::from_ref(shared), Loads::default)
     }
 }
 

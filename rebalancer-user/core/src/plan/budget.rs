@@ -1,15 +1,10 @@
 //! How many of the chosen may be moved now.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use super::{
     Forecast, Group, Ledger, Ramp, SkipReason, fair_queue::Queue, forecast::Pace, groups::Groups,
-    ledger::Charge, slots::Slots,
+    ledger::Charge, lookup::Lookup, slots::Slots,
 };
 use crate::{
     policy::{Budget, Mode, Policy},
@@ -48,7 +43,7 @@ impl fmt::Display for BudgetOf {
 pub(super) struct Population {
     node: u64,
     groups: BTreeMap<Arc<Group>, u64>,
-    endpoints: HashMap<EndpointKey, u64>,
+    endpoints: Lookup<EndpointKey, u64>,
 }
 
 impl Population {
@@ -56,10 +51,10 @@ impl Population {
         let mut there = Self {
             node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
             groups: BTreeMap::new(),
-            endpoints: HashMap::new(),
+            endpoints: Lookup::default(),
         };
         for connection in &snapshot.connections {
-            *there.endpoints.entry(connection.endpoint).or_default() += 1;
+            *there.endpoints.slot(connection.endpoint, || 0) += 1;
         }
         for shared in groups.iter() {
             let group = Arc::clone(&shared.group);

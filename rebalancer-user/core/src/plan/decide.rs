@@ -2,7 +2,7 @@
 //! the budgets have them in turn.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::IpAddr,
     sync::Arc,
 };
@@ -16,6 +16,7 @@ use super::{
     groups::{GroupLoad, Groups, comes_back, load},
     guards::Guards,
     limits::measure,
+    lookup::Lookup,
     matches::{Matched, Matches},
     recall::{Flying, Recall, Still, of_no_excess, still},
 };
@@ -127,11 +128,11 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 }
 
 /// How many connections each client has at each endpoint.
-fn together_at(snapshot: &Snapshot) -> HashMap<(EndpointKey, IpAddr), u64> {
-    let mut together = HashMap::new();
+fn together_at(snapshot: &Snapshot) -> Lookup<(EndpointKey, IpAddr), u64> {
+    let mut together = Lookup::default();
     for connection in &snapshot.connections {
         let key = (connection.endpoint, client(connection));
-        *together.entry(key).or_default() += 1;
+        *together.slot(key, || 0) += 1;
     }
     together
 }

@@ -3,8 +3,7 @@
 //! What a rule asks of the endpoint is asked once for each endpoint, as that is the same for all of
 //! its connections; of a connection only its peer and its cgroup are looked at.
 
-use std::collections::HashMap;
-
+use super::lookup::Lookup;
 use crate::{
     policy::{MissingFact, Policy, Rule},
     snapshot::{Connection, EndpointKey, Snapshot, Who},
@@ -41,10 +40,10 @@ type AtEndpoint<'a> = (usize, &'a Rule, Option<MissingFact>);
 
 impl<'a> Matches<'a> {
     pub(super) fn of(policy: &'a Policy, snapshot: &'a Snapshot) -> Self {
-        let mut indexes: HashMap<EndpointKey, usize> = HashMap::new();
+        let mut indexes: Lookup<EndpointKey, usize> = Lookup::default();
         let mut rules: Vec<Vec<AtEndpoint<'a>>> = Vec::new();
         let one = |connection: &'a Connection| {
-            let endpoint = *indexes.entry(connection.endpoint).or_insert_with(|| {
+            let endpoint = *indexes.slot(connection.endpoint, || {
                 let who = snapshot.who(&connection.endpoint);
                 rules.push(at_endpoint(policy, connection.endpoint.port, who));
                 rules.len() - 1

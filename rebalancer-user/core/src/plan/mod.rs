@@ -20,6 +20,7 @@ mod groups;
 mod guards;
 mod ledger;
 mod limits;
+mod lookup;
 mod manual;
 mod matches;
 mod outcome;
