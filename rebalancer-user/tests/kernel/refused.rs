@@ -388,13 +388,13 @@ fn whatever_is_missing_is_told_with_its_remedy_and_nothing_changes() {
             "cgroup v2",
             MissingFact::Hidden(no_cgroup),
             1,
-            "no cgroup v2",
+            "cgroup v2 hierarchy is not mounted",
         ),
         (
             "programs",
             MissingFact::Allowed(PROG_LOAD),
             1,
-            "not even a BPF program",
+            "even an empty BPF program",
         ),
         ("maps", MissingFact::Allowed(MAP_CREATE), 1, "not permitted"),
         // Each is refused by the verifier, with its words.
