@@ -108,40 +108,30 @@ pub fn dump(bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+#[path = "../fuzz/seeds.rs"]
+mod seeds;
 
-    /// The seeds, among them what was once a mistake.
-    fn on_its_seeds(target: &str, run: fn(&[u8])) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("fuzz/corpus")
-            .join(target);
-        let mut seeds = 0;
-        for file in fs::read_dir(&folder).expect("a folder of seeds") {
-            let file = file.expect("a seed").path();
-            run(&fs::read(&file).expect("a seed can be read"));
-            seeds += 1;
-        }
-        assert!(seeds > 0, "no seeds in {}", folder.display());
-    }
+#[cfg(test)]
+mod tests {
+    use super::seeds::on_its_seeds;
 
     #[test]
     fn seeds_of_records() {
-        on_its_seeds("records", super::records);
+        on_its_seeds("fuzz/corpus/records", super::records);
     }
 
     #[test]
     fn seeds_of_netlink() {
-        on_its_seeds("netlink", super::netlink);
+        on_its_seeds("fuzz/corpus/netlink", super::netlink);
     }
 
     #[test]
     fn seeds_of_btf() {
-        on_its_seeds("btf", super::btf);
+        on_its_seeds("fuzz/corpus/btf", super::btf);
     }
 
     #[test]
     fn seeds_of_dump() {
-        on_its_seeds("dump", super::dump);
+        on_its_seeds("fuzz/corpus/dump", super::dump);
     }
 }

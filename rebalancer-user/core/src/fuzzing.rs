@@ -84,30 +84,20 @@ pub fn exchange(bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs, path::Path};
+#[path = "../../fuzz/seeds.rs"]
+mod seeds;
 
-    /// The seeds, among them what was once a mistake.
-    fn on_its_seeds(target: &str, run: fn(&[u8])) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../fuzz/corpus")
-            .join(target);
-        let mut seeds = 0;
-        for file in fs::read_dir(&folder).expect("a folder of seeds") {
-            let file = file.expect("a seed").path();
-            run(&fs::read(&file).expect("a seed can be read"));
-            seeds += 1;
-        }
-        assert!(seeds > 0, "no seeds in {}", folder.display());
-    }
+#[cfg(test)]
+mod tests {
+    use super::seeds::on_its_seeds;
 
     #[test]
     fn seeds_of_policy() {
-        on_its_seeds("policy", super::policy);
+        on_its_seeds("../fuzz/corpus/policy", super::policy);
     }
 
     #[test]
     fn seeds_of_exchange() {
-        on_its_seeds("exchange", super::exchange);
+        on_its_seeds("../fuzz/corpus/exchange", super::exchange);
     }
 }
