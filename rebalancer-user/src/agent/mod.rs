@@ -22,7 +22,7 @@ mod unnamed;
 pub use event_recorder::announce_refusal;
 pub use kept::forget_kept;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
-pub use policy_file::{Content, MOST as MOST_OF_POLICY, read as read_policy};
+pub use policy_file::{Content, read as read_policy};
 pub use serve::Offer;
 
 use std::{
@@ -51,7 +51,6 @@ use self::{
     mover::{Making, MoverSigns},
     pause::Pause,
     policy_file::PolicyFile,
-    scope::Scope,
     serve::{Published, Question, Trial, serve},
     state::AgentState,
     unnamed::Unnamed,
@@ -243,7 +242,6 @@ struct Agent {
     cgroups: CgroupTree,
     policy: Policy,
     on_exit: OnExit,
-    scope: Scope,
     /// The most that the flag and this node's abilities allow.
     mode: Mode,
     pause: Pause,
@@ -286,8 +284,7 @@ impl Agent {
         bpf::raise_descriptors();
         let kernel = Arc::new(Kernel::read()?);
         let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
-        let scope = Scope::of(&policy);
-        let wanted = scope.tracking(&policy, &read_cgroups(&policy, &cgroups));
+        let wanted = scope::tracking(policy.track(), &read_cgroups(&policy, &cgroups));
         let mut tracker = Tracker::start(
             &kernel,
             &options.pins,
@@ -388,7 +385,6 @@ impl Agent {
             cgroups,
             policy,
             on_exit: options.on_exit,
-            scope,
             mode,
             reload: options.reload,
             pause,
@@ -729,14 +725,13 @@ impl Agent {
                     self.ledger.forget_told();
                     self.policy_text = text;
                 }
-                let scope = Scope::of(&policy);
-                let tracking = scope.tracking(&policy, &read_cgroups(&policy, &self.cgroups));
+                let paths = read_cgroups(&policy, &self.cgroups);
+                let tracking = scope::tracking(policy.track(), &paths);
                 if let Err(error) = self.tracker.track(tracking) {
                     error!(%error, "could not update the kernel half; it keeps its previous settings");
                 }
                 // What is there already gets its record, or loses it.
                 self.observer.look_everywhere();
-                self.scope = scope;
                 let stabilization_window = policy.guards().stabilization_window();
                 if let Some(Err(error)) = self
                     .names
@@ -805,7 +800,7 @@ impl Agent {
 
     /// Tells the kernel half of cgroups that have come and gone.
     fn exclude(&mut self, paths: &CgroupPaths) {
-        let Some(excluded) = self.scope.excluded(paths) else {
+        let Some(excluded) = scope::excluded(self.policy.track(), paths) else {
             return;
         };
         if let Err(error) = self.tracker.exclude(excluded) {
@@ -824,11 +819,12 @@ impl Agent {
         }: &mut Observation,
         paths: &CgroupPaths,
     ) {
-        let loopback = self.policy.track().loopback();
+        let track = self.policy.track();
         snapshot.connections.retain(|c| {
-            (loopback || !c.remote.ip().is_loopback()) && self.scope.covers(c.cgroup_path.as_ref())
+            let wanted = track.loopback() || !c.remote.ip().is_loopback();
+            wanted && scope::covers(track, c.cgroup_path.as_ref())
         });
-        listeners.retain(|(_, id)| self.scope.covers(paths.get(id)));
+        listeners.retain(|(_, id)| scope::covers(track, paths.get(id)));
     }
 
     fn report_faults(&mut self, observation: &Observation) {

@@ -10,19 +10,21 @@ use std::{
     time::Duration,
 };
 
+use crate::policy::LARGEST_FILE;
+
 /// How often to ask.
 pub(super) const EVERY: Duration = Duration::from_secs(2);
 
-/// More is not read: a file may have no end. Far above what a policy may have.
-pub use crate::policy::LARGEST_FILE as MOST;
-
-/// The bytes of a policy file; one more than [`MOST`], if there are as many.
+/// The bytes of a policy file; one more than [`LARGEST_FILE`] if there are more, as a file may have no
+/// end.
 ///
 /// # Errors
 /// It cannot be read.
 pub fn read(file: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(file)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    File::open(file)?
+        .take(LARGEST_FILE + 1)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -170,7 +172,10 @@ mod tests {
     fn what_is_too_large_is_a_change_once() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("policy.yaml");
-        File::create(&file).unwrap().set_len(MOST + 9).unwrap();
+        File::create(&file)
+            .unwrap()
+            .set_len(LARGEST_FILE + 9)
+            .unwrap();
         let mut file_seen = PolicyFile::new(file, Content::of(Some(b"one")));
         assert!(changed(&mut file_seen));
         assert!(!changed(&mut file_seen));

@@ -10,8 +10,8 @@ use clap::Subcommand;
 
 use super::note;
 use crate::{
-    agent::{MOST_OF_POLICY as MOST, read_policy},
-    policy,
+    agent::read_policy,
+    policy::{self, LARGEST_FILE},
 };
 
 /// Validate, explain and document policies.
@@ -82,8 +82,11 @@ pub(super) fn note_rules_for_pods(policy: &policy::Policy) {
 fn text(file: &Path, read: io::Result<Vec<u8>>) -> anyhow::Result<String> {
     let name = name(file);
     let bytes = read.with_context(|| format!("reading the policy {name}"))?;
-    if bytes.len() as u64 > MOST {
-        bail!("{name}: more than {} MiB, which no policy has", MOST >> 20);
+    if bytes.len() as u64 > LARGEST_FILE {
+        bail!(
+            "{name}: more than {} MiB, which no policy has",
+            LARGEST_FILE >> 20
+        );
     }
     String::from_utf8(bytes).with_context(|| format!("{name}: not UTF-8 text; save it as UTF-8"))
 }
@@ -93,7 +96,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
         return read_policy(file);
     }
     let mut bytes = Vec::new();
-    io::stdin().take(MOST + 1).read_to_end(&mut bytes)?;
+    io::stdin().take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
