@@ -250,7 +250,7 @@ impl Move {
         self.heeds_guards
     }
 
-    /// Whether it may be moved only once it is heard to speak HTTP/1.
+    /// Whether it may be moved only once it is found to speak HTTP/1.
     pub fn is_sniffed(&self) -> bool {
         self.is_sniffed
     }

@@ -63,15 +63,15 @@ refusals! {
         "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing";
     /// Another protocol than HTTP/1.
     ProtocolUnknown("protocolUnknown")
-        "was not heard to speak HTTP/1",
+        "speaks a protocol that was not recognised as HTTP/1",
         "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing";
     /// Nothing for too long.
     Silent("silent")
-        "said nothing while it was listened to",
+        "had a client that sent nothing while its protocol was being detected",
         "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing";
-    /// This agent cannot hear it: it may not put its programs on its cgroup, or has none.
+    /// Its protocol cannot be detected: the programs are not loaded, or cannot be attached to its cgroup.
     CannotSniff("cannotSniff")
-        "cannot be heard: no program may be put on its cgroup, or none is loaded for it",
+        "has a protocol that cannot be detected: no program is loaded, or none can be attached to its cgroup",
         "`onReconnect: Safe` in its rule, if a reconnect costs its client nothing";
     /// Something holds its lock, and the kernel does not answer about it.
     Unanswered("unanswered")

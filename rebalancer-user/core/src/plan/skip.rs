@@ -620,7 +620,7 @@ impl fmt::Display for SkipReason {
             }
             Self::Silent { since } => write!(
                 f,
-                "has said nothing for {}, so it cannot be heard to speak HTTP/1",
+                "its client has sent nothing for {}, so its protocol cannot be detected",
                 rounded(*since)
             ),
             Self::Sniffed { refusal, left } => {
@@ -629,7 +629,7 @@ impl fmt::Display for SkipReason {
                     write!(f, "; not again for {}", rounded(left))
                 })
             }
-            Self::DryRun => f.write_str("would be moved (dry run, told before)"),
+            Self::DryRun => f.write_str("would be moved (dry run, already reported)"),
             Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
             Self::OthersWait { held, max } => write!(
                 f,
