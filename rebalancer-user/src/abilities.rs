@@ -9,8 +9,8 @@ use rustix::net::connect_unspec;
 use crate::{
     bpf::{Walker, read_endpoints, read_faults},
     counting::{self, Fionread},
+    host::Pair,
     moves::{self, Mechanism},
-    pair::Pair,
 };
 
 /// Something that may be possible here, or not.

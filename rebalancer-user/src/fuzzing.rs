@@ -11,7 +11,7 @@ use zerocopy::FromBytes as _;
 
 use crate::{
     bpf::{self, Pass, Walked},
-    moves, observe,
+    host, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
     render::{self, Dumped, Notation, Origin, Sort, Source},
@@ -81,7 +81,7 @@ fn all() -> Policy {
 
 /// An answer of `sock_diag(7)`.
 pub fn netlink(bytes: &[u8]) {
-    moves::parse_answer(bytes);
+    host::parse_answer(bytes);
 }
 
 /// The kernel's types.

@@ -1,6 +1,6 @@
 //! The rebalancer's node agent, as a library for its binary and its tests.
 //!
-//! Data flow: [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it, [`plan`]
+//! Data flow: [`host`] reads what Linux says without BPF, [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it, [`plan`]
 //! decides by the [`policy`] what should be moved, [`moves`] moves it once its [`exchange`] is complete,
 //! [`counting`] counts what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins
 //! them in one loop, which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
@@ -11,15 +11,13 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod counting;
-mod folder;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod host;
 pub mod http;
 pub mod kubernetes;
 pub mod moves;
-pub mod netns;
 pub mod observe;
-mod pair;
 pub mod render;
 mod walking;
 

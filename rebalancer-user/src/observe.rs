@@ -9,7 +9,8 @@ use std::{
 use rebalancer_common::{self as common, Fault, IpProto, Live, flags, kind};
 
 use crate::{
-    bpf::{self, Adopt, CgroupPaths, Pass, Walked, Walker, read_endpoints, read_faults},
+    bpf::{self, Adopt, Pass, Walked, Walker, read_endpoints, read_faults},
+    host::CgroupPaths,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, NetnsCookie,
         Sends, Snapshot, TcpState, Who,

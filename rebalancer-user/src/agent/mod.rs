@@ -58,10 +58,11 @@ use self::{
 use crate::{
     abilities::{Tried, try_sniffing, try_tracking},
     bpf::{
-        self, Adopt, CgroupPaths, CgroupTree, EmptyEndpoints, Inherited, Kernel, KernelLog,
-        Lifetime, Tracker, Walker, Watcher,
+        self, Adopt, EmptyEndpoints, Inherited, Kernel, KernelLog, Lifetime, Tracker, Walker,
+        Watcher,
     },
     counting::Counting,
+    host::{self, CgroupPaths, CgroupTree},
     http::{RunDir, Server},
     kubernetes::{Access, Announcer, Ask, Names, PodAt, process_in_pod},
     moves::{self, Done, Mechanism, Mover, Order},
@@ -280,8 +281,8 @@ impl Agent {
         let Loaded { policy, text } = loaded;
         let content = Content::of(Some(text.as_bytes()));
         let policy_file = PolicyFile::new(options.policy_file.clone(), content);
-        bpf::raise_memlock();
-        bpf::raise_descriptors();
+        host::raise_memlock();
+        host::raise_descriptors();
         let kernel = Arc::new(Kernel::read()?);
         let cgroups = CgroupTree::find(options.cgroup.as_deref())?;
         let wanted = scope::tracking(policy.track(), &read_cgroups(&policy, &cgroups));

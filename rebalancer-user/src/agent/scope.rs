@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    bpf::{CgroupPaths, Tracking},
+    bpf::Tracking,
+    host::CgroupPaths,
     policy::Track,
     snapshot::{CgroupId, CgroupPath},
 };

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::folder::FolderError;
+use crate::host::{CgroupError, FolderError};
 
 /// Why the kernel side cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,22 +33,9 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// No cgroup v2 root is mounted.
-    #[error(
-        "the root of the cgroup v2 hierarchy is not mounted{hint}\n  remedy: mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or set --cgroup PATH"
-    )]
-    NoCgroup2 {
-        /// What was found instead.
-        hint: String,
-    },
-    /// The path given is not in a cgroup v2 hierarchy.
-    #[error(
-        "{path}: not a cgroup v2 directory\n  remedy: give the mount point of a cgroup2 file system, or a directory below it"
-    )]
-    NotCgroup2 {
-        /// The path.
-        path: PathBuf,
-    },
+    /// The cgroup cannot be used.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The bpffs for the pins cannot be had.
     #[error(
         "{path}: {what}\n  remedy: mount it (`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`), or set --pins PATH to a directory on another bpffs"

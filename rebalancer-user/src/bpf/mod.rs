@@ -7,8 +7,6 @@
 //! - [`Watcher`] holds the programs that pass on what victims receive and send.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
-mod cgroup;
-mod cgroups;
 mod error;
 mod log;
 mod maps;
@@ -21,9 +19,6 @@ mod tracker;
 mod walker;
 mod watcher;
 
-pub(crate) use cgroup::{Cgroup2Mount, cgroup2_mounts};
-pub use cgroup::{cgroup_root, see_cgroups_as_process_1};
-pub use cgroups::{CgroupPaths, CgroupTree};
 pub use error::Error;
 pub use log::KernelLog;
 pub use maps::{
@@ -34,7 +29,6 @@ pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
-pub use sys::{missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock};
 pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 pub use walker::{Adopt, Holder, Pass, Walked, Walker};
 pub use watcher::{Passed, Watcher};

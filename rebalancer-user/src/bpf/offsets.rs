@@ -16,7 +16,7 @@ use btfparse::{Offset, Readable, TypeInformation};
 use rebalancer_common::offsets::{ABSENT, BITS, OPTIONAL, Offsets};
 use zerocopy::FromBytes as _;
 
-use super::{Error, nesting, sys};
+use super::{Error, nesting};
 
 /// Where the kernel shows its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -78,7 +78,7 @@ impl Kernel {
     /// Gives the memory of the kernel's types back, 20 MB: loading is rare once all is loaded.
     pub fn forget_types(&self) {
         *self.types.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        sys::return_memory();
+        crate::host::return_memory();
     }
 
     /// CPU time that the walks of this process took, over all processes or the holders among them, by

@@ -12,8 +12,8 @@ use rustix::{
     mount::{MountFlags, mount},
 };
 
-use super::{Error, sys};
-use crate::folder::{self, FolderError};
+use super::Error;
+use crate::host::folder::{self, FolderError};
 
 /// Where the agent pins its maps.
 pub const DEFAULT_DIR: &str = "/sys/fs/bpf/rebalancer";
@@ -55,7 +55,7 @@ impl PinDir {
                 pid: super::agent_pid(path),
             });
         }
-        sys::mark(folder.as_fd())
+        folder::mark(folder.as_fd())
             .map_err(|e| Error::call(format!("marking {} as in use", path.display()), e))?;
         Ok(Self {
             path: path.to_owned(),
@@ -104,7 +104,7 @@ impl Drop for PinDir {
 /// Whether a living process owns the pins in `path`. It takes no lock, so that an agent that starts
 /// in this moment is not turned away.
 pub fn agent_runs(path: &Path) -> bool {
-    folder::look_into(path).is_ok_and(|folder| sys::is_marked(folder.as_fd()).unwrap_or(false))
+    folder::look_into(path).is_ok_and(|folder| folder::is_marked(folder.as_fd()).unwrap_or(false))
 }
 
 /// Fails if the pins in `path` may be another user's: what they say would be believed.
@@ -150,7 +150,7 @@ mod tests {
     fn taken(path: &Path) -> File {
         let folder = folder::take(path, |_| true).unwrap();
         flock(&folder, FlockOperation::NonBlockingLockExclusive).unwrap();
-        sys::mark(folder.as_fd()).unwrap();
+        folder::mark(folder.as_fd()).unwrap();
         folder
     }
 
@@ -163,7 +163,7 @@ mod tests {
         assert!(!agent_runs(&path));
         // Whoever looks holds no lock, however long it takes to look.
         let looking = folder::look_into(&path).unwrap();
-        assert!(!sys::is_marked(looking.as_fd()).unwrap());
+        assert!(!folder::is_marked(looking.as_fd()).unwrap());
         flock(&folder, FlockOperation::NonBlockingLockExclusive).unwrap();
     }
 

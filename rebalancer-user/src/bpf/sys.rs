@@ -5,11 +5,6 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-use rustix::{
-    process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::{CapabilitySet, capabilities},
-};
-
 /// Commands of `bpf(2)`, from `linux/bpf.h`.
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
@@ -197,39 +192,6 @@ pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     Ok(ids[..MOST.min(count as usize)].to_vec())
 }
 
-/// `struct file_handle` of a folder in a kernfs: its id.
-#[repr(C)]
-struct CgroupHandle {
-    bytes: u32,
-    kind: i32,
-    id: u64,
-}
-
-/// Opens a cgroup by its id; `hierarchy` is any folder of its mount. Needs CAP_DAC_READ_SEARCH, and
-/// a kernel from 5.5 on.
-pub(super) fn open_cgroup(hierarchy: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
-    const FILEID_KERNFS: i32 = 0xfe;
-    let mut handle = CgroupHandle {
-        bytes: size_of::<u64>() as u32,
-        kind: FILEID_KERNFS,
-        id,
-    };
-    // SAFETY: the handle is as long as it says.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_open_by_handle_at,
-            hierarchy.as_raw_fd(),
-            &raw mut handle,
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
 /// How a pass over an iterator ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PassEnd {
@@ -274,95 +236,6 @@ fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
         return Err(io::Error::last_os_error());
     }
     Ok(result)
-}
-
-/// Capabilities that loading, attaching and reading need, and this process lacks.
-pub fn missing_capabilities() -> Vec<&'static str> {
-    const NEEDED: [(CapabilitySet, &str); 4] = [
-        (CapabilitySet::BPF, "CAP_BPF"),
-        (CapabilitySet::PERFMON, "CAP_PERFMON"),
-        (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
-        (CapabilitySet::SYS_ADMIN, "CAP_SYS_ADMIN"),
-    ];
-    lacking(&NEEDED)
-}
-
-/// Capabilities that looking at the processes that hold a socket needs, and this process lacks.
-/// Without them other users' processes are not looked at.
-pub fn missing_for_owners() -> Vec<&'static str> {
-    lacking(&[(CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE")])
-}
-
-fn lacking(needed: &[(CapabilitySet, &'static str)]) -> Vec<&'static str> {
-    let have = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    needed
-        .iter()
-        .filter(|(cap, _)| !have.contains(*cap))
-        .map(|(_, name)| *name)
-        .collect()
-}
-
-/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK. Later ones ignore it, and so do we ignore
-/// that raising it may be refused.
-pub fn raise_memlock() {
-    let _refused = setrlimit(
-        Resource::Memlock,
-        Rlimit {
-            current: None,
-            maximum: None,
-        },
-    );
-}
-
-/// Each move that is listened to holds a process, by a descriptor; the soft limit is often 1,024.
-pub fn raise_descriptors() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _refused = setrlimit(Resource::Nofile, limit);
-}
-
-/// Lets others see by [`is_marked`] that `folder` is in use, for as long as this descriptor is open.
-///
-/// It is a lock that excludes nobody: a folder cannot be opened for writing, as an exclusive one
-/// would need.
-pub(super) fn mark(folder: BorrowedFd<'_>) -> io::Result<()> {
-    let mut wanted = lock(libc::F_RDLCK);
-    lock_call(folder, libc::F_OFD_SETLK, &mut wanted)
-}
-
-/// Whether another descriptor has it marked. To ask takes no lock, so nobody is turned away by it.
-pub(super) fn is_marked(folder: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut asked = lock(libc::F_WRLCK);
-    lock_call(folder, libc::F_OFD_GETLK, &mut asked)?;
-    Ok(asked.l_type != libc::F_UNLCK as libc::c_short)
-}
-
-/// Of the whole file, from its beginning.
-fn lock(kind: libc::c_int) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
-fn lock_call(file: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
-    // SAFETY: `lock` is what both commands take, and is valid while they run.
-    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Gives memory that is free in this process back to the system: parsing BTF leaves tens of
-/// megabytes, and the node has better uses for them.
-pub(super) fn return_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: without preconditions.
-    let _returned_any = unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(test)]

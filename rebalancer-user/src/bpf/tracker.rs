@@ -20,12 +20,13 @@ use rebalancer_common::{ABI_VERSION, Settings, names};
 
 use super::{
     Error, Kernel, KernelLog, OBJECT, PinDir,
-    cgroup::ROOT_INODE,
-    cgroup_root,
     maps::{complete, read_excluded, write_excluded, write_settings},
     sys,
 };
-use crate::snapshot::CgroupId;
+use crate::{
+    host::{ROOT_INODE, cgroup_root},
+    snapshot::CgroupId,
+};
 
 /// What to record.
 #[derive(Clone, Debug)]

@@ -20,12 +20,13 @@ use zerocopy::FromBytes as _;
 
 use super::{
     Error, Kernel,
-    cgroup::any_cgroup2,
     maps::{Raw, check_abi, io_error},
-    sys::open_cgroup,
     tracker::{failed, load_object, loader_over},
 };
-use crate::snapshot::{CgroupId, Cookie};
+use crate::{
+    host::{any_cgroup2, open_cgroup},
+    snapshot::{CgroupId, Cookie},
+};
 
 /// Connections that can be watched at one time: as many as `maxInFlight` may let be about to be
 /// moved. Memory is taken only for those that are.

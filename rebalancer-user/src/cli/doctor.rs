@@ -15,6 +15,7 @@ use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
     abilities::{self, Ability, Tried},
     bpf::{self, Kernel, Walker},
+    host,
 };
 
 /// Check what this node provides and lacks, with a remedy for each problem.
@@ -91,7 +92,7 @@ impl Doctor {
                 .and_then(|()| writeln!(out)),
         }
         .context("writing to stdout")?;
-        let missing = bpf::missing_capabilities();
+        let missing = host::missing_capabilities();
         if !missing.is_empty() {
             return Err(bpf::Error::Privilege(missing).into());
         }
@@ -137,7 +138,7 @@ impl Doctor {
     }
 
     fn cgroup(&self) -> Finding {
-        match bpf::cgroup_root(self.kernel.cgroup.as_deref()) {
+        match host::cgroup_root(self.kernel.cgroup.as_deref()) {
             Ok((path, _)) if self.kernel.cgroup.is_some() => {
                 ok("cgroup v2", format!("{}, set by --cgroup", path.display()))
             }
@@ -155,7 +156,7 @@ impl Doctor {
     }
 
     fn neighbours(&self) -> Option<Finding> {
-        let (_, dir) = bpf::cgroup_root(self.kernel.cgroup.as_deref()).ok()?;
+        let (_, dir) = host::cgroup_root(self.kernel.cgroup.as_deref()).ok()?;
         Some(match bpf::sock_ops_programs(&dir) {
             Ok(0) => ok("sock_ops programs", "none on this cgroup"),
             Ok(count) => ok(
@@ -239,7 +240,7 @@ fn kernel_version() -> Finding {
 }
 
 fn capabilities() -> Finding {
-    match bpf::missing_capabilities() {
+    match host::missing_capabilities() {
         missing if missing.is_empty() => ok("capabilities", "all present"),
         missing => lacks(
             Level::Failed,
@@ -252,7 +253,7 @@ fn capabilities() -> Finding {
 
 /// Only where it is amiss.
 fn owners() -> Option<Finding> {
-    let missing = bpf::missing_for_owners();
+    let missing = host::missing_for_owners();
     (!missing.is_empty()).then(|| {
         lacks(
             Level::Warning,
@@ -278,7 +279,7 @@ fn host_namespace() -> Finding {
 /// Asked again: what has been entered already is our own.
 fn cgroup_namespace() -> Finding {
     const WHAT: &str = "cgroup namespace";
-    match bpf::see_cgroups_as_process_1() {
+    match host::see_cgroups_as_process_1() {
         Ok(()) => ok(WHAT, "of process 1: cgroup paths are the node's"),
         Err(error) => lacks(
             Level::Warning,

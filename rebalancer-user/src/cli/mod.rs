@@ -33,7 +33,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    bpf,
+    bpf, host,
     policy::{Mode, PolicyErrors, parse_duration},
     render::Form,
 };
@@ -161,7 +161,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     // Before there are threads. Without it some names stay unknown, and `doctor` says why.
-    let _own_view_stays = bpf::see_cgroups_as_process_1();
+    let _own_view_stays = host::see_cgroups_as_process_1();
     let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Cooldowns(cooldowns) => cooldowns.run(),
@@ -230,7 +230,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Fails with exit code 4 unless this process may use BPF.
 pub(crate) fn need_privilege() -> Result<(), bpf::Error> {
-    match bpf::missing_capabilities() {
+    match host::missing_capabilities() {
         missing if missing.is_empty() => Ok(()),
         missing => Err(bpf::Error::Privilege(missing)),
     }

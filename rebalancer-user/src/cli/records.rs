@@ -8,7 +8,8 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note};
 use crate::{
-    bpf::{self, Adopt, CgroupTree, Kernel, Lifetime, Tracker, Tracking, Walker},
+    bpf::{self, Adopt, Kernel, Lifetime, Tracker, Tracking, Walker},
+    host::{self, CgroupTree},
     observe::{locate, observe},
     render::{Origin, Source},
     snapshot::Snapshot,
@@ -51,7 +52,7 @@ impl Records {
                 _own: None,
             });
         }
-        bpf::raise_memlock();
+        host::raise_memlock();
         let (own, walker) = attach_for_the_call(Arc::clone(&kernel), args)?;
         note(format_args!(
             "no agent is running ({} has no live pins): attached for this call; ages count from now, \

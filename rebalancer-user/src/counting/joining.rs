@@ -18,7 +18,8 @@ use rustix::io::Errno;
 use super::{NotCounted, Wanted};
 use crate::{
     bpf::{Joiner, MessageCounter},
-    moves::{Owner, option, stranger},
+    host::{Owner, option},
+    moves::stranger,
     plan::Refusal,
     snapshot::Cookie,
 };

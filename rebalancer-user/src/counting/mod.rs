@@ -37,7 +37,7 @@ use self::{
 };
 use crate::{
     bpf::{Kernel, MessageCounter, Walker},
-    moves::{Cgroups, Owners},
+    host::{Cgroups, Owners},
     policy::{Count, Mode, Policy},
     snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
 };

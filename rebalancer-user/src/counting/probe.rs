@@ -13,7 +13,7 @@ use rustix::{
 
 use crate::{
     bpf::{MessageCounter, Walker},
-    pair::Pair,
+    host::Pair,
 };
 
 /// What a server is told on a socket whose sends are counted.

@@ -13,7 +13,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
 };
 
-use crate::folder::{self, FolderError};
+use crate::host::folder::{self, FolderError};
 
 const SOCKET: &str = "agent.sock";
 

@@ -14,7 +14,7 @@ use kube::{
 use tokio::task::JoinSet;
 
 use super::{Access, Ask, cluster::Pace, pod_lookup::Whereabouts, watch, watch::Shared};
-use crate::{bpf::CgroupTree, snapshot::Snapshot};
+use crate::{host::CgroupTree, snapshot::Snapshot};
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 

@@ -10,7 +10,7 @@ use std::{
 
 use super::cgroup::PodCgroup;
 use crate::{
-    bpf::{CgroupPaths, CgroupTree},
+    host::{CgroupPaths, CgroupTree},
     snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, Snapshot},
 };
 

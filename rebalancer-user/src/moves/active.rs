@@ -12,17 +12,16 @@ use rustix::{
 };
 
 use super::{
-    Inode, Mechanism, Order, Quiet, Socket, SocketId,
-    diag::Diag,
+    Mechanism, Order, Quiet,
     guards::refusal,
     judge,
     mechanism::Attempt,
-    owner::{Owner, Owners},
     pulse::Pulse,
     sniffer::{Verdict, Watch, Watches},
 };
 use crate::{
     bpf::{self, Walker},
+    host::{Diag, Inode, Owner, Owners, Socket, SocketId},
     observe,
     plan::{Move, Outcome, Refusal},
     policy::{AtEnd, Step, StepKind, When},
@@ -449,7 +448,7 @@ impl Active {
 mod tests {
     use super::*;
     use crate::{
-        pair::Pair,
+        host::Pair,
         plan::{Guarded, manual},
         snapshot::{Connection, sample},
     };

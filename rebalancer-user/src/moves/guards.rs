@@ -6,8 +6,8 @@
     clippy::disallowed_macros
 )]
 
-use super::process::Facts;
 use crate::{
+    host::Facts,
     plan::Refusal,
     snapshot::{CgroupId, Netns},
 };

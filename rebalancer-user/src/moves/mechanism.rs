@@ -4,13 +4,12 @@ use std::{fmt, io};
 
 use rustix::{io::Errno, net::connect_unspec};
 
-use super::{
-    SocketId,
-    diag::Diag,
-    owner::Owner,
-    raw::{self, Ends},
+use super::raw::{self, Ends};
+use crate::{
+    bpf::Walker,
+    host::{Diag, Owner, SocketId},
+    snapshot::TcpState,
 };
-use crate::{bpf::Walker, snapshot::TcpState};
 
 /// A way to reset a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +131,7 @@ fn not_listed(id: &SocketId, diag: &Diag) -> Result<Attempt, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::Pair;
+    use crate::host::Pair;
 
     #[test]
     fn what_no_listing_shows_is_gone_only_if_it_is() {

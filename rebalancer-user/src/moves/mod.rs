@@ -12,27 +12,17 @@
 //! which connection.
 
 mod active;
-mod diag;
 mod guards;
 mod mechanism;
 mod mover;
-mod owner;
 mod probe;
-mod process;
 mod pulse;
 mod quiet;
 mod raw;
 mod sniffer;
-mod sys;
 
-#[cfg(any(test, fuzzing))]
-pub(crate) use diag::parse_answer;
 pub(crate) use guards::stranger;
-pub(crate) use owner::{Owner, Owners};
-pub(crate) use process::Cgroups;
-pub(crate) use sys::option;
 
-pub use diag::{Inode, Socket, SocketId};
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Order, Steps};
 pub use probe::{find_mechanism, probe};

@@ -17,15 +17,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     Mechanism,
     active::{Active, Inside, Next},
-    diag::Diag,
-    owner::Owners,
-    process::Cgroups,
     pulse::{Health, Pulse, Recall},
     sniffer::Watches,
 };
 use crate::{
     bpf::{Walker, Watcher},
-    netns::enter,
+    host::{Cgroups, Diag, Owners, netns::enter},
     plan::{Move, Outcome, Refusal},
     policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},

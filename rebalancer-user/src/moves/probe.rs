@@ -1,7 +1,6 @@
 //! Which ways to reset a connection this node has, tried on connections of our own.
 
 use std::{
-    fs,
     io::{self, Read as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::{AsFd as _, AsRawFd as _},
@@ -11,16 +10,16 @@ use std::{
 use rustix::{
     net::{connect_unspec, sockopt::socket_cookie},
     process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
-    thread::{CapabilitySet, capabilities},
 };
 
 use super::{
-    Mechanism, SocketId,
-    diag::Diag,
+    Mechanism,
     raw::{self, Ends},
-    sys,
 };
-use crate::snapshot::{Cookie, TcpState};
+use crate::{
+    host::{Diag, SocketId, may_take_descriptors, option, set_option},
+    snapshot::{Cookie, TcpState},
+};
 
 /// The best mechanism that works here, and why those before it do not.
 ///
@@ -152,20 +151,6 @@ impl Pair {
     }
 }
 
-/// Whether this process may take descriptors of others. It may always take its own, so trying
-/// proves nothing.
-pub(super) fn may_take_descriptors() -> Result<(), String> {
-    let have = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    if !have.contains(CapabilitySet::SYS_PTRACE) {
-        return Err("CAP_SYS_PTRACE is missing".to_owned());
-    }
-    // Without Yama the file is missing; its scope 3 forbids it even to root.
-    match fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope") {
-        Ok(scope) if scope.trim() == "3" => Err("kernel.yama.ptrace_scope is 3".to_owned()),
-        _ => Ok(()),
-    }
-}
-
 /// What the peer of our own socket expects next, by `TCP_REPAIR`, which tells it without a word
 /// on the wire.
 fn next_sequence(socket: &TcpStream) -> io::Result<u32> {
@@ -173,10 +158,10 @@ fn next_sequence(socket: &TcpStream) -> io::Result<u32> {
     /// is sent.
     const REPAIR_OFF_NO_PROBE: libc::c_int = -1;
     const SEND_QUEUE: libc::c_int = 2;
-    let set = |option, value| sys::set_option(socket, libc::IPPROTO_TCP, option, value);
+    let set = |option, value| set_option(socket, libc::IPPROTO_TCP, option, value);
     set(libc::TCP_REPAIR, 1)?;
     let sequence = set(libc::TCP_REPAIR_QUEUE, SEND_QUEUE)
-        .and_then(|()| sys::option(socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ));
+        .and_then(|()| option(socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ));
     set(libc::TCP_REPAIR, REPAIR_OFF_NO_PROBE)?;
     sequence.map(libc::c_int::cast_unsigned)
 }

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use super::Socket;
+use crate::host::Socket;
 
 /// What one look at a socket says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub fn judge(socket: &Socket, idle_for: Duration) -> Quiet {
 mod tests {
     use super::*;
     use crate::{
-        moves::Inode,
+        host::Inode,
         snapshot::{Bytes, TcpState},
     };
 

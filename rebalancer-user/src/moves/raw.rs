@@ -68,7 +68,7 @@ fn allow_any_source(socket: &OwnedFd, from: SocketAddr) -> io::Result<()> {
         SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
         SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
     };
-    super::sys::set_option(socket, level, option, 1)
+    crate::host::set_option(socket, level, option, 1)
 }
 
 /// A TCP header with nothing but RST; the kernel puts the IP header before it.

@@ -20,15 +20,10 @@ use std::{
 use rebalancer_common::{Watched, listening};
 use rustix::io::Errno;
 
-use super::{
-    Socket, SocketId,
-    diag::Diag,
-    process::{Cgroups, own_cgroup},
-};
 use crate::{
     bpf::{Kernel, Passed, Watcher},
     exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
-    pair::Pair,
+    host::{Cgroups, Diag, Pair, Socket, SocketId, own_cgroup},
     plan::{Outcome, Refusal},
     snapshot::{CgroupId, Cookie},
 };

@@ -14,7 +14,7 @@ use std::{
 use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
     bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
-    netns::enter,
+    host::netns::enter,
     observe::{Observation, Observer, observe},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
 };

@@ -96,7 +96,7 @@ impl Diag {
     /// Destroys a socket: the peer gets a RST. `false` if there is none with this cookie.
     ///
     /// EOPNOTSUPP: the kernel lacks CONFIG_INET_DIAG_DESTROY.
-    pub(super) fn destroy(&self, id: &SocketId) -> io::Result<bool> {
+    pub(crate) fn destroy(&self, id: &SocketId) -> io::Result<bool> {
         let request = SockDiagDestroy::new(SockDiagMessage::InetRequest(request(id)));
         match self.call(NLM_F_REQUEST | NLM_F_ACK, request.into())? {
             Answer::Done => Ok(true),

@@ -4,7 +4,13 @@
 //! Folders like it are made in places that other users may write to, such as a bpffs with mode
 //! 1777. One that is there already may be anybody's, or a link to somewhere else.
 
-use std::{ffi::CStr, fs::File, io, path::Path};
+use std::{
+    ffi::CStr,
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    path::Path,
+};
 
 use rustix::{
     fs::{
@@ -163,6 +169,42 @@ fn is_link(path: &Path) -> bool {
 
 fn permissions(found: &Stat) -> u32 {
     found.st_mode & 0o7777
+}
+
+/// Lets others see by [`is_marked`] that `folder` is in use, for as long as this descriptor is open.
+///
+/// It is a lock that excludes nobody: a folder cannot be opened for writing, as an exclusive one
+/// would need.
+pub(crate) fn mark(folder: BorrowedFd<'_>) -> io::Result<()> {
+    let mut wanted = lock(libc::F_RDLCK);
+    lock_call(folder, libc::F_OFD_SETLK, &mut wanted)
+}
+
+/// Whether another descriptor has it marked. To ask takes no lock, so nobody is turned away by it.
+pub(crate) fn is_marked(folder: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut asked = lock(libc::F_WRLCK);
+    lock_call(folder, libc::F_OFD_GETLK, &mut asked)?;
+    Ok(asked.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// Of the whole file, from its beginning.
+fn lock(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn lock_call(file: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: `lock` is what both commands take, and is valid while they run.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

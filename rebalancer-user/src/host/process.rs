@@ -13,10 +13,8 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::{
-    bpf::{self, Cgroup2Mount},
-    snapshot::{CgroupId, Netns},
-};
+use super::cgroup::{Cgroup2Mount, cgroup2_mounts};
+use crate::snapshot::{CgroupId, Netns};
 
 /// A process, held so that its id cannot come to mean another one unnoticed.
 pub(super) struct Process {
@@ -97,7 +95,7 @@ fn dies_of_sigpipe(status: &str) -> Option<bool> {
 }
 
 /// The cgroup of this process, in which its sockets are made.
-pub(super) fn own_cgroup(cgroups: &Cgroups) -> Option<CgroupId> {
+pub(crate) fn own_cgroup(cgroups: &Cgroups) -> Option<CgroupId> {
     cgroups.id(&fs::read_to_string("/proc/self/cgroup").ok()?)
 }
 
@@ -111,7 +109,7 @@ impl Cgroups {
     pub(crate) fn read() -> Self {
         // Without them no cgroup is known, and then the guards skip.
         Self {
-            mounts: bpf::cgroup2_mounts().unwrap_or_default(),
+            mounts: cgroup2_mounts().unwrap_or_default(),
         }
     }
 

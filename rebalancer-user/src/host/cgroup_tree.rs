@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, cgroup::cgroup2_mounts, cgroup_root};
+use super::cgroup::{CgroupError, cgroup_root, cgroup2_mounts};
 use crate::snapshot::{CgroupId, CgroupPath};
 
 /// Paths of the cgroups that are there, by id.
@@ -21,7 +21,7 @@ pub struct CgroupTree {
 
 impl CgroupTree {
     /// The hierarchy that holds `chosen`, or else the real root's. Paths begin at its mount point.
-    pub fn find(chosen: Option<&Path>) -> Result<Self, Error> {
+    pub fn find(chosen: Option<&Path>) -> Result<Self, CgroupError> {
         let (path, _) = cgroup_root(chosen)?;
         if chosen.is_none() {
             return Ok(Self { mount: path });

@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::AsFd as _,
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -17,22 +17,51 @@ use rustix::{
     thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
 };
 
-use super::Error;
+/// Why a cgroup cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup v2 root is mounted.
+    #[error(
+        "the root of the cgroup v2 hierarchy is not mounted{hint}\n  remedy: mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or set --cgroup PATH"
+    )]
+    NoCgroup2 {
+        /// What was found instead.
+        hint: String,
+    },
+    /// The path given is not in a cgroup v2 hierarchy.
+    #[error(
+        "{path}: not a cgroup v2 directory\n  remedy: give the mount point of a cgroup2 file system, or a directory below it"
+    )]
+    NotCgroup2 {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A call failed.
+    #[error("{call}: {why}")]
+    Call {
+        /// What failed, and on which file.
+        call: String,
+        /// What the system says. Not its source, which would be printed once more.
+        why: io::Error,
+    },
+}
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// The hierarchy's root has this inode. It proves nothing alone; a subtree bound at the usual
 /// place by a private cgroup namespace has another.
-pub(super) const ROOT_INODE: u64 = 1;
+pub(crate) const ROOT_INODE: u64 = 1;
 
 /// Opens the cgroup to attach to: `chosen`, or else the root, found among the mounts of this
 /// process (`/sys/fs/cgroup` on v2 hosts, `/sys/fs/cgroup/unified` on hybrid ones).
-pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), Error> {
+pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), CgroupError> {
     if let Some(path) = chosen {
-        let dir = File::open(path)
-            .map_err(|e| Error::call(format!("opening the cgroup {}", path.display()), e))?;
+        let dir = File::open(path).map_err(|why| CgroupError::Call {
+            call: format!("opening the cgroup {}", path.display()),
+            why,
+        })?;
         if !is_cgroup2(&dir) {
-            return Err(Error::NotCgroup2 {
+            return Err(CgroupError::NotCgroup2 {
                 path: path.to_owned(),
             });
         }
@@ -56,18 +85,20 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), Error> {
             some.join(", ")
         ),
     };
-    Err(Error::NoCgroup2 { hint })
+    Err(CgroupError::NoCgroup2 { hint })
 }
 
 /// A folder of the cgroup v2 hierarchy, whichever part of it is mounted here.
-pub(super) fn any_cgroup2() -> Result<File, Error> {
+pub(crate) fn any_cgroup2() -> Result<File, CgroupError> {
     let mounts = cgroup2_mounts()?;
     let mut folders = mounts
         .iter()
         .filter_map(|mount| File::open(&mount.path).ok());
-    folders.find(is_cgroup2).ok_or_else(|| Error::NoCgroup2 {
-        hint: String::new(),
-    })
+    folders
+        .find(is_cgroup2)
+        .ok_or_else(|| CgroupError::NoCgroup2 {
+            hint: String::new(),
+        })
 }
 
 /// Sees cgroups as process 1 does from here on.
@@ -91,24 +122,59 @@ pub fn see_cgroups_as_process_1() -> io::Result<()> {
     Ok(move_into_thread_name_spaces(node.as_fd(), kind)?)
 }
 
+/// `struct file_handle` of a folder in a kernfs: its id.
+#[repr(C)]
+struct CgroupHandle {
+    bytes: u32,
+    kind: i32,
+    id: u64,
+}
+
+/// Opens a cgroup by its id; `hierarchy` is any folder of its mount. Needs CAP_DAC_READ_SEARCH, and
+/// a kernel from 5.5 on.
+pub(crate) fn open_cgroup(hierarchy: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    const FILEID_KERNFS: i32 = 0xfe;
+    let mut handle = CgroupHandle {
+        bytes: size_of::<u64>() as u32,
+        kind: FILEID_KERNFS,
+        id,
+    };
+    // SAFETY: the handle is as long as it says.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            hierarchy.as_raw_fd(),
+            &raw mut handle,
+            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 fn is_cgroup2(dir: &File) -> bool {
     fstatfs(dir).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC)
 }
 
 /// What a mount of type cgroup2 shows, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Cgroup2Mount {
+pub(super) struct Cgroup2Mount {
     /// The folder of the hierarchy that is mounted.
-    pub(crate) root: PathBuf,
+    pub(super) root: PathBuf,
     /// The mount point.
-    pub(crate) path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// Those that this process sees.
-pub(crate) fn cgroup2_mounts() -> Result<Vec<Cgroup2Mount>, Error> {
+pub(super) fn cgroup2_mounts() -> Result<Vec<Cgroup2Mount>, CgroupError> {
     // Names of files are any bytes, and whoever may mount something chooses them.
-    let mounts = fs::read("/proc/self/mountinfo")
-        .map_err(|e| Error::call("reading /proc/self/mountinfo", e))?;
+    let mounts = fs::read("/proc/self/mountinfo").map_err(|why| CgroupError::Call {
+        call: "reading /proc/self/mountinfo".to_owned(),
+        why,
+    })?;
     Ok(cgroup2_mounts_of(&mounts))
 }
 
@@ -199,11 +265,11 @@ nonsense
     fn a_folder_that_is_no_cgroup_is_refused() {
         assert!(matches!(
             cgroup_root(Some(Path::new("/proc"))),
-            Err(Error::NotCgroup2 { .. })
+            Err(CgroupError::NotCgroup2 { .. })
         ));
         assert!(matches!(
             cgroup_root(Some(Path::new("/nowhere"))),
-            Err(Error::Call { .. })
+            Err(CgroupError::Call { .. })
         ));
     }
 }

@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _},
 };
 
-pub(super) fn set_option(
+pub(crate) fn set_option(
     socket: impl AsFd,
     level: libc::c_int,
     option: libc::c_int,

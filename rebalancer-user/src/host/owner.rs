@@ -22,10 +22,12 @@ use rustix::{
     process::{Pid, PidfdGetfdFlags, pidfd_getfd},
 };
 
-use super::process::{Cgroups, Facts, Process};
+use super::{
+    netns,
+    process::{Cgroups, Facts, Process},
+};
 use crate::{
     bpf::{self, Adopt, Holder, Walker},
-    netns,
     snapshot::{Cookie, Netns, TcpState},
 };
 
@@ -92,12 +94,12 @@ impl Owners {
     }
 
     /// Forgets the owners of all sockets but these.
-    pub(super) fn keep(&mut self, wanted: impl Fn(Cookie) -> bool) {
+    pub(crate) fn keep(&mut self, wanted: impl Fn(Cookie) -> bool) {
         self.of.retain(|cookie, _| wanted(*cookie));
     }
 
     /// Those of which nobody has looked for owners, or not within `age`.
-    pub(super) fn older_than(
+    pub(crate) fn older_than(
         &self,
         age: Duration,
         cookies: impl Iterator<Item = Cookie>,
@@ -120,7 +122,7 @@ impl Owners {
     }
 
     /// Those that were found, though there may be others.
-    pub(super) fn any_of(&self, cookie: Cookie) -> &[Owner] {
+    pub(crate) fn any_of(&self, cookie: Cookie) -> &[Owner] {
         self.of.get(&cookie).map_or(&[], |found| &found.owners)
     }
 
@@ -231,7 +233,7 @@ impl Owner {
 
     /// Reads a socket through the first of its owners who lets it be duplicated; `None` if none does, or
     /// it has no record.
-    pub(super) fn read(
+    pub(crate) fn read(
         owners: &[Self],
         cookie: Cookie,
         walker: &mut Walker,
