@@ -205,6 +205,11 @@ pub struct WalkHead {
     pub jiffies: u64,
     /// How many pid namespaces lie between the initial one and the reader's.
     pub level: u64,
+    /// How many connections of [`Self::lost_at`] the agent has found to be gone although their close
+    /// was not seen. Set by the reader; the program counts them as such and zeroes it.
+    pub lost: u64,
+    /// Their endpoint.
+    pub lost_at: EndpointKey,
     /// Where the program puts a record together: its stack has no room for one.
     pub scratch: Connection,
 }

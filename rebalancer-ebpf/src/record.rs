@@ -6,7 +6,9 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get},
 };
-use rebalancer_common::{Connection, EndpointSums, Fault, IpProto, Settings, flags, kind};
+use rebalancer_common::{
+    Connection, EndpointKey, EndpointSums, Fault, IpProto, Settings, flags, kind,
+};
 
 use crate::{
     endpoint::{self, MINUS_ONE},
@@ -236,18 +238,18 @@ pub(crate) unsafe fn no_longer_open(record: &Connection, sums: *mut EndpointSums
     }
 }
 
-/// Counts a connection that [`open`] has counted like one that [`adopt`] has.
+/// Counts so many connections that [`open`] has counted like those that [`adopt`] has.
 #[inline(always)]
-pub(crate) fn no_close_will_be_seen(record: &Connection) {
-    let Some(sums) = endpoint::get(&endpoint::key(record)) else {
+pub(crate) fn no_close_will_be_seen(at: &EndpointKey, count: u64) {
+    let Some(sums) = endpoint::get(at) else {
         return;
     };
     // SAFETY: live map values.
     unsafe {
-        endpoint::add(&raw mut (*sums).open, MINUS_ONE);
-        endpoint::add(&raw mut (*sums).without_close, 1);
+        endpoint::add(&raw mut (*sums).open, count.wrapping_neg());
+        endpoint::add(&raw mut (*sums).without_close, count);
         if let Some(node) = endpoint::node() {
-            endpoint::add(node, MINUS_ONE);
+            endpoint::add(node, count.wrapping_neg());
         }
     }
 }

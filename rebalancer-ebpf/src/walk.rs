@@ -47,6 +47,13 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
     let Some(head) = WALK_HEAD.get_ptr_mut(0) else {
         return NEXT;
     };
+    // SAFETY: the one slot of this reader's own map.
+    unsafe {
+        if (*head).lost != 0 {
+            record::no_close_will_be_seen(&(*head).lost_at, (*head).lost);
+            (*head).lost = 0;
+        }
+    }
     // SAFETY: the kernel's context.
     let (task, fd, file) = unsafe { ((*ctx).task, (*ctx).fd, (*ctx).file) };
     if task.is_null() || file.is_null() {
@@ -227,7 +234,7 @@ unsafe fn note_lost_callback(tcp: TcpSock, stored: *mut Connection) {
     // SAFETY: the caller's. No callback changes it any more.
     unsafe {
         (*stored).flags = flags | flags::NO_CLOSE_CALLBACK;
-        record::no_close_will_be_seen(&*stored);
+        record::no_close_will_be_seen(&endpoint::key(&*stored), 1);
     }
 }
 

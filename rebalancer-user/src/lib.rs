@@ -16,6 +16,7 @@ pub mod fuzzing;
 pub mod host;
 pub mod http;
 pub mod kubernetes;
+mod lost_closes;
 pub mod moves;
 pub mod observe;
 pub mod render;

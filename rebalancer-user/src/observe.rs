@@ -11,6 +11,7 @@ use rebalancer_common::{self as common, Fault, IpProto, Live, flags, kind};
 use crate::{
     bpf::{self, Adopt, Pass, Walked, Walker, read_endpoints, read_faults},
     host::CgroupPaths,
+    lost_closes::LostCloses,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, NetnsCookie,
         Sends, Snapshot, TcpState, Who,
@@ -59,6 +60,7 @@ pub struct Observer {
     /// Passes over all processes to come, as those over some of them were in vain.
     in_vain: u32,
     wait: u32,
+    lost_closes: LostCloses,
 }
 
 /// What the last pass over all processes has found.
@@ -94,6 +96,7 @@ impl Observer {
             last: None,
             in_vain: 0,
             wait: 0,
+            lost_closes: LostCloses::default(),
         }
     }
 
@@ -125,7 +128,15 @@ impl Observer {
             self.in_vain = (2 * self.in_vain).clamp(1, MOST_IN_VAIN);
             self.wait = self.in_vain;
         }
-        let mut observation = observe(&mut self.walker, adopt.less(adopted))?;
+        let pass = self.walker.walk(adopt.less(adopted))?;
+        let (mut observation, sums) = read(&self.walker, &pass)?;
+        if adopt != Adopt::No
+            && let Some((endpoint, count)) =
+                self.lost_closes
+                    .find(&pass, &sums, self.walker.kernel().host_netns())
+        {
+            self.walker.set_lost(endpoint, count);
+        }
         observation.cpu += before;
         self.last = Some(Everywhere {
             at: Instant::now(),
@@ -143,7 +154,8 @@ impl Observer {
         match &self.last {
             Some(last) if last.at.elapsed() < EVERYWHERE_EVERY => {
                 let pass = self.walker.walk_over(&last.holders, adopt)?;
-                pass.map(|pass| read(&self.walker, &pass)).transpose()
+                let read = pass.map(|pass| read(&self.walker, &pass)).transpose()?;
+                Ok(read.map(|(observation, _)| observation))
             }
             _ => Ok(None),
         }
@@ -153,21 +165,31 @@ impl Observer {
 /// Reads everything that the kernel half has recorded, over all processes.
 pub fn observe(walker: &mut Walker, adopt: Adopt) -> Result<Observation, bpf::Error> {
     let pass = walker.walk(adopt)?;
-    read(walker, &pass)
+    read(walker, &pass).map(|(observation, _)| observation)
 }
 
-/// Reads what belongs to a pass. After it, as the walk makes endpoints as well.
-fn read(walker: &Walker, pass: &Pass) -> Result<Observation, bpf::Error> {
+/// Reads what belongs to a pass, and the endpoints' sums. After it, as the walk makes endpoints as well.
+fn read(
+    walker: &Walker,
+    pass: &Pass,
+) -> Result<
+    (
+        Observation,
+        BTreeMap<common::EndpointKey, common::EndpointSums>,
+    ),
+    bpf::Error,
+> {
     let faults = read_faults(walker.pins())?;
     // Before the sums: what is accepted in between is not taken for one whose close was not seen.
     let counted = walker.counted();
     let sums = read_endpoints(walker.pins())?;
     let host = walker.kernel().host_netns();
     let jiffies = |jiffies| walker.jiffies(jiffies);
-    Ok(Observation {
+    let observation = Observation {
         counted,
         ..join(pass, &sums, faults, host, &jiffies)
-    })
+    };
+    Ok((observation, sums))
 }
 
 /// Puts the paths of their cgroups to the connections.

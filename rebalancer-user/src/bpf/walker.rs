@@ -17,7 +17,7 @@ use aya::{
     programs::{Iter, ProgramError},
 };
 use bytes::{Buf as _, Bytes, BytesMut};
-use rebalancer_common::{Connection, Live, Row, WalkHead, names};
+use rebalancer_common::{Connection, EndpointKey, Live, Row, WalkHead, names};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, Timespec, clock_getres, clock_gettime},
@@ -48,6 +48,7 @@ pub struct Walker {
     head: Shared,
     node: Shared,
     tick: Duration,
+    lost: Option<(EndpointKey, u64)>,
 }
 
 /// A process's descriptor of a socket.
@@ -163,6 +164,7 @@ impl Walker {
             head,
             node,
             tick: tick(),
+            lost: None,
         })
     }
 
@@ -255,6 +257,12 @@ impl Walker {
         }
     }
 
+    /// Has the kernel half count these connections of an endpoint as some whose close it will not see,
+    /// at the next pass that adopts. Only the agent does this.
+    pub fn set_lost(&mut self, endpoint: EndpointKey, count: u64) {
+        self.lost = Some((endpoint, count));
+    }
+
     /// Walks until it is known whether a socket is there: what it says, and who holds it.
     pub fn find(&mut self, cookie: Cookie) -> Result<Option<Walked>, Error> {
         let pass = self.walk(Adopt::No)?;
@@ -309,6 +317,9 @@ impl Walker {
         let mut head = WalkHead::default();
         if let Adopt::Below { cgroup, room } = adopt {
             (head.adopt, head.within, head.room) = (1, cgroup.0, room);
+            if let Some((endpoint, count)) = self.lost.take() {
+                (head.lost_at, head.lost) = (endpoint, count);
+            }
         }
         self.head.write(head.as_bytes());
         let link = link.unwrap_or(&self.all);

@@ -24,8 +24,13 @@ pub struct Neighbour {
 
 impl Neighbour {
     pub fn attach(cgroup: &Path) -> Self {
+        Self::clearing_at(cgroup, PASSIVE_ESTABLISHED)
+    }
+
+    /// One that clears the callbacks of others at this call.
+    pub fn clearing_at(cgroup: &Path, op: u32) -> Self {
         let counts = counters(16).unwrap();
-        let program = SockOps::attach(cgroup, &instructions(counts.as_raw_fd())).unwrap();
+        let program = SockOps::attach(cgroup, &instructions(counts.as_raw_fd(), op)).unwrap();
         Self {
             counts,
             _program: program,
@@ -47,28 +52,28 @@ impl Neighbour {
 }
 
 /// The program.
-fn instructions(counts: i32) -> Vec<u64> {
+fn instructions(counts: i32, clears_at: u32) -> Vec<u64> {
     let i = instruction;
     vec![
-        i(0xbf, 6, 1, 0, 0),                          // r6 = ctx
-        i(0x61, 7, 6, 0, 0),                          // r7 = ctx->op
-        i(0x63, 10, 7, -4, 0),                        // *(u32 *)(fp - 4) = op
-        i(0x18, 1, 1, 0, counts),                     // r1 = map
-        i(0, 0, 0, 0, 0),                             //
-        i(0xbf, 2, 10, 0, 0),                         // r2 = fp
-        i(0x07, 2, 0, 0, -4),                         // r2 -= 4
-        i(0x85, 0, 0, 0, 1),                          // r0 = map_lookup_elem
-        i(0x15, 0, 0, 2, 0),                          // if !r0 skip
-        i(0xb7, 1, 0, 0, 1),                          // r1 = 1
-        i(0xdb, 0, 1, 0, 0),                          // *r0 += r1, atomically
-        i(0x55, 7, 0, 3, PASSIVE_ESTABLISHED as i32), // if op != accept skip
-        i(0xbf, 1, 6, 0, 0),                          // r1 = ctx
-        i(0xb7, 2, 0, 0, RTT_FLAG),                   // r2 = its flag alone
-        i(0x85, 0, 0, 0, 59),                         // sock_ops_cb_flags_set
-        i(0xb7, 1, 0, 0, 7),                          // r1 = 7
-        i(0x63, 6, 1, 4, 0),                          // ctx->reply = 7, which is our args[0]
-        i(0xb7, 0, 0, 0, 1),                          // r0 = 1
-        i(0x95, 0, 0, 0, 0),                          // exit
+        i(0xbf, 6, 1, 0, 0),                // r6 = ctx
+        i(0x61, 7, 6, 0, 0),                // r7 = ctx->op
+        i(0x63, 10, 7, -4, 0),              // *(u32 *)(fp - 4) = op
+        i(0x18, 1, 1, 0, counts),           // r1 = map
+        i(0, 0, 0, 0, 0),                   //
+        i(0xbf, 2, 10, 0, 0),               // r2 = fp
+        i(0x07, 2, 0, 0, -4),               // r2 -= 4
+        i(0x85, 0, 0, 0, 1),                // r0 = map_lookup_elem
+        i(0x15, 0, 0, 2, 0),                // if !r0 skip
+        i(0xb7, 1, 0, 0, 1),                // r1 = 1
+        i(0xdb, 0, 1, 0, 0),                // *r0 += r1, atomically
+        i(0x55, 7, 0, 3, clears_at as i32), // if op != clears_at skip
+        i(0xbf, 1, 6, 0, 0),                // r1 = ctx
+        i(0xb7, 2, 0, 0, RTT_FLAG),         // r2 = its flag alone
+        i(0x85, 0, 0, 0, 59),               // sock_ops_cb_flags_set
+        i(0xb7, 1, 0, 0, 7),                // r1 = 7
+        i(0x63, 6, 1, 4, 0),                // ctx->reply = 7, which is our args[0]
+        i(0xb7, 0, 0, 0, 1),                // r0 = 1
+        i(0x95, 0, 0, 0, 0),                // exit
     ]
 }
 

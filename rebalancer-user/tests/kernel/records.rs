@@ -193,6 +193,75 @@ fn what_comes_and_goes_without_its_callback_takes_no_room_for_good() {
     drop(some);
 }
 
+/// A program behind ours may clear the callback later than at the accept: the connection is counted as
+/// one whose close will be seen, and ends before a pass finds out.
+#[test]
+fn connections_that_lose_their_callback_later_take_no_room_for_good() {
+    const STATE: u32 = 10;
+    const CAP: u32 = 30;
+    let _alone = alone();
+    let lab = lab(1);
+    let pod = lab.pod(0);
+    let address = SocketAddr::from((pod.addr, 7405));
+    let tracking = Tracking {
+        max_per_endpoint: CAP,
+        max_per_node: CAP,
+        ..Tracking::default()
+    };
+    let tracked = Tracked::start(Some(cgroup(&lab)), tracking);
+    let pins = tracked.tracker.pins().to_owned();
+    let mut observer = Observer::new(tracked.walker);
+    let adopt = Adopt::Below {
+        cgroup: tracked.tracker.within().unwrap(),
+        room: u64::MAX,
+    };
+    let mut observe = || {
+        observer.look_everywhere();
+        observer.observe(adopt).unwrap()
+    };
+    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let neighbour = Neighbour::clearing_at(cgroup(&lab), STATE);
+    let come = |count| {
+        let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
+        clients.iter_mut().for_each(echo);
+        clients
+    };
+    let open = || -> i64 {
+        let sums = read_endpoints(&pins).unwrap();
+        sums.values().map(|sums| sums.open.cast_signed()).sum()
+    };
+    let mut stays = come(1);
+    observe();
+    for gone in 1..=3 {
+        drop(come(20));
+        eventually("all are gone", || {
+            let left = connected(&pod.host);
+            let lines = left.iter().filter(|&&byte| byte == b'\n').count();
+            if lines == 1 { Ok(left) } else { Err(left) }
+        });
+        assert_eq!(open(), 20, "their closes were not seen");
+        // At the first they may be on their way; two more miss them; the fourth counts them.
+        for _ in 0..4 {
+            observe();
+        }
+        assert_eq!(open(), 0);
+        let seen = observe();
+        assert_eq!(
+            (seen.unseen, counts(&seen, pod, 7405)),
+            (0, (1, 1, 20 * gone))
+        );
+    }
+    stays.iter_mut().for_each(echo);
+    drop(neighbour);
+    let some = come(CAP - 1);
+    assert_eq!(
+        counts(&observe(), pod, 7405).1,
+        u64::from(CAP),
+        "all have room"
+    );
+    drop(some);
+}
+
 #[test]
 fn what_is_not_accepted_yet_is_not_lost_though_its_callback_is() {
     let _alone = alone();
