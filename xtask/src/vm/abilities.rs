@@ -80,8 +80,8 @@ const ABILITIES: [Ability; 14] = [
         name: "hears HTTP/1, skips HTTP/2",
         asked: Some("hearing"),
         tests: &[
-            "watch::what_is_heard_to_be_answered_is_moved_and_nobody_else_pays",
-            "watch::what_is_not_http_1_is_spared_and_not_heard_any_more",
+            "sniffing::what_is_heard_to_be_answered_is_moved_and_nobody_else_pays",
+            "sniffing::what_is_not_http_1_is_spared_and_not_heard_any_more",
         ],
         always: &[],
     },

@@ -31,6 +31,7 @@ impl Guest {
     /// With this agent, and the kernel tests as they are built here.
     pub(super) fn make(agent: &Path, folder: &Path) -> Result<Self> {
         let tests = Tests::build()?;
+        tests.ensure_all_are_there()?;
         let mut root = Root::default();
         for folder in [
             "dev",
@@ -165,5 +166,18 @@ impl Tests {
             kernel: built("kernel", "test")?,
             agent: built("rebalancer", "bin")?,
         })
+    }
+
+    /// A test that was renamed would fail in each machine, minutes later.
+    fn ensure_all_are_there(&self) -> Result<()> {
+        let output = Command::new(&self.kernel).arg("--list").output();
+        let list = String::from_utf8(output.context("the kernel tests' list")?.stdout)?;
+        for test in abilities::tests() {
+            ensure!(
+                list.lines().any(|line| line == format!("{test}: test")),
+                "xtask/src/vm/abilities.rs names the kernel test {test}, which does not exist"
+            );
+        }
+        Ok(())
     }
 }
