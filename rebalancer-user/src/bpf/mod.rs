@@ -30,7 +30,7 @@ pub use offsets::Kernel;
 pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
-pub use walker::{Adopt, Holder, Pass, Walked, Walker};
+pub use walker::{Adopt, Pass, Walked, Walker};
 pub use watcher::{Passed, Watcher};
 
 /// The kernel half, built by `build.rs`.

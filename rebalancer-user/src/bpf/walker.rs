@@ -30,7 +30,10 @@ use super::{
     sys::{self, PassEnd},
     tracker::{failed, load_iterator, load_object, loader_over},
 };
-use crate::snapshot::{CgroupId, Cookie};
+use crate::{
+    host::Holder,
+    snapshot::{CgroupId, Cookie},
+};
 
 /// Rows of one portion: 0.5 MB. Passes are as exact with 64.
 const PORTION: u32 = 2_048;
@@ -49,15 +52,6 @@ pub struct Walker {
     node: Shared,
     tick: Duration,
     lost: Option<(EndpointKey, u64)>,
-}
-
-/// A process's descriptor of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Holder {
-    /// The process, as seen from this process's pid namespace; 0 if it is not seen there.
-    pub pid: u32,
-    /// Its descriptor.
-    pub fd: u32,
 }
 
 /// A socket with a record.

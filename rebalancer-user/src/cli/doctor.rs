@@ -279,7 +279,7 @@ fn host_namespace() -> Finding {
 /// Asked again: what has been entered already is our own.
 fn cgroup_namespace() -> Finding {
     const WHAT: &str = "cgroup namespace";
-    match host::see_cgroups_as_process_1() {
+    match host::enter_cgroup_namespace_of_process_1() {
         Ok(()) => ok(WHAT, "of process 1: cgroup paths are the node's"),
         Err(error) => lacks(
             Level::Warning,

@@ -161,7 +161,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 pub fn main() -> ExitCode {
     let command = Cli::parse().command;
     // Before there are threads. Without it some names stay unknown, and `doctor` says why.
-    let _own_view_stays = host::see_cgroups_as_process_1();
+    let _own_view_stays = host::enter_cgroup_namespace_of_process_1();
     let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Cooldowns(cooldowns) => cooldowns.run(),

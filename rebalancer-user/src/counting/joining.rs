@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::{NotCounted, Wanted};
 use crate::{
     bpf::{Joiner, MessageCounter},
-    host::{Owner, option},
+    host::{Owner, option, with_duplicate},
     moves::stranger,
     plan::Refusal,
     snapshot::Cookie,
@@ -137,24 +137,27 @@ impl Wanted {
         if let Some(guard) = stranger(facts, self.netns, self.cgroup) {
             return Err(NotCounted::Refused(guard));
         }
-        let mut last = NotCounted::Refused(Refusal::OwnerUnknown);
-        for owner in owners {
-            // Closed at once, as until then the server's own close sends no FIN.
-            match owner.duplicate(self.cookie) {
-                Ok(socket) => {
-                    // 0 where no other protocol of the kernel has the socket, else its name.
-                    if option(&socket, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|ulp| ulp != 0) {
-                        return Err(NotCounted::KernelTls);
-                    }
-                    return joiner
-                        .join(self.cookie, socket.as_fd())
-                        .map_err(|e| NotCounted::by_kernel(&e));
+        // The duplicate is closed at once, as until then the server's own close sends no FIN.
+        let joined = with_duplicate(owners, self.cookie, |socket| {
+            // 0 without an upper layer protocol (kernel TLS), else its name.
+            let has_ulp =
+                option(&socket, libc::IPPROTO_TCP, libc::TCP_ULP).is_ok_and(|ulp| ulp != 0);
+            Ok(if has_ulp {
+                Err(NotCounted::KernelTls)
+            } else {
+                joiner
+                    .join(self.cookie, socket.as_fd())
+                    .map_err(|e| NotCounted::by_kernel(&e))
+            })
+        });
+        joined.unwrap_or_else(|error| {
+            Err(match error {
+                // Its process has exited or closed it.
+                None | Some(Errno::SRCH | Errno::BADF | Errno::STALE) => {
+                    NotCounted::Refused(Refusal::OwnerUnknown)
                 }
-                // Process or descriptor are not what they were.
-                Err(Errno::SRCH | Errno::BADF | Errno::STALE) => {}
-                Err(e) => last = NotCounted::by_kernel(&e.into()),
-            }
-        }
-        Err(last)
+                Some(e) => NotCounted::by_kernel(&e.into()),
+            })
+        })
     }
 }

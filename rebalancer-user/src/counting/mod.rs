@@ -37,7 +37,8 @@ use self::{
 };
 use crate::{
     bpf::{Kernel, MessageCounter, Walker},
-    host::{Cgroups, Owners},
+    host::CgroupMounts,
+    moves::Owners,
     policy::{Count, Mode, Policy},
     snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
 };
@@ -80,7 +81,7 @@ impl Counting {
                     kernel,
                     pins,
                     anywhere,
-                    cgroups: Cgroups::read(),
+                    mounts: CgroupMounts::read_or_none(),
                     counter: Counter::Closed,
                     joined: BTreeSet::new(),
                     refused: BTreeMap::new(),
@@ -151,7 +152,7 @@ struct Room {
     kernel: Arc<Kernel>,
     pins: PathBuf,
     anywhere: bool,
-    cgroups: Cgroups,
+    mounts: CgroupMounts,
     counter: Counter,
     joined: BTreeSet<Cookie>,
     refused: BTreeMap<Cookie, (NotCounted, Instant)>,
@@ -206,7 +207,7 @@ impl Room {
         }
         let cookies: BTreeSet<Cookie> = new.iter().map(|w| w.cookie).collect();
         if !cookies.is_empty() {
-            match Owners::find(walker, &cookies, &self.cgroups) {
+            match Owners::find(walker, &cookies, &self.mounts) {
                 Ok(owners) => {
                     for wanted in new {
                         let cookie = wanted.cookie;

@@ -1,5 +1,5 @@
-//! Finds the real root of the cgroup v2 hierarchy: where a program sees every socket of the node.
-//! And sees to it that cgroups have the names that the node gives them.
+//! The cgroup v2 hierarchy: its mounts, its real root (where a program sees every socket of the node),
+//! cgroups by path and by ID, and the node's cgroup namespace.
 
 use std::{
     ffi::OsString,
@@ -16,6 +16,8 @@ use rustix::{
     fs::fstatfs,
     thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
 };
+
+use crate::snapshot::CgroupId;
 
 /// Why a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,13 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    fn call(call: impl Into<String>, why: io::Error) -> Self {
+        let call = call.into();
+        Self::Call { call, why }
+    }
+}
+
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
 /// The hierarchy's root has this inode. It proves nothing alone; a subtree bound at the usual
@@ -68,7 +77,7 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), CgroupError
         return Ok((path.to_owned(), dir));
     }
     let mut subtrees = Vec::new();
-    for Cgroup2Mount { path, .. } in cgroup2_mounts()? {
+    for Mount { path, .. } in CgroupMounts::read()?.0 {
         let Ok(dir) = File::open(&path) else { continue };
         if !is_cgroup2(&dir) {
             continue;
@@ -90,8 +99,9 @@ pub fn cgroup_root(chosen: Option<&Path>) -> Result<(PathBuf, File), CgroupError
 
 /// A folder of the cgroup v2 hierarchy, whichever part of it is mounted here.
 pub(crate) fn any_cgroup2() -> Result<File, CgroupError> {
-    let mounts = cgroup2_mounts()?;
+    let mounts = CgroupMounts::read()?;
     let mut folders = mounts
+        .0
         .iter()
         .filter_map(|mount| File::open(&mount.path).ok());
     folders
@@ -101,19 +111,16 @@ pub(crate) fn any_cgroup2() -> Result<File, CgroupError> {
         })
 }
 
-/// Sees cgroups as process 1 does from here on.
+/// Enters the cgroup namespace of process 1, for the calling thread and those that it starts later.
 ///
-/// A container that is not privileged has a cgroup namespace of its own on nodes with cgroup v2
-/// alone. There `/proc/PID/cgroup` tells another pod's path from the container's own, with `/..`
-/// and without the part that says what it is. With the node's processes in sight (`hostPID`)
-/// process 1 has the node's view.
-///
-/// It holds for the calling thread and for those that it starts later.
+/// On nodes with cgroup v2 alone an unprivileged container has a cgroup namespace of its own, where
+/// `/proc/PID/cgroup` shows another pod's path relative to the container's, with `/..` and without the
+/// part that identifies the pod. With `hostPID` process 1 has the node's view.
 ///
 /// # Errors
-/// Process 1 may not be looked at (CAP_SYS_PTRACE is missing), or its namespace not entered
-/// (CAP_SYS_ADMIN); then nothing has changed.
-pub fn see_cgroups_as_process_1() -> io::Result<()> {
+/// CAP_SYS_PTRACE to read process 1's namespace or CAP_SYS_ADMIN to enter it is missing; then nothing has
+/// changed.
+pub fn enter_cgroup_namespace_of_process_1() -> io::Result<()> {
     let node = File::open("/proc/1/ns/cgroup")?;
     if node.metadata()?.ino() == fs::metadata("/proc/thread-self/ns/cgroup")?.ino() {
         return Ok(());
@@ -159,41 +166,81 @@ fn is_cgroup2(dir: &File) -> bool {
     fstatfs(dir).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC)
 }
 
-/// What a mount of type cgroup2 shows, and where.
+/// The cgroup2 mounts that this process sees.
+pub(crate) struct CgroupMounts(Vec<Mount>);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Cgroup2Mount {
+struct Mount {
     /// The folder of the hierarchy that is mounted.
-    pub(super) root: PathBuf,
+    root: PathBuf,
     /// The mount point.
-    pub(super) path: PathBuf,
+    path: PathBuf,
 }
 
-/// Those that this process sees.
-pub(super) fn cgroup2_mounts() -> Result<Vec<Cgroup2Mount>, CgroupError> {
-    // Names of files are any bytes, and whoever may mount something chooses them.
-    let mounts = fs::read("/proc/self/mountinfo").map_err(|why| CgroupError::Call {
-        call: "reading /proc/self/mountinfo".to_owned(),
-        why,
-    })?;
-    Ok(cgroup2_mounts_of(&mounts))
-}
+impl CgroupMounts {
+    fn read() -> Result<Self, CgroupError> {
+        // File names are arbitrary bytes, and any user who may mount chooses them.
+        let mounts = fs::read("/proc/self/mountinfo")
+            .map_err(|why| CgroupError::call("reading /proc/self/mountinfo", why))?;
+        Ok(Self::parse(&mounts))
+    }
 
-/// See `proc_pid_mountinfo(5)`.
-fn cgroup2_mounts_of(mountinfo: &[u8]) -> Vec<Cgroup2Mount> {
-    let mount = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let (root, path) = (fields.nth(3)?, fields.next()?);
-        // Optional fields come before the dash.
-        fields.find(|field| *field == b"-")?;
-        (fields.next()? == b"cgroup2").then(|| Cgroup2Mount {
-            root: unescape(root),
-            path: unescape(path),
+    /// The same; without mounts if they cannot be read. Then no cgroup is known, and the guards skip.
+    pub(crate) fn read_or_none() -> Self {
+        Self::read().unwrap_or(Self(Vec::new()))
+    }
+
+    /// The mount point of the hierarchy that `path` is in.
+    pub(super) fn above(path: &Path) -> Result<Option<PathBuf>, CgroupError> {
+        let mounts = Self::read()?.0.into_iter().map(|mount| mount.path);
+        let above = mounts.filter(|mount| path.starts_with(mount));
+        Ok(above.max_by_key(|mount| mount.as_os_str().len()))
+    }
+
+    /// The ID of the cgroup v2 in the text of `/proc/PID/cgroup`: the inode of its folder.
+    ///
+    /// In a private cgroup namespace both the process's path and the mount's root are relative to the
+    /// namespace's root, with `/..` for what is above it.
+    pub(super) fn id(&self, cgroup: &str) -> Option<CgroupId> {
+        let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
+        self.0.iter().find_map(|mount| {
+            let below = below(path, mount.root.to_str()?)?;
+            let folder = fs::metadata(mount.path.join(below)).ok()?;
+            Some(CgroupId(folder.ino()))
         })
+    }
+
+    /// See `proc_pid_mountinfo(5)`.
+    fn parse(mountinfo: &[u8]) -> Self {
+        let mount = |line: &[u8]| {
+            let mut fields = line.split(|byte| *byte == b' ');
+            let (root, path) = (fields.nth(3)?, fields.next()?);
+            // Optional fields come before the dash.
+            fields.find(|field| *field == b"-")?;
+            (fields.next()? == b"cgroup2").then(|| Mount {
+                root: unescape(root),
+                path: unescape(path),
+            })
+        };
+        let lines = mountinfo.split(|byte| *byte == b'\n');
+        Self(lines.filter_map(mount).collect())
+    }
+}
+
+/// The cgroup of this process, in which its sockets are created.
+pub(crate) fn own_cgroup() -> Option<CgroupId> {
+    CgroupMounts::read_or_none().id(&fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+/// `path` as seen from `root`, both of `/`-separated names; `None` if it is not below it.
+fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
+    let rest = path.strip_prefix(root.trim_end_matches('/'))?;
+    let below = match rest.strip_prefix('/') {
+        Some(below) => below,
+        None if rest.is_empty() => "",
+        None => return None,
     };
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(mount)
-        .collect()
+    (!below.split('/').any(|name| name == "..")).then_some(below)
 }
 
 /// The kernel writes blanks and the like as `\040`.
@@ -233,14 +280,13 @@ mod tests {
 nonsense
 ";
         assert_eq!(
-            paths(hybrid.as_bytes()),
+            CgroupMounts::parse(hybrid.as_bytes())
+                .0
+                .into_iter()
+                .map(|mount| mount.path)
+                .collect::<Vec<_>>(),
             ["/sys/fs/cgroup/unified", "/mnt/a b"].map(PathBuf::from)
         );
-    }
-
-    fn paths(mountinfo: &[u8]) -> Vec<PathBuf> {
-        let mounts = cgroup2_mounts_of(mountinfo).into_iter();
-        mounts.map(|mount| mount.path).collect()
     }
 
     #[test]
@@ -251,7 +297,7 @@ nonsense
 26 30 0:24 / /end\\04 rw - cgroup2 cgroup2 rw
 27 30 0:25 / /sign\\+12 rw - cgroup2 cgroup2 rw
 ";
-        let mounts = cgroup2_mounts_of(mountinfo);
+        let CgroupMounts(mounts) = CgroupMounts::parse(mountinfo);
         let bytes = |path: &PathBuf| path.as_os_str().as_encoded_bytes().to_vec();
         assert_eq!(bytes(&mounts[0].root), b"/a\xff");
         let found: Vec<_> = mounts.iter().map(|mount| bytes(&mount.path)).collect();
@@ -259,6 +305,19 @@ nonsense
             found,
             [&b"/sys/fs/\xfe\\\xc3\xa9"[..], b"/end\\04", b"/sign\\+12"]
         );
+    }
+
+    #[test]
+    fn cgroups_are_found_from_inside_a_namespace_too() {
+        assert_eq!(below("/a/b", "/"), Some("a/b"));
+        assert_eq!(below("/", "/"), Some(""));
+        assert_eq!(below("/../../pod/x", "/../.."), Some("pod/x"));
+        assert_eq!(below("/a/b", "/a"), Some("b"));
+        assert_eq!(below("/a", "/a"), Some(""));
+        // Neither a sibling with the same beginning, nor what is above the mount.
+        assert_eq!(below("/ab", "/a"), None);
+        assert_eq!(below("/../pod/x", "/"), None);
+        assert_eq!(below("/../../pod/x", "/.."), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::cgroup::{CgroupError, cgroup_root, cgroup2_mounts};
+use super::cgroup::{CgroupError, CgroupMounts, cgroup_root};
 use crate::snapshot::{CgroupId, CgroupPath};
 
 /// Paths of the cgroups that are there, by id.
@@ -27,14 +27,8 @@ impl CgroupTree {
             return Ok(Self { mount: path });
         }
         let path = path.canonicalize().unwrap_or(path);
-        let above = cgroup2_mounts()?
-            .into_iter()
-            .map(|mount| mount.path)
-            .filter(|mount| path.starts_with(mount))
-            .max_by_key(|mount| mount.as_os_str().len());
-        Ok(Self {
-            mount: above.unwrap_or(path),
-        })
+        let mount = CgroupMounts::above(&path)?.unwrap_or(path);
+        Ok(Self { mount })
     }
 
     /// Every cgroup that is there now. One that comes or goes meanwhile may be missing.

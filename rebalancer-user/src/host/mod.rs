@@ -18,15 +18,16 @@ mod process;
 mod sock_diag;
 mod sockopt;
 
-pub use cgroup::{CgroupError, cgroup_root, see_cgroups_as_process_1};
-pub(crate) use cgroup::{ROOT_INODE, any_cgroup2, open_cgroup};
+pub use cgroup::{CgroupError, cgroup_root, enter_cgroup_namespace_of_process_1};
+pub(crate) use cgroup::{CgroupMounts, ROOT_INODE, any_cgroup2, open_cgroup, own_cgroup};
 pub use cgroup_tree::{CgroupPaths, CgroupTree};
 pub use folder::FolderError;
 pub(crate) use limits::{may_take_descriptors, return_memory};
 pub use limits::{missing_capabilities, missing_for_owners, raise_descriptors, raise_memlock};
-pub(crate) use owner::{Owner, Owners};
+pub use owner::Holder;
+pub(crate) use owner::{Owner, Processes, SocketOwners, with_duplicate};
 pub(crate) use pair::Pair;
-pub(crate) use process::{Cgroups, Facts, own_cgroup};
+pub(crate) use process::Facts;
 pub(crate) use sock_diag::Diag;
 #[cfg(any(test, fuzzing))]
 pub(crate) use sock_diag::parse_answer;

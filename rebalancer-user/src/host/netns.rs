@@ -1,7 +1,7 @@
 //! Network namespaces, by inode.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
@@ -14,8 +14,8 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::snapshot::Netns;
 
-/// Opens the namespace of the process with this folder in `/proc`, if it is this one. A process id may mean another process by
-/// now, so the inode of what was opened is what counts.
+/// Opens the namespace of the process with this folder in `/proc`, if it is this one. The process ID may
+/// have been reused, so the inode of what was opened is compared.
 ///
 /// Keep the descriptor for no longer than needed: it keeps a dead pod's namespace alive.
 pub(crate) fn of_process(process: &Path, netns: Netns) -> Option<File> {
@@ -36,6 +36,12 @@ pub(crate) fn of_socket(socket: impl AsFd, netns: Netns) -> Option<File> {
     // SAFETY: the kernel has just given us this descriptor.
     let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
     (inode(&file).ok()? == netns).then_some(file)
+}
+
+/// The namespace of the process with this folder in `/proc`.
+pub(crate) fn inode_of(process: &Path) -> Option<Netns> {
+    let meta = fs::metadata(process.join("ns/net")).ok()?;
+    Some(Netns(meta.ino() as u32))
 }
 
 fn inode(file: &File) -> io::Result<Netns> {

@@ -1,20 +1,17 @@
-//! Who holds a socket: the processes, and their descriptors of it, as a walk has found them.
+//! Who holds a socket: processes, and their descriptors of it.
 //!
-//! A descriptor that no table shows is not found: io_uring's direct ones, and one that is under way
-//! in a unix socket. What is found may be gone a moment later, and its number may mean something
-//! else: a process is held by a pidfd, and a duplicate is compared with the connection's cookie
-//! before anything is done with it.
+//! Descriptors that are in no process's table are not found: io_uring's direct descriptors, and those in
+//! flight over a Unix socket. A process may exit and a descriptor number may be reused at any time, so a
+//! process is held by a pidfd, and a duplicate's cookie is compared before it is used.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, File},
     io,
     os::fd::AsFd as _,
     sync::Arc,
-    time::{Duration, Instant},
 };
 
-use rebalancer_common::Live;
 use rustix::{
     fd::{OwnedFd, RawFd},
     io::Errno,
@@ -23,207 +20,122 @@ use rustix::{
 };
 
 use super::{
+    cgroup::CgroupMounts,
     netns,
-    process::{Cgroups, Facts, Process},
+    process::{Facts, Process},
 };
-use crate::{
-    bpf::{self, Adopt, Holder, Walker},
-    snapshot::{Cookie, Netns, TcpState},
-};
+use crate::snapshot::{Cookie, Netns};
 
-/// What a walk has found.
-#[derive(Default)]
-pub(crate) struct Owners {
-    of: BTreeMap<Cookie, Found>,
+/// A process's descriptor of a socket, by numbers that may be reused at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// The process ID in this process's pid namespace; 0 if it has none there.
+    pub pid: u32,
+    /// The descriptor.
+    pub fd: u32,
 }
 
-/// Who holds one socket.
-struct Found {
+/// The owners of one socket.
+pub(crate) struct SocketOwners {
     owners: Vec<Owner>,
-    /// Nobody was found who could not be looked at.
-    complete: bool,
-    /// What the socket was when the walk came by; `None` if no descriptor led to it.
-    state: Option<TcpState>,
-    at: Instant,
+    /// Every holder could be inspected, so there is no other owner.
+    is_complete: bool,
 }
 
-/// A process's descriptor of a socket.
+/// A process's descriptor of a socket; the process is held by a pidfd.
 #[derive(Clone)]
 pub(crate) struct Owner {
     process: Arc<Process>,
     fd: RawFd,
-    /// What the guards ask of the process.
+    /// What the guards check of the process.
     pub(crate) facts: Facts,
 }
 
-impl Owners {
-    /// Looks for the owners of these sockets among all processes.
-    pub(crate) fn find(
-        walker: &mut Walker,
-        wanted: &BTreeSet<Cookie>,
-        cgroups: &Cgroups,
-    ) -> Result<Self, bpf::Error> {
-        let mut owners = Self::default();
-        owners.refresh(walker, wanted, cgroups)?;
-        Ok(owners)
-    }
+/// Processes that were opened already; `None` for those that could not be.
+#[derive(Default)]
+pub(crate) struct Processes(BTreeMap<u32, Option<(Arc<Process>, Facts)>>);
 
-    /// Looks for the owners of these sockets anew. One that nobody holds has none. Returns the CPU time of
-    /// the walk.
-    pub(crate) fn refresh(
+impl Processes {
+    /// Opens the processes that hold a socket.
+    pub(crate) fn hold(
         &mut self,
-        walker: &mut Walker,
-        wanted: &BTreeSet<Cookie>,
-        cgroups: &Cgroups,
-    ) -> Result<Duration, bpf::Error> {
-        let at = Instant::now();
-        let pass = walker.walk(Adopt::No)?;
-        let mut processes = BTreeMap::new();
-        for cookie in wanted {
-            self.of.insert(*cookie, Found::none(at));
-        }
-        for socket in &pass.sockets {
-            let cookie = Cookie(socket.connection.cookie);
-            if wanted.contains(&cookie) {
-                let mut found = Found::hold(&socket.holders, cookie, cgroups, &mut processes, at);
-                found.state = Some(TcpState::from_kernel(socket.live.state));
-                self.of.insert(cookie, found);
-            }
-        }
-        Ok(pass.cpu)
-    }
-
-    /// Forgets the owners of all sockets but these.
-    pub(crate) fn keep(&mut self, wanted: impl Fn(Cookie) -> bool) {
-        self.of.retain(|cookie, _| wanted(*cookie));
-    }
-
-    /// Those of which nobody has looked for owners, or not within `age`.
-    pub(crate) fn older_than(
-        &self,
-        age: Duration,
-        cookies: impl Iterator<Item = Cookie>,
-    ) -> BTreeSet<Cookie> {
-        cookies
-            .filter(|cookie| {
-                self.of
-                    .get(cookie)
-                    .is_none_or(|found| found.at.elapsed() > age)
-            })
-            .collect()
-    }
-
-    /// Every owner found of this socket; empty if there may be others, or none was found.
-    pub(crate) fn of(&self, cookie: Cookie) -> &[Owner] {
-        match self.of.get(&cookie) {
-            Some(found) if found.complete => &found.owners,
-            _ => &[],
-        }
-    }
-
-    /// Those that were found, though there may be others.
-    pub(crate) fn any_of(&self, cookie: Cookie) -> &[Owner] {
-        self.of.get(&cookie).map_or(&[], |found| &found.owners)
-    }
-
-    /// What the socket was when it was looked for; `None` if no descriptor led to it.
-    pub(crate) fn state(&self, cookie: Cookie) -> Option<TcpState> {
-        self.of.get(&cookie)?.state
-    }
-
-    /// Opens the network namespace of one of these sockets.
-    pub(crate) fn open_netns(
-        &self,
-        netns: Netns,
-        cookies: impl Iterator<Item = Cookie>,
-    ) -> Option<File> {
-        let owners =
-            cookies.flat_map(|cookie| self.any_of(cookie).iter().map(move |o| (cookie, o)));
-        for (cookie, owner) in owners {
-            let by_process = owner.open_netns(netns);
-            let by_socket = || netns::of_socket(owner.duplicate(cookie).ok()?, netns);
-            if let Some(file) = by_process.or_else(by_socket) {
-                return Some(file);
-            }
-        }
-        None
-    }
-}
-
-impl Found {
-    fn none(at: Instant) -> Self {
-        Self {
-            owners: Vec::new(),
-            complete: true,
-            state: None,
-            at,
-        }
-    }
-
-    /// Holds on to the processes that hold a socket.
-    fn hold(
         holders: &[Holder],
         cookie: Cookie,
-        cgroups: &Cgroups,
-        processes: &mut BTreeMap<u32, Option<(Arc<Process>, Facts)>>,
-        at: Instant,
-    ) -> Self {
-        let mut found = Self::none(at);
+        mounts: &CgroupMounts,
+    ) -> SocketOwners {
+        let mut found = SocketOwners::none();
         for holder in holders {
-            let held = processes
-                .entry(holder.pid)
-                .or_insert_with(|| Owner::hold(holder.pid, cgroups));
-            match held {
+            let process = self.0.entry(holder.pid);
+            match process.or_insert_with(|| open(holder.pid, mounts)) {
                 Some((process, facts)) => {
                     let owner = Owner {
                         process: Arc::clone(process),
                         fd: holder.fd as RawFd,
                         facts: *facts,
                     };
-                    // It has let go of the socket since, or its id is another process's.
+                    // It may have closed the socket since, or its ID may be another process's.
                     match owner.leads_to(cookie) {
                         Some(true) => found.owners.push(owner),
                         Some(false) => {}
-                        None => found.complete = false,
+                        None => found.is_complete = false,
                     }
                 }
-                // It has ended; or it cannot be looked at, and then there may be others.
-                None => found.complete &= has_ended(holder.pid),
+                // It has exited; or it cannot be inspected, and may be an owner.
+                None => found.is_complete &= has_exited(holder.pid),
             }
         }
         found
     }
 }
 
-fn has_ended(pid: u32) -> bool {
+fn open(pid: u32, mounts: &CgroupMounts) -> Option<(Arc<Process>, Facts)> {
+    let process = Process::open(Pid::from_raw(pid.try_into().ok()?)?).ok()?;
+    let facts = process.facts(mounts)?;
+    Some((Arc::new(process), facts))
+}
+
+fn has_exited(pid: u32) -> bool {
     let found = fs::metadata(format!("/proc/{pid}"));
     pid != 0 && found.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
-impl Owner {
-    /// Holds on to the process that has this id now.
-    fn hold(pid: u32, cgroups: &Cgroups) -> Option<(Arc<Process>, Facts)> {
-        let process = Process::open(Pid::from_raw(pid.try_into().ok()?)?).ok()?;
-        let facts = process.facts(cgroups)?;
-        Some((Arc::new(process), facts))
+impl SocketOwners {
+    /// No process holds the socket.
+    pub(crate) fn none() -> Self {
+        Self {
+            owners: Vec::new(),
+            is_complete: true,
+        }
     }
 
-    /// Whether the descriptor leads to this socket now; `None` if that cannot be told.
+    /// Every owner; empty if there may be unknown ones.
+    pub(crate) fn all(&self) -> &[Owner] {
+        if self.is_complete { &self.owners } else { &[] }
+    }
+
+    /// The owners that were found, though there may be others.
+    pub(crate) fn known(&self) -> &[Owner] {
+        &self.owners
+    }
+}
+
+impl Owner {
+    /// Whether the descriptor leads to this socket now; `None` if that cannot be determined.
     fn leads_to(&self, cookie: Cookie) -> Option<bool> {
         match self.duplicate(cookie) {
             Ok(_) => Some(true),
             Err(Errno::SRCH | Errno::BADF | Errno::STALE) => Some(false),
-            // Duplicating may be forbidden where looking is not (Yama).
+            // Yama may forbid to duplicate what may be read.
             Err(_) => self.process.holds_socket(self.fd),
         }
     }
 
-    /// A duplicate of the descriptor, certain to be the socket with this cookie. As long as it is
-    /// open the server's own close sends nothing: drop it at once.
+    /// A duplicate of the descriptor, verified to be the socket with this cookie. While it is open the
+    /// server's own close sends no FIN, so drop it at once.
     ///
-    /// EPERM: Yama, a security module or a missing CAP_SYS_PTRACE forbids it. ESRCH, EBADF,
-    /// ESTALE: process or descriptor are not what they were.
-    pub(crate) fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
+    /// EPERM: Yama, a security module or a missing CAP_SYS_PTRACE forbids it. ESRCH, EBADF, ESTALE: the
+    /// process has exited, or the descriptor has been closed or reused.
+    fn duplicate(&self, cookie: Cookie) -> Result<OwnedFd, Errno> {
         let duplicate = pidfd_getfd(self.process.pidfd(), self.fd, PidfdGetfdFlags::empty())?;
         match socket_cookie(duplicate.as_fd()) {
             Ok(found) if found == cookie.0 => Ok(duplicate),
@@ -231,23 +143,30 @@ impl Owner {
         }
     }
 
-    /// Reads a socket through the first of its owners who lets it be duplicated; `None` if none does, or
-    /// it has no record.
-    pub(crate) fn read(
-        owners: &[Self],
-        cookie: Cookie,
-        walker: &mut Walker,
-    ) -> Result<Option<Live>, bpf::Error> {
-        let mut duplicates = owners.iter().flat_map(|owner| owner.duplicate(cookie));
-        match duplicates.next() {
-            Some(held) => walker.read_own(cookie, held.as_fd()),
-            None => Ok(None),
+    /// Opens this network namespace by the process, or else by the socket.
+    pub(crate) fn open_netns(&self, cookie: Cookie, netns: Netns) -> Option<File> {
+        let by_process = self.process.proc(|path| netns::of_process(&path, netns));
+        by_process.or_else(|| netns::of_socket(self.duplicate(cookie).ok()?, netns))
+    }
+}
+
+/// Uses a duplicate of the socket, of the first owner with which that works.
+///
+/// # Errors
+/// The last owner's, as [`Owner::duplicate`] or `action` returned it; `None` without owners.
+pub(crate) fn with_duplicate<T>(
+    owners: &[Owner],
+    cookie: Cookie,
+    mut action: impl FnMut(OwnedFd) -> Result<T, Errno>,
+) -> Result<T, Option<Errno>> {
+    let mut last = None;
+    for owner in owners {
+        match owner.duplicate(cookie).and_then(&mut action) {
+            Ok(done) => return Ok(done),
+            Err(error) => last = Some(error),
         }
     }
-
-    fn open_netns(&self, netns: Netns) -> Option<File> {
-        self.process.proc(|path| netns::of_process(&path, netns))
-    }
+    Err(last)
 }
 
 #[cfg(test)]
@@ -261,7 +180,7 @@ mod tests {
     }
 
     /// What is found if a walk says that these hold the socket.
-    fn hold(socket: &TcpListener, holders: &[(u32, RawFd)]) -> Found {
+    fn hold(socket: &TcpListener, holders: &[(u32, RawFd)]) -> SocketOwners {
         let cookie = Cookie(socket_cookie(socket).unwrap());
         let holders: Vec<Holder> = holders
             .iter()
@@ -270,36 +189,30 @@ mod tests {
                 fd: *fd as u32,
             })
             .collect();
-        Found::hold(
-            &holders,
-            cookie,
-            &Cgroups::read(),
-            &mut BTreeMap::new(),
-            Instant::now(),
-        )
+        Processes::default().hold(&holders, cookie, &CgroupMounts::read_or_none())
     }
 
     #[test]
-    fn every_descriptor_of_a_socket_is_held_and_leads_to_it() {
+    fn every_descriptor_of_a_socket_has_an_owner_that_can_duplicate_it() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let twin = socket.try_clone().unwrap();
         let cookie = Cookie(socket_cookie(&socket).unwrap());
         let both = [socket.as_raw_fd(), twin.as_raw_fd()];
         let found = hold(&socket, &both.map(|fd| (own_pid(), fd)));
-        assert!(found.complete);
-        assert_eq!(found.owners.iter().map(|o| o.fd).collect::<Vec<_>>(), both);
-        for owner in &found.owners {
+        assert!(found.is_complete);
+        assert_eq!(found.known().iter().map(|o| o.fd).collect::<Vec<_>>(), both);
+        for owner in found.known() {
             let duplicate = owner.duplicate(cookie).unwrap();
             assert_eq!(socket_cookie(&duplicate).unwrap(), cookie.0);
         }
     }
 
     #[test]
-    fn a_number_that_means_another_socket_by_now_is_refused() {
+    fn a_descriptor_number_reused_for_another_socket_is_stale() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let cookie = Cookie(socket_cookie(&socket).unwrap());
         let found = hold(&socket, &[(own_pid(), socket.as_raw_fd())]);
-        let [owner] = found.owners.as_slice() else {
+        let [owner] = found.known() else {
             panic!("one descriptor has one owner");
         };
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -310,30 +223,27 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_led_to_it_when_the_walk_came_by_is_no_owner() {
+    fn a_descriptor_that_no_longer_leads_to_the_socket_is_no_owner() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let found = hold(&socket, &[(own_pid(), other.as_raw_fd())]);
-        assert!(found.owners.is_empty() && found.complete);
+        assert!(found.known().is_empty() && found.is_complete);
     }
 
     /// It may be a sidecar of another user, or a process outside of our pid namespace.
     #[test]
-    fn a_holder_who_cannot_be_looked_at_makes_all_of_them_unsure() {
+    fn with_a_holder_that_cannot_be_inspected_the_owners_are_incomplete() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cookie = Cookie(socket_cookie(&socket).unwrap());
         let own = (own_pid(), socket.as_raw_fd());
         let hidden = (0, 5);
-        let mut owners = Owners::default();
-        owners.of.insert(cookie, hold(&socket, &[own, hidden]));
-        assert_eq!(owners.any_of(cookie).len(), 1);
-        assert!(owners.of(cookie).is_empty());
+        let owners = hold(&socket, &[own, hidden]);
+        assert_eq!(owners.known().len(), 1);
+        assert!(owners.all().is_empty());
         // One that has ended since is nobody's.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let ended = (child.id(), 5);
         child.wait().unwrap();
-        owners.of.insert(cookie, hold(&socket, &[own, ended]));
-        assert_eq!(owners.of(cookie).len(), 1);
+        assert_eq!(hold(&socket, &[own, ended]).all().len(), 1);
     }
 
     /// A copy of this process, with all of its descriptors, that does nothing. It is given this
@@ -369,16 +279,16 @@ mod tests {
         waitpid(Some(pid), WaitOptions::empty()).unwrap();
     }
 
-    /// To the eye the same: its id, and under it the same number leads to the same socket.
+    /// Same process ID, and the same descriptor number leads to the same socket.
     #[test]
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
-    fn a_process_that_takes_the_owners_id_is_not_the_owner() {
+    fn a_process_that_reuses_the_owners_pid_is_not_the_owner() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let cookie = Cookie(socket_cookie(&socket).unwrap());
         let first = copy_with_id(None, None);
         let pid = first.as_raw_nonzero().get() as u32;
         let found = hold(&socket, &[(pid, socket.as_raw_fd())]);
-        let [owner] = found.owners.as_slice() else {
+        let [owner] = found.known() else {
             panic!("one descriptor has one owner");
         };
         drop(owner.duplicate(cookie).unwrap());
@@ -386,29 +296,29 @@ mod tests {
         let second = copy_with_id(Some(first), None);
         assert_eq!(second, first);
         assert_eq!(owner.duplicate(cookie).unwrap_err(), Errno::SRCH);
-        assert_eq!(owner.process.facts(&Cgroups::read()), None);
+        assert_eq!(owner.process.facts(&CgroupMounts::read_or_none()), None);
         end(second);
     }
 
-    /// Between the walk over descriptors, which knows ids only, and the hold.
+    /// The ID is reused between the walk, which reports IDs only, and the `pidfd_open`.
     #[test]
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
-    fn a_process_that_takes_the_id_of_a_holder_is_not_held_for_it() {
+    fn a_process_that_reuses_a_holders_pid_is_not_held_in_its_place() {
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         let fd = socket.as_raw_fd();
         let first = copy_with_id(None, None);
         let pid = first.as_raw_nonzero().get() as u32;
-        assert_eq!(hold(&socket, &[(pid, fd)]).owners.len(), 1);
+        assert_eq!(hold(&socket, &[(pid, fd)]).known().len(), 1);
         end(first);
-        assert!(hold(&socket, &[(pid, fd)]).owners.is_empty());
+        assert!(hold(&socket, &[(pid, fd)]).known().is_empty());
         let second = copy_with_id(Some(first), Some((other.as_raw_fd(), fd)));
         let link = format!("/proc/{pid}/fd/{fd}");
         let own = format!("/proc/self/fd/{fd}");
         while fs::read_link(&link).unwrap() == fs::read_link(&own).unwrap() {
             std::thread::yield_now(); // until it has its other descriptor
         }
-        assert!(hold(&socket, &[(pid, fd)]).owners.is_empty());
+        assert!(hold(&socket, &[(pid, fd)]).known().is_empty());
         end(second);
     }
 }

@@ -1,10 +1,6 @@
 //! What a process is: whether SIGPIPE would kill it, and where it lives.
 
-use std::{
-    fs, io,
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::PathBuf,
-};
+use std::{fs, io, os::fd::AsFd as _, path::PathBuf};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -13,7 +9,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::cgroup::{Cgroup2Mount, cgroup2_mounts};
+use super::{cgroup::CgroupMounts, netns};
 use crate::snapshot::{CgroupId, Netns};
 
 /// A process, held so that its id cannot come to mean another one unnoticed.
@@ -53,14 +49,13 @@ impl Process {
     }
 
     /// What the guards ask; `None` if it has ended, or is hidden.
-    pub(super) fn facts(&self, cgroups: &Cgroups) -> Option<Facts> {
+    pub(super) fn facts(&self, mounts: &CgroupMounts) -> Option<Facts> {
         self.proc(|path| {
             let status = fs::read_to_string(path.join("status")).ok()?;
-            let netns = fs::metadata(path.join("ns/net")).ok()?.ino() as u32;
             let cgroup = fs::read_to_string(path.join("cgroup")).ok()?;
             Some(Facts {
-                netns: Netns(netns),
-                cgroup: cgroups.id(&cgroup),
+                netns: netns::inode_of(&path)?,
+                cgroup: mounts.id(&cgroup),
                 dies_of_sigpipe: dies_of_sigpipe(&status)?,
             })
         })
@@ -94,52 +89,10 @@ fn dies_of_sigpipe(status: &str) -> Option<bool> {
     Some(handled & SIGPIPE == 0)
 }
 
-/// The cgroup of this process, in which its sockets are made.
-pub(crate) fn own_cgroup(cgroups: &Cgroups) -> Option<CgroupId> {
-    cgroups.id(&fs::read_to_string("/proc/self/cgroup").ok()?)
-}
-
-/// From a process's cgroup path to the cgroup's id.
-pub(crate) struct Cgroups {
-    mounts: Vec<Cgroup2Mount>,
-}
-
-impl Cgroups {
-    /// Reads this process's mounts.
-    pub(crate) fn read() -> Self {
-        // Without them no cgroup is known, and then the guards skip.
-        Self {
-            mounts: cgroup2_mounts().unwrap_or_default(),
-        }
-    }
-
-    /// The id of the cgroup v2 in the text of `/proc/PID/cgroup`: the inode of its folder.
-    ///
-    /// In a private cgroup namespace both the process's path and the mount's root are told from
-    /// the namespace's own root, with `/..` for what is above it.
-    fn id(&self, cgroup: &str) -> Option<CgroupId> {
-        let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
-        self.mounts.iter().find_map(|mount| {
-            let below = below(path, mount.root.to_str()?)?;
-            let folder = fs::metadata(mount.path.join(below)).ok()?;
-            Some(CgroupId(folder.ino()))
-        })
-    }
-}
-
-/// `path` as seen from `root`, both of `/`-separated names; `None` if it is not below it.
-fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
-    let rest = path.strip_prefix(root.trim_end_matches('/'))?;
-    let below = match rest.strip_prefix('/') {
-        Some(below) => below,
-        None if rest.is_empty() => "",
-        None => return None,
-    };
-    (!below.split('/').any(|name| name == "..")).then_some(below)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -159,37 +112,23 @@ mod tests {
     }
 
     #[test]
-    fn cgroups_are_found_from_inside_a_namespace_too() {
-        assert_eq!(below("/a/b", "/"), Some("a/b"));
-        assert_eq!(below("/", "/"), Some(""));
-        assert_eq!(below("/../../pod/x", "/../.."), Some("pod/x"));
-        assert_eq!(below("/a/b", "/a"), Some("b"));
-        assert_eq!(below("/a", "/a"), Some(""));
-        // Neither a sibling with the same beginning, nor what is above the mount.
-        assert_eq!(below("/ab", "/a"), None);
-        assert_eq!(below("/../pod/x", "/"), None);
-        assert_eq!(below("/../../pod/x", "/.."), None);
-    }
-
-    #[test]
     fn a_process_is_read_as_long_as_it_lives() {
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
         let process = Process::open(Pid::from_child(&child)).unwrap();
-        let here = fs::metadata("/proc/self/ns/net").unwrap().ino() as u32;
-        let facts = process.facts(&Cgroups::read()).unwrap();
-        assert_eq!(facts.netns, Netns(here));
+        let facts = process.facts(&CgroupMounts::read_or_none()).unwrap();
+        assert_eq!(Some(facts.netns), netns::inode_of(Path::new("/proc/self")));
         // std gives a child the default action back.
         assert!(facts.dies_of_sigpipe);
         child.kill().unwrap();
         // Before it is reaped its folder is still there, and says nothing that counts.
         process.wait_for_its_end();
         assert_eq!(process.proc(|path| Some(path.exists())), None);
-        assert_eq!(process.facts(&Cgroups::read()), None);
+        assert_eq!(process.facts(&CgroupMounts::read_or_none()), None);
         child.wait().unwrap();
-        assert_eq!(process.facts(&Cgroups::read()), None);
+        assert_eq!(process.facts(&CgroupMounts::read_or_none()), None);
     }
 
     impl Process {

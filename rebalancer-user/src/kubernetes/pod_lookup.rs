@@ -3,14 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use super::cgroup::PodCgroup;
 use crate::{
-    host::{CgroupPaths, CgroupTree},
+    host::{CgroupPaths, CgroupTree, netns},
     snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, Snapshot},
 };
 
@@ -114,7 +113,7 @@ impl Found {
     /// Whether its process is still there, in that namespace and in that pod.
     fn is_shown(&self, netns: Netns) -> bool {
         let folder = PathBuf::from(format!("/proc/{}", self.shown_by));
-        netns_of(&folder) == Some(netns) && place_of(&folder).as_ref() == Some(&self.place)
+        netns::inode_of(&folder) == Some(netns) && place_of(&folder).as_ref() == Some(&self.place)
     }
 }
 
@@ -141,7 +140,7 @@ fn look_through(wanted: &BTreeSet<Netns>) -> BTreeMap<Netns, Found> {
             continue;
         };
         let folder = entry.path();
-        let Some(netns) = netns_of(&folder).filter(|netns| wanted.contains(netns)) else {
+        let Some(netns) = netns::inode_of(&folder).filter(|netns| wanted.contains(netns)) else {
             continue;
         };
         let Some(place) = place_of(&folder) else {
@@ -163,11 +162,6 @@ fn look_through(wanted: &BTreeSet<Netns>) -> BTreeMap<Netns, Found> {
         }
     }
     found
-}
-
-fn netns_of(process: &Path) -> Option<Netns> {
-    let meta = fs::metadata(process.join("ns/net")).ok()?;
-    Some(Netns(meta.ino() as u32))
 }
 
 /// `None` if the process has gone.
@@ -208,7 +202,10 @@ mod tests {
     fn a_process_that_has_gone_shows_nothing() {
         let own = std::process::id();
         let folder = PathBuf::from(format!("/proc/{own}"));
-        let (netns, place) = (netns_of(&folder).unwrap(), place_of(&folder).unwrap());
+        let (netns, place) = (
+            netns::inode_of(&folder).unwrap(),
+            place_of(&folder).unwrap(),
+        );
         let found = look_through(&BTreeSet::from([netns]));
         assert!(found.contains_key(&netns));
         let shown = |netns, shown_by, place| Found { place, shown_by }.is_shown(netns);

@@ -16,12 +16,13 @@ use super::{
     guards::refusal,
     judge,
     mechanism::Attempt,
+    owners::{Owners, read_live},
     pulse::Pulse,
     sniffer::{Verdict, Watch, Watches},
 };
 use crate::{
     bpf::{self, Walker},
-    host::{Diag, Inode, Owner, Owners, Socket, SocketId},
+    host::{Diag, Inode, Owner, Socket, SocketId, with_duplicate},
     observe,
     plan::{Move, Outcome, Refusal},
     policy::{AtEnd, Step, StepKind, When},
@@ -318,8 +319,8 @@ impl Active {
         inside: &mut Inside<'_>,
     ) -> Result<bool, bpf::Error> {
         let cookie = self.id.cookie;
-        let owners = inside.owners.any_of(cookie);
-        let Some(live) = Owner::read(owners, cookie, inside.walker)? else {
+        let owners = inside.owners.known(cookie);
+        let Some(live) = read_live(owners, cookie, inside.walker)? else {
             return Ok(false);
         };
         let same_socket = |now: &Socket| {
@@ -338,29 +339,25 @@ impl Active {
     /// Gives the server an end of file. It may still answer, and closes by itself.
     fn close(&mut self, owners: &[Owner]) -> Next {
         let now = Instant::now();
-        let mut last = Errno::SRCH;
-        for owner in owners {
-            // The duplicate is closed at once, as until then the server's own close sends no FIN.
-            let asked = owner
-                .duplicate(self.id.cookie)
-                .and_then(|duplicate| shutdown(&duplicate, Shutdown::Read));
-            match asked {
-                Ok(()) => {
-                    self.asked = Some(self.step);
-                    self.step_until = self.step_until.max(now + TIME_TO_CLOSE);
-                    return Next::Wait;
-                }
-                Err(e) => last = e,
+        // The duplicate is closed at once, as until then the server's own close sends no FIN.
+        let asked = with_duplicate(owners, self.id.cookie, |duplicate| {
+            shutdown(&duplicate, Shutdown::Read)
+        });
+        let trouble = match asked {
+            Ok(()) => {
+                self.asked = Some(self.step);
+                self.step_until = self.step_until.max(now + TIME_TO_CLOSE);
+                return Next::Wait;
             }
-        }
-        let changed = [Errno::SRCH, Errno::BADF, Errno::STALE, Errno::NOTCONN].contains(&last);
-        if !changed || owners.is_empty() {
-            self.trouble = Some(match owners {
-                [] => "no process that holds it was found".to_owned(),
-                _ => format!("taking the server's descriptor: {last}"),
-            });
-            self.begin(self.step + 1, now);
-        }
+            // Something has changed: look again.
+            Err(Some(Errno::SRCH | Errno::BADF | Errno::STALE | Errno::NOTCONN)) => {
+                return Next::Wait;
+            }
+            Err(Some(e)) => format!("duplicating the server's descriptor: {e}"),
+            Err(None) => "no process that holds it was found".to_owned(),
+        };
+        self.trouble = Some(trouble);
+        self.begin(self.step + 1, now);
         Next::Wait
     }
 

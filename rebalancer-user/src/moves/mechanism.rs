@@ -4,10 +4,13 @@ use std::{fmt, io};
 
 use rustix::{io::Errno, net::connect_unspec};
 
-use super::raw::{self, Ends};
+use super::{
+    owners::read_live,
+    raw::{self, Ends},
+};
 use crate::{
     bpf::Walker,
-    host::{Diag, Owner, SocketId},
+    host::{Diag, Owner, SocketId, with_duplicate},
     snapshot::TcpState,
 };
 
@@ -76,19 +79,12 @@ impl fmt::Display for Mechanism {
 }
 
 fn abort(id: &SocketId, owners: &[Owner]) -> Result<Attempt, String> {
-    // All of them lead to the same socket: the first that is allowed will do.
-    let mut last = None;
-    for owner in owners {
-        match owner.duplicate(id.cookie).and_then(connect_unspec) {
-            Ok(()) => return Ok(Attempt::Hit),
-            Err(e) => last = Some(e),
-        }
-    }
-    match last {
-        None => Err("no process that holds it was found".to_owned()),
-        // Process or descriptor are gone, or (some kernels) a thread is blocked in a receive.
-        Some(Errno::SRCH | Errno::BADF | Errno::STALE | Errno::BUSY) => Ok(Attempt::Untouched),
-        Some(e) => Err(format!("aborting by the server's descriptor: {e}")),
+    match with_duplicate(owners, id.cookie, connect_unspec) {
+        Ok(()) => Ok(Attempt::Hit),
+        Err(None) => Err("no process that holds it was found".to_owned()),
+        // The process or the descriptor is gone, or (some kernels) a thread is blocked in a receive.
+        Err(Some(Errno::SRCH | Errno::BADF | Errno::STALE | Errno::BUSY)) => Ok(Attempt::Untouched),
+        Err(Some(e)) => Err(format!("aborting by the server's descriptor: {e}")),
     }
 }
 
@@ -98,7 +94,7 @@ fn raw_reset(
     diag: &Diag,
     walker: &mut Walker,
 ) -> Result<Attempt, String> {
-    let live = Owner::read(owners, id.cookie, walker)
+    let live = read_live(owners, id.cookie, walker)
         .map_err(|e| format!("reading sequence numbers: {e}"))?;
     let Some(live) = live else {
         return not_listed(id, diag);
@@ -136,12 +132,7 @@ mod tests {
     #[test]
     fn what_no_listing_shows_is_gone_only_if_it_is() {
         let pair = Pair::connect().unwrap();
-        let id = SocketId {
-            cookie: pair.cookie,
-            local: pair.server.local_addr().unwrap(),
-            remote: pair.server.peer_addr().unwrap(),
-            device: 0,
-        };
+        let id = pair.id().unwrap();
         let diag = Diag::open().unwrap();
         assert_eq!(not_listed(&id, &diag), Ok(Attempt::Untouched));
         connect_unspec(&pair.server).unwrap();

@@ -15,6 +15,7 @@ mod active;
 mod guards;
 mod mechanism;
 mod mover;
+mod owners;
 mod probe;
 mod pulse;
 mod quiet;
@@ -22,6 +23,7 @@ mod raw;
 mod sniffer;
 
 pub(crate) use guards::stranger;
+pub(crate) use owners::Owners;
 
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Order, Steps};

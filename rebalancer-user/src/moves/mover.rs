@@ -17,12 +17,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{
     Mechanism,
     active::{Active, Inside, Next},
+    owners::Owners,
     pulse::{Health, Pulse, Recall},
     sniffer::Watches,
 };
 use crate::{
     bpf::{Walker, Watcher},
-    host::{Cgroups, Diag, Owners, netns::enter},
+    host::{CgroupMounts, Diag, netns::enter},
     plan::{Move, Outcome, Refusal},
     policy::StepKind,
     snapshot::{CgroupId, Cookie, Netns, TcpState},
@@ -117,7 +118,7 @@ impl Mover {
                     walker,
                     watches: Watches::new(watcher),
                     mechanism,
-                    cgroups: Cgroups::read(),
+                    mounts: CgroupMounts::read_or_none(),
                     owners: Owners::default(),
                     pace: Pace::default(),
                     active: BTreeMap::new(),
@@ -253,7 +254,7 @@ struct Room {
     walker: Walker,
     watches: Watches,
     mechanism: Mechanism,
-    cgroups: Cgroups,
+    mounts: CgroupMounts,
     owners: Owners,
     pace: Pace,
     active: BTreeMap<Cookie, Active>,
@@ -374,11 +375,11 @@ impl Room {
         let Self {
             owners,
             walker,
-            cgroups,
+            mounts,
             pace,
             ..
         } = self;
-        match owners.refresh(walker, &old, cgroups) {
+        match owners.refresh(walker, &old, mounts) {
             Ok(cpu) => pace.walked(cpu, Instant::now()),
             // Those without owners are not moved, and say so.
             Err(error) => {

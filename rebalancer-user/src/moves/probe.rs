@@ -2,13 +2,13 @@
 
 use std::{
     io::{self, Read as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd as _, AsRawFd as _},
+    net::TcpStream,
+    os::fd::AsRawFd as _,
     time::Duration,
 };
 
 use rustix::{
-    net::{connect_unspec, sockopt::socket_cookie},
+    net::connect_unspec,
     process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
 };
 
@@ -17,8 +17,8 @@ use super::{
     raw::{self, Ends},
 };
 use crate::{
-    host::{Diag, SocketId, may_take_descriptors, option, set_option},
-    snapshot::{Cookie, TcpState},
+    host::{Diag, Pair, SocketId, may_take_descriptors, option, set_option},
+    snapshot::TcpState,
 };
 
 /// The best mechanism that works here, and why those before it do not.
@@ -35,24 +35,21 @@ pub fn find_mechanism() -> Result<(Mechanism, Vec<String>), Vec<String>> {
     Err(why_not)
 }
 
-/// Makes a loopback connection to ourselves, resets it, and sees that both its ends know and that
-/// the listener lives on.
+/// Resets a loopback connection to ourselves, and verifies that both its ends are reset and that the
+/// listener still accepts.
 pub fn probe(mechanism: Mechanism) -> Result<(), String> {
-    let mut pair = Pair::connect()?;
+    let mut victim = Victim::connect()?;
     match mechanism {
-        Mechanism::SockDestroy => pair.destroy()?,
-        Mechanism::Abort => pair.abort()?,
-        Mechanism::Raw => pair.reset_by_hand()?,
+        Mechanism::SockDestroy => victim.destroy()?,
+        Mechanism::Abort => victim.abort()?,
+        Mechanism::Raw => victim.reset_by_segments()?,
     }
-    pair.is_reset()
+    victim.is_reset()
 }
 
-/// A connection of which both ends are ours.
-struct Pair {
-    // Dropped in this order.
-    client: TcpStream,
-    server: TcpStream,
-    _listener: TcpListener,
+/// A connection of our own.
+struct Victim {
+    pair: Pair,
     id: SocketId,
     diag: Diag,
 }
@@ -61,19 +58,11 @@ fn step(what: &'static str) -> impl Fn(io::Error) -> String {
     move |e| format!("{what}: {e}")
 }
 
-impl Pair {
+impl Victim {
     fn connect() -> Result<Self, String> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(step("listening"))?;
-        let local = listener.local_addr().map_err(step("listening"))?;
-        let client = TcpStream::connect(local).map_err(step("connecting"))?;
-        let (server, remote) = listener.accept().map_err(step("accepting"))?;
-        let cookie = socket_cookie(server.as_fd()).map_err(|e| step("SO_COOKIE")(e.into()))?;
-        let id = SocketId {
-            cookie: Cookie(cookie),
-            local,
-            remote,
-            device: 0,
-        };
+        let connecting = step("connecting to ourselves");
+        let pair = Pair::connect().map_err(&connecting)?;
+        let id = pair.id().map_err(connecting)?;
         // Every mechanism needs to look: the state is compared just before.
         let diag = Diag::open().map_err(step("sock_diag"))?;
         let found = diag.look(&id).map_err(step("looking by sock_diag"))?;
@@ -83,13 +72,7 @@ impl Pair {
                         loaded)"
                 .to_owned());
         }
-        Ok(Self {
-            client,
-            server,
-            _listener: listener,
-            id,
-            diag,
-        })
+        Ok(Self { pair, id, diag })
     }
 
     fn destroy(&self) -> Result<(), String> {
@@ -114,18 +97,20 @@ impl Pair {
         may_take_descriptors()?;
         let failed = |what: &'static str| move |e: rustix::io::Errno| step(what)(e.into());
         let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(failed("pidfd_open"))?;
-        let fd = self.server.as_raw_fd();
+        let fd = self.pair.server.as_raw_fd();
         let duplicate =
             pidfd_getfd(&own, fd, PidfdGetfdFlags::empty()).map_err(failed("pidfd_getfd"))?;
         connect_unspec(duplicate).map_err(failed("connect(AF_UNSPEC)"))
     }
 
-    fn reset_by_hand(&self) -> Result<(), String> {
+    fn reset_by_segments(&self) -> Result<(), String> {
         let ends = Ends {
             server: self.id.local,
             client: self.id.remote,
-            to_client: next_sequence(&self.server).map_err(step("reading sequence numbers"))?,
-            to_server: next_sequence(&self.client).map_err(step("reading sequence numbers"))?,
+            to_client: next_sequence(&self.pair.server)
+                .map_err(step("reading sequence numbers"))?,
+            to_server: next_sequence(&self.pair.client)
+                .map_err(step("reading sequence numbers"))?,
         };
         raw::reset(&ends).map_err(step("sending a raw RST"))
     }
@@ -140,14 +125,14 @@ impl Pair {
         }
         let wait = Some(Duration::from_secs(1));
         let waiting = step("waiting for the reset");
-        self.client.set_read_timeout(wait).map_err(waiting)?;
-        match self.client.read(&mut [0]) {
+        self.pair.client.set_read_timeout(wait).map_err(waiting)?;
+        match self.pair.client.read(&mut [0]) {
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
             other => return Err(format!("its client saw {other:?}, not a reset")),
         }
-        let address: SocketAddr = self.id.local;
-        TcpStream::connect(address).map_err(step("the listener did not survive"))?;
-        Ok(())
+        let listener = self.pair.listener.local_addr();
+        let next = listener.and_then(TcpStream::connect);
+        next.map_err(step("the listener did not survive")).map(drop)
     }
 }
 

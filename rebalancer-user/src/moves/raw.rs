@@ -1,5 +1,5 @@
-//! A reset made by hand: two segments with RST, one to each end, from sequence numbers that the
-//! listing tells. For kernels that offer nothing better.
+//! A reset by two raw segments with RST, one to each end, with sequence numbers that the walk has read.
+//! For kernels that offer nothing better.
 //!
 //! An end takes a RST only with exactly the sequence number that it expects next (RFC 5961), so
 //! a connection on which something is under way may live on: look, and try again. The server is
@@ -12,10 +12,12 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use network_types::{ip::IpProto, tcp::TcpHdr};
 use rustix::net::{
     AddressFamily, SendFlags, SocketFlags, SocketType, bind, ipproto, sendto, socket_with,
 };
+
+/// Length of a TCP header without options.
+const HEADER: usize = 20;
 
 /// The ends of a connection, and what each expects next of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,26 +74,17 @@ fn allow_any_source(socket: &OwnedFd, from: SocketAddr) -> io::Result<()> {
 }
 
 /// A TCP header with nothing but RST; the kernel puts the IP header before it.
-fn segment(from: SocketAddr, to: SocketAddr, sequence: u32) -> [u8; TcpHdr::LEN] {
-    const WORDS: u16 = (TcpHdr::LEN / 4) as u16;
-    let mut header = TcpHdr {
-        source: from.port().to_be_bytes(),
-        dest: to.port().to_be_bytes(),
-        seq: sequence.to_be_bytes(),
-        ack_seq: [0; 4],
-        _bitfield_align_1: [],
-        _bitfield_1: TcpHdr::new_bitfield_1(0, WORDS, 0, 0, 1, 0, 0, 0, 0, 0),
-        window: [0; 2],
-        check: [0; 2],
-        urg_ptr: [0; 2],
-    };
-    header.check = checksum(from.ip(), to.ip(), &bytes(header)).to_be_bytes();
-    bytes(header)
-}
-
-fn bytes(header: TcpHdr) -> [u8; TcpHdr::LEN] {
-    // SAFETY: `repr(C)` of bytes alone: there is no padding, and any value of it is bytes.
-    unsafe { std::mem::transmute(header) }
+fn segment(from: SocketAddr, to: SocketAddr, sequence: u32) -> [u8; HEADER] {
+    const RST: u8 = 4;
+    let mut segment = [0; HEADER];
+    segment[..2].copy_from_slice(&from.port().to_be_bytes());
+    segment[2..4].copy_from_slice(&to.port().to_be_bytes());
+    segment[4..8].copy_from_slice(&sequence.to_be_bytes());
+    segment[12] = (HEADER as u8 / 4) << 4;
+    segment[13] = RST;
+    let checksum = checksum(from.ip(), to.ip(), &segment);
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+    segment
 }
 
 /// The Internet checksum over the pseudo-header and the segment (RFC 9293, 3.1).
@@ -108,7 +101,7 @@ fn checksum(from: IpAddr, to: IpAddr, segment: &[u8]) -> u16 {
     };
     let mut sum = address(from)
         + address(to)
-        + u64::from(IpProto::Tcp as u8)
+        + ipproto::TCP.as_raw().get() as u64
         + segment.len() as u64
         + words(segment);
     while sum > 0xffff {

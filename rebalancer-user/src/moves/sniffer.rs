@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use crate::{
     bpf::{Kernel, Passed, Watcher},
     exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
-    host::{Cgroups, Diag, Pair, Socket, SocketId, own_cgroup},
+    host::{Diag, Pair, Socket, SocketId, own_cgroup},
     plan::{Outcome, Refusal},
     snapshot::{CgroupId, Cookie},
 };
@@ -277,14 +277,8 @@ impl Own {
     fn watch(watcher: Watcher) -> io::Result<Self> {
         let pair = Pair::connect()?;
         let cookie = pair.cookie;
-        let id = SocketId {
-            cookie,
-            local: pair.server.local_addr()?,
-            remote: pair.client.local_addr()?,
-            device: 0,
-        };
-        let cgroup = own_cgroup(&Cgroups::read())
-            .ok_or_else(|| io::Error::other("our own cgroup is not known"))?;
+        let id = pair.id()?;
+        let cgroup = own_cgroup().ok_or_else(|| io::Error::other("our own cgroup is not known"))?;
         let mut own = Self {
             pair,
             id,
@@ -344,7 +338,7 @@ impl Own {
 mod tests {
     use std::{
         fs::File,
-        net::{Ipv6Addr, TcpListener, TcpStream},
+        net::{Ipv6Addr, TcpStream},
     };
 
     use rustix::fs::sendfile;
@@ -393,21 +387,13 @@ mod tests {
     fn all_bytes_of_both_directions_are_passed_on() {
         let (_tracker, mut watcher) = watcher();
         all_bytes_are_passed_on(&mut watcher, Pair::connect().unwrap());
-        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (server, _) = listener.accept().unwrap();
-        let cookie = Cookie(rustix::net::sockopt::socket_cookie(&server).unwrap());
-        let pair = Pair {
-            client,
-            server,
-            cookie,
-        };
+        let pair = Pair::connect_over(Ipv6Addr::LOCALHOST.into()).unwrap();
         all_bytes_are_passed_on(&mut watcher, pair);
     }
 
     fn all_bytes_are_passed_on(watcher: &mut Watcher, mut pair: Pair) {
         const LENGTH: usize = 1 << 20;
-        let cgroup = own_cgroup(&Cgroups::read()).unwrap();
+        let cgroup = own_cgroup().unwrap();
         watcher.watch(pair.cookie, cgroup).unwrap();
         let wanted = Watched {
             listening: listening::BYTES,
@@ -531,7 +517,7 @@ mod tests {
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn nothing_of_others_is_passed_on() {
         let (_tracker, mut watcher) = watcher();
-        let cgroup = own_cgroup(&Cgroups::read()).unwrap();
+        let cgroup = own_cgroup().unwrap();
         let (mut one, mut other) = (Pair::connect().unwrap(), Pair::connect().unwrap());
         watcher.watch(one.cookie, cgroup).unwrap();
         for pair in [&mut one, &mut other] {

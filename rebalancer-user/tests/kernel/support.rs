@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebalancer_user::bpf::{Adopt, Holder, Kernel, Lifetime, Tracker, Tracking, Walked, Walker};
+use rebalancer_user::{
+    bpf::{Adopt, Kernel, Lifetime, Tracker, Tracking, Walked, Walker},
+    host::Holder,
+};
 use rustix::net::sockopt::socket_cookie;
 use serde_json::Value;
 use xtask::{

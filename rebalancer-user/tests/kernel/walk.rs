@@ -14,7 +14,8 @@ use std::{
 
 use rebalancer_common::kind;
 use rebalancer_user::{
-    bpf::{Adopt, Holder, Pass, Walked, Walker},
+    bpf::{Adopt, Pass, Walked, Walker},
+    host::Holder,
     observe::{Observation, Observer, observe},
     snapshot::{Cookie, Endpoint, EndpointKey},
 };
