@@ -2,7 +2,6 @@
 //! that need root and this machine's kernel. Nothing is skipped silently.
 
 use std::{
-    path::Path,
     process::Command,
     time::{Duration, Instant},
 };
@@ -187,7 +186,7 @@ fn fuzz() -> Result<Section> {
 }
 
 fn kernel() -> Result<Vec<Section>> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
     Ok(vec![
         section("the lab", &["test", "--workspace", "--test", "lab"]),
@@ -248,7 +247,7 @@ const KERNEL: [&str; 6] = [
 const SCALE: &str = "scale::";
 
 fn moves(count: u32) -> Result<Section> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let mut section = section(
         "moves",
@@ -274,19 +273,6 @@ fn steps() -> Result<()> {
 
 #[cfg(feature = "steps")]
 use crate::steps::run as steps;
-
-/// What the kernel tests and the demo need of the machine, beyond programs.
-pub(crate) fn needs_this_kernel() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("this needs root; `cargo xtask test unit` does not");
-    }
-    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        bail!(
-            "this kernel has no BTF (/sys/kernel/btf/vmlinux): boot one with CONFIG_DEBUG_INFO_BTF"
-        );
-    }
-    Ok(())
-}
 
 // Always `--workspace`: with `-p` cargo would resolve features anew, and build the agent and its
 // kernel half once more.

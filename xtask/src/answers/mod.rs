@@ -22,7 +22,6 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{green, heading, red},
-    test::needs_this_kernel,
 };
 use client::Load;
 use proxies::Way;
@@ -71,7 +70,7 @@ const RULE: &str = "old";
 const SHOWN: usize = 20;
 
 pub(crate) fn run(arguments: &Wanted) -> Result<()> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
     let program = match &arguments.agent {
         Some(agent) => agent.clone(),

@@ -21,7 +21,6 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{dim, heading},
-    test::needs_this_kernel,
 };
 
 #[derive(clap::Args)]
@@ -78,7 +77,7 @@ impl Case {
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     let program = match &arguments.agent {
         Some(program) => {
             setup::ensure(&[Need::Host])?;

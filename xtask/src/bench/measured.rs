@@ -5,12 +5,11 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{
     cargo,
     setup::{self, Need},
-    test::needs_this_kernel,
 };
 
 /// Runs the kernel test `test` of the release build, its size told by `environment`.
 pub(super) fn run(test: &str, environment: &[(&str, u64)]) -> Result<()> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     let mut command = cargo();
     command.args(["test", "--release", "--workspace", "--test", "kernel", "--"]);

@@ -27,7 +27,6 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{self, bold, dim, green},
-    test,
 };
 
 use cgroups::Cgroup;
@@ -170,7 +169,7 @@ impl Cluster {
 
 /// Brings a cluster up and waits until it is ready.
 fn start(options: Options) -> Result<Cluster> {
-    test::needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
     let agent = build::agent()?;
     let turn = Turn::take()?;

@@ -20,7 +20,6 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{bold, dim, green, heading, red},
-    test::needs_this_kernel,
 };
 use fleet::{Fleet, SIZE};
 use policies::Policy;
@@ -35,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const STEADY: u32 = 3;
 
 pub(crate) fn run() -> Result<()> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
     heading("The agent");
     let program = build::agent()?;

@@ -19,7 +19,7 @@ use crate::{
     terminal,
 };
 
-pub(crate) use oci::{Image, architecture, hex};
+pub(crate) use oci::{Image, hex};
 pub(crate) use root::Root;
 
 /// As deploy/base calls it.

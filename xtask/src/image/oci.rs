@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tar::{EntryType, Header};
 
 use super::root::{Entry, Root};
+use crate::setup;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -33,7 +34,7 @@ impl Image<'_> {
         let mut blobs = Blobs::default();
         let packed = blobs.add(LAYER, pack(&layer)?);
         let config = json!({
-            "architecture": architecture(),
+            "architecture": setup::architecture(),
             "os": "linux",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
@@ -134,15 +135,6 @@ fn digest(bytes: &[u8]) -> String {
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// As Go names it, and with it every registry.
-pub(crate) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::architecture;
 use super::{Finding, host};
-use crate::{cache, image, progress};
+use crate::{cache, progress};
 
 /// What is fetched where none will do.
 const RELEASE: &str = "1.26.8";
@@ -115,7 +116,7 @@ pub(super) fn complete() -> Result<()> {
     let root = toolchain()?;
     let tools = root
         .join("pkg/tool")
-        .join(format!("linux_{}", image::architecture()));
+        .join(format!("linux_{}", architecture()));
     for folder in [root.join("bin"), tools] {
         make_executable(&folder).with_context(|| folder.display().to_string())?;
     }
@@ -130,7 +131,7 @@ fn make_executable(folder: &Path) -> Result<()> {
 }
 
 fn module() -> String {
-    format!("v0.0.1-go{RELEASE}.linux-{}", image::architecture())
+    format!("v0.0.1-go{RELEASE}.linux-{}", architecture())
 }
 
 fn modules() -> Result<PathBuf> {

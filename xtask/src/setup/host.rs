@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Finding;
-use crate::vm::KEYS;
+use super::{Finding, KEYS};
 
 /// A program, the Debian package that has it, and what it is for.
 type Program = (&'static str, &'static str, &'static str);

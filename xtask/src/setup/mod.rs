@@ -7,6 +7,7 @@ mod components;
 mod go;
 mod host;
 mod kernel;
+mod machine;
 pub(crate) mod servers;
 
 use std::time::Instant;
@@ -17,6 +18,7 @@ use crate::terminal;
 
 pub(crate) use go::build as go_build;
 pub(crate) use host::find;
+pub(crate) use machine::{KEYS, architecture, needs_this_kernel};
 
 /// A part of what this project needs from the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -27,7 +27,6 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{green, heading, red},
-    test::needs_this_kernel,
 };
 use columns::Column;
 use ground::Ground;
@@ -80,7 +79,7 @@ enum Defaults {
 
 /// The whole table.
 pub(crate) fn run() -> Result<()> {
-    needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;
     heading("The agent");
     let servers = [

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::progress;
+use crate::{progress, setup::KEYS};
 
 /// Suites that have kernels that others have not.
 const SUITES: [(&str, &str); 8] = [
@@ -23,8 +23,6 @@ const SUITES: [(&str, &str); 8] = [
     ("debian", "forky"),
     ("debian", "sid"),
 ];
-/// The keys of all of them.
-pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Small kernels, for virtual machines.
 const FLAVOUR: &str = "-cloud-amd64";
 /// Lists older than this are fetched anew.

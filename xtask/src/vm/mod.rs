@@ -26,7 +26,6 @@ use crate::{
 };
 
 use abilities::Row;
-pub(crate) use archive::KEYS;
 use guest::Guest;
 use kernels::Kernel;
 
