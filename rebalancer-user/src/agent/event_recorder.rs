@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::journal::Fact;
 use crate::{
     kubernetes::{Access, Announcer, Notice, PodAt, announce_once},
     plan::{Move, Outcome},
@@ -23,7 +24,7 @@ const SAME: Duration = Duration::from_secs(300);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Who writes, and what is gathered.
-pub(super) struct Announce {
+pub(super) struct EventRecorder {
     announcer: Option<Announcer>,
     /// Of moves under way, if those are to be told.
     pods: Option<BTreeMap<Cookie, PodAt>>,
@@ -31,7 +32,7 @@ pub(super) struct Announce {
     refused: Option<(String, Instant)>,
 }
 
-impl Announce {
+impl EventRecorder {
     pub(super) fn new(announcer: Option<Announcer>, moves: bool) -> Self {
         let moves = moves && announcer.is_some();
         Self {
@@ -42,7 +43,35 @@ impl Announce {
         }
     }
 
-    pub(super) fn policy_refused(&mut self, error: &str, now: Instant) {
+    pub(super) fn record(&mut self, fact: &Fact<'_>, now: Instant) {
+        match fact {
+            Fact::PolicyRefused { error } => self.policy_refused(error, now),
+            Fact::MoveStarted { chosen, snapshot } => self.move_started(chosen, snapshot),
+            Fact::MoveEnded {
+                chosen, outcome, ..
+            } => self.move_ended(chosen, outcome),
+            Fact::PolicyLoaded { .. }
+            | Fact::PodsWithoutNames { .. }
+            | Fact::Paused { .. }
+            | Fact::StillPaused { .. }
+            | Fact::Resumed { .. }
+            | Fact::Passed(_)
+            | Fact::ListingFailed { .. }
+            | Fact::ListingRecovered
+            | Fact::WouldMove { .. }
+            | Fact::MoveRecalled(_)
+            | Fact::CooldownStarted(_)
+            | Fact::CooldownCleared(_)
+            | Fact::MoverLost { .. }
+            | Fact::MoverReplaced { .. }
+            | Fact::MoverAnswered { .. }
+            | Fact::AttachedAgain { .. }
+            | Fact::KernelFault { .. }
+            | Fact::InvalidRecords { .. } => {}
+        }
+    }
+
+    fn policy_refused(&mut self, error: &str, now: Instant) {
         let Some(announcer) = &self.announcer else {
             return;
         };
@@ -56,8 +85,7 @@ impl Announce {
         }
     }
 
-    /// A move of this snapshot began.
-    pub(super) fn started(&mut self, chosen: &Move, snapshot: &Snapshot) {
+    fn move_started(&mut self, chosen: &Move, snapshot: &Snapshot) {
         if let Some(pods) = &mut self.pods
             && let Some(pod) = snapshot.who(&chosen.endpoint()).pod()
         {
@@ -70,7 +98,7 @@ impl Announce {
         }
     }
 
-    pub(super) fn ended(&mut self, chosen: &Move, outcome: &Outcome) {
+    fn move_ended(&mut self, chosen: &Move, outcome: &Outcome) {
         let pods = self.pods.as_mut();
         if let Some(pod) = pods.and_then(|pods| pods.remove(&chosen.cookie()))
             && matches!(outcome, Outcome::Closed | Outcome::Reset)

@@ -19,9 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     http::{Answer, Asked, stream_answer, text_answer, typed},
-    plan::{Move, Outcome},
-    policy::StepKind,
-    render::{About, Happened, What, event},
+    render::{Happened, What, event},
 };
 
 /// Events kept.
@@ -240,37 +238,6 @@ impl Wish {
             }
         }
         Ok(wish)
-    }
-}
-
-/// Of which connection an event is, and why.
-pub(super) fn about(chosen: &Move) -> About {
-    let reasons = chosen.reasons().iter();
-    About {
-        id: chosen.cookie().to_string(),
-        rule: chosen.rule().to_string(),
-        reasons: reasons.map(|reason| reason.as_str().to_owned()).collect(),
-        why: chosen.why(),
-        mode: chosen.mode().as_str().to_owned(),
-        local: chosen.local().to_string(),
-        peer: chosen.remote().to_string(),
-        pod: chosen.pod().map(str::to_owned),
-    }
-}
-
-/// A move's end.
-pub(super) fn ended(
-    chosen: &Move,
-    step: Option<StepKind>,
-    outcome: &Outcome,
-    waited: Duration,
-) -> What {
-    What::Ended {
-        about: about(chosen),
-        step: step.map(|step| step.as_str().to_owned()),
-        outcome: outcome.as_str().to_owned(),
-        detail: outcome.to_string(),
-        waited_seconds: waited.as_secs_f64(),
     }
 }
 

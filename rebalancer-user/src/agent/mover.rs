@@ -1,5 +1,6 @@
-//! The agent's care of its moving thread: one that is stuck or has ended is given up, what it had in
-//! hand is told, and another goes on without the connection at which it was.
+//! The agent and its moving thread: moves are started, recalled and end. A thread that is stuck or has
+//! ended is abandoned, the moves that it had are reported, and another goes on without the connection
+//! at which it was stuck.
 
 use std::{
     path::Path,
@@ -8,15 +9,19 @@ use std::{
 };
 
 use tokio::sync::mpsc::UnboundedSender;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
-use super::{Agent, watcher};
+use super::{
+    Agent,
+    journal::{Fact, MoverLoss},
+};
 use crate::{
-    bpf::{Kernel, Walker},
-    moves::{Done, Health, Mechanism, Mover, Pulse, Steps},
-    plan::{Move, Outcome},
+    bpf::{Kernel, Walker, Watcher},
+    moves::{Done, Health, Mechanism, Mover, Order, Pulse, Steps},
+    plan::{Move, Outcome, Recall, Refusal},
+    policy::StepKind,
     render::MoverStatus,
-    snapshot::Cookie,
+    snapshot::{Cookie, Snapshot},
 };
 
 /// So many threads may be stuck at one time, or have ended by a defect, before nothing more is moved:
@@ -69,19 +74,11 @@ impl Making {
         self.stuck.iter().any(|(_, at)| *at == Some(cookie))
     }
 
-    /// Those that were stuck and have been answered since have ended.
-    fn forget_answered(&mut self, now: Instant) {
-        self.stuck.retain(|(pulse, at)| {
-            let has_ended = pulse.health(now) == Health::Ended;
-            if has_ended {
-                let at = at.map(|cookie| cookie.to_string());
-                info!(
-                    at,
-                    "the kernel has answered an abandoned moving thread, which has ended"
-                );
-            }
-            !has_ended
-        });
+    /// The connections at which threads were stuck that have been answered since, and so have ended.
+    fn forget_answered(&mut self, now: Instant) -> Vec<Option<Cookie>> {
+        let answered = |(pulse, _): &mut (Pulse, _)| pulse.health(now) == Health::Ended;
+        let answered = self.stuck.extract_if(.., answered);
+        answered.map(|(_, at)| at).collect()
     }
 
     fn may_start(&self) -> bool {
@@ -89,7 +86,7 @@ impl Making {
     }
 }
 
-/// What is let known of the moving thread; of none, where this node cannot reset.
+/// What can be seen of the moving thread; of none, where this node cannot reset.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MoverSigns {
     pub(super) pulse: Option<Pulse>,
@@ -126,63 +123,126 @@ impl MoverSigns {
 }
 
 impl Agent {
-    /// Ends the moving thread, and tells what is known of the moves that it could not tell of.
-    pub(super) fn end_mover(&mut self) {
-        let moves = self.mover.as_mut().map(Mover::end).unwrap_or_default();
-        self.tell_given_up(moves);
-        self.mover = None;
-    }
-
-    fn tell_given_up(&mut self, moves: Vec<(Move, Outcome)>) {
-        for (chosen, outcome) in moves {
-            self.ended(&chosen, None, outcome, Duration::ZERO);
+    /// Has a move made, or says why it cannot be.
+    pub(super) fn start_move(&mut self, chosen: &Move, snapshot: &Snapshot, order: Order) {
+        self.ledger.started(chosen, self.now);
+        self.for_next.changed();
+        self.journal.record(Fact::MoveStarted { chosen, snapshot });
+        let making = self.making.as_ref();
+        let ordered = match &self.mover {
+            Some(_) if making.is_some_and(|m| m.is_unanswered(chosen.cookie())) => {
+                Err(Refusal::Unanswered)
+            }
+            Some(mover) => mover.order(order),
+            None => Err(Refusal::NoMechanism),
+        };
+        if let Err(why) = ordered {
+            self.move_ended(chosen, None, Outcome::Refused(why), Duration::ZERO);
         }
     }
 
-    /// Gives the moving thread up if it is stuck or has ended, and starts another.
+    pub(super) fn recall(&mut self, recall: &Recall) {
+        self.journal.record(Fact::MoveRecalled(recall));
+        if let Some(mover) = &self.mover {
+            mover.recall(recall.cookie, recall.why.to_string());
+        }
+    }
+
+    /// Recalls every move in flight.
+    pub(super) fn recall_all(&self, why: &'static str) {
+        if let Some(mover) = &self.mover {
+            mover.recall_all(why);
+        }
+    }
+
+    /// The moving thread reports that a move has ended.
+    pub(super) fn done(&mut self, done: &Done) {
+        let chosen = &done.chosen;
+        if let Some(time) = done.since_look {
+            debug!(cookie = %chosen.cookie(), us = time.as_micros() as u64, "from the last look to the end of the step");
+        }
+        self.move_ended(chosen, done.step, done.outcome.clone(), done.waited);
+        self.publish();
+    }
+
+    fn move_ended(
+        &mut self,
+        chosen: &Move,
+        step: Option<StepKind>,
+        outcome: Outcome,
+        waited: Duration,
+    ) {
+        self.journal.record(Fact::MoveEnded {
+            chosen,
+            step,
+            outcome: &outcome,
+            waited,
+        });
+        self.ledger
+            .ended_after(chosen.cookie(), outcome, waited, self.now);
+        self.for_next.changed();
+    }
+
+    /// Ends the moving thread; reports what is known of the moves that it could not report.
+    pub(super) fn end_mover(&mut self) {
+        let moves = self.mover.as_mut().map(Mover::end).unwrap_or_default();
+        self.abandoned(moves);
+        self.mover = None;
+    }
+
+    fn abandoned(&mut self, moves: Vec<(Move, Outcome)>) {
+        for (chosen, outcome) in moves {
+            self.move_ended(&chosen, None, outcome, Duration::ZERO);
+        }
+    }
+
+    /// Abandons the moving thread if it is stuck or has ended, and starts another.
     pub(super) fn tend_mover(&mut self, now: Instant) {
         let (Some(making), Some(mover)) = (&mut self.making, &mut self.mover) else {
             return;
         };
-        making.forget_answered(now);
-        let given_up = mover.give_up(now);
-        match given_up.as_ref().map(|of| of.health) {
-            Some(Health::Stuck { time, at }) => {
-                making.stuck.push((mover.pulse(), at));
-                error!(
-                    seconds = time.as_secs(),
-                    at = at.map(|cookie| cookie.to_string()),
-                    "the moving thread is stuck: the kernel does not answer it, because something holds \
-                     the socket's lock; abandoned the thread, that connection is not touched again"
-                );
-            }
-            Some(_) => {
-                making.defects += 1;
-                error!("the moving thread has panicked");
-            }
-            None => {}
+        for at in making.forget_answered(now) {
+            self.journal.record(Fact::MoverAnswered { at });
         }
-        if given_up.is_some() && !making.may_start() {
-            error!(
-                "too many moving threads are stuck: nothing is moved until the kernel answers one of them"
-            );
+        let given_up = mover.give_up(now);
+        if let Some(of) = &given_up {
+            let cause = match of.health {
+                Health::Stuck { time, at } => {
+                    making.stuck.push((mover.pulse(), at));
+                    MoverLoss::Stuck { time, at }
+                }
+                Health::Fine | Health::Ended => {
+                    making.defects += 1;
+                    MoverLoss::Panicked
+                }
+            };
+            let may_restart = making.may_start();
+            self.journal.record(Fact::MoverLost { cause, may_restart });
         }
         if mover.is_given_up() && making.may_start() {
             match making.start(self.tracker.pins()) {
                 Ok(next) => {
-                    warn!("started another moving thread");
                     making.replaced += 1;
                     *mover = next;
                     let signs = MoverSigns::of(self.mover.as_ref(), making.replaced);
-                    self.state.mover_signs(signs);
+                    self.journal.record(Fact::MoverReplaced { signs });
                 }
                 Err(error) => {
                     error!(%error, "could not start another moving thread: nothing is moved")
                 }
             }
         }
-        self.tell_given_up(given_up.map(|of| of.moves).unwrap_or_default());
+        self.abandoned(given_up.map(|of| of.moves).unwrap_or_default());
     }
+}
+
+/// What sniffs victims. Without it the agent moves what rules vouch for.
+fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
+    let opened = Watcher::open(kernel, pins);
+    let opened = opened.inspect_err(|error| {
+        warn!(%error, "protocol detection is unavailable: only rules that set onReconnect move connections");
+    });
+    opened.ok()
 }
 
 #[cfg(test)]

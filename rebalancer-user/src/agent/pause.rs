@@ -12,9 +12,13 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Agent, own_file};
+use super::{
+    Agent,
+    journal::{Fact, ResumeCause},
+    own_file,
+};
 use crate::{http::PauseAnswer, render::PausedStatus};
 
 /// The longest pause: one that is forgotten must end.
@@ -84,7 +88,6 @@ impl Pause {
             pause.forget();
         } else {
             let until = after(at, left);
-            info!(%until, reason = kept.reason, "moves are still paused");
             pause.now = Some(Current {
                 said: PausedStatus {
                     since: kept.since,
@@ -148,33 +151,29 @@ impl Pause {
 }
 
 impl Agent {
-    /// Nothing new is moved from now on, and what waits is recalled.
+    /// No move is started from now on, and those in flight are recalled.
     pub(super) fn pause_moves(&mut self, time: Duration, reason: Option<String>) -> PauseAnswer {
-        let (said, not_kept) = self.pause.begin(time, reason);
+        let (paused, not_saved) = self.pause.begin(time, reason);
         let recalled = self.ledger.in_flight();
-        if let Some(mover) = &self.mover {
-            mover.recall_all("moves were paused");
-        }
-        info!(until = %said.until, reason = said.reason, recalled, "moves are paused");
-        if let Some(error) = &not_kept {
-            warn!(%error, "could not save the pause: a restart would end it");
-        }
-        let answer = PauseAnswer {
-            until: said.until,
+        self.recall_all("moves were paused");
+        self.journal.record(Fact::Paused {
+            paused: &paused,
             recalled,
-            not_kept: not_kept.map(|error| error.to_string()),
-        };
-        self.state.paused(said);
+            not_saved: not_saved.as_ref(),
+        });
         self.publish();
-        answer
+        PauseAnswer {
+            until: paused.until,
+            recalled,
+            not_kept: not_saved.map(|error| error.to_string()),
+        }
     }
 
-    /// Moves resume, as it was `asked` for or the pause has `expired`. Whether there was one.
-    pub(super) fn go_on(&mut self, why: &str) -> bool {
+    /// Ends the pause; whether there was one.
+    pub(super) fn resume_moves(&mut self, cause: ResumeCause) -> bool {
         let was_paused = self.pause.end();
         if was_paused {
-            info!(why, "moves resumed");
-            self.state.resumed(why);
+            self.journal.record(Fact::Resumed { cause });
             self.publish();
         }
         was_paused

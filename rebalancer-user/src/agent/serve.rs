@@ -30,23 +30,20 @@ use tracing::{info, warn};
 
 use super::{
     events::Events,
-    health::{self, Beat},
-    metrics::{self, Numbers},
-    mover::MoverSigns,
-    pause,
+    health, metrics, pause,
+    published::Published,
+    questions::{Looked, Question, Trial},
 };
 use crate::{
     http::{
-        Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseAnswer, PauseRequest,
-        PlanRequest, Router, RunDir, Server, body_of, json_answer, text_answer,
+        Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseRequest, PlanRequest, Router,
+        RunDir, Server, body_of, json_answer, text_answer,
     },
-    plan::{Cooldown, Plan},
-    policy::{self, Mode, Policy, RuleName},
+    policy,
     render::{
-        self, Form, Notation, Origin, ServiceItem, Services, Sort, Source, Status, connections,
-        not_tracked, services, status,
+        self, Notation, Origin, Services, Sort, Source, connections, not_tracked, services, status,
     },
-    snapshot::{Cookie, KernelTime, Snapshot},
+    snapshot::Cookie,
 };
 
 /// Questions asked of the loop and not answered yet.
@@ -65,50 +62,6 @@ pub enum Offer {
     At(SocketAddr),
 }
 
-/// What the loop itself is asked.
-pub(super) enum Question {
-    /// What it sees now.
-    Dump(oneshot::Sender<Looked<Snapshot>>),
-    /// What it would do now.
-    Plan(Trial, oneshot::Sender<Looked<(Snapshot, Plan)>>),
-    /// What it says of a connection now, in this form; `None` if there is no such connection.
-    Explain(
-        Trial,
-        Cookie,
-        Form,
-        oneshot::Sender<Looked<Option<Vec<u8>>>>,
-    ),
-    /// What is not tried again for a time, as of now.
-    Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
-    /// To try it again: what is of this rule, or all; the answer is how many there were.
-    ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
-    /// To pause moves for so long, and why.
-    Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
-    /// To go on; the answer is whether there was a pause.
-    Resume(oneshot::Sender<bool>),
-}
-
-/// What came of looking: an error in words.
-pub(super) type Looked<T> = Result<T, String>;
-
-/// By which policy to decide, without doing anything.
-#[derive(Default)]
-pub(super) struct Trial {
-    /// Another one than the agent's.
-    pub(super) policy: Option<Policy>,
-    /// Do no more than this.
-    pub(super) mode: Option<Mode>,
-}
-
-/// What the loop lets others know.
-pub(super) struct Published {
-    pub(super) status: Status,
-    pub(super) numbers: Numbers,
-    pub(super) services: Arc<Vec<ServiceItem>>,
-    pub(super) mover: MoverSigns,
-    pub(super) beat: Beat,
-}
-
 type Watched = watch::Receiver<Arc<Published>>;
 
 /// Serves in `dir` and where it is offered, until it is dropped.
@@ -122,6 +75,9 @@ pub(super) fn serve(
     let registry = Arc::new(metrics::registry(published.clone(), events.missed()));
     let of_status = published.clone();
     let of_services = published.clone();
+    let (for_pause, for_resume, for_dump, for_plan) =
+        (ask.clone(), ask.clone(), ask.clone(), ask.clone());
+    let (for_cooldowns, for_clear) = (ask.clone(), ask);
     let router = for_all(published, &registry)
         .on(Method::GET, "/status", move |_| {
             ready(status_answer(&of_status.borrow()))
@@ -132,28 +88,23 @@ pub(super) fn serve(
         .on(Method::GET, "/events", move |asked| {
             ready(events.answer(&asked))
         })
-        .on(Method::POST, "/pause", {
-            let ask = ask.clone();
-            move |asked| pause_answer(ask.clone(), asked)
+        .on(Method::POST, "/pause", move |asked| {
+            either(pause_answer(for_pause.clone(), asked))
         })
-        .on(Method::POST, "/resume", {
-            let ask = ask.clone();
-            move |_| resume_answer(ask.clone())
+        .on(Method::POST, "/resume", move |_| {
+            either(resume_answer(for_resume.clone()))
         })
-        .on(Method::POST, "/cooldowns", {
-            let ask = ask.clone();
-            move |asked| cooldowns_answer(ask.clone(), asked)
+        .on(Method::POST, "/cooldowns", move |asked| {
+            either(cooldowns_answer(for_cooldowns.clone(), asked))
         })
-        .on(Method::POST, "/cooldowns/clear", {
-            let ask = ask.clone();
-            move |asked| clear_answer(ask.clone(), asked)
+        .on(Method::POST, "/cooldowns/clear", move |asked| {
+            either(clear_answer(for_clear.clone(), asked))
         })
-        .on(Method::GET, "/dump", {
-            let ask = ask.clone();
-            move |_| dump_answer(ask.clone())
+        .on(Method::GET, "/dump", move |_| {
+            either(dump_answer(for_dump.clone()))
         })
         .on(Method::POST, "/plan", move |asked| {
-            plan_answer(ask.clone(), asked)
+            either(plan_answer(for_plan.clone(), asked))
         });
     let open = open(offer, || for_all(published, &registry))?;
     Ok((Server::start(dir, router, open)?, asked))
@@ -232,6 +183,15 @@ fn services_answer(published: &Published) -> Answer {
     written(services(&mut body, &said).map(|()| body))
 }
 
+/// An answer, or the one that is given instead.
+async fn either(answer: impl Future<Output = Result<Answer, Answer>>) -> Answer {
+    answer.await.unwrap_or_else(|instead| instead)
+}
+
+fn bad_request(why: impl fmt::Display) -> Answer {
+    text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"))
+}
+
 /// The loop's answer to a question, or what to answer instead.
 async fn of_loop<T>(
     ask: Sender<Question>,
@@ -249,129 +209,6 @@ async fn of_loop<T>(
     })
 }
 
-async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Answer {
-    let (time, reason) = match wished(asked).await {
-        Ok(wish) => wish,
-        Err(answer) => return answer,
-    };
-    let question = |tell| Question::Pause(time, reason, tell);
-    let paused = match of_loop(ask, question).await {
-        Ok(paused) => paused,
-        Err(answer) => return answer,
-    };
-    written(serde_json::to_vec(&paused))
-}
-
-/// What a body in JSON asks for, or what to answer instead.
-async fn request<T: DeserializeOwned>(asked: Asked) -> Result<T, Answer> {
-    let body = body_of(asked).await?;
-    serde_json::from_slice(&body)
-        .map_err(|error| text_answer(StatusCode::BAD_REQUEST, format!("the body: {error}\n")))
-}
-
-/// For how long to pause, and why; or what to answer instead.
-async fn wished(asked: Asked) -> Result<(Duration, Option<String>), Answer> {
-    let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
-    let wish: PauseRequest = request(asked).await?;
-    let time = Duration::from_millis(wish.milliseconds);
-    if time.is_zero() || time > pause::LONGEST {
-        return Err(refused(
-            "a pause lasts more than 0, and 168h at most".to_owned(),
-        ));
-    }
-    let reason = wish.reason.filter(|reason| !reason.is_empty());
-    if reason
-        .as_ref()
-        .is_some_and(|r| r.len() > pause::LONGEST_REASON)
-    {
-        let most = pause::LONGEST_REASON;
-        return Err(refused(format!("a reason has {most} bytes at most")));
-    }
-    Ok((time, reason))
-}
-
-async fn resume_answer(ask: Sender<Question>) -> Answer {
-    match of_loop(ask, Question::Resume).await {
-        Ok(true) => text_answer(StatusCode::OK, "moves resumed\n"),
-        Ok(false) => text_answer(StatusCode::OK, "moves were not paused\n"),
-        Err(answer) => answer,
-    }
-}
-
-async fn cooldowns_answer(ask: Sender<Question>, asked: Asked) -> Answer {
-    let CooldownsRequest { form } = match request(asked).await {
-        Ok(request) => request,
-        Err(answer) => return answer,
-    };
-    match of_loop(ask, Question::Cooldowns).await {
-        Ok((all, now)) => {
-            drawn(move |out| render::cooldowns(out, form, &all, now, &Origin::here(Source::Agent)))
-                .await
-        }
-        Err(answer) => answer,
-    }
-}
-
-async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Answer {
-    let cleared = async {
-        let ClearRequest { rule } = request(asked).await?;
-        of_loop(ask, |tell| Question::ClearCooldowns(rule, tell)).await
-    };
-    match cleared.await {
-        Ok(count) => text_answer(StatusCode::OK, format!("cooldowns cleared: {count}\n")),
-        Err(answer) => answer,
-    }
-}
-
-async fn dump_answer(ask: Sender<Question>) -> Answer {
-    match looked(ask, Question::Dump).await {
-        Ok(snapshot) => {
-            drawn(move |out| {
-                let origin = Origin::here(Source::Agent);
-                connections(out, Notation::Json, &snapshot, &origin, Sort::Endpoint)
-            })
-            .await
-        }
-        Err(answer) => answer,
-    }
-}
-
-async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Answer {
-    match planned(ask, asked).await {
-        Ok(answer) | Err(answer) => answer,
-    }
-}
-
-/// The answer, or what to answer instead.
-async fn planned(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
-    let refused = |why: String| text_answer(StatusCode::BAD_REQUEST, format!("{why}\n"));
-    let request: PlanRequest = request(asked).await?;
-    let policy = match &request.policy {
-        Some(policy) => {
-            let policy = policy::parse(&policy.name, &policy.text);
-            Some(policy.map_err(|errors| refused(errors.to_string()))?)
-        }
-        None => None,
-    };
-    let (mode, form) = (request.mode, request.form);
-    let trial = Trial { policy, mode };
-    let Some(id) = request.connection else {
-        let question = |tell| Question::Plan(trial, tell);
-        let (snapshot, plan) = looked(ask, question).await?;
-        return Ok(drawn(move |out| {
-            let origin = Origin::here(Source::Agent);
-            render::plan(out, form, &plan, &snapshot, &origin)
-        })
-        .await);
-    };
-    let id: Cookie = (id.parse()).map_err(|_| refused("connection: not an id".to_owned()))?;
-    let question = |tell| Question::Explain(trial, id, form, tell);
-    match looked(ask, question).await? {
-        Some(text) => Ok(json_answer(text)),
-        None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),
-    }
-}
-
 /// What the loop has seen, or what to answer instead.
 async fn looked<T>(
     ask: Sender<Question>,
@@ -379,6 +216,79 @@ async fn looked<T>(
 ) -> Result<T, Answer> {
     let looked = of_loop(ask, question).await?;
     looked.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
+}
+
+/// What a body in JSON asks for, or what to answer instead.
+async fn request<T: DeserializeOwned>(asked: Asked) -> Result<T, Answer> {
+    let body = body_of(asked).await?;
+    serde_json::from_slice(&body).map_err(|error| bad_request(format!("the body: {error}")))
+}
+
+async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let PauseRequest {
+        milliseconds,
+        reason,
+    } = request(asked).await?;
+    let time = Duration::from_millis(milliseconds);
+    if time.is_zero() || time > pause::LONGEST {
+        return Err(bad_request("a pause lasts more than 0, and 168h at most"));
+    }
+    let reason = reason.filter(|reason| !reason.is_empty());
+    let longest = pause::LONGEST_REASON;
+    if reason.as_ref().is_some_and(|r| r.len() > longest) {
+        return Err(bad_request(format!("a reason has {longest} bytes at most")));
+    }
+    let paused = of_loop(ask, |tell| Question::Pause(time, reason, tell)).await?;
+    Ok(written(serde_json::to_vec(&paused)))
+}
+
+async fn resume_answer(ask: Sender<Question>) -> Result<Answer, Answer> {
+    let text = match of_loop(ask, Question::Resume).await? {
+        true => "moves resumed\n",
+        false => "moves were not paused\n",
+    };
+    Ok(text_answer(StatusCode::OK, text))
+}
+
+async fn cooldowns_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let CooldownsRequest { form } = request(asked).await?;
+    let (all, now) = of_loop(ask, Question::Cooldowns).await?;
+    let origin = Origin::here(Source::Agent);
+    Ok(drawn(move |out| render::cooldowns(out, form, &all, now, &origin)).await)
+}
+
+async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let ClearRequest { rule } = request(asked).await?;
+    let count = of_loop(ask, |tell| Question::ClearCooldowns(rule, tell)).await?;
+    let text = format!("cooldowns cleared: {count}\n");
+    Ok(text_answer(StatusCode::OK, text))
+}
+
+async fn dump_answer(ask: Sender<Question>) -> Result<Answer, Answer> {
+    let snapshot = looked(ask, Question::Dump).await?;
+    let origin = Origin::here(Source::Agent);
+    let sort = Sort::Endpoint;
+    Ok(drawn(move |out| connections(out, Notation::Json, &snapshot, &origin, sort)).await)
+}
+
+async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let request: PlanRequest = request(asked).await?;
+    let policy = request.policy.as_ref();
+    let policy = policy.map(|policy| policy::parse(&policy.name, &policy.text));
+    let policy = policy.transpose().map_err(bad_request)?;
+    let (mode, form) = (request.mode, request.form);
+    let trial = Trial { policy, mode };
+    let Some(id) = request.connection else {
+        let (snapshot, plan) = looked(ask, |tell| Question::Plan(trial, tell)).await?;
+        let origin = Origin::here(Source::Agent);
+        return Ok(drawn(move |out| render::plan(out, form, &plan, &snapshot, &origin)).await);
+    };
+    let id: Cookie = (id.parse()).map_err(|_| bad_request("connection: not an id"))?;
+    let question = |tell| Question::Explain(trial, id, form, tell);
+    match looked(ask, question).await? {
+        Some(text) => Ok(json_answer(text)),
+        None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),
+    }
 }
 
 /// An answer that takes time to write: neither the loop nor another answer waits for it.

@@ -1,4 +1,4 @@
-//! What the agent remembers to tell of itself. Nothing is decided by it.
+//! What the agent remembers for its status. Nothing is decided by it.
 
 use std::{
     collections::BTreeMap,
@@ -10,23 +10,20 @@ use jiff::Timestamp;
 use rebalancer_common::Fault;
 
 use super::{
-    events::{Events, about, ended},
-    health::Beat,
+    journal::{Fact, Pass},
     metrics::Numbers,
     mover::MoverSigns,
-    report,
-    serve::Published,
+    published::{Beat, Published},
     services::by_service,
 };
 use crate::{
-    bpf::{self, Tracker},
+    bpf::Tracker,
     moves::Mechanism,
-    observe::Observation,
-    plan::{Charge, Ledger, Move, NewHold, Outcome, Plan, Ramp},
-    policy::{Mode, Policy, Rule, StepKind},
+    plan::{Charge, Ledger, Ramp},
+    policy::{Mode, Policy, Rule},
     render::{
         BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status, What,
+        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status,
     },
     snapshot::{Cookie, KernelTime},
 };
@@ -53,9 +50,7 @@ pub(super) struct AgentState {
     /// As of the last pass.
     tracked: u64,
     faults: BTreeMap<Fault, u64>,
-    numbers: Numbers,
     services: Arc<Vec<ServiceItem>>,
-    events: Events,
     started: Instant,
     /// When the last pass ended, well or not.
     beat: Option<Instant>,
@@ -70,8 +65,8 @@ impl AgentState {
         mechanism: Option<Mechanism>,
         lacks: BTreeMap<String, String>,
         tracker: &Tracker,
+        mover: MoverSigns,
     ) -> Self {
-        let endpoints_most = bpf::endpoints_capacity(tracker.pins());
         let Origin {
             node, generated_at, ..
         } = Origin::here(Source::Agent);
@@ -94,96 +89,83 @@ impl AgentState {
             pass_error: None,
             tracked: 0,
             faults: BTreeMap::new(),
-            numbers: Numbers::new(endpoints_most.unwrap_or_default()),
             services: Arc::default(),
-            events: Events::new(generated_at),
             started: Instant::now(),
             beat: None,
             paused: None,
-            mover: MoverSigns::default(),
+            mover,
         }
     }
 
-    /// There is a moving thread, another one than before.
-    pub(super) fn mover_signs(&mut self, mover: MoverSigns) {
-        self.mover = mover;
+    pub(super) fn up_since(&self) -> Timestamp {
+        self.up_since
     }
 
-    /// What happened lately.
-    pub(super) fn events(&self) -> Events {
-        self.events.clone()
+    /// Whether the last pass could not list.
+    pub(super) fn listing_failed(&self) -> bool {
+        self.pass_error.is_some()
     }
 
-    /// As the file says, before anything else bounds its mode.
-    pub(super) fn policy_loaded(&mut self, policy: &Policy) {
-        self.events.add(What::PolicyLoaded {
-            mode: policy.mode().as_str().to_owned(),
-            rules: policy.rules().len(),
-        });
-        self.policy_mode = policy.mode();
-        self.loaded_at = Timestamp::now();
-        self.refused = None;
-        self.numbers.loaded(true);
-    }
-
-    pub(super) fn policy_refused(&mut self, error: String) {
-        let at = Timestamp::now();
-        self.events.add(What::PolicyRefused {
-            error: error.clone(),
-        });
-        self.refused = Some(RefusedStatus { at, error });
-        self.numbers.loaded(false);
-    }
-
-    /// There are pods, and nobody is asked what skips them.
-    pub(super) fn pods_without_names(&mut self) {
-        self.pods_without_names = true;
-    }
-
-    pub(super) fn attached_again(&mut self) {
-        self.attached_again += 1;
-    }
-
-    pub(super) fn pass_begins(&mut self) {
+    pub(super) fn pass_began(&mut self) {
         self.began = (Timestamp::now(), Instant::now());
     }
 
-    /// It ended, well or not: the loop lives.
-    pub(super) fn pass_ends(&mut self) {
+    pub(super) fn pass_ended(&mut self) {
         self.beat = Some(Instant::now());
     }
 
-    pub(super) fn pass_failed(&mut self, error: &bpf::Error) {
-        let error = error.to_string();
-        // Once, and not at every interval.
-        if self.pass_error.is_none() {
-            self.events.add(What::ListingFailed {
-                error: error.clone(),
-            });
+    pub(super) fn record(&mut self, fact: Fact<'_>) {
+        match fact {
+            Fact::PolicyLoaded { mode, .. } => {
+                self.policy_mode = mode;
+                self.loaded_at = Timestamp::now();
+                self.refused = None;
+            }
+            Fact::PolicyRefused { error } => {
+                self.refused = Some(RefusedStatus {
+                    at: Timestamp::now(),
+                    error: error.to_owned(),
+                });
+            }
+            Fact::PodsWithoutNames { .. } => self.pods_without_names = true,
+            Fact::Paused { paused, .. } | Fact::StillPaused { paused } => {
+                self.paused = Some(paused.clone());
+            }
+            Fact::Resumed { .. } => self.paused = None,
+            Fact::Passed(pass) => self.passed(pass),
+            Fact::ListingFailed { error, .. } => self.pass_error = Some(error.to_string()),
+            Fact::ListingRecovered => self.pass_error = None,
+            Fact::MoverReplaced { signs } => self.mover = signs,
+            Fact::AttachedAgain { .. } => self.attached_again += 1,
+            // Their numbers are in the metrics, or read when the status is made.
+            Fact::WouldMove { .. }
+            | Fact::MoveStarted { .. }
+            | Fact::MoveRecalled(_)
+            | Fact::MoveEnded { .. }
+            | Fact::CooldownStarted(_)
+            | Fact::CooldownCleared(_)
+            | Fact::MoverLost { .. }
+            | Fact::MoverAnswered { .. }
+            | Fact::KernelFault { .. }
+            | Fact::InvalidRecords { .. } => {}
         }
-        self.pass_error = Some(error);
-        self.numbers.failed();
     }
 
-    /// A pass listed `observation` within `listing`; the next is `put_off` for what walking took.
-    pub(super) fn passed(
+    fn passed(
         &mut self,
-        observation: &Observation,
-        plan: &Plan,
-        ledger: &Ledger,
-        listing: Duration,
-        put_off: Duration,
+        Pass {
+            observation,
+            plan,
+            ledger,
+            put_off,
+            ..
+        }: Pass<'_>,
     ) {
         let (at, began) = self.began;
         let snapshot = &observation.snapshot;
         let skipped = plan.skipped().into_iter();
-        if self.pass_error.take().is_some() {
-            self.events.add(What::ListingRecovered);
-        }
-        self.numbers.passed(observation, listing);
-        self.numbers.decided(plan, ledger);
         let in_flight = ledger.moves_in_flight().map(|(_, _, of)| of.endpoint);
-        self.services = Arc::new(by_service(&observation.snapshot, plan, in_flight));
+        self.services = Arc::new(by_service(snapshot, plan, in_flight));
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -200,48 +182,14 @@ impl AgentState {
         });
     }
 
-    pub(super) fn held(&mut self, hold: &NewHold) {
-        self.events.add(report::held(hold));
-    }
-
-    pub(super) fn told(&mut self, chosen: &Move) {
-        self.numbers.told(chosen);
-        self.events.add(What::Told(about(chosen)));
-    }
-
-    pub(super) fn paused(&mut self, paused: PausedStatus) {
-        self.events.add(What::Paused {
-            until: paused.until,
-            reason: paused.reason.clone(),
-        });
-        self.paused = Some(paused);
-    }
-
-    /// `why`: it was `asked` for, or the pause has `expired`.
-    pub(super) fn resumed(&mut self, why: &str) {
-        self.events.add(What::Resumed {
-            why: why.to_owned(),
-        });
-        self.paused = None;
-    }
-
-    pub(super) fn started(&mut self, chosen: &Move) {
-        self.events.add(What::Started(about(chosen)));
-    }
-
-    pub(super) fn ended(
-        &mut self,
-        chosen: &Move,
-        step: Option<StepKind>,
-        outcome: &Outcome,
-        waited: Duration,
-    ) {
-        self.numbers.ended(chosen, step, outcome, waited);
-        self.events.add(ended(chosen, step, outcome, waited));
-    }
-
-    /// All of it, with what the loop goes by; `now` is when the last snapshot was taken.
-    pub(super) fn status(&self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Published {
+    /// All of it, with what the loop knows; `now` is when the last snapshot was taken.
+    pub(super) fn published(
+        &self,
+        numbers: &Numbers,
+        policy: &Policy,
+        ledger: &Ledger,
+        now: KernelTime,
+    ) -> Published {
         let said_at = Timestamp::now();
         // Of two clocks: what was a while ago by the kernel's is as long ago by the node's.
         let (pass_at, _) = self.began;
@@ -315,12 +263,12 @@ impl AgentState {
             ramps: policy.rules().iter().filter_map(ramp).collect(),
             max_in_flight: budget.max_in_flight().get().into(),
             in_flight: ledger.moves_in_flight().map(in_flight).collect(),
-            ended: self.numbers.by_outcome(),
-            told_in_dry_run: self.numbers.told_in_all(),
+            ended: numbers.by_outcome(),
+            told_in_dry_run: numbers.told_in_all(),
         };
         Published {
             status,
-            numbers: self.numbers.clone(),
+            numbers: numbers.clone(),
             services: Arc::clone(&self.services),
             mover: self.mover.clone(),
             beat: Beat {

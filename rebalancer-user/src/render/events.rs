@@ -76,13 +76,15 @@ pub enum What {
     /// Moves go on.
     Resumed {
         /// `asked` or `expired`.
-        why: String,
+        cause: String,
     },
     /// Moves have not helped: for a time nothing more is moved there.
     #[serde(rename_all = "camelCase")]
     Held {
         /// Whose connections, and where.
         of: String,
+        /// What the evidence shows, in a word: `returns` or `futile`.
+        cause: String,
         /// The evidence, in numbers.
         why: String,
         /// For how long.
@@ -195,12 +197,13 @@ fn detail(what: &What) -> String {
             let why = reason.as_ref().map_or(String::new(), |r| format!(": {r}"));
             format!("until {until:.0}{why}")
         }
-        What::Resumed { why } => match why.as_str() {
+        What::Resumed { cause } => match cause.as_str() {
             "expired" => "the pause has expired".to_owned(),
             _ => "requested by an operator".to_owned(),
         },
         What::Held {
             of,
+            cause: _,
             why,
             for_seconds,
         } => {
@@ -273,10 +276,11 @@ mod tests {
                 reason: Some("an incident".to_owned()),
             },
             What::Resumed {
-                why: "asked".to_owned(),
+                cause: "asked".to_owned(),
             },
             What::Held {
                 of: "rule web".to_owned(),
+                cause: "returns".to_owned(),
                 why: "6 of 6 came back".to_owned(),
                 for_seconds: 600.0,
             },

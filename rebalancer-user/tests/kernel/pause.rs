@@ -65,7 +65,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     assert!(out.status.success(), "{out:?}");
     assert_eq!(agent.wait_for_move()["outcome"], "recalled");
     let on = agent.wait_for("the end", |line| line["message"] == "moves resumed");
-    assert_eq!(on["why"], "expired");
+    assert_eq!(on["cause"], "expired");
     in_flight(&mut agent);
     let events = rebalancer(&agent, &["events", "-o", "json"]).stdout;
     let kinds: Vec<String> = String::from_utf8(events)
@@ -73,7 +73,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|event| event["type"] == "paused" || event["type"] == "resumed")
-        .map(|event| format!("{} {}", event["type"], event["why"]).replace('"', ""))
+        .map(|event| format!("{} {}", event["type"], event["cause"]).replace('"', ""))
         .collect();
     let expected = [
         "paused null",

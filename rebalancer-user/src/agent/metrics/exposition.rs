@@ -21,7 +21,7 @@ use rebalancer_common::{ABI_VERSION, Fault};
 use tokio::sync::watch;
 
 use super::{MODES, distribution::Distribution};
-use crate::{agent::serve::Published, moves::Health};
+use crate::{agent::published::Published, moves::Health};
 
 /// Every metric of an agent that lets know of itself by `published`; `missed` counts what followers
 /// of its events came too late for.
@@ -472,9 +472,9 @@ mod tests {
     use crate::agent::metrics::Imbalance;
     use crate::{
         agent::{
-            health::Beat,
             metrics::{Kind, MOVES, Numbers},
             mover::MoverSigns,
+            published::Beat,
         },
         moves::Pulse,
         render::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},

@@ -14,9 +14,10 @@ use std::{
 
 use self::distribution::Distribution;
 pub(super) use self::{exposition::registry, text::answer};
+use super::journal::{Fact, Pass};
 use crate::{
     observe::Observation,
-    plan::{Ledger, Move, Outcome, Plan, ReturnCounts},
+    plan::{Ledger, Move, Plan, ReturnCounts},
     policy::{Mode, RuleName, StepKind},
     snapshot::{KernelTime, Naming},
 };
@@ -126,16 +127,52 @@ impl Numbers {
         }
     }
 
-    /// A policy was read, and is in effect or refused.
-    pub(super) fn loaded(&mut self, accepted: bool) {
-        self.loads += u64::from(accepted);
-        self.refused_loads += u64::from(!accepted);
+    pub(super) fn record(&mut self, fact: &Fact<'_>) {
+        match fact {
+            Fact::PolicyLoaded { .. } => self.loads += 1,
+            Fact::PolicyRefused { .. } => self.refused_loads += 1,
+            Fact::Passed(pass) => self.passed(pass),
+            Fact::ListingFailed { .. } => self.failed_passes += 1,
+            Fact::WouldMove { chosen } => self.count(chosen, None, TOLD),
+            Fact::MoveEnded {
+                chosen,
+                step,
+                outcome,
+                waited,
+            } => {
+                self.count(chosen, *step, outcome.as_str());
+                let durations = self.durations.entry(outcome.as_str());
+                durations
+                    .or_insert_with(|| Distribution::new(MOVES))
+                    .observe(waited.as_secs_f64());
+            }
+            // The gauges of these are made of the status.
+            Fact::PodsWithoutNames { .. }
+            | Fact::Paused { .. }
+            | Fact::StillPaused { .. }
+            | Fact::Resumed { .. }
+            | Fact::ListingRecovered
+            | Fact::MoveStarted { .. }
+            | Fact::MoveRecalled(_)
+            | Fact::CooldownStarted(_)
+            | Fact::CooldownCleared(_)
+            | Fact::MoverLost { .. }
+            | Fact::MoverReplaced { .. }
+            | Fact::MoverAnswered { .. }
+            | Fact::AttachedAgain { .. }
+            | Fact::KernelFault { .. }
+            | Fact::InvalidRecords { .. } => {}
+        }
     }
 
-    /// A pass listed `observation` within `listing`.
-    pub(super) fn passed(&mut self, observation: &Observation, listing: Duration) {
+    fn passed(&mut self, pass: &Pass<'_>) {
         self.passes += 1;
-        self.listings.observe(listing.as_secs_f64());
+        self.listings.observe(pass.listing.as_secs_f64());
+        self.listed(pass.observation);
+        self.decided(pass.plan, pass.ledger);
+    }
+
+    fn listed(&mut self, observation: &Observation) {
         let snapshot = &observation.snapshot;
         self.naming = snapshot.naming;
         self.ages = Distribution::new(AGES);
@@ -154,33 +191,8 @@ impl Numbers {
         self.fullest_endpoint = open.max().unwrap_or(0);
     }
 
-    /// A pass could not list.
-    pub(super) fn failed(&mut self) {
-        self.failed_passes += 1;
-    }
-
-    /// A move was told in dry run.
-    pub(super) fn told(&mut self, chosen: &Move) {
-        self.count(chosen, None, TOLD);
-    }
-
-    /// A move that was ordered `waited` ago ended, at this step.
-    pub(super) fn ended(
-        &mut self,
-        chosen: &Move,
-        step: Option<StepKind>,
-        outcome: &Outcome,
-        waited: Duration,
-    ) {
-        self.count(chosen, step, outcome.as_str());
-        let durations = self.durations.entry(outcome.as_str());
-        durations
-            .or_insert_with(|| Distribution::new(MOVES))
-            .observe(waited.as_secs_f64());
-    }
-
     /// How what is balanced stands, and what became of the clients of moves.
-    pub(super) fn decided(&mut self, plan: &Plan, ledger: &Ledger) {
+    fn decided(&mut self, plan: &Plan, ledger: &Ledger) {
         self.returns = ledger.return_counts();
         self.imbalances.clear();
         for balanced in plan.balanced() {

@@ -1,0 +1,307 @@
+//! What happened, reported once: each [`Fact`] goes to the log, to the events that clients follow, to
+//! the metrics, to the status and to Kubernetes Events. Each of them matches all facts, so that the
+//! compiler asks every one of them about a new fact.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use rebalancer_common::Fault;
+
+use super::{
+    event_recorder::EventRecorder, events::Events, log, metrics::Numbers, mover::MoverSigns,
+    published::Published, state::AgentState,
+};
+use crate::{
+    bpf,
+    observe::Observation,
+    plan::{Cooldown, Ledger, Load, Move, NewHold, Outcome, Plan, Recall},
+    policy::{Mode, Policy, StepKind},
+    render::{About, PausedStatus, What},
+    snapshot::{Cookie, KernelTime, Snapshot},
+};
+
+/// Something that happened to the agent, or that it did.
+pub(super) enum Fact<'a> {
+    /// A policy was accepted: the `first`, or a later one.
+    PolicyLoaded {
+        /// The mode that the file sets.
+        mode: Mode,
+        /// As it is in effect on this node.
+        policy: &'a Policy,
+        first: bool,
+    },
+    /// A policy was refused; the one before it stays in effect.
+    PolicyRefused { error: &'a str },
+    /// There are pods on this node, and no API server to ask which of them to skip.
+    PodsWithoutNames { cgroup: &'a str },
+    /// An operator has paused moves.
+    Paused {
+        paused: &'a PausedStatus,
+        /// Moves that were in flight.
+        recalled: usize,
+        /// Why a restart would end the pause.
+        not_saved: Option<&'a io::Error>,
+    },
+    /// The pause of the agent before goes on.
+    StillPaused { paused: &'a PausedStatus },
+    /// The pause has ended.
+    Resumed { cause: ResumeCause },
+    /// A pass is complete.
+    Passed(Pass<'a>),
+    /// A pass could not list; it is `repeated` if the one before could not either.
+    ListingFailed {
+        error: &'a bpf::Error,
+        repeated: bool,
+    },
+    /// A pass could list again.
+    ListingRecovered,
+    /// The mode forbids a move that is due.
+    WouldMove { chosen: &'a Move },
+    /// A move was started.
+    MoveStarted {
+        chosen: &'a Move,
+        snapshot: &'a Snapshot,
+    },
+    /// A move in flight was recalled.
+    MoveRecalled(&'a Recall),
+    /// A move has ended.
+    MoveEnded {
+        chosen: &'a Move,
+        /// The step at which it ended.
+        step: Option<StepKind>,
+        outcome: &'a Outcome,
+        /// From its start.
+        waited: Duration,
+    },
+    /// Moves do not help, and are not tried for a time.
+    CooldownStarted(&'a NewHold),
+    /// An operator has ended a cooldown.
+    CooldownCleared(&'a Cooldown),
+    /// The moving thread is stuck or has panicked, and was abandoned.
+    MoverLost { cause: MoverLoss, may_restart: bool },
+    /// Another moving thread was started.
+    MoverReplaced { signs: MoverSigns },
+    /// The kernel has answered an abandoned moving thread, which has ended.
+    MoverAnswered { at: Option<Cookie> },
+    /// Another program was attached after ours, and ours again after it.
+    AttachedAgain { next_check: Duration },
+    /// The kernel half has counted `new` faults since the last pass.
+    KernelFault { fault: Fault, new: u64, total: u64 },
+    /// Records that make no sense.
+    InvalidRecords { count: u64 },
+}
+
+/// A pass that is complete.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) observation: &'a Observation,
+    pub(super) plan: &'a Plan,
+    pub(super) ledger: &'a Ledger,
+    /// What listing took.
+    pub(super) listing: Duration,
+    /// What deciding took.
+    pub(super) deciding: Duration,
+    /// For how long the next pass waits because of what walking took.
+    pub(super) put_off: Duration,
+}
+
+/// Why a pause has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResumeCause {
+    Asked,
+    Expired,
+}
+
+impl ResumeCause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Why a moving thread was abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MoverLoss {
+    /// The kernel does not answer it.
+    Stuck {
+        time: Duration,
+        at: Option<Cookie>,
+    },
+    Panicked,
+}
+
+/// Reports facts to everything that wants to know of them.
+pub(super) struct Journal {
+    state: AgentState,
+    numbers: Numbers,
+    events: Events,
+    event_recorder: EventRecorder,
+}
+
+impl Journal {
+    pub(super) fn new(state: AgentState, numbers: Numbers, event_recorder: EventRecorder) -> Self {
+        Self {
+            events: Events::new(state.up_since()),
+            state,
+            numbers,
+            event_recorder,
+        }
+    }
+
+    pub(super) fn record(&mut self, fact: Fact<'_>) {
+        log::write(&fact);
+        if let Some(what) = event(&fact) {
+            self.events.add(what);
+        }
+        self.numbers.record(&fact);
+        self.event_recorder.record(&fact, Instant::now());
+        self.state.record(fact);
+    }
+
+    pub(super) fn pass_began(&mut self) {
+        self.state.pass_began();
+    }
+
+    /// It ended, well or not: the loop is alive. What is due becomes Kubernetes Events.
+    pub(super) fn pass_ended(&mut self) {
+        self.event_recorder.write(Instant::now());
+        self.state.pass_ended();
+    }
+
+    pub(super) fn listing_failed(&mut self, error: &bpf::Error) {
+        let repeated = self.state.listing_failed();
+        self.record(Fact::ListingFailed { error, repeated });
+    }
+
+    pub(super) fn passed(&mut self, pass: Pass<'_>) {
+        if self.state.listing_failed() {
+            self.record(Fact::ListingRecovered);
+        }
+        self.record(Fact::Passed(pass));
+    }
+
+    /// What happened lately.
+    pub(super) fn events(&self) -> Events {
+        self.events.clone()
+    }
+
+    /// All that can be asked for; `now` is when the last snapshot was taken.
+    pub(super) fn published(&self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Published {
+        self.state.published(&self.numbers, policy, ledger, now)
+    }
+}
+
+/// As clients that follow events see it; `None` if they do not.
+fn event(fact: &Fact<'_>) -> Option<What> {
+    Some(match fact {
+        Fact::PolicyLoaded { mode, policy, .. } => What::PolicyLoaded {
+            mode: mode.as_str().to_owned(),
+            rules: policy.rules().len(),
+        },
+        Fact::PolicyRefused { error } => What::PolicyRefused {
+            error: (*error).to_owned(),
+        },
+        Fact::Paused { paused, .. } | Fact::StillPaused { paused } => What::Paused {
+            until: paused.until,
+            reason: paused.reason.clone(),
+        },
+        Fact::Resumed { cause } => What::Resumed {
+            cause: cause.as_str().to_owned(),
+        },
+        Fact::ListingFailed {
+            error,
+            repeated: false,
+        } => What::ListingFailed {
+            error: error.to_string(),
+        },
+        Fact::ListingRecovered => What::ListingRecovered,
+        Fact::WouldMove { chosen } => What::Told(about(chosen)),
+        Fact::MoveStarted { chosen, .. } => What::Started(about(chosen)),
+        Fact::MoveEnded {
+            chosen,
+            step,
+            outcome,
+            waited,
+        } => What::Ended {
+            about: about(chosen),
+            step: step.map(|step| step.as_str().to_owned()),
+            outcome: outcome.as_str().to_owned(),
+            detail: outcome.to_string(),
+            waited_seconds: waited.as_secs_f64(),
+        },
+        Fact::CooldownStarted(hold) => cooldown(hold),
+        Fact::ListingFailed { repeated: true, .. }
+        | Fact::PodsWithoutNames { .. }
+        | Fact::Passed(_)
+        | Fact::MoveRecalled(_)
+        | Fact::CooldownCleared(_)
+        | Fact::MoverLost { .. }
+        | Fact::MoverReplaced { .. }
+        | Fact::MoverAnswered { .. }
+        | Fact::AttachedAgain { .. }
+        | Fact::KernelFault { .. }
+        | Fact::InvalidRecords { .. } => return None,
+    })
+}
+
+fn about(chosen: &Move) -> About {
+    let reasons = chosen.reasons().iter();
+    About {
+        id: chosen.cookie().to_string(),
+        rule: chosen.rule().to_string(),
+        reasons: reasons.map(|reason| reason.as_str().to_owned()).collect(),
+        why: chosen.why(),
+        mode: chosen.mode().as_str().to_owned(),
+        local: chosen.local().to_string(),
+        peer: chosen.remote().to_string(),
+        pod: chosen.pod().map(str::to_owned),
+    }
+}
+
+fn cooldown(hold: &NewHold) -> What {
+    let (of, cause, why, lasts) = match hold {
+        NewHold::Returns {
+            whom,
+            endpoint,
+            test,
+            lasts,
+        } => (
+            format!(
+                "{whom} at port {} of netns {}",
+                endpoint.port, endpoint.netns.0
+            ),
+            "returns",
+            format!(
+                "{} of {} moves returned to the same endpoint, where one in {} does by chance",
+                test.returned, test.moves, test.siblings
+            ),
+            lasts,
+        ),
+        NewHold::Futile {
+            rule,
+            group,
+            futile,
+            lasts,
+        } => (
+            format!("rule {rule}, {group}"),
+            "futile",
+            format!(
+                "{} moves have not filled the emptiest endpoint: it holds {} of a mean of {}",
+                futile.moves,
+                Load(futile.by, futile.least),
+                Load(futile.by, futile.mean)
+            ),
+            lasts,
+        ),
+    };
+    What::Held {
+        of,
+        cause: cause.to_owned(),
+        why,
+        for_seconds: lasts.as_secs_f64(),
+    }
+}

@@ -1,0 +1,199 @@
+//! A line of the log for each fact.
+
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+
+use super::journal::{Fact, MoverLoss, Pass};
+use crate::plan::{Load, Move, NewHold, Outcome, Refusal};
+
+pub(super) fn write(fact: &Fact<'_>) {
+    match fact {
+        // The line about the start has it.
+        Fact::PolicyLoaded { first: true, .. } => {}
+        Fact::PolicyLoaded { policy, .. } => {
+            let (mode, rules) = (policy.mode().as_str(), policy.rules().len());
+            info!(mode, rules, "policy reloaded");
+        }
+        Fact::PolicyRefused { error } => {
+            error!(error, "policy refused, keeping the last valid one");
+        }
+        Fact::PodsWithoutNames { cgroup } => error!(
+            cgroup,
+            "there are pods on this node, but no access to the API server: which connections to skip is \
+             unknown, so dry runs only. Start the agent with a token or --kubeconfig and \
+             --kubernetes=on; or, if no Kubernetes guard is needed, with --kubernetes=off"
+        ),
+        Fact::Paused {
+            paused,
+            recalled,
+            not_saved,
+        } => {
+            let reason = paused.reason.as_deref();
+            info!(until = %paused.until, reason, recalled, "moves are paused");
+            if let Some(error) = not_saved {
+                warn!(%error, "could not save the pause: a restart would end it");
+            }
+        }
+        Fact::StillPaused { paused } => {
+            let reason = paused.reason.as_deref();
+            info!(until = %paused.until, reason, "moves are still paused");
+        }
+        Fact::Resumed { cause } => info!(cause = cause.as_str(), "moves resumed"),
+        Fact::Passed(pass) => passed(pass),
+        Fact::ListingFailed { error, .. } => error!(%error, "pass failed, nothing is moved"),
+        Fact::ListingRecovered => info!("listing recovered"),
+        Fact::WouldMove { chosen } => info!(
+            cookie = %chosen.cookie(),
+            rule = %chosen.rule(),
+            reason = chosen.why(),
+            mode = chosen.mode().as_str(),
+            must_be_sniffed = chosen.is_sniffed(),
+            local = %chosen.local(),
+            peer = %chosen.remote(),
+            netns = chosen.endpoint().netns.0,
+            pod = chosen.pod(),
+            "would move"
+        ),
+        // Its end has all of it.
+        Fact::MoveStarted { chosen, .. } => {
+            debug!(cookie = %chosen.cookie(), rule = %chosen.rule(), "move started");
+        }
+        Fact::MoveRecalled(recall) => {
+            let cause = recall.why.as_str();
+            debug!(cookie = %recall.cookie, cause, detail = %recall.why, "recalling a move");
+        }
+        Fact::MoveEnded {
+            chosen,
+            outcome,
+            waited,
+            ..
+        } => moved(chosen, outcome, *waited),
+        Fact::CooldownStarted(hold) => cooldown(hold),
+        Fact::CooldownCleared(one) => {
+            info!(of = %one.of, cause = one.cause, times = one.times, "cooldown cleared");
+        }
+        Fact::MoverLost { cause, may_restart } => mover_lost(*cause, *may_restart),
+        Fact::MoverReplaced { signs } => {
+            warn!(replaced = signs.replaced, "started another moving thread");
+        }
+        Fact::MoverAnswered { at } => info!(
+            cookie = at.map(|cookie| cookie.to_string()),
+            "the kernel has answered an abandoned moving thread, which has ended"
+        ),
+        Fact::AttachedAgain { next_check } => warn!(
+            ?next_check,
+            "another sock_ops program was attached after ours; attached ours again, after it"
+        ),
+        Fact::KernelFault { fault, new, total } => {
+            warn!(fault = fault.text(), new, total, "kernel fault");
+        }
+        Fact::InvalidRecords { count } => warn!(count, "skipped invalid records"),
+    }
+}
+
+fn passed(
+    Pass {
+        observation,
+        plan,
+        listing,
+        deciding,
+        ..
+    }: &Pass<'_>,
+) {
+    let snapshot = &observation.snapshot;
+    debug!(
+        connections = snapshot.connections.len(),
+        endpoints = snapshot.endpoints.len(),
+        moves = plan.moves().count(),
+        overdue = plan.overdue(),
+        budget_left = plan.budget_left(),
+        skipped = ?plan.skipped(),
+        files = observation.files,
+        unseen = observation.unseen,
+        naming = ?snapshot.naming,
+        ?listing,
+        ?deciding,
+        "listed"
+    );
+}
+
+fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                cookie = %chosen.cookie(),
+                rule = %chosen.rule(),
+                reason = chosen.why(),
+                outcome = outcome.as_str(),
+                cause = outcome.refusal().map(Refusal::as_str),
+                detail = %outcome,
+                waited_ms = waited.as_millis() as u64,
+                local = %chosen.local(),
+                peer = %chosen.remote(),
+                netns = chosen.endpoint().netns.0,
+                pod = chosen.pod(),
+                "move"
+            )
+        };
+    }
+    match outcome {
+        Outcome::Failed(_) => line!(warn),
+        _ => line!(info),
+    }
+}
+
+fn cooldown(hold: &NewHold) {
+    match hold {
+        NewHold::Returns {
+            whom,
+            endpoint,
+            test,
+            lasts,
+        } => warn!(
+            cause = "returns",
+            %whom,
+            netns = endpoint.netns.0,
+            port = endpoint.port,
+            moves = test.moves,
+            returned = test.returned,
+            by_chance = format!("one of {}", test.siblings),
+            for_seconds = lasts.as_secs(),
+            "moves do not help: clients return to the same endpoint; their connections are on \
+             cooldown"
+        ),
+        NewHold::Futile {
+            rule,
+            group,
+            futile,
+            lasts,
+        } => warn!(
+            cause = "futile",
+            %rule,
+            %group,
+            moves = futile.moves,
+            emptiest = %Load(futile.by, futile.least),
+            mean = %Load(futile.by, futile.mean),
+            by_chance = %Load(futile.by, futile.brought),
+            for_seconds = lasts.as_secs(),
+            "moves do not help: an endpoint stays empty; its siblings' connections are on cooldown"
+        ),
+    }
+}
+
+fn mover_lost(cause: MoverLoss, may_restart: bool) {
+    match cause {
+        MoverLoss::Stuck { time, at } => error!(
+            seconds = time.as_secs(),
+            cookie = at.map(|cookie| cookie.to_string()),
+            "the moving thread is stuck: the kernel does not answer it, because something holds the \
+             socket's lock; abandoned the thread, that connection is not touched again"
+        ),
+        MoverLoss::Panicked => error!("the moving thread has panicked"),
+    }
+    if !may_restart {
+        error!(
+            "too many moving threads are stuck: nothing is moved until the kernel answers one of them"
+        );
+    }
+}

@@ -1,0 +1,275 @@
+//! A pass: list the connections, decide, start moves; and keep what the kernel half knows up to date.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tracing::{debug, error, warn};
+
+use super::{
+    Agent,
+    journal::{Fact, Pass},
+    kept::unsure_before,
+    scope,
+};
+use crate::{
+    bpf::{self, Adopt},
+    counting::Counting,
+    host::{CgroupPaths, CgroupTree},
+    moves::Order,
+    observe::{Observation, locate},
+    plan::{Plan, decide},
+    policy::{Mode, Policy},
+    snapshot::{Connection, Cookie, Snapshot},
+};
+
+/// How often endpoints that have gone are forgotten.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+
+/// What was seen, how long it took to walk, and how long the next pass waits for it.
+pub(super) struct Looks {
+    pub(super) observation: Observation,
+    took: Duration,
+    put_off: Duration,
+}
+
+impl Agent {
+    /// List, decide, move; and let others know how it stands.
+    pub(super) fn tick(&mut self) {
+        if Instant::now() < self.next_pass {
+            return;
+        }
+        self.journal.pass_began();
+        self.tend_mover(Instant::now());
+        self.pass();
+        self.journal.pass_ended();
+        self.publish();
+    }
+
+    /// Walks, and names what is found.
+    ///
+    /// The cgroups were read before: what is accepted in one made since then is of no known one.
+    pub(super) fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
+        self.exclude(paths);
+        let began = Instant::now();
+        let (mut observation, put_off) = self.observe()?;
+        let took = began.elapsed();
+        self.report_faults(&observation);
+        locate(&mut observation.snapshot, paths);
+        self.keep_house(&observation);
+        self.leave_out(&mut observation, paths);
+        if let Some(names) = &mut self.names {
+            names.name(&mut observation.snapshot);
+            unsure_before(&mut observation.snapshot, &mut self.named_since);
+        }
+        Ok(Looks {
+            observation,
+            took,
+            put_off,
+        })
+    }
+
+    fn pass(&mut self) {
+        self.keep_tracking();
+        let paths = read_cgroups(&self.policy, &self.cgroups);
+        let Looks {
+            observation,
+            took: listing,
+            put_off,
+        } = match self.look(&paths) {
+            Ok(looks) => looks,
+            Err(error) => return self.journal.listing_failed(&error),
+        };
+        self.look_for_pods(&observation.snapshot);
+        let snapshot = &observation.snapshot;
+        self.now = snapshot.taken;
+        let began = Instant::now();
+        self.ledger.observe(&self.policy, snapshot);
+        if self.ramp {
+            self.ledger.enforce(&self.policy, self.now);
+        }
+        let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
+        let deciding = began.elapsed();
+        for recall in plan.recalls() {
+            self.recall(recall);
+        }
+        if self.pause.now().is_none() {
+            self.carry_out(&plan, snapshot);
+        }
+        self.count(snapshot);
+        for hold in self.ledger.take_new_holds() {
+            self.journal.record(Fact::CooldownStarted(&hold));
+            self.for_next.changed();
+        }
+        self.ledger
+            .prune(snapshot, self.policy.budget().window(), self.now);
+        self.for_next
+            .write_if_due(&self.ledger, &self.policy_text, self.now);
+        self.journal.passed(Pass {
+            observation: &observation,
+            plan: &plan,
+            ledger: &self.ledger,
+            listing,
+            deciding,
+            put_off,
+        });
+    }
+
+    /// Starts the moves of a plan, or reports those that the mode forbids.
+    fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) {
+        let connections = snapshot.connections.iter();
+        let by_cookie: BTreeMap<Cookie, &Connection> = connections.map(|c| (c.cookie, c)).collect();
+        for chosen in plan.moves() {
+            match chosen.mode() {
+                Mode::Enforce => {
+                    // A plan chooses among what it was given.
+                    let Some(connection) = by_cookie.get(&chosen.cookie()) else {
+                        continue;
+                    };
+                    let order = Order {
+                        chosen: chosen.clone(),
+                        device: connection.device,
+                        cgroup: connection.cgroup,
+                    };
+                    self.start_move(chosen, snapshot, order);
+                }
+                Mode::DryRun | Mode::Disabled => {
+                    self.journal.record(Fact::WouldMove { chosen });
+                    self.ledger.said(chosen, self.now);
+                    self.for_next.changed();
+                }
+            }
+        }
+    }
+
+    /// Walks, and puts off the next pass if that, or what others have walked since the last, took long.
+    fn observe(&mut self) -> Result<(Observation, Duration), bpf::Error> {
+        let adopt = Adopt::Below {
+            cgroup: self.tracker.within()?,
+            room: room(&self.policy, self.recorded),
+        };
+        let observation = self.observer.observe(adopt)?;
+        let put_off = self.walking.passed(self.kernel.walked());
+        self.next_pass = Instant::now() + put_off;
+        self.recorded = observation.snapshot.connections.len() as u64;
+        Ok((observation, put_off))
+    }
+
+    /// A pod may come to what was a plain host: from then on nothing is moved.
+    fn look_for_pods(&mut self, snapshot: &Snapshot) {
+        let unnamed = self.unnamed.as_mut();
+        let Some(pod) = unnamed.and_then(|unnamed| unnamed.look_at_new(snapshot)) else {
+            return;
+        };
+        self.journal.record(Fact::PodsWithoutNames { cgroup: &pod });
+        self.unnamed = None;
+        self.mode = self.mode.safest(Mode::DryRun);
+        self.policy = self.policy.clone().with_mode_at_most(self.mode);
+        self.recall_all("pods are here whose names are not known");
+    }
+
+    /// Says which connections are to be counted on; a thread does it.
+    fn count(&mut self, snapshot: &Snapshot) {
+        if self.counting.is_none() && Counting::is_asked(&self.policy) {
+            let pins = self.tracker.pins().to_owned();
+            self.counting =
+                Counting::start(Arc::clone(&self.kernel), pins, self.count_despite_fionread)
+                    .inspect_err(|error| error!(%error, "starting the counting thread"))
+                    .ok();
+        }
+        if let Some(counting) = &self.counting {
+            counting.ask(&self.policy, snapshot);
+        }
+    }
+    /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
+    fn keep_tracking(&mut self) {
+        let now = Instant::now();
+        if !self.last.is_due(now) {
+            return;
+        }
+        match self.tracker.stay_last() {
+            Ok(false) => self.last.intact(),
+            Ok(true) => {
+                let next_check = self.last.repaired(now);
+                self.journal.record(Fact::AttachedAgain { next_check });
+            }
+            Err(error) => {
+                warn!(%error, "cannot check whether our program is the last one attached")
+            }
+        }
+    }
+
+    /// Forgets what has gone.
+    fn keep_house(&mut self, observation: &Observation) {
+        let now = observation.snapshot.taken;
+        if now.since(self.kept) < HOUSEKEEPING {
+            return;
+        }
+        self.kept = now;
+        let empty = &observation.empty_endpoints;
+        match self.empty_endpoints.forget(self.tracker.pins(), empty) {
+            Ok(0) => {}
+            Ok(count) => debug!(count, "removed endpoints without listeners and connections"),
+            Err(error) => warn!(%error, "could not remove endpoints from the map"),
+        }
+    }
+
+    /// Tells the kernel half of cgroups that have come and gone.
+    fn exclude(&mut self, paths: &CgroupPaths) {
+        let Some(excluded) = scope::excluded(self.policy.track(), paths) else {
+            return;
+        };
+        if let Err(error) = self.tracker.exclude(excluded) {
+            warn!(%error, "could not update the excluded cgroups in the kernel");
+        }
+    }
+
+    /// Leaves out what has a record that the policy does not want: its cgroup was not known when it
+    /// was made, or the policy was another. The kernel frees it with its socket.
+    fn leave_out(
+        &self,
+        Observation {
+            snapshot,
+            listeners,
+            ..
+        }: &mut Observation,
+        paths: &CgroupPaths,
+    ) {
+        let track = self.policy.track();
+        snapshot.connections.retain(|c| {
+            let wanted = track.loopback() || !c.remote.ip().is_loopback();
+            wanted && scope::covers(track, c.cgroup_path.as_ref())
+        });
+        listeners.retain(|(_, id)| scope::covers(track, paths.get(id)));
+    }
+
+    fn report_faults(&mut self, observation: &Observation) {
+        for (&fault, &total) in &observation.faults {
+            let before = self.faults.insert(fault, total).unwrap_or(0);
+            let new = total.saturating_sub(before);
+            if new > 0 {
+                self.journal.record(Fact::KernelFault { fault, new, total });
+            }
+        }
+        let count = observation.invalid;
+        if count > 0 {
+            self.journal.record(Fact::InvalidRecords { count });
+        }
+    }
+}
+
+/// How many connections may be recorded beside those that are.
+pub(super) fn room(policy: &Policy, recorded: u64) -> u64 {
+    u64::from(policy.track().max_per_node().get()).saturating_sub(recorded)
+}
+
+/// The cgroups that are there; none if the policy names none, as walking them costs.
+pub(super) fn read_cgroups(policy: &Policy, cgroups: &CgroupTree) -> CgroupPaths {
+    if policy.names_cgroups() {
+        cgroups.read()
+    } else {
+        CgroupPaths::new()
+    }
+}

@@ -1,0 +1,71 @@
+//! What the loop publishes after each pass, for whoever asks: nobody waits for the loop.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{metrics::Numbers, mover::MoverSigns};
+use crate::render::{ServiceItem, Status};
+
+/// A loop that has not ended a pass for longer than this, and than three intervals, hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// All that can be asked for without asking the loop.
+pub(super) struct Published {
+    pub(super) status: Status,
+    pub(super) numbers: Numbers,
+    pub(super) services: Arc<Vec<ServiceItem>>,
+    pub(super) mover: MoverSigns,
+    pub(super) beat: Beat,
+}
+
+/// When the loop was last seen to go round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beat {
+    /// When the agent began.
+    pub(super) started: Instant,
+    /// When the last pass ended, well or not.
+    pub(super) last: Option<Instant>,
+    /// From one pass to the next.
+    pub(super) interval: Duration,
+}
+
+impl Beat {
+    /// Whether the loop goes round, in words.
+    pub(super) fn at(&self, now: Instant) -> Result<String, String> {
+        let silent = now.saturating_duration_since(self.last.unwrap_or(self.started));
+        let most = PATIENCE.max(self.interval.saturating_mul(3));
+        let since = match self.last {
+            Some(_) => format!("the last pass ended {:.1} s ago", silent.as_secs_f64()),
+            None => format!("no pass has ended in {:.1} s", silent.as_secs_f64()),
+        };
+        if silent > most {
+            return Err(format!("{since}, one is due every {:?}", self.interval));
+        }
+        Ok(since)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_hangs_after_three_intervals_and_half_a_minute() {
+        let started = Instant::now();
+        let after = |seconds| started + Duration::from_secs(seconds);
+        let beat = |last, interval| Beat {
+            started,
+            last,
+            interval: Duration::from_secs(interval),
+        };
+        assert!(beat(None, 5).at(after(30)).is_ok());
+        assert!(beat(None, 5).at(after(31)).is_err());
+        assert!(beat(Some(after(100)), 5).at(after(130)).is_ok());
+        let hangs = beat(Some(after(100)), 5).at(after(131)).unwrap_err();
+        assert_eq!(hangs, "the last pass ended 31.0 s ago, one is due every 5s");
+        assert!(beat(Some(after(100)), 60).at(after(280)).is_ok());
+        assert!(beat(Some(after(100)), 60).at(after(281)).is_err());
+    }
+}

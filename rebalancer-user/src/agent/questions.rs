@@ -1,0 +1,136 @@
+//! What clients ask of the loop, and its answers: nothing is moved by them.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{
+    Agent,
+    journal::{Fact, ResumeCause},
+    kept,
+};
+use crate::{
+    http::PauseAnswer,
+    plan::{Cooldown, Plan, decide, explain},
+    policy::{Mode, Policy, RuleName},
+    render::{self, Form, Origin, Source},
+    snapshot::{Cookie, KernelTime, Snapshot},
+};
+
+/// What the loop itself is asked.
+pub(super) enum Question {
+    /// What it sees now.
+    Dump(oneshot::Sender<Looked<Snapshot>>),
+    /// What it would do now.
+    Plan(Trial, oneshot::Sender<Looked<(Snapshot, Plan)>>),
+    /// What it says of a connection now, in this form; `None` if there is no such connection.
+    Explain(
+        Trial,
+        Cookie,
+        Form,
+        oneshot::Sender<Looked<Option<Vec<u8>>>>,
+    ),
+    /// What is not tried again for a time, as of now.
+    Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
+    /// To try it again: what is of this rule, or all; the answer is how many there were.
+    ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
+    /// To pause moves for so long, and why.
+    Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
+    /// To go on; the answer is whether there was a pause.
+    Resume(oneshot::Sender<bool>),
+}
+
+/// What came of looking: an error in words.
+pub(super) type Looked<T> = Result<T, String>;
+
+/// By which policy to decide, without doing anything.
+#[derive(Default)]
+pub(super) struct Trial {
+    /// Another one than the agent's.
+    pub(super) policy: Option<Policy>,
+    /// Do no more than this.
+    pub(super) mode: Option<Mode>,
+}
+
+impl Agent {
+    pub(super) fn asked(&mut self, question: Question) {
+        // Who asked may be gone.
+        match question {
+            Question::Dump(tell) => drop(tell.send(self.look_now())),
+            Question::Plan(trial, tell) => {
+                let looked = self.look_now();
+                drop(tell.send(looked.map(|snapshot| {
+                    let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
+                    (snapshot, plan)
+                })));
+            }
+            Question::Explain(trial, id, form, tell) => {
+                let looked = self.look_now();
+                drop(tell.send(
+                    looked.and_then(|snapshot| {
+                        self.explained(&self.tried(trial), &snapshot, id, form)
+                    }),
+                ));
+            }
+            Question::Cooldowns(tell) => {
+                let now = kept::now();
+                drop(tell.send((self.ledger.cooldowns(now), now)));
+            }
+            Question::ClearCooldowns(rule, tell) => drop(tell.send(self.clear_cooldowns(rule))),
+            Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
+            Question::Resume(tell) => drop(tell.send(self.resume_moves(ResumeCause::Asked))),
+        }
+    }
+
+    /// Lets be tried again what was in vain; how many cooldowns that ends.
+    fn clear_cooldowns(&mut self, rule: Option<RuleName>) -> usize {
+        let cleared = self.ledger.clear_cooldowns(rule.as_ref(), kept::now());
+        for one in &cleared {
+            self.journal.record(Fact::CooldownCleared(one));
+        }
+        if !cleared.is_empty() {
+            self.for_next.changed();
+        }
+        cleared.len()
+    }
+
+    /// For somebody who asks: nothing is done about what is seen.
+    fn look_now(&mut self) -> Result<Snapshot, String> {
+        // Another policy may name cgroups, and people want to see them.
+        let paths = self.cgroups.read();
+        let looked = self.look(&paths).map_err(|error| error.to_string())?;
+        Ok(looked.observation.snapshot)
+    }
+
+    /// The policy by which somebody wants to know what would be done.
+    fn tried(&self, trial: Trial) -> Policy {
+        let policy = match trial.policy {
+            None => self.policy.clone(),
+            Some(policy) if self.names.is_some() => policy.with_kubernetes_defaults(),
+            Some(policy) => policy,
+        };
+        policy.with_mode_at_most(trial.mode.unwrap_or(Mode::Enforce).safest(self.mode))
+    }
+
+    fn explained(
+        &self,
+        policy: &Policy,
+        snapshot: &Snapshot,
+        id: Cookie,
+        form: Form,
+    ) -> Result<Option<Vec<u8>>, String> {
+        let Some(explained) = explain(policy, snapshot, &self.ledger, snapshot.taken, id) else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        render::explanation(
+            &mut text,
+            form,
+            &explained,
+            snapshot,
+            &Origin::here(Source::Agent),
+        )
+        .map_err(|error| error.to_string())?;
+        Ok(Some(text))
+    }
+}
