@@ -1,4 +1,6 @@
-//! From objects of the API to what is kept of them.
+//! From objects of the API to what is kept of them: no more than is used. Pure.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{ContainerStatus, Namespace as ApiNamespace, Pod as ApiPod},
@@ -6,7 +8,30 @@ use k8s_openapi::{
 };
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event};
 
-use super::cluster::{Change, Namespace, Pod};
+use super::store::Change;
+use crate::snapshot::Labels;
+
+/// A pod of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) labels: Labels,
+    pub(super) ready: bool,
+    pub(super) terminating: bool,
+    pub(super) opted_out: bool,
+    /// What kubelet calls a static pod, whose mirror this is.
+    pub(super) mirror_of: Option<String>,
+    /// Containers' names, by the runtime's id.
+    pub(super) containers: BTreeMap<String, String>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Namespace {
+    pub(super) labels: Labels,
+    pub(super) opted_out: bool,
+}
 
 const ENABLED: &str = "rebalancer.dev/enabled";
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -91,8 +116,6 @@ pub(super) fn opted_out(meta: &ObjectMeta) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::{from_value, json};
 
     use super::*;

@@ -1,4 +1,4 @@
-//! What the API server said, as far as it is used: no more of an object is kept. Pure.
+//! What is known of the cluster, and how sure of it one can be. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,158 +6,12 @@ use std::{
 };
 
 use super::{
+    objects::{Namespace, Pod},
     services::{Gathered, Spec},
     slices::{EndpointId, Slice},
+    store::{Change, Known, Pace},
 };
-use crate::snapshot::{Identity, Labels, Naming, Service, ServiceAt, ServiceName};
-
-/// A pod of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pod {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) labels: Labels,
-    pub(super) ready: bool,
-    pub(super) terminating: bool,
-    pub(super) opted_out: bool,
-    /// What kubelet calls a static pod, whose mirror this is.
-    pub(super) mirror_of: Option<String>,
-    /// Containers' names, by the runtime's id.
-    pub(super) containers: BTreeMap<String, String>,
-}
-
-/// A namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Namespace {
-    pub(super) labels: Labels,
-    pub(super) opted_out: bool,
-}
-
-/// What happened to the objects of a kind. `None` for a value: nothing of the object is used.
-#[derive(Clone, Debug)]
-pub(super) enum Change<T> {
-    /// They are listed anew.
-    Begin,
-    /// One of the list.
-    Listed(String, Option<T>),
-    /// The list is complete: what was not in it is gone.
-    Done,
-    /// One has come, or has changed.
-    Set(String, Option<T>),
-    /// One has gone.
-    Removed(String),
-}
-
-/// The objects of one kind, and how sure of them one can be.
-#[derive(Debug)]
-pub(super) struct Known<T> {
-    /// `None` until the first list is complete.
-    now: Option<BTreeMap<String, T>>,
-    coming: Option<BTreeMap<String, T>>,
-    failed: bool,
-    heard: Option<Instant>,
-}
-
-impl<T> Default for Known<T> {
-    fn default() -> Self {
-        Self {
-            now: None,
-            coming: None,
-            failed: false,
-            heard: None,
-        }
-    }
-}
-
-impl<T> Known<T> {
-    /// Takes in a change that was heard at `at`.
-    pub(super) fn change(&mut self, change: Change<T>, at: Instant) {
-        match change {
-            // Nothing was heard yet: it is asked for.
-            Change::Begin => {
-                self.coming = Some(BTreeMap::new());
-                return;
-            }
-            Change::Listed(key, value) => {
-                let coming = self.coming.get_or_insert_default();
-                coming.extend(value.map(|value| (key, value)));
-            }
-            Change::Done => self.now = Some(self.coming.take().unwrap_or_default()),
-            Change::Set(key, Some(value)) => {
-                self.now.get_or_insert_default().insert(key, value);
-            }
-            Change::Set(key, None) | Change::Removed(key) => {
-                self.now.get_or_insert_default().remove(&key);
-            }
-        }
-        self.heard(at);
-    }
-
-    /// The API server has answered at `at`.
-    pub(super) fn heard(&mut self, at: Instant) {
-        self.failed = false;
-        self.heard = Some(at);
-    }
-
-    /// It has not answered, or has refused.
-    pub(super) fn failed(&mut self) {
-        self.failed = true;
-    }
-
-    /// Whether they have been listed once.
-    pub(super) fn is_listed(&self) -> bool {
-        self.now.is_some()
-    }
-
-    /// Whether an answer is overdue: to a list for so long, or of a watch at all.
-    pub(super) fn waits(&self, now: Instant, list: Duration, watch: Duration) -> bool {
-        let most = if self.coming.is_some() || !self.is_listed() {
-            list
-        } else {
-            watch
-        };
-        let silent = |heard| now.saturating_duration_since(heard) >= most;
-        self.heard.is_none_or(silent)
-    }
-
-    /// Since when they may be outdated; `Some(None)`: they were never known.
-    fn outdated(&self, now: Instant, patience: Duration) -> Option<Option<Instant>> {
-        let Some(heard) = self.heard.filter(|_| self.is_listed()) else {
-            return Some(None);
-        };
-        let silent = now.saturating_duration_since(heard) > patience;
-        (self.failed || self.coming.is_some() || silent).then_some(Some(heard))
-    }
-}
-
-/// How often each kind is heard of, and for how long its silence is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pace {
-    /// The server is asked to end a watch after so long, and it is begun anew: that it answers is
-    /// heard at least so often, however little happens.
-    pub(super) watch: Duration,
-    /// What is known is outdated when nothing was heard for longer.
-    pub(super) patience: Duration,
-}
-
-impl Pace {
-    /// Trusted for no longer than the ready endpoints of a Service must have stayed the same, as
-    /// they may have changed in silence. A shorter time than the least would be spent on asking.
-    pub(super) fn within(stabilization_window: Duration) -> Self {
-        const LEAST: Duration = Duration::from_secs(20);
-        const MOST: Duration = Duration::from_secs(60);
-        let patience = stabilization_window.clamp(LEAST, MOST);
-        // The rest is for the answer.
-        let watch = Duration::from_secs(patience.as_secs() * 3 / 4);
-        Self { watch, patience }
-    }
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self::within(Duration::MAX)
-    }
-}
+use crate::snapshot::{Identity, Naming, Service, ServiceAt, ServiceName};
 
 /// What is known of a cluster.
 #[derive(Debug, Default)]
@@ -345,8 +199,6 @@ fn in_namespace<'a>(
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     fn listed(stabilization_window: Duration, at: Instant) -> Cluster {
@@ -381,17 +233,6 @@ mod tests {
                 stale,
                 "{stabilization_window}"
             );
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn who_answers_is_heard_in_time(stabilization_window in 0..100_000_u64) {
-            let stabilization_window = Duration::from_millis(stabilization_window);
-            let Pace { watch, patience } = Pace::within(stabilization_window);
-            prop_assert!(watch + Duration::from_secs(5) <= patience);
-            prop_assert!(patience <= stabilization_window.max(Duration::from_secs(20)));
-            prop_assert!(patience <= Duration::from_secs(60) && watch >= Duration::from_secs(15));
         }
     }
 }

@@ -19,7 +19,8 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Access, Notice, PodAt, connect::configure};
+use super::connect::configure;
+use crate::kubernetes::{Access, Notice, PodAt};
 
 /// Notices that wait to be written; more are lost.
 const QUEUE: usize = 64;

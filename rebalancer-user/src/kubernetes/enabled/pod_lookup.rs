@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cgroup::PodCgroup;
 use crate::{
     host::{CgroupPaths, CgroupTree, netns},
+    kubernetes::cgroup::PodCgroup,
     snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, Snapshot},
 };
 

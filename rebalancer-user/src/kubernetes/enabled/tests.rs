@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use xtask::apiserver::ApiServer;
 
 use super::{
-    cluster::Pace,
+    store::Pace,
     watch::{self, Shared},
 };
 use crate::snapshot::{Identity, Naming, Service, ServiceName};

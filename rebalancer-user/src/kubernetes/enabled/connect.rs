@@ -13,8 +13,17 @@ use kube::{
 };
 use tokio::task::JoinSet;
 
-use super::{Access, Ask, cluster::Pace, pod_lookup::Whereabouts, watch, watch::Shared};
-use crate::{host::CgroupTree, snapshot::Snapshot};
+use super::{
+    name::name,
+    pod_lookup::Whereabouts,
+    store::Pace,
+    watch::{self, Shared},
+};
+use crate::{
+    host::CgroupTree,
+    kubernetes::{Access, Ask},
+    snapshot::Snapshot,
+};
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
@@ -81,7 +90,7 @@ impl Names {
     /// Puts names to the endpoints of a snapshot.
     pub fn name(&mut self, snapshot: &mut Snapshot) {
         let cluster = self.shared.lock();
-        super::name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
+        name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
     /// What the API server calls this node.

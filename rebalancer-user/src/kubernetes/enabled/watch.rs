@@ -24,10 +24,11 @@ use tower::{layer::layer_fn, util::MapResponse};
 use tracing::{debug, info, warn};
 
 use super::{
-    cluster::{Change, Cluster, Known, Pace},
+    cluster::Cluster,
     objects,
     services::Spec,
     slices::Slice,
+    store::{Change, Known, Pace},
 };
 
 /// What the watches write into.

@@ -1,0 +1,82 @@
+//! As [`super::enabled`], built without Kubernetes: there is nobody to ask.
+
+use std::{path::Path, time::Duration};
+
+use super::{Access, Ask, Notice, PodAt};
+use crate::snapshot::Snapshot;
+
+/// Events that nobody can write: this program was built without Kubernetes.
+#[derive(Debug)]
+pub enum Announcer {}
+
+impl Announcer {
+    /// As the other: nobody to tell.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn connect(_: &Access, _: Option<PodAt>) -> anyhow::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    /// Never called.
+    pub fn event_recorder(&self, _: Notice) {
+        match *self {}
+    }
+}
+
+/// As the other: nobody to tell.
+///
+/// # Errors
+/// Never.
+pub async fn announce_once(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// Names that nobody can know: this program was built without Kubernetes.
+#[derive(Debug)]
+pub enum Names {}
+
+impl Names {
+    /// As the other: nothing to ask.
+    ///
+    /// # Errors
+    /// If it must be asked.
+    pub async fn connect(
+        access: &Access,
+        _: Option<&Path>,
+        _: Duration,
+    ) -> anyhow::Result<Option<Self>> {
+        if access.ask == Ask::On || access.kubeconfig.is_some() {
+            anyhow::bail!("this program was built without Kubernetes (feature `kubernetes`)");
+        }
+        Ok(None)
+    }
+
+    /// Never called.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn stabilization_window(&mut self, _: Duration) -> anyhow::Result<()> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub async fn listed(&self, _: Duration) -> bool {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn name(&mut self, _: &mut Snapshot) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn age(&self) -> Option<Duration> {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn counts(&self) -> [usize; 3] {
+        match *self {}
+    }
+}
