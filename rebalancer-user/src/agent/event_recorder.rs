@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::journal::Fact;
+use super::fact::Fact;
 use crate::{
     kubernetes::{Access, Announcer, Notice, PodAt, announce_once},
     plan::{Move, Outcome},

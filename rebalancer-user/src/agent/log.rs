@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::journal::{Fact, MoverLoss, Pass};
+use super::fact::{Fact, MoverLoss, Pass};
 use crate::plan::{Load, Move, NewHold, Outcome, Refusal};
 
 pub(super) fn write(fact: &Fact<'_>) {

@@ -5,12 +5,14 @@
 mod backoff;
 mod event_recorder;
 mod events;
+mod fact;
 mod health;
 mod journal;
 mod kept;
 mod log;
 mod metrics;
 mod mover;
+mod mover_signs;
 mod own_file;
 mod pass;
 mod pause;
@@ -46,16 +48,9 @@ use tokio::{
 use tracing::info;
 
 use self::{
-    backoff::Backoff,
-    event_recorder::EventRecorder,
-    journal::{Journal, ResumeCause},
-    kept::Kept,
-    mover::Making,
-    pause::Pause,
-    policy_file::PolicyFile,
-    published::Published,
-    questions::Question,
-    unnamed::Unnamed,
+    backoff::Backoff, event_recorder::EventRecorder, fact::ResumeCause, journal::Journal,
+    kept::Kept, mover::Making, pause::Pause, policy_file::PolicyFile, published::Published,
+    questions::Question, unnamed::Unnamed,
 };
 use crate::{
     bpf::{EmptyEndpoints, Kernel, KernelLog, Tracker},

@@ -10,7 +10,7 @@ use tracing::{debug, error, warn};
 
 use super::{
     Agent,
-    journal::{Fact, Pass},
+    fact::{Fact, Pass},
     kept::unsure_before,
     scope,
 };

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::{
     Agent,
-    journal::{Fact, ResumeCause},
+    fact::{Fact, ResumeCause},
     own_file,
 };
 use crate::{http::PauseAnswer, render::PausedStatus};

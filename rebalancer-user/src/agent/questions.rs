@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent,
-    journal::{Fact, ResumeCause},
+    fact::{Fact, ResumeCause},
     kept,
 };
 use crate::{

@@ -2,7 +2,7 @@
 
 use tracing::{error, warn};
 
-use super::{Agent, Loaded, Reading, journal::Fact, pass::read_cgroups, scope};
+use super::{Agent, Loaded, Reading, fact::Fact, pass::read_cgroups, scope};
 use crate::policy::Policy;
 
 impl Agent {

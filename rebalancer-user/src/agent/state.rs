@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use rebalancer_common::Fault;
 
 use super::{
-    journal::{Fact, Pass},
+    fact::{Fact, Pass},
     metrics::Numbers,
-    mover::MoverSigns,
+    mover_signs::MoverSigns,
     published::{Beat, Published},
     services::by_service,
 };

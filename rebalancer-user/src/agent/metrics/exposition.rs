@@ -473,7 +473,7 @@ mod tests {
     use crate::{
         agent::{
             metrics::{Kind, MOVES, Numbers},
-            mover::MoverSigns,
+            mover_signs::MoverSigns,
             published::Beat,
         },
         moves::Pulse,

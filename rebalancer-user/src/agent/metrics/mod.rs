@@ -14,7 +14,7 @@ use std::{
 
 use self::distribution::Distribution;
 pub(super) use self::{exposition::registry, text::answer};
-use super::journal::{Fact, Pass};
+use super::fact::{Fact, Pass};
 use crate::{
     observe::Observation,
     plan::{Ledger, Move, Plan, ReturnCounts},

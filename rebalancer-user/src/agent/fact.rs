@@ -1,0 +1,127 @@
+//! What can happen to the agent, as it is reported.
+
+use std::{io, time::Duration};
+
+use rebalancer_common::Fault;
+
+use super::mover_signs::MoverSigns;
+use crate::{
+    bpf,
+    observe::Observation,
+    plan::{Cooldown, Ledger, Move, NewHold, Outcome, Plan, Recall},
+    policy::{Mode, Policy, StepKind},
+    render::PausedStatus,
+    snapshot::{Cookie, Snapshot},
+};
+
+/// Something that happened to the agent, or that it did.
+pub(super) enum Fact<'a> {
+    /// A policy was accepted: the `first`, or a later one.
+    PolicyLoaded {
+        /// The mode that the file sets.
+        mode: Mode,
+        /// As it is in effect on this node.
+        policy: &'a Policy,
+        first: bool,
+    },
+    /// A policy was refused; the one before it stays in effect.
+    PolicyRefused { error: &'a str },
+    /// There are pods on this node, and no API server to ask which of them to skip.
+    PodsWithoutNames { cgroup: &'a str },
+    /// An operator has paused moves.
+    Paused {
+        paused: &'a PausedStatus,
+        /// Moves that were in flight.
+        recalled: usize,
+        /// Why a restart would end the pause.
+        not_saved: Option<&'a io::Error>,
+    },
+    /// The pause of the agent before goes on.
+    StillPaused { paused: &'a PausedStatus },
+    /// The pause has ended.
+    Resumed { cause: ResumeCause },
+    /// A pass is complete.
+    Passed(Pass<'a>),
+    /// A pass could not list; it is `repeated` if the one before could not either.
+    ListingFailed {
+        error: &'a bpf::Error,
+        repeated: bool,
+    },
+    /// A pass could list again.
+    ListingRecovered,
+    /// The mode forbids a move that is due.
+    WouldMove { chosen: &'a Move },
+    /// A move was started.
+    MoveStarted {
+        chosen: &'a Move,
+        snapshot: &'a Snapshot,
+    },
+    /// A move in flight was recalled.
+    MoveRecalled(&'a Recall),
+    /// A move has ended.
+    MoveEnded {
+        chosen: &'a Move,
+        /// The step at which it ended.
+        step: Option<StepKind>,
+        outcome: &'a Outcome,
+        /// From its start.
+        waited: Duration,
+    },
+    /// Moves do not help, and are not tried for a time.
+    CooldownStarted(&'a NewHold),
+    /// An operator has ended a cooldown.
+    CooldownCleared(&'a Cooldown),
+    /// The moving thread is stuck or has panicked, and was abandoned.
+    MoverLost { cause: MoverLoss, may_restart: bool },
+    /// Another moving thread was started.
+    MoverReplaced { signs: MoverSigns },
+    /// The kernel has answered an abandoned moving thread, which has ended.
+    MoverAnswered { at: Option<Cookie> },
+    /// Another program was attached after ours, and ours again after it.
+    AttachedAgain { next_check: Duration },
+    /// The kernel half has counted `new` faults since the last pass.
+    KernelFault { fault: Fault, new: u64, total: u64 },
+    /// Records that make no sense.
+    InvalidRecords { count: u64 },
+}
+
+/// A pass that is complete.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) observation: &'a Observation,
+    pub(super) plan: &'a Plan,
+    pub(super) ledger: &'a Ledger,
+    /// What listing took.
+    pub(super) listing: Duration,
+    /// What deciding took.
+    pub(super) deciding: Duration,
+    /// For how long the next pass waits because of what walking took.
+    pub(super) put_off: Duration,
+}
+
+/// Why a pause has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResumeCause {
+    Asked,
+    Expired,
+}
+
+impl ResumeCause {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// Why a moving thread was abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MoverLoss {
+    /// The kernel does not answer it.
+    Stuck {
+        time: Duration,
+        at: Option<Cookie>,
+    },
+    Panicked,
+}

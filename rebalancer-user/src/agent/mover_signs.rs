@@ -1,0 +1,64 @@
+//! How the moving thread is, for the status, the metrics and the probes.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    moves::{Health, Mover, Pulse, Steps},
+    render::MoverStatus,
+};
+
+/// What can be seen of the moving thread; of none, where this node cannot reset.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MoverSigns {
+    pub(super) pulse: Option<Pulse>,
+    pub(super) steps: Steps,
+    pub(super) replaced: u64,
+}
+
+impl MoverSigns {
+    pub(super) fn of(mover: Option<&Mover>, replaced: u64) -> Self {
+        Self {
+            pulse: mover.map(Mover::pulse),
+            steps: mover.map(Mover::steps).unwrap_or_default(),
+            replaced,
+        }
+    }
+
+    pub(super) fn health(&self, now: Instant) -> Option<Health> {
+        self.pulse.as_ref().map(|pulse| pulse.health(now))
+    }
+
+    pub(super) fn status(&self, now: Instant) -> Option<MoverStatus> {
+        let (state, time, at) = match self.health(now)? {
+            Health::Fine => ("fine", None, None),
+            Health::Stuck { time, at } => ("stuck", Some(time), at),
+            Health::Ended => ("ended", None, None),
+        };
+        Some(MoverStatus {
+            state: state.to_owned(),
+            stuck_seconds: time.as_ref().map(Duration::as_secs_f64),
+            at: at.map(|cookie| cookie.to_string()),
+            replaced: self.replaced,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_cannot_reset_has_no_thread_to_tell_of() {
+        assert_eq!(MoverSigns::default().status(Instant::now()), None);
+    }
+
+    #[test]
+    fn a_thread_is_told_of_in_a_word() {
+        let signs = MoverSigns {
+            pulse: Some(Pulse::default()),
+            ..MoverSigns::default()
+        };
+        let status = signs.status(Instant::now()).unwrap();
+        assert_eq!((status.state.as_str(), status.replaced), ("fine", 0));
+    }
+}
