@@ -10,11 +10,12 @@ use rebalancer_common::{EndpointKey, EndpointSums, Row, kind};
 use zerocopy::FromBytes as _;
 
 use crate::{
+    api::{self, Dumped, Notation, Origin, Sort, Source},
     bpf::{self, Pass, Walked},
     host, observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
-    render::{self, Dumped, Notation, Origin, Sort, Source},
+    render,
     snapshot::Netns,
 };
 
@@ -66,9 +67,9 @@ pub fn records(bytes: &[u8]) {
 
     let origin = Origin::here(Source::Agent);
     let mut dump = Vec::new();
-    render::connections(&mut dump, Notation::Json, snapshot, &origin, Sort::Endpoint)
+    api::write_connections(&mut dump, Notation::Json, snapshot, &origin, Sort::Endpoint)
         .expect("memory takes it");
-    let again = render::read_snapshot(&dump[..])
+    let again = api::read_snapshot(&dump[..])
         .unwrap_or_else(|error| panic!("our own dump is refused: {error}"));
     assert_eq!(again.snapshot.endpoints, snapshot.endpoints);
     assert_eq!(again.snapshot.connections.len(), snapshot.connections.len());
@@ -91,7 +92,7 @@ pub fn btf(bytes: &[u8]) {
 
 /// A dump of anyone's, for `plan --snapshot`: refused, or planned for.
 pub fn dump(bytes: &[u8]) {
-    match render::read_snapshot(bytes) {
+    match api::read_snapshot(bytes) {
         Ok(Dumped { snapshot, .. }) => {
             let ledger = Ledger::default();
             let plan = decide(&all(), &snapshot, &ledger, snapshot.taken);

@@ -1,13 +1,14 @@
 //! The rebalancer's node agent, as a library for its binary and its tests.
 //!
-//! Data flow: [`host`] reads what Linux says without BPF, [`bpf`] reads what the kernel recorded, [`observe`] makes a [`snapshot`] of it, [`plan`]
+//! Data flow: [`bpf`] reads what the kernel half recorded, [`observe`] makes a [`snapshot`] of it, [`plan`]
 //! decides by the [`policy`] what should be moved, [`moves`] moves it once its [`exchange`] is complete,
-//! [`counting`] counts what a rule asks for beyond what the kernel counts anyway, and [`agent`] joins
-//! them in one loop, which others ask through [`http`]. [`cli`] and [`render`] are what an operator sees.
-//! [`abilities`] tries what of all this the kernel allows.
+//! [`counting`] counts sends where a rule asks for it, and [`agent`] runs all of them in one loop. Other
+//! processes query the agent over [`http`], in documents of [`api`]; [`cli`] and [`render`] are what an
+//! operator sees. [`host`] is what Linux says without BPF, and [`abilities`] tests what this kernel allows.
 
 pub mod abilities;
 pub mod agent;
+pub mod api;
 pub mod bpf;
 pub mod cli;
 pub mod counting;

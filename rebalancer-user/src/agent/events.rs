@@ -18,8 +18,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
+    api::{Happened, What, write_event},
     http::{Answer, Asked, stream_answer, text_answer, typed},
-    render::{Happened, What, event},
 };
 
 /// Events kept.
@@ -175,7 +175,7 @@ impl Events {
 
 /// A vector takes all that is written, and what happened is always JSON.
 fn write(lines: &mut Vec<u8>, happened: &Happened) {
-    let _cannot_fail = event(lines, happened);
+    let _cannot_fail = write_event(lines, happened);
 }
 
 /// Up to where a client has heard, and whether it has heard of this run before.
@@ -244,7 +244,7 @@ impl Wish {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::read_event;
+    use crate::api::read_event;
 
     fn heard(part: &[u8]) -> Vec<Happened> {
         let lines = part.split(|byte| *byte == b'\n');

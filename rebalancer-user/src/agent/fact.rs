@@ -6,11 +6,11 @@ use rebalancer_common::Fault;
 
 use super::mover_signs::MoverSigns;
 use crate::{
+    api::PausedStatus,
     bpf,
     observe::Observation,
     plan::{Cooldown, Ledger, Move, NewHold, Outcome, Plan, Recall},
     policy::{Mode, Policy, StepKind},
-    render::PausedStatus,
     snapshot::{Cookie, Snapshot},
 };
 

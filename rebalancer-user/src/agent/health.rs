@@ -6,9 +6,9 @@ use hyper::StatusCode;
 
 use super::published::Published;
 use crate::{
+    api::Status,
     http::{Answer, text_answer},
     moves::Health,
-    render::Status,
 };
 
 /// `/healthz`: the loop goes round. A listing that fails is a trouble of its own, and no reason to
@@ -73,7 +73,7 @@ mod tests {
             "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
             "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
         }"#;
-        let status = crate::render::read_status(status.as_bytes()).unwrap();
+        let status = crate::api::read_status(status.as_bytes()).unwrap();
         assert!(is_ready(&status, Some(Health::Fine)).is_ok());
         assert!(is_ready(&status, None).is_ok(), "a node that only tells");
         let stuck = Health::Stuck {

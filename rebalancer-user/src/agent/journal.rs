@@ -14,10 +14,10 @@ use super::{
     state::AgentState,
 };
 use crate::{
+    api::{About, What},
     bpf,
     plan::{Ledger, Load, Move, NewHold},
     policy::Policy,
-    render::{About, What},
     snapshot::KernelTime,
 };
 

@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use super::own_file;
 use crate::{
+    api::{KeptLedger, read_kept_ledger, write_kept_ledger},
     plan::Ledger,
-    render::{KeptLedger, kept_ledger, read_kept_ledger},
     snapshot::{KernelTime, Naming, Snapshot},
 };
 
@@ -111,7 +111,7 @@ impl Kept {
             policy: policy.to_owned(),
             entries: ledger.to_keep().entries(),
         };
-        let text = kept_ledger(&kept).map_err(io::Error::from);
+        let text = write_kept_ledger(&kept).map_err(io::Error::from);
         let written = text.and_then(|text| own_file::write(&self.file, &text));
         self.changed = false;
         self.written = now;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    api::MoverStatus,
     moves::{Health, Mover, Pulse, Steps},
-    render::MoverStatus,
 };
 
 /// What can be seen of the moving thread; of none, where this node cannot reset.

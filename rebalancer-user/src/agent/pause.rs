@@ -19,7 +19,7 @@ use super::{
     fact::{Fact, ResumeCause},
     own_file,
 };
-use crate::{http::PauseAnswer, render::PausedStatus};
+use crate::{api::PausedStatus, http::PauseAnswer};
 
 /// The longest pause: one that is forgotten must end.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);

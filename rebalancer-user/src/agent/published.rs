@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{metrics::Numbers, mover_signs::MoverSigns};
-use crate::render::{ServiceItem, Status};
+use crate::api::{ServiceItem, Status};
 
 /// A loop that has not ended a pass for longer than this, and than three intervals, hangs.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -10,10 +10,11 @@ use super::{
     kept,
 };
 use crate::{
+    api::{Form, Origin, Source},
     http::PauseAnswer,
     plan::{Cooldown, Plan, decide, explain},
     policy::{Mode, Policy, RuleName},
-    render::{self, Form, Origin, Source},
+    render,
     snapshot::{Cookie, KernelTime, Snapshot},
 };
 

@@ -35,14 +35,15 @@ use super::{
     questions::{Looked, Question, Trial},
 };
 use crate::{
+    api::{
+        Notation, Origin, Services, Sort, Source, write_connections, write_services, write_status,
+    },
     http::{
         Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseRequest, PlanRequest, Router,
         RunDir, Server, body_of, json_answer, text_answer,
     },
     policy,
-    render::{
-        self, Notation, Origin, Services, Sort, Source, connections, not_tracked, services, status,
-    },
+    render::{self, not_tracked},
     snapshot::Cookie,
 };
 
@@ -164,7 +165,7 @@ fn status_answer(published: &Published) -> Answer {
         in_flight.step = step.map(|step| step.as_str().to_owned());
     }
     let mut body = Vec::new();
-    written(status(&mut body, Notation::Json, &said).map(|()| body))
+    written(write_status(&mut body, Notation::Json, &said).map(|()| body))
 }
 
 fn services_answer(published: &Published) -> Answer {
@@ -180,7 +181,7 @@ fn services_answer(published: &Published) -> Answer {
         items: published.services.to_vec(),
     };
     let mut body = Vec::new();
-    written(services(&mut body, &said).map(|()| body))
+    written(write_services(&mut body, &said).map(|()| body))
 }
 
 /// An answer, or the one that is given instead.
@@ -268,7 +269,7 @@ async fn dump_answer(ask: Sender<Question>) -> Result<Answer, Answer> {
     let snapshot = looked(ask, Question::Dump).await?;
     let origin = Origin::here(Source::Agent);
     let sort = Sort::Endpoint;
-    Ok(drawn(move |out| connections(out, Notation::Json, &snapshot, &origin, sort)).await)
+    Ok(drawn(move |out| write_connections(out, Notation::Json, &snapshot, &origin, sort)).await)
 }
 
 async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {

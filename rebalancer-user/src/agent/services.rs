@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use crate::{
+    api::{BalanceItem, EndpointItem, ServiceItem},
     plan::{Balanced, Group, Plan},
-    render::{BalanceItem, EndpointItem, ServiceItem},
     snapshot::{Endpoint, EndpointKey, Snapshot},
 };
 

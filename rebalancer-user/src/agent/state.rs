@@ -17,14 +17,14 @@ use super::{
     services::by_service,
 };
 use crate::{
+    api::{
+        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
+        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status,
+    },
     bpf::Tracker,
     moves::Mechanism,
     plan::{Charge, Ledger, Ramp},
     policy::{Mode, Policy, Rule},
-    render::{
-        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status,
-    },
     snapshot::{Cookie, KernelTime},
 };
 

@@ -7,8 +7,8 @@ use clap::{Args, ValueEnum};
 
 use super::{KernelArgs, Output, need_privilege, records::Records, running};
 use crate::{
-    bpf,
-    render::{self, Dumped, Sort},
+    api::{self, Dumped, Sort},
+    bpf, render,
 };
 
 /// Show every tracked connection, or every endpoint.
@@ -62,8 +62,10 @@ impl Dump {
         let notation = self.output.form().notation();
         match (self.endpoints, notation) {
             (true, None) => render::endpoints_table(out, snapshot),
-            (true, Some(notation)) => render::endpoints(out, notation, snapshot, origin),
-            (false, Some(notation)) => render::connections(out, notation, snapshot, origin, sort),
+            (true, Some(notation)) => api::write_endpoints(out, notation, snapshot, origin),
+            (false, Some(notation)) => {
+                api::write_connections(out, notation, snapshot, origin, sort)
+            }
             (false, None) => match self.output {
                 Output::Wide => render::connections_wide(out, snapshot, sort),
                 _ => render::connections_table(out, snapshot, sort),

@@ -15,7 +15,10 @@ use super::{
     KernelArgs, note, positive_duration,
     running::{self, NotAsked},
 };
-use crate::render::{self, Happened};
+use crate::{
+    api::{self, Happened},
+    render,
+};
 
 /// Between two attempts to reach an agent that has gone.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -136,7 +139,7 @@ impl Heard {
         if line.is_empty() {
             return Ok(());
         }
-        let happened = render::read_event(line)
+        let happened = api::read_event(line)
             .map_err(|error| anyhow!("the agent's answer: {error}\n  remedy: use the same version of `rebalancer` as the agent"))?;
         if self.since.is_none_or(|since| happened.at >= since) {
             self.show(&happened).context("writing to stdout")?;
@@ -149,7 +152,7 @@ impl Heard {
         let out = &mut io::stdout().lock();
         match self.form {
             Form::Table => render::event_row(out, happened)?,
-            Form::Json => render::event(out, happened)?,
+            Form::Json => api::write_event(out, happened)?,
         }
         out.flush()
     }

@@ -15,9 +15,9 @@ use super::{
     running::{self, NotAsked},
 };
 use crate::{
+    api::{Dumped, read_snapshot},
     http::{PlanRequest, PolicyText},
     policy::Policy,
-    render::{Dumped, read_snapshot},
     snapshot::{Cookie, Naming},
 };
 

@@ -33,9 +33,9 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
+    api::Form,
     bpf, host,
     policy::{Mode, PolicyErrors, parse_duration},
-    render::Form,
 };
 
 /// Where the agent looks for its policy.

@@ -12,10 +12,11 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::{KernelArgs, Output, positive_duration, records::Records, running};
 use crate::{
+    api::{self, End, Moved, Notation},
     moves::{self, Done, Mover, Order},
     plan::{self, Guarded, Outcome, manual},
     policy::{Mode, Step, StepKind, When},
-    render::{self, End, Moved, Notation},
+    render,
     snapshot::{Connection, Cookie},
 };
 
@@ -143,8 +144,8 @@ impl Move {
         let out = &mut io::stdout().lock();
         match self.output {
             Output::Table | Output::Wide => render::moved_table(out, &moved),
-            Output::Json => render::moved(out, Notation::Json, &moved, snapshot, origin),
-            Output::Yaml => render::moved(out, Notation::Yaml, &moved, snapshot, origin),
+            Output::Json => api::write_moved(out, Notation::Json, &moved, snapshot, origin),
+            Output::Yaml => api::write_moved(out, Notation::Yaml, &moved, snapshot, origin),
         }
         .context("writing to stdout")?;
         match moved.iter().filter(|one| !one.end.is_moved()).count() {

@@ -8,10 +8,10 @@ use std::{
 
 use super::{KernelArgs, need_privilege, note};
 use crate::{
+    api::{Origin, Source},
     bpf::{self, Adopt, Kernel, Lifetime, Tracker, Tracking, Walker},
     host::{self, CgroupTree},
     observe::{locate, observe},
-    render::{Origin, Source},
     snapshot::Snapshot,
 };
 

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::KernelArgs;
 use crate::{
+    api::{Dumped, ReadError, Services, Status, read_services, read_snapshot, read_status},
     bpf,
     http::{self, AskError, PlanRequest, ask, socket_of},
-    render::{Dumped, ReadError, Services, Status, read_services, read_snapshot, read_status},
 };
 
 /// Why the agent could not be asked.

@@ -6,7 +6,10 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{KernelArgs, Output, running};
-use crate::render::{self, Notation};
+use crate::{
+    api::{self, Notation},
+    render,
+};
 
 /// Show the state of the running agent: mode, policy, last pass, budgets, moves.
 ///
@@ -28,8 +31,8 @@ impl Status {
             Output::Table | Output::Wide => {
                 render::status_table(out, status, jiff::Timestamp::now())
             }
-            Output::Json => render::status(out, Notation::Json, status),
-            Output::Yaml => render::status(out, Notation::Yaml, status),
+            Output::Json => api::write_status(out, Notation::Json, status),
+            Output::Yaml => api::write_status(out, Notation::Yaml, status),
         }
         .context("writing to stdout")
     }

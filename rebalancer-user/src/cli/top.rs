@@ -15,7 +15,7 @@ use ratatui::{
 };
 
 use super::{KernelArgs, running};
-use crate::render::{self, Services};
+use crate::{api::Services, render};
 
 /// How often the agent is asked.
 const EVERY: Duration = Duration::from_secs(1);

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    api::Form,
     policy::{Mode, RuleName},
-    render::Form,
 };
 
 /// Asks for a plan of this moment, or for what it says of one connection.

@@ -2,44 +2,15 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
 use super::{
-    Form, Origin,
-    json::{EndpointRef, endpoint_ref, write as write_json},
-    table::{age, table, write as write_table},
+    table::{table, write as write_table},
+    units::age,
 };
 use crate::{
-    plan::{Cooldown, CooldownOf, Subject},
-    snapshot::{KernelTime, Snapshot},
+    api::{Form, Origin, write_cooldowns},
+    plan::Cooldown,
+    snapshot::KernelTime,
 };
-
-#[derive(Serialize)]
-struct Body {
-    items: Vec<Item>,
-}
-
-/// One of `connection`, `client` with `endpoint`, `rule` with `endpoint`, `rule` with `group`.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Item {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connection: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    endpoint: Option<EndpointRef>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    group: Option<String>,
-    cause: &'static str,
-    why: String,
-    /// How often it was in vain so far.
-    times: u32,
-    /// Null: for as long as the connection lives.
-    until: Option<String>,
-}
 
 /// Writes those that last `now`.
 pub fn cooldowns(
@@ -49,51 +20,9 @@ pub fn cooldowns(
     now: KernelTime,
     origin: &Origin,
 ) -> io::Result<()> {
-    let Some(notation) = form.notation() else {
-        return lines(out, form, all, now);
-    };
-    let items = all.iter().map(|one| item(one, now, origin)).collect();
-    let taken = Snapshot {
-        taken: now,
-        ..Snapshot::default()
-    };
-    write_json(
-        out,
-        notation,
-        "CooldownList",
-        &taken,
-        origin,
-        Body { items },
-    )
-}
-
-fn item(one: &Cooldown, now: KernelTime, origin: &Origin) -> Item {
-    let (mut client, mut endpoint, mut group, mut connection) = (None, None, None, None);
-    let mut rule = None;
-    match &one.of {
-        CooldownOf::Connection(cookie, of) => {
-            (connection, rule) = (Some(cookie.to_string()), of.clone());
-        }
-        CooldownOf::Returns(whom, at) => {
-            endpoint = Some(endpoint_ref(at));
-            match whom {
-                Subject::Client(address) => client = Some(address.to_string()),
-                Subject::Rule(of) => rule = Some(of.clone()),
-            }
-        }
-        CooldownOf::Fill(of, at) => (rule, group) = (Some(of.clone()), Some(at.to_string())),
-    }
-    let until = |until: KernelTime| (origin.generated_at + until.since(now)).to_string();
-    Item {
-        connection,
-        client,
-        rule: rule.map(|rule| rule.to_string()),
-        endpoint,
-        group,
-        cause: one.cause,
-        why: one.why.clone(),
-        times: one.times,
-        until: one.until.map(until),
+    match form.notation() {
+        None => lines(out, form, all, now),
+        Some(notation) => write_cooldowns(out, notation, all, now, origin),
     }
 }
 
@@ -120,9 +49,9 @@ fn lines(out: &mut impl Write, form: Form, all: &[Cooldown], now: KernelTime) ->
 mod tests {
     use super::*;
     use crate::{
-        plan::Group,
+        api::Source,
+        plan::{CooldownOf, Group, Subject},
         policy::RuleName,
-        render::Source,
         snapshot::{Cookie, sample::connection},
     };
 

@@ -1,25 +1,13 @@
 //! Writes a plan. It depends on nothing but its arguments, so a plan made again from a dump
 //! reads byte for byte as the one made of the node itself.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    net::SocketAddr,
-};
+use std::io::{self, Write};
 
-use serde::Serialize;
-
-use super::{
-    Form, Notation, Origin, Sort,
-    json::{EndpointRef, endpoint_ref, nanoseconds, write as write_json},
-    names::pod_name,
-    sorted,
-    table::{table, write as write_table},
-};
+use super::table::{pod_name, table, write as write_table};
 use crate::{
-    plan::{Decision, Forecast, Move, Plan, Ramp, Reason, Recall, Verdict},
-    policy::{AtEnd, By, Step, When},
-    snapshot::{Connection, Cookie, Naming, Snapshot},
+    api::{Form, Notation, Origin, by_cookie, in_order, write_plan},
+    plan::{Plan, Recall, Verdict},
+    snapshot::{Naming, Snapshot},
 };
 
 /// The moves in their order, what is skipped in sums, and how long it takes.
@@ -148,97 +136,6 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PlanBody<'a> {
-    overdue: u64,
-    budget_left: u64,
-    forecasts: Vec<OutlookItem>,
-    /// Moves under way that are not to be made any more.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    recalls: Vec<RecallItem>,
-    skipped: BTreeMap<&'static str, u64>,
-    items: Vec<DecisionItem<'a>>,
-}
-
-#[derive(Serialize)]
-struct RecallItem {
-    id: String,
-    /// As a stable word.
-    cause: &'static str,
-    why: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct OutlookItem {
-    mode: &'static str,
-    chosen: u64,
-    now: u64,
-    per_window: u64,
-    window_nanoseconds: u64,
-    lasts_nanoseconds: u64,
-    /// One of how many parts there is of the budgets yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ramp_parts: Option<u64>,
-    text: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct DecisionItem<'a> {
-    id: String,
-    endpoint: Option<EndpointRef>,
-    local: Option<SocketAddr>,
-    peer: Option<SocketAddr>,
-    rule: Option<&'a str>,
-    place: Option<u64>,
-    /// The pod that is moved from, as `namespace/name`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<&'a str>,
-    verdict: &'static str,
-    /// Why it is skipped, as a stable word.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cause: Option<&'static str>,
-    why: String,
-    #[serde(rename = "move", skip_serializing_if = "Option::is_none")]
-    chosen: Option<MoveItem>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MoveItem {
-    mode: &'static str,
-    reasons: Vec<ReasonItem>,
-    steps: Vec<StepItem>,
-    at_end: &'static str,
-    /// Only once HTTP/1 is detected on it.
-    only_http1: bool,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ReasonItem {
-    reason: &'static str,
-    unit: &'static str,
-    value: u64,
-    limit: u64,
-    max: u64,
-    /// Of an excess, what each endpoint would hold.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mean: Option<u64>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct StepItem {
-    step: &'static str,
-    when: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    idle_for_nanoseconds: Option<u64>,
-    timeout_nanoseconds: u64,
-}
-
 /// A plan of `snapshot`, in a form.
 ///
 /// # Errors
@@ -253,171 +150,29 @@ pub fn plan(
     match form {
         Form::Table => essentials(out, plan, snapshot),
         Form::Wide => everything(out, plan, snapshot),
-        Form::Json => data(out, Notation::Json, plan, snapshot, origin),
-        Form::Yaml => data(out, Notation::Yaml, plan, snapshot, origin),
+        Form::Json => write_plan(out, Notation::Json, plan, snapshot, origin),
+        Form::Yaml => write_plan(out, Notation::Yaml, plan, snapshot, origin),
     }
-}
-
-/// Everything, in the order of [`everything`].
-fn data(
-    out: &mut impl Write,
-    notation: Notation,
-    plan: &Plan,
-    snapshot: &Snapshot,
-    origin: &Origin,
-) -> io::Result<()> {
-    let known = by_cookie(snapshot);
-    let body = PlanBody {
-        overdue: plan.overdue(),
-        budget_left: plan.budget_left(),
-        forecasts: plan.forecasts().iter().map(outlook_item).collect(),
-        recalls: plan.recalls().iter().map(recall_item).collect(),
-        skipped: plan.skipped(),
-        items: in_order(plan)
-            .into_iter()
-            .map(|decision| decision_item(decision, known.get(&decision.cookie).copied()))
-            .collect(),
-    };
-    write_json(out, notation, "Plan", snapshot, origin, body)
-}
-
-fn recall_item(Recall { cookie, why }: &Recall) -> RecallItem {
-    RecallItem {
-        id: cookie.to_string(),
-        cause: why.as_str(),
-        why: why.to_string(),
-    }
-}
-
-fn outlook_item(forecast: &Forecast) -> OutlookItem {
-    OutlookItem {
-        mode: forecast.mode.as_str(),
-        chosen: forecast.chosen,
-        now: forecast.now,
-        per_window: forecast.per_window,
-        window_nanoseconds: nanoseconds(forecast.window),
-        lasts_nanoseconds: nanoseconds(forecast.lasts),
-        ramp_parts: forecast.ramp.map(Ramp::parts),
-        text: forecast.to_string(),
-    }
-}
-
-pub(super) fn decision_item<'a>(
-    decision: &'a Decision,
-    connection: Option<&Connection>,
-) -> DecisionItem<'a> {
-    let (verdict, cause, why, chosen) = match &decision.verdict {
-        Verdict::Move(chosen) => ("Move", None, chosen.why(), Some(move_item(chosen))),
-        Verdict::Skipped(skipped) => ("Skip", Some(skipped.as_str()), skipped.to_string(), None),
-    };
-    DecisionItem {
-        id: decision.cookie.to_string(),
-        endpoint: connection.map(|c| endpoint_ref(&c.endpoint)),
-        local: connection.map(|c| c.local),
-        peer: connection.map(|c| c.remote),
-        rule: decision.rule.as_ref().map(|rule| rule.as_str()),
-        place: decision.place,
-        pod: match &decision.verdict {
-            Verdict::Move(chosen) => chosen.pod(),
-            Verdict::Skipped(_) => None,
-        },
-        verdict,
-        cause,
-        why,
-        chosen,
-    }
-}
-
-fn move_item(chosen: &Move) -> MoveItem {
-    MoveItem {
-        mode: chosen.mode().as_str(),
-        reasons: chosen.reasons().iter().map(|r| reason_item(*r)).collect(),
-        steps: chosen.steps().iter().map(|step| step_item(*step)).collect(),
-        at_end: match chosen.at_end() {
-            AtEnd::Skip => "Skip",
-            AtEnd::ResetNow => "ResetNow",
-        },
-        only_http1: chosen.is_sniffed(),
-    }
-}
-
-pub(super) fn reason_item(reason: Reason) -> ReasonItem {
-    let (unit, [value, limit, max]) = match reason {
-        Reason::Age { value, limit, max } => ("nanoseconds", [value, limit, max].map(nanoseconds)),
-        Reason::Bytes { value, limit, max } => ("bytes", [value.0, limit.0, max.0]),
-        Reason::Rate {
-            value, limit, max, ..
-        } => ("bytesPerSecond", [value.0, limit.0, max.0]),
-        Reason::Balance { by, load, stop, .. } => (load_unit(by), [load, stop, stop]),
-    };
-    let mean = match reason {
-        Reason::Balance { mean, .. } => Some(mean),
-        Reason::Age { .. } | Reason::Bytes { .. } | Reason::Rate { .. } => None,
-    };
-    ReasonItem {
-        reason: reason.as_str(),
-        unit,
-        value,
-        limit,
-        max,
-        mean,
-    }
-}
-
-pub(super) fn load_unit(by: By) -> &'static str {
-    match by {
-        By::Connections => "connections",
-        By::ByteRate => "bytesPerSecond",
-        By::MessageRate => "messagesPerSecond",
-    }
-}
-
-fn step_item(step: Step) -> StepItem {
-    let (when, idle_for) = match step.when() {
-        When::Quiet { idle_for } => ("Quiet", Some(nanoseconds(idle_for))),
-        When::AtOnce => ("AtOnce", None),
-    };
-    StepItem {
-        step: step.kind().as_str(),
-        when,
-        idle_for_nanoseconds: idle_for,
-        timeout_nanoseconds: nanoseconds(step.timeout()),
-    }
-}
-
-/// The decisions by their places; those without one last, by cookie.
-fn in_order(plan: &Plan) -> Vec<&Decision> {
-    let mut decisions: Vec<&Decision> = plan.decisions().iter().collect();
-    decisions.sort_by_key(|d| (d.place.is_none(), d.place, d.cookie));
-    // Two modes have two budgets, so one may wait while one of a later place moves: moves first.
-    decisions.sort_by_key(|d| matches!(d.verdict, Verdict::Skipped(_)));
-    decisions
-}
-
-fn by_cookie(snapshot: &Snapshot) -> BTreeMap<Cookie, &Connection> {
-    let mut known = BTreeMap::new();
-    for connection in sorted(snapshot, Sort::Endpoint) {
-        known.entry(connection.cookie).or_insert(connection);
-    }
-    known
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
-    use super::{
-        super::{
-            KeptLedger, connections, kept_ledger,
-            read::tests::{any_origin, any_snapshot},
-            read_kept_ledger, read_snapshot,
-        },
-        *,
-    };
+    use super::*;
     use crate::{
+        api::{
+            KeptLedger, Sort, Source, any_origin, any_snapshot, read_kept_ledger, read_snapshot,
+            write_connections, write_kept_ledger,
+        },
         plan::{Ledger, Outcome, Refusal, decide},
         policy::{Policy, parse},
-        snapshot::{Bytes, Endpoint, EndpointKey, KernelTime, Netns, TcpState, sample::connection},
+        snapshot::{
+            Bytes, Connection, Endpoint, EndpointKey, KernelTime, Netns, TcpState,
+            sample::connection,
+        },
     };
 
     fn policy() -> Policy {
@@ -494,7 +249,7 @@ rules:
             policy: String::new(),
             entries: ledger.entries(),
         };
-        let kept = read_kept_ledger(&kept_ledger(&kept).unwrap()).unwrap();
+        let kept = read_kept_ledger(&write_kept_ledger(&kept).unwrap()).unwrap();
         Ledger::from_entries(kept.entries)
     }
 
@@ -531,7 +286,7 @@ rules:
         let origin = Origin {
             node: "n".into(),
             generated_at: jiff::Timestamp::UNIX_EPOCH,
-            source: super::super::Source::Agent,
+            source: Source::Agent,
         };
         let mut words = BTreeMap::new();
         for by in ["Connections", "ByteRate"] {
@@ -550,7 +305,7 @@ rules:
                 ledger.observe(&policy, &snapshot);
                 let mut dump = Vec::new();
                 let form = Notation::Json;
-                connections(&mut dump, form, &snapshot, &origin, Sort::Id).unwrap();
+                write_connections(&mut dump, form, &snapshot, &origin, Sort::Id).unwrap();
                 let read = read_snapshot(&dump[..]).unwrap();
                 let again = kept(&ledger, snapshot.taken);
                 assert_eq!(again.entries(), ledger.entries());
@@ -583,7 +338,7 @@ rules:
         ) {
             let ledger = begun(&snapshot, &outcomes);
             let mut dump = Vec::new();
-            connections(&mut dump, Notation::Json, &snapshot, &origin, sort).unwrap();
+            write_connections(&mut dump, Notation::Json, &snapshot, &origin, sort).unwrap();
             let read = read_snapshot(&dump[..]).unwrap();
             let again = shown(&read.origin, &read.snapshot, &kept(&ledger, snapshot.taken));
             prop_assert_eq!(shown(&origin, &snapshot, &ledger), again);

@@ -1,21 +1,14 @@
 //! Tables for a terminal: one line each, no lines between, as kubectl's.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
-use bytesize::ByteSize;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
-use super::{
-    Sort, cgroup,
-    names::{columns, container},
-    rate, sorted,
-};
+use super::units::{age, size};
 use crate::{
+    api::{Sort, container, rate, service_names, sorted},
     policy::visible,
-    snapshot::{Bytes, Connection, Naming, Snapshot},
+    snapshot::{Bytes, Connection, Naming, Snapshot, Who},
 };
 
 /// Every connection.
@@ -160,7 +153,7 @@ pub fn endpoints_table(out: &mut impl Write, snapshot: &Snapshot) -> io::Result<
         let names = named.then(|| columns(&e.who)).into_iter().flatten();
         table.add_row(names.chain([
             key.netns.0.to_string(),
-            cgroup(key).map_or("-".to_owned(), |id| id.to_string()),
+            key.cgroup.map_or("-".to_owned(), |id| id.0.to_string()),
             key.port.to_string(),
             e.listeners.to_string(),
             e.accepted.to_string(),
@@ -195,36 +188,28 @@ pub(super) fn write(out: &mut impl Write, table: &Table) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn size(bytes: Bytes) -> String {
-    ByteSize::b(bytes.0).display().iec_short().to_string()
-}
-
-/// Two units at most, as `kubectl get` shows ages.
-pub(super) fn age(age: Duration) -> String {
-    let s = age.as_secs();
-    let (m, h, d) = (s / 60, s / 3600, s / 86_400);
-    match s {
-        0..10 => format!("{:.1}s", age.as_secs_f64()),
-        10..120 => format!("{s}s"),
-        120..7_200 => format!("{m}m{}s", s % 60),
-        7_200..172_800 => format!("{h}h{}m", m % 60),
-        _ => format!("{d}d{}h", h % 24),
+/// Namespace, pod and Services, as columns.
+pub(super) fn columns(who: &Who) -> [String; 3] {
+    match who {
+        Who::NoPod => ["-", "-", "-"].map(str::to_owned),
+        Who::Unknown => ["?", "?", "?"].map(str::to_owned),
+        Who::Pod(pod) => [
+            pod.namespace.clone(),
+            pod.pod.clone(),
+            match &pod.services {
+                None => "?".to_owned(),
+                Some(services) if services.is_empty() => "-".to_owned(),
+                Some(_) => service_names(pod).join(","),
+            },
+        ],
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ages_have_two_units_at_most() {
-        let shown = [0, 9, 10, 119, 120, 7_199, 7_200, 172_799, 172_800]
-            .map(|s| age(Duration::from_secs(s)));
-        assert_eq!(
-            shown,
-            [
-                "0.0s", "9.0s", "10s", "119s", "2m0s", "119m59s", "2h0m", "47h59m", "2d0h"
-            ]
-        );
+/// Namespace and pod, in one.
+pub(super) fn pod_name(who: &Who) -> String {
+    match who {
+        Who::NoPod => "-".to_owned(),
+        Who::Unknown => "?".to_owned(),
+        Who::Pod(pod) => format!("{}/{}", pod.namespace, pod.pod),
     }
 }

@@ -9,12 +9,12 @@ use ratatui::{
     text::{Line, Span},
 };
 
-use super::{
-    BalanceItem, EndpointItem, Services,
-    status::between,
-    table::{age, size},
+use super::units::{age, between, size};
+use crate::{
+    api::{BalanceItem, EndpointItem, Services},
+    policy::visible,
+    snapshot::Bytes,
 };
-use crate::{policy::visible, snapshot::Bytes};
 
 /// Widths of what is beside the bar and the name.
 const NUMBERS: usize = 38;
@@ -207,7 +207,7 @@ fn key(endpoint: &EndpointItem) -> (u32, Option<u64>, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::render::{PausedStatus, ServiceItem};
+    use crate::api::{PausedStatus, ServiceItem};
 
     fn services(at: &str, bytes: u64) -> Services {
         let endpoint = |netns, connections| EndpointItem {

@@ -476,8 +476,8 @@ mod tests {
             mover_signs::MoverSigns,
             published::Beat,
         },
+        api::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},
         moves::Pulse,
-        render::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},
         snapshot::Naming,
     };
 

@@ -1,10 +1,10 @@
-//! Names of pods: as columns, and in JSON, from where they are read back.
+//! Names of pods in JSON, and from there.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::json::nanoseconds;
+use super::envelope::nanoseconds;
 use crate::snapshot::{Connection, Identity, Labels, Naming, ServiceAt, Snapshot, Who};
 
 /// Whether there are names, in JSON.
@@ -98,7 +98,7 @@ pub(super) fn who_item(who: &Who) -> (Option<PodItem>, bool) {
     (pod, *who == Who::Unknown)
 }
 
-/// Reappearance from JSON.
+/// Back from JSON.
 ///
 /// # Errors
 /// The field that is no name, and what stands there: a name reaches terminals and logs.
@@ -144,40 +144,14 @@ pub(super) fn is_name(text: &str) -> bool {
     (1..=253).contains(&text.len()) && text.bytes().all(inner)
 }
 
-/// Namespace, pod and Services, as columns.
-pub(super) fn columns(who: &Who) -> [String; 3] {
-    match who {
-        Who::NoPod => ["-", "-", "-"].map(str::to_owned),
-        Who::Unknown => ["?", "?", "?"].map(str::to_owned),
-        Who::Pod(pod) => [
-            pod.namespace.clone(),
-            pod.pod.clone(),
-            match &pod.services {
-                None => "?".to_owned(),
-                Some(services) if services.is_empty() => "-".to_owned(),
-                Some(_) => service_names(pod).join(","),
-            },
-        ],
-    }
-}
-
-/// Namespace and pod, in one.
-pub(super) fn pod_name(who: &Who) -> String {
-    match who {
-        Who::NoPod => "-".to_owned(),
-        Who::Unknown => "?".to_owned(),
-        Who::Pod(pod) => format!("{}/{}", pod.namespace, pod.pod),
-    }
-}
-
 /// The Services that lead to this port.
-pub(super) fn service_names(pod: &Identity) -> Vec<&str> {
+pub(crate) fn service_names(pod: &Identity) -> Vec<&str> {
     let services = pod.services.iter().flatten();
     services.map(|service| service.name.as_str()).collect()
 }
 
 /// The container of a connection's socket.
-pub(super) fn container<'a>(connection: &Connection, snapshot: &'a Snapshot) -> Option<&'a str> {
+pub(crate) fn container<'a>(connection: &Connection, snapshot: &'a Snapshot) -> Option<&'a str> {
     let container = snapshot.containers.get(&connection.cgroup);
     container.map(String::as_str)
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    json::API_VERSION,
-    read::{ReadError, check_kind, parse},
+    envelope::compact,
+    parse::{ReadError, check_kind, parse},
 };
 use crate::{plan::Entries, snapshot::KernelTime};
 
@@ -24,25 +24,12 @@ pub struct KeptLedger {
     pub entries: Entries,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    #[serde(flatten)]
-    kept: &'a KeptLedger,
+/// Writes it as JSON.
+pub fn write_kept_ledger(kept: &KeptLedger) -> serde_json::Result<Vec<u8>> {
+    compact(KIND, kept)
 }
 
-/// As JSON.
-pub fn kept_ledger(kept: &KeptLedger) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Envelope {
-        api_version: API_VERSION,
-        kind: KIND,
-        kept,
-    })
-}
-
-/// Reads what [`kept_ledger`] has written.
+/// Reads what [`write_kept_ledger`] has written.
 ///
 /// # Errors
 /// Why it is none, with the path of the field.
@@ -63,7 +50,7 @@ pub fn read_kept_ledger(text: &[u8]) -> Result<KeptLedger, ReadError> {
 mod tests {
     use proptest::{collection::btree_set, prelude::*};
 
-    use super::{super::read::tests::any_key, *};
+    use super::{super::read_dump::tests::any_key, *};
     use crate::{
         plan::{FillTest, Group, Hold, Sum},
         policy::RuleName,
@@ -117,14 +104,15 @@ mod tests {
                 sums: vec![(rule, group, vec![sum])],
                 ..Entries::default()
             });
-            prop_assert_eq!(read_kept_ledger(&kept_ledger(&kept).unwrap()).unwrap(), kept);
+            prop_assert_eq!(read_kept_ledger(&write_kept_ledger(&kept).unwrap()).unwrap(), kept);
         }
     }
 
     /// A file that says otherwise than an agent would, in each list that could.
     #[test]
     fn what_no_agent_writes_is_refused_with_its_place() {
-        let written = String::from_utf8(kept_ledger(&kept(Entries::default())).unwrap()).unwrap();
+        let written =
+            String::from_utf8(write_kept_ledger(&kept(Entries::default())).unwrap()).unwrap();
         let level = |rate: u64| {
             format!(
                 r#"{{"rate":{rate},"since":{},"interval":{}}}"#,

@@ -1,49 +1,23 @@
-//! JSON and YAML for programs: an envelope, exact numbers, and all that a decision needs.
+//! Dumps of connections and endpoints: exact numbers, and all that a decision needs.
 //!
-//! What is written here is read back by [`super::read_snapshot`].
+//! Connections are read back by [`super::read_snapshot`].
 
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Origin, Sort, Source, cgroup,
-    names::{NamingItem, PodItem, container, service_names, who_item},
-    rate,
+    envelope::{Notation, Origin, nanoseconds, write_observed},
+    naming::{NamingItem, PodItem, container, service_names, who_item},
+    order::{Sort, rate, sorted},
     service_facts::{ServiceFacts, service_facts},
-    sorted,
 };
 use crate::snapshot::{Connection, Endpoint, EndpointKey, Snapshot, TcpState};
 
-pub(super) const API_VERSION: &str = "rebalancer.dev/v1alpha1";
 pub(super) const CONNECTIONS: &str = "ConnectionList";
-
-/// The two notations of one structure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notation {
-    /// Indented JSON.
-    Json,
-    /// YAML.
-    Yaml,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a, T> {
-    api_version: &'static str,
-    kind: &'static str,
-    node: &'a str,
-    generated_at: String,
-    source: Source,
-    /// `CLOCK_MONOTONIC` when the snapshot was taken.
-    taken_nanoseconds: u64,
-    #[serde(flatten)]
-    body: T,
-}
 
 #[derive(Serialize)]
 struct Connections<'a> {
@@ -153,7 +127,7 @@ pub(super) struct EndpointItem {
 }
 
 /// Every connection, and beside them the endpoints' sums, so that a replay sees the whole node.
-pub fn connections(
+pub fn write_connections(
     out: &mut impl Write,
     notation: Notation,
     snapshot: &Snapshot,
@@ -171,11 +145,11 @@ pub fn connections(
         endpoints,
         items,
     };
-    write(out, notation, CONNECTIONS, snapshot, origin, body)
+    write_observed(out, notation, CONNECTIONS, snapshot.taken, origin, body)
 }
 
 /// Every endpoint.
-pub fn endpoints(
+pub fn write_endpoints(
     out: &mut impl Write,
     notation: Notation,
     snapshot: &Snapshot,
@@ -189,49 +163,13 @@ pub fn endpoints(
         services,
         items,
     };
-    write(out, notation, "EndpointList", snapshot, origin, body)
-}
-
-/// Writes `body` in its envelope.
-pub(super) fn write(
-    out: &mut impl Write,
-    notation: Notation,
-    kind: &'static str,
-    snapshot: &Snapshot,
-    origin: &Origin,
-    body: impl Serialize,
-) -> io::Result<()> {
-    let envelope = Envelope {
-        api_version: API_VERSION,
-        kind,
-        node: &origin.node,
-        generated_at: origin.generated_at.to_string(),
-        source: origin.source,
-        taken_nanoseconds: snapshot.taken.0,
-        body,
-    };
-    write_value(out, notation, &envelope)
-}
-
-/// Writes what has its envelope already.
-pub(super) fn write_value(
-    out: &mut impl Write,
-    notation: Notation,
-    value: &impl Serialize,
-) -> io::Result<()> {
-    match notation {
-        Notation::Json => {
-            serde_json::to_writer_pretty(&mut *out, value)?;
-            writeln!(out)
-        }
-        Notation::Yaml => serde_saphyr::to_io_writer(out, value).map_err(io::Error::other),
-    }
+    write_observed(out, notation, "EndpointList", snapshot.taken, origin, body)
 }
 
 pub(super) fn endpoint_ref(key: &EndpointKey) -> EndpointRef {
     EndpointRef {
         netns: key.netns.0,
-        cgroup: cgroup(key),
+        cgroup: key.cgroup.map(|id| id.0),
         port: key.port,
     }
 }
@@ -275,7 +213,7 @@ fn connection<'a>(c: &Connection, snapshot: &'a Snapshot) -> ConnectionItem<'a> 
 }
 
 /// A state's name; one that has none by its number.
-pub(super) fn state_name(state: TcpState) -> String {
+pub(crate) fn state_name(state: TcpState) -> String {
     match state {
         TcpState::Other(number) if state.name() == "UNKNOWN" => format!("UNKNOWN-{number}"),
         known => known.name().to_owned(),
@@ -287,7 +225,7 @@ fn endpoint_items(snapshot: &Snapshot) -> Vec<EndpointItem> {
         let (pod, pod_unknown) = who_item(&e.who);
         EndpointItem {
             netns: key.netns.0,
-            cgroup: cgroup(key),
+            cgroup: key.cgroup.map(|id| id.0),
             port: key.port,
             listeners: e.listeners,
             accepted: e.accepted,
@@ -303,10 +241,6 @@ fn endpoint_items(snapshot: &Snapshot) -> Vec<EndpointItem> {
         }
     };
     snapshot.endpoints.iter().map(item).collect()
-}
-
-pub(super) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

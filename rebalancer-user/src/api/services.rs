@@ -1,4 +1,4 @@
-//! Endpoints by Service, with what each has: as it travels through the agent's socket.
+//! Endpoints by Service, with what each has.
 
 use std::io::{self, Write};
 
@@ -6,9 +6,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Notation, PausedStatus,
-    json::{API_VERSION, write_value},
-    read::{ReadError, check_kind, parse},
+    envelope::{Notation, write},
+    parse::{ReadError, check_kind, parse},
+    status::PausedStatus,
 };
 
 const SERVICES: &str = "ServiceList";
@@ -93,26 +93,12 @@ pub struct EndpointItem {
     pub in_flight: u64,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Envelope<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    #[serde(flatten)]
-    services: &'a Services,
+/// Writes it as JSON.
+pub fn write_services(out: &mut impl Write, services: &Services) -> io::Result<()> {
+    write(out, Notation::Json, SERVICES, services)
 }
 
-/// As it travels.
-pub fn services(out: &mut impl Write, services: &Services) -> io::Result<()> {
-    let envelope = Envelope {
-        api_version: API_VERSION,
-        kind: SERVICES,
-        services,
-    };
-    write_value(out, Notation::Json, &envelope)
-}
-
-/// Reads what [`services`] has written.
+/// Reads what [`write_services`] has written.
 ///
 /// # Errors
 /// Why it is none, with the path of the field.

@@ -1,73 +1,22 @@
-//! Reads back what [`super::connections`] has written as JSON: a snapshot of another time or node.
-//!
-//! The text may come from anywhere. Fields that are not known are left aside, so that dumps of a
-//! later version can be read as long as its `apiVersion` is the same.
+//! Reads a dump of connections back: a snapshot of another time or node.
 
 use std::{collections::BTreeMap, io::Read, net::SocketAddr, time::Duration};
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 
 use super::{
-    Origin, Source,
-    json::{API_VERSION, CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
-    names::{NamingItem, is_name, who},
+    dump::{CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+    envelope::{Origin, Source},
+    naming::{NamingItem, is_name, who},
+    parse::{ReadError, check_kind, parse, quoted, read_all},
     service_facts::{self, Fault, ServiceFacts},
 };
-use crate::{
-    policy::visible,
-    snapshot::{
-        Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
-        Sends, Snapshot, TcpState, Who,
-    },
+use crate::snapshot::{
+    Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
+    Sends, Snapshot, TcpState, Who,
 };
 
 const NAME: &str = "a name: up to 253 of a-z, A-Z, 0-9, `-`, `_` and `.`";
-
-/// The largest dump read: some 500,000 connections.
-const LARGEST: u64 = 512 << 20;
-
-/// Why a text is no dump.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// It cannot be read.
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-    /// It is larger than any dump.
-    #[error("more than {} MiB, the largest dump that is read", LARGEST >> 20)]
-    TooLarge,
-    /// Not JSON, or a field is missing or has the wrong type.
-    #[error("{0}")]
-    Shape(String),
-    /// JSON of another kind or version.
-    #[error(
-        "{field} is {found}, {expected} is expected\n  remedy: give what `rebalancer dump -o json` of this version has written"
-    )]
-    Kind {
-        /// `apiVersion` or `kind`.
-        field: &'static str,
-        /// What stands there.
-        found: String,
-        /// What should.
-        expected: &'static str,
-    },
-    /// A field has a value that makes no sense.
-    #[error("{path}: {value} is not {expected}")]
-    Value {
-        /// The field, from the top.
-        path: String,
-        /// What stands there.
-        value: String,
-        /// What should.
-        expected: &'static str,
-    },
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", expecting = "a dump")]
-struct Head {
-    api_version: Option<String>,
-    kind: Option<String>,
-}
 
 /// A dump read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +47,7 @@ struct Dump {
 /// # Errors
 /// Why it is none, with the path of the field.
 pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
-    let text = read_at_most(from, LARGEST)?;
+    let text = read_all(from)?;
     check_kind(&text, CONNECTIONS)?;
     let dump: Dump = parse(&text)?;
     drop(text);
@@ -172,45 +121,6 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         namespaces: BTreeMap::new(),
     };
     Ok(Dumped { origin, snapshot })
-}
-
-/// What it is, first: of another kind, any complaint about fields would mislead.
-pub(super) fn check_kind(text: &[u8], kind: &'static str) -> Result<(), ReadError> {
-    let head: Head = parse(text)?;
-    let fixed = [
-        ("apiVersion", head.api_version, API_VERSION),
-        ("kind", head.kind, kind),
-    ];
-    for (field, found, expected) in fixed {
-        if found.as_deref() != Some(expected) {
-            let found = found.map_or("missing".to_owned(), |found| quoted(&found));
-            return Err(ReadError::Kind {
-                field,
-                found,
-                expected,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, ReadError> {
-    let mut text = Vec::new();
-    from.take(most + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > most {
-        return Err(ReadError::TooLarge);
-    }
-    Ok(text)
-}
-
-pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
-    let mut json = serde_json::Deserializer::from_slice(text);
-    // It names the field, with its path.
-    let value = serde_path_to_error::deserialize(&mut json)
-        .map_err(|error| ReadError::Shape(visible(&error.to_string())))?;
-    json.end()
-        .map_err(|error| ReadError::Shape(error.to_string()))?;
-    Ok(value)
 }
 
 fn endpoint(item: &EndpointItem) -> (EndpointKey, Endpoint) {
@@ -300,16 +210,8 @@ fn read_state(name: &str) -> Option<TcpState> {
     })
 }
 
-/// What stands in a text of anyone's, shortened and made harmless.
-pub(super) fn quoted(text: &str) -> String {
-    const LONGEST: usize = 40;
-    let short: String = text.chars().take(LONGEST).collect();
-    let more = if short.len() < text.len() { "…" } else { "" };
-    format!("`{}{more}`", visible(&short))
-}
-
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::{
         collections::BTreeSet,
         net::{IpAddr, SocketAddrV6},
@@ -324,13 +226,13 @@ pub(super) mod tests {
 
     use super::*;
     use crate::{
-        render::{Notation, Sort, connections},
+        api::{Notation, Sort, write_connections},
         snapshot::{Identity, Naming, Service, ServiceAt, ServiceName, sample},
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
         let mut out = Vec::new();
-        connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
+        write_connections(&mut out, Notation::Json, snapshot, origin, Sort::Endpoint).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -343,7 +245,7 @@ pub(super) mod tests {
         )
     }
 
-    pub(in crate::render) fn any_key() -> impl Strategy<Value = EndpointKey> {
+    pub(in crate::api) fn any_key() -> impl Strategy<Value = EndpointKey> {
         (any::<u32>(), option::of(any::<u64>()), any::<u16>()).prop_map(|(netns, cgroup, port)| {
             EndpointKey {
                 netns: Netns(netns),
@@ -470,7 +372,7 @@ pub(super) mod tests {
             .collect()
     }
 
-    pub(in crate::render) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+    pub(crate) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         let sums = (any_who(), any::<[u64; 9]>()).prop_map(|(who, n)| Endpoint {
             who,
             listeners: n[0],
@@ -509,7 +411,7 @@ pub(super) mod tests {
         )
     }
 
-    pub(in crate::render) fn any_origin() -> impl Strategy<Value = Origin> {
+    pub(crate) fn any_origin() -> impl Strategy<Value = Origin> {
         (
             "\\PC{0,12}",
             0..4_000_000_000_000_000_000_i128,
@@ -536,7 +438,7 @@ pub(super) mod tests {
         #[test]
         fn yaml_says_the_same_as_json(origin in any_origin(), snapshot in any_snapshot()) {
             let mut yaml = Vec::new();
-            connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
+            write_connections(&mut yaml, Notation::Yaml, &snapshot, &origin, Sort::Endpoint).unwrap();
             let yaml: serde_json::Value = serde_saphyr::from_slice(&yaml).unwrap();
             let json: serde_json::Value = serde_json::from_str(&written(&origin, &snapshot)).unwrap();
             prop_assert_eq!(yaml, json);
@@ -551,14 +453,14 @@ pub(super) mod tests {
             let at = at.index(text.len());
             let bytes = [&text.as_bytes()[..at], new.as_bytes(), &text.as_bytes()[(at + length).min(text.len())..]].concat();
             if let Err(error) = read_snapshot(&bytes[..]) {
-                let told = error.to_string();
-                prop_assert!(!told.is_empty() && !told.contains(|c: char| c.is_control() && c != '\n'), "{:?}", told);
+                let message = error.to_string();
+                prop_assert!(!message.is_empty() && !message.contains(|c: char| c.is_control() && c != '\n'), "{:?}", message);
             }
         }
     }
 
     #[test]
-    fn what_is_no_dump_is_told_with_the_path_of_the_field() {
+    fn what_is_no_dump_is_refused_with_the_path_of_the_field() {
         let origin = Origin {
             node: "n".to_owned(),
             generated_at: jiff::Timestamp::UNIX_EPOCH,
@@ -670,25 +572,16 @@ pub(super) mod tests {
             ("more behind", format!("{whole}{whole}")),
             ("cut off", whole[..whole.len() / 2].to_owned()),
         ];
-        let told: String = cases
+        let errors: String = cases
             .iter()
             .map(|(case, text)| match read_snapshot(text.as_bytes()) {
                 Err(error) => format!("# {case}\n{error}\n\n"),
                 Ok(_) => panic!("{case} was accepted"),
             })
             .collect();
-        insta::assert_snapshot!(told);
+        insta::assert_snapshot!(errors);
         let more = with("\"bytesIn\": 7", "\"bytesIn\": 7, \"ofLater\": [{}]");
         let read = read_snapshot(more.as_bytes()).unwrap();
         assert_eq!((read.origin, read.snapshot), (origin, snapshot));
-    }
-
-    #[test]
-    fn what_has_no_end_is_not_read() {
-        let read = |text: &[u8]| read_at_most(text, 3);
-        assert!(matches!(read(b"abcd"), Err(ReadError::TooLarge)));
-        assert!(read(b"abc").is_ok());
-        let endless = read_at_most(std::io::repeat(b' '), 1 << 20);
-        assert!(matches!(endless, Err(ReadError::TooLarge)));
     }
 }

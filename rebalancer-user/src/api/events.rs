@@ -1,0 +1,235 @@
+//! Events of an agent, a line of JSON each.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::parse::{ReadError, parse};
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Happened {
+    /// Its number in its run, from 1, without gaps.
+    pub seq: u64,
+    /// The run of the agent in which it happened: another for each start.
+    pub run: String,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum What {
+    /// A connection would be moved, if the mode did not forbid it.
+    Told(About),
+    /// A move began.
+    Started(About),
+    /// A move ended.
+    #[serde(rename_all = "camelCase")]
+    Ended {
+        /// Which.
+        #[serde(flatten)]
+        about: About,
+        /// The step at which it ended; none if it was not looked at, or all had passed.
+        step: Option<String>,
+        /// The outcome's word.
+        outcome: String,
+        /// The outcome in words, which go on from "the move".
+        detail: String,
+        /// From the order to the outcome.
+        waited_seconds: f64,
+    },
+    /// A policy is in effect.
+    PolicyLoaded {
+        /// The mode in effect.
+        mode: String,
+        /// Its rules.
+        rules: usize,
+    },
+    /// A policy was refused; the one before it stays.
+    PolicyRefused {
+        /// Why.
+        error: String,
+    },
+    /// An operator has paused moves.
+    #[serde(rename_all = "camelCase")]
+    Paused {
+        /// When the pause ends by itself.
+        until: Timestamp,
+        /// Why, in the operator's words.
+        reason: Option<String>,
+    },
+    /// Moves go on.
+    Resumed {
+        /// `asked` or `expired`.
+        cause: String,
+    },
+    /// Moves have not helped: for a time nothing more is moved there.
+    #[serde(rename_all = "camelCase")]
+    Held {
+        /// Whose connections, and where.
+        of: String,
+        /// What the evidence shows, in a word: `returns` or `futile`.
+        cause: String,
+        /// The evidence, in numbers.
+        why: String,
+        /// For how long.
+        for_seconds: f64,
+    },
+    /// A pass could not list; nothing is moved until one can.
+    ListingFailed {
+        /// Why.
+        error: String,
+    },
+    /// A pass could list again.
+    ListingRecovered,
+    /// To a follower: so many happened before this that it came too late for.
+    Missed {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// Which connection, and why.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct About {
+    /// The connection.
+    pub id: String,
+    /// The rule that asks for it.
+    pub rule: String,
+    /// The limits exceeded, by their words, the most exceeded first.
+    pub reasons: Vec<String>,
+    /// The same in words.
+    pub why: String,
+    /// The mode.
+    pub mode: String,
+    /// The server's address.
+    pub local: String,
+    /// The client's address.
+    pub peer: String,
+    /// The pod that accepted it, if it is known.
+    pub pod: Option<String>,
+}
+
+impl What {
+    /// A stable word.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Told(_) => "told",
+            Self::Started(_) => "started",
+            Self::Ended { .. } => "ended",
+            Self::PolicyLoaded { .. } => "policyLoaded",
+            Self::PolicyRefused { .. } => "policyRefused",
+            Self::Paused { .. } => "paused",
+            Self::Resumed { .. } => "resumed",
+            Self::Held { .. } => "held",
+            Self::ListingFailed { .. } => "listingFailed",
+            Self::ListingRecovered => "listingRecovered",
+            Self::Missed { .. } => "missed",
+        }
+    }
+}
+
+/// Writes it as a line of JSON.
+pub fn write_event(out: &mut impl Write, happened: &Happened) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, happened)?;
+    writeln!(out)
+}
+
+/// Reads a line that [`write_event`] has written.
+///
+/// # Errors
+/// Why it is none, with the path of the field.
+pub fn read_event(line: &[u8]) -> Result<Happened, ReadError> {
+    parse(line)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn happened(what: What) -> Happened {
+        Happened {
+            seq: 7,
+            run: "1-2".to_owned(),
+            at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
+            what,
+        }
+    }
+
+    fn about() -> About {
+        About {
+            id: "1f".to_owned(),
+            rule: "web".to_owned(),
+            reasons: vec!["age".to_owned()],
+            why: "age 2s of 1s".to_owned(),
+            mode: "Enforce".to_owned(),
+            local: "10.0.0.1:80".to_owned(),
+            peer: "10.0.0.2:4000".to_owned(),
+            pod: None,
+        }
+    }
+
+    /// One of each kind.
+    pub(crate) fn one_of_each() -> Vec<Happened> {
+        let until = "2026-01-02T04:04:05Z".parse().unwrap();
+        let all = [
+            What::Told(about()),
+            What::Started(about()),
+            What::Ended {
+                about: about(),
+                step: Some("Reset".to_owned()),
+                outcome: "reset".to_owned(),
+                detail: "reset it".to_owned(),
+                waited_seconds: 0.25,
+            },
+            What::PolicyLoaded {
+                mode: "DryRun".to_owned(),
+                rules: 2,
+            },
+            What::PolicyRefused {
+                error: "a: b\n  remedy: \u{1b}[31m".to_owned(),
+            },
+            What::Paused {
+                until,
+                reason: Some("an incident".to_owned()),
+            },
+            What::Resumed {
+                cause: "asked".to_owned(),
+            },
+            What::Held {
+                of: "rule web".to_owned(),
+                cause: "returns".to_owned(),
+                why: "6 of 6 came back".to_owned(),
+                for_seconds: 600.0,
+            },
+            What::ListingFailed {
+                error: "no".to_owned(),
+            },
+            What::ListingRecovered,
+            What::Missed { count: 3 },
+        ];
+        all.into_iter().map(happened).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_is_one_line() {
+        for happened in one_of_each() {
+            let word = happened.what.as_str();
+            let mut line = Vec::new();
+            write_event(&mut line, &happened).unwrap();
+            let text = String::from_utf8(line.clone()).unwrap();
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(text.contains(&format!("\"type\":\"{word}\"")), "{text}");
+            assert_eq!(read_event(&line).unwrap(), happened);
+        }
+        assert!(read_event(b"{}").is_err());
+    }
+}

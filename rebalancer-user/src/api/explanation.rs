@@ -1,0 +1,185 @@
+//! The explanation of one connection.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::{
+    envelope::{Notation, Origin, write_observed},
+    plan::{DecisionItem, ReasonItem, decision_item, load_unit, reason_item},
+};
+use crate::{
+    plan::{Explanation, FillTest, LoadComparison, Reason},
+    snapshot::Snapshot,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    rules: Vec<RuleItem<'a>>,
+    limits: Vec<LimitItem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<BalanceItem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    returns: Vec<ReturnItem>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effort: Option<EffortItem>,
+    guards: Vec<GuardItem>,
+    decision: DecisionItem<'a>,
+    needs: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RuleItem<'a> {
+    rule: &'a str,
+    matches: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why_not: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LimitItem {
+    #[serde(flatten)]
+    reason: ReasonItem,
+    standing: &'static str,
+    text: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BalanceItem {
+    unit: &'static str,
+    endpoints: u32,
+    load: u64,
+    mean: u64,
+    stop: u64,
+    start: Option<u64>,
+    text: String,
+}
+
+impl BalanceItem {
+    fn of(standing: LoadComparison) -> Self {
+        Self {
+            unit: load_unit(standing.by),
+            endpoints: standing.endpoints,
+            load: standing.load,
+            mean: standing.mean,
+            stop: standing.stop,
+            start: standing.start,
+            text: standing.to_string(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReturnItem {
+    whom: String,
+    moves: u64,
+    returned: u64,
+    siblings: u32,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EffortItem {
+    moves: u64,
+    missing_percent: u64,
+    holds: u32,
+    text: String,
+}
+
+impl EffortItem {
+    fn of(effort: &FillTest) -> Self {
+        Self {
+            moves: effort.moves,
+            missing_percent: effort.missing_percent(),
+            holds: effort.hold.times,
+            text: effort_text(effort),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GuardItem {
+    cause: &'static str,
+    why: String,
+    needs: String,
+}
+
+/// Writes what is known of a connection, and what is decided.
+pub fn write_explanation(
+    out: &mut impl Write,
+    notation: Notation,
+    explained: &Explanation<'_>,
+    snapshot: &Snapshot,
+    origin: &Origin,
+) -> io::Result<()> {
+    let limit = |measure: &Reason| LimitItem {
+        reason: reason_item(*measure),
+        standing: standing(*measure),
+        text: measure.to_string(),
+    };
+    let body = Body {
+        rules: explained
+            .rules
+            .iter()
+            .map(|(rule, miss)| RuleItem {
+                rule: rule.name().as_str(),
+                matches: miss.is_none(),
+                why_not: miss.as_ref().map(ToString::to_string),
+            })
+            .collect(),
+        limits: explained.measures.iter().map(limit).collect(),
+        unknown: explained.unknown.map(|unknown| unknown.to_string()),
+        balance: explained.balance.map(BalanceItem::of),
+        returns: explained
+            .returns
+            .iter()
+            .map(|(whom, test)| ReturnItem {
+                whom: whom.to_string(),
+                moves: test.moves,
+                returned: test.returned,
+                siblings: test.siblings,
+            })
+            .collect(),
+        effort: explained.effort.as_ref().map(EffortItem::of),
+        guards: explained
+            .guards
+            .iter()
+            .map(|guard| GuardItem {
+                cause: guard.as_str(),
+                why: guard.to_string(),
+                needs: guard.needs(),
+            })
+            .collect(),
+        decision: decision_item(&explained.decision, Some(explained.connection)),
+        needs: explained.needs(),
+    };
+    write_observed(out, notation, "Explanation", snapshot.taken, origin, body)
+}
+
+/// What the moves of a group have achieved, as a phrase.
+pub(crate) fn effort_text(effort: &FillTest) -> String {
+    format!(
+        "{} since the emptiest endpoint lacked {} % of the mean",
+        effort.moves,
+        effort.missing_percent()
+    )
+}
+
+/// How a connection compares with a limit, as a stable word.
+pub(crate) fn standing(reason: Reason) -> &'static str {
+    if reason.overdue() {
+        "overdue"
+    } else if reason.exceeded() {
+        "exceeded"
+    } else {
+        "within"
+    }
+}
