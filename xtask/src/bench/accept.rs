@@ -1,4 +1,4 @@
-//! The cost of an accepted connection.
+//! `cargo xtask bench accept`: the cost of recording an accepted connection.
 
 use std::{
     io::IsTerminal as _,
@@ -25,10 +25,10 @@ use crate::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds; in each, every case is measured once, beginning with another
+    /// Number of rounds; each measures every case once, in rotating order
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Connections of each measurement
+    /// Connections per measurement
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
     connections: u64,
     /// Print JSON instead of a table
@@ -39,10 +39,10 @@ pub(crate) struct Args {
     agent: Option<PathBuf>,
 }
 
-/// How many connections ab has open at once.
-const AT_ONCE: u64 = 8;
+/// ab's concurrency.
+const CONCURRENCY: u64 = 8;
 
-/// What is on the servers' cgroup.
+/// What is attached to the servers' cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     Untouched,
@@ -51,7 +51,7 @@ enum Case {
 }
 
 impl Case {
-    const EACH: [Self; 3] = [Self::Untouched, Self::Empty, Self::Recorded];
+    const ALL: [Self; 3] = [Self::Untouched, Self::Empty, Self::Recorded];
 
     fn name(self) -> &'static str {
         match self {
@@ -61,12 +61,12 @@ impl Case {
         }
     }
 
-    /// What the agent records, and a match for its one rule, which names none of the connections.
+    /// A policy whose one rule matches none of the connections.
     fn policy(self) -> Option<String> {
         if self != Self::Recorded {
             return None;
         }
-        // Long intervals: what a listing costs is another question.
+        // A long interval, so that listing is not measured.
         Some(
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Disabled\n\
              interval: 1h\n\
@@ -112,27 +112,27 @@ struct Bench {
     lab: Lab,
     program: PathBuf,
     connections: u64,
-    /// Standard output is for data.
+    /// Standard output is JSON only.
     quiet: bool,
 }
 
 impl Bench {
-    /// Connections a second, of each round the cases in the order of [`Case::EACH`].
-    fn rounds(&self, count: usize) -> Result<Vec<[f64; Case::EACH.len()]>> {
-        let cases = Case::EACH.len();
+    /// Connections per second of each round, in the order of [`Case::ALL`].
+    fn rounds(&self, count: usize) -> Result<Vec<[f64; Case::ALL.len()]>> {
+        let cases = Case::ALL.len();
         let connections = self.connections;
         let title = format!("{count} rounds of {cases} × {connections} connections");
         let step = (!self.quiet).then(|| Step::start(&title));
         let on_terminal = step.is_some() && std::io::stderr().is_terminal();
         let mut rounds = Vec::with_capacity(count);
         for round in 0..count {
-            let mut rates = [0.0; Case::EACH.len()];
+            let mut rates = [0.0; Case::ALL.len()];
             for turn in 0..cases {
-                // Another one begins each round, so that none always follows the same.
+                // Rotate the order, so that no case always follows the same one.
                 let index = (round + turn) % cases;
-                let case = Case::EACH[index];
+                let case = Case::ALL[index];
                 if let Some(step) = &step {
-                    step.say(&format!("round {} of {count}: {}", round + 1, case.name()));
+                    step.update(&format!("round {} of {count}: {}", round + 1, case.name()));
                 }
                 rates[index] = self
                     .measure(case, round == 0)
@@ -158,8 +158,8 @@ impl Bench {
                 .context("attach an empty program")?;
             return self.load();
         };
-        let where_ = cgroup.to_str().context("the cgroup's path")?;
-        let agent = Agent::start(&self.lab, &self.program, &policy, &["--cgroup", where_])?;
+        let cgroup = cgroup.to_str().context("the cgroup's path")?;
+        let agent = Agent::start(&self.lab, &self.program, &policy, &["--cgroup", cgroup])?;
         let rate = self.load()?;
         if check {
             self.check(case, &agent)?;
@@ -168,7 +168,7 @@ impl Bench {
         Ok(rate)
     }
 
-    /// The lab's own: programs on it see the lab's connections, and no others.
+    /// The lab's cgroup: programs attached to it see the lab's connections only.
     fn cgroup(&self) -> Result<&Path> {
         let client = self.lab.client().cgroup();
         client.parent().context("the lab has a cgroup")
@@ -176,16 +176,16 @@ impl Bench {
 
     fn load(&self) -> Result<f64> {
         let pod = self.lab.pod(0).address().into();
-        let done = ab::run(&self.lab, pod, self.connections, AT_ONCE, false)?;
+        let done = ab::run(&self.lab, pod, self.connections, CONCURRENCY, false)?;
         ensure!(
             done.complete == self.connections && done.failed == 0 && done.kept == 0,
-            "ab: not {} connections: {done:?}",
+            "ab did not make {} connections: {done:?}",
             self.connections
         );
         Ok(done.per_second)
     }
 
-    /// That the case is what it says: all connections were recorded, or none.
+    /// Checks that all connections were recorded, or none, as the case says.
     fn check(&self, case: Case, agent: &Agent) -> Result<()> {
         let endpoints: Value = serde_json::from_str(&agent.dump_endpoints("json")?)?;
         let netns = self.lab.pod(0).host.netns_inode();
@@ -196,9 +196,9 @@ impl Bench {
             .filter(|endpoint| endpoint["netns"] == netns)
             .filter_map(|endpoint| endpoint["accepted"].as_u64())
             .sum();
-        // At its end ab opens a few more, which it never uses.
+        // ab opens a few more at the end, which it never uses.
         let expected = if case == Case::Recorded {
-            self.connections..=self.connections + AT_ONCE
+            self.connections..=self.connections + CONCURRENCY
         } else {
             0..=0
         };
@@ -227,12 +227,12 @@ struct Report {
 struct CaseReport {
     name: &'static str,
     connections_per_second: Quartiles,
-    /// Of its rate and the untouched one of the same round.
+    /// Its rate divided by the untouched rate of the same round.
     ratio: Quartiles,
 }
 
 impl Report {
-    fn new(arguments: &Args, rounds: &[[f64; Case::EACH.len()]]) -> Result<Self> {
+    fn new(arguments: &Args, rounds: &[[f64; Case::ALL.len()]]) -> Result<Self> {
         let kernel = rustix::system::uname().release().to_string_lossy().into();
         let case = |(index, case): (usize, &Case)| {
             let rates = rounds.iter().map(|rates| rates[index]);
@@ -243,8 +243,8 @@ impl Report {
                 ratio: Quartiles::of(ratios)?,
             })
         };
-        let cases: Option<Vec<_>> = Case::EACH.iter().enumerate().map(case).collect();
-        let measurements = (rounds.len() * Case::EACH.len()) as u64;
+        let cases: Option<Vec<_>> = Case::ALL.iter().enumerate().map(case).collect();
+        let measurements = (rounds.len() * Case::ALL.len()) as u64;
         Ok(Self {
             kernel,
             cpus: std::thread::available_parallelism()?.get(),
@@ -257,7 +257,7 @@ impl Report {
 
     fn print(&self) {
         heading(format!(
-            "Accepted connections: nginx, one worker; ab -c {AT_ONCE}, no keep-alive; Linux {}, {} CPUs",
+            "Accepted connections: nginx, one worker; ab -c {CONCURRENCY}, no keep-alive; Linux {}, {} CPUs",
             self.kernel, self.cpus
         ));
         println!(
@@ -278,7 +278,7 @@ impl Report {
         println!(
             "  {}",
             dim(format!(
-                "medians of {} interleaved rounds, {} connections in all; a ratio is to the \
+                "medians of {} interleaved rounds, {} connections in total; ratios to the \
                  untouched rate of the same round",
                 self.rounds, self.connections
             ))

@@ -1,29 +1,72 @@
 //! `cargo xtask bench`: what the agent costs on this machine.
 
 mod accept;
-mod churn;
-mod held;
-mod measured;
 mod ratios;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use clap::Subcommand;
+
+use crate::{
+    cargo,
+    setup::{self, Need},
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Bench {
-    /// What recording costs an accepted connection: real nginx and ab without keep-alive, in the
-    /// lab, each round with and without the agent
+    /// What recording adds to an accepted connection: nginx and ab without keep-alive in the lab,
+    /// with and without the agent in each round
     Accept(accept::Args),
-    /// Connections held: time and memory to list them, and how long that keeps a CPU from others
-    Held(held::Args),
-    /// Connections that come and go as fast as this machine can make them, listed all the time
-    Churn(churn::Args),
+    /// Established connections: time and memory to list them, and scheduling delay on the walk's CPU
+    Held {
+        /// Number of connections
+        #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]
+        connections: u64,
+        /// Number of other open files beside them
+        #[arg(long, default_value_t = 15_000, value_parser = clap::value_parser!(u64).range(0..=18_000))]
+        others: u64,
+        /// Duration of each of the six parts of the delay measurement
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// Connections opened and closed as fast as this machine can, listed continuously
+    Churn {
+        /// Duration
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
 }
 
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Accept(arguments) => accept::run(arguments),
-        Bench::Held(arguments) => held::run(arguments),
-        Bench::Churn(arguments) => churn::run(arguments),
+        Bench::Held {
+            connections,
+            others,
+            seconds,
+        } => run_kernel_test(
+            "scale::held::held_connections_are_all_listed",
+            &[
+                ("REBALANCER_TEST_HELD", *connections),
+                ("REBALANCER_TEST_OTHERS", *others),
+                ("REBALANCER_TEST_HELD_SECONDS", *seconds),
+            ],
+        ),
+        Bench::Churn { seconds } => run_kernel_test(
+            "scale::churn::sums_are_exact_as_fast_as_connections_can_come_and_go",
+            &[("REBALANCER_TEST_CHURN_SECONDS", *seconds)],
+        ),
     }
+}
+
+/// Runs the kernel test `test` in a release build; `environment` sets its size.
+fn run_kernel_test(test: &str, environment: &[(&str, u64)]) -> Result<()> {
+    setup::needs_this_kernel()?;
+    setup::ensure(&[Need::Kernel, Need::Host])?;
+    let mut command = cargo();
+    command.args(["test", "--release", "--workspace", "--test", "kernel", "--"]);
+    command.args(["--nocapture", "--exact", test]);
+    command.envs(environment.iter().map(|(name, n)| (name, n.to_string())));
+    let status = command.status().context("cargo test")?;
+    ensure!(status.success(), "{test} failed");
+    Ok(())
 }

@@ -1,8 +1,8 @@
-//! Ratios of paired measurements, by their quartiles: a noisy machine shows in the spread.
+//! Quartiles of measurements: their spread shows how noisy the machine is.
 
 use serde::Serialize;
 
-/// The middle half of some numbers.
+/// Median and quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Quartiles {
@@ -12,12 +12,12 @@ pub(super) struct Quartiles {
 }
 
 impl Quartiles {
-    /// `None` of no numbers.
+    /// `None` without numbers.
     pub(super) fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = numbers.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().checked_sub(1)?;
-        // Between two neighbours in proportion.
+        // Interpolates between neighbours.
         let at = |share: f64| {
             let place = share * last as f64;
             let (below, above) = (place.floor() as usize, place.ceil() as usize);
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quartiles_lie_between_neighbours() {
+    fn quartiles_are_interpolated() {
         let of = |numbers: &[f64]| Quartiles::of(numbers.iter().copied());
         let [lower, median, upper] = [2.0, 3.0, 4.0];
         assert_eq!(
