@@ -1,5 +1,5 @@
-//! The clients: each keeps a connection, asks for one kind of answer over and over, rests between
-//! two, and knows every byte that must come.
+//! The clients: each keeps a connection, repeats requests for one kind of response with pauses between
+//! them, and compares every byte of the response.
 
 use std::{
     io,
@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 use tokio::{
     net::TcpStream,
     time::{sleep, timeout},
@@ -16,34 +17,34 @@ use tokio::{
 use xtask::lab::Host;
 
 use super::{
-    proxies::Way,
-    question::{FILE, Kind, Question, UPLOAD},
-    seen::{Cell, Seen, Tally},
-    wire::{Ends, Wire},
+    observations::{Cell, Observations, Tally},
+    request::{FILE, Kind, Request, UPLOAD},
+    routes::Route,
+    wire::{BodyEnd, Wire},
 };
-use crate::paced::mix;
+use crate::keepalive_client::mix;
 
-/// How old a connection is kept by small exchanges before it is asked for what ends it, or becomes
-/// something else: chosen by then, and listened to.
+/// How long small exchanges keep a connection open before a request that ends or upgrades it: long
+/// enough for the agent to choose and sniff it.
 const OLD: Duration = Duration::from_millis(3200);
-/// How often something is said in a tunnel.
+/// Number of messages sent in a tunnel.
 const TURNS: u64 = 8;
-/// Beyond the longest pause.
+/// Timeout of a response beyond the longest pause.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is asked for in all.
+/// The load of each cell.
 #[derive(Clone, Copy)]
 pub(super) struct Load {
-    /// Answers of each cell.
+    /// Number of responses.
     pub(super) answers: u64,
-    /// Connections of each cell.
+    /// Number of connections.
     pub(super) connections: u64,
     /// The longest pause, in milliseconds.
     pub(super) longest: u64,
 }
 
-/// Runs the clients of all cells until each has had its answers.
-pub(super) fn run(host: &Host, pod: std::net::Ipv4Addr, load: Load) -> Result<Seen> {
+/// Runs the clients of all cells until each cell has received its responses.
+pub(super) fn run(host: &Host, pod: std::net::Ipv4Addr, load: Load) -> Result<Observations> {
     let tally = Arc::new(Tally::default());
     host.enter(|| -> Result<()> {
         tokio::runtime::Builder::new_current_thread()
@@ -56,10 +57,10 @@ pub(super) fn run(host: &Host, pod: std::net::Ipv4Addr, load: Load) -> Result<Se
                     for index in 0..load.connections {
                         let client = Client {
                             cell,
-                            server: SocketAddr::from((pod, cell.way.port())),
+                            server: SocketAddr::from((pod, cell.route.port())),
                             load,
                             tally: Arc::clone(&tally),
-                            drawn: mix(number as u64) ^ mix(1000 + index),
+                            random: mix(number as u64) ^ mix(1000 + index),
                         };
                         clients.push(tokio::spawn(client.run()));
                     }
@@ -79,24 +80,24 @@ struct Client {
     server: SocketAddr,
     load: Load,
     tally: Arc<Tally>,
-    drawn: u64,
+    random: u64,
 }
 
-/// How an exchange went well.
+/// The state of the connection after a complete exchange.
 #[derive(PartialEq, Eq)]
-enum Kept {
+enum After {
     Open,
-    /// By the server, as it had said.
+    /// The server closes it, as announced.
     Closed,
 }
 
 impl Client {
     async fn run(mut self) {
-        // Not all at once.
-        sleep(Duration::from_millis(self.chance(3000))).await;
+        // Spread the start.
+        sleep(Duration::from_millis(self.random_below(3000))).await;
         while !self.is_done() {
             match TcpStream::connect(self.server).await.and_then(Wire::new) {
-                Ok(wire) => self.keep(wire).await,
+                Ok(wire) => self.use_connection(wire).await,
                 Err(error) => self.tally.broken(self.cell, format!("connect: {error}")),
             }
             sleep(Duration::from_millis(20)).await;
@@ -104,102 +105,103 @@ impl Client {
     }
 
     fn is_done(&self) -> bool {
-        self.tally.asked(self.cell) >= self.load.answers
+        self.tally.requested(self.cell) >= self.load.answers
     }
 
-    fn chance(&mut self, below: u64) -> u64 {
-        self.drawn = mix(self.drawn);
-        self.drawn % below
+    /// A pseudo-random number below `below`.
+    fn random_below(&mut self, below: u64) -> u64 {
+        self.random = mix(self.random);
+        self.random % below
     }
 
-    /// Talks on a connection until it is over.
-    async fn keep(&mut self, mut wire: Wire) {
+    /// Exchanges messages on a connection until it ends.
+    async fn use_connection(&mut self, mut wire: Wire) {
         let Ok(local) = wire.stream.local_addr() else {
             return;
         };
         let opened = Instant::now();
-        let connection = self.tally.opened(self.cell, local, opened);
+        let connection = self.tally.add_connection(self.cell, local, opened);
         let must_be_old = self.cell.kind.is_tunnel() || self.cell.kind == Kind::UntilClose;
         while !self.is_done() {
             let warms = must_be_old && opened.elapsed() < OLD;
             let kind = if warms { Kind::Warm } else { self.cell.kind };
-            self.tally.begins(connection, kind);
+            self.tally.begin_exchange(connection, kind);
             let ended = if kind.is_tunnel() {
-                self.tunnel(&mut wire).await.map(|()| Kept::Closed)
+                self.tunnel(&mut wire).await.map(|()| After::Closed)
             } else {
                 self.exchange(&mut wire, kind).await
             };
             match ended {
-                Ok(kept) => {
+                Ok(after) => {
                     if kind != Kind::Warm {
-                        self.tally.answered(self.cell, kind.at_once() as u64);
+                        self.tally.answered(self.cell, kind.pipelined() as u64);
                     }
-                    if kept == Kept::Closed {
+                    if after == After::Closed {
                         break;
                     }
                 }
-                Err(Lost::Crossed) => {
+                Err(Failure::Crossed) => {
                     self.tally.crossed(self.cell);
                     break;
                 }
-                Err(Lost::Broken(why)) => {
+                Err(Failure::Broken(why)) => {
                     self.tally.broken(self.cell, format!("{local}: {why}"));
                     break;
                 }
             }
             let rest = if warms {
-                30 + self.chance(60)
+                30 + self.random_below(60)
             } else {
-                350 + self.chance(650)
+                350 + self.random_below(650)
             };
-            let ended = timeout(Duration::from_millis(rest), wire.ends()).await;
-            // Looked at once more before it is used, as the runtime may not have heard of it yet.
-            if ended.is_ok() || wire.has_ended() {
+            let ended = timeout(Duration::from_millis(rest), wire.wait_readable()).await;
+            // Check again before the next request: the runtime may not have seen the event yet.
+            if ended.is_ok() || wire.is_readable() {
                 break;
             }
         }
     }
 
-    fn question(&mut self, kind: Kind) -> Question {
-        Question {
+    fn request(&mut self, kind: Kind) -> Request {
+        Request {
             kind,
-            seed: self.chance(1 << 40),
+            seed: self.random_below(1 << 40),
             longest: self.load.longest,
         }
     }
 
-    async fn exchange(&mut self, wire: &mut Wire, kind: Kind) -> Result<Kept, Lost> {
-        let question = self.question(kind);
-        let (started, mut at) = (Instant::now(), At::Asking);
+    async fn exchange(&mut self, wire: &mut Wire, kind: Kind) -> Result<After, Failure> {
+        let request = self.request(kind);
+        let (started, mut at) = (Instant::now(), Phase::Requesting);
         let patience = PATIENCE + Duration::from_millis(self.load.longest);
-        let asked = timeout(patience, ask(wire, question, &mut at)).await;
+        let asked = timeout(patience, ask(wire, request, &mut at)).await;
         let asked = asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        asked.map_err(|error| Lost::of(error, at, wire, question, started))
+        asked.map_err(|error| Failure::of(error, at, wire, request, started))
     }
 
-    /// Becomes something else, and says and hears something for a time.
-    async fn tunnel(&mut self, wire: &mut Wire) -> Result<(), Lost> {
-        let question = self.question(self.cell.kind);
+    /// Upgrades the connection to a tunnel and exchanges some messages in it.
+    async fn tunnel(&mut self, wire: &mut Wire) -> Result<(), Failure> {
+        let request = self.request(self.cell.kind);
         let pauses: Vec<_> = (0..TURNS)
-            .map(|_| Duration::from_millis(100 + self.chance(1500)))
+            .map(|_| Duration::from_millis(100 + self.random_below(1500)))
             .collect();
-        let (started, mut at) = (Instant::now(), At::Asking);
+        let (started, mut at) = (Instant::now(), Phase::Requesting);
         let talk = async {
-            wire.write(question.request().as_bytes()).await?;
-            at = At::Asked;
-            let head = wire.head().await?;
-            at = At::Answered;
+            wire.write(request.text().as_bytes()).await?;
+            at = Phase::Waiting;
+            let head = wire.read_head().await?;
+            at = Phase::Responding;
             if !matches!(head.status(), 101 | 200) {
-                return Err(io::Error::other(format!("refused: {}", head.0)));
+                return Err(io::Error::other(format!("unexpected status: {}", head.0)));
             }
-            let first = match question.kind {
+            let first = match request.kind {
                 Kind::H2c => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
                 _ => b"\x81\x05hello".to_vec(),
             };
             for pause in pauses {
                 wire.write(&first).await?;
-                if wire.exactly(first.len()).await? != first {
-                    return Err(io::Error::other("other bytes came back"));
+                if wire.read_exact(first.len()).await? != first {
+                    return Err(io::Error::other("the echo differs"));
                 }
                 sleep(pause).await;
             }
@@ -207,48 +209,48 @@ impl Client {
         };
         let talked = timeout(PATIENCE, talk).await;
         let talked = talked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        talked.map_err(|error| Lost::of(error, at, wire, question, started))
+        talked.map_err(|error| Failure::of(error, at, wire, request, started))
     }
 }
 
-/// How far an exchange has come.
+/// The progress of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Asking,
-    Asked,
-    Answered,
+enum Phase {
+    Requesting,
+    Waiting,
+    Responding,
 }
 
-/// How an exchange went wrong.
-enum Lost {
-    /// The connection ended before its other end could acknowledge the request: they crossed.
+/// Why an exchange failed.
+enum Failure {
+    /// The connection ended before the peer acknowledged the request: request and reset crossed.
     Crossed,
     Broken(String),
 }
 
-impl Lost {
-    fn of(error: io::Error, at: At, wire: &Wire, question: Question, started: Instant) -> Self {
-        let is_lost = error.kind() == io::ErrorKind::TimedOut;
+impl Failure {
+    fn of(error: io::Error, at: Phase, wire: &Wire, request: Request, started: Instant) -> Self {
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
         match at {
-            At::Asking if !is_lost => Self::Crossed,
-            At::Asked if !is_lost && !wire.is_acknowledged() => Self::Crossed,
+            Phase::Requesting if !timed_out => Self::Crossed,
+            Phase::Waiting if !timed_out && !wire.is_acknowledged() => Self::Crossed,
             _ => {
                 let after = started.elapsed();
-                Self::Broken(format!("{question:?}, {at:?}, after {after:?}: {error}"))
+                Self::Broken(format!("{request:?}, {at:?}, after {after:?}: {error}"))
             }
         }
     }
 }
 
-async fn ask(wire: &mut Wire, question: Question, at: &mut At) -> io::Result<Kept> {
-    let requests: String = question.all().map(Question::request).collect();
+async fn ask(wire: &mut Wire, request: Request, at: &mut Phase) -> io::Result<After> {
+    let requests: String = request.all().map(Request::text).collect();
     wire.write(requests.as_bytes()).await?;
-    *at = At::Asked;
+    *at = Phase::Waiting;
     let mut closes = false;
-    for question in question.all() {
+    for request in request.all() {
         let head = loop {
-            let head = wire.head().await?;
-            *at = At::Answered;
+            let head = wire.read_head().await?;
+            *at = Phase::Responding;
             match head.status() {
                 100 => wire.write(UPLOAD).await?,
                 101..200 => {}
@@ -256,36 +258,36 @@ async fn ask(wire: &mut Wire, question: Question, at: &mut At) -> io::Result<Kep
             }
         };
         if !matches!(head.status(), 200 | 204 | 304) {
-            return Err(io::Error::other(format!("refused: {}", head.0)));
+            return Err(io::Error::other(format!("unexpected status: {}", head.0)));
         }
-        let ends = match question.kind {
-            Kind::OnlyHead => Ends::After(0),
-            _ => head.ends()?,
+        let ends = match request.kind {
+            Kind::OnlyHead => BodyEnd::After(0),
+            _ => head.body_end()?,
         };
-        if question.kind == Kind::SlowReader {
-            // All of it has come before the last of it is read.
+        if request.kind == Kind::SlowReader {
+            // Reads slowly, so that the whole response is received before its end is read.
             for piece in 1..4 {
-                wire.at_least(piece * FILE / 4).await?;
-                sleep(question.pause(piece) / 2).await;
+                wire.fill(piece * FILE / 4).await?;
+                sleep(request.pause(piece) / 2).await;
             }
         }
-        let (body, expected) = (wire.body(ends).await?, question.parts().concat());
+        let (body, expected) = (wire.read_body(ends).await?, request.parts().concat());
         if body != expected {
-            let (came, all) = (body.len(), expected.len());
+            let (received, all) = (body.len(), expected.len());
             return Err(io::Error::other(format!(
-                "{came} bytes came of {all}, or others"
+                "wrong body: {received} bytes instead of {all}, or others"
             )));
         }
-        closes |= ends == Ends::WithConnection || head.closes();
+        closes |= ends == BodyEnd::WithConnection || head.closes();
     }
-    Ok(if closes { Kept::Closed } else { Kept::Open })
+    Ok(if closes { After::Closed } else { After::Open })
 }
 
 impl Cell {
-    /// All that there are.
+    /// All cells.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let of = |kind| Way::ALL.map(|way| Self { kind, way });
-        let cells = Kind::ALL.into_iter().flat_map(of);
-        cells.filter(|cell| cell.way.carries(cell.kind))
+        let of = |kind| Route::ALL.map(|route| Self { kind, route });
+        let cells = Kind::value_variants().iter().copied().flat_map(of);
+        cells.filter(|cell| cell.route.carries(cell.kind))
     }
 }

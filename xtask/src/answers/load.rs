@@ -1,5 +1,5 @@
-//! Clients of a real HTTP library that think between requests, moved by the defaults beside a machine
-//! that compiles: how many moves cost a request.
+//! Counts how many moves by the defaults cost a request of a real HTTP library with think time, while
+//! compilers load the machine.
 
 use std::{
     fmt::Write as _,
@@ -15,12 +15,12 @@ use xtask::lab::{Lab, PORT, Spec};
 use super::{RULE, policy};
 use crate::{agent::Agent, demo::fleet::Fleet, progress::Step, terminal::heading};
 
-/// Compilers at once.
+/// Number of parallel compilers.
 const COMPILERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
-    heading("Paced clients beside a machine that compiles");
+    heading("Keep-alive clients on a machine under load");
     let lab = Lab::start(Spec::default())?;
     let agent = Agent::start(&lab, program, &policy(&lab, &[PORT], false), &[])?;
     let fleet = Fleet::start(&lab, "/")?;
@@ -35,7 +35,7 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     };
     while moved() < moves && started.elapsed() < PATIENCE {
         fleet.next()?;
-        step.say(&format!("{} moves", moved()));
+        step.update(&format!("{} moves", moved()));
     }
     let took = started.elapsed().as_secs_f64();
     let log = agent.stop()?;
@@ -46,22 +46,22 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     let answers: u64 = report.answers.values().sum();
     let outcomes = log.outcomes(RULE);
     println!(
-        "  {} of {} moves cost a request, of {answers} answers in {took:.0} s beside {compiled} \
+        "  {} of {} moves cost a request; {answers} responses in {took:.0} s during {compiled} \
          compilations; moves by outcome: {outcomes:?}",
         report.errors,
         outcomes.get("reset").copied().unwrap_or(0),
     );
     if let Some(error) = report.last_error {
-        println!("  the last of them: {error}");
+        println!("  last error: {error}");
     }
     ensure!(
         outcomes.get("reset").is_some_and(|reset| *reset >= moves),
-        "{moves} moves were not made in {PATIENCE:?}"
+        "fewer than {moves} moves in {PATIENCE:?}"
     );
     Ok(())
 }
 
-/// Compiles the same again and again, until it is dropped.
+/// Compiles the same file repeatedly until it is dropped.
 struct Compiler {
     shell: Child,
     folder: PathBuf,
@@ -86,23 +86,23 @@ impl Compiler {
         Ok(Self { shell, folder })
     }
 
-    /// How often it has compiled.
+    /// Stops it and returns the number of compilations.
     fn stop(mut self) -> Result<u64> {
-        let said = fs::read_to_string(self.folder.join("log"))?;
-        ensure!(self.shell.try_wait()?.is_none(), "rustc: {said}");
+        let log = fs::read_to_string(self.folder.join("log"))?;
+        ensure!(self.shell.try_wait()?.is_none(), "rustc: {log}");
         Ok(fs::metadata(self.folder.join("compiled"))?.len())
     }
 }
 
 impl Drop for Compiler {
     fn drop(&mut self) {
-        // What it has started ends with its compilation.
+        // A running rustc exits by itself.
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
 }
 
-/// Enough to compile for some seconds.
+/// Source code that takes some seconds to compile.
 fn source() -> String {
     let mut source = "use std::collections::BTreeMap;\n".to_owned();
     for number in 0..40 {

@@ -1,12 +1,12 @@
-//! `cargo xtask test answers`: a policy with nothing but `maxAge`, against servers that pause amid
-//! their answers, directly and behind nginx and haproxy. It fails if an answer is broken off, if what
-//! has become a tunnel is ended, or if what can be moved is not.
+//! `cargo xtask test answers`: a policy with only `maxAge`, against servers that pause within their
+//! responses, directly and behind nginx and haproxy. It fails if a response is cut off, if a tunnel is
+//! ended, or if movable connections are not moved.
 
 mod client;
 mod load;
-mod proxies;
-mod question;
-mod seen;
+mod observations;
+mod request;
+mod routes;
 mod server;
 mod table;
 mod wire;
@@ -24,33 +24,33 @@ use crate::{
     terminal::{green, heading, red},
 };
 use client::Load;
-use proxies::Way;
-use seen::Cell;
+use observations::Cell;
+use routes::Route;
 use table::{Total, table};
 
-pub(crate) use server::{Args as Serving, run as serve};
+pub(crate) use server::{Args as ServerArgs, run as serve};
 
 #[derive(clap::Args)]
-pub(crate) struct Wanted {
-    /// How many answers [default: 10000]
+pub(crate) struct Args {
+    /// Number of responses [default: 10000]
     #[arg(long, value_name = "COUNT")]
     answers: Option<u64>,
-    /// The longest pause within one, in seconds [default: 30]
+    /// Longest pause within a response, in seconds [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     longest: Option<u64>,
-    /// Instead: so many moves of clients that think, while two compilers run [500 if not said]
+    /// Instead, make this many moves of clients with think time while two compilers run [default: 500]
     #[arg(long, value_name = "MOVES", num_args = 0..=1, default_missing_value = "500")]
     beside_load: Option<u64>,
-    /// Let the rule vouch, so that a pause counts as an end: it fails if nothing breaks off then
+    /// Set `onReconnect: Safe`, so that a pause counts as an end; fails if no response is cut off
     #[arg(long, conflicts_with = "beside_load")]
     vouched: bool,
-    /// Try this agent instead of building one
+    /// Test this agent instead of building one
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
 }
 
-impl Wanted {
-    /// Whether something was said for this suite.
+impl Args {
+    /// Whether an option of this suite is set.
     pub(crate) fn any(&self) -> bool {
         self.answers.is_some()
             || self.longest.is_some()
@@ -60,16 +60,15 @@ impl Wanted {
     }
 }
 
-/// Of the connections that are old enough and whose clients go on, so many of a hundred must be
-/// moved within two exchanges.
+/// The percentage of chosen connections in use that must be moved within two exchanges.
 const MOVED: u64 = 95;
-/// Of so many answers some connection must be moved.
+/// From this number of responses per cell on, some connection of the cell must be moved.
 const MANY: u64 = 50;
 const RULE: &str = "old";
-/// So many troubles are shown.
+/// Number of problems printed.
 const SHOWN: usize = 20;
 
-pub(crate) fn run(arguments: &Wanted) -> Result<()> {
+pub(crate) fn run(arguments: &Args) -> Result<()> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
     let program = match &arguments.agent {
@@ -84,22 +83,22 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     let plain = Cell::all().filter(|cell| !cell.kind.is_tunnel()).count() as u64;
     let load = Load {
         answers: answers.div_ceil(plain),
-        // Ten exchanges each, and not too many at once.
+        // About ten exchanges each.
         connections: (answers / cells / 10).clamp(3, 10),
         longest: 1000 * arguments.longest.unwrap_or(30),
     };
-    heading("Answers with pauses, by a policy with nothing but maxAge");
+    heading("Responses with pauses, under a policy with only maxAge");
     let started = Instant::now();
     let lab = Lab::start(Spec {
         pods: 1,
         serving: 0,
     })?;
     let pod = lab.pod(0);
-    let mut running = proxies::start(&lab, pod)?;
-    let policy = policy(&lab, &Way::ALL.map(Way::port), arguments.vouched);
+    let mut servers = routes::start(&lab, pod)?;
+    let policy = policy(&lab, &Route::ALL.map(Route::port), arguments.vouched);
     let agent = Agent::start_for(&lab, pod, &program, &policy)?;
     let step = Step::start(&format!(
-        "{} answers of each kind by each way, {cells} in all, on {} connections",
+        "{} responses of each kind on each route, {cells} cells, {} connections",
         load.answers,
         cells * load.connections
     ));
@@ -110,30 +109,29 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
     }
     let mut seen = seen?;
     let log = agent.stop()?;
-    for server in &mut running {
-        if !server.survives()? {
-            seen.troubles
-                .push("a server or a proxy has died".to_owned());
+    for server in &mut servers {
+        if !server.is_alive()? {
+            seen.problems.push("a server or a proxy died".to_owned());
         }
     }
     seen.add(&log.ended);
     if load.answers >= MANY && !arguments.vouched {
         let stayed = Cell::all().filter(|cell| cell.can_move() && !seen.has_moved(*cell));
         let stayed: Vec<_> = stayed
-            .map(|cell| format!("{cell:?}: none was moved"))
+            .map(|cell| format!("{cell:?}: no connection was moved"))
             .collect();
-        seen.troubles.extend(stayed);
+        seen.problems.extend(stayed);
     }
     println!("\n{}", table(&seen));
-    if !seen.troubles.is_empty() {
-        for trouble in seen.troubles.iter().chain(&log.troubles).take(SHOWN) {
-            println!("  {} {trouble}", red("✗"));
+    if !seen.problems.is_empty() {
+        for problem in seen.problems.iter().chain(&log.problems).take(SHOWN) {
+            println!("  {} {problem}", red("✗"));
         }
     }
     let total = Total::of(&seen);
     println!(
-        "{} whole answers, {} whole tunnels, {} broken off or ended; {} requests crossed a reset; \
-         {} connections moved, {} of {} within two exchanges; {:.0} s.",
+        "{} complete responses, {} complete tunnels, {} cut off or ended; {} requests crossed a \
+         reset; {} connections moved, {} of {} within two exchanges; {:.0} s.",
         total.answers,
         total.tunnels,
         total.broken,
@@ -144,31 +142,34 @@ pub(crate) fn run(arguments: &Wanted) -> Result<()> {
         started.elapsed().as_secs_f64()
     );
     if arguments.vouched {
-        ensure!(total.broken > 0, "nothing broke off: this measures nothing");
+        ensure!(
+            total.broken > 0,
+            "no response was cut off: the test proves nothing"
+        );
         return Ok(());
     }
-    judge(&total, &seen.troubles)
+    judge(&total, &seen.problems)
 }
 
-fn judge(total: &Total, troubles: &[String]) -> Result<()> {
-    if !troubles.is_empty() {
-        bail!("{} troubles: see above", troubles.len());
+fn judge(total: &Total, problems: &[String]) -> Result<()> {
+    if !problems.is_empty() {
+        bail!("{} problems, see above", problems.len());
     }
     if total.in_time == 0 || total.in_time * 100 < MOVED * (total.in_time + total.late) {
-        bail!("fewer than {MOVED} of 100 were moved within two exchanges");
+        bail!("fewer than {MOVED} % were moved within two exchanges");
     }
     println!("{}", green("Nothing was lost."));
     Ok(())
 }
 
-/// Nothing but `maxAge`, for the lab's client alone. Only times and budgets are not the defaults:
-/// nobody wants to wait for them.
+/// A policy with only `maxAge`, for the lab's client alone. Times and budgets are shorter than the
+/// defaults, to save time.
 fn policy(lab: &Lab, ports: &[u16], vouched: bool) -> String {
     let ports: Vec<String> = ports
         .iter()
         .map(|port| format!("{{port: {port}}}"))
         .collect();
-    let vouches = if vouched { "  onReconnect: Safe\n" } else { "" };
+    let on_reconnect = if vouched { "  onReconnect: Safe\n" } else { "" };
     format!(
         "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -183,7 +184,7 @@ rules:
     ports: [{}]
     peers: [{{ipBlock: {{cidr: {}}}}}]
   limits: {{maxAge: 2s}}
-{vouches}",
+{on_reconnect}",
         ports.join(", "),
         lab.client_subnet()
     )

@@ -1,4 +1,4 @@
-//! What the clients saw: answers by kind and way, and when each connection was asked what.
+//! What the clients observed: responses by kind and route, and when each connection was used.
 
 use std::{
     collections::BTreeMap,
@@ -7,24 +7,24 @@ use std::{
     time::Instant,
 };
 
-use super::{proxies::Way, question::Kind};
-use crate::agent::Ended;
+use super::{request::Kind, routes::Route};
+use crate::agent::EndedMove;
 
-/// One kind of answer by one way.
+/// One kind of response on one route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Cell {
     pub(super) kind: Kind,
-    pub(super) way: Way,
+    pub(super) route: Route,
 }
 
-/// One connection as its client saw it.
+/// A connection as its client saw it.
 #[derive(Clone, Debug)]
 struct Connection {
     cell: Cell,
     local: SocketAddr,
     opened: Instant,
     /// When each exchange began.
-    begun: Vec<Instant>,
+    exchanges: Vec<Instant>,
 }
 
 /// Sums of a cell.
@@ -35,48 +35,48 @@ pub(super) struct Sums {
     pub(super) crossed: u64,
     /// Moves that ended a connection.
     pub(super) moved: u64,
-    /// Of these, before a third exchange had begun since it was chosen.
+    /// Of these, moves before the third exchange after the connection was chosen.
     pub(super) in_time: u64,
-    /// Connections that were chosen and began a third exchange after that.
+    /// Chosen connections that began a third exchange.
     pub(super) late: u64,
-    /// Moves that ended none, by outcome.
+    /// Moves that did not end a connection, by outcome.
     pub(super) others: BTreeMap<String, u64>,
 }
 
-/// All that was seen.
+/// The observations of all clients.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct Observations {
     connections: Vec<Connection>,
     pub(super) cells: BTreeMap<Cell, Sums>,
-    pub(super) troubles: Vec<String>,
+    pub(super) problems: Vec<String>,
 }
 
-/// Where the clients count.
+/// Counts for all clients.
 #[derive(Default)]
-pub(super) struct Tally(Mutex<Seen>);
+pub(super) struct Tally(Mutex<Observations>);
 
 impl Tally {
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, Observations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What [`Tally::begins`] calls it by.
-    pub(super) fn opened(&self, cell: Cell, local: SocketAddr, opened: Instant) -> usize {
+    /// Adds a connection and returns its index for [`Tally::begin_exchange`].
+    pub(super) fn add_connection(&self, cell: Cell, local: SocketAddr, opened: Instant) -> usize {
         let connections = &mut self.lock().connections;
         connections.push(Connection {
             cell,
             local,
             opened,
-            begun: Vec::new(),
+            exchanges: Vec::new(),
         });
         connections.len() - 1
     }
 
-    /// Short exchanges leave no time for a move, and count for none.
-    pub(super) fn begins(&self, connection: usize, kind: Kind) {
+    /// Exchanges of [`Kind::Warm`] are too short for a move and do not count.
+    pub(super) fn begin_exchange(&self, connection: usize, kind: Kind) {
         if kind != Kind::Warm {
             self.lock().connections[connection]
-                .begun
+                .exchanges
                 .push(Instant::now());
         }
     }
@@ -85,8 +85,8 @@ impl Tally {
         self.lock().cells.entry(cell).or_default().answers += answers;
     }
 
-    /// Answers so far, also those that were lost.
-    pub(super) fn asked(&self, cell: Cell) -> u64 {
+    /// Number of requests so far, including failed ones.
+    pub(super) fn requested(&self, cell: Cell) -> u64 {
         let of = |sums: &Sums| sums.answers + sums.broken + sums.crossed;
         self.lock().cells.get(&cell).map_or(0, of)
     }
@@ -98,44 +98,45 @@ impl Tally {
     pub(super) fn broken(&self, cell: Cell, why: String) {
         let mut seen = self.lock();
         seen.cells.entry(cell).or_default().broken += 1;
-        seen.troubles.push(format!("{cell:?}: {why}"));
+        seen.problems.push(format!("{cell:?}: {why}"));
     }
 
-    pub(super) fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> Observations {
         self.lock().clone()
     }
 }
 
 impl Cell {
-    /// Whether its connections are of use to their clients behind an answer, and HTTP/1 still.
+    /// Whether its connections stay open after a response and stay HTTP/1.
     pub(super) fn can_move(self) -> bool {
-        let ends = self.kind == Kind::UntilClose && self.way != Way::Nginx;
+        let ends = self.kind == Kind::UntilClose && self.route != Route::Nginx;
         !self.kind.is_tunnel() && !ends
     }
 }
 
-impl Seen {
+impl Observations {
     pub(super) fn has_moved(&self, cell: Cell) -> bool {
         self.cells.get(&cell).is_some_and(|sums| sums.moved > 0)
     }
 
-    /// Tells the moves to the cells of their connections. A move of a connection that is none of the
-    /// clients' is not known.
-    pub(super) fn add(&mut self, moves: &[Ended]) {
+    /// Adds the moves to the cells of their connections. A move of a connection that no client had is a
+    /// problem.
+    pub(super) fn add(&mut self, moves: &[EndedMove]) {
         for ended in moves {
-            // An address of the client's is used towards several ports, and again after a while.
+            // A client address is used for several server ports and reused later.
             let of = |connection: &&Connection| {
                 connection.local == ended.peer
-                    && connection.cell.way.port() == ended.local.port()
+                    && connection.cell.route.port() == ended.local.port()
                     && connection.opened <= ended.at
             };
             let Some(connection) = self.connections.iter().rev().find(of) else {
-                self.troubles.push(format!("whose move is this? {ended:?}"));
+                self.problems
+                    .push(format!("moved a connection of no client: {ended:?}"));
                 continue;
             };
             let chosen = ended.at - ended.waited;
-            let since = connection.begun.iter().filter(|begun| **begun >= chosen);
-            let since = since.count();
+            let exchanges = connection.exchanges.iter();
+            let since = exchanges.filter(|begun| **begun >= chosen).count();
             let sums = self.cells.entry(connection.cell).or_default();
             let has_ended = ["reset", "closed"].contains(&ended.outcome.as_str());
             if has_ended {
@@ -146,7 +147,7 @@ impl Seen {
             match since {
                 3.. => sums.late += 1,
                 _ if has_ended => sums.in_time += 1,
-                // Its time was over, or its client's.
+                // It timed out, or its client left.
                 _ => {}
             }
         }
@@ -161,30 +162,30 @@ mod tests {
 
     const CELL: Cell = Cell {
         kind: Kind::Sized,
-        way: Way::Nginx,
+        route: Route::Nginx,
     };
 
-    /// A connection that began an exchange each second from its third on.
-    fn seen(exchanges: u64) -> (Seen, Instant) {
+    /// A connection with an exchange each second from its third second on.
+    fn seen(exchanges: u64) -> (Observations, Instant) {
         let start = Instant::now();
         let begun = (3..3 + exchanges).map(|second| start + Duration::from_secs(second));
         let connection = Connection {
             cell: CELL,
             local: "10.0.0.1:4000".parse().unwrap(),
             opened: start,
-            begun: begun.collect(),
+            exchanges: begun.collect(),
         };
-        let seen = Seen {
+        let seen = Observations {
             connections: vec![connection],
-            ..Seen::default()
+            ..Observations::default()
         };
         (seen, start)
     }
 
-    fn ended(start: Instant, outcome: &str, waited: u64) -> Ended {
-        Ended {
+    fn ended(start: Instant, outcome: &str, waited: u64) -> EndedMove {
+        EndedMove {
             at: start + Duration::from_secs(10),
-            local: SocketAddr::from(([10, 0, 0, 2], CELL.way.port())),
+            local: SocketAddr::from(([10, 0, 0, 2], CELL.route.port())),
             peer: "10.0.0.1:4000".parse().unwrap(),
             outcome: outcome.to_owned(),
             waited: Duration::from_secs(waited),
@@ -203,27 +204,27 @@ mod tests {
             seen.add(&[ended(start, outcome, 8)]);
             let sums = &seen.cells[&CELL];
             assert_eq!((sums.moved, sums.in_time, sums.late), expected, "{outcome}");
-            assert_eq!(seen.troubles, [""; 0]);
+            assert_eq!(seen.problems, [""; 0]);
         }
-        // Those before it was chosen do not count.
+        // Exchanges before it was chosen do not count.
         let (mut seen, start) = seen(5);
         seen.add(&[ended(start, "reset", 4)]);
         assert_eq!(seen.cells[&CELL].in_time, 1);
     }
 
     #[test]
-    fn a_move_of_nobodys_connection_is_told() {
+    fn a_move_of_an_unknown_connection_is_a_problem() {
         let (mut seen, start) = seen(1);
-        let stranger = Ended {
+        let stranger = EndedMove {
             peer: "10.0.0.1:4001".parse().unwrap(),
             ..ended(start, "reset", 1)
         };
-        // From the same address to another port.
-        let beside = Ended {
-            local: SocketAddr::from(([10, 0, 0, 2], Way::Haproxy.port())),
+        // The same client address, another server port.
+        let other_port = EndedMove {
+            local: SocketAddr::from(([10, 0, 0, 2], Route::Haproxy.port())),
             ..ended(start, "reset", 1)
         };
-        seen.add(&[stranger, beside]);
-        assert_eq!((seen.troubles.len(), seen.cells.len()), (2, 0));
+        seen.add(&[stranger, other_port]);
+        assert_eq!((seen.problems.len(), seen.cells.len()), (2, 0));
     }
 }

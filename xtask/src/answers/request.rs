@@ -1,14 +1,14 @@
-//! What is asked, and what its answer is made of: both the server and the clients know it from the
-//! request's target alone.
+//! Requests and the responses to them: client and server derive the response from the request's target.
 
 use std::{str::FromStr, time::Duration};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
-use crate::paced::mix;
+use crate::keepalive_client::mix;
 
-/// How the server writes its answer, or what it becomes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// How the server writes its response, or what the connection is upgraded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Kind {
     Sized,
     Chunked,
@@ -27,54 +27,15 @@ pub(super) enum Kind {
     WebSocket,
     H2c,
     Connect,
-    /// Nothing, at once: it keeps a connection busy until that is old.
+    /// An immediate empty response, which keeps a connection in use until it is old; not measured.
+    #[value(skip)]
     Warm,
 }
 
 impl Kind {
-    /// Those that are measured.
-    pub(super) const ALL: [Self; 17] = [
-        Self::Sized,
-        Self::Chunked,
-        Self::Events,
-        Self::Tokens,
-        Self::Early,
-        Self::Upload,
-        Self::SplitHead,
-        Self::OnlyHead,
-        Self::Unchanged,
-        Self::File,
-        Self::SlowReader,
-        Self::Pipelined,
-        Self::OneWrite,
-        Self::UntilClose,
-        Self::WebSocket,
-        Self::H2c,
-        Self::Connect,
-    ];
-
-    /// In a target.
-    fn word(self) -> &'static str {
-        match self {
-            Self::Sized => "sized",
-            Self::Chunked => "chunked",
-            Self::Events => "events",
-            Self::Tokens => "tokens",
-            Self::Early => "early",
-            Self::Upload => "upload",
-            Self::SplitHead => "splithead",
-            Self::OnlyHead => "onlyhead",
-            Self::Unchanged => "unchanged",
-            Self::File => "file",
-            Self::SlowReader => "slowreader",
-            Self::Pipelined => "pipelined",
-            Self::OneWrite => "onewrite",
-            Self::UntilClose => "untilclose",
-            Self::WebSocket => "websocket",
-            Self::H2c => "h2c",
-            Self::Connect => "connect",
-            Self::Warm => "warm",
-        }
+    /// Its word in a request target.
+    fn word(self) -> String {
+        format!("{self:?}").to_lowercase()
     }
 
     pub(super) fn title(self) -> &'static str {
@@ -83,30 +44,30 @@ impl Kind {
             Self::Chunked => "chunks, cut anywhere, with a trailer",
             Self::Events => "event stream",
             Self::Tokens => "token stream, until `[DONE]`",
-            Self::Early => "103 before the answer",
+            Self::Early => "103 before the response",
             Self::Upload => "100 before an upload",
-            Self::SplitHead => "a head in several writes",
+            Self::SplitHead => "head in several writes",
             Self::OnlyHead => "HEAD",
             Self::Unchanged => "304",
-            Self::File => "a file, by sendfile",
-            Self::SlowReader => "an answer that its client reads slowly",
+            Self::File => "file, by sendfile",
+            Self::SlowReader => "response that its client reads slowly",
             Self::Pipelined => "three pipelined requests",
-            Self::OneWrite => "two and a half answers in one write",
+            Self::OneWrite => "two and a half responses in one write",
             Self::UntilClose => "HTTP/1.0, until close",
             Self::WebSocket => "WebSocket",
             Self::H2c => "h2c by upgrade",
             Self::Connect => "CONNECT",
-            Self::Warm => unreachable!("it is not measured"),
+            Self::Warm => unreachable!("not measured"),
         }
     }
 
-    /// What becomes something else than HTTP/1.
+    /// Whether the connection is upgraded from HTTP/1 to something else.
     pub(super) fn is_tunnel(self) -> bool {
         matches!(self, Self::WebSocket | Self::H2c | Self::Connect)
     }
 
-    /// How many requests are written at once.
-    pub(super) fn at_once(self) -> usize {
+    /// Number of pipelined requests.
+    pub(super) fn pipelined(self) -> usize {
         match self {
             Self::Pipelined | Self::OneWrite => 3,
             _ => 1,
@@ -114,23 +75,23 @@ impl Kind {
     }
 }
 
-/// What an upload sends.
+/// The body of an upload.
 pub(super) const UPLOAD: &[u8] = b"what is uploaded";
-/// The length of a file's answer.
+/// The length of the file, in bytes.
 pub(super) const FILE: usize = 512 << 10;
 
 /// One request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Question {
+pub(super) struct Request {
     pub(super) kind: Kind,
     pub(super) seed: u64,
-    /// The longest pause of its answer, in milliseconds.
+    /// The longest pause of its response, in milliseconds.
     pub(super) longest: u64,
 }
 
-impl Question {
-    /// The whole request.
-    pub(super) fn request(self) -> String {
+impl Request {
+    /// The request as sent.
+    pub(super) fn text(self) -> String {
         let Self {
             kind,
             seed,
@@ -163,39 +124,39 @@ impl Question {
         format!("{method} /{word}/{seed}/{longest} HTTP/1.1\r\nHost: answers\r\n{fields}\r\n")
     }
 
-    /// Of the requests that are written at once, this and those that follow it.
+    /// This request and those that are pipelined behind it.
     pub(super) fn all(self) -> impl Iterator<Item = Self> {
-        (0..self.kind.at_once() as u64).map(move |more| Self {
+        (0..self.kind.pipelined() as u64).map(move |more| Self {
             seed: self.seed + more,
             ..self
         })
     }
 
-    /// What a number is drawn for.
-    fn chance(self, what: u64) -> u64 {
+    /// A pseudo-random number for the purpose `what`.
+    fn random(self, what: u64) -> u64 {
         mix(mix(self.seed) ^ what)
     }
 
-    /// How long the server waits before the piece with this number. Mostly 0.1 to 2 s; one of forty
-    /// answers is held up once for as long as `longest`, or a half of that.
+    /// How long the server waits before it writes piece number `piece`. Mostly 0.1 to 2 s; one of forty
+    /// responses pauses once for half of `longest` to `longest`.
     pub(super) fn pause(self, piece: usize) -> Duration {
         const USUAL: u64 = 1900;
-        let chance = self.chance(piece as u64);
-        let held_up = self.chance(1000).is_multiple_of(40);
+        let random = self.random(piece as u64);
+        let pauses_long = self.random(1000).is_multiple_of(40);
         let milliseconds = match self.kind {
             Kind::Warm => 0,
-            _ if held_up && piece == 1 => self.longest / 2 + chance % (self.longest / 2 + 1),
-            // As models speak: steadily, and now and then not.
-            Kind::Tokens if piece > 0 && !chance.is_multiple_of(50) => 20 + chance % 31,
-            // More short ones than long ones.
-            _ => 100 + (chance % USUAL) * (mix(chance) % USUAL) / USUAL,
+            _ if pauses_long && piece == 1 => self.longest / 2 + random % (self.longest / 2 + 1),
+            // As language models stream: steadily, with occasional pauses.
+            Kind::Tokens if piece > 0 && !random.is_multiple_of(50) => 20 + random % 31,
+            // More short pauses than long ones.
+            _ => 100 + (random % USUAL) * (mix(random) % USUAL) / USUAL,
         };
         Duration::from_millis(milliseconds.min(self.longest))
     }
 
-    /// The parts of the answer's body.
+    /// The parts of the response body.
     pub(super) fn parts(self) -> Vec<Vec<u8>> {
-        let count = 2 + self.chance(2000) % 4;
+        let count = 2 + self.random(2000) % 4;
         match self.kind {
             Kind::Warm | Kind::OnlyHead | Kind::Unchanged => Vec::new(),
             kind if kind.is_tunnel() => Vec::new(),
@@ -204,17 +165,17 @@ impl Question {
                 .map(|event| format!("id: {event}\ndata: {}\n\n", self.seed).into_bytes())
                 .collect(),
             Kind::Tokens => {
-                let tokens = 30 + self.chance(2001) % 60;
+                let tokens = 30 + self.random(2001) % 60;
                 let token =
-                    |token| format!("data: {{\"t\":\"{:x}\"}}\n\n", self.chance(token) >> 48);
+                    |token| format!("data: {{\"t\":\"{:x}\"}}\n\n", self.random(token) >> 48);
                 let tokens = (0..tokens).map(token);
                 let done = "data: [DONE]\n\n".to_owned();
                 tokens.chain([done]).map(String::into_bytes).collect()
             }
             _ => (0..count)
                 .map(|part| {
-                    let length = 1 + self.chance(3000 + part) % 3000;
-                    let byte = |place| (self.chance(part) + place * 7) as u8;
+                    let length = 1 + self.random(3000 + part) % 3000;
+                    let byte = |place| (self.random(part) + place * 7) as u8;
                     (0..length).map(byte).collect()
                 })
                 .collect(),
@@ -222,24 +183,24 @@ impl Question {
     }
 }
 
-/// What a file's answer holds.
+/// The content of the file.
 pub(super) fn file() -> Vec<u8> {
     (0..FILE).map(|place| (place * 7 % 251) as u8).collect()
 }
 
-impl FromStr for Question {
+impl FromStr for Request {
     type Err = anyhow::Error;
 
-    /// Reads a target.
+    /// Parses a request target.
     fn from_str(target: &str) -> Result<Self> {
         let mut words = target
             .split(['/', '-', ':'])
             .filter(|word| !word.is_empty());
         let mut next = || words.next().with_context(|| format!("target {target}"));
         let word = next()?;
-        let mut kinds = Kind::ALL.into_iter().chain([Kind::Warm]);
+        let mut kinds = Kind::value_variants().iter().chain(&[Kind::Warm]);
         Ok(Self {
-            kind: kinds.find(|kind| kind.word() == word).context("its kind")?,
+            kind: *kinds.find(|kind| kind.word() == word).context("kind")?,
             seed: next()?.parse()?,
             longest: next()?.parse()?,
         })
@@ -251,30 +212,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_says_all_of_it() {
-        for kind in Kind::ALL {
-            let question = Question {
-                kind,
+    fn a_target_parses_back_to_its_request() {
+        for kind in Kind::value_variants() {
+            let request = Request {
+                kind: *kind,
                 seed: 7,
                 longest: 30_000,
             };
-            let request = question.request();
-            let target = request.split(' ').nth(1).unwrap();
-            assert_eq!(target.parse::<Question>().unwrap(), question);
+            let text = request.text();
+            let target = text.split(' ').nth(1).unwrap();
+            assert_eq!(target.parse::<Request>().unwrap(), request);
         }
     }
 
-    /// Most pauses are longer than a connection must be silent to be moved.
+    /// Most pauses are longer than `idleFor`.
     #[test]
     fn pauses_are_from_a_tenth_of_a_second_to_the_longest() {
         let pauses: Vec<u128> = (0..10_000)
             .flat_map(|seed| {
-                let question = Question {
+                let request = Request {
                     kind: Kind::Sized,
                     seed,
                     longest: 30_000,
                 };
-                (0..4).map(move |piece| question.pause(piece).as_millis())
+                (0..4).map(move |piece| request.pause(piece).as_millis())
             })
             .collect();
         let within = |from, to| pauses.iter().filter(|p| (from..=to).contains(*p)).count();

@@ -1,23 +1,23 @@
-//! The ways to the server: directly, and through reverse proxies whose connections to their clients
-//! are the ones that are moved. All of it is in one pod.
+//! The routes to the server, all within one pod: directly, and through reverse proxies, whose client
+//! connections are the ones that are moved.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use xtask::lab::{Lab, Pod};
 
-use super::question::{Kind, file};
+use super::request::{Kind, file};
 use crate::server::{Running, folder};
 
 /// How clients reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Way {
+pub(super) enum Route {
     Direct,
     Nginx,
     Haproxy,
 }
 
-impl Way {
+impl Route {
     pub(super) const ALL: [Self; 3] = [Self::Direct, Self::Nginx, Self::Haproxy];
 
     pub(super) fn title(self) -> &'static str {
@@ -36,40 +36,40 @@ impl Way {
         }
     }
 
-    /// Whether answers of this kind get through at all, without any agent.
+    /// Whether the route supports this kind of response, without any agent.
     pub(super) fn carries(self, kind: Kind) -> bool {
         match self {
             Self::Direct => true,
-            // It takes 103 for the answer, and knows no CONNECT.
+            // nginx takes 103 for the final response and does not support CONNECT.
             Self::Nginx => !matches!(kind, Kind::Early | Kind::Connect),
-            // It asks for no h2c.
+            // haproxy does not forward an h2c upgrade.
             Self::Haproxy => kind != Kind::H2c,
         }
     }
 }
 
-/// Starts all three.
+/// Starts the server and both proxies.
 pub(super) fn start(lab: &Lab, pod: &Pod) -> Result<[Running; 3]> {
     Ok([server(lab, pod)?, nginx(lab, pod)?, haproxy(lab, pod)?])
 }
 
 fn server(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "answers")?;
-    let holds = folder.join("file");
-    fs::write(&holds, file())?;
-    let port = Way::Direct.port();
+    let path = folder.join("file");
+    fs::write(&path, file())?;
+    let port = Route::Direct.port();
     let mut server = pod
         .host
         .command(std::env::current_exe().context("this program's path")?);
     server.args(["answers-server", &format!("0.0.0.0:{port}")]);
-    Running::start(lab, pod, &folder, server.arg(holds), &[port])
+    Running::start(lab, pod, &folder, server.arg(path), &[port])
 }
 
 fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "nginx")?;
     fs::write(folder.join("file"), file())?;
     let configuration = folder.join("nginx.conf");
-    let (path, port, server) = (folder.display(), Way::Nginx.port(), Way::Direct.port());
+    let (path, port, server) = (folder.display(), Route::Nginx.port(), Route::Direct.port());
     let text = format!(
         "daemon off;\n\
          worker_processes 1;\n\
@@ -83,7 +83,7 @@ fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
              keepalive_requests 1000000;\n\
              keepalive_timeout 1h;\n\
              sendfile on;\n\
-             map $http_upgrade $wish {{ default $http_connection; '' ''; }}\n\
+             map $http_upgrade $upgrade {{ default $http_connection; '' ''; }}\n\
              upstream server {{ server 127.0.0.1:{server}; keepalive 512; }}\n\
              server {{\n\
                  listen {port} backlog=4096;\n\
@@ -93,9 +93,9 @@ fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
                      proxy_buffering off;\n\
                      proxy_read_timeout 10m;\n\
                      proxy_set_header Upgrade $http_upgrade;\n\
-                     proxy_set_header Connection $wish;\n\
+                     proxy_set_header Connection $upgrade;\n\
                  }}\n\
-                 # Its own file, held up by itself.\n\
+                # A file of its own, at a limited rate.\n\
                  location /file/ {{\n\
                      root {path};\n\
                      try_files /file =404;\n\
@@ -113,7 +113,7 @@ fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
 fn haproxy(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "haproxy")?;
     let configuration = folder.join("haproxy.cfg");
-    let (port, server) = (Way::Haproxy.port(), Way::Direct.port());
+    let (port, server) = (Route::Haproxy.port(), Route::Direct.port());
     let text = format!(
         "global\n\
          \x20 maxconn 4096\n\

@@ -1,5 +1,5 @@
-//! The server: it writes each kind of answer as its target says, with pauses. It ends when it is
-//! killed.
+//! The server: it writes the response that the request's target describes, with pauses. It runs until it
+//! is killed.
 
 use std::{fs::File, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -12,14 +12,14 @@ use tokio::{
 };
 
 use super::{
-    question::{FILE, Kind, Question},
+    request::{FILE, Kind, Request},
     wire::{Head, Wire},
 };
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     address: SocketAddr,
-    /// What a file's answer holds
+    /// The file to send
     file: PathBuf,
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
             loop {
                 let (stream, _) = listener.accept().await?;
                 let file = Arc::clone(&file);
-                // What ends a connection is told by its client.
+                // The client reports why a connection ended.
                 tokio::spawn(async move { serve(stream, &file).await });
             }
         })
@@ -43,35 +43,35 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
 async fn serve(stream: TcpStream, file: &File) -> Result<()> {
     let mut wire = Wire::new(stream)?;
     loop {
-        let head = wire.head().await?;
-        let question: Question = head.word(1).parse()?;
+        let head = wire.read_head().await?;
+        let request: Request = head.word(1).parse()?;
         if head.field("Expect").is_some() {
-            sleep(question.pause(10)).await;
+            sleep(request.pause(10)).await;
             wire.write(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         if let Some(length) = head.field("Content-Length") {
-            wire.exactly(length.parse()?).await?;
+            wire.read_exact(length.parse()?).await?;
         }
-        if question.kind == Kind::OneWrite {
-            several(&mut wire, question).await?;
+        if request.kind == Kind::OneWrite {
+            pipeline(&mut wire, request).await?;
             continue;
         }
-        for (index, piece) in pieces(question, &head).iter().enumerate() {
-            sleep(question.pause(index)).await;
+        for (index, piece) in pieces(request, &head).iter().enumerate() {
+            sleep(request.pause(index)).await;
             wire.write(piece).await?;
         }
-        match question.kind {
-            Kind::File => send(&wire, file, question).await?,
+        match request.kind {
+            Kind::File => send(&wire, file, request).await?,
             Kind::UntilClose => return Ok(wire.stream.shutdown().await?),
-            kind if kind.is_tunnel() => return echo(wire, question).await,
+            kind if kind.is_tunnel() => return echo(wire, request).await,
             _ => {}
         }
     }
 }
 
-/// What is written, each after a pause.
-fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
-    let parts = question.parts();
+/// The pieces to write, each after a pause.
+fn pieces(request: Request, head: &Head) -> Vec<Vec<u8>> {
+    let parts = request.parts();
     let length: usize = parts.iter().map(Vec::len).sum();
     let sized = |status: &str| format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n");
     let bytes = |pieces: &[&str]| {
@@ -80,19 +80,19 @@ fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
             .map(|piece| piece.as_bytes().to_vec())
             .collect()
     };
-    let behind = |head: Vec<Vec<u8>>| head.into_iter().chain(parts.clone()).collect();
+    let with_body = |head: Vec<Vec<u8>>| head.into_iter().chain(parts.clone()).collect();
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
-    match question.kind {
+    match request.kind {
         Kind::Warm => bytes(&["HTTP/1.1 204 No Content\r\n\r\n"]),
         Kind::Sized | Kind::Upload | Kind::SlowReader | Kind::Pipelined | Kind::OneWrite => {
-            behind(bytes(&[&sized("200 OK")]))
+            with_body(bytes(&[&sized("200 OK")]))
         }
         Kind::File => bytes(&[&sized("200 OK")]),
         Kind::Chunked => {
             let mut pieces = bytes(&[&format!("{chunked}Trailer: A\r\n\r\n")]);
             for (index, part) in parts.iter().enumerate() {
                 let line = format!("{:x};x=y\r\n", part.len()).into_bytes();
-                // Now the line apart, now the end of the chunk.
+                // Alternates where the chunk is split.
                 if index % 2 == 0 {
                     pieces.extend([line, [part, &b"\r\n"[..]].concat()]);
                 } else {
@@ -116,11 +116,11 @@ fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
                 .chain([last])
                 .collect()
         }
-        Kind::Early => behind(bytes(&[
+        Kind::Early => with_body(bytes(&[
             "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
             &sized("200 OK"),
         ])),
-        Kind::SplitHead => behind(bytes(&[
+        Kind::SplitHead => with_body(bytes(&[
             "HTTP/1.",
             "1 200 OK\r\nContent-",
             &format!("Length: {length}\r\n"),
@@ -128,29 +128,29 @@ fn pieces(question: Question, request: &Head) -> Vec<Vec<u8>> {
         ])),
         Kind::OnlyHead => bytes(&["HTTP/1.1 200 OK\r\n", "Content-Length: 9\r\n\r\n"]),
         Kind::Unchanged => bytes(&["HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n"]),
-        Kind::UntilClose => behind(bytes(&["HTTP/1.0 200 OK\r\n\r\n"])),
+        Kind::UntilClose => with_body(bytes(&["HTTP/1.0 200 OK\r\n\r\n"])),
         Kind::WebSocket => bytes(&["HTTP/1.1 101 Switching Protocols\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\n\
              Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"]),
-        Kind::H2c => match request.field("Upgrade") {
+        Kind::H2c => match head.field("Upgrade") {
             Some(_) => bytes(&["HTTP/1.1 101 Switching Protocols\r\n\
                  Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"]),
-            // A proxy has taken the wish away.
+            // A proxy removed the upgrade.
             None => bytes(&["HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\n\r\n"]),
         },
         Kind::Connect => bytes(&["HTTP/1.1 200 Connection established\r\n\r\n"]),
     }
 }
 
-/// All that was asked at once is answered in one write, but for the last answer's second half.
-async fn several(wire: &mut Wire, first: Question) -> Result<()> {
+/// Answers all pipelined requests in one write, except for the second half of the last response.
+async fn pipeline(wire: &mut Wire, first: Request) -> Result<()> {
     let (mut answers, mut last) = (Vec::new(), first);
     loop {
         answers.extend(pieces(last, &Head(String::new())).concat());
-        if !wire.has_more() {
+        if !wire.has_buffered() {
             break;
         }
-        last = wire.head().await?.word(1).parse()?;
+        last = wire.read_head().await?.word(1).parse()?;
     }
     let half = last.parts().concat().len() / 2;
     let (now, later) = answers.split_at(answers.len() - half);
@@ -161,12 +161,12 @@ async fn several(wire: &mut Wire, first: Question) -> Result<()> {
     Ok(())
 }
 
-async fn send(wire: &Wire, file: &File, question: Question) -> Result<()> {
+async fn send(wire: &Wire, file: &File, request: Request) -> Result<()> {
     const PIECE: usize = FILE / 3;
     let (mut offset, mut until) = (0, 0);
     while (offset as usize) < FILE {
         if offset as usize == until {
-            sleep(question.pause(1 + until / PIECE)).await;
+            sleep(request.pause(1 + until / PIECE)).await;
             until = (until + PIECE).min(FILE);
         }
         let left = until - offset as usize;
@@ -179,13 +179,13 @@ async fn send(wire: &Wire, file: &File, question: Question) -> Result<()> {
     Ok(())
 }
 
-/// A tunnel to one who says the same.
-async fn echo(mut wire: Wire, question: Question) -> Result<()> {
+/// A tunnel that echoes.
+async fn echo(mut wire: Wire, request: Request) -> Result<()> {
     let mut turn = 0;
     loop {
-        let said = wire.some().await?;
-        sleep(question.pause(turn) / 4).await;
-        wire.write(&said).await?;
+        let bytes = wire.read_some().await?;
+        sleep(request.pause(turn) / 4).await;
+        wire.write(&bytes).await?;
         turn += 1;
     }
 }

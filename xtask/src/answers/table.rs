@@ -1,20 +1,22 @@
-//! The table: a Markdown table, which reads well on a terminal too.
+//! The results as a Markdown table.
 
 use std::fmt::Write as _;
 
+use clap::ValueEnum as _;
+
 use super::{
-    proxies::Way,
-    question::Kind,
-    seen::{Cell, Seen, Sums},
+    observations::{Cell, Observations, Sums},
+    request::Kind,
+    routes::Route,
 };
 
-/// What the sums of all cells come to.
+/// The sums over all cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Total {
     pub(super) answers: u64,
-    /// What has become something else, and was talked to for a time.
+    /// Upgraded connections that were used until the client ended them.
     pub(super) tunnels: u64,
-    /// Of both.
+    /// Responses and tunnels that ended early.
     pub(super) broken: u64,
     pub(super) crossed: u64,
     pub(super) moved: u64,
@@ -23,7 +25,7 @@ pub(super) struct Total {
 }
 
 impl Total {
-    pub(super) fn of(seen: &Seen) -> Self {
+    pub(super) fn of(seen: &Observations) -> Self {
         let mut total = Self::default();
         for (cell, sums) in &seen.cells {
             let whole = match cell.kind.is_tunnel() {
@@ -41,11 +43,11 @@ impl Total {
     }
 }
 
-pub(super) fn table(seen: &Seen) -> String {
-    let ways = Way::ALL.map(Way::title).join(" | ");
-    let mut table = format!("| Kind of answer | {ways} |\n|---|---|---|---|\n");
-    for kind in Kind::ALL {
-        let cells = Way::ALL.map(|way| match seen.cells.get(&Cell { kind, way }) {
+pub(super) fn table(seen: &Observations) -> String {
+    let routes = Route::ALL.map(Route::title).join(" | ");
+    let mut table = format!("| Kind of response | {routes} |\n|---|---|---|---|\n");
+    for &kind in Kind::value_variants() {
+        let cells = Route::ALL.map(|route| match seen.cells.get(&Cell { kind, route }) {
             Some(sums) => text(kind, sums),
             None => "–".to_owned(),
         });
@@ -68,7 +70,7 @@ fn text(kind: Kind, sums: &Sums) -> String {
     let mut text = if kind.is_tunnel() {
         format!("{broken} of {all} ended")
     } else {
-        format!("{broken} of {all} broken off")
+        format!("{broken} of {all} cut off")
     };
     if *crossed > 0 {
         let _written = write!(text, ", {crossed} crossed a reset");

@@ -1,5 +1,4 @@
-//! One end of a connection, byte by byte: a framing of its own, as what is measured reads HTTP/1 by
-//! another.
+//! HTTP/1 on one end of a connection. The framing is independent of the agent's, which is under test.
 
 use std::{
     io::{Error, ErrorKind, Result},
@@ -17,13 +16,13 @@ use tokio::{
 
 pub(super) struct Wire {
     pub(super) stream: TcpStream,
-    /// What was read and not taken.
-    seen: Vec<u8>,
+    /// Bytes that were read but not consumed.
+    buffer: Vec<u8>,
 }
 
-/// How the body behind a head ends.
+/// How a message body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ends {
+pub(super) enum BodyEnd {
     After(usize),
     WithChunks,
     WithConnection,
@@ -33,7 +32,7 @@ pub(super) enum Ends {
 pub(super) struct Head(pub(super) String);
 
 impl Head {
-    /// The word with this number of its first line.
+    /// Word number `index` of the first line.
     pub(super) fn word(&self, index: usize) -> &str {
         self.0.split([' ', '\r']).nth(index).unwrap_or_default()
     }
@@ -49,23 +48,23 @@ impl Head {
         })
     }
 
-    /// The body of an answer to something else than HEAD.
-    pub(super) fn ends(&self) -> Result<Ends> {
+    /// How the body of a response ends, unless the request was HEAD.
+    pub(super) fn body_end(&self) -> Result<BodyEnd> {
         if matches!(self.status(), 100..200 | 204 | 304) {
-            return Ok(Ends::After(0));
+            return Ok(BodyEnd::After(0));
         }
         match (
             self.field("Transfer-Encoding"),
             self.field("Content-Length"),
         ) {
-            (Some("chunked"), None) => Ok(Ends::WithChunks),
-            (None, Some(length)) => Ok(Ends::After(length.parse().map_err(Error::other)?)),
-            (None, None) => Ok(Ends::WithConnection),
+            (Some("chunked"), None) => Ok(BodyEnd::WithChunks),
+            (None, Some(length)) => Ok(BodyEnd::After(length.parse().map_err(Error::other)?)),
+            (None, None) => Ok(BodyEnd::WithConnection),
             _ => Err(Error::other(format!("framing: {}", self.0))),
         }
     }
 
-    /// Whether the connection is of no more use behind it.
+    /// Whether the connection is closed after this message.
     pub(super) fn closes(&self) -> bool {
         let connection = self.field("Connection").unwrap_or_default();
         connection.eq_ignore_ascii_case("close") || self.0.starts_with("HTTP/1.0")
@@ -77,7 +76,7 @@ impl Wire {
         stream.set_nodelay(true)?;
         Ok(Self {
             stream,
-            seen: Vec::new(),
+            buffer: Vec::new(),
         })
     }
 
@@ -85,96 +84,96 @@ impl Wire {
         self.stream.write_all(bytes).await
     }
 
-    /// Whether something was read that nobody has taken.
-    pub(super) fn has_more(&self) -> bool {
-        !self.seen.is_empty()
+    /// Whether bytes were read but not consumed.
+    pub(super) fn has_buffered(&self) -> bool {
+        !self.buffer.is_empty()
     }
 
-    async fn more(&mut self) -> Result<()> {
-        match self.stream.read_buf(&mut self.seen).await? {
+    async fn read_more(&mut self) -> Result<()> {
+        match self.stream.read_buf(&mut self.buffer).await? {
             0 => Err(Error::from(ErrorKind::UnexpectedEof)),
             _ => Ok(()),
         }
     }
 
-    async fn until(&mut self, end: &[u8]) -> Result<String> {
+    async fn read_until(&mut self, end: &[u8]) -> Result<String> {
         loop {
-            let found = self.seen.windows(end.len()).position(|seen| seen == end);
+            let found = self.buffer.windows(end.len()).position(|seen| seen == end);
             if let Some(found) = found {
-                let bytes = self.exactly(found + end.len()).await?;
+                let bytes = self.read_exact(found + end.len()).await?;
                 return String::from_utf8(bytes).map_err(Error::other);
             }
-            self.more().await?;
+            self.read_more().await?;
         }
     }
 
-    pub(super) async fn head(&mut self) -> Result<Head> {
-        Ok(Head(self.until(b"\r\n\r\n").await?))
+    pub(super) async fn read_head(&mut self) -> Result<Head> {
+        Ok(Head(self.read_until(b"\r\n\r\n").await?))
     }
 
-    /// Reads until so much is there.
-    pub(super) async fn at_least(&mut self, count: usize) -> Result<()> {
-        while self.seen.len() < count {
-            self.more().await?;
+    /// Reads until `count` bytes are buffered.
+    pub(super) async fn fill(&mut self, count: usize) -> Result<()> {
+        while self.buffer.len() < count {
+            self.read_more().await?;
         }
         Ok(())
     }
 
-    pub(super) async fn exactly(&mut self, count: usize) -> Result<Vec<u8>> {
-        self.at_least(count).await?;
-        let rest = self.seen.split_off(count);
-        Ok(std::mem::replace(&mut self.seen, rest))
+    pub(super) async fn read_exact(&mut self, count: usize) -> Result<Vec<u8>> {
+        self.fill(count).await?;
+        let rest = self.buffer.split_off(count);
+        Ok(std::mem::replace(&mut self.buffer, rest))
     }
 
-    /// What comes next, at least a byte.
-    pub(super) async fn some(&mut self) -> Result<Vec<u8>> {
-        if self.seen.is_empty() {
-            self.more().await?;
+    /// The next bytes, at least one.
+    pub(super) async fn read_some(&mut self) -> Result<Vec<u8>> {
+        if self.buffer.is_empty() {
+            self.read_more().await?;
         }
-        Ok(std::mem::take(&mut self.seen))
+        Ok(std::mem::take(&mut self.buffer))
     }
 
-    pub(super) async fn body(&mut self, ends: Ends) -> Result<Vec<u8>> {
+    pub(super) async fn read_body(&mut self, ends: BodyEnd) -> Result<Vec<u8>> {
         match ends {
-            Ends::After(length) => self.exactly(length).await,
-            Ends::WithChunks => {
+            BodyEnd::After(length) => self.read_exact(length).await,
+            BodyEnd::WithChunks => {
                 let mut body = Vec::new();
                 loop {
-                    let line = self.until(b"\r\n").await?;
+                    let line = self.read_until(b"\r\n").await?;
                     let digits = line.split([';', '\r']).next().unwrap_or_default();
                     match usize::from_str_radix(digits, 16).map_err(Error::other)? {
                         0 => break,
-                        length => body.extend(self.exactly(length).await?),
+                        length => body.extend(self.read_exact(length).await?),
                     }
-                    if self.exactly(2).await? != b"\r\n" {
-                        return Err(Error::other("a chunk does not end where it says"));
+                    if self.read_exact(2).await? != b"\r\n" {
+                        return Err(Error::other("a chunk does not end where its size says"));
                     }
                 }
-                while self.until(b"\r\n").await? != "\r\n" {}
+                while self.read_until(b"\r\n").await? != "\r\n" {}
                 Ok(body)
             }
-            Ends::WithConnection => {
+            BodyEnd::WithConnection => {
                 let ended = loop {
-                    if let Err(error) = self.more().await {
+                    if let Err(error) = self.read_more().await {
                         break error;
                     }
                 };
                 match ended.kind() {
-                    ErrorKind::UnexpectedEof => Ok(std::mem::take(&mut self.seen)),
+                    ErrorKind::UnexpectedEof => Ok(std::mem::take(&mut self.buffer)),
                     _ => Err(ended),
                 }
             }
         }
     }
 
-    /// Waits until the other end says something, if only that it ends.
-    pub(super) async fn ends(&self) {
-        // An error is an end, too.
+    /// Waits for data or the end of the connection.
+    pub(super) async fn wait_readable(&self) {
+        // An error is an end as well.
         let _end = self.stream.peek(&mut [0]).await;
     }
 
-    /// Whether the kernel knows by now that there is something to read, if only an end.
-    pub(super) fn has_ended(&self) -> bool {
+    /// Whether the kernel has data, an end or an error for this connection.
+    pub(super) fn is_readable(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         !matches!(
             recv(&self.stream, &mut [0u8; 1][..], flags),
@@ -182,7 +181,7 @@ impl Wire {
         )
     }
 
-    /// Whether the other end has acknowledged all that was written.
+    /// Whether the peer has acknowledged all that was written.
     pub(super) fn is_acknowledged(&self) -> bool {
         let mut unacknowledged: libc::c_int = 0;
         // SAFETY: the descriptor is open, and the kernel writes one int.
