@@ -1,35 +1,35 @@
-//! `ab`, with and without kept connections.
+//! Runs `ab`, with or without keep-alive.
 
 use std::{net::SocketAddr, process::Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::Lab;
 
-/// What ab says it did.
+/// What ab reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Done {
+pub(crate) struct AbReport {
     pub(crate) complete: u64,
     pub(crate) failed: u64,
-    /// Requests on a connection that was kept.
+    /// Requests on a kept-alive connection.
     pub(crate) kept: u64,
-    /// Requests a second.
+    /// Requests per second.
     pub(crate) per_second: f64,
 }
 
-/// Sends `requests` from the lab's client, so many at once.
+/// Sends `requests` from the lab's client, `concurrency` at a time.
 pub(crate) fn run(
     lab: &Lab,
     to: SocketAddr,
     requests: u64,
-    at_once: u64,
+    concurrency: u64,
     keep: bool,
-) -> Result<Done> {
+) -> Result<AbReport> {
     let mut ab = lab.client().command("ab");
     if keep {
         ab.arg("-k");
     }
     let output = ab
-        .args(["-q", "-c", &at_once.to_string()])
+        .args(["-q", "-c", &concurrency.to_string()])
         .args(["-n", &requests.to_string()])
         .arg(format!("http://{to}/"))
         .stdin(Stdio::null())
@@ -40,13 +40,13 @@ pub(crate) fn run(
     parse(&String::from_utf8_lossy(&output.stdout)).context("ab's output")
 }
 
-fn parse(output: &str) -> Option<Done> {
+fn parse(output: &str) -> Option<AbReport> {
     let line = |name: &str| output.lines().find_map(|line| line.strip_prefix(name));
     let number = |name: &str| -> Option<u64> { line(name)?.trim().parse().ok() };
-    Some(Done {
+    Some(AbReport {
         complete: number("Complete requests:")?,
         failed: number("Failed requests:")?,
-        // Only there with -k.
+        // Printed with -k only.
         kept: number("Keep-Alive requests:").unwrap_or(0),
         per_second: line("Requests per second:")?
             .split_whitespace()
@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_abs_output() {
+    fn parses_abs_output() {
         let output = "Concurrency Level:      1\nTime taken for tests:   0.136 seconds\n\
                       Complete requests:      2000\nFailed requests:        3\n\
                       Keep-Alive requests:    1999\n\
                       Requests per second:    14705.88 [#/sec] (mean)\nTotal transferred:      340000 bytes\n";
         assert_eq!(
             parse(output),
-            Some(Done {
+            Some(AbReport {
                 complete: 2000,
                 failed: 3,
                 kept: 1999,
@@ -79,7 +79,7 @@ mod tests {
                      Requests per second:    9.50 [#/sec] (mean)\n";
         assert_eq!(
             parse(plain),
-            Some(Done {
+            Some(AbReport {
                 complete: 10,
                 failed: 0,
                 kept: 0,

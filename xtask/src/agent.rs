@@ -1,5 +1,5 @@
-//! The rebalancer as the demo and the table of steps run it: the agent on this machine, its
-//! moves read from its log.
+//! Runs the agent on this machine for the demo, the benchmark and the suites `steps` and `answers`,
+//! and reads its moves from its log.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
+/// How long the agent may take to start or to reload.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Agent {
@@ -30,46 +31,47 @@ pub(crate) struct Agent {
     pins: PathBuf,
     log: Arc<Mutex<Log>>,
     reader: JoinHandle<()>,
-    /// Hears of every policy that the agent has taken up.
+    /// Receives once per policy that the agent has loaded.
     ready: Receiver<()>,
 }
 
-/// What the agent has said.
+/// What the agent has logged.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
-    /// How many moves of which rule ended in which outcome.
+    /// Number of moves by rule and outcome.
     moves: BTreeMap<(String, String), u64>,
-    /// The same, one by one.
-    pub(crate) ended: Vec<Ended>,
-    /// How many moves it would have made.
+    /// The same moves, one by one.
+    pub(crate) ended: Vec<EndedMove>,
+    /// Number of moves that it would have made in DryRun.
     pub(crate) would_move: u64,
-    /// Warnings and errors, and what is no JSON.
-    pub(crate) troubles: Vec<String>,
+    /// Warnings, errors, and lines that are not JSON.
+    pub(crate) problems: Vec<String>,
 }
 
-/// A move's end.
+/// A finished move.
 #[derive(Clone, Debug)]
-pub(crate) struct Ended {
-    /// When it was told.
+pub(crate) struct EndedMove {
+    /// When it was logged.
     pub(crate) at: Instant,
-    /// The server's end, and the client's.
+    /// The server's address.
     pub(crate) local: SocketAddr,
+    /// The client's address.
     pub(crate) peer: SocketAddr,
     pub(crate) outcome: String,
-    /// Since it was chosen.
+    /// Time since the connection was chosen.
     pub(crate) waited: Duration,
 }
 
 impl Agent {
-    /// Starts the agent with `policy` and waits until it says that it has started.
-    pub(crate) fn start(lab: &Lab, program: &Path, policy: &str, more: &[&str]) -> Result<Self> {
+    /// Starts the agent with `policy` and waits until it has started.
+    pub(crate) fn start(lab: &Lab, program: &Path, policy: &str, options: &[&str]) -> Result<Self> {
         let mut command = lab.machine().command(program);
-        command.arg("agent").args(more);
+        command.arg("agent").args(options);
         let file = lab.folder().join("policy.yaml");
         Self::launch(command, file, lab.pins(), program, policy)
     }
 
-    /// Starts one that sees only what `pod` serves, so that several can run side by side.
+    /// Starts an agent that sees only the connections of `pod`, so that several can run side by side.
     pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
         let pins = lab.pins();
         make_on_bpffs(&pins)?;
@@ -88,7 +90,7 @@ impl Agent {
     ) -> Result<Self> {
         fs::write(&file, policy).context("write the policy")?;
         let mut process = command
-            // The lab's pods have cgroups as kubelet names them, and no API server.
+            // The lab's cgroups look like Kubernetes pods', but there is no API server.
             .args([
                 "--kubernetes=off",
                 "--log-format",
@@ -99,7 +101,7 @@ impl Agent {
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
-            // Its own choice is named after the pins, and so would be the lab's folder.
+            // The default is named after the pins, as the lab's folder is.
             .arg("--run-dir")
             .arg(file.with_extension("run"))
             .stdin(Stdio::null())
@@ -107,16 +109,16 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
-        let output = process.stderr.take().expect("its log is a pipe");
+        let output = process.stderr.take().expect("stderr is a pipe");
         let log = Arc::new(Mutex::new(Log::default()));
-        let (tell, ready) = channel();
+        let (loaded, ready) = channel();
         let writer = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 writer
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
-                    .read(&line, &tell);
+                    .read(&line, &loaded);
             }
         });
         let program = program.to_owned();
@@ -131,31 +133,31 @@ impl Agent {
         };
         match agent.ready.recv_timeout(PATIENCE) {
             Ok(()) => Ok(agent),
-            Err(RecvTimeoutError::Timeout) => bail!("the agent does not start in {PATIENCE:?}"),
+            Err(RecvTimeoutError::Timeout) => bail!("the agent did not start within {PATIENCE:?}"),
             Err(RecvTimeoutError::Disconnected) => {
-                let (log, status) = agent.end()?;
+                let (log, status) = agent.wait()?;
                 bail!(
-                    "the agent ended with {status}:\n{}",
-                    log.troubles.join("\n")
+                    "the agent exited with {status}:\n{}",
+                    log.problems.join("\n")
                 )
             }
         }
     }
 
-    /// Gives it another policy, as a changed ConfigMap does, and waits until it has it.
+    /// Replaces its policy, sends SIGHUP and waits until the new policy is loaded.
     pub(crate) fn reload(&self, policy: &str) -> Result<()> {
         fs::write(&self.policy, policy).context("write the policy")?;
         kill_process(Pid::from_child(&self.process), Signal::HUP).context("SIGHUP")?;
         let ready = self.ready.recv_timeout(PATIENCE);
         ready.with_context(|| {
             format!(
-                "the agent did not take up the policy:\n{}",
-                self.log().troubles.join("\n")
+                "the agent did not load the policy:\n{}",
+                self.log().problems.join("\n")
             )
         })
     }
 
-    /// What it has said so far.
+    /// What it has logged so far.
     pub(crate) fn log(&self) -> Log {
         self.log
             .lock()
@@ -163,54 +165,54 @@ impl Agent {
             .clone()
     }
 
-    /// What its maps hold of endpoints, in one of `dump`'s forms.
-    pub(crate) fn dump_endpoints(&self, form: &str) -> Result<String> {
-        self.ask(&["dump", "--endpoints", "-o", form])
+    /// The output of `dump --endpoints`, as `table` or `json`.
+    pub(crate) fn dump_endpoints(&self, format: &str) -> Result<String> {
+        self.query(&["dump", "--endpoints", "-o", format])
     }
 
-    /// How many connections its policy skips for which cause, by `rebalancer plan`.
+    /// Number of skipped connections by cause, from `rebalancer plan`.
     #[cfg(feature = "steps")]
     pub(crate) fn skipped(&self) -> Result<BTreeMap<String, u64>> {
         let policy = self.policy.display().to_string();
-        let plan = self.ask(&["plan", "-o", "json", "--policy", &policy])?;
+        let plan = self.query(&["plan", "-o", "json", "--policy", &policy])?;
         let plan: Value = serde_json::from_str(&plan).context("the plan")?;
-        serde_json::from_value(plan["skipped"].clone()).context("the plan's sums")
+        serde_json::from_value(plan["skipped"].clone()).context("the plan's counts")
     }
 
-    fn ask(&self, question: &[&str]) -> Result<String> {
+    fn query(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(question)
+            .args(arguments)
             .arg("--pins")
             .arg(&self.pins)
             .arg("--run-dir")
             .arg(self.policy.with_extension("run"))
             .output()
-            .with_context(|| format!("rebalancer {}", question[0]))?;
+            .with_context(|| format!("rebalancer {}", arguments[0]))?;
         let problem = String::from_utf8_lossy(&output.stderr);
         ensure!(
             output.status.success(),
             "rebalancer {}: {}",
-            question[0],
+            arguments[0],
             problem.trim()
         );
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Stops it as Kubernetes would, and returns all it said.
+    /// Stops it by SIGTERM, as Kubernetes does, and returns its log.
     pub(crate) fn stop(self) -> Result<Log> {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).context("stop the agent")?;
-        let (log, status) = self.end()?;
+        let (log, status) = self.wait()?;
         if !status.success() {
             bail!(
-                "the agent ended with {status}:\n{}",
-                log.troubles.join("\n")
+                "the agent exited with {status}:\n{}",
+                log.problems.join("\n")
             );
         }
         Ok(log)
     }
 
-    fn end(mut self) -> Result<(Log, ExitStatus)> {
+    fn wait(mut self) -> Result<(Log, ExitStatus)> {
         let status = self.process.wait().context("wait for the agent")?;
         if self.reader.join().is_err() {
             bail!("reading the agent's log failed");
@@ -225,21 +227,20 @@ impl Agent {
 }
 
 impl Log {
-    /// The moves of `rule`, by outcome; what was refused, by the guard too.
+    /// The number of moves of `rule` by outcome; refused moves by cause as well.
     pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
         let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
-        of_rule
-            .map(|((_, outcome), count)| (outcome.as_str(), *count))
-            .collect()
+        let outcomes = of_rule.map(|((_, outcome), count)| (outcome.as_str(), *count));
+        outcomes.collect()
     }
 
     fn read(&mut self, line: &str, ready: &Sender<()>) {
         let Ok(event) = serde_json::from_str::<Value>(line) else {
-            return self.troubles.push(line.to_owned());
+            return self.problems.push(line.to_owned());
         };
         let text = |name: &str| event[name].as_str().unwrap_or_default();
         match text("message") {
-            // Nobody waits for it any more if it took too long.
+            // The receiver is gone if the caller has given up waiting.
             "started" | "policy reloaded" => drop(ready.send(())),
             "would move" => self.would_move += 1,
             "move" => {
@@ -249,7 +250,7 @@ impl Log {
                 };
                 if let (Ok(local), Ok(peer)) = (text("local").parse(), text("peer").parse()) {
                     let waited = event["waited_ms"].as_u64().unwrap_or_default();
-                    self.ended.push(Ended {
+                    self.ended.push(EndedMove {
                         at: Instant::now(),
                         local,
                         peer,
@@ -263,12 +264,12 @@ impl Log {
             _ => {}
         }
         if matches!(text("level"), "WARN" | "ERROR") {
-            self.troubles.push(line.to_owned());
+            self.problems.push(line.to_owned());
         }
     }
 }
 
-/// Makes a folder there, so that several agents can keep their pins in it.
+/// Creates a folder on the bpffs, in which several agents can keep their pins.
 fn make_on_bpffs(folder: &Path) -> Result<()> {
     let made = || match fs::create_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
@@ -277,7 +278,7 @@ fn make_on_bpffs(folder: &Path) -> Result<()> {
     if made().is_ok() {
         return Ok(());
     }
-    // Nobody has mounted it yet; the agent would do the same.
+    // The bpffs is not mounted yet; the agent would mount it too.
     let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
     let status = Command::new("mount").args(mount).status();
     ensure!(status.context("mount")?.success(), "mount /sys/fs/bpf");
@@ -289,8 +290,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_moves_and_keeps_troubles() {
-        let (tell, started) = channel();
+    fn counts_moves_and_keeps_problems_of_a_log() {
+        let (loaded, started) = channel();
         let mut log = Log::default();
         for line in [
             r#"{"level":"INFO","message":"started","pid":1}"#,
@@ -301,12 +302,12 @@ mod tests {
             r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
             "thread panicked",
         ] {
-            log.read(line, &tell);
+            log.read(line, &loaded);
         }
         assert!(started.try_recv().is_ok());
         assert_eq!(log.outcomes("old"), BTreeMap::from([("reset", 2)]));
         assert_eq!(log.outcomes("c"), BTreeMap::from([("refused: sigpipe", 1)]));
         assert_eq!(log.outcomes("big"), BTreeMap::from([("failed", 1)]));
-        assert_eq!((log.would_move, log.troubles.len()), (1, 2));
+        assert_eq!((log.would_move, log.problems.len()), (1, 2));
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask build`: the release agent, one file with the kernel half inside.
+//! `cargo xtask build`: the release agent, one file that contains the kernel half.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::{
     terminal,
 };
 
-/// Builds the agent and returns where it is.
+/// Builds the agent and returns its path.
 pub(crate) fn run() -> Result<PathBuf> {
     setup::ensure(&[Need::Kernel])?;
     let agent = agent()?;
@@ -24,7 +24,7 @@ pub(crate) fn run() -> Result<PathBuf> {
     Ok(agent)
 }
 
-/// Builds the agent, showing cargo's own progress.
+/// Builds the agent with cargo's own output and returns its path.
 pub(crate) fn agent() -> Result<PathBuf> {
     let status = cargo()
         .args(["build", "--release", "-p", "rebalancer-user"])
@@ -37,7 +37,7 @@ pub(crate) fn agent() -> Result<PathBuf> {
     Ok(target().join("release/rebalancer"))
 }
 
-/// Where cargo builds.
+/// Cargo's target folder.
 pub(crate) fn target() -> PathBuf {
     let root = root();
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);

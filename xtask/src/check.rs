@@ -1,4 +1,4 @@
-//! Checks that tell how they went: each in a line while it runs, and all of them in a summary.
+//! Runs checks one after the other, each shown while it runs, and summarizes them.
 
 use std::time::{Duration, Instant};
 
@@ -6,49 +6,56 @@ use anyhow::Result;
 
 use crate::{progress::Step, terminal};
 
-/// What a check found, in a few words.
-pub(crate) type Found = Result<String>;
+/// What a check found, in a few words, or why it failed.
+pub(crate) type Outcome = Result<String>;
 
-/// A check that has been made.
-pub(crate) struct Checked {
+/// A finished check.
+pub(crate) struct CheckReport {
     name: &'static str,
     time: Duration,
-    found: Found,
+    outcome: Outcome,
 }
 
-impl Checked {
-    /// One that was made meanwhile, in `time`.
-    pub(crate) fn made(name: &'static str, time: Duration, found: Found) -> Self {
-        Self { name, time, found }
+impl CheckReport {
+    pub(crate) fn new(name: &'static str, time: Duration, outcome: Outcome) -> Self {
+        Self {
+            name,
+            time,
+            outcome,
+        }
     }
 
-    /// Makes it, shown; an error is told at once.
-    pub(crate) fn make(name: &'static str, work: impl FnOnce() -> Found) -> Self {
+    /// Runs a check and shows its progress; prints an error at once.
+    pub(crate) fn run(name: &'static str, work: impl FnOnce() -> Outcome) -> Self {
         let step = Step::start(name);
         let started = Instant::now();
-        let found = work();
-        match &found {
+        let outcome = work();
+        match &outcome {
             Ok(_) => step.done(),
             Err(error) => {
                 step.failed();
                 eprintln!("{error:#}");
             }
         }
-        Self::made(name, started.elapsed(), found)
+        Self::new(name, started.elapsed(), outcome)
     }
 
-    pub(crate) fn failed(&self) -> bool {
-        self.found.is_err()
+    pub(crate) fn has_failed(&self) -> bool {
+        self.outcome.is_err()
     }
 
-    /// Its line in a summary whose names take `width` columns.
+    /// Prints its line of a summary whose name column is `width` wide.
     pub(crate) fn summarize(&self, width: usize) {
-        let Self { name, time, found } = self;
-        let text = match found {
+        let Self {
+            name,
+            time,
+            outcome,
+        } = self;
+        let text = match outcome {
             Ok(text) => text.clone(),
             Err(error) => error.to_string(),
         };
         let text = format!("{:>6.1} s  {text}", time.as_secs_f64());
-        terminal::check(found.is_ok(), &format!("{name:<width$}"), text.trim_end());
+        terminal::check(outcome.is_ok(), &format!("{name:<width$}"), text.trim_end());
     }
 }

@@ -1,8 +1,8 @@
-//! `cargo xtask fuzz`: the doors for input from outside, fed with made-up bytes by libFuzzer.
+//! `cargo xtask fuzz`: runs libFuzzer on the parsers of external input.
 //!
-//! What each door must hold is in rebalancer-user/src/fuzzing.rs; the seeds are in
-//! rebalancer-user/fuzz/corpus. New inputs that reach more are kept under target/fuzz, so that a
-//! long run goes on where the last one stopped.
+//! What each target must uphold is in rebalancer-user/src/fuzzing.rs, its seeds are in
+//! rebalancer-user/fuzz/corpus. New inputs that reach more code are kept under target/fuzz, so that
+//! the next run continues where the last one stopped.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -15,24 +15,24 @@ use crate::{
     terminal,
 };
 
-/// A door for input from outside.
+/// A parser of external input.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
-    /// The text of a policy
+    /// Policy files
     Policy,
-    /// What the kernel's iterator wrote
+    /// Records written by the BPF iterator
     Records,
-    /// Answers of sock_diag
+    /// sock_diag replies
     Netlink,
-    /// The kernel's types
+    /// The kernel's BTF
     Btf,
-    /// A saved dump, for `plan --snapshot`
+    /// Saved dumps, for `plan --snapshot`
     Dump,
-    /// What two ends of a connection say
+    /// HTTP/1 bytes of a sniffed connection, in both directions
     Exchange,
 }
 
-/// One input larger than this is of no use: the time goes into its size.
+/// Larger inputs only make runs slower.
 const LARGEST: usize = 16 * 1024;
 
 impl Target {
@@ -50,10 +50,10 @@ impl Target {
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Which door; all of them, one after the other, if none is named
+    /// Targets to fuzz, one after the other [default: all]
     #[arg(value_enum)]
     targets: Vec<Target>,
-    /// How long for each
+    /// Duration for each target
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }
@@ -66,16 +66,16 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     setup::ensure(&[Need::Fuzzer])?;
     let programs = build()?;
     for target in targets {
-        let found = feed(*target, arguments.seconds, &programs)?;
-        terminal::check(true, target.name(), &found);
+        let summary = fuzz(*target, arguments.seconds, &programs)?;
+        terminal::check(true, target.name(), &summary);
     }
     Ok(())
 }
 
-/// Builds the fuzzers; their folder.
+/// Builds the fuzzers and returns their folder.
 ///
-/// The wrapper counts branches in the workspace's own crates. A profile or flags of their own
-/// would build every dependency once more.
+/// The wrapper instruments the workspace's own crates only. A separate profile or separate flags
+/// would rebuild every dependency.
 fn build() -> Result<PathBuf> {
     let mut command = cargo();
     command
@@ -85,14 +85,14 @@ fn build() -> Result<PathBuf> {
             "RUSTC_WORKSPACE_WRAPPER",
             root().join("rebalancer-user/fuzz/instrument"),
         )
-        // The kernel half is not fuzzed: the kernel's verifier has the last word on it.
+        // The kernel half is not fuzzed: the verifier checks it.
         .env("AYA_BUILD_SKIP", "1");
     progress::run("building the fuzzers", &mut command)?;
     Ok(root().join("target/debug"))
 }
 
-/// Runs one; what it has to say at its end.
-fn feed(target: Target, seconds: u32, programs: &std::path::Path) -> Result<String> {
+/// Fuzzes one target and returns a summary.
+fn fuzz(target: Target, seconds: u32, programs: &std::path::Path) -> Result<String> {
     let name = target.name();
     let folder = root().join("target/fuzz").join(name);
     let kept = folder.join("corpus");
@@ -110,30 +110,31 @@ fn feed(target: Target, seconds: u32, programs: &std::path::Path) -> Result<Stri
         let words = root().join("rebalancer-user/fuzz/policy.dict");
         command.arg(format!("-dict={}", words.display()));
     }
-    let label = format!("feeding {name} for {seconds} s");
-    let said = progress::run_for_output(&label, &mut command)
+    let label = format!("fuzzing {name} for {seconds} s");
+    let output = progress::run_for_output(&label, &mut command)
         .with_context(|| format!("the input is in {}", folder.display()))?;
-    summary(&said).with_context(|| format!("{name} ended without saying what it did"))
+    summary(&output).with_context(|| format!("fuzzing {name}"))
 }
 
-/// What libFuzzer prints at its end, in one line.
-fn summary(said: &[String]) -> Result<String> {
+/// Summarizes libFuzzer's statistics in one line.
+fn summary(output: &[String]) -> Result<String> {
     let number = |name: &str| {
-        said.iter()
+        output
+            .iter()
             .find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
     };
     let Some(runs) = number("stat::number_of_executed_units:") else {
-        bail!("no statistics in its output");
+        bail!("libFuzzer printed no statistics");
     };
-    let reached = said
+    let reached = output
         .iter()
         .rev()
         .find_map(|line| line.split_once("cov: ")?.1.split(' ').next())
         .unwrap_or("?");
     if runs == 0 || reached == "0" {
-        bail!("it reached nothing: {runs} inputs");
+        bail!("{runs} inputs reached no code");
     }
     Ok(format!(
-        "{runs} inputs, {reached} branches reached, none broke it"
+        "{runs} inputs, {reached} branches reached, no failure"
     ))
 }

@@ -1,8 +1,8 @@
-//! The part of xtask that tests share: the lab, a small network with pods, a client and
-//! kube-proxy's rules, on this machine alone; an API server that is none; other programs that a node
-//! may have; and what a process holds of BPF.
+//! What tests of other crates use of xtask: the lab (a small network with pods, a client and
+//! kube-proxy's rules), a fake API server, sock_ops programs like those that other software loads on
+//! a node, and the BPF objects that a process holds.
 
 pub mod apiserver;
-pub mod held;
+pub mod bpf_objects;
 pub mod lab;
 pub mod sock_ops;

@@ -1,18 +1,18 @@
-//! `cargo xtask`: sets the machine up, builds, tests and demonstrates. Nothing here ships.
+//! `cargo xtask`: sets up the machine, builds, tests and demonstrates. Not shipped.
 
 mod ab;
 mod agent;
 mod answers;
 mod bench;
 mod build;
-mod checked;
+mod check;
 mod cluster;
 mod demo;
 mod deploy;
 mod fuzz;
 mod image;
+mod keepalive_client;
 mod lab_command;
-mod paced;
 mod progress;
 mod server;
 mod setup;
@@ -42,14 +42,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building, testing and the lab need; does nothing if everything is installed
+    /// Install what building, testing and the lab need, if it is missing
     Setup,
     /// Build the release agent: one binary with the kernel half inside
     Build,
-    /// A small network with a client, a node with kube-proxy's rules, and pods
+    /// Manage labs: a client, a node with kube-proxy's rules, and pods in network namespaces
     #[command(subcommand)]
     Lab(lab_command::Action),
-    /// Build the agent's OCI image, without a container engine and without a registry
+    /// Build the agent's OCI image; needs no container engine and no registry
     Image,
     /// Render the manifests of deploy/: each overlay, and the chart with its defaults
     Manifests {
@@ -57,7 +57,7 @@ enum Task {
         #[arg(value_name = "DIR")]
         folder: PathBuf,
     },
-    /// A real Kubernetes in namespaces of this machine
+    /// Manage a real Kubernetes cluster in namespaces of this machine
     #[command(subcommand)]
     Cluster(cluster::Action),
     /// Demonstrate the problem with real programs, then fix it, in three acts
@@ -65,22 +65,22 @@ enum Task {
     /// Measure what the agent costs
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Simulate clusters around the agent's own decisions: moves, rounds and who is hit, as a table
+    /// Run the agent's decisions in simulated clusters and print moves and rounds as a table
     Simulate(simulate::Args),
     /// Run all checks, or one suite
     Test(test::Args),
     /// Fuzz the parsers of external input (policies, records, netlink, BTF, dumps) with libFuzzer
     Fuzz(fuzz::Args),
-    /// The demo's client: keep-alive connections that think between requests
+    /// The demo's client: keep-alive connections with think time between requests
     #[command(hide = true)]
-    PacedClient(paced::Args),
-    /// The server of `test answers`: it pauses amid its answers
+    KeepaliveClient(keepalive_client::Args),
+    /// The server of `test answers`, which pauses within its responses
     #[command(hide = true)]
-    AnswersServer(answers::Serving),
+    AnswersServer(answers::ServerArgs),
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let result = match Cli::parse().command {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(drop),
         Task::Lab(action) => lab_command::run(&action),
@@ -91,11 +91,11 @@ fn main() -> ExitCode {
         Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Bench(bench) => bench::run(&bench),
         Task::Simulate(arguments) => simulate::run(&arguments),
-        Task::PacedClient(arguments) => paced::run(&arguments),
+        Task::KeepaliveClient(arguments) => keepalive_client::run(&arguments),
         Task::AnswersServer(arguments) => answers::serve(&arguments),
         Task::Test(arguments) => test::run(&arguments),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{} {error:#}", terminal::red("error:"));
@@ -104,27 +104,27 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace's root: the folder above this crate.
+/// The workspace's root folder.
 fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .canonicalize()
-        .expect("the workspace that this program was built from is still there")
+        .expect("the workspace that this program was built from exists")
 }
 
-/// What takes long to make and stays: each named by what it was made from.
+/// The cache folder for programs that take long to build; each is named by a hash of its sources.
 fn cache() -> Result<PathBuf> {
     let caches = std::env::var_os("XDG_CACHE_HOME")
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: where shall built programs be kept?")?;
+        .context("cannot choose a cache folder: set XDG_CACHE_HOME or HOME")?;
     let cache = caches.join("rebalancer");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     Ok(cache)
 }
 
-/// cargo in the workspace's root, in the environment that a plain `cargo build` has: another
-/// one would rebuild everything.
+/// cargo in the workspace's root, in the same environment as a plain `cargo build`: a different one
+/// would rebuild everything.
 fn cargo() -> Command {
     let mut cargo = Command::new("cargo");
     cargo.current_dir(root()).env_remove("RUSTC_BOOTSTRAP");

@@ -1,5 +1,5 @@
-//! Long steps: a spinner with the elapsed time and the program's last line on a terminal,
-//! plain lines elsewhere; the program's output only if it fails.
+//! Progress of long steps: on a terminal a spinner with the elapsed time and the program's last line,
+//! elsewhere plain lines. The program's output is printed only if it fails.
 
 use std::{
     collections::VecDeque,
@@ -13,17 +13,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::terminal;
 
-/// How much of a failed program's output is shown.
+/// Lines printed of a failed program's output.
 const SHOWN: usize = 40;
-/// How much of a program's output is kept.
+/// Lines kept of a program's output.
 const KEPT: usize = 400;
 
-/// Runs `command` to its end as the step `title`.
+/// Runs `command` until it exits, as the step `title`.
 pub(crate) fn run(title: &str, command: &mut Command) -> Result<()> {
     run_for_output(title, command).map(drop)
 }
 
-/// The same; the last lines that it wrote.
+/// The same; returns the last lines of its output.
 pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<String>> {
     let step = Step::start(title);
     let (reader, writer) = std::io::pipe().context("pipe")?;
@@ -34,9 +34,9 @@ pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<S
         .stderr(writer)
         .spawn()
         .with_context(|| format!("start {program}"))?;
-    // The command keeps the pipe's ends for another start: without this the pipe never ends.
+    // `command` still holds the pipe's write ends; without this the reader never sees its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let tail = follow(reader, &step);
+    let tail = read_tail(reader, &step);
     let status = child
         .wait()
         .with_context(|| format!("wait for {program}"))?;
@@ -48,17 +48,17 @@ pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<S
     let tail = Vec::from(tail);
     let shown = &tail[tail.len().saturating_sub(SHOWN)..];
     bail!(
-        "{title}: {program} ended with {status}\n{}",
+        "{title}: {program} exited with {status}\n{}",
         shown.join("\n")
     );
 }
 
-fn follow(output: PipeReader, step: &Step) -> VecDeque<String> {
+fn read_tail(output: PipeReader, step: &Step) -> VecDeque<String> {
     let mut tail = VecDeque::with_capacity(KEPT);
-    // Not `lines()`: what a program writes need not be UTF-8.
+    // Not `lines()`: the output may not be UTF-8.
     for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        step.say(&line);
+        step.update(&line);
         if tail.len() == KEPT {
             tail.pop_front();
         }
@@ -67,11 +67,11 @@ fn follow(output: PipeReader, step: &Step) -> VecDeque<String> {
     tail
 }
 
-/// A step under way.
+/// A running step.
 pub(crate) struct Step {
     title: String,
     started: Instant,
-    /// Only on a terminal.
+    /// On a terminal only.
     spinner: Option<ProgressBar>,
 }
 
@@ -95,8 +95,8 @@ impl Step {
         }
     }
 
-    /// What is happening now: shown on a terminal only.
-    pub(crate) fn say(&self, line: &str) {
+    /// Shows what is happening now, on a terminal only.
+    pub(crate) fn update(&self, line: &str) {
         if let Some(spinner) = &self.spinner {
             spinner.set_message(line.to_owned());
         }

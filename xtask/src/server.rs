@@ -1,4 +1,4 @@
-//! A real server in a pod, for as long as its value lives.
+//! A server process in a pod, stopped when its value is dropped.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ pub(crate) struct Running {
     folder: PathBuf,
 }
 
-/// A folder for `server` of `pod`, which ends with the lab.
+/// Creates a folder for `server` of `pod`, which is removed with the lab.
 pub(crate) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
     let folder = lab.folder().join(format!("{}-{server}", pod.name));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -29,7 +29,7 @@ pub(crate) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
 }
 
 impl Running {
-    /// Starts it, its output in a file, and waits until the lab's client reaches all `ports`.
+    /// Starts it with its output in a file and waits until the lab's client can connect to all `ports`.
     pub(crate) fn start(
         lab: &Lab,
         pod: &Pod,
@@ -54,7 +54,7 @@ impl Running {
             let reached = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
             while let Err(error) = lab.client().enter(reached)? {
                 if server.process.try_wait()?.is_some() || Instant::now() > deadline {
-                    bail!("{address} is not served: {error}\n{}", server.said());
+                    bail!("cannot connect to {address}: {error}\n{}", server.log());
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -67,23 +67,22 @@ impl Running {
         &self.folder
     }
 
-    /// Whether it and all of its workers have lived through everything so far.
-    pub(crate) fn survives(&mut self) -> Result<bool> {
-        let said = self.said();
-        // nginx, PostgreSQL and Redis tell of a process that a signal ended.
-        let signalled = ["by signal", "on signal"].iter().any(|s| said.contains(s));
+    /// Whether neither it nor one of its workers has died so far.
+    pub(crate) fn is_alive(&mut self) -> Result<bool> {
+        let log = self.log();
+        // nginx, PostgreSQL and Redis log when a signal ends a process.
+        let signalled = ["by signal", "on signal"].iter().any(|s| log.contains(s));
         Ok(self.process.try_wait()?.is_none() && !signalled)
     }
 
-    fn said(&self) -> String {
+    fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // All of these end at once on INT, PostgreSQL without waiting for its clients. One that
-        // does not is ended by the lab.
+        // All of these servers exit at once on SIGINT, PostgreSQL without waiting for its clients.
         if kill_process(Pid::from_child(&self.process), Signal::INT).is_ok() {
             let deadline = Instant::now() + Duration::from_secs(5);
             while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -95,12 +94,12 @@ impl Drop for Running {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program until it exits.
 #[cfg(feature = "steps")]
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = command.output().with_context(|| format!("start {name}"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name}: {}", said.trim());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}", stderr.trim());
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask simulate`: made-up clusters around the agent's own decisions. The simulator is an
-//! example of rebalancer-core: it needs nothing else of the agent.
+//! `cargo xtask simulate`: the agent's decisions in simulated clusters. The simulator is an example of
+//! rebalancer-core and needs nothing else of the agent.
 
 use std::ffi::OsString;
 
@@ -9,7 +9,7 @@ use crate::cargo;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What the simulator takes; `cargo xtask simulate -- --help` tells
+    /// Arguments of the simulator; see `cargo xtask simulate -- --help`
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<OsString>,
 }

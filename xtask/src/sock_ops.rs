@@ -1,5 +1,5 @@
-//! A sock_ops program from bare instructions, on a cgroup: what other programs on a node are like,
-//! and the least that one can cost.
+//! Attaches a sock_ops program made of bare instructions to a cgroup: it stands for other software on a
+//! node, and an empty one shows the least that such a program can cost.
 
 use std::{
     fs::File,
@@ -16,14 +16,14 @@ const PROG_TYPE_SOCK_OPS: u32 = 13;
 const CGROUP_SOCK_OPS: u32 = 3;
 const MAP_TYPE_ARRAY: u32 = 2;
 
-/// A program that is attached for as long as this lives.
+/// An attached program; dropping it detaches it.
 #[derive(Debug)]
 pub struct SockOps {
     _link: OwnedFd,
 }
 
 impl SockOps {
-    /// Loads the program and attaches it to the cgroup, beside those that are there.
+    /// Loads the program and attaches it to the cgroup, beside existing programs.
     pub fn attach(cgroup: &Path, instructions: &[u64]) -> io::Result<Self> {
         let program = load(instructions)?;
         let folder = File::open(cgroup)?;
@@ -32,7 +32,7 @@ impl SockOps {
         Ok(Self { _link: link })
     }
 
-    /// One that does nothing.
+    /// Attaches a program that does nothing.
     pub fn attach_empty(cgroup: &Path) -> io::Result<Self> {
         let code = [instruction(0xb7, 0, 0, 0, 1), instruction(0x95, 0, 0, 0, 0)];
         Self::attach(cgroup, &code) // r0 = 1; exit
@@ -47,7 +47,7 @@ pub fn instruction(opcode: u8, dst: u8, src: u8, offset: i16, immediate: i32) ->
         | u64::from(immediate as u32) << 32
 }
 
-/// An array of numbers of 64 bits, for a program to count in.
+/// Creates an array map of 64-bit counters.
 pub fn counters(entries: u32) -> io::Result<OwnedFd> {
     bpf(MAP_CREATE, &[MAP_TYPE_ARRAY, 4, 8, entries])
 }
@@ -69,15 +69,15 @@ fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
     bpf(PROG_LOAD, &attr)
 }
 
-/// `bpf(2)`, for commands that give a descriptor.
+/// `bpf(2)`, for commands that return a descriptor.
 fn bpf(command: i32, attr: &[u32]) -> io::Result<OwnedFd> {
-    // SAFETY: `attr` is valid for its length, the rest is taken as zero; what it points to
-    // outlives the call.
+    // SAFETY: `attr` is valid for its length, the kernel takes the rest as zero, and what it points
+    // to outlives the call.
     let fd =
         unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of_val(attr)) } as i32;
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a descriptor that the kernel has just given us.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

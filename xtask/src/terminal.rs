@@ -1,5 +1,4 @@
-//! What people read: headings, colours, marks and bars. Colours only on a terminal and never
-//! with `NO_COLOR`.
+//! Headings, colours and check marks. Colours are used only on a terminal and not with `NO_COLOR`.
 
 use std::{fmt::Display, io::IsTerminal as _, sync::LazyLock};
 
@@ -41,8 +40,8 @@ pub(crate) fn heading(text: impl Display) {
     println!("\n{}", bold(text));
 }
 
-/// One line of a checklist: a mark, what it is about, and what was found.
-pub(crate) fn check(there: bool, what: &str, found: &str) {
-    let mark = if there { green("✓") } else { red("✗") };
-    println!("  {mark} {what:<18} {}", dim(found));
+/// Prints one line of a checklist: a mark, the subject and a detail.
+pub(crate) fn check(passed: bool, what: &str, detail: &str) {
+    let mark = if passed { green("✓") } else { red("✗") };
+    println!("  {mark} {what:<18} {}", dim(detail));
 }

@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
     #[command(flatten, next_help_heading = "For the suite answers")]
-    answers: answers::Wanted,
+    answers: answers::Args,
     #[command(flatten, next_help_heading = "For the suite cluster")]
     cluster: cluster::Checking,
     #[command(flatten, next_help_heading = "For the suite vm")]

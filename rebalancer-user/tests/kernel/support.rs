@@ -21,7 +21,7 @@ use rebalancer_user::{
 use rustix::net::sockopt::socket_cookie;
 use serde_json::Value;
 use xtask::{
-    held::{self, Held},
+    bpf_objects::{self, BpfObject},
     lab::{Host, Lab, Pod, Spec},
 };
 
@@ -491,13 +491,13 @@ fn whole(answer: &[u8]) -> Option<usize> {
 }
 
 /// The programs, maps and links that a process holds.
-pub fn held_by(pid: u32) -> Vec<Held> {
-    held::held_by(pid).unwrap()
+pub fn held_by(pid: u32) -> Vec<BpfObject> {
+    bpf_objects::held_by(pid).unwrap()
 }
 
 /// Those of them that are still in the kernel.
-pub fn still_there(held: &[Held]) -> Vec<Held> {
-    held::still_there(held).unwrap()
+pub fn still_there(held: &[BpfObject]) -> Vec<BpfObject> {
+    bpf_objects::remaining(held).unwrap()
 }
 
 /// Pins of ours, of whatever process, in the usual bpffs.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    places::{self, Node},
+    layout::{self, Node},
     process::output,
 };
 
@@ -20,12 +20,12 @@ pub(super) fn file(name: &str) -> PathBuf {
 }
 
 fn folder() -> PathBuf {
-    places::state().join("pki")
+    layout::state().join("pki")
 }
 
 /// The kubeconfig of `client`, a certificate's name.
 pub(super) fn kubeconfig(client: &str) -> PathBuf {
-    places::state().join(format!("{client}.kubeconfig"))
+    layout::state().join(format!("{client}.kubeconfig"))
 }
 
 pub(super) fn make(nodes: &[Node]) -> Result<()> {
@@ -39,8 +39,8 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
     openssl("genrsa -out sa.key 2048", &[])?;
     openssl("rsa -in sa.key -pubout -out sa.pub", &[])?;
     let names = [
-        format!("IP:{}", places::CONTROL_PLANE),
-        format!("IP:{}", places::KUBERNETES),
+        format!("IP:{}", layout::CONTROL_PLANE),
+        format!("IP:{}", layout::KUBERNETES),
         "IP:127.0.0.1".to_owned(),
         "DNS:localhost".to_owned(),
         "DNS:kubernetes".to_owned(),
@@ -82,7 +82,7 @@ users: [{{name: user, user: {{client-certificate: '{certificate}', client-key: '
 contexts: [{{name: context, context: {{cluster: cluster, user: user}}}}]
 current-context: context
 ",
-        server = places::API_SERVER,
+        server = layout::API_SERVER,
         ca = file("ca.crt").display(),
         certificate = path("crt"),
         key = path("key"),

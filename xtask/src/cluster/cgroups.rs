@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::places::NAME;
+use super::layout::NAME;
 
 /// How long the end of processes may take.
 const DEADLINE: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use super::{
     certificates::{file, kubeconfig},
     cgroups::Cgroup,
-    kubectl, network, places,
+    kubectl, layout, network,
     process::{Server, in_namespace, program},
 };
 
@@ -75,7 +75,7 @@ fn etcd(cgroup: &Cgroup) -> Result<()> {
     let (clients, peers) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
     let arguments = [
         option("name", "cluster"),
-        option("data-dir", places::state().join("etcd")),
+        option("data-dir", layout::state().join("etcd")),
         // Nothing here survives the machine.
         option("unsafe-no-fsync", "true"),
         option("log-level", "warn"),
@@ -89,13 +89,13 @@ fn etcd(cgroup: &Cgroup) -> Result<()> {
 }
 
 fn api_server(cgroup: &Cgroup) -> Result<Server> {
-    let audit = places::state().join("audit-policy.yaml");
+    let audit = layout::state().join("audit-policy.yaml");
     fs::write(&audit, AUDIT).context("the audit policy")?;
     let arguments = [
         option("etcd-servers", "http://127.0.0.1:2379"),
         option("secure-port", "6443"),
         option("bind-address", "0.0.0.0"),
-        option("advertise-address", places::CONTROL_PLANE),
+        option("advertise-address", layout::CONTROL_PLANE),
         option("client-ca-file", file("ca.crt")),
         option("tls-cert-file", file("apiserver.crt")),
         option("tls-private-key-file", file("apiserver.key")),
@@ -107,7 +107,7 @@ fn api_server(cgroup: &Cgroup) -> Result<Server> {
             "service-account-issuer",
             "https://kubernetes.default.svc.cluster.local",
         ),
-        option("service-cluster-ip-range", places::SERVICES),
+        option("service-cluster-ip-range", layout::SERVICES),
         option("allow-privileged", "true"),
         option(
             "kubelet-client-certificate",
@@ -156,8 +156,8 @@ fn controller_manager(cgroup: &Cgroup) -> Result<()> {
         option("kube-api-burst", "400"),
         option("use-service-account-credentials", "true"),
         option("allocate-node-cidrs", "true"),
-        option("cluster-cidr", places::PODS),
-        option("service-cluster-ip-range", places::SERVICES),
+        option("cluster-cidr", layout::PODS),
+        option("service-cluster-ip-range", layout::SERVICES),
         option("root-ca-file", file("ca.crt")),
         option("service-account-private-key-file", file("sa.key")),
         option("cluster-signing-cert-file", file("ca.crt")),

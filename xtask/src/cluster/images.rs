@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
-use super::{places, process::output};
+use super::{layout, process::output};
 use crate::{
     image::{self, Image, Root},
     root, setup,
@@ -20,7 +20,7 @@ use crate::{
 pub(super) const PAUSE: &str = "rebalancer.local/pause:1";
 /// nginx, as a service's replica.
 pub(crate) const WEB: &str = "rebalancer.local/web:1";
-/// A shell, and the paced client at `/usr/bin/xtask`.
+/// A shell, and the keep-alive client at `/usr/bin/xtask`.
 pub(crate) const CLIENT: &str = "rebalancer.local/client:1";
 
 const SHELL: &[&str] = &["sh", "cat", "sleep", "ls", "env", "hostname", "kill"];
@@ -35,7 +35,7 @@ pub(super) struct Images {
 impl Images {
     /// Makes them in the cluster's folder, and takes `agent` along.
     pub(super) fn make(agent: &Path) -> Result<Self> {
-        let folder = places::state().join("images");
+        let folder = layout::state().join("images");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let pause_program = folder.join("pause");
         compile_pause(&pause_program)?;

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, process::Command};
 use anyhow::Result;
 
 use super::{
-    certificates, network, places,
+    certificates, layout, network,
     process::{self, in_namespace, program},
 };
 
@@ -17,7 +17,7 @@ pub(super) fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     // By default it would leave a cache in the home folder.
     command
         .arg("--cache-dir")
-        .arg(places::state().join("kubectl"));
+        .arg(layout::state().join("kubectl"));
     command.args(arguments);
     command
 }

@@ -10,9 +10,9 @@ mod claim;
 mod control_plane;
 mod images;
 mod kubectl;
+mod layout;
 mod network;
 mod node;
-mod places;
 mod process;
 mod programs;
 mod teardown;
@@ -34,7 +34,7 @@ pub(crate) use checks::{Checking, run as check};
 use claim::{Claim, Turn};
 use control_plane::ControlPlane;
 use images::Images;
-use places::{Description, Node};
+use layout::{Description, Node};
 
 /// The cgroup namespaces hold a few; this machine's memory is the limit.
 const MOST_NODES: u8 = 9;

@@ -6,7 +6,7 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result};
 
 use super::{
-    places::{self, Node},
+    layout::{self, Node},
     process::{self, in_namespace, output},
 };
 
@@ -21,8 +21,8 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
              link add br0 type bridge\n\
              addr add {}/{} dev br0\n\
              link set br0 up\n",
-            places::CONTROL_PLANE,
-            places::NODE_BITS
+            layout::CONTROL_PLANE,
+            layout::NODE_BITS
         ),
     )?;
     nodes.iter().try_for_each(|node| join(*node))
@@ -30,7 +30,7 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
 
 /// As after a reboot: none of the node's interfaces, routes and rules are left.
 pub(super) fn renew(node: Node) -> Result<()> {
-    let namespace = places::namespace(&node.name());
+    let namespace = layout::namespace(&node.name());
     output(Command::new("ip").args(["netns", "del", &namespace]))?;
     // The other end goes with the namespace, a moment later.
     process::wait("the node's wire to go", 10, || {
@@ -45,7 +45,7 @@ pub(super) fn renew(node: Node) -> Result<()> {
 fn join(node: Node) -> Result<()> {
     let name = node.name();
     add(&name)?;
-    let namespace = places::namespace(&name);
+    let namespace = layout::namespace(&name);
     batch(
         CONTROL_PLANE,
         &format!(
@@ -61,8 +61,8 @@ fn join(node: Node) -> Result<()> {
              link set eth0 up\n\
              route add default via {}\n",
             node.address(),
-            places::NODE_BITS,
-            places::CONTROL_PLANE
+            layout::NODE_BITS,
+            layout::CONTROL_PLANE
         ),
     )?;
     sysctl(&name, "net.ipv4.ip_forward=1")?;
@@ -86,14 +86,14 @@ pub(super) fn route(pods: &[(Node, String)]) -> Result<()> {
     let (first, _) = pods.first().context("a cluster has a node")?;
     let services = format!(
         "route replace {} via {}\n",
-        places::SERVICES,
+        layout::SERVICES,
         first.address()
     );
     batch(CONTROL_PLANE, &services)
 }
 
 fn add(host: &str) -> Result<()> {
-    output(Command::new("ip").args(["netns", "add", &places::namespace(host)])).map(drop)
+    output(Command::new("ip").args(["netns", "add", &layout::namespace(host)])).map(drop)
 }
 
 fn sysctl(host: &str, setting: &str) -> Result<()> {
@@ -101,7 +101,7 @@ fn sysctl(host: &str, setting: &str) -> Result<()> {
 }
 
 fn batch(host: &str, commands: &str) -> Result<()> {
-    let namespace = places::namespace(host);
+    let namespace = layout::namespace(host);
     let mut ip = Command::new("ip");
     process::fed(ip.args(["-n", &namespace, "-batch", "-"]), commands)
         .map(drop)

@@ -15,7 +15,7 @@ use super::{
     cgroups::{Cgroup, Hierarchy},
     images::{self, Images},
     kubectl,
-    places::{self, Node},
+    layout::{self, Node},
     process::{Server, in_namespace, output, program},
 };
 
@@ -248,7 +248,7 @@ iptables: {{minSyncPeriod: 100ms}}
 nftables: {{minSyncPeriod: 100ms}}
 ",
         kubeconfig = kubeconfig("kube-proxy").display(),
-        pods = places::PODS,
+        pods = layout::PODS,
     );
     let path: PathBuf = node.folder().join("kube-proxy.yaml");
     write(&path, &configuration)?;

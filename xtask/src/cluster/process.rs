@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::MemfdFlags;
 
-use super::{cgroups::Cgroup, places};
+use super::{cgroups::Cgroup, layout};
 
 /// How much of a server's log an error shows.
 const TAIL: usize = 15;
@@ -93,7 +93,7 @@ fn log(name: &str) -> PathBuf {
 }
 
 pub(super) fn logs() -> PathBuf {
-    places::state().join("log")
+    layout::state().join("log")
 }
 
 /// Waits until `ready` gives something.
@@ -124,7 +124,7 @@ fn until<T>(
 /// A command in a network namespace of the cluster.
 pub(super) fn in_namespace(host: &str, program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("nsenter");
-    let namespace = places::namespace_path(host);
+    let namespace = layout::namespace_path(host);
     command.arg(format!("--net={}", namespace.display()));
     command.arg(program.as_ref());
     command
@@ -132,7 +132,7 @@ pub(super) fn in_namespace(host: &str, program: impl AsRef<Path>) -> Command {
 
 /// One of Kubernetes' programs.
 pub(super) fn program(name: &str) -> PathBuf {
-    places::state().join("bin").join(name)
+    layout::state().join("bin").join(name)
 }
 
 /// What a command says; an error holds what it complains of.

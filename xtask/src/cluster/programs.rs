@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Kube, places};
+use super::{Kube, layout};
 use crate::{image, progress, root, setup};
 
 /// What the one binary does is chosen by the name that it is called by.
@@ -118,7 +118,7 @@ fn link_flags(kube: Kube) -> String {
 
 /// Puts the binary into the cluster's folder, under each of its names.
 pub(super) fn place(binary: &Path) -> Result<()> {
-    let folder = places::state().join("bin");
+    let folder = layout::state().join("bin");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for name in NAMES {
         symlink(binary, folder.join(name)).with_context(|| format!("link {name}"))?;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{cgroups, places};
+use super::{cgroups, layout};
 
 /// Folders that a node lays its own over, in its own mount namespace. Where the machine has none
 /// an empty one is made, and removed.
@@ -25,7 +25,7 @@ const MOUNT_POINTS: [&str; 9] = [
 ];
 
 fn made() -> PathBuf {
-    places::state().join("mount-points")
+    layout::state().join("mount-points")
 }
 
 /// Makes those that are missing, and notes which.
@@ -58,9 +58,9 @@ pub(super) fn remove() -> Result<()> {
         // One that someone else has begun to use stays.
         let _ = fs::remove_dir(path);
     }
-    match fs::remove_dir_all(places::state()) {
+    match fs::remove_dir_all(layout::state()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("remove {}", places::state().display()))
+            Err(error).with_context(|| format!("remove {}", layout::state().display()))
         }
         _ => Ok(()),
     }
@@ -73,13 +73,13 @@ pub(super) fn traces() -> Result<Vec<String>> {
         .map(|name| format!("network namespace {name}"))
         .collect();
     for hierarchy in cgroups::Hierarchy::all()? {
-        let cgroup = hierarchy.mount().join(places::NAME);
+        let cgroup = hierarchy.mount().join(layout::NAME);
         if cgroup.exists() {
             traces.push(cgroup.display().to_string());
         }
     }
-    if places::state().exists() {
-        traces.push(places::state().display().to_string());
+    if layout::state().exists() {
+        traces.push(layout::state().display().to_string());
     }
     Ok(traces)
 }
@@ -92,6 +92,6 @@ fn namespaces() -> Result<Vec<String>> {
     let names = entries
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok());
-    let prefix = places::namespace("");
+    let prefix = layout::namespace("");
     Ok(names.filter(|name| name.starts_with(&prefix)).collect())
 }

@@ -1,4 +1,4 @@
-//! The paced client, from outside: a process in the lab's client namespace that reports every
+//! The keep-alive client, from outside: a process in the lab's client namespace that reports every
 //! second.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use xtask::lab::Lab;
 
-use crate::paced::Report;
+use crate::keepalive_client::Report;
 
 /// How many connections the fleet keeps.
 pub(crate) const SIZE: u64 = 60;
@@ -28,12 +28,12 @@ impl Fleet {
         let mut client = lab
             .client()
             .command(myself)
-            .args(["paced-client", "--connections", &SIZE.to_string()])
+            .args(["keepalive-client", "--connections", &SIZE.to_string()])
             .args(["--url", &format!("http://{}{path}", lab.service())])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .context("start the paced client")?;
+            .context("start the keep-alive client")?;
         let output = client.stdout.take().expect("its output is a pipe");
         let (tell, reports) = channel();
         std::thread::spawn(move || {
@@ -49,29 +49,34 @@ impl Fleet {
                 return Ok(fleet);
             }
         }
-        bail!("the paced client did not get all of its {SIZE} connections");
+        bail!("the keep-alive client did not get all of its {SIZE} connections");
     }
 
     /// Waits for the next report, at most a second away.
     pub(crate) fn next(&self) -> Result<Report> {
         let line = self.reports.recv_timeout(Duration::from_secs(10));
-        let line = line.context("the paced client reports no more")?;
-        serde_json::from_str(&line).with_context(|| format!("the paced client's report {line}"))
+        let line = line.context("the keep-alive client reports no more")?;
+        serde_json::from_str(&line)
+            .with_context(|| format!("the keep-alive client's report {line}"))
     }
 
     /// Stops the fleet; its last word.
     pub(crate) fn stop(mut self) -> Result<Report> {
         drop(self.client.stdin.take());
-        let status = self.client.wait().context("wait for the paced client")?;
+        let status = self
+            .client
+            .wait()
+            .context("wait for the keep-alive client")?;
         if !status.success() {
-            bail!("the paced client ended with {status}");
+            bail!("the keep-alive client ended with {status}");
         }
         let mut last = None;
         // Its reader ends with it.
         while let Ok(line) = self.reports.recv_timeout(Duration::from_secs(5)) {
             last = Some(line);
         }
-        let last = last.context("the paced client's last report")?;
-        serde_json::from_str(&last).with_context(|| format!("the paced client's report {last}"))
+        let last = last.context("the keep-alive client's last report")?;
+        serde_json::from_str(&last)
+            .with_context(|| format!("the keep-alive client's report {last}"))
     }
 }

@@ -78,8 +78,8 @@ pub(crate) fn run() -> Result<()> {
     agent.reload(&heavy.dry_run())?;
     let (fleet, before) = demo.crowd("/blob")?;
     demo.moves_until_spread(&agent, &heavy, fleet, &before)?;
-    for trouble in agent.stop()?.troubles.iter().take(5) {
-        println!("  {} {}", red("the agent said:"), dim(trouble));
+    for problem in agent.stop()?.problems.iter().take(5) {
+        println!("  {} {}", red("the agent said:"), dim(problem));
     }
     let seconds = started.elapsed().as_secs();
     println!(
@@ -150,7 +150,7 @@ impl Demo {
         for _ in 0..WATCH {
             let report = fleet.next()?;
             last = Shares::of(&self.pods, &report.connections);
-            step.say(&last.line());
+            step.update(&last.line());
         }
         step.done();
         print!(
@@ -200,7 +200,7 @@ impl Demo {
             let report = fleet.next()?;
             after = Shares::of(&self.pods, &report.connections);
             let moves: u64 = agent.log().outcomes(policy.rule).values().sum();
-            step.say(&format!("{moves} moves: {}", after.line()));
+            step.update(&format!("{moves} moves: {}", after.line()));
             steady = if after.is_spread() { steady + 1 } else { 0 };
         }
         let spread = steady == STEADY;

@@ -5,12 +5,12 @@ use serde_json::Value;
 
 use super::{Tools, chart, choices, objects, prometheus, shipped, tools};
 use crate::{
-    checked::{Checked, Found},
+    check::{CheckReport, Outcome},
     setup::{self, Need},
     terminal,
 };
 
-type Check = (&'static str, fn(&Tools) -> Found);
+type Check = (&'static str, fn(&Tools) -> Outcome);
 
 /// The width of the names.
 const NAMES: usize = 34;
@@ -31,22 +31,22 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Deploy])?;
     let tools = Tools::build()?;
     terminal::heading("Manifests");
-    let results: Vec<Checked> = CHECKS
+    let results: Vec<CheckReport> = CHECKS
         .into_iter()
-        .map(|(name, check)| Checked::make(name, || check(&tools)))
+        .map(|(name, check)| CheckReport::run(name, || check(&tools)))
         .collect();
     terminal::heading("Summary");
     for result in &results {
         result.summarize(NAMES);
     }
-    let failed = results.iter().filter(|result| result.failed()).count();
+    let failed = results.iter().filter(|result| result.has_failed()).count();
     if failed > 0 {
         bail!("checks of deploy/ that failed: {failed}");
     }
     Ok(())
 }
 
-fn renders(tools: &Tools) -> Found {
+fn renders(tools: &Tools) -> Outcome {
     let all = shipped(tools)?;
     let mut count = 0;
     for (name, text) in &all {
@@ -58,7 +58,7 @@ fn renders(tools: &Tools) -> Found {
     Ok(format!("{} renderings, {count} objects", all.len()))
 }
 
-fn lint(tools: &Tools) -> Found {
+fn lint(tools: &Tools) -> Outcome {
     let mut helm = tools.helm(&["lint", "--strict"]);
     let (said, _) = tools::run(helm.arg(chart()))?;
     ensure!(said.contains("0 chart(s) failed"), "{said}");
@@ -87,7 +87,7 @@ const MISTAKES: [(&str, &[&str]); 10] = [
     ("policy=policy.yaml", &["--set-file policy=policy.yaml"]),
 ];
 
-fn mistakes_are_refused(tools: &Tools) -> Found {
+fn mistakes_are_refused(tools: &Tools) -> Outcome {
     for (value, words) in MISTAKES {
         match tools.template(&["--set", value]) {
             Ok(_) => bail!("--set {value} was taken"),
@@ -106,7 +106,7 @@ fn mistakes_are_refused(tools: &Tools) -> Found {
     Ok(format!("{} of them", MISTAKES.len()))
 }
 
-fn policy_arrives(tools: &Tools) -> Found {
+fn policy_arrives(tools: &Tools) -> Outcome {
     let file = chart().join("files/policy.yaml");
     let file = format!("policy={}", file.display());
     let ours = objects::parse(&tools.template(&["--set-file", &file])?)?;
@@ -127,7 +127,7 @@ fn policy_arrives(tools: &Tools) -> Found {
 }
 
 /// An annotation of the pod's until it became a field of the container's.
-fn app_armor(tools: &Tools) -> Found {
+fn app_armor(tools: &Tools) -> Outcome {
     const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/agent";
     for (version, is_a_field) in [("1.29.0", false), ("1.30.0", true)] {
         let arguments = [
@@ -151,7 +151,7 @@ fn app_armor(tools: &Tools) -> Found {
 
 const MI: u64 = 1 << 20;
 
-fn memory(tools: &Tools) -> Found {
+fn memory(tools: &Tools) -> Outcome {
     let mut told = Vec::new();
     for connections in [1_000, 50_000, 100_000, 1_000_000] {
         let value = format!("maxConnections={connections}");

@@ -1,4 +1,4 @@
-//! What the paced client has seen so far.
+//! What the keep-alive client has seen so far.
 
 use std::{
     collections::BTreeMap,

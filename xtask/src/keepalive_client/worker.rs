@@ -1,4 +1,4 @@
-//! One connection of the paced client: ask, read all of the answer, think, ask again.
+//! One connection of the keep-alive client: ask, read all of the answer, think, ask again.
 
 use std::{sync::Arc, time::Duration};
 

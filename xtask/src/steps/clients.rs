@@ -16,7 +16,7 @@ use super::tally::{Seen, Tally};
 /// How many connections a cell's clients keep.
 pub(super) const CONNECTIONS: u64 = 20;
 
-pub(super) struct Ground<'a> {
+pub(super) struct Clients<'a> {
     pub(super) client: &'a Host,
     pub(super) pod: Ipv4Addr,
     pub(super) port: u16,
@@ -25,26 +25,26 @@ pub(super) struct Ground<'a> {
     pub(super) until: Instant,
 }
 
-impl Ground<'_> {
+impl Clients<'_> {
     pub(super) fn address(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.pod, self.port)
     }
 
-    pub(super) fn left(&self) -> Duration {
+    pub(super) fn time_left(&self) -> Duration {
         self.until.saturating_duration_since(Instant::now())
     }
 
     /// Runs a worker for each connection until the time is over. Workers never end; what they
     /// have under way then counts for nothing.
-    pub(super) fn each<W>(&self, worker: impl FnMut(u64, Arc<Tally>) -> W + Send) -> Result<Seen>
+    pub(super) fn run<W>(&self, worker: impl FnMut(u64, Arc<Tally>) -> W + Send) -> Result<Seen>
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        self.each_beside(std::future::pending(), worker)
+        self.run_beside(std::future::pending(), worker)
     }
 
     /// The same with something beside the workers, as one that publishes for them.
-    pub(super) fn each_beside<B, W>(
+    pub(super) fn run_beside<B, W>(
         &self,
         beside: B,
         mut worker: impl FnMut(u64, Arc<Tally>) -> W + Send,
@@ -65,7 +65,7 @@ impl Ground<'_> {
                         tokio::spawn(worker(index, Arc::clone(&tally)));
                     }
                     // Running out of time is how it should end.
-                    match tokio::time::timeout(self.left(), beside).await {
+                    match tokio::time::timeout(self.time_left(), beside).await {
                         Ok(ended) => ended,
                         Err(_) => Ok(()),
                     }

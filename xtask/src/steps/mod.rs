@@ -2,8 +2,8 @@
 //! A column has a pod and an agent of its own, so that all columns of a row are measured at once
 //! and alike. It fails if the defaults lose what they must skip, or a server dies.
 
+mod clients;
 mod columns;
-mod ground;
 mod nginx;
 mod postgres;
 mod redis;
@@ -28,8 +28,8 @@ use crate::{
     setup::{self, Need},
     terminal::{green, heading, red},
 };
+use clients::Clients;
 use columns::Column;
-use ground::Ground;
 use table::{Cell, Row};
 use tally::Seen;
 
@@ -57,7 +57,7 @@ struct Situation {
     defaults: Defaults,
     /// Whether its connections have quiet moments at all.
     ever_quiet: bool,
-    run: fn(&Ground<'_>) -> Result<Seen>,
+    run: fn(&Clients<'_>) -> Result<Seen>,
 }
 
 /// What a policy with no more than it must say shall do.
@@ -206,14 +206,14 @@ impl<'a> Bench<'a> {
         let folders: Vec<_> = running.iter().map(|r| r.folder().to_owned()).collect();
         std::thread::scope(|scope| -> Result<()> {
             let clients = self.places.iter().zip(&folders).map(|(place, folder)| {
-                let ground = Ground {
+                let clients = Clients {
                     client: self.lab.client(),
                     pod: place.pod.addr,
                     port: situation.port,
                     folder,
                     until: rest + AFTERWARDS,
                 };
-                scope.spawn(move || (situation.run)(&ground))
+                scope.spawn(move || (situation.run)(&clients))
             });
             let clients: Vec<_> = clients.collect();
             std::thread::sleep(rest.saturating_duration_since(Instant::now()));
@@ -228,7 +228,7 @@ impl<'a> Bench<'a> {
             let last = rest + AFTERWARDS - Duration::from_millis(300);
             std::thread::sleep(last.saturating_duration_since(Instant::now()));
             for server in running.iter_mut() {
-                survived.push(server.survives().context("look at the server")?);
+                survived.push(server.is_alive().context("look at the server")?);
             }
             for client in clients {
                 seen.push(client.join().expect("clients do not panic")?);

@@ -11,11 +11,11 @@ use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    ground::{Ground, PAUSE, think},
+    clients::{Clients, PAUSE, think},
     server::{Running, folder},
     tally::{Seen, Tally},
 };
-use crate::paced;
+use crate::keepalive_client;
 
 const KEPT: u16 = 8080;
 const DOWNLOAD: u16 = 8081;
@@ -125,12 +125,12 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     )
 }
 
-fn kept(ground: &Ground<'_>) -> Result<Seen> {
-    let uri = uri(ground, "/")?;
-    ground.each(move |index, tally| {
+fn kept(clients: &Clients<'_>) -> Result<Seen> {
+    let uri = uri(clients, "/")?;
+    clients.run(move |index, tally| {
         let uri = uri.clone();
         async move {
-            let http = paced::client();
+            let http = keepalive_client::client();
             loop {
                 ask(&http, &uri, &tally, Duration::ZERO).await;
                 tokio::time::sleep(think(index)).await;
@@ -140,12 +140,12 @@ fn kept(ground: &Ground<'_>) -> Result<Seen> {
 }
 
 /// Slow readers: what they have not read waits in both hosts' queues.
-fn downloads(ground: &Ground<'_>) -> Result<Seen> {
-    let uri = uri(ground, "/big")?;
-    ground.each(move |index, tally| {
+fn downloads(clients: &Clients<'_>) -> Result<Seen> {
+    let uri = uri(clients, "/big")?;
+    clients.run(move |index, tally| {
         let uri = uri.clone();
         async move {
-            let http = paced::client();
+            let http = keepalive_client::client();
             loop {
                 ask(&http, &uri, &tally, Duration::from_millis(40)).await;
                 tokio::time::sleep(think(index)).await;
@@ -155,12 +155,12 @@ fn downloads(ground: &Ground<'_>) -> Result<Seen> {
 }
 
 /// The next poll follows the answer at once.
-fn polls(ground: &Ground<'_>) -> Result<Seen> {
-    let uri = uri(ground, "/")?;
-    ground.each(move |_, tally| {
+fn polls(clients: &Clients<'_>) -> Result<Seen> {
+    let uri = uri(clients, "/")?;
+    clients.run(move |_, tally| {
         let uri = uri.clone();
         async move {
-            let http = paced::client();
+            let http = keepalive_client::client();
             loop {
                 if !ask(&http, &uri, &tally, Duration::ZERO).await {
                     tokio::time::sleep(PAUSE).await;
@@ -170,12 +170,12 @@ fn polls(ground: &Ground<'_>) -> Result<Seen> {
     })
 }
 
-fn uri(ground: &Ground<'_>, path: &str) -> Result<Uri> {
-    Ok(format!("http://{}{path}", ground.address()).parse()?)
+fn uri(clients: &Clients<'_>, path: &str) -> Result<Uri> {
+    Ok(format!("http://{}{path}", clients.address()).parse()?)
 }
 
 /// One request, all of its answer read, with a pause at every 256 KiB.
-async fn ask(http: &paced::Http, uri: &Uri, tally: &Tally, pause: Duration) -> bool {
+async fn ask(http: &keepalive_client::Http, uri: &Uri, tally: &Tally, pause: Duration) -> bool {
     let answer = async {
         let answer = http.get(uri.clone()).await?;
         ensure!(answer.status().is_success(), "status {}", answer.status());
@@ -205,9 +205,13 @@ fn count(result: Result<()>, tally: &Tally) -> bool {
 type Calls = http2::SendRequest<Empty<Bytes>>;
 
 /// On each connection one call after the other that takes 1.5 s, and fast ones beside it.
-fn http2(ground: &Ground<'_>) -> Result<Seen> {
-    let (address, fast, slow) = (ground.address(), uri(ground, "/")?, uri(ground, "/slow")?);
-    ground.each(move |index, tally| {
+fn http2(clients: &Clients<'_>) -> Result<Seen> {
+    let (address, fast, slow) = (
+        clients.address(),
+        uri(clients, "/")?,
+        uri(clients, "/slow")?,
+    );
+    clients.run(move |index, tally| {
         let (fast, slow) = (fast.clone(), slow.clone());
         async move {
             loop {

@@ -12,7 +12,7 @@ use crate::setup::servers;
 
 use super::{
     Defaults, Server, Situation,
-    ground::{CONNECTIONS, Ground, PAUSE, think},
+    clients::{CONNECTIONS, Clients, PAUSE, think},
     server::{Running, folder, run},
     tally::{Follower, Seen},
 };
@@ -111,9 +111,9 @@ async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
 }
 
 /// As a pool does: a connection that is known to be closed is replaced before it is used.
-fn pool(ground: &Ground<'_>) -> Result<Seen> {
-    let config = config(&ground.pod.to_string());
-    ground.each(move |index, tally| {
+fn pool(clients: &Clients<'_>) -> Result<Seen> {
+    let config = config(&clients.pod.to_string());
+    clients.run(move |index, tally| {
         let config = config.clone();
         async move {
             loop {
@@ -133,9 +133,9 @@ fn pool(ground: &Ground<'_>) -> Result<Seen> {
 }
 
 /// pgbench gives up a client whose connection breaks: it makes no other.
-fn transactions(ground: &Ground<'_>) -> Result<Seen> {
+fn transactions(clients: &Clients<'_>) -> Result<Seen> {
     let bin = servers::postgres_programs().context("no pgbench")?;
-    let socket = ground.folder.display().to_string();
+    let socket = clients.folder.display().to_string();
     block_on(async move {
         let client = connect(&config(&socket)).await?;
         let tables = "CREATE TABLE accounts AS SELECT id, 0 AS balance \
@@ -143,16 +143,16 @@ fn transactions(ground: &Ground<'_>) -> Result<Seen> {
         Ok(client.batch_execute(tables).await?)
     })
     .context("pgbench's tables")?;
-    let script = ground.folder.join("transaction.sql");
+    let script = clients.folder.join("transaction.sql");
     fs::write(&script, TRANSACTION)?;
-    let output = ground
+    let output = clients
         .client
         .command(bin.join("pgbench"))
         .args(["--no-vacuum", "--username=postgres", "--jobs=1"])
-        .arg(format!("--host={}", ground.pod))
+        .arg(format!("--host={}", clients.pod))
         .arg(format!("--port={PORT}"))
         .arg(format!("--client={CONNECTIONS}"))
-        .arg(format!("--time={}", ground.left().as_secs().max(1)))
+        .arg(format!("--time={}", clients.time_left().as_secs().max(1)))
         .arg("--file")
         .arg(script)
         .arg("postgres")
@@ -171,12 +171,12 @@ fn parse(output: &str, problems: &str) -> Option<Seen> {
     // "client 3 aborted in command 4 (SQL) of script 0; perhaps the backend died …"
     let aborted = |line: &&str| line.contains(" aborted in command ");
     let mut lost = problems.lines().filter(aborted);
-    let trouble = lost.next();
+    let problem = lost.next();
     Some(Seen {
         done: processed.split('/').next()?.trim().parse().ok()?,
-        lost: u64::from(trouble.is_some()) + lost.count() as u64,
+        lost: u64::from(problem.is_some()) + lost.count() as u64,
         reconnects: 0,
-        trouble: trouble.map(str::to_owned),
+        problem: problem.map(str::to_owned),
     })
 }
 
@@ -186,9 +186,9 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// Listeners that come back at once, and one who notifies on the server's unix socket.
-fn listen(ground: &Ground<'_>) -> Result<Seen> {
-    let config_of_listener = config(&ground.pod.to_string());
-    let socket = ground.folder.display().to_string();
+fn listen(clients: &Clients<'_>) -> Result<Seen> {
+    let config_of_listener = config(&clients.pod.to_string());
+    let socket = clients.folder.display().to_string();
     let notify = async move {
         let client = connect(&config(&socket)).await?;
         for number in 0_u64.. {
@@ -199,7 +199,7 @@ fn listen(ground: &Ground<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    ground.each_beside(notify, move |_, tally| {
+    clients.run_beside(notify, move |_, tally| {
         let config = config_of_listener.clone();
         async move {
             let mut follower = Follower::default();

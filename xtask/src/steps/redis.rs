@@ -10,7 +10,7 @@ use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    ground::{Ground, PAUSE, think},
+    clients::{Clients, PAUSE, think},
     server::{Running, folder},
     tally::{Follower, Seen},
 };
@@ -76,8 +76,8 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     Running::start(lab, pod, &folder, redis, &[PORT])
 }
 
-fn client(ground: &Ground<'_>) -> Result<Client> {
-    Ok(Client::open(format!("redis://{}", ground.address()))?)
+fn client(clients: &Clients<'_>) -> Result<Client> {
+    Ok(Client::open(format!("redis://{}", clients.address()))?)
 }
 
 async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
@@ -95,9 +95,9 @@ async fn send(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisRe
 }
 
 /// A command, a time to think, and so on.
-fn at_rest(ground: &Ground<'_>) -> Result<Seen> {
-    let client = client(ground)?;
-    ground.each(move |index, tally| {
+fn at_rest(clients: &Clients<'_>) -> Result<Seen> {
+    let client = client(clients)?;
+    clients.run(move |index, tally| {
         let client = client.clone();
         async move {
             loop {
@@ -120,9 +120,9 @@ fn at_rest(ground: &Ground<'_>) -> Result<Seen> {
     })
 }
 
-fn transactions(ground: &Ground<'_>) -> Result<Seen> {
-    let client = client(ground)?;
-    ground.each(move |index, tally| {
+fn transactions(clients: &Clients<'_>) -> Result<Seen> {
+    let client = client(clients)?;
+    clients.run(move |index, tally| {
         let client = client.clone();
         async move {
             loop {
@@ -150,9 +150,9 @@ async fn transaction(connection: &mut MultiplexedConnection, think: Duration) ->
 }
 
 /// Subscribers that come back at once, and a publisher on the server's unix socket.
-fn subscribers(ground: &Ground<'_>) -> Result<Seen> {
-    let client = client(ground)?;
-    let socket = ground.folder.join(SOCKET);
+fn subscribers(clients: &Clients<'_>) -> Result<Seen> {
+    let client = client(clients)?;
+    let socket = clients.folder.join(SOCKET);
     let publish = async move {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut publisher = UnixStream::connect(&socket).await.context("publish")?;
@@ -164,7 +164,7 @@ fn subscribers(ground: &Ground<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    ground.each_beside(publish, move |_, tally| {
+    clients.run_beside(publish, move |_, tally| {
         let client = client.clone();
         async move {
             let mut follower = Follower::default();

@@ -12,7 +12,7 @@ use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    ground::{Ground, PAUSE, think},
+    clients::{Clients, PAUSE, think},
     server::{Running, folder, run},
     tally::Seen,
 };
@@ -44,9 +44,9 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     Running::start(lab, pod, &folder, server.arg(PORT.to_string()), &[PORT])
 }
 
-fn echo(ground: &Ground<'_>) -> Result<Seen> {
-    let address = ground.address();
-    ground.each(move |index, tally| async move {
+fn echo(clients: &Clients<'_>) -> Result<Seen> {
+    let address = clients.address();
+    clients.run(move |index, tally| async move {
         loop {
             if let Ok(mut stream) = TcpStream::connect(address).await {
                 let mut answer = [0; 6];

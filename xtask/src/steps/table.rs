@@ -102,8 +102,8 @@ impl Row {
     }
 
     fn with_the_defaults(&self, cell: &Cell, must: &mut impl FnMut(bool, &str)) {
-        let trouble = cell.seen.trouble.as_deref().unwrap_or("no error seen");
-        let nothing = &format!("something was lost: {trouble}");
+        let problem = cell.seen.problem.as_deref().unwrap_or("no error seen");
+        let nothing = &format!("something was lost: {problem}");
         match self.situation.defaults {
             Defaults::Moves => {
                 must(cell.moved() > 0, "nothing was moved");

@@ -14,8 +14,8 @@ pub(super) struct Seen {
     pub(super) lost: u64,
     /// How often a client made another connection.
     pub(super) reconnects: u64,
-    /// The first trouble.
-    pub(super) trouble: Option<String>,
+    /// The first problem.
+    pub(super) problem: Option<String>,
 }
 
 /// Where a cell's clients count.
@@ -30,7 +30,7 @@ impl Tally {
     pub(super) fn lost(&self, why: impl Display) {
         let mut seen = self.lock();
         seen.lost += 1;
-        seen.trouble.get_or_insert_with(|| why.to_string());
+        seen.problem.get_or_insert_with(|| why.to_string());
     }
 
     pub(super) fn reconnected(&self) {
@@ -77,6 +77,6 @@ mod tests {
         }
         let seen = tally.seen();
         assert_eq!((seen.done, seen.lost), (4, 2));
-        assert_eq!(seen.trouble.as_deref(), Some("message 9 never came"));
+        assert_eq!(seen.problem.as_deref(), Some("message 9 never came"));
     }
 }

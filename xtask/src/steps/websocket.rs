@@ -8,7 +8,7 @@ use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    ground::{Ground, PAUSE},
+    clients::{Clients, PAUSE},
     server::{Running, folder},
     tally::{Follower, Seen},
 };
@@ -40,9 +40,9 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
 }
 
 /// Clients that come back at once.
-fn follow(ground: &Ground<'_>) -> Result<Seen> {
-    let url = format!("ws://{}/", ground.address());
-    ground.each(move |_, tally| {
+fn follow(clients: &Clients<'_>) -> Result<Seen> {
+    let url = format!("ws://{}/", clients.address());
+    clients.run(move |_, tally| {
         let url = url.clone();
         async move {
             let mut follower = Follower::default();

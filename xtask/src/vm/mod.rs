@@ -143,7 +143,7 @@ fn run_one(boot: Boot<'_>, guest: &Guest) -> Result<Row> {
     let step = Step::start(&boot.to_string());
     let log = folder()?.join(format!("{boot}.log").replace(", ", "-").replace(' ', "-"));
     let initramfs = guest.for_kernel(boot.kernel)?;
-    let said = machine::run(boot, &initramfs, &log, &|line| step.say(line))?;
+    let said = machine::run(boot, &initramfs, &log, &|line| step.update(line))?;
     let row = Row::judge(&boot, &said);
     if row.failed() {
         step.failed();

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Found, Story};
+use super::{Outcome, Story};
 use crate::{
-    cluster::{cgroups::Hierarchy, kubectl, places, process},
+    cluster::{cgroups::Hierarchy, kubectl, layout, process},
     deploy, root,
 };
 
@@ -91,7 +91,7 @@ pub(super) fn overlay() -> Result<PathBuf> {
 
 /// Another overlay of deploy/ for such nodes, with components, in a folder of the cluster's own.
 pub(super) fn adapted(overlay: &str, components: &[&str]) -> Result<PathBuf> {
-    let folder = places::state().join("overlays").join(overlay);
+    let folder = layout::state().join("overlays").join(overlay);
     let components = [components, &[private_cgroup()?]].concat();
     deploy::combined(&folder, overlay, &components)
 }
@@ -111,7 +111,7 @@ pub(super) fn install(overlay: &std::path::Path) -> Result<()> {
     rolled_out()
 }
 
-pub(super) fn run(story: &mut Story) -> Found {
+pub(super) fn run(story: &mut Story) -> Outcome {
     install(&overlay()?)?;
     let agents = agents()?;
     let nodes: BTreeSet<&str> = agents.iter().map(|agent| agent.node.as_str()).collect();
@@ -124,7 +124,7 @@ pub(super) fn run(story: &mut Story) -> Found {
 }
 
 /// What the doctor finds on a node of a real cluster.
-pub(super) fn doctor(_: &mut Story) -> Found {
+pub(super) fn doctor(_: &mut Story) -> Outcome {
     let agent = &agents()?[0];
     // It ends with an error if something is missing.
     let said = exec(&agent.pod, &["doctor"])?;
@@ -189,7 +189,7 @@ pub(super) fn kill(node: &str) -> Result<()> {
 }
 
 pub(super) fn process_of(node: &str) -> Result<i32> {
-    let cgroup = format!("/{}/{node}/", places::NAME);
+    let cgroup = format!("/{}/{node}/", layout::NAME);
     let processes = fs::read_dir("/proc").context("/proc")?.flatten();
     let mut found = processes.filter_map(|entry| {
         let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();

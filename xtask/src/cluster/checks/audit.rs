@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Found, Story, agents::SELECTOR};
+use super::{Outcome, Story, agents::SELECTOR};
 use crate::cluster::{control_plane, kubectl};
 
 const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
@@ -14,7 +14,7 @@ const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
 type Right = (String, String, String);
 
 /// Each call of the agents' was allowed, and the role grants nothing that no agent has used.
-pub(super) fn role(_: &mut Story) -> Found {
+pub(super) fn role(_: &mut Story) -> Outcome {
     let (mut allowed, mut refused) = (BTreeSet::new(), BTreeSet::new());
     let log = fs::read_to_string(control_plane::audit_log()).context("the audit log")?;
     // The last line may be under way.

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Found, Story,
+    Outcome, Story,
     agents::{Agent, agent_on, agents, ask, beside, exec, kill, opened, rolled_out},
     policy, traffic, workload,
 };
-use crate::cluster::{Cluster, kubectl, places::Node, process};
+use crate::cluster::{Cluster, kubectl, layout::Node, process};
 
 /// Nothing is moved under it.
 const QUIET: &str = "maxAge: 10h";
@@ -24,7 +24,7 @@ fn ages(story: &Story) -> Result<BTreeMap<String, u64>> {
 }
 
 /// How many of the connections from before are there with their ages.
-fn kept(story: &Story, before: &BTreeMap<String, u64>) -> Found {
+fn kept(story: &Story, before: &BTreeMap<String, u64>) -> Outcome {
     let after = ages(story)?;
     let kept = before
         .iter()
@@ -39,7 +39,7 @@ fn kept(story: &Story, before: &BTreeMap<String, u64>) -> Found {
     Ok(format!("{kept} ages kept, nothing moved"))
 }
 
-pub(super) fn killed(story: &mut Story) -> Found {
+pub(super) fn killed(story: &mut Story) -> Outcome {
     policy::enforce(&policy::enforced("nothing", QUIET))?;
     let before = ages(story)?;
     for node in story.nodes() {
@@ -48,7 +48,7 @@ pub(super) fn killed(story: &mut Story) -> Found {
     kept(story, &before)
 }
 
-pub(super) fn rollout(story: &mut Story) -> Found {
+pub(super) fn rollout(story: &mut Story) -> Outcome {
     let before = ages(story)?;
     let names =
         |agents: Vec<Agent>| -> Vec<String> { agents.into_iter().map(|agent| agent.pod).collect() };
@@ -63,7 +63,7 @@ pub(super) fn rollout(story: &mut Story) -> Found {
 }
 
 /// An agent that is told to wait does, and so does the one after it.
-pub(super) fn paused(story: &mut Story) -> Found {
+pub(super) fn paused(story: &mut Story) -> Outcome {
     for agent in agents()? {
         exec(&agent.pod, &["pause", "--for", "1h", "--reason", "a check"])?;
     }
@@ -85,7 +85,7 @@ pub(super) fn paused(story: &mut Story) -> Found {
 }
 
 /// A pod that makes a cgroup as the kubelet would make another pod's.
-pub(super) fn lookalike(story: &mut Story) -> Found {
+pub(super) fn lookalike(story: &mut Story) -> Outcome {
     policy::enforce(&policy::enforced("nothing", QUIET))?;
     let victim = &story.web[0];
     let path = "jsonpath={.metadata.uid}";
@@ -124,7 +124,7 @@ pub(super) fn lookalike(story: &mut Story) -> Found {
 }
 
 /// A pod of the same name on the same node is another pod.
-pub(super) fn made_again(_: &mut Story) -> Found {
+pub(super) fn made_again(_: &mut Story) -> Outcome {
     let mut slowest: f64 = 0.0;
     let mut uids = Vec::new();
     for label in ["first", "second"] {
@@ -161,7 +161,7 @@ fn on_node(cluster: &Cluster, arguments: &[&str]) -> Result<serde_json::Value> {
     serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
 }
 
-pub(super) fn api_server_down(story: &mut Story) -> Found {
+pub(super) fn api_server_down(story: &mut Story) -> Outcome {
     let before = ages(story)?;
     story.cluster.control_plane.stop_api_server()?;
     // A rule by Service may not move what it cannot be sure of any more.
@@ -183,7 +183,7 @@ pub(super) fn api_server_down(story: &mut Story) -> Found {
     ))
 }
 
-pub(super) fn api_server_back(story: &mut Story) -> Found {
+pub(super) fn api_server_back(story: &mut Story) -> Outcome {
     story.cluster.control_plane.start_api_server()?;
     let started = Instant::now();
     process::wait("fresh names", 60, || {
@@ -200,7 +200,7 @@ pub(super) fn api_server_back(story: &mut Story) -> Found {
 }
 
 /// The node's memory is lost, and with it every record: what comes is honestly new.
-pub(super) fn reboot(story: &mut Story) -> Found {
+pub(super) fn reboot(story: &mut Story) -> Outcome {
     let (node, _): (Node, _) = *story.cluster.nodes.last().context("a node")?;
     let agent = agent_on(&node.name())?.pod;
     // Of the clock that records carry: all nodes share the machine's.

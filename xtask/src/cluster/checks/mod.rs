@@ -14,14 +14,14 @@ use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Cluster, Options, kubectl, places, programs, teardown};
+use super::{Cluster, Options, kubectl, layout, programs, teardown};
 use crate::{
-    checked::{Checked, Found},
+    check::{CheckReport, Outcome},
     demo::shares::Shares,
     terminal,
 };
 
-type Check = (&'static str, fn(&mut Story) -> Found);
+type Check = (&'static str, fn(&mut Story) -> Outcome);
 
 /// The width of the names.
 const NAMES: usize = 52;
@@ -138,24 +138,28 @@ pub(crate) fn run(Checking { if_built, options }: Checking) -> Result<()> {
         alive: BTreeMap::new(),
     };
     terminal::heading("Checks");
-    let mut results = vec![Checked::made("the cluster comes up", up, Ok(String::new()))];
+    let mut results = vec![CheckReport::new(
+        "the cluster comes up",
+        up,
+        Ok(String::new()),
+    )];
     for (name, check) in CHECKS {
-        let result = Checked::make(name, || check(&mut story));
-        let failed = result.failed();
+        let result = CheckReport::run(name, || check(&mut story));
+        let failed = result.has_failed();
         results.push(result);
         if failed {
             show_what_happened();
             break;
         }
     }
-    results.push(Checked::make("down leaves nothing", || {
+    results.push(CheckReport::run("down leaves nothing", || {
         drop(story);
         nothing_left()
     }));
     summarize(options, &results)
 }
 
-fn summarize(options: Options, results: &[Checked]) -> Result<()> {
+fn summarize(options: Options, results: &[CheckReport]) -> Result<()> {
     terminal::heading(format!(
         "Summary: Kubernetes {}, nodes: {}, kube-proxy: {}",
         options.kube, options.nodes, options.mode
@@ -166,7 +170,7 @@ fn summarize(options: Options, results: &[Checked]) -> Result<()> {
     for (name, _) in CHECKS.iter().skip(results.len().saturating_sub(2)) {
         terminal::check(false, &format!("{name:<NAMES$}"), "not run");
     }
-    if results.iter().any(Checked::failed) {
+    if results.iter().any(CheckReport::has_failed) {
         bail!("the cluster's checks failed");
     }
     Ok(())
@@ -209,10 +213,10 @@ fn end_of(text: &str) -> String {
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-fn nothing_left() -> Found {
+fn nothing_left() -> Outcome {
     let mut traces = teardown::traces()?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("mountinfo")?;
-    let ours = mounts.lines().filter(|line| line.contains(places::NAME));
+    let ours = mounts.lines().filter(|line| line.contains(layout::NAME));
     traces.extend(ours.map(|line| format!("mount {line}")));
     ensure!(traces.is_empty(), "left: {}", traces.join(", "));
     Ok(String::new())

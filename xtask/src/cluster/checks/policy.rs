@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Found, Story,
+    Outcome, Story,
     agents::{NAMESPACE, agents, ask, exec},
 };
-use crate::cluster::{kubectl, places, process};
+use crate::cluster::{kubectl, layout, process};
 
 /// The kubelet's sync and its cache, then what the agent needs; both with room for a busy machine.
 const CONFIG_MAP_SECONDS: u64 = 60;
@@ -42,7 +42,7 @@ rules:
 
 /// Writes the ConfigMap and returns at once.
 pub(super) fn edit(text: &str) -> Result<()> {
-    let file = places::state().join("policy.yaml");
+    let file = layout::state().join("policy.yaml");
     std::fs::write(&file, text).context("the policy")?;
     let from = format!("--from-file=policy.yaml={}", file.display());
     let create = [
@@ -89,7 +89,7 @@ fn loaded() -> Result<Vec<String>> {
     agents()?.iter().map(|agent| loaded(&agent.pod)).collect()
 }
 
-pub(super) fn arrives(_: &mut Story) -> Found {
+pub(super) fn arrives(_: &mut Story) -> Outcome {
     let [volume, agent] = enforce(&enforced("too-old", "maxAge: 8s"))?;
     ensure!(agent < 5.0, "the agents took {agent:.1} s after the volume");
     Ok(format!(
@@ -98,7 +98,7 @@ pub(super) fn arrives(_: &mut Story) -> Found {
 }
 
 /// The volume brings it, the agent says no: in its status, and in an Event on its own pod.
-pub(super) fn refused(_: &mut Story) -> Found {
+pub(super) fn refused(_: &mut Story) -> Outcome {
     let broken = enforced("broken", "maxAge: 8");
     let before = loaded()?;
     edit(&broken)?;

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, time::Duration};
 
 use anyhow::ensure;
 
-use super::{Found, Story, agents};
+use super::{Outcome, Story, agents};
 use crate::cluster::{kubectl, process};
 
 const PODS: usize = 1_000;
@@ -14,7 +14,7 @@ const WATCHED: Duration = Duration::from_secs(20);
 
 /// Pods as objects: of a node that has no kubelet, and endpoints of one Service. Half of their
 /// slices say that the pod is on a node of the cluster's.
-pub(super) fn many_pods(story: &mut Story) -> Found {
+pub(super) fn many_pods(story: &mut Story) -> Outcome {
     let node = story.nodes().next().unwrap_or_default();
     let (before, _) = agents::usage(&node)?;
     kubectl::apply(&objects(&node))?;

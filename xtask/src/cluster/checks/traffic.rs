@@ -7,19 +7,19 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Found, Story,
+    Outcome, Story,
     agents::{agents, ask, exec},
     policy, workload,
 };
 use crate::{
     cluster::{kubectl, process},
     demo::shares::Shares,
-    paced::Report,
+    keepalive_client::Report,
 };
 
 pub(super) const CONNECTIONS: u64 = 60;
 
-pub(super) fn connects(story: &mut Story) -> Found {
+pub(super) fn connects(story: &mut Story) -> Outcome {
     kubectl::apply(workload::MANIFEST)?;
     story.web = workload::ready(1)?;
     story.refused = placed()?.errors;
@@ -36,7 +36,7 @@ pub(super) fn placed() -> Result<Report> {
 }
 
 /// Each connection of the client's, once, on the node of the pod that serves it.
-pub(super) fn shown(story: &mut Story) -> Found {
+pub(super) fn shown(story: &mut Story) -> Outcome {
     let table = exec("ds/rebalancer", &["dump"])?;
     ensure!(table.contains("PEER"), "no table: {table}");
     let (client, web) = (
@@ -81,7 +81,7 @@ pub(super) fn shown(story: &mut Story) -> Found {
     Ok(format!("{seen} on {}", on.join(", ")))
 }
 
-pub(super) fn scale_out(story: &mut Story) -> Found {
+pub(super) fn scale_out(story: &mut Story) -> Outcome {
     kubectl::output(&["scale", "deploy/web", "--replicas=3"])?;
     story.web = workload::ready(3)?;
     // Time in which something could move: the policy is the base's DryRun.
@@ -98,7 +98,7 @@ pub(super) fn scale_out(story: &mut Story) -> Found {
 }
 
 /// The agent's own plan, under a policy of the operator's that is not in force.
-pub(super) fn planned(_: &mut Story) -> Found {
+pub(super) fn planned(_: &mut Story) -> Outcome {
     let policy = policy::enforced("trial", "maxAge: 5s");
     let mut moves = 0;
     for agent in agents()? {
@@ -138,12 +138,12 @@ pub(super) fn shares(pods: &[String], report: &Report) -> Shares {
     }))
 }
 
-pub(super) fn spread_by_age(story: &mut Story) -> Found {
+pub(super) fn spread_by_age(story: &mut Story) -> Outcome {
     spread(story)
 }
 
 /// The same once more from the start, with another limit.
-pub(super) fn spread_by_bytes(story: &mut Story) -> Found {
+pub(super) fn spread_by_bytes(story: &mut Story) -> Outcome {
     skew(story)?;
     policy::enforce(&policy::enforced("too-heavy", "maxBytes: 8Ki"))?;
     spread(story)
@@ -167,7 +167,7 @@ pub(super) fn skew(story: &mut Story) -> Result<()> {
     Ok(())
 }
 
-fn spread(story: &mut Story) -> Found {
+fn spread(story: &mut Story) -> Outcome {
     let mut last = None;
     let spread = process::wait("spread connections", 120, || {
         let report = workload::report().ok()?;

@@ -4,10 +4,10 @@ use std::fs;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use xtask::held::{held_by, still_there};
+use xtask::bpf_objects::{held_by, remaining};
 
 use super::{
-    Found, Story,
+    Outcome, Story,
     agents::{NAMESPACE, adapted, agents, ask, exec, install, overlay, process_of},
     policy, traffic,
 };
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The same moves without `privileged`; or the doctor says what is missing. With Events of them.
-pub(super) fn least_privilege(story: &mut Story) -> Found {
+pub(super) fn least_privilege(story: &mut Story) -> Outcome {
     install(&adapted("least-privilege", &["move-events"])?)?;
     let agent = &agents()?[0];
     let privileged = "jsonpath={.spec.containers[0].securityContext}";
@@ -45,7 +45,7 @@ pub(super) fn least_privilege(story: &mut Story) -> Found {
     ))
 }
 
-pub(super) fn read_only(_: &mut Story) -> Found {
+pub(super) fn read_only(_: &mut Story) -> Outcome {
     install(&adapted("read-only", &[])?)?;
     let mut seen = 0;
     for agent in agents()? {
@@ -68,7 +68,7 @@ pub(super) fn read_only(_: &mut Story) -> Found {
 }
 
 /// Everything in deploy/ that kustomize builds, and the chart where helm is there.
-pub(super) fn dry_run(_: &mut Story) -> Found {
+pub(super) fn dry_run(_: &mut Story) -> Outcome {
     let mut done = 0;
     let overlays = deploy::overlays()?.into_iter();
     for folder in overlays.chain([root().join("deploy/base")]) {
@@ -87,7 +87,7 @@ pub(super) fn dry_run(_: &mut Story) -> Found {
 }
 
 /// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
-pub(super) fn uninstalled(story: &mut Story) -> Found {
+pub(super) fn uninstalled(story: &mut Story) -> Outcome {
     install(&overlay()?)?;
     let mut ours = Vec::new();
     for node in story.nodes() {
@@ -98,7 +98,7 @@ pub(super) fn uninstalled(story: &mut Story) -> Found {
     let folder = overlay()?;
     let folder = folder.to_str().context("UTF-8")?;
     kubectl::output(&["delete", "-k", folder, "--wait"])?;
-    let kept = still_there(&ours)?.len();
+    let kept = remaining(&ours)?.len();
     ensure!(kept > 0, "tracking ended with the agents");
     let file = root().join("deploy/uninstall.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
@@ -115,13 +115,13 @@ pub(super) fn uninstalled(story: &mut Story) -> Found {
     ];
     kubectl::output(&[&namespace[..], &status].concat())?;
     let gone = process::wait("all of it to go", 60, || {
-        still_there(&ours).ok()?.is_empty().then_some(())
+        remaining(&ours).ok()?.is_empty().then_some(())
     });
     gone.with_context(|| {
         let selector = "app.kubernetes.io/name=rebalancer-uninstall";
         let logs = ["logs", "--prefix", "-c", "uninstall", "-l", selector];
         let said = kubectl::output(&[&namespace[..], &logs].concat());
-        format!("still there: {:?}; it said: {said:?}", still_there(&ours))
+        format!("still there: {:?}; it said: {said:?}", remaining(&ours))
     })?;
     kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
     Ok(format!(

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::super::{kubectl, process};
-use crate::paced::Report;
+use crate::keepalive_client::Report;
 
 pub(super) const MANIFEST: &str = include_str!("../../../cluster/workload.yaml");
 
