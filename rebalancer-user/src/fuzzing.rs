@@ -12,7 +12,8 @@ use zerocopy::FromBytes as _;
 use crate::{
     api::{self, Dumped, Notation, Origin, Sort, Source},
     bpf::{self, Pass, Walked},
-    host, observe,
+    host::{self, CgroupPaths},
+    observe,
     plan::{Ledger, decide},
     policy::{self, Policy},
     render,
@@ -49,9 +50,12 @@ pub fn records(bytes: &[u8]) {
         ..Pass::default()
     };
     let sums = BTreeMap::from([(EndpointKey::default(), EndpointSums::default())]);
-    let observation = observe::join(&pass, &sums, BTreeMap::new(), Netns(1), &|jiffies| {
-        Duration::from_millis(4 * u64::from(jiffies))
-    });
+    let context = observe::Context {
+        host: Netns(1),
+        paths: &CgroupPaths::new(),
+        jiffies: &|jiffies| Duration::from_millis(4 * u64::from(jiffies)),
+    };
+    let observation = observe::join(&pass, &sums, BTreeMap::new(), &context);
     let snapshot = &observation.snapshot;
     let candidates = pass
         .sockets

@@ -107,8 +107,12 @@ impl Observer {
 
     /// Reads everything that the kernel half has recorded. What it counts tells whether a socket is
     /// held by a process that was not walked over; then all are.
-    pub fn observe(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
-        let observation = self.observe_enough(adopt)?;
+    pub fn observe(
+        &mut self,
+        adopt: Adopt,
+        paths: &CgroupPaths,
+    ) -> Result<Observation, bpf::Error> {
+        let observation = self.observe_enough(adopt, paths)?;
         if adopt != Adopt::No {
             let recorded = observation.recorded.cast_signed();
             self.walker.set_correction(recorded - observation.counted);
@@ -116,9 +120,13 @@ impl Observer {
         Ok(observation)
     }
 
-    fn observe_enough(&mut self, adopt: Adopt) -> Result<Observation, bpf::Error> {
+    fn observe_enough(
+        &mut self,
+        adopt: Adopt,
+        paths: &CgroupPaths,
+    ) -> Result<Observation, bpf::Error> {
         let (mut before, mut adopted) = (Duration::ZERO, 0);
-        if let Some(observation) = self.observe_some(adopt)? {
+        if let Some(observation) = self.observe_some(adopt, paths)? {
             let last = self.last.as_ref();
             if last.is_some_and(|last| last.counts == observation.counts()) {
                 self.in_vain = 0;
@@ -129,7 +137,7 @@ impl Observer {
             self.wait = self.in_vain;
         }
         let pass = self.walker.walk(adopt.less(adopted))?;
-        let (mut observation, sums) = read(&self.walker, &pass)?;
+        let (mut observation, sums) = read(&self.walker, &pass, paths)?;
         if adopt != Adopt::No
             && let Some((endpoint, count)) =
                 self.lost_closes
@@ -146,7 +154,11 @@ impl Observer {
         Ok(observation)
     }
 
-    fn observe_some(&mut self, adopt: Adopt) -> Result<Option<Observation>, bpf::Error> {
+    fn observe_some(
+        &mut self,
+        adopt: Adopt,
+        paths: &CgroupPaths,
+    ) -> Result<Option<Observation>, bpf::Error> {
         if self.wait > 0 {
             self.wait -= 1;
             return Ok(None);
@@ -154,7 +166,9 @@ impl Observer {
         match &self.last {
             Some(last) if last.at.elapsed() < EVERYWHERE_EVERY => {
                 let pass = self.walker.walk_over(&last.holders, adopt)?;
-                let read = pass.map(|pass| read(&self.walker, &pass)).transpose()?;
+                let read = pass
+                    .map(|pass| read(&self.walker, &pass, paths))
+                    .transpose()?;
                 Ok(read.map(|(observation, _)| observation))
             }
             _ => Ok(None),
@@ -162,16 +176,22 @@ impl Observer {
     }
 }
 
-/// Reads everything that the kernel half has recorded, over all processes.
-pub fn observe(walker: &mut Walker, adopt: Adopt) -> Result<Observation, bpf::Error> {
+/// Reads everything that the kernel half has recorded, over all processes. `paths` are the cgroups that
+/// were read before: sockets of later ones have no path.
+pub fn observe(
+    walker: &mut Walker,
+    adopt: Adopt,
+    paths: &CgroupPaths,
+) -> Result<Observation, bpf::Error> {
     let pass = walker.walk(adopt)?;
-    read(walker, &pass).map(|(observation, _)| observation)
+    read(walker, &pass, paths).map(|(observation, _)| observation)
 }
 
 /// Reads what belongs to a pass, and the endpoints' sums. After it, as the walk makes endpoints as well.
 fn read(
     walker: &Walker,
     pass: &Pass,
+    paths: &CgroupPaths,
 ) -> Result<
     (
         Observation,
@@ -183,20 +203,27 @@ fn read(
     // Before the sums: what is accepted in between is not taken for one whose close was not seen.
     let counted = walker.counted();
     let sums = read_endpoints(walker.pins())?;
-    let host = walker.kernel().host_netns();
-    let jiffies = |jiffies| walker.jiffies(jiffies);
+    let context = Context {
+        host: walker.kernel().host_netns(),
+        paths,
+        jiffies: &|jiffies| walker.jiffies(jiffies),
+    };
     let observation = Observation {
         counted,
-        ..join(pass, &sums, faults, host, &jiffies)
+        ..join(pass, &sums, faults, &context)
     };
     Ok((observation, sums))
 }
 
-/// Puts the paths of their cgroups to the connections.
-pub fn locate(snapshot: &mut Snapshot, paths: &CgroupPaths) {
-    for connection in &mut snapshot.connections {
-        connection.cgroup_path = paths.get(&connection.cgroup).cloned();
-    }
+/// What the records of a pass refer to.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    /// The host's network namespace.
+    pub(crate) host: Netns,
+    /// Paths of cgroups.
+    pub(crate) paths: &'a CgroupPaths,
+    /// The kernel's ticks as time.
+    pub(crate) jiffies: &'a dyn Fn(u32) -> Duration,
 }
 
 /// Joins one pass with the endpoints' sums.
@@ -204,8 +231,7 @@ pub(crate) fn join(
     pass: &Pass,
     sums: &BTreeMap<common::EndpointKey, common::EndpointSums>,
     faults: BTreeMap<Fault, u64>,
-    host: Netns,
-    jiffies: &dyn Fn(u32) -> Duration,
+    context: &Context<'_>,
 ) -> Observation {
     let namespaces = namespaces(pass, sums);
     let of = |key: &common::EndpointKey| namespaces.get(&Netns(key.netns)).copied().flatten();
@@ -224,10 +250,13 @@ pub(crate) fn join(
         }
         if record.kind == kind::LISTENER {
             listeners.push((record.local_port, CgroupId(record.cgroup)));
-            endpoints.entry(key_of(record, host)).or_default().listeners += 1;
+            endpoints
+                .entry(key_of(record, context.host))
+                .or_default()
+                .listeners += 1;
             continue;
         }
-        let Some(connection) = connection(socket, host, jiffies) else {
+        let Some(connection) = connection(socket, context) else {
             invalid += 1;
             continue;
         };
@@ -363,12 +392,9 @@ pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
 }
 
 /// A record as a connection; `None` if it makes no sense.
-pub(crate) fn connection(
-    listed: &Walked,
-    host: Netns,
-    jiffies: &dyn Fn(u32) -> Duration,
-) -> Option<Connection> {
-    let (record, live) = (&listed.connection, &listed.live);
+pub(crate) fn connection(socket: &Walked, context: &Context<'_>) -> Option<Connection> {
+    let (record, live) = (&socket.connection, &socket.live);
+    let jiffies = context.jiffies;
     if record.kind != kind::CONNECTION
         || record.protocol != IpProto::Tcp as u8
         || record.cookie == 0
@@ -379,9 +405,9 @@ pub(crate) fn connection(
     }
     Some(Connection {
         cookie: Cookie(record.cookie),
-        endpoint: key_of(record, host),
+        endpoint: key_of(record, context.host),
         cgroup: CgroupId(record.cgroup),
-        cgroup_path: None,
+        cgroup_path: context.paths.get(&CgroupId(record.cgroup)).cloned(),
         local: address(record.local_addr, record.local_port, record.device),
         remote: address(record.remote_addr, record.remote_port, record.device),
         device: record.device,
@@ -449,8 +475,14 @@ fn endpoint(sums: &common::EndpointSums) -> Endpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::CgroupPath;
 
     const HOST: Netns = Netns(1);
+    const CONTEXT: Context<'_> = Context {
+        host: HOST,
+        paths: &CgroupPaths::new(),
+        jiffies: &|ticks| Duration::from_millis(4 * ticks as u64),
+    };
 
     fn listed() -> Walked {
         let mut listed = Walked {
@@ -498,8 +530,7 @@ mod tests {
             &pass,
             &BTreeMap::from([(key, sums)]),
             BTreeMap::new(),
-            HOST,
-            &|j| Duration::from_millis(4 * u64::from(j)),
+            &CONTEXT,
         )
     }
 
@@ -536,13 +567,25 @@ mod tests {
         let mut wrapped = listed();
         wrapped.live.write_seq = 5;
         wrapped.live.snd_una = u32::MAX - 4;
-        let got = connection(&wrapped, HOST, &|_| Duration::ZERO).unwrap();
+        let got = connection(&wrapped, &CONTEXT).unwrap();
         assert_eq!(got.send_queue, 10);
         assert_eq!(got.remote.to_string(), "10.0.0.2:4000");
         assert_eq!(got.endpoint.cgroup, None);
         wrapped.connection.netns = HOST.0;
-        let hosts = connection(&wrapped, HOST, &|_| Duration::ZERO).unwrap();
+        let hosts = connection(&wrapped, &CONTEXT).unwrap();
         assert_eq!(hosts.endpoint.cgroup, Some(CgroupId(0)));
+    }
+
+    #[test]
+    fn a_connection_has_the_path_of_its_cgroup_if_that_is_known() {
+        let path = CgroupPath::new("/a");
+        let paths = path.clone().map(|path| (CgroupId(5), path));
+        let paths = &CgroupPaths::from_iter(paths);
+        let context = Context { paths, ..CONTEXT };
+        let mut socket = listed();
+        assert_eq!(connection(&socket, &context).unwrap().cgroup_path, None);
+        socket.connection.cgroup = 5;
+        assert_eq!(connection(&socket, &context).unwrap().cgroup_path, path);
     }
 
     #[test]
@@ -658,8 +701,7 @@ mod tests {
             &pass,
             &BTreeMap::from([(key, sums)]),
             BTreeMap::new(),
-            HOST,
-            &|_| Duration::ZERO,
+            &CONTEXT,
         );
         let endpoint = got.snapshot.endpoints.values().next().unwrap();
         // Three have a close that was seen, and two of the adopted are not found any more.
@@ -691,7 +733,7 @@ mod tests {
                 sockets,
                 ..Default::default()
             };
-            join(&pass, &sums, BTreeMap::new(), HOST, &|_| Duration::ZERO)
+            join(&pass, &sums, BTreeMap::new(), &CONTEXT)
         };
         let mut there = listed();
         there.connection.netns_cookie = 6;
@@ -736,9 +778,7 @@ mod tests {
             ..Default::default()
         };
         let sums = BTreeMap::from([(key(80), minus_one), (key(81), one)]);
-        let got = join(&Pass::default(), &sums, BTreeMap::new(), HOST, &|_| {
-            Duration::ZERO
-        });
+        let got = join(&Pass::default(), &sums, BTreeMap::new(), &CONTEXT);
         assert_eq!((got.unseen, got.listeners_counted), (1, 1));
         let closed = got.snapshot.endpoints.values().map(|e| e.closed);
         assert_eq!(closed.collect::<Vec<_>>(), [3, 0]);

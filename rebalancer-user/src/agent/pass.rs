@@ -19,7 +19,7 @@ use crate::{
     counting::Counting,
     host::{CgroupPaths, CgroupTree},
     moves::Order,
-    observe::{Observation, locate},
+    observe::Observation,
     plan::{Plan, decide},
     policy::{Mode, Policy},
     snapshot::{Connection, Cookie, Snapshot},
@@ -54,10 +54,9 @@ impl Agent {
     pub(super) fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
         self.exclude(paths);
         let began = Instant::now();
-        let (mut observation, put_off) = self.observe()?;
+        let (mut observation, put_off) = self.observe(paths)?;
         let took = began.elapsed();
         self.report_faults(&observation);
-        locate(&mut observation.snapshot, paths);
         self.keep_house(&observation);
         self.leave_out(&mut observation, paths);
         if let Some(names) = &mut self.names {
@@ -145,12 +144,12 @@ impl Agent {
     }
 
     /// Walks, and puts off the next pass if that, or what others have walked since the last, took long.
-    fn observe(&mut self) -> Result<(Observation, Duration), bpf::Error> {
+    fn observe(&mut self, paths: &CgroupPaths) -> Result<(Observation, Duration), bpf::Error> {
         let adopt = Adopt::Below {
             cgroup: self.tracker.within()?,
             room: room(&self.policy, self.recorded),
         };
-        let observation = self.observer.observe(adopt)?;
+        let observation = self.observer.observe(adopt, paths)?;
         let put_off = self.walking.passed(self.kernel.walked());
         self.next_pass = Instant::now() + put_off;
         self.recorded = observation.snapshot.connections.len() as u64;

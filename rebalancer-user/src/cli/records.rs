@@ -11,7 +11,7 @@ use crate::{
     api::{Origin, Source},
     bpf::{self, Adopt, Kernel, Lifetime, Tracker, Tracking, Walker},
     host::{self, CgroupTree},
-    observe::{locate, observe},
+    observe::observe,
     snapshot::Snapshot,
 };
 
@@ -75,8 +75,7 @@ impl Records {
 
     /// Reads them, and warns of what the kernel half could not record.
     pub(super) fn read(&mut self) -> anyhow::Result<(Origin, Snapshot)> {
-        let mut observation = observe(&mut self.walker, Adopt::No)?;
-        locate(&mut observation.snapshot, &self.cgroups.read());
+        let observation = observe(&mut self.walker, Adopt::No, &self.cgroups.read())?;
         for (fault, count) in &observation.faults {
             note(format_args!(
                 "warning: {}: {count} times since tracking started",

@@ -9,6 +9,7 @@ use std::{
 
 use rebalancer_user::{
     bpf::{Adopt, Kernel, Walker},
+    host::CgroupPaths,
     moves::{Mechanism, Mover, Order},
     observe::observe,
     plan::{Ledger, Outcome, decide},
@@ -222,7 +223,9 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
     let text = enforce(&lab, 80, "maxAge: 300ms", AT_ONCE);
     let policy = policy::parse("test", &text).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    let snapshot = observe(&mut walker, Adopt::No).unwrap().snapshot;
+    let snapshot = observe(&mut walker, Adopt::No, &CgroupPaths::new())
+        .unwrap()
+        .snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
     let cgroup = CgroupId(pod.host.cgroup_id().unwrap());
     let chosen = plan.moves().next().expect("it is old enough").clone();
@@ -288,7 +291,9 @@ fn a_namespace_that_has_gone_is_an_outcome() {
     let mut walker = Walker::open(kernel, &agent.pins).unwrap();
     let policy = policy::parse("test", &enforce(&lab, 80, "maxAge: 300ms", QUIET)).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    let snapshot = observe(&mut walker, Adopt::No).unwrap().snapshot;
+    let snapshot = observe(&mut walker, Adopt::No, &CgroupPaths::new())
+        .unwrap()
+        .snapshot;
     let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
     let cgroup = CgroupId(lab.pod(0).host.cgroup_id().unwrap());
     let chosen = plan.moves().next().unwrap().clone();

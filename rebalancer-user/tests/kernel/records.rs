@@ -14,7 +14,7 @@ use std::{
 use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
     bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
-    host::netns::enter,
+    host::{CgroupPaths, netns::enter},
     observe::{Observation, Observer, observe},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
 };
@@ -42,7 +42,7 @@ const ADOPT: Adopt = Adopt::Below {
 
 impl Tracked {
     fn observe(&mut self, adopt: Adopt) -> Observation {
-        observe(&mut self.walker, adopt).unwrap()
+        observe(&mut self.walker, adopt, &CgroupPaths::new()).unwrap()
     }
 }
 
@@ -150,7 +150,7 @@ fn what_comes_and_goes_without_its_callback_takes_no_room_for_good() {
         cgroup: tracked.tracker.within().unwrap(),
         room: u64::MAX,
     };
-    let mut observe = || observer.observe(adopt).unwrap();
+    let mut observe = || observer.observe(adopt, &CgroupPaths::new()).unwrap();
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let neighbour = Neighbour::attach(cgroup(&lab));
     let come = |count| {
@@ -217,7 +217,7 @@ fn connections_that_lose_their_callback_later_take_no_room_for_good() {
     };
     let mut observe = || {
         observer.look_everywhere();
-        observer.observe(adopt).unwrap()
+        observer.observe(adopt, &CgroupPaths::new()).unwrap()
     };
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let neighbour = Neighbour::clearing_at(cgroup(&lab), STATE);

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use rebalancer_user::{
     bpf::{Adopt, Kernel, Walker},
+    host::CgroupPaths,
     observe::observe,
 };
 
@@ -141,7 +142,7 @@ fn a_connection_not_accepted_yet_is_only_counted() {
     let kernel = std::sync::Arc::new(Kernel::read().unwrap());
     let mut walker = Walker::open(kernel, &agent.pins).unwrap();
     let mut counts = || {
-        let seen = observe(&mut walker, Adopt::No).unwrap();
+        let seen = observe(&mut walker, Adopt::No, &CgroupPaths::new()).unwrap();
         let all = seen.snapshot.connections.iter();
         let here = all.filter(|c| c.endpoint.port == 7003).count();
         (here, seen.unseen)
@@ -173,7 +174,7 @@ fn portions_of_any_size_list_exactly() {
         cookies.sort_unstable();
         cookies.dedup();
         assert_eq!(cookies.len(), streams.len());
-        let shown = observe(&mut walker, Adopt::No).unwrap();
+        let shown = observe(&mut walker, Adopt::No, &CgroupPaths::new()).unwrap();
         assert_eq!(shown.snapshot.connections.len(), streams.len());
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use rebalancer_common::kind;
 use rebalancer_user::{
     bpf::{Adopt, Pass, Walked, Walker},
-    host::Holder,
+    host::{CgroupPaths, Holder},
     observe::{Observation, Observer, observe},
     snapshot::{Cookie, Endpoint, EndpointKey},
 };
@@ -87,7 +87,7 @@ fn a_socket_comes_once_with_all_who_hold_it() {
         }
     });
     // As one connection, in the sums too.
-    let seen = observe(&mut tracked.walker, Adopt::No).unwrap();
+    let seen = observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new()).unwrap();
     let of_it = seen.snapshot.connections.iter();
     assert_eq!(of_it.filter(|c| c.cookie.0 == id).count(), 1);
 
@@ -116,7 +116,11 @@ fn a_socket_that_is_passed_on_is_counted_under_way_and_found_with_its_next_holde
     let listener = listen(lab.pod(0), 7301);
     let (client, server) = accepted(&lab, &listener);
     let id = cookie(&server);
-    let unseen = |tracked: &mut Tracked| observe(&mut tracked.walker, Adopt::No).unwrap().unseen;
+    let unseen = |tracked: &mut Tracked| {
+        observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new())
+            .unwrap()
+            .unseen
+    };
     let before = unseen(&mut tracked);
 
     let (sender, receiver) = UnixStream::pair().unwrap();
@@ -301,7 +305,12 @@ fn a_process_whose_leader_has_ended_is_never_told_wrong() {
     let first = outlives.id();
     let tracked_cell = std::cell::RefCell::new(&mut tracked);
     let seen = eventually("the first has let go of all", || {
-        let seen = observe(&mut tracked_cell.borrow_mut().walker, Adopt::No).unwrap();
+        let seen = observe(
+            &mut tracked_cell.borrow_mut().walker,
+            Adopt::No,
+            &CgroupPaths::new(),
+        )
+        .unwrap();
         let pass = tracked_cell.borrow_mut().walker.walk(Adopt::No).unwrap();
         let connections: Vec<Walked> = of_pod(&pass, pod).cloned().collect();
         let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
@@ -475,7 +484,7 @@ fn told(observation: &Observation) -> (Vec<String>, BTreeMap<EndpointKey, Endpoi
 /// An observer that has walked over all processes once.
 fn observer(tracked: &Tracked) -> Observer {
     let mut observer = Observer::new(tracked.reader(2_048));
-    observer.observe(Adopt::No).unwrap();
+    observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
     observer
 }
 
@@ -504,8 +513,8 @@ fn a_pass_over_known_processes_tells_what_one_over_all_does() {
         }
         // Until the last acknowledgement has come, and what was closed has.
         std::thread::sleep(Duration::from_millis(100));
-        let some = observer.observe(Adopt::No).unwrap();
-        let all = observe(&mut tracked.walker, Adopt::No).unwrap();
+        let some = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
+        let all = observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new()).unwrap();
         assert_eq!(told(&some), told(&all));
         assert_eq!(some.unseen, all.unseen);
         short += usize::from(some.files < all.files / 2);
@@ -530,11 +539,11 @@ fn a_connection_of_a_process_that_held_none_is_seen_in_the_same_pass() {
         let mut all = observation.snapshot.connections.iter();
         all.any(|c| c.remote == peer)
     };
-    let nothing_new = observer.observe(Adopt::No).unwrap();
+    let nothing_new = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
     // Its answer comes from the worker, which held none.
     let mut client = connect(&lab, address);
     echoes(&mut client);
-    let seen = observer.observe(Adopt::No).unwrap();
+    let seen = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
     assert!(listed(&seen, &client));
     assert!(seen.files > 2 * nothing_new.files, "all were walked over");
 
@@ -544,7 +553,10 @@ fn a_connection_of_a_process_that_held_none_is_seen_in_the_same_pass() {
     let mut client = connect(&lab, address);
     echoes(&mut client);
     for _ in 0..2 {
-        assert!(listed(&observer.observe(Adopt::No).unwrap(), &client));
+        assert!(listed(
+            &observer.observe(Adopt::No, &CgroupPaths::new()).unwrap(),
+            &client
+        ));
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 use rebalancer_common::kind;
 use rebalancer_user::{
     bpf::{Adopt, Pass, Walked, Walker},
+    host::CgroupPaths,
     observe::Observer,
 };
 
@@ -160,7 +161,7 @@ fn a_usual_node_is_walked_over_for_next_to_nothing() {
     let mut observer = Observer::new(tracked.reader(2_048));
     let cost = |observer: &mut Observer| {
         let before = cpu_time();
-        let seen = observer.observe(Adopt::No).unwrap();
+        let seen = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
         let after = cpu_time();
         assert!(seen.snapshot.connections.len() >= TRACKED);
         (after.0 + after.1 - before.0 - before.1, seen.files)
