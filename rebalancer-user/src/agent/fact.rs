@@ -91,6 +91,8 @@ pub(super) struct Pass<'a> {
     pub(super) observation: &'a Observation,
     pub(super) plan: &'a Plan,
     pub(super) ledger: &'a Ledger,
+    /// What all of it took.
+    pub(super) duration: Duration,
     /// What listing took.
     pub(super) listing: Duration,
     /// What deciding took.

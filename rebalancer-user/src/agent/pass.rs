@@ -71,6 +71,7 @@ impl Agent {
     }
 
     fn pass(&mut self) {
+        let began = Instant::now();
         self.keep_tracking();
         let paths = read_cgroups(&self.policy, &self.cgroups);
         let Looks {
@@ -84,13 +85,13 @@ impl Agent {
         self.look_for_pods(&observation.snapshot);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
-        let began = Instant::now();
+        let listed = Instant::now();
         self.ledger.observe(&self.policy, snapshot);
         if self.ramp {
             self.ledger.enforce(&self.policy, self.now);
         }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
-        let deciding = began.elapsed();
+        let deciding = listed.elapsed();
         for recall in plan.recalls() {
             self.recall(recall);
         }
@@ -110,6 +111,7 @@ impl Agent {
             observation: &observation,
             plan: &plan,
             ledger: &self.ledger,
+            duration: began.elapsed(),
             listing,
             deciding,
             put_off,

@@ -44,7 +44,8 @@ pub(super) struct AgentState {
     pins: String,
     cgroup: String,
     attached_again: u64,
-    began: (Timestamp, Instant),
+    /// When the last pass began.
+    began: Timestamp,
     last_pass: Option<PassStatus>,
     pass_error: Option<String>,
     /// As of the last pass.
@@ -84,7 +85,7 @@ impl AgentState {
             pins: tracker.pins().display().to_string(),
             cgroup: tracker.cgroup().display().to_string(),
             attached_again: 0,
-            began: (generated_at, Instant::now()),
+            began: generated_at,
             last_pass: None,
             pass_error: None,
             tracked: 0,
@@ -107,7 +108,7 @@ impl AgentState {
     }
 
     pub(super) fn pass_began(&mut self) {
-        self.began = (Timestamp::now(), Instant::now());
+        self.began = Timestamp::now();
     }
 
     pub(super) fn pass_ended(&mut self) {
@@ -157,11 +158,11 @@ impl AgentState {
             observation,
             plan,
             ledger,
+            duration,
             put_off,
             ..
         }: Pass<'_>,
     ) {
-        let (at, began) = self.began;
         let snapshot = &observation.snapshot;
         let skipped = plan.skipped().into_iter();
         let in_flight = ledger.moves_in_flight().map(|(_, _, of)| of.endpoint);
@@ -169,8 +170,8 @@ impl AgentState {
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
-            at,
-            duration_seconds: began.elapsed().as_secs_f64(),
+            at: self.began,
+            duration_seconds: duration.as_secs_f64(),
             descriptors: observation.files,
             unseen: observation.unseen,
             next_after_seconds: put_off.as_secs_f64(),
@@ -192,7 +193,7 @@ impl AgentState {
     ) -> Published {
         let said_at = Timestamp::now();
         // Of two clocks: what was a while ago by the kernel's is as long ago by the node's.
-        let (pass_at, _) = self.began;
+        let pass_at = self.began;
         let ago = |time: Duration| pass_at.checked_sub(time).unwrap_or(pass_at);
         let ahead = |time: Duration| pass_at.checked_add(time).unwrap_or(pass_at);
         let fault = |(fault, n): (&Fault, &u64)| (fault.text().to_owned(), *n);

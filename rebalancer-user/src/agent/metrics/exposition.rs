@@ -165,9 +165,19 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         ],
     )?;
     out.histograms(
+        "pass_duration",
+        "Duration of a pass: list, decide, start moves.",
+        [(NONE, &numbers.pass_durations)],
+    )?;
+    out.histograms(
         "listing_duration",
         "Time to list all connections.",
         [(NONE, &numbers.listings)],
+    )?;
+    out.histograms(
+        "decision_duration",
+        "Time to decide what to move, for all connections.",
+        [(NONE, &numbers.decisions)],
     )?;
     let pass = status.last_pass.as_ref();
     out.gauge(
@@ -197,11 +207,13 @@ fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         "Connections beyond their rule's full limit that no guard skips, as of the last pass.",
         pass.map_or(0, |pass| pass.overdue),
     )?;
-    let skipped = pass.iter().flat_map(|pass| &pass.skipped);
     out.gauges(
         "skipped",
-        "Connections skipped by the last pass, by cause.",
-        skipped.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
+        "Connections skipped by the last pass, by cause; 0 for a cause of a pass before.",
+        numbers
+            .skipped
+            .iter()
+            .map(|(cause, n)| ([("cause", cause.as_str())], *n)),
     )?;
     out.gauges(
         "connections_by_age",
@@ -273,7 +285,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let imbalances = numbers.imbalances.iter();
     out.gauges_of(
         "service_imbalance_ratio",
-        "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts.",
+        "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts. Beyond 1024 rules and Services the others are shown as _other, by the worst.",
         None,
         imbalances
             .clone()
@@ -540,6 +552,7 @@ mod tests {
         let of = ("web".to_owned(), "shop/web".to_owned());
         numbers.imbalances.insert(of, imbalance);
         numbers.naming = Naming::Fresh;
+        numbers.skipped.insert("noRule".to_owned(), 2);
         Published {
             status,
             numbers,

@@ -25,14 +25,16 @@ use crate::{
 /// Rules that are told apart since the agent started. A policy has few; one whose rules are renamed
 /// for ever must not fill the memory of whoever stores this.
 const MOST_RULES: usize = 512;
-/// What all the others are counted as: no rule has such a name.
-const OTHER_RULES: &str = "_other";
+/// Rules and Services together that are told apart in a pass: one rule may match every Service of a node.
+const MOST_IMBALANCES: usize = 1024;
+/// What all the others are counted as: no rule and no Service has such a name.
+const OTHER: &str = "_other";
 
 /// Kernel memory of a record in socket storage, as measured over 50,000.
 const RECORD_BYTES: u64 = 384;
 
-/// From a listing of an empty node to one of a million connections.
-const LISTINGS: &[f64] = &[
+/// From a pass over an empty node to one over a million connections.
+const PASSES: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 /// From a reset at once to the longest steps of a patient rule.
@@ -89,7 +91,11 @@ pub(crate) struct Numbers {
     failed_passes: u64,
     loads: u64,
     refused_loads: u64,
+    pass_durations: Distribution,
     listings: Distribution,
+    decisions: Distribution,
+    /// Connections skipped by the last pass, by cause; 0 for a cause of a pass before.
+    skipped: BTreeMap<String, u64>,
     /// Of the last pass.
     ages: Distribution,
     sizes: Distribution,
@@ -116,7 +122,10 @@ impl Numbers {
             failed_passes: 0,
             loads: 0,
             refused_loads: 0,
-            listings: Distribution::new(LISTINGS),
+            pass_durations: Distribution::new(PASSES),
+            listings: Distribution::new(PASSES),
+            decisions: Distribution::new(PASSES),
+            skipped: BTreeMap::new(),
             ages: Distribution::new(AGES),
             sizes: Distribution::new(SIZES),
             endpoints_recorded: 0,
@@ -167,7 +176,10 @@ impl Numbers {
 
     fn passed(&mut self, pass: &Pass<'_>) {
         self.passes += 1;
+        let duration = pass.duration.as_secs_f64();
+        self.pass_durations.observe(duration);
         self.listings.observe(pass.listing.as_secs_f64());
+        self.decisions.observe(pass.deciding.as_secs_f64());
         self.listed(pass.observation);
         self.decided(pass.plan, pass.ledger);
     }
@@ -194,6 +206,11 @@ impl Numbers {
     /// How what is balanced stands, and what became of the clients of moves.
     fn decided(&mut self, plan: &Plan, ledger: &Ledger) {
         self.returns = ledger.return_counts();
+        // A series that vanished would keep its last value in a query over time.
+        self.skipped.values_mut().for_each(|n| *n = 0);
+        for (cause, n) in plan.skipped() {
+            self.skipped.insert(cause.to_owned(), n);
+        }
         self.imbalances.clear();
         for balanced in plan.balanced() {
             let Ok(facts) = balanced.facts else {
@@ -205,20 +222,26 @@ impl Numbers {
             }
             // Without a Service a group is a port, and that is no label: the worst of them counts.
             let service = balanced.group.service.as_ref();
-            let key = (
-                self.rule(&balanced.rule),
-                service.map(ToString::to_string).unwrap_or_default(),
-            );
+            let service = service.map(ToString::to_string).unwrap_or_default();
             let ratio = |load: u64| load as f64 / mean as f64;
             let imbalance = Imbalance {
                 most: ratio(facts.most),
                 // Without one nothing that its endpoints can hold would begin to move.
                 start: facts.start(balanced.balance.tolerance()).map(ratio),
             };
-            let known = self.imbalances.entry(key).or_insert(imbalance);
-            if imbalance.most > known.most {
-                *known = imbalance;
-            }
+            let rule = self.rule(&balanced.rule);
+            self.balanced(rule, service, imbalance);
+        }
+    }
+
+    fn balanced(&mut self, rule: String, service: String, imbalance: Imbalance) {
+        let mut key = (rule, service);
+        if self.imbalances.len() >= MOST_IMBALANCES && !self.imbalances.contains_key(&key) {
+            OTHER.clone_into(&mut key.1);
+        }
+        let known = self.imbalances.entry(key).or_insert(imbalance);
+        if imbalance.most > known.most {
+            *known = imbalance;
         }
     }
 
@@ -238,7 +261,7 @@ impl Numbers {
         let name = rule.as_str();
         if !self.rules.contains(name) {
             if self.rules.len() >= MOST_RULES {
-                return OTHER_RULES.to_owned();
+                return OTHER.to_owned();
             }
             self.rules.insert(name.to_owned());
         }
@@ -278,3 +301,54 @@ impl Numbers {
 
 /// All modes, for a gauge of each.
 const MODES: [Mode; 3] = [Mode::Disabled, Mode::DryRun, Mode::Enforce];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plan::decide,
+        policy::parse,
+        snapshot::{Snapshot, sample::connection},
+    };
+
+    #[test]
+    fn a_cause_that_skips_nothing_any_more_shows_zero() {
+        let policy = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30s}}
+";
+        let policy = parse("policy", policy).unwrap();
+        let mut numbers = Numbers::new(1);
+        let ledger = Ledger::default();
+        let mut pass = |connections| {
+            let snapshot = Snapshot {
+                connections,
+                ..Snapshot::default()
+            };
+            let plan = decide(&policy, &snapshot, &ledger, KernelTime(0));
+            numbers.decided(&plan, &ledger);
+            numbers.skipped.clone()
+        };
+        let first = pass(vec![connection(1)]);
+        assert_eq!(first.values().sum::<u64>(), 1, "{first:?}");
+        let second = pass(Vec::new());
+        assert!(second.keys().eq(first.keys()) && second.values().all(|n| *n == 0));
+    }
+
+    #[test]
+    fn services_without_end_are_shown_together_by_the_worst() {
+        let mut numbers = Numbers::new(1);
+        for n in 0..10 * MOST_IMBALANCES {
+            let imbalance = Imbalance {
+                most: n as f64,
+                start: None,
+            };
+            numbers.balanced("web".to_owned(), format!("shop/{n:05}"), imbalance);
+        }
+        assert_eq!(numbers.imbalances.len(), MOST_IMBALANCES + 1);
+        let other = &numbers.imbalances[&("web".to_owned(), OTHER.to_owned())];
+        assert_eq!(other.most, (10 * MOST_IMBALANCES - 1) as f64);
+    }
+}
