@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Cluster {
     pub(super) slices: Known<Slice>,
     /// The same, by Service.
     gathered: Gathered,
+    /// Of the endpoints that may be on this node: the keys of their slices.
+    by_endpoint: BTreeMap<EndpointId, BTreeSet<Arc<str>>>,
 }
 
 impl Cluster {
@@ -42,6 +45,14 @@ impl Cluster {
     /// Takes in a change of slices that was heard at `at`.
     pub(super) fn change_slices(&mut self, change: Change<Slice>, at: Instant) {
         let first = !self.slices.is_listed();
+        match &change {
+            Change::Set(key, _) | Change::Removed(key) => self.index(key, false),
+            Change::Begin | Change::Listed(..) | Change::Done => {}
+        }
+        let set = match &change {
+            Change::Set(key, Some(_)) => Some(key.clone()),
+            _ => None,
+        };
         let before = |key: &String| Some(self.slices.now.as_ref()?.get(key)?.service.clone());
         let touched: Option<BTreeSet<ServiceName>> = match &change {
             Change::Begin | Change::Listed(..) => Some(BTreeSet::new()),
@@ -53,6 +64,9 @@ impl Cluster {
             Change::Removed(key) => Some(before(key).into_iter().collect()),
         };
         self.slices.change(change, at);
+        if let Some(key) = set {
+            self.index(&key, true);
+        }
         let at = (!first).then_some(at);
         if let Some(touched) = touched {
             for name in touched {
@@ -62,6 +76,7 @@ impl Cluster {
             }
             return;
         }
+        self.index_all();
         let mut slices: BTreeMap<&ServiceName, Vec<&Slice>> = BTreeMap::new();
         for slice in self.slices.now.iter().flat_map(BTreeMap::values) {
             slices.entry(&slice.service).or_default().push(slice);
@@ -72,6 +87,36 @@ impl Cluster {
         }
         for (name, slices) in slices {
             self.gathered.set(name.clone(), &slices, at);
+        }
+    }
+
+    /// Adds the slice of this key to the index, or takes it out.
+    fn index(&mut self, key: &str, is_there: bool) {
+        let slices = self.slices.now.as_ref();
+        let Some(slice) = slices.and_then(|slices| slices.get(key)) else {
+            return;
+        };
+        for id in slice.may_be_here() {
+            if is_there {
+                let keys = self.by_endpoint.entry(id.clone()).or_default();
+                keys.insert(key.into());
+            } else if let Some(keys) = self.by_endpoint.get_mut(id) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_endpoint.remove(id);
+                }
+            }
+        }
+    }
+
+    fn index_all(&mut self) {
+        self.by_endpoint.clear();
+        for (key, slice) in self.slices.now.iter().flatten() {
+            let key: Arc<str> = key.as_str().into();
+            for id in slice.may_be_here() {
+                let keys = self.by_endpoint.entry(id.clone()).or_default();
+                keys.insert(Arc::clone(&key));
+            }
         }
     }
 
@@ -145,11 +190,14 @@ impl Cluster {
     }
 
     fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
-        self.slices.now.as_ref()?;
+        let slices = self.slices.now.as_ref()?;
         let specs = self.services.now.as_ref()?;
         let id = EndpointId::of(uid);
         let mut services: BTreeMap<&str, ServiceAt> = BTreeMap::new();
-        let slices = in_namespace(self.slices.now.as_ref(), &pod.namespace);
+        let keys = self.by_endpoint.get(&id).into_iter().flatten();
+        let slices = keys.filter_map(|key| slices.get(&**key));
+        // A slice of another namespace leads nobody to this pod.
+        let slices = slices.filter(|slice| slice.service.namespace == pod.namespace);
         for slice in slices.filter(|slice| slice.has_port(port)) {
             let Some(endpoint) = slice.endpoint(&id) else {
                 continue;
@@ -199,6 +247,9 @@ fn in_namespace<'a>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::{from_value, json};
+
     use super::*;
 
     fn listed(stabilization_window: Duration, at: Instant) -> Cluster {
@@ -233,6 +284,91 @@ mod tests {
                 stale,
                 "{stabilization_window}"
             );
+        }
+    }
+
+    fn slice(service: &str, uids: impl IntoIterator<Item = String>) -> Slice {
+        let endpoint =
+            |uid| json!({"addresses": ["10.0.0.1"], "nodeName": "n1", "targetRef": {"uid": uid}});
+        let endpoints: Vec<_> = uids.into_iter().map(endpoint).collect();
+        let object = json!({
+            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints
+        });
+        Slice::of("n1", from_value(object).unwrap()).unwrap()
+    }
+
+    fn services(cluster: &Cluster, uid: &str) -> Vec<String> {
+        let pod = Pod {
+            namespace: "shop".to_owned(),
+            ..Pod::default()
+        };
+        let services = cluster.services(uid, &pod, 80).unwrap();
+        services.into_iter().map(|at| at.name).collect()
+    }
+
+    #[test]
+    fn a_pods_services_are_found_without_reading_every_slice() {
+        let time = |slices: usize| {
+            let mut cluster = listed(Duration::ZERO, Instant::now());
+            for n in 0..slices {
+                let slice = slice(&format!("web-{n}"), [format!("u{n}")]);
+                let change = Change::Listed(format!("shop/web-{n}"), Some(slice));
+                cluster.change_slices(change, Instant::now());
+            }
+            cluster.change_slices(Change::Done, Instant::now());
+            // The quickest of many rounds: others run on this machine too.
+            let round = |_| {
+                let began = Instant::now();
+                for n in 0..50 {
+                    assert_eq!(services(&cluster, &format!("u{n}")), [format!("web-{n}")]);
+                }
+                began.elapsed()
+            };
+            (0..20).map(round).min().unwrap()
+        };
+        let (few, many) = (time(50), time(2500));
+        assert!(
+            many < few * 10,
+            "{few:?} with 50 slices, {many:?} with 2500"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_pods_services_are_those_of_the_slices_that_have_it(
+            changes in prop::collection::vec((0..6_u8, 0..4_usize, 0..3_u8, prop::collection::btree_set(0..5_u8, 0..4)), 0..30),
+        ) {
+            let now = Instant::now();
+            let mut cluster = listed(Duration::ZERO, now);
+            let mut model: BTreeMap<String, (String, BTreeSet<u8>)> = BTreeMap::new();
+            for (what, key, service, uids) in changes {
+                let (key, service) = (format!("shop/{key}"), format!("s{service}"));
+                let value = slice(&service, uids.iter().map(|uid| format!("u{uid}")));
+                match what {
+                    0 => {
+                        model.remove(&key);
+                        cluster.change_slices(Change::Removed(key), now);
+                    }
+                    1 => {
+                        model.clear();
+                        model.insert(key.clone(), (service, uids));
+                        cluster.change_slices(Change::Begin, now);
+                        cluster.change_slices(Change::Listed(key, Some(value)), now);
+                        cluster.change_slices(Change::Done, now);
+                    }
+                    _ => {
+                        model.insert(key.clone(), (service, uids));
+                        cluster.change_slices(Change::Set(key, Some(value)), now);
+                    }
+                }
+                for uid in 0..5 {
+                    let of_it = model.values().filter(|(_, uids)| uids.contains(&uid));
+                    let expected: BTreeSet<String> = of_it.map(|(service, _)| service.clone()).collect();
+                    let found = services(&cluster, &format!("u{uid}"));
+                    prop_assert!(found.iter().eq(expected.iter()), "{:?} {:?}", found, expected);
+                }
+            }
         }
     }
 }

@@ -10,13 +10,15 @@ use std::{
 use crate::{
     host::{CgroupPaths, CgroupTree, netns},
     kubernetes::cgroup::PodCgroup,
-    snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, Snapshot},
+    snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, NetnsCookie, Snapshot},
 };
 
 /// How often processes are looked through anew: one of another pod may have entered a namespace.
 const LOOK_THROUGH: Duration = Duration::from_secs(30);
 /// How soon that is done again for what was not found.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often that is done before a namespace counts as one without processes.
+const TRIES: u8 = 3;
 
 /// Where an endpoint was found to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +44,11 @@ struct Found {
 pub(super) struct Whereabouts {
     tree: CgroupTree,
     namespaces: BTreeMap<Netns, Found>,
+    /// Namespaces of which no process was found, and how often they were looked for.
+    empty: BTreeMap<(Netns, Option<NetnsCookie>), u8>,
     cgroups: CgroupPaths,
+    /// Cgroups that are not in the tree: they have gone, as ids are not used again.
+    gone: BTreeSet<CgroupId>,
     looked: Option<Instant>,
 }
 
@@ -52,7 +58,9 @@ impl Whereabouts {
         Self {
             tree,
             namespaces: BTreeMap::new(),
+            empty: BTreeMap::new(),
             cgroups: CgroupPaths::new(),
+            gone: BTreeSet::new(),
             looked: None,
         }
     }
@@ -63,26 +71,57 @@ impl Whereabouts {
         let wanted: BTreeSet<Netns> = pods.map(|key| key.netns).collect();
         self.namespaces
             .retain(|netns, found| wanted.contains(netns) && found.is_shown(*netns));
-        let all_known = wanted.len() == self.namespaces.len();
-        let due = if all_known { LOOK_THROUGH } else { LOOK_AGAIN };
-        let is_due = |at| now.saturating_duration_since(at) >= due;
-        let new = wanted
-            .iter()
-            .any(|netns| !self.namespaces.contains_key(netns));
-        if self.looked.is_none_or(is_due) && (new || !wanted.is_empty()) {
+        if self.is_due(&wanted, snapshot, now) {
             self.namespaces = look_through(&wanted);
             self.looked = Some(now);
+            let missing = wanted
+                .iter()
+                .filter(|netns| !self.namespaces.contains_key(netns));
+            let tried = |netns: &Netns| {
+                let key = generation(*netns, snapshot);
+                let before = self.empty.get(&key).copied().unwrap_or(0);
+                (key, before.saturating_add(1))
+            };
+            self.empty = missing.map(tried).collect();
         }
         let sockets = snapshot.connections.iter().map(|c| c.cgroup);
         let endpoints = snapshot.endpoints.keys().filter_map(|key| key.cgroup);
         let ids: BTreeSet<CgroupId> = sockets.chain(endpoints).collect();
+        self.learn_cgroups(ids, |tree| tree.read());
+    }
+
+    fn is_due(&self, wanted: &BTreeSet<Netns>, snapshot: &Snapshot, now: Instant) -> bool {
+        let is_new = |netns: &Netns| {
+            let tries = self.empty.get(&generation(*netns, snapshot));
+            !self.namespaces.contains_key(netns) && tries.is_none_or(|tries| *tries < TRIES)
+        };
+        let due = if wanted.iter().any(is_new) {
+            LOOK_AGAIN
+        } else {
+            LOOK_THROUGH
+        };
+        let is_due = |at| now.saturating_duration_since(at) >= due;
+        !wanted.is_empty() && self.looked.is_none_or(is_due)
+    }
+
+    fn learn_cgroups(
+        &mut self,
+        ids: BTreeSet<CgroupId>,
+        read: impl FnOnce(&CgroupTree) -> CgroupPaths,
+    ) {
         self.cgroups.retain(|id, _| ids.contains(id));
-        if ids.iter().any(|id| !self.cgroups.contains_key(id)) {
-            let mut paths = self.tree.read();
-            let missing = ids
-                .into_iter()
-                .filter_map(|id| Some((id, paths.remove(&id)?)));
-            self.cgroups.extend(missing);
+        self.gone.retain(|id| ids.contains(id));
+        let is_new = |id: &CgroupId| !self.cgroups.contains_key(id) && !self.gone.contains(id);
+        let new: Vec<CgroupId> = ids.into_iter().filter(is_new).collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut paths = read(&self.tree);
+        for id in new {
+            match paths.remove(&id) {
+                Some(path) => drop(self.cgroups.insert(id, path)),
+                None => drop(self.gone.insert(id)),
+            }
         }
     }
 
@@ -115,6 +154,11 @@ impl Found {
         let folder = PathBuf::from(format!("/proc/{}", self.shown_by));
         netns::inode_of(&folder) == Some(netns) && place_of(&folder).as_ref() == Some(&self.place)
     }
+}
+
+/// A namespace, and which of those that had its inode in turn.
+fn generation(netns: Netns, snapshot: &Snapshot) -> (Netns, Option<NetnsCookie>) {
+    (netns, snapshot.namespaces.get(&netns).copied())
 }
 
 /// What they all are. Those that tell nothing are not asked.
@@ -213,5 +257,50 @@ mod tests {
         assert!(!shown(Netns(netns.0 ^ 1), own, place.clone()));
         assert!(!shown(netns, own, pod("another")));
         assert!(!shown(netns, u32::MAX, place));
+    }
+
+    fn lookup() -> Whereabouts {
+        Whereabouts::of_tree(CgroupTree::find(None).unwrap())
+    }
+
+    #[test]
+    fn a_cgroup_that_has_gone_is_looked_for_once() {
+        let mut lookup = lookup();
+        let mut reads = 0;
+        let gone = BTreeSet::from([CgroupId(u64::MAX)]);
+        for _ in 0..5 {
+            lookup.learn_cgroups(gone.clone(), |tree| {
+                reads += 1;
+                tree.read()
+            });
+        }
+        assert_eq!(reads, 1);
+        assert_eq!(lookup.of_cgroup(CgroupId(u64::MAX)), Place::Unknown);
+        lookup.learn_cgroups(BTreeSet::new(), |_| unreachable!());
+        assert!(lookup.gone.is_empty(), "its connections have gone");
+    }
+
+    #[test]
+    fn a_namespace_without_processes_is_looked_for_often_only_at_first() {
+        let mut lookup = lookup();
+        let key = EndpointKey {
+            netns: Netns(1),
+            cgroup: None,
+            port: 80,
+        };
+        let mut snapshot = Snapshot {
+            endpoints: [(key, Default::default())].into(),
+            ..Snapshot::default()
+        };
+        let start = Instant::now();
+        let mut looks = |snapshot: &Snapshot, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            lookup.learn(snapshot, now);
+            lookup.looked == Some(now)
+        };
+        let at: Vec<u64> = (0..60).filter(|at| looks(&snapshot, *at)).collect();
+        assert_eq!(at, [0, 5, 10, 40]);
+        snapshot.namespaces.insert(Netns(1), NetnsCookie(7));
+        assert!(looks(&snapshot, 60), "another one, with the same inode");
     }
 }

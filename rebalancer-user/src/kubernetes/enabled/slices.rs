@@ -112,6 +112,12 @@ impl Slice {
         self.ports.iter().any(|p| p.is_none_or(|p| p == port))
     }
 
+    /// Its endpoints, but for those that it says are on other nodes.
+    pub(super) fn may_be_here(&self) -> impl Iterator<Item = &EndpointId> {
+        let here = |endpoint: &&SliceEndpoint| endpoint.here != Some(false);
+        self.endpoints.iter().filter(here).map(|e| &e.id)
+    }
+
     /// This endpoint, if it is one of the slice's.
     pub(super) fn endpoint(&self, id: &EndpointId) -> Option<&SliceEndpoint> {
         let at = self.endpoints.binary_search_by(|e| e.id.cmp(id)).ok()?;
