@@ -134,7 +134,7 @@ impl Active {
 
     /// What is its turn; none if all steps have passed.
     pub(super) fn step_kind(&self) -> Option<StepKind> {
-        self.current().map(Step::kind)
+        self.current().map(|step| step.kind())
     }
 
     /// One look.
@@ -282,7 +282,7 @@ impl Active {
         // Beyond the last there is none, nor a reset at the end.
         let past_all = self.chosen.steps().len() + 1;
         self.step = if self.is_last_step { past_all } else { step };
-        self.step_until = now + self.current().map_or(Duration::ZERO, Step::timeout);
+        self.step_until = now + self.current().map_or(Duration::ZERO, |step| step.timeout());
     }
 
     /// Whether the step's condition holds now.

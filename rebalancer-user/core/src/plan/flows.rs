@@ -46,8 +46,11 @@ impl Flows {
     /// Takes in a snapshot. What is not in it, or of no rule that balances by a rate, is forgotten.
     pub(super) fn observe(&mut self, policy: &Policy, matches: &Matches<'_>, taken: KernelTime) {
         let before = std::mem::take(&mut self.known);
-        let by_rate =
-            |balance: Option<Balance>| balance.map(Balance::by).filter(|by| *by != By::Connections);
+        let by_rate = |balance: Option<Balance>| {
+            balance
+                .map(|balance| balance.by())
+                .filter(|by| *by != By::Connections)
+        };
         if !policy
             .rules()
             .iter()

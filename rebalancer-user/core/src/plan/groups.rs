@@ -83,7 +83,7 @@ impl Group {
 }
 
 fn names(rule: &Rule, pod: &Identity, service: &str) -> bool {
-    let meant = rule.matches().pods().services();
+    let meant = rule.matches().services();
     let mut all = meant.iter();
     meant.is_empty() || all.any(|meant| meant.means(&pod.namespace, service))
 }
@@ -386,7 +386,9 @@ impl Groups {
     fn count(&mut self, index: usize, connection: &Connection, ledger: &Ledger, taken: KernelTime) {
         let shared = &mut self.all[index];
         shared.connections += 1;
-        let by = shared.balance.map_or(By::Connections, Balance::by);
+        let by = shared
+            .balance
+            .map_or(By::Connections, |balance| balance.by());
         let (Some(held), Some(load)) = (
             shared.endpoints.get_mut(&connection.endpoint),
             load(connection, by, ledger),

@@ -80,7 +80,7 @@ fn excluded(policy: &Policy, who: &Who) -> Option<SkipReason> {
 
 /// What a rule asks of names may have changed meanwhile, and so may a pod's Services.
 fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<SkipReason> {
-    let needs_names = !rule.matches().pods().is_any() || who.pod().is_some();
+    let needs_names = rule.matches().names_pods() || who.pod().is_some();
     match naming {
         Naming::Stale(silent) if needs_names => Some(SkipReason::StaleFacts { silent }),
         _ => None,

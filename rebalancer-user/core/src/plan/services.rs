@@ -117,7 +117,7 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
 /// Those that count: the one that the rule names; else all but the headless ones, if there are
 /// others.
 fn asked<'a>(rule: &Rule, all: &[Leads<'a>]) -> Vec<Leads<'a>> {
-    let meant = rule.matches().pods().services();
+    let meant = rule.matches().services();
     let is_named = |name: &ServiceName| {
         let mut meant = meant.iter();
         meant.any(|meant| meant.means(&name.namespace, &name.name))
@@ -186,7 +186,7 @@ fn affinity(asked: &[Leads<'_>]) -> Option<SkipReason> {
 }
 
 fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<SkipReason> {
-    let min = policy.guards().min_ready_endpoints();
+    let min = policy.guards().min_ready_endpoints().get();
     let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
     let (service, ready) = (least.name.clone(), least.facts.comparable());
     if ready >= min {

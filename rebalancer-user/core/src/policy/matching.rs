@@ -1,42 +1,62 @@
 //! Which connections a rule is for.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use serde_json::{Value as Json, json};
 
-use super::{CgroupGlobs, MissingFact, Pods, visible};
-use crate::snapshot::{CgroupPath, Connection, Who};
+use super::{
+    cgroups::CgroupGlobs,
+    error::{Fault, visible},
+    notation::{Network, Port, Service},
+    pods::{MissingFact, Selector, ServiceRef},
+    section::{
+        Constraints, Fields, Reader, globs, items, list, optional, or_empty, part, required,
+        section,
+    },
+};
+use crate::snapshot::{CgroupPath, Connection, Identity, Who};
 
-/// Ports, peers, pods and cgroups; what is given must all match. Never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Match {
-    pub(super) ports: Vec<PortRange>,
-    pub(super) peers: Vec<Peer>,
-    pub(super) pods: Pods,
-    pub(super) cgroups: CgroupGlobs,
+/// The most items of a list: each connection is compared with each.
+const MOST: usize = 256;
+
+section! {
+    /// Ports, peers, pods and cgroups: at least one field, and all that are given must match.
+    pub struct Match "Match" {
+        /// Local (server) ports.
+        ports "ports": Vec<PortRange> as &[PortRange] = or_empty(list(part(), MOST).not_empty());
+        /// Remote (client) addresses.
+        peers "peers": Vec<Peer> as &[Peer] = or_empty(list(part(), MOST).not_empty());
+        /// Services, of which one must target the port: `namespace/name`, or `*/name` for that name
+        /// in every namespace, or in those that `namespaceSelector` selects.
+        services "services": Vec<ServiceRef> as &[ServiceRef] = or_empty(
+            list(Service, MOST).not_empty());
+        /// Selects by the labels of the pod's namespace.
+        namespace_selector "namespaceSelector": Option<Selector> as Option<&Selector> = optional(
+            part());
+        /// Selects by the labels of the pod.
+        pod_selector "podSelector": Option<Selector> as Option<&Selector> = optional(part());
+        /// Globs over the path of the server's cgroup, as in `/proc/PID/cgroup`. Each matches a
+        /// cgroup and its descendants. `*` also matches `/`; a backslash is a literal character.
+        cgroups "cgroups": CgroupGlobs as &CgroupGlobs = or_empty(globs().not_empty());
+    }
+}
+
+impl Constraints for Match {
+    fn check(_: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        if fields.is_empty() {
+            let remedy = "write what it is for, e.g. `match: {ports: [{port: 8080}]}`";
+            let fault = Fault::new("an empty match", "matches nothing", remedy);
+            reader.report(fields.at.clone(), fault);
+        }
+    }
+
+    fn schema() -> Json {
+        json!({"minProperties": 1})
+    }
 }
 
 impl Match {
-    /// Ports; empty if any.
-    pub fn ports(&self) -> &[PortRange] {
-        &self.ports
-    }
-
-    /// Peers; empty if any.
-    pub fn peers(&self) -> &[Peer] {
-        &self.peers
-    }
-
-    /// Pods, by the names that a cluster gives them.
-    pub fn pods(&self) -> &Pods {
-        &self.pods
-    }
-
-    /// Cgroups of the server's side; empty if any.
-    pub fn cgroups(&self) -> &CgroupGlobs {
-        &self.cgroups
-    }
-
     /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
     ///
     /// Who is missed by port or peer need not be known better. And what is surely another is
@@ -67,7 +87,7 @@ impl Match {
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
             return Err(Mismatch::Port(port));
         }
-        match self.pods.misses(who) {
+        match self.misses_pod(who) {
             None => Ok(None),
             Some(Mismatch::Undetermined(lack)) => Ok(Some(lack)),
             Some(other) => Err(other),
@@ -94,12 +114,83 @@ impl Match {
         }
     }
 
-    fn misses_peer(&self, connection: &Connection) -> Option<Mismatch> {
-        let peer = connection.remote.ip().to_canonical();
-        if self.peers.is_empty() || self.peers.iter().any(|block| block.contains(peer)) {
+    /// Whether it names Services, namespaces or pods.
+    pub fn names_pods(&self) -> bool {
+        !self.services.is_empty()
+            || self.namespace_selector.is_some()
+            || self.pod_selector.is_some()
+    }
+
+    /// Why an endpoint of `who` is not, or not surely, one of those meant; `None` if it is.
+    fn misses_pod(&self, who: &Who) -> Option<Mismatch> {
+        if !self.names_pods() {
             return None;
         }
-        let excepted = self.peers.iter().any(|block| block.cidr.contains(&peer));
+        let pod = match who {
+            Who::NoPod => return Some(Mismatch::NoPod),
+            Who::Unknown => return Some(Mismatch::Undetermined(MissingFact::Pod)),
+            Who::Pod(pod) => pod,
+        };
+        let all = [
+            self.misses_services(pod),
+            self.misses_namespace(pod),
+            self.misses_labels(pod),
+        ];
+        // What is surely another is another, whatever else is not known of it.
+        let mut misses = all.into_iter().flatten();
+        let first = misses.next()?;
+        let sure = misses.find(|miss| miss.is_sure());
+        Some(if first.is_sure() {
+            first
+        } else {
+            sure.unwrap_or(first)
+        })
+    }
+
+    fn misses_services(&self, pod: &Identity) -> Option<Mismatch> {
+        if self.services.is_empty() {
+            return None;
+        }
+        // A Service has endpoints in its own namespace only.
+        let here = |meant: &&ServiceRef| {
+            let namespace = meant.namespace.as_ref();
+            namespace.is_none_or(|namespace| *namespace == pod.namespace)
+        };
+        let meant: Vec<&ServiceRef> = self.services.iter().filter(here).collect();
+        if meant.is_empty() {
+            return Some(Mismatch::Services);
+        }
+        let Some(services) = &pod.services else {
+            return Some(Mismatch::Undetermined(MissingFact::Services));
+        };
+        let is_meant = |name: &str| meant.iter().any(|meant| meant.name == name);
+        let found = services.iter().any(|at| is_meant(&at.name));
+        (!found).then_some(Mismatch::Services)
+    }
+
+    fn misses_namespace(&self, pod: &Identity) -> Option<Mismatch> {
+        let selector = self.namespace_selector.as_ref()?;
+        match &pod.namespace_labels {
+            None if selector.is_any() => None,
+            None => Some(Mismatch::Undetermined(MissingFact::NamespaceLabels)),
+            Some(labels) => (!selector.selects(labels)).then_some(Mismatch::Namespace),
+        }
+    }
+
+    fn misses_labels(&self, pod: &Identity) -> Option<Mismatch> {
+        let selector = self.pod_selector.as_ref()?;
+        (!selector.selects(&pod.labels)).then_some(Mismatch::PodLabels)
+    }
+
+    fn misses_peer(&self, connection: &Connection) -> Option<Mismatch> {
+        let peer = connection.remote.ip().to_canonical();
+        if self.peers.is_empty() || self.peers.iter().any(|from| from.ip_block.contains(peer)) {
+            return None;
+        }
+        let excepted = self
+            .peers
+            .iter()
+            .any(|from| from.ip_block.cidr.contains(&peer));
         Some(Mismatch::Peer { peer, excepted })
     }
 
@@ -107,7 +198,7 @@ impl Match {
     /// What is asked of cgroups is known of connections only.
     pub fn may_be_at(&self, port: u16, who: &Who) -> bool {
         let ports = self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port));
-        ports && self.cgroups.is_empty() && self.pods.misses(who).is_none()
+        ports && self.cgroups.is_empty() && self.misses_pod(who).is_none()
     }
 
     fn misses_cgroup(&self, connection: &Connection) -> Option<Mismatch> {
@@ -182,48 +273,76 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// Ports of the server's side, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PortRange {
-    pub(super) first: NonZeroU16,
-    pub(super) last: NonZeroU16,
+section! {
+    /// A port, or a range of ports.
+    #[derive(Copy)]
+    pub struct PortRange "Port" {
+        /// The port, or the lowest of a range.
+        port "port": u16 = required(Port, "a port, e.g. `port: 8080`");
+        /// The highest of a range, inclusive.
+        end_port "endPort": Option<u16> = optional(Port);
+    }
+}
+
+impl Constraints for PortRange {
+    fn check(range: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        let Some(Self { port, end_port }) = range else {
+            return;
+        };
+        if end_port.is_some_and(|end| end < *port) {
+            let label = format!("below `port`, {port}");
+            let remedy = "write the lower one in `port`, the higher one in `endPort`";
+            let fault = Fault::new("an empty range", label, remedy);
+            reader.report(reader.place_of(fields.get("endPort")), fault);
+        }
+    }
 }
 
 impl PortRange {
-    /// The lowest port.
-    pub fn first(self) -> NonZeroU16 {
-        self.first
-    }
-
-    /// The highest port.
-    pub fn last(self) -> NonZeroU16 {
-        self.last
-    }
-
     /// Whether `port` lies in it.
-    pub fn contains(self, port: u16) -> bool {
-        (self.first.get()..=self.last.get()).contains(&port)
+    pub fn contains(&self, port: u16) -> bool {
+        (self.port..=self.end_port.unwrap_or(self.port)).contains(&port)
     }
 }
 
-/// Clients by address, as a NetworkPolicy's `ipBlock`. IPv4-mapped IPv6 counts as IPv4.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Peer {
-    pub(super) cidr: IpNet,
-    pub(super) except: Vec<IpNet>,
+section! {
+    /// Clients, by address.
+    pub struct Peer "Peer" {
+        /// A network.
+        ip_block "ipBlock": IpBlock as &IpBlock = required(
+            part(), "`ipBlock: {cidr: 10.0.0.0/8}`");
+    }
 }
 
-impl Peer {
-    /// The network.
-    pub fn cidr(&self) -> IpNet {
-        self.cidr
-    }
+impl Constraints for Peer {}
 
-    /// Networks inside `cidr` that are not meant.
-    pub fn except(&self) -> &[IpNet] {
-        &self.except
+section! {
+    /// A network, as in a NetworkPolicy. IPv4-mapped IPv6 counts as IPv4.
+    pub struct IpBlock "IpBlock" {
+        /// The network.
+        cidr "cidr": IpNet = required(Network, "`ipBlock: {cidr: 10.0.0.0/8}`");
+        /// Networks inside it that are excluded.
+        except "except": Vec<IpNet> as &[IpNet] = or_empty(list(Network, MOST));
     }
+}
 
+impl Constraints for IpBlock {
+    fn check(block: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        let Some(Self { cidr, except }) = block else {
+            return;
+        };
+        for (inside, given) in except.iter().zip(items(fields.get("except"))) {
+            if inside == cidr || !cidr.contains(inside) {
+                let label = format!("not a part of {cidr}");
+                let remedy = format!("write a network that is smaller than {cidr} and inside it");
+                let fault = Fault::new("an exception from nothing", label, remedy);
+                reader.report(reader.place(given), fault);
+            }
+        }
+    }
+}
+
+impl IpBlock {
     /// Whether `address` lies in it; a mapped one must be made IPv4 first.
     fn contains(&self, address: IpAddr) -> bool {
         self.cidr.contains(&address) && !self.except.iter().any(|net| net.contains(&address))

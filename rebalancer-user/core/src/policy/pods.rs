@@ -1,100 +1,16 @@
-//! Which pods a rule is for, by the names that a cluster gives them.
+//! How a rule names Services and selects pods.
 
 use std::fmt;
 
-use super::Mismatch;
-use crate::snapshot::{Identity, Labels, Who};
+use super::{
+    error::Fault,
+    notation::{LabelKey, LabelValue, word, words},
+    section::{Constraints, Fields, LabelMap, Reader, list, or_empty, part, required, section},
+};
+use crate::snapshot::Labels;
 
-/// Services, namespaces and pods; where several are given, all must match.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pods {
-    pub(super) services: Vec<ServiceRef>,
-    pub(super) namespace_selector: Option<Selector>,
-    pub(super) pod_selector: Option<Selector>,
-}
-
-impl Pods {
-    /// Services of which one must lead to the endpoint; empty if none must.
-    pub fn services(&self) -> &[ServiceRef] {
-        &self.services
-    }
-
-    /// What the labels of the pod's namespace must be.
-    pub fn namespace_selector(&self) -> Option<&Selector> {
-        self.namespace_selector.as_ref()
-    }
-
-    /// What the pod's labels must be.
-    pub fn pod_selector(&self) -> Option<&Selector> {
-        self.pod_selector.as_ref()
-    }
-
-    /// Whether nothing of a pod is asked for.
-    pub fn is_any(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Why an endpoint of `who` is not, or not surely, one of those meant; `None` if it is.
-    pub(super) fn misses(&self, who: &Who) -> Option<Mismatch> {
-        if self.is_any() {
-            return None;
-        }
-        let pod = match who {
-            Who::NoPod => return Some(Mismatch::NoPod),
-            Who::Unknown => return Some(Mismatch::Undetermined(MissingFact::Pod)),
-            Who::Pod(pod) => pod,
-        };
-        let all = [
-            self.misses_services(pod),
-            self.misses_namespace(pod),
-            self.misses_labels(pod),
-        ];
-        // What is surely another is another, whatever else is not known of it.
-        let mut misses = all.into_iter().flatten();
-        let first = misses.next()?;
-        let sure = misses.find(|miss| miss.is_sure());
-        Some(if first.is_sure() {
-            first
-        } else {
-            sure.unwrap_or(first)
-        })
-    }
-
-    fn misses_services(&self, pod: &Identity) -> Option<Mismatch> {
-        if self.services.is_empty() {
-            return None;
-        }
-        // A Service has endpoints in its own namespace only.
-        let here = |meant: &&ServiceRef| {
-            let namespace = meant.namespace.as_ref();
-            namespace.is_none_or(|namespace| *namespace == pod.namespace)
-        };
-        let meant: Vec<&ServiceRef> = self.services.iter().filter(here).collect();
-        if meant.is_empty() {
-            return Some(Mismatch::Services);
-        }
-        let Some(services) = &pod.services else {
-            return Some(Mismatch::Undetermined(MissingFact::Services));
-        };
-        let is_meant = |name: &str| meant.iter().any(|meant| meant.name == name);
-        let found = services.iter().any(|at| is_meant(&at.name));
-        (!found).then_some(Mismatch::Services)
-    }
-
-    fn misses_namespace(&self, pod: &Identity) -> Option<Mismatch> {
-        let selector = self.namespace_selector.as_ref()?;
-        match &pod.namespace_labels {
-            None if selector.is_any() => None,
-            None => Some(Mismatch::Undetermined(MissingFact::NamespaceLabels)),
-            Some(labels) => (!selector.selects(labels)).then_some(Mismatch::Namespace),
-        }
-    }
-
-    fn misses_labels(&self, pod: &Identity) -> Option<Mismatch> {
-        let selector = self.pod_selector.as_ref()?;
-        (!selector.selects(&pod.labels)).then_some(Mismatch::PodLabels)
-    }
-}
+/// The most items of a list.
+const MOST: usize = 256;
 
 /// What would have to be known to tell whether a rule is for a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,24 +69,20 @@ impl fmt::Display for ServiceRef {
     }
 }
 
-/// Labels as a NetworkPolicy selects by them. An empty one selects everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector {
-    pub(super) labels: Labels,
-    pub(super) requirements: Vec<Requirement>,
+section! {
+    /// A label selector as in a NetworkPolicy; an empty one selects everything.
+    pub struct Selector "LabelSelector" {
+        /// Labels and the values they must have.
+        labels "matchLabels": Labels as &Labels = or_empty(LabelMap);
+        /// Further requirements on labels.
+        requirements "matchExpressions": Vec<Requirement> as &[Requirement] = or_empty(
+            list(part(), MOST));
+    }
 }
 
+impl Constraints for Selector {}
+
 impl Selector {
-    /// Labels that must be there with these values.
-    pub fn labels(&self) -> &Labels {
-        &self.labels
-    }
-
-    /// What else must hold.
-    pub fn requirements(&self) -> &[Requirement] {
-        &self.requirements
-    }
-
     /// Whether it selects everything.
     pub fn is_any(&self) -> bool {
         self.labels.is_empty() && self.requirements.is_empty()
@@ -183,30 +95,42 @@ impl Selector {
     }
 }
 
-/// What must hold of one label.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Requirement {
-    pub(super) key: String,
-    pub(super) operator: Operator,
-    pub(super) values: Vec<String>,
+section! {
+    /// A requirement on one label.
+    pub struct Requirement "LabelSelectorRequirement" {
+        /// The label's key.
+        key "key": String as &str = required(LabelKey, "a label, e.g. `key: app`");
+        /// How the label is looked at.
+        operator "operator": Operator = required(word(), "one, e.g. `operator: In`");
+        /// The values for `In` and `NotIn`.
+        values "values": Vec<String> as &[String] = or_empty(list(LabelValue, MOST));
+    }
+}
+
+impl Constraints for Requirement {
+    fn check(requirement: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        let Some(requirement) = requirement else {
+            return;
+        };
+        let given = fields.get("values");
+        let fault = match (requirement.operator.takes_values(), given) {
+            (true, None) => {
+                return fields.require("values", "values, e.g. `values: [checkout]`", reader);
+            }
+            (true, Some(_)) if requirement.values.is_empty() => {
+                Fault::new("an empty list", "nothing in it", "write a value into it")
+            }
+            (false, Some(_)) if !requirement.values.is_empty() => {
+                let label = "this operator looks at the label alone";
+                Fault::new("values without effect", label, "remove `values`")
+            }
+            _ => return,
+        };
+        reader.report(reader.place_of(given), fault);
+    }
 }
 
 impl Requirement {
-    /// The label.
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-
-    /// What must hold.
-    pub fn operator(&self) -> Operator {
-        self.operator
-    }
-
-    /// Of these values; none of those that only ask whether the label is there.
-    pub fn values(&self) -> &[String] {
-        &self.values
-    }
-
     fn holds(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);
         let among = value.is_some_and(|value| self.values.contains(value));
@@ -220,30 +144,21 @@ impl Requirement {
     }
 }
 
-/// How a label is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operator {
-    /// It is there and has one of the values.
-    In,
-    /// It is not there, or has none of the values.
-    NotIn,
-    /// It is there.
-    Exists,
-    /// It is not there.
-    DoesNotExist,
+words! {
+    /// How a label is looked at.
+    pub enum Operator {
+        /// It has one of the values.
+        In,
+        /// It has none of the values, or is absent.
+        NotIn,
+        /// It is present.
+        Exists,
+        /// It is absent.
+        DoesNotExist,
+    }
 }
 
 impl Operator {
-    /// The word in the policy file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::In => "In",
-            Self::NotIn => "NotIn",
-            Self::Exists => "Exists",
-            Self::DoesNotExist => "DoesNotExist",
-        }
-    }
-
     /// Whether it looks at values.
     pub(super) fn takes_values(self) -> bool {
         matches!(self, Self::In | Self::NotIn)

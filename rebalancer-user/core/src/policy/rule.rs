@@ -1,15 +1,124 @@
-//! One rule: which connections, how old or heavy they may grow, and how they are ended.
+//! One rule: which connections, how old or large they may grow, and how they are ended.
 
-use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{fmt, num::NonZeroU64, ops::Range, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 
-use super::{Match, Mode, Percent, error::quoted};
+use super::{
+    document::Mode,
+    error::{Fault, quoted},
+    matching::Match,
+    notation::{self, Bytes, Name, PercentFrom, Read, Scalar, Time, is_label, word, words},
+    section::{
+        Constraints, Fields, Reader, items, list, optional, or, or_empty, part, required, section,
+    },
+    shape::Shape,
+    units::Percent,
+};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+const TEN_PERCENT: Percent = Percent::new(10).unwrap();
+
+section! {
+    /// Which connections, how old or large they may grow, and how they are ended.
+    pub struct Rule "Rule" {
+        /// The rule's name: unique in this policy.
+        name "name": RuleName as &RuleName = required(NameOfRule, "a name, e.g. `name: checkout`");
+        /// The most that this rule may do; the policy's `mode` bounds it.
+        mode "mode": Option<Mode> = optional(word()).means("the policy's");
+        /// Which connections the rule applies to.
+        matches "match": Match as &Match = required(
+            part(), "what it is for, e.g. `match: {ports: [{port: 8080}]}`");
+        /// How old or large a connection may grow. One that exceeds any limit is to be moved. A
+        /// rule has `limits`, `balance`, or both.
+        limits "limits": Limits = or_empty(part());
+        /// When an endpoint holds too much compared with the others of its Service; only the excess
+        /// is moved.
+        balance "balance": Option<Balance> = optional(part());
+        /// By how much, at most, each connection's own limits are below those of the rule, so that
+        /// connections opened together are not moved together.
+        jitter "jitter": Percent = or(PercentFrom(0), TEN_PERCENT);
+        /// What a reconnect costs the client. A rule with a step `AtOnce` or `atEnd: ResetNow` must
+        /// set `Safe` or `LosesState`.
+        on_reconnect "onReconnect": OnReconnect = or(word(), OnReconnect::Detect);
+        /// Ways to end a connection, in order, the gentlest first. Defaults to one `Reset` at a
+        /// quiet moment.
+        steps "steps": Arc<[Step]> as &Arc<[Step]> = or(
+            list(part(), 8).not_empty(), [Step::DEFAULT].into());
+        /// What happens once all steps have timed out.
+        at_end "atEnd": AtEnd = or(word(), AtEnd::Skip);
+        /// What the kernel counts on each connection beyond what it counts anyway, at some cost to
+        /// each send. Without it no program runs on a send.
+        count "count": Option<Count> = optional(word()).means("nothing, unless `balance.by` implies it");
+    }
+}
+
+impl Constraints for Rule {
+    fn check(rule: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        if fields.get("balance").is_none() {
+            let write = "a limit, e.g. `limits: {maxAge: 30m}`, or `balance: {by: Connections}`";
+            fields.require("limits", write, reader);
+        }
+        if let Some(at) = at_any_moment(fields, reader) {
+            if fields.get("onReconnect").is_none() {
+                // A rule's fallback must not become a word for what it ends.
+                let label = "ends connections at any moment, whatever their protocol";
+                let remedy = "write `onReconnect: Safe` into the rule if that costs a client no \
+                              more than a reconnect, `LosesState` if more may be lost; or wait \
+                              for a quiet moment";
+                reader.report(at, Fault::new("missing field `onReconnect`", label, remedy));
+            } else if fields.is("onReconnect", "Detect") {
+                let label = "with `AtOnce` or `ResetNow`, which do not wait for protocol detection";
+                let remedy = "write `Safe` or `LosesState`, or wait for a quiet moment";
+                let fault = Fault::new("a contradiction within the rule", label, remedy);
+                reader.report(reader.place_of(fields.get("onReconnect")), fault);
+            }
+        }
+        let steps = rule.map(|rule| rule.steps.iter()).unwrap_or_default();
+        let given = items(fields.get("steps")).iter();
+        let ends = |(step, _): &(&Step, _)| {
+            step.kind == StepKind::Reset && step.condition == Condition::AtOnce
+        };
+        if let Some((_, unreached)) = steps.zip(given).skip_while(|step| !ends(step)).nth(1) {
+            let label = "a reset at once has ended the connection before";
+            let fault = Fault::new("a step that is never reached", label, "remove it");
+            reader.report(reader.place(unreached), fault);
+        }
+    }
+
+    fn completed(mut self) -> Self {
+        let by = self.balance.map(|balance| balance.by);
+        let implied = (by == Some(By::MessageRate)).then_some(Count::Messages);
+        self.count = self.count.or(implied);
+        self
+    }
+
+    fn schema() -> Json {
+        json!({"anyOf": [{"required": ["limits"]}, {"required": ["balance"]}]})
+    }
+}
+
+/// Where a rule says that connections may be ended without a condition.
+fn at_any_moment(fields: &Fields<'_>, reader: &Reader<'_>) -> Option<Range<usize>> {
+    if fields.is("atEnd", "ResetNow") {
+        return Some(reader.place_of(fields.get("atEnd")));
+    }
+    let mut whens = items(fields.get("steps"))
+        .iter()
+        .filter_map(|step| step.value.field("when"));
+    whens
+        .find(|when| when.value.is("AtOnce"))
+        .map(|when| reader.place(when))
+}
 
 /// A rule's name: a DNS label, unique in its policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct RuleName(pub(super) Arc<str>);
+pub struct RuleName(Arc<str>);
 
 impl RuleName {
     /// What stands for a rule in a move by hand. No policy can name a rule so.
@@ -23,7 +132,7 @@ impl RuleName {
         if text == manual.as_str() {
             return Some(manual);
         }
-        super::values::is_label(text).then(|| Self(text.into()))
+        is_label(text).then(|| Self(text.into()))
     }
 
     /// The name.
@@ -52,245 +161,204 @@ impl fmt::Display for RuleName {
     }
 }
 
-/// One rule of a policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    pub(super) name: RuleName,
-    pub(super) mode: Option<Mode>,
-    pub(super) matches: Match,
-    pub(super) limits: Limits,
-    pub(super) balance: Option<Balance>,
-    pub(super) jitter: Percent,
-    pub(super) on_reconnect: OnReconnect,
-    pub(super) steps: Arc<[Step]>,
-    pub(super) at_end: AtEnd,
-    pub(super) count: Option<Count>,
-}
+/// [`RuleName`]s as a policy writes them.
+struct NameOfRule;
 
-impl Rule {
-    /// Its name.
-    pub fn name(&self) -> &RuleName {
-        &self.name
+impl Scalar for NameOfRule {
+    type Value = RuleName;
+
+    fn read(&self, value: notation::Value<'_>) -> Read<RuleName> {
+        Scalar::read(&Name, value).map(|name| RuleName(name.into()))
     }
 
-    /// Its own mode; see [`super::Policy::mode_of`] for what counts.
-    pub fn mode(&self) -> Option<Mode> {
-        self.mode
+    fn show(&self, value: &RuleName) -> String {
+        Scalar::show(&Name, &value.to_string())
     }
 
-    /// Which connections it is for.
-    pub fn matches(&self) -> &Match {
-        &self.matches
-    }
-
-    /// How old or heavy they may grow.
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    /// What is too much for one of several endpoints; always given where there are no limits.
-    pub fn balance(&self) -> Option<Balance> {
-        self.balance
-    }
-
-    /// By how much, at most, a connection's own limit is below the rule's.
-    pub fn jitter(&self) -> Percent {
-        self.jitter
-    }
-
-    /// Whether its servers keep a session's state beyond a connection.
-    pub fn on_reconnect(&self) -> OnReconnect {
-        self.on_reconnect
-    }
-
-    /// Ways to end a connection, in order; never empty.
-    pub fn steps(&self) -> &Arc<[Step]> {
-        &self.steps
-    }
-
-    /// What happens when all steps have timed out.
-    pub fn at_end(&self) -> AtEnd {
-        self.at_end
-    }
-
-    /// What is counted on its connections beyond what the kernel counts anyway; also if it is
-    /// only implied by what they are balanced by.
-    pub fn count(&self) -> Option<Count> {
-        self.count
+    fn shape(&self) -> Shape {
+        Scalar::shape(&Name)
     }
 }
 
-/// A rule's limits: at least one is set, unless the rule balances.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    pub(super) max_age: Option<Duration>,
-    pub(super) max_bytes: Option<NonZeroU64>,
-    pub(super) max_rate: Option<MaxRate>,
-}
-
-impl Limits {
-    /// Time since accept; more than 0.
-    pub fn max_age(self) -> Option<Duration> {
-        self.max_age
-    }
-
-    /// Bytes both ways.
-    pub fn max_bytes(self) -> Option<NonZeroU64> {
-        self.max_bytes
-    }
-
-    /// Bytes both ways per second, for a time without a pause.
-    pub fn max_rate(self) -> Option<MaxRate> {
-        self.max_rate
+section! {
+    /// How old or large a connection may grow: at least one limit.
+    #[derive(Copy, Default)]
+    pub struct Limits "Limits" {
+        /// The time since it was accepted.
+        max_age "maxAge": Option<Duration> = optional(Time(MILLISECOND..=YEAR));
+        /// The bytes it has carried, both directions together.
+        max_bytes "maxBytes": Option<NonZeroU64> = optional(Bytes);
+        /// Its byte rate, both directions together.
+        max_rate "maxRate": Option<MaxRate> = optional(part());
     }
 }
 
-/// When an endpoint holds too much, beside those that share clients with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Balance {
-    pub(super) by: By,
-    pub(super) tolerance: Percent,
-}
-
-impl Balance {
-    /// What is held against the mean.
-    pub fn by(self) -> By {
-        self.by
-    }
-
-    /// How far above the mean an endpoint may stay; 1 % or more.
-    pub fn tolerance(self) -> Percent {
-        self.tolerance
-    }
-}
-
-/// What of endpoints is compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum By {
-    /// How many connections they hold.
-    #[default]
-    Connections,
-    /// Bytes both ways per second.
-    ByteRate,
-    /// Sends of the server per second.
-    MessageRate,
-}
-
-impl By {
-    /// The word in the policy file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connections => "Connections",
-            Self::ByteRate => "ByteRate",
-            Self::MessageRate => "MessageRate",
+impl Constraints for Limits {
+    fn check(_: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        if fields.is_empty() {
+            let remedy = "write maxAge, maxBytes or maxRate, e.g. `limits: {maxAge: 30m}`";
+            let fault = Fault::new("no limit", "nothing would ever exceed it", remedy);
+            reader.report(fields.at.clone(), fault);
         }
     }
-}
 
-/// A rate that is too high if it is held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MaxRate {
-    pub(super) bytes_per_second: NonZeroU64,
-    pub(super) sustained_for: Duration,
-}
-
-impl MaxRate {
-    /// The rate.
-    pub fn bytes_per_second(self) -> NonZeroU64 {
-        self.bytes_per_second
-    }
-
-    /// How long it must have been held; twice the policy's interval or more, so that no single
-    /// burst is long enough.
-    pub fn sustained_for(self) -> Duration {
-        self.sustained_for
+    fn schema() -> Json {
+        json!({"minProperties": 1})
     }
 }
 
-/// Whether a connection's end costs its client more than a reconnect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnReconnect {
-    /// Nobody has said: only connections that are heard to speak HTTP/1 are moved, once all that was
-    /// asked is answered. The default; a rule that lets connections be ended at any moment must say
-    /// one of the others.
-    Detect,
-    /// The operator says that a reconnect at a quiet moment costs nothing: what they speak is not
-    /// asked. Ports known for state in their connections (a transaction, a subscription) are skipped.
-    Safe,
-    /// The operator says that losing what the connection holds is fine.
-    LosesState,
+section! {
+    /// A rate that is too high if it is sustained without a pause; a burst is not.
+    #[derive(Copy)]
+    pub struct MaxRate "Rate" {
+        /// The rate, in bytes per second.
+        bytes_per_second "bytesPerSecond": NonZeroU64 = required(
+            Bytes, "e.g. `maxRate: {bytesPerSecond: 50Mi, for: 30s}`");
+        /// How long it must have been sustained: at least twice the interval, so that no single
+        /// burst is long enough.
+        sustained_for "for": Duration = required(
+            Time(MILLISECOND..=DAY), "e.g. `maxRate: {bytesPerSecond: 50Mi, for: 30s}`");
+    }
 }
 
-/// One way to end a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    pub(super) kind: StepKind,
-    pub(super) when: When,
-    pub(super) timeout: Duration,
+impl Constraints for MaxRate {}
+
+section! {
+    /// When an endpoint holds too much compared with the others of its Service.
+    #[derive(Copy)]
+    pub struct Balance "Balance" {
+        /// The load that is compared with the mean.
+        by "by": By = or(word(), By::Connections);
+        /// How far above the mean an endpoint may stay. An excess that random placement explains is
+        /// left in any case.
+        tolerance "tolerance": Percent = or(PercentFrom(1), TEN_PERCENT);
+    }
+}
+
+impl Constraints for Balance {}
+
+words! {
+    /// The load of an endpoint.
+    pub enum By {
+        /// The number of connections.
+        Connections,
+        /// Bytes per second, both directions together.
+        ByteRate,
+        /// Sends of the server per second; implies `count: Messages`.
+        MessageRate,
+    }
+}
+
+words! {
+    /// What a reconnect costs the client.
+    pub enum OnReconnect {
+        /// Unknown, so the agent sniffs the protocol and moves only HTTP/1 connections, between two
+        /// exchanges. Ports of protocols that keep state in the connection (PostgreSQL, Redis,
+        /// MQTT, gRPC and others) are skipped.
+        Detect,
+        /// Nothing, whatever the protocol: a quiet moment is enough. Those ports are skipped.
+        Safe,
+        /// The state in the connection, and losing it is acceptable.
+        LosesState,
+    }
+}
+
+section! {
+    /// One way to end a connection.
+    #[derive(Copy)]
+    pub struct Step "Step" {
+        /// What is done.
+        kind "step": StepKind = required(word(), "one, e.g. `step: Reset`");
+        /// When it is done.
+        condition "when": Condition = or(word(), Step::DEFAULT.condition);
+        /// How long nothing must have been exchanged for a moment to be quiet.
+        idle_for "idleFor": Duration = or(Time(MILLISECOND..=DAY), Step::DEFAULT.idle_for);
+        /// How long the step may take before the next one is tried.
+        timeout "timeout": Duration = or(Time(MILLISECOND..=DAY), Step::DEFAULT.timeout);
+    }
+}
+
+impl Constraints for Step {
+    fn check(_: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        let idle_for = fields.get("idleFor");
+        if fields.is("when", "AtOnce") && idle_for.is_some() {
+            let label = "`when: AtOnce` waits for no idle time";
+            let fault = Fault::new("a condition without effect", label, "remove `idleFor`");
+            reader.report(reader.place_of(idle_for), fault);
+        }
+    }
+
+    fn hides(&self, name: &str) -> bool {
+        name == "idleFor" && self.condition == Condition::AtOnce
+    }
 }
 
 impl Step {
+    /// The only step of a rule that gives none.
+    const DEFAULT: Self = Self {
+        kind: StepKind::Reset,
+        condition: Condition::Quiet,
+        idle_for: Duration::from_millis(200),
+        timeout: Duration::from_secs(120),
+    };
+
     /// What `atEnd: ResetNow` comes to.
     pub const RESET_NOW: Self = Self {
-        kind: StepKind::Reset,
-        when: When::AtOnce,
+        condition: Condition::AtOnce,
         timeout: Duration::from_secs(5),
+        ..Self::DEFAULT
     };
 
     /// A step; `None` if its times are not more than 0.
     pub fn new(kind: StepKind, when: When, timeout: Duration) -> Option<Self> {
-        let waits = match when {
-            When::Quiet { idle_for } => !idle_for.is_zero(),
-            When::AtOnce => true,
+        let (condition, idle_for) = match when {
+            When::Quiet { idle_for } => (Condition::Quiet, idle_for),
+            When::AtOnce => (Condition::AtOnce, Self::DEFAULT.idle_for),
         };
-        (waits && !timeout.is_zero()).then_some(Self {
+        (!idle_for.is_zero() && !timeout.is_zero()).then_some(Self {
             kind,
-            when,
+            condition,
+            idle_for,
             timeout,
         })
     }
 
-    /// What is done.
-    pub fn kind(self) -> StepKind {
-        self.kind
-    }
-
-    /// The condition waited for.
-    pub fn when(self) -> When {
-        self.when
-    }
-
-    /// How long it is waited for; more than 0.
-    pub fn timeout(self) -> Duration {
-        self.timeout
-    }
-}
-
-/// What a step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepKind {
-    /// The server is told that its client has finished: it may still answer, and closes by
-    /// itself.
-    Close,
-    /// A reset to both ends.
-    Reset,
-}
-
-impl StepKind {
-    /// The word in the policy file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Close => "Close",
-            Self::Reset => "Reset",
+    /// The condition that it waits for.
+    pub fn when(&self) -> When {
+        match self.condition {
+            Condition::Quiet => When::Quiet {
+                idle_for: self.idle_for,
+            },
+            Condition::AtOnce => When::AtOnce,
         }
     }
 }
 
-/// When a step acts.
+words! {
+    /// What a step does.
+    pub enum StepKind {
+        /// Gives the server an end of file, as if its client had closed, so that it closes.
+        Close,
+        /// Resets the connection at both ends.
+        Reset,
+    }
+}
+
+words! {
+    /// When a step acts.
+    pub enum Condition {
+        /// Once all data has been read and acknowledged, the server has sent last, and nothing has
+        /// been exchanged for `idleFor`.
+        Quiet,
+        /// Immediately, whatever is under way.
+        AtOnce,
+    }
+}
+
+/// When a step acts, as [`Condition`] and `idleFor` say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// All received was read, all sent was acknowledged, the server spoke last, and nothing
-    /// was exchanged for `idle_for`.
+    /// At a quiet moment.
     Quiet {
         /// More than 0.
         idle_for: Duration,
@@ -299,19 +367,20 @@ pub enum When {
     AtOnce,
 }
 
-/// What happens when all steps have timed out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AtEnd {
-    /// The connection is left.
-    #[default]
-    Skip,
-    /// It is reset without a condition.
-    ResetNow,
+words! {
+    /// What happens when all steps have timed out.
+    pub enum AtEnd {
+        /// The connection is kept.
+        Skip,
+        /// The connection is reset, whatever is under way.
+        ResetNow,
+    }
 }
 
-/// What a program of ours counts on a connection, at some cost to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// Each send of the server, and its bytes.
-    Messages,
+words! {
+    /// What a program of the agent counts on a connection, at some cost to it.
+    pub enum Count {
+        /// Each send of the server, and its bytes.
+        Messages,
+    }
 }

@@ -1,100 +1,85 @@
-//! The policy file's JSON Schema, for editors: derived from the file's types, with the notation
-//! of each kind of value.
+//! The policy file's JSON Schema, for editors.
 //!
 //! What [`super::parse`] accepts it accepts; of what `parse` refuses it refuses all that a schema
 //! can: shape, words, units and ranges, but not what one field means for another.
 
-use std::borrow::Cow;
+use serde_json::{Map, Value, json};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
-
-use super::file::PolicyFile;
+use super::{
+    document::Policy,
+    section::Section,
+    shape::{Absent, Field, Mapping, Shape},
+};
 
 /// The schema, as indented JSON.
 pub fn schema() -> String {
-    // A schema is made of JSON values alone, so this cannot fail; `{}` accepts everything.
-    serde_json::to_string_pretty(&root()).unwrap_or_else(|_| "{}".to_owned())
+    let mut definitions = Map::new();
+    let mut root = mapping(&Policy::mapping(), &mut definitions);
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("RebalancePolicy");
+    root["$defs"] = definitions.into();
+    format!("{root:#}")
 }
 
-/// The schema, to look into.
-pub(super) fn as_value() -> serde_json::Value {
-    root().to_value()
-}
-
-fn root() -> Schema {
-    SchemaSettings::draft2020_12()
-        .into_generator()
-        .into_root_schema_for::<PolicyFile>()
-}
-
-/// Notations of single values, named in the file's types.
-macro_rules! notations {
-    ($($name:ident: $schema:tt)*) => {$(
-        pub(super) enum $name {}
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
+/// The schema of one mapping; those that its fields lead to are put into `definitions`.
+fn mapping(of: &Mapping, definitions: &mut Map<String, Value>) -> Value {
+    let mut schema = json!({
+        "type": "object",
+        "description": of.doc,
+        "additionalProperties": false,
+    });
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for field in &of.fields {
+        let mut value = shape(&field.shape, definitions);
+        value["description"] = json!(described(field));
+        match &field.absent {
+            Absent::Required => required.push(field.name),
+            // A number, a boolean or a list as it is; anything else is a text.
+            Absent::Default(Some(text)) => {
+                value["default"] = serde_json::from_str(text).unwrap_or_else(|_| json!(text));
             }
-
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!($schema)
-            }
+            Absent::Default(None) | Absent::Means(_) => {}
         }
-    )*};
+        properties.insert(field.name.to_owned(), value);
+    }
+    schema["properties"] = properties.into();
+    if !required.is_empty() {
+        schema["required"] = json!(required);
+    }
+    for (key, value) in of.constraint.as_object().into_iter().flatten() {
+        schema[key] = value.clone();
+    }
+    schema
 }
 
-notations! {
-    ApiVersion: {"const": "rebalancer.dev/v1alpha1"}
-    Kind: {"const": "RebalancePolicy"}
-    Modes: {"enum": ["Disabled", "DryRun", "Enforce"]}
-    Duration: {"title": "duration", "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
-    Size: {
-        "title": "size",
-        "type": ["string", "number"],
-        "pattern": "^[0-9]{1,20}(\\.[0-9]{1,18})?(Ki|Mi|Gi|Ti|Pi|Ei|k|M|G|T|P|E)?$",
-        "exclusiveMinimum": 0
+/// What a field means, and each of its words.
+fn described(field: &Field) -> String {
+    let mut text = field.doc.clone();
+    if let Shape::Words(words) = &field.shape {
+        for (word, meaning) in words {
+            text += &format!(" `{word}`: {meaning}");
+        }
     }
-    Percentage: {"title": "percentage", "type": "string", "pattern": "^0*(100|[0-9]{1,2})%$"}
-    Amounts: {
-        "title": "percentage or number",
-        "type": ["integer", "string"],
-        "minimum": 1,
-        "maximum": 1_000_000,
-        "pattern": "^0*(100|[1-9][0-9]?)%$"
+    text
+}
+
+fn shape(of: &Shape, definitions: &mut Map<String, Value>) -> Value {
+    match of {
+        Shape::Value(_, schema) => schema.clone(),
+        Shape::Words(words) => {
+            let words: Vec<_> = words.iter().map(|(word, _)| word).collect();
+            json!({"enum": words})
+        }
+        Shape::List(item) => json!({"type": "array", "items": shape(item, definitions)}),
+        Shape::Labels(value) => {
+            json!({"type": "object", "additionalProperties": shape(value, definitions)})
+        }
+        Shape::Mapping(of) => {
+            let of = of();
+            let schema = mapping(&of, definitions);
+            definitions.insert(of.title.to_owned(), schema);
+            json!({"$ref": format!("#/$defs/{}", of.title)})
+        }
     }
-    Tolerance: {"title": "percentage", "type": "string", "pattern": "^0*(100|[1-9][0-9]?)%$"}
-    Counts: {"type": "integer", "minimum": 1, "maximum": 10_000}
-    PerEndpoint: {"type": "integer", "minimum": 1, "maximum": 1_048_576}
-    PerNode: {"type": "integer", "minimum": 1, "maximum": 4_194_304}
-    Port: {"type": "integer", "minimum": 1, "maximum": 65_535}
-    Name: {"title": "DNS label", "type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"}
-    CgroupGlob: {"title": "glob", "type": "string", "pattern": "^[/*?\\[{]", "minLength": 1, "maxLength": 512}
-    Network: {"title": "CIDR block", "type": "string", "pattern": "^[0-9a-fA-F:.]+/[0-9]{1,3}$"}
-    ServiceName: {
-        "title": "Service",
-        "type": "string",
-        "pattern": "^([*]|[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
-    }
-    LabelKey: {
-        "title": "label key",
-        "type": "string",
-        "pattern": "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
-    }
-    LabelValue: {
-        "title": "label value",
-        "type": "string",
-        "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
-    }
-    Operators: {"enum": ["In", "NotIn", "Exists", "DoesNotExist"]}
-    OnReconnects: {"enum": ["Detect", "Safe", "LosesState"]}
-    Counted: {"enum": ["Messages"]}
-    Loads: {"enum": ["Connections", "ByteRate", "MessageRate"]}
-    StepKinds: {"enum": ["Close", "Reset"]}
-    Conditions: {"enum": ["Quiet", "AtOnce"]}
-    Ends: {"enum": ["Skip", "ResetNow"]}
 }

@@ -1,23 +1,21 @@
-//! From text to the file's types: syntax and shape, which stop at the first error.
-
-use std::ops::Range;
+//! From text to a [`Given`] values: YAML's own errors, of which the first stops the reading.
 
 use serde_saphyr::{
-    DefaultMessageFormatter, Error, Location, MessageFormatter,
+    DefaultMessageFormatter, Error, MessageFormatter,
     budget::BudgetBreach,
     options::{MergeKeyPolicy, NonFiniteFloatPolicy},
 };
 
 use super::{
     error::{Fault, Problem, quoted},
-    file::PolicyFile,
+    node::{Given, place},
 };
 
 /// The largest policy read; a ConfigMap cannot be larger.
 const LARGEST: usize = 1 << 20;
 
 /// Reads the one document of `text`, in which no byte-order mark is left.
-pub(super) fn read(text: &str) -> Result<PolicyFile, Problem> {
+pub(super) fn read(text: &str) -> Result<Given, Problem> {
     if text.len() > LARGEST {
         let fault = Fault::new(
             "the file is too large",
@@ -47,31 +45,6 @@ pub(super) fn read(text: &str) -> Result<PolicyFile, Problem> {
     serde_saphyr::from_str_with_options(text, options).map_err(|error| explain(text, &error))
 }
 
-/// The bytes of `text` that `location` means. Errors of the parser itself have no bytes, only a
-/// line and a column.
-pub(super) fn place(text: &str, location: &Location) -> Range<usize> {
-    let span = location.span();
-    let known = |number: u64| usize::try_from(number).ok();
-    if let (Some(start), Some(length)) = (span.byte_offset(), span.byte_len())
-        && let (Some(start), Some(length)) = (known(start), known(length))
-    {
-        return start..start.saturating_add(length);
-    }
-    let (Some(line @ 1..), Some(column)) = (known(location.line()), known(location.column()))
-    else {
-        return text.len()..text.len();
-    };
-    let mut lines = text.split_inclusive('\n');
-    let before: usize = lines.by_ref().take(line - 1).map(str::len).sum();
-    let within = lines
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(column.saturating_sub(1));
-    let start = before + within.map(char::len_utf8).sum::<usize>();
-    start..start
-}
-
 fn explain(text: &str, error: &Error) -> Problem {
     let error = error.without_snippet();
     let at = error
@@ -85,9 +58,6 @@ fn explain(text: &str, error: &Error) -> Problem {
 /// What is wrong, and how many bytes to mark, where that is not what the error says.
 fn fault(text: &str, error: &Error, offset: usize) -> (Fault, Option<usize>) {
     match error {
-        Error::SerdeUnknownField {
-            field, expected, ..
-        } => (unknown_field(field, expected), Some(field.len())),
         Error::DuplicateMappingKey { key, .. } => {
             let key = key.as_deref().unwrap_or_default();
             let message = format!("duplicate field {}", quoted(key));
@@ -122,34 +92,6 @@ fn fault(text: &str, error: &Error, offset: usize) -> (Fault, Option<usize>) {
             ),
             None,
         ),
-        Error::Unexpected {
-            expected: "mapping start",
-            ..
-        } => {
-            let remedy = "write fields with their values, e.g. `{field: value}`";
-            (
-                Fault::new("wrong type", "a mapping is expected here", remedy),
-                None,
-            )
-        }
-        Error::Unexpected {
-            expected: "sequence start",
-            ..
-        } => {
-            let remedy = "write a list, e.g. `[…]`, or lines that begin with `- `; empty is `[]`";
-            (
-                Fault::new("wrong type", "a list is expected here", remedy),
-                None,
-            )
-        }
-        Error::Unexpected {
-            expected: "string scalar",
-            ..
-        }
-        | Error::NullIntoString { .. } => {
-            let remedy = "a field's name is plain text";
-            (Fault::new("wrong type", "not a field's name", remedy), None)
-        }
         other => {
             let words = DefaultMessageFormatter.format_message(other);
             (
@@ -169,28 +111,6 @@ fn repeated(what: &str) -> Fault {
     )
 }
 
-/// Fields of former versions, and what they are called now.
-const RENAMED: [(&str, &str); 2] = [
-    ("sessionState", "onReconnect"),
-    ("settle", "stabilizationWindow"),
-];
-
-fn unknown_field(field: &str, expected: &[&str]) -> Fault {
-    let message = format!("unknown field {}", quoted(field));
-    let renamed = RENAMED
-        .iter()
-        .find(|(old, new)| *old == field && expected.contains(new));
-    if let Some((_, new)) = renamed {
-        let remedy = format!("it is called `{new}` now");
-        return Fault::new(message, "a former name", remedy);
-    }
-    let remedy = match nearest(field, expected) {
-        Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("the fields here are {}", expected.join(", ")),
-    };
-    Fault::new(message, "not a field of this mapping", remedy)
-}
-
 /// A tab anywhere near is the likeliest cause; YAML's own messages rarely say so.
 fn yaml_remedy(text: &str, offset: usize) -> &'static str {
     let near = text.split_inclusive('\n').scan(0, |end, line| {
@@ -207,55 +127,4 @@ fn yaml_remedy(text: &str, offset: usize) -> &'static str {
         return "indent with spaces; YAML forbids tabs there";
     }
     "check indentation, brackets and quotes; text with `: `, `#` or a leading symbol needs quotes"
-}
-
-/// The one of `known` that `word` was most likely meant to be.
-pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    const LONGEST: usize = 40;
-    if word.len() > LONGEST {
-        return None;
-    }
-    let lower = word.to_lowercase();
-    known
-        .iter()
-        .map(|known| (distance(&lower, &known.to_lowercase()), *known))
-        .filter(|(distance, known)| *distance <= known.len() / 3)
-        .min()
-        .map(|(_, known)| known)
-}
-
-/// Edits (insert, remove, replace) that make `b` of `a`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nearest_word_is_one_that_looks_like_it() {
-        let known = ["maxAge", "maxBytes", "maxRate"];
-        for (word, meant) in [
-            ("maxage", Some("maxAge")),
-            ("max_age", Some("maxAge")),
-            ("maxBites", Some("maxBytes")),
-            ("age", None),
-            ("", None),
-        ] {
-            assert_eq!(nearest(word, &known), meant, "{word}");
-        }
-        assert_eq!(distance("kitten", "sitting"), 3);
-    }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::{CgroupPath, sample};
+use crate::snapshot::{CgroupPath, Connection, Who, sample};
 
 const HEAD: &str = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
 
@@ -116,7 +116,7 @@ fn a_short_policy_has_the_documented_defaults() {
     assert_eq!(policy.budget().per_service().to_string(), "10%");
     assert_eq!(policy.budget().per_endpoint().to_string(), "25%");
     assert_eq!(policy.budget().max_in_flight().get(), 20);
-    assert_eq!(policy.guards().min_ready_endpoints(), 2);
+    assert_eq!(policy.guards().min_ready_endpoints().get(), 2);
     assert_eq!(
         policy.guards().stabilization_window(),
         Duration::from_secs(60)
@@ -250,6 +250,7 @@ fn mistakes_are_told_with_place_and_remedy() {
         ("unknown number as field", whole("jitter", "7")),
         ("duplicate field", whole("jitter: 25%", "jitter: 25%\n  jitter: 25%")),
         ("duplicate part", format!("{WHOLE}rules: []\n")),
+        ("duplicate in quotes", whole("jitter: 25%", "jitter: 25%\n  'jitter': 30%")),
         ("yes", whole("loopback: true", "loopback: yes")),
         ("off", whole("loopback: true", "loopback: Off")),
         ("quoted true", whole("loopback: true", "loopback: 'true'")),
@@ -523,11 +524,8 @@ fn check(policy: &Policy) {
         );
         let matches = rule.matches();
         let any = matches.ports().is_empty() && matches.peers().is_empty();
-        assert!(!any || !matches.pods().is_any());
-        let selectors = [
-            matches.pods().namespace_selector(),
-            matches.pods().pod_selector(),
-        ];
+        assert!(!any || matches.names_pods() || !matches.cgroups().is_empty());
+        let selectors = [matches.namespace_selector(), matches.pod_selector()];
         for requirement in selectors
             .into_iter()
             .flatten()
@@ -540,7 +538,7 @@ fn check(policy: &Policy) {
             rule.matches()
                 .ports()
                 .iter()
-                .all(|range| range.first() <= range.last())
+                .all(|range| range.end_port().is_none_or(|end| range.port() <= end))
         );
         assert!(!rule.steps().is_empty());
         assert!(rule.steps().iter().all(|step| !step.timeout().is_zero()));
