@@ -130,3 +130,15 @@ fn cargo() -> Command {
     cargo.current_dir(root()).env_remove("RUSTC_BOOTSTRAP");
     cargo
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

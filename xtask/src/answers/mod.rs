@@ -31,6 +31,7 @@ use table::{Total, table};
 pub(crate) use server::{Args as ServerArgs, run as serve};
 
 #[derive(clap::Args)]
+#[group(id = "answers")]
 pub(crate) struct Args {
     /// Number of responses [default: 10000]
     #[arg(long, value_name = "COUNT")]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::ffi::OsStrExt as _,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -53,6 +53,33 @@ impl Root {
     pub(crate) fn executable(&mut self, path: &Path, from: &Path) -> Result<()> {
         let bytes = fs::read(from).with_context(|| from.display().to_string())?;
         self.insert(path, Entry::File { bytes, mode: 0o755 });
+        Ok(())
+    }
+
+    /// Puts what is in the folder `from` at the root, with its modes and links.
+    pub(crate) fn tree(&mut self, from: &Path) -> Result<()> {
+        self.tree_at(Path::new("/"), from)
+    }
+
+    /// Puts what is in the folder `from` below `path`, with its modes and links.
+    pub(crate) fn tree_at(&mut self, path: &Path, from: &Path) -> Result<()> {
+        for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+            let entry = entry?;
+            let (path, from) = (path.join(entry.file_name()), entry.path());
+            let metadata = entry
+                .metadata()
+                .with_context(|| from.display().to_string())?;
+            if metadata.is_dir() {
+                self.insert(&path, Entry::Folder);
+                self.tree_at(&path, &from)?;
+            } else if metadata.is_symlink() {
+                self.insert(&path, Entry::Link(fs::read_link(&from)?));
+            } else if metadata.is_file() {
+                let bytes = fs::read(&from).with_context(|| from.display().to_string())?;
+                let mode = metadata.permissions().mode() & 0o7777;
+                self.insert(&path, Entry::File { bytes, mode });
+            }
+        }
         Ok(())
     }
 

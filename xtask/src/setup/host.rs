@@ -43,7 +43,7 @@ const CLUSTER: [Program; 7] = [
 ];
 
 /// What boots other kernels, beside the lab's programs.
-const MACHINES: [Program; 5] = [
+const MACHINES: [Program; 6] = [
     (
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -53,6 +53,7 @@ const MACHINES: [Program; 5] = [
     ("xz", "xz-utils", "their modules"),
     ("strip", "binutils", "the tests that they run"),
     ("apt-get", "apt", "their kernels"),
+    ("debootstrap", "debootstrap", "a Debian with systemd"),
 ];
 
 pub(super) fn look() -> Vec<Finding> {

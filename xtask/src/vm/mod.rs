@@ -7,6 +7,7 @@ mod archive;
 mod guest;
 mod kernels;
 mod machine;
+mod systemd;
 
 use std::{
     fmt,
@@ -44,6 +45,9 @@ pub(crate) struct Machines {
     /// Where cgroup v2 is; several by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "v2")]
     cgroup: Vec<Cgroup>,
+    /// Boot a Debian 13 with systemd instead, and try the unit of deploy/systemd there; needs root
+    #[arg(long, conflicts_with_all = ["kernels", "kernel_package"])]
+    systemd: bool,
     /// A kernel from this Debian package instead; given again for its modules, if they are apart
     #[arg(long, value_name = "PATH")]
     kernel_package: Vec<PathBuf>,
@@ -75,7 +79,7 @@ struct Boot<'a> {
 impl Machines {
     /// Whether nothing was asked for.
     pub(crate) fn is_empty(&self) -> bool {
-        self.kernels.is_empty() && self.kernel_package.is_empty()
+        self.kernels.is_empty() && self.kernel_package.is_empty() && !self.systemd
     }
 }
 
@@ -85,6 +89,9 @@ pub(crate) fn run(options: &Machines) -> Result<()> {
     let turn = File::open(&folder).with_context(|| folder.display().to_string())?;
     flock(&turn, FlockOperation::NonBlockingLockExclusive)
         .context("another `cargo xtask test vm` is at work in this folder")?;
+    if options.systemd {
+        return systemd::run(&build::agent()?, &folder);
+    }
     terminal::heading("Kernels");
     let kernels = kernels(options)?;
     terminal::heading("What they run");
