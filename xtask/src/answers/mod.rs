@@ -31,7 +31,7 @@ use table::{Total, table};
 pub(crate) use server::{Args as ServerArgs, run as serve};
 
 #[derive(clap::Args)]
-#[group(id = "answers")]
+#[group(id = "answers-suite")]
 pub(crate) struct Args {
     /// Number of responses [default: 10000]
     #[arg(long, value_name = "COUNT")]
