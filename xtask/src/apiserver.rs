@@ -325,6 +325,11 @@ impl Shared {
         {
             let mut state = self.lock();
             *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
+            // As the real one does: without a limit, any version will do, and its cache has one.
+            if verb == "list" && query("resourceVersion").as_deref() == Some("0") {
+                let cached = format!("list from cache {kind}");
+                *state.asked.entry(cached).or_default() += 1;
+            }
             if state.forbidden == Some(kind) {
                 return whole(out, 403, &status(403));
             }
@@ -338,7 +343,9 @@ impl Shared {
                 .is_none_or(|n| object["spec"]["nodeName"] == **n)
         };
         if verb == "list" {
-            let limit = query("limit").and_then(|n| n.parse().ok()).unwrap_or(500);
+            let limit = query("limit")
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(usize::MAX);
             let after = query("continue");
             let list = self.list(kind, limit, after.as_deref(), selects);
             return whole(out, 200, &list);

@@ -355,14 +355,19 @@ async fn one_kind_that_is_refused_makes_names_stale() {
 }
 
 #[tokio::test]
-async fn a_thousand_pods_come_in_pages() {
+async fn lists_are_read_from_the_api_servers_cache_and_slices_in_pages() {
     let api = shop();
     for n in 0..1000 {
         let (name, uid) = (format!("many-{n}"), format!("m{n}"));
         api.set("pods", pod(&name, &uid, "n1"));
+        api.set("endpointslices", slice(&name, "web", &[]));
     }
     let f = Followed::start(api);
     f.until_fresh().await;
-    assert_eq!(f.shared.lock().counts(), [1001, 1, 1]);
-    assert_eq!(f.api.asked("list", "pods"), 11);
+    assert_eq!(f.shared.lock().counts()[0], 1001);
+    for kind in ["pods", "namespaces", "services"] {
+        let asked = ["list", "list from cache"].map(|how| f.api.asked(how, kind));
+        assert_eq!(asked, [1, 1], "{kind}");
+    }
+    assert_eq!(f.api.asked("list", "endpointslices"), 51);
 }

@@ -42,9 +42,8 @@ impl Shared {
     }
 }
 
-/// Objects in one answer of a list: what is parsed at once.
-const PAGE: u32 = 100;
-/// The same of slices, of which each has up to 100 endpoints, or 1,000.
+/// Slices in one answer of a list: what is parsed at once. Each has up to 100 endpoints, or 1,000, so
+/// that all of a large cluster's would not fit into the memory of this container.
 const SLICES_PAGE: u32 = 20;
 /// Between two attempts, at most; chance adds up to as much again.
 const MOST: Duration = Duration::from_millis(2500);
@@ -80,7 +79,17 @@ pub(super) fn start(
     let patience = pace.patience;
     let mut tasks = JoinSet::new();
     let seconds = u32::try_from(pace.watch.as_secs()).unwrap_or(u32::MAX);
-    let every = move || watcher::Config::default().timeout(seconds).page_size(PAGE);
+    // As kubelet and kube-proxy list: whatever version the API server's cache has, which a watch then
+    // follows. A list of the latest version, or one in pages, may be read from etcd, and for a field
+    // selector that is every pod of the cluster, for each agent.
+    let cached = move || watcher::Config {
+        page_size: None,
+        ..watcher::Config::default().timeout(seconds).any_semantic()
+    };
+    let paged = move || {
+        let config = watcher::Config::default().timeout(seconds);
+        config.page_size(SLICES_PAGE)
+    };
 
     let pods = Follow {
         kind: "pods",
@@ -90,7 +99,7 @@ pub(super) fn start(
         patience,
     };
     let api: Api<Pod> = Api::all(pods.client(config)?);
-    let of_node = every().fields(&format!("spec.nodeName={node}"));
+    let of_node = cached().fields(&format!("spec.nodeName={node}"));
     tasks.spawn(pods.run(
         move || watcher::watcher(api.clone(), of_node.clone()).boxed(),
         |event| objects::change(event, objects::uid, objects::pod),
@@ -105,7 +114,7 @@ pub(super) fn start(
     };
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
     tasks.spawn(namespaces.run(
-        move || watcher::watcher(api.clone(), every()).boxed(),
+        move || watcher::watcher(api.clone(), cached()).boxed(),
         |event| objects::change(event, objects::name, objects::namespace),
     ));
 
@@ -118,7 +127,7 @@ pub(super) fn start(
     };
     let api: Api<Service> = Api::all(services.client(config)?);
     tasks.spawn(services.run(
-        move || watcher::watcher(api.clone(), every()).boxed(),
+        move || watcher::watcher(api.clone(), cached()).boxed(),
         |event| objects::change(event, objects::name, Spec::of),
     ));
 
@@ -132,7 +141,7 @@ pub(super) fn start(
     let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
     let node = node.to_owned();
     tasks.spawn(slices.run(
-        move || watcher::watcher(api.clone(), every().page_size(SLICES_PAGE)).boxed(),
+        move || watcher::watcher(api.clone(), paged()).boxed(),
         move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
     ));
     Ok(tasks)
