@@ -682,6 +682,7 @@ fn what_cannot_be_heard_now_holds_up_nobody() {
             &Ledger::default(),
             KernelTime(2 * HOUR),
         );
+        assert_eq!(plan.overdue(), plan.moves().count() as u64);
         plan.skipped()
     };
     let silent = BTreeMap::from([("silent", 1)]);

@@ -260,13 +260,10 @@ impl<'a> Judged<'a> {
                 later => State::Later(later),
             }),
             Judgement::Skip(reason) => {
+                // An idle connection of a pool is not late: no time nor budget would make it move.
                 let waits = matches!(
                     reason,
-                    SkipReason::InFlight
-                        | SkipReason::Held { .. }
-                        | SkipReason::Silent { .. }
-                        | SkipReason::Sniffed { left: Some(_), .. }
-                        | SkipReason::DryRun
+                    SkipReason::InFlight | SkipReason::Held { .. } | SkipReason::DryRun
                 );
                 let is_overdue = |rule: &Rule| {
                     let measures = measure(rule, connection, ledger, now).0;
