@@ -57,7 +57,7 @@ pub struct Observation {
 pub struct Observer {
     walker: Walker,
     last: Option<Everywhere>,
-    /// Passes over all processes to come, as those over some of them were in vain.
+    /// Passes over all processes to come, after passes over some of them did not suffice.
     in_vain: u32,
     wait: u32,
     lost_closes: LostCloses,
@@ -105,7 +105,7 @@ impl Observer {
         self.last = None;
     }
 
-    /// Reads everything that the kernel half has recorded. What it counts tells whether a socket is
+    /// Reads everything that the kernel half has recorded. Its counts show whether a socket is
     /// held by a process that was not walked over; then all are.
     pub fn observe(
         &mut self,
@@ -329,8 +329,8 @@ pub(crate) fn join(
     }
 }
 
-/// The cookie of the namespace that each inode is of. Sockets hold theirs, and so tell; where there are
-/// none, the sums may be of one that has gone: if they are of several, it is not known.
+/// The cookie of the namespace that each inode is of. Sockets hold theirs; without sockets
+/// the sums may be of a namespace that has gone, and if they are of several, it is unknown.
 fn namespaces(
     pass: &Pass,
     sums: &BTreeMap<common::EndpointKey, common::EndpointSums>,
@@ -451,7 +451,7 @@ fn endpoint_key(key: &common::EndpointKey) -> EndpointKey {
     }
 }
 
-/// A count that may be less than none: an endpoint that was forgotten as an empty one and begins anew
+/// A count that may be less than none: an endpoint that was removed as empty and starts again
 /// sees the ends of what came just then.
 fn signed(count: u64) -> u64 {
     count.cast_signed().max(0).cast_unsigned()

@@ -31,7 +31,7 @@ impl Account {
     }
 }
 
-/// When the moving thread may walk again to know owners anew.
+/// When the moving thread may walk again to find owners.
 #[derive(Default)]
 pub(crate) struct Pace {
     again: Option<Instant>,

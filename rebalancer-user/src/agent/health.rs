@@ -71,7 +71,7 @@ mod tests {
                          "descriptors": 1, "unseen": 0, "nextAfterSeconds": 0.0, "connections": 1, "endpoints": 1,
                          "moves": 0, "overdue": 0, "skipped": {}},
             "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
-            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
+            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "reportedInDryRun": 0
         }"#;
         let status = crate::api::read_status(status.as_bytes()).unwrap();
         assert!(is_ready(&status, Some(Health::Fine)).is_ok());

@@ -106,7 +106,7 @@ fn event(fact: &Fact<'_>) -> Option<What> {
             error: error.to_string(),
         },
         Fact::ListingRecovered => What::ListingRecovered,
-        Fact::WouldMove { chosen } => What::Told(about(chosen)),
+        Fact::WouldMove { chosen } => What::WouldMove(about(chosen)),
         Fact::MoveStarted { chosen, .. } => What::Started(about(chosen)),
         Fact::MoveEnded {
             chosen,

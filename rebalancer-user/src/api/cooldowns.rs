@@ -34,7 +34,7 @@ struct Item {
     group: Option<String>,
     cause: &'static str,
     why: String,
-    /// How often it was in vain so far.
+    /// How often it did not work so far.
     times: u32,
     /// Null: for as long as the connection lives.
     until: Option<String>,
@@ -60,9 +60,9 @@ fn item(one: &Cooldown, now: KernelTime, origin: &Origin) -> Item {
         CooldownOf::Connection(cookie, of) => {
             (connection, rule) = (Some(cookie.to_string()), of.clone());
         }
-        CooldownOf::Returns(whom, at) => {
+        CooldownOf::Returns(subject, at) => {
             endpoint = Some(endpoint_ref(at));
-            match whom {
+            match subject {
                 Subject::Client(address) => client = Some(address.to_string()),
                 Subject::Rule(of) => rule = Some(of.clone()),
             }

@@ -27,7 +27,7 @@ pub struct Happened {
 #[serde(tag = "type", rename_all = "camelCase")]
 pub enum What {
     /// A connection would be moved, if the mode did not forbid it.
-    Told(About),
+    WouldMove(About),
     /// A move began.
     Started(About),
     /// A move ended.
@@ -122,7 +122,7 @@ impl What {
     /// A stable word.
     pub fn as_str(&self) -> &'static str {
         match self {
-            Self::Told(_) => "told",
+            Self::WouldMove(_) => "wouldMove",
             Self::Started(_) => "started",
             Self::Ended { .. } => "ended",
             Self::PolicyLoaded { .. } => "policyLoaded",
@@ -181,7 +181,7 @@ pub(crate) mod tests {
     pub(crate) fn one_of_each() -> Vec<Happened> {
         let until = "2026-01-02T04:04:05Z".parse().unwrap();
         let all = [
-            What::Told(about()),
+            What::WouldMove(about()),
             What::Started(about()),
             What::Ended {
                 about: about(),

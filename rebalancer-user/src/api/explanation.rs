@@ -25,7 +25,7 @@ struct Body<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     returns: Vec<ReturnItem>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    effort: Option<EffortItem>,
+    fill: Option<FillItem>,
     guards: Vec<GuardItem>,
     decision: DecisionItem<'a>,
     needs: Option<String>,
@@ -78,7 +78,7 @@ impl BalanceItem {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ReturnItem {
-    whom: String,
+    subject: String,
     moves: u64,
     returned: u64,
     siblings: u32,
@@ -86,14 +86,14 @@ struct ReturnItem {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct EffortItem {
+struct FillItem {
     moves: u64,
     missing_percent: u64,
     holds: u32,
     text: String,
 }
 
-impl EffortItem {
+impl FillItem {
     fn of(effort: &FillTest) -> Self {
         Self {
             moves: effort.moves,
@@ -141,14 +141,14 @@ pub fn write_explanation(
         returns: explained
             .returns
             .iter()
-            .map(|(whom, test)| ReturnItem {
-                whom: whom.to_string(),
+            .map(|(subject, test)| ReturnItem {
+                subject: subject.to_string(),
                 moves: test.moves,
                 returned: test.returned,
                 siblings: test.siblings,
             })
             .collect(),
-        effort: explained.effort.as_ref().map(EffortItem::of),
+        fill: explained.effort.as_ref().map(FillItem::of),
         guards: explained
             .guards
             .iter()

@@ -21,7 +21,7 @@ const STATUS: &str = "Status";
 pub struct Status {
     /// The node's host name.
     pub node: String,
-    /// When this was said.
+    /// When this was written.
     pub generated_at: Timestamp,
     /// The agent's version.
     pub version: String,
@@ -69,8 +69,8 @@ pub struct Status {
     pub in_flight: Vec<InFlightStatus>,
     /// Moves that ended since the agent started, by outcome.
     pub ended: BTreeMap<String, u64>,
-    /// Connections told in dry run since the agent started.
-    pub told_in_dry_run: u64,
+    /// Moves reported in dry run since the agent started.
+    pub reported_in_dry_run: u64,
 }
 
 /// How much an agent may do, and by whom.
@@ -157,7 +157,7 @@ pub struct PassStatus {
     pub connections: usize,
     /// Endpoints known.
     pub endpoints: usize,
-    /// Moves chosen, or told in dry run.
+    /// Moves chosen, or reported in dry run.
     pub moves: usize,
     /// Connections beyond their rule's limit that no guard skips.
     pub overdue: u64,

@@ -20,7 +20,7 @@ pub enum Error {
     NoBtf {
         /// Where it was looked for.
         path: PathBuf,
-        /// What reading it said. Not its source, which would be told once more after the remedy.
+        /// What reading it message. Not its source, which would be printed again after the remedy.
         why: io::Error,
     },
     /// The BTF lacks a field, or is damaged.
@@ -87,7 +87,7 @@ pub enum Error {
         "even an empty BPF program cannot be loaded: {message}\n  remedy: see `dmesg` and the audit log for what forbids it, such as a seccomp profile or a security module"
     )]
     NoPrograms {
-        /// What the kernel said.
+        /// What the kernel message.
         message: String,
     },
     /// The object's maps are not made, or its programs cannot be made ready.
@@ -95,7 +95,7 @@ pub enum Error {
         "loading the BPF object: {message}\n  remedy: give it memory (RLIMIT_MEMLOCK, or the memory cgroup's limit), and allow bpf(2) where a security policy forbids it; else please report it with the output of `uname -a`"
     )]
     Object {
-        /// What the kernel or the loader said.
+        /// What the kernel or the loader message.
         message: String,
     },
     /// The kernel does not know the iterator that the walk is.
@@ -113,7 +113,7 @@ pub enum Error {
     Refused {
         /// Its name.
         program: &'static str,
-        /// What the kernel said.
+        /// What the kernel message.
         why: String,
     },
     /// A call failed.
@@ -121,7 +121,7 @@ pub enum Error {
     Call {
         /// The system call or the step, and its object.
         call: String,
-        /// What it said.
+        /// What it message.
         message: String,
     },
 }
@@ -168,15 +168,15 @@ mod tests {
         let log = "0: R1=ctx() R10=fp0\n37: (85) call bpf_skc_to_mptcp_sock#196\n\
                    R1 type=ptr_ expected=sock_common\nverification time 347 usec\n\
                    stack depth 216+0+0\nprocessed 34 insns (limit 1000000)\n";
-        let said = Error::refused("walk", &error, log).to_string();
+        let message = Error::refused("walk", &error, log).to_string();
         assert!(
-            said.starts_with(
+            message.starts_with(
                 "this kernel rejects the program walk: Permission denied (os error 13): \
                  R1 type=ptr_ expected=sock_common\n"
             ),
-            "{said}"
+            "{message}"
         );
-        let said = Error::refused("walk", &error, "").to_string();
-        assert!(said.contains("without a word"), "{said}");
+        let message = Error::refused("walk", &error, "").to_string();
+        assert!(message.contains("without a word"), "{message}");
     }
 }

@@ -105,7 +105,7 @@ pub fn remove_endpoints(
     let mut gone = Vec::new();
     for (key, sums) in empty {
         // Something may have come since the pass. What comes between these two calls is recorded
-        // all the same, and begins the endpoint anew.
+        // all the same, and starts the endpoint again.
         if map.get(&Raw(key), 0).is_ok_and(|now| now.0 == sums) && map.remove(&Raw(key)).is_ok() {
             gone.push(key);
         }

@@ -96,8 +96,8 @@ mod tests {
         // typedef of a typedef of the first
         let named_after_itself = [TCP_SOCK, TYPEDEF, 2, TCP_SOCK, TYPEDEF, 1];
         for types in [&in_itself[..], &named_after_itself] {
-            let said = find(&btf(types)).unwrap_err();
-            assert!(said.contains("contains itself"), "{said}");
+            let message = find(&btf(types)).unwrap_err();
+            assert!(message.contains("contains itself"), "{message}");
         }
     }
 
@@ -109,8 +109,8 @@ mod tests {
             types.extend([TCP_SOCK, STRUCT | 2, 8, 0, level + 1, 0, 0, level + 1, 0]);
         }
         types.extend([TCP_SOCK, STRUCT, 8]);
-        let said = find(&btf(&types)).unwrap_err();
-        assert!(said.contains("nests more than"), "{said}");
+        let message = find(&btf(&types)).unwrap_err();
+        assert!(message.contains("nests more than"), "{message}");
     }
 
     #[test]

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_turns_no_agent_away() {
+    fn looking_does_not_keep_an_agent_from_starting() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("pins");
         assert!(!agent_runs(&path));
@@ -200,15 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn pins_of_who_knows_whom_are_not_read() {
+    fn pins_of_an_untrusted_directory_are_not_read() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("pins");
         fs::create_dir(around.path().join("theirs")).unwrap();
         std::os::unix::fs::symlink(around.path().join("theirs"), &path).unwrap();
-        let said = check_owner(&path).unwrap_err().to_string();
+        let message = check_owner(&path).unwrap_err().to_string();
         assert!(
-            said.contains("it is a symbolic link") && said.contains("--pins"),
-            "{said}"
+            message.contains("it is a symbolic link") && message.contains("--pins"),
+            "{message}"
         );
         check_owner(&around.path().join("nothing")).unwrap();
     }

@@ -95,7 +95,7 @@ pub struct Tracker {
     cgroup: PathBuf,
     cgroup_dir: File,
     inherited: Inherited,
-    /// The cgroups that the kernel half was last told to exclude.
+    /// The cgroups that the kernel half excludes now.
     excluded: BTreeSet<CgroupId>,
 }
 
@@ -249,7 +249,7 @@ impl Loaded {
         };
         // Before 5.19 a program is not led to the MPTCP socket.
         let loaded = load_sock_ops(loader(&1)).or_else(|_| load_sock_ops(loader(&0)))?;
-        // What a former agent has told of cgroups is replaced as a whole.
+        // The exclusions of a former agent are replaced as a whole.
         write_tracking(pins, tracking, &read_excluded(pins)?)?;
         Ok(loaded)
     }

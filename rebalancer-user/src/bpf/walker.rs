@@ -59,7 +59,7 @@ pub struct Walker {
 pub struct Walked {
     /// The record from socket storage.
     pub connection: Connection,
-    /// What the socket said when the walk came by.
+    /// The values of the socket when the walk visited it.
     pub live: Live,
     /// Every descriptor that leads to it, of any process.
     pub holders: Vec<Holder>,

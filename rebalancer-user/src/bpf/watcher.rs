@@ -41,7 +41,7 @@ const SEGMENT_BYTES: u32 = 4 << 20;
 pub struct Watcher {
     watched: HashMap<MapData, u64, Raw<Watched>>,
     segments: RingBuf<MapData>,
-    /// Where the programs are, and for whom.
+    /// Where the programs are attached, and for which connections.
     cgroups: BTreeMap<CgroupId, On>,
     /// Any folder of the hierarchy, by which the others are found.
     hierarchy: File,

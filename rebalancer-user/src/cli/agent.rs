@@ -86,7 +86,7 @@ pub(super) struct Agent {
     names: NamesArgs,
 }
 
-/// Metrics are offered here unless something else is said: to this machine alone.
+/// The default address of metrics: this machine only.
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9321);
 
 fn offer(text: &str) -> Result<Offer, String> {
@@ -144,7 +144,7 @@ impl Agent {
         if self.policy == Path::new("-") {
             bail!("--policy -: the agent reloads its policy, so it needs a file");
         }
-        // The policy first: an operator who mistypes it needs no privilege to be told.
+        // The policy first: an operator who mistypes it sees the error without privileges.
         let loaded = load(&self.policy).loaded;
         let loaded = loaded.inspect_err(|error| self.tell_cluster(error))?;
         need_privilege()?;
@@ -189,11 +189,11 @@ impl Agent {
 
 /// The pod that this is, as the downward API says.
 fn own_pod() -> Option<PodAt> {
-    let told = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let value = |name| env::var(name).ok().filter(|value| !value.is_empty());
     Some(PodAt {
-        namespace: told("POD_NAMESPACE")?,
-        name: told("POD_NAME")?,
-        uid: told("POD_UID"),
+        namespace: value("POD_NAMESPACE")?,
+        name: value("POD_NAME")?,
+        uid: value("POD_UID"),
     })
 }
 

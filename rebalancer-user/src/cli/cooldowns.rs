@@ -11,7 +11,7 @@ use crate::{
     policy::RuleName,
 };
 
-/// List or clear cooldowns: times during which the agent does not try again what was in vain.
+/// List or clear cooldowns: periods in which the agent does not repeat moves that did not work.
 ///
 /// Of a connection whose move was refused, failed or gave up; of clients that came back to the same
 /// endpoint; of a group in which an endpoint stays empty. The first lasts 10 minutes, each next one
@@ -55,17 +55,17 @@ fn rule(text: &str) -> Result<RuleName, String> {
 
 impl Cooldowns {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let said = match self {
+        let answer = match self {
             Self::List(List { output, kernel }) => {
                 let form = output.form();
                 let body = serde_json::to_vec(&CooldownsRequest { form })?;
-                running::tell(&kernel, "/cooldowns", body)?
+                running::post(&kernel, "/cooldowns", body)?
             }
             Self::Clear(Clear { rule, kernel, .. }) => {
                 let body = serde_json::to_vec(&ClearRequest { rule })?;
-                running::tell(&kernel, "/cooldowns/clear", body)?
+                running::post(&kernel, "/cooldowns/clear", body)?
             }
         };
-        io::stdout().write_all(&said).context("writing to stdout")
+        io::stdout().write_all(&answer).context("writing to stdout")
     }
 }

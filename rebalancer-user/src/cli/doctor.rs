@@ -233,7 +233,7 @@ fn finding(tried: &Tried) -> Finding {
     }
 }
 
-/// Only told: what it can do is tried.
+/// For information: what the kernel can do is tried.
 fn kernel_version() -> Finding {
     let name = rustix::system::uname();
     ok("kernel", name.release().to_string_lossy())

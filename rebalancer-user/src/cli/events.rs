@@ -25,8 +25,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Show recent events of the agent: moves reported, started and ended, policy reloads, pauses.
 ///
-/// The agent keeps the last 1024 events since it started, and tells a follower that is too slow how
-/// many it has missed. Exit code 5 if no agent is running, 4 if access is denied.
+/// The agent keeps the last 1024 events since it started; a follower that is too slow sees how many it
+/// has missed. Exit code 5 if no agent is running, 4 if access is denied.
 #[derive(Args)]
 pub(super) struct Events {
     /// Keep following new events, also across a restart of the agent.
@@ -56,7 +56,7 @@ impl Events {
             let now = Timestamp::now();
             now.checked_sub(since).ok()
         });
-        let mut heard = Heard {
+        let mut follower = Follower {
             form: self.output,
             since,
             last: None,
@@ -66,16 +66,16 @@ impl Events {
             render::events_head(&mut io::stdout().lock()).context("writing to stdout")?;
         }
         if !self.follow {
-            return Ok(heard.ask(&self.kernel, false)?);
+            return Ok(follower.ask(&self.kernel, false)?);
         }
         loop {
-            let before = heard.last.clone();
-            match heard.ask(&self.kernel, true) {
-                Err(failed) if heard.last.is_none() => return Err(failed.into()),
+            let before = follower.last.clone();
+            match follower.ask(&self.kernel, true) {
+                Err(failed) if follower.last.is_none() => return Err(failed.into()),
                 Err(Failed::Asked(NotAsked::NoAgent { .. } | NotAsked::Other { .. })) | Ok(()) => {}
                 Err(failed) => return Err(failed.into()),
             }
-            if heard.last != before {
+            if follower.last != before {
                 note("note: the agent has stopped; waiting for the next one");
             }
             thread::sleep(AGAIN);
@@ -83,8 +83,8 @@ impl Events {
     }
 }
 
-/// What was heard, and where it goes.
-struct Heard {
+/// Prints events, and remembers the last one.
+struct Follower {
     form: Form,
     since: Option<Timestamp>,
     /// The run and the number of the last.
@@ -92,7 +92,7 @@ struct Heard {
     broken: Option<anyhow::Error>,
 }
 
-/// Why there is no more to hear.
+/// Why there are no more events.
 enum Failed {
     Asked(NotAsked),
     Here(anyhow::Error),
@@ -107,8 +107,8 @@ impl From<Failed> for anyhow::Error {
     }
 }
 
-impl Heard {
-    /// Hears until the agent ends its answer.
+impl Follower {
+    /// Prints until the agent ends its answer.
     fn ask(&mut self, kernel: &KernelArgs, follow: bool) -> Result<(), Failed> {
         let mut path = format!(
             "/events?after={}",

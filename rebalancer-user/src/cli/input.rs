@@ -47,7 +47,7 @@ pub(super) enum Source {
 }
 
 impl Input {
-    /// Reads the policy first: an operator who mistypes it needs no privilege to be told.
+    /// Reads the policy first: an operator who mistypes it sees the error without privileges.
     ///
     /// # Errors
     /// A policy or a dump that is none, or no agent that answers.

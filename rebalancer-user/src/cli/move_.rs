@@ -107,8 +107,8 @@ impl Move {
 
         let mut moved = Vec::new();
         let mut chosen = Vec::new();
-        let mut told = BTreeSet::new();
-        for id in self.ids.iter().copied().filter(|id| told.insert(*id)) {
+        let mut seen = BTreeSet::new();
+        for id in self.ids.iter().copied().filter(|id| seen.insert(*id)) {
             let mut one = Moved {
                 id,
                 connection: known.get(&id).copied(),
@@ -192,8 +192,8 @@ fn make(
 ) -> anyhow::Result<BTreeMap<Cookie, (End, Option<String>)>> {
     let (mechanism, _) = moves::find_mechanism()
         .map_err(|why| anyhow!("no reset mechanism works on this node: {}", why.join("; ")))?;
-    let (tell, mut done) = unbounded_channel();
-    let mover = Mover::start(records.walker()?, None, mechanism, tell)
+    let (sender, mut done) = unbounded_channel();
+    let mover = Mover::start(records.walker()?, None, mechanism, sender)
         .context("starting the moving thread")?;
     let mut ends = BTreeMap::new();
     let mut ordered = 0;

@@ -60,10 +60,10 @@ impl Pause {
             milliseconds: u64::try_from(self.time.as_millis())?,
             reason: self.reason,
         };
-        let said = running::tell(&self.kernel, "/pause", serde_json::to_vec(&wish)?)?;
-        let said: PauseAnswer = serde_json::from_slice(&said)
+        let answer = running::post(&self.kernel, "/pause", serde_json::to_vec(&wish)?)?;
+        let answer: PauseAnswer = serde_json::from_slice(&answer)
             .map_err(|error| anyhow!("the agent's answer: {error}"))?;
-        if let Some(why) = said.not_kept {
+        if let Some(why) = answer.not_kept {
             note(format_args!(
                 "warning: a restart of the agent would end the pause, because it could not be saved: {}",
                 crate::policy::visible(&why)
@@ -72,8 +72,8 @@ impl Pause {
         writeln!(
             io::stdout(),
             "paused until {:.0}; moves recalled: {}",
-            said.until,
-            said.recalled
+            answer.until,
+            answer.recalled
         )
         .context("writing to stdout")
     }
@@ -81,7 +81,7 @@ impl Pause {
 
 impl Resume {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let said = running::tell(&self.kernel, "/resume", Vec::new())?;
-        io::stdout().write_all(&said).context("writing to stdout")
+        let answer = running::post(&self.kernel, "/resume", Vec::new())?;
+        io::stdout().write_all(&answer).context("writing to stdout")
     }
 }

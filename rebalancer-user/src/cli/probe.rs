@@ -34,8 +34,8 @@ impl Probe {
             What::Live => "/healthz",
             What::Ready => "/readyz",
         };
-        // A word of its own: whoever probes tells only 0 from all else.
-        let said = running::text(&self.kernel, path).map_err(|error| anyhow!("{error}"))?;
-        io::stdout().write_all(&said).context("writing to stdout")
+        // Probes only distinguish 0 from other exit codes.
+        let answer = running::text(&self.kernel, path).map_err(|error| anyhow!("{error}"))?;
+        io::stdout().write_all(&answer).context("writing to stdout")
     }
 }

@@ -59,29 +59,29 @@ pub(super) fn plan(args: &KernelArgs, request: &PlanRequest) -> Result<Bytes, No
         socket: socket_of(&args.run_dir()).display().to_string(),
         why: error.to_string(),
     })?;
-    tell(args, "/plan", body)
+    post(args, "/plan", body)
 }
 
-/// What it answers there, as it is.
+/// The answer to a GET, as it is.
 pub(super) fn text(args: &KernelArgs, path: &str) -> Result<Bytes, NotAsked> {
     let at = socket_of(&args.run_dir());
     ask(&at, path).map_err(|error| not_asked(args, &at, error))
 }
 
-/// Tells it something there, with a body in JSON; what it answers.
-pub(super) fn tell(args: &KernelArgs, path: &str, body: Vec<u8>) -> Result<Bytes, NotAsked> {
+/// Posts a body in JSON; returns the answer.
+pub(super) fn post(args: &KernelArgs, path: &str, body: Vec<u8>) -> Result<Bytes, NotAsked> {
     let at = socket_of(&args.run_dir());
     http::tell(&at, path, body).map_err(|error| not_asked(args, &at, error))
 }
 
-/// Hands each line of its answer to `heard`, as it comes.
+/// Calls `each` with every line of the answer as it comes.
 pub(super) fn lines(
     args: &KernelArgs,
     path: &str,
-    heard: impl FnMut(&[u8]) -> ControlFlow<()>,
+    each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), NotAsked> {
     let at = socket_of(&args.run_dir());
-    http::follow(&at, path, heard).map_err(|error| not_asked(args, &at, error))
+    http::follow(&at, path, each).map_err(|error| not_asked(args, &at, error))
 }
 
 fn get<T>(

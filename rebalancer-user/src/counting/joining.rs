@@ -38,8 +38,8 @@ type Job = (Wanted, Vec<Owner>);
 /// Handle of the thread. Dropping it ends it, and those left behind once the kernel has answered.
 pub(super) struct Joining {
     jobs: Option<Sender<Job>>,
-    tell: Sender<Joined>,
-    told: Receiver<Joined>,
+    sender: Sender<Joined>,
+    results: Receiver<Joined>,
     /// What threads that were left behind have said.
     late: Vec<Joined>,
     /// At which threads wait that are left behind.
@@ -48,11 +48,11 @@ pub(super) struct Joining {
 
 impl Joining {
     pub(super) fn new() -> Self {
-        let (tell, told) = channel();
+        let (sender, results) = channel();
         Self {
             jobs: None,
-            tell,
-            told,
+            sender,
+            results,
             late: Vec::new(),
             stuck: BTreeSet::new(),
         }
@@ -65,7 +65,7 @@ impl Joining {
 
     /// What threads that were left behind have said since.
     pub(super) fn late(&mut self) -> Vec<Joined> {
-        self.late.extend(self.told.try_iter());
+        self.late.extend(self.results.try_iter());
         for (cookie, _) in &self.late {
             self.stuck.remove(cookie);
         }
@@ -85,9 +85,9 @@ impl Joining {
         }
         let jobs = match self.jobs.take() {
             Some(jobs) => jobs,
-            None => start(counter, self.tell.clone()).map_err(|e| NotCounted::by_kernel(&e))?,
+            None => start(counter, self.sender.clone()).map_err(|e| NotCounted::by_kernel(&e))?,
         };
-        // It fails only if the thread is no more, and then nothing is told.
+        // It fails only if the thread is no more, and then nothing is results.
         let _no_thread = jobs.send((wanted, owners));
         match self.wait_for(cookie) {
             Some(joined) => {
@@ -106,8 +106,8 @@ impl Joining {
         let until = Instant::now() + ANSWER_WITHIN;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.told.recv_timeout(left).ok()? {
-                (told, joined) if told == cookie => return Some(joined),
+            match self.results.recv_timeout(left).ok()? {
+                (results, joined) if results == cookie => return Some(joined),
                 late => self.late.push(late),
             }
         }
@@ -115,7 +115,7 @@ impl Joining {
 }
 
 /// Starts a thread that does one after the other.
-fn start(counter: &MessageCounter, tell: Sender<Joined>) -> io::Result<Sender<Job>> {
+fn start(counter: &MessageCounter, sender: Sender<Joined>) -> io::Result<Sender<Job>> {
     let mut joiner = counter.joiner()?;
     let (jobs, queue) = channel::<Job>();
     thread::Builder::new()
@@ -123,7 +123,7 @@ fn start(counter: &MessageCounter, tell: Sender<Joined>) -> io::Result<Sender<Jo
         .spawn(move || {
             for (wanted, owners) in queue {
                 let joined = wanted.join(&owners, &mut joiner);
-                if tell.send((wanted.cookie, joined)).is_err() {
+                if sender.send((wanted.cookie, joined)).is_err() {
                     return; // nothing is counted any more
                 }
             }

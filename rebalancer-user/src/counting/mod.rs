@@ -2,13 +2,13 @@
 //!
 //! A thread of its own lets sockets join the kernel's map, on which an sk_msg program counts, and
 //! lets them go when no rule asks any more. It never waits for a connection, nor for a socket's lock:
-//! `joining` does. A connection that cannot join is left as it is, with the reason said. Nothing is
+//! `joining` does. A connection that cannot join is left as it is, with the reason reported. Nothing is
 //! loaded before a rule asks.
 //!
 //! A socket joins by a duplicate of its server's own descriptor, found as a move finds it: one
 //! walk over all processes for all that are new.
 //!
-//! Some kernels tell the server of such a socket that it has nothing to read while it has
+//! On some kernels FIONREAD returns 0 on such a socket while it has unread data
 //! ([`Fionread::Wrong`]). Nothing is counted on those, unless the agent was started to do so.
 
 mod joining;
@@ -77,7 +77,7 @@ impl Counting {
         let thread = thread::Builder::new()
             .name("counting".to_owned())
             .spawn(move || {
-                Room {
+                CountingThread {
                     kernel,
                     pins,
                     anywhere,
@@ -85,7 +85,7 @@ impl Counting {
                     counter: Counter::Closed,
                     joined: BTreeSet::new(),
                     refused: BTreeMap::new(),
-                    said: BTreeMap::new(),
+                    reported: BTreeMap::new(),
                 }
                 .run(&queue);
             })?;
@@ -96,7 +96,7 @@ impl Counting {
     }
 
     /// Says which connections are to be counted on, from now on those and no others. Does not
-    /// wait: a thread that is busy hears it at the next interval.
+    /// wait: a busy thread gets the next interval's request.
     pub fn ask(&self, policy: &Policy, snapshot: &Snapshot) {
         let asked = Self::is_asked(policy).then(|| {
             let wanted = |c: &&Connection| {
@@ -143,12 +143,12 @@ enum Counter {
     /// No rule asks.
     Closed,
     Open(Box<(MessageCounter, Walker, Joining)>),
-    /// This kernel cannot, and that was said.
+    /// This kernel cannot, and that was reported.
     Unavailable,
 }
 
 /// What the thread owns.
-struct Room {
+struct CountingThread {
     kernel: Arc<Kernel>,
     pins: PathBuf,
     anywhere: bool,
@@ -156,11 +156,11 @@ struct Room {
     counter: Counter,
     joined: BTreeSet<Cookie>,
     refused: BTreeMap<Cookie, (NotCounted, Instant)>,
-    /// How many were refused, by reason, since a rule asked.
-    said: BTreeMap<NotCounted, u64>,
+    /// How many were refused, by reason, since a rule asked for counting.
+    reported: BTreeMap<NotCounted, u64>,
 }
 
-impl Room {
+impl CountingThread {
     fn run(mut self, queue: &Receiver<Option<Vec<Wanted>>>) {
         while let Ok(asked) = queue.recv() {
             match asked {
@@ -211,7 +211,7 @@ impl Room {
                 Ok(owners) => {
                     for wanted in new {
                         let cookie = wanted.cookie;
-                        // Of one that has gone nothing is said.
+                        // Of one that has gone nothing is reported.
                         if owners.state(cookie).is_none_or(|state| state == CLOSED) {
                             continue;
                         }
@@ -249,7 +249,7 @@ impl Room {
             debug!(joined, left, all, "counting sends");
         }
         for (why, (cookie, new)) in not {
-            let total = self.said.entry(why).or_default();
+            let total = self.reported.entry(why).or_default();
             *total += new;
             // The first of its kind to an operator; a million more of it would help nobody.
             if *total == new {
@@ -304,7 +304,7 @@ impl Room {
         }
         self.counter = Counter::Closed;
         self.refused.clear();
-        self.said.clear();
+        self.reported.clear();
     }
 }
 
@@ -322,7 +322,7 @@ fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
 }
 
 impl Wanted {
-    /// What the snapshot alone tells against it.
+    /// Why it cannot be counted, as far as the snapshot shows.
     fn skipped(&self) -> Option<NotCounted> {
         if self.mptcp {
             Some(NotCounted::Mptcp)

@@ -16,7 +16,7 @@ use crate::{
     host::Pair,
 };
 
-/// What a server is told on a socket whose sends are counted.
+/// What FIONREAD returns on a socket whose sends are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fionread {
     /// How much it has to read, as without us.

@@ -24,12 +24,12 @@ pub(super) enum NotCounted {
     Busy,
     /// As many as there is room for are counted.
     Full,
-    /// The kernel said something else.
+    /// Another error of the kernel.
     Errno(i32),
 }
 
 impl NotCounted {
-    /// What the kernel said when it was to join.
+    /// From the error of adding it to the map.
     pub(super) fn by_kernel(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::EOPNOTSUPP) => Self::NotEstablished,

@@ -1,5 +1,4 @@
-//! A folder that is this user's alone, for what nobody else may put there, take away or lock: the
-//! pins, and the agent's socket.
+//! A directory that only this user can change or lock: that of the pins, and that of the agent's socket.
 //!
 //! Folders like it are made in places that other users may write to, such as a bpffs with mode
 //! 1777. One that is there already may be anybody's, or a link to somewhere else.

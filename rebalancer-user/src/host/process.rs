@@ -61,7 +61,7 @@ impl Process {
         })
     }
 
-    /// Whether this descriptor is a socket; `None` if that cannot be told.
+    /// Whether this descriptor is a socket; `None` if that cannot be determined.
     pub(super) fn holds_socket(&self, fd: RawFd) -> Option<bool> {
         self.proc(|path| match fs::read_link(path.join(format!("fd/{fd}"))) {
             Ok(link) => Some(link.as_os_str().as_encoded_bytes().starts_with(b"socket:[")),
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sigpipe_kills_whom_it_finds_unprepared() {
+    fn sigpipe_kills_a_process_that_neither_ignores_nor_handles_it() {
         let status = |ignored: &str, caught: &str| {
             format!("Name:\tx\nSigBlk:\t0000000000001000\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n")
         };
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_read_as_long_as_it_lives() {
+    fn facts_of_a_process_are_read_only_while_it_runs() {
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()

@@ -122,7 +122,7 @@ impl Diag {
     }
 }
 
-/// What the kernel said.
+/// An answer of the kernel.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Socket(Cookie, Socket),

@@ -18,7 +18,7 @@ use super::{
     mechanism::Attempt,
     owners::{Owners, read_live},
     pulse::Pulse,
-    sniffer::{Verdict, Watch, Watches},
+    sniffer::{Sniffer, Sniffing, Verdict},
 };
 use crate::{
     bpf::{self, Walker},
@@ -32,18 +32,18 @@ use crate::{
 /// What a server that was asked to close gets at least, before the next step.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(1);
 
-/// How long it must say nothing to be at rest. It takes longer than a tick of the kernel's clock, so
-/// that who spoke last can mostly be told without a listing.
+/// How long it must be silent to be at rest: longer than a tick of the kernel's clock, so that the ticks
+/// mostly show which side sent last.
 const REST: Duration = Duration::from_millis(10);
 
-/// Resets sent by hand that may miss before the move has failed.
+/// Raw resets that may miss before the move has failed.
 const MOST_MISSES: u32 = 5;
 
 /// A move under way.
 pub(super) struct Active {
     pub(super) chosen: Move,
     pub(super) ordered: Instant,
-    /// The guard that would have refused it, had it not been told to ignore guards.
+    /// The guard that would have refused it, if guards were not ignored.
     pub(super) ignored: Option<Refusal>,
     id: SocketId,
     cgroup: CgroupId,
@@ -60,7 +60,7 @@ pub(super) struct Active {
     pub(super) since_look: Option<Duration>,
     /// It was recalled after it had acted: no other step follows.
     is_last_step: bool,
-    watch: Watch,
+    sniffing: Sniffing,
     /// Why a step could not be taken.
     trouble: Option<String>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Active {
 pub(super) enum Next {
     /// Look again later.
     Wait,
-    /// The step's condition holds, as far as one look tells: [`Active::act`] is next.
+    /// The step's condition holds, as far as one look shows: [`Active::act`] is next.
     Act,
     /// The move has ended.
     End(Outcome),
@@ -85,7 +85,7 @@ pub(super) struct Inside<'a> {
     pub(super) walker: &'a mut Walker,
     pub(super) owners: &'a Owners,
     pub(super) mechanism: Mechanism,
-    pub(super) watches: &'a mut Watches,
+    pub(super) sniffer: &'a mut Sniffer,
     pub(super) pulse: &'a Pulse,
     /// Who holds the socket is known, or may be found out: a step can be taken.
     pub(super) may_act: bool,
@@ -105,10 +105,10 @@ impl Active {
                 remote: chosen.remote(),
                 device,
             },
-            watch: if chosen.is_sniffed() {
-                Watch::Wanted
+            sniffing: if chosen.is_sniffed() {
+                Sniffing::Pending
             } else {
-                Watch::Needless
+                Sniffing::NotNeeded
             },
             chosen,
             ordered: now,
@@ -144,16 +144,17 @@ impl Active {
             Err(outcome) => return Next::End(outcome),
         };
         let now = Instant::now();
-        let speaks = self.speaks(&socket, inside);
-        if let Verdict::Not(refusal) = speaks {
+        let verdict = self.protocol(&socket, inside);
+        if let Verdict::Refused(refusal) = verdict {
             return Next::End(self.left(Outcome::Refused(refusal)));
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
             let in_time = now < self.step_until;
-            let may_go = inside.may_act && speaks == Verdict::Fine && self.asked != Some(self.step);
-            let watch_now = self.watch.is_wanted() && is_accepted && in_time;
-            if watch_now || may_go && self.holds(step, &socket, inside) {
+            let may_go =
+                inside.may_act && verdict == Verdict::Movable && self.asked != Some(self.step);
+            let sniff_now = self.sniffing.is_pending() && is_accepted && in_time;
+            if sniff_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act;
             }
             if in_time {
@@ -182,11 +183,10 @@ impl Active {
             }
             self.ignored = Some(guard);
         }
-        if self.watch.is_wanted() {
-            let watch = inside.watches.begin(self.id.cookie, self.cgroup);
-            return match watch {
-                Ok(Some(watch)) => {
-                    self.watch = watch;
+        if self.sniffing.is_pending() {
+            return match inside.sniffer.start(self.id.cookie, self.cgroup) {
+                Ok(Some(sniffing)) => {
+                    self.sniffing = sniffing;
                     Next::Wait
                 }
                 Ok(None) => Next::Wait,
@@ -201,7 +201,8 @@ impl Active {
             Ok(socket) => socket,
             Err(outcome) => return Next::End(outcome),
         };
-        if self.speaks(&socket, inside) != Verdict::Fine || !self.holds(step, &socket, inside) {
+        if self.protocol(&socket, inside) != Verdict::Movable || !self.holds(step, &socket, inside)
+        {
             return Next::Wait;
         }
         if !inside.pulse.may_act(self.id.cookie) {
@@ -238,23 +239,23 @@ impl Active {
         }
     }
 
-    /// What it speaks, as far as it is known. Of no matter once something was done to it.
-    fn speaks(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Verdict {
+    /// What is known of its protocol; irrelevant once something was done to the connection.
+    fn protocol(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Verdict {
         if self.asked.is_some() || self.misses > 0 {
-            return Verdict::Fine;
+            return Verdict::Movable;
         }
         let cookie = self.id.cookie;
-        let speaks = inside.watches.speaks(&self.watch, cookie, socket);
-        // In the middle of something nothing is told: it is listened to from the next rest on.
-        if inside.watches.waits_for_rest(cookie)
+        let verdict = inside.sniffer.verdict(&self.sniffing, cookie, socket);
+        // In the middle of an exchange the bytes could mean anything: followed from the next rest on.
+        if inside.sniffer.needs_rest(cookie)
             && self.is_quiet(socket, REST, inside)
-            && inside.watches.listen(cookie)
+            && inside.sniffer.capture(cookie)
             && let Ok(Some(after)) = inside.diag.look(&self.id)
             && self.is_quiet(&after, REST, inside)
         {
-            inside.watches.rests(&mut self.watch, cookie, &after);
+            inside.sniffer.rested(&mut self.sniffing, cookie, &after);
         }
-        speaks
+        verdict
     }
 
     /// The step that is its turn: the policy's, and then, if it says so, a reset at once.
@@ -301,7 +302,7 @@ impl Active {
         match judge(socket, idle_for) {
             Quiet::Yes => true,
             Quiet::No => false,
-            Quiet::Tie if inside.watches.server_spoke_last(self.id.cookie, socket) => true,
+            Quiet::Tie if inside.sniffer.server_spoke_last(self.id.cookie, socket) => true,
             Quiet::Tie => self
                 .server_spoke_last(socket, inside)
                 .unwrap_or_else(|error| {
@@ -311,8 +312,8 @@ impl Active {
         }
     }
 
-    /// Asks the socket itself who spoke last, and whether nothing has happened since `socket` was
-    /// looked at: what it says is only used for the very state that was judged.
+    /// Reads which side sent last from the socket's record, and whether nothing has happened since `socket`
+    /// was read: the answer only counts for the very state that was judged.
     fn server_spoke_last(
         &self,
         socket: &Socket,
@@ -407,8 +408,8 @@ impl Active {
         self.misses > 0 || self.asked.is_some()
     }
 
-    /// The move is ended, whatever has come of it: what was touched is looked at once more, in its
-    /// network namespace, before it is said to live.
+    /// Ends the move, whatever became of it: a connection that was touched is looked at once more, in its
+    /// network namespace, before it is reported as alive.
     pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
         if !self.is_touched() {
             return end;
@@ -531,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_said_to_live() {
+    fn what_cannot_be_looked_at_is_not_reported_as_alive() {
         let pair = Pair::connect().unwrap();
         let mut active = active(&pair);
         active.misses = 1;

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn any_owner_that_is_not_fine_spares() {
+    fn any_owner_that_a_guard_refuses_refuses_the_move() {
         assert_eq!(refused(&[FINE]), None);
         assert_eq!(refused(&[FINE, FINE]), None);
         assert_eq!(refused(&[]), Some(Refusal::OwnerUnknown));

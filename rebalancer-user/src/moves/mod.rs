@@ -5,11 +5,10 @@
 //! guard forbids it, in the same breath. It leaves the namespace at once, as a thread that stays
 //! keeps a dead pod's namespace alive.
 //!
-//! `active` is a move's state from order to outcome; `owner` and `process` tell who holds a
-//! socket; `guards` skips for what is known of them alone; `mechanism` is how a reset is made,
-//! `probe` tries which of them this node has; `watch` hears whether the victim speaks HTTP/1
-//! and all that was asked is answered; `pulse` shows others whether the thread is stuck, and at
-//! which connection.
+//! `active` is a move's state from order to outcome; `owners` finds who holds its socket, and `guards`
+//! checks those processes; `quiet` judges one look at the socket; `sniffer` detects the protocol;
+//! `mechanism` resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows
+//! whether the thread is stuck, and on which connection.
 
 mod active;
 mod guards;

@@ -19,7 +19,7 @@ use super::{
     active::{Active, Inside, Next},
     owners::Owners,
     pulse::{Health, Pulse, Recall},
-    sniffer::Watches,
+    sniffer::Sniffer,
 };
 use crate::{
     bpf::{Walker, Watcher},
@@ -33,14 +33,14 @@ use crate::{
 /// How often a waiting move's socket is looked at. A look costs some 20 microseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// How old may be what is known of a socket's owners when its move's step is taken. To look for
-/// them anew is a walk over all processes.
+/// How old the knowledge of a socket's owners may be when a step is taken. To find them again takes a walk
+/// over all processes.
 const OWNERS_KNOWN_FOR: Duration = Duration::from_secs(1);
 
-/// Orders that may wait for the thread; more are refused, not queued without end.
+/// Orders that may wait for the thread; more are refused.
 const QUEUE: usize = 1024;
 
-/// How long the thread may take to end what it has in hand. One that hangs is left behind.
+/// How long the thread may take to end its moves. One that hangs is abandoned.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// One move to make.
@@ -63,7 +63,7 @@ pub struct Done {
     pub outcome: Outcome,
     /// The step that was its turn when it ended; none if it was not looked at, or all had passed.
     pub step: Option<StepKind>,
-    /// The guard that would have refused it, if it was told to ignore guards.
+    /// The guard that would have refused it, if guards were not ignored.
     pub ignored: Option<Refusal>,
     /// From the order to the outcome.
     pub waited: Duration,
@@ -71,7 +71,7 @@ pub struct Done {
     pub since_look: Option<Duration>,
 }
 
-/// The step at which each move under way is, for whoever is asked. Shared with the moving thread.
+/// The step at which each move under way is, shared with the moving thread.
 #[derive(Clone, Debug, Default)]
 pub struct Steps(Arc<Mutex<BTreeMap<Cookie, StepKind>>>);
 
@@ -95,9 +95,8 @@ pub struct Mover {
 impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
-    /// `walker` finds who holds a socket, answers who spoke last when the clock's ticks cannot, and
-    /// tells sequence numbers; `mechanism` is how it resets; `watcher` hears what victims speak, and without it none is moved
-    /// whose rule does not say what its end means.
+    /// `walker` finds the holders of sockets, and reads sequence numbers and which side sent last;
+    /// `mechanism` resets; `watcher` sniffs, and without it rules without `onReconnect` move nothing.
     pub fn start(
         walker: Walker,
         watcher: Option<Watcher>,
@@ -107,23 +106,23 @@ impl Mover {
         let (orders, queue) = sync_channel(QUEUE);
         let (still_there, ended) = sync_channel(0);
         let (steps, pulse) = (Steps::default(), Pulse::default());
-        let told = steps.clone();
+        let published = steps.clone();
         let beat = pulse.clone();
         thread::Builder::new()
             .name("mover".to_owned())
             .spawn(move || {
                 // However it ends, also by a panic.
-                let _end = TellsEnd(beat.clone(), still_there);
-                Room {
+                let _end = EndSignal(beat.clone(), still_there);
+                MoverThread {
                     walker,
-                    watches: Watches::new(watcher),
+                    sniffer: Sniffer::new(watcher),
                     mechanism,
                     mounts: CgroupMounts::read_or_none(),
                     owners: Owners::default(),
                     pace: Pace::default(),
                     active: BTreeMap::new(),
                     done,
-                    steps: told,
+                    steps: published,
                     pulse: beat,
                 }
                 .run(&queue);
@@ -171,8 +170,8 @@ impl Mover {
         refusal.unwrap_or(Refusal::MoverEnded)
     }
 
-    /// Gives the thread up, if it is stuck or has ended and was not given up before. Nothing is told
-    /// of it any more, and nothing more ordered.
+    /// Abandons the thread, if it is stuck or has ended and was not abandoned before. It reports nothing
+    /// any more, and takes no orders.
     pub fn give_up(&mut self, now: Instant) -> Option<GivenUp> {
         self.orders.as_ref()?;
         let health = self.pulse.health(now);
@@ -189,7 +188,7 @@ impl Mover {
 
     /// Ends the move of `cookie` if nothing was done to the connection yet; one that was asked to
     /// close, or sent resets, ends as its present step does. Also while the thread is stuck: nothing
-    /// more is done before it has heard of this.
+    /// more is done before it has seen this.
     pub fn recall(&self, cookie: Cookie, why: String) {
         self.pulse.recall(cookie, why);
     }
@@ -199,8 +198,8 @@ impl Mover {
         self.pulse.recall_all(why);
     }
 
-    /// Ends the thread, and without harm what waits. Returns the moves of which it did not tell the
-    /// end itself, as it hangs.
+    /// Ends the thread, and without harm what waits. Returns the moves whose end it did not
+    /// report, because it hangs.
     pub fn end(&mut self) -> Vec<(Move, Outcome)> {
         if let Some(given_up) = self.give_up(Instant::now()) {
             return given_up.moves;
@@ -234,13 +233,13 @@ pub struct GivenUp {
     pub moves: Vec<(Move, Outcome)>,
 }
 
-/// Tells when the thread is no more.
-struct TellsEnd(
+/// Signals the end of the thread when it is dropped.
+struct EndSignal(
     Pulse,
     #[expect(dead_code, reason = "closed when it is dropped")] SyncSender<()>,
 );
 
-impl Drop for TellsEnd {
+impl Drop for EndSignal {
     fn drop(&mut self) {
         if thread::panicking() {
             tracing::error!("the moving thread panicked");
@@ -250,9 +249,9 @@ impl Drop for TellsEnd {
 }
 
 /// What the thread owns.
-struct Room {
+struct MoverThread {
     walker: Walker,
-    watches: Watches,
+    sniffer: Sniffer,
     mechanism: Mechanism,
     mounts: CgroupMounts,
     owners: Owners,
@@ -263,10 +262,10 @@ struct Room {
     pulse: Pulse,
 }
 
-impl Room {
+impl MoverThread {
     fn run(mut self, queue: &Receiver<Box<Order>>) {
         while !self.pulse.is_given_up() {
-            self.pulse.waits();
+            self.pulse.idles();
             let next = if self.active.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
@@ -282,11 +281,11 @@ impl Room {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.heed_recalls();
+            self.take_recalls();
             self.look_at_all();
             // Their processes are held by descriptors.
             self.owners.keep(|cookie| self.active.contains_key(&cookie));
-            self.tell_steps();
+            self.publish_steps();
         }
         let shutdown = Outcome::Refused(Refusal::Shutdown);
         for (cookie, active) in std::mem::take(&mut self.active) {
@@ -300,7 +299,7 @@ impl Room {
     fn end(&mut self, active: Active, end: Outcome) {
         let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
         let owners = &self.owners;
-        self.pulse.turns_to(Some(cookie), Instant::now());
+        self.pulse.works_on(Some(cookie), Instant::now());
         let outcome = active.ended(end, |id| {
             let target = owners
                 .open_netns(netns, [cookie].into_iter())
@@ -309,34 +308,34 @@ impl Room {
                 })?;
             enter(&target, || Diag::open()?.look(id))?
         });
-        self.tell(active, outcome);
+        self.report(active, outcome);
     }
 
     fn accept(&mut self, order: Order) {
         let active = Active::new(order, Instant::now());
         if let Some(twice) = self.active.insert(active.cookie(), active) {
-            self.tell(twice, Outcome::Refused(Refusal::OrderedTwice));
+            self.report(twice, Outcome::Refused(Refusal::OrderedTwice));
         }
     }
 
-    fn heed_recalls(&mut self) {
+    fn take_recalls(&mut self) {
         let known = |cookie| self.active.contains_key(&cookie);
         for (cookie, recall) in self.pulse.take_recalls(known) {
             let ends = match &recall {
                 Recall::Now(_) => true,
-                Recall::Gently(_) => self.active.get_mut(&cookie).is_some_and(Active::recall),
+                Recall::IfUntouched(_) => self.active.get_mut(&cookie).is_some_and(Active::recall),
             };
             let Some(active) = ends.then(|| self.active.remove(&cookie)).flatten() else {
                 continue;
             };
             match recall {
                 Recall::Now(why) => self.end(active, Outcome::Recalled(why.to_owned())),
-                Recall::Gently(why) => self.tell(active, Outcome::Recalled(why)),
+                Recall::IfUntouched(why) => self.report(active, Outcome::Recalled(why)),
             }
         }
     }
 
-    fn tell_steps(&self) {
+    fn publish_steps(&self) {
         let steps = self.active.iter();
         let steps = steps.filter_map(|(cookie, active)| Some((*cookie, active.step_kind()?)));
         *self.steps.0.lock().unwrap_or_else(PoisonError::into_inner) = steps.collect();
@@ -344,7 +343,7 @@ impl Room {
 
     fn look_at_all(&mut self) {
         // Of each that is new.
-        self.know_owners(Duration::MAX, &self.cookies());
+        self.find_owners(Duration::MAX, &self.cookies());
         let mut by_netns: BTreeMap<Netns, Vec<Cookie>> = BTreeMap::new();
         for (cookie, active) in &self.active {
             by_netns
@@ -356,7 +355,7 @@ impl Room {
             for (cookie, next) in self.look_at(netns, &cookies) {
                 let Next::End(outcome) = next else { continue };
                 if let Some(active) = self.active.remove(&cookie) {
-                    self.tell(active, outcome);
+                    self.report(active, outcome);
                 }
             }
         }
@@ -367,7 +366,7 @@ impl Room {
     }
 
     /// Looks for the owners of those whose owners were not looked for within `age`.
-    fn know_owners(&mut self, age: Duration, cookies: &[Cookie]) {
+    fn find_owners(&mut self, age: Duration, cookies: &[Cookie]) {
         let old = self.owners.older_than(age, cookies.iter().copied());
         if old.is_empty() {
             return;
@@ -389,13 +388,13 @@ impl Room {
     }
 
     /// Those of these whose owners are known well enough to take a step. Where a walk is dear the others
-    /// wait for the next one; it tells of all moves, as others will be ready soon.
+    /// wait for the next one; it is for all moves, as others will be ready soon.
     fn with_known_owners(&mut self, mut ready: Vec<Cookie>) -> Vec<Cookie> {
         let old = |owners: &Owners, ready: &[Cookie]| {
             owners.older_than(OWNERS_KNOWN_FOR, ready.iter().copied())
         };
         if !old(&self.owners, &ready).is_empty() && self.pace.may_walk(Instant::now()) {
-            self.know_owners(Duration::ZERO, &self.cookies());
+            self.find_owners(Duration::ZERO, &self.cookies());
         }
         let old = old(&self.owners, &ready);
         ready.retain(|cookie| !old.contains(cookie));
@@ -430,18 +429,18 @@ impl Room {
                 .map(|cookie| (*cookie, Next::End(outcome.clone())))
                 .collect()
         };
-        self.pulse.turns_to(None, Instant::now());
+        self.pulse.works_on(None, Instant::now());
         let open = |owners: &Owners| owners.open_netns(netns, cookies.iter().copied());
         let Some(target) = open(&self.owners).or_else(|| {
             // Its holder may have ended since, and another have it.
-            self.know_owners(Duration::ZERO, cookies);
+            self.find_owners(Duration::ZERO, cookies);
             open(&self.owners)
         }) else {
             return self.unreachable(cookies);
         };
         let Self {
             walker,
-            watches,
+            sniffer,
             mechanism,
             owners,
             pace,
@@ -461,7 +460,7 @@ impl Room {
                 walker,
                 owners,
                 mechanism: *mechanism,
-                watches,
+                sniffer,
                 pulse,
                 may_act: true,
             };
@@ -473,8 +472,8 @@ impl Room {
                 if pulse.is_given_up() {
                     return Vec::new();
                 }
-                pulse.turns_to(Some(*cookie), Instant::now());
-                // To tell whether it is quiet may take a walk over this process.
+                pulse.works_on(Some(*cookie), Instant::now());
+                // Whether it is quiet may take a walk over this process.
                 let old = owners.older_than(OWNERS_KNOWN_FOR, [*cookie].into_iter());
                 inside.may_act = may_walk || old.is_empty();
                 next.push((*cookie, without_panic(|| each(active, &mut inside))));
@@ -503,13 +502,13 @@ impl Room {
         cookies.iter().filter_map(end).collect()
     }
 
-    fn tell(&mut self, active: Active, outcome: Outcome) {
+    fn report(&mut self, active: Active, outcome: Outcome) {
         let cookie = active.cookie();
-        self.watches.end(cookie);
+        self.sniffer.stop(cookie);
         let waited = active.ordered.elapsed();
         let step = active.step_kind();
         if !self.pulse.ended(cookie) {
-            return; // whoever gave this thread up has told of it
+            return; // reported by the agent when it abandoned this thread
         }
         // The agent that does not listen any more is on its way out.
         let _agent_is_gone = self.done.send(Done {

@@ -136,8 +136,7 @@ impl Victim {
     }
 }
 
-/// What the peer of our own socket expects next, by `TCP_REPAIR`, which tells it without a word
-/// on the wire.
+/// What the peer of our own socket expects next, read by `TCP_REPAIR` without sending anything.
 fn next_sequence(socket: &TcpStream) -> io::Result<u32> {
     /// Values of `linux/tcp.h`: leaving repair without probing the peer, and the queue of what
     /// is sent.

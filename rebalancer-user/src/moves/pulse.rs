@@ -1,10 +1,9 @@
-//! Signs of life of the moving thread: what it has in hand, and for how long it has been at one
-//! connection.
+//! Signs of life of the moving thread: its moves, and for how long it has worked on one connection.
 //!
-//! A look at a socket takes the socket's lock, and so does whatever is done to it. A process that
-//! sends from memory whose pages do not come (a file on a server that is gone, or on purpose) holds
-//! that lock, and whoever waits for it sleeps where no signal reaches. A thread in such a sleep
-//! cannot be ended: it is given up, and another one goes on without that connection.
+//! Reading a socket takes its lock, and so does every step. A process that sends from memory whose pages
+//! cannot be read (a file on a server that is gone, or on purpose) holds that lock, and waiting for it is an
+//! uninterruptible sleep. A thread in it cannot be ended: it is abandoned, and another one continues without
+//! that connection.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +19,7 @@ use crate::{
 /// One connection never takes so long unless the kernel does not answer.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
-/// What the moving thread lets others see. Clones are of the same thread.
+/// What the moving thread shows to others. Clones show the same thread.
 #[derive(Clone, Debug, Default)]
 pub struct Pulse(Arc<Mutex<State>>);
 
@@ -38,7 +37,7 @@ struct InHand {
     chosen: Move,
     /// Something may have been done to it.
     touched: bool,
-    /// It is recalled, and the thread has not heard of it yet.
+    /// It is recalled, and the thread has not seen that yet.
     recall: Option<Recall>,
 }
 
@@ -46,7 +45,7 @@ struct InHand {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Recall {
     /// It ends, if nothing was done to the connection; if something was, with its present step.
-    Gently(String),
+    IfUntouched(String),
     /// It ends.
     Now(&'static str),
 }
@@ -104,11 +103,11 @@ impl Pulse {
         self.state().in_hand.insert(chosen.cookie(), in_hand);
     }
 
-    /// This move is recalled: nothing more is done to the connection before the thread has heard of it,
+    /// This move is recalled: nothing more is done to the connection before the thread has seen it,
     /// whatever it is at.
     pub(super) fn recall(&self, cookie: Cookie, why: String) {
         if let Some(in_hand) = self.state().in_hand.get_mut(&cookie) {
-            in_hand.recall.get_or_insert(Recall::Gently(why));
+            in_hand.recall.get_or_insert(Recall::IfUntouched(why));
         }
     }
 
@@ -137,7 +136,7 @@ impl Pulse {
     }
 
     /// It begins with this connection, or with something else that may take its time.
-    pub(super) fn turns_to(&self, cookie: Option<Cookie>, now: Instant) {
+    pub(super) fn works_on(&self, cookie: Option<Cookie>, now: Instant) {
         let mut state = self.state();
         // What one that was given up is at stays to be seen.
         if !state.given_up {
@@ -146,7 +145,7 @@ impl Pulse {
     }
 
     /// It waits for what is next.
-    pub(super) fn waits(&self) {
+    pub(super) fn idles(&self) {
         let mut state = self.state();
         if !state.given_up {
             state.turn = None;
@@ -183,7 +182,7 @@ impl Pulse {
         self.state().has_ended = true;
     }
 
-    /// Gives the thread up: whatever comes of it later is not told any more. Returns every move
+    /// Gives the thread up: what becomes of its moves later is not reported. Returns every move
     /// that it had in hand, with an outcome that says what is known of it.
     pub(super) fn give_up(&self, now: Instant) -> Vec<(Move, Outcome)> {
         let mut state = self.state();
@@ -214,7 +213,7 @@ fn given_up(of: InHand, turn: Option<(Instant, Option<Cookie>)>, now: Instant) -
             Outcome::Failed("the moving thread did not come to see what became of it".to_owned())
         }
         (None, false) => Outcome::Recalled(match of.recall {
-            Some(Recall::Gently(why)) => why,
+            Some(Recall::IfUntouched(why)) => why,
             Some(Recall::Now(why)) => why.to_owned(),
             None => "the moving thread was given up".to_owned(),
         }),
@@ -249,8 +248,8 @@ mod tests {
     fn a_thread_that_waits_is_fine_however_long() {
         let now = Instant::now();
         let pulse = at_work(&[1]);
-        pulse.turns_to(Some(Cookie(1)), now);
-        pulse.waits();
+        pulse.works_on(Some(Cookie(1)), now);
+        pulse.idles();
         assert_eq!(pulse.health(now + 3600 * SECOND), Health::Fine);
     }
 
@@ -258,7 +257,7 @@ mod tests {
     fn a_thread_that_is_at_one_connection_for_long_is_stuck_there() {
         let now = Instant::now();
         let pulse = at_work(&[1]);
-        pulse.turns_to(Some(Cookie(1)), now);
+        pulse.works_on(Some(Cookie(1)), now);
         assert_eq!(pulse.health(now + 9 * SECOND), Health::Fine);
         let stuck = Health::Stuck {
             time: 42 * SECOND,
@@ -266,13 +265,14 @@ mod tests {
         };
         assert_eq!(pulse.health(now + 42 * SECOND), stuck);
         // Many that take their time each are no reason.
-        pulse.turns_to(Some(Cookie(2)), now + 42 * SECOND);
+        pulse.works_on(Some(Cookie(2)), now + 42 * SECOND);
         assert_eq!(pulse.health(now + 43 * SECOND), Health::Fine);
     }
 
-    fn told(given_up: Vec<(Move, Outcome)>) -> Vec<(u64, Outcome)> {
-        let told = given_up.into_iter();
-        told.map(|(chosen, outcome)| (chosen.cookie().0, outcome))
+    fn outcomes(given_up: Vec<(Move, Outcome)>) -> Vec<(u64, Outcome)> {
+        let given_up = given_up.into_iter();
+        given_up
+            .map(|(chosen, outcome)| (chosen.cookie().0, outcome))
             .collect()
     }
 
@@ -280,10 +280,10 @@ mod tests {
     fn each_move_of_a_thread_that_is_given_up_gets_one_outcome() {
         let now = Instant::now();
         let pulse = at_work(&[1, 2, 3, 4, 5]);
-        assert!(pulse.ended(Cookie(4)), "this one is told by the thread");
+        assert!(pulse.ended(Cookie(4)), "this one is reported by the thread");
         assert!(pulse.may_act(Cookie(2)));
         pulse.recall(Cookie(5), "its pod opts out".to_owned());
-        pulse.turns_to(Some(Cookie(1)), now);
+        pulse.works_on(Some(Cookie(1)), now);
         let recalled = |why: &str| Outcome::Recalled(why.to_owned());
         let unseen = "the moving thread did not come to see what became of it".to_owned();
         let expected = [
@@ -292,12 +292,12 @@ mod tests {
             (3, recalled("the moving thread was given up")),
             (5, recalled("its pod opts out")),
         ];
-        let given_up = told(pulse.give_up(now + 12 * SECOND));
+        let given_up = outcomes(pulse.give_up(now + 12 * SECOND));
         assert_eq!(given_up, expected);
         // Only what may have been harmed counts against a budget.
         let harmless = given_up.iter().map(|(_, outcome)| outcome.harmless());
         assert_eq!(harmless.collect::<Vec<_>>(), [true, false, true, true]);
-        // What the thread says when it wakes up is not told a second time.
+        // What the thread reports when it wakes up is not reported a second time.
         assert!(!pulse.ended(Cookie(1)));
     }
 
@@ -305,10 +305,10 @@ mod tests {
     fn one_that_may_be_harmed_is_told_as_such() {
         let now = Instant::now();
         let pulse = at_work(&[1]);
-        pulse.turns_to(Some(Cookie(1)), now);
+        pulse.works_on(Some(Cookie(1)), now);
         assert!(pulse.may_act(Cookie(1)));
         let words = "the kernel did not answer for 12 s".to_owned();
-        let given_up = told(pulse.give_up(now + 12 * SECOND));
+        let given_up = outcomes(pulse.give_up(now + 12 * SECOND));
         assert_eq!(given_up, [(1, Outcome::Failed(words))]);
     }
 
@@ -322,8 +322,8 @@ mod tests {
         // The order of the third is on its way still.
         let now = Recall::Now("moves were paused");
         let known = |cookie| cookie != Cookie(3);
-        let heard = [(Cookie(1), now.clone()), (Cookie(2), now.clone())];
-        assert_eq!(pulse.take_recalls(known), heard);
+        let expected = [(Cookie(1), now.clone()), (Cookie(2), now.clone())];
+        assert_eq!(pulse.take_recalls(known), expected);
         assert_eq!(pulse.take_recalls(known), []);
         assert_eq!(pulse.take_recalls(|_| true), [(Cookie(3), now)]);
         // One that had acted ends with its step.
@@ -334,11 +334,11 @@ mod tests {
     fn a_thread_that_wakes_up_after_it_was_given_up_does_nothing() {
         let now = Instant::now();
         let pulse = at_work(&[1, 2]);
-        pulse.turns_to(Some(Cookie(1)), now);
+        pulse.works_on(Some(Cookie(1)), now);
         pulse.give_up(now + 10 * SECOND);
         assert!(!pulse.may_act(Cookie(1)) && !pulse.may_act(Cookie(2)));
-        pulse.turns_to(Some(Cookie(2)), now + 60 * SECOND);
-        pulse.waits();
+        pulse.works_on(Some(Cookie(2)), now + 60 * SECOND);
+        pulse.idles();
         assert_eq!(pulse.at(), Some(Cookie(1)));
     }
 
@@ -349,6 +349,6 @@ mod tests {
         pulse.has_ended();
         assert_eq!(pulse.health(now).refusal(), Some(Refusal::MoverEnded));
         let recalled = Outcome::Recalled("the moving thread was given up".to_owned());
-        assert_eq!(told(pulse.give_up(now)), [(1, recalled)]);
+        assert_eq!(outcomes(pulse.give_up(now)), [(1, recalled)]);
     }
 }

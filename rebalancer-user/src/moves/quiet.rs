@@ -32,7 +32,7 @@ pub fn judge(socket: &Socket, idle_for: Duration) -> Quiet {
     let at_rest = socket.receive_queue == 0 && socket.send_queue == 0;
     let silent = socket.since_sent >= idle_for && socket.since_received >= idle_for;
     // A socket's times start at its accept, so a fresh one whose first request is being worked
-    // on would look answered: it must have said something at all.
+    // on would look answered: it must have sent something at all.
     let spoke = socket.bytes_sent.0 > 0;
     if !at_rest || !silent || !spoke {
         return Quiet::No;

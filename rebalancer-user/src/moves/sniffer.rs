@@ -1,13 +1,14 @@
-//! Hears whether a victim may go before anything is done to it, where its rule does not say so.
+//! Detects the protocol of a connection that is about to be moved, and between two HTTP/1 exchanges lets it
+//! be moved; only where its rule has no `onReconnect`.
 //!
-//! On HTTP/1 nothing is lost at a moment at which all that was asked has been answered in full. A
-//! pause is not such a moment, and TCP knows no other. On HTTP/2 a slow call hides behind the answers
-//! to fast ones, inside TLS nobody knows, and of a WebSocket no end is an end. So while a victim
-//! waits for its end two programs pass on what it receives and sends, and what that says is followed
-//! by [`exchange`](crate::exchange), from a rest on: in the middle of something nothing is told.
+//! Nothing is lost on HTTP/1 while every request has been answered completely. A pause does not prove that,
+//! and TCP shows no more than pauses. On HTTP/2 a slow call hides behind the responses to fast ones, TLS is
+//! opaque, and a WebSocket has no exchanges. So while such a connection waits, two programs copy what it
+//! receives and sends to [`exchange`](crate::exchange), which follows the framing from a moment of rest on:
+//! in the middle of an exchange the bytes could mean anything.
 //!
-//! The programs are on the victim's cgroup, drop nothing and change nothing there, and go with the
-//! last of its victims, or with this process.
+//! The programs are attached to the connection's cgroup, drop and change nothing, and are detached with its
+//! last sniffed connection, or when this process ends.
 
 use std::{
     collections::BTreeMap,
@@ -28,48 +29,47 @@ use crate::{
     snapshot::{CgroupId, Cookie},
 };
 
-/// One that says nothing for so long is left, lest the idle keep others from being moved. The plan
-/// chooses none that was silent before, so that this is for the few that fall silent.
+/// A connection that is silent for longer is skipped, so that idle ones do not block others. The plan skips
+/// those that were silent before; this is for the few that fall silent later.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a victim speaks.
+/// What is known of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// HTTP/1, and all that was asked is answered, or the rule vouches for it: it may go when it is
-    /// quiet.
-    Fine,
-    /// It is not known, or not answered.
+    /// HTTP/1 with every request answered, or the rule has `onReconnect`: it may be moved when it is quiet.
+    Movable,
+    /// Not known yet, or an exchange is under way.
     Unknown,
-    /// Something else.
-    Not(Refusal),
+    /// It must not be moved.
+    Refused(Refusal),
 }
 
-/// One victim's watch.
-pub(super) enum Watch {
-    /// Its rule says what its end means.
-    Needless,
-    /// To be begun as soon as the guards have let it pass.
-    Wanted,
-    /// Begun.
-    On {
+/// Whether a connection is sniffed.
+pub(super) enum Sniffing {
+    /// Its rule has `onReconnect`.
+    NotNeeded,
+    /// To be started once the guards allow the move.
+    Pending,
+    /// Started.
+    Active {
         /// When it was last at rest.
-        rest: Option<Instant>,
+        at_rest: Option<Instant>,
     },
 }
 
-impl Watch {
-    pub(super) fn is_wanted(&self) -> bool {
-        matches!(self, Self::Wanted)
+impl Sniffing {
+    pub(super) fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending)
     }
 }
 
-/// What is watched.
-pub(super) struct Watches {
+/// The connections that are sniffed.
+pub(super) struct Sniffer {
     watcher: Option<Watcher>,
     exchanges: BTreeMap<Cookie, Exchange>,
 }
 
-impl Watches {
+impl Sniffer {
     pub(super) fn new(watcher: Option<Watcher>) -> Self {
         Self {
             watcher,
@@ -77,12 +77,12 @@ impl Watches {
         }
     }
 
-    /// Begins. `Ok(None)`: not at this moment.
-    pub(super) fn begin(
+    /// Starts sniffing. `Ok(None)`: not at this moment.
+    pub(super) fn start(
         &mut self,
         cookie: Cookie,
         cgroup: CgroupId,
-    ) -> Result<Option<Watch>, Outcome> {
+    ) -> Result<Option<Sniffing>, Outcome> {
         let watcher = self
             .watcher
             .as_mut()
@@ -90,12 +90,12 @@ impl Watches {
         match watcher.watch(cookie, cgroup) {
             Ok(()) => {
                 self.exchanges.insert(cookie, Exchange::default());
-                Ok(Some(Watch::On { rest: None }))
+                Ok(Some(Sniffing::Active { at_rest: None }))
             }
             Err(error) => match Errno::from_io_error(&error) {
-                // As many are watched as can be.
+                // The map is full.
                 Some(Errno::TOOBIG) => Ok(None),
-                // Forbidden, or the cgroup has been removed and its sockets live on.
+                // Forbidden, or the cgroup was removed while its sockets are still open.
                 Some(Errno::PERM | Errno::ACCESS | Errno::STALE) => {
                     Err(Outcome::Refused(Refusal::CannotSniff))
                 }
@@ -104,14 +104,19 @@ impl Watches {
         }
     }
 
-    /// What is known by now, where the socket is as it was looked at just before.
-    pub(super) fn speaks(&mut self, watch: &Watch, cookie: Cookie, socket: &Socket) -> Verdict {
-        let rest = match watch {
-            Watch::Needless => return Verdict::Fine,
-            Watch::Wanted => return Verdict::Unknown,
-            Watch::On { rest } => *rest,
+    /// What is known by now; `socket` was read just before.
+    pub(super) fn verdict(
+        &mut self,
+        sniffing: &Sniffing,
+        cookie: Cookie,
+        socket: &Socket,
+    ) -> Verdict {
+        let at_rest = match sniffing {
+            Sniffing::NotNeeded => return Verdict::Movable,
+            Sniffing::Pending => return Verdict::Unknown,
+            Sniffing::Active { at_rest } => *at_rest,
         };
-        self.take_in();
+        self.receive();
         let Self {
             watcher: Some(watcher),
             exchanges,
@@ -134,12 +139,12 @@ impl Watches {
             tracing::warn!(%cookie, %error, "could not update what is sniffed on a connection");
         }
         match state {
-            State::Complete => Verdict::Fine,
-            State::Resting if rest.is_some_and(|rest| rest.elapsed() >= PATIENCE) => {
-                Verdict::Not(Refusal::Silent)
+            State::Complete => Verdict::Movable,
+            State::Resting if at_rest.is_some_and(|at| at.elapsed() >= PATIENCE) => {
+                Verdict::Refused(Refusal::Silent)
             }
             State::Lost | State::Resting | State::InProgress => Verdict::Unknown,
-            State::Not(other) => Verdict::Not(match other {
+            State::Not(other) => Verdict::Refused(match other {
                 Other::Http2 => Refusal::Http2,
                 Other::Tls => Refusal::Tls,
                 Other::Upgraded => Refusal::Upgraded,
@@ -148,43 +153,43 @@ impl Watches {
         }
     }
 
-    /// Whether it is to be listened to from its next rest on.
-    pub(super) fn waits_for_rest(&self, cookie: Cookie) -> bool {
+    /// Whether the framing is not known, so that it can only be followed from the next rest on.
+    pub(super) fn needs_rest(&self, cookie: Cookie) -> bool {
         self.exchanges.get(&cookie).is_some_and(Exchange::is_lost)
     }
 
-    /// Whether its server was seen to speak last, where the socket is as it was looked at.
+    /// Whether the server was seen to send last; `socket` was read just before.
     pub(super) fn server_spoke_last(&mut self, cookie: Cookie, socket: &Socket) -> bool {
         let exchange = self.exchanges.get_mut(&cookie);
         exchange.is_some_and(|exchange| exchange.server_spoke_last(position(socket)))
     }
 
-    /// What it receives and sends is passed on from now on. If it is at rest after that, tell
-    /// [`Watches::rests`].
-    pub(super) fn listen(&mut self, cookie: Cookie) -> bool {
+    /// Copies what it receives and sends from now on. If it is at rest after that, call
+    /// [`Sniffer::rested`].
+    pub(super) fn capture(&mut self, cookie: Cookie) -> bool {
         let watcher = self.watcher.as_mut();
         watcher.is_some_and(|watcher| {
-            let listening = watcher.watched(cookie).map(|watched| Watched {
+            let capturing = watcher.watched(cookie).map(|watched| Watched {
                 listening: listening::BYTES,
                 skipping: [0; 2],
                 ..watched
             });
-            listening.is_some_and(|listening| watcher.want(cookie, listening).is_ok())
+            capturing.is_some_and(|capturing| watcher.want(cookie, capturing).is_ok())
         })
     }
 
-    /// It has been at rest where the socket was looked at.
-    pub(super) fn rests(&mut self, watch: &mut Watch, cookie: Cookie, socket: &Socket) {
+    /// It was at rest when `socket` was read.
+    pub(super) fn rested(&mut self, sniffing: &mut Sniffing, cookie: Cookie, socket: &Socket) {
         if let Some(exchange) = self.exchanges.get_mut(&cookie) {
             exchange.rest(position(socket));
-            *watch = Watch::On {
-                rest: Some(Instant::now()),
+            *sniffing = Sniffing::Active {
+                at_rest: Some(Instant::now()),
             };
         }
     }
 
-    /// It is watched no longer.
-    pub(super) fn end(&mut self, cookie: Cookie) {
+    /// Stops sniffing it.
+    pub(super) fn stop(&mut self, cookie: Cookie) {
         if self.exchanges.remove(&cookie).is_some()
             && let Some(watcher) = &mut self.watcher
         {
@@ -192,8 +197,8 @@ impl Watches {
         }
     }
 
-    /// Takes in what was passed on of all that are watched.
-    fn take_in(&mut self) {
+    /// Receives what the programs have copied of all connections.
+    fn receive(&mut self) {
         let Self {
             watcher: Some(watcher),
             exchanges,
@@ -209,7 +214,7 @@ impl Watches {
     }
 }
 
-/// What is wanted of a connection now; what was found out stays.
+/// What the programs should copy of a connection now; what they have found out stays.
 fn wanted(exchange: &Exchange, watched: Watched) -> Watched {
     let mut wanted = Watched {
         listening: if exchange.is_over() {
@@ -249,32 +254,35 @@ fn position(socket: &Socket) -> Position {
     }
 }
 
-/// Hears that a request on a connection of our own is answered, or says why not.
+/// Follows an exchange on a connection of our own.
+///
+/// # Errors
+/// Why that is not possible here.
 pub fn probe_sniffing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
     let watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
-    hear_own(watcher).map_err(|e| format!("on a connection of our own: {e}"))
+    follow_own(watcher).map_err(|e| format!("on a connection of our own: {e}"))
 }
 
-fn hear_own(watcher: Watcher) -> io::Result<()> {
-    let mut own = Own::watch(watcher)?;
+fn follow_own(watcher: Watcher) -> io::Result<()> {
+    let mut own = Own::sniff(watcher)?;
     own.exchange(b"GET / HTTP/1.1\r\n\r\n", |server| {
         server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
     })?;
     own.becomes(State::Complete)
 }
 
-/// A connection of our own that is watched.
+/// A connection of our own that is sniffed.
 struct Own {
     pair: Pair,
     id: SocketId,
     diag: Diag,
-    watches: Watches,
-    watch: Watch,
+    sniffer: Sniffer,
+    sniffing: Sniffing,
 }
 
 impl Own {
-    /// Watches a new one, from its first rest on.
-    fn watch(watcher: Watcher) -> io::Result<Self> {
+    /// Sniffs a new one, from its first rest on.
+    fn sniff(watcher: Watcher) -> io::Result<Self> {
         let pair = Pair::connect()?;
         let cookie = pair.cookie;
         let id = pair.id()?;
@@ -283,20 +291,20 @@ impl Own {
             pair,
             id,
             diag: Diag::open()?,
-            watches: Watches::new(Some(watcher)),
-            watch: Watch::Wanted,
+            sniffer: Sniffer::new(Some(watcher)),
+            sniffing: Sniffing::Pending,
         };
-        match own.watches.begin(cookie, cgroup) {
-            Ok(Some(watch)) if own.watches.listen(cookie) => own.watch = watch,
+        match own.sniffer.start(cookie, cgroup) {
+            Ok(Some(sniffing)) if own.sniffer.capture(cookie) => own.sniffing = sniffing,
             Ok(_) => return Err(io::Error::other("it cannot be sniffed")),
             Err(outcome) => return Err(io::Error::other(outcome.to_string())),
         }
         let socket = own.look()?;
-        own.watches.rests(&mut own.watch, cookie, &socket);
+        own.sniffer.rested(&mut own.sniffing, cookie, &socket);
         Ok(own)
     }
 
-    /// A request, which is read by the server, and then what that does.
+    /// Sends a request, which the server reads and answers.
     fn exchange(
         &mut self,
         request: &[u8],
@@ -322,9 +330,11 @@ impl Own {
 
     fn state(&mut self) -> io::Result<State> {
         let socket = self.look()?;
-        // Takes in what there is, too.
-        let _known = self.watches.speaks(&self.watch, self.id.cookie, &socket);
-        let exchange = self.watches.exchanges.get_mut(&self.id.cookie);
+        // This receives what was copied, too.
+        let _verdict = self
+            .sniffer
+            .verdict(&self.sniffing, self.id.cookie, &socket);
+        let exchange = self.sniffer.exchanges.get_mut(&self.id.cookie);
         Ok(exchange.map_or(State::Lost, |exchange| exchange.state(position(&socket))))
     }
 
@@ -362,7 +372,7 @@ mod tests {
 
     fn own() -> (Tracker, Own) {
         let (tracker, watcher) = watcher();
-        (tracker, Own::watch(watcher).unwrap())
+        (tracker, Own::sniff(watcher).unwrap())
     }
 
     fn write(bytes: &[u8]) -> impl FnOnce(&mut TcpStream) -> io::Result<()> {
@@ -376,22 +386,22 @@ mod tests {
 
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
-    fn a_request_of_our_own_is_heard_to_be_answered() {
+    fn an_exchange_of_our_own_is_followed_to_its_end() {
         let (_tracker, watcher) = watcher();
-        hear_own(watcher).unwrap();
+        follow_own(watcher).unwrap();
     }
 
-    /// Whatever the server sends by, and however it is cut.
+    /// Whichever system call the server sends with, and however the data is segmented.
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
-    fn all_bytes_of_both_directions_are_passed_on() {
+    fn all_bytes_of_both_directions_are_copied() {
         let (_tracker, mut watcher) = watcher();
-        all_bytes_are_passed_on(&mut watcher, Pair::connect().unwrap());
+        all_bytes_are_copied(&mut watcher, Pair::connect().unwrap());
         let pair = Pair::connect_over(Ipv6Addr::LOCALHOST.into()).unwrap();
-        all_bytes_are_passed_on(&mut watcher, pair);
+        all_bytes_are_copied(&mut watcher, pair);
     }
 
-    fn all_bytes_are_passed_on(watcher: &mut Watcher, mut pair: Pair) {
+    fn all_bytes_are_copied(watcher: &mut Watcher, mut pair: Pair) {
         const LENGTH: usize = 1 << 20;
         let cgroup = own_cgroup().unwrap();
         watcher.watch(pair.cookie, cgroup).unwrap();
@@ -403,11 +413,11 @@ mod tests {
         let sent: Vec<u8> = (0..LENGTH).map(|n| (n * 7 % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&sent).unwrap();
-        let mut there = [Vec::new(), Vec::new()];
+        let mut copied = [Vec::new(), Vec::new()];
         let mut take = |watcher: &mut Watcher| {
             watcher.take(|passed| {
-                let there = &mut there[passed.direction as usize];
-                there.push((passed.cookie, passed.seq, passed.bytes.unwrap().to_vec()));
+                let copied = &mut copied[passed.direction as usize];
+                copied.push((passed.cookie, passed.seq, passed.bytes.unwrap().to_vec()));
             });
         };
         let sender = pair.server.try_clone().unwrap();
@@ -432,7 +442,7 @@ mod tests {
         assert_eq!(watched.based, 1);
         for (direction, expected) in [&sent[..100_000], &sent].into_iter().enumerate() {
             let mut bytes = vec![None; expected.len()];
-            for (cookie, seq, content) in &there[direction] {
+            for (cookie, seq, content) in &copied[direction] {
                 assert_eq!(*cookie, pair.cookie);
                 let from = seq.wrapping_sub(watched.base[direction]) as usize;
                 for (to, byte) in bytes[from..].iter_mut().zip(content) {
@@ -444,10 +454,10 @@ mod tests {
         }
     }
 
-    /// A pause in an answer is not its end, however long.
+    /// A pause in a response is not its end, however long it is.
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
-    fn an_answer_is_complete_when_it_says_so() {
+    fn a_response_is_complete_at_the_end_of_its_framing() {
         let (_tracker, mut own) = own();
         let pieces: [&[u8]; 6] = [
             b"HTTP/1.1 103 Early Hints\r\n\r\n",
@@ -467,7 +477,7 @@ mod tests {
         own.becomes(State::Complete).unwrap();
     }
 
-    /// A long body is not passed on, and its end is known all the same.
+    /// A long body is not copied, and its end is still found.
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn a_long_body_is_skipped() {
@@ -477,7 +487,7 @@ mod tests {
         for _ in 0..2 {
             own.exchange(GET, write(head.as_bytes())).unwrap();
             own.becomes(State::InProgress).unwrap();
-            let watched = own.watches.watcher.as_ref().unwrap();
+            let watched = own.sniffer.watcher.as_ref().unwrap();
             let watched = watched.watched(own.id.cookie).unwrap();
             assert_eq!(watched.skipping, [0, 1]);
             let mut server = own.pair.server.try_clone().unwrap();
@@ -496,26 +506,26 @@ mod tests {
 
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
-    fn what_becomes_a_websocket_is_heard_to() {
+    fn an_upgrade_to_a_websocket_is_detected() {
         let (_tracker, mut own) = own();
         let upgrade = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
         let answer = write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
         own.exchange(upgrade, answer).unwrap();
         own.becomes(State::Not(Other::Upgraded)).unwrap();
-        // Nothing more of it is passed on.
+        // Nothing more of it is copied.
         own.exchange(b"\x81\x05hello", write(b"\x81\x05hello"))
             .unwrap();
-        own.watches
+        own.sniffer
             .watcher
             .as_mut()
             .unwrap()
             .take(|passed| panic!("{passed:?}"));
     }
 
-    /// Others are not passed on, and the programs go with the last for whom they are there.
+    /// Other connections are not copied, and the programs are detached with their last connection.
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
-    fn nothing_of_others_is_passed_on() {
+    fn nothing_of_other_connections_is_copied() {
         let (_tracker, mut watcher) = watcher();
         let cgroup = own_cgroup().unwrap();
         let (mut one, mut other) = (Pair::connect().unwrap(), Pair::connect().unwrap());

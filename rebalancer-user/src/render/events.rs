@@ -25,7 +25,7 @@ pub fn event_row(out: &mut impl Write, happened: &Happened) -> io::Result<()> {
 
 fn detail(what: &What) -> String {
     match what {
-        What::Told(about) => format!("{} would be moved: {}", place(about), about.why),
+        What::WouldMove(about) => format!("{} would be moved: {}", place(about), about.why),
         What::Started(about) => format!("{}: {}", place(about), about.why),
         What::Ended {
             about,

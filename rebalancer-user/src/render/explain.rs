@@ -68,7 +68,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
     if let Some(standing) = explained.balance {
         line("balance", standing.to_string())?;
     }
-    for (whom, test) in &explained.returns {
+    for (subject, test) in &explained.returns {
         let Test {
             moves,
             returned,
@@ -78,7 +78,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
         line(
             "returns",
             format!(
-                "{returned} of {moves} moves of {whom} came back to this endpoint, {elsewhere} were \
+                "{returned} of {moves} moves of {subject} came back to this endpoint, {elsewhere} were \
                  seen at another"
             ),
         )?;

@@ -177,8 +177,11 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         )?;
     }
     line("ended", sums(&status.ended, "no move yet"))?;
-    if status.told_in_dry_run > 0 {
-        line("told", format!("{} in dry run", status.told_in_dry_run))?;
+    if status.reported_in_dry_run > 0 {
+        line(
+            "dry run",
+            format!("{} moves reported", status.reported_in_dry_run),
+        )?;
     }
     Ok(())
 }
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_mode_says_what_limits_it_and_what_to_do() {
-        let said = |limited_by: &str| {
+        let shown = |limited_by: &str| {
             mode(&ModeStatus {
                 effective: "DryRun".to_owned(),
                 policy: "Enforce".to_owned(),
@@ -255,10 +258,10 @@ mod tests {
             })
         };
         assert_eq!(
-            said("noMechanism"),
+            shown("noMechanism"),
             "DryRun (no reset mechanism works here)"
         );
-        let pods = said("podsWithoutNames");
+        let pods = shown("podsWithoutNames");
         assert!(
             pods.starts_with("DryRun (there are pods on this node"),
             "{pods}"

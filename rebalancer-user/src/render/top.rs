@@ -148,7 +148,7 @@ fn who(endpoint: &EndpointItem) -> String {
     format!("{at}:{}", endpoint.port)
 }
 
-/// Its end tells more than its beginning: the pod's own part, and the port.
+/// Its end identifies it better than its beginning: the pod's own part, and the port.
 fn fitting(text: &str, most: usize) -> String {
     let over = text.chars().count().saturating_sub(most);
     if over == 0 {

@@ -64,7 +64,7 @@ fn a_dry_run_tells_its_mode_and_what_it_would_move() {
         .sum();
     assert_eq!(status["lastPass"]["connections"], all, "{status:#}");
     assert_eq!(status["lastPass"]["skipped"]["dryRun"], 1, "{status:#}");
-    assert_eq!(status["toldInDryRun"], 1);
+    assert_eq!(status["reportedInDryRun"], 1);
     assert_eq!(status["budgets"][0]["mode"], "DryRun");
     assert_eq!(status["budgets"][0]["used"], 1);
     for form in ["table", "yaml"] {

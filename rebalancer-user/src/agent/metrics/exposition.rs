@@ -505,7 +505,7 @@ mod tests {
             "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
             "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
             "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
-            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "toldInDryRun": 0
+            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "reportedInDryRun": 0
         }"#;
         let mut status: Status = read_status(status.as_bytes()).unwrap();
         status.paused = Some(PausedStatus {
