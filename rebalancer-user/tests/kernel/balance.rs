@@ -189,7 +189,7 @@ fn moves_against_client_ip_affinity_stop_after_a_few() {
 }
 
 #[test]
-fn moves_of_who_dials_the_pod_stop_after_a_few() {
+fn moves_of_clients_that_dial_the_pod_address_stop_after_a_few() {
     let _alone = alone();
     let lab = one_of_three();
     let clients = vec![
@@ -224,7 +224,7 @@ fn stops_after_a_few(lab: &Lab) {
 }
 
 #[test]
-fn a_flood_of_one_client_at_one_pod_does_not_move_its_neighbours() {
+fn a_flood_of_one_client_to_one_pod_does_not_move_other_clients() {
     let _alone = alone();
     let lab = one_of_three();
     lab.scale(3).unwrap();
@@ -261,7 +261,7 @@ fn a_flood_of_one_client_at_one_pod_does_not_move_its_neighbours() {
 }
 
 #[test]
-fn one_connection_that_carries_nearly_all_is_not_bounced() {
+fn one_connection_with_nearly_all_the_load_is_not_moved_back_and_forth() {
     let _alone = alone();
     let lab = one_of_three();
     lab.scale(3).unwrap();

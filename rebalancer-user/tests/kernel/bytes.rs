@@ -32,7 +32,7 @@ fn assert_live_equals_ss(agent: &Agent, pod: &xtask::lab::Pod, port: u16, count:
 }
 
 #[test]
-fn request_traffic_live_and_final() {
+fn bytes_of_request_traffic_match_ss_live_and_final() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
@@ -82,7 +82,7 @@ fn request_traffic_live_and_final() {
 }
 
 #[test]
-fn short_connections_count_as_long_ones() {
+fn short_connections_are_counted_like_long_ones() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);

@@ -132,7 +132,7 @@ fn eventually_ports(what: &str, agent: &Agent, pod: &Pod, expected: &[u64]) {
 }
 
 #[test]
-fn a_rule_moves_what_is_in_its_cgroups_alone() {
+fn a_rule_moves_only_connections_in_its_cgroups() {
     let _alone = alone();
     let lab = lab(2);
     let [named, other] = [lab.pod(0), lab.pod(1)];
@@ -184,7 +184,7 @@ fn a_rule_moves_what_is_in_its_cgroups_alone() {
 }
 
 #[test]
-fn what_is_in_a_cgroup_that_is_gone_is_spared_and_told_why() {
+fn a_connection_in_a_removed_cgroup_is_skipped_with_the_reason() {
     let _alone = alone();
     let lab = lab(2);
     let pod = lab.pod(0);
@@ -225,7 +225,7 @@ fn what_is_in_a_cgroup_that_is_gone_is_spared_and_told_why() {
 }
 
 #[test]
-fn sockets_of_excluded_cgroups_are_not_recorded_nor_those_of_new_ones_below() {
+fn sockets_in_excluded_cgroups_and_in_new_ones_below_are_not_recorded() {
     let _alone = alone();
     let lab = lab(2);
     let [excluded, other] = [lab.pod(0), lab.pod(1)];
@@ -264,7 +264,7 @@ fn sockets_of_excluded_cgroups_are_not_recorded_nor_those_of_new_ones_below() {
 }
 
 #[test]
-fn a_reload_removes_the_records_of_what_it_excludes_and_makes_those_it_does_not() {
+fn a_reload_removes_records_of_excluded_cgroups_and_adds_those_of_included_ones() {
     let _alone = alone();
     let lab = lab(2);
     let _streams = [0, 1].map(|index| connect(&lab, lab.pod(index).address()));

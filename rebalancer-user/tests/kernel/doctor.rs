@@ -14,7 +14,7 @@ fn finding<'a>(findings: &'a Value, what: &str) -> &'a Value {
 }
 
 #[test]
-fn all_is_well_here_and_nothing_is_left() {
+fn everything_works_here_and_nothing_is_left_behind() {
     let _alone = alone();
     let agent = Agent::on_machine(TRACK_ONLY);
     let out = Command::new(REBALANCER)
@@ -61,7 +61,7 @@ fn all_is_well_here_and_nothing_is_left() {
 }
 
 #[test]
-fn what_is_missing_has_a_remedy_and_the_exit_code_says_so() {
+fn a_missing_ability_has_a_remedy_and_sets_the_exit_code() {
     let _alone = alone();
     let pins = own_pins();
     let script = format!(
@@ -83,7 +83,7 @@ fn what_is_missing_has_a_remedy_and_the_exit_code_says_so() {
 }
 
 #[test]
-fn without_privilege_it_still_says_what_it_can() {
+fn without_privileges_the_doctor_still_reports_what_it_can() {
     let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);

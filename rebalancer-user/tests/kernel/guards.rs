@@ -35,7 +35,7 @@ pub fn refused(line: &Value, guard: &str) {
 }
 
 #[test]
-fn a_server_that_sigpipe_would_kill_is_spared_on_every_step() {
+fn a_server_that_sigpipe_would_kill_is_skipped_on_every_step() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step) in [(7030, AT_ONCE), (7031, CLOSE)] {
@@ -123,7 +123,7 @@ fn refused_id(agent: &mut Agent) -> String {
 }
 
 #[test]
-fn every_holder_counts() {
+fn the_guards_check_every_process_that_holds_the_socket() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7033));
@@ -136,7 +136,7 @@ fn every_holder_counts() {
 
 /// Its descriptor is in flight between two processes, where no table shows it.
 #[test]
-fn a_connection_that_nobody_is_seen_to_hold_is_only_counted() {
+fn a_connection_without_a_visible_holder_is_only_counted() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step) in [(7034, AT_ONCE), (7035, CLOSE)] {
@@ -159,7 +159,7 @@ fn a_connection_that_nobody_is_seen_to_hold_is_only_counted() {
 
 /// This test's own process serves in the pod's network, as the proxy of an ambient mesh does.
 #[test]
-fn a_process_of_another_namespace_that_serves_for_the_pod_is_spared() {
+fn a_server_in_another_network_namespace_than_its_socket_is_skipped() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7036));
@@ -175,7 +175,7 @@ fn a_process_of_another_namespace_that_serves_for_the_pod_is_spared() {
 }
 
 #[test]
-fn a_process_moved_to_another_cgroup_is_spared() {
+fn a_server_moved_to_another_cgroup_is_skipped() {
     let _alone = alone();
     let lab = lab(2);
     let address = SocketAddr::from((lab.pod(0).addr, 7037));
@@ -190,7 +190,7 @@ fn a_process_moved_to_another_cgroup_is_spared() {
 
 /// nginx ignores SIGPIPE, and its worker holds what its master's listener accepted.
 #[test]
-fn an_ordinary_server_is_not() {
+fn an_ordinary_server_is_not_skipped() {
     let _alone = alone();
     let lab = lab(1);
     for step in [AT_ONCE, CLOSE] {

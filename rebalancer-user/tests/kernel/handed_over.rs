@@ -44,7 +44,7 @@ fn each_way(lab: &Lab, port: u16, test: impl Fn(SocketAddr, &str)) {
 }
 
 #[test]
-fn it_is_tracked_for_life() {
+fn a_handed_over_connection_is_tracked_until_it_closes() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
@@ -80,7 +80,7 @@ fn it_is_tracked_for_life() {
 
 /// SIGPIPE would kill the process that accepted it, which holds it no more.
 #[test]
-fn the_one_that_holds_it_is_asked_to_close_and_looked_at() {
+fn the_process_that_holds_it_now_is_checked_and_asked_to_close() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step, outcome) in [(7082, CLOSE, "closed"), (7084, AT_ONCE, "reset")] {
@@ -101,7 +101,7 @@ fn the_one_that_holds_it_is_asked_to_close_and_looked_at() {
 }
 
 #[test]
-fn a_worker_that_sigpipe_would_kill_is_spared() {
+fn a_worker_that_sigpipe_would_kill_is_skipped() {
     let _alone = alone();
     let lab = lab(1);
     let (address, mut servers) = passing(&lab, 7086, lab.pod(0), Kind::DiesOfSigpipe);
@@ -112,7 +112,7 @@ fn a_worker_that_sigpipe_would_kill_is_spared() {
 }
 
 #[test]
-fn a_worker_in_another_pod_is_foreign() {
+fn a_worker_in_another_pod_is_skipped_as_foreign() {
     let _alone = alone();
     let lab = lab(2);
     let (address, _servers) = passing(&lab, 7087, lab.pod(1), Kind::Plain);
@@ -123,7 +123,7 @@ fn a_worker_in_another_pod_is_foreign() {
 
 /// A container of the same pod shares its network, and is another cgroup.
 #[test]
-fn a_worker_in_another_cgroup_is_foreign() {
+fn a_worker_in_another_cgroup_is_skipped_as_foreign() {
     let _alone = alone();
     let lab = lab(2);
     let (address, servers) = passing(&lab, 7088, lab.pod(0), Kind::Plain);

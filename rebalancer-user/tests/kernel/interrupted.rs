@@ -114,7 +114,7 @@ fn a_server_stopped_at_rest_is_reset() {
 }
 
 #[test]
-fn a_server_stopped_before_it_can_close_is_told_as_it_is() {
+fn a_move_whose_server_is_stopped_before_it_closes_fails() {
     let _alone = alone();
     let lab = lab(1);
     let (server, mut agent, descriptors, mut client) = under_way(&lab, 7062, CLOSE, Agent::in_lab);
@@ -130,7 +130,7 @@ fn a_server_stopped_before_it_can_close_is_told_as_it_is() {
 }
 
 #[test]
-fn a_pod_deleted_in_mid_move_is_an_outcome() {
+fn a_pod_deleted_during_a_move_is_an_outcome() {
     let _alone = alone();
     for step in [CLOSE, RESET] {
         let lab = lab(1);
@@ -146,7 +146,7 @@ fn a_pod_deleted_in_mid_move_is_an_outcome() {
 /// The socket lives on in a process elsewhere, in a namespace that no process is in and no name
 /// leads to: only the socket itself does.
 #[test]
-fn a_connection_in_a_namespace_that_no_process_is_in_is_spared() {
+fn a_connection_in_a_namespace_without_processes_is_skipped() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));

@@ -71,7 +71,7 @@ fn connections_move_through_the_service_to_another_pod() {
 }
 
 #[test]
-fn what_the_record_says() {
+fn records_of_ipv6_connections_are_complete() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

@@ -134,7 +134,7 @@ fn is_stuck_with_all(agent: &Agent) {
 
 /// What the other tests stand on.
 #[test]
-fn who_looks_at_a_held_socket_waits_until_it_is_released() {
+fn reading_a_locked_socket_blocks_until_it_is_released() {
     let _alone = alone();
     let mut scene = Scene::begin(served(7090), 0);
     let mut command = scene.lab.pod(0).host.command("ss");
@@ -145,7 +145,7 @@ fn who_looks_at_a_held_socket_waits_until_it_is_released() {
 }
 
 #[test]
-fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
+fn a_stuck_mover_is_reported_and_replaced() {
     let _alone = alone();
     let served = served(7091);
     let policy = enforce(&served.1, 7091, "maxAge: 2s", AT_ONCE)
@@ -209,7 +209,7 @@ fn a_mover_that_is_stuck_is_told_of_and_another_moves_the_others() {
 }
 
 #[test]
-fn what_is_paused_while_the_mover_is_stuck_is_not_moved_when_it_goes_on() {
+fn a_pause_while_the_mover_is_stuck_holds_when_it_resumes() {
     let _alone = alone();
     let served = served(7092);
     let policy = enforce(&served.1, 7092, "maxAge: 2s", AT_ONCE);
@@ -229,7 +229,7 @@ fn what_is_paused_while_the_mover_is_stuck_is_not_moved_when_it_goes_on() {
 }
 
 #[test]
-fn an_agent_whose_mover_is_stuck_stops_and_another_starts() {
+fn an_agent_with_a_stuck_mover_stops_and_another_starts() {
     let _alone = alone();
     let served = served(7093);
     let policy = enforce(&served.1, 7093, "maxAge: 2s", AT_ONCE);
@@ -264,7 +264,7 @@ fn an_agent_whose_mover_is_stuck_stops_and_another_starts() {
 }
 
 #[test]
-fn a_held_socket_stops_neither_the_counting_of_others_nor_the_agent() {
+fn a_locked_socket_blocks_neither_counting_on_others_nor_the_agent() {
     let _alone = alone();
     let served = served(7094);
     let policy = counting(&served.1, 7094, NEVER, AT_ONCE);
@@ -298,7 +298,7 @@ fn a_held_socket_stops_neither_the_counting_of_others_nor_the_agent() {
 }
 
 #[test]
-fn an_agent_that_waits_for_a_socket_to_count_on_stops() {
+fn an_agent_that_waits_for_a_locked_socket_to_count_on_stops() {
     let _alone = alone();
     let served = served(7095);
     let policy = counting(&served.1, 7095, NEVER, AT_ONCE);

@@ -35,7 +35,7 @@ pub fn items(out: &Output) -> Vec<Value> {
 }
 
 #[test]
-fn where_an_agent_may_move_nothing_no_hand_may_either() {
+fn manual_moves_are_refused_beside_an_agent_in_mode_disabled() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -59,7 +59,7 @@ fn where_an_agent_may_move_nothing_no_hand_may_either() {
 }
 
 #[test]
-fn each_id_gets_its_outcome() {
+fn each_id_gets_an_outcome() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
@@ -114,7 +114,7 @@ fn each_id_gets_its_outcome() {
 }
 
 #[test]
-fn guards_hold_unless_they_are_ignored_aloud() {
+fn guards_apply_unless_they_are_ignored_and_reported() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);

@@ -21,7 +21,7 @@ fn agent(lab: &Lab, policy: &str, mechanism: Mechanism) -> Agent {
 }
 
 #[test]
-fn each_works_here_and_the_best_is_found() {
+fn each_mechanism_works_here_and_the_best_is_chosen() {
     let _alone = alone();
     for mechanism in Mechanism::ALL {
         probe(mechanism).unwrap_or_else(|why| panic!("{mechanism}: {why}"));
@@ -31,17 +31,17 @@ fn each_works_here_and_the_best_is_found() {
 }
 
 #[test]
-fn sock_destroy_hits_its_victim_and_nothing_else() {
+fn sock_destroy_resets_only_its_connection() {
     hits_its_victim_and_nothing_else(Mechanism::SockDestroy);
 }
 
 #[test]
-fn abort_hits_its_victim_and_nothing_else() {
+fn abort_resets_only_its_connection() {
     hits_its_victim_and_nothing_else(Mechanism::Abort);
 }
 
 #[test]
-fn raw_hits_its_victim_and_nothing_else() {
+fn raw_resets_only_its_connection() {
     hits_its_victim_and_nothing_else(Mechanism::Raw);
 }
 
@@ -90,7 +90,7 @@ fn hits_its_victim_and_nothing_else(mechanism: Mechanism) {
 
 /// What a thread that is blocked in a receive sees.
 #[test]
-fn each_wakes_a_server_that_waits() {
+fn each_mechanism_wakes_a_server_that_blocks_in_a_receive() {
     let _alone = alone();
     let lab = lab(1);
     for (mechanism, port) in Mechanism::ALL.into_iter().zip(7050..) {
@@ -111,7 +111,7 @@ fn each_wakes_a_server_that_waits() {
 
 /// IPv6, from the pod to itself: the lab has no IPv6 network.
 #[test]
-fn each_speaks_ipv6() {
+fn each_mechanism_works_over_ipv6() {
     let _alone = alone();
     let lab = lab(1);
     let host = &lab.pod(0).host;

@@ -109,7 +109,7 @@ fn sends_of_known_sizes_are_counted_exactly_and_other_connections_run_nothing() 
 }
 
 #[test]
-fn nginx_sends_once_for_each_keep_alive_request_and_its_downloads_are_whole() {
+fn nginx_sends_once_per_keep_alive_request_and_its_downloads_are_complete() {
     let _alone = alone();
     let lab = lab(1);
     let mut agent = start(&lab, &counting(&lab, 80, NEVER, AT_ONCE), &[]);
@@ -137,7 +137,7 @@ fn nginx_sends_once_for_each_keep_alive_request_and_its_downloads_are_whole() {
 }
 
 #[test]
-fn a_counted_connection_is_moved_as_any_other() {
+fn a_counted_connection_is_moved_like_any_other() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7062));
@@ -173,7 +173,7 @@ fn a_counted_connection_is_moved_as_any_other() {
 }
 
 #[test]
-fn what_cannot_join_is_left_as_it_is_and_the_reason_said() {
+fn a_connection_that_cannot_be_counted_is_left_alone_and_the_reason_is_logged() {
     let _alone = alone();
     let lab = lab(2);
     let pod = lab.pod(0);
@@ -229,7 +229,7 @@ fn refused(agent: &mut Agent, reason: &str, client: &TcpStream) {
 
 /// Both ends speak MPTCP, so that what is accepted is a subflow.
 #[test]
-fn a_subflow_of_mptcp_stays_out() {
+fn an_mptcp_subflow_is_not_counted() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -271,7 +271,7 @@ fn connect_mptcp(address: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn they_leave_on_reload_at_stop_and_when_the_agent_is_killed() {
+fn counting_stops_on_reload_on_stop_and_when_the_agent_is_killed() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7068));
@@ -347,7 +347,7 @@ pub fn nothing_left(held: &[(&'static str, u64)]) {
 /// Where the kernel tells the server of a counted socket that nothing waits to be read, nothing
 /// is counted, and it hears the truth.
 #[test]
-fn a_kernel_that_would_mislead_the_server_is_left_alone() {
+fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7069));

@@ -87,7 +87,7 @@ fn the_heavy_one_is_reset_and_nothing_else() {
 }
 
 #[test]
-fn the_old_are_moved_within_the_budget() {
+fn connections_past_max_age_are_moved_within_the_budget() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
@@ -110,7 +110,7 @@ fn the_old_are_moved_within_the_budget() {
 }
 
 #[test]
-fn dry_run_says_and_does_not() {
+fn dry_run_reports_moves_and_makes_none() {
     let _alone = alone();
     let lab = lab(1);
     let policy =
@@ -129,7 +129,7 @@ fn dry_run_says_and_does_not() {
 }
 
 #[test]
-fn the_flag_makes_an_enforcing_policy_safe() {
+fn mode_dry_run_on_the_command_line_overrides_an_enforcing_policy() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
@@ -199,7 +199,7 @@ fn a_slow_first_request_is_not_cut_off() {
 }
 
 #[test]
-fn what_never_becomes_quiet_is_given_up_and_lives() {
+fn a_move_without_a_quiet_moment_gives_up_and_the_connection_stays_open() {
     let _alone = alone();
     let lab = lab(1);
     let steps = "{step: Reset, when: Quiet, idleFor: 10s, timeout: 500ms}";
@@ -212,7 +212,7 @@ fn what_never_becomes_quiet_is_given_up_and_lives() {
 }
 
 #[test]
-fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
+fn a_move_of_an_ended_connection_is_an_outcome_and_does_not_affect_the_listener() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
@@ -282,7 +282,7 @@ fn a_move_of_what_has_gone_is_an_outcome_and_spares_the_listener() {
 }
 
 #[test]
-fn a_namespace_that_has_gone_is_an_outcome() {
+fn a_move_in_a_deleted_network_namespace_is_an_outcome() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);

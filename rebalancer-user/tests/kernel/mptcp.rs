@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn an_mptcp_connection_is_tracked_and_spared_and_a_plain_one_is_moved() {
+fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

@@ -96,7 +96,7 @@ fn traffic(lab: &xtask::lab::Lab, agent: &Agent) -> (serde_json::Value, usize) {
 }
 
 #[test]
-fn neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing() {
+fn sock_ops_programs_attached_before_and_below_ours_do_not_interfere() {
     let _alone = alone();
     let lab = lab(1);
     let root = Neighbour::attach(cgroup(&lab));
@@ -146,7 +146,7 @@ fn neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing() {
 }
 
 #[test]
-fn one_that_is_attached_behind_ours_wipes_the_callback_until_ours_is_behind_it_again() {
+fn a_later_sock_ops_program_clears_the_callback_until_ours_is_attached_last_again() {
     let _alone = alone();
     let lab = lab(1);
     let policy = TRACK_ONLY.replace("rules:", "interval: 2s\nrules:");

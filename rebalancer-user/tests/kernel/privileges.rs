@@ -82,14 +82,14 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
 }
 
 #[test]
-fn those_of_the_overlay_suffice() {
+fn the_capabilities_of_the_overlay_suffice() {
     let _alone = alone();
     let line = close_by(&capabilities(), true);
     assert_eq!(line["outcome"], "closed", "{line}");
 }
 
 #[test]
-fn without_sight_of_cgroups_nothing_is_heard_and_the_doctor_says_why() {
+fn without_cap_dac_read_search_nothing_is_sniffed_and_the_doctor_reports_it() {
     let _alone = alone();
     let mut few = capabilities();
     few.retain(|name| name != SIGHT);

@@ -73,7 +73,7 @@ fn is_listed(seen: &Observation, stream: &TcpStream) -> bool {
 
 /// Connections that are older than tracking, and their listener.
 #[test]
-fn what_was_adopted_leaves_no_phantom_when_nobody_sees_its_end() {
+fn an_adopted_connection_whose_close_is_not_seen_leaves_no_record() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -104,7 +104,7 @@ fn what_was_adopted_leaves_no_phantom_when_nobody_sees_its_end() {
 
 /// A program behind ours clears the callback of what is accepted meanwhile.
 #[test]
-fn a_callback_that_another_clears_leaves_no_phantom() {
+fn a_connection_whose_callback_was_cleared_leaves_no_record() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -131,7 +131,7 @@ fn a_callback_that_another_clears_leaves_no_phantom() {
 
 /// Of what comes and goes between two passes the walk sees nothing at all.
 #[test]
-fn what_comes_and_goes_without_its_callback_takes_no_room_for_good() {
+fn connections_without_a_callback_do_not_use_capacity_permanently() {
     const CAP: u32 = 10;
     let _alone = alone();
     let lab = lab(1);
@@ -196,7 +196,7 @@ fn what_comes_and_goes_without_its_callback_takes_no_room_for_good() {
 /// A program behind ours may clear the callback later than at the accept: the connection is counted as
 /// one whose close will be seen, and ends before a pass finds out.
 #[test]
-fn connections_that_lose_their_callback_later_take_no_room_for_good() {
+fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() {
     const STATE: u32 = 10;
     const CAP: u32 = 30;
     let _alone = alone();
@@ -263,7 +263,7 @@ fn connections_that_lose_their_callback_later_take_no_room_for_good() {
 }
 
 #[test]
-fn what_is_not_accepted_yet_is_not_lost_though_its_callback_is() {
+fn a_connection_that_is_not_accepted_yet_is_kept_if_its_callback_is_cleared() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -315,7 +315,7 @@ fn netns_cookie(socket: &TcpListener) -> u64 {
 
 /// A pod ends, and the next one's namespace has the number of its.
 #[test]
-fn a_namespace_inherits_nothing_of_the_one_that_had_its_number() {
+fn a_namespace_with_a_reused_inode_does_not_inherit_records() {
     let _alone = alone();
     let tracking = Tracking {
         loopback: true,
@@ -379,7 +379,7 @@ fn a_namespace_inherits_nothing_of_the_one_that_had_its_number() {
 }
 
 #[test]
-fn an_endpoint_is_not_forgotten_when_something_comes_after_the_pass() {
+fn an_endpoint_used_again_after_the_pass_is_not_removed() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -412,7 +412,7 @@ fn an_endpoint_is_not_forgotten_when_something_comes_after_the_pass() {
 
 /// Also for those that were left out first.
 #[test]
-fn the_nodes_cap_is_over_all_endpoints_and_there_is_room_once_some_are_closed() {
+fn the_node_limit_covers_all_endpoints_and_closed_connections_free_capacity() {
     const CAP: usize = 10;
     let _alone = alone();
     let lab = lab(2);
@@ -466,7 +466,7 @@ fn the_nodes_cap_is_over_all_endpoints_and_there_is_room_once_some_are_closed() 
 
 /// An agent that starts anew adopts as many as the cap allows, and records no more beside them.
 #[test]
-fn what_was_adopted_fills_the_nodes_cap_too() {
+fn adopted_connections_count_against_the_node_limit() {
     const CAP: usize = 10;
     let _alone = alone();
     let lab = lab(2);
@@ -513,7 +513,7 @@ fn shared(host: &Host, address: SocketAddr) -> rustix::fd::OwnedFd {
 }
 
 #[test]
-fn what_was_opened_from_a_port_that_is_listened_on_is_not_adopted() {
+fn outgoing_connections_from_a_listening_port_are_not_adopted() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -567,7 +567,7 @@ fn what_was_opened_from_a_port_that_is_listened_on_is_not_adopted() {
 }
 
 #[test]
-fn a_process_that_listens_on_every_port_blinds_nobody_else() {
+fn a_process_that_listens_on_every_port_does_not_hide_others() {
     const PORTS: std::ops::Range<u16> = 10_000..27_000;
     let _alone = alone();
     let lab = lab(2);
@@ -620,7 +620,7 @@ fn a_process_that_listens_on_every_port_blinds_nobody_else() {
 
 /// Its client answers the kernel's probes meanwhile, by acknowledgements without data.
 #[test]
-fn a_long_poll_is_not_moved_before_its_answer() {
+fn a_long_poll_is_not_moved_before_its_response() {
     const CLIENTS: usize = 24;
     let _alone = alone();
     let lab = lab(1);

@@ -191,7 +191,7 @@ fn said(out: &Output) -> String {
 }
 
 #[test]
-fn a_refused_agent_leaves_what_a_former_one_has_recorded() {
+fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
     let _alone = alone();
     let lab = lab(1);
     let _older: Vec<_> = (0..3)
@@ -234,7 +234,7 @@ fn a_refused_agent_leaves_what_a_former_one_has_recorded() {
 }
 
 #[test]
-fn a_kernel_without_the_walk_is_told_and_nothing_is_lost() {
+fn on_a_kernel_without_the_iterator_the_agent_reports_it_and_keeps_the_records() {
     let _alone = alone();
     let lab = lab(1);
     let _older = connect(&lab, lab.pod(0).address());
@@ -350,7 +350,7 @@ fn has_remedies(name: &str, said: &str) {
 
 /// `agent`, `dump` and `doctor`, over what a killed agent has left and where nothing was.
 #[test]
-fn whatever_is_missing_is_told_with_its_remedy_and_nothing_changes() {
+fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
     let _alone = alone();
     let lab = lab(1);
     let mut older = connect(&lab, lab.pod(0).address());

@@ -137,7 +137,7 @@ fn spoken(host: &Host, address: SocketAddr) -> Server {
 }
 
 #[test]
-fn what_is_not_http_1_is_spared_and_not_heard_any_more() {
+fn other_protocols_than_http_1_are_skipped_and_no_longer_sniffed() {
     let _alone = alone();
     let lab = lab(1);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
@@ -169,7 +169,7 @@ fn what_is_not_http_1_is_spared_and_not_heard_any_more() {
 
 /// One is heard, at no cost to others' cgroups.
 #[test]
-fn what_is_heard_to_be_answered_is_moved_and_nobody_else_pays() {
+fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let _alone = alone();
     let lab = lab(2);
     let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 80, "maxBytes: 1Mi", QUIET));
@@ -199,7 +199,7 @@ fn what_is_heard_to_be_answered_is_moved_and_nobody_else_pays() {
 /// Servers that pause amid their answers, for longer than it takes to be quiet. No answer is broken
 /// off, and between answers all are moved that can be.
 #[test]
-fn an_answer_is_over_when_it_is_complete() {
+fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     const MOVED: [&str; 10] = [
         "/sized",
         "/events",
@@ -279,7 +279,7 @@ fn an_answer_is_over_when_it_is_complete() {
 
 /// In the middle of an exchange nothing is told by what comes: a body looks like anything.
 #[test]
-fn what_is_amid_something_is_heard_from_the_next_request_on() {
+fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7063));
@@ -302,7 +302,7 @@ fn what_is_amid_something_is_heard_from_the_next_request_on() {
 
 /// Its client says nothing, now or for long: nothing is heard of it.
 #[test]
-fn the_silent_are_left() {
+fn silent_connections_are_skipped() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7064));
@@ -341,7 +341,7 @@ fn an_applications_own_filter_is_left_alone() {
 
 /// Its programs are gone with it, and nothing is left to take off.
 #[test]
-fn what_a_killed_agent_was_watching_is_left_alone() {
+fn connections_sniffed_by_a_killed_agent_stay_open() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7066));

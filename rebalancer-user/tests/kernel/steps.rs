@@ -21,7 +21,7 @@ const CLOSE_SHORT: &str = "{step: Close, when: AtOnce, timeout: 1s}";
 const RESET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 5s}";
 
 #[test]
-fn nginx_closes_when_asked_and_only_that_connection() {
+fn the_close_step_makes_nginx_close_only_that_connection() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -47,7 +47,7 @@ fn nginx_closes_when_asked_and_only_that_connection() {
 /// A client that acknowledges the end and keeps its own: of the server's socket only a shadow is
 /// left then, which has the same cookie.
 #[test]
-fn what_is_left_of_a_closed_socket_is_not_taken_for_it() {
+fn the_remains_of_a_closed_socket_are_not_taken_for_it() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -61,7 +61,7 @@ fn what_is_left_of_a_closed_socket_is_not_taken_for_it() {
 
 /// Close waits for a quiet moment.
 #[test]
-fn a_server_at_work_is_not_asked() {
+fn a_busy_server_is_not_asked_to_close() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7040));
@@ -96,7 +96,7 @@ fn a_server_that_does_not_close_is_reset_by_the_next_step() {
 
 /// It was touched, so it is not told as given up, which says that nothing was done.
 #[test]
-fn a_server_that_does_not_close_and_has_no_next_step_is_told_as_it_is() {
+fn a_move_whose_server_does_not_close_fails_without_a_next_step() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7042));
@@ -111,7 +111,7 @@ fn a_server_that_does_not_close_and_has_no_next_step_is_told_as_it_is() {
 }
 
 #[test]
-fn a_server_that_is_stopped_gets_the_next_step() {
+fn a_stopped_server_gets_the_next_step() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7043));
@@ -128,7 +128,7 @@ fn a_server_that_is_stopped_gets_the_next_step() {
 }
 
 #[test]
-fn reset_now_at_the_end_of_the_steps() {
+fn at_end_reset_now_resets_after_the_last_step() {
     let _alone = alone();
     let lab = lab(1);
     let steps = "{step: Close, when: Quiet, idleFor: 10s, timeout: 500ms}";
@@ -143,7 +143,7 @@ fn reset_now_at_the_end_of_the_steps() {
 
 /// What waits to be read when the server is asked to close is read before the end of file.
 #[test]
-fn requests_that_came_before_are_still_answered() {
+fn requests_received_before_the_close_step_are_still_answered() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7044));
@@ -165,7 +165,7 @@ fn requests_that_came_before_are_still_answered() {
 /// What comes between the end of file and the server's own close is never read: the client must
 /// hear of it, and not take it for done.
 #[test]
-fn a_request_that_crosses_the_end_of_file_is_refused_aloud() {
+fn a_request_that_crosses_the_end_of_file_gets_a_reset() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7045));
@@ -191,7 +191,7 @@ fn a_request_that_crosses_the_end_of_file_is_refused_aloud() {
 
 /// Nothing of ours keeps the connection open: the server's close sends its FIN at once.
 #[test]
-fn the_duplicate_is_closed_at_once() {
+fn the_duplicated_descriptor_is_closed_at_once() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

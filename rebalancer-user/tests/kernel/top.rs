@@ -64,7 +64,7 @@ fn until(master: &mut File, shown: &mut String, text: &str) {
 }
 
 #[test]
-fn a_terminal_shows_endpoints_and_is_given_back() {
+fn top_shows_endpoints_and_restores_the_terminal() {
     let _alone = alone();
     let lab = lab(2);
     let steps = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";

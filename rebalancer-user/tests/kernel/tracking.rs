@@ -94,7 +94,7 @@ fn ipv4_on_a_dual_stack_listener_is_shown_as_ipv4() {
 }
 
 #[test]
-fn loopback_peers_are_recorded_only_when_asked() {
+fn loopback_peers_are_recorded_only_if_configured() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -153,7 +153,7 @@ fn a_connection_not_accepted_yet_is_only_counted() {
 }
 
 #[test]
-fn portions_of_any_size_list_exactly() {
+fn the_walk_is_exact_with_any_buffer_size() {
     let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
@@ -219,7 +219,7 @@ fn bpftool_shows_the_maps_with_field_names() {
 }
 
 #[test]
-fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
+fn without_an_agent_dump_attaches_for_the_call_and_reports_it() {
     let _alone = alone();
     let lab = lab(1);
     let mut stream = connect(&lab, lab.pod(0).address());
@@ -252,7 +252,7 @@ fn without_an_agent_the_dump_attaches_for_the_call_and_says_so() {
 }
 
 #[test]
-fn a_killed_dumps_pins_are_removed_by_the_next() {
+fn pins_of_a_killed_dump_are_removed_by_the_next_one() {
     let _alone = alone();
     let pins = own_pins();
     let mut stale = pins.clone().into_os_string();
@@ -267,7 +267,7 @@ fn a_killed_dumps_pins_are_removed_by_the_next() {
 }
 
 #[test]
-fn only_what_is_below_the_cgroup_that_it_is_attached_to_is_adopted() {
+fn only_connections_below_the_attached_cgroup_are_adopted() {
     let _alone = alone();
     let lab = lab(2);
     let streams: Vec<_> = lab
@@ -286,7 +286,7 @@ fn only_what_is_below_the_cgroup_that_it_is_attached_to_is_adopted() {
 }
 
 #[test]
-fn what_is_older_than_the_agent_is_adopted_once_and_is_closed_once_it_is_gone() {
+fn a_connection_older_than_the_agent_is_adopted_once_and_counted_as_closed_once() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

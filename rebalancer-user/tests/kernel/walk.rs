@@ -48,7 +48,7 @@ fn of_pod<'a>(pass: &'a Pass, pod: &Pod) -> impl Iterator<Item = &'a Walked> {
 }
 
 #[test]
-fn a_socket_comes_once_with_all_who_hold_it() {
+fn a_socket_is_listed_once_with_all_its_holders() {
     let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::on_machine();
@@ -109,7 +109,7 @@ fn a_socket_comes_once_with_all_who_hold_it() {
 }
 
 #[test]
-fn a_socket_that_is_passed_on_is_counted_under_way_and_found_with_its_next_holder() {
+fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_next_holder() {
     let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::on_machine();
@@ -215,7 +215,7 @@ fn wait_for(walker: &mut Walker, pod: &Pod, count: usize) {
 }
 
 #[test]
-fn a_process_that_forks_all_the_time_is_walked_exactly() {
+fn a_process_that_forks_constantly_is_walked_exactly() {
     const PASSES: usize = 200;
     let _alone = alone();
     let lab = lab(1);
@@ -292,7 +292,7 @@ fn forks_when_told() {
 
 /// Its rows may come once for each thread that is left, or not at all; what comes is right.
 #[test]
-fn a_process_whose_leader_has_ended_is_never_told_wrong() {
+fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::in_lab(&lab);
@@ -387,7 +387,7 @@ struct Inside {
 }
 
 #[test]
-fn from_within_a_pid_namespace_holders_have_the_ids_of_it() {
+fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
@@ -489,7 +489,7 @@ fn observer(tracked: &Tracked) -> Observer {
 }
 
 #[test]
-fn a_pass_over_known_processes_tells_what_one_over_all_does() {
+fn a_pass_over_known_processes_lists_what_one_over_all_does() {
     let _alone = alone();
     let lab = lab(2);
     let mut tracked = Tracked::in_lab(&lab);
@@ -523,7 +523,7 @@ fn a_pass_over_known_processes_tells_what_one_over_all_does() {
 }
 
 #[test]
-fn a_connection_of_a_process_that_held_none_is_seen_in_the_same_pass() {
+fn a_connection_of_a_process_without_earlier_sockets_is_listed_in_the_same_pass() {
     let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);

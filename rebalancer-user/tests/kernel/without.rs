@@ -86,7 +86,7 @@ fn without_cgroup_v2() {
 }
 
 #[test]
-fn with_only_a_part_of_the_hierarchy() {
+fn with_only_a_subtree_of_the_hierarchy_mounted() {
     let _alone = alone();
     // As a private cgroup namespace shows it: a subtree at the usual place.
     let hide = "root=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) && \
@@ -105,7 +105,7 @@ fn with_only_a_part_of_the_hierarchy() {
 }
 
 #[test]
-fn with_a_cgroup_that_is_none() {
+fn with_a_cgroup_option_that_is_no_cgroup() {
     let _alone = alone();
     let out = agent_after("true", "--cgroup /tmp");
     let said = said(&out);
@@ -117,7 +117,7 @@ fn with_a_cgroup_that_is_none() {
 }
 
 #[test]
-fn with_pins_outside_of_a_bpffs() {
+fn with_pins_outside_a_bpffs() {
     let _alone = alone();
     let policy = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(policy.path(), TRACK_ONLY).unwrap();
@@ -136,7 +136,7 @@ fn with_pins_outside_of_a_bpffs() {
 }
 
 #[test]
-fn bpffs_is_mounted_where_it_is_not() {
+fn bpffs_is_mounted_if_it_is_not() {
     let _alone = alone();
     let script = format!(
         "umount -l /sys/fs/bpf && {REBALANCER} dump -o json && \
@@ -150,7 +150,7 @@ fn bpffs_is_mounted_where_it_is_not() {
 }
 
 #[test]
-fn with_a_wrong_policy() {
+fn with_an_invalid_policy() {
     let _alone = alone();
     let policy = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(policy.path(), TRACK_ONLY.replace("maxAge: 1h", "maxAge: 1")).unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             ],
         ),
         Bench::Churn { seconds } => run_kernel_test(
-            "scale::churn::sums_are_exact_as_fast_as_connections_can_come_and_go",
+            "scale::churn::sums_are_exact_at_the_highest_connection_rate",
             &[("REBALANCER_TEST_CHURN_SECONDS", *seconds)],
         ),
     }

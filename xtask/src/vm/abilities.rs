@@ -42,7 +42,7 @@ const ABILITIES: [Ability; 14] = [
     ),
     ability(
         "adopts what is older",
-        &["tracking::what_is_older_than_the_agent_is_adopted_once_and_is_closed_once_it_is_gone"],
+        &["tracking::a_connection_older_than_the_agent_is_adopted_once_and_counted_as_closed_once"],
     ),
     ability(
         "records",
@@ -54,34 +54,34 @@ const ABILITIES: [Ability; 14] = [
     asked(
         "sees closes",
         "seeing closes",
-        &["bytes::short_connections_count_as_long_ones"],
+        &["bytes::short_connections_are_counted_like_long_ones"],
     ),
     ability(
         "walk exact under churn",
-        &["scale::churn::sums_are_exact_as_fast_as_connections_can_come_and_go"],
+        &["scale::churn::sums_are_exact_at_the_highest_connection_rate"],
     ),
-    ability("bytes as ss", &["bytes::request_traffic_live_and_final"]),
+    ability("bytes as ss", &["bytes::bytes_of_request_traffic_match_ss_live_and_final"]),
     asked(
         "SOCK_DESTROY",
         "reset by SOCK_DESTROY",
-        &["mechanisms::sock_destroy_hits_its_victim_and_nothing_else"],
+        &["mechanisms::sock_destroy_resets_only_its_connection"],
     ),
     asked(
         "by descriptor",
         "reset by the server's descriptor",
-        &["mechanisms::abort_hits_its_victim_and_nothing_else"],
+        &["mechanisms::abort_resets_only_its_connection"],
     ),
     asked(
         "raw RST",
         "reset by a raw segment",
-        &["mechanisms::raw_hits_its_victim_and_nothing_else"],
+        &["mechanisms::raw_resets_only_its_connection"],
     ),
     Ability {
         name: "hears HTTP/1, skips HTTP/2",
         asked: Some("hearing"),
         tests: &[
-            "sniffing::what_is_heard_to_be_answered_is_moved_and_nobody_else_pays",
-            "sniffing::what_is_not_http_1_is_spared_and_not_heard_any_more",
+            "sniffing::an_answered_http_1_connection_is_moved_and_others_are_not_sniffed",
+            "sniffing::other_protocols_than_http_1_are_skipped_and_no_longer_sniffed",
         ],
         always: &[],
     },
@@ -91,7 +91,7 @@ const ABILITIES: [Ability; 14] = [
         tests: &[
             "messages::sends_of_known_sizes_are_counted_exactly_and_other_connections_run_nothing",
         ],
-        always: &["messages::a_kernel_that_would_mislead_the_server_is_left_alone"],
+        always: &["messages::nothing_is_counted_on_a_kernel_with_wrong_fionread"],
     },
     ability(
         "is succeeded after kill -9",
@@ -99,7 +99,7 @@ const ABILITIES: [Ability; 14] = [
     ),
     ability(
         "beside a neighbour",
-        &["neighbours::neighbours_before_ours_and_below_are_neither_disturbed_nor_disturbing"],
+        &["neighbours::sock_ops_programs_attached_before_and_below_ours_do_not_interfere"],
     ),
     ability(
         "uninstalls",

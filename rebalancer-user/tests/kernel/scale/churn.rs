@@ -23,7 +23,7 @@ const SECONDS: &str = "REBALANCER_TEST_CHURN_SECONDS";
 const ENOUGH: usize = 10;
 
 #[test]
-fn none_is_lost_and_none_counted_twice_under_churn() {
+fn under_churn_no_connection_is_lost_or_counted_twice() {
     const SHORT: u64 = 30_000;
     let _alone = alone();
     let lab = lab(2);
@@ -59,7 +59,7 @@ fn none_is_lost_and_none_counted_twice_under_churn() {
 
 /// Beside the number of connections, the sum of their bytes is exact.
 #[test]
-fn sums_are_exact_as_fast_as_connections_can_come_and_go() {
+fn sums_are_exact_at_the_highest_connection_rate() {
     const PORT: u16 = 7200;
     let _alone = alone();
     let lab = lab(2);

@@ -35,17 +35,17 @@ const BYSTANDERS: usize = 60;
 const MULTIPATH: usize = 20;
 
 #[test]
-fn every_move_by_sock_destroy_hits_its_victim_and_nothing_else() {
+fn every_move_by_sock_destroy_resets_only_its_connection() {
     moves(Mechanism::SockDestroy, number(MOVES, MOVES_BY_DEFAULT));
 }
 
 #[test]
-fn every_move_by_abort_hits_its_victim_and_nothing_else() {
+fn every_move_by_abort_resets_only_its_connection() {
     moves(Mechanism::Abort, number(MOVES, MOVES_BY_DEFAULT) / 5);
 }
 
 #[test]
-fn every_raw_reset_hits_its_victim_and_nothing_else() {
+fn every_raw_reset_resets_only_its_connection() {
     moves(Mechanism::Raw, number(MOVES, MOVES_BY_DEFAULT) / 5);
 }
 

@@ -77,7 +77,7 @@ fn cost(times: u32, mut pass: impl FnMut() -> Pass) -> (Duration, Duration, Pass
 }
 
 #[test]
-fn nothing_is_missed_and_nothing_comes_twice_while_others_come_and_go() {
+fn the_walk_lists_each_connection_once_while_others_come_and_go() {
     let (descriptors, passes) = (number(DESCRIPTORS, 20_000), number(PASSES, 60));
     let _alone = alone();
     let lab = lab(2);
@@ -147,7 +147,7 @@ fn nothing_is_missed_and_nothing_comes_twice_while_others_come_and_go() {
 
 /// Most descriptors are of processes that hold no connection of ours.
 #[test]
-fn a_usual_node_is_walked_over_for_next_to_nothing() {
+fn walking_a_typical_node_costs_almost_nothing() {
     const TRACKED: usize = 500;
     const INTERVAL: Duration = Duration::from_secs(5);
     const EVERYWHERE_EVERY: u32 = 12;
