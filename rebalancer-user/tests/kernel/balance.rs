@@ -96,7 +96,7 @@ fn keeping<T: Send>(lab: &Lab, clients: &[Client], work: impl FnOnce() -> T + Se
 /// Moves that each plan with any has started, in order.
 fn rounds(agent: &mut Agent) -> Vec<u64> {
     let moves = |line: Value| line["moves"].as_u64().unwrap();
-    let all = agent.said("listed").into_iter().map(moves);
+    let all = agent.logged("listed").into_iter().map(moves);
     all.filter(|moves| *moves > 0).collect()
 }
 
@@ -108,7 +108,7 @@ fn loads(agent: &Agent, lab: &Lab) -> Vec<usize> {
 /// Outcomes of the moves so far, by the client's address.
 fn resets(agent: &mut Agent) -> BTreeMap<String, usize> {
     let mut moved = BTreeMap::new();
-    for line in agent.said("move") {
+    for line in agent.logged("move") {
         assert_eq!(line["outcome"], "reset", "{line}");
         let peer: SocketAddr = line["peer"].as_str().unwrap().parse().unwrap();
         *moved.entry(peer.ip().to_string()).or_default() += 1;
@@ -161,7 +161,7 @@ fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
             "no move while balanced"
         );
         assert_eq!(resets(&mut agent).values().sum::<usize>() as u64, moves);
-        let reason = &agent.said("move")[0]["reason"];
+        let reason = &agent.logged("move")[0]["reason"];
         assert_eq!(reason, "endpoint holds 300 of mean 100, stop 120");
     });
 }
@@ -208,18 +208,18 @@ fn moves_of_clients_that_dial_the_pod_address_stop_after_a_few() {
 
 fn stops_after_a_few(lab: &Lab) {
     let mut agent = Agent::in_lab(lab, &policy(lab, "tolerance: 10%"));
-    let told = |line: &Value| {
+    let is_hold = |line: &Value| {
         let message = line["message"].as_str().unwrap_or_default();
         message.starts_with("moves do not help")
     };
-    let hold = agent.wait_for("that moves do not help", told);
+    let hold = agent.wait_for("that moves do not help", is_hold);
     assert_eq!((&hold["moves"], &hold["returned"]), (&6.into(), &6.into()));
     assert_eq!(hold["for_seconds"], 600);
     agent.wait_for_intervals(40);
     let moved = resets(&mut agent);
     println!("moves by client: {moved:?}");
     assert_eq!(moved.values().copied().collect::<Vec<_>>(), [6]);
-    let skipped = agent.said("listed").pop().unwrap()["skipped"].clone();
+    let skipped = agent.logged("listed").pop().unwrap()["skipped"].clone();
     assert!(skipped.as_str().unwrap().contains("returns"), "{skipped}");
 }
 
@@ -294,7 +294,7 @@ fn one_connection_with_nearly_all_the_load_is_not_moved_back_and_forth() {
         });
         assert!(downloads > 20, "{downloads}");
         assert_eq!(rounds(&mut agent), [] as [u64; 0]);
-        let skipped = agent.said("listed").pop().unwrap()["skipped"].clone();
+        let skipped = agent.logged("listed").pop().unwrap()["skipped"].clone();
         println!("{downloads} downloads; {skipped}");
         assert!(
             skipped.as_str().unwrap().contains("withinBalance"),

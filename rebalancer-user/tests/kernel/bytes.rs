@@ -13,13 +13,13 @@ use crate::support::{Agent, TRACK_ONLY, alone, connect, eventually, lab, request
 /// The dump and `ss`, on the same sockets at rest.
 fn assert_live_equals_ss(agent: &Agent, pod: &xtask::lab::Pod, port: u16, count: usize) {
     let dump = agent.connections(pod);
-    let said = ss(&pod.host, port);
+    let shown = ss(&pod.host, port);
     assert_eq!(
-        (dump.len(), said.len()),
+        (dump.len(), shown.len()),
         (count, count),
-        "{dump:#?}\n{said:#?}"
+        "{dump:#?}\n{shown:#?}"
     );
-    for socket in said {
+    for socket in shown {
         let id = Value::from(socket.cookie.clone());
         let found = dump.iter().find(|c| c["id"] == id).expect("same cookies");
         assert_eq!(found["bytesIn"], socket.received, "{socket:?}");
@@ -162,8 +162,8 @@ fn bulk_both_ways_by_iperf3() {
         let out = client.output().unwrap();
         server.wait().unwrap();
         let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-        let said = |sum: &str| report["end"][sum]["bytes"].as_u64().unwrap();
-        let (sent, received) = (said("sum_sent"), said("sum_received"));
+        let shown = |sum: &str| report["end"][sum]["bytes"].as_u64().unwrap();
+        let (sent, received) = (shown("sum_sent"), shown("sum_received"));
         assert!(sent >= 300 << 20, "{report:#}");
         let e = eventually("closed", || {
             let e = agent.endpoint(pod, port);

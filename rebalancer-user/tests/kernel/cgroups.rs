@@ -13,7 +13,8 @@ use tempfile::NamedTempFile;
 use xtask::lab::{Lab, Pod};
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins, request,
+    Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins, rebalancer,
+    request,
 };
 
 /// As `/proc/PID/cgroup` shows it.
@@ -84,14 +85,8 @@ impl Drop for Server {
 
 /// `rebalancer COMMAND` on what this agent has recorded.
 fn ask(agent: &Agent, lab: &Lab, arguments: &[&str]) -> Output {
-    let out = Command::new(REBALANCER)
-        .args(arguments)
-        .arg("--pins")
-        .arg(&agent.pins)
-        .arg("--cgroup")
-        .arg(cgroup(lab))
-        .output()
-        .unwrap();
+    let within = ["--cgroup", cgroup(lab).to_str().unwrap()];
+    let out = rebalancer(agent, &[arguments, &within].concat());
     assert!(out.status.success(), "{out:?}");
     out
 }

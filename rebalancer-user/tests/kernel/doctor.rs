@@ -4,7 +4,9 @@ use std::{os::unix::process::CommandExt as _, process::Command};
 
 use serde_json::Value;
 
-use crate::support::{Agent, REBALANCER, TRACK_ONLY, alone, own_pins, pins_left};
+use crate::support::{
+    Agent, REBALANCER, TRACK_ONLY, alone, own_pins, pins_left, rebalancer, stdout,
+};
 
 fn finding<'a>(findings: &'a Value, what: &str) -> &'a Value {
     let all = findings.as_array().unwrap();
@@ -17,11 +19,7 @@ fn finding<'a>(findings: &'a Value, what: &str) -> &'a Value {
 fn everything_works_here_and_nothing_is_left_behind() {
     let _alone = alone();
     let agent = Agent::on_machine(TRACK_ONLY);
-    let out = Command::new(REBALANCER)
-        .args(["doctor", "-o", "json", "--pins"])
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
+    let out = rebalancer(&agent, &["doctor", "-o", "json"]);
     assert!(out.status.success(), "{out:?}");
     let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
     for what in [
@@ -72,12 +70,12 @@ fn a_missing_ability_has_a_remedy_and_sets_the_exit_code() {
         .args(["--mount", "sh", "-c", &script])
         .output()
         .unwrap();
-    let said = String::from_utf8(out.stdout).unwrap();
-    assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILED   BTF"), "{said}");
+    let findings = stdout(&out);
+    assert_eq!(out.status.code(), Some(1), "{findings}");
+    assert!(findings.contains("FAILED   BTF"), "{findings}");
     assert!(
-        said.contains("= the kernel must be built with CONFIG_DEBUG_INFO_BTF=y"),
-        "{said}"
+        findings.contains("= the kernel must be built with CONFIG_DEBUG_INFO_BTF=y"),
+        "{findings}"
     );
     assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
 }
@@ -96,10 +94,10 @@ fn without_privileges_the_doctor_still_reports_what_it_can() {
         .gid(65_534)
         .output()
         .unwrap();
-    let said = String::from_utf8(out.stdout).unwrap();
-    assert_eq!(out.status.code(), Some(4), "{said}");
+    let findings = stdout(&out);
+    assert_eq!(out.status.code(), Some(4), "{findings}");
     assert!(
-        said.contains("FAILED   capabilities") && said.contains("CAP_BPF"),
-        "{said}"
+        findings.contains("FAILED   capabilities") && findings.contains("CAP_BPF"),
+        "{findings}"
     );
 }

@@ -10,8 +10,10 @@ use serde_json::Value;
 
 use crate::{
     moves::{AT_ONCE, enforce},
-    status::{rebalancer, socket},
-    support::{Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins},
+    status::socket,
+    support::{
+        Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, rebalancer,
+    },
 };
 
 /// `rebalancer events -f -o json`, until it is dropped.

@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::Command,
 };
 
 use serde_json::Value;
@@ -13,7 +12,7 @@ use xtask::lab::Lab;
 use crate::{
     moves::{AT_ONCE, enforce},
     server::{Kind, Server},
-    support::{Agent, REBALANCER, alone, connect, lab, request},
+    support::{Agent, alone, connect, lab, rebalancer, request, stdout},
 };
 
 const CLOSE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
@@ -71,15 +70,9 @@ fn a_refused_move_is_tried_again_once_its_cooldown_is_cleared() {
     let mut client = connect(&lab, address);
     let id = refused_id(&mut agent);
     let cooldowns = |arguments: &[&str]| {
-        let out = Command::new(REBALANCER)
-            .arg("cooldowns")
-            .args(arguments)
-            .arg("--pins")
-            .arg(&agent.pins)
-            .output()
-            .unwrap();
+        let out = rebalancer(&agent, &[&["cooldowns"], arguments].concat());
         assert!(out.status.success(), "{out:?}");
-        String::from_utf8(out.stdout).unwrap()
+        stdout(&out)
     };
     let listed = || {
         let list: Value = serde_json::from_str(&cooldowns(&["list", "-o", "json"])).unwrap();
@@ -102,14 +95,10 @@ fn a_refused_move_is_tried_again_once_its_cooldown_is_cleared() {
         "cooldowns cleared: 0\n"
     );
     agent.wait_for_intervals(4);
-    assert_eq!(agent.said("move").len(), 1);
-    let clear = Command::new(REBALANCER)
-        .args(["cooldowns", "clear", "--rule", "lab", "--pins"])
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
-    assert_eq!(clear.stdout, b"cooldowns cleared: 1\n", "{clear:?}");
-    let cleared = agent.wait_for("told", |line| line["message"] == "cooldown cleared");
+    assert_eq!(agent.logged("move").len(), 1);
+    let clear = rebalancer(&agent, &["cooldowns", "clear", "--rule", "lab"]);
+    assert_eq!(stdout(&clear), "cooldowns cleared: 1\n", "{clear:?}");
+    let cleared = agent.wait_for("the clearing", |line| line["message"] == "cooldown cleared");
     assert_eq!(cleared["cause"], "sigpipe");
     assert_eq!(refused_id(&mut agent), id);
     echoes(&mut client);
@@ -149,7 +138,7 @@ fn a_connection_without_a_visible_holder_is_only_counted() {
             line["message"] == "listed" && line["unseen"] == 1 && line["connections"] == 0
         });
         agent.wait_for_intervals(3);
-        assert_eq!(agent.said("move").len(), 0);
+        assert_eq!(agent.logged("move").len(), 0);
         assert_eq!(agent.connections(lab.pod(0)).len(), 0);
         client.set_nonblocking(true).unwrap();
         let silent = client.read(&mut [0]).unwrap_err();

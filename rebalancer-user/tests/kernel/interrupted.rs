@@ -40,7 +40,7 @@ fn nothing_is_left(mut agent: Agent, descriptors: usize) {
         }
     });
     agent.wait_for_intervals(5);
-    assert_eq!(agent.said("move").len(), 1, "it is not tried again");
+    assert_eq!(agent.logged("move").len(), 1, "it is not tried again");
     assert_eq!(agent.complaints(), [] as [Value; 0]);
     agent.leaves_nothing();
 }

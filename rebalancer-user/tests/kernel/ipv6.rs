@@ -63,7 +63,7 @@ fn connections_move_through_the_service_to_another_pod() {
         }
         // Neither the light one, nor the heavy one of the other family, which no rule names.
         agent.wait_for_intervals(3);
-        assert_eq!(agent.said("move").len(), 4);
+        assert_eq!(agent.logged("move").len(), 4);
         assert_eq!(who(&mut light), "web-0");
         assert_eq!(who(&mut by_ipv4), "web-0");
         agent.leaves_nothing();

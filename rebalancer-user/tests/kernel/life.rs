@@ -82,7 +82,7 @@ fn a_killed_agent_is_succeeded_and_ages_survive() {
     drop(between);
 
     let mut second = Agent::with(TRACK_ONLY, pins.clone(), &in_lab);
-    assert_eq!(second.said("started")[0]["taken_over"], true);
+    assert_eq!(second.logged("started")[0]["taken_over"], true);
     let seen_second = eventually("the one that is left", || {
         let connections = second.connections(pod);
         if connections.len() == 1 {
@@ -134,7 +134,7 @@ fn tracking_that_is_kept_outlives_a_clean_stop_until_it_is_uninstalled() {
     assert_eq!(first.terminate(), Some(0));
     assert!(
         first
-            .said("tracking continues, for the next agent; `rebalancer uninstall` removes it")
+            .logged("tracking continues, for the next agent; `rebalancer uninstall` removes it")
             .len()
             == 1
     );
@@ -181,12 +181,12 @@ fn pins_of_another_version_are_replaced_aloud() {
     assert!(set.success());
     let mut second = Agent::with(TRACK_ONLY, pins.clone(), &[]);
     let said =
-        second.said("could not reuse the previous agent's maps; replaced them, ages restart");
+        second.logged("could not reuse the previous agent's maps; replaced them, ages restart");
     assert!(
         said[0]["why"].as_str().unwrap().contains("ABI version 99"),
         "{said:#?}"
     );
-    assert_eq!(second.said("started")[0]["taken_over"], false);
+    assert_eq!(second.logged("started")[0]["taken_over"], false);
     let _stream = connect(&lab, lab.pod(0).address());
     assert_eq!(
         second.connections(lab.pod(0)).len(),

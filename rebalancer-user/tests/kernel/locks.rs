@@ -16,8 +16,11 @@ use crate::{
     messages::{NEVER, counting, nothing_left, sends, start, wait_for_joined},
     moves::{AT_ONCE, enforce, is_reset},
     server::{Kind, Server},
-    status::{rebalancer, said, status},
-    support::{Agent, alone, cgroup, connect, eventually, held_by, lab, own_pins, pins_left},
+    status::status,
+    support::{
+        Agent, alone, cgroup, connect, eventually, held_by, lab, own_pins, pins_left, rebalancer,
+        stderr,
+    },
 };
 
 /// A server, a connection whose lock it holds, and others.
@@ -166,7 +169,7 @@ fn a_stuck_mover_is_reported_and_replaced() {
     });
     let ready = rebalancer(&agent, &["probe", "ready"]);
     assert_eq!(ready.status.code(), Some(1));
-    assert!(said(&ready).contains("the mover is stuck"), "{ready:?}");
+    assert!(stderr(&ready).contains("the mover is stuck"), "{ready:?}");
     assert!(rebalancer(&agent, &["probe", "live"]).status.success());
     let listed = agent.connections(scene.lab.pod(0));
     let held = listed.iter().find(|c| c["peer"] == peer).unwrap();
@@ -240,8 +243,8 @@ fn an_agent_with_a_stuck_mover_stops_and_another_starts() {
     is_stuck_with_all(&agent);
     agent.signal(Signal::TERM);
     // Each move has its outcome all the same.
-    let told = outcomes(&mut agent, 4);
-    assert_eq!(words(&told), GIVEN_UP);
+    let given_up = outcomes(&mut agent, 4);
+    assert_eq!(words(&given_up), GIVEN_UP);
     eventually("its pins are gone", || {
         let left = pins_left(&agent.pins);
         if left.is_empty() { Ok(left) } else { Err(left) }
@@ -280,7 +283,7 @@ fn a_locked_socket_blocks_neither_counting_on_others_nor_the_agent() {
     scene.others.push(connect(&scene.lab, scene.address));
     wait_for_joined(&mut agent, 4);
     assert_eq!(sends(&agent, &scene.held), Value::Null);
-    let not = agent.said("sends not counted");
+    let not = agent.logged("sends not counted");
     let reasons: Vec<_> = not.iter().map(|line| &line["reason"]).collect();
     assert_eq!(reasons, ["unanswered"]);
     // Once it is released it is counted as well.

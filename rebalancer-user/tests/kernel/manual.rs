@@ -3,7 +3,8 @@
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
-    process::{Command, Output},
+    path::Path,
+    process::Output,
 };
 
 use serde_json::Value;
@@ -12,18 +13,13 @@ use crate::{
     moves::is_reset,
     server::{Kind, Server},
     support::{
-        Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, pins_left, request,
-        ss,
+        Agent, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, pins_left, rebalancer, request,
+        ss, stdout,
     },
 };
 
-pub fn manual(pins: &std::path::Path, arguments: &[&str]) -> Output {
-    Command::new(REBALANCER)
-        .args(["move", "-o", "json", "--pins"])
-        .arg(pins)
-        .args(arguments)
-        .output()
-        .unwrap()
+pub fn manual(pins: impl AsRef<Path>, arguments: &[&str]) -> Output {
+    rebalancer(pins, &[&["move", "-o", "json"], arguments].concat())
 }
 
 #[track_caller]
@@ -101,12 +97,8 @@ fn each_id_gets_an_outcome() {
     let gave_up = manual(&agent.pins, &wait);
     assert_eq!(gave_up.status.code(), Some(1), "{gave_up:?}");
     assert_eq!(items(&gave_up)[0]["outcome"], "gaveUp");
-    let table = Command::new(REBALANCER)
-        .args(["move", "--when", "at-once", &third, "--pins"])
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
-    let table = String::from_utf8(table.stdout).unwrap();
+    let table = rebalancer(&agent, &["move", "--when", "at-once", &third]);
+    let table = stdout(&table);
     assert!(
         table.starts_with("ID") && table.contains("the move reset it"),
         "{table}"
@@ -148,8 +140,8 @@ fn guards_apply_unless_they_are_ignored_and_reported() {
         let ignore = ["--when", "at-once", "--ignore-guards", id];
         let moved = manual(&agent.pins, &ignore);
         assert_eq!(moved.status.code(), Some(0), "{moved:?}");
-        let said = String::from_utf8_lossy(&moved.stderr).into_owned();
-        assert!(said.contains("guard ignored"), "{said}");
+        let note = String::from_utf8_lossy(&moved.stderr).into_owned();
+        assert!(note.contains("guard ignored"), "{note}");
         assert_eq!(items(&moved)[0]["outcome"], "reset");
         assert!(is_reset(&mut client));
     }

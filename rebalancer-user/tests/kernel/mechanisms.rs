@@ -1,4 +1,4 @@
-//! Each way to reset, by itself: it hits its victim, and nothing else.
+//! Each reset mechanism: it resets the chosen connection, and nothing else.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -32,20 +32,20 @@ fn each_mechanism_works_here_and_the_best_is_chosen() {
 
 #[test]
 fn sock_destroy_resets_only_its_connection() {
-    hits_its_victim_and_nothing_else(Mechanism::SockDestroy);
+    resets_only_its_connection(Mechanism::SockDestroy);
 }
 
 #[test]
 fn abort_resets_only_its_connection() {
-    hits_its_victim_and_nothing_else(Mechanism::Abort);
+    resets_only_its_connection(Mechanism::Abort);
 }
 
 #[test]
 fn raw_resets_only_its_connection() {
-    hits_its_victim_and_nothing_else(Mechanism::Raw);
+    resets_only_its_connection(Mechanism::Raw);
 }
 
-fn hits_its_victim_and_nothing_else(mechanism: Mechanism) {
+fn resets_only_its_connection(mechanism: Mechanism) {
     let _alone = alone();
     let lab = lab(2);
     let pod = lab.pod(0);
@@ -61,6 +61,7 @@ fn hits_its_victim_and_nothing_else(mechanism: Mechanism) {
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset", "{mechanism}: {line}");
     assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
+    assert_eq!(line["rule"], "lab");
     assert!(is_reset(&mut heavy), "{mechanism}");
     for stream in &mut light {
         request(stream, "/").unwrap_or_else(|e| panic!("{mechanism}: a sibling saw {e}"));
@@ -68,7 +69,7 @@ fn hits_its_victim_and_nothing_else(mechanism: Mechanism) {
     let mut next = connect(&lab, pod.address());
     request(&mut next, "/").unwrap();
     agent.wait_for_intervals(3);
-    assert_eq!(agent.said("move").len(), 1, "{mechanism}");
+    assert_eq!(agent.logged("move").len(), 1, "{mechanism}");
     // Each leaves a trace of its own in the socket's error when it closes: ECONNABORTED,
     // none yet, ECONNRESET.
     let e = agent.endpoint(pod, 80);
@@ -80,15 +81,14 @@ fn hits_its_victim_and_nothing_else(mechanism: Mechanism) {
         Mechanism::Raw => [1, 0, 1],
     };
     assert_eq!(traces, expected, "{mechanism}");
-    let started = &agent.said("started")[0];
+    let started = &agent.logged("started")[0];
     assert_eq!(started["reset_by"], mechanism.as_str());
-    // The server's end is gone too: nginx has let go of it.
+    // The server's end is gone too: nginx has closed it.
     let open = agent.connections(pod);
     let peer = heavy.local_addr().unwrap().to_string();
     assert!(open.iter().all(|c| c["peer"] != peer), "{mechanism}");
 }
 
-/// What a thread that is blocked in a receive sees.
 #[test]
 fn each_mechanism_wakes_a_server_that_blocks_in_a_receive() {
     let _alone = alone();

@@ -211,7 +211,7 @@ fn a_connection_that_cannot_be_counted_is_left_alone_and_the_reason_is_logged() 
     assert_eq!(sends(&first, &twice), json!({"messages": 1, "bytes": 1}));
     // Said once, and left alone from then on.
     second.wait_for_intervals(5);
-    assert_eq!(second.said("sends not counted").len(), 1);
+    assert_eq!(second.logged("sends not counted").len(), 1);
 }
 
 #[track_caller]
@@ -345,7 +345,7 @@ pub fn nothing_left(held: &[(&'static str, u64)]) {
 }
 
 /// Where the kernel tells the server of a counted socket that nothing waits to be read, nothing
-/// is counted, and it hears the truth.
+/// is counted, and FIONREAD is right.
 #[test]
 fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {
     let _alone = alone();
@@ -362,7 +362,7 @@ fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {
     } else {
         agent.wait_for_intervals(5);
         assert_eq!(program(&agent), None);
-        assert_eq!(agent.said("counting sends").len(), 0);
+        assert_eq!(agent.logged("counting sends").len(), 0);
     }
     ask(&mut client, 1, &mut 0);
 }

@@ -10,9 +10,10 @@ use serde_json::Value;
 
 use crate::{
     moves::{AT_ONCE, enforce},
-    status::{rebalancer, said, status},
+    status::status,
     support::{
         Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins,
+        rebalancer, stderr,
     },
 };
 
@@ -20,7 +21,7 @@ use crate::{
 const ANY: &[&str] = &["--metrics-address", "127.0.0.1:0"];
 
 fn address(agent: &mut Agent) -> SocketAddr {
-    let offered = agent.said("serving metrics and health");
+    let offered = agent.logged("serving metrics and health");
     offered[0]["address"].as_str().unwrap().parse().unwrap()
 }
 
@@ -154,7 +155,7 @@ fn a_taken_port_is_an_error_if_it_was_asked_for_and_else_a_warning() {
         .output()
         .unwrap();
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    let text = said(&refused);
+    let text = stderr(&refused);
     assert!(
         text.contains(&address) && text.contains("remedy") && text.contains("in use"),
         "{text}"
@@ -250,7 +251,7 @@ fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
     assert!(sick.contains("the last pass ended 30."), "{sick}");
     let probe = rebalancer(&agent, &["probe", "live"]);
     assert_eq!(probe.status.code(), Some(1), "{probe:?}");
-    assert!(said(&probe).contains("the last pass ended"), "{probe:?}");
+    assert!(stderr(&probe).contains("the last pass ended"), "{probe:?}");
     // What needs no loop is answered still.
     assert_eq!(status(&agent)["kind"], Value::from("Status"));
     drop(held);
@@ -263,5 +264,5 @@ fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
         .output()
         .unwrap();
     assert_eq!(none.status.code(), Some(1), "{none:?}");
-    assert!(said(&none).contains("no agent is running"), "{none:?}");
+    assert!(stderr(&none).contains("no agent is running"), "{none:?}");
 }

@@ -12,7 +12,7 @@ use crate::{
     manual,
     moves::{AT_ONCE, enforce, is_reset},
     server::{Kind, Server, mptcp_socket},
-    support::{Agent, PATIENCE, REBALANCER, alone, connect, lab},
+    support::{Agent, PATIENCE, alone, connect, lab, rebalancer, stdout},
 };
 
 #[test]
@@ -37,7 +37,7 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
     };
     assert_eq!(connection["mptcp"], true, "{connection:#}");
     agent.wait_for_intervals(5);
-    assert_eq!(agent.said("move"), [] as [Value; 0]);
+    assert_eq!(agent.logged("move"), [] as [Value; 0]);
     echoes(&mut client);
 
     // By hand neither, with either step, and not with the guards ignored.
@@ -77,7 +77,7 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
     assert!(is_reset(&mut plain));
     echoes(&mut client);
     agent.wait_for_intervals(3);
-    assert_eq!(agent.said("move").len(), 1);
+    assert_eq!(agent.logged("move").len(), 1);
     agent.leaves_nothing();
 }
 
@@ -85,13 +85,8 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
 fn planned(agent: &Agent, policy: &str) -> String {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), policy).unwrap();
-    let out = std::process::Command::new(REBALANCER)
-        .args(["plan", "-o", "json", "--policy"])
-        .arg(file.path())
-        .arg("--pins")
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
+    let file = file.path().to_str().unwrap();
+    let out = rebalancer(agent, &["plan", "-o", "json", "--policy", file]);
     assert!(out.status.success(), "{out:?}");
-    String::from_utf8(out.stdout).unwrap()
+    stdout(&out)
 }

@@ -151,7 +151,7 @@ fn a_service_names_what_is_moved() {
     assert!(is_reset(&mut inside));
     request(&mut outside, "/").unwrap();
     agent.wait_for_intervals(2);
-    assert_eq!(agent.said("move").len(), 1);
+    assert_eq!(agent.logged("move").len(), 1);
 
     // The dump has the names, and a plan made of it is the node's own.
     let dump = cluster.dump(&agent, &[]);
@@ -296,7 +296,7 @@ fn what_a_service_says_spares_until_it_says_otherwise() {
     let three = [two[0], two[1], ("third", "other")];
     cluster.api.set("endpointslices", slice("checkout", &three));
     agent.wait_for("stabilizing", |line| skipped(line, "\"stabilizing\": 1"));
-    assert_eq!(agent.said("move").len(), 0);
+    assert_eq!(agent.logged("move").len(), 0);
     request(&mut heavy, "/").unwrap();
     agent.wait_for_move();
     assert!(is_reset(&mut heavy));
@@ -318,7 +318,7 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
     make_heavy(&mut heavy);
     agent.wait_for("skipped", |line| skipped(line, "staleFacts"));
     agent.wait_for_intervals(3);
-    assert_eq!(agent.said("move").len(), 0);
+    assert_eq!(agent.logged("move").len(), 0);
     request(&mut heavy, "/").unwrap();
     assert_eq!(agent.connections(lab.pod(0)).len(), 1, "tracking goes on");
     cluster.api.up().unwrap();
@@ -388,7 +388,7 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
     assert_eq!(named["uid"], uid(liar));
     assert_eq!(named["services"], json!([]));
     agent.wait_for_intervals(2);
-    assert_eq!(agent.said("move").len(), 0);
+    assert_eq!(agent.logged("move").len(), 0);
     drop(server);
     // The lab's own script removes no folders that it does not know.
     eventually("the cgroups are empty", || {
@@ -529,7 +529,7 @@ fn pods_that_nobody_names_are_not_moved() {
     make_heavy(&mut stream);
     agent.wait_for("told", |line| line["message"] == "would move");
     agent.wait_for_intervals(3);
-    assert!(agent.said("move").is_empty());
+    assert!(agent.logged("move").is_empty());
     let mode = &crate::status::status(&agent)["mode"];
     assert_eq!(mode["effective"], "DryRun");
     assert_eq!(mode["limitedBy"], json!(["podsWithoutNames"]));

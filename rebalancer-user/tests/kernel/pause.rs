@@ -6,8 +6,10 @@ use serde_json::Value;
 
 use crate::{
     moves::enforce,
-    status::{rebalancer, said, socket, status},
-    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, request},
+    status::{socket, status},
+    support::{
+        Agent, alone, cgroup, connect, eventually, lab, own_pins, rebalancer, request, stderr,
+    },
 };
 
 /// Waits longer than any test.
@@ -41,7 +43,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     assert!(text.contains("moves recalled: 1"), "{text}");
     assert_eq!(agent.wait_for_move()["outcome"], "recalled");
     agent.wait_for_intervals(5);
-    assert_eq!(agent.said("move").len(), 1, "nothing new is moved");
+    assert_eq!(agent.logged("move").len(), 1, "nothing new is moved");
     request(&mut stream, "/").expect("it lives");
     let told = status(&agent);
     assert_eq!(told["paused"]["reason"], "an incident");
@@ -102,7 +104,7 @@ fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     first.child.wait().unwrap();
 
     let mut second = Agent::with(&policy, pins, &in_lab);
-    assert_eq!(second.said("moves are still paused").len(), 1);
+    assert_eq!(second.logged("moves are still paused").len(), 1);
     let mut stream = connect(&lab, lab.pod(0).address());
     request(&mut stream, "/").unwrap();
     eventually("there is one to move", || {
@@ -132,5 +134,5 @@ fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     assert!(!file.parent().unwrap().exists(), "no trace is left");
     let none = rebalancer(&second, &["pause", "--for", "1h"]);
     assert_eq!(none.status.code(), Some(5), "{none:?}");
-    assert!(said(&none).contains("no agent is running"), "{none:?}");
+    assert!(stderr(&none).contains("no agent is running"), "{none:?}");
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 10s}";
-/// Without it a victim's cgroup cannot be opened by its id, and so nothing of it is heard.
+/// Without it a cgroup cannot be opened by its ID, and so its connections cannot be sniffed.
 const SIGHT: &str = "DAC_READ_SEARCH";
 
 /// The overlay's capabilities.
@@ -97,7 +97,10 @@ fn without_cap_dac_read_search_nothing_is_sniffed_and_the_doctor_reports_it() {
     // Who holds it is seen all the same, and what a rule vouches for is moved.
     assert_eq!(close_by(&few, true)["outcome"], "closed");
     let doctor = with_only(&few, REBALANCER).arg("doctor").output().unwrap();
-    let said = String::from_utf8_lossy(&doctor.stdout);
-    assert!(said.contains("warning  protocol detection"), "{said}");
-    assert!(said.contains(&format!("CAP_{SIGHT}")), "{said}");
+    let findings = String::from_utf8_lossy(&doctor.stdout);
+    assert!(
+        findings.contains("warning  protocol detection"),
+        "{findings}"
+    );
+    assert!(findings.contains(&format!("CAP_{SIGHT}")), "{findings}");
 }

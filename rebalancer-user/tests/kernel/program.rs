@@ -51,7 +51,7 @@ impl<R: DeserializeOwned> Program<R> {
             child,
             report: PhantomData,
         };
-        assert_eq!(program.hear().as_deref(), Some(READY), "{command:?}");
+        assert_eq!(program.line().as_deref(), Some(READY), "{command:?}");
         program
     }
 
@@ -63,14 +63,14 @@ impl<R: DeserializeOwned> Program<R> {
     /// Tells it to end, and returns what it has to say.
     pub fn stop(mut self) -> R {
         self.orders = None;
-        let said = self.hear().expect("the program reports");
-        serde_json::from_str(&said).unwrap()
+        let rest = self.line().expect("the program reports");
+        serde_json::from_str(&rest).unwrap()
     }
 
-    fn hear(&mut self) -> Option<String> {
+    fn line(&mut self) -> Option<String> {
         self.lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, said) = line.split_once(MARK)?;
-            Some(said.to_owned())
+            let (_, rest) = line.split_once(MARK)?;
+            Some(rest.to_owned())
         })
     }
 }

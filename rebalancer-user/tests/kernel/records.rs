@@ -655,5 +655,5 @@ fn a_long_poll_is_not_moved_before_its_response() {
         assert_eq!(agent.wait_for_move()["outcome"], "reset");
     }
     agent.wait_for_intervals(3);
-    assert_eq!(agent.said("move").len(), CLIENTS, "each once");
+    assert_eq!(agent.logged("move").len(), CLIENTS, "each once");
 }

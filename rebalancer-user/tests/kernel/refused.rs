@@ -13,7 +13,7 @@ use xtask::lab::{Lab, Pod};
 
 use crate::support::{
     Agent, REBALANCER, TRACK_ONLY, alone, bpftool, cgroup, connect, eventually, lab, own_pins,
-    pins_left, request,
+    pins_left, request, stderr,
 };
 
 /// Commands of `bpf(2)`.
@@ -186,10 +186,6 @@ fn records(agent: &Agent, pod: &Pod) -> Vec<Value> {
     records
 }
 
-fn said(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
 #[test]
 fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
     let _alone = alone();
@@ -225,10 +221,10 @@ fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
         let mut next = left.next();
         refuse(&mut next, command, errno);
         let out = next.output().unwrap();
-        let said = said(&out);
-        println!("\n  {what}: {:?}\n{said}", out.status.code());
-        assert_eq!(out.status.code(), Some(1), "{what}: {said}");
-        assert!(said.to_lowercase().contains(words), "{what}: {said}");
+        let message = stderr(&out);
+        println!("\n  {what}: {:?}\n{message}", out.status.code());
+        assert_eq!(out.status.code(), Some(1), "{what}: {message}");
+        assert!(message.to_lowercase().contains(words), "{what}: {message}");
         left.is_untouched();
     }
 }
@@ -255,10 +251,10 @@ fn on_a_kernel_without_the_iterator_the_agent_reports_it_and_keeps_the_records()
         unshare.output().unwrap()
     };
     let out = with_btf(&left.next());
-    println!("\n{}", said(&out));
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    println!("\n{}", stderr(&out));
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
     for word in ["iterator over open files", "task_file", "remedy"] {
-        assert!(said(&out).contains(word), "{}", said(&out));
+        assert!(stderr(&out).contains(word), "{}", stderr(&out));
     }
     left.is_untouched();
 
@@ -266,7 +262,7 @@ fn on_a_kernel_without_the_iterator_the_agent_reports_it_and_keeps_the_records()
     let pins = own_pins();
     let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
     let out = with_btf(&Agent::command(left.policy.path(), &pins, &in_lab));
-    assert_eq!(out.status.code(), Some(1), "{}", said(&out));
+    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
     assert_eq!(pins_left(&pins), [] as [PathBuf; 0]);
 }
 
@@ -308,7 +304,7 @@ impl MissingFact<'_> {
     }
 }
 
-/// Each pin with what it pins, as bpftool tells it.
+/// Each pin with what it pins, as bpftool shows it.
 fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
     let files = fs::read_dir(pins).unwrap().flatten().map(|e| e.path());
     let mut all: Vec<_> = files
@@ -326,9 +322,9 @@ fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
     all
 }
 
-/// What fails has its remedy behind it, and nothing is said twice.
-fn has_remedies(name: &str, said: &str) {
-    let lines: Vec<&str> = said.lines().collect();
+/// What fails has its remedy behind it, and nothing is printed twice.
+fn has_remedies(name: &str, message: &str) {
+    let lines: Vec<&str> = message.lines().collect();
     let failed = if name == "doctor" {
         "FAILED"
     } else {
@@ -337,14 +333,20 @@ fn has_remedies(name: &str, said: &str) {
     let remedy = if name == "doctor" { "= " } else { "remedy: " };
     let failures = lines.windows(2).filter(|two| two[0].starts_with(failed));
     let remedies: Vec<_> = failures.map(|two| two[1].trim_start()).collect();
-    assert!(!remedies.is_empty(), "{name}: {said}");
-    assert!(remedies.iter().all(|it| it.starts_with(remedy)), "{said}");
-    assert!(!remedies.iter().any(|it| it.contains("os error")), "{said}");
+    assert!(!remedies.is_empty(), "{name}: {message}");
+    assert!(
+        remedies.iter().all(|it| it.starts_with(remedy)),
+        "{message}"
+    );
+    assert!(
+        !remedies.iter().any(|it| it.contains("os error")),
+        "{message}"
+    );
     assert!(
         lines
             .iter()
             .all(|line| !line.contains("  remedy: ") || line.starts_with("  remedy: ")),
-        "{said}"
+        "{message}"
     );
 }
 

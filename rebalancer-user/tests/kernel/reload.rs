@@ -68,7 +68,7 @@ fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
     assert_eq!(agent.terminate(), Some(0));
     assert_eq!(
         agent
-            .said("policy refused, keeping the last valid one")
+            .logged("policy refused, keeping the last valid one")
             .len(),
         1,
         "told once"

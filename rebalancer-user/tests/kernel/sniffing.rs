@@ -1,5 +1,4 @@
-//! A victim is moved only once it is heard that all that was asked is answered, unless its rule
-//! vouches for it.
+//! Without `onReconnect` a connection is only moved between two complete HTTP/1 exchanges.
 
 use std::{
     io::{Read as _, Write as _},
@@ -31,12 +30,12 @@ const HTTP2: &[u8] = &[
 const TLS: &[u8] = &[23, 3, 3, 0, 13, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13];
 const REDIS: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
 
-/// No word of what a connection's end costs.
-fn unsaid(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
-    let vouched = enforce(lab, port, limits, steps);
-    let unsaid = vouched.replace("  onReconnect: Safe\n", "");
-    assert_ne!(vouched, unsaid);
-    unsaid
+/// A policy without `onReconnect`.
+fn sniffing(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
+    let safe = enforce(lab, port, limits, steps);
+    let sniffing = safe.replace("  onReconnect: Safe\n", "");
+    assert_ne!(safe, sniffing);
+    sniffing
 }
 
 /// One exchange with a server that answers with what it is sent.
@@ -88,27 +87,27 @@ fn ask(stream: &mut TcpStream, target: &str) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Talks until the agent tells of a move.
-fn talk(
+/// Repeats an exchange until the agent logs a move.
+fn exchange_until_moved(
     agent: &mut Agent,
     stream: &mut TcpStream,
     exchange: impl Fn(&mut TcpStream) -> std::io::Result<()>,
 ) -> Value {
     for _ in 0..100 {
-        // It is reset before that is told.
+        // It is reset before that is logged.
         if exchange(stream).is_err() {
             break;
         }
         sleep(Duration::from_millis(150));
-        if let Some(line) = agent.said("move").pop() {
+        if let Some(line) = agent.logged("move").pop() {
             return line;
         }
     }
     agent.wait_for_move()
 }
 
-/// Waits until it listens to a victim that is at rest.
-fn listens(agent: &mut Agent) {
+/// Waits until it sniffs a connection that is at rest.
+fn wait_for_sniffing(agent: &mut Agent) {
     agent.wait_for("that one waits", |line| {
         let skipped = line["skipped"].as_str();
         skipped.is_some_and(|skipped| skipped.contains("inFlight"))
@@ -116,15 +115,15 @@ fn listens(agent: &mut Agent) {
     agent.wait_for_intervals(1);
 }
 
-/// Whether a program is in the kernel. By its id: other agents on this machine have the same names.
-fn is_there(program: u64) -> bool {
+/// Whether a program is loaded. By its ID: other agents on this machine use the same names.
+fn is_loaded(program: u64) -> bool {
     !still_there(&[("prog", program)]).is_empty()
 }
 
-/// No socket keeps it; the kernel frees it a moment later.
-fn goes(program: u64) {
+/// The kernel frees a program a moment after its last reference.
+fn wait_until_unloaded(program: u64) {
     eventually("it is gone", || {
-        if is_there(program) {
+        if is_loaded(program) {
             Err(program)
         } else {
             Ok(program)
@@ -132,7 +131,7 @@ fn goes(program: u64) {
     });
 }
 
-fn spoken(host: &Host, address: SocketAddr) -> Server {
+fn echo_server(host: &Host, address: SocketAddr) -> Server {
     Server::start(host, address, Kind::Plain)
 }
 
@@ -147,32 +146,32 @@ fn other_protocols_than_http_1_are_skipped_and_no_longer_sniffed() {
         (7062, REDIS, "protocolUnknown"),
     ] {
         let address = SocketAddr::from((lab.pod(0).addr, port));
-        let _server = spoken(&lab.pod(0).host, address);
-        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, port, "maxAge: 300ms", QUIET));
+        let _server = echo_server(&lab.pod(0).host, address);
+        let mut agent = Agent::in_lab(&lab, &sniffing(&lab, port, "maxAge: 300ms", QUIET));
         let program = program_of(&agent, WATCH[0]);
         let mut client = connect(&lab, address);
-        let line = talk(&mut agent, &mut client, |stream| {
+        let line = exchange_until_moved(&mut agent, &mut client, |stream| {
             try_exchange(stream, words)
         });
         refused(&line, guard);
-        // It was heard, and is not any more.
-        let heard = runs(program);
-        assert!(heard > 0);
+        // It was sniffed, and is not any more.
+        let sniffed = runs(program);
+        assert!(sniffed > 0);
         for _ in 0..20 {
             exchange(&mut client, words);
         }
-        assert_eq!(runs(program), heard);
+        assert_eq!(runs(program), sniffed);
         agent.leaves_nothing();
         exchange(&mut client, words);
     }
 }
 
-/// One is heard, at no cost to others' cgroups.
+/// No program runs for packets of other cgroups.
 #[test]
 fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let _alone = alone();
     let lab = lab(2);
-    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 80, "maxBytes: 1Mi", QUIET));
+    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 80, "maxBytes: 1Mi", QUIET));
     let program = program_of(&agent, WATCH[0]);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let mut light = connect(&lab, lab.pod(1).address());
@@ -180,15 +179,15 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     for _ in 0..5 {
         request(&mut heavy, "/blob").unwrap();
     }
-    listens(&mut agent);
-    assert_eq!(agent.said("move").len(), 0, "nothing was heard yet");
+    wait_for_sniffing(&mut agent);
+    assert_eq!(agent.logged("move").len(), 0, "nothing was sniffed yet");
     let so_far = runs(program);
     for _ in 0..50 {
         request(&mut light, "/").unwrap();
     }
-    assert_eq!(runs(program), so_far, "the light one is not heard");
+    assert_eq!(runs(program), so_far, "the light one is not sniffed");
     let peer = heavy.local_addr().unwrap().to_string();
-    let line = talk(&mut agent, &mut heavy, |stream| {
+    let line = exchange_until_moved(&mut agent, &mut heavy, |stream| {
         request(stream, "/blob").map(drop)
     });
     assert_eq!(line["outcome"], "reset", "{line}");
@@ -196,8 +195,8 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     request(&mut light, "/").unwrap();
 }
 
-/// Servers that pause amid their answers, for longer than it takes to be quiet. No answer is broken
-/// off, and between answers all are moved that can be.
+/// Servers that pause within their responses for longer than it takes to be quiet. No response is cut off,
+/// and between exchanges all connections are moved that can be.
 #[test]
 fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     const MOVED: [&str; 10] = [
@@ -219,7 +218,7 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     let address = SocketAddr::from((lab.pod(0).addr, 7069));
     let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
     let quiet = QUIET.replace("100ms", "200ms");
-    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7069, "maxAge: 300ms", &quiet));
+    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7069, "maxAge: 300ms", &quiet));
     let until = Instant::now() + LONG;
     let broken = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -234,9 +233,9 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
                     }
                     sleep(2 * PAUSE);
                     client.set_nonblocking(true).unwrap();
-                    let there = client.peek(&mut [0]).map_err(|error| error.kind());
+                    let peeked = client.peek(&mut [0]).map_err(|error| error.kind());
                     client.set_nonblocking(false).unwrap();
-                    if there != Err(std::io::ErrorKind::WouldBlock) {
+                    if peeked != Err(std::io::ErrorKind::WouldBlock) {
                         moves += 1;
                         client = connect(lab, address);
                     }
@@ -270,14 +269,14 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     });
     assert_eq!(broken.into_inner(), 0, "broken off");
     let words = |line: &Value| format!("{} {}", line["outcome"], line["detail"]);
-    let outcomes: Vec<String> = agent.said("move").iter().map(words).collect();
+    let outcomes: Vec<String> = agent.logged("move").iter().map(words).collect();
     assert!(
         outcomes.iter().any(|line| line.contains("upgraded")),
         "{outcomes:?}"
     );
 }
 
-/// In the middle of an exchange nothing is told by what comes: a body looks like anything.
+/// In the middle of an exchange bytes prove nothing: a body can look like anything.
 #[test]
 fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
     let _alone = alone();
@@ -291,16 +290,16 @@ fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
                 ask(&mut client, "/events").unwrap();
             }
         });
-        let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7063, "maxAge: 300ms", QUIET));
-        listens(&mut agent);
+        let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7063, "maxAge: 300ms", QUIET));
+        wait_for_sniffing(&mut agent);
         asking.join().unwrap();
         agent
     });
-    let line = talk(&mut agent, &mut client, |stream| ask(stream, "/sized"));
+    let line = exchange_until_moved(&mut agent, &mut client, |stream| ask(stream, "/sized"));
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
-/// Its client says nothing, now or for long: nothing is heard of it.
+/// Its client sends nothing, now or for long: its protocol cannot be detected.
 #[test]
 fn silent_connections_are_skipped() {
     let _alone = alone();
@@ -309,7 +308,7 @@ fn silent_connections_are_skipped() {
     let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
     let mut idle = connect(&lab, address);
     ask(&mut idle, "/").unwrap();
-    let policy = unsaid(&lab, 7064, "maxAge: 300ms", QUIET);
+    let policy = sniffing(&lab, 7064, "maxAge: 300ms", QUIET);
     let mut agent = Agent::in_lab(&lab, &policy);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "gaveUp", "{line}");
@@ -318,43 +317,43 @@ fn silent_connections_are_skipped() {
     sleep(Duration::from_secs(6));
     let mut agent = Agent::in_lab(&lab, &policy);
     agent.wait_for_intervals(5);
-    assert_eq!(agent.said("move").len(), 0);
-    let listed = agent.said("listed").pop().unwrap();
+    assert_eq!(agent.logged("move").len(), 0);
+    let listed = agent.logged("listed").pop().unwrap();
     assert_eq!(listed["skipped"], r#"{"silent": 1}"#);
     // It speaks again.
-    let line = talk(&mut agent, &mut idle, |stream| ask(stream, "/"));
+    let line = exchange_until_moved(&mut agent, &mut idle, |stream| ask(stream, "/"));
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
-/// A program of its own looks at its packets: ours does not take its place.
+/// A server with a cgroup_skb program of its own keeps it: ours is attached beside it.
 #[test]
 fn an_applications_own_filter_is_left_alone() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7065));
     let _server = Server::start(&lab.pod(0).host, address, Kind::Filters);
-    let mut agent = Agent::in_lab(&lab, &unsaid(&lab, 7065, "maxAge: 300ms", QUIET));
+    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7065, "maxAge: 300ms", QUIET));
     let mut client = connect(&lab, address);
-    let line = talk(&mut agent, &mut client, |stream| ask(stream, "/sized"));
+    let line = exchange_until_moved(&mut agent, &mut client, |stream| ask(stream, "/sized"));
     assert_eq!(line["outcome"], "reset", "{line}");
 }
 
-/// Its programs are gone with it, and nothing is left to take off.
+/// Its programs are detached with it, and nothing remains to be removed.
 #[test]
 fn connections_sniffed_by_a_killed_agent_stay_open() {
     let _alone = alone();
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7066));
-    let _server = spoken(&lab.pod(0).host, address);
-    let policy = unsaid(&lab, 7066, "maxAge: 300ms", QUIET);
+    let _server = echo_server(&lab.pod(0).host, address);
+    let policy = sniffing(&lab, 7066, "maxAge: 300ms", QUIET);
     let within = ["--cgroup", cgroup(&lab).to_str().unwrap()];
     let mut client = connect(&lab, address);
     exchange(&mut client, b"f");
     let mut agent = Agent::with(&policy, own_pins(), &within);
-    listens(&mut agent);
+    wait_for_sniffing(&mut agent);
     let programs = WATCH.map(|name| program_of(&agent, name));
     agent.signal(Signal::KILL);
     agent.child.wait().unwrap();
-    programs.into_iter().for_each(goes);
+    programs.into_iter().for_each(wait_until_unloaded);
     exchange(&mut client, b"f");
 }

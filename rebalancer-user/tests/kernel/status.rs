@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
     path::PathBuf,
-    process::{Command, Output},
+    process::Command,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,25 +12,15 @@ use serde_json::Value;
 
 use crate::{
     moves::{AT_ONCE, enforce},
-    support::{Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, connect, lab, own_pins, request},
+    support::{
+        Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, connect, lab, own_pins, rebalancer,
+        request, stderr,
+    },
 };
 
 pub fn socket(agent: &Agent) -> PathBuf {
     let name = agent.pins.file_name().unwrap();
     PathBuf::from("/run").join(name).join("agent.sock")
-}
-
-pub fn rebalancer(agent: &Agent, arguments: &[&str]) -> Output {
-    Command::new(REBALANCER)
-        .args(arguments)
-        .arg("--pins")
-        .arg(&agent.pins)
-        .output()
-        .unwrap()
-}
-
-pub fn said(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
 
 /// `status -o json`.
@@ -82,7 +72,7 @@ fn a_dry_run_tells_its_mode_and_what_it_would_move() {
         .output()
         .unwrap();
     assert_eq!(
-        (into_nothing.status.code(), said(&into_nothing).as_str()),
+        (into_nothing.status.code(), stderr(&into_nothing).as_str()),
         (Some(0), "")
     );
 }
@@ -146,7 +136,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
     let plan = |arguments: &[&str]| -> Value {
         let plan = rebalancer(&agent, &[&["plan", "-o", "json"], arguments].concat());
         assert!(plan.status.success(), "{plan:?}");
-        assert_eq!(said(&plan), "");
+        assert_eq!(stderr(&plan), "");
         serde_json::from_slice(&plan.stdout).unwrap()
     };
     let live = plan(&[]);
@@ -165,7 +155,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
     let none = rebalancer(&agent, &["explain", "1"]);
     assert_eq!(none.status.code(), Some(1));
     assert!(
-        said(&none).contains("no connection 1 is tracked"),
+        stderr(&none).contains("no connection 1 is tracked"),
         "{none:?}"
     );
 
@@ -184,7 +174,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
         "json",
     ];
     let replay = rebalancer(&agent, &replay);
-    assert!(said(&replay).contains("budgets are shown as unspent"));
+    assert!(stderr(&replay).contains("budgets are shown as unspent"));
     let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
     assert_eq!(replay["budgetLeft"], 2, "{replay:#}");
 
@@ -193,7 +183,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
     let nobody = rebalancer(&agent, &["plan"]);
     assert_eq!(nobody.status.code(), Some(5), "{nobody:?}");
     assert!(
-        said(&nobody).contains("rebalancer dump -o json"),
+        stderr(&nobody).contains("rebalancer dump -o json"),
         "{nobody:?}"
     );
 }
@@ -236,7 +226,7 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
     assert!(socket.exists(), "a kill leaves the socket");
     let none = rebalancer(&first, &["status"]);
     assert_eq!((none.status.code(), none.stdout.len()), (Some(5), 0));
-    assert!(said(&none).contains("pins of a killed agent"), "{none:?}");
+    assert!(stderr(&none).contains("pins of a killed agent"), "{none:?}");
     let mut second = Agent::with(TRACK_ONLY, first.pins.clone(), &[]);
     assert_eq!(status(&second)["pid"], second.child.id());
     // A live one is not stolen, whatever the pins.
@@ -253,7 +243,7 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
         .output()
         .unwrap();
     assert_eq!(thief.status.code(), Some(1), "{thief:?}");
-    assert!(said(&thief).contains("--run-dir"), "{thief:?}");
+    assert!(stderr(&thief).contains("--run-dir"), "{thief:?}");
     assert!(!pins.exists(), "what it had made is removed");
     assert_eq!(status(&second)["pid"], second.child.id());
     assert_eq!(second.terminate(), Some(0));
@@ -266,7 +256,7 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
     assert_eq!(left, ["ledger.json"]);
     let none = rebalancer(&second, &["status"]);
     assert_eq!(none.status.code(), Some(5));
-    assert!(said(&none).contains("has no pins"), "{none:?}");
+    assert!(stderr(&none).contains("has no pins"), "{none:?}");
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn the_close_step_makes_nginx_close_only_that_connection() {
     request(&mut light, "/").unwrap();
     request(&mut connect(&lab, pod.address()), "/").unwrap();
     agent.wait_for_intervals(3);
-    assert_eq!(agent.said("move").len(), 1);
+    assert_eq!(agent.logged("move").len(), 1);
     assert_eq!(agent.endpoint(pod, 80)["closedByAbort"], 0);
 }
 

@@ -31,7 +31,7 @@ pub const REBALANCER: &str = env!("CARGO_BIN_EXE_rebalancer");
 /// How long anything that should happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Tests of the whole machine's kernel do not run side by side, whatever cargo is told.
+/// Tests of the whole machine's kernel do not run in parallel, whatever the number of test threads.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     assert!(
@@ -159,11 +159,11 @@ impl Agent {
     pub fn launch(mut command: Command, pins: PathBuf) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let (tell, lines) = channel();
+        let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
-                    Ok(value) => drop(tell.send(value)),
+                    Ok(value) => drop(sender.send(value)),
                     Err(_) => eprintln!("agent: {line}"),
                 }
             }
@@ -191,7 +191,7 @@ impl Agent {
                         return line;
                     }
                 }
-                Err(_) => panic!("the agent never said {what}; it said {:#?}", self.seen),
+                Err(_) => panic!("the agent did not log {what}, but {:#?}", self.seen),
             }
         }
     }
@@ -208,20 +208,21 @@ impl Agent {
         }
     }
 
-    /// Every line said so far with this message.
-    pub fn said(&mut self, message: &str) -> Vec<Value> {
-        while let Ok(line) = self.lines.try_recv() {
-            self.seen.push(line);
-        }
-        self.seen
-            .iter()
-            .filter(|line| line["message"] == message)
-            .cloned()
-            .collect()
+    /// Every line so far.
+    fn log(&mut self) -> &[Value] {
+        self.seen.extend(self.lines.try_iter());
+        &self.seen
     }
 
-    /// The next line; it is not kept. `None`: the agent has ended, or says nothing for long.
-    pub fn hear(&mut self) -> Option<Value> {
+    /// Every line so far with this message.
+    pub fn logged(&mut self, message: &str) -> Vec<Value> {
+        let lines = self.log().iter();
+        let lines = lines.filter(|line| line["message"] == message);
+        lines.cloned().collect()
+    }
+
+    /// The next line; it is not kept. `None`: the agent has ended, or was silent for long.
+    pub fn next_line(&mut self) -> Option<Value> {
         self.lines.recv_timeout(PATIENCE).ok()
     }
 
@@ -235,13 +236,7 @@ impl Agent {
     }
 
     pub fn dump_output(&self, more: &[&str]) -> Output {
-        let dump = ["dump", "-o", "json", "--pins"];
-        Command::new(REBALANCER)
-            .args(dump)
-            .arg(&self.pins)
-            .args(more)
-            .output()
-            .unwrap()
+        rebalancer(self, &[&["dump", "-o", "json"], more].concat())
     }
 
     /// Connections of this pod.
@@ -262,11 +257,8 @@ impl Agent {
             .unwrap_or(Value::Null)
     }
 
-    /// What it said that an operator should look at, beside the outcomes of moves.
+    /// Warnings and errors, beside the outcomes of moves.
     pub fn complaints(&mut self) -> Vec<Value> {
-        while let Ok(line) = self.lines.try_recv() {
-            self.seen.push(line);
-        }
         let bad = |line: &Value| line["level"] == "WARN" || line["level"] == "ERROR";
         // The lab's pods have cgroups as kubelet names them, and no API server.
         let of_the_lab = |line: &Value| {
@@ -274,7 +266,7 @@ impl Agent {
             message.starts_with("there are pods on this node, and --kubernetes=off")
         };
         let is_one = |line: &&Value| bad(line) && line["message"] != "move" && !of_the_lab(line);
-        self.seen.iter().filter(is_one).cloned().collect()
+        self.log().iter().filter(is_one).cloned().collect()
     }
 
     /// Ends it, and looks whether anything of it is left in the kernel or on the bpffs.
@@ -374,6 +366,27 @@ pub fn kernel() -> Arc<Kernel> {
     Arc::clone(KERNEL.get_or_init(|| Arc::new(Kernel::read().unwrap())))
 }
 
+impl AsRef<Path> for Agent {
+    fn as_ref(&self) -> &Path {
+        &self.pins
+    }
+}
+
+/// Runs `rebalancer ARGUMENTS` with the pins of an agent, or others.
+pub fn rebalancer(pins: impl AsRef<Path>, arguments: &[&str]) -> Output {
+    let mut command = Command::new(REBALANCER);
+    command.args(arguments).arg("--pins").arg(pins.as_ref());
+    command.output().unwrap()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
 /// A socket's cookie.
 pub fn cookie(socket: impl AsFd) -> u64 {
     socket_cookie(socket).unwrap()
@@ -405,7 +418,7 @@ pub fn eventually<T: std::fmt::Debug>(what: &str, look: impl Fn() -> Result<T, T
     }
 }
 
-/// What `ss -tine` says of one established socket.
+/// One established socket, as `ss -tine` shows it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ss {
     pub cookie: String,

@@ -12,8 +12,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::{
     moves::enforce,
-    status::{rebalancer, said},
-    support::{Agent, PATIENCE, REBALANCER, alone, connect, lab, request},
+    support::{Agent, PATIENCE, REBALANCER, alone, connect, lab, rebalancer, request, stderr},
 };
 
 /// Both ends of a terminal of 100 by 30.
@@ -99,7 +98,7 @@ fn top_shows_endpoints_and_restores_the_terminal() {
     // Without a terminal it says how to do without.
     let piped = rebalancer(&agent, &["top"]);
     assert_eq!(piped.status.code(), Some(1), "{piped:?}");
-    assert!(said(&piped).contains("--once"), "{piped:?}");
+    assert!(stderr(&piped).contains("--once"), "{piped:?}");
 
     let (mut master, slave) = terminal();
     let before = tcgetattr(&slave).unwrap();

@@ -9,8 +9,8 @@ use rebalancer_user::{
 };
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, connect, eventually, lab, own_pins, pins_left,
-    request,
+    Agent, TRACK_ONLY, alone, bpftool, connect, eventually, lab, own_pins, pins_left, rebalancer,
+    request, stderr, stdout,
 };
 
 #[test]
@@ -65,12 +65,7 @@ fn a_connection_is_shown_with_peer_state_age_and_namespace() {
     assert!(c["bytesPerSecond"].as_u64().unwrap() > 0);
 
     // The table shows the same connection.
-    let table = std::process::Command::new(REBALANCER)
-        .args(["dump", "--pins"])
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
-    let table = String::from_utf8(table.stdout).unwrap();
+    let table = stdout(&rebalancer(&agent, &["dump"]));
     assert!(table.starts_with("ID "), "{table}");
     assert!(
         table.contains(&stream.local_addr().unwrap().to_string()),
@@ -225,16 +220,12 @@ fn without_an_agent_dump_attaches_for_the_call_and_reports_it() {
     let mut stream = connect(&lab, lab.pod(0).address());
     let answer = request(&mut stream, "/").unwrap();
     let pins = own_pins();
-    let out = std::process::Command::new(REBALANCER)
-        .args(["dump", "-o", "json", "--pins"])
-        .arg(&pins)
-        .output()
-        .unwrap();
+    let out = rebalancer(&pins, &["dump", "-o", "json"]);
     assert!(out.status.success(), "{out:?}");
-    let said = String::from_utf8(out.stderr).unwrap();
+    let note = stderr(&out);
     assert!(
-        said.contains("no agent is running") && said.contains("ages count from now"),
-        "{said}"
+        note.contains("no agent is running") && note.contains("ages count from now"),
+        "{note}"
     );
     let value: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(value["source"], "thisCall");
@@ -258,11 +249,7 @@ fn pins_of_a_killed_dump_are_removed_by_the_next_one() {
     let mut stale = pins.clone().into_os_string();
     stale.push("-dump-4194304"); // no process has this id
     std::fs::create_dir(&stale).unwrap();
-    let out = std::process::Command::new(REBALANCER)
-        .args(["dump", "--pins"])
-        .arg(&pins)
-        .output();
-    assert!(out.unwrap().status.success());
+    assert!(rebalancer(&pins, &["dump"]).status.success());
     assert!(!std::path::Path::new(&stale).exists());
 }
 

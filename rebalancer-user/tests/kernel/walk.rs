@@ -125,7 +125,7 @@ fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_ne
 
     let (sender, receiver) = UnixStream::pair().unwrap();
     send_descriptor(&sender, server);
-    assert_eq!(tracked.walked(id), None, "it is in nobody's table");
+    assert_eq!(tracked.walked(id), None, "it is in no process's table");
     assert_eq!(unseen(&mut tracked), before + 1);
     let server = receive_descriptor(&receiver).unwrap();
     assert_eq!(tracked.holders(id), [own(server.as_raw_fd())]);
@@ -150,7 +150,7 @@ fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_ne
     drop(client);
 }
 
-/// What a program of this file is told to do.
+/// The order to a program of this file.
 #[derive(Serialize, Deserialize)]
 struct Accept {
     at: SocketAddr,
@@ -466,7 +466,7 @@ fn walks_in_a_pid_namespace_when_told() {
 }
 
 /// What can be compared of two listings: not their times.
-fn told(observation: &Observation) -> (Vec<String>, BTreeMap<EndpointKey, Endpoint>) {
+fn listed_all(observation: &Observation) -> (Vec<String>, BTreeMap<EndpointKey, Endpoint>) {
     let connections = observation.snapshot.connections.iter();
     let mut connections: Vec<String> = connections
         .map(|c| {
@@ -515,7 +515,7 @@ fn a_pass_over_known_processes_lists_what_one_over_all_does() {
         std::thread::sleep(Duration::from_millis(100));
         let some = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
         let all = observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new()).unwrap();
-        assert_eq!(told(&some), told(&all));
+        assert_eq!(listed_all(&some), listed_all(&all));
         assert_eq!(some.unseen, all.unseen);
         short += usize::from(some.files < all.files / 2);
     }

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::support::{REBALANCER, TRACK_ONLY, alone, own_pins, pins_left};
+use crate::support::{REBALANCER, TRACK_ONLY, alone, own_pins, pins_left, stderr};
 
 /// Runs the agent in a mount namespace of its own, after `prepare`.
 fn agent_after(prepare: &str, arguments: &str) -> Output {
@@ -25,10 +25,6 @@ fn agent_after(prepare: &str, arguments: &str) -> Output {
     // What no process holds and nothing pins is not in the kernel.
     assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
     out
-}
-
-fn said(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
 #[test]
@@ -52,11 +48,11 @@ fn without_privilege() {
             .gid(65_534)
             .output()
             .unwrap();
-        let said = said(&out);
-        assert_eq!(out.status.code(), Some(4), "{said}");
+        let message = stderr(&out);
+        assert_eq!(out.status.code(), Some(4), "{message}");
         assert!(
-            said.contains("CAP_BPF") && said.contains("remedy"),
-            "{said}"
+            message.contains("CAP_BPF") && message.contains("remedy"),
+            "{message}"
         );
     }
 }
@@ -65,10 +61,10 @@ fn without_privilege() {
 fn without_btf() {
     let _alone = alone();
     let out = agent_after("mount -t tmpfs none /sys/kernel/btf", "");
-    let said = said(&out);
-    assert_eq!(out.status.code(), Some(1), "{said}");
-    assert!(said.contains("/sys/kernel/btf/vmlinux"), "{said}");
-    assert!(said.contains("CONFIG_DEBUG_INFO_BTF"), "{said}");
+    let message = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{message}");
+    assert!(message.contains("/sys/kernel/btf/vmlinux"), "{message}");
+    assert!(message.contains("CONFIG_DEBUG_INFO_BTF"), "{message}");
 }
 
 #[test]
@@ -77,11 +73,11 @@ fn without_cgroup_v2() {
     let hide =
         "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
     let out = agent_after(hide, "");
-    let said = said(&out);
-    assert_eq!(out.status.code(), Some(1), "{said}");
+    let message = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{message}");
     assert!(
-        said.contains("cgroup v2 hierarchy") && said.contains("mount -t cgroup2"),
-        "{said}"
+        message.contains("cgroup v2 hierarchy") && message.contains("mount -t cgroup2"),
+        "{message}"
     );
 }
 
@@ -95,12 +91,12 @@ fn with_only_a_subtree_of_the_hierarchy_mounted() {
                 rmdir $root/rebalancer-test-part; \
                 for m in $(awk '/ - cgroup2 / && $5 !~ /part/ {print $5}' /proc/self/mountinfo); do umount -l $m; done";
     let out = agent_after(hide, "");
-    let said = said(&out);
+    let message = stderr(&out);
     let _ = std::fs::remove_dir("/run/rebalancer-test-part");
-    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert_eq!(out.status.code(), Some(1), "{message}");
     assert!(
-        said.contains("private cgroup namespace") && said.contains("--cgroup"),
-        "{said}"
+        message.contains("private cgroup namespace") && message.contains("--cgroup"),
+        "{message}"
     );
 }
 
@@ -108,11 +104,11 @@ fn with_only_a_subtree_of_the_hierarchy_mounted() {
 fn with_a_cgroup_option_that_is_no_cgroup() {
     let _alone = alone();
     let out = agent_after("true", "--cgroup /tmp");
-    let said = said(&out);
-    assert_eq!(out.status.code(), Some(1), "{said}");
+    let message = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{message}");
     assert!(
-        said.contains("/tmp: not a cgroup v2 directory") && said.contains("remedy"),
-        "{said}"
+        message.contains("/tmp: not a cgroup v2 directory") && message.contains("remedy"),
+        "{message}"
     );
 }
 
@@ -126,11 +122,11 @@ fn with_pins_outside_a_bpffs() {
         .arg(policy.path())
         .output()
         .unwrap();
-    let said = said(&out);
-    assert_eq!(out.status.code(), Some(1), "{said}");
+    let message = stderr(&out);
+    assert_eq!(out.status.code(), Some(1), "{message}");
     assert!(
-        said.contains("not a bpffs") && said.contains("mount -t bpf"),
-        "{said}"
+        message.contains("not a bpffs") && message.contains("mount -t bpf"),
+        "{message}"
     );
     assert!(!std::path::Path::new("/tmp/rebalancer-pins").exists());
 }
@@ -146,7 +142,7 @@ fn bpffs_is_mounted_if_it_is_not() {
         .args(["--mount", "sh", "-c", &script])
         .output()
         .unwrap();
-    assert!(out.status.success(), "{}", said(&out));
+    assert!(out.status.success(), "{}", stderr(&out));
 }
 
 #[test]
@@ -159,10 +155,10 @@ fn with_an_invalid_policy() {
         .arg(policy.path())
         .output()
         .unwrap();
-    let said = said(&out);
-    assert_eq!(out.status.code(), Some(3), "{said}");
+    let message = stderr(&out);
+    assert_eq!(out.status.code(), Some(3), "{message}");
     assert!(
-        said.contains(":5:") && said.contains('^') && said.contains("unit"),
-        "{said}"
+        message.contains(":5:") && message.contains('^') && message.contains("unit"),
+        "{message}"
     );
 }

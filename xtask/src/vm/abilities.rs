@@ -60,7 +60,10 @@ const ABILITIES: [Ability; 14] = [
         "walk exact under churn",
         &["scale::churn::sums_are_exact_at_the_highest_connection_rate"],
     ),
-    ability("bytes as ss", &["bytes::bytes_of_request_traffic_match_ss_live_and_final"]),
+    ability(
+        "bytes as ss",
+        &["bytes::bytes_of_request_traffic_match_ss_live_and_final"],
+    ),
     asked(
         "SOCK_DESTROY",
         "reset by SOCK_DESTROY",
@@ -77,8 +80,8 @@ const ABILITIES: [Ability; 14] = [
         &["mechanisms::raw_resets_only_its_connection"],
     ),
     Ability {
-        name: "hears HTTP/1, skips HTTP/2",
-        asked: Some("hearing"),
+        name: "sniffs HTTP/1, skips HTTP/2",
+        asked: Some("protocol detection"),
         tests: &[
             "sniffing::an_answered_http_1_connection_is_moved_and_others_are_not_sniffed",
             "sniffing::other_protocols_than_http_1_are_skipped_and_no_longer_sniffed",

@@ -46,7 +46,7 @@ fn under_churn_no_connection_is_lost_or_counted_twice() {
         .spawn()
         .unwrap();
     let listings = held.list_while(&agent, &lab, |_| ab.try_wait().unwrap().is_none());
-    listings.tell(SHORT, started.elapsed());
+    listings.print(SHORT, started.elapsed());
     let after = at_rest(&agent, busy, 80);
     // ab may open one more than it was asked for; nginx's own count is the truth.
     let truth = accepted_by_nginx() - truth_before;
@@ -73,7 +73,7 @@ fn sums_are_exact_at_the_highest_connection_rate() {
         began.elapsed() < lasts || passes < ENOUGH
     });
     let done = churner.stop();
-    listings.tell(done.made, done.took);
+    listings.print(done.made, done.took);
     let after = at_rest(&agent, busy, PORT);
     let message = churner::MESSAGE as u64;
     for (key, truth) in [
@@ -173,7 +173,7 @@ impl Held {
 }
 
 impl Listings {
-    fn tell(&self, made: u64, took: Duration) {
+    fn print(&self, made: u64, took: Duration) {
         let rate = made as f64 / took.as_secs_f64();
         let Self { passes, listed } = self;
         println!(

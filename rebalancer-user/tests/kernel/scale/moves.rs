@@ -63,7 +63,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     let mut moved = Moves::default();
     let mut skipped = Value::Null;
     while moved.done < wanted || skipped.is_null() {
-        let line = agent.hear().expect("the agent goes on moving");
+        let line = agent.next_line().expect("the agent goes on moving");
         moved.take(&line);
         if line["message"] == "listed" {
             skipped = line["skipped"].clone();
@@ -77,41 +77,41 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     let listed_mptcp = scene.listed_mptcp(&agent);
     let endpoints: Vec<Value> = scene.ports().map(|p| scene.endpoint(&agent, p)).collect();
     agent.signal(Signal::TERM);
-    while let Some(line) = agent.hear() {
+    while let Some(line) = agent.next_line() {
         moved.take(&line);
     }
     let still = scene.listeners();
     let seen = scene.clients.stop();
     let at_server = scene.server.stop();
 
-    let mut said = String::new();
+    let mut report = String::new();
     let rate = done as f64 / time.as_secs_f64();
-    let mut tell = |what: &str, value: String| writeln!(said, "  {what:<28}{value}").unwrap();
-    tell("reset by", mechanism.to_string());
-    tell("moves", format!("{done} in {time:.1?}, {rate:.0} a second"));
+    let mut row = |what: &str, value: String| writeln!(report, "  {what:<28}{value}").unwrap();
+    row("reset by", mechanism.to_string());
+    row("moves", format!("{done} in {time:.1?}, {rate:.0} a second"));
     let outcomes = moved.outcomes();
-    tell("by outcome", format!("{outcomes:?}"));
+    row("by outcome", format!("{outcomes:?}"));
     for (words, count) in &moved.troubles {
-        tell("", format!("{count} {words}"));
+        row("", format!("{count} {words}"));
     }
-    tell("connections", seen.returning.len().to_string());
+    row("connections", seen.returning.len().to_string());
     let mut gaps = seen.reused_after.clone();
     let [least, median, most] = [0.0, 0.5, 0.99].map(|q| quantile(&mut gaps, q));
-    tell(
+    row(
         "ports used again after",
         format!("{least} us at least, {median} us median, {most} us p99"),
     );
     let mut since_look = moved.since_look.clone();
     let [median, p99] = [0.5, 0.99].map(|q| quantile(&mut since_look, q));
-    tell(
+    row(
         "from look to end",
         format!("{median} us median, {p99} us p99, of {}", since_look.len()),
     );
     let verdict = Verdict::of(&moved, &seen.returning, &at_server);
-    tell("wrong victims", verdict.wrong.len().to_string());
-    tell("victims missed", verdict.missed.len().to_string());
-    tell("left in the same moment", verdict.crossed.to_string());
-    tell("requests met by a close", verdict.cut_off.to_string());
+    row("wrong victims", verdict.wrong.len().to_string());
+    row("victims missed", verdict.missed.len().to_string());
+    row("left in the same moment", verdict.crossed.to_string());
+    row("requests met by a close", verdict.cut_off.to_string());
     let harmed = |all: &[Life]| all.iter().filter(|l| l.how != How::Open).count();
     let traffic = |all: &[Life]| {
         let (messages, bytes) = all
@@ -122,7 +122,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
             bytes as f64 / f64::from(1 << 20)
         )
     };
-    tell(
+    row(
         "bystanders harmed",
         format!(
             "{} of {} ({})",
@@ -132,7 +132,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
         ),
     );
     let lost = listeners.difference(&still).count();
-    tell(
+    row(
         "listeners lost",
         format!(
             "{lost} of {}; {} ports answer",
@@ -141,7 +141,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
         ),
     );
     match &scene.no_mptcp {
-        None => tell(
+        None => row(
             "MPTCP connections harmed",
             format!(
                 "{} of {} ({}); the agent sees {listed_mptcp}, and skipped them",
@@ -150,14 +150,17 @@ fn moves(mechanism: Mechanism, wanted: usize) {
                 traffic(&seen.multipath)
             ),
         ),
-        Some(why) => tell("MPTCP", format!("NOT TESTED: {why}")),
+        Some(why) => row("MPTCP", format!("NOT TESTED: {why}")),
     }
-    println!("\n{said}");
+    println!(
+        "
+{report}"
+    );
 
     let Verdict { wrong, missed, .. } = verdict;
     assert!(
         wrong.is_empty() && missed.is_empty(),
-        "wrong victims: {wrong:#?}; said, and not done: {missed:#?}"
+        "wrong victims: {wrong:#?}; reported, and not done: {missed:#?}"
     );
     assert_eq!(harmed(&seen.bystanders), 0, "{:?}", seen.bystanders);
     assert_eq!(seen.bystanders.len(), BYSTANDERS);
@@ -422,17 +425,18 @@ impl Verdict {
             let server_saw = at_server.get(cookie).map(|(_, how)| *how);
             let life = by_cookie.get(cookie);
             let client_saw = life.map(|life| life.how);
-            let said = || format!("{cookie:x} of {peer} {outcome}: {client_saw:?}, {server_saw:?}");
+            let shown =
+                || format!("{cookie:x} of {peer} {outcome}: {client_saw:?}, {server_saw:?}");
             if life.is_some_and(|life| life.local != *peer) {
                 verdict
                     .wrong
-                    .push(format!("{}, {peer} is {life:?}", said()));
+                    .push(format!("{}, {peer} is {life:?}", shown()));
             }
             let Some((at_client, at_server)) = ends_seen(outcome) else {
                 // Whatever became of it, it was not ended from this side.
                 let lives_or_left = matches!(client_saw, None | Some(How::Left | How::Open));
                 if !lives_or_left && outcome != ASKED_AT_THE_END {
-                    verdict.wrong.push(said());
+                    verdict.wrong.push(shown());
                 }
                 continue;
             };
@@ -450,7 +454,7 @@ impl Verdict {
                     .any(|how| take_one(&mut nameless, (*peer, *how))),
             };
             if !client_agrees || !server_saw.is_some_and(|how| at_server.contains(&how)) {
-                verdict.missed.push(said());
+                verdict.missed.push(shown());
             }
         }
         let by_a_move = |cookie: &u64, how: How| {
@@ -463,8 +467,8 @@ impl Verdict {
         for (cookie, life) in by_cookie {
             if !matches!(life.how, How::Open | How::Left) && !by_a_move(&cookie, life.how) {
                 let server_saw = at_server.get(&cookie);
-                let said = moved.of.get(&cookie);
-                let what = format!("{cookie:x}: {life:?}, {server_saw:?}, not moved: {said:?}");
+                let reported = moved.of.get(&cookie);
+                let what = format!("{cookie:x}: {life:?}, {server_saw:?}, not moved: {reported:?}");
                 verdict.wrong.push(what);
             }
         }
