@@ -171,7 +171,7 @@ fn unit() -> Vec<Section> {
 
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
-    let tests = ["cli", "deploy", "plan", "policy", "manual"].map(|test| ["--test", test]);
+    let tests = ["cli", "deploy"].map(|test| ["--test", test]);
     let agent = ["test", "--workspace"];
     Ok(vec![section(
         "command line, manifests",

@@ -1,15 +1,11 @@
-//! The command line as a black box: what goes where, exit codes, messages. Needs neither root
-//! nor BPF; what needs them is in tests/kernel.
+//! Usage, `policy check`, and commands that ask an agent where none runs.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::PathBuf,
-    process::{Output, Stdio},
-};
+use std::{fs, io::Write as _, path::PathBuf, process::Stdio};
 
 use assert_cmd::Command;
 use tempfile::TempDir;
+
+use crate::{Ran, command, run, run_with};
 
 const VALID: &str = "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -18,43 +14,8 @@ rules:
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30m}}
 ";
 
-fn rebalancer(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rebalancer"));
-    // What the caller's environment sets must not decide.
-    for variable in ["LOG", "METRICS_ADDRESS", "MOVE_EVENTS"] {
-        command.env_remove(format!("REBALANCER_{variable}"));
-    }
-    command.args(arguments);
-    command
-}
-
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Said {
-    fn from(output: Output) -> Self {
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        let said = Self {
-            // None is a signal: no mistake of a caller may be answered by one.
-            code: output.status.code().expect("an exit code"),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        };
-        assert!(!said.err.contains("panicked"), "{}", said.err);
-        said
-    }
-}
-
-fn run(arguments: &[&str]) -> Said {
-    rebalancer(arguments).output().unwrap().into()
-}
-
-fn check_stdin(text: impl Into<Vec<u8>>) -> Said {
-    let mut command = rebalancer(&["policy", "check", "-"]);
-    command.write_stdin(text).output().unwrap().into()
+fn check_text(text: impl AsRef<[u8]>) -> Ran {
+    run_with(&["policy", "check", "-"], text)
 }
 
 /// A folder and a policy file in it.
@@ -65,7 +26,7 @@ fn file(content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
     (dir, path)
 }
 
-fn check(content: impl AsRef<[u8]>) -> Said {
+fn check(content: impl AsRef<[u8]>) -> Ran {
     let (_dir, path) = file(content);
     run(&["policy", "check", path.to_str().unwrap()])
 }
@@ -80,10 +41,10 @@ fn assert_has(text: &str, parts: &[&str]) {
 #[test]
 fn help_names_every_command() {
     for arguments in [["--help"], ["-h"]] {
-        let said = run(&arguments);
-        assert_eq!((said.code, said.err.as_str()), (0, ""));
+        let ran = run(&arguments);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""));
         assert_has(
-            &said.out,
+            &ran.out,
             &[
                 "agent",
                 "dump",
@@ -104,9 +65,9 @@ fn help_names_every_command() {
 fn version_is_that_of_the_crate() {
     let version = concat!("rebalancer ", env!("CARGO_PKG_VERSION"), "\n");
     for flag in ["--version", "-V"] {
-        let said = run(&[flag]);
+        let ran = run(&[flag]);
         assert_eq!(
-            (said.code, said.out.as_str(), said.err.as_str()),
+            (ran.code, ran.out.as_str(), ran.err.as_str()),
             (0, version, "")
         );
     }
@@ -154,14 +115,14 @@ fn every_command_explains_itself() {
         (&["policy", "check"], &["<FILE>", "standard input"]),
     ];
     for (command, parts) in expected {
-        let said = run(&[command, &["--help"]].concat());
-        assert_eq!((said.code, said.err.as_str()), (0, ""), "{command:?}");
-        assert_has(&said.out, parts);
+        let ran = run(&[command, &["--help"]].concat());
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{command:?}");
+        assert_has(&ran.out, parts);
     }
 }
 
 #[test]
-fn mistakes_of_usage_are_2_and_say_what_is_meant() {
+fn usage_errors_are_2_and_name_the_remedy() {
     let long = "x".repeat(300);
     let mistakes: [(&[&str], &str); 27] = [
         (&[], "Usage"),
@@ -193,56 +154,56 @@ fn mistakes_of_usage_are_2_and_say_what_is_meant() {
         (&["policy", "check", "a", "b"], "'b'"),
     ];
     for (arguments, part) in mistakes {
-        let said = run(arguments);
-        assert_eq!((said.code, said.out.as_str()), (2, ""), "{arguments:?}");
-        assert_has(&said.err, &[part]);
+        let ran = run(arguments);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}");
+        assert_has(&ran.err, &[part]);
     }
 }
 
 #[test]
-fn a_valid_policy_is_told_on_stdout() {
+fn a_valid_policy_is_reported_on_stdout() {
     let (_dir, path) = file(VALID);
     let name = path.to_str().unwrap();
-    let said = run(&["policy", "check", name]);
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
-    assert_eq!(said.out, format!("{name}: valid, mode DryRun, 1 rule\n"));
+    let ran = run(&["policy", "check", name]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(ran.out, format!("{name}: valid, mode DryRun, 1 rule\n"));
 }
 
 #[test]
-fn no_rules_are_a_policy_too() {
-    let said = check(
+fn a_policy_without_rules_is_valid() {
+    let ran = check(
         "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules: []\n",
     );
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
-    assert_has(&said.out, &["valid, mode Enforce, 0 rules\n"]);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_has(&ran.out, &["valid, mode Enforce, 0 rules\n"]);
 }
 
 #[test]
-fn what_editors_leave_is_no_error() {
+fn a_byte_order_mark_crlf_and_a_missing_last_newline_are_accepted() {
     let (mark, lines) = (format!("\u{feff}{VALID}"), VALID.replace('\n', "\r\n"));
     for text in [mark, lines, VALID.trim_end().to_owned()] {
-        let said = check(&text);
-        assert_eq!((said.code, said.err.as_str()), (0, ""), "{text:?}");
+        let ran = check(&text);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{text:?}");
     }
 }
 
 #[test]
-fn a_mistake_is_3_with_its_place_mark_and_remedy_on_stderr() {
+fn a_syntax_error_is_3_with_place_mark_and_remedy_on_stderr() {
     let (_dir, path) = file(VALID.replace("maxAge", "maxage"));
     let name = path.to_str().unwrap();
-    let said = run(&["policy", "check", name]);
-    assert_eq!((said.code, said.out.as_str()), (3, ""));
+    let ran = run(&["policy", "check", name]);
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
     let expected = format!(
         "{name}:4:56: error: unknown field `maxage`\n\
          \x20 4 | - {{name: web, match: {{ports: [{{port: 8080}}]}}, limits: {{maxage: 30m}}}}\n\
          \x20   |                                                        ^^^^^^ not a field of this mapping\n\
          \x20   = did you mean `maxAge`?\n"
     );
-    assert_eq!(said.err, expected);
+    assert_eq!(ran.err, expected);
 }
 
 #[test]
-fn mistakes_of_meaning_are_told_all_at_once() {
+fn all_invalid_values_are_reported_at_once() {
     let wrong = "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
@@ -252,9 +213,9 @@ rules:
 - {name: web, match: {ports: [{port: 80800}]}, limits: {maxAge: 30}}
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxBytes: 10Gi}}
 ";
-    let said = check(wrong);
-    assert_eq!((said.code, said.out.as_str()), (3, ""));
-    let heads = said.err.lines().filter(|line| line.contains(": error: "));
+    let ran = check(wrong);
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+    let heads = ran.err.lines().filter(|line| line.contains(": error: "));
     let places: Vec<&str> = heads
         .map(|head| {
             let (_, place) = head.split_once("policy.yaml:").unwrap();
@@ -265,24 +226,24 @@ rules:
         places,
         ["3:7", "4:11", "6:38", "6:65", "7:10"],
         "{}",
-        said.err
+        ran.err
     );
 }
 
 #[test]
 fn a_dash_is_standard_input() {
-    let said = check_stdin(VALID);
+    let ran = check_text(VALID);
     assert_eq!(
-        (said.code, said.out.as_str(), said.err.as_str()),
+        (ran.code, ran.out.as_str(), ran.err.as_str()),
         (0, "stdin: valid, mode DryRun, 1 rule\n", "")
     );
-    let said = check_stdin("");
-    assert_eq!((said.code, said.out.as_str()), (3, ""));
-    assert_has(&said.err, &["stdin:1:1: error: missing field `apiVersion`"]);
+    let ran = check_text("");
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+    assert_has(&ran.err, &["stdin:1:1: error: missing field `apiVersion`"]);
 }
 
 #[test]
-fn what_cannot_be_read_is_1_with_its_path() {
+fn an_unreadable_file_is_1_with_its_path() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none.yaml");
     for (path, why) in [
@@ -291,32 +252,32 @@ fn what_cannot_be_read_is_1_with_its_path() {
     ] {
         let path = path.to_str().unwrap();
         for command in [&["policy", "check", path][..], &["agent", "--policy", path]] {
-            let said = run(command);
-            assert_eq!((said.code, said.out.as_str()), (1, ""), "{command:?}");
-            assert_has(&said.err, &["error: ", path, why]);
-            assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+            let ran = run(command);
+            assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{command:?}");
+            assert_has(&ran.err, &["error: ", path, why]);
+            assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
         }
     }
 }
 
 #[test]
-fn what_is_not_utf_8_is_told_alike_from_file_and_stdin() {
+fn text_that_is_not_utf_8_is_refused_from_file_and_stdin() {
     let latin = b"# caf\xe9\n".to_vec();
     let utf_16: Vec<u8> = "\u{feff}kind: x\n"
         .encode_utf16()
         .flat_map(u16::to_le_bytes)
         .collect();
     for bytes in [latin, utf_16] {
-        for said in [check(&bytes), check_stdin(bytes.clone())] {
-            assert_ne!(said.code, 0);
-            assert_eq!(said.out, "");
-            assert_has(&said.err, &["not UTF-8"]);
+        for ran in [check(&bytes), check_text(&bytes)] {
+            assert_ne!(ran.code, 0);
+            assert_eq!(ran.out, "");
+            assert_has(&ran.err, &["not UTF-8"]);
         }
     }
 }
 
 #[test]
-fn binary_and_hostile_content_is_refused_without_a_trace_on_the_terminal() {
+fn binary_and_hostile_content_is_refused_without_control_characters_in_the_error() {
     let deep = "[".repeat(100_000);
     let wide = format!("rules: [{}]", "{},".repeat(100_000));
     let bomb = "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\n".to_owned();
@@ -325,40 +286,40 @@ fn binary_and_hostile_content_is_refused_without_a_trace_on_the_terminal() {
     let large = format!("{VALID}# {}\n", "x".repeat(2 << 20));
     let documents = format!("{VALID}---\n{VALID}");
     for text in [deep, wide, bomb, escapes, nul, large, documents] {
-        let said = check(&text);
-        assert_eq!((said.code, said.out.as_str()), (3, ""), "{}", said.err);
-        assert!(said.err.len() < 100_000, "{} bytes", said.err.len());
+        let ran = check(&text);
+        assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{}", ran.err);
+        assert!(ran.err.len() < 100_000, "{} bytes", ran.err.len());
         let commands = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(!said.err.contains(commands), "{:?}", said.err);
+        assert!(!ran.err.contains(commands), "{:?}", ran.err);
     }
 }
 
 #[test]
 fn an_endless_file_is_refused() {
-    let mut command = rebalancer(&["policy", "check", "/dev/zero"]);
-    let said = Said::from(
+    let mut command = command(&["policy", "check", "/dev/zero"]);
+    let ran = Ran::from(
         command
             .timeout(std::time::Duration::from_secs(30))
             .output()
             .unwrap(),
     );
-    assert_eq!((said.code, said.out.as_str()), (1, ""));
-    assert_has(&said.err, &["/dev/zero", "16 MiB"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert_has(&ran.err, &["/dev/zero", "16 MiB"]);
 }
 
 #[test]
-fn the_agent_judges_its_policy_before_it_asks_for_anything() {
+fn the_agent_checks_its_policy_before_anything_else() {
     // Without privilege the answer to a valid one is 4, and with it this cgroup is an error.
     let (_dir, path) = file(VALID.replace("30m", "30"));
     let path = path.to_str().unwrap();
-    let said = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]);
-    assert_eq!((said.code, said.out.as_str()), (3, ""));
-    assert_has(&said.err, &[":4:64: error: missing unit", "30s"]);
-    assert!(!said.err.contains("nowhere"), "{}", said.err);
+    let ran = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]);
+    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+    assert_has(&ran.err, &[":4:64: error: missing unit", "30s"]);
+    assert!(!ran.err.contains("nowhere"), "{}", ran.err);
 }
 
 #[test]
-fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
+fn commands_that_ask_an_agent_fail_where_none_runs() {
     let dir = tempfile::tempdir().unwrap();
     let questions: [(&[&str], i32); 10] = [
         (&["top"], 5),
@@ -369,56 +330,56 @@ fn without_an_agent_there_is_nothing_to_follow_to_pause_or_to_probe() {
         (&["resume"], 5),
         (&["cooldowns", "list", "-o", "json"], 5),
         (&["cooldowns", "clear", "--all"], 5),
-        // A kubelet knows 0 and all else.
+        // A kubelet only distinguishes 0 from other codes.
         (&["probe", "live"], 1),
         (&["probe", "ready"], 1),
     ];
     for (question, code) in questions {
         let pins = "/sys/fs/bpf/rebalancer-nobody";
         let run_dir = dir.path().to_str().unwrap();
-        let said = run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat());
-        assert_eq!(said.code, code, "{question:?}: {}", said.err);
-        assert_has(&said.err, &["no agent is running", run_dir]);
+        let ran = run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat());
+        assert_eq!(ran.code, code, "{question:?}: {}", ran.err);
+        assert_has(&ran.err, &["no agent is running", run_dir]);
     }
 }
 
-/// A folder without a socket, and pins that are not there.
+/// `status` for a directory without a socket, and pins that do not exist.
 fn status(form: &str, run_dir: &std::path::Path) -> Command {
     let run_dir = run_dir.to_str().unwrap();
     let pins = "/sys/fs/bpf/rebalancer-nobody";
-    rebalancer(&["status", "-o", form, "--pins", pins, "--run-dir", run_dir])
+    command(&["status", "-o", form, "--pins", pins, "--run-dir", run_dir])
 }
 
 #[test]
-fn no_agent_is_5_in_every_form_and_says_where_it_was_looked_for() {
+fn status_without_an_agent_is_5_and_names_the_socket() {
     let dir = tempfile::tempdir().unwrap();
     for form in ["table", "wide", "json", "yaml"] {
-        let said = Said::from(status(form, dir.path()).output().unwrap());
-        assert_eq!((said.code, said.out.as_str()), (5, ""), "{}", said.err);
+        let ran = Ran::from(status(form, dir.path()).output().unwrap());
+        assert_eq!((ran.code, ran.out.as_str()), (5, ""), "{}", ran.err);
         let socket = dir.path().join("agent.sock");
         let parts = [
             "no agent is running",
             socket.to_str().unwrap(),
             "rebalancer-nobody",
         ];
-        assert_has(&said.err, &parts);
+        assert_has(&ran.err, &parts);
     }
-    // What a killed one leaves: nobody listens on it.
+    // A killed one leaves its socket.
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap());
-    let said = Said::from(status("table", dir.path()).output().unwrap());
-    assert_eq!(said.code, 5, "{}", said.err);
+    let ran = Ran::from(status("table", dir.path()).output().unwrap());
+    assert_eq!(ran.code, 5, "{}", ran.err);
     assert_eq!(run(&["status", "-o", "xml"]).code, 2);
 }
 
 #[test]
-fn who_may_not_ask_is_told_so_with_4() {
+fn status_without_permission_is_4() {
     use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
     let dir = tempfile::tempdir().unwrap();
     let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
     command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
-    // Root may all: then another user's eyes are used, on a binary where they reach.
+    // Root may do everything: then another user runs a copy that is accessible to it.
     let copy = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
     if rustix::process::geteuid().is_root() {
         let binary = copy.path().join("rebalancer");
@@ -428,13 +389,13 @@ fn who_may_not_ask_is_told_so_with_4() {
         command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
         command.uid(65534).gid(65534);
     }
-    let said = Said::from(command.output().unwrap());
-    assert_eq!((said.code, said.out.as_str()), (4, ""), "{}", said.err);
-    assert_has(&said.err, &["permission denied", "root"]);
+    let ran = Ran::from(command.output().unwrap());
+    assert_eq!((ran.code, ran.out.as_str()), (4, ""), "{}", ran.err);
+    assert_has(&ran.err, &["permission denied", "root"]);
 }
 
 #[test]
-fn an_agent_that_answers_nonsense_is_an_error_of_one_message() {
+fn an_invalid_answer_of_an_agent_is_one_error_message() {
     let dir = tempfile::tempdir().unwrap();
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
     let answers = [
@@ -449,22 +410,22 @@ fn an_agent_that_answers_nonsense_is_an_error_of_one_message() {
         ("220 smtp.example.org\r\n", "asking the agent"),
     ];
     for (answer, part) in answers {
-        let said = std::thread::scope(|scope| {
+        let ran = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
                 stream.write_all(answer.as_bytes()).unwrap();
             });
-            Said::from(status("table", dir.path()).output().unwrap())
+            Ran::from(status("table", dir.path()).output().unwrap())
         });
-        assert_eq!((said.code, said.out.as_str()), (1, ""), "{}", said.err);
-        assert_has(&said.err, &[part]);
-        assert!(!said.err.contains('\u{1b}'), "{:?}", said.err);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{}", ran.err);
+        assert_has(&ran.err, &[part]);
+        assert!(!ran.err.contains('\u{1b}'), "{:?}", ran.err);
     }
 }
 
 #[test]
-fn a_reader_who_has_seen_enough_is_no_error() {
+fn a_closed_stdout_is_no_error() {
     let (_dir, path) = file(VALID);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -475,12 +436,12 @@ fn a_reader_who_has_seen_enough_is_no_error() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = Said::from(child.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
 }
 
 #[test]
-fn an_answer_that_cannot_be_written_is_an_error() {
+fn a_full_stdout_is_an_error() {
     let (_dir, path) = file(VALID);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
@@ -490,9 +451,9 @@ fn an_answer_that_cannot_be_written_is_an_error() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = Said::from(child.wait_with_output().unwrap());
-    assert_eq!(said.code, 1);
-    assert_has(&said.err, &["error: ", "stdout", "No space left"]);
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1);
+    assert_has(&ran.err, &["error: ", "stdout", "No space left"]);
 }
 
 #[test]
@@ -509,6 +470,6 @@ fn a_policy_from_a_pipe_is_read_to_its_end() {
         pipe.write_all(line.as_bytes()).unwrap();
     }
     drop(pipe);
-    let said = Said::from(child.wait_with_output().unwrap());
-    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    let ran = Ran::from(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
 }

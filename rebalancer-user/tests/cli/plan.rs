@@ -1,8 +1,6 @@
 //! `plan` and its kin as black boxes, on saved dumps: without privilege, without a kernel half.
 
-mod black_box;
-
-use black_box::rebalancer;
+use crate::{Ran, run_with};
 
 const POLICY: &str = "\
 apiVersion: rebalancer.dev/v1alpha1
@@ -39,34 +37,35 @@ fn dump() -> String {
 }
 
 /// Runs the command with a policy file and the dump on stdin.
-fn run(policy: &str, arguments: &[&str], stdin: &str) -> (Option<i32>, String, String) {
+fn run(policy: &str, arguments: &[&str], stdin: &str) -> Ran {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policy.yaml");
     std::fs::write(&file, policy).unwrap();
     let file = file.to_str().unwrap();
     let asked = [arguments, &["--policy", file, "--snapshot", "-"]].concat();
-    let (code, out, error) = rebalancer(&asked, stdin);
-    (code, out, error.replace(file, "policy.yaml"))
+    let mut ran = run_with(&asked, stdin);
+    ran.err = ran.err.replace(file, "policy.yaml");
+    ran
 }
 
 #[test]
-fn a_plan_of_a_dump_tells_what_is_moved_and_what_waits() {
-    let (code, out, err) = run(POLICY, &["plan"], &dump());
-    assert_eq!(code, Some(0), "{err}");
+fn a_plan_of_a_dump_lists_moves_and_what_waits() {
+    let Ran { code, out, err } = run(POLICY, &["plan"], &dump());
+    assert_eq!(code, 0, "{err}");
     assert!(err.contains("budgets are shown as unspent"), "{err}");
     insta::assert_snapshot!(out);
-    insta::assert_snapshot!(run(POLICY, &["plan", "-o", "wide"], &dump()).1);
-    insta::assert_snapshot!(run(POLICY, &["plan", "-o", "yaml"], &dump()).1);
+    insta::assert_snapshot!(run(POLICY, &["plan", "-o", "wide"], &dump()).out);
+    insta::assert_snapshot!(run(POLICY, &["plan", "-o", "yaml"], &dump()).out);
 }
 
 #[test]
-fn a_plan_is_no_more_than_the_mode_allows() {
-    let dry = run(POLICY, &["plan", "--mode", "dry-run"], &dump()).1;
+fn a_plan_is_limited_by_the_mode() {
+    let dry = run(POLICY, &["plan", "--mode", "dry-run"], &dump()).out;
     assert!(
         dry.contains("5 to move: 2 would move now") && dry.contains("DryRun"),
         "{dry}"
     );
-    let none = run(POLICY, &["plan", "--mode", "disabled"], &dump()).1;
+    let none = run(POLICY, &["plan", "--mode", "disabled"], &dump()).out;
     assert!(
         none.contains("disabled") && none.contains("nothing to move"),
         "{none}"
@@ -75,8 +74,8 @@ fn a_plan_is_no_more_than_the_mode_allows() {
 
 #[test]
 fn json_is_an_envelope_with_every_connection() {
-    let (code, out, _) = run(POLICY, &["plan", "-o", "json"], &dump());
-    assert_eq!(code, Some(0));
+    let Ran { code, out, .. } = run(POLICY, &["plan", "-o", "json"], &dump());
+    assert_eq!(code, 0);
     let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(plan["kind"], "Plan");
     assert_eq!(
@@ -90,23 +89,23 @@ fn json_is_an_envelope_with_every_connection() {
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_exit_code() {
-    let (code, out, err) = run(POLICY, &["plan"], &dump().replace("ESTAB", "GONE"));
-    assert_eq!((code, out.as_str()), (Some(1), ""));
+fn invalid_input_has_an_exit_code_and_an_error() {
+    let Ran { code, out, err } = run(POLICY, &["plan"], &dump().replace("ESTAB", "GONE"));
+    assert_eq!((code, out.as_str()), (1, ""));
     assert!(
         err.contains("the snapshot stdin: items[0].state: `GONE`"),
         "{err}"
     );
-    let (code, _, err) = run(POLICY, &["plan"], r#"{"kind": "PodList"}"#);
-    assert_eq!(code, Some(1));
+    let Ran { code, err, .. } = run(POLICY, &["plan"], r#"{"kind": "PodList"}"#);
+    assert_eq!(code, 1);
     assert!(err.contains("apiVersion is missing"), "{err}");
-    let (code, _, err) = run("rules: 1", &["plan"], &dump());
-    assert_eq!(code, Some(3));
+    let Ran { code, err, .. } = run("rules: 1", &["plan"], &dump());
+    assert_eq!(code, 3);
     assert!(err.contains("policy.yaml:1:8"), "{err}");
-    let (code, _, _) = run(POLICY, &["plan", "-o", "xml"], &dump());
-    assert_eq!(code, Some(2));
-    let (code, _, _) = rebalancer(&["plan", "--policy", "-", "--snapshot", "-"], "");
-    assert_eq!(code, Some(1));
+    let Ran { code, .. } = run(POLICY, &["plan", "-o", "xml"], &dump());
+    assert_eq!(code, 2);
+    let Ran { code, .. } = run_with(&["plan", "--policy", "-", "--snapshot", "-"], "");
+    assert_eq!(code, 1);
 }
 
 #[test]
@@ -115,17 +114,17 @@ fn a_connection_is_explained() {
         "rules:\n",
         "rules:\n- {name: other, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n",
     );
-    let (code, out, err) = run(&rules, &["explain", "3"], &dump());
-    assert_eq!(code, Some(0), "{err}");
+    let Ran { code, out, err } = run(&rules, &["explain", "3"], &dump());
+    assert_eq!(code, 0, "{err}");
     insta::assert_snapshot!(out);
-    insta::assert_snapshot!(run(&rules, &["explain", "3", "-o", "json"], &dump()).1);
-    let (_, moved, _) = run(&rules, &["explain", "5"], &dump());
+    insta::assert_snapshot!(run(&rules, &["explain", "3", "-o", "json"], &dump()).out);
+    let Ran { out: moved, .. } = run(&rules, &["explain", "5"], &dump());
     assert!(
         moved.contains("move (Enforce)") && !moved.contains("needs"),
         "{moved}"
     );
-    let (code, _, err) = run(&rules, &["explain", "77"], &dump());
-    assert_eq!(code, Some(1));
+    let Ran { code, err, .. } = run(&rules, &["explain", "77"], &dump());
+    assert_eq!(code, 1);
     assert!(err.contains("no connection 77 is tracked"), "{err}");
-    assert_eq!(run(&rules, &["explain", "xyz"], &dump()).0, Some(2));
+    assert_eq!(run(&rules, &["explain", "xyz"], &dump()).code, 2);
 }

@@ -1,14 +1,12 @@
 //! Completions and manual pages, as black boxes.
 
-mod black_box;
-
-use black_box::rebalancer;
+use crate::{Ran, run_with};
 
 #[test]
 fn every_shell_gets_completions() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let (code, out, _) = rebalancer(&["completions", shell], "");
-        assert_eq!(code, Some(0), "{shell}");
+        let Ran { code, out, .. } = run_with(&["completions", shell], "");
+        assert_eq!(code, 0, "{shell}");
         for word in [
             "explain",
             "--snapshot",
@@ -26,21 +24,23 @@ fn every_shell_gets_completions() {
             assert!(known, "{shell} does not know {word}");
         }
     }
-    assert_eq!(rebalancer(&["completions", "tcsh"], "").0, Some(2));
+    assert_eq!(run_with(&["completions", "tcsh"], "").code, 2);
 }
 
 #[test]
 fn every_command_has_a_manual_page() {
-    let (code, page, _) = rebalancer(&["man"], "");
-    assert_eq!(code, Some(0));
+    let Ran {
+        code, out: page, ..
+    } = run_with(&["man"], "");
+    assert_eq!(code, 0);
     assert!(
         page.contains(".TH rebalancer 1") && page.contains("explain"),
         "{page}"
     );
     let folder = tempfile::tempdir().unwrap();
     let pages = folder.path().join("man1");
-    let (code, _, err) = rebalancer(&["man", "--dir", pages.to_str().unwrap()], "");
-    assert_eq!(code, Some(0), "{err}");
+    let Ran { code, err, .. } = run_with(&["man", "--dir", pages.to_str().unwrap()], "");
+    assert_eq!(code, 0, "{err}");
     for name in [
         "rebalancer",
         "rebalancer-plan",

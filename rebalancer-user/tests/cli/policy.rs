@@ -1,8 +1,6 @@
 //! `policy explain`, `policy schema` and `policy reference` as black boxes.
 
-mod black_box;
-
-use black_box::rebalancer;
+use crate::{Ran, run_with};
 
 #[test]
 fn an_explained_policy_is_valid_again() {
@@ -12,22 +10,30 @@ kind: RebalancePolicy
 rules:
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
 ";
-    let (code, explained, err) = rebalancer(&["policy", "explain", "-"], policy);
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let Ran {
+        code,
+        out: explained,
+        err,
+    } = run_with(&["policy", "explain", "-"], policy);
+    assert_eq!((code, err.as_str()), (0, ""));
     assert!(
         explained.contains("interval: 5s # default\n"),
         "{explained}"
     );
-    let (code, checked, err) = rebalancer(&["policy", "check", "-"], &explained);
-    assert_eq!(code, Some(0), "{err}");
+    let Ran {
+        code,
+        out: checked,
+        err,
+    } = run_with(&["policy", "check", "-"], &explained);
+    assert_eq!(code, 0, "{err}");
     assert_eq!(checked, "stdin: valid, mode DryRun, 1 rule\n");
-    let (code, out, err) = rebalancer(&["policy", "explain", "-"], "rules: 1");
-    assert_eq!((code, out.as_str()), (Some(3), ""));
+    let Ran { code, out, err } = run_with(&["policy", "explain", "-"], "rules: 1");
+    assert_eq!((code, out.as_str()), (3, ""));
     assert!(err.contains("stdin:1:8"), "{err}");
 }
 
 #[test]
-fn a_rule_for_pods_says_that_it_needs_kubernetes() {
+fn a_rule_for_pods_notes_that_it_needs_kubernetes() {
     let policy = "\
 apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
@@ -35,10 +41,10 @@ rules:
 - {name: shop, match: {services: ['*/checkout']}, limits: {maxAge: 1h}}
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
 ";
-    let (code, out, err) = rebalancer(&["policy", "check", "-"], policy);
+    let Ran { code, out, err } = run_with(&["policy", "check", "-"], policy);
     assert_eq!(
         (code, out.as_str()),
-        (Some(0), "stdin: valid, mode DryRun, 2 rules\n")
+        (0, "stdin: valid, mode DryRun, 2 rules\n")
     );
     assert_eq!(
         err,
@@ -48,8 +54,8 @@ rules:
 
 #[test]
 fn the_schema_is_json() {
-    let (code, out, _) = rebalancer(&["policy", "schema"], "");
-    assert_eq!(code, Some(0));
+    let Ran { code, out, .. } = run_with(&["policy", "schema"], "");
+    assert_eq!(code, 0);
     let schema: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(schema["title"], "RebalancePolicy");
     assert_eq!(schema["additionalProperties"], false);
@@ -60,9 +66,9 @@ fn the_schema_is_json() {
 fn the_deployed_policy_is_valid_by_the_schema() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base/policy.yaml");
     let text = std::fs::read_to_string(file).unwrap();
-    let (code, _, err) = rebalancer(&["policy", "check", "-"], &text);
-    assert_eq!(code, Some(0), "{err}");
-    let schema = rebalancer(&["policy", "schema"], "").1;
+    let Ran { code, err, .. } = run_with(&["policy", "check", "-"], &text);
+    assert_eq!(code, 0, "{err}");
+    let schema = run_with(&["policy", "schema"], "").out;
     let validator = jsonschema::validator_for(&serde_json::from_str(&schema).unwrap()).unwrap();
     let policy: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
     let errors: Vec<String> = validator
@@ -76,8 +82,12 @@ fn the_deployed_policy_is_valid_by_the_schema() {
 #[test]
 fn the_policy_reference_is_what_the_binary_prints() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/POLICY.md");
-    let (code, printed, err) = rebalancer(&["policy", "reference"], "");
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let Ran {
+        code,
+        out: printed,
+        err,
+    } = run_with(&["policy", "reference"], "");
+    assert_eq!((code, err.as_str()), (0, ""));
     assert!(
         std::fs::read_to_string(file).is_ok_and(|text| text == printed),
         "{file} is out of date; renew it in rebalancer-user with\n  \
