@@ -1,5 +1,5 @@
-//! What this kernel and this process can do, tried on connections of our own and never judged by a
-//! version: distributions carry features back, and security policies take them away.
+//! What this kernel and this process can do, tried on connections of our own. Versions prove nothing:
+//! distributions backport features, and security policies forbid them.
 
 use std::{collections::BTreeMap, fs, io, os::fd::AsFd as _, thread, time::Duration};
 
@@ -13,16 +13,16 @@ use crate::{
     moves::{self, Mechanism},
 };
 
-/// Something that may be possible here, or not.
+/// Something that a kernel may support.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
     /// A connection gets a record when it is accepted, and the walk finds it.
     Recording,
     /// A connection's close is seen, and its bytes are added up.
     SeeingCloses,
-    /// The walk can be led over one process alone.
+    /// The walk can visit one process alone.
     WalkingOneProcess,
-    /// What a victim and its server send is sniffed, so that HTTP/1 is moved between two exchanges.
+    /// Connections are sniffed, so that HTTP/1 is moved between two exchanges.
     Sniffing,
     /// The sends of a connection are counted.
     CountingSends,
@@ -30,7 +30,7 @@ pub enum Ability {
     Reset(Mechanism),
 }
 
-/// An ability and what came of trying it.
+/// An ability, and the result of trying it.
 #[derive(Clone, Debug)]
 pub struct Tried {
     /// What was tried.
@@ -106,7 +106,7 @@ impl Tried {
     }
 }
 
-/// Tries what tracking stands on: `walker` reads records of loopback connections too, from everywhere.
+/// Tries what tracking needs: `walker` reads records of loopback connections too, from everywhere.
 ///
 /// # Errors
 /// No connection of our own could be made to try it on.
@@ -173,7 +173,7 @@ fn closed(walker: &Walker, port: u16) -> Result<String, String> {
     Err("the close of a connection of our own was not seen".to_owned())
 }
 
-/// Tries whether what a victim says can be sniffed.
+/// Tries whether connections can be sniffed.
 pub fn try_sniffing(walker: &Walker) -> Tried {
     let sniffed = moves::probe_sniffing(walker.kernel(), walker.pins());
     let seen = sniffed.map(|()| {

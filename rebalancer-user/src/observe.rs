@@ -18,12 +18,12 @@ use crate::{
     },
 };
 
-/// A snapshot and how it was come by.
+/// A snapshot, and what was seen on the way.
 #[derive(Debug)]
 pub struct Observation {
     /// The node's connections and endpoints.
     pub snapshot: Snapshot,
-    /// What went wrong in the kernel half since tracking began.
+    /// Faults of the kernel half since tracking began.
     pub faults: BTreeMap<Fault, u64>,
     /// Descriptors looked at, of sockets and of anything else.
     pub files: u64,
@@ -46,14 +46,14 @@ pub struct Observation {
     counted: i64,
     /// Endpoints that have neither a listener nor a connection.
     pub empty_endpoints: BTreeMap<common::EndpointKey, common::EndpointSums>,
-    /// Records that made no sense, and were skipped.
+    /// Invalid records, which were skipped.
     pub invalid: u64,
     /// Port and cgroup of every listener.
     pub listeners: Vec<(u16, CgroupId)>,
 }
 
-/// The agent's way to observe: mostly only the processes that hold recorded sockets are walked over,
-/// as on a usual node nearly all descriptors are of others.
+/// Observes repeatedly: mostly only the processes that hold recorded sockets are walked, because on a typical
+/// node nearly all descriptors belong to others.
 pub struct Observer {
     walker: Walker,
     last: Option<Everywhere>,
@@ -71,7 +71,7 @@ struct Everywhere {
 }
 
 impl Observation {
-    /// What says, by the kernel half's count, that a process holds something new.
+    /// Counts of the kernel half that change when a process holds something new.
     fn counts(&self) -> [u64; 3] {
         [
             self.unseen,
@@ -367,15 +367,15 @@ fn key_of(record: &common::Connection, host: Netns) -> EndpointKey {
 
 /// Whether the server's last data was sent after the client's last data had arrived, or at least
 /// before the client had all that was sent by then. Proven by data alone: a pure acknowledgement, such
-/// as the answer to a keepalive probe, can only make this say no.
+/// as the answer to a keepalive probe, can only make this false.
 ///
 /// Each of these is enough:
-/// - The kernel's ticks tell them apart.
+/// - The kernel's ticks differ.
 /// - Data of ours was newly acknowledged later than the client's last data arrived, so that data did
 ///   not acknowledge it. A client acknowledges a last answer by itself, often 40 ms later.
 /// - With its data the client has echoed an earlier TCP timestamp than that of our last data.
 /// - It has sent one segment alone, and ours was sent after that.
-/// - The last thing that happened at all is that it acknowledged data of ours, after its own last data.
+/// - The last event of all is its acknowledgement of our data, after its own last data.
 pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
     let since = |ticks: u32| tick.saturating_mul(ticks);
     let delivered = Duration::from_micros(live.since_delivered_us);
@@ -391,7 +391,7 @@ pub(crate) fn server_spoke_last(live: &Live, tick: Duration) -> bool {
     live.bytes_sent > 0 && (by_tick || by_delivery || by_timestamp || by_order)
 }
 
-/// A record as a connection; `None` if it makes no sense.
+/// A record as a connection; `None` if it is invalid.
 pub(crate) fn connection(socket: &Walked, context: &Context<'_>) -> Option<Connection> {
     let (record, live) = (&socket.connection, &socket.live);
     let jiffies = context.jiffies;
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_make_no_sense_are_skipped_and_counted() {
+    fn invalid_records_are_skipped_and_counted() {
         let mut other = listed();
         other.connection.protocol = IpProto::Udp as u8;
         let mut nameless = listed();
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn who_spoke_last_is_proven_by_data_alone() {
+    fn which_side_sent_last_is_proven_by_data_alone() {
         let tick = Duration::from_millis(4);
         // Both in one tick, all acknowledged with the client's data.
         let tie = Live {
@@ -674,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_close_callback_is_closed_once_it_is_not_found() {
+    fn a_connection_without_a_close_callback_is_closed_once_it_is_not_found() {
         let key = common::EndpointKey {
             netns: 2,
             port: 80,
@@ -711,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_a_namespace_that_had_the_inode_before_are_nobodys() {
+    fn sums_of_a_previous_namespace_with_the_same_inode_are_dropped() {
         let key = |netns_cookie, port| common::EndpointKey {
             netns: 2,
             netns_cookie,
@@ -747,10 +747,10 @@ mod tests {
             got.snapshot.namespaces,
             BTreeMap::from([(Netns(2), NetnsCookie(6))])
         );
-        // Whatever they count: it is over.
+        // Whatever they count: that namespace has gone.
         let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
         assert_eq!((empty, got.unseen), (vec![key(5, 80), key(5, 81)], 0));
-        // Nothing says which is the later one.
+        // Nothing shows which is the later one.
         let got = join(Vec::new());
         assert_eq!(got.snapshot.endpoints, BTreeMap::new());
         assert_eq!(got.snapshot.namespaces, BTreeMap::new());
@@ -759,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn less_than_none_is_none() {
+    fn negative_counts_are_zero() {
         let key = |port| common::EndpointKey {
             netns: 2,
             port,
@@ -782,7 +782,7 @@ mod tests {
         assert_eq!((got.unseen, got.listeners_counted), (1, 1));
         let closed = got.snapshot.endpoints.values().map(|e| e.closed);
         assert_eq!(closed.collect::<Vec<_>>(), [3, 0]);
-        // It begins anew once it is forgotten.
+        // It starts again once it is removed.
         assert_eq!(
             got.empty_endpoints.into_keys().collect::<Vec<_>>(),
             [key(80)]

@@ -1,13 +1,12 @@
-//! How much walking may take. Passes, the moving thread and counting each walk when they need to; there is
-//! one account of it, and passes, which can best be put off, pay for all.
+//! Limits the CPU time of walks. Passes, the moving thread and counting each walk when they need to; passes,
+//! which can best be delayed, are delayed for all of them.
 
 use std::time::{Duration, Instant};
 
-/// All walks together take no more than one part in so many of a CPU: 2 %.
+/// All walks together take at most 1/50 of a CPU: 2 %.
 const SHARE: u32 = 50;
 
-/// Of that, what the moving thread may take again and again while something is about to be moved. If it
-/// could take all, there would be no passes, which judge what is about to be moved.
+/// The moving thread takes at most half of that, so that passes, which decide about moves, still happen.
 const MOVERS_SHARE: u32 = 2 * SHARE;
 
 /// When the next pass may be.
@@ -17,13 +16,13 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// What was `walked` so far is paid for.
+    /// Starts after `walked` CPU time.
     pub(crate) fn new(walked: Duration) -> Self {
         Self { paid: walked }
     }
 
-    /// A pass has ended, and all walks have taken so much CPU time so far: for how long there is to be
-    /// no other pass.
+    /// A pass has ended, and all walks have taken `walked` CPU time so far. Returns the delay of the next
+    /// pass.
     pub(crate) fn passed(&mut self, walked: Duration) -> Duration {
         let unpaid = walked.saturating_sub(self.paid);
         self.paid = walked;
@@ -42,7 +41,7 @@ impl Pace {
         self.again.is_none_or(|again| again <= now)
     }
 
-    /// A walk has taken so much CPU time.
+    /// A walk has taken `cpu` time.
     pub(crate) fn walked(&mut self, cpu: Duration, now: Instant) {
         self.again = Some(now + cpu.saturating_mul(MOVERS_SHARE));
     }
@@ -83,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn all_walks_together_take_their_share_and_no_more() {
+    fn all_walks_together_take_at_most_their_share() {
         let interval = Duration::from_secs(5);
         for new_moves in [false, true] {
             // 150,000 connections, as measured.
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_walk_is_cheap_nothing_is_put_off() {
+    fn cheap_walks_delay_no_pass() {
         let (share, passes) = share(Duration::from_millis(1), Duration::from_secs(5), true);
         assert_eq!(passes, 720);
         assert!(share < 0.02, "{share}");

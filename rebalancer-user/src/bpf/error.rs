@@ -1,4 +1,4 @@
-//! What can be missing on a machine, in words that name the remedy.
+//! What can be missing on a machine, each with its remedy.
 
 use std::{io, path::PathBuf};
 
@@ -20,7 +20,7 @@ pub enum Error {
     NoBtf {
         /// Where it was looked for.
         path: PathBuf,
-        /// What reading it message. Not its source, which would be printed again after the remedy.
+        /// The error of reading it. Not its source, which would be printed again after the remedy.
         why: io::Error,
     },
     /// The BTF lacks a field, or is damaged.
@@ -36,7 +36,7 @@ pub enum Error {
     /// The cgroup cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The bpffs for the pins cannot be had.
+    /// There is no bpffs for the pins.
     #[error(
         "{path}: {what}\n  remedy: mount it (`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`), or set --pins PATH to a directory on another bpffs"
     )]
@@ -46,7 +46,7 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// The pins' folder is not ours alone.
+    /// Other users can change the directory of the pins.
     #[error(
         "the directory for the pins, {path}: {why}\n  remedy: correct that, or set --pins PATH to another directory"
     )]
@@ -82,23 +82,23 @@ pub enum Error {
         /// Ours.
         expected: u32,
     },
-    /// No program is loaded, whatever it is.
+    /// No program can be loaded at all.
     #[error(
         "even an empty BPF program cannot be loaded: {message}\n  remedy: see `dmesg` and the audit log for what forbids it, such as a seccomp profile or a security module"
     )]
     NoPrograms {
-        /// What the kernel message.
+        /// The error of the kernel.
         message: String,
     },
-    /// The object's maps are not made, or its programs cannot be made ready.
+    /// The object's maps cannot be created, or its programs cannot be prepared.
     #[error(
         "loading the BPF object: {message}\n  remedy: give it memory (RLIMIT_MEMLOCK, or the memory cgroup's limit), and allow bpf(2) where a security policy forbids it; else please report it with the output of `uname -a`"
     )]
     Object {
-        /// What the kernel or the loader message.
+        /// The error of the kernel or the loader.
         message: String,
     },
-    /// The kernel does not know the iterator that the walk is.
+    /// The kernel has no `iter/task_file`.
     #[error(
         "this kernel has no iterator over open files: {message}\n  remedy: use Linux 5.15 or later, built with CONFIG_DEBUG_INFO_BTF=y; existing records are kept"
     )]
@@ -113,7 +113,7 @@ pub enum Error {
     Refused {
         /// Its name.
         program: &'static str,
-        /// What the kernel message.
+        /// The error of the kernel.
         why: String,
     },
     /// A call failed.
@@ -121,7 +121,7 @@ pub enum Error {
     Call {
         /// The system call or the step, and its object.
         call: String,
-        /// What it message.
+        /// Its error.
         message: String,
     },
 }
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_the_verifiers_verdict_and_not_its_log() {
+    fn a_refusal_has_the_verifiers_verdict_and_not_its_log() {
         let error = io::Error::from_raw_os_error(libc::EACCES);
         let log = "0: R1=ctx() R10=fp0\n37: (85) call bpf_skc_to_mptcp_sock#196\n\
                    R1 type=ptr_ expected=sock_common\nverification time 347 usec\n\

@@ -62,7 +62,7 @@ pub fn read_endpoints(pins: &Path) -> Result<BTreeMap<EndpointKey, EndpointSums>
         .collect()
 }
 
-/// How many endpoints there is room for.
+/// The capacity of the map of endpoints.
 pub fn endpoints_capacity(pins: &Path) -> Result<u64, Error> {
     let failed = |e: anyhow::Error| Error::call("asking of the endpoints map", e);
     let path = pins.join(names::ENDPOINTS);
@@ -75,9 +75,8 @@ pub fn endpoints_capacity(pins: &Path) -> Result<u64, Error> {
 pub struct EmptyEndpoints(BTreeMap<EndpointKey, EndpointSums>);
 
 impl EmptyEndpoints {
-    /// Removes the endpoints that are empty now and were so the last time, where nothing has come
-    /// in between nor since, and counts those that are left at each place. Returns how many were
-    /// removed.
+    /// Removes the endpoints that are empty now and were empty the last time, if nothing was accepted in
+    /// between or since, and counts the remaining ones of each namespace. Returns how many were removed.
     pub fn forget(
         &mut self,
         pins: &Path,
@@ -93,8 +92,8 @@ impl EmptyEndpoints {
     }
 }
 
-/// Removes those of these endpoints whose sums are still the same, and counts those that are left at each
-/// place. Returns how many were removed.
+/// Removes those of these endpoints whose sums are unchanged, and counts the remaining ones of each
+/// namespace. Returns how many were removed.
 pub fn remove_endpoints(
     pins: &Path,
     empty: BTreeMap<EndpointKey, EndpointSums>,
@@ -131,7 +130,7 @@ pub fn remove_endpoints(
     Ok(gone.len())
 }
 
-/// What went wrong in the kernel half so far, summed over CPUs; only what did.
+/// The faults of the kernel half so far, summed over CPUs; only those that occurred.
 pub fn read_faults(pins: &Path) -> Result<BTreeMap<Fault, u64>, Error> {
     let failed = |e: anyhow::Error| Error::call("reading the faults map", e);
     let map: PerCpuArray<_, u64> = pinned(pins, names::FAULTS)?
@@ -148,7 +147,7 @@ pub fn read_faults(pins: &Path) -> Result<BTreeMap<Fault, u64>, Error> {
     Ok(faults)
 }
 
-/// Fails unless the pinned maps are of this program's ABI version, and nobody else's.
+/// Fails unless the pinned maps are ours and of this program's ABI version.
 pub(super) fn check_abi(pins: &Path) -> Result<(), Error> {
     check_owner(pins)?;
     let found = settings(pins)?.abi_version;
@@ -188,7 +187,7 @@ fn settings(pins: &Path) -> Result<Settings, Error> {
     Ok(map.get(&0, 0).map_err(failed)?.0)
 }
 
-/// Tells the kernel half what to record.
+/// Sets what the kernel half records.
 pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Error> {
     let failed = |e: MapError| Error::call("writing the settings map", e);
     let mut map: Array<_, Raw<Settings>> =
@@ -196,7 +195,7 @@ pub(super) fn write_settings(pins: &Path, settings: Settings) -> Result<(), Erro
     map.set(0, Raw(settings), 0).map_err(failed)
 }
 
-/// The cgroups that the kernel half was told to exclude.
+/// The cgroups that the kernel half excludes.
 pub(super) fn read_excluded(pins: &Path) -> Result<BTreeSet<CgroupId>, Error> {
     let failed = |e: MapError| Error::call("reading the excluded map", e);
     let map: HashMap<_, u64, u32> = pinned(pins, names::EXCLUDED)?.try_into().map_err(failed)?;
@@ -205,8 +204,8 @@ pub(super) fn read_excluded(pins: &Path) -> Result<BTreeSet<CgroupId>, Error> {
         .collect()
 }
 
-/// Tells the kernel half which cgroups are excluded, where `before` was told last. Returns whether
-/// anything is new.
+/// Sets the cgroups that the kernel half excludes; `before` are those that it excludes now. Returns whether
+/// anything has changed.
 pub(super) fn write_excluded(
     pins: &Path,
     before: &BTreeSet<CgroupId>,

@@ -22,11 +22,11 @@ use super::{
 };
 use crate::snapshot::Cookie;
 
-/// Sockets counted at one time, at 16 bytes each and some 100 more once they are in. What is in
-/// the way of one more is said, not hidden.
+/// Sockets counted at one time, at 16 bytes each and some 100 more once they are added. Further ones are
+/// refused with the reason.
 const MOST_SOCKETS: u32 = 65_536;
 
-/// Counts the sends of the sockets that join it. Dropping it lets all of them go, unless there is a
+/// Counts the sends of the sockets in its map. Dropping it removes all of them, unless there is a
 /// [`Joiner`].
 pub struct MessageCounter {
     // Dropped in this order. Neither is pinned: a killed process leaves nothing.
@@ -34,7 +34,7 @@ pub struct MessageCounter {
     _ebpf: Ebpf,
 }
 
-/// Lets sockets join a [`MessageCounter`], from another thread.
+/// Adds sockets to a [`MessageCounter`], from another thread.
 pub struct Joiner(SockHash<MapData, u64>);
 
 impl MessageCounter {
@@ -58,7 +58,7 @@ impl MessageCounter {
             .try_into()
             .map_err(|e: ProgramError| failed("finding", e.into()))?;
         program.load().map_err(|e| failed("loading", e.into()))?;
-        // Before any socket is in: it takes the program that is there when it comes.
+        // Before any socket is added: each gets the program that is attached at that moment.
         program
             .attach(counted.fd())
             .map_err(|e| failed("attaching", e.into()))?;
@@ -68,13 +68,13 @@ impl MessageCounter {
         })
     }
 
-    /// What lets sockets join.
+    /// What adds sockets.
     pub fn joiner(&self) -> io::Result<Joiner> {
         let map = self.counted.fd().as_fd().try_clone_to_owned()?;
         socket_hash(map).map(Joiner).map_err(io_error)
     }
 
-    /// They are not counted any more. `false`: the socket is closed, and had left by itself.
+    /// Removes a socket. `false`: it is closed, and was removed by the kernel.
     ///
     /// A server that is blocked in a receive just now keeps the program, and what it sends from
     /// another thread is counted, until that receive returns.
@@ -92,8 +92,7 @@ impl MessageCounter {
 }
 
 impl Joiner {
-    /// The sends of this socket are counted from now on. It must be this cookie's. Waits for the
-    /// socket's lock.
+    /// Counts the sends of this socket, which must have this cookie, from now on. Waits for its lock.
     ///
     /// # Errors
     /// EOPNOTSUPP: it is not established. EBUSY: another program has it. EINVAL: something else

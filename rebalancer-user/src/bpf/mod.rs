@@ -1,10 +1,10 @@
 //! The kernel side, seen from userspace: load, attach, pin, read. Nothing is decided here.
 //!
 //! - [`Tracker`] holds the sock_ops program on the cgroup root and the pinned maps.
-//! - [`Walker`] reads every connection, with an iterator and memory of its own, so that no reader
-//!   disturbs another.
+//! - [`Walker`] reads every connection, with an iterator and memory of its own, so that readers do not
+//!   affect each other.
 //! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
-//! - [`Watcher`] holds the programs that pass on what victims receive and send.
+//! - [`Watcher`] holds the programs that copy what sniffed connections receive and send.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
 mod error;

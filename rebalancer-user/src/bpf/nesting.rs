@@ -1,26 +1,26 @@
-//! Whether types can be walked at all: a member look-up goes through names of types and into
-//! members without a name, and damaged BTF may send it round in circles.
+//! Whether member look-ups in BTF end: they go through typedefs and into members without a name, and
+//! damaged BTF may contain cycles.
 
 use std::collections::BTreeMap;
 
 use btfparse::TypeVariant;
 
-/// The most types that one look-up may have to see. The kernel's own need 25 (6.18).
+/// Most types that one look-up may visit. The kernel's own need 25 (Linux 6.18).
 const MOST: u32 = 1_000;
 
 /// What is known of a type.
 #[derive(Clone, Copy)]
 enum Seen {
-    /// It is on the way from the first one to here.
+    /// It is on the path from the first type to here.
     OnTheWay,
-    /// So many types may have to be seen from it.
+    /// The number of types that a look-up from it visits.
     Types(u32),
 }
 
-/// Checks that from no type a look-up is endless, or so long that it may as well be.
+/// Checks that no look-up is endless or too long.
 pub(super) fn check(types: &BTreeMap<u32, TypeVariant>) -> Result<(), String> {
     let mut seen = BTreeMap::new();
-    // Not recursive: how deep it goes is what is to be found out.
+    // Not recursive, because the depth is not known yet.
     let mut way = Vec::new();
     for start in types.keys() {
         if seen.contains_key(start) {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_the_running_kernel_are_well_below() {
+    fn types_of_the_running_kernel_are_far_below_the_limit() {
         let Ok(kernel) = std::fs::read("/sys/kernel/btf/vmlinux") else {
             return; // a machine without BTF cannot run the agent; its other tests can
         };

@@ -1,4 +1,4 @@
-//! What the programs must know of the running kernel, found in its BTF.
+//! What the programs need to know of the running kernel, from its BTF.
 
 use std::{
     fs,
@@ -21,9 +21,9 @@ use super::{Error, nesting};
 /// Where the kernel shows its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the running kernel looks like.
+/// Facts of the running kernel.
 ///
-/// Made once for a process: finding the offsets takes about 150 ms, and 63 MB for that moment.
+/// Read once per process: finding the offsets takes about 150 ms, and 63 MB meanwhile.
 pub struct Kernel {
     /// Frozen into the programs.
     pub(super) offsets: Offsets,
@@ -75,7 +75,7 @@ impl Kernel {
         Ok(Arc::clone(types.insert(Arc::new(read))))
     }
 
-    /// Gives the memory of the kernel's types back, 20 MB: loading is rare once all is loaded.
+    /// Frees the kernel's types, 20 MB: after the start programs are rarely loaded.
     pub fn forget_types(&self) {
         *self.types.lock().unwrap_or_else(PoisonError::into_inner) = None;
         crate::host::return_memory();
@@ -98,9 +98,8 @@ impl Kernel {
     }
 }
 
-/// The host's network namespace is that of process 1, as this process sees it (`hostPID`). Where
-/// process 1 may not be looked at (CAP_SYS_PTRACE is missing, or it has more capabilities than
-/// we), it is taken to be our own.
+/// The host's network namespace is that of process 1, as this process sees it (`hostPID`). Where that cannot
+/// be read (CAP_SYS_PTRACE is missing, or process 1 has more capabilities), our own is assumed.
 fn host_netns() -> Result<u32, Error> {
     let meta = fs::metadata("/proc/1/ns/net").or_else(|_| fs::metadata("/proc/self/ns/net"));
     Ok(meta
@@ -138,7 +137,7 @@ pub(super) fn find(btf: &[u8]) -> Result<Offsets, String> {
     Offsets::read_from_bytes(&bytes).map_err(|_| "offsets and their table differ".to_owned())
 }
 
-/// The same, for inputs that are made up: every answer is one, a panic is not.
+/// For fuzzing: must not panic.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn find_offsets(btf: &[u8]) {
     let _ = find(btf);

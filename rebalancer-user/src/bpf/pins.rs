@@ -1,5 +1,4 @@
-//! The bpffs folder in which the maps are pinned, so that other processes find them: readers
-//! beside the agent, and the next agent.
+//! The bpffs directory in which the maps are pinned, for other readers and for the next agent.
 
 use std::{
     fs::{self, File},
@@ -26,12 +25,12 @@ const BPFFS_MAGIC: u64 = 0xcafe_4a11;
 pub struct PinDir {
     path: PathBuf,
     kept: bool,
-    /// Locked for as long as we live: a second owner is refused, and a dead one's lock is gone.
+    /// Locked while this process runs: a second owner is refused.
     folder: File,
 }
 
 impl PinDir {
-    /// Makes the folder ours, with whatever pins a former owner has left in it.
+    /// Takes the directory over, with the pins that a previous owner has left in it.
     pub fn take(path: &Path) -> Result<Self, Error> {
         let parent = path.parent().unwrap_or(Path::new("/"));
         let bpffs = |what: String| Error::Bpffs {
@@ -39,7 +38,7 @@ impl PinDir {
             what,
         };
         mount_bpffs(parent)?;
-        // Whatever is in it is ours to replace.
+        // Everything in it may be replaced.
         let folder = folder::take(path, |_| true).map_err(|why| match why {
             FolderError::Io(e) => bpffs(format!("cannot make {}: {e}", path.display())),
             why => not_ours(path, why),
@@ -79,7 +78,7 @@ impl PinDir {
         let failed = |e| Error::call(format!("emptying {}", self.path.display()), e);
         let names = folder::names(&self.folder).map_err(failed)?;
         for name in &names {
-            // In the folder that is locked, whatever its path leads to by now; of a link, the link.
+            // In the locked directory, whatever its path leads to by now; links are not followed.
             unlinkat(&self.folder, &**name, AtFlags::empty()).map_err(|e| failed(e.into()))?;
         }
         Ok(names.len())
@@ -101,16 +100,16 @@ impl Drop for PinDir {
     }
 }
 
-/// Whether a living process owns the pins in `path`. It takes no lock, so that an agent that starts
-/// in this moment is not turned away.
+/// Whether a running process owns the pins in `path`. Takes no lock, which could make a starting agent
+/// fail.
 pub fn agent_runs(path: &Path) -> bool {
     folder::look_into(path).is_ok_and(|folder| folder::is_marked(folder.as_fd()).unwrap_or(false))
 }
 
-/// Fails if the pins in `path` may be another user's: what they say would be believed.
+/// Fails if the pins in `path` may be another user's, whose maps must not be trusted.
 pub(super) fn check_owner(path: &Path) -> Result<(), Error> {
     match folder::look_into(path) {
-        // Whoever opens a pin says better what is missing.
+        // Opening a pin reports better what is missing.
         Ok(_) | Err(FolderError::Io(_)) => Ok(()),
         Err(why) => Err(not_ours(path, why)),
     }
@@ -161,7 +160,7 @@ mod tests {
         assert!(!agent_runs(&path));
         let folder = folder::take(&path, |_| true).unwrap();
         assert!(!agent_runs(&path));
-        // Whoever looks holds no lock, however long it takes to look.
+        // Looking takes no lock, however long it takes.
         let looking = folder::look_into(&path).unwrap();
         assert!(!folder::is_marked(looking.as_fd()).unwrap());
         flock(&folder, FlockOperation::NonBlockingLockExclusive).unwrap();

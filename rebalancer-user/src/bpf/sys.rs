@@ -1,4 +1,4 @@
-//! System calls that aya and rustix do not offer.
+//! Commands of `bpf(2)` that aya does not offer.
 
 use std::{
     io,
@@ -104,8 +104,8 @@ struct IterCreate {
     flags: u32,
 }
 
-/// Makes a map from cookies to sockets. It is not in the object, as then each of its loaders would
-/// make one, and fail where the kernel has none.
+/// Creates a map from cookies to sockets. It is not in the object, because each loader would then create one,
+/// and fail on kernels without it.
 pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<OwnedFd> {
     let mut map_name = [0; 16];
     // The last byte stays zero.
@@ -126,8 +126,8 @@ pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<Owned
     bpf_fd(BPF_MAP_CREATE, &mut attr)
 }
 
-/// Loads a program that does nothing, and lets it go: whether any is loaded at all. Asked first, as
-/// a loader takes what is refused for what the kernel lacks.
+/// Loads an empty program and unloads it, to see whether programs may be loaded at all: the loader would
+/// take a refusal for a missing feature.
 pub(super) fn load_nothing() -> io::Result<()> {
     const CODE: [u64; 2] = [0xb7, 0x95]; // r0 = 0; exit
     let mut attr = Attr::ZEROED;
@@ -140,8 +140,8 @@ pub(super) fn load_nothing() -> io::Result<()> {
     bpf_fd(BPF_PROG_LOAD, &mut attr).map(drop)
 }
 
-/// Links an iterator program over processes, to one of them if it is named: aya's own `attach`
-/// cannot name it, and its link can be read but once.
+/// Links an iterator program over processes, or over one of them: aya's `attach` cannot select one, and its
+/// link can be read only once.
 ///
 /// # Errors
 /// E2BIG: this kernel cannot be asked for one process (before 6.1).
@@ -197,8 +197,8 @@ pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 pub(super) enum PassEnd {
     /// The iterator came to its end.
     Whole,
-    /// The program has filled its memory; the next call goes on with the same descriptor. Or one
-    /// call has been through a million of them.
+    /// The program has filled its memory, or one call has visited a million objects; the next call continues
+    /// with the same descriptor.
     CutShort,
 }
 
@@ -206,7 +206,7 @@ pub(super) enum PassEnd {
 pub(super) struct IteratorPass(OwnedFd);
 
 impl IteratorPass {
-    /// Runs it to its end, or to where it is cut short; from there the next call resumes.
+    /// Runs it to its end, or until it is cut short; the next call resumes there.
     pub(super) fn run(&self) -> io::Result<PassEnd> {
         let mut nothing = [0; 64];
         loop {
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_kernel_writes_back_ends_within_what_it_was_given() {
+    fn the_kernel_writes_only_into_the_attribute() {
         #[repr(C)]
         struct Stack {
             attr: Attr,

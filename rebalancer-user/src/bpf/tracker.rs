@@ -66,20 +66,20 @@ impl Default for Tracking {
 /// How long tracking lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifetime {
-    /// As long as this process, however that ends.
+    /// Until this process ends.
     Process,
     /// Until the pins are removed: it outlives a process that is killed.
     Pins,
 }
 
-/// What a former owner of the pins had left.
+/// What a previous owner of the pins has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherited {
     /// Nothing.
     Nothing,
     /// Its maps, with the records of all that it had tracked, and tracking that went on.
     TakenOver,
-    /// Pins that were of no use, and why; they are replaced.
+    /// Pins that could not be reused, and why; they are replaced.
     Replaced(String),
 }
 
@@ -121,7 +121,7 @@ impl Tracker {
         let (cgroup, cgroup_dir) = cgroup_root(cgroup)?;
         let mut pins = PinDir::take(pins)?;
         let mut inherited = inherit(&pins)?;
-        // A start that fails destroys nothing that others have recorded.
+        // A failed start must not remove records of others.
         pins.keep(inherited == Inherited::TakenOver);
         let btf = kernel.btf()?;
         let load = || Loaded::over(kernel, &btf, pins.path(), &tracking);
@@ -137,8 +137,8 @@ impl Tracker {
             loaded => loaded?,
         };
         let program = sock_ops(&mut ebpf)?;
-        // Behind the program of a former agent, which goes only then: for a moment both run, and
-        // nothing is missed, nor counted twice.
+        // After the program of a previous agent, which is detached only then: for a moment both run, and
+        // nothing is missed or counted twice.
         let link = attach(program, &cgroup_dir)?;
         let link = match lifetime {
             Lifetime::Process => Link::Held(link),
@@ -156,9 +156,9 @@ impl Tracker {
         })
     }
 
-    /// Makes sure that our program is the last of those on its cgroup. Callback flags are one
-    /// absolute store for all of them, so one that was attached after ours can wipe what ours
-    /// has set, and the closes of those connections go unseen.
+    /// Makes sure that our program is the last one on its cgroup. All programs store the same callback flags,
+    /// so a program that was attached after ours can clear the flag that ours has set, and closes of those
+    /// connections are not seen.
     ///
     /// Returns whether it had to be attached again.
     pub fn stay_last(&mut self) -> Result<bool, Error> {
@@ -182,8 +182,8 @@ impl Tracker {
         Ok(true)
     }
 
-    /// Whether tracking goes on when this value is dropped, for the next one to take over. Only what
-    /// is pinned lasts. Before this is called what was taken over stays, and what was not goes.
+    /// Whether tracking continues after this value is dropped, for the next one to take over. Only pinned
+    /// tracking can. Before this is called, what was taken over is kept, and the rest is removed.
     pub fn outlive(&mut self, keep: bool) {
         self.pins.keep(keep && matches!(self.link, Link::Pinned(_)));
     }
@@ -203,20 +203,19 @@ impl Tracker {
         below_root(&self.cgroup_dir).map(CgroupId)
     }
 
-    /// What a former owner of the pins had left.
+    /// What a previous owner of the pins has left.
     pub fn inherited(&self) -> &Inherited {
         &self.inherited
     }
 
-    /// Changes what is recorded from now on. What is there already gets its record in the next walk.
+    /// Changes what is recorded from now on. Existing connections get their records in the next walk.
     pub fn track(&mut self, tracking: Tracking) -> Result<(), Error> {
         write_tracking(self.pins.path(), &tracking, &self.excluded)?;
         self.excluded = tracking.excluded.unwrap_or_default();
         Ok(())
     }
 
-    /// Tells the kernel half of the excluded cgroups that are there now. Returns whether any is new
-    /// or gone.
+    /// Sets the excluded cgroups that exist now. Returns whether they have changed.
     pub fn exclude(&mut self, excluded: BTreeSet<CgroupId>) -> Result<bool, Error> {
         let changed = write_excluded(self.pins.path(), &self.excluded, &excluded)?;
         self.excluded = excluded;
@@ -255,8 +254,8 @@ impl Loaded {
     }
 }
 
-/// Makes the object's maps and makes its programs ready. Where nothing may be loaded, the loader takes
-/// that for a kernel without BPF functions, and complains of the object.
+/// Creates the object's maps and prepares its programs. Where nothing may be loaded, the loader reports an
+/// error of the object instead.
 pub(super) fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, Error> {
     sys::load_nothing().map_err(|e| Error::NoPrograms {
         message: e.to_string(),
@@ -278,7 +277,7 @@ fn load_sock_ops(mut loader: EbpfLoader<'_>) -> Result<Loaded, Error> {
     Ok(Loaded { ebpf, log })
 }
 
-/// Whether tracking goes on under `pins`, with or without an agent.
+/// Whether tracking continues by `pins`, with or without an agent.
 pub fn tracks(pins: &Path) -> bool {
     pins.join(names::LINK).exists()
 }
@@ -310,8 +309,8 @@ fn below_root(cgroup: &File) -> Result<u64, Error> {
     })
 }
 
-/// Decides what becomes of pins that are there; those of no use are removed, and with them the
-/// program that they kept attached.
+/// Decides whether existing pins are reused; others are removed, and with them the program that they kept
+/// attached.
 fn inherit(pins: &PinDir) -> Result<Inherited, Error> {
     let shared = shared_maps(pins.path());
     let mut expected: Vec<_> = shared.iter().map(|(name, _)| *name).collect();
@@ -335,12 +334,12 @@ fn attach(program: &mut SockOps, cgroup: &File) -> Result<FdLink, Error> {
         .and_then(|link| FdLink::try_from(link).map_err(|e| failed("attaching", e.into())))
 }
 
-/// Pins a link in the place of the one that is there.
+/// Pins a link in place of the existing one.
 fn pin(link: FdLink, pins: &Path) -> Result<Link, Error> {
     let failed = failed(names::SOCK_OPS);
     let place = pins.join(names::LINK);
     let beside = pins.join(format!("{}-next", names::LINK));
-    // One killed just here has left it.
+    // A process killed at this point leaves it.
     let _none_was_left = fs::remove_file(&beside);
     let link = link
         .pin(&beside)
@@ -418,7 +417,7 @@ pub(super) fn loader_over<'a>(
 ) -> Result<EbpfLoader<'a>, Error> {
     let mut loader = loader(kernel, btf);
     for (name, path) in shared_maps(pins) {
-        // The loader would make a map that is not there.
+        // The loader would create a missing map.
         if !path.exists() {
             return Err(Error::NoPins {
                 path: pins.to_owned(),

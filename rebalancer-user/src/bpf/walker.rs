@@ -35,7 +35,7 @@ use crate::{
     snapshot::{CgroupId, Cookie},
 };
 
-/// Rows of one portion: 0.5 MB. Passes are as exact with 64.
+/// Rows of one portion: 0.5 MB. Passes are also exact with 64.
 const PORTION: u32 = 2_048;
 
 /// Reads the connections that a [`super::Tracker`] records, here or in another process.
@@ -43,9 +43,9 @@ pub struct Walker {
     kernel: Arc<Kernel>,
     pins: PathBuf,
     ebpf: Ebpf,
-    /// Leads over all processes.
+    /// The link over all processes.
     all: OwnedFd,
-    /// Leads over this process alone. Before 6.1 there is none.
+    /// The link over this process alone; `None` before Linux 6.1.
     own: Option<OwnedFd>,
     rows: Shared,
     head: Shared,
@@ -68,7 +68,7 @@ pub struct Walked {
 /// One pass.
 #[derive(Debug, Default)]
 pub struct Pass {
-    /// Every socket with a record that a descriptor leads to, once.
+    /// Every socket with a record and a descriptor, once.
     pub sockets: Vec<Walked>,
     /// `CLOCK_MONOTONIC` in nanoseconds at its end.
     pub now_ns: u64,
@@ -82,22 +82,22 @@ pub struct Pass {
     pub cpu: Duration,
 }
 
-/// Whether a pass makes records of sockets that are older than tracking.
+/// Whether a pass creates records for sockets that are older than tracking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Adopt {
-    /// It only reads.
+    /// No.
     No,
-    /// It makes records.
+    /// Yes.
     Below {
         /// Of sockets in this cgroup and below it; 0: in any.
         cgroup: CgroupId,
-        /// Of so many connections at most.
+        /// At most this many connections.
         room: u64,
     },
 }
 
 impl Adopt {
-    /// The same, once so many connections got a record.
+    /// The same, after this many connections got a record.
     #[must_use]
     pub fn less(self, adopted: u64) -> Self {
         match self {
@@ -116,7 +116,7 @@ impl Walker {
         Self::with_portions(kernel, pins, PORTION)
     }
 
-    /// The same, with portions of so many rows.
+    /// The same, with portions of this many rows.
     pub fn with_portions(kernel: Arc<Kernel>, pins: &Path, rows: u32) -> Result<Self, Error> {
         check_abi(pins)?;
         let mut walker = Self::load(Arc::clone(&kernel), pins, rows, 0)?;
@@ -177,7 +177,7 @@ impl Walker {
         self.tick.saturating_mul(jiffies)
     }
 
-    /// Whether the kernel leads a walk over one process alone.
+    /// Whether the kernel can walk over one process alone.
     pub fn walks_one_process(&self) -> bool {
         self.own.is_some()
     }
@@ -227,8 +227,8 @@ impl Walker {
         Ok(Some(pass))
     }
 
-    /// Makes records of the connections and listeners that are older than tracking, in this cgroup
-    /// and below it (0: in any); their age is known from now on only. Returns of how many connections.
+    /// Creates records for the connections and listeners that are older than tracking, in this cgroup and
+    /// below it (0: in any); their age counts from now. Returns the number of connections.
     pub fn adopt(&mut self, cgroup: CgroupId, room: u64) -> Result<u64, Error> {
         // A connection is known to be an accepted one by its listener, which may come after it.
         let adopt = Adopt::Below { cgroup, room };
@@ -243,8 +243,8 @@ impl Walker {
         word.map_or(0, |word| word.load(Ordering::Relaxed).cast_signed())
     }
 
-    /// Tells the kernel half by how much its count of connections is wrong, for the node's cap: it
-    /// cannot tell when those are gone whose close it does not see. Only the agent does this.
+    /// Corrects the kernel half's count of connections, for the limit of the node: the kernel half does not
+    /// see every close. Only the agent does this.
     pub fn set_correction(&self, count: i64) {
         if let Some(word) = self.node.words().get(1) {
             word.store(count.cast_unsigned(), Ordering::Relaxed);
@@ -257,7 +257,7 @@ impl Walker {
         self.lost = Some((endpoint, count));
     }
 
-    /// Walks until it is known whether a socket is there: what it says, and who holds it.
+    /// Walks until a socket is found: its values, and its holders.
     pub fn find(&mut self, cookie: Cookie) -> Result<Option<Walked>, Error> {
         let pass = self.walk(Adopt::No)?;
         let is_it = |socket: &Walked| socket.connection.cookie == cookie.0;
@@ -352,7 +352,7 @@ fn link_to(ebpf: &Ebpf, process: u32) -> io::Result<OwnedFd> {
     sys::link_iterator(program.as_fd(), Some(process))
 }
 
-/// A socket comes once for each descriptor that leads to it.
+/// The iterator returns a socket once for each of its descriptors.
 fn merge(sockets: &mut Vec<Walked>, at: &mut BTreeMap<u64, usize>, row: Row) {
     let holder = Holder {
         pid: row.pid,

@@ -1,4 +1,4 @@
-//! The programs that pass on what connections receive and send, and what they have passed on.
+//! The programs that copy what sniffed connections receive and send, and their copies.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,16 +28,16 @@ use crate::{
     snapshot::{CgroupId, Cookie},
 };
 
-/// Connections that can be watched at one time: as many as `maxInFlight` may let be about to be
-/// moved. Memory is taken only for those that are.
+/// Connections that can be sniffed at one time: the largest `maxInFlight`. Memory is only used for those that
+/// are.
 const MOST_WATCHED: u32 = 10_000;
 
-/// For what is passed on between two looks, which are some 20 ms apart: a server that sends 1.5 Gbit/s
-/// of what must be looked at fills it. What finds no room is missed, and its connection not moved.
+/// Buffer for what is copied between two looks, which are some 20 ms apart: a server that sends 1.5 Gbit/s
+/// of framing fills it. Data that does not fit is lost, and its connection is not moved.
 const SEGMENT_BYTES: u32 = 4 << 20;
 
-/// Passes on what watched connections receive and send. Dropping it detaches its programs; so does
-/// the end of its process, however it ends.
+/// Copies what sniffed connections receive and send. Dropping it detaches its programs; so does any end of
+/// its process.
 pub struct Watcher {
     watched: HashMap<MapData, u64, Raw<Watched>>,
     segments: RingBuf<MapData>,
@@ -58,7 +58,7 @@ struct On {
     for_whom: BTreeSet<Cookie>,
 }
 
-/// Bytes that were passed on, or the number of those that were not wanted.
+/// Bytes that were copied, or the number of bytes that were not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Passed<'a> {
     /// The connection.
@@ -69,7 +69,7 @@ pub struct Passed<'a> {
     pub seq: u32,
     /// How many there are.
     pub length: u32,
-    /// What they are, if they were wanted.
+    /// The bytes, if they were copied.
     pub bytes: Option<&'a [u8]>,
 }
 
@@ -99,12 +99,12 @@ impl Watcher {
         })
     }
 
-    /// Puts the programs on the cgroup of a connection, which is watched from now on; nothing is
-    /// passed on yet, see [`Watcher::want`].
+    /// Attaches the programs to the cgroup of a connection, which is sniffed from now on; nothing is copied
+    /// yet, see [`Watcher::want`].
     ///
     /// # Errors
-    /// ESTALE: there is no such cgroup. EPERM: what is there does not let others join, or cgroups
-    /// may not be opened by their ids. E2BIG: as many are watched as can be.
+    /// ESTALE: there is no such cgroup. EPERM: a program there does not allow others beside it, or cgroups
+    /// may not be opened by ID. E2BIG: the map is full.
     pub fn watch(&mut self, cookie: Cookie, cgroup: CgroupId) -> io::Result<()> {
         self.want(cookie, Watched::default())?;
         if let Some(on) = self.cgroups.get_mut(&cgroup) {
@@ -140,21 +140,21 @@ impl Watcher {
         ])
     }
 
-    /// Changes what is wanted of a connection that is watched.
+    /// Changes what is copied of a sniffed connection.
     pub fn want(&mut self, cookie: Cookie, wanted: Watched) -> io::Result<()> {
         self.watched
             .insert(cookie.0, Raw(wanted), 0)
             .map_err(io_error)
     }
 
-    /// What is wanted, and what was found out; `None` if it is not watched.
+    /// What is copied, and what the programs have found out; `None` if it is not sniffed.
     pub fn watched(&self, cookie: Cookie) -> Option<Watched> {
         self.watched.get(&cookie.0, 0).ok().map(|watched| watched.0)
     }
 
-    /// It is not watched any more, and the programs are taken off where they are needed no longer.
+    /// Stops sniffing it, and detaches programs that have no other connection.
     pub fn forget(&mut self, cookie: Cookie) {
-        // It is not there if it was never watched.
+        // There is no entry if it was never sniffed.
         let _absent = self.watched.remove(&cookie.0);
         self.cgroups.retain(|_, on| {
             on.for_whom.remove(&cookie);
@@ -162,10 +162,10 @@ impl Watcher {
         });
     }
 
-    /// Takes all that was passed on so far, in its order.
+    /// Takes all copies so far, in order.
     pub fn take(&mut self, mut take: impl FnMut(Passed<'_>)) {
         while let Some(item) = self.segments.next() {
-            // What is shorter than its head says is no segment of ours.
+            // A record shorter than its header says is invalid.
             if let Some(passed) = passed(&item) {
                 take(passed);
             }

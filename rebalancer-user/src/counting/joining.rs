@@ -1,8 +1,8 @@
-//! Lets sockets join by a thread of its own, which alone waits for their locks.
+//! Adds sockets to the map on a thread of its own, which alone waits for their locks.
 //!
-//! What holds a socket's lock may do so for ever, see `moves::pulse`. A thread that waits for too long
-//! is left behind at that one socket, and another goes on with the others; what it says once the kernel
-//! has answered is heard all the same.
+//! A socket's lock may be held for any time, see `moves::pulse`. A thread that waits for too long is
+//! abandoned with that socket, and another one continues with the others; its result still counts once the
+//! kernel has answered.
 
 use std::{
     collections::BTreeSet,
@@ -24,25 +24,25 @@ use crate::{
     snapshot::Cookie,
 };
 
-/// It takes microseconds, unless something holds the lock.
+/// It takes microseconds, unless the lock is held.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// So many threads may wait at one time before no other socket joins.
+/// Most threads that may wait at one time; then no other socket is added.
 const MOST_STUCK: usize = 4;
 
-/// What became of a socket that was to join.
+/// Whether a socket was added.
 pub(super) type Joined = (Cookie, Result<(), NotCounted>);
 
 type Job = (Wanted, Vec<Owner>);
 
-/// Handle of the thread. Dropping it ends it, and those left behind once the kernel has answered.
+/// Handle of the thread. Dropping it ends the thread, and the abandoned ones once the kernel has answered.
 pub(super) struct Joining {
     jobs: Option<Sender<Job>>,
     sender: Sender<Joined>,
     results: Receiver<Joined>,
-    /// What threads that were left behind have said.
+    /// Results of abandoned threads.
     late: Vec<Joined>,
-    /// At which threads wait that are left behind.
+    /// The sockets that abandoned threads wait for.
     stuck: BTreeSet<Cookie>,
 }
 
@@ -58,12 +58,12 @@ impl Joining {
         }
     }
 
-    /// Whether it is to join as soon as its lock is free.
+    /// Whether a thread waits for its lock.
     pub(super) fn awaits(&self, cookie: Cookie) -> bool {
         self.stuck.contains(&cookie)
     }
 
-    /// What threads that were left behind have said since.
+    /// Results of abandoned threads since the last call.
     pub(super) fn late(&mut self) -> Vec<Joined> {
         self.late.extend(self.results.try_iter());
         for (cookie, _) in &self.late {
@@ -72,7 +72,7 @@ impl Joining {
         std::mem::take(&mut self.late)
     }
 
-    /// Lets one join, by one of its owners.
+    /// Adds a socket, through one of its owners.
     pub(super) fn join(
         &mut self,
         counter: &MessageCounter,
@@ -87,7 +87,7 @@ impl Joining {
             Some(jobs) => jobs,
             None => start(counter, self.sender.clone()).map_err(|e| NotCounted::by_kernel(&e))?,
         };
-        // It fails only if the thread is no more, and then nothing is results.
+        // It fails only if the thread has ended, and then there is no result.
         let _no_thread = jobs.send((wanted, owners));
         match self.wait_for(cookie) {
             Some(joined) => {
@@ -107,14 +107,14 @@ impl Joining {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             match self.results.recv_timeout(left).ok()? {
-                (results, joined) if results == cookie => return Some(joined),
+                (of, joined) if of == cookie => return Some(joined),
                 late => self.late.push(late),
             }
         }
     }
 }
 
-/// Starts a thread that does one after the other.
+/// Starts a thread that adds one socket after the other.
 fn start(counter: &MessageCounter, sender: Sender<Joined>) -> io::Result<Sender<Job>> {
     let mut joiner = counter.joiner()?;
     let (jobs, queue) = channel::<Job>();

@@ -1,12 +1,12 @@
 //! Counts the sends of the connections that a rule with `count: Messages` is for.
 //!
-//! A thread of its own lets sockets join the kernel's map, on which an sk_msg program counts, and
-//! lets them go when no rule asks any more. It never waits for a connection, nor for a socket's lock:
-//! `joining` does. A connection that cannot join is left as it is, with the reason reported. Nothing is
-//! loaded before a rule asks.
+//! A thread adds sockets to a sockhash map, on which an sk_msg program counts, and removes them when no rule
+//! asks for it any more. It never waits for a connection, nor for a socket's lock: `joining` does. A
+//! connection that cannot be added is left alone, and the reason is logged. Nothing is loaded before a rule
+//! asks for it.
 //!
-//! A socket joins by a duplicate of its server's own descriptor, found as a move finds it: one
-//! walk over all processes for all that are new.
+//! A socket is added by a duplicate of its server's descriptor, which is found as for a move: by one walk
+//! over all processes for all new connections.
 //!
 //! On some kernels FIONREAD returns 0 on such a socket while it has unread data
 //! ([`Fionread::Wrong`]). Nothing is counted on those, unless the agent was started to do so.
@@ -43,7 +43,7 @@ use crate::{
     snapshot::{CgroupId, Connection, Cookie, Netns, Snapshot, TcpState},
 };
 
-/// Of a socket that was reset or destroyed, and whose process holds it still.
+/// The state of a socket that was reset or destroyed while its process still holds it.
 const CLOSED: TcpState = TcpState::Other(7);
 
 /// A connection to count on.
@@ -225,7 +225,7 @@ impl CountingThread {
         self.note(results, left, now);
     }
 
-    /// Remembers and says what became of those that were new.
+    /// Records and logs the results of new connections.
     fn note(&mut self, results: Vec<Joined>, left: usize, now: Instant) {
         let (mut joined, mut not) = (0, BTreeMap::<NotCounted, (Cookie, u64)>::new());
         for (cookie, result) in results {
@@ -237,7 +237,7 @@ impl CountingThread {
                 }
                 Err(why) => {
                     let before = self.refused.insert(cookie, (why, now));
-                    // Tried again, and no news.
+                    // Tried again, with the same result.
                     if before.is_none_or(|(known, _)| known != why) {
                         not.entry(why).or_insert((cookie, 0)).1 += 1;
                     }
@@ -251,7 +251,7 @@ impl CountingThread {
         for (why, (cookie, new)) in not {
             let total = self.reported.entry(why).or_default();
             *total += new;
-            // The first of its kind to an operator; a million more of it would help nobody.
+            // The first of each reason as a warning; the others would only fill the log.
             if *total == new {
                 warn!(reason = %why, %cookie, new, total, "sends not counted");
             } else {
@@ -295,7 +295,7 @@ impl CountingThread {
         }
     }
 
-    /// Lets all go, and unloads.
+    /// Removes all, and unloads.
     fn close(&mut self) {
         if let Counter::Open(open) = &mut self.counter {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
@@ -308,13 +308,13 @@ impl CountingThread {
     }
 }
 
-/// How many left; others were closed, and had left by themselves.
+/// Returns how many were removed; the others were closed, and removed by the kernel.
 fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
     let mut left = 0;
     for cookie in cookies {
         match counter.leave(*cookie) {
-            Ok(there) => left += usize::from(there),
-            // It leaves with the map, at the latest.
+            Ok(removed) => left += usize::from(removed),
+            // It is removed with the map, at the latest.
             Err(error) => warn!(%error, %cookie, "could not stop counting a connection"),
         }
     }

@@ -26,16 +26,16 @@ pub enum Mechanism {
     Raw,
 }
 
-/// What an attempt to reset came to.
+/// The result of an attempt to reset.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Attempt {
     /// It is reset.
     Hit,
     /// It was gone.
     Gone,
-    /// It lives, untouched: it changed in this moment.
+    /// It is open and untouched: it has just changed.
     Untouched,
-    /// It lives, although resets were sent: something was under way.
+    /// It is open although resets were sent: data was in flight.
     Missed,
 }
 
@@ -114,8 +114,8 @@ fn raw_reset(
     })
 }
 
-/// No listing shows it, and so nothing can be sent. It may live all the same: one whose descriptor
-/// is under way from one process to another is in no process's table.
+/// No descriptor leads to it, so its sequence numbers are unknown and nothing can be sent. It may still be
+/// open, with its descriptor in flight between two processes.
 fn not_listed(id: &SocketId, diag: &Diag) -> Result<Attempt, String> {
     let now = diag.look(id).map_err(|e| format!("sock_diag: {e}"))?;
     Ok(match now {
@@ -130,7 +130,7 @@ mod tests {
     use crate::host::Pair;
 
     #[test]
-    fn what_no_listing_shows_is_gone_only_if_it_is() {
+    fn a_socket_without_a_descriptor_is_gone_only_if_sock_diag_agrees() {
         let pair = Pair::connect().unwrap();
         let id = pair.id().unwrap();
         let diag = Diag::open().unwrap();

@@ -1,5 +1,5 @@
 //! Whether a connection is at a quiet moment: nothing under way that a reset would lose, as far
-//! as TCP can tell.
+//! as TCP shows.
 //!
 //! Quiet is not proof of idle: a transaction, a subscription or a slow call beside a fast one on
 //! HTTP/2 look the same.
@@ -14,16 +14,16 @@ use std::time::Duration;
 
 use crate::host::Socket;
 
-/// What one look at a socket says.
+/// The verdict on one look at a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quiet {
-    /// All read, all acknowledged, silent for long enough, and the server spoke last.
+    /// All read, all acknowledged, silent for long enough, and the server sent last.
     Yes,
     /// Something is under way.
     No,
-    /// The last words of both sides fell into one tick of the kernel's clock: who spoke last must
-    /// be asked elsewhere. Common with a fast client: its next request arrives within the tick of
-    /// the last answer, and while the server works on it all else looks quiet.
+    /// Both sides sent last within one tick of the kernel's clock, so that other evidence must show which was
+    /// later. Common with a fast client: its next request arrives within the tick of the last response, and
+    /// everything else looks quiet while the server works on it.
     Tie,
 }
 
@@ -69,12 +69,12 @@ mod tests {
     }
 
     #[test]
-    fn answered_and_silent_is_quiet() {
+    fn an_answered_and_silent_connection_is_quiet() {
         assert_eq!(judge(&quiet(), IDLE), Quiet::Yes);
     }
 
     #[test]
-    fn each_condition_alone_makes_it_busy() {
+    fn each_condition_alone_makes_a_connection_busy() {
         let busy = [
             Socket {
                 receive_queue: 1,
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn one_tick_for_both_is_a_tie() {
+    fn the_same_tick_for_both_sides_is_a_tie() {
         let tie = Socket {
             since_received: Duration::from_millis(200),
             ..quiet()

@@ -2,7 +2,7 @@
 //! For kernels that offer nothing better.
 //!
 //! An end takes a RST only with exactly the sequence number that it expects next (RFC 5961), so
-//! a connection on which something is under way may live on: look, and try again. The server is
+//! a connection with data in flight may survive: look, and try again. The server is
 //! reached by a segment that claims to come from its client; it never leaves the host, and as it
 //! is looped back with its route already found, no reverse-path filter sees it.
 
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_segment_is_a_reset_and_sums_up() {
+    fn a_segment_is_a_reset_with_a_valid_checksum() {
         let from: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let to: SocketAddr = "10.0.0.2:40000".parse().unwrap();
         let segment = segment(from, to, 0x0102_0304);
