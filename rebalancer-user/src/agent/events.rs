@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    api::{Happened, What, write_event},
+    api::{Event, EventKind, write_event},
     http::{Answer, Asked, stream_answer, text_answer, typed},
 };
 
@@ -48,7 +48,7 @@ struct Shared {
 #[derive(Default)]
 struct Ring {
     /// Those kept, the oldest first; their numbers have no gaps.
-    kept: VecDeque<Arc<Happened>>,
+    kept: VecDeque<Arc<Event>>,
     newest: u64,
 }
 
@@ -71,7 +71,7 @@ impl Events {
     }
 
     /// Adds what has just happened; the oldest goes when there is no room.
-    pub(super) fn add(&self, what: What) {
+    pub(super) fn add(&self, what: EventKind) {
         let at = Timestamp::now();
         let newest = {
             let mut ring = self.ring();
@@ -81,8 +81,7 @@ impl Events {
             if ring.kept.len() == MOST {
                 ring.kept.pop_front();
             }
-            ring.kept
-                .push_back(Arc::new(Happened { seq, run, at, what }));
+            ring.kept.push_back(Arc::new(Event { seq, run, at, what }));
             seq
         };
         self.0.newest.send_replace(newest);
@@ -94,7 +93,7 @@ impl Events {
     }
 
     /// The next after `seq`, a part at most, and how many before them are kept no more.
-    fn after(&self, seq: u64) -> (u64, Vec<Arc<Happened>>) {
+    fn after(&self, seq: u64) -> (u64, Vec<Arc<Event>>) {
         let ring = self.ring();
         let Some(oldest) = ring.kept.front().map(|happened| happened.seq) else {
             return (0, Vec::new());
@@ -145,11 +144,11 @@ impl Events {
         if missed > 0 && place.known {
             self.0.missed.fetch_add(missed, Ordering::Relaxed);
             let first = &next[0];
-            let told = Happened {
+            let told = Event {
                 seq: first.seq - 1,
                 run: self.0.run.clone(),
                 at: first.at,
-                what: What::Missed { count: missed },
+                what: EventKind::Missed { count: missed },
             };
             write(&mut lines, &told);
         }
@@ -174,7 +173,7 @@ impl Events {
 }
 
 /// A vector takes all that is written, and what happened is always JSON.
-fn write(lines: &mut Vec<u8>, happened: &Happened) {
+fn write(lines: &mut Vec<u8>, happened: &Event) {
     let _cannot_fail = write_event(lines, happened);
 }
 
@@ -246,13 +245,13 @@ mod tests {
     use super::*;
     use crate::api::read_event;
 
-    fn heard(part: &[u8]) -> Vec<Happened> {
+    fn heard(part: &[u8]) -> Vec<Event> {
         let lines = part.split(|byte| *byte == b'\n');
         let lines = lines.filter(|line| !line.is_empty());
         lines.map(|line| read_event(line).unwrap()).collect()
     }
 
-    fn all(events: &Events, place: &mut Place) -> Vec<Happened> {
+    fn all(events: &Events, place: &mut Place) -> Vec<Event> {
         let mut all = Vec::new();
         while let Some(part) = events.part(place) {
             all.extend(heard(&part));
@@ -260,7 +259,7 @@ mod tests {
         all
     }
 
-    fn numbers(happened: &[Happened]) -> Vec<u64> {
+    fn numbers(happened: &[Event]) -> Vec<u64> {
         happened.iter().map(|happened| happened.seq).collect()
     }
 
@@ -273,15 +272,15 @@ mod tests {
         };
         assert!(all(&events, &mut place).is_empty());
         for _ in 0..3 {
-            events.add(What::ListingRecovered);
+            events.add(EventKind::ListingRecovered);
         }
         assert_eq!(numbers(&all(&events, &mut place)), [1, 2, 3]);
         assert!(all(&events, &mut place).is_empty());
         for _ in 0..MOST + 5 {
-            events.add(What::ListingRecovered);
+            events.add(EventKind::ListingRecovered);
         }
         let late = all(&events, &mut place);
-        assert_eq!(late[0].what, What::Missed { count: 5 });
+        assert_eq!(late[0].what, EventKind::Missed { count: 5 });
         assert_eq!(late.len(), MOST + 1);
         assert_eq!((late[1].seq, place.seq), (9, 3 + MOST as u64 + 5));
         assert_eq!(events.missed().load(Ordering::Relaxed), 5);
@@ -291,7 +290,7 @@ mod tests {
     fn a_stranger_hears_what_is_kept_and_missed_nothing() {
         let events = Events::new(Timestamp::now());
         for _ in 0..MOST + 5 {
-            events.add(What::ListingRecovered);
+            events.add(EventKind::ListingRecovered);
         }
         let mut place = Place {
             seq: 0,

@@ -14,7 +14,7 @@ use super::{
     state::AgentState,
 };
 use crate::{
-    api::{About, What},
+    api::{EventKind, EventMove},
     bpf,
     plan::{Ledger, Load, Move, NewHold},
     policy::Policy,
@@ -83,37 +83,37 @@ impl Journal {
 }
 
 /// As clients that follow events see it; `None` if they do not.
-fn event(fact: &Fact<'_>) -> Option<What> {
+fn event(fact: &Fact<'_>) -> Option<EventKind> {
     Some(match fact {
-        Fact::PolicyLoaded { mode, policy, .. } => What::PolicyLoaded {
+        Fact::PolicyLoaded { mode, policy, .. } => EventKind::PolicyLoaded {
             mode: mode.as_str().to_owned(),
             rules: policy.rules().len(),
         },
-        Fact::PolicyRefused { error } => What::PolicyRefused {
+        Fact::PolicyRefused { error } => EventKind::PolicyRefused {
             error: (*error).to_owned(),
         },
-        Fact::Paused { paused, .. } | Fact::StillPaused { paused } => What::Paused {
+        Fact::Paused { paused, .. } | Fact::StillPaused { paused } => EventKind::Paused {
             until: paused.until,
             reason: paused.reason.clone(),
         },
-        Fact::Resumed { cause } => What::Resumed {
+        Fact::Resumed { cause } => EventKind::Resumed {
             cause: cause.as_str().to_owned(),
         },
         Fact::ListingFailed {
             error,
             repeated: false,
-        } => What::ListingFailed {
+        } => EventKind::ListingFailed {
             error: error.to_string(),
         },
-        Fact::ListingRecovered => What::ListingRecovered,
-        Fact::WouldMove { chosen } => What::WouldMove(about(chosen)),
-        Fact::MoveStarted { chosen, .. } => What::Started(about(chosen)),
+        Fact::ListingRecovered => EventKind::ListingRecovered,
+        Fact::WouldMove { chosen } => EventKind::WouldMove(about(chosen)),
+        Fact::MoveStarted { chosen, .. } => EventKind::Started(about(chosen)),
         Fact::MoveEnded {
             chosen,
             step,
             outcome,
             waited,
-        } => What::Ended {
+        } => EventKind::Ended {
             about: about(chosen),
             step: step.map(|step| step.as_str().to_owned()),
             outcome: outcome.as_str().to_owned(),
@@ -135,9 +135,9 @@ fn event(fact: &Fact<'_>) -> Option<What> {
     })
 }
 
-fn about(chosen: &Move) -> About {
+fn about(chosen: &Move) -> EventMove {
     let reasons = chosen.reasons().iter();
-    About {
+    EventMove {
         id: chosen.cookie().to_string(),
         rule: chosen.rule().to_string(),
         reasons: reasons.map(|reason| reason.as_str().to_owned()).collect(),
@@ -149,7 +149,7 @@ fn about(chosen: &Move) -> About {
     }
 }
 
-fn cooldown(hold: &NewHold) -> What {
+fn cooldown(hold: &NewHold) -> EventKind {
     let (of, cause, why, lasts) = match hold {
         NewHold::Returns {
             whom,
@@ -185,7 +185,7 @@ fn cooldown(hold: &NewHold) -> What {
             lasts,
         ),
     };
-    What::Held {
+    EventKind::Held {
         of,
         cause: cause.to_owned(),
         why,

@@ -7,35 +7,35 @@ use serde::{Deserialize, Serialize};
 
 use super::parse::{ReadError, parse};
 
-/// One thing that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Happened {
+pub struct Event {
     /// Its number in its run, from 1, without gaps.
     pub seq: u64,
     /// The run of the agent in which it happened: another for each start.
     pub run: String,
     /// When.
     pub at: Timestamp,
-    /// What.
+    /// Its kind, with its fields.
     #[serde(flatten)]
-    pub what: What,
+    pub what: EventKind,
 }
 
-/// What can happen.
+/// The kinds of events.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "camelCase")]
-pub enum What {
+pub enum EventKind {
     /// A connection would be moved, if the mode did not forbid it.
-    WouldMove(About),
+    WouldMove(EventMove),
     /// A move began.
-    Started(About),
+    Started(EventMove),
     /// A move ended.
     #[serde(rename_all = "camelCase")]
     Ended {
         /// Which.
         #[serde(flatten)]
-        about: About,
+        about: EventMove,
         /// The step at which it ended; none if it was not looked at, or all had passed.
         step: Option<String>,
         /// The outcome's word.
@@ -65,12 +65,12 @@ pub enum What {
         /// Why, in the operator's words.
         reason: Option<String>,
     },
-    /// Moves go on.
+    /// Moves have resumed.
     Resumed {
         /// `asked` or `expired`.
         cause: String,
     },
-    /// Moves have not helped: for a time nothing more is moved there.
+    /// Moves did not help: nothing more is moved there for some time.
     #[serde(rename_all = "camelCase")]
     Held {
         /// Whose connections, and where.
@@ -89,17 +89,17 @@ pub enum What {
     },
     /// A pass could list again.
     ListingRecovered,
-    /// To a follower: so many happened before this that it came too late for.
+    /// To a follower: this many events before this one are no longer available.
     Missed {
         /// How many.
         count: u64,
     },
 }
 
-/// Which connection, and why.
+/// The connection of a move, and the reasons.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct About {
+pub struct EventMove {
     /// The connection.
     pub id: String,
     /// The rule that asks for it.
@@ -118,7 +118,7 @@ pub struct About {
     pub pod: Option<String>,
 }
 
-impl What {
+impl EventKind {
     /// A stable word.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -138,7 +138,7 @@ impl What {
 }
 
 /// Writes it as a line of JSON.
-pub fn write_event(out: &mut impl Write, happened: &Happened) -> io::Result<()> {
+pub fn write_event(out: &mut impl Write, happened: &Event) -> io::Result<()> {
     serde_json::to_writer(&mut *out, happened)?;
     writeln!(out)
 }
@@ -147,7 +147,7 @@ pub fn write_event(out: &mut impl Write, happened: &Happened) -> io::Result<()> 
 ///
 /// # Errors
 /// Why it is none, with the path of the field.
-pub fn read_event(line: &[u8]) -> Result<Happened, ReadError> {
+pub fn read_event(line: &[u8]) -> Result<Event, ReadError> {
     parse(line)
 }
 
@@ -155,8 +155,8 @@ pub fn read_event(line: &[u8]) -> Result<Happened, ReadError> {
 pub(crate) mod tests {
     use super::*;
 
-    fn happened(what: What) -> Happened {
-        Happened {
+    fn happened(what: EventKind) -> Event {
+        Event {
             seq: 7,
             run: "1-2".to_owned(),
             at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
@@ -164,8 +164,8 @@ pub(crate) mod tests {
         }
     }
 
-    fn about() -> About {
-        About {
+    fn about() -> EventMove {
+        EventMove {
             id: "1f".to_owned(),
             rule: "web".to_owned(),
             reasons: vec!["age".to_owned()],
@@ -178,43 +178,43 @@ pub(crate) mod tests {
     }
 
     /// One of each kind.
-    pub(crate) fn one_of_each() -> Vec<Happened> {
+    pub(crate) fn one_of_each() -> Vec<Event> {
         let until = "2026-01-02T04:04:05Z".parse().unwrap();
         let all = [
-            What::WouldMove(about()),
-            What::Started(about()),
-            What::Ended {
+            EventKind::WouldMove(about()),
+            EventKind::Started(about()),
+            EventKind::Ended {
                 about: about(),
                 step: Some("Reset".to_owned()),
                 outcome: "reset".to_owned(),
                 detail: "reset it".to_owned(),
                 waited_seconds: 0.25,
             },
-            What::PolicyLoaded {
+            EventKind::PolicyLoaded {
                 mode: "DryRun".to_owned(),
                 rules: 2,
             },
-            What::PolicyRefused {
+            EventKind::PolicyRefused {
                 error: "a: b\n  remedy: \u{1b}[31m".to_owned(),
             },
-            What::Paused {
+            EventKind::Paused {
                 until,
                 reason: Some("an incident".to_owned()),
             },
-            What::Resumed {
+            EventKind::Resumed {
                 cause: "asked".to_owned(),
             },
-            What::Held {
+            EventKind::Held {
                 of: "rule web".to_owned(),
                 cause: "returns".to_owned(),
                 why: "6 of 6 came back".to_owned(),
                 for_seconds: 600.0,
             },
-            What::ListingFailed {
+            EventKind::ListingFailed {
                 error: "no".to_owned(),
             },
-            What::ListingRecovered,
-            What::Missed { count: 3 },
+            EventKind::ListingRecovered,
+            EventKind::Missed { count: 3 },
         ];
         all.into_iter().map(happened).collect()
     }

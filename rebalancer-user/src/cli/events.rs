@@ -16,7 +16,7 @@ use super::{
     running::{self, NotAsked},
 };
 use crate::{
-    api::{self, Happened},
+    api::{self, Event},
     render,
 };
 
@@ -148,7 +148,7 @@ impl Follower {
         Ok(())
     }
 
-    fn show(&self, happened: &Happened) -> io::Result<()> {
+    fn show(&self, happened: &Event) -> io::Result<()> {
         let out = &mut io::stdout().lock();
         match self.form {
             Form::Table => render::event_row(out, happened)?,

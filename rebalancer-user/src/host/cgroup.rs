@@ -43,7 +43,7 @@ pub enum CgroupError {
     Call {
         /// What failed, and on which file.
         call: String,
-        /// What the system says. Not its source, which would be printed once more.
+        /// The error. Not its source, which would be printed once more.
         why: io::Error,
     },
 }
@@ -243,7 +243,7 @@ fn below<'a>(path: &'a str, root: &str) -> Option<&'a str> {
     (!below.split('/').any(|name| name == "..")).then_some(below)
 }
 
-/// The kernel writes blanks and the like as `\040`.
+/// The kernel escapes whitespace, as in `\040`.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -261,7 +261,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 /// The byte that three octal digits stand for.
 fn octal(digits: &[u8]) -> Option<u8> {
     let digits = std::str::from_utf8(digits.get(..3)?).ok()?;
-    // It would take a sign, too.
+    // `from_str_radix` would accept a sign, too.
     let plain = digits.bytes().all(|digit| digit.is_ascii_digit());
     plain.then(|| u8::from_str_radix(digits, 8).ok()).flatten()
 }
@@ -290,7 +290,7 @@ nonsense
     }
 
     #[test]
-    fn names_of_mounts_are_any_bytes() {
+    fn mount_points_are_arbitrary_bytes() {
         let mountinfo = b"\
 24 30 0:22 / /media/caf\xe9 rw - vfat /dev/sdb1 rw
 25 30 0:23 /a\xff /sys/fs/\xfe\\134\\303\\251 rw shared:1 - cgroup2 cgroup2 rw
@@ -308,7 +308,7 @@ nonsense
     }
 
     #[test]
-    fn cgroups_are_found_from_inside_a_namespace_too() {
+    fn cgroups_are_found_from_inside_a_cgroup_namespace() {
         assert_eq!(below("/a/b", "/"), Some("a/b"));
         assert_eq!(below("/", "/"), Some(""));
         assert_eq!(below("/../../pod/x", "/../.."), Some("pod/x"));
@@ -321,7 +321,7 @@ nonsense
     }
 
     #[test]
-    fn a_folder_that_is_no_cgroup_is_refused() {
+    fn a_directory_that_is_no_cgroup_is_refused() {
         assert!(matches!(
             cgroup_root(Some(Path::new("/proc"))),
             Err(CgroupError::NotCgroup2 { .. })

@@ -1,4 +1,4 @@
-//! The tree of cgroups: from the id that a socket has to the path that people know.
+//! The tree of cgroups: from the ID of a socket's cgroup to its path.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 use super::cgroup::{CgroupError, CgroupMounts, cgroup_root};
 use crate::snapshot::{CgroupId, CgroupPath};
 
-/// Paths of the cgroups that are there, by id.
+/// Paths of the existing cgroups, by ID.
 pub type CgroupPaths = BTreeMap<CgroupId, CgroupPath>;
 
 /// Where the cgroup v2 hierarchy can be walked.
@@ -31,16 +31,16 @@ impl CgroupTree {
         Ok(Self { mount })
     }
 
-    /// Every cgroup that is there now. One that comes or goes meanwhile may be missing.
+    /// Every existing cgroup. One that is created or removed meanwhile may be missing.
     pub fn read(&self) -> CgroupPaths {
         let mut paths = CgroupPaths::new();
         let mut folders = vec![self.mount.clone()];
         while let Some(folder) = folders.pop() {
-            // What has gone since it was listed is no cgroup any more.
+            // Removed since it was listed.
             let Ok(meta) = fs::metadata(&folder) else {
                 continue;
             };
-            // A name that is no UTF-8 stays unknown: no glob could mean it.
+            // A name that is not UTF-8 stays unknown: no glob can match it.
             if let Some(path) = self.path_of(&folder) {
                 // The id is the folder's inode.
                 paths.insert(CgroupId(meta.ino()), path);

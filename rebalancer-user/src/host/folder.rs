@@ -1,7 +1,7 @@
 //! A directory that only this user can change or lock: that of the pins, and that of the agent's socket.
 //!
-//! Folders like it are made in places that other users may write to, such as a bpffs with mode
-//! 1777. One that is there already may be anybody's, or a link to somewhere else.
+//! Such directories are created where other users may write, such as on a bpffs with mode 1777. An existing
+//! one may belong to any user, or be a link to somewhere else.
 
 use std::{
     ffi::CStr,
@@ -61,9 +61,9 @@ impl From<Errno> for FolderError {
     }
 }
 
-/// Makes the folder, or takes the one that is there, and closes it to other users. It is refused
-/// if it is another's or if it could have been tampered with, and left as it is if it is open to
-/// others and holds something that `is_ours` does not know.
+/// Creates the directory, or takes an existing one over, and removes other users' permissions. It is refused
+/// if it is another user's or could have been tampered with, and left unchanged if it is open to others and
+/// holds an entry for which `is_ours` is false.
 pub(crate) fn take(path: &Path, is_ours: fn(&CStr) -> bool) -> Result<File, FolderError> {
     take_of(&trusted(), path, is_ours)
 }
@@ -83,7 +83,7 @@ fn take_of(trusted: &[u32], path: &Path, is_ours: fn(&CStr) -> bool) -> Result<F
     Ok(folder)
 }
 
-/// Opens the folder to look into it; it is refused if another user can have put something there.
+/// Opens the directory for reading; it is refused if another user could have created entries in it.
 pub(crate) fn look_into(path: &Path) -> Result<File, FolderError> {
     let (folder, found) = open_own(&trusted(), path)?;
     match permissions(&found) {
@@ -92,14 +92,14 @@ pub(crate) fn look_into(path: &Path) -> Result<File, FolderError> {
     }
 }
 
-/// What belongs to others than these may change at any time.
+/// The users that are trusted: root and this one.
 fn trusted() -> [u32; 2] {
     [0, geteuid().as_raw()]
 }
 
-/// Opens the folder if it is of one of the trusted users.
+/// Opens the directory if a trusted user owns it.
 fn open_own(trusted: &[u32], path: &Path) -> Result<(File, Stat), FolderError> {
-    // With a slash behind its name a link would be followed.
+    // With a trailing slash a link would be followed.
     let path = path.components().as_path();
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = match open(path, flags, Mode::empty()) {
@@ -114,7 +114,7 @@ fn open_own(trusted: &[u32], path: &Path) -> Result<(File, Stat), FolderError> {
     Ok((File::from(folder), found))
 }
 
-/// In a folder with the sticky bit nobody can rename or remove what is another's.
+/// With the sticky bit users can only rename or remove their own entries.
 fn check_around(path: &Path) -> Result<(), FolderError> {
     let around = match path.parent() {
         Some(around) if around != Path::new("") => around,
@@ -149,7 +149,7 @@ fn check_entries(
     Ok(())
 }
 
-/// What is in the folder.
+/// The entries of the directory.
 pub(crate) fn names(folder: &File) -> io::Result<Vec<std::ffi::CString>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(folder)? {
@@ -170,16 +170,16 @@ fn permissions(found: &Stat) -> u32 {
     found.st_mode & 0o7777
 }
 
-/// Lets others see by [`is_marked`] that `folder` is in use, for as long as this descriptor is open.
+/// Marks `folder` as in use while this descriptor is open, for [`is_marked`].
 ///
-/// It is a lock that excludes nobody: a folder cannot be opened for writing, as an exclusive one
-/// would need.
+/// It is a shared lock: an exclusive one needs a descriptor that is open for writing, which a directory
+/// cannot have.
 pub(crate) fn mark(folder: BorrowedFd<'_>) -> io::Result<()> {
     let mut wanted = lock(libc::F_RDLCK);
     lock_call(folder, libc::F_OFD_SETLK, &mut wanted)
 }
 
-/// Whether another descriptor has it marked. To ask takes no lock, so nobody is turned away by it.
+/// Whether another descriptor has it marked. Takes no lock, so that no process is refused because of it.
 pub(crate) fn is_marked(folder: BorrowedFd<'_>) -> io::Result<bool> {
     let mut asked = lock(libc::F_WRLCK);
     lock_call(folder, libc::F_OFD_GETLK, &mut asked)?;
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_made_is_closed_to_others() {
+    fn a_created_directory_is_closed_to_other_users() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("own");
         take(&path, all).unwrap();
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_open_to_others_is_closed_if_all_in_it_is_ours() {
+    fn an_open_directory_is_closed_if_all_entries_are_ours() {
         let around = tempfile::tempdir().unwrap();
         for was in [0o755, 0o777, 0o1777] {
             let path = around.path().join(format!("{was:o}"));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_others_use_too_is_left_as_it_is() {
+    fn a_directory_that_others_use_is_left_unchanged() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("run");
         fs::create_dir(&path).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_leads_nowhere() {
+    fn a_symbolic_link_is_refused() {
         let around = tempfile::tempdir().unwrap();
         let elsewhere = around.path().join("elsewhere");
         fs::create_dir(&elsewhere).unwrap();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_no_folder() {
+    fn a_file_is_refused() {
         let around = tempfile::tempdir().unwrap();
         let file = around.path().join("file");
         fs::write(&file, "").unwrap();
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_place_every_user_can_take_is_refused() {
+    fn a_directory_that_every_user_can_replace_is_refused() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("own");
         set_mode(around.path(), 0o777);
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_can_write_to_is_not_looked_into() {
+    fn a_directory_that_others_can_write_to_is_not_read() {
         let around = tempfile::tempdir().unwrap();
         let path = around.path().join("own");
         fs::create_dir(&path).unwrap();
@@ -329,7 +329,7 @@ mod tests {
         let us = geteuid().as_raw();
         let path = around.path().join("theirs");
         fs::create_dir(&path).unwrap();
-        // As it is for whoever is not us.
+        // As seen by another user.
         let taken = take_of(&[], &path, all);
         assert!(matches!(taken, Err(FolderError::Owner(uid)) if uid == us));
         symlink("/etc", path.join("planted")).unwrap();

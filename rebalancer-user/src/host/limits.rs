@@ -1,4 +1,4 @@
-//! What this process may do: its capabilities, its limits, and what Yama leaves to it.
+//! What this process may do: capabilities, resource limits, Yama.
 
 use std::fs;
 
@@ -18,8 +18,8 @@ pub fn missing_capabilities() -> Vec<&'static str> {
     lacking(&NEEDED)
 }
 
-/// Capabilities that looking at the processes that hold a socket needs, and this process lacks.
-/// Without them other users' processes are not looked at.
+/// Capabilities that this process lacks to inspect the holders of a socket: without them, those of other
+/// users are not inspected.
 pub fn missing_for_owners() -> Vec<&'static str> {
     lacking(&[(CapabilitySet::SYS_PTRACE, "CAP_SYS_PTRACE")])
 }
@@ -33,8 +33,8 @@ fn lacking(needed: &[(CapabilitySet, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
-/// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK. Later ones ignore it, and so do we ignore
-/// that raising it may be refused.
+/// Raises RLIMIT_MEMLOCK, to which kernels before 5.11 charge maps. Later ones ignore it, so a refusal is
+/// ignored too.
 pub fn raise_memlock() {
     let _refused = setrlimit(
         Resource::Memlock,
@@ -45,15 +45,14 @@ pub fn raise_memlock() {
     );
 }
 
-/// Each move that is listened to holds a process, by a descriptor; the soft limit is often 1,024.
+/// Raises the limit of descriptors: each waiting move holds pidfds, and the soft limit is often 1,024.
 pub fn raise_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _refused = setrlimit(Resource::Nofile, limit);
 }
 
-/// Whether this process may take descriptors of others. It may always take its own, so trying
-/// proves nothing.
+/// Whether this process may duplicate descriptors of others. Its own it always may, so trying proves nothing.
 pub(crate) fn may_take_descriptors() -> Result<(), String> {
     let have = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     if !have.contains(CapabilitySet::SYS_PTRACE) {
@@ -66,8 +65,7 @@ pub(crate) fn may_take_descriptors() -> Result<(), String> {
     }
 }
 
-/// Gives memory that is free in this process back to the system: parsing BTF leaves tens of
-/// megabytes, and the node has better uses for them.
+/// Returns free memory of this process to the system: parsing BTF leaves tens of megabytes.
 pub(crate) fn return_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: without preconditions.

@@ -48,7 +48,7 @@ fn inode(file: &File) -> io::Result<Netns> {
     Ok(Netns(file.metadata()?.ino() as u32))
 }
 
-/// Runs `inside` with this thread in the namespace, and comes back, also after a panic.
+/// Runs `inside` with this thread in the namespace, and returns to its own, also after a panic.
 ///
 /// `Err` if the thread cannot enter: CAP_SYS_ADMIN is missing.
 pub fn enter<T>(target: &File, inside: impl FnOnce() -> T) -> io::Result<T> {
@@ -72,8 +72,8 @@ struct WayBack<'a>(&'a File);
 
 impl Drop for WayBack<'_> {
     fn drop(&mut self) {
-        // We were there a moment ago with the same capabilities. A thread that stayed would act
-        // in the wrong namespace from here on: better no agent than that one.
+        // It was there a moment ago with the same capabilities. A thread that stayed would act in the wrong
+        // namespace from now on: better no agent than that.
         if let Err(error) = move_into(self.0) {
             tracing::error!(%error, "cannot return to the agent's network namespace");
             std::process::abort();

@@ -1,4 +1,4 @@
-//! What a process is: whether SIGPIPE would kill it, and where it lives.
+//! Facts of a process: its network namespace and cgroup, and whether SIGPIPE would kill it.
 
 use std::{fs, io, os::fd::AsFd as _, path::PathBuf};
 
@@ -12,13 +12,13 @@ use rustix::{
 use super::{cgroup::CgroupMounts, netns};
 use crate::snapshot::{CgroupId, Netns};
 
-/// A process, held so that its id cannot come to mean another one unnoticed.
+/// A process, held by a pidfd, so that a reuse of its ID is noticed.
 pub(super) struct Process {
     pid: Pid,
     pidfd: OwnedFd,
 }
 
-/// What the guards ask of a process.
+/// What the guards check of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Its network namespace.
@@ -30,7 +30,7 @@ pub(crate) struct Facts {
 }
 
 impl Process {
-    /// Holds on to the process that has this id now.
+    /// Opens the process that has this ID now.
     pub(super) fn open(pid: Pid) -> Result<Self, Errno> {
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self { pid, pidfd })
@@ -40,15 +40,15 @@ impl Process {
         &self.pidfd
     }
 
-    /// Reads a file, or the like, below `/proc/PID`; `None` if that is not certain to have been
-    /// this process. As it was not reaped afterwards, its id was its own all along.
+    /// Reads something below `/proc/PID`; `None` unless it was certainly this process's: if it has not ended
+    /// afterwards, its ID was not reused before.
     pub(super) fn proc<T>(&self, read: impl FnOnce(PathBuf) -> Option<T>) -> Option<T> {
         let path = PathBuf::from(format!("/proc/{}", self.pid.as_raw_nonzero()));
         let read = read(path)?;
         (!self.has_ended()).then_some(read)
     }
 
-    /// What the guards ask; `None` if it has ended, or is hidden.
+    /// What the guards check; `None` if it has ended, or is hidden.
     pub(super) fn facts(&self, mounts: &CgroupMounts) -> Option<Facts> {
         self.proc(|path| {
             let status = fs::read_to_string(path.join("status")).ok()?;
@@ -123,7 +123,7 @@ mod tests {
         // std gives a child the default action back.
         assert!(facts.dies_of_sigpipe);
         child.kill().unwrap();
-        // Before it is reaped its folder is still there, and says nothing that counts.
+        // Until it is reaped its directory still exists, but no longer counts.
         process.wait_for_its_end();
         assert_eq!(process.proc(|path| Some(path.exists())), None);
         assert_eq!(process.facts(&CgroupMounts::read_or_none()), None);

@@ -77,7 +77,7 @@ impl Diag {
         let mut netlink = Netlink::new(NETLINK_SOCK_DIAG)?;
         netlink.bind_auto()?;
         netlink.connect(&NetlinkAddr::new(0, 0))?;
-        // The kernel answers before `send` returns. An answer that is not there never comes.
+        // The kernel answers before `send` returns; later there is no answer.
         netlink.set_non_blocking(true)?;
         Ok(Self { netlink })
     }
@@ -86,7 +86,7 @@ impl Diag {
     pub(crate) fn look(&self, id: &SocketId) -> io::Result<Option<Socket>> {
         let request = SockDiagMessage::InetRequest(request(id));
         match self.call(NLM_F_REQUEST, request.into())? {
-            // The kernel has compared it; nothing is done by an answer about another socket.
+            // The kernel has compared it; an answer about another socket is never acted on.
             Answer::Socket(cookie, socket) => Ok((cookie == id.cookie).then_some(socket)),
             Answer::Gone => Ok(None),
             Answer::Done => Err(unexpected("an acknowledgement")),
@@ -148,15 +148,14 @@ fn parse(bytes: &[u8]) -> io::Result<Answer> {
     }
 }
 
-/// The same, for inputs that are made up: every answer is one, a panic is not.
+/// For fuzzing: must not panic.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn parse_answer(bytes: &[u8]) {
     let _ = parse(bytes);
 }
 
-/// The socket in an answer; `Gone` if only its shadow is left: a socket whose server closed first
-/// leaves its addresses and cookie to a smaller one, which waits for the client's end and is
-/// shown as FIN-WAIT-2 or TIME-WAIT, without `tcp_info`.
+/// The socket in an answer; `Gone` if only a time-wait socket is left: after the server's close it has the
+/// addresses and the cookie until the client closes, in FIN-WAIT-2 or TIME-WAIT and without `tcp_info`.
 fn socket(response: &inet::InetResponse) -> io::Result<Answer> {
     let state = TcpState::from_kernel(response.header.state);
     let info = response.nlas.iter().find_map(|nla| match nla {

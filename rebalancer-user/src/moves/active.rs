@@ -29,7 +29,7 @@ use crate::{
     snapshot::{CgroupId, Cookie, Netns, TcpState},
 };
 
-/// What a server that was asked to close gets at least, before the next step.
+/// Minimum time that a server gets to close before the next step.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(1);
 
 /// How long it must be silent to be at rest: longer than a tick of the kernel's clock, so that the ticks
@@ -87,7 +87,7 @@ pub(super) struct Inside<'a> {
     pub(super) mechanism: Mechanism,
     pub(super) sniffer: &'a mut Sniffer,
     pub(super) pulse: &'a Pulse,
-    /// Who holds the socket is known, or may be found out: a step can be taken.
+    /// The owners of the socket are known, or may be looked for: a step can be taken.
     pub(super) may_act: bool,
 }
 
@@ -132,7 +132,7 @@ impl Active {
         self.id.cookie
     }
 
-    /// What is its turn; none if all steps have passed.
+    /// The present step; none if all steps have passed.
     pub(super) fn step_kind(&self) -> Option<StepKind> {
         self.current().map(|step| step.kind())
     }
@@ -171,7 +171,7 @@ impl Active {
 
     /// Takes the step, if its condition still holds: to find the owners may have taken a while.
     pub(super) fn act(&mut self, inside: &mut Inside<'_>) -> Next {
-        // One that was given up while it waited for the kernel does nothing any more.
+        // A thread that was abandoned while it waited for the kernel does nothing any more.
         if inside.pulse.is_given_up() {
             return Next::Wait;
         }
@@ -216,8 +216,7 @@ impl Active {
         next
     }
 
-    /// A guard has refused it. What has ended since it was looked at is held by nobody, and that is no
-    /// reason.
+    /// A guard has refused it. If it has ended since it was looked at it has no owner, which is no refusal.
     fn refused(&mut self, guard: Refusal, diag: &Diag) -> Outcome {
         match self.socket(diag) {
             Ok(_) => self.left(Outcome::Refused(guard)),
@@ -258,7 +257,7 @@ impl Active {
         verdict
     }
 
-    /// The step that is its turn: the policy's, and then, if it says so, a reset at once.
+    /// The present step: one of the rule's, and after them, with `atEnd: ResetNow`, a reset at once.
     fn current(&self) -> Option<Step> {
         let steps = self.chosen.steps();
         let at_end = || match self.chosen.at_end() {
@@ -288,7 +287,7 @@ impl Active {
 
     /// Whether the step's condition holds now.
     fn holds(&self, step: Step, socket: &Socket, inside: &mut Inside<'_>) -> bool {
-        // Nobody has accepted it yet: nobody can be asked, nor be looked at by the guards.
+        // Not accepted yet: there is no process to ask to close, or for the guards to check.
         if socket.inode == Inode(0) {
             return false;
         }
@@ -337,7 +336,7 @@ impl Active {
         Ok(observe::server_spoke_last(&live, inside.walker.jiffies(1)) && unchanged)
     }
 
-    /// Gives the server an end of file. It may still answer, and closes by itself.
+    /// Makes the server read an end of file. It may still respond, and closes the connection itself.
     fn close(&mut self, owners: &[Owner]) -> Next {
         let now = Instant::now();
         // The duplicate is closed at once, as until then the server's own close sends no FIN.
@@ -385,12 +384,12 @@ impl Active {
         }
     }
 
-    /// It lives, and nobody in its network namespace does: whoever holds it is not found.
+    /// It is open, but no owner leads to its network namespace.
     pub(super) fn out_of_reach(&self) -> Outcome {
         self.left(Outcome::Refused(Refusal::OwnerUnknown))
     }
 
-    /// It is not there any more, or not established: by whose doing?
+    /// It does not exist any more, or is not established: whether the move has caused that.
     pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
         if self.misses > 0 {
             Outcome::Reset
@@ -403,7 +402,7 @@ impl Active {
         }
     }
 
-    /// Whether the connection may be ending by the move's doing.
+    /// Whether the move may have caused the connection to end.
     pub(super) fn is_touched(&self) -> bool {
         self.misses > 0 || self.asked.is_some()
     }
@@ -428,7 +427,7 @@ impl Active {
         }
     }
 
-    /// The move ends and the connection lives: untouched, or not.
+    /// The move ends while the connection is open: untouched, or not.
     pub(super) fn left(&self, end: Outcome) -> Outcome {
         if self.misses > 0 {
             Outcome::Failed(format!("resets were sent and it lives; the move {end}"))
@@ -489,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reset_and_has_gone_since_the_last_look_counts_as_reset() {
+    fn a_connection_that_ended_after_a_reset_was_sent_counts_as_reset() {
         let pair = Pair::connect().unwrap();
         let mut active = active(&pair);
         active.misses = 1;
@@ -503,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_to_close_and_did_since_the_last_look_counts_as_closed() {
+    fn a_connection_that_ended_after_its_server_was_asked_counts_as_closed() {
         let pair = Pair::connect().unwrap();
         let mut active = active(&pair);
         active.asked = Some(0);
@@ -512,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_meanwhile_is_not_refused() {
+    fn a_connection_that_has_ended_is_not_refused() {
         let pair = Pair::connect().unwrap();
         let (mut active, diag) = (active(&pair), Diag::open().unwrap());
         let refused = active.refused(Refusal::OwnerUnknown, &diag);
@@ -524,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_touched_is_left_without_a_look() {
+    fn an_untouched_connection_is_not_looked_at_again() {
         let pair = Pair::connect().unwrap();
         let active = active(&pair);
         let outcome = active.ended(recalled(), |_| unreachable!());
@@ -532,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_looked_at_is_not_reported_as_alive() {
+    fn a_connection_that_cannot_be_looked_at_is_not_reported_as_open() {
         let pair = Pair::connect().unwrap();
         let mut active = active(&pair);
         active.misses = 1;
@@ -545,10 +544,10 @@ mod tests {
     }
 
     #[test]
-    fn a_recall_ends_what_has_done_nothing_and_keeps_the_rest_from_doing_more() {
+    fn a_recall_ends_untouched_moves_and_stops_the_others_after_their_step() {
         assert!(waiting().recall());
 
-        // Resets were sent: whether it is gone is found out by the same step.
+        // Resets were sent: the same step finds out whether it is gone.
         let mut missed = waiting();
         missed.misses = 1;
         assert!(!missed.recall());

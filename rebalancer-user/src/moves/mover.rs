@@ -224,12 +224,12 @@ impl Drop for Mover {
     }
 }
 
-/// A thread that was given up.
+/// A thread that was abandoned.
 #[derive(Debug)]
 pub struct GivenUp {
     /// Why.
     pub health: Health,
-    /// What it had in hand, and what is known of that.
+    /// Its moves, and what is known of them.
     pub moves: Vec<(Move, Outcome)>,
 }
 
@@ -289,7 +289,7 @@ impl MoverThread {
         }
         let shutdown = Outcome::Refused(Refusal::Shutdown);
         for (cookie, active) in std::mem::take(&mut self.active) {
-            // The others are in the hands of whoever took over.
+            // The agent has reported the others when it abandoned this thread.
             if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
                 self.end(active, shutdown.clone());
             }
@@ -380,15 +380,15 @@ impl MoverThread {
         } = self;
         match owners.refresh(walker, &old, mounts) {
             Ok(cpu) => pace.walked(cpu, Instant::now()),
-            // Those without owners are not moved, and say so.
+            // Connections without owners are not moved, with that reason.
             Err(error) => {
                 tracing::warn!(%error, "cannot find the holders of the connections to be moved");
             }
         }
     }
 
-    /// Those of these whose owners are known well enough to take a step. Where a walk is dear the others
-    /// wait for the next one; it is for all moves, as others will be ready soon.
+    /// Those whose owners were found recently enough to take a step. Where walks are expensive the others wait
+    /// for the next walk, which is for all moves, because others will be ready soon.
     fn with_known_owners(&mut self, mut ready: Vec<Cookie>) -> Vec<Cookie> {
         let old = |owners: &Owners, ready: &[Cookie]| {
             owners.older_than(OWNERS_KNOWN_FOR, ready.iter().copied())
@@ -408,7 +408,7 @@ impl MoverThread {
             .into_iter()
             .partition(|(_, next)| matches!(next, Next::Act));
         let ready = ready.into_iter().map(|(cookie, _)| cookie).collect();
-        // Before the last look, so that nothing takes time after it.
+        // Before the last look, so that no time passes after it.
         let ready = self.with_known_owners(ready);
         if !ready.is_empty() {
             next.extend(self.inside(netns, &ready, |active, inside| active.act(inside)));
@@ -488,8 +488,8 @@ impl MoverThread {
         }
     }
 
-    /// Nobody who holds one of them leads to the namespace. A pod that was deleted has taken its
-    /// connections along; but one that is in flight between processes is held by none just now.
+    /// No owner leads to the namespace. The connections have ended if their pod was deleted; but a socket in
+    /// flight between processes has no owner at this moment.
     fn unreachable(&mut self, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
         let end = |cookie: &Cookie| {
             let active = self.active.get(cookie)?;
@@ -510,7 +510,7 @@ impl MoverThread {
         if !self.pulse.ended(cookie) {
             return; // reported by the agent when it abandoned this thread
         }
-        // The agent that does not listen any more is on its way out.
+        // An agent without a receiver is exiting.
         let _agent_is_gone = self.done.send(Done {
             chosen: active.chosen,
             outcome,

@@ -7,7 +7,7 @@ use std::{
 
 use super::units::age;
 use crate::{
-    api::{About, Happened, What},
+    api::{Event, EventKind, EventMove},
     policy::visible,
 };
 
@@ -17,17 +17,17 @@ pub fn events_head(out: &mut impl Write) -> io::Result<()> {
 }
 
 /// A line of that table. Lines come one by one, so that their columns are of fixed widths.
-pub fn event_row(out: &mut impl Write, happened: &Happened) -> io::Result<()> {
+pub fn event_row(out: &mut impl Write, happened: &Event) -> io::Result<()> {
     let detail = visible(&detail(&happened.what));
     let (at, what) = (happened.at, happened.what.as_str());
     writeln!(out, "{at:<20.0}  {what:<16}  {detail}")
 }
 
-fn detail(what: &What) -> String {
+fn detail(what: &EventKind) -> String {
     match what {
-        What::WouldMove(about) => format!("{} would be moved: {}", place(about), about.why),
-        What::Started(about) => format!("{}: {}", place(about), about.why),
-        What::Ended {
+        EventKind::WouldMove(about) => format!("{} would be moved: {}", place(about), about.why),
+        EventKind::Started(about) => format!("{}: {}", place(about), about.why),
+        EventKind::Ended {
             about,
             step,
             outcome: _,
@@ -40,20 +40,20 @@ fn detail(what: &What) -> String {
                 place(about)
             )
         }
-        What::PolicyLoaded { mode, rules } => format!("mode {mode}, rules: {rules}"),
-        What::PolicyRefused { error } => {
+        EventKind::PolicyLoaded { mode, rules } => format!("mode {mode}, rules: {rules}"),
+        EventKind::PolicyRefused { error } => {
             let first = error.lines().next().unwrap_or_default();
             format!("the previous one stays in effect: {first}")
         }
-        What::Paused { until, reason } => {
+        EventKind::Paused { until, reason } => {
             let why = reason.as_ref().map_or(String::new(), |r| format!(": {r}"));
             format!("until {until:.0}{why}")
         }
-        What::Resumed { cause } => match cause.as_str() {
+        EventKind::Resumed { cause } => match cause.as_str() {
             "expired" => "the pause has expired".to_owned(),
             _ => "requested by an operator".to_owned(),
         },
-        What::Held {
+        EventKind::Held {
             of,
             cause: _,
             why,
@@ -62,13 +62,13 @@ fn detail(what: &What) -> String {
             let time = age(Duration::try_from_secs_f64(*for_seconds).unwrap_or_default());
             format!("{of}: on cooldown for {time}: {why}")
         }
-        What::ListingFailed { error } => format!("nothing is moved: {error}"),
-        What::ListingRecovered => "moves resumed".to_owned(),
-        What::Missed { count } => format!("missed {count} events before this one"),
+        EventKind::ListingFailed { error } => format!("nothing is moved: {error}"),
+        EventKind::ListingRecovered => "moves resumed".to_owned(),
+        EventKind::Missed { count } => format!("missed {count} events before this one"),
     }
 }
 
-fn place(about: &About) -> String {
+fn place(about: &EventMove) -> String {
     let pod = about.pod.as_ref();
     let at = pod.map_or(String::new(), |pod| format!(" of {pod}"));
     format!(
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::api::one_of_each;
 
-    fn shown(happened: &Happened) -> String {
+    fn shown(happened: &Event) -> String {
         let mut row = Vec::new();
         event_row(&mut row, happened).unwrap();
         String::from_utf8(row).unwrap()
@@ -99,7 +99,9 @@ mod tests {
                 "{row}"
             );
         }
-        let started = all.iter().find(|one| matches!(one.what, What::Started(_)));
+        let started = all
+            .iter()
+            .find(|one| matches!(one.what, EventKind::Started(_)));
         assert_eq!(
             shown(started.unwrap()),
             "2026-01-02T03:04:05Z  started           1f (10.0.0.1:80 from 10.0.0.2:4000), rule \
