@@ -7,7 +7,13 @@ mod identity;
 pub mod sample;
 mod service;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -207,6 +213,11 @@ impl Connection {
     /// Bytes both ways.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.bytes_in.0.saturating_add(self.bytes_out.0))
+    }
+
+    /// The client's IP address; IPv4-mapped IPv6 as IPv4.
+    pub fn client(&self) -> IpAddr {
+        self.remote.ip().to_canonical()
     }
 }
 

@@ -1065,7 +1065,7 @@ fn a_dry_run_tells_the_excess_once() {
         let plan = decide(&dry, &listed, &ledger, listed.taken);
         assert_eq!(plan.moves().count(), expected);
         plan.moves()
-            .for_each(|chosen| ledger.said(chosen, listed.taken));
+            .for_each(|chosen| ledger.reported(chosen, listed.taken));
     }
 }
 

@@ -430,7 +430,7 @@ fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
         let plan = decide(&policy, &listed, &ledger, KernelTime(now));
         for chosen in plan.moves() {
             assert_eq!(chosen.mode(), Mode::DryRun);
-            ledger.said(chosen, KernelTime(now));
+            ledger.reported(chosen, KernelTime(now));
         }
         ledger.prune(&listed, policy.budget().window(), KernelTime(now));
         let mut told = cookies(&plan);
@@ -469,7 +469,7 @@ fn under_another_policy_a_dry_run_tells_again() {
             .map(|chosen| chosen.rule().to_string())
             .collect();
         for chosen in plan.moves() {
-            ledger.said(chosen, KernelTime(now));
+            ledger.reported(chosen, KernelTime(now));
         }
         told
     };
@@ -711,7 +711,7 @@ fn what_was_told_in_dry_run_stays_told_when_it_falls_silent() {
     let mut listed = snapshot(2 * HOUR, vec![connection(1)]);
     let mut ledger = Ledger::default();
     let plan = decide(&policy, &listed, &ledger, listed.taken);
-    ledger.said(plan.moves().next().unwrap(), listed.taken);
+    ledger.reported(plan.moves().next().unwrap(), listed.taken);
     listed.connections[0].since_received = SILENT;
     let plan = decide(&policy, &listed, &ledger, listed.taken);
     assert_eq!(plan.skipped(), BTreeMap::from([("dryRun", 1)]));
@@ -756,7 +756,7 @@ fn the_ledger_forgets_what_is_gone() {
     let listed = snapshot(now, (50..100).map(connection).collect());
     decide(&dry, &listed, &ledger, KernelTime(now))
         .moves()
-        .for_each(|chosen| ledger.said(chosen, KernelTime(now)));
+        .for_each(|chosen| ledger.reported(chosen, KernelTime(now)));
     assert_ne!(ledger.entries(), Entries::default());
     now += MINUTE;
     let listed = snapshot(now, vec![]);
@@ -984,7 +984,7 @@ fn any_ledger() -> impl Strategy<Value = Ledger> {
             let plan = decide(&policy, &snapshot(now.0, connections), &ledger, now);
             for (chosen, outcome) in plan.moves().zip(outcomes) {
                 if chosen.mode() == Mode::DryRun {
-                    ledger.said(chosen, now);
+                    ledger.reported(chosen, now);
                     continue;
                 }
                 ledger.started(chosen, now);

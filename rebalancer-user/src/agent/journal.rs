@@ -152,13 +152,13 @@ fn about(chosen: &Move) -> EventMove {
 fn cooldown(hold: &NewHold) -> EventKind {
     let (of, cause, why, lasts) = match hold {
         NewHold::Returns {
-            whom,
+            subject,
             endpoint,
             test,
             lasts,
         } => (
             format!(
-                "{whom} at port {} of netns {}",
+                "{subject} at port {} of netns {}",
                 endpoint.port, endpoint.netns.0
             ),
             "returns",

@@ -293,7 +293,7 @@ rules:
         let now = now();
         let dry = policy().with_mode_at_most(Mode::DryRun);
         let plan = decide(&dry, &listed(now), &ledger, now);
-        plan.moves().for_each(|chosen| ledger.said(chosen, now));
+        plan.moves().for_each(|chosen| ledger.reported(chosen, now));
         kept.write(&ledger, POLICY, now);
         assert_eq!(Kept::resume(dir.path(), POLICY).1.entries().said.len(), 2);
         let told = Kept::resume(dir.path(), "another").1.entries();

@@ -146,13 +146,13 @@ fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
 fn cooldown(hold: &NewHold) {
     match hold {
         NewHold::Returns {
-            whom,
+            subject,
             endpoint,
             test,
             lasts,
         } => warn!(
             cause = "returns",
-            %whom,
+            %subject,
             netns = endpoint.netns.0,
             port = endpoint.port,
             moves = test.moves,

@@ -138,7 +138,7 @@ impl Agent {
                 }
                 Mode::DryRun | Mode::Disabled => {
                     self.journal.record(Fact::WouldMove { chosen });
-                    self.ledger.said(chosen, self.now);
+                    self.ledger.reported(chosen, self.now);
                     self.for_next.changed();
                 }
             }

@@ -222,7 +222,7 @@ rules:
                 break;
             };
             if chosen.mode() == crate::policy::Mode::DryRun {
-                ledger.said(chosen, snapshot.taken);
+                ledger.reported(chosen, snapshot.taken);
                 continue;
             }
             ledger.started(chosen, snapshot.taken);

@@ -12,13 +12,15 @@
 //! one of its connections, then again the one with most. What falls to a client that must not be
 //! moved is left, and falls to no other: a flood of one client does not push its neighbours out.
 
-use std::{cmp::Reverse, collections::BinaryHeap, net::IpAddr, ptr};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+    net::IpAddr,
+};
 
 use super::{
-    Reason, SkipReason,
+    Balanced, LoadComparison, Reason, SkipReason,
     groups::{GroupLoad, Groups},
-    limits::LoadComparison,
-    lookup::Lookup,
 };
 use crate::{
     policy::{Balance, By},
@@ -26,165 +28,123 @@ use crate::{
 };
 
 /// A connection whose rule balances.
-#[derive(Debug)]
 pub(super) struct Weighed<'a> {
     pub(super) connection: &'a Connection,
-    pub(super) shared: &'a GroupLoad,
-    pub(super) balance: Balance,
+    /// The index of its decision: in the order of cookies.
+    pub(super) index: usize,
+    pub(super) client: IpAddr,
     pub(super) load: u64,
     /// It is a part of what its endpoint holds: its client does not always come back there.
     pub(super) counts: bool,
     pub(super) state: State,
 }
 
-/// What else is known of it. The first are the first to be counted off the excess.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What else is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It goes in any case, or was told in dry run to go: it is a part of the excess that is no
-    /// longer looked for.
+    /// It goes in any case, or was reported in dry run: it is a part of the excess that is no longer
+    /// looked for.
     Goes,
     /// It may be moved.
     Free,
     /// It may be moved, but not now.
-    Later(SkipReason),
-    /// It stays, and this is said of it elsewhere.
+    Later,
+    /// Likewise, as its client comes back. What is true of the others is not true of it.
+    Returns,
+    /// It stays.
     Stays,
 }
 
 impl State {
-    fn rank(&self) -> u8 {
+    /// The lowest are the first to be counted off the excess.
+    fn rank(self) -> u8 {
         match self {
             Self::Goes => 0,
             Self::Free => 1,
-            Self::Later(_) => 2,
+            Self::Later | Self::Returns => 2,
             Self::Stays => 3,
         }
     }
 }
 
-/// What becomes of those that are [`State::Free`] or [`State::Later`].
+/// What becomes of one that was weighed.
 pub(super) enum Weighing {
-    /// To be moved.
+    /// It is to be moved.
     Move(Reason),
-    /// Left, and why.
+    /// It is left, and why.
     Skip(SkipReason),
 }
 
-/// Weighs all; the answers are by index, those to be moved in the order of their turns, and for no
-/// other than was asked.
-pub(super) fn weigh(weighed: &[Weighed<'_>]) -> Vec<(usize, Weighing)> {
-    let mut places: Lookup<(*const GroupLoad, EndpointKey), usize> = Lookup::default();
-    let mut by_endpoint: Vec<Vec<usize>> = Vec::new();
-    for (index, one) in weighed.iter().enumerate() {
-        let key = (ptr::from_ref(one.shared), one.connection.endpoint);
-        let place = *places.slot(key, || by_endpoint.len());
-        if place == by_endpoint.len() {
-            by_endpoint.push(Vec::new());
-        }
-        by_endpoint[place].push(index);
-    }
-    by_endpoint.sort_by_key(|indexes| {
-        let first = &weighed[indexes[0]];
-        (first.shared.rule.as_str(), first.connection.endpoint)
-    });
-    let mut clients = ClientLoads::default();
-    let mut all = Vec::with_capacity(weighed.len());
-    for indexes in &by_endpoint {
-        weigh_endpoint(weighed, indexes, &mut clients, &mut all);
-    }
-    all
-}
-
-fn weigh_endpoint(
-    weighed: &[Weighed<'_>],
-    indexes: &[usize],
-    clients: &mut ClientLoads,
-    all: &mut Vec<(usize, Weighing)>,
+/// Weighs the connections of one endpoint that one rule is for, and hands what becomes of them to
+/// `answer`: those to be moved first, in the order of their turns; of the others those for which
+/// there is no reason of their own, or a better one. `everywhere`: what each client has at all
+/// endpoints of the group.
+pub(super) fn weigh<'a, 'b>(
+    (group, balance): (&GroupLoad, Balance),
+    endpoint: EndpointKey,
+    weighed: &[Weighed<'b>],
+    everywhere: impl FnOnce() -> &'a ClientLoads,
+    mut answer: impl FnMut(&Weighed<'b>, Weighing),
 ) {
-    let Some(first) = indexes.first().and_then(|index| weighed.get(*index)) else {
-        return;
+    let mut skip_all = |why: &dyn Fn(&Weighed<'_>) -> SkipReason| {
+        let asked = weighed.iter();
+        let asked = asked.filter(|one| matches!(one.state, State::Free | State::Later));
+        asked.for_each(|one| answer(one, Weighing::Skip(why(one))));
     };
-    let (shared, endpoint) = (first.shared, first.connection.endpoint);
-    let tell = |all: &mut Vec<(usize, Weighing)>, why: &dyn Fn(&Weighed<'_>) -> SkipReason| {
-        for (index, one) in indexes.iter().filter_map(|i| Some((*i, weighed.get(*i)?))) {
-            match &one.state {
-                // It is not compared: what is said of the others is not true of it.
-                State::Later(returns @ SkipReason::Returns { .. }) => {
-                    all.push((index, Weighing::Skip(returns.clone())));
-                }
-                State::Free | State::Later(_) => {
-                    all.push((index, Weighing::Skip(why(one))));
-                }
-                State::Goes | State::Stays => {}
-            }
-        }
-    };
-    let facts = match shared.facts {
+    let facts = match group.facts {
         Ok(facts) => facts,
-        Err(view) => return tell(all, &|_| SkipReason::NoClusterView(view)),
+        Err(view) => return skip_all(&|_| SkipReason::NoClusterView { view }),
     };
-    let Some(held) = shared.endpoints.get(&endpoint).filter(|held| held.ready) else {
-        return tell(all, &|_| SkipReason::NotReady);
+    let Some(at) = group.endpoints.get(&endpoint).filter(|at| at.ready) else {
+        return skip_all(&|_| SkipReason::NotReady);
     };
-    let standing = LoadComparison::of(first.balance, facts, held.load);
-    let Some(keeps) = facts.keeps(held.load, first.balance.tolerance(), held.sheds) else {
-        return tell(all, &|_| SkipReason::WithinBalance(standing));
+    let comparison = LoadComparison::of(balance, facts, at.load);
+    let within_balance = || SkipReason::WithinBalance { comparison };
+    let Some(keeps) = facts.keeps(at.load, balance.tolerance(), at.sheds) else {
+        return skip_all(&|_| within_balance());
     };
-    if let Some((futile, left)) = shared.held {
-        return tell(all, &|_| SkipReason::Futile { futile, left });
+    if let Some((futile, left)) = group.held {
+        return skip_all(&|_| SkipReason::Futile {
+            futile: Box::new(futile),
+            left,
+        });
     }
-    let excess = held.load.saturating_sub(keeps);
-    if held.largest > excess {
+    let (by, excess) = (balance.by(), at.load.saturating_sub(keeps));
+    if at.largest > excess {
         // Without that one the endpoint would hold less than the stop: the others are not what
         // makes it hot, and that one would make any other hot.
-        return tell(all, &|one| {
-            if one.load > excess {
-                let (load, by) = (one.load, first.balance.by());
+        return skip_all(&|one| {
+            let load = one.load;
+            if load > excess {
                 SkipReason::LargerThanExcess { by, load, excess }
             } else {
-                SkipReason::WithinBalance(standing)
+                within_balance()
             }
         });
     }
-    let last_few = first.balance.by() == By::Connections
-        && standing.start.is_none_or(|start| held.load < start);
-    let target = to_move(excess, facts.endpoints, last_few).min(held.load);
-    let chosen = part(
-        weighed,
-        indexes,
-        clients.of(weighed, shared),
-        facts.endpoints,
-        target,
-    );
+    let last_few = by == By::Connections && comparison.start.is_none_or(|start| at.load < start);
+    let target = to_move(excess, facts.endpoints, last_few).min(at.load);
     let reason = Reason::Balance {
-        by: first.balance.by(),
-        load: held.load,
+        by,
+        load: at.load,
         mean: facts.mean(),
         stop: keeps,
     };
-    let mut is_chosen = vec![false; indexes.len()];
-    for place in chosen {
-        is_chosen[place] = true;
-        let index = indexes[place];
-        match &weighed[index].state {
-            State::Free => all.push((index, Weighing::Move(reason))),
-            State::Later(why) => all.push((index, Weighing::Skip(why.clone()))),
-            State::Goes | State::Stays => {}
+    let mut is_left = vec![true; weighed.len()];
+    for place in part(weighed, everywhere(), facts.endpoints, target) {
+        is_left[place] = false;
+        let one = &weighed[place];
+        if one.state == State::Free {
+            answer(one, Weighing::Move(reason));
         }
     }
-    for (index, chosen) in indexes.iter().zip(is_chosen) {
-        let state = &weighed[*index].state;
-        let asked = matches!(state, State::Free | State::Later(_));
-        if let State::Later(returns @ SkipReason::Returns { .. }) = state
-            && !chosen
-        {
-            all.push((*index, Weighing::Skip(returns.clone())));
-        } else if asked && !chosen {
-            let standing = LoadComparison {
-                stop: keeps,
-                ..standing
-            };
-            all.push((*index, Weighing::Skip(SkipReason::OthersMoved(standing))));
+    let comparison = LoadComparison {
+        stop: keeps,
+        ..comparison
+    };
+    for (one, is_left) in weighed.iter().zip(is_left) {
+        if is_left && matches!(one.state, State::Free | State::Later) {
+            answer(one, Weighing::Skip(SkipReason::OthersMoved { comparison }));
         }
     }
 }
@@ -202,123 +162,104 @@ pub(super) fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
     moved.saturating_add((2.0 * spread).ceil() as u64)
 }
 
-/// Parts `target` among the clients; the places, in `indexes`, of what falls to them, in order.
+/// Parts `target` among the clients; the places, in `weighed`, of what falls to them, in order.
 fn part(
     weighed: &[Weighed<'_>],
-    indexes: &[usize],
-    everywhere: &Loads,
+    everywhere: &ClientLoads,
     endpoints: u32,
     target: u64,
 ) -> Vec<usize> {
-    let mut places: Lookup<IpAddr, usize> = Lookup::default();
-    let mut clients: Vec<Client> = Vec::new();
-    let counted = indexes.iter().map(|i| &weighed[*i]).enumerate();
-    for (place, one) in counted.filter(|(_, one)| one.counts) {
-        let address = client(one.connection);
-        let at = *places.slot(address, || clients.len());
-        if at == clients.len() {
-            clients.push(Client {
-                address,
-                here: 0,
-                queue: Vec::new(),
-            });
-        }
-        clients[at].queue.push(place);
-        clients[at].here += one.load;
-    }
-    for client in &mut clients {
-        // Taken from the end: the heaviest, then the oldest first.
-        client.queue.sort_by_key(|place| {
-            let one = &weighed[indexes[*place]];
-            let c = one.connection;
-            Reverse((one.state.rank(), Reverse(one.load), c.opened, c.cookie))
-        });
-    }
+    let counted = weighed.iter().zip(0..).filter(|(one, _)| one.counts);
+    let mut places: Vec<(IpAddr, usize)> =
+        counted.map(|(one, place)| (one.client, place)).collect();
+    places.sort_unstable();
     let n = i128::from(endpoints);
-    let share = |client: &Client| {
-        let all = everywhere.get(&client.address).copied();
-        i128::from(client.here) * n - i128::from(all.unwrap_or(client.here))
-    };
-    let mut heap: BinaryHeap<(i128, Reverse<IpAddr>, usize)> = (clients.iter().zip(0..))
-        .map(|(client, at)| (share(client), Reverse(client.address), at))
-        .collect();
+    let mut clients = Vec::new();
+    let mut shares = Vec::new();
+    for of_client in places.chunk_by_mut(|a, b| a.0 == b.0) {
+        let (client, _) = of_client[0];
+        let here: u64 = of_client
+            .iter()
+            .map(|(_, place)| weighed[*place].load)
+            .sum();
+        let share = i128::from(here) * n - i128::from(everywhere.of(client));
+        shares.push((share, Reverse(clients.len())));
+        // What is to be moved first: the heaviest, then the oldest.
+        of_client.sort_unstable_by_key(|(_, place)| {
+            let one = &weighed[*place];
+            (
+                one.state.rank(),
+                Reverse(one.load),
+                one.connection.opened,
+                one.index,
+            )
+        });
+        clients.push(of_client.iter());
+    }
+    let mut shares = BinaryHeap::from(shares);
     let (mut left, mut largest, mut chosen) = (target, 0, Vec::new());
     while left > 0 {
-        let Some((beyond, address, at)) = heap.pop() else {
+        let Some(mut most) = shares.peek_mut() else {
             break;
         };
-        let Some(place) = clients[at].queue.pop() else {
+        let (_, Reverse(client)) = *most;
+        let Some((_, place)) = clients[client].next() else {
+            PeekMut::pop(most);
             continue;
         };
-        let load = weighed[indexes[place]].load;
+        let load = weighed[*place].load;
         // A smaller one of the same client may still fit. But the last twentieth is not worth many
         // small ones.
         let sliver = left <= target / 20 && load < largest;
-        let fits = load <= left && load > 0 && !sliver;
-        if fits {
+        if load <= left && load > 0 && !sliver {
             left -= load;
             largest = largest.max(load);
-            chosen.push(place);
+            chosen.push(*place);
+            // A part of those moved comes back.
+            most.0 -= i128::from(load) * (n - 1);
         }
-        // A part of those moved comes back.
-        let relief = if fits { i128::from(load) * (n - 1) } else { 0 };
-        let beyond = beyond - relief;
-        heap.push((beyond, address, at));
     }
     chosen
 }
 
-/// What one client has at an endpoint.
-struct Client {
-    address: IpAddr,
-    here: u64,
-    /// Its connections' places, those to be moved first last.
-    queue: Vec<usize>,
-}
-
-pub(super) fn client(connection: &Connection) -> IpAddr {
-    connection.remote.ip().to_canonical()
-}
-
-/// What each client has.
-type Loads = Lookup<IpAddr, u64>;
-
-/// What each client has at all endpoints of a group, found when first asked for.
-#[derive(Default)]
-struct ClientLoads {
-    known: Option<Lookup<*const GroupLoad, Loads>>,
-}
+/// What each client has at all endpoints of a group, by address.
+pub(super) struct ClientLoads(Vec<(IpAddr, u64)>);
 
 impl ClientLoads {
-    fn of(&mut self, weighed: &[Weighed<'_>], shared: &GroupLoad) -> &Loads {
-        let known = self.known.get_or_insert_with(|| {
-            let mut known: Lookup<_, Loads> = Lookup::default();
-            for one in weighed.iter().filter(|one| one.counts) {
-                let loads = known.slot(ptr::from_ref(one.shared), Loads::default);
-                *loads.slot(client(one.connection), || 0) += one.load;
+    pub(super) fn sum<'a>(weighed: impl Iterator<Item = &'a Weighed<'a>>) -> Self {
+        let counted = weighed.filter(|one| one.counts);
+        let mut loads: Vec<_> = counted.map(|one| (one.client, one.load)).collect();
+        loads.sort_unstable();
+        loads.dedup_by(|next, sum| {
+            let same = next.0 == sum.0;
+            if same {
+                sum.1 += next.1;
             }
-            known
+            same
         });
-        known.slot(ptr::from_ref(shared), Loads::default)
+        Self(loads)
+    }
+
+    fn of(&self, client: IpAddr) -> u64 {
+        let found = self.0.binary_search_by_key(&client, |(client, _)| *client);
+        found.map_or(0, |at| self.0[at].1)
     }
 }
 
 /// How each group that a rule balances stands.
-pub(super) fn standings(groups: &Groups) -> Vec<super::Balanced> {
-    let balanced = groups.iter().filter_map(|shared| {
-        let balance = shared.balance?;
-        let loads = shared.endpoints.iter().filter(|(_, held)| held.ready);
-        Some(super::Balanced {
-            rule: shared.rule.clone(),
-            group: (*shared.group).clone(),
+pub(super) fn standings(groups: &Groups) -> Vec<Balanced> {
+    let balanced = groups.iter().filter_map(|group| {
+        let balance = group.balance?;
+        let loads = group.endpoints.iter().filter(|(_, at)| at.ready);
+        Some(Balanced {
+            rule: group.rule.clone(),
+            group: (*group.name).clone(),
             balance,
-            facts: shared.facts,
-            endpoints: loads
-                .map(|(key, held)| (*key, held.load, held.sheds))
-                .collect(),
+            facts: group.facts,
+            endpoints: loads.map(|(key, at)| (*key, at.load, at.sheds)).collect(),
         })
     });
-    let mut balanced: Vec<super::Balanced> = balanced.collect();
+    let mut balanced: Vec<Balanced> = balanced.collect();
     balanced.sort_by(|a, b| (&a.rule, &a.group).cmp(&(&b.rule, &b.group)));
     balanced
 }

@@ -1,36 +1,50 @@
 //! How many of the chosen may be moved now.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use super::{
-    Forecast, Group, Ledger, Ramp, SkipReason, fair_queue::Queue, forecast::Pace, groups::Groups,
-    ledger::Charge, lookup::Lookup, slots::Slots,
+    Charge, Forecast, Group, Ledger, Ramp, SkipReason,
+    fair_queue::{Queue, Queues},
+    forecast::Pace,
+    groups::Groups,
+    matches::Matches,
+    slots::Slots,
 };
 use crate::{
     policy::{Budget, Mode, Policy},
-    snapshot::{EndpointKey, KernelTime, Snapshot},
+    snapshot::{EndpointKey, KernelTime},
 };
 
-/// Of what a budget is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BudgetOf {
-    /// Of the node.
-    Node,
-    /// Of the Service, or of what shares a port where there are no Services.
-    Service,
-    /// Of the endpoint.
-    Endpoint,
+/// One row for each: its field in the policy file, and the word of who is skipped for it.
+macro_rules! budgets {
+    ($($(#[$doc:meta])* $variant:ident $field:literal $skip:literal;)*) => {
+        /// Of what a budget is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum BudgetOf {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl BudgetOf {
+            /// The field in the policy file.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $field,)* }
+            }
+
+            /// The stable word of [`SkipReason::Budget`].
+            pub(super) fn skip_word(self) -> &'static str {
+                match self { $(Self::$variant => $skip,)* }
+            }
+        }
+    };
 }
 
-impl BudgetOf {
-    /// The field in the policy file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Node => "perNode",
-            Self::Service => "perService",
-            Self::Endpoint => "perEndpoint",
-        }
-    }
+budgets! {
+    /// Of the node.
+    Node "perNode" "budget";
+    /// Of the Service, or of what shares a port where there are no Services.
+    Service "perService" "serviceBudget";
+    /// Of the endpoint.
+    Endpoint "perEndpoint" "endpointBudget";
 }
 
 impl fmt::Display for BudgetOf {
@@ -39,28 +53,64 @@ impl fmt::Display for BudgetOf {
     }
 }
 
-/// How many connections there are, of which budgets may be a share.
-pub(super) struct Population {
-    node: u64,
-    groups: BTreeMap<Arc<Group>, u64>,
-    endpoints: Lookup<EndpointKey, u64>,
+/// What a candidate's move is counted against, besides the node: by its index.
+#[derive(Clone, Copy)]
+pub(super) struct Account {
+    pub(super) queue: usize,
+    group: usize,
+    endpoint: usize,
 }
 
-impl Population {
-    pub(super) fn of(snapshot: &Snapshot, groups: &Groups) -> Self {
+/// Who may be moved: what is counted against budgets, and how many connections that has.
+pub(super) struct Population<'a> {
+    node: u64,
+    pub(super) queues: Queues<'a>,
+    groups: Vec<(&'a Group, u64)>,
+    endpoints: Vec<(EndpointKey, u64)>,
+    /// By the index of an endpoint and its rule.
+    accounts: Vec<Account>,
+}
+
+impl<'a> Population<'a> {
+    pub(super) fn of(matches: &Matches<'a>, groups: &'a Groups) -> Self {
         let mut there = Self {
-            node: u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX),
-            groups: BTreeMap::new(),
-            endpoints: Lookup::default(),
+            node: u64::try_from(matches.all.len()).unwrap_or(u64::MAX),
+            queues: Queues::default(),
+            groups: Vec::new(),
+            endpoints: Vec::new(),
+            accounts: Vec::new(),
         };
-        for connection in &snapshot.connections {
-            *there.endpoints.slot(connection.endpoint, || 0) += 1;
-        }
-        for shared in groups.iter() {
-            let group = Arc::clone(&shared.group);
-            *there.groups.entry(group).or_default() += shared.connections;
+        // One group under two rules is one.
+        let mut indexes: BTreeMap<&Group, usize> = BTreeMap::new();
+        let of_groups = groups.iter().map(|group| {
+            let index = *indexes.entry(&group.name).or_insert_with(|| {
+                there.groups.push((&group.name, 0));
+                there.groups.len() - 1
+            });
+            there.groups[index].1 += group.connections;
+            index
+        });
+        let of_groups: Vec<usize> = of_groups.collect();
+        let mut endpoints: Vec<Option<usize>> = vec![None; matches.endpoints.len()];
+        for (pair, group) in matches.pairs.iter().zip(groups.indexes()) {
+            let endpoint = *endpoints[pair.endpoint_index].get_or_insert_with(|| {
+                let connections = matches.endpoints[pair.endpoint_index];
+                there.endpoints.push((pair.endpoint, connections));
+                there.endpoints.len() - 1
+            });
+            let namespace = pair.who.pod().map(|pod| pod.namespace.as_str());
+            there.accounts.push(Account {
+                queue: there.queues.add((pair.rule.name().as_str(), namespace)),
+                group: of_groups[*group],
+                endpoint,
+            });
         }
         there
+    }
+
+    /// That of the pair with this index.
+    pub(super) fn account(&self, pair: usize) -> Account {
+        self.accounts[pair]
     }
 }
 
@@ -68,16 +118,17 @@ impl Population {
 pub(super) struct Allowance<'a> {
     mode: Mode,
     budget: Budget,
-    there: &'a Population,
+    there: &'a Population<'a>,
     interval: Duration,
     node: Bucket,
-    pub(super) slots: Slots<'a>,
+    pub(super) slots: Slots,
     /// What the rule that may move most has of the budgets.
     widest: Option<Ramp>,
     /// The longest ramp of those that asked.
     ramp: Option<Ramp>,
-    groups: BTreeMap<Arc<Group>, Bucket>,
-    endpoints: BTreeMap<EndpointKey, Bucket>,
+    /// By the group's index, once it was asked for; and so on.
+    groups: Vec<Option<Bucket>>,
+    endpoints: Vec<Option<Bucket>>,
     spent: Spent<'a>,
 }
 
@@ -112,6 +163,14 @@ impl<'a> Spent<'a> {
 }
 
 impl Bucket {
+    fn new(limit: u64, spent: u64) -> Self {
+        Self {
+            limit,
+            spent,
+            ..Self::default()
+        }
+    }
+
     fn limit(self, ramp: Option<Ramp>) -> u64 {
         ramp.map_or(self.limit, |ramp| ramp.of_budget(self.limit))
     }
@@ -122,16 +181,16 @@ impl<'a> Allowance<'a> {
         policy: &Policy,
         mode: Mode,
         ledger: &'a Ledger,
-        there: &'a Population,
+        there: &'a Population<'a>,
         now: KernelTime,
     ) -> Self {
         let budget = policy.budget();
         let max_in_flight = u64::from(budget.max_in_flight().get());
         // What is only told is never in flight; a round of it is as large as a real one.
         let slots = if mode == Mode::DryRun {
-            Slots::all(max_in_flight)
+            Slots::all(&there.queues, max_in_flight)
         } else {
-            Slots::beside(ledger, max_in_flight)
+            Slots::beside(ledger, &there.queues, max_in_flight)
         };
         let mut spent = ledger
             .charges(mode, budget.window(), now)
@@ -144,19 +203,15 @@ impl<'a> Allowance<'a> {
             budget,
             there,
             interval: policy.interval(),
-            node: Bucket {
-                limit: budget.per_node().of(there.node),
-                spent: spent.all,
-                ..Bucket::default()
-            },
+            node: Bucket::new(budget.per_node().of(there.node), spent.all),
             slots,
             widest: match mode {
                 Mode::Enforce => Ramp::widest(policy, ledger, now),
                 Mode::DryRun | Mode::Disabled => None,
             },
             ramp: None,
-            groups: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
+            groups: vec![None; there.groups.len()],
+            endpoints: vec![None; there.endpoints.len()],
             spent,
         }
     }
@@ -166,87 +221,51 @@ impl<'a> Allowance<'a> {
         &self.spent.queues
     }
 
-    /// Takes one move out of it: of this queue and group, at this endpoint, by a rule with this ramp.
+    /// Takes one move out of it, for a rule with this ramp.
     ///
     /// # Errors
     /// Why there is none left.
-    pub(super) fn take(
-        &mut self,
-        queue: Queue<'a>,
-        of: &Arc<Group>,
-        at: EndpointKey,
-        ramp: Option<Ramp>,
-    ) -> Result<(), SkipReason> {
-        let window = self.budget.window();
-        let refused = |of: BudgetOf, bound: Bucket| {
-            let moves = bound.limit(ramp);
-            (bound.spent >= moves).then_some(SkipReason::Budget {
-                of,
-                moves,
-                whole: bound.limit,
-                window,
-            })
-        };
-        self.ramp = self
-            .ramp
-            .into_iter()
-            .chain(ramp)
-            .max_by_key(|ramp| ramp.whole_in);
-        self.node.asked += 1;
-        let node = self.node;
-        let group = *self.group(of);
-        let endpoint = *self.endpoint(at);
-        let bounds = [
-            (BudgetOf::Node, node),
+    pub(super) fn take(&mut self, of: Account, ramp: Option<Ramp>) -> Result<(), SkipReason> {
+        let (budget, there, spent) = (self.budget, self.there, &self.spent);
+        let longest = self.ramp.into_iter().chain(ramp);
+        self.ramp = longest.max_by_key(|ramp| ramp.whole_in);
+        // Those that were moved away and are not seen again are of its connections still, as a pod
+        // that is disrupted is of its Deployment.
+        let group = self.groups[of.group].get_or_insert_with(|| {
+            let (group, connections) = there.groups[of.group];
+            let (spent, away) = spent.groups.get(group).copied().unwrap_or_default();
+            Bucket::new(budget.per_service().of(connections + away), spent)
+        });
+        let endpoint = self.endpoints[of.endpoint].get_or_insert_with(|| {
+            let (endpoint, connections) = there.endpoints[of.endpoint];
+            let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
+            Bucket::new(budget.per_endpoint().of(connections + left), spent)
+        });
+        let mut bounds = [
+            (BudgetOf::Node, &mut self.node),
             (BudgetOf::Service, group),
             (BudgetOf::Endpoint, endpoint),
         ];
-        if let Some(why) = bounds.into_iter().find_map(|(of, b)| refused(of, b)) {
-            return Err(why);
+        for (_, bound) in &mut bounds {
+            bound.asked += 1;
         }
-        self.slots.take(queue)?;
-        let group = self.groups.get_mut(of);
-        let endpoint = self.endpoints.get_mut(&at);
-        for bound in [Some(&mut self.node), group, endpoint]
-            .into_iter()
-            .flatten()
-        {
+        for (of, bound) in &bounds {
+            let moves = bound.limit(ramp);
+            if bound.spent >= moves {
+                return Err(SkipReason::Budget {
+                    of: *of,
+                    moves,
+                    whole: bound.limit,
+                    window: budget.window(),
+                });
+            }
+        }
+        self.slots.take(of.queue)?;
+        for (_, bound) in bounds {
             bound.spent += 1;
             bound.taken += 1;
         }
         Ok(())
-    }
-
-    /// The group's bound, of which one more is asked. Those that were moved away and are not seen
-    /// again are of its connections still, as a pod that is disrupted is of its Deployment.
-    fn group(&mut self, group: &Arc<Group>) -> &Bucket {
-        let (spent, there, budget) = (&self.spent, self.there, self.budget);
-        let bound = self.groups.entry(Arc::clone(group)).or_insert_with(|| {
-            let (spent, away) = spent.groups.get(&**group).copied().unwrap_or_default();
-            let base = there.groups.get(group).copied().unwrap_or(0);
-            Bucket {
-                limit: budget.per_service().of(base + away),
-                spent,
-                ..Bucket::default()
-            }
-        });
-        bound.asked += 1;
-        bound
-    }
-
-    fn endpoint(&mut self, endpoint: EndpointKey) -> &Bucket {
-        let (spent, there, budget) = (&self.spent, self.there, self.budget);
-        let bound = self.endpoints.entry(endpoint).or_insert_with(|| {
-            let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
-            let base = there.endpoints.get(&endpoint).copied().unwrap_or(0);
-            Bucket {
-                limit: budget.per_endpoint().of(base + left),
-                spent,
-                ..Bucket::default()
-            }
-        });
-        bound.asked += 1;
-        bound
     }
 
     /// How long it makes take what was asked of it; none if nothing was.
@@ -268,9 +287,9 @@ impl<'a> Allowance<'a> {
         let tightest = self
             .node
             .limit
-            .min(sum(&mut self.groups.values()))
-            .min(sum(&mut self.endpoints.values()));
-        let parts = self.groups.values().chain(self.endpoints.values());
+            .min(sum(&mut self.groups.iter().flatten()))
+            .min(sum(&mut self.endpoints.iter().flatten()));
+        let parts = self.groups.iter().chain(&self.endpoints).flatten();
         let lasts = parts.chain([&self.node]).map(last).max();
         let until_whole = self.ramp.map_or(Duration::ZERO, |ramp| ramp.whole_in);
         (self.node.asked > 0).then(|| Forecast {

@@ -1,14 +1,12 @@
 //! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
 
 use super::{
-    Decision, FillTest, Ledger, LoadComparison, Reason, SkipReason, Subject, Verdict,
-    balance::client,
-    decide,
+    Decision, FillTest, Ledger, LoadComparison, Reason, SkipReason, Subject, Test, Unknown,
+    Verdict, decide,
     groups::Groups,
     guards::Guards,
-    limits::{Unknown, measure},
-    matches::Matches,
-    returns::Test,
+    limits::measure,
+    matches::{Found, Matches},
 };
 use crate::{
     policy::{Mismatch, Policy, Rule},
@@ -98,20 +96,32 @@ pub fn explain<'a>(
     if let Verdict::Move(chosen) = &decision.verdict {
         measures.extend(chosen.reasons().iter().find(excess));
     }
-    let groups = Groups::of(policy, &Matches::of(policy, snapshot), snapshot, ledger);
-    let shared = rule.and_then(|rule| groups.get(rule, connection.endpoint));
-    let balance = rule.and_then(|rule| {
-        let (balance, shared) = (rule.balance()?, shared?);
-        let held = shared.endpoints.get(&connection.endpoint)?;
-        Some(LoadComparison::of(balance, shared.facts.ok()?, held.load))
+    let matches = Matches::of(policy, snapshot);
+    let groups = Groups::of(policy, &matches, snapshot, ledger);
+    let matched = matches
+        .all
+        .iter()
+        .find(|matched| std::ptr::eq(matched.connection, connection));
+    let group = matched.and_then(|matched| match matched.found {
+        Found::Pair(pair) => Some(groups.of_pair(pair)),
+        Found::NoRule | Found::Undetermined(..) => None,
     });
-    let effort = shared.and_then(|shared| ledger.effort(&shared.rule, &shared.group));
-    let whom = rule.map(|rule| Subject::both(client(connection), rule.name()));
-    let known = |whom: Subject| {
-        let test = *ledger.returns(whom.clone(), connection.endpoint)?;
-        Some((whom, test))
+    let balance = group.and_then(|group| {
+        let at = group.endpoints.get(&connection.endpoint)?;
+        Some(LoadComparison::of(
+            group.balance?,
+            group.facts.ok()?,
+            at.load,
+        ))
+    });
+    let effort = group.and_then(|group| ledger.effort(&group.rule, &group.name));
+    let subjects = rule.map(|rule| Subject::both(connection.client(), rule.name()));
+    let tests = ledger.returns(connection.endpoint);
+    let known = |subject: Subject| {
+        let test = *tests?.get(&subject)?;
+        Some((subject, test))
     };
-    let returns = whom.into_iter().flatten().filter_map(known).collect();
+    let returns = subjects.into_iter().flatten().filter_map(known).collect();
     Some(Explanation {
         connection,
         who,

@@ -11,60 +11,78 @@ use std::{
 /// What a candidate is queued by: its rule and its namespace.
 pub(super) type Queue<'a> = (&'a str, Option<&'a str>);
 
-/// The order of turns of candidates that stand in the order in which each queue has them. `had`: how
-/// many turns a queue had before.
-pub(super) fn turns<'a>(
-    queues: impl Iterator<Item = Queue<'a>>,
-    had: &BTreeMap<Queue<'_>, u64>,
-) -> Vec<usize> {
-    let mut rules: BTreeMap<&str, Rule<'a>> = BTreeMap::new();
-    for (index, (rule, namespace)) in queues.enumerate() {
-        let all = &mut rules.entry(rule).or_default().namespaces;
-        all.entry(namespace).or_default().push_back(index);
+/// Queues by index, each once.
+#[derive(Default)]
+pub(super) struct Queues<'a> {
+    names: Vec<Queue<'a>>,
+    indexes: BTreeMap<Queue<'a>, usize>,
+}
+
+impl<'a> Queues<'a> {
+    /// The index of a queue, which is added if there is none.
+    pub(super) fn add(&mut self, queue: Queue<'a>) -> usize {
+        *self.indexes.entry(queue).or_insert_with(|| {
+            self.names.push(queue);
+            self.names.len() - 1
+        })
     }
-    let mut order = Vec::new();
-    let mut heap = BinaryHeap::new();
-    for (name, rule) in &mut rules {
-        let of_rule = had.iter().filter(|((rule, _), _)| rule == name);
-        let turns: u64 = of_rule.map(|(_, turns)| turns).sum();
-        for (namespace, queue) in &rule.namespaces {
-            let turns = had.get(&(*name, *namespace)).copied().unwrap_or(0);
-            if let Some(first) = queue.front() {
-                rule.heap.push(Reverse((turns, *first, *namespace)));
+
+    /// Its index, if there is one.
+    pub(super) fn index(&self, queue: &Queue<'_>) -> Option<usize> {
+        self.indexes.get(queue).copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The order of turns of candidates that stand in the order in which each queue has them.
+    /// `queues`: the queue of each. `had`: how many turns a queue had before.
+    pub(super) fn turns(
+        &self,
+        queues: impl Iterator<Item = usize>,
+        had: &BTreeMap<Queue<'_>, u64>,
+    ) -> Vec<usize> {
+        let mut waiting: Vec<VecDeque<usize>> = vec![VecDeque::new(); self.len()];
+        for (candidate, queue) in queues.enumerate() {
+            waiting[queue].push_back(candidate);
+        }
+        // Of each rule its queues, by the turns that they had and their first candidate.
+        let mut rules: BTreeMap<&str, Turns> = BTreeMap::new();
+        for ((queue, waiting), name) in waiting.iter().enumerate().zip(&self.names) {
+            if let Some(first) = waiting.front() {
+                let turns = had.get(name).copied().unwrap_or(0);
+                let of_rule = rules.entry(name.0).or_default();
+                of_rule.push(Reverse((turns, *first, queue)));
             }
         }
-        if let Some(Reverse((_, first, _))) = rule.heap.peek() {
-            heap.push(Reverse((turns, *first, *name)));
+        let mut heap = Turns::new();
+        let mut rules: Vec<_> = rules.into_iter().collect();
+        for (index, (name, queues)) in rules.iter().enumerate() {
+            let of_rule = had.iter().filter(|((rule, _), _)| rule == name);
+            let turns = of_rule.map(|(_, turns)| turns).sum();
+            heap.extend(first(queues).map(|first| Reverse((turns, first, index))));
         }
-    }
-    while let Some(Reverse((turns, _, name))) = heap.pop() {
-        let Some(rule) = rules.get_mut(name) else {
-            continue;
-        };
-        order.extend(rule.next());
-        if let Some(Reverse((_, first, _))) = rule.heap.peek() {
-            heap.push(Reverse((turns + 1, *first, name)));
+        let mut order = Vec::new();
+        while let Some(Reverse((turns, _, index))) = heap.pop() {
+            let queues = &mut rules[index].1;
+            if let Some(Reverse((turns, candidate, queue))) = queues.pop() {
+                order.push(candidate);
+                waiting[queue].pop_front();
+                let next = waiting[queue].front();
+                queues.extend(next.map(|next| Reverse((turns + 1, *next, queue))));
+            }
+            heap.extend(first(queues).map(|first| Reverse((turns + 1, first, index))));
         }
+        order
     }
-    order
 }
 
-#[derive(Default)]
-struct Rule<'a> {
-    namespaces: BTreeMap<Option<&'a str>, VecDeque<usize>>,
-    heap: BinaryHeap<Reverse<(u64, usize, Option<&'a str>)>>,
-}
+/// Who is next: turns had, the first candidate, and the index of whom it is of.
+type Turns = BinaryHeap<Reverse<(u64, usize, usize)>>;
 
-impl Rule<'_> {
-    fn next(&mut self) -> Option<usize> {
-        let Reverse((turns, _, namespace)) = self.heap.pop()?;
-        let queue = self.namespaces.get_mut(&namespace)?;
-        let index = queue.pop_front();
-        if let Some(next) = queue.front() {
-            self.heap.push(Reverse((turns + 1, *next, namespace)));
-        }
-        index
-    }
+fn first(turns: &Turns) -> Option<usize> {
+    turns.peek().map(|Reverse((_, first, _))| *first)
 }
 
 #[cfg(test)]
@@ -72,7 +90,9 @@ mod tests {
     use super::*;
 
     fn order(queues: &[Queue<'static>], had: &[(Queue<'static>, u64)]) -> Vec<usize> {
-        turns(queues.iter().copied(), &had.iter().copied().collect())
+        let mut all = Queues::default();
+        let queues: Vec<usize> = queues.iter().map(|queue| all.add(*queue)).collect();
+        all.turns(queues.into_iter(), &had.iter().copied().collect())
     }
 
     #[test]

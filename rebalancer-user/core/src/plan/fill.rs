@@ -31,16 +31,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Cooldown, CooldownOf, Group, Hold, NewHold, ServiceFacts, groups::GroupLoad, limits::Load,
-};
+use super::{Cooldown, CooldownOf, Group, Hold, Load, ServiceFacts, load::MEAN};
 use crate::{
     policy::{By, RuleName},
     snapshot::{EndpointKey, KernelTime},
 };
-
-/// The mean, in the unit of what is counted here.
-pub(super) const MEAN: u64 = 1_000_000;
 
 /// An endpoint that has been away for so long does not come back.
 const FLAPS: Duration = Duration::from_secs(600);
@@ -112,6 +107,19 @@ struct Ready {
     siblings: u32,
     missing: u64,
 }
+
+/// A group that a rule balances, as it is listed.
+pub(super) struct Listed {
+    pub(super) by: By,
+    pub(super) facts: ServiceFacts,
+    /// Those that are seen here.
+    pub(super) ready: BTreeSet<EndpointKey>,
+    /// Whether one of its endpoints holds too much.
+    pub(super) sheds: bool,
+}
+
+/// Evidence that has just become enough, and for how long nothing is moved.
+pub(super) type NewFutile = (Key, Futile, Duration);
 
 impl FillTest {
     fn new(ready: &Ready, now: KernelTime) -> Self {
@@ -205,13 +213,13 @@ impl FillTest {
 }
 
 /// Whose an effort is.
-type Key = (RuleName, Arc<Group>);
+pub(super) type Key = (RuleName, Arc<Group>);
 
 /// All efforts, of groups in which an endpoint holds too much, or did not long ago.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Efforts {
     all: BTreeMap<Key, FillTest>,
-    new_holds: Vec<NewHold>,
+    new_holds: Vec<NewFutile>,
 }
 
 impl Efforts {
@@ -257,11 +265,16 @@ impl Efforts {
     }
 
     /// Whether moves in a group are held, why, and for how long still.
-    pub(super) fn held(&self, shared: &GroupLoad, now: KernelTime) -> Option<(Futile, Duration)> {
-        let (balance, facts) = (shared.balance?, shared.facts.ok()?);
-        let effort = self.get(&shared.rule, &shared.group)?;
+    pub(super) fn held(
+        &self,
+        (rule, group): (&RuleName, &Arc<Group>),
+        by: By,
+        facts: &ServiceFacts,
+        now: KernelTime,
+    ) -> Option<(Futile, Duration)> {
+        let effort = self.get(rule, group)?;
         let left = effort.hold.left(now)?;
-        Some((effort.futile(balance.by(), &facts), left))
+        Some((effort.futile(by, facts), left))
     }
 
     /// A move that balance chose has ended a connection of this share of the mean.
@@ -277,24 +290,28 @@ impl Efforts {
         }
     }
 
-    /// What is known of the groups of a snapshot taken `now`. `sheds`: whether an endpoint of it holds too much.
-    pub(super) fn observe<'a>(
+    /// Takes in the groups of a snapshot taken `now`; none of a group of which not all is known.
+    pub(super) fn observe(
         &mut self,
-        groups: impl Iterator<Item = (&'a GroupLoad, bool)>,
+        groups: impl Iterator<Item = (Key, Option<Listed>)>,
         now: KernelTime,
     ) {
         let mut before = std::mem::take(&mut self.all);
-        for (shared, sheds) in groups {
-            let key = (shared.rule.clone(), Arc::clone(&shared.group));
+        for (key, listed) in groups {
             let known = before.remove(&key);
-            let (Some(balance), Ok(facts)) = (shared.balance, &shared.facts) else {
+            let Some(Listed {
+                by,
+                facts,
+                ready,
+                sheds,
+            }) = listed
+            else {
                 // It may be known again soon.
                 self.all.extend(known.map(|effort| (key, effort)));
                 continue;
             };
-            let endpoints = shared.endpoints.iter().filter(|(_, held)| held.ready);
             let ready = Ready {
-                endpoints: endpoints.map(|(key, _)| *key).collect(),
+                endpoints: ready,
                 siblings: facts.endpoints,
                 missing: facts.missing(),
             };
@@ -307,12 +324,8 @@ impl Efforts {
                 effort.last = now;
             }
             if let Some(lasts) = effort.observe(&ready, now) {
-                self.new_holds.push(NewHold::Futile {
-                    rule: shared.rule.clone(),
-                    group: Group::clone(&shared.group),
-                    futile: effort.futile(balance.by(), facts),
-                    lasts,
-                });
+                let futile = effort.futile(by, &facts);
+                self.new_holds.push((key.clone(), futile, lasts));
             }
             self.all.insert(key, effort);
         }
@@ -323,7 +336,7 @@ impl Efforts {
         self.all.extend(gone);
     }
 
-    pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
+    pub(super) fn take_new_holds(&mut self) -> Vec<NewFutile> {
         std::mem::take(&mut self.new_holds)
     }
 

@@ -58,9 +58,8 @@ impl Flows {
         {
             return;
         }
-        for matched in &matches.all {
-            let connection = matched.connection;
-            let Some(by) = matched.rule().and_then(|rule| by_rate(rule.balance())) else {
+        for (connection, rule) in matches.with_rules() {
+            let Some(by) = by_rate(rule.balance()) else {
                 continue;
             };
             let total = total(connection, by);

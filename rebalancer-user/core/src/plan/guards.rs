@@ -11,9 +11,16 @@ use crate::{
 /// The guards of a rule's connections at one endpoint: what they say of the endpoint is found once.
 pub(super) struct Guards<'a> {
     policy: &'a Policy,
-    rule: &'a Rule,
-    pods: Vec<SkipReason>,
     services: Services<'a>,
+    /// In their order; of the endpoint only those that skip it.
+    all: Vec<Guard<'a>>,
+}
+
+enum Guard<'a> {
+    /// Of the endpoint.
+    Endpoint(SkipReason),
+    /// Asked of each connection.
+    Connection(fn(&Guards<'a>, &Connection) -> Option<SkipReason>),
 }
 
 impl<'a> Guards<'a> {
@@ -23,33 +30,54 @@ impl<'a> Guards<'a> {
         snapshot: &'a Snapshot,
         endpoint: &EndpointKey,
     ) -> Self {
+        use Guard::Connection as EachConnection;
         let who = snapshot.who(endpoint);
+        let services = Services::of(policy, rule, snapshot, endpoint);
+        let mut all = Vec::new();
+        let of_endpoint = |why: Option<SkipReason>| why.map(Guard::Endpoint);
+        all.extend(of_endpoint(disabled(policy, rule)));
+        all.push(EachConnection(|_, connection| not_established(connection)));
+        all.push(EachConnection(|_, connection| mptcp(connection)));
+        all.push(EachConnection(|at, connection| {
+            loopback(at.policy, connection)
+        }));
+        all.push(EachConnection(|_, connection| same_host(connection)));
+        all.extend(of_endpoint(host_network(policy, endpoint)));
+        let allowed = policy.guards().allow_system_ports();
+        all.extend(of_endpoint(system_port(endpoint.port, allowed)));
+        all.extend(of_endpoint(stateful_port(
+            endpoint.port,
+            rule.on_reconnect(),
+        )));
+        all.extend(pods::guards(policy, rule, snapshot, who).map(Guard::Endpoint));
+        let [first, second, third] = services.of_endpoint();
+        all.extend(first.into_iter().map(Guard::Endpoint));
+        if services.may_be_ambiguous() {
+            all.push(EachConnection(|at, connection| {
+                at.services.ambiguous(connection)
+            }));
+        }
+        all.extend(second.into_iter().map(Guard::Endpoint));
+        if services.may_have_siblings() {
+            all.push(EachConnection(|at, connection| {
+                at.services.sibling(connection)
+            }));
+        }
+        all.extend(third.into_iter().map(Guard::Endpoint));
         Self {
             policy,
-            rule,
-            pods: pods::guards(policy, rule, snapshot, who).collect(),
-            services: Services::of(policy, rule, snapshot, endpoint),
+            services,
+            all,
         }
     }
 
     /// Every guard that skips `connection`, which is at this endpoint and which the rule matches, in
     /// their order.
     pub(super) fn all(&self, connection: &Connection) -> impl Iterator<Item = SkipReason> {
-        type Guard = fn(&Policy, &Rule, &Connection) -> Option<SkipReason>;
-        const ALL: [Guard; 8] = [
-            disabled,
-            |_, _, c| not_established(c),
-            |_, _, c| mptcp(c),
-            |policy, _, c| loopback(policy, c),
-            |_, _, c| same_host(c),
-            |policy, _, c| host_network(policy, c),
-            |policy, _, c| system_port(c.endpoint.port, policy.guards().allow_system_ports()),
-            |_, rule, c| stateful_port(c.endpoint.port, rule.on_reconnect()),
-        ];
-        ALL.into_iter()
-            .filter_map(|guard| guard(self.policy, self.rule, connection))
-            .chain(self.pods.iter().cloned())
-            .chain(self.services.guards(connection))
+        self.all.iter().filter_map(move |guard| match guard {
+            Guard::Endpoint(why) => Some(why.clone()),
+            Guard::Connection(guard) => guard(self, connection),
+        })
     }
 
     /// The first of them.
@@ -68,7 +96,7 @@ pub(super) fn port(port: u16, allowed: &BTreeSet<u16>, state: OnReconnect) -> Op
     system_port(port, allowed).or_else(|| stateful_port(port, state))
 }
 
-fn disabled(policy: &Policy, rule: &Rule, _: &Connection) -> Option<SkipReason> {
+fn disabled(policy: &Policy, rule: &Rule) -> Option<SkipReason> {
     (policy.mode_of(rule) == Mode::Disabled).then_some(SkipReason::Disabled)
 }
 
@@ -91,9 +119,9 @@ fn same_host(connection: &Connection) -> Option<SkipReason> {
 }
 
 /// Only connections of the host's own namespace have a cgroup in their endpoint.
-fn host_network(policy: &Policy, connection: &Connection) -> Option<SkipReason> {
+fn host_network(policy: &Policy, endpoint: &EndpointKey) -> Option<SkipReason> {
     let forbidden = policy.guards().allow_host_network() == Some(false);
-    (forbidden && connection.endpoint.cgroup.is_some()).then_some(SkipReason::HostNetwork)
+    (forbidden && endpoint.cgroup.is_some()).then_some(SkipReason::HostNetwork)
 }
 
 fn mptcp(connection: &Connection) -> Option<SkipReason> {

@@ -1,9 +1,10 @@
 //! What was moved, and when, where its clients came, and how fast connections were: what the next
 //! decision must know of those before.
 
+mod observe;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -11,17 +12,16 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cooldown, CooldownOf, FillTest, Futile, Group, Hold, Move, Outcome, Refusal, ServiceFacts, Sum,
+    Charge, Cooldown, CooldownOf, Fate, FillTest, Futile, Group, Hold, Move, Outcome, Refusal,
+    ServiceFacts, Subject, Sum,
     fill::Efforts,
     flows::{Flow, Flows},
-    groups::{GroupLoad, Groups},
-    matches::Matches,
     rates::{History, Rates},
-    returns::{NewHold, PendingReturn, Reappearance, ReturnCounts, Returns, Subject, Test},
+    returns::{PendingReturn, ReturnCounts, Returns, Test},
 };
 use crate::{
-    policy::{Mode, Policy, Rule, RuleName},
-    snapshot::{Cookie, EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
+    policy::{By, Mode, Policy, Rule, RuleName},
+    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
 };
 
 /// What was moved and told so far. A value: the agent keeps one and tells it what it does.
@@ -83,67 +83,39 @@ impl Ended {
     }
 }
 
+/// Evidence that has just become enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewHold {
+    /// That clients come back.
+    Returns {
+        /// Whose moves.
+        subject: Subject,
+        /// From which endpoint.
+        endpoint: EndpointKey,
+        /// The evidence.
+        test: Test,
+        /// For how long nothing is moved.
+        lasts: Duration,
+    },
+    /// That an endpoint stays empty.
+    Futile {
+        /// Whose moves.
+        rule: RuleName,
+        /// Among which endpoints.
+        group: Group,
+        /// The evidence.
+        futile: Futile,
+        /// For how long nothing is moved.
+        lasts: Duration,
+    },
+}
+
 /// Moves that count against a budget, by when they began.
 type Spent = BTreeMap<(KernelTime, Cookie), Charge>;
 
 /// Listings of which the largest sum counts: clients that are about to reconnect are in none of
 /// the last.
 const SUMS: usize = 3;
-
-/// Whose a move is.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Charge {
-    /// The rule that asked for it.
-    pub rule: RuleName,
-    /// The namespace of the pod, if it is known.
-    pub namespace: Option<String>,
-    /// The group of its endpoint.
-    #[serde(with = "shared")]
-    pub group: Arc<Group>,
-    /// Its endpoint.
-    pub endpoint: EndpointKey,
-    /// Its client.
-    pub client: IpAddr,
-    /// Connections that its client had at that endpoint, itself among them.
-    pub here: u64,
-    /// What it counted for in its group.
-    pub load: u64,
-    /// If balance chose it, that in millionths of the group's mean; else 0.
-    pub share: u64,
-    /// Endpoints that its client may come to; 0 if that is not known.
-    pub siblings: u32,
-    /// All of these are seen here.
-    pub whole: bool,
-    /// What became of it.
-    pub stage: Fate,
-}
-
-/// What became of a move that counts against a budget.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Fate {
-    /// The connection is there.
-    There,
-    /// It is gone, and its client has not been seen again.
-    Away,
-    /// Its client is back at the same endpoint.
-    Returned,
-    /// Its client is at another endpoint of the group.
-    Elsewhere,
-}
-
-impl Charge {
-    /// Neither the connection is in the group nor one that its client made instead.
-    pub(super) fn is_away(&self) -> bool {
-        self.stage == Fate::Away
-    }
-
-    /// Neither is at the endpoint.
-    pub(super) fn has_left(&self) -> bool {
-        matches!(self.stage, Fate::Away | Fate::Elsewhere)
-    }
-}
 
 /// All that a [`Ledger`] holds, to be written and read: a decision made with what was read back
 /// is the same.
@@ -184,24 +156,6 @@ pub struct Entries {
     pub attempts: Vec<(KernelTime, Cookie, RuleName, Option<String>)>,
     /// The network namespaces that had these inodes last.
     pub namespaces: Vec<(Netns, NetnsCookie)>,
-}
-
-/// What an `Arc` leads to, as if it were held by value.
-mod shared {
-    use super::{Arc, Deserialize as _, Group, Serialize as _};
-
-    pub(super) fn serialize<S: serde::Serializer>(
-        group: &Arc<Group>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        Group::serialize(group, serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Arc<Group>, D::Error> {
-        Group::deserialize(deserializer).map(Arc::new)
-    }
 }
 
 impl Entries {
@@ -375,88 +329,6 @@ impl Ledger {
         self.views.insert(key, (facts, until));
     }
 
-    /// Takes in what connections have carried so far, where the clients of moves came, and which
-    /// endpoints hold too much. Call it with each snapshot, before its plan: rates need two
-    /// listings at least.
-    pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
-        self.forget_namespaces_before(&snapshot.namespaces);
-        let matches = Matches::of(policy, snapshot);
-        self.rates.observe(policy, &matches, snapshot.taken);
-        self.flows.observe(policy, &matches, snapshot.taken);
-        for (began, cookie, back) in self.returns.observe(snapshot) {
-            if let Some(charge) = self.made.get_mut(&(began, cookie)) {
-                charge.stage = match back {
-                    Reappearance::Returned => Fate::Returned,
-                    Reappearance::Elsewhere => Fate::Elsewhere,
-                    Reappearance::Unseen => Fate::Away,
-                };
-            }
-        }
-        if policy.rules().iter().any(|rule| rule.balance().is_some()) {
-            let groups = Groups::of(policy, &matches, snapshot, self);
-            self.remember(&groups, snapshot.taken);
-        } else {
-            self.sums.clear();
-            self.shedding.clear();
-            self.efforts.clear();
-        }
-    }
-
-    /// Forgets what is known of endpoints whose namespace is another one by now, with the same inode:
-    /// another pod's. What they have spent of budgets stays spent.
-    fn forget_namespaces_before(&mut self, now: &BTreeMap<Netns, NetnsCookie>) {
-        let mut gone = BTreeSet::new();
-        for (netns, cookie) in now {
-            let before = self.namespaces.insert(*netns, *cookie);
-            if before.is_some_and(|before| before != *cookie) {
-                gone.insert(*netns);
-            }
-        }
-        if gone.is_empty() {
-            return;
-        }
-        let has_gone = |endpoint: &EndpointKey| gone.contains(&endpoint.netns);
-        self.returns.forget(has_gone);
-        self.efforts.forget(has_gone);
-        self.shedding.retain(|(_, endpoint)| !has_gone(endpoint));
-    }
-
-    /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
-    /// stop whose moved clients have not all been seen again may be above it in a moment.
-    fn remember(&mut self, groups: &Groups, now: KernelTime) {
-        let mut sums = std::mem::take(&mut self.sums);
-        let mut shedding = BTreeSet::new();
-        for shared in groups.iter() {
-            let Some(balance) = shared.balance else {
-                continue;
-            };
-            let key = (shared.rule.clone(), Arc::clone(&shared.group));
-            let mut last = sums.remove(&key).unwrap_or_default();
-            last.push_back(shared.sum);
-            while last.len() > SUMS {
-                last.pop_front();
-            }
-            self.sums.insert(key, last);
-            let Ok(facts) = shared.facts else { continue };
-            for (endpoint, held) in shared.endpoints.iter().filter(|(_, held)| held.ready) {
-                let key = (shared.rule.clone(), *endpoint);
-                let unsettled = held.sheds && self.is_unsettled(&key);
-                let keeps = facts.keeps(held.load, balance.tolerance(), held.sheds);
-                if keeps.is_some() || unsettled {
-                    shedding.insert(key);
-                }
-            }
-        }
-        let sheds = |shared: &GroupLoad| {
-            let is_shedding =
-                |endpoint: &EndpointKey| shedding.contains(&(shared.rule.clone(), *endpoint));
-            !shedding.is_empty() && shared.endpoints.keys().any(is_shedding)
-        };
-        let groups = groups.iter().map(|shared| (shared, sheds(shared)));
-        self.efforts.observe(groups, now);
-        self.shedding = shedding;
-    }
-
     /// Whether moves of a rule from an endpoint are under way, or their clients.
     fn is_unsettled(&self, (rule, endpoint): &(RuleName, EndpointKey)) -> bool {
         self.unsettled()
@@ -516,9 +388,18 @@ impl Ledger {
         self.flows.rate(cookie)
     }
 
-    /// What is known of returns.
-    pub(super) fn returns(&self, whom: Subject, endpoint: EndpointKey) -> Option<&Test> {
-        self.returns.test(whom, endpoint)
+    /// What is known of returns to an endpoint, if anything.
+    pub(super) fn returns(&self, endpoint: EndpointKey) -> Option<&BTreeMap<Subject, Test>> {
+        self.returns.at(endpoint)
+    }
+
+    /// Whether the client of a connection always comes back to its endpoint.
+    pub(super) fn always_returns(&self, connection: &Connection, now: KernelTime) -> bool {
+        let test = || {
+            let tests = self.returns.at(connection.endpoint)?;
+            tests.get(&Subject::Client(connection.client()))
+        };
+        test().is_some_and(|test| test.hold.left(now).is_some())
     }
 
     /// What was moved to fill what is empty in a group.
@@ -527,8 +408,14 @@ impl Ledger {
     }
 
     /// Moves in a group that did not help, and for how long none is made.
-    pub(super) fn futile(&self, shared: &GroupLoad, now: KernelTime) -> Option<(Futile, Duration)> {
-        self.efforts.held(shared, now)
+    pub(super) fn futile(
+        &self,
+        group: (&RuleName, &Arc<Group>),
+        by: By,
+        facts: &ServiceFacts,
+        now: KernelTime,
+    ) -> Option<(Futile, Duration)> {
+        self.efforts.held(group, by, facts, now)
     }
 
     /// How many moves were followed by what, since this ledger began.
@@ -539,9 +426,21 @@ impl Ledger {
     /// Evidence that has become enough since this was last asked: nothing more is moved there for
     /// a time, and the operator should know.
     pub fn take_new_holds(&mut self) -> Vec<NewHold> {
-        let mut holds = self.returns.take_new_holds();
-        holds.append(&mut self.efforts.take_new_holds());
-        holds
+        let returns = self.returns.take_new_holds().into_iter();
+        let returns = returns.map(|((subject, endpoint, test), lasts)| NewHold::Returns {
+            subject,
+            endpoint,
+            test,
+            lasts,
+        });
+        let futile = self.efforts.take_new_holds().into_iter();
+        let futile = futile.map(|((rule, group), futile, lasts)| NewHold::Futile {
+            rule,
+            group: Group::clone(&group),
+            futile,
+            lasts,
+        });
+        returns.chain(futile).collect()
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -628,7 +527,7 @@ impl Ledger {
 
     /// Records that `chosen` was told in dry run. It counts against the budget of dry runs, so
     /// that they show the pace of the real ones.
-    pub fn said(&mut self, chosen: &Move, now: KernelTime) {
+    pub fn reported(&mut self, chosen: &Move, now: KernelTime) {
         self.said.insert(chosen.cookie());
         self.told
             .insert((now, chosen.cookie()), Charge::clone(&chosen.charge));
@@ -708,7 +607,8 @@ impl Ledger {
                 CooldownOf::Connection(_, of) => of.as_ref() == Some(rule),
                 CooldownOf::Returns(Subject::Client(_), endpoint) => {
                     let of_rule = Subject::Rule(rule.clone());
-                    self.returns.test(of_rule, *endpoint).is_some()
+                    let tests = self.returns.at(*endpoint);
+                    tests.is_some_and(|tests| tests.contains_key(&of_rule))
                 }
                 CooldownOf::Returns(Subject::Rule(of), _) | CooldownOf::Fill(of, _) => of == rule,
             });
@@ -729,7 +629,7 @@ impl Ledger {
         cleared
     }
 
-    pub(super) fn was_said(&self, cookie: Cookie) -> bool {
+    pub(super) fn is_reported(&self, cookie: Cookie) -> bool {
         self.said.contains(&cookie)
     }
 

@@ -10,9 +10,9 @@ use std::{cmp::Ordering, fmt, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Ledger, groups::ServiceFacts};
+use super::{Ledger, Load};
 use crate::{
-    policy::{Balance, By, MaxRate, Rule, Span},
+    policy::{By, MaxRate, Rule, Span},
     snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
@@ -94,14 +94,11 @@ impl Reason {
 
     /// Which of two is further beyond its own limit.
     pub(super) fn compare(self, other: Self) -> Ordering {
-        let (value, limit) = self.fraction();
-        let (other_value, other_limit) = other.fraction();
-        (u128::from(value) * u128::from(other_limit))
-            .cmp(&(u128::from(other_value) * u128::from(limit)))
+        compare(self.fraction(), other.fraction())
     }
 
     /// Value and limit in one unit; the limit is not 0.
-    fn fraction(self) -> (u64, u64) {
+    pub(super) fn fraction(self) -> (u64, u64) {
         match self {
             Self::Age { value, limit, .. } => (nanos(value), nanos(limit).max(1)),
             Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => {
@@ -110,6 +107,15 @@ impl Reason {
             Self::Balance { load, stop, .. } => (load, stop.max(1)),
         }
     }
+}
+
+/// Compares two values, each by the ratio to its limit.
+pub(super) fn compare(
+    (value, limit): (u64, u64),
+    (other_value, other_limit): (u64, u64),
+) -> Ordering {
+    (u128::from(value) * u128::from(other_limit))
+        .cmp(&(u128::from(other_value) * u128::from(limit)))
 }
 
 impl fmt::Display for Reason {
@@ -145,66 +151,6 @@ impl fmt::Display for Reason {
                 let [load, mean, stop] = [load, mean, stop].map(|load| Load(by, load));
                 write!(f, "endpoint holds {load} of mean {mean}, stop {stop}")
             }
-        }
-    }
-}
-
-/// A number in the unit of what is balanced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load(pub By, pub u64);
-
-impl fmt::Display for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(by, load) = *self;
-        match by {
-            By::Connections => write!(f, "{load}"),
-            By::ByteRate => write!(f, "{}/s", ByteSize::b(load)),
-            By::MessageRate => write!(f, "{load} messages/s"),
-        }
-    }
-}
-
-/// How an endpoint stands among those that share clients with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadComparison {
-    /// What is balanced.
-    pub by: By,
-    /// Endpoints.
-    pub endpoints: u32,
-    /// What this one holds.
-    pub load: u64,
-    /// What each would hold.
-    pub mean: u64,
-    /// What it would keep, if it shed.
-    pub stop: u64,
-    /// From what on it sheds; none if chance explains even all of it on one endpoint.
-    pub start: Option<u64>,
-}
-
-impl LoadComparison {
-    pub(super) fn of(balance: Balance, facts: ServiceFacts, load: u64) -> Self {
-        Self {
-            by: balance.by(),
-            endpoints: facts.endpoints,
-            load,
-            mean: facts.mean(),
-            stop: facts.stop(balance.tolerance()),
-            start: facts.start(balance.tolerance()),
-        }
-    }
-}
-
-impl fmt::Display for LoadComparison {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [load, mean, stop] = [self.load, self.mean, self.stop].map(|load| Load(self.by, load));
-        write!(
-            f,
-            "endpoint holds {load} of mean {mean} over {}",
-            self.endpoints
-        )?;
-        match self.start {
-            Some(start) => write!(f, ", sheds from {} to {stop}", Load(self.by, start)),
-            None => f.write_str(", and chance explains it however they are placed"),
         }
     }
 }
@@ -272,12 +218,31 @@ pub(super) fn measure(
     (age.into_iter().chain(bytes).chain(rate), unknown)
 }
 
+/// Of those the one that it is furthest beyond, or nearest to, and whether it has reached any limit of
+/// the rule; and the one of which that is not known.
+pub(super) fn furthest(
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> (Option<(Reason, bool)>, Option<Unknown>) {
+    let (measures, unknown) = measure(rule, connection, ledger, now);
+    let measures = measures.map(|reason| (reason, reason.overdue()));
+    let furthest = measures.reduce(|(a, overdue), (b, also)| {
+        let furthest = if b.compare(a).is_gt() { b } else { a };
+        (furthest, overdue || also)
+    });
+    (furthest, unknown)
+}
+
 /// `max` less the connection's share of `percent` of it: from 1 to `max` for a `max` of 1 or
 /// more.
 fn own_limit(max: u64, percent: u8, cookie: Cookie) -> u64 {
     // h has 32 bits, so that nothing here is beyond 64 + 7 + 32.
     let h = u128::from(hash(cookie) >> 32);
-    let off = u128::from(max) * u128::from(percent) * h / (100 << 32);
+    let off = (u128::from(max) * u128::from(percent) * h) >> 32;
+    // Most are small, and division of 128 bits is slow.
+    let off = u64::try_from(off).map_or_else(|_| off / 100, |off| u128::from(off / 100));
     max.saturating_sub(u64::try_from(off).unwrap_or(u64::MAX))
 }
 

@@ -4,7 +4,6 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     Charge, Fate, Group, Move, SkipReason,
-    balance::client,
     guards::{port, socket},
 };
 use crate::{
@@ -64,7 +63,7 @@ pub fn manual(connection: &Connection, step: Step, guarded: Guarded) -> Result<M
                 port: connection.endpoint.port,
             }),
             endpoint: connection.endpoint,
-            client: client(connection),
+            client: connection.client(),
             here: 0,
             load: 0,
             share: 0,

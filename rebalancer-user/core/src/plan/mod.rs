@@ -9,17 +9,23 @@
 mod balance;
 mod budget;
 mod chance;
+mod charge;
 mod cooldown;
 mod decide;
 mod explain;
 mod fair_queue;
 mod fill;
+mod first_few;
 mod flows;
 mod forecast;
+mod group;
 mod groups;
 mod guards;
+mod judge;
+mod later;
 mod ledger;
 mod limits;
+mod load;
 mod lookup;
 mod manual;
 mod matches;
@@ -36,15 +42,17 @@ mod skip;
 mod slots;
 
 pub use budget::BudgetOf;
+pub use charge::{Charge, Fate, Subject};
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
 pub use fill::{FillTest, Futile};
 pub use flows::Flow;
 pub use forecast::Forecast;
-pub use groups::{Group, NoView, ServiceFacts, Sum};
-pub use ledger::{Charge, Ended, Entries, Fate, Ledger};
-pub use limits::{Load, LoadComparison, Reason, Unknown};
+pub use group::Group;
+pub use ledger::{Ended, Entries, Ledger, NewHold};
+pub use limits::{Reason, Unknown};
+pub use load::{Load, LoadComparison, NoView, ServiceFacts, Sum};
 pub use manual::{Guarded, manual};
 pub use outcome::{Outcome, SILENT};
 pub use ramp::Ramp;
@@ -52,8 +60,7 @@ pub use rates::{History, Level};
 pub use recall::Recall;
 pub use refusal::Refusal;
 pub use returns::{
-    FIRST_FEW, LOOKED_FOR, NewHold, PendingReturn, Reappearance, ReturnCounts, SEEN_WITHIN,
-    Subject, Test,
+    FIRST_FEW, LOOKED_FOR, PendingReturn, Reappearance, ReturnCounts, SEEN_WITHIN, Test,
 };
 pub use skip::SkipReason;
 
@@ -102,7 +109,7 @@ impl Plan {
         self.decisions
             .iter()
             .filter_map(|decision| match &decision.verdict {
-                Verdict::Move(chosen) => Some(chosen),
+                Verdict::Move(chosen) => Some(&**chosen),
                 Verdict::Skipped(_) => None,
             })
     }
@@ -163,7 +170,7 @@ pub struct Decision {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is to be moved (or, in dry run, would be).
-    Move(Move),
+    Move(Box<Move>),
     /// It is left.
     Skipped(SkipReason),
 }
@@ -255,7 +262,7 @@ impl Move {
         self.is_sniffed
     }
 
-    /// `DryRun`: tell it ([`Ledger::said`]). `Enforce`: make it. Never `Disabled`.
+    /// `DryRun`: tell it ([`Ledger::reported`]). `Enforce`: make it. Never `Disabled`.
     pub fn mode(&self) -> Mode {
         self.mode
     }

@@ -1,7 +1,7 @@
 //! What is skipped for whose it is, or because that is not known well enough.
 
+use super::SkipReason;
 use crate::{
-    plan::SkipReason,
     policy::{MissingFact, Policy, Rule},
     snapshot::{Naming, Snapshot, Who},
 };
@@ -25,7 +25,10 @@ pub(super) fn guards<'a>(
 
 fn opted_out(who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
-    let out = |kind, name: String| Some(SkipReason::OptedOut { kind, name });
+    let out = |kind, name: String| {
+        let name = name.into();
+        Some(SkipReason::OptedOut { kind, name })
+    };
     let inside = |name: &str| format!("{}/{name}", pod.namespace);
     if pod.opted_out {
         return out("pod", inside(&pod.pod));
@@ -57,7 +60,7 @@ fn terminating(who: &Who) -> Option<SkipReason> {
     let mut services = pod.services.iter().flatten();
     let ends = pod.terminating || services.any(|service| service.terminating);
     ends.then(|| SkipReason::Terminating {
-        pod: format!("{}/{}", pod.namespace, pod.pod),
+        pod: format!("{}/{}", pod.namespace, pod.pod).into(),
     })
 }
 
@@ -73,7 +76,7 @@ fn excluded(policy: &Policy, who: &Who) -> Option<SkipReason> {
         Who::Pod(pod) => excluded
             .contains(&pod.namespace)
             .then(|| SkipReason::ExcludedNamespace {
-                namespace: pod.namespace.clone(),
+                namespace: pod.namespace.as_str().into(),
             }),
     }
 }

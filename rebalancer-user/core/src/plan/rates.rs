@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::matches::Matches;
 use crate::{
-    policy::{Policy, Rule},
+    policy::Policy,
     snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
@@ -72,10 +72,9 @@ impl Rates {
             return;
         }
         let mut before = std::mem::take(&mut self.known);
-        for matched in &matches.all {
-            let connection = matched.connection;
-            let asks = |rule: &Rule| rule.limits().max_rate().is_some();
-            if !matched.rule().is_some_and(asks) || self.known.contains_key(&connection.cookie) {
+        for (connection, rule) in matches.with_rules() {
+            let asks = rule.limits().max_rate().is_some();
+            if !asks || self.known.contains_key(&connection.cookie) {
                 continue;
             }
             let history = match before.remove(&connection.cookie) {

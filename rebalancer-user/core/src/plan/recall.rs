@@ -8,16 +8,12 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Ledger, SkipReason,
-    balance::to_move,
-    decide::returns,
-    groups::GroupLoad,
-    guards::Guards,
-    limits::{LoadComparison, measure},
+    Ledger, LoadComparison, SkipReason, balance::to_move, groups::GroupLoad, later::returns,
+    limits::furthest,
 };
 use crate::{
     policy::{Balance, By, Mode, Policy, Rule},
-    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot},
+    snapshot::{Connection, Cookie, EndpointKey, KernelTime},
 };
 
 /// A move in flight that is not to be made any more.
@@ -31,102 +27,108 @@ pub struct Recall {
 
 /// What becomes of a move in flight, by its connection alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Still {
-    /// It goes on.
-    Needed,
-    /// It goes on as long as its endpoint holds too much.
-    IfExcess,
+pub(super) enum Review {
+    /// It continues.
+    Continue,
+    /// It continues as long as its endpoint holds too much.
+    ContinueIfExcess,
     /// It is recalled.
-    Not(SkipReason),
+    Recall(SkipReason),
 }
 
-/// A move in flight that goes on as long as its endpoint holds too much.
-pub(super) struct Flying<'a> {
+/// A move in flight that continues as long as its endpoint holds too much.
+pub(super) struct InFlight<'a> {
     pub(super) cookie: Cookie,
     pub(super) endpoint: EndpointKey,
     pub(super) began: KernelTime,
-    pub(super) shared: &'a GroupLoad,
+    pub(super) group: &'a GroupLoad,
     pub(super) balance: Balance,
     pub(super) load: u64,
 }
 
 /// Judges a connection whose move is in flight. `found`: the rule that matches it now, or why that
-/// is not known.
-pub(super) fn still(
+/// is not known. `guarded`: the first guard of that rule that skips it.
+pub(super) fn review(
     policy: &Policy,
     found: Result<Option<&Rule>, SkipReason>,
-    snapshot: &Snapshot,
+    guarded: Option<SkipReason>,
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
-) -> Still {
+) -> Review {
     let rule = match found {
         Ok(rule) => rule,
-        Err(unsure) => return Still::Not(unsure),
+        Err(undetermined) => return Review::Recall(undetermined),
     };
     let Some((_, by)) = ledger.in_flight_since(connection.cookie) else {
-        return Still::Needed;
+        return Review::Continue;
     };
     let Some(rule) = rule.filter(|rule| *rule.name() == by.rule) else {
         let chosen_by = by.rule.clone();
-        return Still::Not(SkipReason::OtherRule { chosen_by });
+        return Review::Recall(SkipReason::OtherRule { chosen_by });
     };
-    let forbidden = Guards::of(policy, rule, snapshot, &connection.endpoint)
-        .first(connection)
+    let forbidden = guarded
         .or_else(|| (policy.mode_of(rule) != Mode::Enforce).then_some(SkipReason::DryRun))
         .or_else(|| returns(rule, connection, ledger, now));
     if let Some(why) = forbidden {
-        return Still::Not(why);
+        return Review::Recall(why);
     }
-    let (measures, unknown) = measure(rule, connection, ledger, now);
-    let nearest = measures.reduce(|a, b| if b.compare(a).is_gt() { b } else { a });
-    match nearest {
-        Some(nearest) if nearest.exceeded() => Still::Needed,
-        _ if rule.balance().is_some() => Still::IfExcess,
-        Some(nearest) => Still::Not(SkipReason::WithinLimits { nearest }),
-        None => Still::Not(unknown.map_or(SkipReason::NoRule, SkipReason::RateUnknown)),
+    let (furthest, unknown) = furthest(rule, connection, ledger, now);
+    match furthest {
+        Some((furthest, _)) if furthest.exceeded() => Review::Continue,
+        _ if rule.balance().is_some() => Review::ContinueIfExcess,
+        Some((nearest, _)) => Review::Recall(SkipReason::WithinLimits { nearest }),
+        None => {
+            Review::Recall(
+                unknown.map_or(SkipReason::NoRule, |unknown| SkipReason::RateUnknown {
+                    unknown,
+                }),
+            )
+        }
     }
 }
 
-/// The moves that are not of their endpoint's excess any more, the latest of an endpoint first.
-pub(super) fn of_no_excess(flying: &[Flying<'_>]) -> Vec<Recall> {
-    let mut endpoints: BTreeMap<_, Vec<&Flying<'_>>> = BTreeMap::new();
-    for one in flying {
-        let key = (one.shared.rule.as_str(), one.endpoint);
+/// Recalls of those that are not of their endpoint's excess any more, the latest of an endpoint
+/// first.
+pub(super) fn recall_beyond_excess(moves: &[InFlight<'_>]) -> Vec<Recall> {
+    let mut endpoints: BTreeMap<_, Vec<&InFlight<'_>>> = BTreeMap::new();
+    for one in moves {
+        let key = (one.group.rule.as_str(), one.endpoint);
         endpoints.entry(key).or_default().push(one);
     }
     let mut recalls = Vec::new();
-    for ((_, endpoint), mut flying) in endpoints {
-        // It is the oldest that go on.
-        flying.sort_by_key(|one| (one.began, one.cookie));
-        of_endpoint(endpoint, &flying, &mut recalls);
+    for ((_, endpoint), mut moves) in endpoints {
+        // It is the oldest that continue.
+        moves.sort_by_key(|one| (one.began, one.cookie));
+        of_endpoint(endpoint, &moves, &mut recalls);
     }
     recalls
 }
 
-fn of_endpoint(endpoint: EndpointKey, flying: &[&Flying<'_>], recalls: &mut Vec<Recall>) {
-    let Some(first) = flying.first() else { return };
-    let (shared, balance) = (first.shared, first.balance);
+fn of_endpoint(endpoint: EndpointKey, moves: &[&InFlight<'_>], recalls: &mut Vec<Recall>) {
+    let Some(first) = moves.first() else { return };
+    let (group, balance) = (first.group, first.balance);
     let mut all = |why: &SkipReason| {
-        recalls.extend(flying.iter().map(|one| Recall {
+        recalls.extend(moves.iter().map(|one| Recall {
             cookie: one.cookie,
             why: why.clone(),
         }));
     };
-    let facts = match shared.facts {
+    let facts = match group.facts {
         Ok(facts) => facts,
-        Err(view) => return all(&SkipReason::NoClusterView(view)),
+        Err(view) => return all(&SkipReason::NoClusterView { view }),
     };
-    let Some(held) = shared.endpoints.get(&endpoint).filter(|held| held.ready) else {
+    let Some(at) = group.endpoints.get(&endpoint).filter(|at| at.ready) else {
         return all(&SkipReason::NotReady);
     };
-    let load = held.load.saturating_add(held.in_flight);
+    let load = at.load.saturating_add(at.in_flight);
     let excess = facts.still_beyond(load, balance);
-    let standing = LoadComparison::of(balance, facts, load);
+    let comparison = LoadComparison::of(balance, facts, load);
     if excess == 0 {
-        return all(&SkipReason::WithinBalance(standing));
+        return all(&SkipReason::WithinBalance { comparison });
     }
-    if let Some((futile, left)) = shared.held {
+    if let Some((futile, left)) = group.held {
+        let futile = Box::new(futile);
         return all(&SkipReason::Futile { futile, left });
     }
     if balance.by() != By::Connections {
@@ -134,13 +136,14 @@ fn of_endpoint(endpoint: EndpointKey, flying: &[&Flying<'_>], recalls: &mut Vec<
         return;
     }
     let mut left = to_move(excess, facts.endpoints, true);
-    for one in flying {
+    for one in moves {
         if one.load <= left {
             left -= one.load;
         } else {
+            let why = SkipReason::OthersMoved { comparison };
             recalls.push(Recall {
                 cookie: one.cookie,
-                why: SkipReason::OthersMoved(standing),
+                why,
             });
         }
     }

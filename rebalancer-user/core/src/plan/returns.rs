@@ -29,14 +29,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cooldown, CooldownOf, Futile, Group, Hold, balance::client, ledger::Charge};
+use super::{Charge, Cooldown, CooldownOf, Hold, Subject};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
@@ -67,32 +66,6 @@ const EVIDENCE: f64 = 6.9;
 /// whom a few more moves are lost.
 const MOST: usize = 16_384;
 
-/// Whose returns are counted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Subject {
-    /// Those of one client.
-    Client(IpAddr),
-    /// Those of all clients of a rule.
-    Rule(RuleName),
-}
-
-impl Subject {
-    /// Under both of these a move of `client` by `rule` is counted.
-    pub(super) fn both(client: IpAddr, rule: &RuleName) -> [Self; 2] {
-        [Self::Client(client), Self::Rule(rule.clone())]
-    }
-}
-
-impl fmt::Display for Subject {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Client(address) => write!(f, "client {address}"),
-            Self::Rule(rule) => write!(f, "rule {rule}"),
-        }
-    }
-}
-
 /// What is known of one's returns to one endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -112,33 +85,6 @@ pub struct Test {
     pub hold: Hold,
     /// The last move whose end is known.
     pub last: KernelTime,
-}
-
-/// Evidence that has just become enough.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NewHold {
-    /// That clients come back.
-    Returns {
-        /// Whose moves.
-        whom: Subject,
-        /// From which endpoint.
-        endpoint: EndpointKey,
-        /// The evidence.
-        test: Test,
-        /// For how long nothing is moved.
-        lasts: Duration,
-    },
-    /// That an endpoint stays empty.
-    Futile {
-        /// Whose moves.
-        rule: RuleName,
-        /// Among which endpoints.
-        group: Group,
-        /// The evidence.
-        futile: Futile,
-        /// For how long nothing is moved.
-        lasts: Duration,
-    },
 }
 
 /// A move that has ended, and whose client is looked for.
@@ -180,8 +126,11 @@ pub struct ReturnCounts {
     pub unseen: u64,
 }
 
-/// What is known of each, at each endpoint.
-type Tests = Vec<(Subject, EndpointKey, Test)>;
+/// What is known of one at an endpoint.
+type Entry = (Subject, EndpointKey, Test);
+
+/// Evidence that has just become enough, and for how long nothing is moved.
+pub(super) type NewReturns = (Entry, Duration);
 
 /// What became of some moves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -202,9 +151,10 @@ pub(super) struct Returns {
     late: Vec<PendingReturn>,
     /// Connections that were taken for the client of a move, so that none is taken twice.
     taken: BTreeSet<Cookie>,
-    tests: BTreeMap<(Subject, EndpointKey), Test>,
+    /// None of them empty.
+    tests: BTreeMap<EndpointKey, BTreeMap<Subject, Test>>,
     counts: ReturnCounts,
-    new_holds: Vec<NewHold>,
+    new_holds: Vec<NewReturns>,
 }
 
 impl Returns {
@@ -225,46 +175,60 @@ impl Returns {
         self.counts
     }
 
-    pub(super) fn take_new_holds(&mut self) -> Vec<NewHold> {
+    pub(super) fn take_new_holds(&mut self) -> Vec<NewReturns> {
         std::mem::take(&mut self.new_holds)
     }
 
     /// Those of whom nothing is moved.
     pub(super) fn cooldowns(&self, now: KernelTime) -> impl Iterator<Item = Cooldown> {
-        self.tests
-            .iter()
-            .filter_map(move |((whom, endpoint), test)| {
-                test.hold.left(now).map(|_| Cooldown {
-                of: CooldownOf::Returns(whom.clone(), *endpoint),
-                cause: "returns",
-                why: format!(
-                    "{} of {} moves came back to the same endpoint, where chance brings one in {}",
-                    test.returned, test.moves, test.siblings
-                ),
-                until: Some(test.hold.until),
-                times: test.hold.times,
-            })
-            })
+        let held = self
+            .tests()
+            .filter(move |(.., test)| test.hold.left(now).is_some());
+        held.map(|(endpoint, subject, test)| Cooldown {
+            of: CooldownOf::Returns(subject.clone(), endpoint),
+            cause: "returns",
+            why: format!(
+                "{} of {} moves came back to the same endpoint, where chance brings one in {}",
+                test.returned, test.moves, test.siblings
+            ),
+            until: Some(test.hold.until),
+            times: test.hold.times,
+        })
     }
 
-    pub(super) fn hold(&mut self, whom: &Subject, endpoint: EndpointKey) -> Option<&mut Hold> {
-        let test = self.tests.get_mut(&(whom.clone(), endpoint))?;
+    pub(super) fn hold(&mut self, subject: &Subject, endpoint: EndpointKey) -> Option<&mut Hold> {
+        let test = self.tests.get_mut(&endpoint)?.get_mut(subject)?;
         Some(&mut test.hold)
     }
 
-    pub(super) fn test(&self, whom: Subject, endpoint: EndpointKey) -> Option<&Test> {
-        self.tests.get(&(whom, endpoint))
+    /// What is known of returns to an endpoint, if anything.
+    pub(super) fn at(&self, endpoint: EndpointKey) -> Option<&BTreeMap<Subject, Test>> {
+        self.tests.get(&endpoint)
     }
 
-    pub(super) fn entries(&self) -> (Vec<PendingReturn>, Vec<PendingReturn>, Vec<Cookie>, Tests) {
-        let test = |((whom, endpoint), test): (&(Subject, EndpointKey), &Test)| {
-            (whom.clone(), *endpoint, *test)
+    fn tests(&self) -> impl Iterator<Item = (EndpointKey, &Subject, &Test)> {
+        self.tests.iter().flat_map(|(endpoint, tests)| {
+            let of_subject = |(subject, test)| (*endpoint, subject, test);
+            tests.iter().map(of_subject)
+        })
+    }
+
+    pub(super) fn entries(
+        &self,
+    ) -> (
+        Vec<PendingReturn>,
+        Vec<PendingReturn>,
+        Vec<Cookie>,
+        Vec<Entry>,
+    ) {
+        let entry = |(endpoint, subject, test): (EndpointKey, &Subject, &Test)| {
+            (subject.clone(), endpoint, *test)
         };
         (
             self.awaited.clone(),
             self.late.clone(),
             self.taken.iter().copied().collect(),
-            self.tests.iter().map(test).collect(),
+            self.tests().map(entry).collect(),
         )
     }
 
@@ -272,16 +236,22 @@ impl Returns {
         awaited: Vec<PendingReturn>,
         late: Vec<PendingReturn>,
         taken: Vec<Cookie>,
-        tests: Tests,
+        tests: Vec<Entry>,
     ) -> Self {
-        let test = |(whom, endpoint, test)| ((whom, endpoint), test);
-        Self {
+        let mut returns = Self {
             awaited,
             late,
             taken: taken.into_iter().collect(),
-            tests: tests.into_iter().map(test).collect(),
             ..Self::default()
+        };
+        for (subject, endpoint, test) in tests {
+            returns
+                .tests
+                .entry(endpoint)
+                .or_default()
+                .insert(subject, test);
         }
+        returns
     }
 
     /// Looks for the clients of moves. Gives those found, or given up: when their moves began,
@@ -364,7 +334,7 @@ impl Returns {
         }
         let mut new: Vec<&Connection> = Vec::new();
         for connection in &snapshot.connections {
-            let Some(waiting) = waiting.get_mut(&client(connection)) else {
+            let Some(waiting) = waiting.get_mut(&connection.client()) else {
                 continue;
             };
             *waiting.here.entry(connection.endpoint).or_default() += 1;
@@ -374,7 +344,7 @@ impl Returns {
         }
         new.sort_unstable_by_key(|c| (c.opened, c.cookie));
         for connection in new {
-            let Some(waiting) = waiting.get_mut(&client(connection)) else {
+            let Some(waiting) = waiting.get_mut(&connection.client()) else {
                 continue;
             };
             let who = snapshot.who(&connection.endpoint);
@@ -402,18 +372,19 @@ impl Returns {
         now: KernelTime,
     ) {
         let client = Subject::Client(client);
-        let is_another = |whom: &Subject| matches!(whom, Subject::Client(_)) && *whom != client;
-        let test = self.tests.entry((client.clone(), endpoint)).or_default();
+        let is_another = |other: &Subject| matches!(other, Subject::Client(_)) && *other != client;
+        let tests = self.tests.entry(endpoint).or_default();
+        let test = tests.entry(client.clone()).or_default();
         let before = test.score;
         let hold = test.learn(siblings, seen, now).map(|lasts| (*test, lasts));
         let is_held = test.hold.left(now).is_some();
         // One client may be sent back by something of its own; of several it is the rule's.
         let of_client = is_held
-            && !self.tests.iter().any(|((whom, at), test)| {
-                *at == endpoint && is_another(whom) && test.hold.left(now).is_some()
-            });
+            && !tests
+                .iter()
+                .any(|(other, test)| is_another(other) && test.hold.left(now).is_some());
         let rule = Subject::Rule(rule);
-        let of_rule = self.tests.entry((rule.clone(), endpoint)).or_default();
+        let of_rule = tests.entry(rule.clone()).or_default();
         if let Some((test, lasts)) = hold {
             // What it did is explained by itself, and says nothing of the rule's other clients.
             // Nor does it say that moves help.
@@ -422,30 +393,20 @@ impl Returns {
                 let others = of_rule.score.saturating_sub(before.max(0)).max(0);
                 of_rule.score = of_rule.score.min(others);
             }
-            self.new_holds.push(NewHold::Returns {
-                whom: client,
-                endpoint,
-                test,
-                lasts,
-            });
+            self.new_holds.push(((client, endpoint, test), lasts));
         }
         if of_client {
             return;
         }
         if let Some(lasts) = of_rule.learn(siblings, seen, now) {
-            self.new_holds.push(NewHold::Returns {
-                whom: rule,
-                endpoint,
-                test: *of_rule,
-                lasts,
-            });
+            self.new_holds.push(((rule, endpoint, *of_rule), lasts));
         }
     }
 
     /// Forgets all that is known of endpoints. Of their moves whose clients are looked for it stays
     /// unknown where these came: a new endpoint may be taken for the one they were moved from.
     pub(super) fn forget(&mut self, is_gone: impl Fn(&EndpointKey) -> bool) {
-        self.tests.retain(|(_, endpoint), _| !is_gone(endpoint));
+        self.tests.retain(|endpoint, _| !is_gone(endpoint));
         for moves in [&mut self.awaited, &mut self.late] {
             let before = moves.len();
             moves.retain(|one| !is_gone(&one.charge.endpoint));
@@ -464,23 +425,24 @@ impl Returns {
         if self.awaited.is_empty() && self.late.is_empty() {
             self.taken.clear();
         }
-        self.tests.retain(|(_, endpoint), test| {
-            let there = snapshot
-                .endpoints
-                .get(endpoint)
-                .is_none_or(|e| e.listeners > 0);
-            there && !test.hold.is_stale(test.last, now)
+        let endpoints = &snapshot.endpoints;
+        self.tests.retain(|endpoint, tests| {
+            tests.retain(|_, test| !test.hold.is_stale(test.last, now));
+            !tests.is_empty() && endpoints.get(endpoint).is_none_or(|e| e.listeners > 0)
         });
-        if self.tests.len() > MOST {
-            let mut last: Vec<_> = self
-                .tests
-                .iter()
-                .map(|(key, test)| (test.last, key.clone()))
-                .collect();
+        let surplus = self.tests().count().saturating_sub(MOST);
+        if surplus > 0 {
+            let last = self
+                .tests()
+                .map(|(at, subject, test)| (test.last, subject.clone(), at));
+            let mut last: Vec<_> = last.collect();
             last.sort_unstable();
-            for (_, key) in last.iter().take(self.tests.len() - MOST) {
-                self.tests.remove(key);
+            for (_, subject, endpoint) in last.iter().take(surplus) {
+                if let Some(tests) = self.tests.get_mut(endpoint) {
+                    tests.remove(subject);
+                }
             }
+            self.tests.retain(|_, tests| !tests.is_empty());
         }
         // Nobody has asked for them.
         let surplus = self.new_holds.len().saturating_sub(MOST);

@@ -4,8 +4,10 @@
 //! Services. A connection to a port of a pod that no Service leads to is skipped too, whatever
 //! matches it: its client has dialled the pod, or the node's `hostPort`, and would come back.
 
+use std::sync::Arc;
+
+use super::SkipReason;
 use crate::{
-    plan::SkipReason,
     policy::{MissingFact, OnReconnect, Policy, Rule},
     snapshot::{Connection, EndpointKey, Identity, Service, ServiceAt, ServiceName, Snapshot},
 };
@@ -13,7 +15,7 @@ use crate::{
 /// A Service that leads to the connection's endpoint.
 #[derive(Clone)]
 struct Leads<'a> {
-    name: ServiceName,
+    name: Arc<ServiceName>,
     at: &'a ServiceAt,
     facts: &'a Service,
 }
@@ -25,14 +27,8 @@ pub(super) struct Services<'a> {
     all: Vec<Leads<'a>>,
     /// Those that count.
     asked: Vec<Leads<'a>>,
-    /// None do, or not enough is known of them.
-    unknown: Option<SkipReason>,
-    unready: Option<SkipReason>,
-    headless: Option<SkipReason>,
-    affinity: Option<SkipReason>,
-    too_few: Option<SkipReason>,
-    stabilizing: Option<SkipReason>,
-    http2: Option<SkipReason>,
+    /// What they say of the endpoint, before, between and after what is asked of each connection.
+    of_endpoint: [Vec<SkipReason>; 3],
 }
 
 impl<'a> Services<'a> {
@@ -49,41 +45,62 @@ impl<'a> Services<'a> {
             Ok(all) => all,
             Err(unknown) => {
                 return Self {
-                    unknown: Some(unknown),
+                    of_endpoint: [vec![unknown], Vec::new(), Vec::new()],
                     ..Self::default()
                 };
             }
         };
         let asked = asked(rule, &all);
+        let before = [unready(pod, &asked), headless(&asked)];
+        let after = [
+            too_few(policy, &asked),
+            stabilizing(policy, &asked),
+            http2(rule, endpoint.port, &all),
+        ];
         Self {
-            unready: unready(pod, &asked),
-            headless: headless(&asked),
-            affinity: affinity(&asked),
-            too_few: too_few(policy, &asked),
-            stabilizing: stabilizing(policy, &asked),
-            http2: http2(rule, endpoint.port, &all),
-            unknown: None,
+            of_endpoint: [
+                before.into_iter().flatten().collect(),
+                affinity(&asked).into_iter().collect(),
+                after.into_iter().flatten().collect(),
+            ],
             asked,
             all,
         }
     }
 
-    /// Every guard that skips `connection`, in their order; each is asked when it is its turn.
-    pub(super) fn guards(&self, connection: &Connection) -> impl Iterator<Item = SkipReason> {
-        type Guard = fn(&Services<'_>, &Connection) -> Option<SkipReason>;
-        const ALL: [Guard; 9] = [
-            |at, _| at.unknown.clone(),
-            |at, _| at.unready.clone(),
-            |at, _| at.headless.clone(),
-            |at, c| ambiguous(c, &at.asked),
-            |at, _| at.affinity.clone(),
-            |at, c| sibling(c, &at.all),
-            |at, _| at.too_few.clone(),
-            |at, _| at.stabilizing.clone(),
-            |at, _| at.http2.clone(),
-        ];
-        ALL.into_iter()
-            .filter_map(move |guard| guard(self, connection))
+    /// Guards of the endpoint: before [`Services::ambiguous`], before [`Services::sibling`], and after.
+    pub(super) fn of_endpoint(&self) -> [Vec<SkipReason>; 3] {
+        self.of_endpoint.clone()
+    }
+
+    pub(super) fn may_be_ambiguous(&self) -> bool {
+        self.asked.len() > 1
+    }
+
+    pub(super) fn may_have_siblings(&self) -> bool {
+        self.all.iter().any(|s| !s.facts.addresses.is_empty())
+    }
+
+    /// Which of several was dialled is not known, nor, if they differ, where a client would go.
+    pub(super) fn ambiguous(&self, connection: &Connection) -> Option<SkipReason> {
+        let (first, rest) = self.asked.split_first()?;
+        let at = connection.local.ip();
+        let is_other = |other: &&Leads<'_>| !first.facts.has_endpoints_of(other.facts, at);
+        let other = rest.iter().find(is_other)?;
+        Some(SkipReason::AmbiguousService {
+            one: first.name.clone(),
+            other: other.name.clone(),
+        })
+    }
+
+    /// Endpoints of a Service talk among themselves by their own addresses.
+    pub(super) fn sibling(&self, connection: &Connection) -> Option<SkipReason> {
+        let peer = connection.client();
+        let mut all = self.all.iter();
+        let service = all.find(|s| s.facts.addresses.contains(&peer))?;
+        Some(SkipReason::SiblingPeer {
+            service: service.name.clone(),
+        })
     }
 }
 
@@ -107,8 +124,14 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
             name: at.name.clone(),
         };
         match snapshot.services.get(&name) {
-            Some(facts) => Ok(Leads { name, at, facts }),
-            None => Err(SkipReason::ServiceUnknown { service: name }),
+            Some(facts) => Ok(Leads {
+                name: Arc::new(name),
+                at,
+                facts,
+            }),
+            None => Err(SkipReason::ServiceUnknown {
+                service: Arc::new(name),
+            }),
         }
     };
     services.iter().map(known).collect()
@@ -134,7 +157,7 @@ fn asked<'a>(rule: &Rule, all: &[Leads<'a>]) -> Vec<Leads<'a>> {
 fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| !s.at.ready)?;
     Some(SkipReason::Unready {
-        pod: format!("{}/{}", pod.namespace, pod.pod),
+        pod: format!("{}/{}", pod.namespace, pod.pod).into(),
         service: service.name.clone(),
     })
 }
@@ -143,28 +166,6 @@ fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<SkipReason> {
 fn headless(asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| s.facts.headless)?;
     Some(SkipReason::Headless {
-        service: service.name.clone(),
-    })
-}
-
-/// Which of several was dialled is not known, nor, if they differ, where a client would go.
-fn ambiguous(connection: &Connection, asked: &[Leads<'_>]) -> Option<SkipReason> {
-    let (first, rest) = asked.split_first()?;
-    let at = connection.local.ip();
-    let other = rest
-        .iter()
-        .find(|other| !first.facts.has_endpoints_of(other.facts, at))?;
-    Some(SkipReason::AmbiguousService {
-        one: first.name.clone(),
-        other: other.name.clone(),
-    })
-}
-
-/// Endpoints of a Service talk among themselves by their own addresses.
-fn sibling(connection: &Connection, all: &[Leads<'_>]) -> Option<SkipReason> {
-    let peer = connection.remote.ip().to_canonical();
-    let service = all.iter().find(|s| s.facts.addresses.contains(&peer))?;
-    Some(SkipReason::SiblingPeer {
         service: service.name.clone(),
     })
 }

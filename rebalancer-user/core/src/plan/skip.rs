@@ -1,12 +1,12 @@
 //! Why a connection is left.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, Futile, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Unknown,
-    limits::{Load, rounded},
+    BudgetOf, Futile, Load, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Test,
+    Unknown, limits::rounded,
 };
 use crate::{
     policy::{By, MissingFact, RuleName},
@@ -16,447 +16,384 @@ use crate::{
 /// What a pod or a Service says to be left alone.
 const OPT_OUT: &str = "rebalancer.dev/enabled";
 
-/// Why a connection is left.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SkipReason {
+/// One row for each: its fields, each with a value for the test; then its stable word, what it says
+/// of the connection, and what it would take for it to be moved. A text is a literal in which fields
+/// stand in braces, or a block that makes a `String`.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident $({$($(#[$field_doc:meta])* $field:ident: $type:ty = $sample:expr),*})?
+        => $word:tt: $sentence:tt, needs $needs:tt;)*) => {
+        /// Why a connection is left. Shown as a sentence without its full stop.
+        ///
+        /// There is one for nearly each connection: what is large is shared or boxed.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum SkipReason {
+            $($(#[$doc])* $variant $({$($(#[$field_doc])* $field: $type),*})?,)*
+        }
+
+        #[allow(unused_variables, reason = "not every text names every field")]
+        impl SkipReason {
+            /// A stable word, for logs and metrics.
+            pub fn as_str(&self) -> &'static str {
+                match self { $(Self::$variant $({$($field),*})? => word!($word),)* }
+            }
+
+            /// What it would take for the connection to be moved, as a phrase.
+            pub fn needs(&self) -> String {
+                match self { $(Self::$variant $({$($field),*})? => text!($needs),)* }
+            }
+
+            fn sentence(&self) -> String {
+                match self { $(Self::$variant $({$($field),*})? => text!($sentence),)* }
+            }
+
+            #[cfg(test)]
+            fn samples() -> Vec<Self> {
+                vec![$(Self::$variant $({$($field: $sample),*})?,)*]
+            }
+        }
+    };
+}
+
+macro_rules! word {
+    ($word:literal) => {
+        $word
+    };
+    ($block:block) => {
+        $block
+    };
+}
+
+macro_rules! text {
+    ($text:literal) => {
+        format!($text)
+    };
+    ($block:block) => {
+        $block
+    };
+}
+
+reasons! {
+    // The listing, the rules, and moves under way.
+
     /// The snapshot has its cookie more than once: which is meant is not known.
-    Duplicate,
+    Duplicate => "duplicate": "its cookie was listed more than once", needs "a listing that has it once";
     /// A move of it has been started and not ended.
-    InFlight,
+    InFlight => "inFlight": "a move of it is under way", needs "nothing: it is being moved";
     /// No rule matches it.
-    NoRule,
+    NoRule => "noRule": "no rule matches it", needs "a rule whose `match` covers it";
     /// The rule that chose it does not match it any more: its move is recalled.
-    OtherRule {
-        /// The rule.
-        chosen_by: RuleName,
-    },
+    OtherRule { /** The rule. */ chosen_by: RuleName = RuleName::manual() }
+        => "otherRule": "rule {chosen_by}, which chose it, does not match it any more",
+        needs "nothing: it is judged by the rule that matches it now";
     /// A rule names cgroups, and the path of this one's is not known.
-    CgroupUnknown,
+    CgroupUnknown => "cgroupUnknown": "a rule names cgroups, and its own is gone or not known",
+        needs "a rule for it that names no cgroups, in front";
     /// The policy or its rule is disabled.
-    Disabled,
+    Disabled => "disabled": "the policy or its rule is disabled",
+        needs "mode DryRun or Enforce: in the policy, the rule and --mode";
+
+    // What it is: guards of the socket and its ports.
+
     /// Not in a state to be moved.
-    NotEstablished {
-        /// Its state.
-        state: TcpState,
-    },
+    NotEstablished { /** Its state. */ state: TcpState = TcpState::CloseWait }
+        => "notEstablished": { format!("its state is {}", state.name()) },
+        needs "nothing: it is ending by itself";
     /// A subflow of an MPTCP connection: without it its client would be stranded.
-    Mptcp,
+    Mptcp => "mptcp": "it is a subflow of an MPTCP connection",
+        needs "a plain TCP connection: MPTCP is never moved";
     /// Its client is at a loopback address, and `track.loopback` is not set.
-    Loopback,
+    Loopback => "loopback": "its client is at a loopback address", needs "`track.loopback: true`";
     /// Client and server have one address: a hop of a host, or of a pod, to itself.
-    SameHost,
+    SameHost => "sameHost": "client and server have the same address",
+        needs "a client elsewhere: this one would come back here";
     /// It is of the host's own network namespace, and `guards.allowHostNetwork` is false.
-    HostNetwork,
+    HostNetwork => "hostNetwork": "it is of the host's own network namespace",
+        needs "`guards.allowHostNetwork: true`";
     /// A port of the node's own services, not in `guards.allowSystemPorts`.
-    SystemPort {
-        /// The port.
-        port: u16,
-        /// Whose it is.
-        service: &'static str,
-    },
+    SystemPort { /** The port. */ port: u16 = 22, /** Whose it is. */ service: &'static str = "SSH" }
+        => "systemPort": "port {port} is a system port ({service}), not in allowSystemPorts",
+        needs "{port} in `guards.allowSystemPorts`";
     /// A port of a protocol that keeps a session's state in its connection.
     StatefulPort {
-        /// The port.
-        port: u16,
-        /// The protocol.
-        protocol: &'static str,
-    },
+        /** The port. */ port: u16 = 5432,
+        /** The protocol. */ protocol: &'static str = "PostgreSQL"
+    }
+        => "statefulPort": "port {port} ({protocol}) may hold session state",
+        needs "`onReconnect: LosesState` in its rule, if that may be lost";
+
+    // Whose it is: guards of its pod, and of what is known of it.
+
     /// Its pod, a Service that leads there, or their namespace asks to be left alone.
     OptedOut {
-        /// `pod`, `Service` or `namespace`.
-        kind: &'static str,
-        /// Namespace and name; a namespace's own.
-        name: String,
-    },
+        /** `pod`, `Service` or `namespace`. */ kind: &'static str = "Service",
+        /** Namespace and name; a namespace's own. */ name: Arc<str> = "shop/checkout".into()
+    }
+        => "optedOut": "{kind} {name} opts out: its `{OPT_OUT}` is not \"true\"",
+        needs "{kind} {name} without `{OPT_OUT}`, or with \"true\" in it";
     /// Its pod is being deleted, or taken out of its Service.
-    Terminating {
-        /// Namespace and name.
-        pod: String,
-    },
-    /// Its Service sends new connections elsewhere.
-    Unready {
-        /// The pod's namespace and name.
-        pod: String,
-        /// The Service.
-        service: ServiceName,
-    },
-    /// No Service leads to this port of its pod: its client has dialled the pod and would again.
-    NoService,
-    /// A Service leads there of which nothing is known.
-    ServiceUnknown {
-        /// The Service.
-        service: ServiceName,
-    },
-    /// Only a headless Service leads there: its clients choose their endpoints by themselves.
-    Headless {
-        /// The Service.
-        service: ServiceName,
-    },
-    /// Services with different endpoints lead there, and its rule does not name one alone.
-    AmbiguousService {
-        /// One of them.
-        one: ServiceName,
-        /// Another.
-        other: ServiceName,
-    },
-    /// `sessionAffinity: ClientIP`: its client would come back.
-    SessionAffinity {
-        /// The Service.
-        service: ServiceName,
-    },
-    /// Its client is another endpoint of its own Service.
-    SiblingPeer {
-        /// The Service.
-        service: ServiceName,
-    },
-    /// The Service keeps traffic on the node it has reached, and this node has too few endpoints.
-    LocalTraffic {
-        /// The Service.
-        service: ServiceName,
-        /// `internalTrafficPolicy` or `externalTrafficPolicy`.
-        policy: &'static str,
-        /// Ready endpoints on this node.
-        ready: u32,
-        /// The guard's.
-        min: u32,
-    },
-    /// Fewer ready endpoints than `guards.minReadyEndpoints`.
-    MinReadyEndpoints {
-        /// The Service.
-        service: ServiceName,
-        /// It keeps traffic to zones or nodes: there are more, farther away.
-        in_zone: bool,
-        /// Ready endpoints.
-        ready: u32,
-        /// The guard's.
-        min: u32,
-    },
-    /// The Service's ready endpoints changed less than `guards.stabilizationWindow` ago.
-    Stabilizing {
-        /// The Service.
-        service: ServiceName,
-        /// Since they changed.
-        since: Duration,
-        /// The guard's.
-        stabilization_window: Duration,
-    },
-    /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
-    Http2 {
-        /// The port.
-        port: u16,
-        /// The Service.
-        service: ServiceName,
-    },
+    Terminating { /** Namespace and name. */ pod: Arc<str> = "shop/web-0".into() }
+        => "terminating": "pod {pod} is being taken out of service", needs "nothing: its pod is ending";
     /// Its pod is of a namespace in `guards.excludeNamespaces`.
-    ExcludedNamespace {
-        /// The namespace.
-        namespace: String,
-    },
+    ExcludedNamespace { /** The namespace. */ namespace: Arc<str> = "kube-system".into() }
+        => "excludedNamespace": "namespace {namespace} is in excludeNamespaces",
+        needs "`guards.excludeNamespaces` without {namespace}";
     /// What is asked of its names is not known.
     Unnamed {
-        /// What would have to be known.
-        lack: MissingFact,
-        /// The rule that asks; without one, a guard.
-        rule: Option<RuleName>,
-    },
+        /** What would have to be known. */ lack: MissingFact = MissingFact::Pod,
+        /** The rule that asks; without one, a guard. */ rule: Option<RuleName> = None
+    }
+        => "unnamed": {
+            let unless = match (rule, lack) {
+                (Some(rule), _) => format!("rule {rule} may be for it"),
+                (None, MissingFact::Pod) => "its namespace may be in excludeNamespaces".to_owned(),
+                (None, MissingFact::NamespaceLabels) => "that may opt out".to_owned(),
+                (None, _) => "a move may not help".to_owned(),
+            };
+            format!("it is not known {lack}: {unless}")
+        },
+        needs {
+            let of_guard = (*lack, rule) == (MissingFact::Pod, &None);
+            let its = if of_guard { "its pod" } else { "its names" };
+            let or = if of_guard { ", or `guards.excludeNamespaces: []`" } else { "" };
+            format!("{its} in the API server's answer{or}")
+        };
     /// Its rule asks for names, and the API server does not answer: they may have changed.
     StaleFacts {
-        /// For how long it has not; `None`: never yet.
-        silent: Option<Duration>,
-    },
-    /// Younger than `guards.minAge`.
-    MinAge {
-        /// Its age.
-        age: Duration,
-        /// The guard's.
-        min: Duration,
-    },
+        /** For how long it has not; `None`: never yet. */ silent: Option<Duration> = Some(AGE)
+    }
+        => "staleFacts": {
+            match silent.map(rounded) {
+                Some(silent) => format!("the API server has not answered for {silent}: names may have changed"),
+                None => "the API server has not answered yet".to_owned(),
+            }
+        },
+        needs "that the API server answers";
+
+    // Where its client would go: guards of its Services.
+
+    /// Its Service sends new connections elsewhere.
+    Unready {
+        /** The pod's namespace and name. */ pod: Arc<str> = "shop/web-0".into(),
+        /** The Service. */ service: Arc<ServiceName> = service("checkout")
+    }
+        => "unready": "pod {pod} is not ready: Service {service} does not lead there now",
+        needs "that pod {pod} becomes ready";
+    /// No Service leads to this port of its pod: its client has dialled the pod and would again.
+    NoService => "noService": "no Service leads to this port of its pod: its client would come back",
+        needs "a Service that leads to this port of its pod";
+    /// A Service leads there of which nothing is known.
+    ServiceUnknown { /** The Service. */ service: Arc<ServiceName> = service("checkout") }
+        => "serviceUnknown": "nothing is known of Service {service}, which leads there",
+        needs "Service {service} in the API server's answer";
+    /// Only a headless Service leads there: its clients choose their endpoints by themselves.
+    Headless { /** The Service. */ service: Arc<ServiceName> = service("checkout") }
+        => "headless": "Service {service} is headless: its clients choose an endpoint themselves",
+        needs "a Service with a cluster IP in front of its pod";
+    /// Services with different endpoints lead there, and its rule does not name one alone.
+    AmbiguousService {
+        /** One of them. */ one: Arc<ServiceName> = service("checkout"),
+        /** Another. */ other: Arc<ServiceName> = service("all")
+    }
+        => "ambiguousService": "Services {one} and {other} lead there and have different endpoints",
+        needs "a rule that names one of them alone in `match.services`";
+    /// `sessionAffinity: ClientIP`: its client would come back.
+    SessionAffinity { /** The Service. */ service: Arc<ServiceName> = service("checkout") }
+        => "sessionAffinity": "Service {service} has sessionAffinity ClientIP: its client would come back",
+        needs "`sessionAffinity: None` in Service {service}";
+    /// Its client is another endpoint of its own Service.
+    SiblingPeer { /** The Service. */ service: Arc<ServiceName> = service("checkout") }
+        => "siblingPeer": "its client is an endpoint of Service {service} itself",
+        needs "another client: endpoints of a Service talk among themselves";
+    /// The Service keeps traffic on the node it has reached, and this node has too few endpoints.
+    LocalTraffic {
+        /** The Service. */ service: Arc<ServiceName> = service("checkout"),
+        /** `internalTrafficPolicy` or `externalTrafficPolicy`. */ policy: &'static str = "internalTrafficPolicy",
+        /** Ready endpoints on this node. */ ready: u32 = 1,
+        /** The guard's. */ min: u32 = 2
+    }
+        => "localTraffic": "Service {service} has {policy} Local and {ready} ready on this node, below minReadyEndpoints {min}",
+        needs { format!("{} more ready on this node", min.saturating_sub(*ready)) };
+    /// Fewer ready endpoints than `guards.minReadyEndpoints`.
+    MinReadyEndpoints {
+        /** The Service. */ service: Arc<ServiceName> = service("checkout"),
+        /** It keeps traffic to zones or nodes: there are more, farther away. */ in_zone: bool = false,
+        /** Ready endpoints. */ ready: u32 = 0,
+        /** The guard's. */ min: u32 = 2
+    }
+        => "minReadyEndpoints": {
+            let near = if *in_zone { " near this node" } else { "" };
+            format!("Service {service} has {ready} of the {min} ready endpoints{near} that minReadyEndpoints asks for")
+        },
+        needs { format!("{} more ready, or a lower `guards.minReadyEndpoints`", min.saturating_sub(*ready)) };
+    /// The Service's ready endpoints changed less than `guards.stabilizationWindow` ago.
+    Stabilizing {
+        /** The Service. */ service: Arc<ServiceName> = service("checkout"),
+        /** Since they changed. */ since: Duration = AGE,
+        /** The guard's. */ stabilization_window: Duration = AGE * 5
+    }
+        => "stabilizing": {
+            let [since, window] = [*since, *stabilization_window].map(rounded);
+            format!("the endpoints of Service {service} changed {since} ago, less than stabilizationWindow {window}")
+        },
+        needs { format!("{} without a change", rounded(stabilization_window.saturating_sub(*since))) };
+    /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
+    Http2 { /** The port. */ port: u16 = 8080, /** The Service. */ service: Arc<ServiceName> = service("checkout") }
+        => "http2": "port {port} speaks HTTP/2 by the word of Service {service}",
+        needs "`onReconnect: LosesState` in its rule, if calls may be lost";
+
+    // Limits.
+
     /// No limit is exceeded.
-    WithinLimits {
-        /// The limit that it is nearest to.
-        nearest: Reason,
-    },
+    WithinLimits { /** The limit that it is nearest to. */ nearest: Reason = REASON }
+        => "withinLimits": "within its limits: {nearest}",
+        needs {
+            match *nearest {
+                Reason::Age { value, limit, .. } => format!("an age of {} more", rounded(limit.saturating_sub(value))),
+                Reason::Bytes { value, limit, .. } => format!("{} more", ByteSize::b(limit.0.saturating_sub(value.0))),
+                Reason::Rate { limit, held, .. } => format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held)),
+                // No limit.
+                Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
+            }
+        };
     /// The one limit is of a rate that is not known.
-    RateUnknown(Unknown),
+    RateUnknown { /** Which. */ unknown: Unknown = unknown() }
+        => "rateUnknown": "{unknown}",
+        needs { format!("to be watched for {}, as the agent does", rounded(unknown.0.sustained_for())) };
+
+    // Why it is not moved now.
+
+    /// Younger than `guards.minAge`.
+    MinAge { /** Its age. */ age: Duration = AGE, /** The guard's. */ min: Duration = AGE * 3 }
+        => "minAge": { format!("age {} is below minAge {}", rounded(*age), rounded(*min)) },
+        needs { format!("an age of {} more", rounded(min.saturating_sub(*age))) };
     /// A move of it ended less than [`super::FIRST_HOLD`] ago.
     Held {
-        /// How it ended.
-        after: Outcome,
-        /// Until it may be chosen again.
-        left: Duration,
-    },
-    /// It was heard to speak something that a quiet moment does not protect, or nothing that could
-    /// be told.
+        /** How it ended. */ after: Outcome = Outcome::GaveUp,
+        /** Until it may be chosen again. */ left: Duration = Duration::from_millis(599_900)
+    }
+        => { match after {
+            Outcome::GaveUp => "gaveUp",
+            Outcome::Refused(_) | Outcome::Recalled(_) => "refused",
+            Outcome::Failed(_) => "failed",
+            Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => "moved",
+        } }: { format!("a move of it {after}; not again for {}", rounded(*left)) },
+        needs { if after.leaves_it() { wait_or_clear(*left) } else { format!("a wait of {}", rounded(*left)) } };
+    /// It was found to speak something that a quiet moment does not protect, or nothing that could be
+    /// recognised.
     Sniffed {
-        /// What.
-        refusal: Refusal,
-        /// Until it may be chosen again; without it, for as long as it lives.
-        left: Option<Duration>,
-    },
-    /// Its client says nothing now, so that it cannot be heard to speak HTTP/1.
-    Silent {
-        /// Since it was last received from.
-        since: Duration,
-    },
-    /// In dry run, and told already.
-    DryRun,
-    /// As many moves as are allowed are in flight.
-    MaxInFlight {
-        /// The bound.
-        max: u64,
-    },
-    /// Its rule and namespace have more than half of the moves that may be in flight, and others wait.
-    OthersWait {
-        /// How many they have.
-        held: u64,
-        /// The bound.
-        max: u64,
-    },
-    /// The window's moves are used up.
-    Budget {
-        /// Whose.
-        of: BudgetOf,
-        /// The bound.
-        moves: u64,
-        /// What the bound grows to, if its rule has not been enforced for long; else the same.
-        whole: u64,
-        /// Over this time.
-        window: Duration,
-    },
-    /// Its endpoint does not hold more than its siblings, beyond tolerance and chance.
-    WithinBalance(LoadComparison),
-    /// Its endpoint sheds others, and then holds no more than it should.
-    OthersMoved(LoadComparison),
-    /// It counts for more than its endpoint has too much: any other would be as hot with it.
-    LargerThanExcess {
-        /// What is balanced.
-        by: By,
-        /// What it counts for.
-        load: u64,
-        /// What the endpoint has too much.
-        excess: u64,
-    },
-    /// What it counts for has not been measured yet.
-    LoadUnknown,
-    /// Not all endpoints that share its clients are seen here, so that their mean is not known.
-    NoClusterView(NoView),
-    /// New connections are not sent to its endpoint: it is compared with no other.
-    NotReady,
+        /** What. */ refusal: Refusal = Refusal::Http2,
+        /** Until it may be chosen again; without it, for as long as it lives. */ left: Option<Duration> = None
+    }
+        => { refusal.as_str() }: {
+            let until = left.map(|left| format!("; not again for {}", rounded(left)));
+            format!("{}{}", refusal.sentence(), until.unwrap_or_default())
+        },
+        needs { refusal.remedy().to_owned() };
+    /// Its client says nothing now, so that its protocol cannot be detected.
+    Silent { /** Since it was last received from. */ since: Duration = AGE }
+        => "silent": { format!("its client has sent nothing for {}, so its protocol cannot be detected", rounded(*since)) },
+        needs "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing";
+    /// In dry run, and reported already.
+    DryRun => "dryRun": "would be moved (dry run, already reported)",
+        needs "mode Enforce: in the policy, the rule and --mode";
     /// Moves were seen not to help: clients came back to the same endpoint more often than by
     /// chance.
     Returns {
-        /// Whose clients.
-        whom: Subject,
-        /// Of so many moves,
-        moves: u64,
-        /// so many came back,
-        returned: u64,
-        /// where one of so many does by chance.
-        siblings: u32,
-        /// Until a move is tried again.
-        left: Duration,
-    },
-    /// Moves among its endpoint and its siblings have not filled the emptiest of them.
-    Futile {
-        /// What was moved.
-        futile: Futile,
-        /// Until a move is tried again.
-        left: Duration,
-    },
+        /** Whose clients. */ subject: Subject = Subject::Client([10, 0, 0, 7].into()),
+        /** The evidence. */ test: Box<Test> = Box::new(Test { moves: 6, returned: 6, siblings: 3, ..Test::default() }),
+        /** Until a move is tried again. */ left: Duration = Duration::from_secs(600)
+    }
+        => "returns": {
+            let Test { moves, returned, siblings, .. } = **test;
+            let left = rounded(*left);
+            format!("{returned} of {moves} moves of {subject} came back to this endpoint, where chance brings one of {siblings}; not again for {left}")
+        },
+        needs { wait_or_clear(*left) };
     /// It is not known yet whether moves help: the first few are under way.
     FirstFew {
-        /// Whose moves.
-        whom: Subject,
-        /// How many.
-        under_way: u64,
-        /// How many may be until then.
-        most: u64,
-    },
+        /** Whose moves. */ subject: Subject = Subject::Client([10, 0, 0, 7].into()),
+        /** How many. */ under_way: u64 = 6,
+        /** How many may be until then. */ most: u64 = 6
+    }
+        => "firstFew": "{under_way} moves of {subject} are under way, and it is not known yet whether they help (at most {most} until then)",
+        needs "that their clients are seen at another endpoint";
+
+    // Budgets.
+
+    /// As many moves as are allowed are in flight.
+    MaxInFlight { /** The bound. */ max: u64 = 20 }
+        => "maxInFlight": "{max} moves are under way, the most allowed", needs "that a move under way ends";
+    /// Its rule and namespace have more than half of the moves that may be in flight, and others wait.
+    OthersWait { /** How many they have. */ held: u64 = 15, /** The bound. */ max: u64 = 20 }
+        => "othersWait": "its rule and namespace have {held} of the {max} moves that may be under way, and others wait",
+        needs "its turn";
+    /// The window's moves are used up.
+    Budget {
+        /** Whose. */ of: BudgetOf = BudgetOf::Node,
+        /** The bound. */ moves: u64 = 60,
+        /** What the bound grows to, if its rule has not been enforced for long; else the same. */ whole: u64 = 60,
+        /** Over this time. */ window: Duration = Duration::from_secs(60)
+    }
+        => { of.skip_word() }: {
+            let grows = if whole > moves { format!("; it grows to {whole} (ramp)") } else { String::new() };
+            format!("the budget of {moves} moves in {} ({of}) is used up{grows}", rounded(*window))
+        },
+        needs { format!("its turn, within {} or later", rounded(*window)) };
+
+    // Balance.
+
+    /// Its endpoint does not hold more than its siblings, beyond tolerance and chance.
+    WithinBalance { /** How it compares. */ comparison: LoadComparison = COMPARISON }
+        => "withinBalance": "{comparison}",
+        needs {
+            match comparison.start {
+                Some(start) => format!("an endpoint that holds {}", Load(comparison.by, start)),
+                None => "more connections, so that chance explains less".to_owned(),
+            }
+        };
+    /// Its endpoint sheds others, and then holds no more than it should.
+    OthersMoved { /** How it compares. */ comparison: LoadComparison = COMPARISON }
+        => "othersMoved": {
+            let [stop, load] = [comparison.stop, comparison.load].map(|load| Load(comparison.by, load));
+            format!("others are moved until the endpoint holds {stop}, not {load}")
+        },
+        needs "nothing: others are moved";
+    /// It counts for more than its endpoint has too much: any other would be as hot with it.
+    LargerThanExcess {
+        /** What is balanced. */ by: By = By::ByteRate,
+        /** What it counts for. */ load: u64 = 90 << 20,
+        /** What the endpoint has too much. */ excess: u64 = 50 << 20
+    }
+        => "largerThanExcess": {
+            let [load, excess] = [*load, *excess].map(|load| Load(*by, load));
+            format!("it counts for {load}, more than the {excess} that its endpoint has too much")
+        },
+        needs { format!("an excess of {}", Load(*by, *load)) };
+    /// What it counts for has not been measured yet.
+    LoadUnknown => "loadUnknown": "its rate has not been measured yet", needs "one listing more";
+    /// Not all endpoints that share its clients are seen here, so that their mean is not known.
+    NoClusterView { /** What is seen. */ view: NoView = NoView { here: 1, all: Some(3) } }
+        => "noClusterView": {
+            match (view.here, view.all) {
+                (here, Some(all)) => format!("of the {all} ready endpoints of its Service {here} are seen here"),
+                (_, None) => "the endpoints that share its clients are not known".to_owned(),
+            }
+        },
+        needs "all ready endpoints of its Service on this node";
+    /// New connections are not sent to its endpoint: it is compared with no other.
+    NotReady => "notReady": "its endpoint is not ready", needs "that its endpoint is ready";
+    /// Moves among its endpoint and its siblings have not filled the emptiest of them.
+    Futile {
+        /** What was moved. */ futile: Box<Futile> = Box::new(FUTILE),
+        /** Until a move is tried again. */ left: Duration = Duration::from_secs(600)
+    }
+        => "futile": { format!("{futile}; not again for {}", rounded(*left)) },
+        needs { format!("that the emptiest endpoint keeps what comes to it, or {}", wait_or_clear(*left)) };
 }
 
-impl SkipReason {
-    /// A stable word, for logs and metrics.
-    pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Duplicate => "duplicate",
-            Self::InFlight => "inFlight",
-            Self::NoRule => "noRule",
-            Self::OtherRule { .. } => "otherRule",
-            Self::CgroupUnknown => "cgroupUnknown",
-            Self::Disabled => "disabled",
-            Self::NotEstablished { .. } => "notEstablished",
-            Self::Mptcp => "mptcp",
-            Self::Loopback => "loopback",
-            Self::SameHost => "sameHost",
-            Self::HostNetwork => "hostNetwork",
-            Self::SystemPort { .. } => "systemPort",
-            Self::StatefulPort { .. } => "statefulPort",
-            Self::OptedOut { .. } => "optedOut",
-            Self::Terminating { .. } => "terminating",
-            Self::Unready { .. } => "unready",
-            Self::NoService => "noService",
-            Self::ServiceUnknown { .. } => "serviceUnknown",
-            Self::Headless { .. } => "headless",
-            Self::AmbiguousService { .. } => "ambiguousService",
-            Self::SessionAffinity { .. } => "sessionAffinity",
-            Self::SiblingPeer { .. } => "siblingPeer",
-            Self::LocalTraffic { .. } => "localTraffic",
-            Self::MinReadyEndpoints { .. } => "minReadyEndpoints",
-            Self::Stabilizing { .. } => "stabilizing",
-            Self::Http2 { .. } => "http2",
-            Self::ExcludedNamespace { .. } => "excludedNamespace",
-            Self::Unnamed { .. } => "unnamed",
-            Self::StaleFacts { .. } => "staleFacts",
-            Self::MinAge { .. } => "minAge",
-            Self::WithinLimits { .. } => "withinLimits",
-            Self::RateUnknown(_) => "rateUnknown",
-            Self::Held { after, .. } => match after {
-                Outcome::GaveUp => "gaveUp",
-                Outcome::Refused(_) | Outcome::Recalled(_) => "refused",
-                Outcome::Failed(_) => "failed",
-                Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => {
-                    "moved"
-                }
-            },
-            Self::Sniffed { refusal, .. } => refusal.as_str(),
-            Self::Silent { .. } => "silent",
-            Self::DryRun => "dryRun",
-            Self::MaxInFlight { .. } => "maxInFlight",
-            Self::OthersWait { .. } => "othersWait",
-            Self::Budget { of, .. } => match of {
-                BudgetOf::Node => "budget",
-                BudgetOf::Service => "serviceBudget",
-                BudgetOf::Endpoint => "endpointBudget",
-            },
-            Self::WithinBalance(_) => "withinBalance",
-            Self::OthersMoved(_) => "othersMoved",
-            Self::LargerThanExcess { .. } => "largerThanExcess",
-            Self::LoadUnknown => "loadUnknown",
-            Self::NoClusterView(_) => "noClusterView",
-            Self::NotReady => "notReady",
-            Self::Returns { .. } => "returns",
-            Self::Futile { .. } => "futile",
-            Self::FirstFew { .. } => "firstFew",
-        }
-    }
-
-    /// What it would take for the connection to be moved, as a phrase.
-    pub fn needs(&self) -> String {
-        match self {
-            Self::Duplicate => "a listing that has it once".to_owned(),
-            Self::InFlight => "nothing: it is being moved".to_owned(),
-            Self::NoRule => "a rule whose `match` covers it".to_owned(),
-            Self::OtherRule { .. } => "nothing: it is judged by the rule that matches it now".to_owned(),
-            Self::CgroupUnknown => "a rule for it that names no cgroups, in front".to_owned(),
-            Self::Disabled => {
-                "mode DryRun or Enforce: in the policy, the rule and --mode".to_owned()
-            }
-            Self::NotEstablished { .. } => "nothing: it is ending by itself".to_owned(),
-            Self::Mptcp => "a plain TCP connection: MPTCP is never moved".to_owned(),
-            Self::Loopback => "`track.loopback: true`".to_owned(),
-            Self::SameHost => "a client elsewhere: this one would come back here".to_owned(),
-            Self::HostNetwork => "`guards.allowHostNetwork: true`".to_owned(),
-            Self::SystemPort { port, .. } => format!("{port} in `guards.allowSystemPorts`"),
-            Self::StatefulPort { .. } => {
-                "`onReconnect: LosesState` in its rule, if that may be lost".to_owned()
-            }
-            Self::OptedOut { kind, name } => {
-                format!("{kind} {name} without `{OPT_OUT}`, or with \"true\" in it")
-            }
-            Self::Terminating { .. } => "nothing: its pod is ending".to_owned(),
-            Self::Unready { pod, .. } => format!("that pod {pod} becomes ready"),
-            Self::NoService => "a Service that leads to this port of its pod".to_owned(),
-            Self::ServiceUnknown { service } => {
-                format!("Service {service} in the API server's answer")
-            }
-            Self::Headless { .. } => "a Service with a cluster IP in front of its pod".to_owned(),
-            Self::AmbiguousService { .. } => {
-                "a rule that names one of them alone in `match.services`".to_owned()
-            }
-            Self::SessionAffinity { service } => {
-                format!("`sessionAffinity: None` in Service {service}")
-            }
-            Self::SiblingPeer { .. } => {
-                "another client: endpoints of a Service talk among themselves".to_owned()
-            }
-            Self::LocalTraffic { ready, min, .. } => {
-                format!("{} more ready on this node", min.saturating_sub(*ready))
-            }
-            Self::MinReadyEndpoints { ready, min, .. } => format!(
-                "{} more ready, or a lower `guards.minReadyEndpoints`",
-                min.saturating_sub(*ready)
-            ),
-            Self::Stabilizing { since, stabilization_window, .. } => {
-                format!(
-                    "{} without a change",
-                    rounded(stabilization_window.saturating_sub(*since))
-                )
-            }
-            Self::Http2 { .. } => {
-                "`onReconnect: LosesState` in its rule, if calls may be lost".to_owned()
-            }
-            Self::ExcludedNamespace { namespace } => {
-                format!("`guards.excludeNamespaces` without {namespace}")
-            }
-            Self::Unnamed {
-                lack: MissingFact::Pod,
-                rule: None,
-            } => "its pod in the API server's answer, or `guards.excludeNamespaces: []`".to_owned(),
-            Self::Unnamed { .. } => "its names in the API server's answer".to_owned(),
-            Self::StaleFacts { .. } => "that the API server answers".to_owned(),
-            Self::MinAge { age, min } => {
-                format!("an age of {} more", rounded(min.saturating_sub(*age)))
-            }
-            Self::WithinLimits { nearest } => match *nearest {
-                Reason::Age { value, limit, .. } => {
-                    format!("an age of {} more", rounded(limit.saturating_sub(value)))
-                }
-                Reason::Bytes { value, limit, .. } => {
-                    let more = limit.0.saturating_sub(value.0);
-                    format!("{} more", ByteSize::b(more))
-                }
-                Reason::Rate { limit, held, .. } => {
-                    format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held))
-                }
-                // No limit.
-                Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
-            },
-            Self::RateUnknown(Unknown(asked)) => format!(
-                "to be watched for {}, as the agent does",
-                rounded(asked.sustained_for())
-            ),
-            Self::Held { after, left } if after.leaves_it() => wait_or_clear(*left),
-            Self::Held { left, .. } => format!("a wait of {}", rounded(*left)),
-            Self::Silent { .. } => {
-                "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing".to_owned()
-            }
-            Self::Sniffed { refusal, .. } => refusal.remedy().to_owned(),
-            Self::DryRun => "mode Enforce: in the policy, the rule and --mode".to_owned(),
-            Self::MaxInFlight { .. } => "that a move under way ends".to_owned(),
-            Self::OthersWait { .. } => "its turn".to_owned(),
-            Self::Budget { window, .. } => {
-                format!("its turn, within {} or later", rounded(*window))
-            }
-            Self::WithinBalance(standing) => match standing.start {
-                Some(start) => format!("an endpoint that holds {}", Load(standing.by, start)),
-                None => "more connections, so that chance explains less".to_owned(),
-            },
-            Self::OthersMoved(_) => "nothing: others are moved".to_owned(),
-            Self::LargerThanExcess { by, load, .. } => {
-                format!("an excess of {}", Load(*by, *load))
-            }
-            Self::LoadUnknown => "one listing more".to_owned(),
-            Self::NoClusterView(_) => "all ready endpoints of its Service on this node".to_owned(),
-            Self::NotReady => "that its endpoint is ready".to_owned(),
-            Self::Returns { left, .. } => wait_or_clear(*left),
-            Self::Futile { left, .. } => format!(
-                "that the emptiest endpoint keeps what comes to it, or {}",
-                wait_or_clear(*left)
-            ),
-            Self::FirstFew { .. } => {
-                "that their clients are seen at another endpoint".to_owned()
-            }
-        }
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence())
     }
 }
 
@@ -467,466 +404,121 @@ fn wait_or_clear(left: Duration) -> String {
     )
 }
 
-impl fmt::Display for SkipReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Duplicate => f.write_str("its cookie was listed more than once"),
-            Self::InFlight => f.write_str("a move of it is under way"),
-            Self::NoRule => f.write_str("no rule matches it"),
-            Self::OtherRule { chosen_by } => {
-                write!(
-                    f,
-                    "rule {chosen_by}, which chose it, does not match it any more"
-                )
-            }
-            Self::CgroupUnknown => {
-                f.write_str("a rule names cgroups, and its own is gone or not known")
-            }
-            Self::Disabled => f.write_str("the policy or its rule is disabled"),
-            Self::NotEstablished { state } => write!(f, "its state is {}", state.name()),
-            Self::Mptcp => f.write_str("it is a subflow of an MPTCP connection"),
-            Self::Loopback => f.write_str("its client is at a loopback address"),
-            Self::SameHost => f.write_str("client and server have the same address"),
-            Self::HostNetwork => f.write_str("it is of the host's own network namespace"),
-            Self::SystemPort { port, service } => {
-                write!(
-                    f,
-                    "port {port} is a system port ({service}), not in allowSystemPorts"
-                )
-            }
-            Self::StatefulPort { port, protocol } => {
-                write!(f, "port {port} ({protocol}) may hold session state")
-            }
-            Self::OptedOut { kind, name } => {
-                write!(f, "{kind} {name} opts out: its `{OPT_OUT}` is not \"true\"")
-            }
-            Self::Terminating { pod } => write!(f, "pod {pod} is being taken out of service"),
-            Self::Unready { pod, service } => {
-                write!(
-                    f,
-                    "pod {pod} is not ready: Service {service} does not lead there now"
-                )
-            }
-            Self::NoService => {
-                f.write_str("no Service leads to this port of its pod: its client would come back")
-            }
-            Self::ServiceUnknown { service } => {
-                write!(
-                    f,
-                    "nothing is known of Service {service}, which leads there"
-                )
-            }
-            Self::Headless { service } => {
-                write!(
-                    f,
-                    "Service {service} is headless: its clients choose an endpoint themselves"
-                )
-            }
-            Self::AmbiguousService { one, other } => {
-                write!(
-                    f,
-                    "Services {one} and {other} lead there and have different endpoints"
-                )
-            }
-            Self::SessionAffinity { service } => write!(
-                f,
-                "Service {service} has sessionAffinity ClientIP: its client would come back"
-            ),
-            Self::SiblingPeer { service } => {
-                write!(f, "its client is an endpoint of Service {service} itself")
-            }
-            Self::LocalTraffic {
-                service,
-                policy,
-                ready,
-                min,
-            } => write!(
-                f,
-                "Service {service} has {policy} Local and {ready} ready on this node, below \
-                 minReadyEndpoints {min}"
-            ),
-            Self::MinReadyEndpoints {
-                service,
-                in_zone,
-                ready,
-                min,
-            } => {
-                let near = if *in_zone { " near this node" } else { "" };
-                write!(
-                    f,
-                    "Service {service} has {ready} of the {min} ready endpoints{near} that \
-                     minReadyEndpoints asks for"
-                )
-            }
-            Self::Stabilizing {
-                service,
-                since,
-                stabilization_window,
-            } => write!(
-                f,
-                "the endpoints of Service {service} changed {} ago, less than stabilizationWindow {}",
-                rounded(*since),
-                rounded(*stabilization_window)
-            ),
-            Self::Http2 { port, service } => {
-                write!(
-                    f,
-                    "port {port} speaks HTTP/2 by the word of Service {service}"
-                )
-            }
-            Self::ExcludedNamespace { namespace } => {
-                write!(f, "namespace {namespace} is in excludeNamespaces")
-            }
-            Self::Unnamed {
-                lack,
-                rule: Some(rule),
-            } => {
-                write!(f, "it is not known {lack}: rule {rule} may be for it")
-            }
-            Self::Unnamed {
-                lack: MissingFact::Pod,
-                rule: None,
-            } => write!(
-                f,
-                "it is not known {}: its namespace may be in excludeNamespaces",
-                MissingFact::Pod
-            ),
-            Self::Unnamed {
-                lack: MissingFact::NamespaceLabels,
-                rule: None,
-            } => write!(
-                f,
-                "it is not known {}: that may opt out",
-                MissingFact::NamespaceLabels
-            ),
-            Self::Unnamed { lack, rule: None } => {
-                write!(f, "it is not known {lack}: a move may not help")
-            }
-            Self::StaleFacts {
-                silent: Some(silent),
-            } => write!(
-                f,
-                "the API server has not answered for {}: names may have changed",
-                rounded(*silent)
-            ),
-            Self::StaleFacts { silent: None } => f.write_str("the API server has not answered yet"),
-            Self::MinAge { age, min } => {
-                write!(f, "age {} is below minAge {}", rounded(*age), rounded(*min))
-            }
-            Self::WithinLimits { nearest } => write!(f, "within its limits: {nearest}"),
-            Self::RateUnknown(unknown) => unknown.fmt(f),
-            Self::Held { after, left } => {
-                write!(f, "a move of it {after}; not again for {}", rounded(*left))
-            }
-            Self::Silent { since } => write!(
-                f,
-                "its client has sent nothing for {}, so its protocol cannot be detected",
-                rounded(*since)
-            ),
-            Self::Sniffed { refusal, left } => {
-                f.write_str(refusal.sentence())?;
-                left.map_or(Ok(()), |left| {
-                    write!(f, "; not again for {}", rounded(left))
-                })
-            }
-            Self::DryRun => f.write_str("would be moved (dry run, already reported)"),
-            Self::MaxInFlight { max } => write!(f, "{max} moves are under way, the most allowed"),
-            Self::OthersWait { held, max } => write!(
-                f,
-                "its rule and namespace have {held} of the {max} moves that may be under way, and \
-                 others wait"
-            ),
-            Self::Budget {
-                of,
-                moves,
-                whole,
-                window,
-            } => {
-                let window = rounded(*window);
-                write!(
-                    f,
-                    "the budget of {moves} moves in {window} ({of}) is used up"
-                )?;
-                if whole > moves {
-                    write!(f, "; it grows to {whole} (ramp)")?;
-                }
-                Ok(())
-            }
-            Self::WithinBalance(standing) => standing.fmt(f),
-            Self::OthersMoved(standing) => {
-                let LoadComparison { load, stop, .. } = *standing;
-                let (load, stop) = (Load(standing.by, load), Load(standing.by, stop));
-                write!(
-                    f,
-                    "others are moved until the endpoint holds {stop}, not {load}"
-                )
-            }
-            Self::LargerThanExcess { by, load, excess } => write!(
-                f,
-                "it counts for {}, more than the {} that its endpoint has too much",
-                Load(*by, *load),
-                Load(*by, *excess)
-            ),
-            Self::LoadUnknown => f.write_str("its rate has not been measured yet"),
-            Self::NoClusterView(NoView { here, all }) => match all {
-                Some(all) => write!(
-                    f,
-                    "of the {all} ready endpoints of its Service {here} are seen here"
-                ),
-                None => f.write_str("the endpoints that share its clients are not known"),
-            },
-            Self::NotReady => f.write_str("its endpoint is not ready"),
-            Self::Returns {
-                whom,
-                moves,
-                returned,
-                siblings,
-                left,
-            } => write!(
-                f,
-                "{returned} of {moves} moves of {whom} came back to this endpoint, where chance \
-                 brings one of {siblings}; not again for {}",
-                rounded(*left)
-            ),
-            Self::Futile { futile, left } => {
-                write!(f, "{futile}; not again for {}", rounded(*left))
-            }
-            Self::FirstFew {
-                whom,
-                under_way,
-                most,
-            } => write!(
-                f,
-                "{under_way} moves of {whom} are under way, and it is not known yet whether they \
-                 help (at most {most} until then)"
-            ),
-        }
-    }
-}
+#[cfg(test)]
+use tests::{AGE, COMPARISON, FUTILE, REASON, service, unknown};
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::FIRST_FEW;
+    use crate::policy::parse;
 
+    pub(super) const AGE: Duration = Duration::from_secs(12);
+
+    pub(super) const REASON: Reason = Reason::Age {
+        value: AGE,
+        limit: Duration::from_secs(24),
+        max: Duration::from_secs(36),
+    };
+
+    pub(super) const COMPARISON: LoadComparison = LoadComparison {
+        by: By::Connections,
+        endpoints: 3,
+        load: 104,
+        mean: 100,
+        stop: 110,
+        start: Some(143),
+    };
+
+    pub(super) const FUTILE: Futile = Futile {
+        moves: 480,
+        by: By::Connections,
+        endpoints: 3,
+        least: 0,
+        mean: 100,
+        brought: 160,
+    };
+
+    pub(super) fn service(name: &str) -> Arc<ServiceName> {
+        let (namespace, name) = ("shop".into(), name.into());
+        Arc::new(ServiceName { namespace, name })
+    }
+
+    pub(super) fn unknown() -> Unknown {
+        let text = "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+rules:
+- {name: fast, match: {ports: [{port: 80}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
+";
+        let policy = parse("test", text).expect("a policy");
+        Unknown(policy.rules()[0].limits().max_rate().expect("a rate"))
+    }
+
+    /// Each once, and those whose texts depend on their fields in every other way.
     #[test]
     fn each_reads_as_a_sentence_with_its_word() {
-        let age = Duration::from_secs(12);
-        let nearest = Reason::Age {
-            value: age,
-            limit: age * 2,
-            max: age * 3,
-        };
-        let service = || ServiceName {
-            namespace: "shop".into(),
-            name: "checkout".into(),
-        };
+        let rule = || Some(RuleName::manual());
+        let (minute, left) = (Duration::from_secs(60), Some(AGE));
         let held = |after| SkipReason::Held {
             after,
-            left: Duration::from_millis(599_900),
+            left: minute,
         };
-        let budget = |of| SkipReason::Budget {
+        let budget = |of, whole| SkipReason::Budget {
             of,
             moves: 60,
-            whole: 60,
-            window: Duration::from_secs(60),
+            whole,
+            window: minute,
         };
-        let standing = LoadComparison {
-            by: By::Connections,
-            endpoints: 3,
-            load: 104,
-            mean: 100,
-            stop: 110,
-            start: Some(143),
-        };
-        let returns = |whom| SkipReason::Returns {
-            whom,
-            moves: 6,
-            returned: 6,
-            siblings: 3,
-            left: Duration::from_secs(600),
-        };
-        let all = [
-            SkipReason::Duplicate,
-            SkipReason::InFlight,
-            SkipReason::NoRule,
-            SkipReason::OtherRule {
-                chosen_by: RuleName::manual(),
-            },
-            SkipReason::CgroupUnknown,
-            SkipReason::Disabled,
-            SkipReason::NotEstablished {
-                state: TcpState::CloseWait,
-            },
-            SkipReason::Mptcp,
-            SkipReason::Loopback,
-            SkipReason::SameHost,
-            SkipReason::HostNetwork,
-            SkipReason::SystemPort {
-                port: 22,
-                service: "SSH",
-            },
-            SkipReason::StatefulPort {
-                port: 5432,
-                protocol: "PostgreSQL",
-            },
-            SkipReason::OptedOut {
-                kind: "Service",
-                name: "shop/checkout".into(),
-            },
-            SkipReason::Terminating {
-                pod: "shop/web-0".into(),
-            },
-            SkipReason::Unready {
-                pod: "shop/web-0".into(),
-                service: service(),
-            },
-            SkipReason::NoService,
-            SkipReason::ServiceUnknown { service: service() },
-            SkipReason::Headless { service: service() },
-            SkipReason::AmbiguousService {
-                one: service(),
-                other: ServiceName {
-                    name: "all".into(),
-                    ..service()
-                },
-            },
-            SkipReason::SessionAffinity { service: service() },
-            SkipReason::SiblingPeer { service: service() },
-            SkipReason::LocalTraffic {
-                service: service(),
-                policy: "internalTrafficPolicy",
-                ready: 1,
-                min: 2,
-            },
+        let sniffed = |refusal, left| SkipReason::Sniffed { refusal, left };
+        let unnamed = |lack, rule| SkipReason::Unnamed { lack, rule };
+        let (service, by) = (service("checkout"), By::Connections);
+        let mut all = SkipReason::samples();
+        all.extend([
+            unnamed(MissingFact::NamespaceLabels, None),
+            unnamed(MissingFact::Services, None),
+            unnamed(MissingFact::Services, rule()),
+            SkipReason::StaleFacts { silent: None },
             SkipReason::MinReadyEndpoints {
-                service: service(),
-                in_zone: false,
-                ready: 0,
-                min: 2,
-            },
-            SkipReason::MinReadyEndpoints {
-                service: service(),
+                service,
                 in_zone: true,
                 ready: 1,
                 min: 2,
             },
-            SkipReason::Stabilizing {
-                service: service(),
-                since: age,
-                stabilization_window: age * 5,
-            },
-            SkipReason::Http2 {
-                port: 8080,
-                service: service(),
-            },
-            SkipReason::ExcludedNamespace {
-                namespace: "kube-system".into(),
-            },
-            SkipReason::Unnamed {
-                lack: MissingFact::Pod,
-                rule: None,
-            },
-            SkipReason::Unnamed {
-                lack: MissingFact::Services,
-                rule: None,
-            },
-            SkipReason::Unnamed {
-                lack: MissingFact::Services,
-                rule: Some(RuleName::manual()),
-            },
-            SkipReason::StaleFacts { silent: Some(age) },
-            SkipReason::StaleFacts { silent: None },
-            SkipReason::MinAge { age, min: age * 3 },
-            SkipReason::WithinLimits { nearest },
-            held(Outcome::GaveUp),
             held(Outcome::Refused(Refusal::Sigpipe)),
             held(Outcome::Failed("EPERM".into())),
             held(Outcome::Reset),
-            SkipReason::Sniffed {
-                refusal: Refusal::Http2,
-                left: None,
+            sniffed(Refusal::Tls, None),
+            sniffed(Refusal::Upgraded, None),
+            sniffed(Refusal::ProtocolUnknown, left),
+            sniffed(Refusal::Silent, left),
+            sniffed(Refusal::CannotSniff, left),
+            SkipReason::Returns {
+                subject: Subject::Rule(RuleName::manual()),
+                test: Box::default(),
+                left: minute,
             },
-            SkipReason::Sniffed {
-                refusal: Refusal::Tls,
-                left: None,
-            },
-            SkipReason::Sniffed {
-                refusal: Refusal::Upgraded,
-                left: None,
-            },
-            SkipReason::Sniffed {
-                refusal: Refusal::ProtocolUnknown,
-                left: Some(age),
-            },
-            SkipReason::Sniffed {
-                refusal: Refusal::Silent,
-                left: Some(age),
-            },
-            SkipReason::Sniffed {
-                refusal: Refusal::CannotSniff,
-                left: Some(age),
-            },
-            SkipReason::Silent { since: age },
-            SkipReason::DryRun,
-            SkipReason::MaxInFlight { max: 20 },
-            SkipReason::OthersWait { held: 15, max: 20 },
-            budget(BudgetOf::Node),
-            budget(BudgetOf::Service),
-            budget(BudgetOf::Endpoint),
-            SkipReason::Budget {
-                of: BudgetOf::Node,
-                moves: 1,
-                whole: 60,
-                window: Duration::from_secs(60),
-            },
-            SkipReason::WithinBalance(standing),
-            SkipReason::WithinBalance(LoadComparison {
-                start: None,
-                ..standing
-            }),
-            SkipReason::OthersMoved(standing),
-            SkipReason::LargerThanExcess {
-                by: By::ByteRate,
-                load: 90 << 20,
-                excess: 50 << 20,
-            },
-            SkipReason::LoadUnknown,
-            SkipReason::NoClusterView(NoView {
-                here: 1,
-                all: Some(3),
-            }),
-            SkipReason::NoClusterView(NoView { here: 1, all: None }),
-            SkipReason::NotReady,
-            returns(Subject::Client("10.0.0.7".parse().unwrap())),
-            returns(Subject::Rule(RuleName::manual())),
-            SkipReason::Futile {
-                futile: Futile {
-                    moves: 480,
-                    by: By::Connections,
-                    endpoints: 3,
-                    least: 0,
-                    mean: 100,
-                    brought: 160,
+            budget(BudgetOf::Service, 60),
+            budget(BudgetOf::Endpoint, 60),
+            budget(BudgetOf::Node, 600),
+            SkipReason::WithinBalance {
+                comparison: LoadComparison {
+                    start: None,
+                    ..COMPARISON
                 },
-                left: Duration::from_secs(600),
             },
-            SkipReason::FirstFew {
-                whom: Subject::Client("10.0.0.7".parse().unwrap()),
-                under_way: 6,
-                most: FIRST_FEW,
+            SkipReason::LargerThanExcess {
+                by,
+                load: 3,
+                excess: 2,
             },
-        ];
-        let told: String = all
-            .iter()
-            .map(|skipped| {
-                format!(
-                    "{}: {skipped}; needs {}\n",
-                    skipped.as_str(),
-                    skipped.needs()
-                )
-            })
-            .collect();
-        insta::assert_snapshot!(told);
+            SkipReason::NoClusterView {
+                view: NoView { here: 1, all: None },
+            },
+        ]);
+        let line = |skip: &SkipReason| {
+            let needs = skip.needs();
+            format!("{}: {skip}; needs {needs}\n", skip.as_str())
+        };
+        insta::assert_snapshot!(all.iter().map(line).collect::<String>());
     }
 }

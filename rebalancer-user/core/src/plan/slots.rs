@@ -6,38 +6,43 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use super::{Ledger, Recall, SkipReason, fair_queue::Queue, ledger::Charge};
+use super::{
+    Charge, Ledger, Recall, SkipReason,
+    fair_queue::{Queue, Queues},
+};
 
 /// The slots of one mode.
-#[derive(Default)]
-pub(super) struct Slots<'a> {
+pub(super) struct Slots {
     max: u64,
     free: u64,
-    /// Moves in flight of each queue, those that were begun now among them.
-    held: BTreeMap<Queue<'a>, u64>,
-    /// Candidates of each queue that wait for nothing else.
-    waiting: BTreeMap<Queue<'a>, u64>,
+    /// By a queue's index: moves in flight, those that were begun now among them.
+    held: Vec<u64>,
+    /// By a queue's index: candidates that wait for nothing else.
+    waiting: Vec<u64>,
 }
 
 fn queue(by: &Charge) -> Queue<'_> {
     (by.rule.as_str(), by.namespace.as_deref())
 }
 
-impl<'a> Slots<'a> {
+impl Slots {
     /// All of them are free.
-    pub(super) fn all(max: u64) -> Self {
+    pub(super) fn all(queues: &Queues<'_>, max: u64) -> Self {
         Self {
             max,
             free: max,
-            ..Self::default()
+            held: vec![0; queues.len()],
+            waiting: vec![0; queues.len()],
         }
     }
 
     /// Those that moves in flight have left.
-    pub(super) fn beside(ledger: &'a Ledger, max: u64) -> Self {
-        let mut slots = Self::all(max);
+    pub(super) fn beside(ledger: &Ledger, queues: &Queues<'_>, max: u64) -> Self {
+        let mut slots = Self::all(queues, max);
         for (_, _, by) in ledger.moves_in_flight() {
-            *slots.held.entry(queue(by)).or_default() += 1;
+            if let Some(queue) = queues.index(&queue(by)) {
+                slots.held[queue] += 1;
+            }
             slots.free = slots.free.saturating_sub(1);
         }
         slots
@@ -48,26 +53,22 @@ impl<'a> Slots<'a> {
         self.max.div_ceil(2)
     }
 
-    fn held(&self, queue: &Queue<'_>) -> u64 {
-        self.held.get(queue).copied().unwrap_or(0)
-    }
-
     /// Whether the queue has no more to take before all others had theirs.
-    pub(super) fn has_half(&self, queue: Queue<'_>) -> bool {
-        self.held(&queue) >= self.half()
+    pub(super) fn has_half(&self, queue: usize) -> bool {
+        self.held[queue] >= self.half()
     }
 
     /// Takes one.
     ///
     /// # Errors
     /// None is free.
-    pub(super) fn take(&mut self, queue: Queue<'a>) -> Result<(), SkipReason> {
+    pub(super) fn take(&mut self, queue: usize) -> Result<(), SkipReason> {
         if self.free == 0 {
-            *self.waiting.entry(queue).or_default() += 1;
+            self.waiting[queue] += 1;
             return Err(SkipReason::MaxInFlight { max: self.max });
         }
         self.free -= 1;
-        *self.held.entry(queue).or_default() += 1;
+        self.held[queue] += 1;
         Ok(())
     }
 
@@ -75,10 +76,9 @@ impl<'a> Slots<'a> {
     /// than half, the latest first.
     pub(super) fn make_room(&self, ledger: &Ledger, recalls: &mut Vec<Recall>) {
         let half = self.half();
-        let wait = |(queue, waiting): (&Queue<'_>, &u64)| {
-            half.saturating_sub(self.held(queue)).min(*waiting)
-        };
-        let waiting: u64 = self.waiting.iter().map(wait).sum();
+        let queues = self.held.iter().zip(&self.waiting);
+        let wait = |(held, waiting): (&u64, &u64)| half.saturating_sub(*held).min(*waiting);
+        let waiting: u64 = queues.map(wait).sum();
         let mut left = waiting.saturating_sub(recalls.len() as u64);
         if left == 0 {
             return;

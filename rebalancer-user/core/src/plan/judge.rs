@@ -1,0 +1,305 @@
+//! What each connection deserves, budgets aside: by itself, and as a part of what its endpoint holds.
+
+use super::{
+    Decision, Ledger, Reason, Recall, SkipReason, Verdict,
+    balance::{ClientLoads, State, Weighed, Weighing, weigh},
+    groups::{Groups, load},
+    guards::Guards,
+    later::later,
+    limits::{furthest, measure},
+    matches::{Found, Matched, Matches},
+    recall::{InFlight, Review, recall_beyond_excess, review},
+};
+use crate::{
+    policy::{MissingFact, Policy},
+    snapshot::{Connection, Cookie, KernelTime, Snapshot},
+};
+
+/// A connection that has reached a limit, or is of its endpoint's excess.
+pub(super) struct Candidate<'a> {
+    pub(super) connection: &'a Connection,
+    /// The index of its decision.
+    pub(super) index: usize,
+    /// The index of its endpoint and rule.
+    pub(super) pair: usize,
+    /// How far it is beyond: value and limit.
+    pub(super) beyond: (u64, u64),
+    /// The excess that it is of, if it is within its limits.
+    pub(super) is_excess: bool,
+}
+
+/// What each connection deserves.
+#[derive(Default)]
+pub(super) struct Judged<'a> {
+    /// One for each connection, by cookie; those of candidates are to be replaced.
+    pub(super) decisions: Vec<Decision>,
+    pub(super) candidates: Vec<Candidate<'a>>,
+    /// The excess of each pair that has any.
+    pub(super) excess: Vec<Option<Reason>>,
+    pub(super) recalls: Vec<Recall>,
+    pub(super) overdue: u64,
+}
+
+/// Judges all connections of a snapshot.
+pub(super) fn judge<'a>(
+    policy: &'a Policy,
+    matches: &'a Matches<'a>,
+    snapshot: &'a Snapshot,
+    groups: &'a Groups,
+    ledger: &'a Ledger,
+    now: KernelTime,
+) -> Judged<'a> {
+    let pairs = matches.pairs.iter();
+    let mut by_cookie: Vec<(Cookie, usize)> = (matches.all.iter().zip(0..))
+        .map(|(matched, index)| (matched.connection.cookie, index))
+        .collect();
+    by_cookie.sort_unstable();
+    let mut judge = Judge {
+        policy,
+        matches,
+        snapshot,
+        groups,
+        ledger,
+        now,
+        guards: pairs.clone().map(|_| None).collect(),
+        weighed: pairs.clone().map(|_| Vec::new()).collect(),
+        in_flight: Vec::new(),
+        judged: Judged {
+            decisions: Vec::with_capacity(by_cookie.len()),
+            excess: pairs.map(|_| None).collect(),
+            ..Judged::default()
+        },
+    };
+    for same in by_cookie.chunk_by(|a, b| a.0 == b.0) {
+        let (cookie, index) = same[0];
+        if same.len() == 1 {
+            judge.connection(&matches.all[index]);
+            continue;
+        }
+        if ledger.is_in_flight(cookie) {
+            let why = SkipReason::Duplicate;
+            judge.judged.recalls.push(Recall { cookie, why });
+        }
+        for _ in same {
+            judge.skip(cookie, None, SkipReason::Duplicate);
+        }
+    }
+    judge.weigh();
+    let Judge {
+        in_flight,
+        mut judged,
+        ..
+    } = judge;
+    judged.recalls.append(&mut recall_beyond_excess(&in_flight));
+    judged.recalls.sort_by_key(|recall| recall.cookie);
+    judged
+}
+
+struct Judge<'a> {
+    policy: &'a Policy,
+    matches: &'a Matches<'a>,
+    snapshot: &'a Snapshot,
+    groups: &'a Groups,
+    ledger: &'a Ledger,
+    now: KernelTime,
+    /// Of each pair, once they were asked for.
+    guards: Vec<Option<Guards<'a>>>,
+    /// The connections of each pair whose rule balances.
+    weighed: Vec<Vec<Weighed<'a>>>,
+    in_flight: Vec<InFlight<'a>>,
+    judged: Judged<'a>,
+}
+
+impl<'a> Judge<'a> {
+    fn skip(&mut self, cookie: Cookie, pair: Option<usize>, why: SkipReason) {
+        let rule = pair.map(|pair| self.matches.pairs[pair].rule.name().clone());
+        self.judged.decisions.push(Decision {
+            cookie,
+            rule,
+            place: None,
+            verdict: Verdict::Skipped(why),
+        });
+    }
+
+    fn connection(&mut self, matched: &Matched<'a>) {
+        let connection = matched.connection;
+        let found = match matched.found {
+            Found::Pair(pair) => Ok(pair),
+            Found::NoRule => Err(SkipReason::NoRule),
+            Found::Undetermined(_, MissingFact::Cgroup) => Err(SkipReason::CgroupUnknown),
+            Found::Undetermined(rule, lack) => {
+                let rule = Some(rule.name().clone());
+                Err(SkipReason::Unnamed { lack, rule })
+            }
+        };
+        let pair = found.as_ref().ok().copied();
+        let why = if self.ledger.is_in_flight(connection.cookie) {
+            self.review(connection, found);
+            SkipReason::InFlight
+        } else {
+            found.map_or_else(|why| why, |pair| self.of_rule(connection, pair))
+        };
+        self.skip(connection.cookie, pair, why);
+    }
+
+    /// Whether the move of a connection, which is in flight, is still to be made.
+    fn review(&mut self, connection: &'a Connection, found: Result<usize, SkipReason>) {
+        let (ledger, now, cookie) = (self.ledger, self.now, connection.cookie);
+        let pair = found.as_ref().ok().copied();
+        let rule = pair.map(|pair| self.matches.pairs[pair].rule);
+        if let Some(rule) = rule {
+            let is_overdue = measure(rule, connection, ledger, now)
+                .0
+                .any(Reason::overdue);
+            self.judged.overdue += u64::from(is_overdue);
+        }
+        let guarded = pair.and_then(|pair| self.guards(pair).first(connection));
+        let found = match found {
+            Err(SkipReason::NoRule) => Ok(None),
+            Err(why) => Err(why),
+            Ok(_) => Ok(rule),
+        };
+        match review(self.policy, found, guarded, connection, ledger, now) {
+            Review::Continue => {}
+            Review::Recall(why) => self.judged.recalls.push(Recall { cookie, why }),
+            Review::ContinueIfExcess => self.in_flight.extend(pair.and_then(|pair| {
+                let balance = rule?.balance()?;
+                Some(InFlight {
+                    cookie,
+                    endpoint: connection.endpoint,
+                    began: ledger.in_flight_since(cookie)?.0,
+                    group: self.groups.of_pair(pair),
+                    balance,
+                    load: load(connection, balance.by(), ledger).unwrap_or(0),
+                })
+            })),
+        }
+    }
+
+    fn guards(&mut self, pair: usize) -> &Guards<'a> {
+        let (policy, snapshot, at) = (self.policy, self.snapshot, &self.matches.pairs[pair]);
+        self.guards[pair].get_or_insert_with(|| Guards::of(policy, at.rule, snapshot, &at.endpoint))
+    }
+
+    /// Why one that a rule is for is left, as far as that is known before its endpoint is weighed and
+    /// budgets are asked.
+    fn of_rule(&mut self, connection: &'a Connection, pair: usize) -> SkipReason {
+        let (why, state) = self.by_itself(connection, pair);
+        let Some(balance) = self.matches.pairs[pair].rule.balance() else {
+            return why;
+        };
+        let Some(load) = load(connection, balance.by(), self.ledger) else {
+            let is_asked = matches!(state, State::Free | State::Later | State::Returns);
+            return if is_asked {
+                SkipReason::LoadUnknown
+            } else {
+                why
+            };
+        };
+        self.weighed[pair].push(Weighed {
+            connection,
+            index: self.judged.decisions.len(),
+            client: connection.client(),
+            load,
+            counts: !self.ledger.always_returns(connection, self.now),
+            state,
+        });
+        why
+    }
+
+    fn by_itself(&mut self, connection: &'a Connection, pair: usize) -> (SkipReason, State) {
+        let (policy, ledger, now) = (self.policy, self.ledger, self.now);
+        let rule = self.matches.pairs[pair].rule;
+        if let Some(why) = self.guards(pair).first(connection) {
+            return (why, State::Stays);
+        }
+        let later = || later(policy, rule, connection, ledger, now);
+        let (furthest, unknown) = furthest(rule, connection, ledger, now);
+        let (furthest, overdue) = match furthest {
+            Some((furthest, overdue)) if furthest.exceeded() => (furthest, overdue),
+            _ if rule.balance().is_some() => {
+                return match later() {
+                    // Until it is weighed.
+                    None => (SkipReason::NoRule, State::Free),
+                    Some(why @ SkipReason::DryRun) => (why, State::Goes),
+                    Some(why @ SkipReason::Returns { .. }) => (why, State::Returns),
+                    Some(why) => (why, State::Later),
+                };
+            }
+            Some((nearest, _)) => return (SkipReason::WithinLimits { nearest }, State::Stays),
+            None => {
+                let unknown = unknown.map(|unknown| SkipReason::RateUnknown { unknown });
+                return (unknown.unwrap_or(SkipReason::NoRule), State::Stays);
+            }
+        };
+        if let Some(why) = later() {
+            // An idle connection of a pool is not late: no time nor budget would make it move.
+            let waits = matches!(why, SkipReason::Held { .. } | SkipReason::DryRun);
+            self.judged.overdue += u64::from(waits && overdue);
+            let goes = why == SkipReason::DryRun;
+            return (why, if goes { State::Goes } else { State::Stays });
+        }
+        self.judged.overdue += u64::from(overdue);
+        self.judged.candidates.push(Candidate {
+            connection,
+            index: self.judged.decisions.len(),
+            pair,
+            beyond: furthest.fraction(),
+            is_excess: false,
+        });
+        // Until budgets are asked.
+        (SkipReason::NoRule, State::Goes)
+    }
+
+    /// Weighs the endpoints, in the order of their rules' names and their keys.
+    fn weigh(&mut self) {
+        let (matches, groups, weighed) = (self.matches, self.groups, &self.weighed);
+        let Judged {
+            decisions,
+            candidates,
+            excess,
+            ..
+        } = &mut self.judged;
+        let mut pairs: Vec<usize> = (0..weighed.len()).collect();
+        pairs.retain(|pair| !weighed[*pair].is_empty());
+        pairs.sort_by_key(|pair| {
+            let pair = &matches.pairs[*pair];
+            (pair.rule.name(), pair.endpoint)
+        });
+        let indexes = groups.indexes();
+        let mut everywhere: Vec<Option<ClientLoads>> = groups.iter().map(|_| None).collect();
+        for pair in pairs {
+            let (at, group) = (&matches.pairs[pair], indexes[pair]);
+            let Some(balance) = at.rule.balance() else {
+                continue;
+            };
+            let everywhere = &mut everywhere[group];
+            let of_group = indexes
+                .iter()
+                .zip(weighed)
+                .filter(move |(of, _)| **of == group);
+            let sum = || ClientLoads::sum(of_group.flat_map(|(_, weighed)| weighed));
+            let answer = |one: &Weighed<'a>, weighing| match weighing {
+                Weighing::Move(reason) => {
+                    excess[pair] = Some(reason);
+                    candidates.push(Candidate {
+                        connection: one.connection,
+                        index: one.index,
+                        pair,
+                        beyond: reason.fraction(),
+                        is_excess: true,
+                    });
+                }
+                Weighing::Skip(why) => decisions[one.index].verdict = Verdict::Skipped(why),
+            };
+            let group = (groups.of_pair(pair), balance);
+            weigh(
+                group,
+                at.endpoint,
+                &weighed[pair],
+                move || &*everywhere.get_or_insert_with(sum),
+                answer,
+            );
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What a snapshot adds to what is known: rates, returns, and endpoints that hold too much.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    super::{
+        Fate, Ledger, Reappearance,
+        fill::Listed,
+        groups::{GroupLoad, Groups},
+        matches::Matches,
+    },
+    SUMS,
+};
+use crate::{
+    policy::{Policy, RuleName},
+    snapshot::{EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
+};
+
+impl Ledger {
+    /// Takes in what connections have carried so far, where the clients of moves came, and which
+    /// endpoints hold too much. Call it with each snapshot, before its plan: rates need two
+    /// listings at least.
+    pub fn observe(&mut self, policy: &Policy, snapshot: &Snapshot) {
+        self.forget_namespaces_before(&snapshot.namespaces);
+        let matches = Matches::of(policy, snapshot);
+        self.rates.observe(policy, &matches, snapshot.taken);
+        self.flows.observe(policy, &matches, snapshot.taken);
+        for (began, cookie, back) in self.returns.observe(snapshot) {
+            if let Some(charge) = self.made.get_mut(&(began, cookie)) {
+                charge.stage = match back {
+                    Reappearance::Returned => Fate::Returned,
+                    Reappearance::Elsewhere => Fate::Elsewhere,
+                    Reappearance::Unseen => Fate::Away,
+                };
+            }
+        }
+        if policy.rules().iter().any(|rule| rule.balance().is_some()) {
+            let groups = Groups::of(policy, &matches, snapshot, self);
+            self.remember(&groups, snapshot.taken);
+        } else {
+            self.sums.clear();
+            self.shedding.clear();
+            self.efforts.clear();
+        }
+    }
+
+    /// Forgets what is known of endpoints whose namespace is another one by now, with the same inode:
+    /// another pod's. What they have spent of budgets stays spent.
+    fn forget_namespaces_before(&mut self, now: &BTreeMap<Netns, NetnsCookie>) {
+        let mut gone = BTreeSet::new();
+        for (netns, cookie) in now {
+            let before = self.namespaces.insert(*netns, *cookie);
+            if before.is_some_and(|before| before != *cookie) {
+                gone.insert(*netns);
+            }
+        }
+        if gone.is_empty() {
+            return;
+        }
+        let has_gone = |endpoint: &EndpointKey| gone.contains(&endpoint.netns);
+        self.returns.forget(has_gone);
+        self.efforts.forget(has_gone);
+        self.shedding.retain(|(_, endpoint)| !has_gone(endpoint));
+    }
+
+    /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
+    /// stop whose moved clients have not all been seen again may be above it in a moment.
+    fn remember(&mut self, groups: &Groups, now: KernelTime) {
+        let mut sums = std::mem::take(&mut self.sums);
+        let mut shedding = BTreeSet::new();
+        for group in groups.iter() {
+            let Some(balance) = group.balance else {
+                continue;
+            };
+            let key = (group.rule.clone(), Arc::clone(&group.name));
+            let mut last = sums.remove(&key).unwrap_or_default();
+            last.push_back(group.sum);
+            while last.len() > SUMS {
+                last.pop_front();
+            }
+            self.sums.insert(key, last);
+            let Ok(facts) = group.facts else { continue };
+            for (endpoint, at) in group.endpoints.iter().filter(|(_, at)| at.ready) {
+                let key = (group.rule.clone(), *endpoint);
+                let unsettled = at.sheds && self.is_unsettled(&key);
+                let keeps = facts.keeps(at.load, balance.tolerance(), at.sheds);
+                if keeps.is_some() || unsettled {
+                    shedding.insert(key);
+                }
+            }
+        }
+        let listed = groups.iter().map(|group| {
+            let key = (group.rule.clone(), Arc::clone(&group.name));
+            (key, listed(group, &shedding))
+        });
+        self.efforts.observe(listed, now);
+        self.shedding = shedding;
+    }
+}
+
+fn listed(group: &GroupLoad, shedding: &BTreeSet<(RuleName, EndpointKey)>) -> Option<Listed> {
+    let is_shedding = |endpoint: &EndpointKey| shedding.contains(&(group.rule.clone(), *endpoint));
+    let ready = group.endpoints.iter().filter(|(_, at)| at.ready);
+    Some(Listed {
+        by: group.balance?.by(),
+        facts: group.facts.ok()?,
+        ready: ready.map(|(key, _)| *key).collect(),
+        sheds: !shedding.is_empty() && group.endpoints.keys().any(is_shedding),
+    })
+}
