@@ -1,9 +1,9 @@
 //! Runs `ab`, with or without keep-alive.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
-use xtask::lab::Lab;
+use anyhow::{Context as _, Result};
+use xtask::{command::output, lab::Lab};
 
 /// What ab reports.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,16 +28,10 @@ pub(crate) fn run(
     if keep {
         ab.arg("-k");
     }
-    let output = ab
-        .args(["-q", "-c", &concurrency.to_string()])
+    ab.args(["-q", "-c", &concurrency.to_string()])
         .args(["-n", &requests.to_string()])
-        .arg(format!("http://{to}/"))
-        .stdin(Stdio::null())
-        .output()
-        .context("start ab")?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ab: {}", problem.trim());
-    parse(&String::from_utf8_lossy(&output.stdout)).context("ab's output")
+        .arg(format!("http://{to}/"));
+    parse(&output(&mut ab)?).context("ab's output")
 }
 
 fn parse(output: &str) -> Option<AbReport> {

@@ -16,10 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use xtask::lab::{Lab, Pod};
+use xtask::{
+    command,
+    lab::{Lab, Pod},
+};
 
 /// How long the agent may take to start or to reload.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -180,22 +183,10 @@ impl Agent {
     }
 
     fn query(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.program)
-            .args(arguments)
-            .arg("--pins")
-            .arg(&self.pins)
-            .arg("--run-dir")
-            .arg(self.policy.with_extension("run"))
-            .output()
-            .with_context(|| format!("rebalancer {}", arguments[0]))?;
-        let problem = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "rebalancer {}: {}",
-            arguments[0],
-            problem.trim()
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let mut rebalancer = Command::new(&self.program);
+        rebalancer.args(arguments).arg("--pins").arg(&self.pins);
+        let run_dir = self.policy.with_extension("run");
+        command::output(rebalancer.arg("--run-dir").arg(run_dir))
     }
 
     /// Stops it by SIGTERM, as Kubernetes does, and returns its log.
@@ -280,8 +271,7 @@ fn make_on_bpffs(folder: &Path) -> Result<()> {
     }
     // The bpffs is not mounted yet; the agent would mount it too.
     let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
-    let status = Command::new("mount").args(mount).status();
-    ensure!(status.context("mount")?.success(), "mount /sys/fs/bpf");
+    command::output(Command::new("mount").args(mount))?;
     made().with_context(|| folder.display().to_string())
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask lab`: the lab by hand.
+//! `cargo xtask lab`: starts, lists and removes labs.
 
 use std::ffi::OsString;
 
@@ -13,15 +13,15 @@ use crate::{
 
 #[derive(Subcommand)]
 pub(crate) enum Action {
-    /// Bring a lab up and leave it up
+    /// Start a lab and leave it running
     Up(Size),
-    /// Remove the labs that are not in use
+    /// Remove labs that are not in use
     Down,
-    /// Bring a lab up, run a command beside it, and remove the lab
+    /// Start a lab, run a command, and remove the lab
     Run {
         #[command(flatten)]
         size: Size,
-        /// The command, in the machine's own namespaces; REBALANCER_LAB_* tell it where all is
+        /// The command, run in the machine's namespaces; REBALANCER_LAB_* describe the lab
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
@@ -31,10 +31,10 @@ pub(crate) enum Action {
 
 #[derive(Args)]
 pub(crate) struct Size {
-    /// How many pods
+    /// Number of pods
     #[arg(long, default_value_t = 3)]
     pods: usize,
-    /// How many of them serve; all if not said
+    /// Number of pods that serve [default: all]
     #[arg(long)]
     serving: Option<usize>,
 }
@@ -56,7 +56,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             let state = lab.state();
             let slot = lab.keep()?;
             show(slot, &state, LabState::Kept);
-            show_ways_in(&state);
+            show_commands(&state);
             Ok(())
         }
         Action::Down => {
@@ -64,23 +64,23 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             println!("removed {} labs", removed.len());
             for slot in Slot::all()? {
                 let owner = slot.state().map_or(0, |state| state.owner);
-                println!("in use and left: {} (process {owner})", slot.number());
+                println!("lab {} is in use by process {owner}, kept", slot.number());
             }
             Ok(())
         }
         Action::Run { size, command } => {
             setup::ensure(&[Need::Host])?;
-            beside(&Lab::start(size.spec())?, command)
+            run_in(&Lab::start(size.spec())?, command)
         }
         Action::Status => {
             let slots = Slot::all()?;
             if slots.is_empty() {
-                println!("no lab is up");
+                println!("no labs");
             }
             for slot in slots {
-                // One that is just being made or removed has no state.
-                if let (Ok(state), Ok(standing)) = (slot.state(), slot.standing()) {
-                    show(slot, &state, standing);
+                // A lab that is being created or removed has no state.
+                if let (Ok(state), Ok(lab_state)) = (slot.state(), slot.lab_state()) {
+                    show(slot, &state, lab_state);
                 }
             }
             Ok(())
@@ -88,7 +88,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
     }
 }
 
-fn beside(lab: &Lab, command: &[OsString]) -> Result<()> {
+fn run_in(lab: &Lab, command: &[OsString]) -> Result<()> {
     let state = lab.state();
     let (program, arguments) = command.split_first().context("no command")?;
     let each = |part: fn(&lab::PodState) -> String| {
@@ -128,13 +128,13 @@ fn beside(lab: &Lab, command: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-fn show(slot: Slot, state: &State, standing: LabState) {
-    let standing = match standing {
+fn show(slot: Slot, state: &State, lab_state: LabState) {
+    let label = match lab_state {
         LabState::InUse => format!("in use by process {}", state.owner),
-        LabState::Kept => green("up"),
+        LabState::Kept => green("running"),
         LabState::Abandoned => "abandoned".to_owned(),
     };
-    println!("{} {standing}", bold(format!("lab {}", slot.number())));
+    println!("{} {label}", bold(format!("lab {}", slot.number())));
     println!(
         "  {:<8} {:<18} {}",
         "service",
@@ -166,9 +166,9 @@ fn show(slot: Slot, state: &State, standing: LabState) {
     }
 }
 
-fn show_ways_in(state: &State) {
+fn show_commands(state: &State) {
     let (client, node) = (state.client.display(), state.node.display());
-    println!("\n{}", bold("Look into it"));
+    println!("\n{}", bold("Commands to inspect it"));
     println!(
         "  nsenter --net={client} curl -si http://{}/",
         state.service

@@ -4,5 +4,6 @@
 
 pub mod apiserver;
 pub mod bpf_objects;
+pub mod command;
 pub mod lab;
 pub mod sock_ops;

@@ -8,8 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[cfg(feature = "steps")]
-use anyhow::ensure;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::lab::{Lab, Pod};
@@ -92,14 +90,4 @@ impl Drop for Running {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// Runs a program until it exits.
-#[cfg(feature = "steps")]
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().display().to_string();
-    let output = command.output().with_context(|| format!("start {name}"))?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name}: {}", stderr.trim());
-    Ok(())
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: the project's checks by section, from those that need nothing to those
-//! that need root and this machine's kernel. Nothing is skipped silently.
+//! `cargo xtask test`: all checks in sections, first those that need nothing, last those that need
+//! root and this machine's kernel. Nothing is skipped silently.
 
 use std::{
     process::Command,
@@ -17,30 +17,30 @@ use crate::{
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
-    /// Format and lints, of the kernel half too
+    /// Format and lints, including the kernel half
     Lint,
-    /// Unit and property tests: needs neither root nor a BPF toolchain
+    /// Unit and property tests: need neither root nor a BPF toolchain
     Unit,
-    /// The command line, as a black box
+    /// Black-box tests of the command line
     Cli,
-    /// The parsers of external input, fuzzed
+    /// Fuzzing of the parsers of external input
     Fuzz,
-    /// On this kernel, in the lab: needs root
+    /// Tests on this kernel, in the lab: need root
     Kernel,
-    /// Many moves under churn, each of which must hit its victim and nothing else: needs root
+    /// Many moves under churn, none of which may hit another connection: needs root
     Moves,
-    /// What each step does to real servers and clients, as a table: needs root
+    /// A table of what each step does to real servers and clients: needs root
     Steps,
-    /// Answers with pauses, of which none may be broken off, directly and behind proxies: needs root
+    /// Responses with pauses, none of which may be cut off, directly and behind proxies: needs root
     Answers,
-    /// All but `moves`, `steps`, `deploy`, `cluster` and `vm`, and a few of `answers`
+    /// All except `moves`, `steps`, `deploy`, `cluster` and `vm`, with a short run of `answers`
     All,
-    /// Overlays, chart, alerts and dashboard by helm, kustomize and promtool, the first two of which
-    /// are built the first time
+    /// Overlays, chart, alerts and dashboard, checked with helm and kustomize (built on first use) and
+    /// promtool
     Deploy,
-    /// The manifests in a real Kubernetes, which is built the first time: needs root
+    /// The manifests in a real Kubernetes, which is built on first use: needs root
     Cluster,
-    /// The agent on other kernels, which qemu boots: needs neither root nor KVM
+    /// The agent on other kernels under qemu: needs neither root nor KVM
     Vm,
 }
 
@@ -53,28 +53,28 @@ struct Section {
 pub(crate) struct Args {
     #[arg(value_enum, default_value_t = Suite::All)]
     suite: Suite,
-    /// How many moves the suite `moves` makes by SOCK_DESTROY, and a fifth of it by each other
-    /// means [default: 100000]
+    /// Number of moves by SOCK_DESTROY in the suite `moves`; each other mechanism makes a fifth of it
+    /// [default: 100000]
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
-    #[command(flatten, next_help_heading = "For the suite answers")]
+    #[command(flatten, next_help_heading = "Options of the suite answers")]
     answers: answers::Args,
-    #[command(flatten, next_help_heading = "For the suite cluster")]
+    #[command(flatten, next_help_heading = "Options of the suite cluster")]
     cluster: cluster::Checking,
-    #[command(flatten, next_help_heading = "For the suite vm")]
+    #[command(flatten, next_help_heading = "Options of the suite vm")]
     vm: vm::Machines,
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
     let suite = arguments.suite;
     if arguments.moves.is_some() && suite != Suite::Moves {
-        bail!("--moves is for one suite: cargo xtask test moves --moves COUNT");
+        bail!("--moves is an option of one suite: cargo xtask test moves --moves COUNT");
     }
     if !arguments.vm.is_empty() && suite != Suite::Vm {
-        bail!("kernels are for one suite: cargo xtask test vm KERNEL...");
+        bail!("kernels are arguments of one suite: cargo xtask test vm KERNEL...");
     }
     if arguments.answers.any() && suite != Suite::Answers {
-        bail!("--answers and its like are for one suite: cargo xtask test answers --answers COUNT");
+        bail!("these are options of one suite: cargo xtask test answers --answers COUNT");
     }
     let sections = match suite {
         Suite::Lint => lint()?,
@@ -104,64 +104,31 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
 }
 
 fn lint() -> Result<Vec<Section>> {
-    // The agent's build script builds the kernel half, also for clippy.
+    // The agent's build script builds the kernel half, for clippy as well.
     setup::ensure(&[Need::Lints, Need::Kernel])?;
     Ok(vec![
-        section("format", &["fmt", "--all", "--check"]),
-        section(
-            "lints",
-            &[
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--",
-                "-D",
-                "warnings",
-            ],
-        ),
-        // Not among all targets, as a plain `cargo test` leaves it out.
+        section("format", "fmt --all --check"),
+        section("lints", "clippy --workspace --all-targets -- -D warnings"),
+        // `test = false` excludes these from --all-targets.
         section(
             "lints of the kernel tests",
-            &[
-                "clippy",
-                "--workspace",
-                "--test",
-                "kernel",
-                "--test",
-                "lab",
-                "--",
-                "-D",
-                "warnings",
-            ],
+            "clippy --workspace --test kernel --test lab -- -D warnings",
         ),
     ])
 }
 
 fn unit() -> Vec<Section> {
     let mut sections = vec![
-        section(
-            "unit and property tests",
-            &["test", "--workspace", "--lib", "--bins"],
-        ),
+        section("unit and property tests", "test --workspace --lib --bins"),
         section(
             "properties of decisions",
-            &[
-                "test",
-                "--workspace",
-                "--test",
-                "decide",
-                "--test",
-                "balance",
-            ],
+            "test --workspace --test decide --test balance",
         ),
-        section(
-            "simulated clusters",
-            &["test", "--workspace", "--test", "simulate"],
-        ),
-        section("examples in the docs", &["test", "--workspace", "--doc"]),
+        section("simulated clusters", "test --workspace --test simulate"),
+        section("examples in the docs", "test --workspace --doc"),
     ];
     if !setup::kernel_is_ready() {
-        println!("no BPF toolchain: the agent is built without its kernel half for these tests");
+        println!("no BPF toolchain: these tests build the agent without its kernel half");
         for section in &mut sections {
             section.command.env("AYA_BUILD_SKIP", "1");
         }
@@ -171,102 +138,61 @@ fn unit() -> Vec<Section> {
 
 fn cli() -> Result<Vec<Section>> {
     setup::ensure(&[Need::Kernel, Need::Host])?;
-    let tests = ["cli", "deploy"].map(|test| ["--test", test]);
-    let agent = ["test", "--workspace"];
     Ok(vec![section(
         "command line, manifests",
-        &[&agent[..], tests.as_flattened()].concat(),
+        "test --workspace --test cli --test deploy",
     )])
 }
 
-/// A short run: a long one is `cargo xtask fuzz --seconds 3600`.
+/// A short run; for a long one use `cargo xtask fuzz --seconds 3600`.
 fn fuzz() -> Result<Section> {
     setup::ensure(&[Need::Fuzzer])?;
-    Ok(section("fuzzing", &["xtask", "fuzz", "--seconds", "8"]))
+    Ok(section("fuzzing", "xtask fuzz --seconds 8"))
 }
 
 fn kernel() -> Result<Vec<Section>> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
     Ok(vec![
-        section("the lab", &["test", "--workspace", "--test", "lab"]),
-        section(
-            "unit tests as root",
-            &["test", "--workspace", "--lib", "--", "--ignored"],
-        ),
-        section("kernel", &[&KERNEL[..], &["--skip", SCALE]].concat()),
-        // It measures as well: its words are shown.
-        section(
-            "kernel, at scale",
-            &[&KERNEL[..], &["--nocapture", SCALE]].concat(),
-        ),
+        section("the lab", "test --workspace --test lab"),
+        section("unit tests as root", "test --workspace --lib -- --ignored"),
+        kernel_tests("kernel", "--skip scale::"),
+        // These print measurements.
+        kernel_tests("kernel, at scale", "--nocapture scale::"),
+        // With the agent that the kernel tests have built: no release build is needed here.
         section(
             "answers with pauses",
-            &[
-                "xtask",
-                "test",
-                "answers",
-                "--answers",
-                "400",
-                "--longest",
-                "3",
-                "--agent",
-                BUILT,
-            ],
+            "xtask test answers --answers 400 --longest 3 --agent target/debug/rebalancer",
         ),
         section(
-            "the bench runs (its numbers say nothing)",
-            &[
-                "xtask",
-                "bench",
-                "accept",
-                "--rounds",
-                "1",
-                "--connections",
-                "1000",
-                "--agent",
-                BUILT,
-            ],
+            "the bench runs (its numbers are not valid)",
+            "xtask bench accept --rounds 1 --connections 1000 --agent target/debug/rebalancer",
         ),
     ])
 }
 
-/// The agent, built by what runs before; a release build is for numbers that mean something.
-const BUILT: &str = "target/debug/rebalancer";
-
-/// The kernel tests, one by one; what follows chooses among them.
-const KERNEL: [&str; 6] = [
-    "test",
-    "--workspace",
-    "--test",
-    "kernel",
-    "--",
-    "--test-threads=1",
-];
-/// Those that do much.
-const SCALE: &str = "scale::";
+/// The kernel tests that `filter` selects, one at a time.
+fn kernel_tests(name: &'static str, filter: &str) -> Section {
+    let run = "test --workspace --test kernel -- --test-threads=1";
+    section(name, &format!("{run} {filter}"))
+}
 
 fn moves(count: u32) -> Result<Section> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
-    let mut section = section(
-        "moves",
-        &[&KERNEL[..], &["--nocapture", "scale::moves::"]].concat(),
-    );
-    section
-        .command
-        .env("REBALANCER_TEST_MOVES", count.to_string());
+    let mut section = kernel_tests("moves", "--nocapture scale::moves::");
+    let count = count.to_string();
+    section.command.env("REBALANCER_TEST_MOVES", count);
     Ok(section)
 }
 
-/// The table of steps, by this program built once more with the clients that only it needs.
+/// The table of steps: rebuilds xtask with the client libraries that only this suite needs and runs it.
 #[cfg(not(feature = "steps"))]
 fn steps() -> Result<()> {
     setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;
-    let again = ["run", "--package", "xtask", "--features", "steps", "--"];
-    let status = cargo().args(again).args(["test", "steps"]).status()?;
-    if !status.success() {
-        bail!("cargo xtask test steps: see above");
+    let run = "run --package xtask --features steps -- test steps";
+    if !cargo().args(run.split(' ')).status()?.success() {
+        bail!("cargo xtask test steps failed, see above");
     }
     Ok(())
 }
@@ -274,16 +200,16 @@ fn steps() -> Result<()> {
 #[cfg(feature = "steps")]
 use crate::steps::run as steps;
 
-// Always `--workspace`: with `-p` cargo would resolve features anew, and build the agent and its
-// kernel half once more.
-fn section(name: &'static str, arguments: &[&str]) -> Section {
+/// A section that runs `cargo` with `arguments`. Tests always use `--workspace`: with `-p` cargo
+/// resolves features differently and rebuilds the agent and its kernel half.
+fn section(name: &'static str, arguments: &str) -> Section {
     let mut command = cargo();
-    command.args(arguments);
+    command.args(arguments.split(' '));
     Section { name, command }
 }
 
 impl Section {
-    /// Runs it, its output as it comes.
+    /// Runs it without capturing its output.
     fn run(mut self) -> (&'static str, bool, Duration) {
         terminal::heading(format!("── {} ──", self.name));
         let started = Instant::now();
@@ -301,12 +227,8 @@ impl Section {
 fn summarize(results: &[(&'static str, bool, Duration)]) -> Result<()> {
     terminal::heading("Summary");
     for (name, passed, time) in results {
-        let mark = if *passed {
-            terminal::green("✓")
-        } else {
-            terminal::red("✗")
-        };
-        println!("  {mark} {name:<26} {:>6.1} s", time.as_secs_f64());
+        let time = format!("{:>6.1} s", time.as_secs_f64());
+        terminal::check(*passed, &format!("{name:<26}"), &time);
     }
     let failed: Vec<&str> = results
         .iter()

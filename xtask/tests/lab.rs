@@ -1,5 +1,4 @@
-//! What the lab promises, looked at from outside of it. Needs root; `cargo xtask test kernel`
-//! runs it.
+//! Black-box tests of the lab. Needs root; `cargo xtask test kernel` runs it.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +11,8 @@ use std::{
 
 use xtask::lab::{Lab, Spec};
 
-/// One request on `stream`; which pod answered.
-fn ask(stream: &mut TcpStream) -> String {
+/// Sends a request on `stream` and returns the pod that answered.
+fn request(stream: &mut TcpStream) -> String {
     stream
         .set_read_timeout(Some(Duration::from_secs(5)))
         .unwrap();
@@ -36,24 +35,24 @@ fn connect(lab: &Lab, target: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn connections_spread_and_requests_stay() {
+fn connections_spread_and_requests_stay_on_their_connection() {
     let lab = Lab::start(Spec::default()).unwrap();
-    spread_and_stay(&lab, lab.service());
+    assert_connections_spread(&lab, lab.service());
 }
 
 #[test]
-fn the_same_by_ipv6() {
+fn connections_spread_over_ipv6() {
     let lab = Lab::start(Spec::default()).unwrap();
-    let service = lab.service6().expect("this machine has IPv6 and NAT of it");
-    spread_and_stay(&lab, service);
+    let service = lab.service6().expect("this machine has IPv6 and IPv6 NAT");
+    assert_connections_spread(&lab, service);
     for pod in lab.pods() {
         let address = pod.address6().unwrap();
-        assert_eq!(ask(&mut connect(&lab, address.into())), pod.name);
+        assert_eq!(request(&mut connect(&lab, address.into())), pod.name);
     }
     let mut old = connect(&lab, service);
-    let first = ask(&mut old);
+    let first = request(&mut old);
     lab.set_endpoints(&[]).unwrap();
-    assert_eq!(ask(&mut old), first, "conntrack keeps it");
+    assert_eq!(request(&mut old), first, "conntrack keeps it");
     let refused = lab.client().enter(|| TcpStream::connect(service)).unwrap();
     assert_eq!(
         refused.unwrap_err().kind(),
@@ -61,15 +60,15 @@ fn the_same_by_ipv6() {
     );
 }
 
-fn spread_and_stay(lab: &Lab, service: SocketAddr) {
+fn assert_connections_spread(lab: &Lab, service: SocketAddr) {
     let mut shares = BTreeMap::new();
     for _ in 0..60 {
         let mut stream = connect(lab, service);
-        let pod = ask(&mut stream);
-        assert_eq!(pod, ask(&mut stream), "a connection keeps its replica");
+        let pod = request(&mut stream);
+        assert_eq!(pod, request(&mut stream), "a connection keeps its replica");
         *shares.entry(pod).or_insert(0) += 1;
     }
-    // One of three with none of 60: three times in 100 thousand million.
+    // One of three pods gets none of 60 with a probability of 3 in 10^11.
     assert_eq!(shares.len(), 3, "{shares:?}");
     for pod in lab.pods() {
         assert_eq!(pod.counts().unwrap().requests, 2 * shares[&pod.name]);
@@ -77,18 +76,18 @@ fn spread_and_stay(lab: &Lab, service: SocketAddr) {
 }
 
 #[test]
-fn new_endpoints_leave_connections_alone() {
+fn new_endpoints_do_not_move_existing_connections() {
     let lab = Lab::start(Spec {
         pods: 2,
         serving: 1,
     })
     .unwrap();
     let mut old = connect(&lab, lab.service());
-    assert_eq!(ask(&mut old), "web-0");
+    assert_eq!(request(&mut old), "web-0");
     lab.pod(1).start_server().unwrap();
     lab.set_endpoints(&[1]).unwrap();
-    assert_eq!(ask(&mut old), "web-0", "conntrack keeps it");
-    assert_eq!(ask(&mut connect(&lab, lab.service())), "web-1");
+    assert_eq!(request(&mut old), "web-0", "conntrack keeps it");
+    assert_eq!(request(&mut connect(&lab, lab.service())), "web-1");
     lab.set_endpoints(&[]).unwrap();
     let refused = lab
         .client()
@@ -101,7 +100,7 @@ fn new_endpoints_leave_connections_alone() {
 }
 
 #[test]
-fn programs_run_where_they_should_and_end_with_the_lab() {
+fn programs_run_in_their_host_and_are_killed_with_the_lab() {
     let lab = Lab::start(Spec {
         pods: 1,
         serving: 0,
@@ -126,13 +125,13 @@ fn programs_run_where_they_should_and_end_with_the_lab() {
     let (netns, cgroup) = (pod.host.netns().to_owned(), pod.host.cgroup().to_owned());
     drop(lab);
     let mut sleeper = sleeper;
-    assert!(!sleeper.wait().unwrap().success(), "the lab ends it");
+    assert!(!sleeper.wait().unwrap().success(), "the lab kills it");
     assert!(!netns.exists());
     assert!(!cgroup.exists());
 }
 
 #[test]
-fn two_labs_share_nothing() {
+fn labs_are_independent() {
     let first = Lab::start(Spec {
         pods: 1,
         serving: 1,
@@ -148,8 +147,8 @@ fn two_labs_share_nothing() {
     let mut stream = connect(&second, second.service());
     drop(first);
     assert_eq!(
-        ask(&mut stream),
+        request(&mut stream),
         "web-0",
-        "one lab's end is not the other's"
+        "removing one lab leaves the other running"
     );
 }

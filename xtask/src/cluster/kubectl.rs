@@ -29,5 +29,5 @@ pub(super) fn output(arguments: &[&str]) -> Result<String> {
 
 /// `kubectl apply` of what `manifest` holds.
 pub(super) fn apply(manifest: &str) -> Result<()> {
-    process::fed(&mut command(&["apply", "-f", "-"]), manifest).map(drop)
+    process::output_with_input(&mut command(&["apply", "-f", "-"]), manifest).map(drop)
 }

@@ -103,7 +103,7 @@ fn sysctl(host: &str, setting: &str) -> Result<()> {
 fn batch(host: &str, commands: &str) -> Result<()> {
     let namespace = layout::namespace(host);
     let mut ip = Command::new("ip");
-    process::fed(ip.args(["-n", &namespace, "-batch", "-"]), commands)
+    process::output_with_input(ip.args(["-n", &namespace, "-batch", "-"]), commands)
         .map(drop)
         .with_context(|| format!("set up the links of {namespace}"))
 }

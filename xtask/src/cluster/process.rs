@@ -2,15 +2,15 @@
 
 use std::{
     fs,
-    io::{Seek as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
-use rustix::fs::MemfdFlags;
+use anyhow::{Context as _, Result};
+
+pub(super) use xtask::command::{output, output_with_input};
 
 use super::{cgroups::Cgroup, layout};
 
@@ -133,29 +133,4 @@ pub(super) fn in_namespace(host: &str, program: impl AsRef<Path>) -> Command {
 /// One of Kubernetes' programs.
 pub(super) fn program(name: &str) -> PathBuf {
     layout::state().join("bin").join(name)
-}
-
-/// What a command says; an error holds what it complains of.
-pub(super) fn output(command: &mut Command) -> Result<String> {
-    said(command.stdin(Stdio::null()))
-}
-
-/// The same of a command that reads `input`.
-pub(super) fn fed(command: &mut Command, input: &str) -> Result<String> {
-    let mut file = fs::File::from(rustix::fs::memfd_create("input", MemfdFlags::CLOEXEC)?);
-    file.write_all(input.as_bytes()).context("the input")?;
-    file.rewind().context("the input")?;
-    said(command.stdin(file))
-}
-
-fn said(command: &mut Command) -> Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output();
-    let output = output.with_context(|| format!("start {program}"))?;
-    if !output.status.success() {
-        let arguments: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
-        let problem = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} {}: {}", arguments.join(" "), problem.trim());
-    }
-    String::from_utf8(output.stdout).with_context(|| format!("{program} writes UTF-8"))
 }

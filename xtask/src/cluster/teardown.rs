@@ -6,9 +6,9 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use super::{cgroups, layout};
+use super::{cgroups, layout, process::output};
 
 /// Folders that a node lays its own over, in its own mount namespace. Where the machine has none
 /// an empty one is made, and removed.
@@ -44,14 +44,7 @@ pub(super) fn make_mount_points() -> Result<()> {
 pub(super) fn remove() -> Result<()> {
     cgroups::remove()?;
     for name in namespaces()? {
-        let output = Command::new("ip").args(["netns", "del", &name]).output();
-        let output = output.context("ip netns del")?;
-        let problem = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "ip netns del {name}: {}",
-            problem.trim()
-        );
+        output(Command::new("ip").args(["netns", "del", &name]))?;
     }
     let made = fs::read_to_string(made()).unwrap_or_default();
     for path in made.lines().rev() {

@@ -1,5 +1,4 @@
-//! The keep-alive client, from outside: a process in the lab's client namespace that reports every
-//! second.
+//! Runs the keep-alive client as a process in the lab's client namespace and reads its reports.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -13,7 +12,7 @@ use xtask::lab::Lab;
 
 use crate::keepalive_client::Report;
 
-/// How many connections the fleet keeps.
+/// Number of connections of the fleet.
 pub(crate) const SIZE: u64 = 60;
 
 pub(crate) struct Fleet {
@@ -22,45 +21,44 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the fleet on `path` of the Service and waits until every connection is placed.
+    /// Starts the fleet on `path` of the Service and waits until every connection has had a response.
     pub(crate) fn start(lab: &Lab, path: &str) -> Result<Self> {
-        let myself = std::env::current_exe().context("this program's path")?;
+        let program = std::env::current_exe().context("this program's path")?;
         let mut client = lab
             .client()
-            .command(myself)
+            .command(program)
             .args(["keepalive-client", "--connections", &SIZE.to_string()])
             .args(["--url", &format!("http://{}{path}", lab.service())])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("start the keep-alive client")?;
-        let output = client.stdout.take().expect("its output is a pipe");
-        let (tell, reports) = channel();
+        let output = client.stdout.take().expect("stdout is a pipe");
+        let (sender, reports) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if tell.send(line).is_err() {
+                if sender.send(line).is_err() {
                     break;
                 }
             }
         });
         let fleet = Self { client, reports };
         for _ in 0..10 {
-            if fleet.next()?.placed() == SIZE {
+            if fleet.next()?.answered() == SIZE {
                 return Ok(fleet);
             }
         }
-        bail!("the keep-alive client did not get all of its {SIZE} connections");
+        bail!("not all {SIZE} connections of the keep-alive client were answered");
     }
 
-    /// Waits for the next report, at most a second away.
+    /// Waits for the next report, which comes within a second.
     pub(crate) fn next(&self) -> Result<Report> {
         let line = self.reports.recv_timeout(Duration::from_secs(10));
-        let line = line.context("the keep-alive client reports no more")?;
-        serde_json::from_str(&line)
-            .with_context(|| format!("the keep-alive client's report {line}"))
+        let line = line.context("the keep-alive client stopped reporting")?;
+        Report::parse(&line)
     }
 
-    /// Stops the fleet; its last word.
+    /// Stops the fleet and returns its last report.
     pub(crate) fn stop(mut self) -> Result<Report> {
         drop(self.client.stdin.take());
         let status = self
@@ -68,15 +66,13 @@ impl Fleet {
             .wait()
             .context("wait for the keep-alive client")?;
         if !status.success() {
-            bail!("the keep-alive client ended with {status}");
+            bail!("the keep-alive client exited with {status}");
         }
         let mut last = None;
-        // Its reader ends with it.
+        // The reader thread ends with the process.
         while let Ok(line) = self.reports.recv_timeout(Duration::from_secs(5)) {
             last = Some(line);
         }
-        let last = last.context("the keep-alive client's last report")?;
-        serde_json::from_str(&last)
-            .with_context(|| format!("the keep-alive client's report {last}"))
+        Report::parse(&last.context("the keep-alive client's last report")?)
     }
 }

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the problem and its answer, told with real programs in three acts. It
-//! fails if the connections do not spread.
+//! `cargo xtask demo`: demonstrates the problem with real programs in three acts, then fixes it. It fails
+//! if the connections do not spread.
 
 pub(crate) mod fleet;
 pub(crate) mod policies;
@@ -26,11 +26,11 @@ use policies::Policy;
 use shares::{SPREAD, Shares};
 
 const REQUESTS: u64 = 3000;
-/// How long the second act watches nothing happen.
+/// Seconds that the second act observes.
 const WATCH: u32 = 10;
-/// How long the third act waits for each policy's spread.
+/// How long the third act waits for the connections to spread under each policy.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// How many reports in a row must show the spread.
+/// Number of consecutive reports that must show spread connections.
 const STEADY: u32 = 3;
 
 pub(crate) fn run() -> Result<()> {
@@ -64,7 +64,7 @@ pub(crate) fn run() -> Result<()> {
         limit: "maxBytes: 4Mi",
         client_subnet: &subnet,
     };
-    // It sees every connection from its first packet on, and only watches for now.
+    // Started before the first connection, in DryRun for now.
     let agent = Agent::start(&demo.lab, &program, &old.dry_run(), &[])?;
     let (fleet, before) = demo.scaling_out_does_not_help(&agent)?;
     act(
@@ -73,17 +73,17 @@ pub(crate) fn run() -> Result<()> {
     );
     println!("\n{}", dim(indent(&old.enforce())));
     demo.moves_until_spread(&agent, &old, fleet, &before)?;
-    println!("\n  The same again with downloads of 256 KiB and another limit:");
+    println!("\n  The same with downloads of 256 KiB and another limit:");
     println!("\n{}", dim(indent(&heavy.limits())));
     agent.reload(&heavy.dry_run())?;
-    let (fleet, before) = demo.crowd("/blob")?;
+    let (fleet, before) = demo.skew("/blob")?;
     demo.moves_until_spread(&agent, &heavy, fleet, &before)?;
     for problem in agent.stop()?.problems.iter().take(5) {
-        println!("  {} {}", red("the agent said:"), dim(problem));
+        println!("  {} {}", red("the agent logged:"), dim(problem));
     }
     let seconds = started.elapsed().as_secs();
     println!(
-        "\n{} The story took {seconds} s; the lab is being removed.",
+        "\n{} The demo took {seconds} s; removing the lab.",
         green("Done.")
     );
     Ok(())
@@ -131,7 +131,7 @@ impl Demo {
                 } else {
                     requests.is_spread()
                 },
-                "ab's requests did not fall as they should: {}",
+                "unexpected distribution of ab's requests: {}",
                 requests.line()
             );
         }
@@ -141,11 +141,11 @@ impl Demo {
     fn scaling_out_does_not_help(&self, agent: &Agent) -> Result<(Fleet, Shares)> {
         act(
             "Act 2",
-            "connections that are kept stay where they are, also when replicas are added",
+            "kept connections stay where they are, even when replicas are added",
         );
-        let (fleet, before) = self.crowd("/")?;
+        let (fleet, before) = self.skew("/")?;
         println!("  One replica; {SIZE} clients keep a connection and think 300 to 600 ms.");
-        let step = Step::start(&format!("three replicas now, {WATCH} s pass"));
+        let step = Step::start(&format!("scaled to three replicas, waiting {WATCH} s"));
         let mut last = before.clone();
         for _ in 0..WATCH {
             let report = fleet.next()?;
@@ -162,20 +162,18 @@ impl Demo {
             "connections moved without an agent: {}",
             last.line()
         );
+        println!("  Nothing moved: the two new replicas are idle. What the agent sees, still in");
         println!(
-            "  Nothing moved: the two new replicas have nothing to do. What the agent sees, still"
-        );
-        println!(
-            "  in DryRun (it would have moved {}):\n",
+            "  DryRun (it would have moved {}):\n",
             agent.log().would_move
         );
         println!("{}", indent(&agent.dump_endpoints("table")?));
         Ok((fleet, last))
     }
 
-    /// A fresh fleet on one replica, and then three replicas.
-    fn crowd(&self, path: &str) -> Result<(Fleet, Shares)> {
-        // Down to none first: the agent sees listeners that begin after it.
+    /// Starts a new fleet on one replica, then scales to three.
+    fn skew(&self, path: &str) -> Result<(Fleet, Shares)> {
+        // Scale to zero first: the agent must see the listener being created.
         self.lab.scale(0)?;
         self.lab.scale(1)?;
         let fleet = Fleet::start(&self.lab, path)?;
@@ -262,7 +260,7 @@ fn show_errors(answers: u64, errors: u64, last: Option<&str>) {
         "errors the clients saw"
     );
     if let Some(last) = last {
-        println!("    {:<26}{last}", "the last of them");
+        println!("    {:<26}{last}", "last error");
     }
 }
 

@@ -1,5 +1,4 @@
-//! The demo's policies. They are limited to the lab's client: nothing else on this machine is
-//! touched.
+//! The demo's policies. They match the lab's client only.
 
 /// One rule with one limit.
 pub(crate) struct Policy<'a> {
@@ -9,7 +8,6 @@ pub(crate) struct Policy<'a> {
 }
 
 impl Policy<'_> {
-    /// Says what it would move, and moves nothing.
     pub(crate) fn dry_run(&self) -> String {
         self.file("DryRun")
     }
@@ -18,7 +16,7 @@ impl Policy<'_> {
         self.file("Enforce")
     }
 
-    /// The line that says what is too much.
+    /// The line with the limits.
     pub(crate) fn limits(&self) -> String {
         format!("limits: {{{}}}", self.limit)
     }

@@ -1,15 +1,15 @@
-//! Who has how much: shares per pod, as numbers and bars, and what counts as spread.
+//! Counts per pod as shares and bars, and the criterion for spread connections.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use crate::terminal::{bold, cyan, dim};
 
 const WIDTH: f64 = 24.0;
-/// Every pod's share of the connections once they are spread, in percent. 60 connections that
-/// choose one of three pods by chance are in it 499 times of 500.
+/// The share of the connections, in percent, that every pod has once they are spread. 60 connections
+/// placed on three pods at random meet it in 499 of 500 cases.
 pub(crate) const SPREAD: std::ops::RangeInclusive<f64> = 15.0..=55.0;
 
-/// Counts per pod, of every pod, in the pods' order.
+/// The count of every pod, in the pods' order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shares(Vec<(String, u64)>);
 
@@ -18,7 +18,7 @@ impl Shares {
         Self(counts.into_iter().collect())
     }
 
-    /// Those of `pods`, 0 where `counts` has none.
+    /// The counts of `pods`, 0 for those that `counts` lacks.
     pub(crate) fn of(pods: &[String], counts: &BTreeMap<String, u64>) -> Self {
         Self::new(
             pods.iter()
@@ -40,7 +40,7 @@ impl Shares {
             .all(|(_, count)| SPREAD.contains(&self.percent(*count)))
     }
 
-    /// All in one line, for a step under way.
+    /// All counts in one line, for a running step.
     pub(crate) fn line(&self) -> String {
         let counts: Vec<String> = self.0.iter().map(|(pod, n)| format!("{pod} {n}")).collect();
         counts.join("  ")
@@ -51,7 +51,7 @@ impl Shares {
         format!("{count:>6} {percent:>4.0} %  {}", cyan(bar(percent)))
     }
 
-    /// A line per pod.
+    /// One line per pod.
     pub(crate) fn table(&self, title: &str) -> String {
         let mut table = format!("  {}\n", bold(title));
         for (pod, count) in &self.0 {
@@ -60,7 +60,7 @@ impl Shares {
         table
     }
 
-    /// A line per pod, these shares on the left and `after` on the right.
+    /// One line per pod, with these shares on the left and `after` on the right.
     pub(crate) fn beside(&self, after: &Self) -> String {
         let left = format!(
             "{:<8}{:>6}{:width$}",
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn spread_is_every_pod_within_bounds() {
+    fn connections_are_spread_if_every_pod_is_within_bounds() {
         assert!(shares([20, 20, 20]).is_spread());
         assert!(shares([27, 24, 9]).is_spread());
         assert!(!shares([60, 0, 0]).is_spread());
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_has_one_width() {
+    fn bars_have_the_same_width() {
         for percent in [0.0, 0.3, 33.3, 50.0, 99.9, 100.0] {
             assert_eq!(bar(percent).chars().count(), WIDTH as usize, "{percent}");
         }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_without_a_count_have_none() {
+    fn pods_without_a_count_have_zero() {
         let pods = ["web-0".to_owned(), "web-1".to_owned()];
         let counts = BTreeMap::from([("web-1".to_owned(), 3)]);
         assert_eq!(Shares::of(&pods, &counts).line(), "web-0 0  web-1 3");

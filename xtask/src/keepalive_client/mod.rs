@@ -1,7 +1,6 @@
-//! The demo's client: connections that are kept, as a service's own clients keep them, with
-//! time to think between requests. It uses a real HTTP library with its connection pool; what
-//! the library cannot hide is an error. Every second it tells where its connections are, one
-//! JSON document a line. It ends when its input does.
+//! The demo's client: keep-alive connections of a real HTTP library with a connection pool, with think
+//! time between requests. Errors that the library does not hide are counted. Every second it prints a
+//! report as one line of JSON. It exits when its standard input is closed.
 
 mod tally;
 mod worker;
@@ -19,13 +18,13 @@ pub(crate) use worker::{Http, client};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to ask for
+    /// URL to request
     #[arg(long)]
     pub(crate) url: Uri,
-    /// How many connections
+    /// Number of connections
     #[arg(long, default_value_t = 60)]
     pub(crate) connections: usize,
-    /// The shortest time to think, in milliseconds; the longest is twice that
+    /// Shortest think time in milliseconds; the longest is twice that
     #[arg(long, default_value_t = 300)]
     pub(crate) think: u64,
 }

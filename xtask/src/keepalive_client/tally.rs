@@ -1,27 +1,34 @@
-//! What the keep-alive client has seen so far.
+//! The keep-alive client's counts.
 
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// One line of the client's output: sums since its start.
+/// One line of the client's output: counts since its start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// At which pod each connection was answered last.
+    /// Number of connections by the pod that answered last.
     pub(crate) connections: BTreeMap<String, u64>,
-    /// Answers by pod.
+    /// Number of responses by pod.
     pub(crate) answers: BTreeMap<String, u64>,
-    /// Requests that failed.
+    /// Number of failed requests.
     pub(crate) errors: u64,
     /// The latest failure.
     pub(crate) last_error: Option<String>,
 }
 
 impl Report {
-    pub(crate) fn placed(&self) -> u64 {
+    pub(crate) fn parse(line: &str) -> Result<Self> {
+        serde_json::from_str(line)
+            .with_context(|| format!("the keep-alive client's report {line:?}"))
+    }
+
+    /// Number of connections that have had a response.
+    pub(crate) fn answered(&self) -> u64 {
         self.connections.values().sum()
     }
 }
@@ -30,14 +37,14 @@ pub(super) struct Tally(Mutex<Inner>);
 
 struct Inner {
     /// The pod that answered each worker last.
-    places: Vec<Option<String>>,
+    last_pods: Vec<Option<String>>,
     sums: Report,
 }
 
 impl Tally {
     pub(super) fn new(workers: usize) -> Self {
         Self(Mutex::new(Inner {
-            places: vec![None; workers],
+            last_pods: vec![None; workers],
             sums: Report::default(),
         }))
     }
@@ -45,7 +52,7 @@ impl Tally {
     pub(super) fn answered(&self, worker: usize, pod: &str) {
         let mut inner = self.lock();
         *inner.sums.answers.entry(pod.to_owned()).or_default() += 1;
-        inner.places[worker] = Some(pod.to_owned());
+        inner.last_pods[worker] = Some(pod.to_owned());
     }
 
     pub(super) fn failed(&self, error: &anyhow::Error) {
@@ -57,7 +64,7 @@ impl Tally {
     pub(super) fn report(&self) -> Report {
         let inner = self.lock();
         let mut report = inner.sums.clone();
-        for pod in inner.places.iter().flatten() {
+        for pod in inner.last_pods.iter().flatten() {
             *report.connections.entry(pod.clone()).or_default() += 1;
         }
         report
@@ -73,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_where_it_was_answered_last() {
+    fn a_connection_counts_for_the_pod_that_answered_last() {
         let tally = Tally::new(3);
         tally.answered(0, "web-0");
         tally.answered(1, "web-0");
@@ -88,8 +95,8 @@ mod tests {
             report.answers,
             BTreeMap::from([("web-0".into(), 2), ("web-1".into(), 1)])
         );
-        assert_eq!((report.placed(), report.errors), (2, 1));
+        assert_eq!((report.answered(), report.errors), (2, 1));
         let line = serde_json::to_string(&report).unwrap();
-        assert_eq!(serde_json::from_str::<Report>(&line).unwrap(), report);
+        assert_eq!(Report::parse(&line).unwrap(), report);
     }
 }

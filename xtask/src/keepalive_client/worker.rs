@@ -1,4 +1,4 @@
-//! One connection of the keep-alive client: ask, read all of the answer, think, ask again.
+//! One connection of the keep-alive client: request, read the whole response, think, repeat.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) type Http = Client<HttpConnector, Empty<Bytes>>;
 
-/// How long a worker thinks: by chance, but the same in every run.
+/// A worker's think time: pseudo-random, and the same in every run.
 #[derive(Clone, Copy)]
 pub(super) struct Think {
     pub(super) seed: u64,
@@ -26,12 +26,12 @@ pub(super) struct Think {
 
 impl Think {
     fn time(self, turn: u64) -> Duration {
-        let chance = mix(mix(self.seed) ^ turn) % (self.shortest + 1);
-        Duration::from_millis(self.shortest + chance)
+        let random = mix(mix(self.seed) ^ turn) % (self.shortest + 1);
+        Duration::from_millis(self.shortest + random)
     }
 }
 
-/// splitmix64's finish: neighbouring numbers come out unrelated.
+/// The finalizer of splitmix64: neighbouring numbers give unrelated results.
 pub(crate) fn mix(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,21 +39,21 @@ pub(crate) fn mix(number: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Never ends.
+/// Sends requests forever.
 pub(super) async fn run(index: usize, url: Uri, think: Think, tally: Arc<Tally>) {
     let http = client();
     for turn in 0.. {
         tokio::time::sleep(think.time(turn)).await;
         let answer = tokio::time::timeout(PATIENCE, ask(&http, url.clone())).await;
-        match answer.context("no answer in 10 s").flatten() {
+        match answer.context("no response in 10 s").flatten() {
             Ok(pod) => tally.answered(index, &pod),
             Err(error) => tally.failed(&error),
         }
     }
 }
 
-/// A client of its own, with a pool of one connection. Its retry of requests that met a closed
-/// connection is off: it would hide what a move cost.
+/// A client with a pool of one connection. Its retry of requests that met a closed connection is off, as
+/// it would hide the cost of a move.
 pub(crate) fn client() -> Http {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
@@ -65,7 +65,7 @@ pub(crate) fn client() -> Http {
         .build(connector)
 }
 
-/// Which pod answered.
+/// Sends one request and returns the pod that answered.
 async fn ask(http: &Http, url: Uri) -> Result<String> {
     let answer = http.get(url).await?;
     ensure!(answer.status().is_success(), "status {}", answer.status());
@@ -74,13 +74,13 @@ async fn ask(http: &Http, url: Uri) -> Result<String> {
         .get("x-pod")
         .and_then(|pod| pod.to_str().ok())
         .map(str::to_owned);
-    // All of it, or the connection does not go back into the pool.
+    // The connection returns to the pool only when the body has been read.
     answer
         .into_body()
         .collect()
         .await
-        .context("the answer's body")?;
-    pod.context("the answer names no pod")
+        .context("the response body")?;
+    pod.context("the response has no x-pod header")
 }
 
 #[cfg(test)]
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thinking_takes_from_once_to_twice_the_shortest() {
+    fn think_time_is_between_the_shortest_and_twice_that() {
         let times: Vec<u128> = (0..1000)
             .map(|turn| {
                 Think {

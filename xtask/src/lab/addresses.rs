@@ -1,20 +1,20 @@
-//! Who has which address, derived from the lab's number alone, so that labs beside each other
-//! share no address and a rule can be limited to one of them.
+//! A lab's addresses, derived from its number, so that parallel labs share none and a rule can be limited
+//! to one lab.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 
-/// The most pods a lab can have: half a /24, less the network, the node and the broadcast.
+/// The maximum number of pods in a lab: half a /24 without network, node and broadcast address.
 pub const MAX_PODS: usize = 125;
-/// Where the pods serve, and the Service's port.
+/// The port of the pods and of the Service.
 pub const PORT: u16 = 80;
 
-/// The addresses of the lab with this number.
+/// The addresses of lab number `.0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addresses(pub(crate) u8);
 
 impl Addresses {
-    /// The cluster's network: pods below, the client above. kube-proxy masquerades what comes
-    /// from outside of it.
+    /// The cluster's network: pods in the lower half, the client in the upper half. kube-proxy
+    /// masquerades traffic from outside it.
     pub(crate) fn cluster(self) -> String {
         format!("10.244.{}.0/24", self.0)
     }
@@ -23,7 +23,7 @@ impl Addresses {
         format!("10.244.{}.128/25", self.0)
     }
 
-    /// The node, as the pods see it.
+    /// The node's address for the pods.
     pub(crate) fn bridge(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.0, 1)
     }
@@ -33,7 +33,7 @@ impl Addresses {
         Ipv4Addr::new(10, 244, self.0, 2 + index as u8)
     }
 
-    /// The node, as the client sees it.
+    /// The node's address for the client.
     pub(crate) fn gateway(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 244, self.0, 129)
     }
@@ -51,7 +51,7 @@ impl Addresses {
         SocketAddrV4::new(Ipv4Addr::new(10, 96, self.0, 10), PORT)
     }
 
-    /// The twins of all that, in networks of unique local addresses (RFC 4193).
+    /// From here on the same for IPv6, with unique local addresses (RFC 4193).
     pub(crate) fn cluster6(self) -> String {
         format!("{}/64", self.address6(CLUSTER6, 0, 0))
     }
@@ -90,7 +90,7 @@ impl Addresses {
     }
 }
 
-/// Third group of the twins' addresses, as the second byte of IPv4's.
+/// The third group of an IPv6 address, like the second byte of the IPv4 address.
 const CLUSTER6: u16 = 0x244;
 const SERVICES6: u16 = 0x96;
 

@@ -1,5 +1,5 @@
-//! The lab's cgroups, in the cgroup v2 hierarchy only, wherever that is mounted. A container's
-//! is named as kubelet names it without systemd, so that what reads pods from it can be tested.
+//! The lab's cgroups, in the cgroup v2 hierarchy only. A container's cgroup is named as kubelet's cgroupfs
+//! driver names it, so that code that reads pods from cgroup paths can be tested.
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,14 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup`, or `unified` in it on hybrid
+/// The mount point of the cgroup v2 hierarchy: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid
 /// hosts.
 pub(crate) fn hierarchy() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
     find(&mounts).context("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /mnt/cgroup2")
 }
 
-/// The first mount of type cgroup2, from `mountinfo`.
+/// The first mount of type cgroup2 in `mountinfo`.
 fn find(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
@@ -27,7 +27,7 @@ fn find(mounts: &str) -> Option<PathBuf> {
     })
 }
 
-/// Makes the cgroup and opens its list of processes; writing `0` there joins it.
+/// Creates the cgroup and opens its `cgroup.procs`; a process joins by writing `0`.
 pub(crate) fn make(path: &Path) -> Result<OwnedFd> {
     fs::create_dir_all(path).with_context(|| format!("make the cgroup {}", path.display()))?;
     let processes = path.join("cgroup.procs");
@@ -37,7 +37,7 @@ pub(crate) fn make(path: &Path) -> Result<OwnedFd> {
         .into())
 }
 
-/// A fresh container's path below the lab's cgroup: `kubepods/burstable/pod<uid>/<id>`.
+/// A new container's path below the lab's cgroup: `kubepods/burstable/pod<uid>/<id>`.
 pub(crate) fn container() -> Result<PathBuf> {
     let uuid = || {
         let uuid = fs::read_to_string("/proc/sys/kernel/random/uuid").context("random uuid")?;

@@ -1,5 +1,5 @@
-//! A host of the lab: a network namespace, and a cgroup whose processes end with the lab.
-//! `ip netns exec` is not used: it mounts another `/sys`, which hides cgroups and bpffs.
+//! A host of the lab: a network namespace, and a cgroup whose processes are killed with the lab.
+//! `ip netns exec` is not used, as it mounts a new `/sys`, which hides cgroups and bpffs.
 
 use std::{
     fs::File,
@@ -18,12 +18,12 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::cgroup;
 
-/// A place in the lab to run programs and threads in.
+/// A network namespace and cgroup of the lab to run programs and threads in.
 #[derive(Debug)]
 pub struct Host {
     netns: PathBuf,
     inode: u64,
-    /// Held, so that a command can be made without an error to handle.
+    /// Opened once, so that creating a command cannot fail.
     namespace: Arc<OwnedFd>,
     cgroup: PathBuf,
     processes: Arc<OwnedFd>,
@@ -46,7 +46,7 @@ impl Host {
         })
     }
 
-    /// A path to the network namespace, for `nsenter --net=`.
+    /// The path of the network namespace, for `nsenter --net=`.
     pub fn netns(&self) -> &Path {
         &self.netns
     }
@@ -56,22 +56,22 @@ impl Host {
         self.inode
     }
 
-    /// The cgroup that this host's programs join, as an absolute path.
+    /// The absolute path of the cgroup that this host's programs join.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
 
-    /// The cgroup's id: the inode of its folder, and what the kernel calls `kn->id`.
+    /// The cgroup's ID: the inode of its folder, in the kernel `kn->id`.
     pub fn cgroup_id(&self) -> io::Result<u64> {
         self.cgroup.metadata().map(|folder| folder.ino())
     }
 
-    /// A command that will run here, and end with the lab.
+    /// A command that runs in this host and is killed with the lab.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let (namespace, processes) = (Arc::clone(&self.namespace), Arc::clone(&self.processes));
-        // SAFETY: between fork and exec only two system calls are made, on descriptors that
-        // the closure owns; nothing is allocated and no lock is taken.
+        // SAFETY: between fork and exec the closure makes only two system calls, on descriptors that it
+        // owns; it allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(move || {
                 rustix::io::write(&processes, b"0")?;
@@ -82,8 +82,8 @@ impl Host {
         command
     }
 
-    /// Starts a program here. It ends with the lab at the latest; the caller waits for it or
-    /// ends it earlier.
+    /// Starts a program in this host. It is killed with the lab; the caller waits for it or kills it
+    /// earlier.
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Result<Child> {
         self.command(program)
             .args(arguments)
@@ -91,8 +91,8 @@ impl Host {
             .with_context(|| format!("start {program}"))
     }
 
-    /// Runs `work` in this host's network namespace, on a thread of its own: the sockets it
-    /// makes belong here, and stay here when they are handed out.
+    /// Runs `work` in this host's network namespace, on a separate thread. Sockets that it creates stay in
+    /// this namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

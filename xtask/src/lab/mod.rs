@@ -1,7 +1,7 @@
-//! The lab: a client, a node with kube-proxy's rules, and pods, each in its own network
-//! namespace and cgroup, on this machine and invisible to its network. Used by the demo, by
-//! tests and by hand. It ends when its [`Lab`] is dropped or its process dies, whatever the
-//! cause, and leaves nothing behind. Needs root.
+//! The lab: a client, a node with kube-proxy's rules, and pods, each in its own network namespace and
+//! cgroup on this machine, separate from the machine's network. Used by the demo, by tests and by
+//! `cargo xtask lab`. It is removed without a trace when its [`Lab`] is dropped or its process dies, even
+//! by SIGKILL. Needs root.
 
 mod addresses;
 mod cgroup;
@@ -28,12 +28,12 @@ use addresses::Addresses;
 use rules::Service;
 use slot::Claim;
 
-/// What a lab shall have.
+/// The size of a lab.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// How many pods there are.
+    /// Number of pods.
     pub pods: usize,
-    /// How many of them, from the first, serve with nginx and are the Service's endpoints.
+    /// Number of pods, from the first, that run nginx and are the Service's endpoints.
     pub serving: usize,
 }
 
@@ -46,7 +46,7 @@ impl Default for Spec {
     }
 }
 
-/// A lab that is up, for as long as this lives.
+/// A running lab; dropping it removes it.
 #[derive(Debug)]
 pub struct Lab {
     addresses: Addresses,
@@ -54,17 +54,20 @@ pub struct Lab {
     node: Host,
     machine: Host,
     pods: Vec<Pod>,
-    /// Why there is no IPv6, if there is none.
+    /// The reason if the lab has no IPv6.
     ipv6: Result<(), String>,
-    /// Last: dropping it ends the others' processes and removes their namespaces.
+    /// The last field: dropping it kills the processes and removes the namespaces of the others.
     claim: Claim,
 }
 
 impl Lab {
-    /// Brings a lab up and waits until it answers. Labs whose process died are removed first.
+    /// Starts a lab and waits until its pods answer. Removes abandoned labs first.
     pub fn start(spec: Spec) -> Result<Self> {
         ensure!(spec.pods <= MAX_PODS, "a lab has at most {MAX_PODS} pods");
-        ensure!(spec.serving <= spec.pods, "more pods serve than there are");
+        ensure!(
+            spec.serving <= spec.pods,
+            "serving: more than the number of pods"
+        );
         let claim = Claim::take()?;
         let addresses = Addresses(claim.slot.0);
         let node = make_host(claim.slot, "node", Path::new("node"))?;
@@ -73,8 +76,8 @@ impl Lab {
         network::join_client(&name("node"), &name("client"), addresses)?;
         network::tune(&node, &client)?;
         rules::install(&node, &service4(addresses))?;
-        let ipv6 = add_ipv6(claim.slot, &node, &client, addresses)
-            .map_err(|missing| format!("{missing:#}"));
+        let ipv6 =
+            add_ipv6(claim.slot, &node, &client, addresses).map_err(|reason| format!("{reason:#}"));
         let pods = (0..spec.pods)
             .map(|index| make_pod(claim.slot, addresses, ipv6.is_ok(), index))
             .collect::<Result<Vec<Pod>>>()?;
@@ -97,38 +100,37 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Its number on this machine.
+    /// The lab's number on this machine.
     pub fn id(&self) -> u8 {
         self.claim.slot.0
     }
 
-    /// A folder for files that shall end with the lab.
+    /// A folder for files, removed with the lab.
     pub fn folder(&self) -> PathBuf {
         self.claim.slot.folder()
     }
 
-    /// A folder on the bpffs for an agent of this lab's own; what it leaves there ends with
-    /// the lab. Not made yet.
+    /// A folder on the bpffs for the pins of an agent of this lab. Not created yet; removed with the lab.
     pub fn pins(&self) -> PathBuf {
         self.claim.slot.pins()
     }
 
-    /// Where the Service's clients are.
+    /// The host of the Service's clients.
     pub fn client(&self) -> &Host {
         &self.client
     }
 
-    /// The network that holds the client and nothing else of this machine.
+    /// The subnet that contains the client and nothing else on this machine.
     pub fn client_subnet(&self) -> String {
         self.addresses.client_subnet()
     }
 
-    /// Where kube-proxy's rules are.
+    /// The host with kube-proxy's rules.
     pub fn node(&self) -> &Host {
         &self.node
     }
 
-    /// The machine's own network namespace, for programs that shall end with the lab.
+    /// The machine's own network namespace, for programs that are killed with the lab.
     pub fn machine(&self) -> &Host {
         &self.machine
     }
@@ -146,29 +148,28 @@ impl Lab {
         SocketAddr::V4(self.addresses.service())
     }
 
-    /// The same Service's ClusterIP by IPv6.
+    /// The Service's IPv6 ClusterIP and port.
     ///
     /// # Errors
-    /// What this machine lacks for it.
+    /// Why the lab has no IPv6.
     pub fn service6(&self) -> Result<SocketAddr, &str> {
         match &self.ipv6 {
             Ok(()) => Ok(self.addresses.service6().into()),
-            Err(missing) => Err(missing),
+            Err(reason) => Err(reason),
         }
     }
 
-    /// The network that holds the client's IPv6 address and nothing else of this machine.
+    /// The subnet that contains the client's IPv6 address and nothing else on this machine.
     pub fn client_subnet6(&self) -> String {
         self.addresses.client_subnet6()
     }
 
-    /// Makes these pods the Service's endpoints. Connections that exist stay where they are.
+    /// Makes these pods the Service's endpoints. Existing connections stay where they are.
     pub fn set_endpoints(&self, pods: &[usize]) -> Result<()> {
         self.set_rules(pods, false)
     }
 
-    /// The same, and a client is sent to the endpoint where it was before: `sessionAffinity:
-    /// ClientIP`.
+    /// The same with `sessionAffinity: ClientIP`: a client returns to its previous endpoint.
     pub fn set_sticky_endpoints(&self, pods: &[usize]) -> Result<()> {
         self.set_rules(pods, true)
     }
@@ -195,7 +196,7 @@ impl Lab {
         Ok(())
     }
 
-    /// As `kubectl scale`: the first `count` pods serve and are endpoints, the others neither.
+    /// Like `kubectl scale`: only the first `count` pods serve and are endpoints.
     pub fn scale(&self, count: usize) -> Result<()> {
         for pod in &self.pods[..count] {
             pod.start_server()?;
@@ -204,7 +205,7 @@ impl Lab {
         self.pods[count..].iter().try_for_each(Pod::stop_server)
     }
 
-    /// Waits until the client reaches every pod that serves, and the Service if any does.
+    /// Waits until the client can connect to every serving pod, and to the Service if there is one.
     pub fn wait_ready(&self) -> Result<()> {
         let serving = self.pods.iter().filter(|pod| pod.counts().is_ok());
         let mut targets: Vec<SocketAddr> = serving
@@ -222,7 +223,7 @@ impl Lab {
             for target in targets {
                 while let Err(error) = TcpStream::connect_timeout(&target, Duration::from_secs(1)) {
                     if Instant::now() > deadline {
-                        bail!("the client does not reach {target}: {error}");
+                        bail!("the client cannot connect to {target}: {error}");
                     }
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -231,7 +232,7 @@ impl Lab {
         })?
     }
 
-    /// What others find in the lab's folder.
+    /// The description of the lab for its state file.
     pub fn state(&self) -> State {
         State {
             owner: std::process::id(),
@@ -244,7 +245,7 @@ impl Lab {
         }
     }
 
-    /// Leaves the lab up, for `cargo xtask lab down` or the next who cleans up.
+    /// Leaves the lab running until `cargo xtask lab down` removes it.
     pub fn keep(self) -> Result<Slot> {
         self.claim.keep()?;
         Ok(self.claim.slot)
@@ -278,10 +279,10 @@ fn make_pod(slot: Slot, addresses: Addresses, ipv6: bool, index: usize) -> Resul
     Ok(Pod::new(name, addresses.pod(index), addr6, host, folder))
 }
 
-/// The IPv6 twin of client, node and Service.
+/// Adds IPv6 to client, node and Service.
 ///
 /// # Errors
-/// What this machine lacks for it: IPv6 in the kernel, or NAT of it.
+/// The kernel lacks IPv6 or NAT for it.
 fn add_ipv6(slot: Slot, node: &Host, client: &Host, addresses: Addresses) -> Result<()> {
     network::enable6(node)?;
     network::enable6(client)?;

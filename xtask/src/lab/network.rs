@@ -1,5 +1,5 @@
-//! The lab's wires: a client and pods, each in a network namespace, joined by a node. The
-//! machine's own network is not touched.
+//! The lab's network: client and pods, each in a network namespace, connected by a node. The machine's
+//! own network is not changed.
 //!
 //! ```text
 //! client eth0 ── veth ── node ── bridge ── veth ── eth0 pod 0
@@ -7,30 +7,19 @@
 //!                 kube-proxy's rules
 //! ```
 
-use std::{
-    fs,
-    io::Write as _,
-    process::{Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Host, addresses::Addresses};
+use crate::command;
 
-/// Makes one namespace; links of the kernel's own come with it.
+/// Creates a network namespace.
 pub(crate) fn make_namespace(name: &str) -> Result<()> {
-    let output = Command::new("ip").args(["netns", "add", name]).output();
-    let output = output.context("ip netns add: is iproute2 installed?")?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    ensure!(
-        output.status.success(),
-        "ip netns add {name}: {}",
-        problem.trim()
-    );
-    Ok(())
+    command::output(Command::new("ip").args(["netns", "add", name])).map(drop)
 }
 
-/// Joins the client to the node.
+/// Connects the client to the node.
 pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Result<()> {
     let (gateway, address) = (addresses.gateway(), addresses.client());
     batch(
@@ -45,7 +34,7 @@ pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Res
              addr add {gateway}/25 dev client\n\
              link set client up\n",
             bridge = addresses.bridge(),
-            // Rewritten or refused by the rules, but looked up first.
+            // The rules rewrite or reject these addresses, but routing looks them up first.
             services = addresses.services(),
         ),
     )?;
@@ -60,7 +49,7 @@ pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Res
     )
 }
 
-/// Joins one pod to the node's bridge.
+/// Connects a pod to the node's bridge.
 pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses) -> Result<()> {
     batch(
         node,
@@ -82,10 +71,10 @@ pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses
     )
 }
 
-/// Gives client and node their IPv6 addresses, beside the others.
+/// Adds IPv6 addresses to client and node.
 pub(crate) fn join_client6(node: &str, client: &str, addresses: Addresses) -> Result<()> {
     let (gateway, address) = (addresses.gateway6(), addresses.client6());
-    // Nobody else is here, so that looking for duplicates would only take time.
+    // `nodad`: duplicate address detection would only take time.
     batch(
         node,
         &format!(
@@ -105,7 +94,7 @@ pub(crate) fn join_client6(node: &str, client: &str, addresses: Addresses) -> Re
     )
 }
 
-/// Gives one pod its IPv6 address.
+/// Adds an IPv6 address to a pod.
 pub(crate) fn join_pod6(pod: &str, index: usize, addresses: Addresses) -> Result<()> {
     batch(
         pod,
@@ -118,10 +107,10 @@ pub(crate) fn join_pod6(pod: &str, index: usize, addresses: Addresses) -> Result
     )
 }
 
-/// Switches IPv6 on in a host that a default of the machine may have switched it off in.
+/// Enables IPv6 in a host, as the machine's defaults may disable it.
 ///
 /// # Errors
-/// The kernel has none.
+/// The kernel has no IPv6.
 pub(crate) fn enable6(host: &Host) -> Result<()> {
     host.enter(|| {
         ensure!(
@@ -133,30 +122,30 @@ pub(crate) fn enable6(host: &Host) -> Result<()> {
     })?
 }
 
-/// The node forwards IPv6 too.
+/// Enables IPv6 forwarding on the node.
 pub(crate) fn tune6(node: &Host) -> Result<()> {
     node.enter(|| {
         write("net/ipv6/conf/all/forwarding", "1")?;
-        write_if_there("net/bridge/bridge-nf-call-ip6tables", "1")
+        write_if_exists("net/bridge/bridge-nf-call-ip6tables", "1")
     })?
 }
 
-/// Settings of the kernel, each namespace's own.
+/// Sets per-namespace sysctls.
 pub(crate) fn tune(node: &Host, client: &Host) -> Result<()> {
     node.enter(|| {
         write("net/ipv4/ip_forward", "1")?;
-        // Only there with the bridge filter; then, as on a Kubernetes node, replies from pod
-        // to pod pass conntrack too.
-        write_if_there("net/bridge/bridge-nf-call-iptables", "1")
+        // Exists with br_netfilter only. Then replies from pod to pod pass conntrack, as on a Kubernetes
+        // node.
+        write_if_exists("net/bridge/bridge-nf-call-iptables", "1")
     })??;
     client.enter(|| {
-        // `ab` without -k uses up ports quickly.
+        // `ab` without -k uses many ports.
         write("net/ipv4/ip_local_port_range", "1024 65535")?;
         write("net/ipv4/tcp_tw_reuse", "1")
     })?
 }
 
-fn write_if_there(name: &str, value: &str) -> Result<()> {
+fn write_if_exists(name: &str, value: &str) -> Result<()> {
     if fs::exists(format!("/proc/sys/{name}")).unwrap_or(false) {
         write(name, value)?;
     }
@@ -168,27 +157,8 @@ fn write(name: &str, value: &str) -> Result<()> {
 }
 
 fn batch(namespace: &str, commands: &str) -> Result<()> {
-    feed(
-        Command::new("ip").args(["-n", namespace, "-batch", "-"]),
-        commands,
-    )
-    .with_context(|| format!("set up the links of {namespace}"))
-}
-
-/// Runs a command with `input`; an error holds what it said.
-pub(super) fn feed(command: &mut Command, input: &str) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("start {program}"))?;
-    let mut stdin = child.stdin.take().expect("its input is a pipe");
-    let written = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output().with_context(|| program.clone())?;
-    let problem = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program}: {}", problem.trim());
-    written.with_context(|| format!("write to {program}"))
+    let mut ip = Command::new("ip");
+    command::output_with_input(ip.args(["-n", namespace, "-batch", "-"]), commands)
+        .map(drop)
+        .with_context(|| format!("set up the links of {namespace}"))
 }

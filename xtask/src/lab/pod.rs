@@ -1,5 +1,5 @@
-//! A pod: a host of its own, and nginx in it when it serves. nginx tells its own counts on a
-//! unix socket, so that asking leaves no TCP connection to be tracked.
+//! A pod: a host, with nginx while it serves. nginx reports its counts on a unix socket, so that reading
+//! them creates no TCP connection to track.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, addresses::PORT};
 
-/// The size of what `/blob` answers.
+/// The size of `/blob`.
 pub const BLOB_BYTES: usize = 256 << 10;
 
 /// One replica of the lab's Service.
@@ -35,8 +35,8 @@ pub struct Pod {
 #[derive(Debug)]
 struct Server {
     nginx: Child,
-    /// How often its counts were asked for: nginx counts that too.
-    asked: u64,
+    /// Number of requests for its counts, which nginx counts as well.
+    status_requests: u64,
 }
 
 /// What a pod's nginx has counted since it started.
@@ -65,17 +65,17 @@ impl Pod {
         }
     }
 
-    /// Where it serves.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.addr, PORT)
     }
 
-    /// Where it serves by IPv6, if the lab has it.
+    /// The IPv6 address that it listens on, if the lab has IPv6.
     pub fn address6(&self) -> Option<SocketAddrV6> {
         self.addr6.map(|addr| SocketAddrV6::new(addr, PORT, 0, 0))
     }
 
-    /// Starts nginx and waits until it listens; nothing if it runs already.
+    /// Starts nginx and waits until it listens, unless it runs already.
     pub fn start_server(&self) -> Result<()> {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         if server.is_none() {
@@ -87,7 +87,7 @@ impl Pod {
         Ok(())
     }
 
-    /// Stops nginx: its listener and its connections are gone afterwards.
+    /// Stops nginx, which closes its listener and its connections.
     pub fn stop_server(&self) -> Result<()> {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mut server) = server.take() {
@@ -98,24 +98,24 @@ impl Pod {
         Ok(())
     }
 
-    /// nginx's own counts, without those of the asking.
+    /// nginx's counts, without the requests for them.
     pub fn counts(&self) -> Result<Counts> {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
         let server = server
             .as_mut()
             .with_context(|| format!("{} does not serve", self.name))?;
-        server.asked += 1;
-        let counts = parse_status(&self.ask()?).context("nginx's status")?;
+        server.status_requests += 1;
+        let counts = parse_status(&self.status()?).context("nginx's status")?;
         Ok(Counts {
             open: counts.open.saturating_sub(1),
-            accepted: counts.accepted.saturating_sub(server.asked),
-            requests: counts.requests.saturating_sub(server.asked),
+            accepted: counts.accepted.saturating_sub(server.status_requests),
+            requests: counts.requests.saturating_sub(server.status_requests),
         })
     }
 
     fn start_nginx(&self) -> Result<Server> {
         fs::create_dir_all(&self.folder)?;
-        // One that was killed leaves its socket, and would not bind again.
+        // A killed nginx leaves its socket, which would prevent binding again.
         let _ = fs::remove_file(self.folder.join("status"));
         fs::write(self.folder.join("blob"), vec![b'x'; BLOB_BYTES])?;
         let configuration = self.folder.join("nginx.conf");
@@ -132,23 +132,19 @@ impl Pod {
             .stderr(fs::File::create(self.folder.join("stderr"))?)
             .spawn()?;
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut asked = 0;
-        while {
-            asked += 1;
-            self.ask().is_err()
-        } {
+        while self.status().is_err() {
             let ended = nginx.try_wait()?.is_some();
             if ended || Instant::now() > deadline {
-                let said = fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
-                bail!(
-                    "{}: {said}",
-                    if ended { "ended" } else { "does not answer" }
-                );
+                let log = fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
+                let state = if ended { "exited" } else { "does not respond" };
+                bail!("{state}: {log}");
             }
-            asked -= 1; // it was not there to count
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(Server { nginx, asked })
+        Ok(Server {
+            nginx,
+            status_requests: 1,
+        })
     }
 
     fn configuration(&self) -> String {
@@ -181,7 +177,7 @@ impl Pod {
         )
     }
 
-    fn ask(&self) -> Result<String> {
+    fn status(&self) -> Result<String> {
         let mut socket = UnixStream::connect(self.folder.join("status"))?;
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         socket.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
@@ -191,7 +187,7 @@ impl Pod {
     }
 }
 
-/// Reads stub_status:
+/// Parses the output of stub_status:
 ///
 /// ```text
 /// Active connections: 2
@@ -220,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_stub_status() {
+    fn parses_stub_status() {
         let status = "HTTP/1.1 200 OK\r\nServer: nginx\r\n\r\nActive connections: 2 \nserver \
                       accepts handled requests\n 3 3 5 \nReading: 0 Writing: 1 Waiting: 1 \n";
         let counts = Counts {

@@ -1,28 +1,30 @@
-//! kube-proxy's rules for one Service, in the shape that its iptables mode writes: a chain
-//! for the Service that chooses by chance, and one for each endpoint that rewrites the
-//! destination. Changing the endpoints replaces the Service's chain in one transaction and
-//! leaves conntrack alone, so connections that exist keep their replica.
+//! kube-proxy's rules for one Service, as its iptables mode writes them: a chain for the Service that
+//! chooses an endpoint at random, and a chain per endpoint that rewrites the destination. Changing the
+//! endpoints replaces the Service's chain in one transaction and does not touch conntrack, so existing
+//! connections keep their replica.
 
 use std::net::SocketAddr;
 
 use anyhow::Result;
 
-use super::{Host, network::feed};
+use super::Host;
+use crate::command;
 
 const SERVICE: &str = "KUBE-SVC-REBALANCERLABWEB";
 const NAME: &str = "lab/web:http";
 
-/// A Service's address, and the cluster that it is reached from without masquerading; kube-proxy
-/// writes the same rules for both families, each with the family's own program.
+/// A Service of one address family. kube-proxy writes the same rules for both families, each with its own
+/// program.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,
+    /// The network that is not masqueraded.
     pub(crate) cluster: String,
-    /// `sessionAffinity: ClientIP`, as kube-proxy's iptables mode has it: by xt_recent.
+    /// `sessionAffinity: ClientIP`, which kube-proxy's iptables mode implements with xt_recent.
     pub(crate) client_ip_affinity: bool,
 }
 
-/// What jumps to kube-proxy's chains; written once for each family.
+/// Writes the jumps to kube-proxy's chains, once per address family.
 pub(crate) fn install(node: &Host, service: &Service) -> Result<()> {
     restore(
         node,
@@ -48,7 +50,7 @@ pub(crate) fn install(node: &Host, service: &Service) -> Result<()> {
     )
 }
 
-/// Makes `endpoints` (index and address) the Service's, in place of those before.
+/// Replaces the Service's endpoints (index and address).
 pub(crate) fn replace(
     node: &Host,
     service: &Service,
@@ -57,17 +59,17 @@ pub(crate) fn replace(
     restore(node, service, &service_rules(service, endpoints))
 }
 
-/// A network of one address.
-fn alone(address: SocketAddr) -> String {
+/// The address as a network: `/32` or `/128`.
+fn host_network(address: SocketAddr) -> String {
     let bits = if address.is_ipv4() { 32 } else { 128 };
     format!("{}/{bits}", address.ip())
 }
 
 fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String {
-    let (cluster_ip, port) = (alone(service.address), service.address.port());
+    let (cluster_ip, port) = (host_network(service.address), service.address.port());
     let to_service = format!("-d {cluster_ip} -p tcp -m tcp --dport {port}");
     let mut nat = format!("*nat\n:KUBE-SERVICES - [0:0]\n:{SERVICE} - [0:0]\n");
-    // Without endpoints a connection is refused at once.
+    // Without endpoints, connections are rejected at once.
     let mut filter = "*filter\n:KUBE-SERVICES - [0:0]\n".to_owned();
     if endpoints.is_empty() {
         filter.push_str(&format!(
@@ -96,7 +98,7 @@ fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String
     for (position, (index, address)) in endpoints.iter().enumerate() {
         let chain = format!("KUBE-SEP-REBALANCERLAB{index:03}");
         let left = endpoints.len() - position;
-        // The last takes whatever the others left.
+        // The last endpoint takes the rest.
         let chance = match left {
             1 => String::new(),
             _ => format!(
@@ -104,7 +106,7 @@ fn service_rules(service: &Service, endpoints: &[(usize, SocketAddr)]) -> String
                 1.0 / left as f64
             ),
         };
-        let pod = alone(*address);
+        let pod = host_network(*address);
         let remember = if service.client_ip_affinity {
             format!("-m recent --name {chain} --set ")
         } else {
@@ -126,10 +128,8 @@ fn restore(node: &Host, service: &Service, rules: &str) -> Result<()> {
         SocketAddr::V4(_) => "iptables-restore",
         SocketAddr::V6(_) => "ip6tables-restore",
     };
-    feed(
-        node.command(program).args(["--noflush", "--wait", "10"]),
-        rules,
-    )
+    let mut restore = node.command(program);
+    command::output_with_input(restore.args(["--noflush", "--wait", "10"]), rules).map(drop)
 }
 
 #[cfg(test)]
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_has_the_same_shape() {
+    fn ipv6_rules_have_the_same_shape() {
         let service = Service {
             address: "[fd00::a]:80".parse().unwrap(),
             cluster: "fd00:1::/64".to_owned(),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn each_endpoint_has_the_same_chance() {
+    fn endpoints_are_chosen_with_equal_probability() {
         let rules = rules(3);
         let chances: Vec<&str> = rules
             .split("--probability ")
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_endpoints_refuses() {
+    fn a_service_without_endpoints_rejects_connections() {
         let rules = rules(0);
         assert!(rules.contains("-d 10.96.3.10/32"));
         assert!(rules.contains("-j REJECT"));

@@ -1,6 +1,6 @@
-//! A lab's number, what it is called by it, and who owns it. The owner holds a lock on the
-//! lab's folder; when it is gone, a script that waits for just that removes the lab, also
-//! after a SIGKILL. Should the script have died with it, the next lab to start cleans up.
+//! A lab's number, the names derived from it, and its owner. The owner holds a lock on the lab's folder. A
+//! script waits for the owner's exit, even by SIGKILL, and removes the lab. If the script dies as well, the
+//! next lab to start cleans up.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -22,21 +22,21 @@ const TEARDOWN: &str = include_str!("teardown.sh");
 const STATE_FILE: &str = "lab.json";
 const KEPT: &str = "kept";
 
-/// The number of a lab on this machine.
+/// A lab's number on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Slot(pub(crate) u8);
 
-/// Where a lab writes what others want to know about it.
+/// The description of a lab in its state file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// The process that started it.
+    /// The PID of the process that started it.
     pub owner: u32,
-    /// The Service's address.
+    /// The Service's address and port.
     pub service: String,
-    /// The same by IPv6, if the lab has it.
+    /// The Service's IPv6 address and port, if the lab has IPv6.
     #[serde(default)]
     pub service6: Option<String>,
-    /// Why it has none.
+    /// The reason if the lab has no IPv6.
     #[serde(default)]
     pub no_ipv6: Option<String>,
     pub client: PathBuf,
@@ -44,7 +44,7 @@ pub struct State {
     pub pods: Vec<PodState>,
 }
 
-/// One pod, as others find it.
+/// The description of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodState {
     pub name: String,
@@ -55,14 +55,14 @@ pub struct PodState {
     pub cgroup: PathBuf,
 }
 
-/// What has become of a lab.
+/// Whether a lab is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LabState {
-    /// Its owner lives.
+    /// Its owner runs.
     InUse,
-    /// It was left up on purpose.
+    /// It was left running on purpose.
     Kept,
-    /// Its owner and the script are dead.
+    /// Its owner and the script have died.
     Abandoned,
 }
 
@@ -92,7 +92,7 @@ impl Slot {
         name.strip_prefix(PREFIX)?.parse().ok().map(Self)
     }
 
-    /// Every lab of this machine, lowest first.
+    /// All labs on this machine, by number.
     pub fn all() -> io::Result<Vec<Self>> {
         let mut slots: Vec<Self> = fs::read_dir(STATE)?
             .flatten()
@@ -102,7 +102,7 @@ impl Slot {
         Ok(slots)
     }
 
-    pub fn standing(self) -> Result<LabState> {
+    pub fn lab_state(self) -> Result<LabState> {
         let lock =
             File::open(self.folder()).with_context(|| self.folder().display().to_string())?;
         Ok(
@@ -138,14 +138,14 @@ impl Slot {
     }
 }
 
-/// A claimed number. Dropping it removes the lab.
+/// A claimed lab number. Dropping it removes the lab.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) slot: Slot,
-    /// Until this is closed the script waits.
+    /// The script waits until this pipe is closed.
     owner: Option<ChildStdin>,
     script: Child,
-    /// Shared with the script, so that it ends with the later of the two.
+    /// Shared with the script, so that the lock is held until both have exited.
     _lock: File,
 }
 
@@ -153,10 +153,10 @@ impl Claim {
     /// Removes abandoned labs, then takes the lowest free number.
     pub(crate) fn take() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
-            bail!("the lab makes network namespaces and cgroups: run it as root");
+            bail!("the lab creates network namespaces and cgroups: run it as root");
         }
-        let _turn = turn()?;
-        remove(|standing| standing == LabState::Abandoned)?;
+        let _lock = lock_slots()?;
+        remove(|state| state == LabState::Abandoned)?;
         for number in 1..=u8::MAX {
             let slot = Slot(number);
             match DirBuilder::new().create(slot.folder()) {
@@ -165,7 +165,10 @@ impl Claim {
                 Err(error) => return Err(error).context(slot.folder().display().to_string()),
             }
         }
-        bail!("{} labs are up: cargo xtask lab down", u8::MAX)
+        bail!(
+            "all {} labs are in use: remove some by `cargo xtask lab down`",
+            u8::MAX
+        )
     }
 
     fn hold(slot: Slot) -> Result<Self> {
@@ -177,7 +180,7 @@ impl Claim {
             .stdin(Stdio::piped())
             .stdout(output)
             .stderr(Stdio::null());
-        // Out of the terminal's foreground: Ctrl-C is for its owner.
+        // Its own process group: Ctrl-C is for the owner only.
         std::os::unix::process::CommandExt::process_group(&mut script, 0);
         let mut script = script.spawn().context("start sh")?;
         let owner = script.stdin.take();
@@ -189,7 +192,7 @@ impl Claim {
         })
     }
 
-    /// Leaves the lab up when this is dropped.
+    /// Keeps the lab running when this is dropped.
     pub(crate) fn keep(&self) -> Result<()> {
         fs::write(self.slot.folder().join(KEPT), "").context("mark the lab as kept")
     }
@@ -204,18 +207,18 @@ impl Drop for Claim {
     }
 }
 
-/// Removes labs that nobody uses; returns which.
+/// Removes labs that are not in use and returns their numbers.
 pub fn remove_unused() -> Result<Vec<Slot>> {
-    let _turn = turn()?;
-    remove(|standing| standing != LabState::InUse)
+    let _lock = lock_slots()?;
+    remove(|state| state != LabState::InUse)
 }
 
-/// With the turn held: removes the labs whose standing is `wanted`.
+/// Removes the labs whose state is `wanted`. The caller holds the lock.
 fn remove(wanted: impl Fn(LabState) -> bool) -> Result<Vec<Slot>> {
     let mut removed = Vec::new();
     for slot in Slot::all().context(STATE)? {
-        // One that has just been removed has no standing.
-        if !slot.standing().is_ok_and(&wanted) {
+        // A lab that has just been removed has no state.
+        if !slot.lab_state().is_ok_and(&wanted) {
             continue;
         }
         let _ = fs::remove_file(slot.folder().join(KEPT));
@@ -232,12 +235,12 @@ fn remove(wanted: impl Fn(LabState) -> bool) -> Result<Vec<Slot>> {
     Ok(removed)
 }
 
-/// One at a time decides what is abandoned and takes numbers. The lock is on `/run` itself:
-/// nothing of ours stays behind.
-fn turn() -> Result<File> {
-    let turn = File::open(STATE).context(STATE)?;
-    flock(&turn, FlockOperation::LockExclusive).context("lock /run")?;
-    Ok(turn)
+/// Locks the choice of numbers and the removal of labs. The lock is on `/run` itself, so that no lock
+/// file remains.
+fn lock_slots() -> Result<File> {
+    let lock = File::open(STATE).context(STATE)?;
+    flock(&lock, FlockOperation::LockExclusive).context("lock /run")?;
+    Ok(lock)
 }
 
 #[cfg(test)]
@@ -245,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slot_is_known_by_its_folder() {
+    fn a_slot_is_parsed_from_its_folder() {
         assert_eq!(Slot::of("rebalancer-lab-7"), Some(Slot(7)));
         assert_eq!(Slot::of("rebalancer-lab-x"), None);
         assert_eq!(Slot::of("rebalancer-lab-300"), None);
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn state_survives_its_file() {
+    fn state_survives_serialization() {
         let state = State {
             owner: 1,
             service: "10.96.1.10:80".to_owned(),

@@ -1,5 +1,5 @@
-//! Debian's packages: which are there, which can be had, and installing them without starting
-//! a service. Another apt at work is waited for; a lost race is tried again.
+//! Debian packages: finds and installs them without starting their services. Waits for other apt
+//! processes and retries lost races.
 
 use std::{
     fs,
@@ -16,24 +16,24 @@ use crate::progress;
 
 const ATTEMPTS: u32 = 4;
 
-/// Whether this is a system whose packages apt manages.
-pub(super) fn is_here() -> bool {
+/// Whether apt manages this system's packages.
+pub(super) fn is_available() -> bool {
     Path::new("/etc/debian_version").exists() && super::host::find("apt-get").is_some()
 }
 
 /// Whether this process may install packages.
 pub(super) fn can_install() -> bool {
-    is_here() && rustix::process::geteuid().is_root()
+    is_available() && rustix::process::geteuid().is_root()
 }
 
-/// Whether apt has a version of `package`; with root, its lists are refreshed before it says no.
+/// Whether apt offers `package`; as root, its lists are refreshed before the answer is no.
 pub(super) fn offers(package: &str) -> bool {
     static REFRESHED: OnceLock<bool> = OnceLock::new();
-    knows(package)
-        || (can_install() && *REFRESHED.get_or_init(|| update().is_ok()) && knows(package))
+    has_candidate(package)
+        || (can_install() && *REFRESHED.get_or_init(|| update().is_ok()) && has_candidate(package))
 }
 
-fn knows(package: &str) -> bool {
+fn has_candidate(package: &str) -> bool {
     let policy = Command::new("apt-cache")
         .args(["policy", package])
         .env("LC_ALL", "C")
@@ -49,13 +49,13 @@ fn candidate(policy: &str) -> Option<&str> {
 }
 
 fn update() -> Result<()> {
-    repeat("refreshing apt's lists", &["update"])
+    apt_get("refreshing apt's lists", &["update"])
 }
 
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors
-/// Without apt or root: what to run by hand.
+/// Without apt or root; the message says what to run manually.
 pub(super) fn install(packages: &[&str]) -> Result<()> {
     let missing: Vec<&str> = packages
         .iter()
@@ -66,10 +66,10 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     let list = missing.join(" ");
-    if !is_here() {
+    if !is_available() {
         bail!(
-            "this system has no apt; install what these Debian packages hold, then run `cargo \
-             xtask setup` again: {list}"
+            "this system has no apt; install the equivalents of these Debian packages, then run \
+             `cargo xtask setup` again: {list}"
         );
     }
     if !can_install() {
@@ -79,13 +79,13 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
         );
     }
     if let Some(unknown) = missing.iter().find(|name| !offers(name)) {
-        bail!("apt has no package {unknown}; install what it holds, then run `cargo xtask setup`");
+        bail!("apt has no package {unknown}; install its equivalent, then run `cargo xtask setup`");
     }
     println!("  packages: {list}");
-    let _quiet = NoServices::begin()?;
+    let _guard = NoServices::start()?;
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&missing);
-    repeat(
+    apt_get(
         &format!("installing {} packages", missing.len()),
         &arguments,
     )
@@ -99,7 +99,8 @@ fn is_installed(package: &str) -> bool {
         .is_ok_and(|output| output.stdout == b"installed")
 }
 
-fn repeat(title: &str, arguments: &[&str]) -> Result<()> {
+/// Runs apt-get, with retries.
+fn apt_get(title: &str, arguments: &[&str]) -> Result<()> {
     let mut attempt = 1;
     loop {
         let mut apt = Command::new("apt-get");
@@ -111,12 +112,12 @@ fn repeat(title: &str, arguments: &[&str]) -> Result<()> {
         match progress::run(title, &mut apt) {
             Ok(()) => return Ok(()),
             Err(error) if attempt == ATTEMPTS => return Err(error),
-            // Lists or downloads that another apt holds or has just deleted, or lists too old
-            // for the mirror: each passes.
+            // Transient: another apt holds or has just deleted lists or downloads, or the lists are too
+            // old for the mirror.
             Err(error) => {
                 let problem = format!("{error:#}");
                 let cause = problem.lines().rev().find(|line| line.starts_with("E: "));
-                println!("  trying again: {}", cause.unwrap_or("apt-get failed"));
+                println!("  retrying: {}", cause.unwrap_or("apt-get failed"));
                 std::thread::sleep(Duration::from_secs(3 * u64::from(attempt)));
                 if arguments[0] == "install" && problem.contains("404") {
                     update()?;
@@ -127,17 +128,17 @@ fn repeat(title: &str, arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// While it lives, packages start no services: Debian asks `policy-rc.d`, both with and
-/// without systemd. A file that is there already is left alone.
+/// Until it is dropped, packages start no services: Debian consults `policy-rc.d`, with and without
+/// systemd. An existing file is left alone.
 struct NoServices(Option<PathBuf>);
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 const MARK: &str = "written by the rebalancer's `cargo xtask setup`; safe to delete";
 
 impl NoServices {
-    fn begin() -> Result<Self> {
+    fn start() -> Result<Self> {
         let path = PathBuf::from(POLICY);
-        // One that an interrupted setup left is ours to replace.
+        // Replace the file of an interrupted setup.
         if fs::read_to_string(&path).is_ok_and(|text| text.contains(MARK)) {
             fs::remove_file(&path).with_context(|| format!("remove {POLICY}"))?;
         }

@@ -1,5 +1,5 @@
-//! clippy and rustfmt for the default toolchain. The names are always in rustup's folder, so
-//! each is asked for its version.
+//! clippy and rustfmt for the default toolchain. rustup has a proxy for each even if it is not
+//! installed, so each is run for its version.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Finding;
 use crate::progress;
 
-pub(super) fn look() -> Finding {
+pub(super) fn find() -> Finding {
     let version = |tool: &str| {
         let output = Command::new("cargo").args([tool, "--version"]).output();
         match output {
@@ -26,8 +26,8 @@ pub(super) fn look() -> Finding {
     }
 }
 
-pub(super) fn complete() -> Result<()> {
-    if look().state.is_ok() {
+pub(super) fn install() -> Result<()> {
+    if find().state.is_ok() {
         return Ok(());
     }
     progress::run(

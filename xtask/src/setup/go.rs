@@ -1,6 +1,6 @@
-//! The Go that builds the cluster's programs, and helm. Kubernetes asks for a newer one than Debian 12 has.
-//! From 1.21 on Go fetches the release that a module asks for by itself; an older one, as
-//! Debian's 1.19, can download the same release as a module, and then it is used from the cache.
+//! Go, which builds the cluster's programs, helm and kustomize. Kubernetes needs a newer Go than Debian
+//! 12 has. From 1.21 on, Go downloads the release that a module requires. An older Go, such as Debian's
+//! 1.19, can download that release as a module, which is then used from the cache.
 
 use std::{
     fs,
@@ -11,38 +11,39 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::architecture;
-use super::{Finding, host};
+use super::{Finding, architecture, host};
 use crate::{cache, progress};
 
-/// What is fetched where none will do.
+/// The release to download if no installed Go is new enough.
 const RELEASE: &str = "1.26.8";
-/// The first that fetches others.
-const LEAST: (u32, u32) = (1, 21);
-/// Where Go's own archives are unpacked; often not in the PATH.
-const USUAL: &str = "/usr/local/go/bin/go";
+/// The first release that downloads others.
+const MINIMUM: (u32, u32) = (1, 21);
+/// Where Go's archives are unpacked by convention; often not in PATH.
+const UPSTREAM_PATH: &str = "/usr/local/go/bin/go";
 
-pub(super) fn look() -> Finding {
-    let here = find_any();
+pub(super) fn find() -> Finding {
+    let any = find_any();
     let state = match program() {
         Ok(go) => Ok(format!(
             "{}, {}",
             go.display(),
             version(&go).unwrap_or_default()
         )),
-        Err(_) => Err(match &here {
-            None => format!("missing: Debian's fetches {RELEASE} from the Go module proxy (70 MB)"),
+        Err(_) => Err(match &any {
+            None => format!(
+                "missing: will be installed, and {RELEASE} downloaded from the Go module proxy (70 MB)"
+            ),
             Some(go) => format!(
-                "{} is older than 1.{}: it will fetch {RELEASE} from the Go module proxy (70 MB)",
+                "{} is older than 1.{}: will download {RELEASE} from the Go module proxy (70 MB)",
                 go.display(),
-                LEAST.1
+                MINIMUM.1
             ),
         }),
     };
     Finding {
         what: "go",
         state,
-        packages: if here.is_none() {
+        packages: if any.is_none() {
             vec!["golang-go"]
         } else {
             Vec::new()
@@ -50,8 +51,8 @@ pub(super) fn look() -> Finding {
     }
 }
 
-/// `go build` in `folder`, the same whatever the caller's environment says. A Go that is too old for
-/// the module fetches the one that the module names.
+/// `go build` in `folder`, independent of the caller's environment. Go downloads a newer release if the
+/// module requires one.
 pub(crate) fn build(folder: &Path) -> Result<Command> {
     let mut go = Command::new(program()?);
     go.current_dir(folder)
@@ -68,29 +69,33 @@ pub(crate) fn build(folder: &Path) -> Result<Command> {
     Ok(go)
 }
 
-/// A Go that builds the cluster's programs and helm.
+/// A Go that is new enough.
 fn program() -> Result<PathBuf> {
-    let fetched = fetched()?;
-    let candidates = [host::find("go"), Some(USUAL.into()), Some(fetched)];
+    let downloaded = toolchain()?.join("bin/go");
+    let candidates = [
+        host::find("go"),
+        Some(UPSTREAM_PATH.into()),
+        Some(downloaded),
+    ];
     candidates
         .into_iter()
         .flatten()
-        .find(|go| release(go).is_some_and(|release| release >= LEAST))
+        .find(|go| release(go).is_some_and(|release| release >= MINIMUM))
         .with_context(|| {
             format!(
                 "no Go 1.{} or later: `cargo xtask cluster up` and `test deploy` install one",
-                LEAST.1
+                MINIMUM.1
             )
         })
 }
 
-/// Any Go at all.
+/// Go of any version.
 fn find_any() -> Option<PathBuf> {
-    host::find("go").or_else(|| host::find(USUAL))
+    host::find("go").or_else(|| host::find(UPSTREAM_PATH))
 }
 
-/// Fetches the release with an older Go, which must be there by now.
-pub(super) fn complete() -> Result<()> {
+/// Downloads the release with an older Go, which must be installed by now.
+pub(super) fn install() -> Result<()> {
     if program().is_ok() {
         return Ok(());
     }
@@ -98,7 +103,7 @@ pub(super) fn complete() -> Result<()> {
         bail!(
             "no Go: install 1.{} or later from https://go.dev/dl/ to /usr/local/go, then run this \
              again",
-            LEAST.1
+            MINIMUM.1
         );
     };
     let mut go = Command::new(old);
@@ -111,8 +116,8 @@ pub(super) fn complete() -> Result<()> {
     .env("GOMODCACHE", modules()?)
     .env("GOFLAGS", "-modcacherw")
     .env("GO111MODULE", "on");
-    progress::run(&format!("fetching Go {RELEASE}"), &mut go)?;
-    // In a module no file is executable.
+    progress::run(&format!("downloading Go {RELEASE}"), &mut go)?;
+    // Files of a module are not executable.
     let root = toolchain()?;
     let tools = root
         .join("pkg/tool")
@@ -142,11 +147,7 @@ fn toolchain() -> Result<PathBuf> {
     Ok(modules()?.join(format!("golang.org/toolchain@{}", module())))
 }
 
-fn fetched() -> Result<PathBuf> {
-    Ok(toolchain()?.join("bin/go"))
-}
-
-/// What it says of itself: `go version go1.26.8 linux/amd64`.
+/// The output of `go version`: `go version go1.26.8 linux/amd64`.
 fn version(go: &Path) -> Option<String> {
     let output = Command::new(go)
         .arg("version")
@@ -175,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_release() {
+    fn parses_a_release() {
         assert_eq!(parse("go version go1.26.8 linux/amd64"), Some((1, 26)));
         assert_eq!(parse("go version go1.19.8 linux/amd64"), Some((1, 19)));
         assert_eq!(parse("go version go1.27rc1 linux/arm64"), Some((1, 27)));

@@ -4,30 +4,26 @@ use std::path::{Path, PathBuf};
 
 use super::{Finding, KEYS};
 
-/// A program, the Debian package that has it, and what it is for.
+/// A program, its Debian package, and its purpose.
 type Program = (&'static str, &'static str, &'static str);
 
 const PROGRAMS: [Program; 9] = [
     ("ip", "iproute2", "the lab's namespaces"),
-    ("ss", "iproute2", "the kernel's own counts, to compare with"),
+    ("ss", "iproute2", "the kernel's counts, for comparison"),
     (
         "iptables-restore",
         "iptables",
         "kube-proxy's rules in the lab",
     ),
     ("nginx", "nginx-light", "the lab's pods"),
-    ("ab", "apache2-utils", "clients of demo and tests"),
+    ("ab", "apache2-utils", "clients of the demo and tests"),
     ("iperf3", "iperf3", "bulk traffic in tests"),
-    ("nsenter", "util-linux", "a look into the lab"),
-    (
-        "bpftool",
-        "bpftool",
-        "tests that look at the kernel from outside",
-    ),
+    ("nsenter", "util-linux", "inspecting the lab"),
+    ("bpftool", "bpftool", "tests that inspect BPF objects"),
     ("kubectl", "kubernetes-client", "the manifests' test"),
 ];
 
-/// What the cluster's nodes and images are made of, beside what is built.
+/// Programs that the cluster's nodes and images need in addition to those that are built.
 const CLUSTER: [Program; 7] = [
     ("containerd", "containerd", "the nodes' containers"),
     ("runc", "runc", "the nodes' containers"),
@@ -42,45 +38,44 @@ const CLUSTER: [Program; 7] = [
     ("openssl", "openssl", "the cluster's certificates"),
 ];
 
-/// What boots other kernels, beside the lab's programs.
+/// Programs that boot other kernels, in addition to the lab's.
 const MACHINES: [Program; 6] = [
     (
         "qemu-system-x86_64",
         "qemu-system-x86",
         "machines with other kernels",
     ),
-    ("busybox", "busybox-static", "a shell in them"),
-    ("xz", "xz-utils", "their modules"),
-    ("strip", "binutils", "the tests that they run"),
-    ("apt-get", "apt", "their kernels"),
-    ("debootstrap", "debootstrap", "a Debian with systemd"),
+    ("busybox", "busybox-static", "a shell in machines"),
+    ("xz", "xz-utils", "kernel modules of machines"),
+    ("strip", "binutils", "tests that machines run"),
+    ("apt-get", "apt", "kernels of machines"),
+    ("debootstrap", "debootstrap", "a Debian with systemd for machines"),
 ];
 
-pub(super) fn look() -> Vec<Finding> {
-    PROGRAMS.map(look_for).into()
+pub(super) fn find_all() -> Vec<Finding> {
+    PROGRAMS.map(find_program).into()
 }
 
-pub(super) fn look_for_cluster() -> Vec<Finding> {
-    CLUSTER.map(look_for).into()
+pub(super) fn find_for_cluster() -> Vec<Finding> {
+    CLUSTER.map(find_program).into()
 }
 
-pub(super) fn look_for_machines() -> Vec<Finding> {
+pub(super) fn find_for_machines() -> Vec<Finding> {
     let keys = Path::new(KEYS);
-    let mut findings: Vec<Finding> = MACHINES.map(look_for).into();
+    let mut findings: Vec<Finding> = MACHINES.map(find_program).into();
     findings.push(Finding {
         what: "Debian's keys",
         state: if keys.exists() {
             Ok(KEYS.to_owned())
         } else {
-            Err("missing: for machines' kernels".to_owned())
+            Err("missing: for kernels of machines".to_owned())
         },
         packages: vec!["debian-archive-keyring"],
     });
     findings
 }
 
-/// Looks for one program; its package, and what it is for.
-pub(super) fn look_for((program, package, purpose): (&'static str, &'static str, &str)) -> Finding {
+pub(super) fn find_program((program, package, purpose): Program) -> Finding {
     Finding {
         what: program,
         state: find(program)
@@ -90,7 +85,7 @@ pub(super) fn look_for((program, package, purpose): (&'static str, &'static str,
     }
 }
 
-/// Where `program` is. Users other than root often have no sbin in their PATH.
+/// The path of `program`. Also searches sbin, which users other than root often lack in PATH.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)

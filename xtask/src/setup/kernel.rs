@@ -1,6 +1,6 @@
-//! What builds the kernel half: a compiler that has a BPF core, and bpf-linker made with the
-//! same LLVM. Two ways: (A) a pinned nightly with rust-src; (B) Debian's compiler with its
-//! prebuilt BPF core. A toolchain's name proves nothing, so each is looked into.
+//! What builds the kernel half: a compiler with a BPF core, and bpf-linker built with the same LLVM. The
+//! compiler is either a pinned nightly with rust-src, or Debian's with its prebuilt BPF core. A toolchain's
+//! name proves nothing, so its contents are checked.
 
 use std::{
     fmt, fs,
@@ -13,12 +13,12 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use super::{Finding, apt, host};
 use crate::{progress, root};
 
-/// The ignored file that tells rebalancer-user's build script the toolchain's name.
+/// The file, ignored by git, in which rebalancer-user's build script finds the toolchain's name.
 const CHOICE: &str = ".ebpf-toolchain";
 const NIGHTLY: &str = "nightly-2026-05-20";
 const DEBIAN: &str = "debian";
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
-/// The compilers of both ways emit this LLVM's bitcode; the linker must read it.
+/// Both compilers emit bitcode of this LLVM version, and the linker must be able to read it.
 const LLVM: u32 = 22;
 const LINKER: &str = "0.13.0";
 const LINKER_LIBRARIES: [&str; 5] = [
@@ -30,20 +30,20 @@ const LINKER_LIBRARIES: [&str; 5] = [
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Toolchain {
     Nightly,
     Debian,
 }
 
-impl Way {
-    fn toolchain(self) -> &'static str {
+impl Toolchain {
+    fn name(self) -> &'static str {
         match self {
             Self::Nightly => NIGHTLY,
             Self::Debian => DEBIAN,
         }
     }
 
-    /// The one that works already, the recorded first; else the one to take on this system.
+    /// The toolchain that already works, preferably the recorded one; else the one to install.
     fn choose() -> Self {
         let recorded = fs::read_to_string(root().join(CHOICE)).unwrap_or_default();
         let order = if recorded.trim() == NIGHTLY {
@@ -51,7 +51,7 @@ impl Way {
         } else {
             [Self::Debian, Self::Nightly]
         };
-        let works = |way: &Self| Compiler::of(*way).is_ok();
+        let works = |toolchain: &Self| Compiler::of(*toolchain).is_ok();
         order.into_iter().find(works).unwrap_or_else(|| {
             let has_packages = apt::can_install() && COMPILER.into_iter().all(apt::offers);
             if has_packages {
@@ -63,13 +63,13 @@ impl Way {
     }
 }
 
-pub(super) fn look() -> Vec<Finding> {
-    let way = Way::choose();
-    let compiler = Compiler::of(way).map(|compiler| compiler.to_string());
-    let from_debian = compiler.is_err() && way == Way::Debian;
+pub(super) fn find() -> Vec<Finding> {
+    let toolchain = Toolchain::choose();
+    let compiler = Compiler::of(toolchain).map(|compiler| compiler.to_string());
+    let from_debian = compiler.is_err() && toolchain == Toolchain::Debian;
     let linker = linker();
-    // Where apt has no such LLVM, building the linker tells what to do.
-    let with_libraries = linker.is_err() && apt::is_here() && apt::offers(LINKER_LIBRARIES[0]);
+    // If apt has no such LLVM, building the linker reports what to install.
+    let with_libraries = linker.is_err() && apt::is_available() && apt::offers(LINKER_LIBRARIES[0]);
     let describe = |error: anyhow::Error| format!("{error:#}");
     vec![
         Finding {
@@ -93,25 +93,25 @@ pub(super) fn look() -> Vec<Finding> {
     ]
 }
 
-/// Brings the toolchain and the linker; the packages are there.
-pub(super) fn complete() -> Result<()> {
-    let way = Way::choose();
-    if Compiler::of(way).is_err() {
-        if way == Way::Debian {
+/// Installs the toolchain and the linker; the packages are installed by now.
+pub(super) fn install() -> Result<()> {
+    let toolchain = Toolchain::choose();
+    if Compiler::of(toolchain).is_err() {
+        if toolchain == Toolchain::Debian {
             progress::run(
-                "naming Debian's compiler for rustup",
+                "linking Debian's compiler into rustup",
                 Command::new("rustup").args(["toolchain", "link", DEBIAN, "/usr"]),
             )?;
         }
-        if let Err(problem) = Compiler::of(way) {
-            println!("  taking {NIGHTLY}: {problem:#}");
+        if let Err(problem) = Compiler::of(toolchain) {
+            println!("  using {NIGHTLY}: {problem:#}");
             progress::run(
                 &format!("installing {NIGHTLY} with rust-src"),
                 Command::new("rustup")
                     .args(["toolchain", "install", NIGHTLY, "--profile", "minimal"])
                     .args(["--component", "rust-src"]),
             )?;
-            Compiler::of(Way::Nightly)?;
+            Compiler::of(Toolchain::Nightly)?;
         }
     }
     if linker().is_err() {
@@ -120,10 +120,10 @@ pub(super) fn complete() -> Result<()> {
     Ok(())
 }
 
-/// Writes the toolchain's name where the build script reads it, if it is not there yet: a
-/// needless write would rebuild the kernel half.
+/// Writes the toolchain's name to the file that the build script reads. An unchanged file is not
+/// written, as a write would rebuild the kernel half.
 pub(super) fn record() -> Result<()> {
-    let name = Way::choose().toolchain();
+    let name = Toolchain::choose().name();
     let path = root().join(CHOICE);
     if fs::read_to_string(&path).is_ok_and(|recorded| recorded.trim() == name) {
         return Ok(());
@@ -131,7 +131,7 @@ pub(super) fn record() -> Result<()> {
     fs::write(&path, format!("{name}\n")).with_context(|| format!("write {CHOICE}"))
 }
 
-/// A compiler that was looked into and can build the kernel half.
+/// A compiler that can build the kernel half.
 struct Compiler {
     toolchain: &'static str,
     release: String,
@@ -139,41 +139,41 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn of(way: Way) -> Result<Self> {
-        let toolchain = way.toolchain();
-        let version = rustc(toolchain, &["-vV"])?;
-        let release = field(&version, "release: ").context("rustc -vV tells no release")?;
-        let llvm = field(&version, "LLVM version: ").context("rustc -vV tells no LLVM")?;
+    fn of(toolchain: Toolchain) -> Result<Self> {
+        let name = toolchain.name();
+        let version = rustc(name, &["-vV"])?;
+        let release = field(&version, "release: ").context("rustc -vV prints no release")?;
+        let llvm = field(&version, "LLVM version: ").context("rustc -vV prints no LLVM version")?;
         let major = llvm
             .split('.')
             .next()
             .and_then(|major| major.parse::<u32>().ok());
         ensure!(
             major == Some(LLVM),
-            "{toolchain} has LLVM {llvm}, the linker needs {LLVM}"
+            "{name} has LLVM {llvm}, but the linker needs {LLVM}"
         );
-        let library = PathBuf::from(rustc(toolchain, &["--print", "sysroot"])?.trim());
+        let library = PathBuf::from(rustc(name, &["--print", "sysroot"])?.trim());
         let library = library.join("lib/rustlib");
-        let core = match way {
-            Way::Debian => {
+        let core = match toolchain {
+            Toolchain::Debian => {
                 let folder = library.join("bpfel-unknown-none/lib");
-                let there = fs::read_dir(&folder).is_ok_and(|files| {
+                let found = fs::read_dir(&folder).is_ok_and(|files| {
                     files.flatten().any(|file| {
                         let name = file.file_name();
                         name.to_string_lossy().starts_with("libcore") && has_suffix(&name, "rlib")
                     })
                 });
-                ensure!(there, "{toolchain} has no BPF core in {}", folder.display());
+                ensure!(found, "{name} has no BPF core in {}", folder.display());
                 "BPF core prebuilt"
             }
-            Way::Nightly => {
+            Toolchain::Nightly => {
                 let source = library.join("src/rust/library/core/src/lib.rs");
-                ensure!(source.exists(), "{toolchain} has no rust-src");
+                ensure!(source.exists(), "{name} has no rust-src");
                 "rust-src"
             }
         };
         Ok(Self {
-            toolchain,
+            toolchain: name,
             release: release.to_owned(),
             core,
         })
@@ -206,24 +206,24 @@ fn rustc(toolchain: &str, arguments: &[&str]) -> Result<String> {
         .args(arguments)
         .env("RUSTUP_AUTO_INSTALL", "0")
         .output()
-        .context("rustup does not run: install it from rustup.rs")?;
+        .context("cannot run rustup: install it from https://rustup.rs")?;
     ensure!(output.status.success(), "no toolchain {toolchain}");
     String::from_utf8(output.stdout).context("rustc's output")
 }
 
-/// The linker's version and LLVM.
+/// The versions of bpf-linker and of its LLVM.
 fn linker() -> Result<String> {
     let path = host::find("bpf-linker").context("not installed")?;
     let run = |program: &Path, argument: &Path| -> Result<String> {
         let output = Command::new(program).arg(argument).output()?;
-        ensure!(output.status.success(), "{} does not run", path.display());
+        ensure!(output.status.success(), "{} fails", path.display());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let version = run(&path, Path::new("--version"))?;
     let version = version.trim().trim_start_matches("bpf-linker ");
-    ensure!(version == LINKER, "version {version}, wanted {LINKER}");
+    ensure!(version == LINKER, "found version {version}, need {LINKER}");
     match llvm_library(&run(Path::new("ldd"), &path)?) {
-        Some(major) if major != LLVM => bail!("made with LLVM {major}, wanted {LLVM}"),
+        Some(major) if major != LLVM => bail!("built with LLVM {major}, need {LLVM}"),
         Some(major) => Ok(format!("{version}, LLVM {major}")),
         None => Ok(format!("{version}, LLVM linked in")),
     }
@@ -292,7 +292,7 @@ mod tests {
     use super::{field, llvm_library};
 
     #[test]
-    fn reads_llvm_from_ldd() {
+    fn parses_llvm_from_ldd() {
         let new = "\tlinux-vdso.so.1 (0x0)\n\tlibLLVM.so.22.1 => /usr/lib/libLLVM.so.22.1 (0x0)\n";
         assert_eq!(llvm_library(new), Some(22));
         assert_eq!(
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_field_of_rustc() {
+    fn parses_a_field_of_rustc() {
         let version = "rustc 1.96.0\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         assert_eq!(field(version, "LLVM version: "), Some("22.1.8"));
         assert_eq!(field(version, "host: "), None);

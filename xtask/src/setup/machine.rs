@@ -1,13 +1,13 @@
-//! What this machine is, beyond the programs on it.
+//! Properties of this machine other than its programs.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
-/// The keys of all of Debian's archives.
+/// The keys of Debian's archives.
 pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What the kernel tests and the demo need of the machine, beyond programs.
+/// Checks for root and BTF, which the kernel tests and the demo need.
 pub(crate) fn needs_this_kernel() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("this needs root; `cargo xtask test unit` does not");
@@ -20,7 +20,7 @@ pub(crate) fn needs_this_kernel() -> Result<()> {
     Ok(())
 }
 
-/// As Go names it, and with it every registry.
+/// The architecture as Go and OCI registries name it.
 pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",

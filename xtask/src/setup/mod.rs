@@ -1,6 +1,5 @@
-//! `cargo xtask setup`: finds out what is missing, says what it will install, installs it and
-//! looks again. Every other command begins with [`ensure`], which is silent and quick where
-//! all is there.
+//! `cargo xtask setup`: finds what is missing, prints it, installs it and checks again. Every other
+//! command starts with [`ensure`], which is silent and quick if nothing is missing.
 
 mod apt;
 mod components;
@@ -20,83 +19,83 @@ pub(crate) use go::build as go_build;
 pub(crate) use host::find;
 pub(crate) use machine::{KEYS, architecture, needs_this_kernel};
 
-/// A part of what this project needs from the machine.
+/// A group of things that this project needs on the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Whatever builds the kernel half: a compiler with a BPF core, and the linker.
+    /// What builds the kernel half: a compiler with a BPF core, and the linker.
     Kernel,
     /// The programs of the lab, the demo and the tests.
     Host,
-    /// What the cluster's programs are made of and its nodes run; large, so only for the commands
-    /// that want a cluster.
+    /// What builds the cluster's programs and runs on its nodes; large, so only for commands that need a
+    /// cluster.
     Cluster,
-    /// What checks the manifests beyond kubectl; only for the commands that want it.
+    /// What checks the manifests, in addition to kubectl.
     Deploy,
     /// clippy and rustfmt.
     Lints,
-    /// A C++ compiler: libFuzzer is built with the fuzzers.
+    /// A C++ compiler, which builds libFuzzer.
     Fuzzer,
     /// The servers of the table of steps.
     Steps,
-    /// What boots other kernels; only for the command that does.
+    /// What boots other kernels.
     Machines,
-    /// The proxies of the answers with pauses.
+    /// The proxies of the suite `answers`.
     Answers,
 }
 
-/// What the command `setup` brings: all but what a single command installs by itself.
+/// What `setup` installs: everything except what only a single command needs.
 const ALL: [Need; 4] = [Need::Kernel, Need::Host, Need::Lints, Need::Fuzzer];
 
-/// One thing that was looked for.
+/// The result of looking for one thing.
 struct Finding {
     what: &'static str,
-    /// What is there, or what is wrong.
+    /// What was found, or what is wrong.
     state: Result<String, String>,
-    /// Packages that would bring it, where apt has it.
+    /// Debian packages that contain it.
     packages: Vec<&'static str>,
 }
 
 impl Need {
-    fn look(self) -> Vec<Finding> {
+    fn find(self) -> Vec<Finding> {
         match self {
-            Self::Kernel => kernel::look(),
-            Self::Host => host::look(),
+            Self::Kernel => kernel::find(),
+            Self::Host => host::find_all(),
             Self::Cluster => {
-                let mut findings = host::look_for_cluster();
-                findings.push(go::look());
+                let mut findings = host::find_for_cluster();
+                findings.push(go::find());
                 findings
             }
             Self::Deploy => vec![
-                go::look(),
-                host::look_for(("promtool", "prometheus", "alert rules and dashboards")),
+                go::find(),
+                host::find_program(("promtool", "prometheus", "alert rules and dashboards")),
             ],
-            Self::Lints => vec![components::look()],
-            Self::Fuzzer => vec![host::look_for(("c++", "g++", "the fuzzers"))],
-            Self::Steps => servers::look(),
-            Self::Machines => host::look_for_machines(),
-            Self::Answers => vec![host::look_for((
+            Self::Lints => vec![components::find()],
+            Self::Fuzzer => vec![host::find_program(("c++", "g++", "the fuzzers"))],
+            Self::Steps => servers::find_all(),
+            Self::Machines => host::find_for_machines(),
+            Self::Answers => vec![host::find_program((
                 "haproxy",
                 "haproxy",
-                "answers behind a proxy",
+                "responses behind a proxy",
             ))],
         }
     }
 
-    /// What packages alone do not bring. Called with the packages installed.
-    fn complete(self) -> Result<()> {
+    /// Installs what packages do not contain. Called after the packages are installed.
+    fn install(self) -> Result<()> {
         match self {
-            Self::Kernel => kernel::complete(),
+            Self::Kernel => kernel::install(),
             Self::Host | Self::Fuzzer | Self::Steps | Self::Machines | Self::Answers => Ok(()),
-            Self::Cluster | Self::Deploy => go::complete(),
-            Self::Lints => components::complete(),
+            Self::Cluster | Self::Deploy => go::install(),
+            Self::Lints => components::install(),
         }
     }
 }
 
-/// The command: shows everything, and installs what is missing.
+/// Prints what is needed and installs what is missing.
 pub(crate) fn run() -> Result<()> {
     let started = Instant::now();
-    terminal::heading("What is there");
+    terminal::heading("Requirements");
     let missing = show(&ALL);
     if missing.is_empty() {
         kernel::record()?;
@@ -104,9 +103,9 @@ pub(crate) fn run() -> Result<()> {
         return Ok(());
     }
     install(&missing)?;
-    terminal::heading("What is there now");
+    terminal::heading("Requirements now");
     if !show(&ALL).is_empty() {
-        bail!("setup ran, and yet something is missing: see above");
+        bail!("something is still missing, see above");
     }
     kernel::record()?;
     println!(
@@ -117,16 +116,20 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// What every other command calls first: sets up what it needs and is not there.
+/// Installs those of `needs` that are missing; every other command calls this first.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
-    let missing: Vec<Need> = needs.iter().copied().filter(|need| lacks(*need)).collect();
+    let missing: Vec<Need> = needs
+        .iter()
+        .copied()
+        .filter(|need| is_missing(*need))
+        .collect();
     if !missing.is_empty() {
-        terminal::heading("What is there");
+        terminal::heading("Requirements");
         let missing = show(&missing);
         install(&missing)?;
         if let Some(finding) = missing
             .iter()
-            .flat_map(|need| need.look())
+            .flat_map(|need| need.find())
             .find(|finding| finding.state.is_err())
         {
             bail!(
@@ -142,20 +145,20 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel half can be built as things are; installs nothing.
+/// Whether the kernel half can be built without installing anything.
 pub(crate) fn kernel_is_ready() -> bool {
-    !lacks(Need::Kernel) && kernel::record().is_ok()
+    !is_missing(Need::Kernel) && kernel::record().is_ok()
 }
 
-fn lacks(need: Need) -> bool {
-    need.look().iter().any(|finding| finding.state.is_err())
+fn is_missing(need: Need) -> bool {
+    need.find().iter().any(|finding| finding.state.is_err())
 }
 
-/// Prints what was found; returns the needs that are not met.
+/// Prints what was found and returns the needs that are not met.
 fn show(needs: &[Need]) -> Vec<Need> {
     let mut missing = Vec::new();
     for need in needs {
-        for Finding { what, state, .. } in need.look() {
+        for Finding { what, state, .. } in need.find() {
             match state {
                 Ok(found) => terminal::check(true, what, &found),
                 Err(problem) => {
@@ -174,7 +177,7 @@ fn install(missing: &[Need]) -> Result<()> {
     terminal::heading("Installing");
     let mut packages: Vec<&str> = missing
         .iter()
-        .flat_map(|need| need.look())
+        .flat_map(|need| need.find())
         .filter(|finding| finding.state.is_err())
         .flat_map(|finding| finding.packages)
         .collect();
@@ -182,7 +185,7 @@ fn install(missing: &[Need]) -> Result<()> {
     packages.dedup();
     apt::install(&packages)?;
     for need in missing {
-        need.complete()?;
+        need.install()?;
     }
     Ok(())
 }

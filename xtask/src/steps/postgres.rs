@@ -6,14 +6,17 @@ use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, stream::poll_fn};
 use tokio::time::sleep;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
-use xtask::lab::{Lab, Pod};
+use xtask::{
+    command::output,
+    lab::{Lab, Pod},
+};
 
 use crate::setup::servers;
 
 use super::{
     Defaults, Server, Situation,
     clients::{CONNECTIONS, Clients, PAUSE, think},
-    server::{Running, folder, run},
+    server::{Running, folder},
     tally::{Follower, Seen},
 };
 
@@ -73,12 +76,14 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     let data = folder.join("data");
     std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
     let mut initdb = Command::new("setpriv");
-    run(initdb
-        .args(NOBODY)
-        .arg(bin.join("initdb"))
-        .args(["--username=postgres", "--auth=trust", "--no-sync", "-D"])
-        .arg(&data)
-        .current_dir(&folder))
+    output(
+        initdb
+            .args(NOBODY)
+            .arg(bin.join("initdb"))
+            .args(["--username=postgres", "--auth=trust", "--no-sync", "-D"])
+            .arg(&data)
+            .current_dir(&folder),
+    )
     .context("initdb")?;
     let mut access = fs::OpenOptions::new()
         .append(true)

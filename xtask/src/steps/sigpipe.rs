@@ -8,12 +8,15 @@ use tokio::{
     net::TcpStream,
     time::sleep,
 };
-use xtask::lab::{Lab, Pod};
+use xtask::{
+    command::output,
+    lab::{Lab, Pod},
+};
 
 use super::{
     Defaults, Server, Situation,
     clients::{Clients, PAUSE, think},
-    server::{Running, folder, run},
+    server::{Running, folder},
     tally::Seen,
 };
 
@@ -39,7 +42,7 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     let (source, program) = (folder.join("sigpipe.c"), folder.join("sigpipe"));
     std::fs::write(&source, SOURCE)?;
     let mut cc = Command::new("cc");
-    run(cc.arg("-pthread").arg("-o").arg(&program).arg(source))?;
+    output(cc.arg("-pthread").arg("-o").arg(&program).arg(source))?;
     let mut server = pod.host.command(program);
     Running::start(lab, pod, &folder, server.arg(PORT.to_string()), &[PORT])
 }

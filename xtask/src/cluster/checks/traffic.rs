@@ -31,7 +31,7 @@ pub(super) fn connects(story: &mut Story) -> Outcome {
 pub(super) fn placed() -> Result<Report> {
     process::wait("the client's connections", 120, || {
         let report = workload::report().ok()?;
-        (report.placed() == CONNECTIONS).then_some(report)
+        (report.answered() == CONNECTIONS).then_some(report)
     })
 }
 
@@ -90,7 +90,7 @@ pub(super) fn scale_out(story: &mut Story) -> Outcome {
     let shares = shares(&story.web, &report);
     let line = shares.line();
     ensure!(
-        report.connections.len() == 1 && report.placed() == CONNECTIONS,
+        report.connections.len() == 1 && report.answered() == CONNECTIONS,
         "{line}"
     );
     story.before = Some(shares);
@@ -113,7 +113,7 @@ pub(super) fn planned(_: &mut Story) -> Outcome {
         ];
         let plan = ["plan", "--policy", "/dev/stdin", "-o", "json"];
         let mut kubectl = kubectl::command(&[&exec[..], &plan].concat());
-        let plan = process::fed(&mut kubectl, &policy)?;
+        let plan = process::output_with_input(&mut kubectl, &policy)?;
         let plan: Value = serde_json::from_str(&plan).context("the plan")?;
         let items = plan["items"].as_array().context("a list of decisions")?;
         let of_trial = |rule: &str| rule.starts_with("trial-");
@@ -174,7 +174,7 @@ fn spread(story: &mut Story) -> Outcome {
         let shares = shares(&story.web, &report);
         let spread = shares.is_spread();
         last = Some(shares.line());
-        (spread && report.placed() == CONNECTIONS).then_some((shares, report))
+        (spread && report.answered() == CONNECTIONS).then_some((shares, report))
     });
     let (shares, report) = spread.with_context(|| last.unwrap_or_default())?;
     if let Some(before) = &story.before {

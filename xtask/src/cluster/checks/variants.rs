@@ -82,7 +82,7 @@ pub(super) fn dry_run(_: &mut Story) -> Outcome {
         ));
     };
     let dry = ["apply", "--dry-run=server", "-f", "-"];
-    process::fed(&mut kubectl::command(&dry), &chart)?;
+    process::output_with_input(&mut kubectl::command(&dry), &chart)?;
     Ok(format!("{done} by kustomize, and the chart"))
 }
 

@@ -24,7 +24,7 @@ pub(super) fn ready(replicas: usize) -> Result<Vec<String>> {
 /// What the client saw last.
 pub(super) fn report() -> Result<Report> {
     let line = kubectl::output(&["logs", "client", "--tail=1"])?;
-    serde_json::from_str(&line).with_context(|| format!("the client's report {line:?}"))
+    Report::parse(&line)
 }
 
 pub(super) fn address(pod: &str) -> Result<String> {
