@@ -1,4 +1,4 @@
-/* Process 1 of a node and of a pod: waits, and reaps what is left to it. */
+/* PID 1 of a node and of a pod: waits and reaps orphans. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,5 +1,4 @@
-//! The cluster's certificates, made anew for each, and a kubeconfig for each client: one
-//! authority, elliptic keys, by openssl.
+//! The cluster's certificates and a kubeconfig for each client, created by openssl: one CA, elliptic keys.
 
 use std::{
     fs,
@@ -14,7 +13,7 @@ use super::{
     process::output,
 };
 
-/// A file of the authority's folder.
+/// A file in the folder of certificates.
 pub(super) fn file(name: &str) -> PathBuf {
     folder().join(name)
 }
@@ -23,7 +22,7 @@ fn folder() -> PathBuf {
     layout::state().join("pki")
 }
 
-/// The kubeconfig of `client`, a certificate's name.
+/// The kubeconfig of `client`, the name of a certificate.
 pub(super) fn kubeconfig(client: &str) -> PathBuf {
     layout::state().join(format!("{client}.kubeconfig"))
 }
@@ -63,7 +62,7 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
     for node in nodes {
         let name = node.name();
         let subject = format!("/O=system:nodes/CN=system:node:{name}");
-        // The kubelet serves with it as well.
+        // The kubelet also serves with it.
         let names = format!("DNS:{name},IP:{}", node.address());
         client(&name, &subject, Some(names))?;
     }
@@ -119,7 +118,7 @@ fn key(name: &str) -> Result<()> {
     )
 }
 
-/// `words` are split at blanks; `more` may hold some.
+/// Runs openssl with `words`, which are split at spaces, and `more`, which are not.
 fn openssl(words: &str, more: &[&str]) -> Result<()> {
     let folder: &Path = &folder();
     let mut openssl = Command::new("openssl");

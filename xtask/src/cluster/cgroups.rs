@@ -1,5 +1,5 @@
-//! The cluster's cgroups, in every hierarchy that the machine has: cgroup v2 alone, v1 with v2
-//! beside it, or both mixed. All that the cluster starts is in them, and ends with them.
+//! The cluster's cgroups, in every hierarchy of the machine: cgroup v2 alone, or hybrid v1 and v2. All
+//! processes of the cluster are in them and are killed with them.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layout::NAME;
 
-/// How long the end of processes may take.
+/// How long killing processes and removing cgroups may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 const MOUNTS: &str = "/sys/fs/cgroup";
 
@@ -21,7 +21,7 @@ const MOUNTS: &str = "/sys/fs/cgroup";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
     mount: PathBuf,
-    /// For v1: the mount options that name it.
+    /// For v1: the mount options that select it.
     controllers: Option<String>,
 }
 
@@ -35,7 +35,7 @@ impl Hierarchy {
         Ok(all)
     }
 
-    /// From one line of mountinfo.
+    /// Parses one line of mountinfo.
     fn parse(line: &str) -> Option<Self> {
         let (mount, filesystem) = line.split_once(" - ")?;
         let mount = PathBuf::from(mount.split(' ').nth(4)?);
@@ -53,7 +53,7 @@ impl Hierarchy {
             "cgroup" => {
                 let naming = |option: &&str| !matches!(*option, "rw" | "ro" | "xattr");
                 let names: Vec<&str> = options.split(',').filter(naming).collect();
-                // A hierarchy without a controller is mounted by its name alone.
+                // A hierarchy without a controller is mounted by its name.
                 let prefix = if options.contains("name=") {
                     "none,"
                 } else {
@@ -76,22 +76,22 @@ impl Hierarchy {
         &self.mount
     }
 
-    /// How a node mounts it anew: type, options, and the place below `/sys/fs/cgroup`.
-    pub(super) fn recipe(&self) -> String {
+    /// A line for node.sh, which mounts it again: type, options, path below `/sys/fs/cgroup`.
+    pub(super) fn mount_line(&self) -> String {
         let (kind, options) = match &self.controllers {
             None => ("cgroup2", "rw"),
             Some(names) => ("cgroup", names.as_str()),
         };
-        let place = self.mount.strip_prefix(MOUNTS).unwrap_or(&self.mount);
-        let place = match place.to_str() {
+        let path = self.mount.strip_prefix(MOUNTS).unwrap_or(&self.mount);
+        let path = match path.to_str() {
             None | Some("") => ".",
-            Some(place) => place,
+            Some(path) => path,
         };
-        format!("{kind} {options} {place}\n")
+        format!("{kind} {options} {path}\n")
     }
 }
 
-/// One cgroup, in every hierarchy.
+/// A cgroup in every hierarchy.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     hierarchies: Vec<Hierarchy>,
@@ -99,7 +99,7 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` below the cluster's own.
+    /// Creates the cgroup `path` below the cluster's.
     pub(super) fn make(path: &str) -> Result<Self> {
         let hierarchies = Hierarchy::all()?;
         let path = Path::new(NAME).join(path);
@@ -115,7 +115,7 @@ impl Cgroup {
         Ok(Self { hierarchies, path })
     }
 
-    /// Each hierarchy's list of processes; writing `0` joins.
+    /// Opens `cgroup.procs` in each hierarchy; a process joins by writing `0`.
     pub(super) fn open(&self) -> Result<Vec<OwnedFd>> {
         self.lists()
             .map(|list| {
@@ -125,22 +125,21 @@ impl Cgroup {
             .collect()
     }
 
-    /// Moves a process here.
-    pub(super) fn take(&self, process: u32) -> Result<()> {
+    /// Moves a process into this cgroup.
+    pub(super) fn add(&self, process: u32) -> Result<()> {
         for list in self.lists() {
             fs::write(&list, process.to_string()).with_context(|| list.display().to_string())?;
         }
         Ok(())
     }
 
-    /// Ends every process in it and below it, and removes it: what a reboot leaves of a node. An
-    /// old pod's cgroup would hold up the kubelet, which asks after each; and one that has handed
-    /// controllers to its children takes no process again.
-    pub(super) fn end(self) -> Result<()> {
+    /// Kills every process in and below it, and removes it, as a reboot does. Left cgroups of old pods
+    /// would delay the kubelet, and one that has enabled controllers for its children accepts no processes.
+    pub(super) fn destroy(self) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let v2 = self.hierarchies.iter().find(|h| h.is_v2());
         let v2 = v2.context("cgroup v2")?.mount.join(&self.path);
-        end_all(&v2, deadline)?;
+        kill_all(&v2, deadline)?;
         for hierarchy in &self.hierarchies {
             let folder = hierarchy.mount.join(&self.path);
             retry(deadline, || prune(&folder))
@@ -171,9 +170,8 @@ fn make_in(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// v2: what a cgroup's children shall control must be switched on in it. Without controllers
-/// (beside v1) there is nothing to do. One that cannot be delegated is left out: the kubelet
-/// names those that it misses.
+/// v2: controllers must be enabled for a cgroup's children. In a hybrid setup v2 has no controllers. One
+/// that cannot be enabled is skipped: the kubelet reports those that it misses.
 fn delegate(folder: &Path) -> io::Result<()> {
     let controllers = fs::read_to_string(folder.join("cgroup.controllers"))?;
     for controller in controllers.split_whitespace() {
@@ -185,13 +183,13 @@ fn delegate(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// v1: a cpuset takes no process before it has CPUs and memory.
+/// v1: a cpuset accepts no process before it has CPUs and memory nodes.
 fn inherit_cpuset(parent: &Path, folder: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let Ok(value) = fs::read_to_string(parent.join(file)) else {
             continue;
         };
-        // Beside it are files that on v2 mean something else when empty.
+        // On v2, files of the same name may be empty, which means something else.
         let is_v1 = parent.join("cpuset.memory_pressure").exists();
         if is_v1 && fs::read_to_string(folder.join(file))?.trim().is_empty() {
             fs::write(folder.join(file), value)?;
@@ -200,14 +198,14 @@ fn inherit_cpuset(parent: &Path, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends every process of the cluster and removes its cgroups; nothing to do is no error.
+/// Kills every process of the cluster and removes its cgroups, if there are any.
 pub(super) fn remove() -> Result<()> {
     let hierarchies = Hierarchy::all()?;
     let Some(v2) = hierarchies.iter().find(|hierarchy| hierarchy.is_v2()) else {
         return Ok(());
     };
     let deadline = Instant::now() + DEADLINE;
-    end_all(&v2.mount.join(NAME), deadline)?;
+    kill_all(&v2.mount.join(NAME), deadline)?;
     for hierarchy in &hierarchies {
         let folder = hierarchy.mount.join(NAME);
         retry(deadline, || {
@@ -222,13 +220,13 @@ pub(super) fn remove() -> Result<()> {
     Ok(())
 }
 
-/// Ends every process in `cgroup`, of version 2, and below it.
-fn end_all(cgroup: &Path, deadline: Instant) -> Result<()> {
+/// Kills every process in and below `cgroup`, a v2 cgroup.
+fn kill_all(cgroup: &Path, deadline: Instant) -> Result<()> {
     while is_populated(cgroup) {
         if Instant::now() > deadline {
-            bail!("{}: its processes do not end", cgroup.display());
+            bail!("{}: its processes do not exit", cgroup.display());
         }
-        // There from Linux 5.14 on.
+        // Exists since Linux 5.14.
         if fs::write(cgroup.join("cgroup.kill"), "1").is_err() {
             kill_each(cgroup);
         }
@@ -237,7 +235,7 @@ fn end_all(cgroup: &Path, deadline: Instant) -> Result<()> {
     Ok(())
 }
 
-/// Dead processes leave a v1 cgroup a moment later.
+/// Retries until `deadline`: dead processes leave a v1 cgroup with a delay.
 fn retry(deadline: Instant, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
     loop {
         match work() {
@@ -261,7 +259,7 @@ fn kill_each(cgroup: &Path) {
     folders(cgroup).iter().for_each(|folder| kill_each(folder));
 }
 
-/// Removes a cgroup, what is below it first.
+/// Removes a cgroup and all below it.
 pub(super) fn prune(cgroup: &Path) -> io::Result<()> {
     for folder in folders(cgroup) {
         prune(&folder)?;
@@ -281,18 +279,18 @@ fn folders(cgroup: &Path) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    fn recipe(line: &str) -> Option<String> {
-        Hierarchy::parse(line).map(|hierarchy| hierarchy.recipe())
+    fn mount_line(line: &str) -> Option<String> {
+        Hierarchy::parse(line).map(|hierarchy| hierarchy.mount_line())
     }
 
     #[test]
-    fn a_node_mounts_the_hierarchies_of_the_machine() {
-        let mount = |place: &str, filesystem: &str| {
-            recipe(&format!(
-                "1 2 0:3 / /sys/fs/cgroup{place} rw,relatime shared:9 - {filesystem}"
+    fn a_node_mounts_the_machines_hierarchies() {
+        let mount = |path: &str, filesystem: &str| {
+            mount_line(&format!(
+                "1 2 0:3 / /sys/fs/cgroup{path} rw,relatime shared:9 - {filesystem}"
             ))
         };
-        let expect = |recipe: &str| Some(format!("{recipe}\n"));
+        let expect = |line: &str| Some(format!("{line}\n"));
         assert_eq!(
             mount("", "cgroup2 cgroup2 rw,nsdelegate"),
             expect("cgroup2 rw .")
@@ -310,6 +308,6 @@ mod tests {
             expect("cgroup none,name=systemd systemd")
         );
         assert_eq!(mount("", "tmpfs tmpfs rw"), None);
-        assert_eq!(recipe("1 2 0:3 / /mnt/x rw - cgroup2 none rw"), None);
+        assert_eq!(mount_line("1 2 0:3 / /mnt/x rw - cgroup2 none rw"), None);
     }
 }

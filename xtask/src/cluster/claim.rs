@@ -1,7 +1,6 @@
-//! Who may touch the cluster: one command at a time, by a lock in the cache. While a command
-//! brings a cluster up or tests in it, a watcher waits for its end, also by SIGKILL, and removes
-//! the cluster unless it was to stay. Should the watcher die as well, the next `up` or `down`
-//! cleans up.
+//! Exclusive use of the cluster, by a lock in the cache folder. While a command starts or tests a cluster,
+//! a watcher process waits for the command's exit, even by SIGKILL, and removes the cluster unless it is
+//! kept. If the watcher dies as well, the next `up` or `down` cleans up.
 
 use std::{
     fs::File,
@@ -15,43 +14,43 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::teardown;
 
-/// The right to touch the cluster, for as long as this lives.
-pub(super) struct Turn(File);
+/// The lock on the cluster, released when this is dropped.
+pub(super) struct Lock(File);
 
-impl Turn {
-    /// Waits for it, and says so.
+impl Lock {
+    /// Takes the lock; prints a message if it has to wait.
     pub(super) fn take() -> Result<Self> {
         if !rustix::process::geteuid().is_root() {
-            bail!("a cluster is made of namespaces, mounts and cgroups: run this as root");
+            bail!("a cluster needs namespaces, mounts and cgroups: run this as root");
         }
         let path = crate::cache()?.join("cluster.lock");
         let lock = File::create(&path).with_context(|| path.display().to_string())?;
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            println!("another `cargo xtask cluster` or its test is at work; waiting for its end");
+            println!("waiting for another `cargo xtask cluster` or `test cluster` to finish");
             flock(&lock, FlockOperation::LockExclusive).context("lock the cluster")?;
         }
         Ok(Self(lock))
     }
 }
 
-/// A cluster that ends with this, unless it is kept.
+/// Ownership of the cluster; dropping it removes the cluster unless it is kept.
 pub(super) struct Claim {
-    /// Until this is closed the watcher waits.
+    /// The watcher waits until this pipe is closed.
     owner: Option<ChildStdin>,
     watcher: Child,
     kept: bool,
-    _turn: Turn,
+    _lock: Lock,
 }
 
 impl Claim {
-    pub(super) fn of(turn: Turn) -> Result<Self> {
-        let program = std::env::current_exe().context("where this program is")?;
-        // The same open file: the lock ends with the later of the two.
-        let lock: OwnedFd = turn.0.try_clone().context("the cluster's lock")?.into();
+    pub(super) fn new(lock: Lock) -> Result<Self> {
+        let program = std::env::current_exe().context("this program's path")?;
+        // The same open file: the lock is held until both processes have exited.
+        let shared: OwnedFd = lock.0.try_clone().context("the cluster's lock")?.into();
         let mut watcher = Command::new(program);
         watcher.args(["cluster", "watch"]).stdin(Stdio::piped());
-        watcher.stdout(lock).stderr(Stdio::null());
-        // Out of the terminal's foreground: Ctrl-C is for its owner.
+        watcher.stdout(shared).stderr(Stdio::null());
+        // Its own process group: Ctrl-C is for the owner only.
         let mut watcher = watcher
             .process_group(0)
             .spawn()
@@ -60,15 +59,15 @@ impl Claim {
             owner: watcher.stdin.take(),
             watcher,
             kept: false,
-            _turn: turn,
+            _lock: lock,
         })
     }
 
-    /// Leaves the cluster up when this is dropped.
+    /// Keeps the cluster running when this is dropped.
     pub(super) fn keep(mut self) -> Result<()> {
         use io::Write as _;
         let owner = self.owner.as_mut().context("the watcher's input")?;
-        owner.write_all(b"keep").context("tell the watcher")?;
+        owner.write_all(b"keep").context("notify the watcher")?;
         self.kept = true;
         Ok(())
     }
@@ -80,18 +79,18 @@ impl Drop for Claim {
         match self.watcher.wait() {
             Ok(status) if status.success() || self.kept => {}
             Ok(status) => eprintln!(
-                "removing the cluster: the watcher ended with {status}; run `cargo xtask cluster down`"
+                "removing the cluster: the watcher exited with {status}; run `cargo xtask cluster down`"
             ),
             Err(error) => eprintln!("removing the cluster: {error}"),
         }
     }
 }
 
-/// The watcher's own work.
+/// The watcher process.
 pub(super) fn watch() -> Result<()> {
-    let mut said = String::new();
-    io::Read::read_to_string(&mut io::stdin(), &mut said).context("the owner's pipe")?;
-    if said == "keep" {
+    let mut message = String::new();
+    io::Read::read_to_string(&mut io::stdin(), &mut message).context("the owner's pipe")?;
+    if message == "keep" {
         return Ok(());
     }
     teardown::remove()

@@ -14,7 +14,7 @@ use super::{
     process::{Server, in_namespace, program},
 };
 
-/// What was asked of the API server by whom, without the contents.
+/// Audit user, verb and resource of each request, without bodies.
 const AUDIT: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -22,7 +22,7 @@ omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 ";
 
-/// The servers of which one can be taken away.
+/// The control plane, whose API server can be stopped and started.
 pub(super) struct ControlPlane {
     cgroup: Cgroup,
     api_server: Server,
@@ -40,12 +40,12 @@ impl ControlPlane {
         Ok(started)
     }
 
-    /// Ends the API server; the others wait for it.
+    /// Stops the API server only.
     pub(super) fn stop_api_server(&mut self) -> Result<()> {
         self.api_server.kill()
     }
 
-    /// Starts it again, on what etcd has.
+    /// Starts the API server again, with the data in etcd.
     pub(super) fn start_api_server(&mut self) -> Result<()> {
         self.api_server = api_server(&self.cgroup)?;
         self.wait()
@@ -57,7 +57,7 @@ impl ControlPlane {
     }
 }
 
-/// What was asked of the API server, a JSON document a line.
+/// The API server's audit log, one JSON document per line.
 pub(super) fn audit_log() -> PathBuf {
     super::process::logs().join("audit.log")
 }
@@ -76,7 +76,7 @@ fn etcd(cgroup: &Cgroup) -> Result<()> {
     let arguments = [
         option("name", "cluster"),
         option("data-dir", layout::state().join("etcd")),
-        // Nothing here survives the machine.
+        // The data need not survive a crash of the machine.
         option("unsafe-no-fsync", "true"),
         option("log-level", "warn"),
         option("listen-client-urls", clients),
@@ -130,7 +130,7 @@ fn api_server(cgroup: &Cgroup) -> Result<Server> {
     serve(cgroup, "kube-apiserver", &arguments)
 }
 
-/// How a server of the control plane asks the API server, and who may ask it.
+/// Options of a control plane component as a client of the API server, and of its own endpoint.
 fn as_client(name: &str) -> Vec<String> {
     let config = kubeconfig(name);
     [
@@ -151,7 +151,7 @@ fn controller_manager(cgroup: &Cgroup) -> Result<()> {
     let name = "kube-controller-manager";
     let mut arguments = as_client(name);
     arguments.extend([
-        // The default is slow to scale.
+        // The default makes scaling slow.
         option("kube-api-qps", "200"),
         option("kube-api-burst", "400"),
         option("use-service-account-credentials", "true"),

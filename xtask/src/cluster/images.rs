@@ -1,5 +1,5 @@
-//! The images of the cluster's pods, made here of this machine's own programs: no registry is
-//! asked. The agent's is that of `cargo xtask image`.
+//! The images of the cluster's pods, built from this machine's programs without a registry. The agent's is
+//! that of `cargo xtask image`.
 
 use std::{
     fs,
@@ -18,22 +18,22 @@ use crate::{
 
 /// The sandbox of every pod.
 pub(super) const PAUSE: &str = "rebalancer.local/pause:1";
-/// nginx, as a service's replica.
+/// nginx, a replica of the Service.
 pub(crate) const WEB: &str = "rebalancer.local/web:1";
 /// A shell, and the keep-alive client at `/usr/bin/xtask`.
 pub(crate) const CLIENT: &str = "rebalancer.local/client:1";
 
 const SHELL: &[&str] = &["sh", "cat", "sleep", "ls", "env", "hostname", "kill"];
 
-/// Where the images are, as tars.
+/// The built images, as tars.
 pub(super) struct Images {
-    /// Also process 1 of each node.
+    /// Also PID 1 of each node.
     pub(super) pause_program: PathBuf,
     tars: Vec<PathBuf>,
 }
 
 impl Images {
-    /// Makes them in the cluster's folder, and takes `agent` along.
+    /// Builds them in the cluster's folder, and that of `agent`.
     pub(super) fn make(agent: &Path) -> Result<Self> {
         let folder = layout::state().join("images");
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -66,7 +66,7 @@ impl Images {
     }
 }
 
-/// Static, as it is alone in its image.
+/// Builds it static, as its image contains nothing else.
 fn compile_pause(path: &Path) -> Result<()> {
     let source = root().join("xtask/cluster/images/pause.c");
     let mut compiler = Command::new("cc");
@@ -91,7 +91,7 @@ fn web() -> Result<Root> {
 
 fn client() -> Result<Root> {
     let mut root = with_shell()?;
-    let this = std::env::current_exe().context("where this program is")?;
+    let this = std::env::current_exe().context("this program's path")?;
     root.program("/usr/bin/xtask", &this)?;
     Ok(root)
 }

@@ -1,4 +1,4 @@
-//! kubectl, of the cluster's own version, as its administrator.
+//! kubectl of the cluster's version, as administrator.
 
 use std::{ffi::OsStr, process::Command};
 
@@ -14,7 +14,7 @@ pub(super) fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     command
         .arg("--kubeconfig")
         .arg(certificates::kubeconfig("admin"));
-    // By default it would leave a cache in the home folder.
+    // The default is the home folder.
     command
         .arg("--cache-dir")
         .arg(layout::state().join("kubectl"));
@@ -22,12 +22,12 @@ pub(super) fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
-/// What it says.
+/// Runs kubectl and returns its output.
 pub(super) fn output(arguments: &[&str]) -> Result<String> {
     process::output(&mut command(arguments))
 }
 
-/// `kubectl apply` of what `manifest` holds.
+/// `kubectl apply` of `manifest`.
 pub(super) fn apply(manifest: &str) -> Result<()> {
     process::output_with_input(&mut command(&["apply", "-f", "-"]), manifest).map(drop)
 }

@@ -1,5 +1,5 @@
-//! What a cluster is called on this machine, and where its parts are. There is one at a time.
-//! Its addresses are its namespaces' own: they cannot clash with the machine's.
+//! Names, paths and addresses of the cluster; there is one cluster at a time. Its addresses exist only in
+//! its namespaces and cannot clash with the machine's.
 
 use std::{
     fs,
@@ -11,18 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::Options;
 
-/// The name of its cgroup, and the prefix of its network namespaces'.
+/// The name of its cgroup, and the prefix of its network namespaces.
 pub(super) const NAME: &str = "rebalancer-cluster";
 
 pub(super) const CONTROL_PLANE: &str = "10.200.0.1";
 pub(super) const NODE_BITS: u8 = 24;
 pub(crate) const PODS: &str = "10.244.0.0/16";
 pub(super) const SERVICES: &str = "10.96.0.0/16";
-/// The first of [`SERVICES`]: the API server, as pods see it.
+/// The ClusterIP of the API server, the first of [`SERVICES`].
 pub(super) const KUBERNETES: &str = "10.96.0.1";
 pub(super) const API_SERVER: &str = "https://10.200.0.1:6443";
 
-/// All that a cluster writes, but its logs of the kernel's own; ends with it.
+/// The folder of all files of the cluster, removed with it.
 pub(super) fn state() -> &'static Path {
     Path::new("/var/lib/rebalancer-cluster")
 }
@@ -36,7 +36,7 @@ pub(super) fn namespace_path(host: &str) -> PathBuf {
     Path::new("/run/netns").join(namespace(host))
 }
 
-/// One of the cluster's nodes, by its number from 1.
+/// A node, by its number from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Node(pub(super) u8);
 
@@ -80,7 +80,7 @@ impl Description {
         fs::write(Self::path(), text).context("cluster.json")
     }
 
-    /// None: no cluster is up.
+    /// `None` if no cluster is running.
     pub(super) fn read() -> Option<Self> {
         serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()
     }

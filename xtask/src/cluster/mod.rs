@@ -1,7 +1,7 @@
-//! `cargo xtask cluster`: a real Kubernetes on this machine alone: etcd, API server, controllers
-//! and scheduler in one network namespace, and nodes that each have namespaces, cgroups,
-//! containerd, kubelet and kube-proxy of their own. No registry, no service manager, nothing in
-//! the machine's own network. For the manifests' tests and for playing.
+//! `cargo xtask cluster`: a real Kubernetes cluster on this machine: etcd, API server, controllers and
+//! scheduler in one network namespace, and nodes with their own namespaces, cgroups, containerd, kubelet and
+//! kube-proxy. It needs no registry and no service manager and does not change the machine's own network.
+//! For tests of the manifests and for experiments.
 
 mod certificates;
 mod cgroups;
@@ -31,40 +31,40 @@ use crate::{
 
 use cgroups::Cgroup;
 pub(crate) use checks::{Checking, run as check};
-use claim::{Claim, Turn};
+use claim::{Claim, Lock};
 use control_plane::ControlPlane;
 use images::Images;
 use layout::{Description, Node};
 
-/// The cgroup namespaces hold a few; this machine's memory is the limit.
-const MOST_NODES: u8 = 9;
+/// An arbitrary limit: memory is what runs out.
+const MAX_NODES: u8 = 9;
 
 #[derive(Subcommand)]
 pub(crate) enum Action {
-    /// Bring a cluster up and leave it up; the first time its programs are built
+    /// Start a cluster and leave it running; builds Kubernetes on first use
     Up(Options),
-    /// Remove the cluster, also what an interrupted command left of one
+    /// Remove the cluster, or what an interrupted command left of it
     Down,
-    /// kubectl in the cluster, as its administrator
+    /// Run kubectl in the cluster, as administrator
     Kubectl {
         #[arg(last = true, required = true)]
         arguments: Vec<OsString>,
     },
-    /// Removes the cluster when the input ends
+    /// Remove the cluster when standard input is closed
     #[command(hide = true)]
     Watch,
 }
 
-/// What a cluster shall have.
+/// Options of a cluster.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct Options {
-    /// How many nodes
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
+    /// Number of nodes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
     pub(crate) nodes: u8,
     /// The version of Kubernetes
     #[arg(long, value_enum, default_value_t = Kube::V1_37)]
     pub(crate) kube: Kube,
-    /// How kube-proxy does it
+    /// Mode of kube-proxy
     #[arg(long, value_enum, default_value_t = Mode::Iptables)]
     pub(crate) mode: Mode,
 }
@@ -118,13 +118,13 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             Ok(())
         }
         Action::Down => {
-            let _turn = Turn::take()?;
+            let _lock = Lock::take()?;
             let traces = teardown::traces()?;
             teardown::remove()?;
             println!(
                 "{}",
                 if traces.is_empty() {
-                    "no cluster is up"
+                    "no cluster is running"
                 } else {
                     "removed"
                 }
@@ -133,62 +133,59 @@ pub(crate) fn run(action: &Action) -> Result<()> {
         }
         Action::Kubectl { arguments } => {
             if Description::read().is_none() {
-                bail!("no cluster is up: cargo xtask cluster up");
+                bail!("no cluster is running: start one with `cargo xtask cluster up`");
             }
             let status = kubectl::command(arguments).status().context("kubectl")?;
-            // Its own complaint was enough.
+            // kubectl has printed its own error.
             std::process::exit(status.code().unwrap_or(1));
         }
         Action::Watch => claim::watch(),
     }
 }
 
-/// A cluster that is up. It ends when this is dropped, or with this process, whatever the cause.
+/// A running cluster. It is removed when this is dropped or this process dies, even by SIGKILL.
 struct Cluster {
     control_plane: ControlPlane,
-    /// With the range of their pods' addresses.
+    /// The nodes and their pod CIDRs.
     nodes: Vec<(Node, String)>,
     images: Images,
     mode: Mode,
-    // Last: whatever the others still hold of it, it is removed.
+    // The last field: dropping it removes the cluster.
     claim: Claim,
 }
 
 impl Cluster {
-    /// Ends all of the node's processes at once and starts it anew. What is on its disk stays;
-    /// its memory is lost: network, cgroups, `/run` and BPF file system.
+    /// Kills all of the node's processes at once and starts it again. Its disk is kept; network, cgroups,
+    /// `/run` and bpffs are lost.
     fn reboot(&self, node: Node) -> Result<()> {
-        Cgroup::make(&node.name())?.end()?;
-        network::renew(node)?;
-        node::forget(node)?;
+        Cgroup::make(&node.name())?.destroy()?;
+        network::reset(node)?;
+        node::clear_state(node)?;
         join(&[node], &self.images)?;
         network::route(&self.nodes)?;
         node::kube_proxy(node, self.mode).map(drop)
     }
 }
 
-/// Brings a cluster up and waits until it is ready.
+/// Starts a cluster and waits until it is ready.
 fn start(options: Options) -> Result<Cluster> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
     let agent = build::agent()?;
-    let turn = Turn::take()?;
+    let lock = Lock::take()?;
     if let Some(last) = Description::read() {
-        println!(
-            "  the cluster that is up (Kubernetes {}) is replaced",
-            last.kube
-        );
+        println!("  replacing the running cluster (Kubernetes {})", last.kube);
     }
     terminal::heading(format!(
         "A cluster: Kubernetes {}, nodes: {}, kube-proxy: {}",
         options.kube, options.nodes, options.mode
     ));
     let programs = programs::build(options.kube)?;
-    teardown::remove().context("remove what is left of another cluster")?;
-    let claim = Claim::of(turn)?;
+    teardown::remove().context("remove the previous cluster")?;
+    let claim = Claim::new(lock)?;
     fs::create_dir_all(process::logs()).context("the cluster's folder")?;
     teardown::make_mount_points()?;
-    programs::place(&programs)?;
+    programs::install(&programs)?;
     let nodes: Vec<Node> = (1..=options.nodes).map(Node).collect();
     let images = step("images", || Images::make(&agent))?;
     step("certificates", || certificates::make(&nodes))?;
@@ -202,7 +199,7 @@ fn start(options: Options) -> Result<Cluster> {
         }
         Ok(joined)
     })?;
-    step("all ready", || settle(&nodes))?;
+    step("all ready", || wait_ready(&nodes))?;
     Description::of(options).write()?;
     Ok(Cluster {
         control_plane,
@@ -213,7 +210,7 @@ fn start(options: Options) -> Result<Cluster> {
     })
 }
 
-/// One step of bringing a cluster up, shown.
+/// Runs one step of the start and shows its progress.
 fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let step = Step::start(title);
     match work() {
@@ -228,7 +225,7 @@ fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Starts all of `nodes` at once; with the range of their pods' addresses.
+/// Starts all `nodes` in parallel and returns them with their pod CIDRs.
 fn join(nodes: &[Node], images: &Images) -> Result<Vec<(Node, String)>> {
     std::thread::scope(|scope| {
         let starts: Vec<_> = nodes
@@ -245,7 +242,7 @@ fn join(nodes: &[Node], images: &Images) -> Result<Vec<(Node, String)>> {
     })
 }
 
-fn settle(nodes: &[Node]) -> Result<()> {
+fn wait_ready(nodes: &[Node]) -> Result<()> {
     process::wait("the default service account", 60, || {
         kubectl::output(&["get", "serviceaccount", "default"]).ok()
     })?;
@@ -258,7 +255,7 @@ fn settle(nodes: &[Node]) -> Result<()> {
     ];
     kubectl::output(&ready)?;
     for node in nodes {
-        // Its health port answers once it has written its rules; until then with an error.
+        // kube-proxy is healthy once it has written its rules.
         let server = format!("http://{}:10256", node.address());
         let ask = ["--server", &server, "get", "--raw", "/healthz"];
         process::wait(&format!("kube-proxy on {}", node.name()), 90, || {
@@ -269,14 +266,14 @@ fn settle(nodes: &[Node]) -> Result<()> {
 }
 
 fn show(options: Options) {
-    println!("\n{} Kubernetes {}", green("up:"), options.kube);
-    println!("\n{}", bold("Look into it"));
+    println!("\n{} Kubernetes {}", green("running:"), options.kube);
+    println!("\n{}", bold("Commands to inspect it"));
     for (command, what) in [
         (
             "cargo xtask cluster kubectl -- get pods -A",
-            "kubectl, as administrator",
+            "run kubectl as administrator",
         ),
-        ("cargo xtask cluster down", "remove it all"),
+        ("cargo xtask cluster down", "remove the cluster"),
     ] {
         println!("  {command:<46} {}", dim(what));
     }

@@ -1,5 +1,5 @@
-//! The cluster's wires. Each node has a network namespace on a bridge in the control plane's;
-//! nothing is added to the machine's own.
+//! The cluster's network: each node's network namespace is connected to a bridge in that of the control
+//! plane. The machine's own network is not changed.
 
 use std::{fs, process::Command};
 
@@ -28,12 +28,12 @@ pub(super) fn make(nodes: &[Node]) -> Result<()> {
     nodes.iter().try_for_each(|node| join(*node))
 }
 
-/// As after a reboot: none of the node's interfaces, routes and rules are left.
-pub(super) fn renew(node: Node) -> Result<()> {
+/// Removes the node's interfaces, routes and rules, as a reboot does, and connects it again.
+pub(super) fn reset(node: Node) -> Result<()> {
     let namespace = layout::namespace(&node.name());
     output(Command::new("ip").args(["netns", "del", &namespace]))?;
-    // The other end goes with the namespace, a moment later.
-    process::wait("the node's wire to go", 10, || {
+    // The veth's other end is removed with the namespace, but asynchronously.
+    process::wait("removal of the node's veth", 10, || {
         let link = ["link", "show", &node.name()];
         output(in_namespace(CONTROL_PLANE, "ip").args(link))
             .is_err()
@@ -66,15 +66,15 @@ fn join(node: Node) -> Result<()> {
         ),
     )?;
     sysctl(&name, "net.ipv4.ip_forward=1")?;
-    // There with the bridge filter (br_netfilter) only. Then pods of one node reach a Service
-    // whose pod is beside them through kube-proxy's rules, both ways.
+    // Exists with br_netfilter only. Then traffic from a pod to a Service endpoint on the same node passes
+    // kube-proxy's rules in both directions.
     if fs::exists("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or(false) {
         sysctl(&name, "net.bridge.bridge-nf-call-iptables=1")?;
     }
     Ok(())
 }
 
-/// Routes to the pods of each node from the others, and to Services from the control plane.
+/// Adds routes to each node's pods on the others, and to Services on the control plane.
 pub(super) fn route(pods: &[(Node, String)]) -> Result<()> {
     for (node, range) in pods {
         let route = format!("route replace {range} via {}\n", node.address());

@@ -1,5 +1,5 @@
-//! One node: network, mount, UTS, cgroup and PID namespaces of its own; in them containerd, the
-//! kubelet and kube-proxy. What is in its cgroups, its `/proc` and its bpffs is the node's alone.
+//! One node: containerd, kubelet and kube-proxy in their own network, mount, UTS, cgroup and PID
+//! namespaces. Its cgroups, `/proc` and bpffs show this node only.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use super::{
 
 const SETUP: &str = include_str!("node.sh");
 
-/// What the kubelet wants of settings that are the whole machine's.
+/// Values that the kubelet requires of machine-wide sysctls.
 const SYSCTLS: [(&str, &str); 6] = [
     ("vm/overcommit_memory", "1"),
     ("vm/panic_on_oom", "0"),
@@ -31,7 +31,7 @@ const SYSCTLS: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
-/// Starts a node up to the kubelet; returns the range of its pods' addresses.
+/// Starts a node up to the kubelet and returns its pod CIDR.
 pub(super) fn start(node: Node, images: &Images) -> Result<String> {
     write_files(node)?;
     enter_namespaces(node, images)?;
@@ -43,7 +43,7 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
         output(ctr.args(import).arg(image)).context("import an image")?;
     }
     let mut kubelet = kubelet(node, &cgroup)?;
-    let pods = kubelet.wait(&format!("{} registers", node.name()), 90, || {
+    let pods = kubelet.wait(&format!("registration of {}", node.name()), 90, || {
         let path = "jsonpath={.spec.podCIDR}";
         let range = kubectl::output(&["get", "node", &node.name(), "-o", path]).ok()?;
         (!range.is_empty()).then_some(range)
@@ -52,8 +52,8 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
     Ok(pods)
 }
 
-/// Before it is started again: what tells that it is up.
-pub(super) fn forget(node: Node) -> Result<()> {
+/// Removes the files that mark the node as started.
+pub(super) fn clear_state(node: Node) -> Result<()> {
     for file in ["ready", "init"] {
         let path = node.folder().join(file);
         fs::remove_file(&path).with_context(|| path.display().to_string())?;
@@ -63,17 +63,17 @@ pub(super) fn forget(node: Node) -> Result<()> {
 
 /// A command in the node's namespaces.
 pub(super) fn inside(node: Node, program: impl AsRef<Path>) -> Result<Command> {
-    let first = fs::read_to_string(node.folder().join("init")).context("the node's process 1")?;
+    let first = fs::read_to_string(node.folder().join("init")).context("the node's PID 1")?;
     let mut command = Command::new("nsenter");
     command.args(["-t", first.trim(), "-m", "-u", "-n", "-C", "-p"]);
     command.arg(program.as_ref());
-    // containerd starts runc, kube-proxy iptables and nft: in folders that a PATH may lack.
+    // containerd runs runc, and kube-proxy runs iptables and nft, which are in sbin.
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     Ok(command)
 }
 
-/// The cgroup of what runs on a node beside pods.
+/// The cgroup of the node's system processes.
 fn system(node: Node) -> Result<Cgroup> {
     Cgroup::make(&format!("{}/system", node.name()))
 }
@@ -90,7 +90,10 @@ fn write_files(node: Node) -> Result<()> {
     ] {
         make_folder(&folder.join(part))?;
     }
-    let hierarchies: String = Hierarchy::all()?.iter().map(Hierarchy::recipe).collect();
+    let hierarchies: String = Hierarchy::all()?
+        .iter()
+        .map(Hierarchy::mount_line)
+        .collect();
     write(&folder.join("hierarchies"), &hierarchies)?;
     for (name, value) in SYSCTLS {
         let path = folder.join("sysctl").join(name);
@@ -104,7 +107,7 @@ fn write_files(node: Node) -> Result<()> {
 
 fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
     let name = node.name();
-    // The cgroup namespace's root is the cgroup in which it is made.
+    // The cgroup in which a cgroup namespace is created becomes its root.
     let cgroup = Cgroup::make(&name)?;
     let mut unshare = in_namespace(&name, "unshare");
     unshare.args([
@@ -126,15 +129,15 @@ fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
     let outer = server.id();
     let children = format!("/proc/{outer}/task/{outer}/children");
     let children = fs::read_to_string(&children).context(children)?;
-    let first: u32 = children.trim().parse().context("the node's process 1")?;
+    let first: u32 = children.trim().parse().context("the node's PID 1")?;
     write(&node.folder().join("init"), &first.to_string())?;
-    // On cgroup v2 a cgroup that holds processes cannot hand controllers to its children.
+    // On cgroup v2 a cgroup with processes cannot enable controllers for its children.
     let system = system(node)?;
-    system.take(first)?;
-    system.take(outer)
+    system.add(first)?;
+    system.add(outer)
 }
 
-/// Without CAP_SYS_RESOURCE a negative score is refused: hence restrict_oom_score_adj.
+/// restrict_oom_score_adj: without CAP_SYS_RESOURCE a negative score is rejected.
 const CONTAINERD: &str = r#"version = 2
 oom_score = 0
 [plugins."io.containerd.grpc.v1.cri"]
@@ -187,9 +190,9 @@ maxOpenFiles: 20000
 resolvConf: {resolv}
 clusterDomain: cluster.local
 nodeStatusUpdateFrequency: 5s
-# How soon a ConfigMap's change is in the volume; a minute by default.
+# How soon the volume follows its ConfigMap; a minute by default.
 syncFrequency: 5s
-# The machine's own disk and memory are no concern of this node's.
+# Never evict because of the machine's disk and memory.
 evictionHard: {{memory.available: "0%", nodefs.available: "0%", nodefs.inodesFree: "0%", imagefs.available: "0%", imagefs.inodesFree: "0%"}}
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
@@ -213,8 +216,8 @@ fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Server> {
     Server::start(&format!("{name}-kubelet"), cgroup, &mut command)
 }
 
-/// Gives the pods their network. Written in place: containerd 1.6 does not see a file that is
-/// renamed into the folder, and the node would never be ready.
+/// Writes the CNI configuration. Written in place: containerd 1.6 does not notice a file that is renamed
+/// into the folder, and the node would never become ready.
 fn connect_pods(node: Node, pods: &str) -> Result<()> {
     let configuration = format!(
         r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [

@@ -1,4 +1,4 @@
-//! Starting the cluster's servers, and waiting for what they do.
+//! Starts the cluster's servers and waits for conditions.
 
 use std::{
     fs,
@@ -14,23 +14,23 @@ pub(super) use xtask::command::{output, output_with_input};
 
 use super::{cgroups::Cgroup, layout};
 
-/// How much of a server's log an error shows.
+/// Lines of a server's log in an error.
 const TAIL: usize = 15;
 
-/// A server that outlives this program, and ends with the cluster.
+/// A server. It may outlive this program and is killed with the cluster.
 pub(super) struct Server {
     name: String,
     child: Child,
 }
 
 impl Server {
-    /// Starts `command` in `cgroup`, in a session of its own, its output in the log `name`.
+    /// Starts `command` in `cgroup` and in a new session, with its output in the log `name`.
     pub(super) fn start(name: &str, cgroup: &Cgroup, command: &mut Command) -> Result<Self> {
         let path = log(name);
         let output = fs::File::create(&path).with_context(|| path.display().to_string())?;
         let lists = cgroup.open()?;
-        // SAFETY: between fork and exec only system calls are made, on descriptors that the
-        // closure owns; nothing is allocated and no lock is taken.
+        // SAFETY: between fork and exec the closure makes only system calls, on descriptors that it owns;
+        // it allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(move || {
                 for list in &lists {
@@ -56,18 +56,18 @@ impl Server {
         self.child.id()
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills it, like a crash.
     pub(super) fn kill(&mut self) -> Result<()> {
         let Self { name, child } = self;
-        child.kill().with_context(|| format!("end {name}"))?;
-        child.wait().with_context(|| format!("end {name}"))?;
+        child.kill().with_context(|| format!("kill {name}"))?;
+        child.wait().with_context(|| format!("wait for {name}"))?;
         Ok(())
     }
 
-    /// Waits until `ready` gives something.
+    /// Waits until `ready` returns a value.
     ///
     /// # Errors
-    /// The server ended, or it took too long: with the end of its log.
+    /// The server exited or the time is over; the message has the end of its log.
     pub(super) fn wait<T>(
         &mut self,
         what: &str,
@@ -76,7 +76,7 @@ impl Server {
     ) -> Result<T> {
         let Self { name, child } = self;
         let ended = || match child.try_wait() {
-            Ok(Some(status)) => Some(format!("{name} ended with {status}")),
+            Ok(Some(status)) => Some(format!("{name} exited with {status}")),
             _ => None,
         };
         until(seconds, ready, ended).map_err(|problem| {
@@ -96,7 +96,7 @@ pub(super) fn logs() -> PathBuf {
     layout::state().join("log")
 }
 
-/// Waits until `ready` gives something.
+/// Waits until `ready` returns a value.
 pub(super) fn wait<T>(what: &str, seconds: u64, ready: impl FnMut() -> Option<T>) -> Result<T> {
     until(seconds, ready, || None).map_err(|problem| anyhow::anyhow!("{what}: {problem}"))
 }
@@ -130,7 +130,7 @@ pub(super) fn in_namespace(host: &str, program: impl AsRef<Path>) -> Command {
     command
 }
 
-/// One of Kubernetes' programs.
+/// The path of a Kubernetes program.
 pub(super) fn program(name: &str) -> PathBuf {
     layout::state().join("bin").join(name)
 }

@@ -1,5 +1,5 @@
-//! Kubernetes' servers, etcd and kubectl as one binary, made from Go modules. It takes some ten
-//! minutes of CPU, once: the binary is kept in the cache, named by what it was made from.
+//! Kubernetes' servers, etcd and kubectl as one binary, built from Go modules. This takes about ten minutes
+//! of CPU once: the binary is cached under a hash of its sources.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use super::{Kube, layout};
 use crate::{image, progress, root, setup};
 
-/// What the one binary does is chosen by the name that it is called by.
+/// The binary's names, each of which selects a program.
 const NAMES: [&str; 7] = [
     "etcd",
     "kube-apiserver",
@@ -24,12 +24,12 @@ const NAMES: [&str; 7] = [
 ];
 const TAGS: &str = "selinux,netgo";
 
-/// Whether the binary of `kube` is there.
+/// Whether the binary of `kube` is cached.
 pub(super) fn is_built(kube: Kube) -> Result<bool> {
     Ok(Sources::of(kube)?.binary.exists())
 }
 
-/// What a binary is made from, and where it is once it is made.
+/// The sources of a binary, and its path in the cache.
 struct Sources {
     files: [PathBuf; 3],
     flags: String,
@@ -60,7 +60,7 @@ impl Sources {
     }
 }
 
-/// The binary of `kube`, built if it is not there.
+/// The binary of `kube`, built if it is not cached.
 pub(super) fn build(kube: Kube) -> Result<PathBuf> {
     let Sources {
         files,
@@ -78,8 +78,8 @@ pub(super) fn build(kube: Kube) -> Result<PathBuf> {
         fs::copy(file, folder.join(name)).with_context(|| file.display().to_string())?;
     }
     println!(
-        "  Kubernetes {kube} and etcd are built from their Go modules, once: some ten minutes of \
-         CPU, 4 GB\n  in Go's own caches (`go clean -cache -modcache` frees them), 160 MB in {}",
+        "  building Kubernetes {kube} and etcd from their Go modules, once: about ten minutes of \
+         CPU, 4 GB\n  in Go's caches (freed by `go clean -cache -modcache`), 160 MB in {}",
         cache.display()
     );
     let unfinished = folder.join("hyperkube");
@@ -92,7 +92,7 @@ pub(super) fn build(kube: Kube) -> Result<PathBuf> {
     Ok(binary)
 }
 
-/// Versions are stamped at link time, in each of the two packages that tell them.
+/// Sets the version at link time, in both packages that report it.
 fn link_flags(kube: Kube) -> String {
     let minor = kube.minor();
     let stamps = [
@@ -116,8 +116,8 @@ fn link_flags(kube: Kube) -> String {
     flags
 }
 
-/// Puts the binary into the cluster's folder, under each of its names.
-pub(super) fn place(binary: &Path) -> Result<()> {
+/// Links the binary into the cluster's folder under each of its names.
+pub(super) fn install(binary: &Path) -> Result<()> {
     let folder = layout::state().join("bin");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for name in NAMES {

@@ -1,4 +1,4 @@
-//! Removes every trace of a cluster, whatever state it is in.
+//! Removes every trace of a cluster, whatever its state.
 
 use std::{
     fs, io,
@@ -10,8 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::{cgroups, layout, process::output};
 
-/// Folders that a node lays its own over, in its own mount namespace. Where the machine has none
-/// an empty one is made, and removed.
+/// Folders over which a node mounts its own. Those that the machine lacks are created and removed again.
 const MOUNT_POINTS: [&str; 9] = [
     "/run/containerd",
     "/run/rebalancer",
@@ -28,19 +27,18 @@ fn made() -> PathBuf {
     layout::state().join("mount-points")
 }
 
-/// Makes those that are missing, and notes which.
+/// Creates the missing mount points and records them.
 pub(super) fn make_mount_points() -> Result<()> {
     let missing = |path: &&str| !Path::new(path).exists();
     let paths: Vec<&str> = MOUNT_POINTS.into_iter().filter(missing).collect();
-    fs::write(made(), paths.join("\n")).context("note the mount points")?;
+    fs::write(made(), paths.join("\n")).context("record the mount points")?;
     for path in paths {
         fs::create_dir(path).with_context(|| path.to_owned())?;
     }
     Ok(())
 }
 
-/// Ends all of the cluster's processes and removes its namespaces, cgroups and files; nothing to
-/// do is no error.
+/// Kills the cluster's processes and removes its namespaces, cgroups and files, if there are any.
 pub(super) fn remove() -> Result<()> {
     cgroups::remove()?;
     for name in namespaces()? {
@@ -48,7 +46,7 @@ pub(super) fn remove() -> Result<()> {
     }
     let made = fs::read_to_string(made()).unwrap_or_default();
     for path in made.lines().rev() {
-        // One that someone else has begun to use stays.
+        // Fails, as it should, if something else uses the folder now.
         let _ = fs::remove_dir(path);
     }
     match fs::remove_dir_all(layout::state()) {
@@ -59,7 +57,7 @@ pub(super) fn remove() -> Result<()> {
     }
 }
 
-/// What of a cluster is on this machine; empty after [`remove`].
+/// What exists of a cluster on this machine; empty after [`remove`].
 pub(super) fn traces() -> Result<Vec<String>> {
     let mut traces: Vec<String> = namespaces()?
         .into_iter()

@@ -1,4 +1,4 @@
-//! `cargo xtask test deploy`: the checks, one by one; the others go on after one that fails.
+//! `cargo xtask test deploy`: runs all checks, even after one has failed.
 
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
@@ -12,19 +12,22 @@ use crate::{
 
 type Check = (&'static str, fn(&Tools) -> Outcome);
 
-/// The width of the names.
+/// The width of the name column.
 const NAMES: usize = 34;
 
 const CHECKS: [Check; 9] = [
-    ("what is shipped renders", renders),
-    ("helm lint has nothing to say", lint),
-    ("kustomize and helm give the same", choices::give_the_same),
-    ("a mistake in values is refused", mistakes_are_refused),
-    ("a policy of one's own arrives", policy_arrives),
+    ("all manifests render", renders),
+    ("helm lint passes", lint),
+    (
+        "kustomize and helm render the same",
+        choices::render_the_same,
+    ),
+    ("mistakes in values are rejected", mistakes_are_rejected),
+    ("a custom policy is used", custom_policy),
     ("memory follows maxConnections", memory),
-    ("AppArmor before and from 1.30 on", app_armor),
-    ("promtool reads the alerts", prometheus::alerts),
-    ("promtool reads the dashboard", prometheus::dashboard),
+    ("AppArmor before and since 1.30", app_armor),
+    ("promtool parses the alerts", prometheus::alerts),
+    ("promtool parses the dashboard", prometheus::dashboard),
 ];
 
 pub(crate) fn run() -> Result<()> {
@@ -41,7 +44,7 @@ pub(crate) fn run() -> Result<()> {
     }
     let failed = results.iter().filter(|result| result.has_failed()).count();
     if failed > 0 {
-        bail!("checks of deploy/ that failed: {failed}");
+        bail!("{failed} checks of deploy/ failed");
     }
     Ok(())
 }
@@ -60,10 +63,10 @@ fn renders(tools: &Tools) -> Outcome {
 
 fn lint(tools: &Tools) -> Outcome {
     let mut helm = tools.helm(&["lint", "--strict"]);
-    let (said, _) = tools::run(helm.arg(chart()))?;
-    ensure!(said.contains("0 chart(s) failed"), "{said}");
-    // An icon is for catalogues; this chart is in none.
-    let complaints = said.lines().filter(|line| {
+    let (report, _) = tools::run(helm.arg(chart()))?;
+    ensure!(report.contains("0 chart(s) failed"), "{report}");
+    // [INFO] asks for an icon, which only catalogues need.
+    let complaints = report.lines().filter(|line| {
         ["[WARNING]", "[ERROR]"]
             .iter()
             .any(|level| line.starts_with(level))
@@ -73,7 +76,7 @@ fn lint(tools: &Tools) -> Outcome {
     Ok(String::new())
 }
 
-/// Each with the words by which whoever made it finds it.
+/// Mistakes, each with words that the error message must contain.
 const MISTAKES: [(&str, &[&str]); 10] = [
     ("profil=privileged", &["profil"]),
     ("profile=least_privilege", &["/profile", "least-privilege"]),
@@ -87,26 +90,26 @@ const MISTAKES: [(&str, &[&str]); 10] = [
     ("policy=policy.yaml", &["--set-file policy=policy.yaml"]),
 ];
 
-fn mistakes_are_refused(tools: &Tools) -> Outcome {
+fn mistakes_are_rejected(tools: &Tools) -> Outcome {
     for (value, words) in MISTAKES {
         match tools.template(&["--set", value]) {
-            Ok(_) => bail!("--set {value} was taken"),
+            Ok(_) => bail!("--set {value} was accepted"),
             Err(error) => {
-                // What comes first is the command, and has them all.
-                let said = format!("{error:#}");
-                let said = said.split_once('\n').map_or("", |(_, said)| said);
-                let missing = words.iter().find(|word| !said.contains(**word));
+                // The first line is the command, which contains all words.
+                let message = format!("{error:#}");
+                let message = message.split_once('\n').map_or("", |(_, rest)| rest);
+                let missing = words.iter().find(|word| !message.contains(**word));
                 ensure!(
                     missing.is_none(),
-                    "--set {value}: no {missing:?} in: {said}"
+                    "--set {value}: no {missing:?} in: {message}"
                 );
             }
         }
     }
-    Ok(format!("{} of them", MISTAKES.len()))
+    Ok(format!("{} mistakes", MISTAKES.len()))
 }
 
-fn policy_arrives(tools: &Tools) -> Outcome {
+fn custom_policy(tools: &Tools) -> Outcome {
     let file = chart().join("files/policy.yaml");
     let file = format!("policy={}", file.display());
     let ours = objects::parse(&tools.template(&["--set-file", &file])?)?;
@@ -126,7 +129,7 @@ fn policy_arrives(tools: &Tools) -> Outcome {
     Ok(String::new())
 }
 
-/// An annotation of the pod's until it became a field of the container's.
+/// AppArmor was an annotation of the pod before it became a field of the container.
 fn app_armor(tools: &Tools) -> Outcome {
     const ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/agent";
     for (version, is_a_field) in [("1.29.0", false), ("1.30.0", true)] {
@@ -152,32 +155,32 @@ fn app_armor(tools: &Tools) -> Outcome {
 const MI: u64 = 1 << 20;
 
 fn memory(tools: &Tools) -> Outcome {
-    let mut told = Vec::new();
+    let mut sizes = Vec::new();
     for connections in [1_000, 50_000, 100_000, 1_000_000] {
         let value = format!("maxConnections={connections}");
         let objects = objects::parse(&tools.template(&["--set", &value])?)?;
         let resources = &objects["DaemonSet rebalancer"]["spec"]["template"]["spec"]["containers"]
             [0]["resources"];
-        // In the kernel and in the agent; a table of them all takes 3,600 B more of each.
-        for (of, each) in [("requests", 385 + 770), ("limits", 385 + 770 + 3_600)] {
-            let mi = mebibytes(&resources[of]["memory"])?;
+        // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,600 more.
+        for (kind, each) in [("requests", 385 + 770), ("limits", 385 + 770 + 3_600)] {
+            let mi = mebibytes(&resources[kind]["memory"])?;
             let needed = (20_000_000 + each * connections).max(128 * MI);
             ensure!(
                 mi % 64 == 0 && mi * MI >= needed && (mi - 64) * MI < needed,
-                "{of} for {connections}: {mi} Mi, and {needed} bytes are needed"
+                "{kind} for {connections}: {mi} Mi, but {needed} bytes are needed"
             );
-            if of == "limits" {
-                told.push(format!("{connections}: {mi} Mi"));
+            if kind == "limits" {
+                sizes.push(format!("{connections}: {mi} Mi"));
             }
         }
     }
-    Ok(told.join(", "))
+    Ok(sizes.join(", "))
 }
 
 fn mebibytes(quantity: &Value) -> Result<u64> {
     let number = quantity.as_str().and_then(|text| text.strip_suffix("Mi"));
     match number.map(str::parse) {
         Some(Ok(number)) => Ok(number),
-        _ => bail!("{quantity}: no number of Mi"),
+        _ => bail!("{quantity}: not a number of Mi"),
     }
 }

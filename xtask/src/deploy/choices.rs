@@ -1,5 +1,5 @@
-//! What an operator may choose, in both languages: an overlay with components, and values of the
-//! chart. Each pair must come to the same objects.
+//! Choices of an operator, each as a kustomize overlay with components and as chart values. Both must
+//! render the same objects.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,6 @@ use anyhow::{Result, ensure};
 use super::{Tools, objects};
 use crate::root;
 
-/// One choice.
 struct Choice {
     overlay: &'static str,
     components: &'static [&'static str],
@@ -58,12 +57,12 @@ const fn choice(
     }
 }
 
-/// Every choice, both ways.
-pub(super) fn give_the_same(tools: &Tools) -> Result<String> {
+/// Renders every choice with kustomize and with helm and compares the objects.
+pub(super) fn render_the_same(tools: &Tools) -> Result<String> {
     for choice in &CHOICES {
         let name = format!("{} {:?}", choice.overlay, choice.components);
         let ours = tools.kustomize(&choice.folder()?)?;
-        // kustomize has the namespace among its objects; the chart only when it is asked.
+        // kustomize always renders the namespace, the chart only on request.
         let mut arguments = vec!["--set", "namespace.create=true"];
         arguments.extend(choice.values.iter().flat_map(|value| ["--set", value]));
         let theirs = tools.template(&arguments)?;
@@ -75,11 +74,11 @@ pub(super) fn give_the_same(tools: &Tools) -> Result<String> {
             found.join("\n  ")
         );
     }
-    Ok(format!("for {} choices", CHOICES.len()))
+    Ok(format!("{} choices", CHOICES.len()))
 }
 
 impl Choice {
-    /// A folder that kustomize builds: the overlay's, or one made for the combination.
+    /// The folder for kustomize: the overlay's, or one created for the combination.
     fn folder(&self) -> Result<PathBuf> {
         if self.components.is_empty() {
             return Ok(super::folder().join("overlays").join(self.overlay));

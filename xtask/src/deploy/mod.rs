@@ -1,7 +1,7 @@
-//! `cargo xtask manifests` writes what deploy/ comes to; `cargo xtask test deploy` holds it to what
-//! it promises: the overlays and the chart give the same objects for the same choices, a mistake
-//! in the chart's values is refused in clear words, and Prometheus reads every rule and panel.
-//! No cluster is asked. What needs neither helm nor kustomize is in `rebalancer-user/tests`.
+//! `cargo xtask manifests` renders deploy/. `cargo xtask test deploy` checks it without a cluster: overlays
+//! and chart render the same objects for the same choices, mistakes in the chart's values are rejected with
+//! a clear message, and Prometheus parses every rule and panel. Tests that need neither helm nor kustomize
+//! are in `rebalancer-user/tests`.
 
 mod checks;
 mod choices;
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) use checks::run as check;
 use tools::Tools;
 
-/// Writes every overlay and the chart with its defaults into `folder`, a file each.
+/// Writes every overlay, and the chart with its defaults, to one file each in `folder`.
 pub(crate) fn write(folder: &Path) -> Result<()> {
     setup::ensure(&[Need::Deploy])?;
     let tools = Tools::build()?;
@@ -38,13 +38,13 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What `helm install` with the chart's defaults would send; none where helm has not been built.
+/// The manifest that `helm install` with default values would send; `None` if helm has not been built.
 pub(crate) fn chart_as_sent() -> Result<Option<String>> {
     let tools = Tools::if_built()?;
     tools.map(|tools| tools.template(&[])).transpose()
 }
 
-/// What is shipped, by name.
+/// All rendered manifests, by name.
 fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     let mut all = Vec::new();
     for overlay in overlays()? {
@@ -59,8 +59,8 @@ fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
-/// Makes `folder` one that kustomize builds: an overlay with components. Both are named by
-/// relative paths; kustomize takes no others, and follows no link.
+/// Writes a kustomization to `folder` that combines an overlay with components. kustomize accepts only
+/// relative paths and follows no symbolic links.
 pub(crate) fn combined(folder: &Path, overlay: &str, components: &[&str]) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let real = folder.canonicalize().context("the overlay's folder")?;
@@ -88,7 +88,7 @@ fn chart() -> PathBuf {
     folder().join("chart")
 }
 
-/// The folders of the overlays, by name.
+/// The folders of the overlays, sorted by name.
 pub(crate) fn overlays() -> Result<Vec<PathBuf>> {
     let overlays = folder().join("overlays");
     let entries = fs::read_dir(&overlays).with_context(|| overlays.display().to_string())?;

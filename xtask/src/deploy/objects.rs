@@ -1,11 +1,11 @@
-//! Rendered objects, and where two renderings differ.
+//! Rendered objects and their differences.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-/// What a list of Kubernetes' is keyed by; in this order the first that every item has.
+/// Keys of Kubernetes lists: the first in this order that all items have.
 const KEYS: [&str; 3] = ["mountPath", "name", "containerPort"];
 
 /// Objects by kind and name.
@@ -15,7 +15,7 @@ pub(super) type Objects = BTreeMap<String, Value>;
 pub(super) fn parse(text: &str) -> Result<Objects> {
     let all: Vec<Value> = serde_saphyr::from_multiple(text).context("rendered YAML")?;
     let mut objects = Objects::new();
-    // helm leaves an empty document for a template that gives nothing.
+    // helm renders an empty document for an empty template.
     for mut object in all.into_iter().filter(|object| !object.is_null()) {
         let part = |value: &Value| value.as_str().map(str::to_owned);
         let kind = part(&object["kind"]).context("an object without a kind")?;
@@ -28,7 +28,7 @@ pub(super) fn parse(text: &str) -> Result<Objects> {
     Ok(objects)
 }
 
-/// Puts lists that are keyed into their keys' order: in it they mean the same.
+/// Sorts keyed lists by key, as their order has no meaning.
 fn sort(value: &mut Value) {
     match value {
         Value::Object(fields) => fields.values_mut().for_each(sort),
@@ -45,7 +45,7 @@ fn sort(value: &mut Value) {
     }
 }
 
-/// Each place where they differ, in words; none if they are the same.
+/// Describes each difference; empty if the objects are equal.
 pub(super) fn differences(ours: &Objects, theirs: &Objects) -> Vec<String> {
     let mut found = Vec::new();
     let keys = ours.keys().chain(theirs.keys());
@@ -83,7 +83,7 @@ mod tests {
     const ONE: &str = "kind: Pod\nmetadata: {name: a}\nspec: {env: [{name: x, value: '1'}, {name: y}], args: [p, q]}\n";
 
     #[test]
-    fn a_keyed_list_may_have_any_order_and_another_may_not() {
+    fn order_matters_only_in_lists_without_keys() {
         let ours = parse(ONE).unwrap();
         let other = ONE.replace(
             "{name: x, value: '1'}, {name: y}",
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_or_a_field_that_only_one_has_is_a_difference() {
+    fn missing_objects_and_changed_fields_are_differences() {
         let ours = parse(ONE).unwrap();
         let found = differences(&ours, &Objects::new());
         assert_eq!(found.len(), 1, "{found:?}");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_object_twice_is_refused() {
+    fn duplicate_objects_are_rejected() {
         assert!(parse(&format!("{ONE}---\n{ONE}")).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! Alert rules and the dashboard's queries, read by Prometheus' own parser. Whether the metrics
-//! that they name exist is asked elsewhere, by the agent's own list.
+//! Parses the alert rules and the dashboard's queries with promtool. A test of rebalancer-user checks that
+//! the metrics exist.
 
 use std::{fs, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Tools, folder, tools};
 use crate::{root, setup};
 
-/// Grafana's own variables, and what stands for them here.
+/// Grafana's variables and their values for the check.
 const VARIABLES: [(&str, &str); 4] = [
     ("$__rate_interval", "5m"),
     ("$__range", "1h"),
@@ -24,14 +24,14 @@ pub(super) fn alerts(_: &Tools) -> Result<String> {
     check("alerts.json", &rule["spec"])
 }
 
-/// Each query as a rule that records it.
+/// Checks each query as a recording rule.
 pub(super) fn dashboard(_: &Tools) -> Result<String> {
     let file = folder().join("components/monitoring/dashboard.json");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
     let dashboard: Value = serde_json::from_str(&text).context("dashboard.json")?;
     let mut queries = Vec::new();
     find_queries(&dashboard, &mut queries);
-    ensure!(!queries.is_empty(), "a dashboard without a query");
+    ensure!(!queries.is_empty(), "the dashboard has no queries");
     let rules: Vec<Value> = queries
         .iter()
         .enumerate()
@@ -60,17 +60,17 @@ fn find_queries(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// JSON is YAML too.
+/// Checks rule groups with promtool, as JSON, which is valid YAML.
 fn check(name: &str, groups: &Value) -> Result<String> {
     let folder = root().join("target/deploy");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let file = folder.join(name);
     fs::write(&file, groups.to_string()).with_context(|| file.display().to_string())?;
-    let (said, _) = tools::run(promtool()?.args(["check", "rules"]).arg(&file))?;
-    let found = said
+    let (report, _) = tools::run(promtool()?.args(["check", "rules"]).arg(&file))?;
+    let summary = report
         .lines()
         .find_map(|line| line.trim().strip_prefix("SUCCESS: "));
-    Ok(found.with_context(|| said.clone())?.to_owned())
+    Ok(summary.with_context(|| report.clone())?.to_owned())
 }
 
 fn promtool() -> Result<Command> {

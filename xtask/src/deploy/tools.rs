@@ -1,5 +1,5 @@
-//! helm and kustomize, made from their Go modules: no registry of packages has them. It takes some
-//! two minutes of CPU, once: both are kept in the cache, named by what they were made from.
+//! helm and kustomize, built from their Go modules, as Debian does not package them. This takes about two
+//! minutes of CPU once: both are cached under a hash of their sources.
 
 use std::{
     ffi::OsStr,
@@ -17,30 +17,30 @@ const PACKAGES: [&str; 2] = [
     "helm.sh/helm/v3/cmd/helm",
     "sigs.k8s.io/kustomize/kustomize/v5",
 ];
-/// helm takes no version from its module; nor that of the Kubernetes that it renders for where no
-/// cluster is asked.
+/// helm does not take its own version, nor the Kubernetes version that it renders for without a cluster,
+/// from its module.
 const LINK_FLAGS: &str = "-s -w -X helm.sh/helm/v3/internal/version.version=v3.19.5 \
                           -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 \
                           -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=34 \
                           -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMajor=1 \
                           -X helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor=34";
-/// The namespace that deploy/ names.
+/// The namespace in deploy/.
 const NAMESPACE: &str = "rebalancer";
 
-/// The programs that render.
+/// helm and kustomize.
 pub(super) struct Tools {
     folder: PathBuf,
 }
 
 impl Tools {
-    /// If they are there.
+    /// The tools, if they have been built.
     pub(super) fn if_built() -> Result<Option<Self>> {
-        let (_, folder) = Self::place()?;
+        let (_, folder) = Self::folders()?;
         Ok(folder.exists().then_some(Self { folder }))
     }
 
-    /// What they are built from, and where they are once they are built.
-    fn place() -> Result<(PathBuf, PathBuf)> {
+    /// The folder of their sources and the folder for the programs.
+    fn folders() -> Result<(PathBuf, PathBuf)> {
         let module = root().join("xtask/deploy");
         let mut made_from = LINK_FLAGS.as_bytes().to_vec();
         for file in ["go.mod", "go.sum"].map(|name| module.join(name)) {
@@ -50,16 +50,16 @@ impl Tools {
         Ok((module, crate::cache()?.join(name)))
     }
 
-    /// Builds them if they are not there.
+    /// Builds them if they are not cached.
     pub(super) fn build() -> Result<Self> {
-        let (module, folder) = Self::place()?;
+        let (module, folder) = Self::folders()?;
         if folder.exists() {
             return Ok(Self { folder });
         }
         let cache = crate::cache()?;
         println!(
-            "  helm and kustomize are built from their Go modules, once: some two minutes of CPU, \
-             1 GB in\n  Go's own caches (`go clean -cache -modcache` frees it), 80 MB in {}",
+            "  building helm and kustomize from their Go modules, once: about two minutes of CPU, \
+             1 GB in\n  Go's caches (freed by `go clean -cache -modcache`), 80 MB in {}",
             cache.display()
         );
         let unfinished = cache.join("build-deploy-tools");
@@ -72,45 +72,45 @@ impl Tools {
         Ok(Self { folder })
     }
 
-    /// What `kubectl apply -k` of this folder would send.
+    /// The manifest that `kubectl apply -k` of this folder would send.
     pub(super) fn kustomize(&self, folder: &Path) -> Result<String> {
         let mut kustomize = Command::new(self.folder.join("kustomize"));
-        let (text, said) = run(kustomize.arg("build").arg(folder))?;
+        let (text, warnings) = run(kustomize.arg("build").arg(folder))?;
         ensure!(
-            said.is_empty(),
-            "kustomize build {}: {said}",
+            warnings.is_empty(),
+            "kustomize build {}: {warnings}",
             folder.display()
         );
         Ok(text)
     }
 
-    /// What `helm install` with these arguments would send, but for helm's own labels.
+    /// The manifest that `helm install` with these arguments would send.
     pub(super) fn template(&self, arguments: &[&str]) -> Result<String> {
         let mut helm = self.helm(&["template", NAMESPACE]);
         helm.arg(chart()).args(["--namespace", NAMESPACE]);
         run(helm.args(arguments)).map(|(text, _)| text)
     }
 
-    /// helm, with no file of the caller's own: repositories, plugins, a kubeconfig.
+    /// helm, isolated from the user's repositories, plugins and kubeconfig.
     pub(super) fn helm(&self, arguments: &[impl AsRef<OsStr>]) -> Command {
         let mut helm = Command::new(self.folder.join("helm"));
-        let nowhere = self.folder.join("home");
+        let home = self.folder.join("home");
         helm.args(arguments).env_remove("KUBECONFIG");
-        for place in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            helm.env(place, &nowhere);
+        for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            helm.env(variable, &home);
         }
         helm
     }
 }
 
-/// What it wrote to stdout and to stderr; fails with both if it fails.
+/// Runs `command` and returns stdout and stderr; the error contains both.
 pub(super) fn run(command: &mut Command) -> Result<(String, String)> {
     let program = command.get_program().display().to_string();
     let output = command.output().with_context(|| program.clone())?;
     let text = String::from_utf8(output.stdout).with_context(|| format!("{program}: UTF-8"))?;
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     if !output.status.success() {
-        bail!("{command:?}: {}\n{said}\n{}", output.status, text.trim());
+        bail!("{command:?}: {}\n{stderr}\n{}", output.status, text.trim());
     }
-    Ok((text, said))
+    Ok((text, stderr))
 }

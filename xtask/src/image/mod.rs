@@ -1,6 +1,5 @@
-//! `cargo xtask image`: the agent as an OCI image, without a container engine and without a
-//! registry: one layer with the binary of `cargo xtask build` and the C library that it was linked
-//! with.
+//! `cargo xtask image`: builds the agent's OCI image without a container engine or a registry: one layer
+//! with the binary of `cargo xtask build` and the shared libraries that it needs.
 
 mod oci;
 mod root;
@@ -22,10 +21,10 @@ use crate::{
 pub(crate) use oci::{Image, hex};
 pub(crate) use root::Root;
 
-/// As deploy/base calls it.
+/// The name that deploy/base uses.
 const NAME: &str = concat!("docker.io/library/rebalancer:", env!("CARGO_PKG_VERSION"));
 
-/// Builds the image and says where it is and how to bring it to a node.
+/// Builds the image and prints its path and how to copy it to a node.
 pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Kernel])?;
     let agent = build::agent()?;
@@ -38,7 +37,7 @@ pub(crate) fn run() -> Result<()> {
         bytes.len() as f64 / f64::from(1 << 20),
         hex(&bytes)
     );
-    println!("  its name       {NAME}");
+    println!("  name           {NAME}");
     println!(
         "  to a node      ctr -n k8s.io images import {}",
         path.display()
@@ -50,7 +49,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Writes the image of `agent` beside it.
+/// Writes the image of `agent` to the same folder.
 pub(crate) fn write(agent: &Path) -> Result<PathBuf> {
     let mut root = Root::default();
     root.program("/usr/bin/rebalancer", agent)?;

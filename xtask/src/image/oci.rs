@@ -1,6 +1,5 @@
-//! Writes an OCI image layout as one tar, by the image specification 1.0: one layer, one
-//! manifest. The same root and configuration give the same bytes: no time, no owner and no order
-//! of the machine's gets in.
+//! Writes an OCI image layout (image specification 1.0) as a tar: one layer, one manifest. The same root and
+//! configuration give the same bytes: times, owners and order do not depend on the machine.
 
 use std::{io::Write as _, path::Path};
 
@@ -17,10 +16,9 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// An image to be written.
+/// An image to write.
 pub(crate) struct Image<'a> {
-    /// Its full reference, as containerd knows it: `docker.io/library/x:1` for what a manifest
-    /// calls `x:1`.
+    /// Its full reference in containerd: `docker.io/library/x:1` for `x:1` in a manifest.
     pub(crate) name: &'a str,
     pub(crate) root: &'a Root,
     /// `config` of the image configuration: Entrypoint, Env, Labels, …
@@ -102,7 +100,7 @@ fn layer(root: &Root) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-/// Root's own, and of no time.
+/// A header with owner root and time zero.
 fn header(kind: EntryType, mode: u32, size: usize) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
@@ -121,7 +119,7 @@ fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) -> Result<(
 }
 
 fn pack(layer: &[u8]) -> Result<Vec<u8>> {
-    // Neither a name nor a time is in the header.
+    // The gzip header contains neither a name nor a time.
     let mut packer = GzBuilder::new().write(Vec::new(), Compression::fast());
     packer.write_all(layer).context("gzip")?;
     packer.finish().context("gzip")
@@ -131,7 +129,7 @@ fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(bytes))
 }
 
-/// SHA-256, in lower-case hexadecimal digits.
+/// SHA-256 in lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -156,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn the_same_root_gives_the_same_bytes() {
+    fn the_image_is_reproducible() {
         assert_eq!(hex(&image()), hex(&image()));
     }
 
     #[test]
-    fn every_descriptor_names_a_blob_of_its_size_and_digest() {
+    fn every_descriptor_matches_its_blobs_size_and_digest() {
         let mut files = std::collections::BTreeMap::new();
         for entry in tar::Archive::new(image().as_slice()).entries().unwrap() {
             let mut entry = entry.unwrap();

@@ -1,4 +1,4 @@
-//! A container's root: the files that go into an image's one layer, in the order of their names.
+//! A root file system for an image's layer or an initramfs, sorted by path.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// What an image's root holds. Parent folders come by themselves.
+/// A root file system. Parent folders are added automatically.
 #[derive(Debug, Default)]
 pub(crate) struct Root(BTreeMap<PathBuf, Entry>);
 
@@ -40,8 +40,7 @@ impl Root {
         self.insert(Path::new(path), Entry::Link(target.into()));
     }
 
-    /// Puts the program `from` at `path`, and beside it the shared libraries that it names, each
-    /// where its loader will look for it.
+    /// Adds the program `from` at `path`, and its shared libraries at their own paths.
     pub(crate) fn program(&mut self, path: &str, from: &Path) -> Result<()> {
         self.executable(Path::new(path), from)?;
         for library in libraries(from)? {
@@ -92,7 +91,7 @@ impl Root {
         self.0.insert(path.into(), entry);
     }
 
-    /// As an initramfs: the "newc" form of cpio, which the kernel reads.
+    /// An initramfs in cpio's "newc" format.
     pub(crate) fn cpio(&self) -> Vec<u8> {
         let mut archive = Vec::new();
         for (number, (path, entry)) in self.entries().enumerate() {
@@ -110,12 +109,12 @@ impl Root {
             );
         }
         member(&mut archive, 0, 0, b"TRAILER!!!", &[]);
-        // Another may follow, and begins at such a place.
+        // Another archive may follow, at a multiple of 512 bytes.
         archive.resize(archive.len().next_multiple_of(512), 0);
         archive
     }
 
-    /// Every entry, a folder before what is in it; paths without the leading slash.
+    /// Every entry, folders before their contents; paths have no leading slash.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&Path, &Entry)> {
         self.0.iter().map(|(path, entry)| (path.as_path(), entry))
     }
@@ -123,7 +122,7 @@ impl Root {
 
 fn member(archive: &mut Vec<u8>, inode: usize, mode: u32, name: &[u8], bytes: &[u8]) {
     let (size, named) = (bytes.len(), name.len() + 1);
-    // Inode, mode, owner, group, links, time, size, four numbers of devices, length of the name, no sum.
+    // Inode, mode, owner, group, links, time, size, four device numbers, name length, no checksum.
     let head = format!(
         "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{0:08x}{0:08x}{named:08x}{0:08x}",
         0, 1
@@ -134,30 +133,30 @@ fn member(archive: &mut Vec<u8>, inode: usize, mode: u32, name: &[u8], bytes: &[
     }
 }
 
-/// The shared libraries of `program`, and its loader; none for a static one.
+/// The shared libraries and the loader of `program`; none if it is static.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output();
     let output = output.context("ldd")?;
-    let said = String::from_utf8_lossy(&output.stdout);
+    let list = String::from_utf8_lossy(&output.stdout);
     let problem = String::from_utf8_lossy(&output.stderr);
-    let is_static = [&said, &problem].into_iter().any(|text| {
+    let is_static = [&list, &problem].into_iter().any(|text| {
         text.contains("not a dynamic executable") || text.contains("statically linked")
     });
     if is_static {
         return Ok(Vec::new());
     }
     ensure!(
-        output.status.success() && !said.contains("not found"),
+        output.status.success() && !list.contains("not found"),
         "ldd {}: {}{}",
         program.display(),
-        said.trim(),
+        list.trim(),
         problem.trim()
     );
-    Ok(said.lines().filter_map(library).collect())
+    Ok(list.lines().filter_map(library).collect())
 }
 
-/// From one line of ldd's: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, or without the
-/// arrow the loader. The vDSO has no path.
+/// Parses one line of ldd: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, or the loader without an
+/// arrow. The vDSO has no path.
 fn library(line: &str) -> Option<PathBuf> {
     let line = line.trim();
     let path = line.split_once(" => ").map_or(line, |(_, path)| path);
@@ -171,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_ldd_says() {
+    fn parses_ldd() {
         let of = |line| library(line).map(|path| path.display().to_string());
         assert_eq!(
             of("\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)"),
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_come_before_what_is_in_them() {
+    fn folders_come_before_their_contents() {
         let mut root = Root::default();
         root.text("/etc/nginx/nginx.conf", "");
         root.folder("/etc");
