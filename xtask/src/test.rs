@@ -60,7 +60,7 @@ pub(crate) struct Args {
     #[command(flatten, next_help_heading = "Options of the suite answers")]
     answers: answers::Args,
     #[command(flatten, next_help_heading = "Options of the suite cluster")]
-    cluster: cluster::Checking,
+    cluster: cluster::CheckArgs,
     #[command(flatten, next_help_heading = "Options of the suite vm")]
     vm: vm::Machines,
 }

@@ -52,7 +52,7 @@ impl ControlPlane {
     }
 
     fn wait(&mut self) -> Result<()> {
-        let ready = || kubectl::output(&["get", "--raw", "/readyz"]).ok();
+        let ready = || kubectl::run("get --raw /readyz").ok();
         self.api_server.wait("the API server", 120, ready).map(drop)
     }
 }

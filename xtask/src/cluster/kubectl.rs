@@ -22,6 +22,11 @@ pub(super) fn command(arguments: &[impl AsRef<OsStr>]) -> Command {
     command
 }
 
+/// Runs kubectl with `words`, split at spaces, and returns its output.
+pub(super) fn run(words: &str) -> Result<String> {
+    output(&words.split(' ').collect::<Vec<_>>())
+}
+
 /// Runs kubectl and returns its output.
 pub(super) fn output(arguments: &[&str]) -> Result<String> {
     process::output(&mut command(arguments))

@@ -54,7 +54,7 @@ impl Node {
     }
 }
 
-/// What later commands want to know about a cluster that is up.
+/// The description of the running cluster for later commands.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Description {
     pub(super) nodes: u8,

@@ -30,7 +30,7 @@ use crate::{
 };
 
 use cgroups::Cgroup;
-pub(crate) use checks::{Checking, run as check};
+pub(crate) use checks::{Args as CheckArgs, run as check};
 use claim::{Claim, Lock};
 use control_plane::ControlPlane;
 use images::Images;
@@ -244,22 +244,17 @@ fn join(nodes: &[Node], images: &Images) -> Result<Vec<(Node, String)>> {
 
 fn wait_ready(nodes: &[Node]) -> Result<()> {
     process::wait("the default service account", 60, || {
-        kubectl::output(&["get", "serviceaccount", "default"]).ok()
+        kubectl::run("get serviceaccount default").ok()
     })?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "node",
-        "--all",
-        "--timeout=120s",
-    ];
-    kubectl::output(&ready)?;
+    kubectl::run("wait --for=condition=Ready node --all --timeout=120s")?;
     for node in nodes {
         // kube-proxy is healthy once it has written its rules.
-        let server = format!("http://{}:10256", node.address());
-        let ask = ["--server", &server, "get", "--raw", "/healthz"];
+        let get = format!(
+            "--server http://{}:10256 get --raw /healthz",
+            node.address()
+        );
         process::wait(&format!("kube-proxy on {}", node.name()), 90, || {
-            kubectl::output(&ask).ok()
+            kubectl::run(&get).ok()
         })?;
     }
     Ok(())

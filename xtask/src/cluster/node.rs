@@ -44,9 +44,9 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
     }
     let mut kubelet = kubelet(node, &cgroup)?;
     let pods = kubelet.wait(&format!("registration of {}", node.name()), 90, || {
-        let path = "jsonpath={.spec.podCIDR}";
-        let range = kubectl::output(&["get", "node", &node.name(), "-o", path]).ok()?;
-        (!range.is_empty()).then_some(range)
+        let get = format!("get node {} -o jsonpath={{.spec.podCIDR}}", node.name());
+        let cidr = kubectl::run(&get).ok()?;
+        (!cidr.is_empty()).then_some(cidr)
     })?;
     connect_pods(node, &pods)?;
     Ok(pods)
@@ -245,7 +245,7 @@ clusterCIDR: {pods}
 detectLocalMode: ClusterCIDR
 metricsBindAddress: 127.0.0.1:10249
 healthzBindAddress: 0.0.0.0:10256
-# Zero: the machine's own settings are left alone.
+# Zero: keep the machine's settings.
 conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
 iptables: {{minSyncPeriod: 100ms}}
 nftables: {{minSyncPeriod: 100ms}}

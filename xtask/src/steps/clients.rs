@@ -1,4 +1,4 @@
-//! Where a cell's clients run: the lab's client namespace, against one pod, for a time.
+//! Runs a cell's clients in the lab's client namespace, against one pod, until a deadline.
 
 use std::{
     future::Future,
@@ -13,14 +13,14 @@ use xtask::lab::Host;
 
 use super::tally::{Seen, Tally};
 
-/// How many connections a cell's clients keep.
+/// Number of connections per cell.
 pub(super) const CONNECTIONS: u64 = 20;
 
 pub(super) struct Clients<'a> {
     pub(super) client: &'a Host,
     pub(super) pod: Ipv4Addr,
     pub(super) port: u16,
-    /// The server's own folder.
+    /// The server's folder.
     pub(super) folder: &'a Path,
     pub(super) until: Instant,
 }
@@ -34,19 +34,19 @@ impl Clients<'_> {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Runs a worker for each connection until the time is over. Workers never end; what they
-    /// have under way then counts for nothing.
+    /// Runs a worker for each connection until the deadline. Workers run forever; exchanges in progress at
+    /// the deadline do not count.
     pub(super) fn run<W>(&self, worker: impl FnMut(u64, Arc<Tally>) -> W + Send) -> Result<Seen>
     where
         W: Future<Output = ()> + Send + 'static,
     {
-        self.run_beside(std::future::pending(), worker)
+        self.run_with(std::future::pending(), worker)
     }
 
-    /// The same with something beside the workers, as one that publishes for them.
-    pub(super) fn run_beside<B, W>(
+    /// The same with another task, such as a publisher.
+    pub(super) fn run_with<B, W>(
         &self,
-        beside: B,
+        task: B,
         mut worker: impl FnMut(u64, Arc<Tally>) -> W + Send,
     ) -> Result<Seen>
     where
@@ -64,9 +64,9 @@ impl Clients<'_> {
                     for index in 0..CONNECTIONS {
                         tokio::spawn(worker(index, Arc::clone(&tally)));
                     }
-                    // Running out of time is how it should end.
-                    match tokio::time::timeout(self.time_left(), beside).await {
-                        Ok(ended) => ended,
+                    // The timeout is the normal end.
+                    match tokio::time::timeout(self.time_left(), task).await {
+                        Ok(result) => result,
                         Err(_) => Ok(()),
                     }
                 })
@@ -76,10 +76,10 @@ impl Clients<'_> {
     }
 }
 
-/// How long a client thinks: different for each, and never in step with a server.
+/// A client's think time: different for each, and not in phase with a server.
 pub(super) fn think(index: u64) -> Duration {
     Duration::from_millis(300 + 15 * index)
 }
 
-/// Between attempts to connect.
+/// Pause between connection attempts.
 pub(super) const PAUSE: Duration = Duration::from_millis(50);

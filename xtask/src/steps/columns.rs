@@ -1,9 +1,9 @@
 //! The policies of the table's columns.
 
-/// What is tried on every situation.
+/// A policy that is tried in every situation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Column {
-    /// No more than a rule must say.
+    /// Required fields only.
     Defaults,
     Close,
     AtOnce,
@@ -22,8 +22,8 @@ impl Column {
         }
     }
 
-    /// What the rule says beyond its defaults. The guards that a policy can lift are lifted; those
-    /// of the process that holds the socket cannot be.
+    /// The fields beyond the defaults. They disable the guards that a policy can disable; those of the
+    /// process that holds the socket remain.
     fn forced(self) -> &'static str {
         match self {
             Self::Defaults => "",
@@ -33,14 +33,14 @@ impl Column {
         }
     }
 
-    /// Moves whatever is older than two seconds on this port, from the lab's client alone. Only
-    /// times and budgets are not the defaults: nobody wants to wait for them.
+    /// Moves connections of the lab's client on this port that are older than two seconds. Times and budgets
+    /// are shorter than the defaults, to save time.
     pub(super) fn enforce(self, rule: &str, port: u16, client_subnet: &str) -> String {
         self.policy("Enforce", rule, port, client_subnet)
     }
 
-    /// Chooses nothing more.
-    pub(super) fn rest(self, rule: &str, port: u16, client_subnet: &str) -> String {
+    /// Chooses no more connections.
+    pub(super) fn disable(self, rule: &str, port: u16, client_subnet: &str) -> String {
         self.policy("Disabled", rule, port, client_subnet)
     }
 

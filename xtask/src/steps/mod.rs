@@ -1,6 +1,6 @@
-//! `cargo xtask test steps`: what each step does to real servers and their clients, as a table.
-//! A column has a pod and an agent of its own, so that all columns of a row are measured at once
-//! and alike. It fails if the defaults lose what they must skip, or a server dies.
+//! `cargo xtask test steps`: a table of what each step does to real servers and their clients. Each column
+//! has its own pod and agent, so that all columns of a row are measured at the same time under the same
+//! conditions. It fails if the defaults lose requests, or if a server dies.
 
 mod clients;
 mod columns;
@@ -35,10 +35,10 @@ use tally::Seen;
 
 /// How long connections are moved.
 const MOVING: Duration = Duration::from_secs(7);
-/// How long the clients go on, so that each hears of the last moves.
+/// How long the clients continue, so that each notices the last moves.
 const AFTERWARDS: Duration = Duration::from_millis(1500);
 
-/// One real server, and what its clients are in the middle of.
+/// A server and the situations in which its clients are moved.
 struct Server {
     start: fn(&Lab, &Pod) -> Result<Running>,
     situations: &'static [Situation],
@@ -52,32 +52,32 @@ struct Situation {
     client: &'static str,
     rule: &'static str,
     port: u16,
-    /// What is counted as lost, in the plural.
+    /// Name of the losses, such as "requests failed".
     lost: &'static str,
     defaults: Defaults,
-    /// Whether its connections have quiet moments at all.
+    /// Whether its connections ever have quiet moments.
     ever_quiet: bool,
     run: fn(&Clients<'_>) -> Result<Seen>,
 }
 
-/// What a policy with no more than it must say shall do.
+/// The expected effect of a policy with required fields only.
 #[derive(Clone, Copy)]
 enum Defaults {
-    /// Move, and lose nothing.
+    /// Moves and loses nothing.
     Moves,
-    /// Wait, as there is no quiet moment.
+    /// Waits, as there is no quiet moment.
     Waits,
-    /// Skip, by a guard that the policy can lift.
+    /// Skips, for this cause; a policy can disable the guard.
     Skips(&'static str),
-    /// Move none, as nothing is heard of it; a policy can lift that.
-    Stays,
-    /// Refuse, by what it hears; a policy can lift that too.
-    Hears(&'static str),
-    /// Refuse, by a guard that no policy lifts.
+    /// Moves nothing, as the protocol is not detected; a policy can disable detection.
+    Undetected,
+    /// Refuses, because of the detected protocol; a policy can disable detection.
+    Detected(&'static str),
+    /// Refuses, by a guard that no policy can disable.
     Refused(&'static str),
 }
 
-/// The whole table.
+/// Measures and prints the whole table.
 pub(crate) fn run() -> Result<()> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;
@@ -112,10 +112,10 @@ fn measure(program: &Path, servers: &[Server]) -> Result<()> {
 
 fn report(rows: &[Row], took: Duration) -> Result<()> {
     let mut broken: Vec<String> = rows.iter().flat_map(Row::broken).collect();
-    // Or the measuring would prove nothing.
+    // Otherwise the measurement proves nothing.
     let at_once = rows.iter().map(|row| row.cells[2].seen.lost);
     if at_once.sum::<u64>() == 0 {
-        broken.push("resets at once lost nothing at all".to_owned());
+        broken.push("resets at once lost nothing".to_owned());
     }
     println!();
     for what in &broken {
@@ -123,13 +123,13 @@ fn report(rows: &[Row], took: Duration) -> Result<()> {
     }
     match broken.len() {
         0 => println!("{} in {:.0} s.", green("Measured"), took.as_secs_f64()),
-        count => bail!("{count} expectations do not hold"),
+        count => bail!("{count} expectations failed"),
     }
     Ok(())
 }
 
 /// A column's pod and agent.
-struct Place<'a> {
+struct ColumnRun<'a> {
     column: Column,
     pod: &'a Pod,
     agent: Agent,
@@ -137,28 +137,28 @@ struct Place<'a> {
 
 struct Bench<'a> {
     lab: &'a Lab,
-    places: Vec<Place<'a>>,
+    columns: Vec<ColumnRun<'a>>,
 }
 
 impl<'a> Bench<'a> {
     fn start(lab: &'a Lab, program: &Path) -> Result<Self> {
         let step = Step::start("an agent for each column");
-        let places = Column::ALL
+        let columns = Column::ALL
             .into_iter()
             .zip(lab.pods())
             .map(|(column, pod)| {
-                let policy = column.rest("none", 1, &lab.client_subnet());
+                let policy = column.disable("none", 1, &lab.client_subnet());
                 let agent = Agent::start_for(lab, pod, program, &policy)?;
-                Ok(Place { column, pod, agent })
+                Ok(ColumnRun { column, pod, agent })
             });
-        let places = places.collect::<Result<_>>()?;
+        let columns = columns.collect::<Result<_>>()?;
         step.done();
-        Ok(Self { lab, places })
+        Ok(Self { lab, columns })
     }
 
     fn stop(self) -> Result<()> {
-        for place in self.places {
-            place.agent.stop()?;
+        for run in self.columns {
+            run.agent.stop()?;
         }
         Ok(())
     }
@@ -166,15 +166,15 @@ impl<'a> Bench<'a> {
     /// Starts the server in every pod and measures its rows, one after the other.
     fn rows(&self, server: &Server, rows: &mut Vec<Row>) -> Result<()> {
         let mut running: Vec<Running> = std::thread::scope(|scope| {
-            let starts = self.places.iter().map(|place| {
-                let start = || (server.start)(self.lab, place.pod);
+            let starts = self.columns.iter().map(|run| {
+                let start = || (server.start)(self.lab, run.pod);
                 scope.spawn(start)
             });
-            // All of them begin before the first is waited for.
+            // Start all before waiting for the first.
             let starts: Vec<_> = starts.collect();
             let started = starts
                 .into_iter()
-                .map(|start| start.join().expect("a start"));
+                .map(|start| start.join().expect("starting a server does not panic"));
             started.collect::<Result<_>>()
         })?;
         for situation in server.situations {
@@ -193,56 +193,54 @@ impl<'a> Bench<'a> {
 
     fn row(&self, situation: &Situation, running: &mut [Running]) -> Result<Row> {
         let subnet = self.lab.client_subnet();
-        for place in &self.places {
+        for run in &self.columns {
             let Situation { rule, port, .. } = situation;
-            place
-                .agent
-                .reload(&place.column.enforce(rule, *port, &subnet))?;
+            run.agent
+                .reload(&run.column.enforce(rule, *port, &subnet))?;
         }
-        let rest = Instant::now() + MOVING;
+        let end = Instant::now() + MOVING;
         let mut seen = Vec::new();
         let mut skipped = Vec::new();
         let mut survived = Vec::new();
         let folders: Vec<_> = running.iter().map(|r| r.folder().to_owned()).collect();
         std::thread::scope(|scope| -> Result<()> {
-            let clients = self.places.iter().zip(&folders).map(|(place, folder)| {
+            let clients = self.columns.iter().zip(&folders).map(|(run, folder)| {
                 let clients = Clients {
                     client: self.lab.client(),
-                    pod: place.pod.addr,
+                    pod: run.pod.addr,
                     port: situation.port,
                     folder,
-                    until: rest + AFTERWARDS,
+                    until: end + AFTERWARDS,
                 };
                 scope.spawn(move || (situation.run)(&clients))
             });
             let clients: Vec<_> = clients.collect();
-            std::thread::sleep(rest.saturating_duration_since(Instant::now()));
-            for place in &self.places {
-                skipped.push(place.agent.skipped()?);
+            std::thread::sleep(end.saturating_duration_since(Instant::now()));
+            for run in &self.columns {
+                skipped.push(run.agent.skipped()?);
                 let Situation { rule, port, .. } = situation;
-                place
-                    .agent
-                    .reload(&place.column.rest(rule, *port, &subnet))?;
+                run.agent
+                    .reload(&run.column.disable(rule, *port, &subnet))?;
             }
-            // Before the clients leave: what their own end does to a server is not counted.
-            let last = rest + AFTERWARDS - Duration::from_millis(300);
+            // Before the clients stop, as stopping them may affect the server.
+            let last = end + AFTERWARDS - Duration::from_millis(300);
             std::thread::sleep(last.saturating_duration_since(Instant::now()));
             for server in running.iter_mut() {
-                survived.push(server.is_alive().context("look at the server")?);
+                survived.push(server.is_alive().context("check the server")?);
             }
             for client in clients {
                 seen.push(client.join().expect("clients do not panic")?);
             }
             Ok(())
         })?;
-        // The clients have gone, and with them whatever still waited for a quiet moment.
+        // The clients have stopped, so moves that waited for a quiet moment end.
         std::thread::sleep(Duration::from_millis(500));
-        let parts = self.places.iter().zip(survived).zip(seen).zip(skipped);
-        let cells = parts.map(|(((place, survived), seen), mut skipped)| {
+        let parts = self.columns.iter().zip(survived).zip(seen).zip(skipped);
+        let cells = parts.map(|(((run, survived), seen), mut skipped)| {
             for cause in ["noRule", "withinLimits", "minAge", "inFlight"] {
                 skipped.remove(cause);
             }
-            let log = place.agent.log();
+            let log = run.agent.log();
             let outcomes = log.outcomes(situation.rule).into_iter();
             Ok(Cell {
                 outcomes: outcomes.map(|(o, n)| (o.to_owned(), n)).collect(),

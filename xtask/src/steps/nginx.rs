@@ -1,4 +1,4 @@
-//! nginx: kept connections, downloads, long polls, and HTTP/2 with a slow call beside fast ones.
+//! nginx: keep-alive connections, downloads, long polls, and HTTP/2 with slow and fast calls.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -20,15 +20,16 @@ use crate::keepalive_client;
 const KEPT: u16 = 8080;
 const DOWNLOAD: u16 = 8081;
 const POLL: u16 = 8082;
-/// gRPC's port, and one that says nothing of HTTP/2.
+/// gRPC's port, which a guard skips.
 const GRPC: u16 = 50051;
+/// A port that does not identify HTTP/2.
 const HTTP2: u16 = 8083;
-/// Twice what the slow call takes.
-const HANGS: Duration = Duration::from_secs(3);
+/// Twice the duration of a slow call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const BIG: u64 = 16 << 20;
 
 const AT_REST: Situation = Situation {
-    title: "nginx, kept connections at rest",
+    title: "nginx, idle keep-alive connections",
     client: "hyper",
     rule: "nginx-kept",
     port: KEPT,
@@ -39,7 +40,7 @@ const AT_REST: Situation = Situation {
 };
 
 const SIDE_BY_SIDE: Situation = Situation {
-    title: "nginx, HTTP/2 on gRPC's port: slow calls beside fast ones",
+    title: "nginx, HTTP/2 on gRPC's port: slow and fast calls",
     client: "hyper",
     rule: "nginx-grpc",
     port: GRPC,
@@ -75,10 +76,10 @@ pub(super) const SERVER: Server = Server {
         },
         SIDE_BY_SIDE,
         Situation {
-            title: "the same on port 8083, which says nothing of HTTP/2",
+            title: "the same on port 8083, which does not identify HTTP/2",
             rule: "nginx-http2",
             port: HTTP2,
-            defaults: Defaults::Hears("refused: http2"),
+            defaults: Defaults::Detected("refused: http2"),
             ..SIDE_BY_SIDE
         },
     ],
@@ -139,7 +140,7 @@ fn kept(clients: &Clients<'_>) -> Result<Seen> {
     })
 }
 
-/// Slow readers: what they have not read waits in both hosts' queues.
+/// Slow readers: unread data stays in the queues of both hosts.
 fn downloads(clients: &Clients<'_>) -> Result<Seen> {
     let uri = uri(clients, "/big")?;
     clients.run(move |index, tally| {
@@ -154,7 +155,7 @@ fn downloads(clients: &Clients<'_>) -> Result<Seen> {
     })
 }
 
-/// The next poll follows the answer at once.
+/// The next poll follows the response at once.
 fn polls(clients: &Clients<'_>) -> Result<Seen> {
     let uri = uri(clients, "/")?;
     clients.run(move |_, tally| {
@@ -174,7 +175,7 @@ fn uri(clients: &Clients<'_>, path: &str) -> Result<Uri> {
     Ok(format!("http://{}{path}", clients.address()).parse()?)
 }
 
-/// One request, all of its answer read, with a pause at every 256 KiB.
+/// Sends a request and reads the whole response, with a pause after every 256 KiB.
 async fn ask(http: &keepalive_client::Http, uri: &Uri, tally: &Tally, pause: Duration) -> bool {
     let answer = async {
         let answer = http.get(uri.clone()).await?;
@@ -204,7 +205,7 @@ fn count(result: Result<()>, tally: &Tally) -> bool {
 
 type Calls = http2::SendRequest<Empty<Bytes>>;
 
-/// On each connection one call after the other that takes 1.5 s, and fast ones beside it.
+/// On each connection, consecutive calls that take 1.5 s, and fast calls in parallel.
 fn http2(clients: &Clients<'_>) -> Result<Seen> {
     let (address, fast, slow) = (
         clients.address(),
@@ -216,8 +217,8 @@ fn http2(clients: &Clients<'_>) -> Result<Seen> {
         async move {
             loop {
                 if let Ok(calls) = connect(address).await {
-                    let beside = repeat(&calls, &fast, think(index), &tally);
-                    tokio::join!(beside, repeat(&calls, &slow, Duration::ZERO, &tally));
+                    let fast_calls = repeat(&calls, &fast, think(index), &tally);
+                    tokio::join!(fast_calls, repeat(&calls, &slow, Duration::ZERO, &tally));
                 }
                 tally.reconnected();
                 tokio::time::sleep(PAUSE).await;
@@ -234,8 +235,8 @@ async fn connect(address: std::net::SocketAddrV4) -> Result<Calls> {
     Ok(calls)
 }
 
-/// Until the connection is over. A call that is begun on one that is known to be closed would
-/// go to another: it is no loss.
+/// Makes calls until the connection ends. Calls that find the connection already closed are no losses, as a
+/// client would make them on another one.
 async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
     let mut calls = calls.clone();
     while calls.ready().await.is_ok() {
@@ -246,9 +247,9 @@ async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
             answer.into_body().collect().await.context("the body")?;
             Ok(())
         };
-        // A call that is never answered is lost too.
-        let answered = tokio::time::timeout(HANGS, call).await;
-        let answered = answered.unwrap_or_else(|_| bail!("no answer in {HANGS:?}"));
+        // A call without a response is lost as well.
+        let answered = tokio::time::timeout(CALL_TIMEOUT, call).await;
+        let answered = answered.unwrap_or_else(|_| bail!("no response in {CALL_TIMEOUT:?}"));
         if !count(answered, tally) {
             return;
         }

@@ -1,4 +1,4 @@
-//! PostgreSQL: a pool at rest, transactions of several statements, and LISTEN.
+//! PostgreSQL: an idle pool, transactions of several statements, and LISTEN.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -21,9 +21,9 @@ use super::{
 };
 
 const PORT: u16 = 5432;
-/// PostgreSQL will not run as root, and the package's own user need not be there.
+/// PostgreSQL refuses to run as root, and the package's user may not exist.
 const NOBODY: [&str; 4] = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
-/// Several statements with time between them: what is not committed is lost.
+/// Several statements with pauses; an uncommitted transaction is lost.
 const TRANSACTION: &str = "\
 \\set account random(1, 1000)
 BEGIN;
@@ -38,8 +38,8 @@ pub(super) const SERVER: Server = Server {
     start,
     situations: &[
         Situation {
-            title: "PostgreSQL, a pool at rest",
-            client: "tokio-postgres, looks before use",
+            title: "PostgreSQL, idle pool",
+            client: "tokio-postgres, checks before use",
             rule: "postgres-pool",
             port: PORT,
             lost: "queries failed",
@@ -115,7 +115,7 @@ async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
     Ok(client)
 }
 
-/// As a pool does: a connection that is known to be closed is replaced before it is used.
+/// Like a pool: a connection that is known to be closed is replaced before use.
 fn pool(clients: &Clients<'_>) -> Result<Seen> {
     let config = config(&clients.pod.to_string());
     clients.run(move |index, tally| {
@@ -137,7 +137,7 @@ fn pool(clients: &Clients<'_>) -> Result<Seen> {
     })
 }
 
-/// pgbench gives up a client whose connection breaks: it makes no other.
+/// pgbench aborts a client whose connection breaks and does not reconnect it.
 fn transactions(clients: &Clients<'_>) -> Result<Seen> {
     let bin = servers::postgres_programs().context("no pgbench")?;
     let socket = clients.folder.display().to_string();
@@ -190,9 +190,9 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.enable_all().build()?.block_on(work)
 }
 
-/// Listeners that come back at once, and one who notifies on the server's unix socket.
+/// Listeners that reconnect at once, and a notifier on the server's unix socket.
 fn listen(clients: &Clients<'_>) -> Result<Seen> {
-    let config_of_listener = config(&clients.pod.to_string());
+    let listener_config = config(&clients.pod.to_string());
     let socket = clients.folder.display().to_string();
     let notify = async move {
         let client = connect(&config(&socket)).await?;
@@ -204,14 +204,14 @@ fn listen(clients: &Clients<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    clients.run_beside(notify, move |_, tally| {
-        let config = config_of_listener.clone();
+    clients.run_with(notify, move |_, tally| {
+        let config = listener_config.clone();
         async move {
             let mut follower = Follower::default();
             loop {
                 if let Ok((client, mut connection)) = config.connect(NoTls).await {
                     let mut messages = poll_fn(move |context| connection.poll_message(context));
-                    // The answer to LISTEN comes by way of the messages too.
+                    // The response to LISTEN also arrives through the message stream.
                     let listen = tokio::spawn(async move {
                         let _ = client.batch_execute("LISTEN news").await;
                         client
@@ -220,7 +220,7 @@ fn listen(clients: &Clients<'_>) -> Result<Seen> {
                         if let AsyncMessage::Notification(news) = message
                             && let Ok(number) = news.payload().parse()
                         {
-                            follower.heard(number, &tally);
+                            follower.receive(number, &tally);
                         }
                     }
                     listen.abort();

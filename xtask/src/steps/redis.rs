@@ -1,4 +1,4 @@
-//! Redis: connections at rest, subscribers, and transactions under way.
+//! Redis: idle connections, subscribers, and open transactions.
 
 use std::time::Duration;
 
@@ -33,14 +33,14 @@ pub(super) const SERVER: Server = Server {
     start,
     situations: &[
         Situation {
-            title: "Redis, at rest",
+            title: "Redis, idle",
             client: "redis-rs",
             rule: "redis-rest",
             port: PORT,
             lost: "commands failed",
             defaults: Defaults::Skips("statefulPort"),
             ever_quiet: true,
-            run: at_rest,
+            run: idle,
         },
         SUBSCRIBERS,
         Situation {
@@ -81,7 +81,7 @@ fn client(clients: &Clients<'_>) -> Result<Client> {
 }
 
 async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
-    // Its default of half a second is short for a busy machine.
+    // The default of half a second is too short on a busy machine.
     let patience = Some(Duration::from_secs(10));
     let config = AsyncConnectionConfig::new().set_response_timeout(patience);
     client
@@ -94,8 +94,8 @@ async fn send(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisRe
     command.arg(words).exec_async(connection).await
 }
 
-/// A command, a time to think, and so on.
-fn at_rest(clients: &Clients<'_>) -> Result<Seen> {
+/// Commands with think time between them.
+fn idle(clients: &Clients<'_>) -> Result<Seen> {
     let client = client(clients)?;
     clients.run(move |index, tally| {
         let client = client.clone();
@@ -149,7 +149,7 @@ async fn transaction(connection: &mut MultiplexedConnection, think: Duration) ->
     send(connection, &["EXEC"]).await
 }
 
-/// Subscribers that come back at once, and a publisher on the server's unix socket.
+/// Subscribers that reconnect at once, and a publisher on the server's unix socket.
 fn subscribers(clients: &Clients<'_>) -> Result<Seen> {
     let client = client(clients)?;
     let socket = clients.folder.join(SOCKET);
@@ -164,7 +164,7 @@ fn subscribers(clients: &Clients<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    clients.run_beside(publish, move |_, tally| {
+    clients.run_with(publish, move |_, tally| {
         let client = client.clone();
         async move {
             let mut follower = Follower::default();
@@ -175,7 +175,7 @@ fn subscribers(clients: &Clients<'_>) -> Result<Seen> {
                     let mut messages = news.into_on_message();
                     while let Some(message) = messages.next().await {
                         if let Ok(number) = message.get_payload() {
-                            follower.heard(number, &tally);
+                            follower.receive(number, &tally);
                         }
                     }
                 }

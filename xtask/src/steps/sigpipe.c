@@ -1,4 +1,4 @@
-/* A thread for each connection, two writes for each request, and no thought of SIGPIPE. */
+/* A thread per connection and two writes per request, with the default action for SIGPIPE. */
 #include <arpa/inet.h>
 #include <pthread.h>
 #include <signal.h>

@@ -1,14 +1,14 @@
-//! The table: a Markdown table, which reads well on a terminal too.
+//! The results as a Markdown table.
 
 use std::{collections::BTreeMap, fmt};
 
 use super::{Defaults, Situation, columns::Column, tally::Seen};
 
-/// What came of one column's policy in one situation.
+/// The result of one column's policy in one situation.
 pub(super) struct Cell {
     /// The moves, by outcome.
     pub(super) outcomes: BTreeMap<String, u64>,
-    /// What the plan skipped, by cause.
+    /// Connections that the plan skipped, by cause.
     pub(super) skipped: BTreeMap<String, u64>,
     pub(super) seen: Seen,
     pub(super) survived: bool,
@@ -21,7 +21,7 @@ pub(super) struct Row {
 }
 
 impl Cell {
-    /// Connections that were ended.
+    /// Number of connections that were ended.
     pub(super) fn moved(&self) -> u64 {
         let count = |outcome| self.outcomes.get(outcome).copied().unwrap_or(0);
         count("reset") + count("closed")
@@ -32,7 +32,6 @@ impl Cell {
         if !outcomes.is_empty() {
             return outcomes.join(", ");
         }
-        // What is still young says nothing.
         let causes = self.skipped.iter().max_by_key(|(_, count)| **count);
         causes.map_or("nothing moved".to_owned(), |(cause, _)| {
             format!("skipped: `{cause}`")
@@ -57,7 +56,7 @@ impl Cell {
     }
 }
 
-/// A move's outcome and how often, for a reader who has not learnt the words.
+/// A count of moves and their outcome, readable without the list of outcomes.
 fn moves((outcome, count): (&String, &u64)) -> String {
     match outcome.as_str() {
         "leftByItself" => format!("{count} waited for a quiet moment in vain"),
@@ -70,62 +69,65 @@ fn moves((outcome, count): (&String, &u64)) -> String {
 }
 
 impl Row {
-    /// What had to hold and does not.
+    /// Expectations that failed.
     pub(super) fn broken(&self) -> Vec<String> {
         let mut broken = Vec::new();
         for (column, cell) in Column::ALL.iter().zip(&self.cells) {
-            let mut must = |holds: bool, what: &str| {
+            let mut expect = |holds: bool, what: &str| {
                 if !holds {
                     let (title, column) = (self.situation.title, column.title());
                     broken.push(format!("{title}, {column}: {what}"));
                 }
             };
-            must(cell.survived, "the server died");
-            must(cell.seen.done > 0, "the clients did nothing");
+            expect(cell.survived, "the server died");
+            expect(cell.seen.done > 0, "the clients did nothing");
             let refused = match self.situation.defaults {
                 Defaults::Refused(outcome) => Some(outcome),
                 _ => None,
             };
             if let Some(refused) = refused {
                 let all = cell.outcomes.keys().all(|outcome| outcome == refused);
-                must(all && !cell.outcomes.is_empty(), "not refused");
-                must(cell.seen.lost == 0, "something was lost");
+                expect(all && !cell.outcomes.is_empty(), "not refused");
+                expect(cell.seen.lost == 0, "something was lost");
             } else if *column == Column::Defaults {
-                self.with_the_defaults(cell, &mut must);
+                self.with_the_defaults(cell, &mut expect);
             } else {
                 let can = self.situation.ever_quiet || *column == Column::AtOnce;
                 let tried = cell.moved() + cell.outcomes.get("failed").copied().unwrap_or(0);
-                must(!can || tried > 0, "nothing was moved");
+                expect(!can || tried > 0, "nothing was moved");
             }
         }
         broken
     }
 
-    fn with_the_defaults(&self, cell: &Cell, must: &mut impl FnMut(bool, &str)) {
+    fn with_the_defaults(&self, cell: &Cell, expect: &mut impl FnMut(bool, &str)) {
         let problem = cell.seen.problem.as_deref().unwrap_or("no error seen");
         let nothing = &format!("something was lost: {problem}");
         match self.situation.defaults {
             Defaults::Moves => {
-                must(cell.moved() > 0, "nothing was moved");
-                must(cell.seen.lost == 0, nothing);
+                expect(cell.moved() > 0, "nothing was moved");
+                expect(cell.seen.lost == 0, nothing);
             }
-            // Connections that the client's pool keeps beside may well be moved.
-            Defaults::Waits => must(cell.seen.lost == 0, nothing),
+            // Spare connections of the client's pool may be moved.
+            Defaults::Waits => expect(cell.seen.lost == 0, nothing),
             Defaults::Skips(cause) => {
-                must(cell.outcomes.is_empty(), "it was not skipped");
-                // The plan is not always able to tell: its listing may come out empty.
-                let told = cell.skipped.is_empty() || cell.skipped.contains_key(cause);
-                must(told, "skipped for another cause");
-                must(cell.seen.lost == 0, nothing);
+                expect(cell.outcomes.is_empty(), "it was not skipped");
+                // The plan may list no connections.
+                let as_expected = cell.skipped.is_empty() || cell.skipped.contains_key(cause);
+                expect(as_expected, "skipped for another cause");
+                expect(cell.seen.lost == 0, nothing);
             }
-            Defaults::Stays => {
-                must(cell.moved() == 0, "it was moved");
-                must(cell.seen.lost == 0, nothing);
+            Defaults::Undetected => {
+                expect(cell.moved() == 0, "it was moved");
+                expect(cell.seen.lost == 0, nothing);
             }
-            Defaults::Hears(outcome) => {
+            Defaults::Detected(outcome) => {
                 let all = cell.outcomes.keys().all(|of| of == outcome);
-                must(all && !cell.outcomes.is_empty(), "it was not heard");
-                must(cell.seen.lost == 0, nothing);
+                expect(
+                    all && !cell.outcomes.is_empty(),
+                    "the protocol was not detected",
+                );
+                expect(cell.seen.lost == 0, nothing);
             }
             Defaults::Refused(_) => {}
         }
@@ -146,7 +148,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// The first two lines.
+/// The head of the table.
 pub(super) fn head() -> String {
     let titles = Column::ALL.map(Column::title).join(" | ");
     format!("| Server and client | {titles} |\n|---|---|---|---|---|")
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_what_was_seen() {
+    fn a_row_shows_moves_and_losses() {
         let text = row(cell(None, "statefulPort", 0)).to_string();
         assert_eq!(
             text,
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_spared_as_it_should_be_is_told() {
+    fn failed_expectations_are_reported() {
         assert_eq!(row(cell(None, "statefulPort", 0)).broken(), [""; 0]);
         let lost = row(cell(None, "statefulPort", 1)).broken();
         assert_eq!(

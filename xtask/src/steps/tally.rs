@@ -1,4 +1,4 @@
-//! What the clients of one cell saw.
+//! The counts of one cell's clients.
 
 use std::{
     fmt::Display,
@@ -8,17 +8,17 @@ use std::{
 /// Sums over all connections of a cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
-    /// What went well: requests, transactions, messages.
+    /// Completed requests, transactions or messages.
     pub(super) done: u64,
-    /// What did not, or never came.
+    /// Failed or missing ones.
     pub(super) lost: u64,
-    /// How often a client made another connection.
+    /// Number of reconnects.
     pub(super) reconnects: u64,
     /// The first problem.
     pub(super) problem: Option<String>,
 }
 
-/// Where a cell's clients count.
+/// Counts for all clients of a cell.
 #[derive(Default)]
 pub(super) struct Tally(Mutex<Seen>);
 
@@ -46,19 +46,19 @@ impl Tally {
     }
 }
 
-/// One receiver of numbered messages: tells which never came, also over reconnects.
+/// A receiver of numbered messages that counts missing ones, across reconnects.
 #[derive(Default)]
 pub(super) struct Follower(Option<u64>);
 
 impl Follower {
-    pub(super) fn heard(&mut self, number: u64, tally: &Tally) {
-        // What came twice is not new.
+    pub(super) fn receive(&mut self, number: u64, tally: &Tally) {
+        // Ignore duplicates.
         if self.0.is_some_and(|last| number <= last) {
             return;
         }
         let next = self.0.map_or(number, |last| last + 1);
         for missed in next..number {
-            tally.lost(format!("message {missed} never came"));
+            tally.lost(format!("message {missed} is missing"));
         }
         tally.done();
         self.0 = Some(number);
@@ -70,13 +70,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gap_is_what_was_lost() {
+    fn a_gap_counts_as_lost_messages() {
         let (tally, mut follower) = (Tally::default(), Follower::default());
         for number in [7, 8, 8, 11, 12] {
-            follower.heard(number, &tally);
+            follower.receive(number, &tally);
         }
         let seen = tally.seen();
         assert_eq!((seen.done, seen.lost), (4, 2));
-        assert_eq!(seen.problem.as_deref(), Some("message 9 never came"));
+        assert_eq!(seen.problem.as_deref(), Some("message 9 is missing"));
     }
 }

@@ -24,8 +24,8 @@ pub(super) const SERVER: Server = Server {
         rule: "websocket",
         port: PORT,
         lost: "events missed",
-        // Its client says nothing, so nothing is heard.
-        defaults: Defaults::Stays,
+        // Its client sends nothing, so the protocol is not detected.
+        defaults: Defaults::Undetected,
         ever_quiet: true,
         run: follow,
     }],
@@ -33,13 +33,13 @@ pub(super) const SERVER: Server = Server {
 
 fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "websocket")?;
-    // Debian's own, which has Debian's module.
+    // Debian's Python, which has Debian's module.
     let mut python = pod.host.command("/usr/bin/python3");
     let python = python.args(["-c", SOURCE, &PORT.to_string()]);
     Running::start(lab, pod, &folder, python, &[PORT])
 }
 
-/// Clients that come back at once.
+/// Clients that reconnect at once.
 fn follow(clients: &Clients<'_>) -> Result<Seen> {
     let url = format!("ws://{}/", clients.address());
     clients.run(move |_, tally| {
@@ -53,7 +53,7 @@ fn follow(clients: &Clients<'_>) -> Result<Seen> {
                             continue;
                         };
                         if let Ok(number) = text.parse() {
-                            follower.heard(number, &tally);
+                            follower.receive(number, &tally);
                         }
                     }
                 }

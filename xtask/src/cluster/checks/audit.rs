@@ -1,29 +1,29 @@
-//! What the agents asked of the API server, held against what their role grants.
+//! Compares the agents' API requests in the audit log with the rights that their roles grant.
 
 use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Outcome, Story, agents::SELECTOR};
+use super::{Outcome, State, agents::SELECTOR};
 use crate::cluster::{control_plane, kubectl};
 
 const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
 
-/// A verb on a resource of a group.
+/// API group, resource and verb.
 type Right = (String, String, String);
 
-/// Each call of the agents' was allowed, and the role grants nothing that no agent has used.
-pub(super) fn role(_: &mut Story) -> Outcome {
-    let (mut allowed, mut refused) = (BTreeSet::new(), BTreeSet::new());
+/// Checks that no request was denied, and that every granted right was used.
+pub(super) fn role(_: &mut State) -> Outcome {
+    let (mut allowed, mut denied) = (BTreeSet::new(), BTreeSet::new());
     let log = fs::read_to_string(control_plane::audit_log()).context("the audit log")?;
-    // The last line may be under way.
+    // The last line may be incomplete.
     let events = log.lines().flat_map(serde_json::from_str::<Value>);
     for event in events.filter(|event| event["user"]["username"] == AGENT) {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let object = &event["objectRef"];
         if object.is_null() {
-            continue; // not a resource, as /version: open to all
+            continue; // not a resource, such as /version, which is open to all
         }
         let mut resource = text(&object["resource"]);
         if let Some(part) = object["subresource"].as_str() {
@@ -31,30 +31,30 @@ pub(super) fn role(_: &mut Story) -> Outcome {
         }
         let right = (text(&object["apiGroup"]), resource, text(&event["verb"]));
         if event["responseStatus"]["code"] == 403 {
-            refused.insert(right);
+            denied.insert(right);
         } else {
             allowed.insert(right);
         }
     }
     let granted = granted()?;
-    // While it starts, the API server knows no roles yet, and refuses what it allows later.
-    let refused: BTreeSet<Right> = refused.difference(&allowed).cloned().collect();
-    ensure!(refused.is_empty(), "refused: {}", words(&refused));
-    let lacking: BTreeSet<Right> = allowed.difference(&granted).cloned().collect();
-    ensure!(lacking.is_empty(), "not granted: {}", words(&lacking));
+    // While it starts, the API server has not loaded the roles and denies what it allows later.
+    let denied: BTreeSet<Right> = denied.difference(&allowed).cloned().collect();
+    ensure!(denied.is_empty(), "denied: {}", list(&denied));
+    let missing: BTreeSet<Right> = allowed.difference(&granted).cloned().collect();
+    ensure!(missing.is_empty(), "not granted: {}", list(&missing));
     let unused: BTreeSet<Right> = granted.difference(&allowed).cloned().collect();
-    ensure!(unused.is_empty(), "granted, never used: {}", words(&unused));
-    Ok(format!("{} rights, all used, none refused", granted.len()))
+    ensure!(unused.is_empty(), "granted, never used: {}", list(&unused));
+    Ok(format!("{} rights, all used, none denied", granted.len()))
 }
 
 fn granted() -> Result<BTreeSet<Right>> {
     let mut rights = BTreeSet::new();
     for get in [
-        &["get", "clusterroles", "-l", SELECTOR, "-o", "json"][..],
-        &["get", "roles", "-n", "rebalancer", "-o", "json"],
+        format!("get clusterroles -l {SELECTOR} -o json"),
+        "get roles -n rebalancer -o json".to_owned(),
     ] {
-        let found: Value = serde_json::from_str(&kubectl::output(get)?)?;
-        for role in found["items"].as_array().context("a list of roles")? {
+        let roles: Value = serde_json::from_str(&kubectl::run(&get)?)?;
+        for role in roles["items"].as_array().context("a list of roles")? {
             for rule in role["rules"].as_array().into_iter().flatten() {
                 let list = |field: &str| -> Vec<String> {
                     let values = rule[field].as_array().into_iter().flatten();
@@ -73,7 +73,7 @@ fn granted() -> Result<BTreeSet<Right>> {
     Ok(rights)
 }
 
-fn words(rights: &BTreeSet<Right>) -> String {
+fn list(rights: &BTreeSet<Right>) -> String {
     let word = |(group, resource, verb): &Right| format!("{verb} {resource}.{group}");
     rights.iter().map(word).collect::<Vec<_>>().join(", ")
 }

@@ -1,143 +1,133 @@
-//! What goes wrong on real nodes, and what must hold then.
+//! Faults of real nodes, and what must hold then.
 
 use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    Outcome, Story,
-    agents::{Agent, agent_on, agents, ask, beside, exec, kill, opened, rolled_out},
+    Outcome, State,
+    agents::{
+        Agent, agent_on, agents, exec, exec_on_node, kill, opened, query, restart, wait_rolled_out,
+    },
     policy, traffic, workload,
 };
 use crate::cluster::{Cluster, kubectl, layout::Node, process};
 
-/// Nothing is moved under it.
-const QUIET: &str = "maxAge: 10h";
+/// Limits under which nothing is moved.
+const NO_MOVES: &str = "maxAge: 10h";
 
-/// When each of the client's connections was accepted, over all nodes, by id.
-fn ages(story: &Story) -> Result<BTreeMap<String, u64>> {
+/// The accept time of each of the client's connections on all nodes, by ID.
+fn accept_times(state: &State) -> Result<BTreeMap<String, u64>> {
     let mut all = BTreeMap::new();
-    for node in story.nodes() {
+    for node in state.nodes() {
         all.extend(opened(&node)?);
     }
     Ok(all)
 }
 
-/// How many of the connections from before are there with their ages.
-fn kept(story: &Story, before: &BTreeMap<String, u64>) -> Outcome {
-    let after = ages(story)?;
-    let kept = before
-        .iter()
-        .filter(|(id, opened)| after.get(*id) == Some(opened));
-    let kept = kept.count();
+/// Checks that all connections of `before` still exist with their accept times.
+fn assert_kept(state: &State, before: &BTreeMap<String, u64>) -> Outcome {
+    let after = accept_times(state)?;
+    let is_kept = |(id, opened): &(&String, &u64)| after.get(*id) == Some(opened);
+    let kept = before.iter().filter(is_kept).count();
     ensure!(
         kept == before.len() && kept as u64 == traffic::CONNECTIONS,
-        "{kept} of {} kept their age; {} are there",
+        "{kept} of {} kept their age; {} exist",
         before.len(),
         after.len()
     );
     Ok(format!("{kept} ages kept, nothing moved"))
 }
 
-pub(super) fn killed(story: &mut Story) -> Outcome {
-    policy::enforce(&policy::enforced("nothing", QUIET))?;
-    let before = ages(story)?;
-    for node in story.nodes() {
+pub(super) fn killed(state: &mut State) -> Outcome {
+    policy::enforce(&policy::enforced("nothing", NO_MOVES))?;
+    let before = accept_times(state)?;
+    for node in state.nodes() {
         kill(&node)?;
     }
-    kept(story, &before)
+    assert_kept(state, &before)
 }
 
-pub(super) fn rollout(story: &mut Story) -> Outcome {
-    let before = ages(story)?;
+pub(super) fn rollout(state: &mut State) -> Outcome {
+    let before = accept_times(state)?;
     let names =
         |agents: Vec<Agent>| -> Vec<String> { agents.into_iter().map(|agent| agent.pod).collect() };
     let old = names(agents()?);
-    kubectl::output(&["-n", "rebalancer", "rollout", "restart", "ds/rebalancer"])?;
-    rolled_out()?;
+    restart()?;
     ensure!(
         names(agents()?).iter().all(|pod| !old.contains(pod)),
-        "the same pods"
+        "the pods were not replaced"
     );
-    kept(story, &before)
+    assert_kept(state, &before)
 }
 
-/// An agent that is told to wait does, and so does the one after it.
-pub(super) fn paused(story: &mut Story) -> Outcome {
+/// A paused agent moves nothing, and neither does its successor.
+pub(super) fn paused(state: &mut State) -> Outcome {
     for agent in agents()? {
         exec(&agent.pod, &["pause", "--for", "1h", "--reason", "a check"])?;
     }
-    let before = ages(story)?;
+    let before = accept_times(state)?;
     policy::enforce(&policy::enforced("paused", "maxAge: 3s"))?;
     std::thread::sleep(std::time::Duration::from_secs(5));
-    kubectl::output(&["-n", "rebalancer", "rollout", "restart", "ds/rebalancer"])?;
-    rolled_out()?;
+    restart()?;
     std::thread::sleep(std::time::Duration::from_secs(5));
-    let found = kept(story, &before)?;
+    let found = assert_kept(state, &before)?;
     for agent in agents()? {
         exec(&agent.pod, &["resume"])?;
     }
     process::wait("moves after the pause", 60, || {
-        let now = ages(story).ok()?;
+        let now = accept_times(state).ok()?;
         now.keys().any(|id| !before.contains_key(id)).then_some(())
     })?;
     Ok(found)
 }
 
-/// A pod that makes a cgroup as the kubelet would make another pod's.
-pub(super) fn lookalike(story: &mut Story) -> Outcome {
-    policy::enforce(&policy::enforced("nothing", QUIET))?;
-    let victim = &story.web[0];
-    let path = "jsonpath={.metadata.uid}";
-    let uid = kubectl::output(&["get", "pod", victim, "-o", path])?;
+/// A pod whose server is in a cgroup named like another pod's.
+pub(super) fn lookalike(state: &mut State) -> Outcome {
+    policy::enforce(&policy::enforced("nothing", NO_MOVES))?;
+    let victim = &state.web[0];
+    let uid = pod_field(victim, "{.metadata.uid}")?;
     kubectl::apply(&workload::LOOKALIKE.replace("VICTIM_UID", &uid))?;
-    let ready = [
-        "wait",
-        "--for=condition=Ready",
-        "pod/lookalike",
-        "--timeout=60s",
-    ];
-    kubectl::output(&ready)?;
-    let node = "jsonpath={.spec.nodeName}";
-    let node = kubectl::output(&["get", "pod", "lookalike", "-o", node])?;
-    let agent = agent_on(&node)?;
-    let endpoint = process::wait("the lookalike's own endpoint", 30, || {
-        let dump = ask(&agent.pod, &["dump", "--endpoints"]).ok()?;
-        let of_it = |item: &&serde_json::Value| item["pod"]["name"] == "lookalike";
-        dump["items"].as_array()?.iter().find(of_it).cloned()
+    kubectl::run("wait --for=condition=Ready pod/lookalike --timeout=60s")?;
+    let agent = agent_on(&pod_field("lookalike", "{.spec.nodeName}")?)?;
+    let endpoint = process::wait("the lookalike's endpoint", 30, || {
+        let dump = query(&agent.pod, &["dump", "--endpoints"]).ok()?;
+        let is_it = |item: &&serde_json::Value| item["pod"]["name"] == "lookalike";
+        dump["items"].as_array()?.iter().find(is_it).cloned()
     })?;
     ensure!(endpoint["port"] == 80, "{endpoint}");
-    // Nor is the victim at two places.
-    let mut places = 0;
+    // The victim still has one endpoint.
+    let mut endpoints = 0;
     for agent in agents()? {
-        let dump = ask(&agent.pod, &["dump", "--endpoints"])?;
+        let dump = query(&agent.pod, &["dump", "--endpoints"])?;
         let items = dump["items"].as_array().context("a list of endpoints")?;
         let of_victim = |item: &&serde_json::Value| item["pod"]["uid"] == *uid;
-        places += items.iter().filter(of_victim).count();
+        endpoints += items.iter().filter(of_victim).count();
     }
-    ensure!(places == 1, "{victim} is at {places} endpoints");
-    let inside = ["exec", "lookalike", "--", "cat", "/proc/1/cgroup"];
-    let inside = kubectl::output(&inside)?;
-    ensure!(inside.contains(&uid), "it is in no such cgroup: {inside}");
-    kubectl::output(&["delete", "pod", "lookalike", "--wait=false"])?;
-    Ok(format!("in a cgroup pod{uid} it is itself"))
+    ensure!(endpoints == 1, "{victim} has {endpoints} endpoints");
+    let cgroup = kubectl::run("exec lookalike -- cat /proc/1/cgroup")?;
+    ensure!(cgroup.contains(&uid), "not in such a cgroup: {cgroup}");
+    kubectl::run("delete pod lookalike --wait=false")?;
+    Ok(format!("identified in a cgroup pod{uid}"))
+}
+
+/// A field of the pod, by JSONPath.
+fn pod_field(pod: &str, path: &str) -> Result<String> {
+    kubectl::run(&format!("get pod {pod} -o jsonpath={path}"))
 }
 
 /// A pod of the same name on the same node is another pod.
-pub(super) fn made_again(_: &mut Story) -> Outcome {
+pub(super) fn recreated(_: &mut State) -> Outcome {
     let mut slowest: f64 = 0.0;
     let mut uids = Vec::new();
     for label in ["first", "second"] {
         kubectl::apply(&workload::SOLO.replace("LABEL", label))?;
-        let ready = ["wait", "--for=condition=Ready", "pod/solo", "--timeout=60s"];
-        kubectl::output(&ready)?;
+        kubectl::run("wait --for=condition=Ready pod/solo --timeout=60s")?;
         let started = Instant::now();
-        let node = "jsonpath={.spec.nodeName}";
-        let node = kubectl::output(&["get", "pod", "solo", "-o", node])?;
-        let uid = kubectl::output(&["get", "pod", "solo", "-o", "jsonpath={.metadata.uid}"])?;
-        let agent = agent_on(&node)?;
-        process::wait("its names", 20, || {
-            let dump = ask(&agent.pod, &["dump", "--endpoints"]).ok()?;
+        let agent = agent_on(&pod_field("solo", "{.spec.nodeName}")?)?;
+        let uid = pod_field("solo", "{.metadata.uid}")?;
+        process::wait("the names of the pod", 20, || {
+            let dump = query(&agent.pod, &["dump", "--endpoints"]).ok()?;
             let is_it = |item: &serde_json::Value| {
                 item["pod"]["name"] == "solo"
                     && item["pod"]["uid"] == *uid
@@ -147,79 +137,82 @@ pub(super) fn made_again(_: &mut Story) -> Outcome {
         })?;
         slowest = slowest.max(started.elapsed().as_secs_f64());
         uids.push(uid);
-        kubectl::output(&["delete", "pod", "solo", "--wait"])?;
+        kubectl::run("delete pod solo --wait")?;
     }
-    ensure!(uids[0] != uids[1], "the same pod");
-    ensure!(slowest < 5.0, "names took {slowest:.1} s");
+    ensure!(uids[0] != uids[1], "the pod has the same UID");
+    ensure!(slowest < 5.0, "the names took {slowest:.1} s");
     Ok(format!("names within {slowest:.1} s of readiness"))
 }
 
-/// Without the API server kubectl reaches nobody: the agent is asked on its node.
-fn on_node(cluster: &Cluster, arguments: &[&str]) -> Result<serde_json::Value> {
+/// `rebalancer status` of the first node's agent, without the API server, which `kubectl exec` needs.
+fn status(cluster: &Cluster) -> Result<serde_json::Value> {
     let (node, _) = &cluster.nodes[0];
-    let text = beside(&node.name(), arguments)?;
-    serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    let text = exec_on_node(&node.name(), &["status", "-o", "json"])?;
+    serde_json::from_str(&text).with_context(|| format!("invalid JSON: {text}"))
 }
 
-pub(super) fn api_server_down(story: &mut Story) -> Outcome {
-    let before = ages(story)?;
-    story.cluster.control_plane.stop_api_server()?;
-    // A rule by Service may not move what it cannot be sure of any more.
+pub(super) fn api_server_down(state: &mut State) -> Outcome {
+    let before = accept_times(state)?;
+    state.cluster.control_plane.stop_api_server()?;
+    // A rule by Service must not move connections on stale data.
     let started = Instant::now();
-    let skipped = process::wait("moves by name to stop", 120, || {
-        let status = on_node(&story.cluster, &["status", "-o", "json"]).ok()?;
+    let skipped = process::wait("moves by Service to stop", 120, || {
+        let status = status(&state.cluster).ok()?;
         status["lastPass"]["skipped"]["staleFacts"].as_u64()
     })?;
     let after = started.elapsed().as_secs_f64();
-    let status = on_node(&story.cluster, &["status", "-o", "json"])?;
+    let status = status(&state.cluster)?;
     ensure!(status["passError"].is_null(), "{status}");
     ensure!(
         status["lastPass"]["connections"].as_u64() > Some(0),
-        "nothing is tracked any more"
+        "tracking has stopped"
     );
-    story.alive = before;
+    state.opened = before;
     Ok(format!(
-        "{skipped} skipped as staleFacts after {after:.0} s; tracking goes on"
+        "{skipped} skipped as staleFacts after {after:.0} s; tracking continues"
     ))
 }
 
-pub(super) fn api_server_back(story: &mut Story) -> Outcome {
-    story.cluster.control_plane.start_api_server()?;
+pub(super) fn api_server_back(state: &mut State) -> Outcome {
+    state.cluster.control_plane.start_api_server()?;
     let started = Instant::now();
-    process::wait("fresh names", 60, || {
-        let status = on_node(&story.cluster, &["status", "-o", "json"]).ok()?;
+    process::wait("fresh data from the API server", 60, || {
+        let status = status(&state.cluster).ok()?;
         status["lastPass"]["skipped"]["staleFacts"]
             .is_null()
             .then_some(())
     })?;
     let fresh = started.elapsed().as_secs_f64();
-    ensure!(fresh < 5.0, "{fresh:.1} s after the API server's answer");
-    let before = std::mem::take(&mut story.alive);
-    let kept = kept(story, &before)?;
-    Ok(format!("fresh {fresh:.1} s after its answer; {kept}"))
+    ensure!(
+        fresh < 5.0,
+        "fresh only {fresh:.1} s after the API server was ready"
+    );
+    let before = std::mem::take(&mut state.opened);
+    let kept = assert_kept(state, &before)?;
+    Ok(format!("fresh {fresh:.1} s after it was ready; {kept}"))
 }
 
-/// The node's memory is lost, and with it every record: what comes is honestly new.
-pub(super) fn reboot(story: &mut Story) -> Outcome {
-    let (node, _): (Node, _) = *story.cluster.nodes.last().context("a node")?;
+/// A reboot loses all records; connections afterwards are new.
+pub(super) fn reboot(state: &mut State) -> Outcome {
+    let (node, _): (Node, _) = *state.cluster.nodes.last().context("a node")?;
     let agent = agent_on(&node.name())?.pod;
-    // Of the clock that records carry: all nodes share the machine's.
-    let began = ask(&agent, &["dump"])?["takenNanoseconds"].as_u64();
-    let began = began.context("when it was taken")?;
-    story.cluster.reboot(node)?;
+    // All nodes share the machine's monotonic clock.
+    let began = query(&agent, &["dump"])?["takenNanoseconds"].as_u64();
+    let began = began.context("the dump's time")?;
+    state.cluster.reboot(node)?;
     let name = node.name();
-    process::wait("the agent to be back", 180, || {
+    process::wait("the agent to return", 180, || {
         let now = agent_on(&name).ok()?;
         exec(&now.pod, &["status"]).ok()
     })?;
-    rolled_out()?;
+    wait_rolled_out()?;
     workload::ready(3)?;
-    traffic::placed().context("after the reboot")?;
+    traffic::wait_answered().context("after the reboot")?;
     let now = opened(&name)?;
     let older = now.iter().filter(|(_, at)| *at < began).count();
-    ensure!(
-        older == 0,
-        "{older} connections older than the node's start"
-    );
-    Ok(format!("{agent} again, {} connections, all new", now.len()))
+    ensure!(older == 0, "{older} connections are older than the reboot");
+    Ok(format!(
+        "{agent} restarted, {} connections, all new",
+        now.len()
+    ))
 }

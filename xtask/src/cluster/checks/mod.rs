@@ -1,5 +1,5 @@
-//! `cargo xtask test cluster`: the manifests of deploy/ in a real Kubernetes. The checks tell one
-//! story, so the first that fails is the last; whatever happens, the cluster is removed.
+//! `cargo xtask test cluster`: the manifests of deploy/ in a real Kubernetes cluster. Each check builds on the
+//! previous ones, so the first failure ends the run; the cluster is always removed.
 
 mod agents;
 mod audit;
@@ -21,108 +21,105 @@ use crate::{
     terminal,
 };
 
-type Check = (&'static str, fn(&mut Story) -> Outcome);
+type Check = (&'static str, fn(&mut State) -> Outcome);
 
-/// The width of the names.
+/// The width of the name column.
 const NAMES: usize = 52;
 
 const CHECKS: [Check; 24] = [
-    ("an agent on every node", agents::run),
-    ("its doctor finds nothing missing", agents::doctor),
+    ("an agent on every node", agents::one_per_node),
+    ("doctor finds nothing missing", agents::doctor),
+    ("a client connects through the ClusterIP", traffic::connects),
+    ("dump shows the client's connections", traffic::shown),
+    ("new replicas get no connections", traffic::scale_out),
+    ("plan chooses what a policy would move", traffic::planned),
     (
-        "a client's connections through the ClusterIP",
-        traffic::connects,
+        "an edited ConfigMap reaches the agents",
+        policy::loaded_soon,
     ),
-    ("kubectl exec … rebalancer dump shows them", traffic::shown),
-    ("two more replicas get nothing", traffic::scale_out),
-    ("the plan says what DryRun would move", traffic::planned),
-    ("an edited ConfigMap reaches the agents", policy::arrives),
     (
-        "connections move by age, and spread",
+        "connections are moved by age and spread",
         traffic::spread_by_age,
     ),
     (
-        "a broken policy is refused, the last stays",
-        policy::refused,
+        "an invalid policy is rejected, the last stays",
+        policy::rejected,
     ),
     (
-        "connections move by bytes, and spread",
+        "connections are moved by bytes and spread",
         traffic::spread_by_bytes,
     ),
     ("ages survive kill -9 of the agent", faults::killed),
     ("ages survive a rollout of the DaemonSet", faults::rollout),
-    ("paused means paused, also after a rollout", faults::paused),
+    ("a pause survives a rollout", faults::paused),
     (
-        "a cgroup named like another pod is not taken for it",
+        "a cgroup named like another pod's is not attributed to it",
         faults::lookalike,
     ),
     (
-        "a pod made again under its name has its own names",
-        faults::made_again,
+        "a pod recreated under its name is another pod",
+        faults::recreated,
     ),
     (
-        "without an API server the last names stay",
+        "without the API server rules by Service stop moving",
         faults::api_server_down,
     ),
     (
-        "with it again names are right at once",
+        "with the API server back names are fresh at once",
         faults::api_server_back,
     ),
-    ("after a node's reboot ages begin anew", faults::reboot),
+    ("after a node's reboot ages restart", faults::reboot),
     ("1,000 pods in the API", size::many_pods),
+    ("least privilege moves and dumps", variants::least_privilege),
     (
-        "least privilege moves and dumps as well",
-        variants::least_privilege,
-    ),
-    (
-        "the read-only overlay dumps, and moves nothing",
+        "the read-only overlay dumps and moves nothing",
         variants::read_only,
     ),
     (
         "every manifest passes a server-side dry run",
         variants::dry_run,
     ),
+    ("the role grants exactly what the agent uses", audit::role),
     (
-        "what the agent asked for is what its role grants",
-        audit::role,
-    ),
-    (
-        "uninstalled, nothing is left in the kernel",
+        "uninstalling leaves nothing in the kernel",
         variants::uninstalled,
     ),
 ];
 
-struct Story {
+/// What the checks pass on to each other.
+struct State {
     cluster: Cluster,
+    /// The pods of the Service.
     web: Vec<String>,
+    /// The distribution of connections before moves.
     before: Option<Shares>,
-    /// Requests that had failed when all connections were there.
+    /// Requests that had failed before all connections were established.
     refused: u64,
-    /// When each connection was accepted, before what is under way.
-    alive: BTreeMap<String, u64>,
+    /// Accept time of each connection before the current disruption.
+    opened: BTreeMap<String, u64>,
 }
 
-impl Story {
+impl State {
     fn nodes(&self) -> impl Iterator<Item = String> {
         self.cluster.nodes.iter().map(|(node, _)| node.name())
     }
 }
 
-/// How to check.
+/// Options of the checks.
 #[derive(Clone, Copy, clap::Args)]
-pub(crate) struct Checking {
-    /// Do nothing, and say so, where Kubernetes has not been built yet
+pub(crate) struct Args {
+    /// Skip the suite with a message if Kubernetes has not been built yet
     #[arg(long)]
     if_built: bool,
     #[command(flatten)]
     options: Options,
 }
 
-pub(crate) fn run(Checking { if_built, options }: Checking) -> Result<()> {
+pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
     if if_built && !programs::is_built(options.kube)? {
         println!(
-            "Kubernetes {} is not built on this machine: its checks are left out.\n\
-             `cargo xtask test cluster` builds it, in some ten minutes of CPU, and runs them.",
+            "skipped: Kubernetes {} is not built on this machine.\n\
+             `cargo xtask test cluster` builds it in about ten minutes of CPU and runs the checks.",
             options.kube
         );
         return Ok(());
@@ -130,31 +127,31 @@ pub(crate) fn run(Checking { if_built, options }: Checking) -> Result<()> {
     let started = Instant::now();
     let cluster = super::start(options)?;
     let up = started.elapsed();
-    let mut story = Story {
+    let mut state = State {
         cluster,
         web: Vec::new(),
         before: None,
         refused: 0,
-        alive: BTreeMap::new(),
+        opened: BTreeMap::new(),
     };
     terminal::heading("Checks");
     let mut results = vec![CheckReport::new(
-        "the cluster comes up",
+        "the cluster starts",
         up,
         Ok(String::new()),
     )];
     for (name, check) in CHECKS {
-        let result = CheckReport::run(name, || check(&mut story));
+        let result = CheckReport::run(name, || check(&mut state));
         let failed = result.has_failed();
         results.push(result);
         if failed {
-            show_what_happened();
+            show_diagnostics();
             break;
         }
     }
-    results.push(CheckReport::run("down leaves nothing", || {
-        drop(story);
-        nothing_left()
+    results.push(CheckReport::run("down leaves nothing behind", || {
+        drop(state);
+        assert_nothing_left()
     }));
     summarize(options, &results)
 }
@@ -171,53 +168,37 @@ fn summarize(options: Options, results: &[CheckReport]) -> Result<()> {
         terminal::check(false, &format!("{name:<NAMES$}"), "not run");
     }
     if results.iter().any(CheckReport::has_failed) {
-        bail!("the cluster's checks failed");
+        bail!("checks of the cluster failed");
     }
     Ok(())
 }
 
-/// For whoever reads a failure: the cluster is about to go.
-fn show_what_happened() {
+/// Prints the state of the cluster after a failure, before it is removed.
+fn show_diagnostics() {
     for arguments in [
-        &["get", "pods", "-A", "-o", "wide"][..],
-        &["get", "events", "-A", "--sort-by=.lastTimestamp"],
-        &[
-            "-n",
-            "rebalancer",
-            "logs",
-            "-l",
-            "app.kubernetes.io/name=rebalancer",
-            "--tail=20",
-            "--prefix",
-        ],
-        &[
-            "-n",
-            "rebalancer",
-            "exec",
-            "ds/rebalancer",
-            "--",
-            "rebalancer",
-            "status",
-        ],
+        "get pods -A -o wide",
+        "get events -A --sort-by=.lastTimestamp",
+        "-n rebalancer logs -l app.kubernetes.io/name=rebalancer --tail=20 --prefix",
+        "-n rebalancer exec ds/rebalancer -- rebalancer status",
     ] {
-        match kubectl::output(arguments) {
+        match kubectl::run(arguments) {
             Ok(text) => eprintln!("{}", end_of(&text)),
             Err(error) => eprintln!("{error:#}"),
         }
     }
 }
 
-/// The last lines: a thousand pods may be among them.
+/// The last lines: there may be a thousand pods.
 fn end_of(text: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(60)..].join("\n")
 }
 
-fn nothing_left() -> Outcome {
+fn assert_nothing_left() -> Outcome {
     let mut traces = teardown::traces()?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("mountinfo")?;
     let ours = mounts.lines().filter(|line| line.contains(layout::NAME));
     traces.extend(ours.map(|line| format!("mount {line}")));
-    ensure!(traces.is_empty(), "left: {}", traces.join(", "));
+    ensure!(traces.is_empty(), "left behind: {}", traces.join(", "));
     Ok(String::new())
 }

@@ -1,5 +1,4 @@
-//! The story of the problem and its cure: one hot replica, two that get nothing, and connections
-//! that move.
+//! The problem and its solution: one hot replica, two idle ones, and connections that are moved.
 
 use std::time::Duration;
 
@@ -7,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{
-    Outcome, Story,
-    agents::{agents, ask, exec},
+    Outcome, State,
+    agents::{agents, exec, query},
     policy, workload,
 };
 use crate::{
@@ -19,34 +18,34 @@ use crate::{
 
 pub(super) const CONNECTIONS: u64 = 60;
 
-pub(super) fn connects(story: &mut Story) -> Outcome {
+pub(super) fn connects(state: &mut State) -> Outcome {
     kubectl::apply(workload::MANIFEST)?;
-    story.web = workload::ready(1)?;
-    story.refused = placed()?.errors;
-    Ok(format!("{CONNECTIONS} at {}", story.web.join(", ")))
+    state.web = workload::ready(1)?;
+    state.refused = wait_answered()?.errors;
+    Ok(format!("{CONNECTIONS} at {}", state.web.join(", ")))
 }
 
-/// Waits until each of the client's connections has been answered. Before the first replica was
-/// an endpoint the Service refused them: such errors are the report's.
-pub(super) fn placed() -> Result<Report> {
+/// Waits until each of the client's connections has had a response. The report contains errors from before
+/// the first replica became an endpoint.
+pub(super) fn wait_answered() -> Result<Report> {
     process::wait("the client's connections", 120, || {
         let report = workload::report().ok()?;
         (report.answered() == CONNECTIONS).then_some(report)
     })
 }
 
-/// Each connection of the client's, once, on the node of the pod that serves it.
-pub(super) fn shown(story: &mut Story) -> Outcome {
+/// Each of the client's connections is dumped once, on the node of the pod that serves it.
+pub(super) fn shown(state: &mut State) -> Outcome {
     let table = exec("ds/rebalancer", &["dump"])?;
     ensure!(table.contains("PEER"), "no table: {table}");
     let (client, web) = (
         workload::address("client")?,
-        workload::address(&story.web[0])?,
+        workload::address(&state.web[0])?,
     );
     let mut seen = 0;
-    let mut on = Vec::new();
+    let mut nodes = Vec::new();
     for agent in agents()? {
-        let dump = ask(&agent.pod, &["dump"])?;
+        let dump = query(&agent.pod, &["dump"])?;
         let items = dump["items"].as_array().context("a list of connections")?;
         let from = |item: &&Value, field: &str, address: &str| {
             let socket = item[field].as_str().unwrap_or_default();
@@ -62,14 +61,14 @@ pub(super) fn shown(story: &mut Story) -> Outcome {
             let names = (&item["namespace"], &item["pod"], &item["services"]);
             let expected = (
                 &Value::from("default"),
-                &Value::from(story.web[0].as_str()),
+                &Value::from(state.web[0].as_str()),
                 &serde_json::json!(["web"]),
             );
             ensure!(names == expected, "{names:?} instead of {expected:?}");
         }
         let count = of_web().count();
         if count > 0 {
-            on.push(agent.node);
+            nodes.push(agent.node);
         }
         seen += count as u64;
     }
@@ -77,42 +76,35 @@ pub(super) fn shown(story: &mut Story) -> Outcome {
         seen == CONNECTIONS,
         "{seen} of {CONNECTIONS} from {client} to {web}"
     );
-    ensure!(on.len() == 1, "shown on {on:?}");
-    Ok(format!("{seen} on {}", on.join(", ")))
+    ensure!(nodes.len() == 1, "dumped on {nodes:?}");
+    Ok(format!("{seen} on {}", nodes.join(", ")))
 }
 
-pub(super) fn scale_out(story: &mut Story) -> Outcome {
-    kubectl::output(&["scale", "deploy/web", "--replicas=3"])?;
-    story.web = workload::ready(3)?;
-    // Time in which something could move: the policy is the base's DryRun.
+pub(super) fn scale_out(state: &mut State) -> Outcome {
+    scale(3)?;
+    state.web = workload::ready(3)?;
+    // Moves would happen now, but the base's policy is in DryRun.
     std::thread::sleep(Duration::from_secs(5));
     let report = workload::report()?;
-    let shares = shares(&story.web, &report);
+    let shares = shares(&state.web, &report);
     let line = shares.line();
     ensure!(
         report.connections.len() == 1 && report.answered() == CONNECTIONS,
         "{line}"
     );
-    story.before = Some(shares);
+    state.before = Some(shares);
     Ok(line)
 }
 
-/// The agent's own plan, under a policy of the operator's that is not in force.
-pub(super) fn planned(_: &mut Story) -> Outcome {
+/// `plan` under a policy that is not loaded.
+pub(super) fn planned(_: &mut State) -> Outcome {
     let policy = policy::enforced("trial", "maxAge: 5s");
     let mut moves = 0;
     for agent in agents()? {
-        let exec = [
-            "-n",
-            "rebalancer",
-            "exec",
-            "-i",
-            agent.pod.as_str(),
-            "--",
-            "rebalancer",
-        ];
-        let plan = ["plan", "--policy", "/dev/stdin", "-o", "json"];
-        let mut kubectl = kubectl::command(&[&exec[..], &plan].concat());
+        let exec = format!("-n rebalancer exec -i {} --", agent.pod);
+        let plan = "rebalancer plan --policy /dev/stdin -o json";
+        let words: Vec<&str> = exec.split(' ').chain(plan.split(' ')).collect();
+        let mut kubectl = kubectl::command(&words);
         let plan = process::output_with_input(&mut kubectl, &policy)?;
         let plan: Value = serde_json::from_str(&plan).context("the plan")?;
         let items = plan["items"].as_array().context("a list of decisions")?;
@@ -123,11 +115,11 @@ pub(super) fn planned(_: &mut Story) -> Outcome {
     }
     ensure!(moves == CONNECTIONS, "{moves} chosen of {CONNECTIONS}");
     let report = workload::report()?;
-    ensure!(report.connections.len() == 1, "a plan has moved something");
+    ensure!(report.connections.len() == 1, "the plan moved connections");
     Ok(format!("{moves} chosen, none moved"))
 }
 
-/// By the pods' own part of their names.
+/// The shares by the last part of the pods' names.
 pub(super) fn shares(pods: &[String], report: &Report) -> Shares {
     Shares::new(pods.iter().map(|pod| {
         let name = pod.rsplit('-').next().unwrap_or(pod);
@@ -138,51 +130,58 @@ pub(super) fn shares(pods: &[String], report: &Report) -> Shares {
     }))
 }
 
-pub(super) fn spread_by_age(story: &mut Story) -> Outcome {
-    spread(story)
+pub(super) fn spread_by_age(state: &mut State) -> Outcome {
+    spread(state)
 }
 
-/// The same once more from the start, with another limit.
-pub(super) fn spread_by_bytes(story: &mut Story) -> Outcome {
-    skew(story)?;
+/// The same from the start, with another limit.
+pub(super) fn spread_by_bytes(state: &mut State) -> Outcome {
+    skew(state)?;
     policy::enforce(&policy::enforced("too-heavy", "maxBytes: 8Ki"))?;
-    spread(story)
+    spread(state)
 }
 
-/// All connections at one of three replicas again.
-pub(super) fn skew(story: &mut Story) -> Result<()> {
-    // What was read last stays in force, and would move them on.
+/// Puts all connections on one of three replicas again.
+pub(super) fn skew(state: &mut State) -> Result<()> {
+    // The loaded policy would move them.
     policy::enforce(&policy::enforced("nothing", "maxAge: 10h"))?;
-    kubectl::output(&["delete", "pod", "client", "--wait"])?;
-    kubectl::output(&["scale", "deploy/web", "--replicas=1"])?;
+    kubectl::run("delete pod client --wait")?;
+    scale(1)?;
     workload::ready(1)?;
     kubectl::apply(workload::MANIFEST)?;
-    story.web = workload::ready(1)?;
-    story.refused = placed()?.errors;
-    kubectl::output(&["scale", "deploy/web", "--replicas=3"])?;
-    story.web = workload::ready(3)?;
+    state.web = workload::ready(1)?;
+    state.refused = wait_answered()?.errors;
+    scale(3)?;
+    state.web = workload::ready(3)?;
     let report = workload::report()?;
-    ensure!(report.connections.len() == 1, "not at one replica alone");
-    story.before = Some(shares(&story.web, &report));
+    ensure!(
+        report.connections.len() == 1,
+        "connections on more than one replica"
+    );
+    state.before = Some(shares(&state.web, &report));
     Ok(())
 }
 
-fn spread(story: &mut Story) -> Outcome {
+fn scale(replicas: u32) -> Result<()> {
+    kubectl::run(&format!("scale deploy/web --replicas={replicas}")).map(drop)
+}
+
+fn spread(state: &mut State) -> Outcome {
     let mut last = None;
     let spread = process::wait("spread connections", 120, || {
         let report = workload::report().ok()?;
-        let shares = shares(&story.web, &report);
+        let shares = shares(&state.web, &report);
         let spread = shares.is_spread();
         last = Some(shares.line());
         (spread && report.answered() == CONNECTIONS).then_some((shares, report))
     });
     let (shares, report) = spread.with_context(|| last.unwrap_or_default())?;
-    if let Some(before) = &story.before {
+    if let Some(before) = &state.before {
         print!("{}", before.beside(&shares));
     }
     let answers: u64 = report.answers.values().sum();
-    let failed = report.errors - story.refused;
-    // A quiet moment is no proof, but most clients find a reset before their next request.
+    let failed = report.errors - state.refused;
+    // A quiet moment guarantees nothing, but most clients notice a reset before their next request.
     ensure!(
         failed * 100 <= answers,
         "{failed} of {answers} requests failed: {:?}",

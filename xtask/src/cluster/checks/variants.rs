@@ -1,4 +1,4 @@
-//! The other ways to install: with few privileges, for reading alone; and how to be rid of it.
+//! The other overlays, least-privilege and read-only, a server-side dry run, and uninstalling.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use serde_json::Value;
 use xtask::bpf_objects::{held_by, remaining};
 
 use super::{
-    Outcome, Story,
-    agents::{NAMESPACE, adapted, agents, ask, exec, install, overlay, process_of},
+    Outcome, State,
+    agents::{self, agents, exec, install, overlay, overlay_with, pid_on, query},
     policy, traffic,
 };
 use crate::{
@@ -16,115 +16,104 @@ use crate::{
     deploy, root,
 };
 
-/// The same moves without `privileged`; or the doctor says what is missing. With Events of them.
-pub(super) fn least_privilege(story: &mut Story) -> Outcome {
-    install(&adapted("least-privilege", &["move-events"])?)?;
+/// The same moves without `privileged`, with Events.
+pub(super) fn least_privilege(state: &mut State) -> Outcome {
+    install(&overlay_with("least-privilege", &["move-events"])?)?;
     let agent = &agents()?[0];
-    let privileged = "jsonpath={.spec.containers[0].securityContext}";
-    let get = ["get", "pod", &agent.pod, "-o", privileged];
-    let context = kubectl::output(&[&NAMESPACE[..], &get].concat())?;
+    let path = "{.spec.containers[0].securityContext}";
+    let context = agents::run(&format!("get pod {} -o jsonpath={path}", agent.pod))?;
     ensure!(!context.contains("\"privileged\":true"), "{context}");
     let doctor = exec(&agent.pod, &["doctor"])?;
-    traffic::skew(story)?;
-    policy::enforce(&policy::enforced("with-little", "maxAge: 6s"))?;
-    let found = traffic::spread_by_age(story)?;
-    let dump = ask(&agent.pod, &["dump"])?;
+    traffic::skew(state)?;
+    policy::enforce(&policy::enforced("least-privilege", "maxAge: 6s"))?;
+    let found = traffic::spread_by_age(state)?;
+    let dump = query(&agent.pod, &["dump"])?;
     ensure!(dump["items"].is_array(), "{dump}");
-    let told = process::wait("Events of the moves", 60, || {
+    let count = process::wait("Events of the moves", 60, || {
         let events = policy::events("ConnectionsMoved").ok()?;
         let of_web = |event: &&Value| {
             let name = event["regarding"]["name"].as_str();
-            name.is_some_and(|name| story.web.iter().any(|pod| pod == name))
+            name.is_some_and(|name| state.web.iter().any(|pod| pod == name))
         };
-        let told = events.iter().filter(of_web).count();
-        (told > 0).then_some(told)
+        let count = events.iter().filter(of_web).count();
+        (count > 0).then_some(count)
     })?;
     let lines = doctor.lines().count();
-    Ok(format!(
-        "{found}; Events of it: {told}; doctor: {lines} lines"
-    ))
+    Ok(format!("{found}; {count} Events; doctor: {lines} lines"))
 }
 
-pub(super) fn read_only(_: &mut Story) -> Outcome {
-    install(&adapted("read-only", &[])?)?;
+pub(super) fn read_only(_: &mut State) -> Outcome {
+    install(&overlay_with("read-only", &[])?)?;
     let mut seen = 0;
     for agent in agents()? {
-        let dump = ask(&agent.pod, &["dump"])?;
+        let dump = query(&agent.pod, &["dump"])?;
         let items = dump["items"].as_array().context("a list")?;
         seen += items.len();
         for id in items.iter().take(3).flat_map(|item| item["id"].as_str()) {
             let moved = exec(&agent.pod, &["move", id, "--ignore-guards"]);
-            let words = moved
-                .err()
-                .map(|error| error.to_string())
-                .unwrap_or_default();
-            ensure!(words.contains("Disabled"), "a move by hand: {words:?}");
+            let error = moved.err().map_or(String::new(), |error| error.to_string());
+            ensure!(error.contains("Disabled"), "a manual move: {error:?}");
         }
     }
     ensure!(seen > 0, "no connections");
-    Ok(format!(
-        "{seen} connections dumped; moves by hand are refused"
-    ))
+    Ok(format!("{seen} connections dumped; manual moves rejected"))
 }
 
-/// Everything in deploy/ that kustomize builds, and the chart where helm is there.
-pub(super) fn dry_run(_: &mut Story) -> Outcome {
-    let mut done = 0;
+/// Applies base and overlays, and the chart if helm has been built, as a server-side dry run.
+pub(super) fn dry_run(_: &mut State) -> Outcome {
+    let mut count = 0;
     let overlays = deploy::overlays()?.into_iter();
     for folder in overlays.chain([root().join("deploy/base")]) {
         let folder = folder.to_str().context("UTF-8")?.to_owned();
         kubectl::output(&["apply", "--dry-run=server", "-k", &folder])?;
-        done += 1;
+        count += 1;
     }
     let Some(chart) = deploy::chart_as_sent()? else {
         return Ok(format!(
-            "{done} by kustomize; helm is not built here (cargo xtask test deploy)"
+            "{count} by kustomize; helm is not built (cargo xtask test deploy)"
         ));
     };
     let dry = ["apply", "--dry-run=server", "-f", "-"];
     process::output_with_input(&mut kubectl::command(&dry), &chart)?;
-    Ok(format!("{done} by kustomize, and the chart"))
+    Ok(format!("{count} by kustomize, and the chart"))
 }
 
-/// As deploy/README.md says it: tracking ends with the command, the rest with the objects.
-pub(super) fn uninstalled(story: &mut Story) -> Outcome {
+/// Follows deploy/README.md: the DaemonSet of uninstall.yaml stops tracking, then the objects are deleted.
+pub(super) fn uninstalled(state: &mut State) -> Outcome {
     install(&overlay()?)?;
-    let mut ours = Vec::new();
-    for node in story.nodes() {
-        let held = held_by(process_of(&node)?.try_into()?)?;
-        ensure!(!held.is_empty(), "the agent on {node} holds nothing");
-        ours.extend(held);
+    let mut objects = Vec::new();
+    for node in state.nodes() {
+        let held = held_by(pid_on(&node)?.try_into()?)?;
+        ensure!(!held.is_empty(), "the agent on {node} holds no BPF objects");
+        objects.extend(held);
     }
     let folder = overlay()?;
     let folder = folder.to_str().context("UTF-8")?;
     kubectl::output(&["delete", "-k", folder, "--wait"])?;
-    let kept = remaining(&ours)?.len();
-    ensure!(kept > 0, "tracking ended with the agents");
+    let count = remaining(&objects)?.len();
+    ensure!(count > 0, "tracking ended with the agents");
     let file = root().join("deploy/uninstall.yaml");
     let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-    // No registry is asked for anything here.
+    // The cluster has no registry.
     let local = text.replace("registry.k8s.io/pause:3.10", images::PAUSE);
     ensure!(local != text, "uninstall.yaml names another image");
     kubectl::apply(&local)?;
-    let namespace = ["-n", "rebalancer-uninstall"];
-    let status = [
-        "rollout",
-        "status",
-        "ds/rebalancer-uninstall",
-        "--timeout=120s",
-    ];
-    kubectl::output(&[&namespace[..], &status].concat())?;
-    let gone = process::wait("all of it to go", 60, || {
-        remaining(&ours).ok()?.is_empty().then_some(())
+    let namespace = "-n rebalancer-uninstall";
+    kubectl::run(&format!(
+        "{namespace} rollout status ds/rebalancer-uninstall --timeout=120s"
+    ))?;
+    let removed = process::wait("removal of all BPF objects", 60, || {
+        remaining(&objects).ok()?.is_empty().then_some(())
     });
-    gone.with_context(|| {
+    removed.with_context(|| {
         let selector = "app.kubernetes.io/name=rebalancer-uninstall";
-        let logs = ["logs", "--prefix", "-c", "uninstall", "-l", selector];
-        let said = kubectl::output(&[&namespace[..], &logs].concat());
-        format!("still there: {:?}; it said: {said:?}", remaining(&ours))
+        let log = kubectl::run(&format!(
+            "{namespace} logs --prefix -c uninstall -l {selector}"
+        ));
+        format!("remaining: {:?}; its log: {log:?}", remaining(&objects))
     })?;
-    kubectl::output(&["delete", "namespace", "rebalancer-uninstall", "--wait"])?;
+    kubectl::run("delete namespace rebalancer-uninstall --wait")?;
     Ok(format!(
-        "{kept} programs, maps and links before, none after"
+        "{count} programs, maps and links before, none after"
     ))
 }

@@ -1,42 +1,35 @@
-//! The Service, its replicas and their client.
+//! The workload: a Service, its replicas and their client.
 
-use anyhow::{Context as _, Result};
-use serde_json::Value;
+use anyhow::Result;
 
 use super::super::{kubectl, process};
 use crate::keepalive_client::Report;
 
 pub(super) const MANIFEST: &str = include_str!("../../../cluster/workload.yaml");
 
-/// Waits until `replicas` serve; returns their pods.
+/// Waits until `replicas` pods serve and returns their names.
 pub(super) fn ready(replicas: usize) -> Result<Vec<String>> {
-    kubectl::output(&["rollout", "status", "deploy/web", "--timeout=120s"])?;
-    // Those that are going are still listed for a moment.
+    kubectl::run("rollout status deploy/web --timeout=120s")?;
+    // Terminating pods are still listed for a moment.
     process::wait(&format!("{replicas} replicas"), 60, || {
-        let names = "jsonpath={.items[*].metadata.name}";
-        let names = kubectl::output(&["get", "pods", "-l", "app=web", "-o", names]).ok()?;
+        let path = "jsonpath={.items[*].metadata.name}";
+        let names = kubectl::run(&format!("get pods -l app=web -o {path}")).ok()?;
         let mut pods: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
         pods.sort();
         (pods.len() == replicas).then_some(pods)
     })
 }
 
-/// What the client saw last.
+/// The client's last report.
 pub(super) fn report() -> Result<Report> {
-    let line = kubectl::output(&["logs", "client", "--tail=1"])?;
-    Report::parse(&line)
+    Report::parse(&kubectl::run("logs client --tail=1")?)
 }
 
 pub(super) fn address(pod: &str) -> Result<String> {
-    let pod: Value = serde_json::from_str(&kubectl::output(&["get", "pod", pod, "-o", "json"])?)?;
-    let address = pod["status"]["podIP"]
-        .as_str()
-        .context("the pod's address")?;
-    Ok(address.to_owned())
+    kubectl::run(&format!("get pod {pod} -o jsonpath={{.status.podIP}}"))
 }
 
-/// A pod whose server is in a cgroup that is named as the
-/// kubelet would name another pod's.
+/// A pod whose server is in a cgroup named like another pod's.
 pub(super) const LOOKALIKE: &str = "\
 apiVersion: v1
 kind: Pod
@@ -66,7 +59,7 @@ spec:
   volumes: [{name: cgroup, hostPath: {path: /sys/fs/cgroup}}]
 ";
 
-/// A bare pod with a label.
+/// A single pod with a label.
 pub(super) const SOLO: &str = "\
 apiVersion: v1
 kind: Pod
