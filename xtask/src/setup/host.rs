@@ -49,7 +49,11 @@ const MACHINES: [Program; 6] = [
     ("xz", "xz-utils", "kernel modules of machines"),
     ("strip", "binutils", "tests that machines run"),
     ("apt-get", "apt", "kernels of machines"),
-    ("debootstrap", "debootstrap", "a Debian with systemd for machines"),
+    (
+        "debootstrap",
+        "debootstrap",
+        "a Debian with systemd for machines",
+    ),
 ];
 
 pub(super) fn find_all() -> Vec<Finding> {

@@ -107,6 +107,7 @@ impl State {
 
 /// Options of the checks.
 #[derive(Clone, Copy, clap::Args)]
+#[group(id = "cluster-suite")]
 pub(crate) struct Args {
     /// Skip the suite with a message if Kubernetes has not been built yet
     #[arg(long)]
