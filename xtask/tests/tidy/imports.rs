@@ -50,6 +50,14 @@ impl Crate {
         all
     }
 
+    /// Every import: the file that has it, and the one that it is of.
+    pub(crate) fn imports(&self) -> impl Iterator<Item = (&Path, &Path)> {
+        self.files.iter().flat_map(|file| {
+            let of = |to: &usize| (file.path.as_path(), self.files[*to].path.as_path());
+            file.imports.iter().map(of)
+        })
+    }
+
     /// Files that import each other in a circle.
     pub(crate) fn circles(&self) -> Vec<Vec<PathBuf>> {
         let edges = self.files.iter().map(|file| file.imports.clone());

@@ -1,8 +1,13 @@
-//! What no compiler holds of the tree: which way its parts depend on each other, and how it reads.
+//! What the compiler does not check: in which direction the parts of the tree depend on each other, that
+//! every file says what it is for, and that the prose is in standard terms.
 
 mod imports;
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use imports::Crate;
 
@@ -20,6 +25,41 @@ const CRATES: [&str; 6] = [
     "rebalancer-user/src/lib.rs",
     "xtask/src/lib.rs",
     "xtask/src/main.rs",
+];
+
+/// What the agent's crate is made of, from the ground up: each part imports only from those before it.
+const LAYERS: [&str; 15] = [
+    "folder",
+    "host",
+    "bpf",
+    "lost_closes",
+    "observe",
+    "walking",
+    "moves",
+    "counting",
+    "abilities",
+    "kubernetes",
+    "api",
+    "render",
+    "http",
+    "agent",
+    "cli",
+];
+
+/// Words of a dialect that this project once had, each with what to write instead.
+const WORDS: [(&str, &str); 12] = [
+    ("anew", "again, from the start"),
+    ("futile", "fill test"),
+    ("heard", "sniffed, received, detected"),
+    ("hears", "sniffs, receives, detects"),
+    ("in vain", "without success"),
+    ("of which none", "none of which"),
+    ("spared", "skipped"),
+    ("tells of", "reports"),
+    ("told", "reported, logged, printed"),
+    ("whereabouts", "the pod's name"),
+    ("whom", "which process, which client"),
+    ("wherefrom", "from where"),
 ];
 
 fn crates() -> Vec<Crate> {
@@ -40,4 +80,90 @@ fn no_folders_import_each_other_in_a_circle() {
         .flat_map(Crate::circles_of_folders)
         .collect();
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn parts_import_only_from_those_below_them() {
+    let root = top().join("rebalancer-user/src");
+    let all = Crate::read(&root.join("lib.rs"));
+    let layer = |path: &Path| {
+        let part = path.strip_prefix(&root).ok()?.with_extension("");
+        let part = part.iter().next()?.to_str()?;
+        let place = LAYERS.iter().position(|layer| *layer == part);
+        assert!(
+            place.is_some() || ["lib", "fuzzing"].contains(&part),
+            "{part} has no place among the layers of this test"
+        );
+        place
+    };
+    let mut upwards = Vec::new();
+    for (from, to) in all.imports() {
+        if let (Some(above), Some(below)) = (layer(from), layer(to))
+            && above < below
+        {
+            upwards.push((from, to));
+        }
+    }
+    assert!(upwards.is_empty(), "{upwards:#?}");
+}
+
+/// The texts of the tree that git knows.
+fn texts(endings: &[&str]) -> Vec<(PathBuf, String)> {
+    let list = Command::new("git")
+        .arg("ls-files")
+        .current_dir(top())
+        .output();
+    let list = String::from_utf8(list.expect("git").stdout).expect("paths are UTF-8");
+    list.lines()
+        .filter(|path| endings.iter().any(|ending| path.ends_with(ending)))
+        // What a commit in the making removes is still in the index.
+        .filter_map(|path| Some((path.into(), fs::read_to_string(top().join(path)).ok()?)))
+        .collect()
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    let without = texts(&[".rs"])
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("//! "));
+    let without: Vec<_> = without.map(|(path, _)| path).collect();
+    assert!(without.is_empty(), "no `//!` at the top of {without:#?}");
+}
+
+#[test]
+fn prose_and_names_are_in_standard_terms() {
+    let mut found = Vec::new();
+    for (path, text) in texts(&[".rs", ".md", ".sh", ".yaml"]) {
+        if path.ends_with("tidy/main.rs") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            // Names too: `was_told`.
+            let words = line.to_lowercase().replace('_', " ");
+            let is_in = |word: &str| {
+                words.match_indices(word).any(|(at, _)| {
+                    let letter = |it: Option<char>| it.is_some_and(char::is_alphabetic);
+                    !letter(words[..at].chars().next_back())
+                        && !letter(words[at + word.len()..].chars().next())
+                })
+            };
+            let used = WORDS.iter().filter(|(word, _)| is_in(word));
+            found.extend(used.map(|(word, better)| {
+                format!("{}:{}: {word} (write {better})", path.display(), number + 1)
+            }));
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Not an error: some things are long. It is printed, so that it is a choice.
+#[test]
+fn long_files_are_listed() {
+    const LONG: usize = 700;
+    for (path, text) in texts(&[".rs"]) {
+        let lines = text.lines().count();
+        if lines > LONG {
+            println!("{}: {lines} lines", path.display());
+        }
+    }
 }

@@ -1,3 +1,5 @@
+//! HTTP/1 framing: exchanges of any shape, cut into segments in any way.
+
 use proptest::prelude::*;
 
 use super::*;
