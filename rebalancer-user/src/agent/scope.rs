@@ -21,7 +21,7 @@ pub(super) fn excluded(track: &Track, paths: &CgroupPaths) -> Option<BTreeSet<Cg
 
 /// Whether the kernel half shall have a record of a socket there. Of one in an unknown cgroup it has.
 pub(super) fn covers(track: &Track, cgroup: Option<&CgroupPath>) -> bool {
-    !cgroup.is_some_and(|path| track.exclude_cgroups().name(path))
+    !cgroup.is_some_and(|path| track.exclude_cgroups().matches(path))
 }
 
 /// What the kernel half is told to record.

@@ -75,7 +75,7 @@ pub fn explain<'a>(
     let rule = policy.matching_rule(connection, snapshot);
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
-        let miss = looked_at.matches().misses(connection, who);
+        let miss = looked_at.matches().mismatch(connection, who);
         // One that may be for it, or may not, hides those behind it.
         let found = miss.as_ref().is_none_or(|miss| !miss.is_sure());
         rules.push((looked_at, miss));

@@ -6,9 +6,9 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::snapshot::CgroupPath;
 
-/// Globs over cgroup paths. Each names the cgroups whose path it matches, and all below them.
+/// Globs over cgroup paths. Each matches a cgroup and its descendants.
 ///
-/// `*` also stands for `/`; a backslash stands for itself, as systemd writes it into names.
+/// `*` also matches `/`; a backslash is a literal character, as systemd writes it into names.
 #[derive(Clone, Default)]
 pub struct CgroupGlobs {
     globs: Vec<Box<str>>,
@@ -40,13 +40,13 @@ impl CgroupGlobs {
         self.globs.is_empty()
     }
 
-    /// Whether one of them names the cgroup, or one that it is in.
-    pub fn name(&self, path: &CgroupPath) -> bool {
+    /// Whether one of them matches the cgroup or one of its ancestors.
+    pub fn matches(&self, path: &CgroupPath) -> bool {
         self.set.is_match(path.as_str())
     }
 }
 
-/// One glob, as this policy understands it.
+/// One glob.
 fn glob(text: &str) -> Result<Glob, globset::Error> {
     GlobBuilder::new(text)
         .literal_separator(false)
@@ -54,7 +54,7 @@ fn glob(text: &str) -> Result<Glob, globset::Error> {
         .build()
 }
 
-// Globs are equal if they are written alike: what they compile to follows from that.
+// What they compile to follows from their text.
 impl PartialEq for CgroupGlobs {
     fn eq(&self, other: &Self) -> bool {
         self.globs == other.globs
@@ -73,15 +73,15 @@ impl fmt::Debug for CgroupGlobs {
 mod tests {
     use super::*;
 
-    fn names(glob: &str, path: &str) -> bool {
+    fn matches(glob: &str, path: &str) -> bool {
         CgroupGlobs::new([glob])
             .unwrap()
-            .name(&CgroupPath::new(path).unwrap())
+            .matches(&CgroupPath::new(path).unwrap())
     }
 
     #[test]
-    fn a_glob_names_a_cgroup_and_all_below_it() {
-        for (glob, path, named) in [
+    fn a_glob_matches_a_cgroup_and_its_descendants() {
+        for (glob, path, expected) in [
             ("*/machine.slice/*", "/machine.slice/vm.scope", true),
             (
                 "*/machine.slice/*",
@@ -125,7 +125,7 @@ mod tests {
             ("*", "/", true),
             ("/a", "/", false),
         ] {
-            assert_eq!(names(glob, path), named, "{glob} {path}");
+            assert_eq!(matches(glob, path), expected, "{glob} {path}");
         }
     }
 }

@@ -6,14 +6,12 @@ use std::{
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     cgroups::CgroupGlobs,
     error::{Fault, quoted},
-    matching::Mismatch,
-    notation::{AmountUpTo, Exactly, Flag, Name, Port, Time, UpTo, word, words},
-    pods::MissingFact,
+    matching::{Mismatch, MissingFact},
+    mode::Mode,
+    notation::{AmountUpTo, Exactly, Flag, Name, Port, Time, UpTo, word},
     rule::Rule,
     section::{
         Constraints, Fields, Reader, always, globs, items, list, optional, or, part, required,
@@ -31,32 +29,6 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The most moves that a budget can allow.
 const MOST_MOVES: u32 = 1_000_000;
-
-words! {
-    /// How much a policy may do. Ordered from the safest.
-    #[derive(PartialOrd, Ord, Deserialize, Serialize)]
-    pub enum Mode {
-        /// No connection is selected.
-        Disabled,
-        /// Reports what would be moved, and moves nothing.
-        DryRun,
-        /// Moves connections.
-        Enforce,
-    }
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::DryRun
-    }
-}
-
-impl Mode {
-    /// The safer of two.
-    pub fn safest(self, other: Self) -> Self {
-        self.min(other)
-    }
-}
 
 section! {
     /// Which connections are moved: ended, so that their clients reconnect.
@@ -121,15 +93,15 @@ impl Constraints for Policy {
 }
 
 impl Policy {
-    /// This policy, in no mode above `mode`: how a command line's flag is applied.
+    /// This policy, limited to `mode`: how a command-line flag is applied.
     #[must_use]
     pub fn with_mode_at_most(mut self, mode: Mode) -> Self {
         self.mode = self.mode.safest(mode);
         self
     }
 
-    /// This policy with the defaults of a Kubernetes node: the host's own network namespace and
-    /// the pods of `kube-system` are left alone.
+    /// This policy with the defaults of a Kubernetes node: connections in the host's network
+    /// namespace and of pods in `kube-system` are skipped.
     #[must_use]
     pub fn with_kubernetes_defaults(mut self) -> Self {
         self.guards.allow_host_network.get_or_insert(false);
@@ -141,15 +113,15 @@ impl Policy {
     /// The first rule that matches `connection`, accepted by `who`.
     ///
     /// # Errors
-    /// The first rule of which it is not known whether it does, if none before it does: what a
-    /// later rule says must not count until that is known.
+    /// The first rule of which it is undetermined whether it matches, if none before it matches: no
+    /// later rule may apply until that is known.
     pub fn rule_for(
         &self,
         connection: &Connection,
         who: &Who,
     ) -> Result<Option<&Rule>, (&Rule, MissingFact)> {
         for rule in &self.rules {
-            match rule.matches().misses(connection, who) {
+            match rule.matches().mismatch(connection, who) {
                 None => return Ok(Some(rule)),
                 Some(Mismatch::Undetermined(lack)) => return Err((rule, lack)),
                 Some(_) => {}
@@ -158,24 +130,25 @@ impl Policy {
         Ok(None)
     }
 
-    /// The first rule that surely matches a connection of `snapshot`.
+    /// The first rule that certainly matches a connection of `snapshot`.
     pub fn matching_rule(&self, connection: &Connection, snapshot: &Snapshot) -> Option<&Rule> {
         let who = snapshot.who(&connection.endpoint);
         self.rule_for(connection, who).ok().flatten()
     }
 
-    /// The rules that match pods alone: none of them matches on a host without Kubernetes.
+    /// The rules that name Services, namespaces or pods: on a host without Kubernetes none of them
+    /// matches.
     pub fn rules_for_pods(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter().filter(|rule| rule.matches().names_pods())
     }
 
-    /// Whether it names cgroups anywhere: only then must their paths be known.
+    /// Whether it uses cgroup paths anywhere: only then must they be read.
     pub fn names_cgroups(&self) -> bool {
         let by_rule = |rule: &Rule| !rule.matches().cgroups().is_empty();
         !self.track.exclude_cgroups.is_empty() || self.rules.iter().any(by_rule)
     }
 
-    /// What `rule` may do under this policy.
+    /// The mode in which `rule` applies under this policy.
     pub fn mode_of(&self, rule: &Rule) -> Mode {
         rule.mode().map_or(self.mode, |mode| self.mode.safest(mode))
     }
@@ -237,10 +210,10 @@ section! {
         allow_system_ports "allowSystemPorts": BTreeSet<u16> as &BTreeSet<u16> = or(
             list(Port, u16::MAX.into()), BTreeSet::new());
         /// Whether connections in the host's network namespace may be moved.
-        allow_host_network "allowHostNetwork": Option<bool> = optional(Flag).means("true; false with Kubernetes");
+        allow_host_network "allowHostNetwork": Option<bool> = optional(Flag).means("`true`; `false` with Kubernetes");
         /// Namespaces whose pods' connections are never moved.
         exclude_namespaces "excludeNamespaces": Option<BTreeSet<String>>
-            as Option<&BTreeSet<String>> = optional(list(Name, 1024)).means("[]; [kube-system] with Kubernetes");
+            as Option<&BTreeSet<String>> = optional(list(Name, 1024)).means("`[]`; `[kube-system]` with Kubernetes");
     }
 }
 

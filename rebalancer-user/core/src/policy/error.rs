@@ -1,13 +1,13 @@
-//! What is wrong with a policy file, shown as rustc shows it.
+//! Errors in a policy file, shown as rustc shows them.
 
 use std::{fmt, ops::Range};
 
-/// Errors kept; what a hostile file could make of them is without end.
+/// Errors kept: a hostile file could cause any number.
 const KEPT: usize = 50;
 /// Characters shown of a source line, around the mark.
 const WIDTH: usize = 100;
 
-/// One mistake, its place and its remedy.
+/// One error, its place and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError {
     line: usize,
@@ -45,7 +45,7 @@ impl PolicyError {
     }
 }
 
-/// All that is wrong with a policy file, sorted by place; never empty.
+/// All errors in a policy file, sorted by place; never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyErrors {
     source_name: String,
@@ -54,7 +54,7 @@ pub struct PolicyErrors {
 }
 
 impl PolicyErrors {
-    /// From what was found in `text`.
+    /// From the problems found in `text`.
     pub(super) fn new(source_name: &str, text: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| (problem.at.start, problem.at.end));
         let locate = |problem| PolicyError::locate(text, problem);
@@ -102,14 +102,14 @@ impl fmt::Display for PolicyErrors {
 
 impl std::error::Error for PolicyErrors {}
 
-/// A mistake and the bytes that it is about.
+/// A fault and the bytes that it is about.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
     pub(super) at: Range<usize>,
     pub(super) fault: Fault,
 }
 
-/// What is wrong with a value, wherever it stands.
+/// What is wrong with a value, without its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     message: String,

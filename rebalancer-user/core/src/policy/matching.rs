@@ -1,4 +1,4 @@
-//! Which connections a rule is for.
+//! Which connections a rule matches.
 
 use std::{fmt, net::IpAddr};
 
@@ -9,11 +9,12 @@ use super::{
     cgroups::CgroupGlobs,
     error::{Fault, visible},
     notation::{Network, Port, Service},
-    pods::{MissingFact, Selector, ServiceRef},
     section::{
         Constraints, Fields, Reader, globs, items, list, optional, or_empty, part, required,
         section,
     },
+    selector::Selector,
+    service_ref::ServiceRef,
 };
 use crate::snapshot::{CgroupPath, Connection, Identity, Who};
 
@@ -57,16 +58,15 @@ impl Constraints for Match {
 }
 
 impl Match {
-    /// Why `connection`, accepted by `who`, is not one of those meant; `None` if it is.
+    /// Why this does not match `connection`, accepted by `who`; `None` if it does.
     ///
-    /// Who is missed by port or peer need not be known better. And what is surely another is
-    /// another, whatever else is not known of it.
-    pub fn misses(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
+    /// A certain mismatch takes precedence over facts that are missing.
+    pub fn mismatch(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
         let lack = match self.of_endpoint(connection.endpoint.port, who) {
             Ok(lack) => lack,
             Err(of_port @ Mismatch::Port(_)) => return Some(of_port),
-            // By its peer, if by that as well: it is said first.
-            Err(of_pod) => return Some(self.misses_peer(connection).unwrap_or(of_pod)),
+            // A mismatch of the peer, if there is one, is reported first.
+            Err(of_pod) => return Some(self.peer_mismatch(connection).unwrap_or(of_pod)),
         };
         match self.of_connection(connection, lack) {
             Ok(lack) => lack.map(Mismatch::Undetermined),
@@ -74,11 +74,11 @@ impl Match {
         }
     }
 
-    /// Whether connections accepted at `port` by `who` can be of those meant: what is not known of
-    /// the endpoint, if anything.
+    /// Whether connections accepted at `port` by `who` can match: which fact about the endpoint is
+    /// missing, if any.
     ///
     /// # Errors
-    /// They are not.
+    /// They cannot.
     pub(crate) fn of_endpoint(
         &self,
         port: u16,
@@ -87,27 +87,27 @@ impl Match {
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
             return Err(Mismatch::Port(port));
         }
-        match self.misses_pod(who) {
+        match self.pod_mismatch(who) {
             None => Ok(None),
             Some(Mismatch::Undetermined(lack)) => Ok(Some(lack)),
             Some(other) => Err(other),
         }
     }
 
-    /// Whether a connection of such an endpoint, of which `lack` is not known, is one of those meant:
-    /// what is not known of it, if anything.
+    /// Whether a connection of such an endpoint matches, where `lack` is missing about the endpoint:
+    /// which fact is missing, if any.
     ///
     /// # Errors
-    /// It is not.
+    /// It does not.
     pub(crate) fn of_connection(
         &self,
         connection: &Connection,
         lack: Option<MissingFact>,
     ) -> Result<Option<MissingFact>, Mismatch> {
-        if let Some(mismatch) = self.misses_peer(connection) {
+        if let Some(mismatch) = self.peer_mismatch(connection) {
             return Err(mismatch);
         }
-        match self.misses_cgroup(connection) {
+        match self.cgroup_mismatch(connection) {
             Some(Mismatch::Undetermined(cgroup)) => Ok(Some(lack.unwrap_or(cgroup))),
             Some(mismatch) => Err(mismatch),
             None => Ok(lack),
@@ -121,8 +121,8 @@ impl Match {
             || self.pod_selector.is_some()
     }
 
-    /// Why an endpoint of `who` is not, or not surely, one of those meant; `None` if it is.
-    fn misses_pod(&self, who: &Who) -> Option<Mismatch> {
+    /// Why an endpoint of `who` does not match, or not certainly; `None` if it does.
+    fn pod_mismatch(&self, who: &Who) -> Option<Mismatch> {
         if !self.names_pods() {
             return None;
         }
@@ -132,11 +132,11 @@ impl Match {
             Who::Pod(pod) => pod,
         };
         let all = [
-            self.misses_services(pod),
-            self.misses_namespace(pod),
-            self.misses_labels(pod),
+            self.services_mismatch(pod),
+            self.namespace_mismatch(pod),
+            self.labels_mismatch(pod),
         ];
-        // What is surely another is another, whatever else is not known of it.
+        // A certain mismatch takes precedence over facts that are missing.
         let mut misses = all.into_iter().flatten();
         let first = misses.next()?;
         let sure = misses.find(|miss| miss.is_sure());
@@ -147,28 +147,28 @@ impl Match {
         })
     }
 
-    fn misses_services(&self, pod: &Identity) -> Option<Mismatch> {
+    fn services_mismatch(&self, pod: &Identity) -> Option<Mismatch> {
         if self.services.is_empty() {
             return None;
         }
         // A Service has endpoints in its own namespace only.
-        let here = |meant: &&ServiceRef| {
-            let namespace = meant.namespace.as_ref();
+        let here = |named: &&ServiceRef| {
+            let namespace = named.namespace.as_ref();
             namespace.is_none_or(|namespace| *namespace == pod.namespace)
         };
-        let meant: Vec<&ServiceRef> = self.services.iter().filter(here).collect();
-        if meant.is_empty() {
+        let named: Vec<&ServiceRef> = self.services.iter().filter(here).collect();
+        if named.is_empty() {
             return Some(Mismatch::Services);
         }
         let Some(services) = &pod.services else {
             return Some(Mismatch::Undetermined(MissingFact::Services));
         };
-        let is_meant = |name: &str| meant.iter().any(|meant| meant.name == name);
-        let found = services.iter().any(|at| is_meant(&at.name));
+        let is_named = |name: &str| named.iter().any(|named| named.name == name);
+        let found = services.iter().any(|at| is_named(&at.name));
         (!found).then_some(Mismatch::Services)
     }
 
-    fn misses_namespace(&self, pod: &Identity) -> Option<Mismatch> {
+    fn namespace_mismatch(&self, pod: &Identity) -> Option<Mismatch> {
         let selector = self.namespace_selector.as_ref()?;
         match &pod.namespace_labels {
             None if selector.is_any() => None,
@@ -177,12 +177,12 @@ impl Match {
         }
     }
 
-    fn misses_labels(&self, pod: &Identity) -> Option<Mismatch> {
+    fn labels_mismatch(&self, pod: &Identity) -> Option<Mismatch> {
         let selector = self.pod_selector.as_ref()?;
         (!selector.selects(&pod.labels)).then_some(Mismatch::PodLabels)
     }
 
-    fn misses_peer(&self, connection: &Connection) -> Option<Mismatch> {
+    fn peer_mismatch(&self, connection: &Connection) -> Option<Mismatch> {
         let peer = connection.remote.ip().to_canonical();
         if self.peers.is_empty() || self.peers.iter().any(|from| from.ip_block.contains(peer)) {
             return None;
@@ -194,25 +194,49 @@ impl Match {
         Some(Mismatch::Peer { peer, excepted })
     }
 
-    /// Whether connections accepted at `port` by `who` are of those meant, if their clients are.
-    /// What is asked of cgroups is known of connections only.
+    /// Whether connections accepted at `port` by `who` match, if their peers do. Never if it names
+    /// cgroups: these are known of connections only.
     pub fn may_be_at(&self, port: u16, who: &Who) -> bool {
         let ports = self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port));
-        ports && self.cgroups.is_empty() && self.misses_pod(who).is_none()
+        ports && self.cgroups.is_empty() && self.pod_mismatch(who).is_none()
     }
 
-    fn misses_cgroup(&self, connection: &Connection) -> Option<Mismatch> {
+    fn cgroup_mismatch(&self, connection: &Connection) -> Option<Mismatch> {
         if self.cgroups.is_empty() {
             return None;
         }
         match &connection.cgroup_path {
             None => Some(Mismatch::Undetermined(MissingFact::Cgroup)),
-            Some(path) => (!self.cgroups.name(path)).then(|| Mismatch::Cgroup(path.clone())),
+            Some(path) => (!self.cgroups.matches(path)).then(|| Mismatch::Cgroup(path.clone())),
         }
     }
 }
 
-/// Why a rule is not for a connection.
+/// A fact without which it is undetermined whether a rule matches a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MissingFact {
+    /// The pod.
+    Pod,
+    /// The labels of its namespace.
+    NamespaceLabels,
+    /// The Services that target the endpoint.
+    Services,
+    /// The path of the server's cgroup.
+    Cgroup,
+}
+
+impl fmt::Display for MissingFact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "which pod it is",
+            Self::NamespaceLabels => "which labels its namespace has",
+            Self::Services => "which Services lead to it",
+            Self::Cgroup => "which cgroup it belongs to",
+        })
+    }
+}
+
+/// Why a rule does not match a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mismatch {
     /// It was accepted on another port.
@@ -221,25 +245,25 @@ pub enum Mismatch {
     Peer {
         /// The client's address.
         peer: IpAddr,
-        /// In one of the networks, but excepted from it.
+        /// In one of the networks, but excluded from it.
         excepted: bool,
     },
     /// It belongs to another cgroup.
     Cgroup(CgroupPath),
-    /// It was accepted by no pod, as far as is known.
+    /// No pod is known to have accepted it.
     NoPod,
-    /// Its port is behind none of the Services.
+    /// None of the Services targets its port.
     Services,
     /// The labels of its namespace are not selected.
     Namespace,
     /// Its pod's labels are not selected.
     PodLabels,
-    /// Not known: the rule may be for it.
+    /// A fact is missing: the rule may match.
     Undetermined(MissingFact),
 }
 
 impl Mismatch {
-    /// Whether the rule is surely not for it.
+    /// Whether the rule certainly does not match.
     pub fn is_sure(&self) -> bool {
         !matches!(self, Self::Undetermined(_))
     }

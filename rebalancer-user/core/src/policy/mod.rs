@@ -1,4 +1,4 @@
-//! What the operator wants: a [`Policy`], read from one strict YAML document.
+//! The operator's [`Policy`], read from one strict YAML document.
 //!
 //! ```yaml
 #![doc = include_str!("example.yaml")]
@@ -8,25 +8,28 @@
 //!
 //! # Implementation
 //!
-//! [`parse`] gives [`PolicyErrors`], each with its line, column and remedy. Syntax and types stop at
-//! the first; errors of meaning are reported all at once.
+//! [`parse`] returns a [`Policy`], or [`PolicyErrors`] with line, column and remedy. Invalid YAML is
+//! reported alone; all other errors are reported at once.
 //!
-//! Pure. The file's types are private to this module; the types seen from outside are built from
-//! them once, and only valid ones exist.
+//! Each mapping of the file is declared once, by the macro `section!`: a field is a row with its
+//! documentation, name, type and default. Accessors, reading, [`explain`], [`schema`] and
+//! [`reference`] follow from the rows. Values can only be made by [`parse`], so each is valid.
 
 mod cgroups;
 mod document;
 mod error;
 mod lines;
 mod matching;
+mod mode;
 mod node;
 mod notation;
 mod parse;
-mod pods;
 mod reference;
 mod rule;
 mod schema;
 mod section;
+mod selector;
+mod service_ref;
 mod shape;
 mod suggest;
 mod syntax;
@@ -35,17 +38,19 @@ mod tests;
 mod units;
 
 pub use cgroups::CgroupGlobs;
-pub use document::{Budget, Guards, Mode, Policy, Track};
+pub use document::{Budget, Guards, Policy, Track};
 pub use error::{PolicyError, PolicyErrors, visible};
-pub use matching::{IpBlock, Match, Mismatch, Peer, PortRange};
+pub use matching::{IpBlock, Match, Mismatch, MissingFact, Peer, PortRange};
+pub use mode::Mode;
 pub use parse::{explain, parse};
-pub use pods::{MissingFact, Operator, Requirement, Selector, ServiceRef};
 pub use reference::reference;
 pub use rule::{
     AtEnd, Balance, By, Condition, Count, Limits, MaxRate, OnReconnect, Rule, RuleName, Step,
     StepKind, When,
 };
 pub use schema::schema;
+pub use selector::{Operator, Requirement, Selector};
+pub use service_ref::ServiceRef;
 pub use units::{Amount, Percent, Size, Span, UnitError, parse_duration, parse_size};
 
 /// A policy with every field that has a default set to it.

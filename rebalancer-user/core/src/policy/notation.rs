@@ -15,7 +15,7 @@ use super::{
     cgroups::CgroupGlobs,
     error::{Fault, quoted},
     node::Node,
-    pods::ServiceRef,
+    service_ref::ServiceRef,
     shape::{Shape, one_line},
     suggest::{nearest, renamed},
     units::{Amount, Percent, Size, Span, parse_duration, parse_size},

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::{
-    document::Mode,
     error::{Fault, quoted},
     matching::Match,
+    mode::Mode,
     notation::{self, Bytes, Name, PercentFrom, Read, Scalar, Time, is_label, word, words},
     section::{
         Constraints, Fields, Reader, items, list, optional, or, or_empty, part, required, section,
@@ -29,7 +29,7 @@ section! {
         /// The rule's name: unique in this policy.
         name "name": RuleName as &RuleName = required(NameOfRule, "a name, e.g. `name: checkout`");
         /// The most that this rule may do; the policy's `mode` bounds it.
-        mode "mode": Option<Mode> = optional(word()).means("the policy's");
+        mode "mode": Option<Mode> = optional(word()).means("the policy's `mode`");
         /// Which connections the rule applies to.
         matches "match": Match as &Match = required(
             part(), "what it is for, e.g. `match: {ports: [{port: 8080}]}`");
@@ -65,7 +65,7 @@ impl Constraints for Rule {
         }
         if let Some(at) = at_any_moment(fields, reader) {
             if fields.get("onReconnect").is_none() {
-                // A rule's fallback must not become a word for what it ends.
+                // A fallback alone must not vouch for what it ends.
                 let label = "ends connections at any moment, whatever their protocol";
                 let remedy = "write `onReconnect: Safe` into the rule if that costs a client no \
                               more than a reconnect, `LosesState` if more may be lost; or wait \
@@ -121,12 +121,12 @@ fn at_any_moment(fields: &Fields<'_>, reader: &Reader<'_>) -> Option<Range<usize
 pub struct RuleName(Arc<str>);
 
 impl RuleName {
-    /// What stands for a rule in a move by hand. No policy can name a rule so.
+    /// Stands for the rule of a manual move. No rule of a policy can have this name.
     pub fn manual() -> Self {
         Self("(by hand)".into())
     }
 
-    /// A name that was written by an agent; `None` if no rule can have it.
+    /// A name as an agent shows it; `None` if no rule can have it.
     pub fn known(text: &str) -> Option<Self> {
         let manual = Self::manual();
         if text == manual.as_str() {
@@ -302,7 +302,7 @@ impl Step {
         timeout: Duration::from_secs(120),
     };
 
-    /// What `atEnd: ResetNow` comes to.
+    /// The step that `atEnd: ResetNow` adds.
     pub const RESET_NOW: Self = Self {
         condition: Condition::AtOnce,
         timeout: Duration::from_secs(5),

@@ -386,7 +386,10 @@ impl<N: Notation<Value: Clone + PartialEq>> Row<N> {
         let is_default = given.is_none() && self.default.as_ref() == Some(value);
         match self.words {
             Some("") if is_default => {}
-            Some(means) if is_default => lines.line(format_args!("# {name}: {means} (default)")),
+            Some(means) if is_default => {
+                let means = means.replace('`', "");
+                lines.line(format_args!("# {name}: {means} (default)"));
+            }
             _ => self.notation.show(name, value, given, lines),
         }
     }

@@ -1,6 +1,4 @@
-//! How a rule names Services and selects pods.
-
-use std::fmt;
+//! Label selectors, as in a NetworkPolicy.
 
 use super::{
     error::Fault,
@@ -11,63 +9,6 @@ use crate::snapshot::Labels;
 
 /// The most items of a list.
 const MOST: usize = 256;
-
-/// What would have to be known to tell whether a rule is for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MissingFact {
-    /// Which pod it is.
-    Pod,
-    /// The labels of its namespace.
-    NamespaceLabels,
-    /// The Services that lead to it.
-    Services,
-    /// The cgroup that it belongs to.
-    Cgroup,
-}
-
-impl fmt::Display for MissingFact {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pod => "which pod it is",
-            Self::NamespaceLabels => "which labels its namespace has",
-            Self::Services => "which Services lead to it",
-            Self::Cgroup => "which cgroup it belongs to",
-        })
-    }
-}
-
-/// A Service, in a namespace or in any.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceRef {
-    pub(super) namespace: Option<String>,
-    pub(super) name: String,
-}
-
-impl ServiceRef {
-    /// Its namespace; if none, that of whatever pod is looked at.
-    pub fn namespace(&self) -> Option<&str> {
-        self.namespace.as_deref()
-    }
-
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Whether it means the Service of this name in this namespace.
-    pub fn means(&self, namespace: &str, name: &str) -> bool {
-        self.name == name && self.namespace().is_none_or(|own| own == namespace)
-    }
-}
-
-impl fmt::Display for ServiceRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.namespace {
-            Some(namespace) => write!(f, "{namespace}/{}", self.name),
-            None => write!(f, "*/{}", self.name),
-        }
-    }
-}
 
 section! {
     /// A label selector as in a NetworkPolicy; an empty one selects everything.
@@ -88,7 +29,7 @@ impl Selector {
         self.labels.is_empty() && self.requirements.is_empty()
     }
 
-    /// Whether an object with these labels is selected.
+    /// Whether it selects an object with these labels.
     pub fn selects(&self, labels: &Labels) -> bool {
         let has = |(key, value): (&String, &String)| labels.get(key) == Some(value);
         self.labels.iter().all(has) && self.requirements.iter().all(|r| r.holds(labels))
@@ -100,7 +41,7 @@ section! {
     pub struct Requirement "LabelSelectorRequirement" {
         /// The label's key.
         key "key": String as &str = required(LabelKey, "a label, e.g. `key: app`");
-        /// How the label is looked at.
+        /// How the label is tested.
         operator "operator": Operator = required(word(), "one, e.g. `operator: In`");
         /// The values for `In` and `NotIn`.
         values "values": Vec<String> as &[String] = or_empty(list(LabelValue, MOST));
@@ -145,7 +86,7 @@ impl Requirement {
 }
 
 words! {
-    /// How a label is looked at.
+    /// How a label is tested.
     pub enum Operator {
         /// It has one of the values.
         In,
@@ -159,7 +100,7 @@ words! {
 }
 
 impl Operator {
-    /// Whether it looks at values.
+    /// Whether it compares values.
     pub(super) fn takes_values(self) -> bool {
         matches!(self, Self::In | Self::NotIn)
     }

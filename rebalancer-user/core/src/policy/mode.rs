@@ -1,0 +1,31 @@
+//! How much a policy, or a rule of it, may do.
+
+use serde::{Deserialize, Serialize};
+
+use super::notation::words;
+
+words! {
+    /// How much a policy may do. Ordered from the safest.
+    #[derive(PartialOrd, Ord, Deserialize, Serialize)]
+    pub enum Mode {
+        /// No connection is selected.
+        Disabled,
+        /// Reports what would be moved, and moves nothing.
+        DryRun,
+        /// Moves connections.
+        Enforce,
+    }
+}
+
+impl Default for Mode {
+    fn default() -> Self {
+        Self::DryRun
+    }
+}
+
+impl Mode {
+    /// The safer of two.
+    pub fn safest(self, other: Self) -> Self {
+        self.min(other)
+    }
+}
