@@ -20,7 +20,9 @@ pub fn reference() -> String {
          editors. An invalid policy is rejected on reload, and the last valid one stays in effect.\n\n\
          Everything but `apiVersion`, `kind` and `rules` has a default:\n\n\
          ```yaml\n{EXAMPLE}```\n\n\
-         # Fields\n"
+         # Fields\n\n\
+         How values are written: [Notation](#notation). A field without a default may be left out unless it is\n\
+         marked as required.\n"
     );
     mapping(&mut text, &Policy::mapping(), &mut Vec::new());
     text + "\n# Semantics\n\n" + include_str!("semantics.md")
