@@ -14,7 +14,7 @@ use crate::{
 /// look.
 pub(super) fn excluded(track: &Track, paths: &CgroupPaths) -> Option<BTreeSet<CgroupId>> {
     let globs = track.exclude_cgroups();
-    let is_excluded = |(_, path): &(&CgroupId, &CgroupPath)| globs.name(path);
+    let is_excluded = |(_, path): &(&CgroupId, &CgroupPath)| globs.matches(path);
     let excluded = || paths.iter().filter(is_excluded).map(|(id, _)| *id);
     (!globs.is_empty()).then(|| excluded().collect())
 }
