@@ -1,8 +1,6 @@
-//! What must hold for every input that comes from outside and is read here, whatever its bytes: one
-//! function for each. `cargo xtask fuzz` runs them on inputs that it makes up, guided by what they
-//! reach; a unit test runs them on the seeds and on every input that was once a mistake.
-//!
-//! Each panics if something does not hold, and only then.
+//! Fuzz targets: one function for each parser of foreign input, which panics if an invariant does
+//! not hold. `cargo xtask fuzz` runs them with coverage guidance; a unit test runs them on the seeds,
+//! which include every input that once failed.
 #![allow(
     clippy::disallowed_methods,
     reason = "the tests read their seeds from files"
@@ -13,8 +11,8 @@ use crate::{
     policy,
 };
 
-/// The text of a policy: refused with a place inside it, or explained as a policy that is valid
-/// and is explained as the same.
+/// The text of a policy: rejected with a place, or explained as a valid policy that is explained the
+/// same.
 pub fn policy(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return; // refused where the file is read
@@ -22,32 +20,32 @@ pub fn policy(bytes: &[u8]) {
     match policy::explain("policy.yaml", text) {
         Ok(whole) => {
             let again = policy::explain("explained", &whole)
-                .unwrap_or_else(|errors| panic!("explained, and then refused: {errors}\n{whole}"));
+                .unwrap_or_else(|errors| panic!("the explanation is rejected: {errors}\n{whole}"));
             assert_eq!(unmarked(&whole), unmarked(&again), "explained differently");
         }
         Err(errors) => {
-            let said = errors.to_string();
+            let errors = errors.to_string();
             assert!(
-                said.starts_with("policy.yaml:"),
-                "without its place: {said}"
+                errors.starts_with("policy.yaml:"),
+                "without its place: {errors}"
             );
             assert!(
-                !said.contains(|c: char| c.is_control() && c != '\n'),
-                "control characters reach a terminal: {said:?}"
+                !errors.contains(|c: char| c.is_control() && c != '\n'),
+                "control characters reach a terminal: {errors:?}"
             );
         }
     }
 }
 
-/// Without the marks of what was left out: in the explained whole nothing is.
+/// Without the marks of defaults: an explanation leaves nothing out.
 fn unmarked(explained: &str) -> String {
     explained.replace(" # default", "")
 }
 
-/// What two ends of a connection say, in turns: a byte whose lowest bit says who and whose others how
-/// much, and that. However it is cut into pieces, it is as complete.
+/// Data of both ends of a connection. Each part begins with a byte: its lowest bit is the direction, the
+/// others are the length. However the data is cut into pieces, the state is the same.
 pub fn exchange(bytes: &[u8]) {
-    let base = [u32::MAX, u32::MAX - 100]; // they begin anew soon
+    let base = [u32::MAX, u32::MAX - 100]; // shortly before they wrap around
     let mut at = Position {
         received: 0,
         acked: 0,
@@ -59,24 +57,24 @@ pub fn exchange(bytes: &[u8]) {
         exchange
     });
     let mut rest = bytes;
-    while let [turn, said @ ..] = rest {
-        let (said, after) = said.split_at(said.len().min(usize::from(turn >> 1)));
+    while let [turn, data @ ..] = rest {
+        let (data, after) = data.split_at(data.len().min(usize::from(turn >> 1)));
         rest = after;
         let (direction, counter) = match turn & 1 {
             0 => (Direction::In, &mut at.received),
             _ => (Direction::Out, &mut at.acked),
         };
         let seq = base[direction as usize].wrapping_add(*counter as u32);
-        *counter += said.len() as u64;
+        *counter += data.len() as u64;
         let piece = |from: usize, bytes| Piece {
             direction,
             seq: seq.wrapping_add(from as u32),
             content: Content::Present(bytes),
         };
-        whole.take_in(piece(0, said));
-        for (from, byte) in said.chunks(1).enumerate() {
+        whole.take_in(piece(0, data));
+        for (from, byte) in data.chunks(1).enumerate() {
             bytewise.take_in(piece(from, byte));
-            bytewise.take_in(piece(from, byte)); // sent again
+            bytewise.take_in(piece(from, byte)); // retransmitted
         }
         let complete = |exchange: &mut Exchange| exchange.state(at) == State::Complete;
         assert_eq!(complete(&mut whole), complete(&mut bytewise), "{at:?}");

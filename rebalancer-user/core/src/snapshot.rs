@@ -1,5 +1,4 @@
-//! What one node's connections and endpoints looked like at one moment: the input of every
-//! decision.
+//! A node's connections and endpoints at one moment: the input of every decision.
 //!
 //! Pure: values only. Times come from the kernel's monotonic clock and are carried, not read.
 
@@ -20,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
 
-/// A socket's cookie (`SO_COOKIE`): the kernel's own name of it, never reused.
+/// A socket's cookie (`SO_COOKIE`), never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Cookie(pub u64);
 
@@ -49,15 +48,14 @@ impl KernelTime {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// So long after `self`.
+    /// The moment this long after `self`.
     pub fn after(self, time: Duration) -> KernelTime {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         KernelTime(self.0.saturating_add(nanos))
     }
 }
 
-/// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` says. The kernel gives the one of a
-/// namespace that has gone to the next.
+/// Inode of a network namespace, as `stat` on `/proc/PID/ns/net` shows it. The kernel reuses inodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct Netns(pub u32);
 
@@ -69,7 +67,7 @@ pub struct NetnsCookie(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 pub struct CgroupId(pub u64);
 
-/// Path of a cgroup v2 below the hierarchy's root, as `/proc/PID/cgroup` shows it: `/` first.
+/// Path of a cgroup v2 below the hierarchy's root, as `/proc/PID/cgroup` shows it; it begins with `/`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CgroupPath(Arc<str>);
 
@@ -85,7 +83,7 @@ impl CgroupPath {
     }
 }
 
-/// Where connections are accepted.
+/// Identifies an endpoint: what accepts connections on one port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointKey {
@@ -151,19 +149,19 @@ impl TcpState {
 /// One accepted connection, as it was when listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// Its name.
+    /// Its cookie.
     pub cookie: Cookie,
-    /// Where it was accepted.
+    /// The endpoint that accepted it.
     pub endpoint: EndpointKey,
     /// The cgroup of its socket.
     pub cgroup: CgroupId,
-    /// Where that cgroup is; `None` if it is gone, or nobody has asked.
+    /// The path of that cgroup; `None` if it is gone or was not read.
     pub cgroup_path: Option<CgroupPath>,
     /// The server's address; IPv4 shown as IPv4 also on a dual-stack listener.
     pub local: SocketAddr,
     /// The client's address, likewise.
     pub remote: SocketAddr,
-    /// Interface that the socket is bound to, or 0: a look-up that does not name it finds nothing.
+    /// Index of the interface that the socket is bound to, or 0; a look-up of the socket must name it.
     pub device: u32,
     /// When it was accepted, or first seen if `adopted`.
     pub opened: KernelTime,
@@ -173,15 +171,15 @@ pub struct Connection {
     pub state: TcpState,
     /// A subflow of an MPTCP connection.
     pub mptcp: bool,
-    /// Received from the client (a FIN counts as one).
+    /// Bytes received from the client (a FIN counts as one).
     pub bytes_in: Bytes,
-    /// Sent to the client and acknowledged (a FIN counts as one).
+    /// Bytes sent to the client and acknowledged (a FIN counts as one).
     pub bytes_out: Bytes,
-    /// Received and not read by the server yet.
+    /// Bytes received and not read by the server yet.
     pub receive_queue: u32,
-    /// Written by the server and not acknowledged yet.
+    /// Bytes written by the server and not acknowledged yet.
     pub send_queue: u32,
-    /// The server has sent something, and nothing came after it: see `Live::snd_wl1`.
+    /// The server has sent data, and received none since: see `Live::snd_wl1`.
     pub server_spoke_last: bool,
     /// Time since the server last sent data.
     pub since_sent: Duration,
@@ -195,22 +193,21 @@ pub struct Connection {
     pub retransmits: u32,
     /// Smoothed round-trip time.
     pub rtt: Duration,
-    /// What the server has sent since a rule asked to count it; `None` if none did, or nothing was
-    /// sent since.
+    /// Sends of the server since a rule counts them; `None` if none does, or before the first.
     pub sends: Option<Sends>,
 }
 
-/// Sends of a server, as the kernel takes them: a long one counts as several.
+/// Sends of a server as the kernel splits them: a long one counts as several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sends {
-    /// How many.
+    /// Their number.
     pub messages: u64,
     /// Their bytes, acknowledged or not.
     pub bytes: Bytes,
 }
 
 impl Connection {
-    /// Bytes both ways.
+    /// Bytes in both directions.
     pub fn bytes(&self) -> Bytes {
         Bytes(self.bytes_in.0.saturating_add(self.bytes_out.0))
     }
@@ -221,12 +218,12 @@ impl Connection {
     }
 }
 
-/// Sums of an endpoint: closed connections and live ones together.
+/// Counters of an endpoint, over open and closed connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Whose it is.
+    /// The pod that it belongs to.
     pub who: Who,
-    /// Sockets that listen.
+    /// Listening sockets.
     pub listeners: u64,
     /// Connections accepted since tracking began.
     pub accepted: u64,
@@ -246,27 +243,27 @@ pub struct Endpoint {
     pub bytes_out: Bytes,
 }
 
-/// All of a node at one moment.
+/// The state of a node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// When it was taken.
     pub taken: KernelTime,
     /// Every tracked connection, each once, in no particular order.
     pub connections: Vec<Connection>,
-    /// Every endpoint known.
+    /// Every known endpoint.
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
-    /// Cookies of the network namespaces, as far as they are known.
+    /// Cookies of the network namespaces, where known.
     pub namespaces: BTreeMap<Netns, NetnsCookie>,
-    /// Whether the endpoints have names.
+    /// Whether names of pods and Services are known, and how recent they are.
     pub naming: Naming,
-    /// The Services that lead to endpoints of this node, as far as they are known.
+    /// The Services that target endpoints of this node, where known.
     pub services: BTreeMap<ServiceName, Service>,
-    /// Containers by the cgroup of their sockets, where it is known.
+    /// Names of containers by the cgroup of their sockets, where known.
     pub containers: BTreeMap<CgroupId, String>,
 }
 
 impl Snapshot {
-    /// Whose an endpoint is.
+    /// The pod that an endpoint belongs to.
     pub fn who(&self, endpoint: &EndpointKey) -> &Who {
         static NOBODY: Who = Who::NoPod;
         self.endpoints.get(endpoint).map_or(&NOBODY, |e| &e.who)

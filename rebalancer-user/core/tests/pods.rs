@@ -1,4 +1,4 @@
-//! Rules and guards that ask for names: decided from names as data, however they were come by.
+//! Rules and guards that depend on names of pods, namespaces and Services.
 
 use std::time::Duration;
 
@@ -145,7 +145,7 @@ fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
             panic!("{word}: {:?}", plan.recalls())
         };
         assert_eq!((recall.cookie, recall.why.as_str()), (Cookie(1), word));
-        // It is in flight until its end is heard; then it may be chosen again at once.
+        // It is in flight until the mover reports its end; then it may be selected again at once.
         assert_eq!(plan.skipped(), [("inFlight", 1)].into());
         ledger.ended(
             Cookie(1),
@@ -172,9 +172,9 @@ fn in_flight(policy: &Policy) -> (Snapshot, Ledger) {
     (seen, ledger)
 }
 
-/// The first rule that matches wins: so one that may match must not be passed over.
+/// The first rule that matches applies, so one that may match must not be passed over.
 #[test]
-fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
+fn no_rule_applies_behind_one_that_is_undetermined() {
     let unknown = |change: fn(&mut Identity)| {
         let mut identity = web();
         change(&mut identity);
@@ -198,7 +198,7 @@ fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
         let rule = Some(policy.rules()[0].name().clone());
         assert_eq!(why(&policy, seen), SkipReason::Unnamed { lack, rule });
     }
-    // What is surely not meant is passed over, whatever else is not known.
+    // A certain mismatch is passed over, whatever else is unknown.
     let passed_over = |seen: &Snapshot, matches: &str| {
         let policy = policy("", &[matches, "ports: [{port: 8080}]"]);
         match decide(&policy, seen, &Ledger::default(), seen.taken).decisions() {
@@ -220,13 +220,13 @@ fn while_it_is_not_known_whether_a_rule_matches_no_later_one_counts() {
     ] {
         assert_eq!(passed_over(seen, matches), "rule-1", "{matches}");
     }
-    // One that asks for nothing unknown is decided.
+    // A rule that needs no unknown fact is decided.
     let policy = policy("", &["ports: [{port: 8080}]", "services: ['*/cart']"]);
     assert_eq!(verdict(&policy, &nobody), "moved by rule-0");
 }
 
 #[test]
-fn names_that_may_be_outdated_move_nothing_by_themselves() {
+fn stale_names_move_nothing() {
     let silent = Some(Duration::from_secs(90));
     let by_name = policy("", &["services: ['*/checkout']"]);
     let by_port = policy("", &["ports: [{port: 8080}]"]);
@@ -237,7 +237,7 @@ fn names_that_may_be_outdated_move_nothing_by_themselves() {
     ] {
         let seen = snapshot(named(web()), naming);
         assert_eq!(verdict(&by_name, &seen), verdict_by_name);
-        // A pod's Services may have changed too, whatever the rule asks.
+        // A pod's Services may have changed too, whatever the rule matches.
         assert_eq!(verdict(&by_port, &seen), verdict_by_name);
         let no_pod = snapshot(Who::NoPod, naming);
         assert_eq!(verdict(&by_port, &no_pod), "moved by rule-0");
@@ -247,7 +247,7 @@ fn names_that_may_be_outdated_move_nothing_by_themselves() {
 }
 
 #[test]
-fn pods_of_excluded_namespaces_and_of_nobody_knows_which_are_spared() {
+fn pods_of_excluded_or_unknown_namespaces_are_skipped() {
     let port = ["ports: [{port: 8080}]"];
     let shop = snapshot(named(web()), Naming::Fresh);
     let unknown = snapshot(Who::Unknown, Naming::Fresh);
@@ -283,7 +283,7 @@ fn pods_of_excluded_namespaces_and_of_nobody_knows_which_are_spared() {
 }
 
 #[test]
-fn who_opts_out_or_ends_is_spared() {
+fn pods_that_opt_out_or_terminate_are_skipped() {
     let policy = policy("", &["ports: [{port: 8080}]"]);
     let with = |change: fn(&mut Identity)| {
         let mut identity = web();
@@ -315,7 +315,7 @@ fn who_opts_out_or_ends_is_spared() {
 }
 
 #[test]
-fn an_explanation_says_what_is_known_and_what_is_not() {
+fn an_explanation_has_known_and_missing_facts() {
     let policy = policy(
         "",
         &[
@@ -404,9 +404,9 @@ proptest! {
         prop_assert_eq!(verdict(&policy, &seen) == "moved by rule-0", expected);
     }
 
-    /// Whatever is learnt later, what was moved before it was known would have been moved then.
+    /// What is moved while facts are missing is also moved once they are known.
     #[test]
-    fn nothing_is_moved_that_knowing_more_would_spare(
+    fn missing_facts_never_move_more(
         namespace in option::of(any_labels()), services in option::of(prop::sample::subsequence(vec!["a", "b", "c"], 0..3)),
         known: bool, all_services in prop::sample::subsequence(vec!["a", "b", "c"], 0..3), all_labels in any_labels(),
     ) {

@@ -1,5 +1,4 @@
-//! Guards by facts of Services, however they were come by: each by itself, and which Services
-//! count.
+//! Guards by facts about Services: each by itself, and which Services count.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +20,7 @@ use named::{named, policy, service, snapshot, verdict, web, why};
 
 const MOVED: &str = "moved by rule-0";
 
-/// A connection of `web`, behind one Service or more, of which nothing speaks against moving.
+/// A movable connection of `web`, which these Services target.
 fn behind(services: &[&str]) -> Snapshot {
     let at = |name: &&str| ServiceAt {
         name: (*name).to_owned(),
@@ -84,12 +83,12 @@ fn three_pods(seen: Snapshot) -> Snapshot {
     }
 }
 
-/// How many balance moves, and why the others are left.
+/// How many connections balance moves, and why it skips the others.
 fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
     balanced_by("services: ['*/checkout']", seen)
 }
 
-/// The same under a rule that matches so.
+/// The same under a rule with this match.
 fn balanced_by(matches: &str, seen: &Snapshot) -> BTreeMap<&'static str, u64> {
     let text = format!(
         "\
@@ -115,7 +114,7 @@ rules:
 }
 
 #[test]
-fn guards_hold_for_balance_as_for_limits() {
+fn guards_apply_to_balance() {
     let free = balanced(&hot(|_| {}));
     assert_eq!((free["moved"], free["mptcp"]), (FIRST_FEW, 50), "{free:?}");
     type Change = fn(&mut Service);
@@ -134,10 +133,9 @@ fn guards_hold_for_balance_as_for_limits() {
     }
 }
 
-/// Beside a Service with a cluster IP a headless one, over more pods and first by name, is not what
-/// shares the clients.
+/// A headless Service over more pods, first by name, does not count beside one with a cluster IP.
 #[test]
-fn balance_compares_within_the_service_that_the_guards_see() {
+fn balance_compares_the_endpoints_of_the_service_with_a_cluster_ip() {
     let seen = with(behind(&["all", "checkout"]), "all", |s| {
         (s.headless, s.ready) = (true, 9);
         s.addresses = addresses(&["10.1.0.7"]);
@@ -151,8 +149,8 @@ fn balance_compares_within_the_service_that_the_guards_see() {
     );
 }
 
-/// What one changed fact makes of a connection, under a rule by port and one by name.
-fn told(change: impl Fn(&mut Service)) -> String {
+/// Why a connection is skipped after this change, by a rule with a port and by one with a Service.
+fn skip_reason(change: impl Fn(&mut Service)) -> String {
     let seen = with(behind(&["checkout"]), "checkout", change);
     let skipped = why(&by_port(), &seen);
     assert_eq!(
@@ -163,53 +161,53 @@ fn told(change: impl Fn(&mut Service)) -> String {
 }
 
 #[test]
-fn each_fact_of_a_service_spares_with_its_reason() {
+fn each_fact_of_a_service_has_its_reason() {
     assert_eq!(verdict(&by_port(), &behind(&["checkout"])), MOVED);
     assert_eq!(
-        told(|s| s.ready = 1),
+        skip_reason(|s| s.ready = 1),
         "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints that \
          minReadyEndpoints asks for"
     );
     assert_eq!(
-        told(|s| s.ready_in_zone = Some(1)),
+        skip_reason(|s| s.ready_in_zone = Some(1)),
         "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints near this node \
          that minReadyEndpoints asks for"
     );
     assert_eq!(
-        told(|s| s.client_ip_affinity = true),
+        skip_reason(|s| s.client_ip_affinity = true),
         "sessionAffinity: Service shop/checkout has sessionAffinity ClientIP: its client would \
          come back"
     );
     assert_eq!(
-        told(|s| s.headless = true),
+        skip_reason(|s| s.headless = true),
         "headless: Service shop/checkout is headless: its clients choose an endpoint themselves"
     );
     assert_eq!(
-        told(|s| s.internal_local = true),
+        skip_reason(|s| s.internal_local = true),
         "localTraffic: Service shop/checkout has internalTrafficPolicy Local and 1 ready on this \
          node, below minReadyEndpoints 2"
     );
     assert_eq!(
-        told(|s| s.external_local = true),
+        skip_reason(|s| s.external_local = true),
         "localTraffic: Service shop/checkout has externalTrafficPolicy Local and 1 ready on this \
          node, below minReadyEndpoints 2"
     );
     assert_eq!(
-        told(|s| s.changed = Some(Duration::from_secs(20))),
+        skip_reason(|s| s.changed = Some(Duration::from_secs(20))),
         "stabilizing: the endpoints of Service shop/checkout changed 20s ago, less than stabilizationWindow 1m"
     );
     assert_eq!(
-        told(|s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"])),
+        skip_reason(|s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"])),
         "siblingPeer: its client is an endpoint of Service shop/checkout itself"
     );
     assert_eq!(
-        told(|s| s.http2 = [8080].into()),
+        skip_reason(|s| s.http2 = [8080].into()),
         "http2: port 8080 speaks HTTP/2 by the word of Service shop/checkout"
     );
 }
 
 #[test]
-fn what_is_enough_or_is_not_meant_spares_nothing() {
+fn facts_within_the_guards_skip_nothing() {
     type Change = fn(&mut Service);
     let cases: [(&str, Change); 8] = [
         ("two are enough", |s| s.ready = 2),
@@ -234,7 +232,7 @@ fn what_is_enough_or_is_not_meant_spares_nothing() {
 }
 
 #[test]
-fn the_policys_numbers_count() {
+fn guards_have_the_policys_values() {
     let seen = |change: fn(&mut Service)| with(behind(&["checkout"]), "checkout", change);
     let at_least = |n: u32| {
         policy(
@@ -251,7 +249,7 @@ fn the_policys_numbers_count() {
     let stabilization_window = policy("stabilizationWindow: 10s", &["ports: [{port: 8080}]"]);
     let changed = seen(|s| s.changed = Some(Duration::from_secs(20)));
     assert_eq!(verdict(&stabilization_window, &changed), MOVED);
-    // An operator who says that state may be lost has said so of calls as well.
+    // `LosesState` covers HTTP/2 streams as well.
     let mut text =
         "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules:\n"
             .to_owned();
@@ -261,7 +259,7 @@ fn the_policys_numbers_count() {
 }
 
 #[test]
-fn a_mapped_peer_is_a_sibling_by_its_own_address() {
+fn an_ipv4_mapped_peer_is_a_sibling() {
     let mut seen = with(behind(&["checkout"]), "checkout", |s| {
         s.addresses = addresses(&["10.0.0.1"]);
     });
@@ -270,7 +268,7 @@ fn a_mapped_peer_is_a_sibling_by_its_own_address() {
 }
 
 #[test]
-fn an_endpoint_that_is_not_ready_is_left() {
+fn an_endpoint_that_is_not_ready_is_skipped() {
     let mut pod = web();
     pod.services.as_mut().unwrap()[0].ready = false;
     let seen = snapshot(named(pod), Naming::Fresh);
@@ -280,13 +278,13 @@ fn an_endpoint_that_is_not_ready_is_left() {
         skipped.to_string(),
         "pod shop/web-0 is not ready: Service shop/checkout does not lead there now"
     );
-    // By the Service that its rule names, it is ready.
+    // It is ready for the Service that the rule names.
     assert_eq!(verdict(&policy("", &["services: ['*/web']"]), &seen), MOVED);
 }
 
-/// A client that dials a pod, or its `hostPort`, comes back to it.
+/// A client that dials a pod, or its `hostPort`, returns to it.
 #[test]
-fn a_port_that_no_service_leads_to_is_left_whatever_matches_it() {
+fn a_port_that_no_service_targets_is_skipped() {
     let bare = behind(&[]);
     for matches in [
         "ports: [{port: 8080}]",
@@ -299,14 +297,14 @@ fn a_port_that_no_service_leads_to_is_left_whatever_matches_it() {
             "{matches}"
         );
     }
-    // Who is no pod, as everyone on a plain host, has no Services to ask about.
+    // Without a pod, as on a plain host, there are no Services.
     for naming in [Naming::Off, Naming::Fresh] {
         assert_eq!(verdict(&by_port(), &snapshot(Who::NoPod, naming)), MOVED);
     }
 }
 
 #[test]
-fn what_is_not_known_of_services_spares() {
+fn unknown_services_skip() {
     let mut pod = web();
     pod.services = None;
     let lack = MissingFact::Services;
@@ -322,7 +320,7 @@ fn what_is_not_known_of_services_spares() {
     );
 }
 
-/// Clients of one Service know nothing of another's endpoints.
+/// Clients of one Service are not sent to another's endpoints.
 #[test]
 fn services_with_different_endpoints_need_a_rule_that_names_one() {
     let (two, three) = (
@@ -349,7 +347,7 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
             "{matches}"
         );
     }
-    // Of the one that is named alone, its own facts count and the other's do not.
+    // Only the facts of the Service that is named count.
     let seen = with(seen, "all", |s| s.client_ip_affinity = true);
     assert_eq!(
         verdict(&policy("", &["services: ['*/canary']"]), &seen),
@@ -359,7 +357,7 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
         verdict(&policy("", &["services: ['*/all']"]), &seen),
         "sessionAffinity"
     );
-    // But whoever is an endpoint of either is a sibling, and the port is one port.
+    // But an endpoint of either is a sibling, and both share the port.
     let says = with(seen.clone(), "all", |s| s.http2 = [8080].into());
     assert_eq!(
         verdict(&policy("", &["services: ['*/canary']"]), &says),
@@ -385,7 +383,7 @@ fn services_with_the_same_endpoints_count_together() {
     // One of them has fewer that are ready.
     let fewer = with(seen.clone(), "b", |s| s.ready = 2);
     assert_eq!(verdict(&by_port(), &fewer), "ambiguousService");
-    // Which of both the client dialled is not known: what skips by either does.
+    // The client may have dialled either: a fact of one of them is enough.
     let sticky = with(seen.clone(), "b", |s| s.client_ip_affinity = true);
     assert_eq!(verdict(&by_port(), &sticky), "sessionAffinity");
     let local = with(seen, "b", |s| s.internal_local = true);
@@ -410,7 +408,7 @@ fn a_headless_service_beside_another_does_not_count() {
 }
 
 #[test]
-fn an_explanation_names_every_guard_that_spares() {
+fn an_explanation_names_every_guard_that_applies() {
     let seen = with(behind(&["checkout"]), "checkout", |s| {
         (s.ready, s.client_ip_affinity) = (1, true);
         s.changed = Some(Duration::ZERO);

@@ -4,23 +4,23 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Close to where sequence numbers begin anew.
+/// Just before sequence numbers wrap around.
 const BASE: Base = [u32::MAX - 20, u32::MAX - 90];
 
-/// TCP before anything was said.
+/// TCP's counters at the rest.
 const START: Position = Position {
     received: 1_000,
     acked: 5_000,
 };
 
-/// A connection that was at rest, and what was said since.
-struct Said {
+/// A connection that was at rest, and TCP's counters after what both ends have sent since.
+struct Dialogue {
     exchange: Exchange,
     at: Position,
 }
 
-impl Said {
-    fn nothing() -> Self {
+impl Dialogue {
+    fn at_rest() -> Self {
         let mut exchange = Exchange::default();
         exchange.based(BASE);
         exchange.rest(START);
@@ -31,14 +31,14 @@ impl Said {
     }
 
     fn client(&mut self, bytes: &[u8]) -> &mut Self {
-        self.say(Direction::In, bytes)
+        self.send(Direction::In, bytes)
     }
 
     fn server(&mut self, bytes: &[u8]) -> &mut Self {
-        self.say(Direction::Out, bytes)
+        self.send(Direction::Out, bytes)
     }
 
-    fn say(&mut self, direction: Direction, bytes: &[u8]) -> &mut Self {
+    fn send(&mut self, direction: Direction, bytes: &[u8]) -> &mut Self {
         let seq = seqs(BASE, self.at)[direction as usize];
         let counter = match direction {
             Direction::In => &mut self.at.received,
@@ -57,7 +57,7 @@ impl Said {
         self.exchange.state(self.at)
     }
 
-    /// Nothing else will tell where the answer ends: no prefix of it may be complete.
+    /// No prefix of the answer is complete.
     #[track_caller]
     fn is_complete_only_after(&mut self, answer: &[u8]) {
         for byte in answer {
@@ -72,7 +72,7 @@ const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[test]
-fn nothing_is_known_before_a_rest() {
+fn the_state_is_lost_until_a_rest() {
     let mut exchange = Exchange::default();
     exchange.based(BASE);
     assert_eq!(exchange.state(START), State::Lost);
@@ -81,7 +81,7 @@ fn nothing_is_known_before_a_rest() {
 }
 
 #[test]
-fn an_answer_ends_where_its_framing_says() {
+fn an_answer_ends_as_its_framing_specifies() {
     for answer in [
         OK,
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
@@ -94,40 +94,41 @@ fn an_answer_ends_where_its_framing_says() {
         b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 404 No\r\nContent-Length: 1\r\n\r\nx",
     ] {
-        let mut said = Said::nothing();
-        said.client(GET).is_complete_only_after(answer);
-        // And so it goes on.
-        said.client(GET).is_complete_only_after(OK);
+        let mut dialogue = Dialogue::at_rest();
+        dialogue.client(GET).is_complete_only_after(answer);
+        dialogue.client(GET).is_complete_only_after(OK);
     }
 }
 
 #[test]
 fn the_answer_to_head_has_no_body() {
-    let mut said = Said::nothing();
-    said.client(b"HEAD / HTTP/1.1\r\n\r\n")
+    let mut dialogue = Dialogue::at_rest();
+    dialogue
+        .client(b"HEAD / HTTP/1.1\r\n\r\n")
         .is_complete_only_after(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n");
-    said.client(b"HEAD / HTTP/1.1\r\n\r\n")
+    dialogue
+        .client(b"HEAD / HTTP/1.1\r\n\r\n")
         .is_complete_only_after(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
 }
 
 #[test]
-fn what_ends_with_its_connection_is_never_complete() {
+fn an_answer_that_ends_with_its_connection_is_never_complete() {
     for head in [
         &b"HTTP/1.0 200 OK\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
     ] {
-        let mut said = Said::nothing();
-        said.client(GET).server(head);
+        let mut dialogue = Dialogue::at_rest();
+        dialogue.client(GET).server(head);
         for _ in 0..10 {
-            assert_eq!(said.state(), State::InProgress);
-            said.server(b"data: 1\r\n\r\n");
+            assert_eq!(dialogue.state(), State::InProgress);
+            dialogue.server(b"data: 1\r\n\r\n");
         }
     }
 }
 
 #[test]
-fn a_request_ends_where_its_framing_says() {
+fn a_request_ends_as_its_framing_specifies() {
     for request in [
         &b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc"[..],
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
@@ -136,50 +137,52 @@ fn a_request_ends_where_its_framing_says() {
         b"M-SEARCH * HTTP/1.1\r\n\r\n",
         b"GET http://a/ HTTP/1.0\r\n\r\n",
     ] {
-        let mut said = Said::nothing();
+        let mut dialogue = Dialogue::at_rest();
         for byte in request {
-            said.client(&[*byte]);
+            dialogue.client(&[*byte]);
         }
-        said.is_complete_only_after(OK);
+        dialogue.is_complete_only_after(OK);
         // An answer that overtakes its request: the rest of the request is under way.
         if request.starts_with(b"POST") {
-            let mut said = Said::nothing();
+            let mut dialogue = Dialogue::at_rest();
             let (most, last) = request.split_at(request.len() - 1);
-            said.client(most).server(OK);
-            assert_eq!(said.state(), State::InProgress);
-            assert_eq!(said.client(last).state(), State::Complete);
+            dialogue.client(most).server(OK);
+            assert_eq!(dialogue.state(), State::InProgress);
+            assert_eq!(dialogue.client(last).state(), State::Complete);
         }
     }
 }
 
 #[test]
 fn pipelined_requests_are_answered_one_by_one() {
-    let mut said = Said::nothing();
-    said.client(&[GET, b"HEAD / HTTP/1.1\r\n\r\n", GET].concat());
-    said.is_complete_only_after(
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(&[GET, b"HEAD / HTTP/1.1\r\n\r\n", GET].concat());
+    dialogue.is_complete_only_after(
         &[OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", OK].concat(),
     );
     // Several answers in one write, a request in the middle of one.
-    said.client(GET).client(&GET[..5]).server(OK);
-    assert_eq!(said.state(), State::InProgress);
-    said.client(&GET[5..]).server(OK);
-    assert_eq!(said.state(), State::Complete);
+    dialogue.client(GET).client(&GET[..5]).server(OK);
+    assert_eq!(dialogue.state(), State::InProgress);
+    dialogue.client(&GET[5..]).server(OK);
+    assert_eq!(dialogue.state(), State::Complete);
 }
 
 #[test]
-fn the_body_that_is_asked_for_comes_after_100() {
+fn a_body_may_wait_for_100_continue() {
     const HEAD: &[u8] = b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
-    let mut said = Said::nothing();
-    said.client(HEAD).server(b"HTTP/1.1 100 Continue\r\n\r\n");
-    assert_eq!(said.state(), State::InProgress);
-    said.client(b"body").is_complete_only_after(OK);
+    let mut dialogue = Dialogue::at_rest();
+    dialogue
+        .client(HEAD)
+        .server(b"HTTP/1.1 100 Continue\r\n\r\n");
+    assert_eq!(dialogue.state(), State::InProgress);
+    dialogue.client(b"body").is_complete_only_after(OK);
     // A final answer instead: whether the body comes is not known.
-    said.client(HEAD).server(OK);
-    assert_eq!(said.state(), State::Lost);
+    dialogue.client(HEAD).server(OK);
+    assert_eq!(dialogue.state(), State::Lost);
 }
 
 #[test]
-fn what_becomes_something_else_is_so_for_good() {
+fn an_upgraded_connection_stays_upgraded() {
     let upgrade = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let connect = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n";
     for (request, answer) in [
@@ -189,26 +192,26 @@ fn what_becomes_something_else_is_so_for_good() {
         ),
         (connect, b"HTTP/1.1 200 Connection established\r\n\r\n"),
     ] {
-        let mut said = Said::nothing();
-        said.client(request);
-        assert_eq!(said.state(), State::InProgress);
-        said.server(answer);
-        assert_eq!(said.state(), State::Not(Other::Upgraded));
-        said.exchange.rest(said.at);
-        assert_eq!(said.state(), State::Not(Other::Upgraded));
+        let mut dialogue = Dialogue::at_rest();
+        dialogue.client(request);
+        assert_eq!(dialogue.state(), State::InProgress);
+        dialogue.server(answer);
+        assert_eq!(dialogue.state(), State::Not(Other::Upgraded));
+        dialogue.exchange.rest(dialogue.at);
+        assert_eq!(dialogue.state(), State::Not(Other::Upgraded));
     }
-    // It was not done: what came behind it is HTTP/1 after all.
+    // Refused: what follows is HTTP/1.
     for request in [&upgrade[..], connect] {
-        let mut said = Said::nothing();
-        said.client(request).client(GET);
-        said.server(b"HTTP/1.1 403 No\r\nContent-Length: 1\r\n\r\nx");
-        assert_eq!(said.state(), State::InProgress);
-        said.is_complete_only_after(OK);
+        let mut dialogue = Dialogue::at_rest();
+        dialogue.client(request).client(GET);
+        dialogue.server(b"HTTP/1.1 403 No\r\nContent-Length: 1\r\n\r\nx");
+        assert_eq!(dialogue.state(), State::InProgress);
+        dialogue.is_complete_only_after(OK);
     }
 }
 
 #[test]
-fn what_begins_otherwise_twice_is_spared() {
+fn another_protocol_is_recognized_at_the_second_rest() {
     for (bytes, other) in [
         (&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], Other::Http2),
         (
@@ -231,36 +234,36 @@ fn what_begins_otherwise_twice_is_spared() {
             Other::Unknown,
         ),
     ] {
-        let mut said = Said::nothing();
-        assert_eq!(said.client(bytes).state(), State::Lost);
-        // Not before it has been at rest again.
-        assert_eq!(said.client(bytes).state(), State::Lost);
-        said.exchange.rest(said.at);
-        assert_eq!(said.state(), State::Resting);
-        assert_eq!(said.client(bytes).state(), State::Not(other));
+        let mut dialogue = Dialogue::at_rest();
+        assert_eq!(dialogue.client(bytes).state(), State::Lost);
+        // Not before another rest.
+        assert_eq!(dialogue.client(bytes).state(), State::Lost);
+        dialogue.exchange.rest(dialogue.at);
+        assert_eq!(dialogue.state(), State::Resting);
+        assert_eq!(dialogue.client(bytes).state(), State::Not(other));
     }
 }
 
-/// The rest was within an answer: nobody has asked for what comes.
+/// The rest was within an answer.
 #[test]
-fn what_nobody_asked_for_is_an_answer_to_something_before() {
+fn an_answer_without_a_request_is_lost() {
     for rest_of_an_answer in [&b"data: 2\n\n"[..], b"HTTP/1.1 200 OK\r\n"] {
-        let mut said = Said::nothing();
-        assert_eq!(said.server(rest_of_an_answer).state(), State::Lost);
+        let mut dialogue = Dialogue::at_rest();
+        assert_eq!(dialogue.server(rest_of_an_answer).state(), State::Lost);
     }
-    let mut said = Said::nothing();
-    said.client(GET).server(b"data: 2\n\n");
-    assert_eq!(said.state(), State::Lost);
-    said.exchange.rest(said.at);
-    said.client(GET).is_complete_only_after(OK);
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(GET).server(b"data: 2\n\n");
+    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.exchange.rest(dialogue.at);
+    dialogue.client(GET).is_complete_only_after(OK);
 }
 
-/// By its data: neither a clock nor an acknowledgement says it.
+/// By sequence numbers of data alone, not by times or acknowledgements.
 #[test]
-fn who_spoke_last_is_seen() {
+fn the_end_that_sent_last_is_known() {
     let mut exchange = Exchange::default();
     let mut at = START;
-    let mut tell = |exchange: &mut Exchange, direction: Direction, length: u32, again: u32| {
+    let mut take_in = |exchange: &mut Exchange, direction: Direction, length: u32, again: u32| {
         let seq = seqs(BASE, at)[direction as usize].wrapping_sub(again);
         match direction {
             Direction::In => at.received += u64::from(length),
@@ -273,21 +276,21 @@ fn who_spoke_last_is_seen() {
         });
         exchange.server_spoke_last(at)
     };
-    assert!(!tell(&mut exchange, Direction::In, 10, 0));
+    assert!(!take_in(&mut exchange, Direction::In, 10, 0));
     exchange.based(BASE);
-    assert!(tell(&mut exchange, Direction::Out, 10, 0));
-    assert!(tell(&mut exchange, Direction::In, 0, 1)); // a probe, an old segment
-    assert!(!tell(&mut exchange, Direction::In, 10, 0));
-    assert!(!tell(&mut exchange, Direction::Out, 0, 10)); // sent again
-    assert!(tell(&mut exchange, Direction::Out, 5, 10));
+    assert!(take_in(&mut exchange, Direction::Out, 10, 0));
+    assert!(take_in(&mut exchange, Direction::In, 0, 1)); // a probe, an old segment
+    assert!(!take_in(&mut exchange, Direction::In, 10, 0));
+    assert!(!take_in(&mut exchange, Direction::Out, 0, 10)); // sent again
+    assert!(take_in(&mut exchange, Direction::Out, 5, 10));
     // Something that was not passed on.
     at.received += 1;
     assert!(!exchange.server_spoke_last(at));
 }
 
-/// What readers disagree about is not believed.
+/// Framing that implementations read differently is not trusted.
 #[test]
-fn odd_framing_is_refused() {
+fn ambiguous_framing_is_lost() {
     for answer in [
         &b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
@@ -306,10 +309,10 @@ fn odd_framing_is_refused() {
         b"HTTP/1.1 20 OK\r\n\r\n",
         b"ICY 200 OK\r\n\r\n",
     ] {
-        let mut said = Said::nothing();
+        let mut dialogue = Dialogue::at_rest();
         let text = String::from_utf8_lossy(answer);
         assert_eq!(
-            said.client(GET).server(answer).state(),
+            dialogue.client(GET).server(answer).state(),
             State::Lost,
             "{text}"
         );
@@ -322,7 +325,7 @@ fn odd_framing_is_refused() {
     ] {
         let text = String::from_utf8_lossy(request);
         assert_eq!(
-            Said::nothing().client(request).state(),
+            Dialogue::at_rest().client(request).state(),
             State::Lost,
             "{text}"
         );
@@ -330,111 +333,112 @@ fn odd_framing_is_refused() {
 }
 
 #[test]
-fn heads_have_an_end() {
-    let mut said = Said::nothing();
-    said.client(b"GET / HTTP/1.1\r\n");
+fn the_size_of_a_head_is_bounded() {
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(b"GET / HTTP/1.1\r\n");
     let field = format!("A: {}\r\n", "a".repeat(1000));
     for _ in 0..60 {
-        assert_eq!(said.client(field.as_bytes()).state(), State::InProgress);
+        assert_eq!(dialogue.client(field.as_bytes()).state(), State::InProgress);
     }
     for _ in 0..10 {
-        said.client(field.as_bytes());
+        dialogue.client(field.as_bytes());
     }
-    assert_eq!(said.state(), State::Lost);
-    let mut said = Said::nothing();
+    assert_eq!(dialogue.state(), State::Lost);
+    let mut dialogue = Dialogue::at_rest();
     for _ in 0..2000 {
-        said.client(GET);
+        dialogue.client(GET);
     }
-    assert_eq!(said.state(), State::Lost);
+    assert_eq!(dialogue.state(), State::Lost);
 }
 
-/// Something that TCP has was not passed on.
+/// TCP has counted bytes that the exchange has not been given.
 #[test]
-fn what_was_missed_is_found_out_by_tcps_counters() {
-    let mut said = Said::nothing();
-    said.client(GET).server(OK);
-    assert_eq!(said.state(), State::Complete);
-    said.at.received += 1;
-    assert_eq!(said.state(), State::Lost);
-    let mut said = Said::nothing();
-    said.client(GET);
-    said.at.received += GET.len() as u64; // another one
-    said.server(OK);
-    assert_eq!(said.state(), State::Lost);
-    // Seen before TCP has taken it: it is on its way.
-    let mut said = Said::nothing();
-    said.client(GET).server(OK);
-    said.at.received -= 1;
-    assert_eq!(said.state(), State::InProgress);
+fn missing_data_is_detected_by_tcps_counters() {
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(GET).server(OK);
+    assert_eq!(dialogue.state(), State::Complete);
+    dialogue.at.received += 1;
+    assert_eq!(dialogue.state(), State::Lost);
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(GET);
+    dialogue.at.received += GET.len() as u64; // another one
+    dialogue.server(OK);
+    assert_eq!(dialogue.state(), State::Lost);
+    // Seen before TCP has counted it.
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(GET).server(OK);
+    dialogue.at.received -= 1;
+    assert_eq!(dialogue.state(), State::InProgress);
 }
 
-/// A later one is there, and TCP waits for what is before it.
+/// TCP waits for an earlier segment.
 #[test]
-fn what_came_before_its_turn_is_under_way() {
-    let mut said = Said::nothing();
-    said.client(GET).server(OK);
-    let at = said.at;
-    said.at.received += 10;
-    said.client(GET);
-    said.at = at;
-    assert_eq!(said.state(), State::InProgress);
+fn a_segment_out_of_order_is_in_progress() {
+    let mut dialogue = Dialogue::at_rest();
+    dialogue.client(GET).server(OK);
+    let at = dialogue.at;
+    dialogue.at.received += 10;
+    dialogue.client(GET);
+    dialogue.at = at;
+    assert_eq!(dialogue.state(), State::InProgress);
 }
 
 #[test]
-fn long_bodies_need_not_be_seen() {
-    let mut said = Said::nothing();
-    said.client(GET)
+fn a_long_body_is_skipped() {
+    let mut dialogue = Dialogue::at_rest();
+    dialogue
+        .client(GET)
         .server(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000000\r\n\r\n");
-    assert_eq!(said.exchange.skip_to(Direction::In), None);
+    assert_eq!(dialogue.exchange.skip_to(Direction::In), None);
     let mut left = 5_000_000_000_u64;
     while left > 0 {
-        assert_eq!(said.state(), State::InProgress);
-        let skip_to = said.exchange.skip_to(Direction::Out).unwrap();
-        let next = seqs(BASE, said.at)[1];
+        assert_eq!(dialogue.state(), State::InProgress);
+        let skip_to = dialogue.exchange.skip_to(Direction::Out).unwrap();
+        let next = seqs(BASE, dialogue.at)[1];
         let skipped = u64::from(skip_to.wrapping_sub(next));
         assert!(skipped <= left && skipped < 1 << 31);
-        // Some of it is sent, and not told of.
+        // Some of it is sent, and not passed on.
         let some = skipped / 2;
-        said.at.acked += some;
-        assert_eq!(said.state(), State::InProgress);
-        assert_eq!(said.exchange.skip_to(Direction::Out), Some(skip_to));
-        // The last that is skipped is told of.
-        said.at.acked += skipped - some;
-        said.exchange.take_in(Piece {
+        dialogue.at.acked += some;
+        assert_eq!(dialogue.state(), State::InProgress);
+        assert_eq!(dialogue.exchange.skip_to(Direction::Out), Some(skip_to));
+        // The last segment that is skipped is passed on.
+        dialogue.at.acked += skipped - some;
+        dialogue.exchange.take_in(Piece {
             direction: Direction::Out,
             seq: skip_to.wrapping_sub(100),
             content: Content::Absent(100),
         });
         left -= skipped;
         if left < 16 << 10 {
-            said.server(&vec![0; left as usize]);
+            dialogue.server(&vec![0; left as usize]);
             left = 0;
         }
     }
-    assert_eq!(said.state(), State::Complete);
-    assert_eq!(said.exchange.skip_to(Direction::Out), None);
-    // What is between bodies must be seen.
-    said.client(GET);
-    said.exchange.take_in(Piece {
+    assert_eq!(dialogue.state(), State::Complete);
+    assert_eq!(dialogue.exchange.skip_to(Direction::Out), None);
+    // What is between bodies must not be skipped.
+    dialogue.client(GET);
+    dialogue.exchange.take_in(Piece {
         direction: Direction::Out,
-        seq: seqs(BASE, said.at)[1],
+        seq: seqs(BASE, dialogue.at)[1],
         content: Content::Absent(10),
     });
-    assert_eq!(said.state(), State::Lost);
+    assert_eq!(dialogue.state(), State::Lost);
 }
 
 /// The base becomes known with the first segment that the server sends.
 #[test]
-fn what_comes_before_the_base_is_known_waits_for_it() {
-    let mut said = Said {
+fn data_before_the_base_is_kept_until_it_is_known() {
+    let mut dialogue = Dialogue {
         exchange: Exchange::default(),
         at: START,
     };
-    said.exchange.rest(START);
-    assert_eq!(said.state(), State::Resting);
-    assert_eq!(said.client(GET).state(), State::InProgress);
-    said.exchange.based(BASE);
-    said.is_complete_only_after(OK);
+    dialogue.exchange.rest(START);
+    assert_eq!(dialogue.state(), State::Resting);
+    assert_eq!(dialogue.client(GET).state(), State::InProgress);
+    dialogue.exchange.based(BASE);
+    dialogue.is_complete_only_after(OK);
 }
 
 /// Requests and their answers, each a message.
@@ -480,20 +484,20 @@ fn chunks() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// How a message is cut into segments, and which of those come again, or before their turn.
+/// How a message is cut into segments, and which of those are retransmitted or out of order.
 fn cuts() -> impl Strategy<Value = Vec<(usize, bool, bool)>> {
     proptest::collection::vec((1..60_usize, any::<bool>(), any::<bool>()), 40)
 }
 
-/// Says a message in segments. TCP counts what has come in order. Looks at the state after each.
+/// Sends a message in segments and passes the state after each to `check`. TCP counts data in order.
 fn in_segments(
-    said: &mut Said,
+    dialogue: &mut Dialogue,
     direction: Direction,
     message: &[u8],
     cuts: &[(usize, bool, bool)],
-    mut look: impl FnMut(State, bool),
+    mut check: impl FnMut(State, bool),
 ) {
-    let start = said.at;
+    let start = dialogue.at;
     let mut segments = Vec::new();
     let mut from = 0;
     for (size, again, late) in cuts.iter().cycle() {
@@ -511,7 +515,7 @@ fn in_segments(
         }
         from = to;
     }
-    let mut there = vec![false; message.len()];
+    let mut received = vec![false; message.len()];
     for (from, to) in segments {
         let position = |count: usize| match direction {
             Direction::In => Position {
@@ -523,15 +527,18 @@ fn in_segments(
                 ..start
             },
         };
-        said.exchange.take_in(Piece {
+        dialogue.exchange.take_in(Piece {
             direction,
             seq: seqs(BASE, position(from))[direction as usize],
             content: Content::Present(&message[from..to]),
         });
-        there[from..to].fill(true);
-        let in_order = there.iter().take_while(|there| **there).count();
-        said.at = position(in_order);
-        look(said.state(), in_order == message.len());
+        received[from..to].fill(true);
+        let in_order = received
+            .iter()
+            .take_while(|is_received| **is_received)
+            .count();
+        dialogue.at = position(in_order);
+        check(dialogue.state(), in_order == message.len());
     }
 }
 
@@ -539,33 +546,33 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn however_it_is_cut_only_a_whole_answer_is_complete(
+    fn only_a_whole_answer_is_complete_however_it_is_cut(
         exchanges in exchanges(),
         cuts in cuts(),
         more in cuts(),
     ) {
-        let mut said = Said::nothing();
+        let mut dialogue = Dialogue::at_rest();
         for (request, answer) in exchanges {
-            in_segments(&mut said, Direction::In, &request, &cuts, |state, _| {
+            in_segments(&mut dialogue, Direction::In, &request, &cuts, |state, _| {
                 assert_eq!(state, State::InProgress);
             });
-            in_segments(&mut said, Direction::Out, &answer, &more, |state, whole| {
+            in_segments(&mut dialogue, Direction::Out, &answer, &more, |state, whole| {
                 let expected = if whole { State::Complete } else { State::InProgress };
                 assert_eq!(state, expected);
             });
         }
     }
 
-    /// Pipelined: all that is asked first, and then the answers.
+    /// All requests first, then all answers.
     #[test]
-    fn nothing_is_complete_before_the_last_answer(
+    fn a_pipeline_is_complete_after_its_last_answer(
         exchanges in exchanges(),
         cuts in cuts(),
     ) {
-        let mut said = Said::nothing();
+        let mut dialogue = Dialogue::at_rest();
         let (requests, answers): (Vec<_>, Vec<_>) = exchanges.into_iter().unzip();
-        in_segments(&mut said, Direction::In, &requests.concat(), &cuts, |_, _| {});
-        in_segments(&mut said, Direction::Out, &answers.concat(), &cuts, |state, whole| {
+        in_segments(&mut dialogue, Direction::In, &requests.concat(), &cuts, |_, _| {});
+        in_segments(&mut dialogue, Direction::Out, &answers.concat(), &cuts, |state, whole| {
             let expected = if whole { State::Complete } else { State::InProgress };
             assert_eq!(state, expected);
         });

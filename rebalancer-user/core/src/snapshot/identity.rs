@@ -1,32 +1,31 @@
-//! Who serves at an endpoint, as a cluster names it: facts, however they were come by.
+//! The pod behind an endpoint, as the API server describes it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
-/// Whether a snapshot's endpoints have names, and of when those are.
+/// Whether names of pods and Services are known, and how recent they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Naming {
-    /// Nobody was asked for names: a plain host.
+    /// Names are not read: a plain host.
     #[default]
     Off,
-    /// As the API server has them.
+    /// The API server's current state.
     Fresh,
-    /// The last ones known: the API server has not answered for so long; for ever, if `None`.
+    /// The last known state: the API server has not answered for this long; `None`: it never has.
     Stale(Option<Duration>),
 }
 
-/// Whose an endpoint is.
+/// The pod that an endpoint belongs to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Who {
-    /// No pod's, or nobody was asked.
+    /// No pod, or names are not read.
     #[default]
     NoPod,
-    /// It is not known: a pod that the API server does not have on this node, or none that was
-    /// found.
+    /// Unknown: a pod that the API server does not list on this node, or none was found.
     Unknown,
-    /// This pod's.
+    /// This pod.
     Pod(Arc<Identity>),
 }
 
@@ -40,29 +39,28 @@ impl Who {
     }
 }
 
-/// A pod, as it is seen at one of its ports.
+/// A pod at one of its ports.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The pod's namespace.
     pub namespace: String,
-    /// That namespace's labels; `None` if it is not known.
+    /// The namespace's labels; `None` if unknown.
     pub namespace_labels: Option<Labels>,
-    /// That namespace asks for its pods to be left alone, as far as it is known.
+    /// The namespace is known to opt out.
     pub namespace_opted_out: bool,
     /// The pod's name.
     pub pod: String,
-    /// The pod's uid: another pod of the same name has another.
+    /// The pod's uid.
     pub uid: String,
     /// The pod's labels.
     pub labels: Labels,
-    /// The Services that lead to this port, by name, all of the pod's namespace; `None` if they
-    /// are not known.
+    /// The Services that target this port, all in the pod's namespace; `None` if unknown.
     pub services: Option<Vec<ServiceAt>>,
     /// The pod is ready.
     pub ready: bool,
     /// The pod is being deleted.
     pub terminating: bool,
-    /// The pod itself asks to be left alone.
+    /// The pod opts out.
     pub opted_out: bool,
 }
 
@@ -71,10 +69,10 @@ pub struct Identity {
 pub struct ServiceAt {
     /// Its name.
     pub name: String,
-    /// New connections are sent here.
+    /// Whether this endpoint receives new connections.
     pub ready: bool,
-    /// This endpoint is being taken out.
+    /// Whether this endpoint is being removed.
     pub terminating: bool,
-    /// The Service asks to be left alone.
+    /// The Service opts out.
     pub opted_out: bool,
 }

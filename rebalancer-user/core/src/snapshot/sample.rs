@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, TcpState};
 
-/// An accepted connection at rest, that nothing speaks against moving.
+/// An accepted connection at rest that no guard skips.
 pub fn connection(cookie: u64) -> Connection {
     Connection {
         cookie: Cookie(cookie),

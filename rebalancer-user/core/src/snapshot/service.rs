@@ -1,4 +1,4 @@
-//! A Service, as a cluster knows it: facts, however they were come by.
+//! A Service that targets endpoints of this node, as the API server describes it.
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct ServiceName {
     /// Its namespace.
     pub namespace: String,
-    /// Its name in there.
+    /// Its name.
     pub name: String,
 }
 
@@ -20,39 +20,38 @@ impl fmt::Display for ServiceName {
     }
 }
 
-/// What is known of a Service that leads to an endpoint of this node.
+/// What is known of a Service that targets an endpoint of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// Its ready endpoints, on all nodes: pods, each once.
+    /// The number of its ready pods on all nodes.
     pub ready: u32,
-    /// Of these, on this node.
+    /// The number of these on this node.
     pub ready_here: u32,
-    /// Those near this node, if its traffic keeps near where it can (`trafficDistribution`, or
-    /// hints in its slices): of its zone, or of this node alone where it prefers the same node.
+    /// The number of these that traffic from this node prefers, if it prefers any
+    /// (`trafficDistribution`, or hints in its slices): in its zone, or on this node alone.
     pub ready_in_zone: Option<u32>,
-    /// Addresses of all its endpoints, ready or not: a peer among them is a sibling. Shared by
-    /// Services with the same ones.
+    /// Addresses of all its endpoints, ready or not: a peer among them is a sibling.
     pub addresses: Arc<BTreeSet<IpAddr>>,
-    /// `sessionAffinity: ClientIP`: a client comes back to the same endpoint.
+    /// `sessionAffinity: ClientIP`: a client returns to the same endpoint.
     pub client_ip_affinity: bool,
-    /// It has no cluster IP: clients choose an endpoint by themselves.
+    /// It has no cluster IP: clients choose an endpoint themselves.
     pub headless: bool,
     /// `internalTrafficPolicy: Local`.
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
-    /// Since its ready endpoints last changed; `None`: not since they were first seen.
+    /// Time since its ready endpoints last changed; `None`: not since they were first seen.
     pub changed: Option<Duration>,
-    /// Ports of its pods that say HTTP/2, by `appProtocol` or by the port's name.
+    /// Ports of its pods that are declared as HTTP/2, by `appProtocol` or by the port's name.
     pub http2: BTreeSet<u16>,
 }
 
 impl Service {
-    /// Among how many ready endpoints a client that reconnects is sent, this node's view of it:
-    /// all, or those of its zone, or those of this node, wherever the Service keeps traffic.
+    /// The number of ready endpoints that a reconnecting client may reach, as seen from this node: all,
+    /// those of its zone, or those of this node.
     ///
-    /// Which policy counts depends on where the client is, and that is not known: either of the
-    /// local ones makes it this node.
+    /// Which traffic policy applies depends on the client's place, which is unknown: either local policy
+    /// limits them to this node.
     pub fn comparable(&self) -> u32 {
         match self.local_policy() {
             Some(_) => self.ready_here,
@@ -60,7 +59,7 @@ impl Service {
         }
     }
 
-    /// The policy that keeps traffic on the node it has reached.
+    /// The field of the policy that keeps traffic on its node, if any.
     pub fn local_policy(&self) -> Option<&'static str> {
         if self.internal_local {
             Some("internalTrafficPolicy")
@@ -69,14 +68,14 @@ impl Service {
         }
     }
 
-    /// Whether both lead to the same endpoints, seen from one of these with the address `at`: a
-    /// Service of one family of addresses is no other for having fewer families.
+    /// Whether both have the same endpoints, as seen from one of these with the address `at`: only
+    /// addresses of its family count, as a Service may have one family or two.
     pub fn has_endpoints_of(&self, other: &Self, at: IpAddr) -> bool {
         if self.ready != other.ready {
             return false;
         }
         let of_family = |ip: &&IpAddr| ip.to_canonical().is_ipv4() == at.to_canonical().is_ipv4();
-        // Shared ones are equal at once.
+        // Services often share the set: then this is a comparison of pointers.
         self.addresses == other.addresses
             || self
                 .addresses
