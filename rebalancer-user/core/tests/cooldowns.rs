@@ -1,4 +1,4 @@
-//! Cooldowns: what is listed is what keeps from being moved, and what is cleared is tried again.
+//! Cooldowns: those that are listed prevent moves, and one that is cleared does not.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn rule(name: &str) -> RuleName {
     RuleName::known(name).unwrap()
 }
 
-/// A ledger by which the one connection is moved, and its move ends so.
+/// A ledger after a move of the connection with this outcome.
 fn moved(outcome: Outcome) -> Ledger {
     let mut ledger = Ledger::default();
     for chosen in decide(&policy(), &listed(), &ledger, NOW).moves() {
@@ -52,7 +52,7 @@ fn moves(ledger: &Ledger) -> usize {
 }
 
 #[test]
-fn what_a_move_ended_with_is_listed_and_once_cleared_the_connection_is_moved_again() {
+fn a_failed_move_has_a_cooldown_until_it_is_cleared() {
     let once = Some(NOW.after(FIRST_HOLD));
     for (outcome, cause, until) in [
         (Outcome::Refused(Refusal::Sigpipe), "sigpipe", once),
@@ -85,9 +85,9 @@ fn what_a_move_ended_with_is_listed_and_once_cleared_the_connection_is_moved_aga
     }
 }
 
-/// Nothing keeps those from being moved: they are in no listing any more.
+/// The first is not listed any more; nothing prevents a move of the second.
 #[test]
-fn what_was_moved_and_what_was_recalled_has_no_cooldown() {
+fn moved_and_recalled_connections_have_no_cooldown() {
     for outcome in [
         Outcome::Reset,
         Outcome::Closed,
@@ -98,7 +98,7 @@ fn what_was_moved_and_what_was_recalled_has_no_cooldown() {
 }
 
 #[test]
-fn of_clients_and_groups_the_one_that_is_cleared_counts_for_the_next() {
+fn clearing_selects_clients_and_groups() {
     let endpoint = connection(1).endpoint;
     let hold = Hold {
         times: 3,

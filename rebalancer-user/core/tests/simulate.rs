@@ -1,5 +1,4 @@
-//! What balance is held to, in simulated clusters: `cargo xtask simulate` shows more of the same,
-//! for more seeds and longer.
+//! What balance must achieve in simulated clusters. `cargo xtask simulate` plays more seeds, for longer.
 
 use std::time::Duration;
 
@@ -40,8 +39,8 @@ fn played(scenario: &Scenario, seeds: u64) -> Vec<(Run, Measures)> {
     (0..seeds).map(play).collect()
 }
 
-/// Plays it for four minutes. Moves over the least, and at how much of the mean each run was left that
-/// was never balanced.
+/// Plays it for four minutes. Returns moves relative to the least, and for each run that was never
+/// balanced its final maximum relative to the mean.
 fn cured(name: &str, seeds: u64) -> (f64, Vec<f64>) {
     let scenario = Scenario {
         ends: Duration::from_secs(240),
@@ -57,7 +56,7 @@ fn cured(name: &str, seeds: u64) -> (f64, Vec<f64>) {
     (ratio, left)
 }
 
-/// Moves begun in each interval that had any.
+/// The number of moves started in each interval that has any.
 fn rounds(run: &Run, interval: Duration) -> Vec<usize> {
     let number = |start: &Start| start.after_start().as_nanos() / interval.as_nanos();
     let rounds = run.starts.chunk_by(|a, b| number(a) == number(b));
@@ -65,7 +64,7 @@ fn rounds(run: &Run, interval: Duration) -> Vec<usize> {
 }
 
 #[test]
-fn added_replicas_get_their_share_with_hardly_more_moves_than_the_least() {
+fn added_replicas_get_their_share_with_few_moves_above_the_least() {
     for (name, seeds) in [("scale-out-3", 12), ("ingress", 6), ("scale-out-11", 6)] {
         let (ratio, left) = cured(name, seeds);
         assert!(ratio <= 1.05, "{name}: {ratio}");
@@ -79,16 +78,16 @@ fn added_replicas_get_their_share_with_hardly_more_moves_than_the_least() {
 }
 
 #[test]
-fn what_is_heard_ten_seconds_late_does_nearly_as_well() {
+fn reports_ten_seconds_late_are_nearly_as_good() {
     let (ratio, left) = cured("own-nodes", 8);
     assert!(ratio <= 1.15, "{ratio}");
     // Now and then all of a client's first moves come back by chance, and it is held for a while.
     assert!(left.len() <= 1, "{left:?}");
 }
 
-/// Besides those in which a few moves try whether they help.
+/// Besides the trials.
 #[test]
-fn what_the_lab_does_takes_three_rounds() {
+fn the_lab_is_balanced_in_three_rounds() {
     let (ratio, left) = cured("lab", 12);
     assert!(ratio <= 1.05, "{ratio}");
     assert!(left.is_empty(), "{left:?}");
@@ -102,16 +101,16 @@ fn what_the_lab_does_takes_three_rounds() {
 }
 
 #[test]
-fn what_chance_places_is_left_alone() {
+fn random_placement_is_left_alone() {
     for name in ["churn-3", "churn-10"] {
         let (_, measures) = played(&scenario(name), 1).remove(0);
         assert!(measures.moves <= 1.0, "{name}: {} moves", measures.moves);
     }
 }
 
-/// Of replicas that chance has filled evenly, two of five are taken out.
+/// Two of five replicas are removed, all filled by random placement.
 #[test]
-fn what_needs_no_cure_gets_none_unlike_by_age_or_by_moving_all() {
+fn scaling_in_moves_nothing_unlike_max_age_or_moving_all() {
     let scenario = scenario("scale-in");
     let idle = Strategy::COMPARED.map(|strategy| {
         let measures = run(&scenario, strategy, 1).measures(0.0);
@@ -134,7 +133,7 @@ fn what_needs_no_cure_gets_none_unlike_by_age_or_by_moving_all() {
 }
 
 #[test]
-fn the_connection_that_is_the_load_is_not_bounced() {
+fn a_connection_that_is_most_of_the_load_is_not_moved_around() {
     for (run, _) in played(&scenario("elephant"), 6) {
         // The clients of the second kind.
         let heavy = run
@@ -162,10 +161,10 @@ fn moves_that_do_not_help_stop() {
     }
 }
 
-/// They come back to where they were after minutes: that nobody sees them until then is no proof that a
+/// Clients return to their endpoint after minutes. That they are unseen until then is no proof that a
 /// move has helped.
 #[test]
-fn moves_of_who_comes_back_late_stop() {
+fn moves_of_clients_that_return_late_stop() {
     for (name, first, most) in [
         ("sticky-late", 6, 40.0),
         ("sticky-shared", 24, 40.0),
@@ -194,9 +193,9 @@ fn moves_of_who_comes_back_late_stop() {
     }
 }
 
-/// The first few are waited for, as long as that takes; then the others follow.
+/// The trial's clients are awaited, however long that takes; then the others are moved.
 #[test]
-fn who_comes_elsewhere_late_is_balanced_all_the_same() {
+fn clients_with_a_long_backoff_are_balanced() {
     for (run, measures) in played(&scenario("late"), 3) {
         let seconds = measures.seconds.expect("it was balanced");
         println!("{} moves, balanced after {seconds} s", run.starts.len());
@@ -205,9 +204,9 @@ fn who_comes_elsewhere_late_is_balanced_all_the_same() {
     }
 }
 
-/// It is tried again after ten minutes, twenty, forty.
+/// It is tried again after 10, 20 and 40 minutes.
 #[test]
-fn a_replica_that_keeps_nothing_is_given_up() {
+fn moves_to_a_replica_that_keeps_no_connection_stop() {
     let scenario = Scenario {
         ends: Duration::from_secs(3600),
         ..scenario("dead-replica")
@@ -226,7 +225,7 @@ fn a_replica_that_keeps_nothing_is_given_up() {
 }
 
 #[test]
-fn a_flood_pushes_no_neighbour_out() {
+fn a_flood_on_one_endpoint_evicts_no_other() {
     for (run, measures) in played(&scenario("flood"), 2) {
         let neighbours = run
             .starts

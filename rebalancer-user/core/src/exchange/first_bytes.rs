@@ -1,21 +1,21 @@
-//! What a connection speaks whose client begins with something else than a request of HTTP/1.
+//! The protocol of a connection whose client does not begin with a request of HTTP/1.
 
-/// Bytes that are looked at.
+/// The number of bytes that are examined.
 const HEAD: usize = 16;
 
-/// How it begins.
+/// The protocol that first bytes indicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FirstBytes {
     /// The header of a frame as RFC 9113 has it, or `PRI * HTTP/2.0`.
     Http2,
     /// The header of a record as RFC 8446 has it.
     Tls,
-    /// None of those: another protocol, or the middle of something.
+    /// None of those: another protocol, or the middle of a message.
     Other,
 }
 
-/// How something begins whose first bytes are these. In the middle of something it means little: of
-/// ten thousand random ones one looks like a frame.
+/// Examines the first bytes. In the middle of a message they mean little: one in ten thousand random
+/// ones looks like a frame.
 pub(super) fn first_bytes(bytes: &[u8]) -> FirstBytes {
     let mut head = [0; HEAD];
     for (to, from) in head.iter_mut().zip(bytes) {
@@ -103,7 +103,7 @@ mod tests {
             &[0, 0, 18, 4, 0, 0, 0, 0, 1],
             &[0, 0, 0, 0, 0, 0, 0, 0, 1],
             &[0, 0, 8, 9, 0, 0, 0, 0, 1],
-            // PostgreSQL's first words, and its query.
+            // PostgreSQL's startup message, and a query.
             &[0, 0, 0, 41, 0, 3, 0, 0, b'u', b's', b'e', b'r'],
         ];
         for other in others {

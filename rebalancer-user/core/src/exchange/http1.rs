@@ -1,5 +1,5 @@
-//! Follows the messages of HTTP/1 in both directions (RFC 9112), and is strict: of what could be
-//! read in more than one way it says nothing.
+//! Follows the messages of HTTP/1 in both directions (RFC 9112), strictly: a message whose framing
+//! can be read in more than one way is given up.
 
 use std::collections::VecDeque;
 
@@ -10,61 +10,61 @@ use super::{Direction, Stop, first_bytes::first_bytes, stream::Reader};
 /// The longest head of a message, and its most fields.
 const MOST_HEAD: usize = 64 << 10;
 const MOST_FIELDS: usize = 256;
-/// From here on one is parsed only at the ends of its lines.
+/// A longer head is parsed at the ends of its lines only.
 const LONG_HEAD: usize = 1 << 10;
 
-/// The longest line that begins a chunk, or is a trailer.
+/// The longest chunk header or trailer line.
 const MOST_LINE: usize = 8 << 10;
 
-/// Requests that wait for their answers.
+/// The most pipelined requests.
 const MOST_ASKED: usize = 1024;
 
-/// Both directions, from a moment at which nothing was under way.
+/// Both directions, from a moment at which no exchange was in progress.
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
     client: Part,
     server: Part,
     /// Requests without a final answer, the oldest first.
     asked: VecDeque<Asked>,
-    /// The last of those that were asked, as far as it matters to what its client sends next.
+    /// What the last request means for what its client sends next.
     last: Last,
     answered: bool,
 }
 
-/// What matters of a request to its answer.
+/// What a request means for its answer.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     head: bool,
     connect: bool,
 }
 
-/// What matters of a request to what follows it.
+/// What a request means for what follows it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Last {
-    /// What follows is known only from its answer: it asks for something else than HTTP/1.
+    /// It asks for an upgrade: its answer determines what follows.
     stops: bool,
-    /// Its body comes only once the server asks for it, and may not come at all.
+    /// Its body is sent once the server asks for it, or not at all.
     expects: bool,
 }
 
-/// Where in a message a direction is.
+/// The position of a direction within a message.
 #[derive(Debug)]
 enum Part {
-    /// In its head, of which this was seen; empty between two messages.
+    /// In the head, of which this was received; empty between two messages.
     Head(Vec<u8>),
-    /// In a body of which so much is missing.
+    /// In a body of which this many bytes are missing.
     Sized(u64),
-    /// In the line that says how long the next chunk is.
+    /// In the header of a chunk.
     ChunkLine(Vec<u8>),
-    /// In a chunk of which so much is missing.
+    /// In a chunk of which this many bytes are missing.
     Chunk(u64),
-    /// In the two characters after a chunk, of which so many were seen.
+    /// In the CRLF after a chunk, of which this many bytes were received.
     ChunkEnd(usize),
-    /// In the lines after the last chunk.
+    /// In the trailers.
     Trailer(Vec<u8>),
     /// In a body that ends with the connection.
     UntilClose,
-    /// Behind a request that asks for something else; what follows it waits for its answer.
+    /// After a request for an upgrade; what follows waits for its answer.
     Stopped(Vec<u8>),
 }
 
@@ -107,17 +107,17 @@ impl From<Body> for Part {
 }
 
 impl Conversation {
-    /// Nothing is under way in either direction.
+    /// Whether no message is in progress in either direction.
     pub(super) fn is_at_rest(&self) -> bool {
         self.asked.is_empty() && self.client.is_between() && self.server.is_between()
     }
 
-    /// Something was asked and answered.
+    /// Whether there were requests, and each is answered.
     pub(super) fn has_answered(&self) -> bool {
         self.answered
     }
 
-    /// How many bytes that come next tell nothing.
+    /// The number of next bytes that need not be seen.
     pub(super) fn needless(&self, direction: Direction) -> u64 {
         match direction {
             Direction::In => self.client.needless(),
@@ -141,7 +141,7 @@ impl Conversation {
 
     fn read(&mut self, direction: Direction, mut bytes: &[u8]) -> Result<(), Stop> {
         while !bytes.is_empty() {
-            // One that is stopped on its way is not followed any further.
+            // After a failure it is not followed further.
             let part = std::mem::take(self.part(direction));
             let (next, rest) = match part {
                 Part::Head(seen) => self.head(direction, seen, bytes)?,
@@ -154,7 +154,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// A body without anything left has ended.
+    /// Ends a body of which nothing is missing.
     fn settle(&mut self, direction: Direction) {
         let part = self.part(direction);
         match part {
@@ -175,7 +175,7 @@ impl Conversation {
         self.settle(direction);
     }
 
-    /// More of a head. Returns what follows it, and what of `bytes` is not of it.
+    /// Reads more of a head. Returns what follows it, and the rest of `bytes`.
     fn head<'a>(
         &mut self,
         direction: Direction,
@@ -183,13 +183,13 @@ impl Conversation {
         bytes: &'a [u8],
     ) -> Result<(Part, &'a [u8]), Stop> {
         if direction == Direction::Out && self.asked.is_empty() {
-            return Err(Stop::Lost); // nobody has asked for it
+            return Err(Stop::Lost); // an answer without a request
         }
         let before = seen.len();
         let room = MOST_HEAD.saturating_sub(before).min(bytes.len());
         seen.extend_from_slice(&bytes[..room]);
         if direction == Direction::In {
-            // Old clients put an empty line behind a body, that nothing says of.
+            // Old clients send an empty line after a body (RFC 9112, 2.2).
             let empty = seen.chunks(2).take_while(|line| *line == b"\r\n").count() * 2;
             if empty == seen.len() {
                 let end = (seen.len() - before).min(bytes.len());
@@ -274,7 +274,7 @@ impl Conversation {
         Ok(Some((end, body.into())))
     }
 
-    /// What follows the last request is known by now: it is HTTP/1.
+    /// The last request is answered without an upgrade: HTTP/1 follows.
     fn last_is_answered(&mut self) -> Result<(), Stop> {
         // Whether its body comes is its client's choice.
         if self.last.expects && !self.client.is_between() {
@@ -290,7 +290,7 @@ impl Conversation {
     }
 }
 
-/// More of what is not a head. Returns what follows, and what of `bytes` is not of it.
+/// Reads more of a body. Returns what follows it, and the rest of `bytes`.
 fn read_body(part: Part, bytes: &[u8]) -> Result<(Part, &[u8]), Stop> {
     Ok(match part {
         Part::Sized(left) => {
@@ -340,7 +340,7 @@ fn read_body(part: Part, bytes: &[u8]) -> Result<(Part, &[u8]), Stop> {
     })
 }
 
-/// More of a line; whether it has ended, and what of `bytes` is not of it.
+/// Reads more of a line. Returns whether it has ended, and the rest of `bytes`.
 fn read_line<'a>(line: &mut Vec<u8>, bytes: &'a [u8]) -> Result<(bool, &'a [u8]), Stop> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let now = end.map_or(bytes.len(), |end| end + 1);
@@ -361,12 +361,12 @@ fn chunk_size(line: &[u8]) -> Result<u64, Stop> {
     }
 }
 
-/// What a message says of how it is coded for its transfer.
+/// The transfer coding of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Coding {
-    /// In chunks, as the last of them.
+    /// Chunked is the last coding.
     Chunked,
-    /// Not in chunks.
+    /// Not chunked.
     Other,
 }
 
@@ -374,7 +374,7 @@ fn codings(fields: &[Header<'_>], version: Option<u8>) -> Result<Option<Coding>,
     let mut last = None;
     for value in named(fields, "transfer-encoding") {
         for coding in value.split(|byte| *byte == b',') {
-            // Nothing comes after chunks, and HTTP/1.0 knows none of it.
+            // No coding may follow chunked, and HTTP/1.0 has none.
             if last == Some(Coding::Chunked) || version != Some(1) {
                 return Err(Stop::Lost);
             }

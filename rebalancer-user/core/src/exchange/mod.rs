@@ -1,12 +1,13 @@
-//! Whether all that was asked on a connection has been answered, by the framing of HTTP/1 itself.
+//! Whether every request on a connection has its complete answer, by the framing of HTTP/1.
 //!
-//! A pause is no end: answers are streamed, announced by others (103), held up by their servers. So
-//! both directions of a connection are followed from a moment at which nothing was under way. Then
-//! the client's next bytes begin a request, and from there on each message says where it ends. What
-//! does not say so, or is not understood, is not complete.
+//! A pause is not an end: answers are streamed, announced by others (103) or delayed by their servers.
+//! So both directions of a connection are followed from a moment at rest, when no exchange is in
+//! progress. The client's next bytes then begin a request, and from there on the framing of each
+//! message gives its end. A message without such an end, or one that is not understood, is never
+//! complete.
 //!
-//! Whether all bytes were seen is found out by TCP's own counters: an exchange is complete only if
-//! they say that there are no others. So it does no harm if some were missed.
+//! TCP's counters show whether all bytes were seen: an exchange is complete only if there are no
+//! others. So missed data can only delay a move.
 
 mod first_bytes;
 mod http1;
@@ -21,15 +22,16 @@ use first_bytes::FirstBytes;
 use http1::Conversation;
 use stream::{Kept, Stream};
 
-/// So often it must begin with something else than a request: the moment from which it was followed
-/// may have been within something, such as before the body that the server has asked for.
+/// The number of rests after which the client must begin with something other than a request before
+/// the protocol is given up: one rest may have been within a message, such as before the body that the
+/// server has asked for.
 const STRANGE: u32 = 2;
 
 /// Pieces kept until it is known which of TCP's counters they belong to, and the bytes in them.
 const MOST_EARLY: usize = 256;
 const MOST_EARLY_BYTES: usize = 256 << 10;
 
-/// TCP's counters of a connection of which nothing is unacknowledged.
+/// TCP's counters of a connection on which everything is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Bytes received in order.
@@ -38,56 +40,56 @@ pub struct Position {
     pub acked: u64,
 }
 
-/// The sequence number of what the counters count first, by [`Direction`].
+/// The sequence number at which the counters begin, by [`Direction`].
 pub type Base = [u32; 2];
 
 /// Bytes of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// Where they go.
+    /// The direction in which they are sent.
     pub direction: Direction,
-    /// Sequence number of the first.
+    /// The sequence number of the first.
     pub seq: u32,
-    /// The bytes, or how many there are.
+    /// The bytes, or their number.
     pub content: Content<'a>,
 }
 
-/// What is known of a connection at a moment.
+/// What is known of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is not followed: it must be at rest first.
+    /// It cannot be followed before the next rest.
     Lost,
-    /// It is followed, and nothing was said since.
+    /// It is followed, and nothing was sent since the rest.
     Resting,
-    /// Something was asked and is not answered in full, or not known to be.
+    /// A request is not answered completely, or not known to be.
     InProgress,
-    /// Something was asked, and all that was asked is answered in full.
+    /// There were requests, and each is answered completely.
     Complete,
-    /// It speaks something else.
+    /// Its protocol is not HTTP/1.
     Not(Other),
 }
 
-/// What it speaks that is not HTTP/1.
+/// A protocol that is not HTTP/1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Other {
     /// HTTP/2.
     Http2,
     /// TLS.
     Tls,
-    /// What its client asked for by HTTP/1: a WebSocket, a tunnel.
+    /// An upgrade that the client asked for by HTTP/1: a WebSocket, a tunnel.
     Upgraded,
-    /// Something else.
+    /// Any other.
     Unknown,
 }
 
-/// Why a connection cannot be followed any further.
+/// Why a connection cannot be followed further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
-    /// Something was missed, or is not understood.
+    /// Data was missed, or is not understood.
     Lost,
-    /// Its client began something else than a request.
+    /// Its client did not begin with a request.
     Strange(FirstBytes),
-    /// It has become something else, at its client's wish.
+    /// It was upgraded, at its client's request.
     Upgraded,
 }
 
@@ -101,9 +103,9 @@ pub struct Exchange {
 
 #[derive(Debug)]
 enum Follow {
-    /// Nothing is known but who has spoken.
+    /// Nothing is known but which end sent last.
     Lost(Spoken),
-    /// At rest; what was passed on since is kept until the base is known.
+    /// At rest; pieces since then are kept until the base is known.
     Early {
         rest: Position,
         pieces: Vec<(Direction, u32, Kept)>,
@@ -113,12 +115,12 @@ enum Follow {
     Not(Other),
 }
 
-/// Who has spoken, as far as it was seen.
+/// Which end sent last.
 #[derive(Clone, Copy, Debug)]
 struct Spoken {
-    /// Who has said something new last.
+    /// The direction of the last new data.
     last: Option<Direction>,
-    /// The sequence number after what each has said.
+    /// The next sequence number of each direction.
     ends: [Option<u32>; 2],
 }
 
@@ -139,8 +141,8 @@ impl Default for Exchange {
 }
 
 impl Exchange {
-    /// It is at rest: its client has heard all that the server has said, and is to speak next. What
-    /// is passed on from now on was said since.
+    /// The connection is at rest: the client has received everything, and sends next. Pieces from now on
+    /// were sent since.
     pub fn rest(&mut self, at: Position) {
         if matches!(self.follow, Follow::Not(_)) {
             return;
@@ -153,13 +155,13 @@ impl Exchange {
         self.begin();
     }
 
-    /// The base has become known.
+    /// Sets the base.
     pub fn based(&mut self, base: Base) {
         self.base = Some(base);
         self.begin();
     }
 
-    /// Takes in what was passed on.
+    /// Takes in a piece.
     pub fn take_in(&mut self, piece: Piece<'_>) {
         match &mut self.follow {
             Follow::Lost(spoken) => spoken.take_in(piece),
@@ -180,8 +182,8 @@ impl Exchange {
         }
     }
 
-    /// What is known, where TCP is `at`. All that was passed on before it was asked must have been
-    /// taken in: what is missing then never comes, and the connection is lost.
+    /// The state, with TCP's counters `at`. All pieces up to them must have been taken in: data that is
+    /// missing then never comes, and the connection is lost.
     pub fn state(&mut self, at: Position) -> State {
         let on = match &self.follow {
             Follow::Lost(_) => return State::Lost,
@@ -207,18 +209,18 @@ impl Exchange {
         }
     }
 
-    /// Whether it is to be told when it is at rest. Until then no byte of it is wanted, but who speaks.
+    /// Whether it needs a rest. Until then no bytes are needed, only their sequence numbers.
     pub fn is_lost(&self) -> bool {
         matches!(self.follow, Follow::Lost(_))
     }
 
-    /// Whether nothing of it matters any more.
+    /// Whether no further piece can change the state.
     pub fn is_over(&self) -> bool {
         matches!(self.follow, Follow::Not(_))
     }
 
-    /// Whether the server was seen to speak last, where TCP is `at`. By data alone, so that what a
-    /// clock does not tell apart is told, and no acknowledgement is taken for a word.
+    /// Whether the server sent last, with TCP's counters `at`. By sequence numbers of data alone: clocks
+    /// are too coarse, and acknowledgements are not data.
     pub fn server_spoke_last(&mut self, at: Position) -> bool {
         match (&self.follow, self.base) {
             (Follow::Lost(spoken), Some(base)) => {
@@ -228,11 +230,11 @@ impl Exchange {
         }
     }
 
-    /// The sequence number before which no bytes are wanted, if there is one: there a long body ends.
+    /// The sequence number before which no bytes are needed, within a long body.
     pub fn skip_to(&self, direction: Direction) -> Option<u32> {
-        /// Shorter ones are not worth the words.
+        /// The least that is worth skipping.
         const LONG: u64 = 16 << 10;
-        /// Half of what sequence numbers can tell apart is still ahead then.
+        /// The most: sequence numbers compare within half of their range.
         const FAR: u64 = 1 << 30;
         let Follow::On(on) = &self.follow else {
             return None;
@@ -247,7 +249,7 @@ impl Exchange {
         }
     }
 
-    /// Begins to follow it, once it has been at rest and the base is known.
+    /// Begins to follow the connection, after a rest and once the base is known.
     fn begin(&mut self) {
         let Some(base) = self.base else { return };
         let Follow::Early { rest, pieces, .. } = &mut self.follow else {
@@ -295,7 +297,7 @@ impl Spoken {
     fn take_in(&mut self, piece: Piece<'_>) {
         let end = piece.seq.wrapping_add(piece.content.len());
         let known = &mut self.ends[piece.direction as usize];
-        // What is sent again says nothing.
+        // A retransmission is no new data.
         if known.is_none_or(|known| end.wrapping_sub(known) as i32 > 0) {
             *known = Some(end);
             self.last = Some(piece.direction);
@@ -314,7 +316,7 @@ impl Following {
         self.streams.each_ref().map(Stream::at) == tcp && !self.streams.iter().any(Stream::waits)
     }
 
-    /// TCP has what was not passed on, and not only within a body.
+    /// Whether TCP has counted data that was not taken in, other than within a body that is skipped.
     fn is_behind(&self, tcp: [u32; 2]) -> bool {
         [Direction::In, Direction::Out]
             .into_iter()
@@ -326,7 +328,7 @@ impl Following {
     }
 }
 
-/// Sequence numbers of what comes next.
+/// The next sequence numbers.
 fn seqs(base: Base, at: Position) -> [u32; 2] {
     [
         base[0].wrapping_add(at.received as u32),

@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 
 use super::Stop;
 
-/// Pieces that wait for one that comes late, and the bytes in them. A longer wait is not worth it:
-/// what was missed never comes.
+/// The most pieces, and bytes in them, that wait for an earlier one. Beyond that it was missed, and
+/// never comes.
 const MOST_HELD: usize = 256;
 const MOST_HELD_BYTES: usize = 256 << 10;
 
-/// Bytes, or the number of those that were not wanted.
+/// Bytes, or their number where they are not needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content<'a> {
     /// These.
     Present(&'a [u8]),
-    /// So many.
+    /// This many.
     Absent(u32),
 }
 
@@ -35,7 +35,7 @@ impl<'a> Content<'a> {
     }
 }
 
-/// The same, kept.
+/// The same, owned.
 #[derive(Debug)]
 pub(super) enum Kept {
     Present(Vec<u8>),
@@ -50,7 +50,7 @@ impl Kept {
         }
     }
 
-    /// The memory that it takes.
+    /// Bytes of memory.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Present(bytes) => bytes.len(),
@@ -68,22 +68,22 @@ impl From<Content<'_>> for Kept {
     }
 }
 
-/// Who is given the bytes in order.
+/// Takes the bytes in order.
 pub(super) trait Reader {
-    /// These come next.
+    /// The next bytes.
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Stop>;
-    /// So many come next, no more than are [`Reader::needless`].
+    /// Skips this many bytes, at most [`Reader::needless`].
     fn skip(&mut self, count: u64);
-    /// How many that come next it can do without.
+    /// The number of next bytes that it does not need.
     fn needless(&self) -> u64;
 }
 
 /// One direction.
 #[derive(Debug)]
 pub(super) struct Stream {
-    /// Sequence number of what comes next.
+    /// The next sequence number.
     at: u32,
-    /// What came before its turn.
+    /// Pieces that are out of order.
     held: VecDeque<(u32, Kept)>,
     held_bytes: usize,
 }
@@ -101,12 +101,12 @@ impl Stream {
         self.at
     }
 
-    /// Whether something came before its turn and still waits.
+    /// Whether a piece waits for an earlier one.
     pub(super) fn waits(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// Gives on what is new and in order.
+    /// Passes on what is new and in order.
     pub(super) fn take_in(
         &mut self,
         seq: u32,
@@ -116,7 +116,7 @@ impl Stream {
         if !self.give(seq, content, reader)? {
             return self.hold(seq, content);
         }
-        // Each that is given may make room for another.
+        // Each may be followed by one that has waited.
         let mut unchanged = 0;
         while unchanged < self.held.len()
             && let Some((seq, held)) = self.held.pop_front()
@@ -132,7 +132,7 @@ impl Stream {
         Ok(())
     }
 
-    /// `false`: it is not its turn yet.
+    /// `false`: an earlier piece is missing.
     fn give(
         &mut self,
         seq: u32,

@@ -56,7 +56,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A text that YAML takes for nothing else.
+    /// A text that no YAML reader takes for another type.
     fn text(self, expected: &str, example: &str) -> Read<&'a str> {
         match self.node {
             Node::Text(text) if text == self.raw && is_old_boolean(text) => Err(Fault::new(
@@ -466,7 +466,7 @@ impl<W: Words> Scalar for Word<W> {
     }
 }
 
-/// A text that must be as it is.
+/// A fixed text.
 pub(super) struct Exactly(pub(super) &'static str);
 
 impl Scalar for Exactly {

@@ -1,4 +1,4 @@
-//! A connection of a pod, for tests of what is decided by names.
+//! A connection of a pod, for tests of decisions by name.
 #![allow(dead_code, reason = "each test uses some")]
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -14,7 +14,7 @@ use rebalancer_core::{
 
 pub(crate) const HOUR: u64 = 3_600_000_000_000;
 
-/// An old connection of `who`, in a listing that was named so.
+/// An old connection of `who`, in a snapshot with this naming.
 pub(crate) fn snapshot(who: Who, naming: Naming) -> Snapshot {
     let connection = connection(1);
     let key = connection.endpoint;
@@ -33,7 +33,7 @@ pub(crate) fn snapshot(who: Who, naming: Naming) -> Snapshot {
     }
 }
 
-/// What is usual, of each Service that leads to a pod: nothing speaks against moving.
+/// Facts about each Service that targets a pod: no guard skips it.
 fn facts(who: &Who) -> BTreeMap<ServiceName, Service> {
     let usual = Service {
         ready: 3,
@@ -94,7 +94,7 @@ pub(crate) fn named(identity: Identity) -> Who {
     Who::Pod(Arc::new(identity))
 }
 
-/// `moved by RULE`, or the word for why not.
+/// `moved by RULE`, or the word of the reason to skip it.
 pub(crate) fn verdict(policy: &Policy, snapshot: &Snapshot) -> String {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
     match &plan.decisions()[0].verdict {

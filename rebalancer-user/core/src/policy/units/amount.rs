@@ -1,4 +1,4 @@
-//! How many: a number or a percentage.
+//! Amounts: a number or a percentage.
 
 use std::{fmt, num::NonZeroU32};
 
@@ -16,7 +16,7 @@ impl Percent {
         }
     }
 
-    /// All of it.
+    /// 100 %.
     pub const WHOLE: Self = Self(100);
 
     /// The number before the sign.
@@ -31,12 +31,12 @@ impl fmt::Display for Percent {
     }
 }
 
-/// A number of moves: fixed, or a share of the connections that there are.
+/// A number of moves: fixed, or a share of the connections that exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
-    /// So many.
+    /// This many.
     Fixed(NonZeroU32),
-    /// So many of a hundred connections.
+    /// This share of the connections.
     Share(Percent),
 }
 

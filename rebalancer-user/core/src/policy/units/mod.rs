@@ -10,7 +10,7 @@ pub use size::{Size, parse_size};
 
 use std::fmt;
 
-/// Why a text is no duration or size, and what to write.
+/// Why a text is not a duration or size, and what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitError {
     /// What is wrong with it.
