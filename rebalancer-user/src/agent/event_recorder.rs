@@ -1,5 +1,5 @@
-//! What the agent has written as Kubernetes Events, where there is an API server: a refused policy
-//! about its own pod, and, if it was asked to, the moves of each pod, a few minutes' worth in one.
+//! Kubernetes Events, where there is an API server: a refused policy, about the agent's own pod; and, if
+//! it was asked to, the moves of each pod, those of a few minutes in one Event.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
 
 use super::fact::Fact;
 use crate::{
-    kubernetes::{Access, Announcer, Notice, PodAt, announce_once},
+    kubernetes::{Access, EventWriter, Notice, PodAt, write_event},
     plan::{Move, Outcome},
     policy::RuleName,
     snapshot::{Cookie, Snapshot},
@@ -16,29 +16,29 @@ use crate::{
 
 /// No more than one Event of a rule and a pod in this time.
 const EVERY: Duration = Duration::from_secs(300);
-/// Rules and pods that are told apart; what is more is not told.
-const MOST: usize = 1024;
-/// The same refusal is not written again within this time.
-const SAME: Duration = Duration::from_secs(300);
-/// An agent that is about to end waits no longer.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Rules and pods with moves that were not reported yet; those of more are not reported.
+const CAPACITY: usize = 1024;
+/// The same refusal is not reported again within this time.
+const REPEAT_AFTER: Duration = Duration::from_secs(300);
+/// An agent that is about to exit waits no longer.
+const WITHIN: Duration = Duration::from_secs(5);
 
-/// Who writes, and what is gathered.
+/// Moves are gathered, and reported together.
 pub(super) struct EventRecorder {
-    announcer: Option<Announcer>,
-    /// Of moves under way, if those are to be told.
+    writer: Option<EventWriter>,
+    /// Of moves in flight, if moves are to be reported.
     pods: Option<BTreeMap<Cookie, PodAt>>,
-    gathered: Gathered,
+    pending: PendingMoves,
     refused: Option<(String, Instant)>,
 }
 
 impl EventRecorder {
-    pub(super) fn new(announcer: Option<Announcer>, moves: bool) -> Self {
-        let moves = moves && announcer.is_some();
+    pub(super) fn new(writer: Option<EventWriter>, moves: bool) -> Self {
+        let moves = moves && writer.is_some();
         Self {
-            announcer,
+            writer,
             pods: moves.then(BTreeMap::new),
-            gathered: Gathered::default(),
+            pending: PendingMoves::default(),
             refused: None,
         }
     }
@@ -72,13 +72,13 @@ impl EventRecorder {
     }
 
     fn policy_refused(&mut self, error: &str, now: Instant) {
-        let Some(announcer) = &self.announcer else {
+        let Some(writer) = &self.writer else {
             return;
         };
-        let same = |(before, at): &(String, Instant)| before == error && now - *at < SAME;
+        let same = |(before, at): &(String, Instant)| before == error && now - *at < REPEAT_AFTER;
         if !self.refused.as_ref().is_some_and(same) {
             self.refused = Some((error.to_owned(), now));
-            announcer.event_recorder(refusal(
+            writer.send(refusal(
                 "The policy was refused, the last valid one stays in effect",
                 error,
             ));
@@ -103,15 +103,15 @@ impl EventRecorder {
         if let Some(pod) = pods.and_then(|pods| pods.remove(&chosen.cookie()))
             && matches!(outcome, Outcome::Closed | Outcome::Reset)
         {
-            self.gathered.add(chosen.rule(), pod, outcome.as_str());
+            self.pending.add(chosen.rule(), pod, outcome.as_str());
         }
     }
 
-    /// Has what is due written: call it at each pass, so that the moves of one pass are one Event.
+    /// Reports what is due: call it at each pass, so that the moves of one pass are one Event.
     pub(super) fn write(&mut self, now: Instant) {
-        if let Some(announcer) = &self.announcer {
-            for notice in self.gathered.due(now) {
-                announcer.event_recorder(notice);
+        if let Some(writer) = &self.writer {
+            for notice in self.pending.due(now) {
+                writer.send(notice);
             }
         }
     }
@@ -127,11 +127,11 @@ fn refusal(what: &str, error: &str) -> Notice {
     }
 }
 
-/// Writes that the agent does not start by this policy, before it ends. Without access there is
-/// nobody to tell; a failure is none of the agent's, which ends anyhow.
-pub async fn announce_refusal(access: &Access, own: PodAt, error: &str) {
+/// Reports that the agent does not start with this policy, before it exits. Without access to an API
+/// server nothing is reported; a failure does not matter, as the agent exits anyhow.
+pub async fn report_refusal(access: &Access, own: PodAt, error: &str) {
     let notice = refusal("The policy was refused, the agent does not start", error);
-    let written = tokio::time::timeout(LAST_WORDS, announce_once(access, own, notice)).await;
+    let written = tokio::time::timeout(WITHIN, write_event(access, own, notice)).await;
     if !matches!(written, Ok(Ok(()))) {
         tracing::debug!(
             ?written,
@@ -140,30 +140,32 @@ pub async fn announce_refusal(access: &Access, own: PodAt, error: &str) {
     }
 }
 
-/// Moves that were not told yet.
+/// Moves that were not reported yet.
 #[derive(Default)]
-struct Gathered(BTreeMap<(RuleName, PodAt), Part>);
+struct PendingMoves(BTreeMap<(RuleName, PodAt), MoveCounts>);
 
 #[derive(Default)]
-struct Part {
+struct MoveCounts {
     counts: BTreeMap<&'static str, u64>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
-impl Gathered {
+impl PendingMoves {
     fn add(&mut self, rule: &RuleName, pod: PodAt, outcome: &'static str) {
         let key = (rule.clone(), pod);
-        if self.0.len() < MOST || self.0.contains_key(&key) {
+        if self.0.len() < CAPACITY || self.0.contains_key(&key) {
             let part = self.0.entry(key).or_default();
             *part.counts.entry(outcome).or_default() += 1;
         }
     }
 
-    /// What is to be told at `now`; forgets whoever had nothing new for long.
+    /// What is due at `now`; forgets rules and pods without moves for long.
     fn due(&mut self, now: Instant) -> Vec<Notice> {
         let mut notices = Vec::new();
         self.0.retain(|(rule, pod), part| {
-            let since = part.told.map(|told| now.saturating_duration_since(told));
+            let since = part
+                .reported
+                .map(|reported| now.saturating_duration_since(reported));
             if since.is_some_and(|since| since < EVERY) {
                 return true;
             }
@@ -171,7 +173,7 @@ impl Gathered {
             if counts.is_empty() {
                 return false;
             }
-            part.told = Some(now);
+            part.reported = Some(now);
             notices.push(moved(rule, pod, &counts));
             true
         });
@@ -213,37 +215,42 @@ mod tests {
             name: name.to_owned(),
             uid: None,
         };
-        let mut gathered = Gathered::default();
+        let mut pending = PendingMoves::default();
         for outcome in ["reset", "closed", "reset"] {
-            gathered.add(&rule, pod("a"), outcome);
+            pending.add(&rule, pod("a"), outcome);
         }
-        gathered.add(&rule, pod("b"), "reset");
-        let told = gathered.due(at(0));
-        assert_eq!(told.len(), 2);
+        pending.add(&rule, pod("b"), "reset");
+        let reported = pending.due(at(0));
+        assert_eq!(reported.len(), 2);
         assert!(
-            told[0].note.contains("3 connections") && told[0].note.ends_with("1 closed, 2 reset"),
+            reported[0].note.contains("3 connections")
+                && reported[0].note.ends_with("1 closed, 2 reset"),
             "{}",
-            told[0].note
+            reported[0].note
         );
-        assert!(told[1].note.contains("1 connection of"), "{}", told[1].note);
-        gathered.add(&rule, pod("a"), "reset");
-        assert!(gathered.due(at(299)).is_empty());
-        assert_eq!(gathered.due(at(300)).len(), 1);
-        assert_eq!(gathered.due(at(1000)).len(), 0);
-        assert!(gathered.0.is_empty(), "what has nothing new is forgotten");
+        assert!(
+            reported[1].note.contains("1 connection of"),
+            "{}",
+            reported[1].note
+        );
+        pending.add(&rule, pod("a"), "reset");
+        assert!(pending.due(at(299)).is_empty());
+        assert_eq!(pending.due(at(300)).len(), 1);
+        assert_eq!(pending.due(at(1000)).len(), 0);
+        assert!(pending.0.is_empty(), "what has nothing new is forgotten");
     }
 
     #[test]
-    fn pods_without_end_are_not_gathered() {
-        let mut gathered = Gathered::default();
-        for n in 0..MOST + 10 {
+    fn pods_are_bounded() {
+        let mut pending = PendingMoves::default();
+        for n in 0..CAPACITY + 10 {
             let pod = PodAt {
                 namespace: "shop".to_owned(),
                 name: n.to_string(),
                 uid: None,
             };
-            gathered.add(&RuleName::manual(), pod, "reset");
+            pending.add(&RuleName::manual(), pod, "reset");
         }
-        assert_eq!(gathered.due(Instant::now()).len(), MOST);
+        assert_eq!(pending.due(Instant::now()).len(), CAPACITY);
     }
 }

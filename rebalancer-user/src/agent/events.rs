@@ -23,12 +23,12 @@ use crate::{
 };
 
 /// Events kept.
-const MOST: usize = 1024;
-/// Events sent in one part.
-const PART: usize = 64;
-/// Who may follow at once: each holds a place of the server's for as long as it likes.
+const CAPACITY: usize = 1024;
+/// Events sent at once.
+const BATCH: usize = 64;
+/// Who may follow at once: each holds a cursor of the server's for as long as it likes.
 const MOST_FOLLOWERS: usize = 4;
-/// A follower that has gone is noticed by a line that it does not take: so often there is one.
+/// How often an empty line is sent: a follower that has gone is noticed by one that it does not take.
 const BLANK_EVERY: Duration = Duration::from_secs(10);
 
 const LINES: &str = "application/x-ndjson";
@@ -65,7 +65,7 @@ impl Events {
         }))
     }
 
-    /// What followers came too late for, in all.
+    /// Events that followers have missed.
     pub(super) fn missed(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.0.missed)
     }
@@ -78,7 +78,7 @@ impl Events {
             ring.newest += 1;
             let seq = ring.newest;
             let run = self.0.run.clone();
-            if ring.kept.len() == MOST {
+            if ring.kept.len() == CAPACITY {
                 ring.kept.pop_front();
             }
             ring.kept.push_back(Arc::new(Event { seq, run, at, what }));
@@ -101,47 +101,47 @@ impl Events {
         let missed = oldest.saturating_sub(seq.saturating_add(1));
         let skip =
             usize::try_from(seq.saturating_add(1).saturating_sub(oldest)).unwrap_or(usize::MAX);
-        let next = ring.kept.iter().skip(skip).take(PART).cloned().collect();
+        let next = ring.kept.iter().skip(skip).take(BATCH).cloned().collect();
         (missed, next)
     }
 
     /// `/events`: those kept, as lines. With `follow=1` also those to come, for as long as the
     /// client stays. With `run` and `after`: only what came after that number of that run, so that
-    /// who comes back hears nothing twice.
+    /// a client that reconnects sees nothing twice.
     pub(super) fn answer(&self, asked: &Asked) -> Answer {
-        let wish = match Wish::of(asked.uri().query().unwrap_or_default()) {
-            Ok(wish) => wish,
+        let query = match Query::of(asked.uri().query().unwrap_or_default()) {
+            Ok(query) => query,
             Err(what) => {
                 let text = format!("{what}: there are follow=1, run=RUN and after=NUMBER\n");
                 return text_answer(StatusCode::BAD_REQUEST, text);
             }
         };
-        let known = wish.run.as_deref() == Some(self.0.run.as_str());
-        let from = if known { wish.after } else { 0 };
-        if !wish.follow {
+        let known = query.run.as_deref() == Some(self.0.run.as_str());
+        let from = if known { query.after } else { 0 };
+        if !query.follow {
             let mut lines = Vec::new();
-            let mut place = Place { seq: from, known };
-            while let Some(part) = self.part(&mut place) {
+            let mut cursor = Cursor { seq: from, known };
+            while let Some(part) = self.part(&mut cursor) {
                 lines.extend_from_slice(&part);
             }
             return typed(StatusCode::OK, LINES, lines.into());
         }
-        let Some(guest) = self.enter() else {
+        let Some(follower) = self.enter() else {
             let text = format!("{MOST_FOLLOWERS} follow already: end one of them\n");
             return text_answer(StatusCode::SERVICE_UNAVAILABLE, text);
         };
         let (sender, answer) = stream_answer(LINES);
-        tokio::spawn(guest.follow(Place { seq: from, known }, sender));
+        tokio::spawn(follower.follow(Cursor { seq: from, known }, sender));
         answer
     }
 
-    /// The next part after `place`, which it moves on; none if there is nothing new.
-    fn part(&self, place: &mut Place) -> Option<Bytes> {
-        let (missed, next) = self.after(place.seq);
+    /// The next part after `cursor`, which it moves on; none if there is nothing new.
+    fn part(&self, cursor: &mut Cursor) -> Option<Bytes> {
+        let (missed, next) = self.after(cursor.seq);
         let last = next.last()?.seq;
         let mut lines = Vec::new();
-        // What was kept no more when it first came is no loss of a stranger's.
-        if missed > 0 && place.known {
+        // A client that is new has not missed what was dropped before it came.
+        if missed > 0 && cursor.known {
             self.0.missed.fetch_add(missed, Ordering::Relaxed);
             let first = &next[0];
             let told = Event {
@@ -155,20 +155,20 @@ impl Events {
         for happened in &next {
             write(&mut lines, happened);
         }
-        *place = Place {
+        *cursor = Cursor {
             seq: last,
             known: true,
         };
         Some(lines.into())
     }
 
-    fn enter(&self) -> Option<Guest> {
+    fn enter(&self) -> Option<Follower> {
         let one_more = |n| (n < MOST_FOLLOWERS).then_some(n + 1);
         let followers = &self.0.followers;
         followers
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
             .ok()?;
-        Some(Guest(self.clone()))
+        Some(Follower(self.clone()))
     }
 }
 
@@ -177,22 +177,22 @@ fn write(lines: &mut Vec<u8>, happened: &Event) {
     let _cannot_fail = write_event(lines, happened);
 }
 
-/// Up to where a client has heard, and whether it has heard of this run before.
-struct Place {
+/// The last event that a client has seen, and whether it has seen any of this run.
+struct Cursor {
     seq: u64,
     known: bool,
 }
 
 /// One follower, until it is dropped.
-struct Guest(Events);
+struct Follower(Events);
 
-impl Guest {
-    async fn follow(self, mut place: Place, mut sender: Sender<Bytes, Infallible>) {
+impl Follower {
+    async fn follow(self, mut cursor: Cursor, mut sender: Sender<Bytes, Infallible>) {
         let mut newest = self.0.0.newest.subscribe();
         loop {
             newest.mark_unchanged();
             // A slow client is waited for here, and the loop goes on meanwhile.
-            while let Some(part) = self.0.part(&mut place) {
+            while let Some(part) = self.0.part(&mut cursor) {
                 if sender.send_data(part).await.is_err() {
                     return; // it has gone
                 }
@@ -207,36 +207,36 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for Follower {
     fn drop(&mut self) {
         self.0.0.followers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// What a client wants.
+/// What a client asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wish {
+struct Query {
     follow: bool,
     run: Option<String>,
     after: u64,
 }
 
-impl Wish {
+impl Query {
     /// # Errors
     /// What is not understood.
-    fn of(query: &str) -> Result<Self, &'static str> {
-        let mut wish = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+    fn of(text: &str) -> Result<Self, &'static str> {
+        let mut query = Self::default();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             match pair.split_once('=') {
-                Some(("follow", "1")) => wish.follow = true,
-                Some(("run", run)) => wish.run = Some(run.to_owned()),
+                Some(("follow", "1")) => query.follow = true,
+                Some(("run", run)) => query.run = Some(run.to_owned()),
                 Some(("after", seq)) => {
-                    wish.after = seq.parse().map_err(|_| "after is no number")?;
+                    query.after = seq.parse().map_err(|_| "after is no number")?;
                 }
                 _ => return Err("a part of the query is unknown"),
             }
         }
-        Ok(wish)
+        Ok(query)
     }
 }
 
@@ -251,9 +251,9 @@ mod tests {
         lines.map(|line| read_event(line).unwrap()).collect()
     }
 
-    fn all(events: &Events, place: &mut Place) -> Vec<Event> {
+    fn all(events: &Events, cursor: &mut Cursor) -> Vec<Event> {
         let mut all = Vec::new();
-        while let Some(part) = events.part(place) {
+        while let Some(part) = events.part(cursor) {
             all.extend(heard(&part));
         }
         all
@@ -264,63 +264,63 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_back_hears_nothing_twice_and_who_is_slow_hears_how_much_it_missed() {
+    fn a_client_that_reconnects_sees_nothing_twice_and_a_slow_one_how_much_it_missed() {
         let events = Events::new(Timestamp::now());
-        let mut place = Place {
+        let mut cursor = Cursor {
             seq: 0,
             known: false,
         };
-        assert!(all(&events, &mut place).is_empty());
+        assert!(all(&events, &mut cursor).is_empty());
         for _ in 0..3 {
             events.add(EventKind::ListingRecovered);
         }
-        assert_eq!(numbers(&all(&events, &mut place)), [1, 2, 3]);
-        assert!(all(&events, &mut place).is_empty());
-        for _ in 0..MOST + 5 {
+        assert_eq!(numbers(&all(&events, &mut cursor)), [1, 2, 3]);
+        assert!(all(&events, &mut cursor).is_empty());
+        for _ in 0..CAPACITY + 5 {
             events.add(EventKind::ListingRecovered);
         }
-        let late = all(&events, &mut place);
+        let late = all(&events, &mut cursor);
         assert_eq!(late[0].what, EventKind::Missed { count: 5 });
-        assert_eq!(late.len(), MOST + 1);
-        assert_eq!((late[1].seq, place.seq), (9, 3 + MOST as u64 + 5));
+        assert_eq!(late.len(), CAPACITY + 1);
+        assert_eq!((late[1].seq, cursor.seq), (9, 3 + CAPACITY as u64 + 5));
         assert_eq!(events.missed().load(Ordering::Relaxed), 5);
     }
 
     #[test]
-    fn a_stranger_hears_what_is_kept_and_missed_nothing() {
+    fn a_new_client_sees_what_is_kept_and_has_missed_nothing() {
         let events = Events::new(Timestamp::now());
-        for _ in 0..MOST + 5 {
+        for _ in 0..CAPACITY + 5 {
             events.add(EventKind::ListingRecovered);
         }
-        let mut place = Place {
+        let mut cursor = Cursor {
             seq: 0,
             known: false,
         };
-        let kept = all(&events, &mut place);
-        assert_eq!((kept.len(), kept[0].seq), (MOST, 6));
+        let kept = all(&events, &mut cursor);
+        assert_eq!((kept.len(), kept[0].seq), (CAPACITY, 6));
         assert_eq!(events.missed().load(Ordering::Relaxed), 0);
     }
 
     #[test]
-    fn followers_are_few_and_leave_their_place() {
+    fn followers_are_bounded_and_one_that_leaves_makes_room() {
         let events = Events::new(Timestamp::now());
-        let guests: Vec<_> = (0..MOST_FOLLOWERS).map(|_| events.enter()).collect();
-        assert!(guests.iter().all(Option::is_some));
+        let followers: Vec<_> = (0..MOST_FOLLOWERS).map(|_| events.enter()).collect();
+        assert!(followers.iter().all(Option::is_some));
         assert!(events.enter().is_none());
-        drop(guests);
+        drop(followers);
         assert!(events.enter().is_some());
     }
 
     #[test]
-    fn wishes_are_read_strictly() {
-        assert_eq!(Wish::of(""), Ok(Wish::default()));
-        let wish = Wish::of("follow=1&run=a-b&after=7").unwrap();
+    fn queries_are_read_strictly() {
+        assert_eq!(Query::of(""), Ok(Query::default()));
+        let query = Query::of("follow=1&run=a-b&after=7").unwrap();
         assert_eq!(
-            (wish.follow, wish.run.as_deref(), wish.after),
+            (query.follow, query.run.as_deref(), query.after),
             (true, Some("a-b"), 7)
         );
         for wrong in ["follow=2", "after=-1", "after=x", "more=1", "follow"] {
-            assert!(Wish::of(wrong).is_err(), "{wrong}");
+            assert!(Query::of(wrong).is_err(), "{wrong}");
         }
     }
 }

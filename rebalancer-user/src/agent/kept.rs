@@ -30,7 +30,7 @@ const LARGEST: u64 = 32 << 20;
 const EVERY: Duration = Duration::from_secs(60);
 
 /// The file, and when it was written.
-pub(super) struct Kept {
+pub(super) struct SavedLedger {
     file: PathBuf,
     boot: Option<String>,
     written: KernelTime,
@@ -38,13 +38,13 @@ pub(super) struct Kept {
     failed: bool,
 }
 
-impl Kept {
+impl SavedLedger {
     /// What the agent before has left in `dir`. `policy`: the text of the one in force: what was told
     /// by another one is told again.
     pub(super) fn resume(dir: &Path, policy: &str) -> (Self, Ledger) {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let boot = boot.inspect_err(|error| {
-            warn!(%error, "cannot tell one boot from another: a restart forgets budgets and holds");
+            warn!(%error, "cannot read the boot id: a restart will forget budgets and cooldowns");
         });
         let kept = Self {
             file: dir.join(FILE),
@@ -55,7 +55,7 @@ impl Kept {
         };
         let ledger = kept.read(policy, now()).unwrap_or_else(|why| {
             let file = kept.file.display();
-            warn!(%file, why, "what the agent before has done is not known: budgets and holds begin anew");
+            warn!(%file, why, "could not read what the previous agent saved: budgets and cooldowns start empty");
             Ledger::default()
         });
         (kept, ledger)
@@ -70,7 +70,7 @@ impl Kept {
         };
         let kept = read_kept_ledger(&text).map_err(|error| error.to_string())?;
         if kept.boot_id != *boot {
-            info!("what an agent has done before this boot does not count");
+            info!("ignoring what an agent saved before this boot");
             return Ok(Ledger::default());
         }
         if kept.written_nanoseconds > now {
@@ -82,7 +82,7 @@ impl Kept {
         }
         info!(
             seconds_ago = now.since(kept.written_nanoseconds).as_secs(),
-            "budgets and holds go on from those of the agent before"
+            "budgets and cooldowns continue from the previous agent"
         );
         Ok(ledger)
     }
@@ -119,7 +119,7 @@ impl Kept {
             && !self.failed
         {
             let file = self.file.display();
-            warn!(%file, %error, "a restart will forget budgets and holds");
+            warn!(%file, %error, "could not save budgets and cooldowns: a restart will forget them");
         }
         self.failed = written.is_err();
     }
@@ -139,7 +139,10 @@ pub(super) fn now() -> KernelTime {
 
 /// Whether endpoints of Services changed before the first list is not known, so that this counts as a
 /// change: after a restart they settle anew. `since`: the first listing whose names were fresh.
-pub(super) fn unsure_before(snapshot: &mut Snapshot, since: &mut Option<KernelTime>) {
+pub(super) fn assume_change_before_first_list(
+    snapshot: &mut Snapshot,
+    since: &mut Option<KernelTime>,
+) {
     if snapshot.naming == Naming::Fresh {
         since.get_or_insert(snapshot.taken);
     }
@@ -209,7 +212,7 @@ rules:
         let dir = tempfile::tempdir().unwrap();
         let mut moves = 0;
         for _ in 0..5 {
-            let (mut kept, mut ledger) = Kept::resume(dir.path(), POLICY);
+            let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
             let now = now();
             moves += pass(&mut ledger, now);
             assert_eq!(
@@ -229,14 +232,14 @@ rules:
     #[test]
     fn what_was_in_flight_counts_as_moved_and_holds_go_on() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut kept, mut ledger) = Kept::resume(dir.path(), POLICY);
+        let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
         let now = now();
         assert_eq!(pass(&mut ledger, now), 2);
         ledger.enforce(&policy(), now);
         let first = ledger.moves_in_flight().next().unwrap().0;
         ledger.ended(first, Outcome::GaveUp, now);
         kept.write(&ledger, POLICY, now);
-        let (_, next) = Kept::resume(dir.path(), POLICY);
+        let (_, next) = SavedLedger::resume(dir.path(), POLICY);
         assert_eq!((ledger.in_flight(), next.in_flight()), (1, 0));
         assert_eq!(next.spent(Mode::Enforce, Duration::from_secs(3600), now), 1);
         assert_eq!(next.entries().ended, ledger.entries().ended);
@@ -246,13 +249,13 @@ rules:
     #[test]
     fn what_makes_no_sense_is_left_aside() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut kept, mut ledger) = Kept::resume(dir.path(), POLICY);
+        let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
         let now = now();
         pass(&mut ledger, now);
         ledger.enforce(&policy(), now);
         kept.write(&ledger, POLICY, now);
         let good = fs::read_to_string(&kept.file).unwrap();
-        let resumed = || Kept::resume(dir.path(), POLICY).1.entries();
+        let resumed = || SavedLedger::resume(dir.path(), POLICY).1.entries();
         assert_ne!(resumed(), Ledger::default().entries());
         let later = KernelTime(now.0 + 3_600_000_000_000);
         let boot = kept.boot.clone().unwrap();
@@ -289,14 +292,21 @@ rules:
     #[test]
     fn what_another_policy_has_told_is_told_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (mut kept, mut ledger) = Kept::resume(dir.path(), POLICY);
+        let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
         let now = now();
         let dry = policy().with_mode_at_most(Mode::DryRun);
         let plan = decide(&dry, &listed(now), &ledger, now);
         plan.moves().for_each(|chosen| ledger.reported(chosen, now));
         kept.write(&ledger, POLICY, now);
-        assert_eq!(Kept::resume(dir.path(), POLICY).1.entries().said.len(), 2);
-        let told = Kept::resume(dir.path(), "another").1.entries();
+        assert_eq!(
+            SavedLedger::resume(dir.path(), POLICY)
+                .1
+                .entries()
+                .said
+                .len(),
+            2
+        );
+        let told = SavedLedger::resume(dir.path(), "another").1.entries();
         assert_eq!((told.said.len(), told.told.len()), (0, 2));
     }
 
@@ -318,7 +328,7 @@ rules:
                 ..Service::default()
             };
             snapshot.services.insert(name.clone(), service);
-            unsure_before(&mut snapshot, &mut since);
+            assume_change_before_first_list(&mut snapshot, &mut since);
             snapshot.services[&name].changed.unwrap().as_nanos()
         };
         assert_eq!(seen(Naming::Stale(None), 5, None), 0);

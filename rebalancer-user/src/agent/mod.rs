@@ -27,7 +27,7 @@ mod start;
 mod state;
 mod unnamed;
 
-pub use event_recorder::announce_refusal;
+pub use event_recorder::report_refusal;
 pub use kept::forget_kept;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use policy_file::{Content, read as read_policy};
@@ -49,15 +49,15 @@ use tracing::info;
 
 use self::{
     backoff::Backoff, event_recorder::EventRecorder, fact::ResumeCause, journal::Journal,
-    kept::Kept, mover::Making, pause::Pause, policy_file::PolicyFile, published::Published,
-    questions::Question, unnamed::Unnamed,
+    kept::SavedLedger, mover::MoverFactory, pause::Pause, policy_file::PolicyFile,
+    published::Published, questions::Question, unnamed::Unnamed,
 };
 use crate::{
     bpf::{EmptyEndpoints, Kernel, KernelLog, Tracker},
     counting::Counting,
     host::CgroupTree,
     http::Server,
-    kubernetes::{Access, Announcer, Names, PodAt},
+    kubernetes::{Access, EventWriter, Names, PodAt},
     moves::{Done, Mechanism, Mover},
     observe::Observer,
     plan::Ledger,
@@ -148,8 +148,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         stabilization_window,
     )
     .await?;
-    let announcer = Announcer::connect(&options.names, options.own.clone()).await?;
-    let event_recorder = EventRecorder::new(announcer, options.move_events);
+    let writer = EventWriter::connect(&options.names, options.own.clone()).await?;
+    let event_recorder = EventRecorder::new(writer, options.move_events);
     let (mut agent, mut inbox) = Agent::start(options, loaded, names, event_recorder)?;
     let mut ticks = agent.ticks();
     let mut looks = interval(policy_file::EVERY);
@@ -203,7 +203,7 @@ struct Agent {
     _server: Server,
     mover: Option<Mover>,
     /// What the next one is made with; none where this node cannot reset.
-    making: Option<Making>,
+    factory: Option<MoverFactory>,
     /// From when a rule asks for it.
     counting: Option<Counting>,
     count_despite_fionread: bool,
@@ -226,7 +226,7 @@ struct Agent {
     journal: Journal,
     publish: watch::Sender<Arc<Published>>,
     ledger: Ledger,
-    for_next: Kept,
+    saved: SavedLedger,
     policy_text: Arc<str>,
     /// The first listing whose names were fresh.
     named_since: Option<KernelTime>,
@@ -263,8 +263,7 @@ impl Agent {
         while let Ok(done) = done.try_recv() {
             self.done(&done);
         }
-        self.for_next
-            .write(&self.ledger, &self.policy_text, self.now);
+        self.saved.write(&self.ledger, &self.policy_text, self.now);
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking continues, for the next agent; `rebalancer uninstall` removes it");

@@ -29,7 +29,7 @@ use crate::{
 const MOST_GIVEN_UP: usize = 4;
 
 /// What a moving thread is made with.
-pub(super) struct Making {
+pub(super) struct MoverFactory {
     kernel: Arc<Kernel>,
     mechanism: Mechanism,
     done: UnboundedSender<Done>,
@@ -39,7 +39,7 @@ pub(super) struct Making {
     replaced: u64,
 }
 
-impl Making {
+impl MoverFactory {
     pub(super) fn new(
         kernel: Arc<Kernel>,
         mechanism: Mechanism,
@@ -90,11 +90,11 @@ impl Agent {
     /// Has a move made, or says why it cannot be.
     pub(super) fn start_move(&mut self, chosen: &Move, snapshot: &Snapshot, order: Order) {
         self.ledger.started(chosen, self.now);
-        self.for_next.changed();
+        self.saved.changed();
         self.journal.record(Fact::MoveStarted { chosen, snapshot });
-        let making = self.making.as_ref();
+        let factory = self.factory.as_ref();
         let ordered = match &self.mover {
-            Some(_) if making.is_some_and(|m| m.is_unanswered(chosen.cookie())) => {
+            Some(_) if factory.is_some_and(|m| m.is_unanswered(chosen.cookie())) => {
                 Err(Refusal::Unanswered)
             }
             Some(mover) => mover.order(order),
@@ -144,7 +144,7 @@ impl Agent {
         });
         self.ledger
             .ended_after(chosen.cookie(), outcome, waited, self.now);
-        self.for_next.changed();
+        self.saved.changed();
     }
 
     /// Ends the moving thread; reports what is known of the moves that it could not report.
@@ -162,33 +162,33 @@ impl Agent {
 
     /// Abandons the moving thread if it is stuck or has ended, and starts another.
     pub(super) fn tend_mover(&mut self, now: Instant) {
-        let (Some(making), Some(mover)) = (&mut self.making, &mut self.mover) else {
+        let (Some(factory), Some(mover)) = (&mut self.factory, &mut self.mover) else {
             return;
         };
-        for at in making.forget_answered(now) {
+        for at in factory.forget_answered(now) {
             self.journal.record(Fact::MoverAnswered { at });
         }
         let given_up = mover.give_up(now);
         if let Some(of) = &given_up {
             let cause = match of.health {
                 Health::Stuck { time, at } => {
-                    making.stuck.push((mover.pulse(), at));
+                    factory.stuck.push((mover.pulse(), at));
                     MoverLoss::Stuck { time, at }
                 }
                 Health::Fine | Health::Ended => {
-                    making.defects += 1;
+                    factory.defects += 1;
                     MoverLoss::Panicked
                 }
             };
-            let may_restart = making.may_start();
+            let may_restart = factory.may_start();
             self.journal.record(Fact::MoverLost { cause, may_restart });
         }
-        if mover.is_given_up() && making.may_start() {
-            match making.start(self.tracker.pins()) {
+        if mover.is_given_up() && factory.may_start() {
+            match factory.start(self.tracker.pins()) {
                 Ok(next) => {
-                    making.replaced += 1;
+                    factory.replaced += 1;
                     *mover = next;
-                    let signs = MoverSigns::of(self.mover.as_ref(), making.replaced);
+                    let signs = MoverSigns::of(self.mover.as_ref(), factory.replaced);
                     self.journal.record(Fact::MoverReplaced { signs });
                 }
                 Err(error) => {

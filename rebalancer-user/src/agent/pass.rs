@@ -11,7 +11,7 @@ use tracing::{debug, error, warn};
 use super::{
     Agent,
     fact::{Fact, Pass},
-    kept::unsure_before,
+    kept::assume_change_before_first_list,
     scope,
 };
 use crate::{
@@ -61,7 +61,7 @@ impl Agent {
         self.leave_out(&mut observation, paths);
         if let Some(names) = &mut self.names {
             names.name(&mut observation.snapshot);
-            unsure_before(&mut observation.snapshot, &mut self.named_since);
+            assume_change_before_first_list(&mut observation.snapshot, &mut self.named_since);
         }
         Ok(Looks {
             observation,
@@ -101,11 +101,11 @@ impl Agent {
         self.count(snapshot);
         for hold in self.ledger.take_new_holds() {
             self.journal.record(Fact::CooldownStarted(&hold));
-            self.for_next.changed();
+            self.saved.changed();
         }
         self.ledger
             .prune(snapshot, self.policy.budget().window(), self.now);
-        self.for_next
+        self.saved
             .write_if_due(&self.ledger, &self.policy_text, self.now);
         self.journal.passed(Pass {
             observation: &observation,
@@ -139,7 +139,7 @@ impl Agent {
                 Mode::DryRun | Mode::Disabled => {
                     self.journal.record(Fact::WouldMove { chosen });
                     self.ledger.reported(chosen, self.now);
-                    self.for_next.changed();
+                    self.saved.changed();
                 }
             }
         }
@@ -177,7 +177,7 @@ impl Agent {
             let pins = self.tracker.pins().to_owned();
             self.counting =
                 Counting::start(Arc::clone(&self.kernel), pins, self.count_despite_fionread)
-                    .inspect_err(|error| error!(%error, "starting the counting thread"))
+                    .inspect_err(|error| error!(%error, "could not start the counting thread"))
                     .ok();
         }
         if let Some(counting) = &self.counting {

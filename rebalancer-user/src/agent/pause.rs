@@ -68,8 +68,7 @@ impl Pause {
             Err(why) => {
                 warn!(
                     file = %file.display(), why,
-                    "the saved pause is invalid: moves are paused for an hour, `rebalancer resume` \
-                     ends the pause"
+                    "the saved pause is invalid: moves are paused for an hour, or until `rebalancer resume`"
                 );
                 let reason = Some("the saved pause was invalid".to_owned());
                 let (since, until) = (at, at);

@@ -90,7 +90,7 @@ impl Agent {
             self.journal.record(Fact::CooldownCleared(one));
         }
         if !cleared.is_empty() {
-            self.for_next.changed();
+            self.saved.changed();
         }
         cleared.len()
     }

@@ -18,9 +18,9 @@ use super::{
     event_recorder::EventRecorder,
     fact::Fact,
     journal::Journal,
-    kept::Kept,
+    kept::SavedLedger,
     metrics::Numbers,
-    mover::Making,
+    mover::MoverFactory,
     mover_signs::MoverSigns,
     pass::{read_cgroups, room},
     pause::Pause,
@@ -91,10 +91,11 @@ impl Agent {
             mode = mode.safest(Mode::DryRun);
         }
         let (tell, done) = unbounded_channel();
-        let making = mechanism.map(|mechanism| Making::new(Arc::clone(&kernel), mechanism, tell));
-        let mover = making
+        let factory =
+            mechanism.map(|mechanism| MoverFactory::new(Arc::clone(&kernel), mechanism, tell));
+        let mover = factory
             .as_ref()
-            .map(|making| making.start(tracker.pins()))
+            .map(|factory| factory.start(tracker.pins()))
             .transpose()
             .context("starting the moving thread")?;
         let kernel_log = tracker
@@ -133,7 +134,7 @@ impl Agent {
         if let Some(paused) = pause.now() {
             journal.record(Fact::StillPaused { paused });
         }
-        let (for_next, ledger) = Kept::resume(&options.run_dir, &text);
+        let (saved, ledger) = SavedLedger::resume(&options.run_dir, &text);
         let first = journal.published(&policy, &ledger, KernelTime::default());
         let (publish, published) = watch::channel(Arc::new(first));
         let socket = run_dir.socket();
@@ -160,7 +161,7 @@ impl Agent {
         let agent = Self {
             _server: server,
             mover,
-            making,
+            factory,
             counting: None,
             count_despite_fionread: options.count_despite_fionread,
             ramp: options.ramp,
@@ -179,7 +180,7 @@ impl Agent {
             journal,
             publish,
             ledger,
-            for_next,
+            saved,
             policy_text: text,
             named_since: None,
             now: KernelTime::default(),

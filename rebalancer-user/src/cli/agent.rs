@@ -182,7 +182,7 @@ impl Agent {
             .build();
         if let Ok(runtime) = runtime {
             let text = message(error);
-            runtime.block_on(agent::announce_refusal(&self.names.access(), own, &text));
+            runtime.block_on(agent::report_refusal(&self.names.access(), own, &text));
         }
     }
 }

@@ -7,9 +7,9 @@ use crate::snapshot::Snapshot;
 
 /// Events that nobody can write: this program was built without Kubernetes.
 #[derive(Debug)]
-pub enum Announcer {}
+pub enum EventWriter {}
 
-impl Announcer {
+impl EventWriter {
     /// As the other: nobody to tell.
     ///
     /// # Errors
@@ -19,7 +19,7 @@ impl Announcer {
     }
 
     /// Never called.
-    pub fn event_recorder(&self, _: Notice) {
+    pub fn send(&self, _: Notice) {
         match *self {}
     }
 }
@@ -28,7 +28,7 @@ impl Announcer {
 ///
 /// # Errors
 /// Never.
-pub async fn announce_once(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
+pub async fn write_event(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
     Ok(())
 }
 

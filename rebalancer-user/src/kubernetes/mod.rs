@@ -17,9 +17,9 @@ mod node;
 mod notice;
 
 #[cfg(not(feature = "kubernetes"))]
-pub use disabled::{Announcer, Names, announce_once};
+pub use disabled::{EventWriter, Names, write_event};
 #[cfg(feature = "kubernetes")]
-pub use enabled::{Announcer, Names, announce_once};
+pub use enabled::{EventWriter, Names, write_event};
 
 pub use access::{Access, Ask};
 pub use node::process_in_pod;

@@ -8,9 +8,9 @@ use std::{
 
 use super::{
     objects::{Namespace, Pod},
-    services::{Gathered, Spec},
+    services::{ByService, Spec},
     slices::{EndpointId, Slice},
-    store::{Change, Known, Pace},
+    store::{Change, Pace, Store},
 };
 use crate::snapshot::{Identity, Naming, Service, ServiceAt, ServiceName};
 
@@ -20,15 +20,15 @@ pub(super) struct Cluster {
     /// How it is followed.
     pub(super) pace: Pace,
     /// Pods of this node, by uid.
-    pub(super) pods: Known<Pod>,
+    pub(super) pods: Store<Pod>,
     /// Every namespace.
-    pub(super) namespaces: Known<Namespace>,
+    pub(super) namespaces: Store<Namespace>,
     /// Every Service, as `namespace/name`.
-    pub(super) services: Known<Spec>,
+    pub(super) services: Store<Spec>,
     /// Slices of all nodes; changed by [`Cluster::change_slices`] alone.
-    pub(super) slices: Known<Slice>,
+    pub(super) slices: Store<Slice>,
     /// The same, by Service.
-    gathered: Gathered,
+    by_service: ByService,
     /// Of the endpoints that may be on this node: the keys of their slices.
     by_endpoint: BTreeMap<EndpointId, BTreeSet<Arc<str>>>,
 }
@@ -42,7 +42,7 @@ impl Cluster {
             && self.slices.is_listed()
     }
 
-    /// Takes in a change of slices that was heard at `at`.
+    /// Applies a change of slices that was received at `at`.
     pub(super) fn change_slices(&mut self, change: Change<Slice>, at: Instant) {
         let first = !self.slices.is_listed();
         match &change {
@@ -72,7 +72,7 @@ impl Cluster {
             for name in touched {
                 let in_namespace = in_namespace(self.slices.now.as_ref(), &name.namespace);
                 let of_it: Vec<&Slice> = in_namespace.filter(|s| s.service == name).collect();
-                self.gathered.set(name, &of_it, at);
+                self.by_service.set(name, &of_it, at);
             }
             return;
         }
@@ -81,12 +81,12 @@ impl Cluster {
         for slice in self.slices.now.iter().flat_map(BTreeMap::values) {
             slices.entry(&slice.service).or_default().push(slice);
         }
-        let gone: Vec<ServiceName> = self.gathered.names().cloned().collect();
+        let gone: Vec<ServiceName> = self.by_service.names().cloned().collect();
         for name in gone.into_iter().filter(|name| !slices.contains_key(name)) {
-            self.gathered.set(name, &[], at);
+            self.by_service.set(name, &[], at);
         }
         for (name, slices) in slices {
-            self.gathered.set(name.clone(), &slices, at);
+            self.by_service.set(name.clone(), &slices, at);
         }
     }
 
@@ -123,19 +123,19 @@ impl Cluster {
     /// Facts of the Services that lead to this node.
     pub(super) fn facts(&self, now: Instant) -> BTreeMap<ServiceName, Service> {
         let specs = self.services.now.as_ref();
-        specs.map_or_else(BTreeMap::new, |specs| self.gathered.facts(specs, now))
+        specs.map_or_else(BTreeMap::new, |specs| self.by_service.facts(specs, now))
     }
 
-    /// How long ago the API server was last heard, of the kind of which that is longest; `None`
-    /// while one was never heard.
+    /// How long ago the API server last answered, about the kind of which that is longest; `None` while
+    /// it has not answered about one of them.
     pub(super) fn age(&self, now: Instant) -> Option<Duration> {
-        let heard = [
-            self.pods.heard,
-            self.namespaces.heard,
-            self.services.heard,
-            self.slices.heard,
+        let answered = [
+            self.pods.answered,
+            self.namespaces.answered,
+            self.services.answered,
+            self.slices.answered,
         ];
-        let all: Option<Vec<Instant>> = heard.into_iter().collect();
+        let all: Option<Vec<Instant>> = answered.into_iter().collect();
         let oldest = all?.into_iter().min()?;
         Some(now.saturating_duration_since(oldest))
     }
@@ -152,7 +152,7 @@ impl Cluster {
         // `None`, never known, is before any time.
         match outdated.into_iter().flatten().min() {
             None => Naming::Fresh,
-            Some(heard) => Naming::Stale(heard.map(|at| now.saturating_duration_since(at))),
+            Some(answered) => Naming::Stale(answered.map(|at| now.saturating_duration_since(at))),
         }
     }
 
@@ -228,7 +228,7 @@ impl Cluster {
     pub(super) fn counts(&self) -> [usize; 3] {
         let pods = self.pods.now.as_ref().map_or(0, BTreeMap::len);
         let namespaces = self.namespaces.now.as_ref().map_or(0, BTreeMap::len);
-        [pods, namespaces, self.gathered.lead_here().count()]
+        [pods, namespaces, self.by_service.lead_here().count()]
     }
 }
 
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_heard_of_within_settle_is_outdated() {
+    fn what_was_not_answered_within_the_stabilization_window_is_outdated() {
         let start = Instant::now();
         for (stabilization_window, fresh_for) in [(60, 60), (30, 30), (600, 60), (0, 20)] {
             let cluster = listed(Duration::from_secs(stabilization_window), start);

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::{
     name::name,
-    pod_lookup::Whereabouts,
+    pod_lookup::PodLookup,
     store::Pace,
     watch::{self, Shared},
 };
@@ -31,7 +31,7 @@ const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 #[derive(Debug)]
 pub struct Names {
     shared: Shared,
-    pod_lookup: Whereabouts,
+    pod_lookup: PodLookup,
     node: String,
     config: Config,
     tasks: JoinSet<()>,
@@ -57,7 +57,7 @@ impl Names {
         let tasks = follow(&config, &node, &shared, Pace::within(stabilization_window))?;
         Ok(Some(Self {
             shared,
-            pod_lookup: Whereabouts::of_tree(tree),
+            pod_lookup: PodLookup::of_tree(tree),
             node,
             config,
             tasks,

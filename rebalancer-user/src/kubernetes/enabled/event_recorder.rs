@@ -1,4 +1,4 @@
-//! Kubernetes Events: what an operator should see where he looks at pods.
+//! Kubernetes Events: what an operator should see beside the pods.
 //!
 //! A task writes them, so that nobody waits for the API server; each is tried once, and lost if it
 //! cannot be written in time: the log and the agent's own events have it too.
@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::connect::configure;
 use crate::kubernetes::{Access, Notice, PodAt};
 
-/// Notices that wait to be written; more are lost.
+/// Events that wait to be written; more are dropped.
 const QUEUE: usize = 64;
 /// For one of them.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -33,12 +33,12 @@ const CONTROLLER: &str = "rebalancer.dev/agent";
 
 /// Writes Events for as long as it lives.
 #[derive(Debug)]
-pub struct Announcer {
+pub struct EventWriter {
     queue: Sender<Notice>,
     _task: JoinSet<()>,
 }
 
-impl Announcer {
+impl EventWriter {
     /// One that writes with the agent's own access; `None` if there is no API server to write to.
     /// `own` is the agent's pod.
     ///
@@ -54,19 +54,19 @@ impl Announcer {
         Ok(Some(Self { queue, _task: task }))
     }
 
-    /// Has it written, if there is room.
-    pub fn event_recorder(&self, notice: Notice) {
+    /// Queues it, if there is room.
+    pub fn send(&self, notice: Notice) {
         if self.queue.try_send(notice).is_err() {
             debug!("too many Kubernetes Events are queued: dropped one");
         }
     }
 }
 
-/// Writes one, and waits for that. For who is about to end.
+/// Writes one, and waits for that: for a process that is about to exit.
 ///
 /// # Errors
 /// Why it was not written.
-pub async fn announce_once(access: &Access, own: PodAt, notice: Notice) -> anyhow::Result<()> {
+pub async fn write_event(access: &Access, own: PodAt, notice: Notice) -> anyhow::Result<()> {
     let Some(writer) = Writer::connect(access, Some(own)).await? else {
         return Ok(());
     };

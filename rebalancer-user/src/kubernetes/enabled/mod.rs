@@ -14,4 +14,4 @@ mod tests;
 mod watch;
 
 pub use connect::Names;
-pub use event_recorder::{Announcer, announce_once};
+pub use event_recorder::{EventWriter, write_event};

@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     cluster::Cluster,
-    pod_lookup::{Place, Whereabouts},
+    pod_lookup::{Place, PodLookup},
 };
 use crate::snapshot::{CgroupId, EndpointKey, Snapshot, Who};
 
 /// Puts names to the endpoints of `snapshot`.
-pub(super) fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut Whereabouts, now: Instant) {
+pub(super) fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut PodLookup, now: Instant) {
     at.learn(snapshot, now);
     snapshot.naming = cluster.naming(now);
     snapshot.services = cluster.facts(now);

@@ -41,7 +41,7 @@ struct Found {
 /// What was found so far. Inodes of namespaces are used again, so each is shown anew by its
 /// process whenever it is asked for; ids of cgroups are not.
 #[derive(Debug)]
-pub(super) struct Whereabouts {
+pub(super) struct PodLookup {
     tree: CgroupTree,
     namespaces: BTreeMap<Netns, Found>,
     /// Namespaces of which no process was found, and how often they were looked for.
@@ -52,7 +52,7 @@ pub(super) struct Whereabouts {
     looked: Option<Instant>,
 }
 
-impl Whereabouts {
+impl PodLookup {
     /// Of the cgroups of this hierarchy.
     pub(super) fn of_tree(tree: CgroupTree) -> Self {
         Self {
@@ -259,8 +259,8 @@ mod tests {
         assert!(!shown(netns, u32::MAX, place));
     }
 
-    fn lookup() -> Whereabouts {
-        Whereabouts::of_tree(CgroupTree::find(None).unwrap())
+    fn lookup() -> PodLookup {
+        PodLookup::of_tree(CgroupTree::find(None).unwrap())
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Spec {
 
 /// Slices by Service.
 #[derive(Debug, Default)]
-pub(super) struct Gathered(BTreeMap<ServiceName, Since>);
+pub(super) struct ByService(BTreeMap<ServiceName, Since>);
 
 /// A Service's endpoints, and since when the ready ones are these.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ struct Since {
     changed: Option<Instant>,
 }
 
-impl Gathered {
+impl ByService {
     /// Takes in that these are the Service's slices now, as was heard `at` then; `None` if that is
     /// from the first list of all.
     pub(super) fn set(&mut self, name: ServiceName, slices: &[&Slice], at: Option<Instant>) {
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn facts_are_of_services_that_lead_here_and_are_known() {
         let now = Instant::now();
-        let mut all = Gathered::default();
+        let mut all = ByService::default();
         let here = slice("web", &[("n1", "a"), ("n2", "bb"), ("n2", "ccc")]);
         all.set(name("web"), &[&here], None);
         all.set(name("beside"), &[&here], None);
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_preferred_zone_counts_without_hints_too() {
-        let mut all = Gathered::default();
+        let mut all = ByService::default();
         let object = |zone: &str, uid: &str, node: &str| json!({"addresses": ["10.0.0.1"], "nodeName": node, "zone": zone, "targetRef": {"uid": uid}});
         let slice = json!({
             "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
@@ -270,7 +270,7 @@ mod tests {
         let start = Instant::now();
         let second = |n| start + Duration::from_secs(n);
         let specs = BTreeMap::from([("shop/web".to_owned(), Spec::default())]);
-        let mut all = Gathered::default();
+        let mut all = ByService::default();
         let mut since = |pods: &[(&str, &str)], at: Option<Instant>| {
             let slice = slice("web", pods);
             let slices = [&slice];

@@ -1,11 +1,11 @@
-//! The objects of one kind, as the API server has reported them, and how sure of them one can be. Pure.
+//! The objects of one kind, as the API server has reported them, and whether they may be outdated. Pure.
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-/// What happened to the objects of a kind. `None` for a value: nothing of the object is used.
+/// A change of the objects of a kind. `None` for a value: nothing of the object is used.
 #[derive(Clone, Debug)]
 pub(super) enum Change<T> {
     /// They are listed anew.
@@ -20,41 +20,41 @@ pub(super) enum Change<T> {
     Removed(String),
 }
 
-/// The objects of one kind, and how sure of them one can be.
+/// The objects of one kind, and when the API server last answered about them.
 #[derive(Debug)]
-pub(super) struct Known<T> {
+pub(super) struct Store<T> {
     /// `None` until the first list is complete.
     pub(super) now: Option<BTreeMap<String, T>>,
-    coming: Option<BTreeMap<String, T>>,
+    relisted: Option<BTreeMap<String, T>>,
     failed: bool,
-    pub(super) heard: Option<Instant>,
+    pub(super) answered: Option<Instant>,
 }
 
-impl<T> Default for Known<T> {
+impl<T> Default for Store<T> {
     fn default() -> Self {
         Self {
             now: None,
-            coming: None,
+            relisted: None,
             failed: false,
-            heard: None,
+            answered: None,
         }
     }
 }
 
-impl<T> Known<T> {
-    /// Takes in a change that was heard at `at`.
+impl<T> Store<T> {
+    /// Applies a change that was received at `at`.
     pub(super) fn change(&mut self, change: Change<T>, at: Instant) {
         match change {
-            // Nothing was heard yet: it is asked for.
+            // Nothing was received yet: it is asked for.
             Change::Begin => {
-                self.coming = Some(BTreeMap::new());
+                self.relisted = Some(BTreeMap::new());
                 return;
             }
             Change::Listed(key, value) => {
-                let coming = self.coming.get_or_insert_default();
-                coming.extend(value.map(|value| (key, value)));
+                let relisted = self.relisted.get_or_insert_default();
+                relisted.extend(value.map(|value| (key, value)));
             }
-            Change::Done => self.now = Some(self.coming.take().unwrap_or_default()),
+            Change::Done => self.now = Some(self.relisted.take().unwrap_or_default()),
             Change::Set(key, Some(value)) => {
                 self.now.get_or_insert_default().insert(key, value);
             }
@@ -62,13 +62,13 @@ impl<T> Known<T> {
                 self.now.get_or_insert_default().remove(&key);
             }
         }
-        self.heard(at);
+        self.answered(at);
     }
 
     /// The API server has answered at `at`.
-    pub(super) fn heard(&mut self, at: Instant) {
+    pub(super) fn answered(&mut self, at: Instant) {
         self.failed = false;
-        self.heard = Some(at);
+        self.answered = Some(at);
     }
 
     /// It has not answered, or has refused.
@@ -83,38 +83,38 @@ impl<T> Known<T> {
 
     /// Whether an answer is overdue: to a list for so long, or of a watch at all.
     pub(super) fn waits(&self, now: Instant, list: Duration, watch: Duration) -> bool {
-        let most = if self.coming.is_some() || !self.is_listed() {
+        let most = if self.relisted.is_some() || !self.is_listed() {
             list
         } else {
             watch
         };
-        let silent = |heard| now.saturating_duration_since(heard) >= most;
-        self.heard.is_none_or(silent)
+        let silent = |answered| now.saturating_duration_since(answered) >= most;
+        self.answered.is_none_or(silent)
     }
 
-    /// Since when they may be outdated; `Some(None)`: they were never known.
+    /// Since when they may be outdated, if so; `Some(None)`: they were never known.
     pub(super) fn outdated(&self, now: Instant, patience: Duration) -> Option<Option<Instant>> {
-        let Some(heard) = self.heard.filter(|_| self.is_listed()) else {
+        let Some(answered) = self.answered.filter(|_| self.is_listed()) else {
             return Some(None);
         };
-        let silent = now.saturating_duration_since(heard) > patience;
-        (self.failed || self.coming.is_some() || silent).then_some(Some(heard))
+        let silent = now.saturating_duration_since(answered) > patience;
+        (self.failed || self.relisted.is_some() || silent).then_some(Some(answered))
     }
 }
 
-/// How often each kind is heard of, and for how long its silence is trusted.
+/// How often the API server must answer about each kind, and for how long its silence is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
-    /// The server is asked to end a watch after so long, and it is begun anew: that it answers is
-    /// heard at least so often, however little happens.
+    /// The server is asked to end a watch after so long, and it is started again: so it answers at
+    /// least so often, however little happens.
     pub(super) watch: Duration,
-    /// What is known is outdated when nothing was heard for longer.
+    /// What is known is outdated when nothing was received for longer.
     pub(super) patience: Duration,
 }
 
 impl Pace {
     /// Trusted for no longer than the ready endpoints of a Service must have stayed the same, as
-    /// they may have changed in silence. A shorter time than the least would be spent on asking.
+    /// they may have changed in silence; but a watch is not restarted more often than `LEAST` allows.
     pub(super) fn within(stabilization_window: Duration) -> Self {
         const LEAST: Duration = Duration::from_secs(20);
         const MOST: Duration = Duration::from_secs(60);
@@ -139,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn who_answers_is_heard_in_time(stabilization_window in 0..100_000_u64) {
+        fn a_server_that_answers_is_seen_to_in_time(stabilization_window in 0..100_000_u64) {
             let stabilization_window = Duration::from_millis(stabilization_window);
             let Pace { watch, patience } = Pace::within(stabilization_window);
             prop_assert!(watch + Duration::from_secs(5) <= patience);

@@ -233,7 +233,7 @@ async fn facts_of_a_service_follow_its_slices_and_its_spec() {
 }
 
 #[tokio::test]
-async fn facts_that_were_missed_are_listed_anew_with_the_time_of_the_list() {
+async fn facts_that_were_missed_are_relisted_with_the_time_of_the_list() {
     let mut f = Followed::start(shop());
     f.api.set("services", service("same", json!({})));
     f.api
@@ -282,7 +282,7 @@ async fn while_the_api_server_is_gone_the_last_names_stay() {
 }
 
 #[tokio::test]
-async fn who_has_nothing_to_tell_stays_fresh_and_who_says_nothing_does_not() {
+async fn an_idle_server_stays_fresh_and_a_silent_one_does_not() {
     let pace = Pace {
         watch: Duration::from_secs(1),
         patience: Duration::from_secs(4),
@@ -307,7 +307,7 @@ async fn who_has_nothing_to_tell_stays_fresh_and_who_says_nothing_does_not() {
 }
 
 #[tokio::test]
-async fn what_has_expired_is_listed_anew() {
+async fn an_expired_watch_is_relisted() {
     let mut f = Followed::start(shop());
     f.until_fresh().await;
     let lists = f.api.asked("list", "pods");
@@ -326,7 +326,7 @@ async fn what_has_expired_is_listed_anew() {
 }
 
 #[tokio::test]
-async fn cut_connections_are_made_anew_without_a_list() {
+async fn cut_connections_are_restored_without_a_list() {
     let f = Followed::start(shop());
     f.until_fresh().await;
     let [lists, watches] = ["list", "watch"].map(|verb| f.api.asked(verb, "pods"));

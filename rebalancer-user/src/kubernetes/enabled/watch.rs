@@ -1,5 +1,5 @@
-//! Follows the API server: each kind of object by a watch of its own, for as long as the agent
-//! runs. What it says goes into a [`Cluster`], and so does its silence.
+//! Watches the API server: each kind of object by a watch of its own, for as long as the agent runs.
+//! What changes goes into a [`Cluster`], and so does that the server does not answer.
 
 use std::{
     fmt::Debug,
@@ -28,7 +28,7 @@ use super::{
     objects,
     services::Spec,
     slices::Slice,
-    store::{Change, Known, Pace},
+    store::{Change, Pace, Store},
 };
 
 /// What the watches write into.
@@ -50,11 +50,11 @@ const MOST: Duration = Duration::from_millis(2500);
 /// For one answer of a list, or the beginning of a watch.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// Follows a kind of object by its own connections, whose answers are heard.
+/// Watches a kind of object over connections of its own, on which answers are noted.
 struct Follow<T: 'static> {
     kind: &'static str,
     shared: Shared,
-    part: fn(&mut Cluster) -> &mut Known<T>,
+    part: fn(&mut Cluster) -> &mut Store<T>,
     apply: fn(&mut Cluster, Change<T>, Instant),
     patience: Duration,
 }
@@ -148,24 +148,24 @@ pub(super) fn start(
 }
 
 impl<T: Send + 'static> Follow<T> {
-    /// A client of which every good answer counts as heard: a watch that was begun anew and has
-    /// nothing to tell is not silence, and no event says so.
+    /// A client that notes every good answer: a watch that was restarted and has nothing to report is
+    /// not silence, and no event says so.
     fn client(&self, config: &kube::Config) -> kube::Result<Client> {
         let listener = self.clone();
-        let hear = layer_fn(move |service| {
+        let note_answers = layer_fn(move |service| {
             let listener = listener.clone();
             MapResponse::new(service, move |response: http::Response<_>| {
                 if response.status().is_success() {
-                    listener.with(|known| known.heard(Instant::now()));
+                    listener.with(|known| known.answered(Instant::now()));
                 }
                 response
             })
         });
         let builder = ClientBuilder::try_from(config.clone())?;
-        Ok(builder.with_layer(&hear).build())
+        Ok(builder.with_layer(&note_answers).build())
     }
 
-    fn with<R>(&self, look: impl FnOnce(&mut Known<T>) -> R) -> R {
+    fn with<R>(&self, look: impl FnOnce(&mut Store<T>) -> R) -> R {
         look((self.part)(&mut self.shared.lock()))
     }
 
@@ -200,18 +200,21 @@ impl<T: Send + 'static> Follow<T> {
                     }
                     continue;
                 }
-                Some(Err(error)) => self.tell(&error, &mut silent),
+                Some(Err(error)) => self.report(&error, &mut silent),
                 None => {
-                    debug!(kind = self.kind, "no answer, restarting the watch");
+                    debug!(
+                        kind = self.kind,
+                        "the API server does not answer, restarting the watch"
+                    );
                     events = watch();
                 }
             }
-            self.with(Known::failed);
+            self.with(Store::failed);
             tokio::time::sleep(pause.next().unwrap_or(MOST)).await;
         }
     }
 
-    /// The next event; `None` if nothing was heard for longer than that can be.
+    /// The next event; `None` if the server has been silent for too long.
     async fn next<K>(
         &self,
         events: &mut (impl Stream<Item = watcher::Result<Event<K>>> + Unpin),
@@ -227,7 +230,7 @@ impl<T: Send + 'static> Follow<T> {
         }
     }
 
-    fn tell(&self, error: &watcher::Error, silent: &mut bool) {
+    fn report(&self, error: &watcher::Error, silent: &mut bool) {
         use watcher::Error;
         let (Error::WatchStartFailed(source) | Error::InitialListFailed(source)) = error else {
             // Watches end routinely; failing to start one again is not routine.
@@ -245,7 +248,10 @@ impl<T: Send + 'static> Follow<T> {
                 error, "the API server does not answer; keeping the last known names"
             );
         } else {
-            debug!(kind = self.kind, error, "still no answer");
+            debug!(
+                kind = self.kind,
+                error, "the API server still does not answer"
+            );
         }
     }
 }
