@@ -38,8 +38,7 @@ fn a_server_that_sigpipe_would_kill_is_skipped_on_every_step() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step) in [(7030, AT_ONCE), (7031, CLOSE)] {
-        let address = SocketAddr::from((lab.pod(0).addr, port));
-        let mut server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+        let (address, mut server) = Server::in_pod(lab.pod(0), port, Kind::DiesOfSigpipe);
         let mut agent = agent(&lab, port, step);
         let mut client = connect(&lab, address);
         refused(&agent.wait_for_move(), "sigpipe");
@@ -47,8 +46,7 @@ fn a_server_that_sigpipe_would_kill_is_skipped_on_every_step() {
         assert!(server.lives());
     }
     // What the guard is for: a reset does kill such a server. The client's own has the same end.
-    let address = SocketAddr::from((lab.pod(0).addr, 7032));
-    let mut server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+    let (address, mut server) = Server::in_pod(lab.pod(0), 7032, Kind::DiesOfSigpipe);
     let mut client = connect(&lab, address);
     client.write_all(b"ff").unwrap();
     client.write_all(b"s").unwrap();
@@ -64,8 +62,7 @@ fn a_server_that_sigpipe_would_kill_is_skipped_on_every_step() {
 fn a_refused_move_is_tried_again_once_its_cooldown_is_cleared() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7038));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::DiesOfSigpipe);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7038, Kind::DiesOfSigpipe);
     let mut agent = agent(&lab, 7038, AT_ONCE);
     let mut client = connect(&lab, address);
     let id = refused_id(&mut agent);
@@ -115,8 +112,7 @@ fn refused_id(agent: &mut Agent) -> String {
 fn the_guards_check_every_process_that_holds_the_socket() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7033));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Leaks);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7033, Kind::Leaks);
     let mut agent = agent(&lab, 7033, AT_ONCE);
     let mut client = connect(&lab, address);
     refused(&agent.wait_for_move(), "sigpipe");
@@ -129,8 +125,7 @@ fn a_connection_without_a_visible_holder_is_only_counted() {
     let _alone = alone();
     let lab = lab(1);
     for (port, step) in [(7034, AT_ONCE), (7035, CLOSE)] {
-        let address = SocketAddr::from((lab.pod(0).addr, port));
-        let _server = Server::start(&lab.pod(0).host, address, Kind::Hides);
+        let (address, _server) = Server::in_pod(lab.pod(0), port, Kind::Hides);
         let mut agent = agent(&lab, port, step);
         let mut client = connect(&lab, address);
         client.write_all(b"f").unwrap();
@@ -167,8 +162,7 @@ fn a_server_in_another_network_namespace_than_its_socket_is_skipped() {
 fn a_server_moved_to_another_cgroup_is_skipped() {
     let _alone = alone();
     let lab = lab(2);
-    let address = SocketAddr::from((lab.pod(0).addr, 7037));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, server) = Server::in_pod(lab.pod(0), 7037, Kind::Plain);
     let elsewhere = lab.pod(1).host.cgroup().join("cgroup.procs");
     fs::write(elsewhere, server.child.id().to_string()).unwrap();
     let mut agent = agent(&lab, 7037, AT_ONCE);

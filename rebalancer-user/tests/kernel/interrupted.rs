@@ -52,8 +52,7 @@ fn under_way(
     step: &str,
     agent: impl Fn(&Lab, &str) -> Agent,
 ) -> (Server, Agent, usize, TcpStream) {
-    let address = SocketAddr::from((lab.pod(0).addr, port));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, server) = Server::in_pod(lab.pod(0), port, Kind::Plain);
     let mut agent = agent(lab, &enforce(lab, port, "maxAge: 300ms", step));
     let descriptors = agent.descriptors();
     let mut client = connect(lab, address);

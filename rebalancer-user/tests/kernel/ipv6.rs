@@ -9,7 +9,7 @@ use xtask::lab::Lab;
 
 use crate::{
     moves::{enforce, is_reset},
-    support::{Agent, alone, connect, lab, request},
+    support::{Agent, alone, connect, download, lab, request},
 };
 
 const RESET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
@@ -45,9 +45,7 @@ fn connections_move_through_the_service_to_another_pod() {
         lab.set_endpoints(&[1]).unwrap();
         let mut agent = Agent::in_lab(&lab, &by_ipv6(&lab, "maxBytes: 1Mi", step));
         for stream in heavy.iter_mut().chain([&mut by_ipv4]) {
-            for _ in 0..5 {
-                request(stream, "/blob").unwrap();
-            }
+            download(stream);
         }
         for _ in &heavy {
             let line = agent.wait_for_move();

@@ -37,8 +37,7 @@ struct Scene {
 /// A lab and its server.
 fn served(port: u16) -> (Server, Lab, SocketAddr) {
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, port));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Holds);
+    let (address, server) = Server::in_pod(lab.pod(0), port, Kind::Holds);
     (server, lab, address)
 }
 

@@ -11,7 +11,7 @@ use xtask::lab::Lab;
 use crate::{
     moves::{AT_ONCE, QUIET, enforce, is_reset},
     server::{Kind, Server},
-    support::{Agent, PATIENCE, alone, cgroup, connect, lab, own_pins, request},
+    support::{Agent, PATIENCE, alone, cgroup, connect, download, lab, own_pins, request},
 };
 
 fn agent(lab: &Lab, policy: &str, mechanism: Mechanism) -> Agent {
@@ -55,9 +55,7 @@ fn resets_only_its_connection(mechanism: Mechanism) {
     for stream in &mut light {
         request(stream, "/").unwrap();
     }
-    for _ in 0..5 {
-        request(&mut heavy, "/blob").unwrap();
-    }
+    download(&mut heavy);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset", "{mechanism}: {line}");
     assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
@@ -94,8 +92,7 @@ fn each_mechanism_wakes_a_server_that_blocks_in_a_receive() {
     let _alone = alone();
     let lab = lab(1);
     for (mechanism, port) in Mechanism::ALL.into_iter().zip(7050..) {
-        let address = SocketAddr::from((lab.pod(0).addr, port));
-        let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+        let (address, _server) = Server::in_pod(lab.pod(0), port, Kind::Plain);
         let policy = enforce(&lab, port, "maxAge: 300ms", AT_ONCE);
         let mut agent = agent(&lab, &policy, mechanism);
         let mut client = connect(&lab, address);

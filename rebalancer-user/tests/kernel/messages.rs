@@ -140,8 +140,7 @@ fn nginx_sends_once_per_keep_alive_request_and_its_downloads_are_complete() {
 fn a_counted_connection_is_moved_like_any_other() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7062));
-    let mut server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, mut server) = Server::in_pod(lab.pod(0), 7062, Kind::Plain);
     const CLOSE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
     for (step, outcome, mechanism) in [
         (AT_ONCE, "reset", Mechanism::SockDestroy),
@@ -274,8 +273,7 @@ fn connect_mptcp(address: SocketAddr) -> TcpStream {
 fn counting_stops_on_reload_on_stop_and_when_the_agent_is_killed() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7068));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Sends);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7068, Kind::Sends);
     let file = tempfile::NamedTempFile::new().unwrap();
     let counts = counting(&lab, 7068, NEVER, AT_ONCE);
     std::fs::write(file.path(), &counts).unwrap();
@@ -350,8 +348,7 @@ pub fn nothing_left(held: &[(&'static str, u64)]) {
 fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7069));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Sends);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7069, Kind::Sends);
     let mut agent = Agent::in_lab(&lab, &counting(&lab, 7069, NEVER, AT_ONCE));
     let mut client = connect(&lab, address);
     let line = agent.wait_for("whether it counts", |line| {

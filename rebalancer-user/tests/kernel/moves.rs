@@ -117,8 +117,7 @@ fn mode_dry_run_on_the_command_line_overrides_an_enforcing_policy() {
 fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7010));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7010, Kind::Plain);
     let mut agent = Agent::on_machine(&enforce(&lab, 7010, "maxAge: 1s", QUIET));
     let busy = |lab: &xtask::lab::Lab| {
         let mut stream = connect(lab, address);
@@ -153,8 +152,7 @@ fn a_request_in_the_tick_of_the_last_answer_is_not_cut_off() {
 fn a_slow_first_request_is_not_cut_off() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7011));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7011, Kind::Plain);
     let mut agent = Agent::on_machine(&enforce(&lab, 7011, "maxAge: 500ms", QUIET));
     let mut client = connect(&lab, address);
     // It is answered after three seconds.

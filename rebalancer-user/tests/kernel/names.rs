@@ -12,7 +12,9 @@ use xtask::{
 use crate::{
     moves::is_reset,
     server::{Kind, Server},
-    support::{Agent, REBALANCER, alone, cgroup, connect, eventually, lab, own_pins, request},
+    support::{
+        Agent, REBALANCER, alone, cgroup, connect, download, eventually, lab, own_pins, request,
+    },
 };
 
 const NODE: &str = "lab-node";
@@ -125,12 +127,6 @@ rules:
     )
 }
 
-fn make_heavy(stream: &mut std::net::TcpStream) {
-    for _ in 0..5 {
-        request(stream, "/blob").unwrap();
-    }
-}
-
 fn skipped(line: &Value, word: &str) -> bool {
     line["message"] == "listed" && line["skipped"].as_str().is_some_and(|s| s.contains(word))
 }
@@ -142,8 +138,8 @@ fn a_service_names_what_is_moved() {
     let cluster = Cluster::of(&lab);
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let [mut inside, mut outside] = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
-    make_heavy(&mut outside);
-    make_heavy(&mut inside);
+    download(&mut outside);
+    download(&mut inside);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "reset");
     assert_eq!(line["peer"], inside.local_addr().unwrap().to_string());
@@ -268,7 +264,7 @@ fn what_a_service_says_spares_until_it_says_otherwise() {
         .set("endpointslices", slice("checkout", &[(&only, NODE)]));
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let mut heavy = connect(&lab, lab.pod(0).address());
-    make_heavy(&mut heavy);
+    download(&mut heavy);
     agent.wait_for("alone", |line| skipped(line, "\"minReadyEndpoints\": 1"));
     let sticky = json!({"sessionAffinity": "ClientIP"});
     cluster.api.set("services", service("checkout", sticky));
@@ -315,7 +311,7 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
             .is_some_and(|naming| naming.starts_with("Stale"))
     });
     let mut heavy = connect(&lab, lab.pod(0).address());
-    make_heavy(&mut heavy);
+    download(&mut heavy);
     agent.wait_for("skipped", |line| skipped(line, "staleFacts"));
     agent.wait_for_intervals(3);
     assert_eq!(agent.logged("move").len(), 0);
@@ -343,7 +339,7 @@ fn who_opts_out_or_is_not_known_is_spared() {
     cluster.api.set("pods", other);
     let mut agent = cluster.agent(&lab, &policy("ports: [{port: 80}]"));
     let mut heavy = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
-    heavy.iter_mut().for_each(make_heavy);
+    heavy.iter_mut().for_each(download);
     agent.wait_for("both skipped", |line| {
         skipped(line, "\"optedOut\": 1") && skipped(line, "\"unnamed\": 1")
     });
@@ -526,7 +522,7 @@ fn pods_that_nobody_names_are_not_moved() {
     let with = |ask| [&arguments[..], &[ask][..]].concat();
     let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=auto"));
     let mut stream = connect(&lab, lab.pod(0).address());
-    make_heavy(&mut stream);
+    download(&mut stream);
     agent.wait_for("told", |line| line["message"] == "would move");
     agent.wait_for_intervals(3);
     assert!(agent.logged("move").is_empty());
@@ -538,6 +534,6 @@ fn pods_that_nobody_names_are_not_moved() {
     // Who says that they are not to be named has said so.
     let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=off"));
     let mut stream = connect(&lab, lab.pod(0).address());
-    make_heavy(&mut stream);
+    download(&mut stream);
     assert_eq!(agent.wait_for_move()["outcome"], "reset");
 }

@@ -8,7 +8,7 @@ use xtask::lab::Pod;
 use crate::{
     guards::refused,
     moves::enforce,
-    support::{Agent, REBALANCER, alone, cgroup, connect, lab, own_pins, request},
+    support::{Agent, REBALANCER, alone, cgroup, connect, download, lab, own_pins},
 };
 
 const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 10s}";
@@ -75,9 +75,7 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
         "all are root's: {users:?}"
     );
     let mut heavy = connect(&lab, pod.address());
-    for _ in 0..5 {
-        request(&mut heavy, "/blob").unwrap();
-    }
+    download(&mut heavy);
     agent.wait_for_move()
 }
 

@@ -624,8 +624,7 @@ fn a_long_poll_is_not_moved_before_its_response() {
     const CLIENTS: usize = 24;
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7420));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Probes);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7420, Kind::Probes);
     let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7420, "maxAge: 300ms", QUIET));
     let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| connect(&lab, address)).collect();
     thread::sleep(Duration::from_millis(500));

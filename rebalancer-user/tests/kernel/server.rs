@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use xtask::lab::Host;
+use xtask::lab::{Host, Pod};
 
 const ADDRESS: &str = "REBALANCER_TEST_SERVER";
 const KIND: &str = "REBALANCER_TEST_SERVER_KIND";
@@ -97,6 +97,12 @@ impl Server {
     /// Starts one at an address of this host, and waits until it listens.
     pub fn start(host: &Host, address: impl Into<SocketAddr>, kind: Kind) -> Self {
         Self::run(host, kind, &[(ADDRESS, address.into().to_string())])
+    }
+
+    /// Starts one in a pod; returns its address, too.
+    pub fn in_pod(pod: &Pod, port: u16, kind: Kind) -> (SocketAddr, Self) {
+        let address = SocketAddr::from((pod.addr, port));
+        (address, Self::start(&pod.host, address, kind))
     }
 
     /// Starts one that hands its connections to the worker at this path.

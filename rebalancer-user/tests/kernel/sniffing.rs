@@ -19,7 +19,9 @@ use crate::{
     guards::refused,
     moves::{QUIET, enforce},
     server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to},
-    support::{Agent, alone, cgroup, connect, eventually, lab, own_pins, request, still_there},
+    support::{
+        Agent, alone, cgroup, connect, download, eventually, lab, own_pins, request, still_there,
+    },
 };
 
 /// HEADERS that open a stream and end it, as a client's GET does.
@@ -176,9 +178,7 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let mut light = connect(&lab, lab.pod(1).address());
     let mut heavy = connect(&lab, lab.pod(0).address());
-    for _ in 0..5 {
-        request(&mut heavy, "/blob").unwrap();
-    }
+    download(&mut heavy);
     wait_for_sniffing(&mut agent);
     assert_eq!(agent.logged("move").len(), 0, "nothing was sniffed yet");
     let so_far = runs(program);
@@ -215,8 +215,7 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     const LONG: Duration = Duration::from_secs(20);
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7069));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7069, Kind::Verdict);
     let quiet = QUIET.replace("100ms", "200ms");
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7069, "maxAge: 300ms", &quiet));
     let until = Instant::now() + LONG;
@@ -281,8 +280,7 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
 fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7063));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7063, Kind::Verdict);
     let mut client = connect(&lab, address);
     let mut agent = std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -304,8 +302,7 @@ fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
 fn silent_connections_are_skipped() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7064));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Verdict);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7064, Kind::Verdict);
     let mut idle = connect(&lab, address);
     ask(&mut idle, "/").unwrap();
     let policy = sniffing(&lab, 7064, "maxAge: 300ms", QUIET);
@@ -330,8 +327,7 @@ fn silent_connections_are_skipped() {
 fn an_applications_own_filter_is_left_alone() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7065));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Filters);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7065, Kind::Filters);
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7065, "maxAge: 300ms", QUIET));
     let mut client = connect(&lab, address);
     let line = exchange_until_moved(&mut agent, &mut client, |stream| ask(stream, "/sized"));

@@ -2,7 +2,6 @@
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
-    net::SocketAddr,
     time::Duration,
 };
 
@@ -11,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::{
     moves::{enforce, is_reset},
     server::{Kind, Server},
-    support::{Agent, alone, connect, eventually, lab, request, ss},
+    support::{Agent, alone, connect, download, eventually, lab, request, ss},
 };
 
 const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 5s}";
@@ -29,9 +28,7 @@ fn the_close_step_makes_nginx_close_only_that_connection() {
     let mut light = connect(&lab, pod.address());
     let mut heavy = connect(&lab, pod.address());
     request(&mut light, "/").unwrap();
-    for _ in 0..5 {
-        request(&mut heavy, "/blob").unwrap();
-    }
+    download(&mut heavy);
     let line = agent.wait_for_move();
     assert_eq!(line["outcome"], "closed", "{line}");
     assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
@@ -64,8 +61,7 @@ fn the_remains_of_a_closed_socket_are_not_taken_for_it() {
 fn a_busy_server_is_not_asked_to_close() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7040));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7040, Kind::Plain);
     let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7040, "maxAge: 300ms", CLOSE));
     let mut client = connect(&lab, address);
     // Asked while it worked, it would answer and close: the next request would find no server.
@@ -81,8 +77,7 @@ fn a_busy_server_is_not_asked_to_close() {
 fn a_server_that_does_not_close_is_reset_by_the_next_step() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7041));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Stays);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7041, Kind::Stays);
     let steps = format!("{CLOSE_SHORT}, {RESET}");
     let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7041, "maxAge: 300ms", &steps));
     let mut client = connect(&lab, address);
@@ -99,8 +94,7 @@ fn a_server_that_does_not_close_is_reset_by_the_next_step() {
 fn a_move_whose_server_does_not_close_fails_without_a_next_step() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7042));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Stays);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7042, Kind::Stays);
     let policy = enforce(&lab, 7042, "maxAge: 300ms", CLOSE_SHORT);
     let mut agent = Agent::in_lab(&lab, &policy);
     let _client = connect(&lab, address);
@@ -114,8 +108,7 @@ fn a_move_whose_server_does_not_close_fails_without_a_next_step() {
 fn a_stopped_server_gets_the_next_step() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7043));
-    let server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, server) = Server::in_pod(lab.pod(0), 7043, Kind::Plain);
     let mut client = connect(&lab, address);
     client.write_all(b"f").unwrap();
     client.read_exact(&mut [0]).unwrap();
@@ -146,8 +139,7 @@ fn at_end_reset_now_resets_after_the_last_step() {
 fn requests_received_before_the_close_step_are_still_answered() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7044));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7044, Kind::Plain);
     let policy = enforce(&lab, 7044, "maxAge: 300ms", CLOSE_AT_ONCE);
     let mut agent = Agent::in_lab(&lab, &policy);
     let mut client = connect(&lab, address);
@@ -168,8 +160,7 @@ fn requests_received_before_the_close_step_are_still_answered() {
 fn a_request_that_crosses_the_end_of_file_gets_a_reset() {
     let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7045));
-    let _server = Server::start(&lab.pod(0).host, address, Kind::Lingers);
+    let (address, _server) = Server::in_pod(lab.pod(0), 7045, Kind::Lingers);
     let policy = enforce(&lab, 7045, "maxAge: 300ms", CLOSE_AT_ONCE);
     let mut agent = Agent::in_lab(&lab, &policy);
     for _ in 0..5 {

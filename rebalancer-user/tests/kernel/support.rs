@@ -493,6 +493,13 @@ pub fn request(stream: &mut TcpStream, path: &str) -> std::io::Result<usize> {
     }
 }
 
+/// Makes a connection heavy: more than a mebibyte.
+pub fn download(stream: &mut TcpStream) {
+    for _ in 0..5 {
+        request(stream, "/blob").unwrap();
+    }
+}
+
 /// Length of the answer whose head is complete.
 fn whole(answer: &[u8]) -> Option<usize> {
     let head = answer.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
