@@ -15,7 +15,7 @@ use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
     bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
     host::{CgroupPaths, netns::enter},
-    observe::{Observation, Observer, observe},
+    observe::{Observation, Observer},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
 };
 use rustix::{
@@ -25,6 +25,7 @@ use rustix::{
 use xtask::lab::{Host, Pod};
 
 use crate::{
+    guards::echoes,
     moves::{QUIET, enforce, is_reset},
     neighbours::Neighbour,
     server::{Kind, Server},
@@ -40,12 +41,6 @@ const ADOPT: Adopt = Adopt::Below {
     room: u64::MAX,
 };
 
-impl Tracked {
-    fn observe(&mut self, adopt: Adopt) -> Observation {
-        observe(&mut self.walker, adopt, &CgroupPaths::new()).unwrap()
-    }
-}
-
 fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
     let key = EndpointKey {
         netns: Netns(pod.host.netns_inode() as u32),
@@ -59,11 +54,6 @@ fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
 fn counts(seen: &Observation, pod: &Pod, port: u16) -> (u64, u64, u64) {
     let endpoint = endpoint(seen, pod, port);
     (endpoint.listeners, endpoint.open, endpoint.closed)
-}
-
-fn echo(stream: &mut TcpStream) {
-    stream.write_all(b"f").unwrap();
-    stream.read_exact(&mut [0]).unwrap();
 }
 
 fn is_listed(seen: &Observation, stream: &TcpStream) -> bool {
@@ -113,7 +103,7 @@ fn a_connection_whose_callback_was_cleared_leaves_no_record() {
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let _neighbour = Neighbour::attach(cgroup(&lab));
     let mut clients: Vec<_> = (0..5).map(|_| connect(&lab, address)).collect();
-    clients.iter_mut().for_each(echo);
+    clients.iter_mut().for_each(echoes);
     let before = tracked.observe(ADOPT);
     assert_eq!(counts(&before, pod, 7401), (1, 5, 0));
     drop(clients);
@@ -155,7 +145,7 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
     let neighbour = Neighbour::attach(cgroup(&lab));
     let come = |count| {
         let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
-        clients.iter_mut().for_each(echo);
+        clients.iter_mut().for_each(echoes);
         clients
     };
     observe();
@@ -223,7 +213,7 @@ fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() 
     let neighbour = Neighbour::clearing_at(cgroup(&lab), STATE);
     let come = |count| {
         let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
-        clients.iter_mut().for_each(echo);
+        clients.iter_mut().for_each(echoes);
         clients
     };
     let open = || -> i64 {
@@ -251,7 +241,7 @@ fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() 
             (0, (1, 1, 20 * gone))
         );
     }
-    stays.iter_mut().for_each(echo);
+    stays.iter_mut().for_each(echoes);
     drop(neighbour);
     let some = come(CAP - 1);
     assert_eq!(

@@ -16,7 +16,8 @@ use std::{
 
 use rebalancer_user::{
     bpf::{Adopt, Kernel, Lifetime, Tracker, Tracking, Walked, Walker},
-    host::Holder,
+    host::{CgroupPaths, Holder},
+    observe::{Observation, observe},
 };
 use rustix::net::sockopt::socket_cookie;
 use serde_json::Value;
@@ -346,7 +347,12 @@ impl Tracked {
         Walker::with_portions(kernel(), self.tracker.pins(), rows).unwrap()
     }
 
-    /// What a walk over all processes says of a socket.
+    /// A whole observation, over all processes.
+    pub fn observe(&mut self, adopt: Adopt) -> Observation {
+        observe(&mut self.walker, adopt, &CgroupPaths::new()).unwrap()
+    }
+
+    /// What a walk over all processes reads of a socket.
     pub fn walked(&mut self, cookie: u64) -> Option<Walked> {
         let sockets = self.walker.walk(Adopt::No).unwrap().sockets;
         sockets.into_iter().find(|s| s.connection.cookie == cookie)

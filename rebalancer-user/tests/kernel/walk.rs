@@ -16,7 +16,7 @@ use rebalancer_common::kind;
 use rebalancer_user::{
     bpf::{Adopt, Pass, Walked, Walker},
     host::{CgroupPaths, Holder},
-    observe::{Observation, Observer, observe},
+    observe::{Observation, Observer},
     snapshot::{Cookie, Endpoint, EndpointKey},
 };
 use serde::{Deserialize, Serialize};
@@ -87,7 +87,7 @@ fn a_socket_is_listed_once_with_all_its_holders() {
         }
     });
     // As one connection, in the sums too.
-    let seen = observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new()).unwrap();
+    let seen = tracked.observe(Adopt::No);
     let of_it = seen.snapshot.connections.iter();
     assert_eq!(of_it.filter(|c| c.cookie.0 == id).count(), 1);
 
@@ -116,11 +116,7 @@ fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_ne
     let listener = listen(lab.pod(0), 7301);
     let (client, server) = accepted(&lab, &listener);
     let id = cookie(&server);
-    let unseen = |tracked: &mut Tracked| {
-        observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new())
-            .unwrap()
-            .unseen
-    };
+    let unseen = |tracked: &mut Tracked| tracked.observe(Adopt::No).unseen;
     let before = unseen(&mut tracked);
 
     let (sender, receiver) = UnixStream::pair().unwrap();
@@ -305,12 +301,7 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     let first = outlives.id();
     let tracked_cell = std::cell::RefCell::new(&mut tracked);
     let seen = eventually("the first has let go of all", || {
-        let seen = observe(
-            &mut tracked_cell.borrow_mut().walker,
-            Adopt::No,
-            &CgroupPaths::new(),
-        )
-        .unwrap();
+        let seen = tracked_cell.borrow_mut().observe(Adopt::No);
         let pass = tracked_cell.borrow_mut().walker.walk(Adopt::No).unwrap();
         let connections: Vec<Walked> = of_pod(&pass, pod).cloned().collect();
         let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
@@ -514,7 +505,7 @@ fn a_pass_over_known_processes_lists_what_one_over_all_does() {
         // Until the last acknowledgement has come, and what was closed has.
         std::thread::sleep(Duration::from_millis(100));
         let some = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
-        let all = observe(&mut tracked.walker, Adopt::No, &CgroupPaths::new()).unwrap();
+        let all = tracked.observe(Adopt::No);
         assert_eq!(listed_all(&some), listed_all(&all));
         assert_eq!(some.unseen, all.unseen);
         short += usize::from(some.files < all.files / 2);
