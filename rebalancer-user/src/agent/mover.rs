@@ -17,7 +17,7 @@ use super::{
     mover_signs::MoverSigns,
 };
 use crate::{
-    bpf::{Kernel, Walker, Watcher},
+    bpf::{Capture, Kernel, Walker},
     moves::{Done, Health, Mechanism, Mover, Order, Pulse},
     plan::{Move, Outcome, Recall, Refusal},
     policy::StepKind,
@@ -59,11 +59,11 @@ impl MoverFactory {
     pub(super) fn start(&self, pins: &Path) -> anyhow::Result<Mover> {
         // The thread asks the kernel by itself, so it has its own iterator and memory.
         let walker = Walker::open(Arc::clone(&self.kernel), pins)?;
-        let watcher = watcher(&self.kernel, pins);
+        let capture = capture(&self.kernel, pins);
         self.kernel.forget_types();
         Ok(Mover::start(
             walker,
-            watcher,
+            capture,
             self.mechanism,
             self.done.clone(),
         )?)
@@ -201,8 +201,8 @@ impl Agent {
 }
 
 /// What sniffs victims. Without it the agent moves what rules vouch for.
-fn watcher(kernel: &Kernel, pins: &Path) -> Option<Watcher> {
-    let opened = Watcher::open(kernel, pins);
+fn capture(kernel: &Kernel, pins: &Path) -> Option<Capture> {
+    let opened = Capture::open(kernel, pins);
     let opened = opened.inspect_err(|error| {
         warn!(%error, "protocol detection is unavailable: only rules that set onReconnect move connections");
     });

@@ -4,9 +4,10 @@
 //! - [`Walker`] reads every connection, with an iterator and memory of its own, so that readers do not
 //!   affect each other.
 //! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
-//! - [`Watcher`] holds the programs that copy what sniffed connections receive and send.
+//! - [`Capture`] holds the programs that copy what sniffed connections receive and send.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
+mod capture;
 mod error;
 mod log;
 mod maps;
@@ -17,8 +18,8 @@ mod pins;
 mod sys;
 mod tracker;
 mod walker;
-mod watcher;
 
+pub use capture::{Capture, Captured};
 pub use error::Error;
 pub use log::KernelLog;
 pub use maps::{
@@ -31,7 +32,6 @@ pub(crate) use offsets::find_offsets;
 pub use pins::{DEFAULT_DIR, PinDir, agent_runs, mount_bpffs};
 pub use tracker::{Inherited, Lifetime, Tracker, Tracking, sock_ops_programs, tracks};
 pub use walker::{Adopt, Pass, Walked, Walker};
-pub use watcher::{Passed, Watcher};
 
 /// The kernel half, built by `build.rs`.
 pub(crate) static OBJECT: &[u8] =

@@ -22,7 +22,7 @@ use super::{
     sniffer::Sniffer,
 };
 use crate::{
-    bpf::{Walker, Watcher},
+    bpf::{Capture, Walker},
     host::{CgroupMounts, Diag, netns::enter},
     plan::{Move, Outcome, Refusal},
     policy::StepKind,
@@ -96,10 +96,10 @@ impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
     /// `walker` finds the holders of sockets, and reads sequence numbers and which side sent last;
-    /// `mechanism` resets; `watcher` sniffs, and without it rules without `onReconnect` move nothing.
+    /// `mechanism` resets; `capture` sniffs, and without it rules without `onReconnect` move nothing.
     pub fn start(
         walker: Walker,
-        watcher: Option<Watcher>,
+        capture: Option<Capture>,
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
@@ -115,7 +115,7 @@ impl Mover {
                 let _end = EndSignal(beat.clone(), still_there);
                 MoverThread {
                     walker,
-                    sniffer: Sniffer::new(watcher),
+                    sniffer: Sniffer::new(capture),
                     mechanism,
                     mounts: CgroupMounts::read_or_none(),
                     owners: Owners::default(),

@@ -22,7 +22,7 @@ use rebalancer_common::{Watched, listening};
 use rustix::io::Errno;
 
 use crate::{
-    bpf::{Kernel, Passed, Watcher},
+    bpf::{Capture, Captured, Kernel},
     exchange::{Content, Direction, Exchange, Other, Piece, Position, State},
     host::{Diag, Pair, Socket, SocketId, own_cgroup},
     plan::{Outcome, Refusal},
@@ -65,14 +65,14 @@ impl Sniffing {
 
 /// The connections that are sniffed.
 pub(super) struct Sniffer {
-    watcher: Option<Watcher>,
+    capture: Option<Capture>,
     exchanges: BTreeMap<Cookie, Exchange>,
 }
 
 impl Sniffer {
-    pub(super) fn new(watcher: Option<Watcher>) -> Self {
+    pub(super) fn new(capture: Option<Capture>) -> Self {
         Self {
-            watcher,
+            capture,
             exchanges: BTreeMap::new(),
         }
     }
@@ -83,11 +83,11 @@ impl Sniffer {
         cookie: Cookie,
         cgroup: CgroupId,
     ) -> Result<Option<Sniffing>, Outcome> {
-        let watcher = self
-            .watcher
+        let capture = self
+            .capture
             .as_mut()
             .ok_or(Outcome::Refused(Refusal::CannotSniff))?;
-        match watcher.watch(cookie, cgroup) {
+        match capture.add(cookie, cgroup) {
             Ok(()) => {
                 self.exchanges.insert(cookie, Exchange::default());
                 Ok(Some(Sniffing::Active { at_rest: None }))
@@ -118,13 +118,13 @@ impl Sniffer {
         };
         self.receive();
         let Self {
-            watcher: Some(watcher),
+            capture: Some(capture),
             exchanges,
         } = self
         else {
             return Verdict::Unknown;
         };
-        let (Some(exchange), Some(watched)) = (exchanges.get_mut(&cookie), watcher.watched(cookie))
+        let (Some(exchange), Some(watched)) = (exchanges.get_mut(&cookie), capture.state(cookie))
         else {
             return Verdict::Unknown;
         };
@@ -134,7 +134,7 @@ impl Sniffer {
         let state = exchange.state(position(socket));
         let wanted = wanted(exchange, watched);
         if wanted != watched
-            && let Err(error) = watcher.want(cookie, wanted)
+            && let Err(error) = capture.set(cookie, wanted)
         {
             tracing::warn!(%cookie, %error, "could not update what is sniffed on a connection");
         }
@@ -167,14 +167,14 @@ impl Sniffer {
     /// Copies what it receives and sends from now on. If it is at rest after that, call
     /// [`Sniffer::rested`].
     pub(super) fn capture(&mut self, cookie: Cookie) -> bool {
-        let watcher = self.watcher.as_mut();
-        watcher.is_some_and(|watcher| {
-            let capturing = watcher.watched(cookie).map(|watched| Watched {
+        let capture = self.capture.as_mut();
+        capture.is_some_and(|capture| {
+            let capturing = capture.state(cookie).map(|watched| Watched {
                 listening: listening::BYTES,
                 skipping: [0; 2],
                 ..watched
             });
-            capturing.is_some_and(|capturing| watcher.want(cookie, capturing).is_ok())
+            capturing.is_some_and(|capturing| capture.set(cookie, capturing).is_ok())
         })
     }
 
@@ -191,22 +191,22 @@ impl Sniffer {
     /// Stops sniffing it.
     pub(super) fn stop(&mut self, cookie: Cookie) {
         if self.exchanges.remove(&cookie).is_some()
-            && let Some(watcher) = &mut self.watcher
+            && let Some(capture) = &mut self.capture
         {
-            watcher.forget(cookie);
+            capture.remove(cookie);
         }
     }
 
     /// Receives what the programs have copied of all connections.
     fn receive(&mut self) {
         let Self {
-            watcher: Some(watcher),
+            capture: Some(capture),
             exchanges,
         } = self
         else {
             return;
         };
-        watcher.take(|passed| {
+        capture.take(|passed| {
             if let Some(exchange) = exchanges.get_mut(&passed.cookie) {
                 exchange.take_in(piece(passed));
             }
@@ -236,7 +236,7 @@ fn wanted(exchange: &Exchange, watched: Watched) -> Watched {
     wanted
 }
 
-fn piece(passed: Passed<'_>) -> Piece<'_> {
+fn piece(passed: Captured<'_>) -> Piece<'_> {
     Piece {
         direction: passed.direction,
         seq: passed.seq,
@@ -259,12 +259,12 @@ fn position(socket: &Socket) -> Position {
 /// # Errors
 /// Why that is not possible here.
 pub fn probe_sniffing(kernel: &Kernel, pins: &Path) -> Result<(), String> {
-    let watcher = Watcher::open(kernel, pins).map_err(|e| e.to_string())?;
-    follow_own(watcher).map_err(|e| format!("on a connection of our own: {e}"))
+    let capture = Capture::open(kernel, pins).map_err(|e| e.to_string())?;
+    follow_own(capture).map_err(|e| format!("on a connection of our own: {e}"))
 }
 
-fn follow_own(watcher: Watcher) -> io::Result<()> {
-    let mut own = Own::sniff(watcher)?;
+fn follow_own(capture: Capture) -> io::Result<()> {
+    let mut own = Own::sniff(capture)?;
     own.exchange(b"GET / HTTP/1.1\r\n\r\n", |server| {
         server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
     })?;
@@ -282,7 +282,7 @@ struct Own {
 
 impl Own {
     /// Sniffs a new one, from its first rest on.
-    fn sniff(watcher: Watcher) -> io::Result<Self> {
+    fn sniff(capture: Capture) -> io::Result<Self> {
         let pair = Pair::connect()?;
         let cookie = pair.cookie;
         let id = pair.id()?;
@@ -291,7 +291,7 @@ impl Own {
             pair,
             id,
             diag: Diag::open()?,
-            sniffer: Sniffer::new(Some(watcher)),
+            sniffer: Sniffer::new(Some(capture)),
             sniffing: Sniffing::Pending,
         };
         match own.sniffer.start(cookie, cgroup) {
@@ -359,20 +359,20 @@ mod tests {
     const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
     /// Needs its tracker for as long as it is used: the maps are pinned by that.
-    fn watcher() -> (Tracker, Watcher) {
+    fn capture() -> (Tracker, Capture) {
         let pins = format!("/sys/fs/bpf/rebalancer-watch-{:?}", thread::current().id());
         let pins = Path::new(&pins);
         mount_bpffs(Path::new("/sys/fs/bpf")).unwrap();
         let kernel = Kernel::read().unwrap();
         let tracking = Tracking::default();
         let tracker = Tracker::start(&kernel, pins, None, tracking, Lifetime::Process).unwrap();
-        let watcher = Watcher::open(&kernel, pins).unwrap();
-        (tracker, watcher)
+        let capture = Capture::open(&kernel, pins).unwrap();
+        (tracker, capture)
     }
 
     fn own() -> (Tracker, Own) {
-        let (tracker, watcher) = watcher();
-        (tracker, Own::sniff(watcher).unwrap())
+        let (tracker, capture) = capture();
+        (tracker, Own::sniff(capture).unwrap())
     }
 
     fn write(bytes: &[u8]) -> impl FnOnce(&mut TcpStream) -> io::Result<()> {
@@ -387,35 +387,35 @@ mod tests {
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn an_exchange_of_our_own_is_followed_to_its_end() {
-        let (_tracker, watcher) = watcher();
-        follow_own(watcher).unwrap();
+        let (_tracker, capture) = capture();
+        follow_own(capture).unwrap();
     }
 
     /// Whichever system call the server sends with, and however the data is segmented.
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn all_bytes_of_both_directions_are_copied() {
-        let (_tracker, mut watcher) = watcher();
-        all_bytes_are_copied(&mut watcher, Pair::connect().unwrap());
+        let (_tracker, mut capture) = capture();
+        all_bytes_are_copied(&mut capture, Pair::connect().unwrap());
         let pair = Pair::connect_over(Ipv6Addr::LOCALHOST.into()).unwrap();
-        all_bytes_are_copied(&mut watcher, pair);
+        all_bytes_are_copied(&mut capture, pair);
     }
 
-    fn all_bytes_are_copied(watcher: &mut Watcher, mut pair: Pair) {
+    fn all_bytes_are_copied(capture: &mut Capture, mut pair: Pair) {
         const LENGTH: usize = 1 << 20;
         let cgroup = own_cgroup().unwrap();
-        watcher.watch(pair.cookie, cgroup).unwrap();
+        capture.add(pair.cookie, cgroup).unwrap();
         let wanted = Watched {
             listening: listening::BYTES,
             ..Watched::default()
         };
-        watcher.want(pair.cookie, wanted).unwrap();
+        capture.set(pair.cookie, wanted).unwrap();
         let sent: Vec<u8> = (0..LENGTH).map(|n| (n * 7 % 251) as u8).collect();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&sent).unwrap();
         let mut copied = [Vec::new(), Vec::new()];
-        let mut take = |watcher: &mut Watcher| {
-            watcher.take(|passed| {
+        let mut take = |capture: &mut Capture| {
+            capture.take(|passed| {
                 let copied = &mut copied[passed.direction as usize];
                 copied.push((passed.cookie, passed.seq, passed.bytes.unwrap().to_vec()));
             });
@@ -431,14 +431,14 @@ mod tests {
             let mut got = vec![0; LENGTH];
             for part in got.chunks_mut(64 << 10) {
                 pair.client.read_exact(part).unwrap();
-                take(watcher);
+                take(capture);
             }
             assert!(got == sent);
         });
         pair.client.write_all(&sent[..100_000]).unwrap();
         pair.server.read_exact(&mut vec![0; 100_000]).unwrap();
-        take(watcher);
-        let watched = watcher.watched(pair.cookie).unwrap();
+        take(capture);
+        let watched = capture.state(pair.cookie).unwrap();
         assert_eq!(watched.based, 1);
         for (direction, expected) in [&sent[..100_000], &sent].into_iter().enumerate() {
             let mut bytes = vec![None; expected.len()];
@@ -487,8 +487,8 @@ mod tests {
         for _ in 0..2 {
             own.exchange(GET, write(head.as_bytes())).unwrap();
             own.becomes(State::InProgress).unwrap();
-            let watched = own.sniffer.watcher.as_ref().unwrap();
-            let watched = watched.watched(own.id.cookie).unwrap();
+            let watched = own.sniffer.capture.as_ref().unwrap();
+            let watched = watched.state(own.id.cookie).unwrap();
             assert_eq!(watched.skipping, [0, 1]);
             let mut server = own.pair.server.try_clone().unwrap();
             thread::scope(|scope| {
@@ -516,7 +516,7 @@ mod tests {
         own.exchange(b"\x81\x05hello", write(b"\x81\x05hello"))
             .unwrap();
         own.sniffer
-            .watcher
+            .capture
             .as_mut()
             .unwrap()
             .take(|passed| panic!("{passed:?}"));
@@ -526,18 +526,18 @@ mod tests {
     #[test]
     #[ignore = "needs root and BPF: `cargo xtask test kernel` runs it"]
     fn nothing_of_other_connections_is_copied() {
-        let (_tracker, mut watcher) = watcher();
+        let (_tracker, mut capture) = capture();
         let cgroup = own_cgroup().unwrap();
         let (mut one, mut other) = (Pair::connect().unwrap(), Pair::connect().unwrap());
-        watcher.watch(one.cookie, cgroup).unwrap();
+        capture.add(one.cookie, cgroup).unwrap();
         for pair in [&mut one, &mut other] {
             pair.client.write_all(GET).unwrap();
             pair.server.read_exact(&mut [0; GET.len()]).unwrap();
         }
-        watcher.take(|passed| panic!("{passed:?}"));
-        watcher.forget(one.cookie);
-        let error = watcher.watch(one.cookie, CgroupId(u64::MAX)).unwrap_err();
+        capture.take(|passed| panic!("{passed:?}"));
+        capture.remove(one.cookie);
+        let error = capture.add(one.cookie, CgroupId(u64::MAX)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
-        assert!(watcher.watched(one.cookie).is_none());
+        assert!(capture.state(one.cookie).is_none());
     }
 }

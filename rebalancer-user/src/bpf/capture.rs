@@ -38,29 +38,29 @@ const SEGMENT_BYTES: u32 = 4 << 20;
 
 /// Copies what sniffed connections receive and send. Dropping it detaches its programs; so does any end of
 /// its process.
-pub struct Watcher {
+pub struct Capture {
     watched: HashMap<MapData, u64, Raw<Watched>>,
     segments: RingBuf<MapData>,
     /// Where the programs are attached, and for which connections.
-    cgroups: BTreeMap<CgroupId, On>,
+    cgroups: BTreeMap<CgroupId, Attached>,
     /// Any folder of the hierarchy, by which the others are found.
     hierarchy: File,
     ebpf: Ebpf,
 }
 
 /// The programs on one cgroup.
-struct On {
+struct Attached {
     #[expect(
         dead_code,
         reason = "they hold the programs there for as long as they live"
     )]
     links: [CgroupSkbLink; 2],
-    for_whom: BTreeSet<Cookie>,
+    connections: BTreeSet<Cookie>,
 }
 
 /// Bytes that were copied, or the number of bytes that were not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Passed<'a> {
+pub struct Captured<'a> {
     /// The connection.
     pub cookie: Cookie,
     /// Where they went.
@@ -73,7 +73,7 @@ pub struct Passed<'a> {
     pub bytes: Option<&'a [u8]>,
 }
 
-impl Watcher {
+impl Capture {
     /// Loads the programs beside the maps pinned under `pins`. They run for nothing yet.
     pub fn open(kernel: &Kernel, pins: &Path) -> Result<Self, Error> {
         check_abi(pins)?;
@@ -100,34 +100,34 @@ impl Watcher {
     }
 
     /// Attaches the programs to the cgroup of a connection, which is sniffed from now on; nothing is copied
-    /// yet, see [`Watcher::want`].
+    /// yet, see [`Capture::set`].
     ///
     /// # Errors
     /// ESTALE: there is no such cgroup. EPERM: a program there does not allow others beside it, or cgroups
     /// may not be opened by ID. E2BIG: the map is full.
-    pub fn watch(&mut self, cookie: Cookie, cgroup: CgroupId) -> io::Result<()> {
-        self.want(cookie, Watched::default())?;
-        if let Some(on) = self.cgroups.get_mut(&cgroup) {
-            on.for_whom.insert(cookie);
+    pub fn add(&mut self, cookie: Cookie, cgroup: CgroupId) -> io::Result<()> {
+        self.set(cookie, Watched::default())?;
+        if let Some(attached) = self.cgroups.get_mut(&cgroup) {
+            attached.connections.insert(cookie);
             return Ok(());
         }
-        match self.put_on(cgroup) {
+        match self.attach(cgroup) {
             Ok(links) => {
-                let for_whom = [cookie].into();
-                self.cgroups.insert(cgroup, On { links, for_whom });
+                let connections = [cookie].into();
+                self.cgroups.insert(cgroup, Attached { links, connections });
                 Ok(())
             }
             Err(error) => {
-                self.forget(cookie);
+                self.remove(cookie);
                 Err(error)
             }
         }
     }
 
-    fn put_on(&mut self, cgroup: CgroupId) -> io::Result<[CgroupSkbLink; 2]> {
+    fn attach(&mut self, cgroup: CgroupId) -> io::Result<[CgroupSkbLink; 2]> {
         let folder = open_cgroup(self.hierarchy.as_fd(), cgroup.0)?;
         let [inward, outward] = names::WATCH;
-        let mut attach = |name, to| {
+        let mut attach_one = |name, to| {
             let program = program(&mut self.ebpf, name).map_err(attaching)?;
             // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
             let attached = program.attach(&folder, to, CgroupAttachMode::Single);
@@ -135,51 +135,51 @@ impl Watcher {
             link.map_err(attaching)
         };
         Ok([
-            attach(inward, CgroupSkbAttachType::Ingress)?,
-            attach(outward, CgroupSkbAttachType::Egress)?,
+            attach_one(inward, CgroupSkbAttachType::Ingress)?,
+            attach_one(outward, CgroupSkbAttachType::Egress)?,
         ])
     }
 
     /// Changes what is copied of a sniffed connection.
-    pub fn want(&mut self, cookie: Cookie, wanted: Watched) -> io::Result<()> {
+    pub fn set(&mut self, cookie: Cookie, wanted: Watched) -> io::Result<()> {
         self.watched
             .insert(cookie.0, Raw(wanted), 0)
             .map_err(io_error)
     }
 
     /// What is copied, and what the programs have found out; `None` if it is not sniffed.
-    pub fn watched(&self, cookie: Cookie) -> Option<Watched> {
+    pub fn state(&self, cookie: Cookie) -> Option<Watched> {
         self.watched.get(&cookie.0, 0).ok().map(|watched| watched.0)
     }
 
     /// Stops sniffing it, and detaches programs that have no other connection.
-    pub fn forget(&mut self, cookie: Cookie) {
+    pub fn remove(&mut self, cookie: Cookie) {
         // There is no entry if it was never sniffed.
         let _absent = self.watched.remove(&cookie.0);
-        self.cgroups.retain(|_, on| {
-            on.for_whom.remove(&cookie);
-            !on.for_whom.is_empty()
+        self.cgroups.retain(|_, attached| {
+            attached.connections.remove(&cookie);
+            !attached.connections.is_empty()
         });
     }
 
     /// Takes all copies so far, in order.
-    pub fn take(&mut self, mut take: impl FnMut(Passed<'_>)) {
+    pub fn take(&mut self, mut take: impl FnMut(Captured<'_>)) {
         while let Some(item) = self.segments.next() {
             // A record shorter than its header says is invalid.
-            if let Some(passed) = passed(&item) {
-                take(passed);
+            if let Some(captured) = captured(&item) {
+                take(captured);
             }
         }
     }
 }
 
-fn passed(item: &[u8]) -> Option<Passed<'_>> {
+fn captured(item: &[u8]) -> Option<Captured<'_>> {
     let (head, rest) = Segment::read_from_prefix(item).ok()?;
     let bytes = match head.present {
         0 => None,
         _ => Some(rest.get(..head.length as usize)?),
     };
-    Some(Passed {
+    Some(Captured {
         cookie: Cookie(head.cookie),
         direction: match head.direction {
             0 => Direction::In,
