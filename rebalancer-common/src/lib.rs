@@ -1,9 +1,9 @@
 //! The records that the kernel half and the user half share.
 //!
-//! Everything here is `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile
-//! error), so that a record is the same bytes on both sides, and bpftool can show it by its BTF.
-//! The crate holds no logic: who may write what is said in `rebalancer-ebpf`, what it means to an
-//! operator in `rebalancer-user`.
+//! All types are `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile error),
+//! so that a record has the same bytes on both sides, and bpftool can print it by its BTF. The
+//! crate has no logic: `rebalancer-ebpf` documents who writes what, `rebalancer-user` what it means
+//! to an operator.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -15,12 +15,12 @@ pub use network_types::ip::IpProto;
 pub use watched::{Direction, Segment, Watched, listening};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Changes whenever a record here changes its shape or its meaning.
+/// Changes whenever a record changes its layout or meaning.
 ///
-/// It is stored beside the pinned maps; a reader of another version refuses them.
+/// It is pinned with the maps; a reader of another version rejects them.
 pub const ABI_VERSION: u32 = 6;
 
-/// What a record in socket storage is about.
+/// Kinds of sockets with a record.
 pub mod kind {
     /// An accepted connection.
     pub const CONNECTION: u8 = 0;
@@ -30,32 +30,34 @@ pub mod kind {
 
 /// Bits of [`Connection::flags`].
 pub mod flags {
-    /// The record was made after the connection was: its age is a lower bound.
+    /// The record was created after the connection, so its age is a lower bound.
     pub const ADOPTED: u8 = 2;
-    /// The callback for the close was not called yet since the accept, or was found to be cleared.
+    /// The STATE callback has not been called since the accept, or was found to be cleared.
     pub const NO_CLOSE_CALLBACK: u8 = 4;
-    /// Its close will not be seen: it is closed once the walk finds it no more.
+    /// The close will not be seen: the connection counts as closed once the walk no longer finds
+    /// it.
     pub const WITHOUT_CLOSE: u8 = ADOPTED | NO_CLOSE_CALLBACK;
-    /// Sends were counted on this connection: see [`super::Connection::messages`].
+    /// Sends are counted on this connection, see [`super::Connection::messages`].
     pub const COUNTED: u8 = 8;
 }
 
-/// What the kernel remembers of a socket, in its socket storage, from accept to its end.
+/// The record of a connection or listener in its socket storage, which the kernel frees with the
+/// socket.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Connection {
-    /// The kernel's own name of the socket (`SO_COOKIE`), never reused.
+    /// The socket's cookie (`SO_COOKIE`), never reused.
     pub cookie: u64,
-    /// When the record was made, `CLOCK_MONOTONIC` in nanoseconds.
+    /// Creation time of the record, `CLOCK_MONOTONIC` in nanoseconds.
     pub start_ns: u64,
-    /// Id of the cgroup v2 that the socket belongs to (its listener's), for life.
+    /// ID of the socket's cgroup v2, which it inherits from its listener and never changes.
     pub cgroup: u64,
-    /// Cookie of the network namespace (`SO_NETNS_COOKIE`), never reused; 0 where the kernel has none.
+    /// Cookie of the network namespace (`SO_NETNS_COOKIE`), never reused; 0 if the kernel has none.
     pub netns_cookie: u64,
-    /// Inode of the network namespace (as in `/proc/PID/ns/net`). The kernel gives the one of a
-    /// namespace that has gone to the next.
+    /// Inode of the network namespace (as in `/proc/PID/ns/net`). The kernel reuses the inode of a
+    /// deleted namespace.
     pub netns: u32,
     /// Local port, host order.
     pub local_port: u16,
@@ -73,24 +75,25 @@ pub struct Connection {
     pub flags: u8,
     /// Protocol number; [`IpProto::Tcp`].
     pub protocol: u8,
-    /// Interface that the socket is bound to (link-local, `SO_BINDTODEVICE`), or 0. A socket bound
-    /// to one is not found by a lookup that does not name it.
+    /// Interface that the socket is bound to (link-local, `SO_BINDTODEVICE`), or 0. A lookup must
+    /// name the interface to find a bound socket.
     pub device: u32,
-    /// Sends of the server since a rule asked to count them. A long one counts as several: it is
-    /// what the kernel takes at a time. Written under the socket's lock, as all here is.
+    /// Number of the server's sends since a rule asked for `count: Messages`. The kernel may take a
+    /// long send in parts, which count as several. Written under the socket's lock, like the whole
+    /// record.
     pub messages: u64,
-    /// Bytes in those sends, whether acknowledged yet or not.
+    /// Bytes in those sends, acknowledged or not.
     pub message_bytes: u64,
-    /// Bytes received that are in its endpoint's sums already: where its close will not be seen, the
-    /// agent's walk adds them as they come.
+    /// Bytes received that are already in its endpoint's sums: if the close will not be seen, the
+    /// agent's walk adds them in each pass.
     pub summed_in: u64,
-    /// Bytes sent and acknowledged, likewise.
+    /// Bytes sent and acknowledged that are already in its endpoint's sums.
     pub summed_out: u64,
 }
 
 /// What the walk reads of a socket.
 ///
-/// Byte counters count one more for a FIN, as `ss -ti` does.
+/// Byte counters include one byte for a FIN, as in `ss -ti`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -100,9 +103,9 @@ pub struct Live {
     pub bytes_received: u64,
     /// Bytes sent and acknowledged.
     pub bytes_acked: u64,
-    /// Bytes of data sent, retransmissions included. Zero says that the server never spoke.
+    /// Bytes of data sent, including retransmissions; 0 if the server has never sent data.
     pub bytes_sent: u64,
-    /// Microseconds since data of ours was last newly acknowledged.
+    /// Microseconds since sent data was last newly acknowledged.
     pub since_delivered_us: u64,
     /// Next sequence number that the application will write.
     pub write_seq: u32,
@@ -114,18 +117,17 @@ pub struct Live {
     pub rcv_nxt: u32,
     /// Next sequence number that the application will read.
     pub copied_seq: u32,
-    /// TCP timestamp (RFC 7323) of the last data sent that is acknowledged, without the connection's
-    /// offset.
+    /// TCP timestamp (RFC 7323) of the last acknowledged data, without the connection's offset.
     pub sent_timestamp: u32,
-    /// The latest of our timestamps that the peer has echoed with data, likewise; pure
-    /// acknowledgements may raise it, never lower it. 0 without timestamps. Before `sent_timestamp`: the peer's last
-    /// data was sent before it had our last data.
+    /// The latest of our timestamps that the peer echoed with data, without the offset; 0 without
+    /// timestamps. Pure ACKs may raise it but never lower it. If it is before `sent_timestamp`, the
+    /// peer sent its last data before it received ours.
     pub echoed_timestamp: u32,
     /// Jiffies since data was last sent.
     pub since_sent: u32,
     /// Jiffies since data was last received.
     pub since_received: u32,
-    /// Data segments received: an upper bound of requests. Wraps.
+    /// Data segments received, an upper bound of the number of requests. Wraps.
     pub data_segs_in: u32,
     /// Data segments sent. Wraps.
     pub data_segs_out: u32,
@@ -139,29 +141,28 @@ pub struct Live {
     pub state: u8,
     /// 1 if the socket is a subflow of an MPTCP connection.
     pub mptcp: u8,
-    /// 1 if a single segment with data was received, and data that is acknowledged was sent later.
+    /// 1 if exactly one segment with data was received, and data sent later is acknowledged.
     pub sole_request_answered: u8,
-    /// 1 if the last thing that happened is that the peer acknowledged data of ours by a segment
-    /// without data, after all data of its own.
+    /// 1 if the last event is a pure ACK of sent data that follows all of the peer's data.
     pub answer_acknowledged: u8,
     /// Zero.
     pub reserved: [u8; 4],
 }
 
-/// One byte more than this, and the kernel takes twice the memory for each connection.
+/// One more byte would double the kernel memory per connection.
 const _: () = assert!(size_of::<Connection>() <= 120);
 
 impl Connection {
-    /// Nothing known yet.
+    /// An empty record.
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 }
 
 impl Live {
-    /// Nothing read yet.
+    /// All values zero.
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 }
 
-/// One row of the walk: a descriptor that leads to a socket with a record.
+/// One row of the walk: a descriptor of a socket with a record.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -169,53 +170,53 @@ impl Live {
 pub struct Row {
     /// The record from socket storage.
     pub connection: Connection,
-    /// What the socket said when the walk came by.
+    /// The socket's values at the time of the walk.
     pub live: Live,
-    /// The process that has the descriptor, as seen from the agent's pid namespace; 0 if it is not
-    /// seen there.
+    /// PID of the process that has the descriptor, in the reader's pid namespace; 0 if it is not
+    /// visible there.
     pub pid: u32,
     /// The descriptor.
     pub fd: u32,
 }
 
-/// Head of the walk: what its reader asks, and what the pass did.
+/// Parameters and results of a walk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct WalkHead {
-    /// Rows filled. The reader zeroes it before each portion.
+    /// Number of rows written. The reader resets it before each portion.
     pub cursor: u64,
-    /// 1 if the reader is the agent: sockets without a record get one. Set by the reader.
+    /// 1 if sockets without a record get one; the agent alone sets it.
     pub adopt: u64,
-    /// How many connections may get one. Set by the reader.
+    /// Maximum number of connections that get one. Set by the reader.
     pub room: u64,
-    /// Id of the cgroup below which sockets get one: `sock_ops` sees no other, while the walk sees
-    /// the whole machine's. 0: the root. Set by the reader.
+    /// ID of the cgroup in and below which sockets get one, as `sock_ops` sees no others, but the
+    /// walk sees the whole machine. 0: the root. Set by the reader.
     pub within: u64,
-    /// How many connections got one.
+    /// Number of connections that got one.
     pub adopted: u64,
-    /// Descriptors that were looked at, of sockets and of anything else.
+    /// Number of descriptors visited, of sockets and other files.
     pub files: u64,
-    /// Passes that came to their end.
+    /// Number of completed passes.
     pub passes: u64,
     /// `CLOCK_MONOTONIC` in nanoseconds at the end of the pass.
     pub now_ns: u64,
     /// The kernel's jiffies at the end of the pass.
     pub jiffies: u64,
-    /// How many pid namespaces lie between the initial one and the reader's.
+    /// Level of the reader's pid namespace; 0 is the initial one.
     pub level: u64,
-    /// How many connections of [`Self::lost_at`] the agent has found to be gone although their close
-    /// was not seen. Set by the reader; the program counts them as such and zeroes it.
+    /// Number of connections of [`Self::lost_at`] that the agent found closed although their close
+    /// was not seen. Set by the reader; the program accounts for them and resets it.
     pub lost: u64,
     /// Their endpoint.
     pub lost_at: EndpointKey,
-    /// Where the program puts a record together: its stack has no room for one.
+    /// Buffer for a new record, which does not fit on the program's stack.
     pub scratch: Connection,
 }
 
-/// Where connections are accepted: a network namespace and a port; in the host's namespace, where
-/// pods with `hostNetwork` live side by side, also the cgroup.
+/// An endpoint, where connections are accepted: network namespace and port; in the host's
+/// namespace, which pods with `hostNetwork` share, also the cgroup.
 #[derive(
     Clone,
     Copy,
@@ -233,9 +234,9 @@ pub struct WalkHead {
 )]
 #[repr(C)]
 pub struct EndpointKey {
-    /// Cgroup id in the host's namespace, else 0: a restarted container keeps its endpoint.
+    /// Cgroup ID in the host's namespace, else 0, so that a restarted container keeps its endpoint.
     pub cgroup: u64,
-    /// See [`Connection::netns_cookie`]: what has the inode of another has sums of its own.
+    /// See [`Connection::netns_cookie`]: separates namespaces with a reused inode.
     pub netns_cookie: u64,
     /// Inode of the network namespace.
     pub netns: u32,
@@ -245,8 +246,8 @@ pub struct EndpointKey {
     pub reserved: u16,
 }
 
-/// What an endpoint's key is without its port: endpoints are counted for it, so that a process that
-/// listens on one port after the other fills no more than its own share.
+/// An endpoint's key without the port. The number of endpoints is limited per place, so that a
+/// process that listens on many ports cannot fill the map.
 #[derive(
     Clone,
     Copy,
@@ -286,77 +287,77 @@ impl EndpointKey {
     }
 }
 
-/// Most endpoints of one [`Place`].
+/// Maximum number of endpoints per [`Place`].
 pub const ENDPOINTS_PER_PLACE: u64 = 1_024;
 
-/// Sums of an endpoint. Bytes are those of closed connections; the live ones come from the walk.
+/// Sums of an endpoint. Bytes are of closed connections; those of open ones come from the walk.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct EndpointSums {
-    /// Listening sockets recorded, less the closes that were seen. Nonzero says that connections to
-    /// this port are accepted ones; how many listen now is what the walk finds.
+    /// Listening sockets recorded, minus those whose close was seen. If nonzero, connections on
+    /// this port are accepted ones. The walk finds how many listen now.
     pub listeners: u64,
     /// Connections recorded.
     pub accepted: u64,
-    /// Of those, how many are open, and their close will be seen.
+    /// Open connections whose close will be seen.
     pub open: u64,
-    /// Of those, how many have no close that will be seen: they are older than tracking, or another
-    /// program has cleared their callback, at the accept or until the walk found them. They are closed
-    /// once the walk finds them no more.
+    /// Connections whose close will not be seen: they are older than tracking, or another program
+    /// has cleared their callback. They count as closed once the walk no longer finds them.
     pub without_close: u64,
     /// Connections whose close was seen.
     pub closed: u64,
-    /// Of those, how many the peer reset.
+    /// Of those, connections reset by the peer.
     pub closed_by_reset: u64,
-    /// Of those, how many were destroyed from this side (as we do).
+    /// Of those, connections aborted locally, for example by SOCK_DESTROY.
     pub closed_by_abort: u64,
-    /// Of those, how many timed out.
+    /// Of those, connections that timed out.
     pub closed_by_timeout: u64,
-    /// Bytes received on closed connections, and those in [`Connection::summed_in`].
+    /// Bytes received on closed connections, plus [`Connection::summed_in`] of others.
     pub bytes_in: u64,
-    /// Bytes sent and acknowledged on closed connections, and those in [`Connection::summed_out`].
+    /// Bytes sent and acknowledged on closed connections, plus [`Connection::summed_out`] of
+    /// others.
     pub bytes_out: u64,
 }
 
 impl EndpointSums {
-    /// Nothing counted yet.
+    /// All counters zero.
     pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 }
 
-/// What the agent tells the kernel half to record; the one slot of the `settings` map.
+/// What the kernel half records; the single element of the `settings` map.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Settings {
-    /// [`ABI_VERSION`] of the agent that made the maps.
+    /// [`ABI_VERSION`] of the agent that created the maps.
     pub abi_version: u32,
     /// 1: record connections whose peer is a loopback address.
     pub loopback: u32,
-    /// Most connections recorded per endpoint.
+    /// Maximum number of recorded connections per endpoint.
     pub max_per_endpoint: u32,
-    /// Most connections recorded on the node.
+    /// Maximum number of recorded connections on the node.
     pub max_per_node: u32,
-    /// 1: sockets in a cgroup of the `excluded` map, or below one, are not recorded.
+    /// 1: sockets in or below a cgroup in the `excluded` map are not recorded.
     pub excludes: u32,
-    /// The agent's process id, for messages.
+    /// The agent's PID, for messages.
     pub agent_pid: u32,
 }
 
 macro_rules! faults {
     ($($(#[doc = $doc:literal])* $name:ident = $n:literal => $text:literal,)*) => {
-        /// What can go wrong in the kernel half; the index into the per-CPU `faults` map.
+        /// A fault of the kernel half; the index into the per-CPU `faults` map.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum Fault { $($(#[doc = $doc])* $name = $n,)* }
 
         impl Fault {
-            /// Every fault, in the order of its index.
+            /// Every fault, by index.
             pub const ALL: &'static [Fault] = &[$(Fault::$name,)*];
 
-            /// A few words for an operator.
+            /// A short text for an operator.
             pub const fn text(self) -> &'static str {
                 match self { $(Fault::$name => $text,)* }
             }
@@ -367,7 +368,7 @@ macro_rules! faults {
 faults! {
     /// sock_ops was called without a full socket where one was expected.
     NoSocket = 0 => "accept without a full socket",
-    /// The socket's kernel structure could not be reached.
+    /// The socket is not a TCP socket.
     NoTcpSock = 1 => "socket is not a TCP socket",
     /// Socket storage could not be created (memory).
     StorageFailed = 2 => "no memory for a connection's record",
@@ -375,12 +376,12 @@ faults! {
     EndpointsFull = 3 => "too many endpoints, in one namespace or on the node",
     /// The STATE callback could not be set.
     CallbackRefused = 4 => "close callback refused",
-    /// An endpoint has its full number of recorded connections.
+    /// The endpoint has reached its maximum of recorded connections.
     OverCap = 5 => "connections over an endpoint's cap, not recorded",
-    /// A close of a connection whose endpoint is unknown.
+    /// A connection was closed whose endpoint is unknown.
     EndpointGone = 6 => "close of an unknown endpoint",
-    /// The settings map was not readable.
+    /// The settings map could not be read.
     NoSettings = 7 => "settings missing",
-    /// The node has its full number of recorded connections.
+    /// The node has reached its maximum of recorded connections.
     OverNodeCap = 8 => "connections over the node's cap, not recorded",
 }

@@ -1,56 +1,55 @@
-//! Names of programs, maps and globals: written once, used by the loader, by the pins and in
-//! messages. The kernel half uses the same words; a name that is not in the
-//! object is an error at load.
+//! Names of programs, maps and globals, used by the loader, for pins and in messages. The kernel
+//! half uses the same names; the loader rejects an object that lacks one.
 
 /// Program on the cgroup root: records listens, accepts and closes.
 pub const SOCK_OPS: &str = "sock_ops";
-/// Iterator over the open descriptors of all processes: reads the records, and makes those of
+/// Iterator over the open descriptors of all processes: reads the records, and creates those of
 /// sockets that are older than tracking.
 pub const WALK: &str = "walk";
-/// sk_msg program on the sockets in `counted`: counts what each sends.
+/// sk_msg program on the sockets in `counted`: counts their sends.
 pub const MESSAGES: &str = "messages";
-/// cgroup_skb programs on the cgroups of the connections in `watched`: pass on what these receive
-/// and send.
+/// cgroup_skb programs on the cgroups of the connections in `watched`: copy their received and sent
+/// segments to the agent.
 pub const WATCH: [&str; 2] = ["watch_in", "watch_out"];
 
-/// The pinned link of [`SOCK_OPS`]: what keeps the program attached while no agent runs.
+/// The pinned link of [`SOCK_OPS`], which keeps the program attached while no agent runs.
 pub const LINK: &str = "link";
 
 /// Socket storage: a socket → its [`crate::Connection`].
 pub const CONNECTIONS: &str = "connections";
-/// Hash: [`crate::Place`] → how many endpoints it has.
+/// Hash: [`crate::Place`] → number of its endpoints.
 pub const PLACES: &str = "places";
-/// Array of two numbers, which together are the connections recorded on the node: those that the kernel
-/// half counts; and what corrects it, as the agent's last pass has found: more that it does not count,
-/// less those whose end it has not seen.
+/// Array of two numbers whose sum is the number of recorded connections on the node: the kernel
+/// half's count, and a correction from the agent's last pass, which adds connections that the
+/// kernel half does not count and subtracts those whose close it has not seen.
 pub const NODE: &str = "node";
 /// Hash: [`crate::EndpointKey`] → [`crate::EndpointSums`].
 pub const ENDPOINTS: &str = "endpoints";
 /// Array of one [`crate::Settings`].
 pub const SETTINGS: &str = "settings";
-/// Hash: the id of a cgroup whose sockets are not recorded, nor those below it → 1.
+/// Hash: ID of a cgroup in and below which sockets are not recorded → 1.
 pub const EXCLUDED: &str = "excluded";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
-/// Hash: cookie → [`crate::Watched`], of the connections that are about to be moved. The agent's own:
-/// it is pinned nowhere, and gone with its process, as are the links of [`WATCH`].
+/// Hash: cookie → [`crate::Watched`], of connections that are being moved. Not pinned: the kernel
+/// frees it when the agent exits, like the links of [`WATCH`].
 pub const WATCHED: &str = "watched";
-/// Ring buffer of [`crate::Segment`], of the connections in `watched`. The agent's own as well.
+/// Ring buffer of [`crate::Segment`], of the connections in `watched`. Not pinned.
 pub const SEGMENTS: &str = "segments";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";
 /// Memory-mapped array of one [`crate::WalkHead`]; each reader has its own.
 pub const WALK_HEAD: &str = "walk_head";
-/// Socket hash: cookie → socket, of the connections whose sends are counted. The agent makes it
-/// when a rule asks, and pins it nowhere: with its process it is gone, and every socket is as it
-/// was. The kernel half does not name it.
+/// Socket hash: cookie → socket, of the connections whose sends are counted. The agent creates it
+/// when a rule asks for it and does not pin it: when the agent exits, the kernel detaches every
+/// socket from it. It is not in the kernel half's object.
 pub const COUNTED: &str = "counted";
 
 /// Frozen global: inode of the host's network namespace.
 pub const HOST_NETNS: &str = "HOST_NETNS";
 /// Frozen global: the kernel's offsets, see [`crate::offsets`].
 pub const OFFSETS: &str = "OFFSETS";
-/// Frozen global: how many pid namespaces lie between the initial one and the reader's.
+/// Frozen global: level of the reader's pid namespace; 0 is the initial one.
 pub const PID_LEVEL: &str = "PID_LEVEL";
-/// Frozen global: 1 if this kernel leads a program from a subflow to its MPTCP socket.
+/// Frozen global: 1 if this kernel has `bpf_skc_to_mptcp_sock`.
 pub const MPTCP: &str = "MPTCP";

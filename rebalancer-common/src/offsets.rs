@@ -1,6 +1,6 @@
-//! Where the running kernel keeps what we read: offsets, in bytes unless it says bits, found in its BTF at load time and
-//! frozen into the programs as constants, so that the verifier checks each load against the
-//! kernel's own types.
+//! Offsets of the fields that the programs read in the running kernel's structures, in bytes unless
+//! stated otherwise. The loader finds them in the kernel's BTF and freezes them into the programs
+//! as constants, so that the verifier checks each load against the kernel's types.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -12,7 +12,7 @@ macro_rules! offsets {
         pub struct Offsets { $($(#[doc = $doc])* pub $field: u32,)* }
 
         impl Offsets {
-            /// Before the loader has frozen the real ones.
+            /// The values before the loader has set the real ones.
             pub const ZERO: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
 
             /// `(field, struct, member path)` of every offset, in the order of the fields.
@@ -71,23 +71,23 @@ offsets! {
     rcv_nxt: "tcp_sock", "rcv_nxt";
     /// See [`crate::Live::copied_seq`].
     copied_seq: "tcp_sock", "copied_seq";
-    /// Bytes of data that were sent again.
+    /// Bytes of retransmitted data.
     bytes_retrans: "tcp_sock", "bytes_retrans";
-    /// When the last data that is acknowledged was sent, in microseconds.
+    /// When the last acknowledged data was sent, in microseconds.
     first_tx_mstamp: "tcp_sock", "first_tx_mstamp";
-    /// Sequence number of the peer's last segment that changed the window or acknowledged something.
+    /// Sequence number of the peer's last segment that changed the window or acknowledged data.
     snd_wl1: "tcp_sock", "snd_wl1";
-    /// When something last happened: a segment received or sent, data read. In microseconds.
+    /// Time of the last event (segment received or sent, data read), in microseconds.
     tcp_mstamp: "tcp_sock", "tcp_mstamp";
-    /// When data of ours was last newly acknowledged, in microseconds.
+    /// When sent data was last newly acknowledged, in microseconds.
     delivered_mstamp: "tcp_sock", "delivered_mstamp";
-    /// When the first data of the window that is being measured was received, in microseconds: until
-    /// a whole window was received, the first data at all.
+    /// When the first data of the current measurement window was received, in microseconds: until a
+    /// whole window has been received, the first data of the connection.
     rcv_rtt_time: "tcp_sock", "rcv_rtt_est.time";
     /// See [`crate::Live::echoed_timestamp`].
     rcv_rtt_last_tsecr: "tcp_sock", "rcv_rtt_last_tsecr";
-    /// Whether TCP timestamps count microseconds instead of milliseconds, one bit: its offset is in
-    /// bits. Optional: before 6.7 they never do.
+    /// Whether TCP timestamps count microseconds instead of milliseconds: one bit, with its offset
+    /// in bits. Optional: exists since 6.7.
     tcp_usec_ts: "tcp_sock", "tcp_usec_ts";
     /// See [`crate::Live::data_segs_in`].
     data_segs_in: "tcp_sock", "data_segs_in";
@@ -99,15 +99,15 @@ offsets! {
     srtt_us: "tcp_sock", "srtt_us";
     /// Callback flags that sock_ops programs have set, one byte.
     cb_flags: "tcp_sock", "bpf_sock_ops_cb_flags";
-    /// Whether the socket is an MPTCP subflow, one byte. Optional: [`ABSENT`] where not built in.
+    /// Whether the socket is an MPTCP subflow, one byte. Optional: [`ABSENT`] without MPTCP.
     is_mptcp: "tcp_sock", "is_mptcp";
     /// `struct net`: the namespace's inode.
     net_inum: "net", "ns.inum";
-    /// `struct net`: the namespace's cookie. Optional: before 5.12 it is made only once it is asked for.
+    /// `struct net`: the namespace's cookie. Optional: before 5.12 it is created on demand.
     net_cookie: "net", "net_cookie";
     /// `struct cgroup`: pointer to its kernfs node.
     cgroup_kn: "cgroup", "kn";
-    /// `struct cgroup`: pointer to the state of the cgroup above it.
+    /// `struct cgroup`: pointer to its parent's state.
     cgroup_parent: "cgroup", "self.parent";
     /// `struct cgroup_subsys_state`: pointer to its cgroup.
     css_cgroup: "cgroup_subsys_state", "cgroup";
@@ -115,22 +115,22 @@ offsets! {
     kernfs_id: "kernfs_node", "id";
     /// `struct socket`: pointer to its `struct sock`.
     socket_sk: "socket", "sk";
-    /// `struct task_struct`: the process's id in the initial pid namespace.
+    /// `struct task_struct`: the PID in the initial pid namespace.
     task_tgid: "task_struct", "tgid";
-    /// `struct task_struct`: pointer to what the threads of a process share.
+    /// `struct task_struct`: pointer to the `signal_struct` that the threads of a process share.
     task_signal: "task_struct", "signal";
     /// `struct signal_struct`: pointers to the process's `struct pid`, by kind.
     signal_pids: "signal_struct", "pids";
-    /// `struct pid`: how deep its pid namespace is.
+    /// `struct pid`: level of its pid namespace.
     pid_level: "pid", "level";
-    /// `struct pid`: its id in each pid namespace, from the initial one on.
+    /// `struct pid`: its number in each pid namespace, from the initial one on.
     pid_numbers: "pid", "numbers";
 }
 
-/// An offset that this kernel does not have.
+/// The offset of a field that this kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
 
-/// Fields that a kernel may lack: the programs do without them.
+/// Fields that a kernel may lack.
 pub const OPTIONAL: &[&str] = &[
     "is_mptcp",
     "net_cookie",
@@ -140,5 +140,5 @@ pub const OPTIONAL: &[&str] = &[
     "tcp_usec_ts",
 ];
 
-/// Fields that are one bit: their offset is counted in bits.
+/// Fields of one bit, whose offset is in bits.
 pub const BITS: &[&str] = &["tcp_usec_ts"];

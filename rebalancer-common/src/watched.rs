@@ -1,8 +1,9 @@
-//! What the kernel half and the agent tell each other of a connection that is about to be moved.
+//! The records by which the kernel half passes the segments of a connection to the agent while it
+//! is moved.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Where bytes go.
+/// The direction of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Direction {
@@ -14,36 +15,36 @@ pub enum Direction {
 
 /// Values of [`Watched::listening`].
 pub mod listening {
-    /// Nothing.
+    /// No segments.
     pub const OFF: u32 = 0;
-    /// That there were any, and how long they were.
+    /// The lengths of segments.
     pub const LENGTHS: u32 = 1;
-    /// Their bytes.
+    /// The bytes of segments.
     pub const BYTES: u32 = 2;
 }
 
-/// What is wanted of a watched connection, and what was found out of it; a value of the `watched`
-/// map. Only the agent writes what is wanted, only the kernel half the rest.
+/// A value of the `watched` map: what the agent wants to receive, written by the agent alone, and
+/// `base`, written by the kernel half alone.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
 pub struct Watched {
-    /// What is wanted of its segments, one of [`listening`].
+    /// What the agent wants of its segments, one of [`listening`].
     pub listening: u32,
-    /// 1: `base` is known.
+    /// 1 if `base` is set.
     pub based: u32,
-    /// By [`Direction`]: the sequence number of the first byte that TCP's counters
-    /// (`bytes_received`, `bytes_acked`) count. A byte's number is this and what they say before it.
+    /// By [`Direction`]: the sequence number at which TCP's counters (`bytes_received`,
+    /// `bytes_acked`) are zero. Base plus counter is the sequence number of the next byte.
     pub base: [u32; 2],
-    /// By [`Direction`]: 1 if bytes before `skip_to` are not wanted.
+    /// By [`Direction`]: 1 if the agent does not want bytes before `skip_to`.
     pub skipping: [u32; 2],
     /// By [`Direction`]: a sequence number.
     pub skip_to: [u32; 2],
 }
 
-/// Bytes of one segment, or the number of those that were not wanted. In the ring buffer
-/// `segments`, followed by the bytes.
+/// A segment, or a range of bytes that the agent does not want. In the ring buffer `segments`,
+/// followed by the bytes.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -53,15 +54,15 @@ pub struct Segment {
     pub cookie: u64,
     /// Sequence number of the first byte.
     pub seq: u32,
-    /// How many bytes.
+    /// Number of bytes.
     pub length: u32,
     /// A [`Direction`].
     pub direction: u32,
-    /// 1 if the bytes follow, 0 if they were not wanted.
+    /// 1 if the bytes follow, else 0.
     pub present: u32,
 }
 
 impl Segment {
-    /// Most bytes that follow one.
+    /// Maximum number of bytes in one record.
     pub const MOST: usize = 4096;
 }

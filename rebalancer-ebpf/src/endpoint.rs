@@ -1,4 +1,4 @@
-//! Sums of each endpoint, shared by all CPUs and changed by atomic adds only.
+//! The sums of each endpoint, shared by all CPUs and changed by atomic adds only.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use rebalancer_common::{Connection, ENDPOINTS_PER_PLACE, EndpointKey, EndpointSums};
@@ -27,7 +27,7 @@ pub(crate) fn get(key: &EndpointKey) -> Option<*mut EndpointSums> {
     ENDPOINTS.get_ptr_mut(key)
 }
 
-/// The endpoint's sums, made if there are none; `None` where there is no room for one more.
+/// The endpoint's sums, created if they do not exist; `None` if the map or the place is full.
 #[inline(always)]
 pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     if let Some(sums) = get(key) {
@@ -35,15 +35,15 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     }
     let place = key.place();
     if PLACES.get_ptr(place).is_none() {
-        // Another CPU may be first.
+        // Another CPU may have inserted it.
         let _exists_already = PLACES.insert(place, 0, BPF_NOEXIST.into());
     }
     let count = PLACES.get_ptr_mut(place)?;
-    // SAFETY: a live map value; a racing add only makes the cap late by a few.
+    // SAFETY: a live map value; a race can only exceed the limit by a few.
     if unsafe { core::ptr::read_volatile(count) } >= ENDPOINTS_PER_PLACE {
         return None;
     }
-    // Another CPU may be first: then the second look finds its entry.
+    // If another CPU has inserted it, the lookup below finds its entry.
     if ENDPOINTS
         .insert(key, EndpointSums::ZERO, BPF_NOEXIST.into())
         .is_ok()
@@ -54,21 +54,20 @@ pub(crate) fn get_or_create(key: &EndpointKey) -> Option<*mut EndpointSums> {
     get(key)
 }
 
-/// How many connections of the node were recorded, less the closes that were seen and what is known
-/// to have none. It may be less than none.
+/// The number of recorded connections on the node whose close will be seen. It can be negative.
 #[inline(always)]
 pub(crate) fn node() -> Option<*mut u64> {
     NODE.get_ptr_mut(0)
 }
 
-/// How many are recorded beside them, as the agent has found, less those of them that it has found
-/// to be gone. It may be less than none.
+/// The agent's correction of [`node`]: connections whose close will not be seen, minus those of
+/// [`node`] that it found closed. It can be negative.
 #[inline(always)]
 pub(crate) fn node_without_close() -> Option<*const u64> {
     NODE.get_ptr(1)
 }
 
-/// What is added to take one away.
+/// Adding this subtracts one.
 pub(crate) const MINUS_ONE: u64 = u64::MAX;
 
 /// Adds to a counter that other CPUs change as well. Subtracts by adding the two's complement.

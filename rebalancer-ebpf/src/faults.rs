@@ -1,4 +1,4 @@
-//! Counts what goes wrong, per CPU, and says it once.
+//! Counts faults per CPU and logs the first of each kind.
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::warn;
@@ -6,8 +6,8 @@ use rebalancer_common::Fault;
 
 use crate::maps::FAULTS;
 
-/// Counts a fault. The first of its kind on a CPU is also logged; never each, as a fault can come
-/// with every connection.
+/// Counts a fault. Only the first of its kind on a CPU is logged, as a fault can occur with every
+/// connection.
 #[inline(never)]
 pub(crate) fn count(ctx: &impl EbpfContext, fault: Fault) {
     if add(fault) == Some(0) {
@@ -15,11 +15,12 @@ pub(crate) fn count(ctx: &impl EbpfContext, fault: Fault) {
     }
 }
 
-/// Counts a fault, and returns how many there were on this CPU before.
+/// Counts a fault and returns the previous count on this CPU.
 #[inline(always)]
 pub(crate) fn add(fault: Fault) -> Option<u64> {
     let counter = FAULTS.get_ptr_mut(fault as u32)?;
-    // SAFETY: the pointer is this CPU's slot; sock_ops programs are not preempted by another on it.
+    // SAFETY: the pointer is this CPU's element, and no other sock_ops program preempts this one on
+    // it.
     let before = unsafe { *counter };
     // SAFETY: as above.
     unsafe { *counter = before + 1 };

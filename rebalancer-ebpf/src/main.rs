@@ -2,19 +2,21 @@
 //!
 //! Five programs, each a short table from events to actions:
 //!
-//! - [`sock_ops`], on the cgroup v2 root: a socket listens, is accepted, closes. It records; it
-//!   decides nothing, changes no packet, and runs for no packet.
+//! - [`sock_ops`], on the cgroup v2 root, when a socket listens, is accepted or closes. It records;
+//!   it makes no
+//!   decisions, changes no packet, and does not run per packet.
 //! - [`walk`], an iterator over the open descriptors of all processes: writes each record, its
-//!   socket's live counters and who holds it into memory shared with the reader, and makes records
-//!   of sockets that are older than tracking.
-//! - [`messages`], on the sockets that a rule asked for, and on no other: counts what they send.
-//! - [`watch`], two of them, on the cgroups of the sockets that are about to be moved, and on no
-//!   other: pass on what those sockets receive and send, so that the agent knows when an answer is
-//!   complete.
+//!   socket's live
+//!   counters and the process that holds it to memory shared with the reader, and creates records of sockets
+//!   that are older than tracking.
+//! - [`messages`], only on the sockets that a rule asks for: counts their sends.
+//! - [`watch`], two programs, only on the cgroups of sockets that are being moved: copy the
+//!   segments of those
+//!   sockets to the agent, so that it knows when a response is complete.
 //!
-//! Rules that hold here: another program's callback flags are never cleared, no reply is written
-//! (`reply` and `args` are one union), the answer always lets everything pass, and a failure is
-//! counted in `faults`, never hidden.
+//! Invariants: no callback flag of another program is cleared, no reply is written (`reply` and
+//! `args` are a union), the return value always lets everything pass, and every failure is counted
+//! in `faults`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(
@@ -54,7 +56,7 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Helpers such as `bpf_sk_storage_get` ask for a GPL-compatible licence.
+/// Helpers such as `bpf_sk_storage_get` require a GPL-compatible licence.
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

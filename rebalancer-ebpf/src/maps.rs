@@ -1,4 +1,4 @@
-//! The maps, under the names of `rebalancer_common::names`.
+//! The maps, named as in `rebalancer_common::names`.
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
@@ -9,22 +9,22 @@ use rebalancer_common::{
     Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, WalkHead, Watched,
 };
 
-/// Endpoints that a node can have at one time; a full map is a counted fault. Memory is taken only
-/// for those that are there.
+/// Maximum number of endpoints on a node; a full map is a counted fault. Memory is allocated per
+/// entry.
 const MAX_ENDPOINTS: usize = 65_536;
 
-/// Places that endpoints are counted for.
+/// Maximum number of places for which endpoints are counted.
 const MAX_PLACES: usize = 65_536;
 
-/// Cgroups that the agent can exclude; memory is taken only for those that are there.
+/// Maximum number of excluded cgroups. Memory is allocated per entry.
 const MAX_EXCLUDED: usize = 65_536;
 
-/// Connections that can be watched, and bytes of their segments, in the object: only the agent
-/// watches, and sets its own numbers at load.
+/// Sizes of `watched` and `segments` in the object: the agent sets its own at load, other readers
+/// do not use them.
 const MAX_WATCHED: usize = 1;
 const SEGMENT_BYTES: usize = 4096;
 
-/// Rows of a portion of the walk in the object; each reader sets its own number at load.
+/// Rows per portion of the walk in the object; each reader sets its own number at load.
 const PORTION: usize = 1;
 
 #[btf_map(name = "connections")]

@@ -1,12 +1,12 @@
-//! Counts the sends of a connection. Runs once for each, on the sockets that the agent has put
-//! into the map it is attached to, and on no other.
+//! Counts the sends of a connection. Runs once per send, only on the sockets that the agent has
+//! added to the map that the program is attached to.
 
 use aya_ebpf::{bindings::sk_action::SK_PASS, cty::c_void, macros::sk_msg, programs::SkMsgContext};
 use rebalancer_common::flags;
 
 use crate::record;
 
-/// The answer is always to pass the message on as it is.
+/// Always passes the message on unchanged.
 #[sk_msg]
 pub(crate) fn messages(ctx: SkMsgContext) -> u32 {
     count(&ctx);
@@ -24,8 +24,7 @@ fn count(ctx: &SkMsgContext) {
     let Some(stored) = (unsafe { record::get(sk) }) else {
         return;
     };
-    // SAFETY: the record of this socket. A send holds the socket's lock, as does what else writes
-    // there, so nothing is lost.
+    // SAFETY: the record of this socket. All writers, including a send, hold the socket's lock.
     unsafe {
         (*stored).messages += 1;
         (*stored).message_bytes += u64::from(ctx.size());

@@ -1,5 +1,5 @@
-//! A socket's record: how it is made, and where it is kept. Socket storage keeps it, and the
-//! kernel frees it with the socket.
+//! Creates, finds and removes a socket's record. It is in socket storage, which the kernel frees
+//! with the socket.
 
 use aya_ebpf::{
     bindings::BPF_SK_STORAGE_GET_F_CREATE,
@@ -17,15 +17,15 @@ use crate::{
     sock::{TcpSock, is_loopback, mptcp_of},
 };
 
-/// Why a socket got no record now.
+/// Why a socket got no record.
 pub(crate) enum NotRecorded {
-    /// It has one, or it shall have none.
+    /// It has one already, or must not have one.
     Already,
-    /// It should have one.
+    /// It should have one, but a fault prevented it.
     Fault(Fault),
 }
 
-/// Makes a new record of a socket.
+/// Fills in a new record of a socket.
 #[inline(always)]
 pub(crate) fn describe(new: &mut Connection, tcp: TcpSock, cookie: u64, kind: u8) {
     *new = Connection::ZERO;
@@ -47,11 +47,11 @@ pub(crate) fn describe(new: &mut Connection, tcp: TcpSock, cookie: u64, kind: u8
     }
 }
 
-/// Stores a new record and counts it at its endpoint, once: a socket that has one keeps it. Whether
-/// its close will be seen is not known yet: a program that runs after this one may clear the callback.
+/// Stores a new record and counts it at its endpoint, unless the socket has one. Whether its close
+/// will be seen is not known yet, as a program that runs after this one may clear the callback.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null, and its lock is held.
+/// `sk` is a socket from the kernel, not null, and its lock is held.
 #[inline(always)]
 pub(crate) unsafe fn open(
     sk: *mut c_void,
@@ -67,7 +67,7 @@ pub(crate) unsafe fn open(
     // SAFETY: the record of this socket, whose lock is held.
     unsafe {
         if (*stored).start_ns != new.start_ns {
-            // It was there. A socket that was connected before may listen.
+            // The socket had a record. A formerly connected socket may listen.
             if !listener || (*stored).kind == kind::LISTENER {
                 return Err(NotRecorded::Already);
             }
@@ -89,8 +89,8 @@ pub(crate) unsafe fn open(
     Ok(())
 }
 
-/// Notes that the callback of a connection that [`open`] has recorded was left alone: nothing has
-/// cleared it, as this is a call of it.
+/// Notes that no other program has cleared the callback of a connection recorded by [`open`]: the
+/// caller was called by it.
 ///
 /// # Safety
 /// `stored` is the record of a socket whose lock is held.
@@ -98,7 +98,7 @@ pub(crate) unsafe fn open(
 pub(crate) unsafe fn close_will_be_seen(stored: *mut Connection) {
     // SAFETY: the caller's, and a live map value.
     unsafe {
-        // Once, though two of our links run side by side for a moment.
+        // Only once: two of our links may be attached for a moment.
         if (*stored).flags & flags::NO_CLOSE_CALLBACK == 0 {
             return;
         }
@@ -110,10 +110,11 @@ pub(crate) unsafe fn close_will_be_seen(stored: *mut Connection) {
     }
 }
 
-/// The same for a socket that is older than tracking: its close will not be seen.
+/// Stores and counts a new record of a socket that is older than tracking: its close will not be
+/// seen.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null. Its lock need not be held.
+/// `sk` is a socket from the kernel, not null. Its lock need not be held.
 #[inline(always)]
 pub(crate) unsafe fn adopt(
     sk: *mut c_void,
@@ -122,7 +123,7 @@ pub(crate) unsafe fn adopt(
 ) -> Result<*mut Connection, NotRecorded> {
     // SAFETY: the caller's.
     let (stored, sums) = unsafe { get_or_create(sk, settings, new) }?;
-    // SAFETY: a record; sock_ops may have made it meanwhile, and then has counted it.
+    // SAFETY: a record; sock_ops may have created and counted it meanwhile.
     if unsafe { (*stored).start_ns } != new.start_ns {
         return Err(NotRecorded::Already);
     }
@@ -138,11 +139,11 @@ pub(crate) unsafe fn adopt(
     Ok(stored)
 }
 
-/// Adds what has come since the last time to the sums of the endpoint of a connection whose close will
-/// not be seen.
+/// Adds the bytes since the last pass to the endpoint's sums, for a connection whose close will not
+/// be seen.
 ///
 /// # Safety
-/// `stored` is a record, and this is the agent's walk: nobody else does this.
+/// `stored` is a record, and the caller is the agent's walk, the only writer of these fields.
 #[inline(always)]
 pub(crate) unsafe fn sum(stored: *mut Connection, received: u64, acked: u64) {
     // SAFETY: the caller's.
@@ -164,8 +165,8 @@ pub(crate) unsafe fn sum(stored: *mut Connection, received: u64, acked: u64) {
     }
 }
 
-/// Puts a copy of a subflow's record on its MPTCP socket, if it is one: no descriptor leads to the
-/// subflow. What is counted stays with the subflow.
+/// Copies a subflow's record to its MPTCP socket, as no descriptor refers to the subflow. Counts
+/// stay with the subflow.
 ///
 /// # Safety
 /// `sk` is this call's full socket.
@@ -178,23 +179,23 @@ pub(crate) unsafe fn copy_to_mptcp(sk: *mut c_void, record: &mut Connection) {
             record.flags = 0;
             let value = core::ptr::from_mut(record).cast();
             let create = BPF_SK_STORAGE_GET_F_CREATE.into();
-            // Without it the connection is recorded, and not seen by the walk.
+            // If it fails, the connection is recorded, but the walk does not find it.
             let _copy = bpf_sk_storage_get(storage(), mptcp, value, create);
         }
     }
 }
 
-/// Removes a record. `false`: another has done so at the same moment, and counts it.
+/// Removes a record. Returns false if another caller has removed it, which then accounts for it.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null. Its lock need not be held.
+/// `sk` is a socket from the kernel, not null. Its lock need not be held.
 #[inline(always)]
 pub(crate) unsafe fn remove(sk: *mut c_void) -> bool {
-    // SAFETY: the caller's; it fails where there is none.
+    // SAFETY: the caller's; it fails if there is no record.
     unsafe { bpf_sk_storage_delete(storage(), sk) == 0 }
 }
 
-/// Whether the policy still wants the record of this socket.
+/// Whether the settings still include this socket.
 #[inline(always)]
 pub(crate) fn is_wanted(stored: &Connection, tcp: TcpSock) -> bool {
     let Some(settings) = scope::settings() else {
@@ -206,7 +207,7 @@ pub(crate) fn is_wanted(stored: &Connection, tcp: TcpSock) -> bool {
     remote && scope::covers(settings, tcp)
 }
 
-/// Takes back what [`open`] or [`adopt`] has counted for a record that was removed.
+/// Subtracts what [`open`] or [`adopt`] counted for a removed record.
 #[inline(always)]
 pub(crate) fn uncount(record: &Connection) {
     let Some(sums) = endpoint::get(&endpoint::key(record)) else {
@@ -222,6 +223,8 @@ pub(crate) fn uncount(record: &Connection) {
     }
 }
 
+/// Subtracts a closed or removed connection from the open ones.
+///
 /// # Safety
 /// `sums` are those of the record's endpoint.
 #[inline(always)]
@@ -238,7 +241,7 @@ pub(crate) unsafe fn no_longer_open(record: &Connection, sums: *mut EndpointSums
     }
 }
 
-/// Counts so many connections that [`open`] has counted like those that [`adopt`] has.
+/// Counts `count` connections of [`open`] as connections whose close will not be seen.
 #[inline(always)]
 pub(crate) fn no_close_will_be_seen(at: &EndpointKey, count: u64) {
     let Some(sums) = endpoint::get(at) else {
@@ -257,7 +260,7 @@ pub(crate) fn no_close_will_be_seen(at: &EndpointKey, count: u64) {
 /// The socket's record, if it has one.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null.
+/// `sk` is a socket from the kernel, not null.
 #[inline(always)]
 pub(crate) unsafe fn get(sk: *mut c_void) -> Option<*mut Connection> {
     // SAFETY: the caller's; a null value without the create flag only looks up.
@@ -269,11 +272,12 @@ pub(crate) unsafe fn get(sk: *mut c_void) -> Option<*mut Connection> {
     }
 }
 
-/// The socket's record, made from `init` if there is none and there is room, and the sums of its
-/// endpoint. `init` is the storage's initial value, so that a walk never sees an empty one.
+/// The socket's record, created from `init` if there is none and the limits allow it, and the sums
+/// of its endpoint. `init` is the storage's initial value, so that a walk never sees an empty
+/// record.
 ///
 /// # Safety
-/// `sk` is a socket that the kernel gave this program, not null.
+/// `sk` is a socket from the kernel, not null.
 #[inline(always)]
 unsafe fn get_or_create(
     sk: *mut c_void,
@@ -305,12 +309,12 @@ unsafe fn get_or_create(
     Ok((found.cast(), sums))
 }
 
-/// The cap that one more connection would exceed.
+/// The limit that one more connection would exceed.
 #[inline(always)]
 fn over_cap(settings: &Settings, sums: *mut EndpointSums) -> Option<Fault> {
-    // SAFETY: live map values; a racing add only makes a cap late by a few.
+    // SAFETY: live map values; a race can only exceed a limit by a few.
     unsafe {
-        // Less than none where an end is seen of what was open when the endpoint was forgotten.
+        // Negative if connections close that were open when the endpoint's sums were removed.
         let open = core::ptr::read_volatile(&raw const (*sums).open).cast_signed();
         if open >= i64::from(settings.max_per_endpoint) {
             return Some(Fault::OverCap);

@@ -1,4 +1,4 @@
-//! Whether a socket is to be recorded: its cgroup, looked up before anything is spent on it.
+//! Whether a socket is recorded, decided by its cgroup before any other work.
 
 use rebalancer_common::Settings;
 
@@ -7,28 +7,29 @@ use crate::{
     sock::TcpSock,
 };
 
-/// How many levels up a cgroup is looked for.
+/// Maximum number of levels searched upwards.
 const DEPTH: usize = 16;
 
-/// What the agent wants recorded.
+/// The agent's settings.
 #[inline(always)]
 pub(crate) fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
 }
 
-/// Whether a socket is to be recorded: neither its cgroup nor one above is excluded.
+/// Whether a socket is recorded: neither its cgroup nor an ancestor is excluded.
 #[inline(always)]
 pub(crate) fn covers(settings: &Settings, tcp: TcpSock) -> bool {
     settings.excludes == 0 || !is_below(tcp, |id| EXCLUDED.get_ptr(id).is_some())
 }
 
-/// Whether the socket's cgroup is this one or below it, as far as the kernel says.
+/// Whether the socket's cgroup is cgroup `id` or below it; true if the kernel does not expose the
+/// cgroup.
 #[inline(always)]
 pub(crate) fn is_within(tcp: TcpSock, id: u64) -> bool {
     id == 0 || tcp.cgroup_node().is_none() || is_below(tcp, |at| at == id)
 }
 
-/// Whether the socket's cgroup or one above it is such a one.
+/// Whether `is_it` holds for the socket's cgroup or an ancestor.
 #[inline(always)]
 fn is_below(tcp: TcpSock, is_it: impl Fn(u64) -> bool) -> bool {
     let mut cgroup = tcp.cgroup_node();

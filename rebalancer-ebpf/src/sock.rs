@@ -1,7 +1,7 @@
-//! Reads the kernel's own socket structures, by offsets that the loader froze.
+//! Reads the kernel's socket structures at offsets that the loader has frozen.
 //!
 //! Each load is a plain load through a pointer whose type the verifier knows from the kernel's
-//! BTF, so a wrong offset is refused at load time instead of reading something else.
+//! BTF, so the verifier rejects a wrong offset at load time.
 
 use core::ptr::read_volatile;
 
@@ -25,11 +25,11 @@ pub(crate) fn host_netns() -> u32 {
     frozen(&HOST_NETNS)
 }
 
-/// A value that the loader patches after compilation. Read one by one, so that no copy of the
-/// whole table lands on the stack.
+/// A value that the loader patches after compilation. Values are read one by one, as a copy of the
+/// whole table would not fit on the stack.
 #[inline(always)]
 pub(crate) fn frozen<T: Copy>(value: &'static T) -> T {
-    // SAFETY: a valid reference; volatile, or the compiler would fold the value it sees now.
+    // SAFETY: a valid reference; volatile, or the compiler would use the value before patching.
     unsafe { read_volatile(value) }
 }
 
@@ -54,10 +54,10 @@ macro_rules! fields {
 }
 
 impl TcpSock {
-    /// The TCP socket behind `sk`, if it is a full one.
+    /// `sk` as a TCP socket, if it is a full one.
     ///
     /// # Safety
-    /// `sk` is a socket pointer that the kernel gave this program.
+    /// `sk` is a socket pointer from the kernel.
     #[inline(always)]
     pub(crate) unsafe fn from_sk(sk: *mut c_void) -> Option<Self> {
         // SAFETY: the caller's.
@@ -69,10 +69,10 @@ impl TcpSock {
         }
     }
 
-    /// An MPTCP socket, of which only the fields of `struct sock` may be read: `skc_*` and `sk_*`.
+    /// `sk` as an MPTCP socket; only fields of `struct sock` (`skc_*`, `sk_*`) may be read.
     ///
     /// # Safety
-    /// `sk` is a socket pointer that the kernel gave this program, not null.
+    /// `sk` is a socket pointer from the kernel, not null.
     #[inline(always)]
     pub(crate) unsafe fn from_mptcp(sk: *mut c_void) -> Option<Self> {
         const IPPROTO_MPTCP: u16 = 262;
@@ -154,8 +154,8 @@ impl TcpSock {
         }
     }
 
-    /// TCP timestamp of the last data sent that is acknowledged, without the connection's offset: the
-    /// kernel takes that off an echoed one, too.
+    /// TCP timestamp of the last acknowledged data, without the connection's offset, which the
+    /// kernel also subtracts from echoed timestamps.
     #[inline(always)]
     pub(crate) fn sent_timestamp(self) -> u32 {
         let sent = self.first_tx_mstamp();
@@ -166,15 +166,15 @@ impl TcpSock {
         }
     }
 
-    /// Whether a single segment with data was received, and data that is acknowledged was sent later.
+    /// Whether exactly one segment with data was received, and data sent later is acknowledged.
     #[inline(always)]
     pub(crate) fn sole_request_answered(self) -> bool {
         let received = self.rcv_rtt_time();
         self.data_segs_in() == 1 && received != 0 && self.first_tx_mstamp() > received
     }
 
-    /// Whether the last thing that happened is that data of ours was acknowledged by a segment without
-    /// data, after all of the peer's data: it has the sequence number that is expected next.
+    /// Whether the last event is a pure ACK of sent data that follows all of the peer's data: its
+    /// sequence number is the next one expected.
     #[inline(always)]
     pub(crate) fn answer_acknowledged(self) -> bool {
         self.snd_wl1() == self.rcv_nxt() && self.tcp_mstamp() == self.delivered_mstamp()
@@ -184,16 +184,16 @@ impl TcpSock {
     #[inline(always)]
     fn counts_microseconds(self) -> bool {
         let bit = frozen(&OFFSETS.tcp_usec_ts);
-        // SAFETY: the byte that the bit is in.
+        // SAFETY: the byte that contains the bit.
         bit != ABSENT && unsafe { self.load::<u8>(bit / 8) } >> (bit % 8) & 1 == 1
     }
 
-    /// Whether the connection was opened from this side: then one more byte than was sent is
-    /// acknowledged or under way, for the SYN. Not after a FIN, which counts one as well.
+    /// Whether the connection was opened from this side: then one more byte is acknowledged or in
+    /// flight than was sent, for the SYN. Not valid after a FIN, which also counts as one.
     #[inline(always)]
     pub(crate) fn has_sent_syn(self) -> bool {
-        let under_way = self.snd_nxt().wrapping_sub(self.snd_una());
-        let counted = self.bytes_acked().wrapping_add(u64::from(under_way));
+        let in_flight = self.snd_nxt().wrapping_sub(self.snd_una());
+        let counted = self.bytes_acked().wrapping_add(u64::from(in_flight));
         counted != self.bytes_sent().wrapping_sub(self.bytes_retrans())
     }
 
@@ -212,7 +212,7 @@ impl TcpSock {
         unsafe { self.load_of_net(frozen(&OFFSETS.net_inum)) }
     }
 
-    /// Cookie of the socket's network namespace; 0 where the kernel has none.
+    /// Cookie of the socket's network namespace; 0 if the kernel has none.
     #[inline(always)]
     pub(crate) fn netns_cookie(self) -> u64 {
         let offset = frozen(&OFFSETS.net_cookie);
@@ -227,21 +227,21 @@ impl TcpSock {
     /// `offset` is a frozen offset of a `T` in `struct net`.
     #[inline(always)]
     unsafe fn load_of_net<T>(self, offset: u32) -> T {
-        // SAFETY: `skc_net` holds a `struct net *`, never null for a live socket; the verifier
-        // turns a load through it into one that cannot fault.
+        // SAFETY: `skc_net` is a `struct net *`, never null for a live socket; the verifier turns
+        // loads through it into loads that cannot fault.
         unsafe {
             let net: *const u8 = self.load(frozen(&OFFSETS.skc_net));
             read_volatile(net.add(offset as usize).cast::<T>())
         }
     }
 
-    /// Id of the socket's cgroup v2; 0 where the kernel does not say.
+    /// ID of the socket's cgroup v2; 0 if the kernel does not expose it.
     #[inline(always)]
     pub(crate) fn cgroup(self) -> u64 {
         self.cgroup_node().map_or(0, Cgroup::id)
     }
 
-    /// The socket's cgroup v2, where the kernel says it.
+    /// The socket's cgroup v2, if the kernel exposes it.
     #[inline(always)]
     pub(crate) fn cgroup_node(self) -> Option<Cgroup> {
         let offset = frozen(&OFFSETS.sk_cgroup);
@@ -253,11 +253,12 @@ impl TcpSock {
     }
 }
 
-/// Frozen by the loader: whether this kernel leads a program from a subflow to its MPTCP socket.
+/// Frozen by the loader: whether this kernel has `bpf_skc_to_mptcp_sock`.
 #[unsafe(no_mangle)]
 static MPTCP: u32 = 0;
 
-/// The MPTCP socket of a subflow, null if it is none: what a descriptor leads to.
+/// The MPTCP socket of a subflow, which is the one that a descriptor refers to; null for other
+/// sockets.
 ///
 /// # Safety
 /// `sk` is this call's full socket.
@@ -273,7 +274,7 @@ pub(crate) unsafe fn mptcp_of(sk: *mut c_void) -> *mut c_void {
 /// The `struct sock` of a `struct socket`.
 ///
 /// # Safety
-/// `socket` is one that the kernel gave this program, not null.
+/// `socket` is a `struct socket` from the kernel, not null.
 #[inline(always)]
 pub(crate) unsafe fn sk_of(socket: *const u8) -> *mut c_void {
     // SAFETY: the caller's.
@@ -292,7 +293,7 @@ impl Cgroup {
         (!cgroup.is_null()).then_some(Self(cgroup))
     }
 
-    /// Its id, 0 if the kernel does not say.
+    /// Its ID; 0 if the kernel does not expose it.
     #[inline(always)]
     pub(crate) fn id(self) -> u64 {
         // SAFETY: a `kernfs_node *`, then its id; a load through a pointer cannot fault, as above.
@@ -305,7 +306,7 @@ impl Cgroup {
         }
     }
 
-    /// The cgroup that it is in; none above the root.
+    /// Its parent; `None` for the root.
     #[inline(always)]
     pub(crate) fn parent(self) -> Option<Self> {
         // SAFETY: a `cgroup_subsys_state *`, then a `cgroup *`, likewise.
@@ -319,10 +320,10 @@ impl Cgroup {
     }
 }
 
-/// A pointer in a structure of the kernel.
+/// Loads a pointer from a kernel structure.
 ///
 /// # Safety
-/// `structure` is one, and there is a pointer at the frozen `offset`.
+/// `structure` points to a kernel structure with a pointer at the frozen `offset`.
 #[inline(always)]
 unsafe fn pointer(structure: *const u8, offset: &'static u32) -> *const u8 {
     // SAFETY: the caller's.

@@ -1,4 +1,4 @@
-//! Records listens, accepts and closes. Runs a handful of times in a connection's life.
+//! Records listens, accepts and closes. Runs a few times per connection.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -24,8 +24,8 @@ const ECONNABORTED: u32 = 103;
 const ECONNRESET: u32 = 104;
 const ETIMEDOUT: u32 = 110;
 
-/// The program on the cgroup root. The answer is always 1: anything else would break the
-/// programs beside us.
+/// The program on the cgroup root. Always returns 1: any other value would break other sock_ops
+/// programs.
 #[sock_ops]
 pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
@@ -37,7 +37,7 @@ pub(crate) fn sock_ops(ctx: SockOpsContext) -> u32 {
     1
 }
 
-/// A socket begins to listen, or a connection was made to one that does.
+/// A socket starts to listen, or a connection is accepted.
 #[inline(always)]
 fn open(ctx: &SockOpsContext, kind: u8) {
     let Some(settings) = scope::settings() else {
@@ -52,24 +52,24 @@ fn open(ctx: &SockOpsContext, kind: u8) {
     // SAFETY: `sk` is this call's socket, and this call runs under its lock.
     match unsafe { record::open(sk, settings, &mut new) } {
         Ok(()) => {
-            ask_for_close(ctx);
+            enable_state_callback(ctx);
             if tcp.is_mptcp() {
                 // SAFETY: as above.
                 unsafe { record::copy_to_mptcp(sk, &mut new) };
             }
         }
-        // Two of our links run side by side for a moment, or it is not to be recorded.
+        // Two of our links may be attached for a moment, or the socket must not be recorded.
         Err(record::NotRecorded::Already) => {}
         Err(record::NotRecorded::Fault(fault)) => faults::count(ctx, fault),
     }
 }
 
-/// A socket that asked for it changes its state; of interest are the first change after the accept,
-/// which says that the callback was left alone there, and the way to CLOSE.
+/// A socket with the callback changes its state. The first change after the accept shows that no
+/// other program has cleared the callback; the change to CLOSE ends the record.
 #[inline(always)]
 fn state(ctx: &SockOpsContext) {
-    // `args[0]` is shared with other programs' replies and never looked at; `args[1]` can not be
-    // written by them.
+    // `args[0]` is shared with other programs' replies, so it is not used; they cannot write
+    // `args[1]`.
     let is_first = ctx_ref(ctx).state == BPF_TCP_SYN_RECV;
     if ctx.arg(1) != BPF_TCP_CLOSE && !is_first {
         return;
@@ -77,11 +77,11 @@ fn state(ctx: &SockOpsContext) {
     let Some((sk, tcp)) = socket(ctx) else { return };
     // SAFETY: `sk` is this call's socket.
     let Some(stored) = (unsafe { record::get(sk) }) else {
-        // Not one of ours: another program set the flag, or its peer is not recorded.
+        // Not recorded: another program has set the flag, or recording excludes this socket.
         return;
     };
     if is_first {
-        // SAFETY: the record of this socket, whose lock this call runs under.
+        // SAFETY: the record of this socket, whose lock is held during this call.
         unsafe { record::close_will_be_seen(stored) };
     }
     if ctx.arg(1) != BPF_TCP_CLOSE {
@@ -89,7 +89,7 @@ fn state(ctx: &SockOpsContext) {
     }
     // SAFETY: as above.
     let record = unsafe { *stored };
-    // Once, though two of our links run side by side for a moment.
+    // Only once: two of our links may be attached for a moment.
     // SAFETY: `sk` is this call's socket.
     if !unsafe { record::remove(sk) } {
         return;
@@ -141,19 +141,19 @@ fn socket(ctx: &SockOpsContext) -> Option<(*mut c_void, TcpSock)> {
     Some((sk, tcp?))
 }
 
-/// The socket's cookie; made here if nobody has asked for it yet.
+/// The socket's cookie, created on first use.
 #[inline(always)]
 fn cookie(ctx: &SockOpsContext) -> u64 {
     // SAFETY: a helper without preconditions beyond the context.
     unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }
 }
 
-/// Adds the STATE callback to the flags that are there; clears none.
+/// Adds the STATE callback to the socket's flags and clears none.
 #[inline(always)]
-fn ask_for_close(ctx: &SockOpsContext) {
+fn enable_state_callback(ctx: &SockOpsContext) {
     let present = ctx.cb_flags();
     if present & BPF_SOCK_OPS_STATE_CB_FLAG != 0 {
-        return; // inherited from the listener, or set by a program beside us
+        return; // inherited from the listener, or set by another program
     }
     if ctx
         .set_cb_flags((present | BPF_SOCK_OPS_STATE_CB_FLAG) as i32)

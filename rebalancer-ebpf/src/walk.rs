@@ -1,10 +1,10 @@
-//! The walk: one pass over the open descriptors of all processes writes a row for each one that
-//! is a socket with a record, into memory shared with the reader. Sockets that are older than
-//! tracking get their record here.
+//! The walk: one pass over the open descriptors of all processes writes a row to memory shared with
+//! the reader for each descriptor of a socket with a record. Sockets that are older than tracking
+//! get their record here.
 //!
-//! The kernel holds a reference to the file meanwhile, so its socket cannot be recycled, and it
-//! takes no socket lock. A pass that is read in portions resumes at the same process and
-//! descriptor, and may be rescheduled between any two of them.
+//! During a call the kernel holds a reference to the file, so its socket cannot be freed; it takes
+//! no socket lock. A pass that is read in portions resumes at the same process and descriptor and
+//! can be rescheduled between any two descriptors.
 
 use aya_ebpf::{
     bindings::{BPF_SOCK_OPS_STATE_CB_FLAG, file as File},
@@ -22,7 +22,7 @@ use crate::{
     sock::{self, TcpSock},
 };
 
-/// `struct bpf_iter__task_file` of the kernel.
+/// The kernel's `struct bpf_iter__task_file`.
 #[repr(C)]
 pub(crate) struct Context {
     meta: *mut c_void,
@@ -36,9 +36,9 @@ const ESTABLISHED: u8 = 1;
 const CLOSE_WAIT: u8 = 8;
 const LISTEN: u8 = 10;
 
-/// Go on with the next descriptor.
+/// Continue with the next descriptor.
 const NEXT: i32 = 0;
-/// Stop: `read` fails with EAGAIN, and resumes with this descriptor.
+/// Stop: `read` fails with EAGAIN, and the next `read` resumes with this descriptor.
 const FULL: i32 = 1;
 
 #[unsafe(no_mangle)]
@@ -47,7 +47,7 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
     let Some(head) = WALK_HEAD.get_ptr_mut(0) else {
         return NEXT;
     };
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     unsafe {
         if (*head).lost != 0 {
             record::no_close_will_be_seen(&(*head).lost_at, (*head).lost);
@@ -57,16 +57,16 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
     // SAFETY: the kernel's context.
     let (task, fd, file) = unsafe { ((*ctx).task, (*ctx).fd, (*ctx).file) };
     if task.is_null() || file.is_null() {
-        // SAFETY: the one slot of this reader's own map.
+        // SAFETY: the single element of this reader's map.
         unsafe {
             (*head).passes += 1;
             (*head).now_ns = bpf_ktime_get_ns();
             (*head).jiffies = bpf_jiffies64();
-            (*head).level = process::readers_level().into();
+            (*head).level = process::reader_level().into();
         }
         return NEXT;
     }
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     unsafe { (*head).files += 1 };
     // SAFETY: the iterator's file, not null.
     let socket = unsafe { bpf_sock_from_file(file) };
@@ -96,10 +96,10 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
             None => return NEXT,
         },
     };
-    // SAFETY: the record of this socket, and the one slot of this reader's own map.
+    // SAFETY: the record of this socket, and the single element of this reader's map.
     unsafe {
         if (*head).adopt != 0 && !record::is_wanted(&*stored, tcp) {
-            // The policy has changed, or its cgroup was not known when it was made.
+            // The settings have changed, or its cgroup was not yet excluded when it was recorded.
             (*head).scratch = *stored;
             if record::remove(sk) {
                 record::uncount(&(*head).scratch);
@@ -107,14 +107,14 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
             return NEXT;
         }
     }
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     let cursor = unsafe { (*head).cursor };
     let Some(row) = ROWS.get_ptr_mut(cursor as u32) else {
-        // SAFETY: as above. The descriptor comes again, and is counted then.
+        // SAFETY: as above. The descriptor is visited and counted again.
         unsafe { (*head).files -= 1 };
         return FULL;
     };
-    // SAFETY: `stored` is the record in socket storage, `row` this reader's own memory.
+    // SAFETY: `stored` is the record in socket storage, `row` is in this reader's memory.
     unsafe {
         if mptcp {
             read_mptcp(tcp, &raw mut (*row).live);
@@ -128,7 +128,7 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
                 }
             }
         }
-        // After the sums: it says what is in them.
+        // After the sums, as the record contains what is in them.
         (*row).connection = *stored;
         (*row).pid = process::id(task);
         (*row).fd = fd;
@@ -137,8 +137,8 @@ pub(crate) extern "C" fn walk(ctx: *mut Context) -> i32 {
     NEXT
 }
 
-/// Makes a record of a connection or listener that is older than tracking, if this reader may and
-/// the policy wants one.
+/// Creates the record of a connection or listener that is older than tracking, if the reader is the
+/// agent and its settings include the socket.
 ///
 /// # Safety
 /// `sk` is the socket of an open file, not null.
@@ -149,7 +149,7 @@ unsafe fn adopt(
     tcp: TcpSock,
     mptcp: bool,
 ) -> Option<*mut Connection> {
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     if unsafe { (*head).adopt } == 0 {
         return None;
     }
@@ -159,23 +159,23 @@ unsafe fn adopt(
         _ => return None,
     };
     let settings = scope::settings()?;
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     let within = unsafe { (*head).within };
     if !scope::covers(settings, tcp) || !scope::is_within(tcp, within) {
         return None;
     }
-    // An MPTCP socket does not tell; it is never moved, whoever opened it.
+    // Unknown for an MPTCP socket, which is never moved.
     if kind == kind::CONNECTION && !mptcp && tcp.has_sent_syn() {
-        return None; // it was opened from this side
+        return None; // opened from this side
     }
     // SAFETY: the socket of an open file.
     let cookie = unsafe { bpf_get_socket_cookie(sk) };
-    // SAFETY: the one slot of this reader's own map.
+    // SAFETY: the single element of this reader's map.
     let new = unsafe { &mut (*head).scratch };
     record::describe(new, tcp, cookie, kind);
     new.flags = flags::ADOPTED;
     if kind == kind::CONNECTION {
-        // SAFETY: the one slot of this reader's own map.
+        // SAFETY: the single element of this reader's map.
         if !accepted_here(new) || unsafe { (*head).room } == 0 {
             return None;
         }
@@ -184,7 +184,7 @@ unsafe fn adopt(
     match unsafe { record::adopt(sk, settings, new) } {
         Ok(stored) => {
             if kind == kind::CONNECTION {
-                // SAFETY: the one slot of this reader's own map.
+                // SAFETY: the single element of this reader's map.
                 unsafe {
                     (*head).room -= 1;
                     (*head).adopted += 1;
@@ -192,20 +192,20 @@ unsafe fn adopt(
             }
             Some(stored)
         }
-        // It is tried again at every pass: only sock_ops counts what a cap leaves out.
+        // Retried in every pass, so only sock_ops counts sockets over a limit.
         Err(record::NotRecorded::Already | record::NotRecorded::Fault(Fault::OverCap)) => None,
         Err(record::NotRecorded::Fault(Fault::OverNodeCap | Fault::EndpointsFull)) => None,
         Err(record::NotRecorded::Fault(fault)) => {
-            // Not logged: the log takes more stack than is left here.
+            // Not logged: logging needs more stack than is left.
             let _before = faults::add(fault);
             None
         }
     }
 }
 
-/// Whether the connection came to a listener: nothing in an established socket says so, but a
-/// listener on its port does. A connection that is walked before its listener is adopted in the
-/// next pass.
+/// Whether the connection was accepted: an established socket does not record it, but there is a
+/// listener on its port. A connection that is visited before its listener is adopted in the next
+/// pass.
 #[inline(always)]
 fn accepted_here(connection: &Connection) -> bool {
     match endpoint::get(&endpoint::key(connection)) {
@@ -215,9 +215,9 @@ fn accepted_here(connection: &Connection) -> bool {
     }
 }
 
-/// A program that is attached behind ours may have cleared the STATE callback of a connection
-/// that was recorded with it. Its close will not be seen: from here on it counts like one that
-/// was adopted. Nothing here may set the callback again, as that takes the socket's lock.
+/// Notes that a program attached after ours has cleared the STATE callback of a connection. Its
+/// close will not be seen: from now on it counts like an adopted one. The walk cannot set the
+/// callback again, as that needs the socket's lock.
 ///
 /// # Safety
 /// `stored` is the record of `tcp`, a connection.
@@ -231,18 +231,18 @@ unsafe fn note_lost_callback(tcp: TcpSock, stored: *mut Connection) {
     {
         return;
     }
-    // SAFETY: the caller's. No callback changes it any more.
+    // SAFETY: the caller's. No callback changes the record any more.
     unsafe {
         (*stored).flags = flags | flags::NO_CLOSE_CALLBACK;
         record::no_close_will_be_seen(&endpoint::key(&*stored), 1);
     }
 }
 
-/// Of an MPTCP socket only its state is read: the counters are those of its subflows, which no
-/// descriptor leads to.
+/// Reads only the state of an MPTCP socket: the counters are those of its subflows, which no
+/// descriptor refers to.
 ///
 /// # Safety
-/// `live` is in a row of this reader's own memory.
+/// `live` is in a row of this reader's memory.
 #[inline(always)]
 unsafe fn read_mptcp(sock: TcpSock, live: *mut Live) {
     // SAFETY: the caller's.
@@ -254,7 +254,7 @@ unsafe fn read_mptcp(sock: TcpSock, live: *mut Live) {
 }
 
 /// # Safety
-/// `live` is in a row of this reader's own memory.
+/// `live` is in a row of this reader's memory.
 #[inline(always)]
 unsafe fn read_live(tcp: TcpSock, kind: u8, live: *mut Live) {
     // SAFETY: a helper without preconditions.

@@ -1,12 +1,12 @@
-//! Passes on what connections receive and send that are about to be moved, so that the agent knows
-//! when an answer is complete. The programs are on the cgroups of such connections, while there are
-//! any; of others there they ask the cookie and are done.
+//! Copies the segments of connections that are being moved to the agent, so that it knows when a
+//! response is complete. The programs are attached to the cgroups of such connections only. For
+//! other connections in the same cgroup they only compare the cookie.
 //!
-//! A packet is seen here as IP hands it over: with all of its fragments, before it is split for the
-//! wire, whatever the application has sent it by. What is retransmitted is seen again.
+//! A packet is seen as IP passes it: with all of its fragments, before segmentation for the wire,
+//! whatever system call sent it. Retransmissions are seen again.
 //!
-//! What does not reach the agent, for want of memory or because a packet is not understood, needs no
-//! mention: it compares what it has seen with TCP's own counters.
+//! Segments that do not reach the agent, because memory is short or a packet cannot be parsed, are
+//! not reported: the agent compares what it has received with TCP's counters.
 
 use core::mem::MaybeUninit;
 
@@ -20,19 +20,20 @@ use rebalancer_common::{Direction, Segment, Watched, listening};
 
 use crate::maps::{SEGMENTS, WATCHED};
 
-/// The packet passes, whatever was seen of it.
+/// Always let the packet pass.
 const PASS: i32 = 1;
 
-/// Chunks that one packet is passed on in: 64 KiB, and what a few of them more may hold.
+/// Maximum number of chunks per packet: 64 KiB and a margin.
 const MOST_CHUNKS: usize = 20;
 
-/// Bytes of a chunk for what is short, as requests and the heads of answers are.
+/// Size of a chunk for short segments, such as requests and response heads.
 const SHORT: usize = 512;
 
-/// IPv6 headers that may stand before TCP's: hop-by-hop (of a jumbogram), routing, destination.
+/// Maximum number of IPv6 extension headers before TCP's: hop-by-hop (of a jumbogram), routing,
+/// destination.
 const MOST_EXTENSIONS: usize = 3;
 
-/// What is reserved in the ring buffer.
+/// An entry of the ring buffer.
 #[repr(C)]
 struct Chunk<const BYTES: usize> {
     head: Segment,
@@ -54,16 +55,16 @@ pub(crate) fn watch_out(ctx: SkBuffContext) -> i32 {
 #[inline(always)]
 fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let skb = ctx.skb.skb;
-    // SAFETY: the program's own context.
+    // SAFETY: the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     let watched = WATCHED.get_ptr_mut(cookie)?;
     if matches!(direction, Direction::Out) {
-        // SAFETY: the program's own context, and a value of the map.
-        let _later = unsafe { base(skb, watched) };
+        // SAFETY: the program's context, and a value of the map.
+        let _retried = unsafe { set_base(skb, watched) };
     }
     // SAFETY: a value of the map.
-    let wanted = unsafe { *watched };
-    if wanted.listening == listening::OFF {
+    let request = unsafe { *watched };
+    if request.listening == listening::OFF {
         return Some(());
     }
     let at = tcp_header(ctx)?;
@@ -73,24 +74,24 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     if length == 0 {
         return Some(());
     }
-    if wanted.listening == listening::LENGTHS {
-        return tell_of(segment(cookie, seq, length, direction, false));
+    if request.listening == listening::LENGTHS {
+        return submit_length(segment(cookie, seq, length, direction, false));
     }
     let which = direction as usize & 1;
     let mut from = 0;
-    if wanted.skipping[which] != 0 {
-        let ahead = wanted.skip_to[which].wrapping_sub(seq) as i32;
+    if request.skipping[which] != 0 {
+        let ahead = request.skip_to[which].wrapping_sub(seq) as i32;
         if ahead > 0 && ahead as u32 > length {
             return Some(());
         }
         if ahead > 0 {
-            // The last that is not wanted: from it on the agent knows where it is.
+            // Reports the skipped bytes, so that the agent knows where the rest begins.
             from = ahead as u32;
-            tell_of(segment(cookie, seq, from, direction, false))?;
+            submit_length(segment(cookie, seq, from, direction, false))?;
         }
     }
-    // Whole chunks first, and then the rest: with a length that varies in the loop the verifier of
-    // Linux 6.1 would follow each of its ways.
+    // Whole chunks first, then the rest: with a variable length in the loop, the verifier of Linux
+    // 6.1 would explore too many paths.
     for _ in 0..MOST_CHUNKS {
         if length - from <= Segment::MOST as u32 {
             break;
@@ -102,7 +103,7 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
             direction,
             true,
         );
-        pass_on::<{ Segment::MOST }>(skb, payload + from, head)?;
+        submit_bytes::<{ Segment::MOST }>(skb, payload + from, head)?;
         from += Segment::MOST as u32;
     }
     let left = length - from;
@@ -111,15 +112,15 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     }
     let head = segment(cookie, seq.wrapping_add(from), left, direction, true);
     if left as usize <= SHORT {
-        pass_on::<SHORT>(skb, payload + from, head)
+        submit_bytes::<SHORT>(skb, payload + from, head)
     } else {
-        pass_on::<{ Segment::MOST }>(skb, payload + from, head)
+        submit_bytes::<{ Segment::MOST }>(skb, payload + from, head)
     }
 }
 
-/// Passes on that there was something, and no byte of it.
+/// Submits a segment's length without its bytes.
 #[inline(always)]
-fn tell_of(segment: Segment) -> Option<()> {
+fn submit_length(segment: Segment) -> Option<()> {
     SEGMENTS.reserve_untyped::<Segment>(0).map(|mut entry| {
         entry.write(segment);
         entry.submit(0);
@@ -137,14 +138,14 @@ fn segment(cookie: u64, seq: u32, length: u32, direction: Direction, present: bo
     }
 }
 
-/// Passes on what is at `offset`: as many bytes as `head` says, and no more than BYTES.
+/// Submits the bytes at `offset`: `head.length` of them, at most BYTES.
 #[inline(always)]
-fn pass_on<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) -> Option<()> {
+fn submit_bytes<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) -> Option<()> {
     let mut entry = SEGMENTS.reserve_untyped::<Chunk<BYTES>>(0)?;
     let chunk: *mut Chunk<BYTES> = MaybeUninit::as_mut_ptr(&mut entry);
-    // The verifier is shown the bounds: 1 and BYTES, a power of two.
+    // Bounds for the verifier: 1 to BYTES, a power of two.
     let length = ((head.length - 1) & (BYTES as u32 - 1)) + 1;
-    // SAFETY: the reserved memory; the kernel writes as many bytes as are there for them.
+    // SAFETY: the reserved memory, which has room for `length` bytes.
     let loaded = unsafe {
         (&raw mut (*chunk).head).write(Segment { length, ..head });
         bpf_skb_load_bytes(skb.cast(), offset, (&raw mut (*chunk).bytes).cast(), length)
@@ -157,14 +158,14 @@ fn pass_on<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segment) 
     Some(())
 }
 
-/// Finds out once how TCP's counters and sequence numbers belong together. What is sent is sent
-/// under the socket's lock, so that they do.
+/// Computes once the offset between TCP's counters and sequence numbers. Called on egress, where
+/// the socket's lock is held, so that the values are consistent.
 ///
 /// # Safety
 /// `skb` is the context, `watched` a value of the map.
 #[inline(always)]
-unsafe fn base(skb: *mut __sk_buff, watched: *mut Watched) -> Option<()> {
-    // SAFETY: by this function's own conditions; null is asked for.
+unsafe fn set_base(skb: *mut __sk_buff, watched: *mut Watched) -> Option<()> {
+    // SAFETY: the caller's; pointers are checked for null.
     unsafe {
         if (*watched).based != 0 {
             return Some(());
@@ -190,7 +191,7 @@ unsafe fn base(skb: *mut __sk_buff, watched: *mut Watched) -> Option<()> {
     Some(())
 }
 
-/// Where the TCP header begins; the packet begins with IP's.
+/// The offset of the TCP header; the packet starts with the IP header.
 #[inline(always)]
 fn tcp_header(ctx: &SkBuffContext) -> Option<usize> {
     const TCP: u8 = 6;

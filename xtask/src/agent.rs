@@ -74,7 +74,8 @@ impl Agent {
         Self::launch(command, file, lab.pins(), program, policy)
     }
 
-    /// Starts an agent that sees only the connections of `pod`, so that several can run side by side.
+    /// Starts an agent that sees only the connections of `pod`, so that several can run side by
+    /// side.
     pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
         let pins = lab.pins();
         make_on_bpffs(&pins)?;

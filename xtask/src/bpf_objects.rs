@@ -9,7 +9,8 @@ use serde_json::Value;
 /// A program, map or link: bpftool's word for its kind, and its ID.
 pub type BpfObject = (&'static str, u64);
 
-/// Each kind and its line in `fdinfo`. A link's `fdinfo` names its program as well, so links come first.
+/// Each kind and its line in `fdinfo`. A link's `fdinfo` names its program as well, so links come
+/// first.
 const KINDS: [(&str, &str); 3] = [
     ("link", "link_id:"),
     ("prog", "prog_id:"),

@@ -1,5 +1,5 @@
-//! Progress of long steps: on a terminal a spinner with the elapsed time and the program's last line,
-//! elsewhere plain lines. The program's output is printed only if it fails.
+//! Progress of long steps: on a terminal a spinner with the elapsed time and the program's last
+//! line, elsewhere plain lines. The program's output is printed only if it fails.
 
 use std::{
     collections::VecDeque,

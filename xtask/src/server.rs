@@ -27,7 +27,8 @@ pub(crate) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
 }
 
 impl Running {
-    /// Starts it with its output in a file and waits until the lab's client can connect to all `ports`.
+    /// Starts it with its output in a file and waits until the lab's client can connect to all
+    /// `ports`.
     pub(crate) fn start(
         lab: &Lab,
         pod: &Pod,

@@ -1,5 +1,5 @@
-//! `cargo xtask simulate`: the agent's decisions in simulated clusters. The simulator is an example of
-//! rebalancer-core and needs nothing else of the agent.
+//! `cargo xtask simulate`: the agent's decisions in simulated clusters. The simulator is an example
+//! of rebalancer-core and needs nothing else of the agent.
 
 use std::ffi::OsString;
 

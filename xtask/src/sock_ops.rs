@@ -1,5 +1,5 @@
-//! Attaches a sock_ops program made of bare instructions to a cgroup: it stands for other software on a
-//! node, and an empty one shows the least that such a program can cost.
+//! Attaches a sock_ops program made of bare instructions to a cgroup: it stands for other software
+//! on a node, and an empty one shows the least that such a program can cost.
 
 use std::{
     fs::File,

@@ -35,8 +35,8 @@ pub(crate) enum Suite {
     Answers,
     /// All except `moves`, `steps`, `deploy`, `cluster` and `vm`, with a short run of `answers`
     All,
-    /// Overlays, chart, alerts and dashboard, checked with helm and kustomize (built on first use) and
-    /// promtool
+    /// Overlays, chart, alerts and dashboard, checked with helm and kustomize (built on first use)
+    /// and promtool
     Deploy,
     /// The manifests in a real Kubernetes, which is built on first use: needs root
     Cluster,
@@ -53,8 +53,8 @@ struct Section {
 pub(crate) struct Args {
     #[arg(value_enum, default_value_t = Suite::All)]
     suite: Suite,
-    /// Number of moves by SOCK_DESTROY in the suite `moves`; each other mechanism makes a fifth of it
-    /// [default: 100000]
+    /// Number of moves by SOCK_DESTROY in the suite `moves`; each other mechanism makes a fifth of
+    /// it [default: 100000]
     #[arg(long, value_name = "COUNT")]
     moves: Option<u32>,
     #[command(flatten, next_help_heading = "Options of the suite answers")]
@@ -186,7 +186,8 @@ fn moves(count: u32) -> Result<Section> {
     Ok(section)
 }
 
-/// The table of steps: rebuilds xtask with the client libraries that only this suite needs and runs it.
+/// The table of steps: rebuilds xtask with the client libraries that only this suite needs and runs
+/// it.
 #[cfg(not(feature = "steps"))]
 fn steps() -> Result<()> {
     setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;

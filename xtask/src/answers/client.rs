@@ -1,5 +1,5 @@
-//! The clients: each keeps a connection, repeats requests for one kind of response with pauses between
-//! them, and compares every byte of the response.
+//! The clients: each keeps a connection, repeats requests for one kind of response with pauses
+//! between them, and compares every byte of the response.
 
 use std::{
     io,

@@ -1,5 +1,5 @@
-//! Counts how many moves by the defaults cost a request of a real HTTP library with think time, while
-//! compilers load the machine.
+//! Counts how many moves by the defaults cost a request of a real HTTP library with think time,
+//! while compilers load the machine.
 
 use std::{
     fmt::Write as _,

@@ -1,6 +1,6 @@
 //! `cargo xtask test answers`: a policy with only `maxAge`, against servers that pause within their
-//! responses, directly and behind nginx and haproxy. It fails if a response is cut off, if a tunnel is
-//! ended, or if movable connections are not moved.
+//! responses, directly and behind nginx and haproxy. It fails if a response is cut off, if a tunnel
+//! is ended, or if movable connections are not moved.
 
 mod client;
 mod load;
@@ -39,7 +39,8 @@ pub(crate) struct Args {
     /// Longest pause within a response, in seconds [default: 30]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
     longest: Option<u64>,
-    /// Instead, make this many moves of clients with think time while two compilers run [default: 500]
+    /// Instead, make this many moves of clients with think time while two compilers run [default:
+    /// 500]
     #[arg(long, value_name = "MOVES", num_args = 0..=1, default_missing_value = "500")]
     beside_load: Option<u64>,
     /// Set `onReconnect: Safe`, so that a pause counts as an end; fails if no response is cut off

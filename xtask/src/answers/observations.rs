@@ -119,8 +119,8 @@ impl Observations {
         self.cells.get(&cell).is_some_and(|sums| sums.moved > 0)
     }
 
-    /// Adds the moves to the cells of their connections. A move of a connection that no client had is a
-    /// problem.
+    /// Adds the moves to the cells of their connections. A move of a connection that no client had
+    /// is a problem.
     pub(super) fn add(&mut self, moves: &[EndedMove]) {
         for ended in moves {
             // A client address is used for several server ports and reused later.

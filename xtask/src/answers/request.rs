@@ -1,4 +1,5 @@
-//! Requests and the responses to them: client and server derive the response from the request's target.
+//! Requests and the responses to them: client and server derive the response from the request's
+//! target.
 
 use std::{str::FromStr, time::Duration};
 
@@ -137,8 +138,8 @@ impl Request {
         mix(mix(self.seed) ^ what)
     }
 
-    /// How long the server waits before it writes piece number `piece`. Mostly 0.1 to 2 s; one of forty
-    /// responses pauses once for half of `longest` to `longest`.
+    /// How long the server waits before it writes piece number `piece`. Mostly 0.1 to 2 s; one of
+    /// forty responses pauses once for half of `longest` to `longest`.
     pub(super) fn pause(self, piece: usize) -> Duration {
         const USUAL: u64 = 1900;
         let random = self.random(piece as u64);

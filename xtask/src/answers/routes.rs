@@ -1,5 +1,5 @@
-//! The routes to the server, all within one pod: directly, and through reverse proxies, whose client
-//! connections are the ones that are moved.
+//! The routes to the server, all within one pod: directly, and through reverse proxies, whose
+//! client connections are the ones that are moved.
 
 use std::fs;
 

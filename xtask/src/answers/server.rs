@@ -1,5 +1,5 @@
-//! The server: it writes the response that the request's target describes, with pauses. It runs until it
-//! is killed.
+//! The server: it writes the response that the request's target describes, with pauses. It runs
+//! until it is killed.
 
 use std::{fs::File, io, net::SocketAddr, path::PathBuf, sync::Arc};
 

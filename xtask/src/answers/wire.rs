@@ -1,4 +1,5 @@
-//! HTTP/1 on one end of a connection. The framing is independent of the agent's, which is under test.
+//! HTTP/1 on one end of a connection. The framing is independent of the agent's, which is under
+//! test.
 
 use std::{
     io::{Error, ErrorKind, Result},

@@ -16,7 +16,8 @@ pub(crate) enum Bench {
     /// What recording adds to an accepted connection: nginx and ab without keep-alive in the lab,
     /// with and without the agent in each round
     Accept(accept::Args),
-    /// Established connections: time and memory to list them, and scheduling delay on the walk's CPU
+    /// Established connections: time and memory to list them, and scheduling delay on the walk's
+    /// CPU
     Held {
         /// Number of connections
         #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]

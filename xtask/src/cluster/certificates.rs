@@ -1,4 +1,5 @@
-//! The cluster's certificates and a kubeconfig for each client, created by openssl: one CA, elliptic keys.
+//! The cluster's certificates and a kubeconfig for each client, created by openssl: one CA,
+//! elliptic keys.
 
 use std::{
     fs,

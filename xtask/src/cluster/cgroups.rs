@@ -1,5 +1,5 @@
-//! The cluster's cgroups, in every hierarchy of the machine: cgroup v2 alone, or hybrid v1 and v2. All
-//! processes of the cluster are in them and are killed with them.
+//! The cluster's cgroups, in every hierarchy of the machine: cgroup v2 alone, or hybrid v1 and v2.
+//! All processes of the cluster are in them and are killed with them.
 
 use std::{
     fs::{self, OpenOptions},
@@ -133,8 +133,9 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills every process in and below it, and removes it, as a reboot does. Left cgroups of old pods
-    /// would delay the kubelet, and one that has enabled controllers for its children accepts no processes.
+    /// Kills every process in and below it, and removes it, as a reboot does. Left cgroups of old
+    /// pods would delay the kubelet, and one that has enabled controllers for its children accepts
+    /// no processes.
     pub(super) fn destroy(self) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
         let v2 = self.hierarchies.iter().find(|h| h.is_v2());
@@ -170,8 +171,8 @@ fn make_in(hierarchy: &Hierarchy, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// v2: controllers must be enabled for a cgroup's children. In a hybrid setup v2 has no controllers. One
-/// that cannot be enabled is skipped: the kubelet reports those that it misses.
+/// v2: controllers must be enabled for a cgroup's children. In a hybrid setup v2 has no
+/// controllers. One that cannot be enabled is skipped: the kubelet reports those that it misses.
 fn delegate(folder: &Path) -> io::Result<()> {
     let controllers = fs::read_to_string(folder.join("cgroup.controllers"))?;
     for controller in controllers.split_whitespace() {

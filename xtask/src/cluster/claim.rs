@@ -1,6 +1,6 @@
-//! Exclusive use of the cluster, by a lock in the cache folder. While a command starts or tests a cluster,
-//! a watcher process waits for the command's exit, even by SIGKILL, and removes the cluster unless it is
-//! kept. If the watcher dies as well, the next `up` or `down` cleans up.
+//! Exclusive use of the cluster, by a lock in the cache folder. While a command starts or tests a
+//! cluster, a watcher process waits for the command's exit, even by SIGKILL, and removes the
+//! cluster unless it is kept. If the watcher dies as well, the next `up` or `down` cleans up.
 
 use std::{
     fs::File,

@@ -1,5 +1,5 @@
-//! The images of the cluster's pods, built from this machine's programs without a registry. The agent's is
-//! that of `cargo xtask image`.
+//! The images of the cluster's pods, built from this machine's programs without a registry. The
+//! agent's is that of `cargo xtask image`.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Names, paths and addresses of the cluster; there is one cluster at a time. Its addresses exist only in
-//! its namespaces and cannot clash with the machine's.
+//! Names, paths and addresses of the cluster; there is one cluster at a time. Its addresses exist
+//! only in its namespaces and cannot clash with the machine's.
 
 use std::{
     fs,

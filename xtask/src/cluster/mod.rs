@@ -1,7 +1,7 @@
-//! `cargo xtask cluster`: a real Kubernetes cluster on this machine: etcd, API server, controllers and
-//! scheduler in one network namespace, and nodes with their own namespaces, cgroups, containerd, kubelet and
-//! kube-proxy. It needs no registry and no service manager and does not change the machine's own network.
-//! For tests of the manifests and for experiments.
+//! `cargo xtask cluster`: a real Kubernetes cluster on this machine: etcd, API server, controllers
+//! and scheduler in one network namespace, and nodes with their own namespaces, cgroups,
+//! containerd, kubelet and kube-proxy. It needs no registry and no service manager and does not
+//! change the machine's own network. For tests of the manifests and for experiments.
 
 mod certificates;
 mod cgroups;
@@ -155,8 +155,8 @@ struct Cluster {
 }
 
 impl Cluster {
-    /// Kills all of the node's processes at once and starts it again. Its disk is kept; network, cgroups,
-    /// `/run` and bpffs are lost.
+    /// Kills all of the node's processes at once and starts it again. Its disk is kept; network,
+    /// cgroups, `/run` and bpffs are lost.
     fn reboot(&self, node: Node) -> Result<()> {
         Cgroup::make(&node.name())?.destroy()?;
         network::reset(node)?;

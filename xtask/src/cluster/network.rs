@@ -1,5 +1,5 @@
-//! The cluster's network: each node's network namespace is connected to a bridge in that of the control
-//! plane. The machine's own network is not changed.
+//! The cluster's network: each node's network namespace is connected to a bridge in that of the
+//! control plane. The machine's own network is not changed.
 
 use std::{fs, process::Command};
 
@@ -66,8 +66,8 @@ fn join(node: Node) -> Result<()> {
         ),
     )?;
     sysctl(&name, "net.ipv4.ip_forward=1")?;
-    // Exists with br_netfilter only. Then traffic from a pod to a Service endpoint on the same node passes
-    // kube-proxy's rules in both directions.
+    // Exists with br_netfilter only. Then traffic from a pod to a Service endpoint on the same node
+    // passes kube-proxy's rules in both directions.
     if fs::exists("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or(false) {
         sysctl(&name, "net.bridge.bridge-nf-call-iptables=1")?;
     }

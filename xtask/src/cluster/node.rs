@@ -216,8 +216,8 @@ fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Server> {
     Server::start(&format!("{name}-kubelet"), cgroup, &mut command)
 }
 
-/// Writes the CNI configuration. Written in place: containerd 1.6 does not notice a file that is renamed
-/// into the folder, and the node would never become ready.
+/// Writes the CNI configuration. Written in place: containerd 1.6 does not notice a file that is
+/// renamed into the folder, and the node would never become ready.
 fn connect_pods(node: Node, pods: &str) -> Result<()> {
     let configuration = format!(
         r#"{{"cniVersion": "0.4.0", "name": "pods", "plugins": [

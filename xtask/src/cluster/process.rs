@@ -29,8 +29,8 @@ impl Server {
         let path = log(name);
         let output = fs::File::create(&path).with_context(|| path.display().to_string())?;
         let lists = cgroup.open()?;
-        // SAFETY: between fork and exec the closure makes only system calls, on descriptors that it owns;
-        // it allocates nothing and takes no lock.
+        // SAFETY: between fork and exec the closure makes only system calls, on descriptors that it
+        // owns; it allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(move || {
                 for list in &lists {

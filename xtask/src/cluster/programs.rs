@@ -1,5 +1,5 @@
-//! Kubernetes' servers, etcd and kubectl as one binary, built from Go modules. This takes about ten minutes
-//! of CPU once: the binary is cached under a hash of its sources.
+//! Kubernetes' servers, etcd and kubectl as one binary, built from Go modules. This takes about ten
+//! minutes of CPU once: the binary is cached under a hash of its sources.
 
 use std::{
     fs,

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 
 use super::{cgroups, layout, process::output};
 
-/// Folders over which a node mounts its own. Those that the machine lacks are created and removed again.
+/// Folders over which a node mounts its own. Those that the machine lacks are created and removed
+/// again.
 const MOUNT_POINTS: [&str; 9] = [
     "/run/containerd",
     "/run/rebalancer",

@@ -21,7 +21,8 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the fleet on `path` of the Service and waits until every connection has had a response.
+    /// Starts the fleet on `path` of the Service and waits until every connection has had a
+    /// response.
     pub(crate) fn start(lab: &Lab, path: &str) -> Result<Self> {
         let program = std::env::current_exe().context("this program's path")?;
         let mut client = lab

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: demonstrates the problem with real programs in three acts, then fixes it. It fails
-//! if the connections do not spread.
+//! `cargo xtask demo`: demonstrates the problem with real programs in three acts, then fixes it. It
+//! fails if the connections do not spread.
 
 pub(crate) mod fleet;
 pub(crate) mod policies;

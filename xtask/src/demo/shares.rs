@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use crate::terminal::{bold, cyan, dim};
 
 const WIDTH: f64 = 24.0;
-/// The share of the connections, in percent, that every pod has once they are spread. 60 connections
-/// placed on three pods at random meet it in 499 of 500 cases.
+/// The share of the connections, in percent, that every pod has once they are spread. 60
+/// connections placed on three pods at random meet it in 499 of 500 cases.
 pub(crate) const SPREAD: std::ops::RangeInclusive<f64> = 15.0..=55.0;
 
 /// The count of every pod, in the pods' order.

@@ -161,7 +161,8 @@ fn memory(tools: &Tools) -> Outcome {
         let objects = objects::parse(&tools.template(&["--set", &value])?)?;
         let resources = &objects["DaemonSet rebalancer"]["spec"]["template"]["spec"]["containers"]
             [0]["resources"];
-        // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,600 more.
+        // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,600
+        // more.
         for (kind, each) in [("requests", 385 + 770), ("limits", 385 + 770 + 3_600)] {
             let mi = mebibytes(&resources[kind]["memory"])?;
             let needed = (20_000_000 + each * connections).max(128 * MI);

@@ -1,5 +1,5 @@
-//! Choices of an operator, each as a kustomize overlay with components and as chart values. Both must
-//! render the same objects.
+//! Choices of an operator, each as a kustomize overlay with components and as chart values. Both
+//! must render the same objects.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
-//! `cargo xtask manifests` renders deploy/. `cargo xtask test deploy` checks it without a cluster: overlays
-//! and chart render the same objects for the same choices, mistakes in the chart's values are rejected with
-//! a clear message, and Prometheus parses every rule and panel. Tests that need neither helm nor kustomize
-//! are in `rebalancer-user/tests`.
+//! `cargo xtask manifests` renders deploy/. `cargo xtask test deploy` checks it without a cluster:
+//! overlays and chart render the same objects for the same choices, mistakes in the chart's values
+//! are rejected with a clear message, and Prometheus parses every rule and panel. Tests that need
+//! neither helm nor kustomize are in `rebalancer-user/tests`.
 
 mod checks;
 mod choices;
@@ -38,7 +38,8 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The manifest that `helm install` with default values would send; `None` if helm has not been built.
+/// The manifest that `helm install` with default values would send; `None` if helm has not been
+/// built.
 pub(crate) fn chart_as_sent() -> Result<Option<String>> {
     let tools = Tools::if_built()?;
     tools.map(|tools| tools.template(&[])).transpose()
@@ -59,8 +60,8 @@ fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     Ok(all)
 }
 
-/// Writes a kustomization to `folder` that combines an overlay with components. kustomize accepts only
-/// relative paths and follows no symbolic links.
+/// Writes a kustomization to `folder` that combines an overlay with components. kustomize accepts
+/// only relative paths and follows no symbolic links.
 pub(crate) fn combined(folder: &Path, overlay: &str, components: &[&str]) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let real = folder.canonicalize().context("the overlay's folder")?;

@@ -1,5 +1,5 @@
-//! Parses the alert rules and the dashboard's queries with promtool. A test of rebalancer-user checks that
-//! the metrics exist.
+//! Parses the alert rules and the dashboard's queries with promtool. A test of rebalancer-user
+//! checks that the metrics exist.
 
 use std::{fs, path::Path, process::Command};
 

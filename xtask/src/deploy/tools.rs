@@ -1,5 +1,5 @@
-//! helm and kustomize, built from their Go modules, as Debian does not package them. This takes about two
-//! minutes of CPU once: both are cached under a hash of their sources.
+//! helm and kustomize, built from their Go modules, as Debian does not package them. This takes
+//! about two minutes of CPU once: both are cached under a hash of their sources.
 
 use std::{
     ffi::OsStr,
@@ -17,8 +17,8 @@ const PACKAGES: [&str; 2] = [
     "helm.sh/helm/v3/cmd/helm",
     "sigs.k8s.io/kustomize/kustomize/v5",
 ];
-/// helm does not take its own version, nor the Kubernetes version that it renders for without a cluster,
-/// from its module.
+/// helm does not take its own version, nor the Kubernetes version that it renders for without a
+/// cluster, from its module.
 const LINK_FLAGS: &str = "-s -w -X helm.sh/helm/v3/internal/version.version=v3.19.5 \
                           -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMajor=1 \
                           -X helm.sh/helm/v3/pkg/lint/rules.k8sVersionMinor=34 \

@@ -1,5 +1,5 @@
-//! `cargo xtask image`: builds the agent's OCI image without a container engine or a registry: one layer
-//! with the binary of `cargo xtask build` and the shared libraries that it needs.
+//! `cargo xtask image`: builds the agent's OCI image without a container engine or a registry: one
+//! layer with the binary of `cargo xtask build` and the shared libraries that it needs.
 
 mod oci;
 mod root;

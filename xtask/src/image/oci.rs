@@ -1,5 +1,6 @@
-//! Writes an OCI image layout (image specification 1.0) as a tar: one layer, one manifest. The same root and
-//! configuration give the same bytes: times, owners and order do not depend on the machine.
+//! Writes an OCI image layout (image specification 1.0) as a tar: one layer, one manifest. The same
+//! root and configuration give the same bytes: times, owners and order do not depend on the
+//! machine.
 
 use std::{io::Write as _, path::Path};
 

@@ -155,8 +155,8 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(list.lines().filter_map(library).collect())
 }
 
-/// Parses one line of ldd: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, or the loader without an
-/// arrow. The vDSO has no path.
+/// Parses one line of ldd: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, or the loader
+/// without an arrow. The vDSO has no path.
 fn library(line: &str) -> Option<PathBuf> {
     let line = line.trim();
     let path = line.split_once(" => ").map_or(line, |(_, path)| path);

@@ -1,6 +1,6 @@
-//! The demo's client: keep-alive connections of a real HTTP library with a connection pool, with think
-//! time between requests. Errors that the library does not hide are counted. Every second it prints a
-//! report as one line of JSON. It exits when its standard input is closed.
+//! The demo's client: keep-alive connections of a real HTTP library with a connection pool, with
+//! think time between requests. Errors that the library does not hide are counted. Every second it
+//! prints a report as one line of JSON. It exits when its standard input is closed.
 
 mod tally;
 mod worker;

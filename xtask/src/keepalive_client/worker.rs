@@ -52,8 +52,8 @@ pub(super) async fn run(index: usize, url: Uri, think: Think, tally: Arc<Tally>)
     }
 }
 
-/// A client with a pool of one connection. Its retry of requests that met a closed connection is off, as
-/// it would hide the cost of a move.
+/// A client with a pool of one connection. Its retry of requests that met a closed connection is
+/// off, as it would hide the cost of a move.
 pub(crate) fn client() -> Http {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);

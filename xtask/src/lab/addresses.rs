@@ -1,5 +1,5 @@
-//! A lab's addresses, derived from its number, so that parallel labs share none and a rule can be limited
-//! to one lab.
+//! A lab's addresses, derived from its number, so that parallel labs share none and a rule can be
+//! limited to one lab.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 

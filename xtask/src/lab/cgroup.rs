@@ -1,5 +1,5 @@
-//! The lab's cgroups, in the cgroup v2 hierarchy only. A container's cgroup is named as kubelet's cgroupfs
-//! driver names it, so that code that reads pods from cgroup paths can be tested.
+//! The lab's cgroups, in the cgroup v2 hierarchy only. A container's cgroup is named as kubelet's
+//! cgroupfs driver names it, so that code that reads pods from cgroup paths can be tested.
 
 use std::{
     fs::{self, OpenOptions},
@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// The mount point of the cgroup v2 hierarchy: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on hybrid
-/// hosts.
+/// The mount point of the cgroup v2 hierarchy: `/sys/fs/cgroup`, or `/sys/fs/cgroup/unified` on
+/// hybrid hosts.
 pub(crate) fn hierarchy() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
     find(&mounts).context("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /mnt/cgroup2")

@@ -70,8 +70,8 @@ impl Host {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         let (namespace, processes) = (Arc::clone(&self.namespace), Arc::clone(&self.processes));
-        // SAFETY: between fork and exec the closure makes only two system calls, on descriptors that it
-        // owns; it allocates nothing and takes no lock.
+        // SAFETY: between fork and exec the closure makes only two system calls, on descriptors
+        // that it owns; it allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(move || {
                 rustix::io::write(&processes, b"0")?;
@@ -82,8 +82,8 @@ impl Host {
         command
     }
 
-    /// Starts a program in this host. It is killed with the lab; the caller waits for it or kills it
-    /// earlier.
+    /// Starts a program in this host. It is killed with the lab; the caller waits for it or kills
+    /// it earlier.
     pub fn spawn(&self, program: &str, arguments: &[&str]) -> Result<Child> {
         self.command(program)
             .args(arguments)
@@ -91,8 +91,8 @@ impl Host {
             .with_context(|| format!("start {program}"))
     }
 
-    /// Runs `work` in this host's network namespace, on a separate thread. Sockets that it creates stay in
-    /// this namespace.
+    /// Runs `work` in this host's network namespace, on a separate thread. Sockets that it creates
+    /// stay in this namespace.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

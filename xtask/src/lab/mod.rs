@@ -1,7 +1,7 @@
-//! The lab: a client, a node with kube-proxy's rules, and pods, each in its own network namespace and
-//! cgroup on this machine, separate from the machine's network. Used by the demo, by tests and by
-//! `cargo xtask lab`. It is removed without a trace when its [`Lab`] is dropped or its process dies, even
-//! by SIGKILL. Needs root.
+//! The lab: a client, a node with kube-proxy's rules, and pods, each in its own network namespace
+//! and cgroup on this machine, separate from the machine's network. Used by the demo, by tests and
+//! by `cargo xtask lab`. It is removed without a trace when its [`Lab`] is dropped or its process
+//! dies, even by SIGKILL. Needs root.
 
 mod addresses;
 mod cgroup;
@@ -110,7 +110,8 @@ impl Lab {
         self.claim.slot.folder()
     }
 
-    /// A folder on the bpffs for the pins of an agent of this lab. Not created yet; removed with the lab.
+    /// A folder on the bpffs for the pins of an agent of this lab. Not created yet; removed with
+    /// the lab.
     pub fn pins(&self) -> PathBuf {
         self.claim.slot.pins()
     }

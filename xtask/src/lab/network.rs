@@ -1,5 +1,5 @@
-//! The lab's network: client and pods, each in a network namespace, connected by a node. The machine's
-//! own network is not changed.
+//! The lab's network: client and pods, each in a network namespace, connected by a node. The
+//! machine's own network is not changed.
 //!
 //! ```text
 //! client eth0 ── veth ── node ── bridge ── veth ── eth0 pod 0
@@ -134,8 +134,8 @@ pub(crate) fn tune6(node: &Host) -> Result<()> {
 pub(crate) fn tune(node: &Host, client: &Host) -> Result<()> {
     node.enter(|| {
         write("net/ipv4/ip_forward", "1")?;
-        // Exists with br_netfilter only. Then replies from pod to pod pass conntrack, as on a Kubernetes
-        // node.
+        // Exists with br_netfilter only. Then replies from pod to pod pass conntrack, as on a
+        // Kubernetes node.
         write_if_exists("net/bridge/bridge-nf-call-iptables", "1")
     })??;
     client.enter(|| {

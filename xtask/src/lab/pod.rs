@@ -1,5 +1,5 @@
-//! A pod: a host, with nginx while it serves. nginx reports its counts on a unix socket, so that reading
-//! them creates no TCP connection to track.
+//! A pod: a host, with nginx while it serves. nginx reports its counts on a unix socket, so that
+//! reading them creates no TCP connection to track.
 
 use std::{
     fs,

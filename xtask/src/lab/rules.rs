@@ -1,7 +1,7 @@
-//! kube-proxy's rules for one Service, as its iptables mode writes them: a chain for the Service that
-//! chooses an endpoint at random, and a chain per endpoint that rewrites the destination. Changing the
-//! endpoints replaces the Service's chain in one transaction and does not touch conntrack, so existing
-//! connections keep their replica.
+//! kube-proxy's rules for one Service, as its iptables mode writes them: a chain for the Service
+//! that chooses an endpoint at random, and a chain per endpoint that rewrites the destination.
+//! Changing the endpoints replaces the Service's chain in one transaction and does not touch
+//! conntrack, so existing connections keep their replica.
 
 use std::net::SocketAddr;
 
@@ -13,8 +13,8 @@ use crate::command;
 const SERVICE: &str = "KUBE-SVC-REBALANCERLABWEB";
 const NAME: &str = "lab/web:http";
 
-/// A Service of one address family. kube-proxy writes the same rules for both families, each with its own
-/// program.
+/// A Service of one address family. kube-proxy writes the same rules for both families, each with
+/// its own program.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) address: SocketAddr,

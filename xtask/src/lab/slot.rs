@@ -1,6 +1,6 @@
-//! A lab's number, the names derived from it, and its owner. The owner holds a lock on the lab's folder. A
-//! script waits for the owner's exit, even by SIGKILL, and removes the lab. If the script dies as well, the
-//! next lab to start cleans up.
+//! A lab's number, the names derived from it, and its owner. The owner holds a lock on the lab's
+//! folder. A script waits for the owner's exit, even by SIGKILL, and removes the lab. If the script
+//! dies as well, the next lab to start cleans up.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -235,8 +235,8 @@ fn remove(wanted: impl Fn(LabState) -> bool) -> Result<Vec<Slot>> {
     Ok(removed)
 }
 
-/// Locks the choice of numbers and the removal of labs. The lock is on `/run` itself, so that no lock
-/// file remains.
+/// Locks the choice of numbers and the removal of labs. The lock is on `/run` itself, so that no
+/// lock file remains.
 fn lock_slots() -> Result<File> {
     let lock = File::open(STATE).context(STATE)?;
     flock(&lock, FlockOperation::LockExclusive).context("lock /run")?;

@@ -112,8 +112,8 @@ fn apt_get(title: &str, arguments: &[&str]) -> Result<()> {
         match progress::run(title, &mut apt) {
             Ok(()) => return Ok(()),
             Err(error) if attempt == ATTEMPTS => return Err(error),
-            // Transient: another apt holds or has just deleted lists or downloads, or the lists are too
-            // old for the mirror.
+            // Transient: another apt holds or has just deleted lists or downloads, or the lists are
+            // too old for the mirror.
             Err(error) => {
                 let problem = format!("{error:#}");
                 let cause = problem.lines().rev().find(|line| line.starts_with("E: "));

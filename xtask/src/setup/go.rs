@@ -1,6 +1,6 @@
-//! Go, which builds the cluster's programs, helm and kustomize. Kubernetes needs a newer Go than Debian
-//! 12 has. From 1.21 on, Go downloads the release that a module requires. An older Go, such as Debian's
-//! 1.19, can download that release as a module, which is then used from the cache.
+//! Go, which builds the cluster's programs, helm and kustomize. Kubernetes needs a newer Go than
+//! Debian 12 has. From 1.21 on, Go downloads the release that a module requires. An older Go, such
+//! as Debian's 1.19, can download that release as a module, which is then used from the cache.
 
 use std::{
     fs,
@@ -51,8 +51,8 @@ pub(super) fn find() -> Finding {
     }
 }
 
-/// `go build` in `folder`, independent of the caller's environment. Go downloads a newer release if the
-/// module requires one.
+/// `go build` in `folder`, independent of the caller's environment. Go downloads a newer release if
+/// the module requires one.
 pub(crate) fn build(folder: &Path) -> Result<Command> {
     let mut go = Command::new(program()?);
     go.current_dir(folder)

@@ -1,6 +1,6 @@
-//! What builds the kernel half: a compiler with a BPF core, and bpf-linker built with the same LLVM. The
-//! compiler is either a pinned nightly with rust-src, or Debian's with its prebuilt BPF core. A toolchain's
-//! name proves nothing, so its contents are checked.
+//! What builds the kernel half: a compiler with a BPF core, and bpf-linker built with the same
+//! LLVM. The compiler is either a pinned nightly with rust-src, or Debian's with its prebuilt BPF
+//! core. A toolchain's name proves nothing, so its contents are checked.
 
 use std::{
     fmt, fs,

@@ -26,8 +26,8 @@ pub(crate) enum Need {
     Kernel,
     /// The programs of the lab, the demo and the tests.
     Host,
-    /// What builds the cluster's programs and runs on its nodes; large, so only for commands that need a
-    /// cluster.
+    /// What builds the cluster's programs and runs on its nodes; large, so only for commands that
+    /// need a cluster.
     Cluster,
     /// What checks the manifests, in addition to kubectl.
     Deploy,

@@ -34,8 +34,8 @@ impl Clients<'_> {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Runs a worker for each connection until the deadline. Workers run forever; exchanges in progress at
-    /// the deadline do not count.
+    /// Runs a worker for each connection until the deadline. Workers run forever; exchanges in
+    /// progress at the deadline do not count.
     pub(super) fn run<W>(&self, worker: impl FnMut(u64, Arc<Tally>) -> W + Send) -> Result<Seen>
     where
         W: Future<Output = ()> + Send + 'static,

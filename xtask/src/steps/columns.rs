@@ -22,8 +22,8 @@ impl Column {
         }
     }
 
-    /// The fields beyond the defaults. They disable the guards that a policy can disable; those of the
-    /// process that holds the socket remain.
+    /// The fields beyond the defaults. They disable the guards that a policy can disable; those of
+    /// the process that holds the socket remain.
     fn forced(self) -> &'static str {
         match self {
             Self::Defaults => "",
@@ -33,8 +33,8 @@ impl Column {
         }
     }
 
-    /// Moves connections of the lab's client on this port that are older than two seconds. Times and budgets
-    /// are shorter than the defaults, to save time.
+    /// Moves connections of the lab's client on this port that are older than two seconds. Times
+    /// and budgets are shorter than the defaults, to save time.
     pub(super) fn enforce(self, rule: &str, port: u16, client_subnet: &str) -> String {
         self.policy("Enforce", rule, port, client_subnet)
     }

@@ -1,6 +1,6 @@
-//! `cargo xtask test steps`: a table of what each step does to real servers and their clients. Each column
-//! has its own pod and agent, so that all columns of a row are measured at the same time under the same
-//! conditions. It fails if the defaults lose requests, or if a server dies.
+//! `cargo xtask test steps`: a table of what each step does to real servers and their clients. Each
+//! column has its own pod and agent, so that all columns of a row are measured at the same time
+//! under the same conditions. It fails if the defaults lose requests, or if a server dies.
 
 mod clients;
 mod columns;

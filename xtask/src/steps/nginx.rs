@@ -235,8 +235,8 @@ async fn connect(address: std::net::SocketAddrV4) -> Result<Calls> {
     Ok(calls)
 }
 
-/// Makes calls until the connection ends. Calls that find the connection already closed are no losses, as a
-/// client would make them on another one.
+/// Makes calls until the connection ends. Calls that find the connection already closed are no
+/// losses, as a client would make them on another one.
 async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
     let mut calls = calls.clone();
     while calls.ready().await.is_ok() {

@@ -1,4 +1,5 @@
-//! A server in C with the default action for SIGPIPE: a write to a connection that was reset kills it.
+//! A server in C with the default action for SIGPIPE: a write to a connection that was reset kills
+//! it.
 
 use std::process::Command;
 

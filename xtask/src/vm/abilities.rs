@@ -339,7 +339,7 @@ mod tests {
         said[1] = finding.to_owned();
         said.retain(|line| !line.contains("sends_of_known_sizes"));
         assert_eq!(at(&verdicts(&said), "counts"), r#"Refused("FIONREAD")"#);
-        said.retain(|line| !line.contains("would_mislead"));
+        said.retain(|line| !line.contains("wrong_fionread"));
         assert!(at(&verdicts(&said), "counts").starts_with("Failed"));
     }
 

@@ -144,7 +144,8 @@ pub(super) fn recreated(_: &mut State) -> Outcome {
     Ok(format!("names within {slowest:.1} s of readiness"))
 }
 
-/// `rebalancer status` of the first node's agent, without the API server, which `kubectl exec` needs.
+/// `rebalancer status` of the first node's agent, without the API server, which `kubectl exec`
+/// needs.
 fn status(cluster: &Cluster) -> Result<serde_json::Value> {
     let (node, _) = &cluster.nodes[0];
     let text = exec_on_node(&node.name(), &["status", "-o", "json"])?;

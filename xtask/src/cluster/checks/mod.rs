@@ -1,5 +1,5 @@
-//! `cargo xtask test cluster`: the manifests of deploy/ in a real Kubernetes cluster. Each check builds on the
-//! previous ones, so the first failure ends the run; the cluster is always removed.
+//! `cargo xtask test cluster`: the manifests of deploy/ in a real Kubernetes cluster. Each check
+//! builds on the previous ones, so the first failure ends the run; the cluster is always removed.
 
 mod agents;
 mod audit;

@@ -17,8 +17,8 @@ use crate::cluster::{kubectl, layout, process};
 /// The kubelet's sync period and cache, with a margin for a busy machine.
 const CONFIG_MAP_SECONDS: u64 = 60;
 
-/// An enforced policy with one rule for the Service, and budgets small enough to observe rounds. The rule's
-/// name is `rule` with a number that is unique to this policy.
+/// An enforced policy with one rule for the Service, and budgets small enough to observe rounds.
+/// The rule's name is `rule` with a number that is unique to this policy.
 pub(super) fn enforced(rule: &str, limits: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -49,8 +49,8 @@ pub(super) fn edit(text: &str) -> Result<()> {
     kubectl::apply(&agents::run(&format!("{create} {from}"))?)
 }
 
-/// Applies the ConfigMap and waits until every agent uses it. Returns the seconds until it was in every
-/// volume, and from then until every agent used it.
+/// Applies the ConfigMap and waits until every agent uses it. Returns the seconds until it was in
+/// every volume, and from then until every agent used it.
 pub(super) fn enforce(text: &str) -> Result<[f64; 2]> {
     let before = loaded()?;
     edit(text)?;

@@ -12,8 +12,8 @@ const PODS: usize = 1_000;
 const PER_SLICE: usize = 100;
 const MEASURED: Duration = Duration::from_secs(20);
 
-/// Creates pods that are never scheduled, as endpoints of one Service. Half of the slices place them on a
-/// node of the cluster.
+/// Creates pods that are never scheduled, as endpoints of one Service. Half of the slices place
+/// them on a node of the cluster.
 pub(super) fn many_pods(state: &mut State) -> Outcome {
     let node = state.nodes().next().unwrap_or_default();
     let (before, _) = agents::usage(&node)?;

@@ -25,8 +25,8 @@ pub(super) fn connects(state: &mut State) -> Outcome {
     Ok(format!("{CONNECTIONS} at {}", state.web.join(", ")))
 }
 
-/// Waits until each of the client's connections has had a response. The report contains errors from before
-/// the first replica became an endpoint.
+/// Waits until each of the client's connections has had a response. The report contains errors from
+/// before the first replica became an endpoint.
 pub(super) fn wait_answered() -> Result<Report> {
     process::wait("the client's connections", 120, || {
         let report = workload::report().ok()?;

@@ -78,7 +78,8 @@ pub(super) fn dry_run(_: &mut State) -> Outcome {
     Ok(format!("{count} by kustomize, and the chart"))
 }
 
-/// Follows deploy/README.md: the DaemonSet of uninstall.yaml stops tracking, then the objects are deleted.
+/// Follows deploy/README.md: the DaemonSet of uninstall.yaml stops tracking, then the objects are
+/// deleted.
 pub(super) fn uninstalled(state: &mut State) -> Outcome {
     install(&overlay()?)?;
     let mut objects = Vec::new();
