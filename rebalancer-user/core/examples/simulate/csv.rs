@@ -1,4 +1,4 @@
-//! One row for each scenario and strategy: what the table shows and the CSV file has.
+//! One row per scenario and strategy, for the table and the CSV file.
 
 use std::{fs, path::Path};
 
@@ -10,10 +10,10 @@ pub(crate) struct Row {
     pub(crate) scenario: &'static str,
     pub(crate) strategy: &'static str,
     pub(crate) runs: usize,
-    /// Of the runs, those that came to be balanced.
+    /// The number of runs that became balanced.
     pub(crate) balanced: usize,
     pub(crate) moves: Spread,
-    /// None where chance alone does not decide.
+    /// `None` where placement is not only random.
     pub(crate) least: Option<Spread>,
     pub(crate) rounds: Spread,
     pub(crate) seconds: Option<Spread>,
@@ -21,7 +21,7 @@ pub(crate) struct Row {
     pub(crate) worst_client: Spread,
     pub(crate) last_move: Spread,
     pub(crate) hottest: Spread,
-    /// For what most connections were skipped, and its share.
+    /// The most frequent reason to skip, and its share.
     pub(crate) skipped: String,
 }
 
@@ -54,7 +54,7 @@ impl Row {
         }
     }
 
-    /// Moves over the least, and how far single runs are from that.
+    /// Moves relative to the least, with the standard deviation.
     pub(crate) fn ratio(&self) -> Option<(f64, f64)> {
         let least = self
             .least

@@ -1,5 +1,5 @@
-//! Plays made-up clusters around the product's own decisions and measures what they cost their
-//! clients: a table, and CSV and plots in a folder. Run by `cargo xtask simulate`.
+//! Simulates clusters around the agent's own decisions and measures what these cost the clients. Prints
+//! a table, and writes CSV and plots. Run by `cargo xtask simulate`.
 
 mod csv;
 mod plots;

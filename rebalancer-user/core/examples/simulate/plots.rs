@@ -1,5 +1,5 @@
-//! For each scenario one picture: how far the hottest endpoint is from the mean, and how many moves
-//! were begun, in time; the mean over all runs.
+//! One picture per scenario: the hottest endpoint relative to the mean, and the moves started, over
+//! time; the mean of all runs.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use plotters::prelude::*;
 
 use crate::{Played, simulation::scenario::Scenario};
 
-/// Points of a line; more are no more to see.
+/// The most points of a line.
 const POINTS: usize = 400;
 
 const COLORS: [RGBColor; 4] = [

@@ -1,6 +1,6 @@
 //! Mean and spread over many runs.
 
-/// A mean and how far values are from it.
+/// Mean, standard deviation and maximum of values.
 #[derive(Clone, Copy)]
 pub(crate) struct Spread {
     pub(crate) mean: f64,
@@ -10,7 +10,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// None of no values.
+    /// `None` without values.
     pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let values: Vec<f64> = values.collect();
         let count = values.len() as f64;

@@ -1,4 +1,4 @@
-//! The table that is printed.
+//! The printed table.
 
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -20,7 +20,7 @@ pub(crate) fn of(rows: &[Row]) -> Table {
         "WORST CLIENT",
         "LAST MOVE",
         "MAX/MEAN",
-        "SPARED MOST",
+        "SKIPPED MOST",
     ]);
     for row in rows {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());

@@ -6,20 +6,15 @@ use super::notation::words;
 
 words! {
     /// How much a policy may do. Ordered from the safest.
-    #[derive(PartialOrd, Ord, Deserialize, Serialize)]
+    #[derive(Default, PartialOrd, Ord, Deserialize, Serialize)]
     pub enum Mode {
         /// No connection is selected.
         Disabled,
         /// Reports what would be moved, and moves nothing.
+        #[default]
         DryRun,
         /// Moves connections.
         Enforce,
-    }
-}
-
-impl Default for Mode {
-    fn default() -> Self {
-        Self::DryRun
     }
 }
 

@@ -393,13 +393,13 @@ macro_rules! words {
         $(#[doc = $doc:literal])+
         $(#[derive($($derive:ident),+)])?
         pub enum $Name:ident {
-            $($(#[doc = $word_doc:literal])+ $word:ident,)+
+            $($(#[doc = $word_doc:literal])+ $(#[default$($no:tt)?])? $word:ident,)+
         }
     ) => {
         $(#[doc = $doc])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq $($(, $derive)+)?)]
         pub enum $Name {
-            $($(#[doc = $word_doc])+ $word,)+
+            $($(#[doc = $word_doc])+ $(#[default$($no)?])? $word,)+
         }
 
         impl $Name {

@@ -1,4 +1,4 @@
-//! One node's agent: the product's own decision and memory, over what the simulated kernel shows.
+//! One node's agent: the real decisions and ledger on simulated snapshots.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ impl Agent {
         }
     }
 
-    /// List and decide; the moves of the plan are begun.
+    /// Takes a snapshot, decides and starts the moves of the plan.
     pub(crate) fn list(&mut self, world: &World) -> Plan {
         let snapshot = snapshot(world, self.node);
         self.ledger.observe(&self.policy, &snapshot);
@@ -48,7 +48,7 @@ impl Agent {
         plan
     }
 
-    /// Others have told what the Service's endpoints hold together.
+    /// Sets what the endpoints of the Service hold on all nodes.
     pub(crate) fn know(&mut self, facts: ServiceFacts, until: KernelTime) {
         let group = Group {
             service: Some(service_name()),
@@ -60,13 +60,13 @@ impl Agent {
         }
     }
 
-    /// Whether the move of `cookie` is under way: it was not recalled.
+    /// Whether the move of `cookie` is in flight: it was not recalled.
     pub(crate) fn moves(&self, cookie: Cookie) -> bool {
         let mut moves = self.ledger.moves_in_flight();
         moves.any(|(moved, ..)| moved == cookie)
     }
 
-    /// A move has ended; whether its connection was still there.
+    /// Records the end of a move; whether its connection was still open.
     pub(crate) fn ended(&mut self, cookie: Cookie, was_there: bool, now: KernelTime) {
         let outcome = if was_there {
             Outcome::Reset
@@ -77,7 +77,7 @@ impl Agent {
     }
 }
 
-/// What the agent of `node` sees.
+/// The snapshot of the agent on `node`.
 fn snapshot(world: &World, node: usize) -> Snapshot {
     let here = |replica: usize| world.replicas[replica].node() == node;
     let endpoints = world
@@ -131,7 +131,7 @@ fn service_name() -> ServiceName {
 
 fn connection(world: &World, cookie: Cookie, held: &Held) -> Connection {
     let replica = &world.replicas[held.replica];
-    // Ports of a client's own range, which no two connections of these have at once.
+    // Ephemeral ports, unique among open connections.
     let port = 10_000 + (cookie.0 % 50_000) as u16;
     Connection {
         cookie,

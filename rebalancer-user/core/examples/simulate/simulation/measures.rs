@@ -1,4 +1,4 @@
-//! What is measured of a run, and its mean and spread over many.
+//! What is measured of a run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,15 +14,15 @@ use super::{
     world::{START, World},
 };
 
-/// How it stood when the first agent listed.
+/// The state when the first agent takes a snapshot.
 #[derive(Clone)]
 pub(crate) struct Sample {
-    /// Since the start.
+    /// Time since the start.
     pub(crate) at: Duration,
-    /// The most that one endpoint holds, of the mean.
+    /// The load of the hottest endpoint, relative to the mean.
     pub(crate) hottest: f64,
-    /// No endpoint holds more than the mean and the tolerance, none so little that chance does not
-    /// explain it, and no client is away.
+    /// No endpoint is above the mean plus the tolerance, none below what random placement explains, and
+    /// no client is about to reconnect.
     pub(crate) balanced: bool,
 }
 
@@ -44,7 +44,7 @@ impl Sample {
     }
 }
 
-/// A move, as it was begun.
+/// The start of a move.
 #[derive(Clone, Copy)]
 pub(crate) struct Start {
     pub(crate) at: KernelTime,
@@ -53,23 +53,23 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// When, since the start of the run.
+    /// Time since the start of the run.
     pub(crate) fn after_start(&self) -> Duration {
         self.at.since(START)
     }
 }
 
-/// What happened in one run.
+/// The events of one run.
 pub(crate) struct Run {
     pub(crate) samples: Vec<Sample>,
     pub(crate) starts: Vec<Start>,
-    /// Why connections were skipped, and how often, over all plans.
+    /// How often connections were skipped, by reason, over all plans.
     pub(crate) skipped: BTreeMap<&'static str, u64>,
     interval: Duration,
     judged: KernelTime,
     while_balanced: u64,
     tolerance: Percent,
-    /// What had to be balanced.
+    /// The loads that had to be balanced.
     task: Option<Vec<Vec<u64>>>,
 }
 
@@ -109,7 +109,7 @@ impl Run {
         self.starts.iter().any(|start| start.node == node)
     }
 
-    /// The least moves that what had to be balanced takes; of a run in which nothing was moved.
+    /// The least number of moves that balances it; for a run in which nothing was moved.
     pub(crate) fn least(&self, seed: u64) -> f64 {
         let task = self.task.as_ref();
         task.map_or(0.0, |loads| oracle::least(loads, self.tolerance, seed))
@@ -149,22 +149,22 @@ impl Run {
     }
 }
 
-/// What one run comes to.
+/// The results of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Measures {
     pub(crate) moves: f64,
-    /// The least that random placement allows.
+    /// The least number of moves that random placement allows.
     pub(crate) least: f64,
-    /// Intervals in which moves were begun.
+    /// Intervals in which moves were started.
     pub(crate) rounds: f64,
-    /// Until it was balanced for the first time; none if it never was.
+    /// Time until it was first balanced; `None` if it never was.
     pub(crate) seconds: Option<f64>,
-    /// Moves begun when nothing was to be done.
+    /// Moves started when none was needed.
     pub(crate) while_balanced: f64,
-    /// The share of the moves of the client that had most.
+    /// The largest share of the moves that one client had.
     pub(crate) worst_client: f64,
-    /// When the last move began.
+    /// When the last move started.
     pub(crate) last_move: f64,
-    /// The most that one endpoint holds at the end, of the mean.
+    /// The load of the hottest endpoint at the end, relative to the mean.
     pub(crate) hottest: f64,
 }

@@ -1,5 +1,4 @@
-//! A simulated cluster around the product's own `decide`. Time and chance are made up and follow
-//! from one number; what is decided is not.
+//! A simulated cluster around the real `decide`. Time is simulated, and chance follows from a seed.
 
 mod agent;
 pub(crate) mod measures;
@@ -43,7 +42,7 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
         .map(|node| Agent::new(node, policy.clone()))
         .collect();
     for node in 0..nodes {
-        // Agents do not list at the same moment.
+        // Agents do not run in step.
         let phase = scenario.interval / nodes as u32 * node as u32;
         world.after(scenario.interval + phase, Event::List(node));
     }

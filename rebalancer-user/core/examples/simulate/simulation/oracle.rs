@@ -1,6 +1,6 @@
-//! The least that random placement allows: a mover that knows all and is in no hurry. It moves one
-//! connection from the endpoint that is furthest above what it would keep, looks where it came, and
-//! moves the next, until none holds too much, by the product's own rule of what that is.
+//! The least number of moves that random placement allows, by a mover with complete knowledge and no
+//! hurry. It moves one connection from the endpoint that is furthest above its target, sees where it is
+//! placed, and moves the next, until no endpoint is overloaded by the agent's own rule.
 
 use rebalancer_core::{
     plan::{ServiceFacts, Sum},
@@ -12,17 +12,17 @@ use super::random::Random;
 /// Placements over which the least is averaged.
 const PLACEMENTS: u32 = 32;
 
-/// Beyond this many moves there is no end to be hoped for.
+/// Beyond this many moves it gives up.
 const MOST: u32 = 20_000;
 
-/// How many moves it takes on average; `loads`: what each connection counts for, by endpoint.
+/// The mean number of moves; `loads`: the load of each connection, by endpoint.
 pub(crate) fn least(loads: &[Vec<u64>], tolerance: Percent, seed: u64) -> f64 {
     let mut random = Random::new(seed ^ 0x0dd5);
     let moves = |_| f64::from(once(loads.to_vec(), tolerance, &mut random));
     (0..PLACEMENTS).map(moves).sum::<f64>() / f64::from(PLACEMENTS)
 }
 
-/// What is to be known of endpoints that hold these.
+/// The facts of endpoints with these loads.
 pub(super) fn facts(loads: &[Vec<u64>]) -> ServiceFacts {
     let all = || loads.iter().flatten().copied();
     let sums = || loads.iter().map(|loads| loads.iter().sum::<u64>());
@@ -58,7 +58,7 @@ fn once(mut loads: Vec<Vec<u64>>, tolerance: Percent, random: &mut Random) -> u3
         let Some((excess, from)) = hottest else {
             return moves;
         };
-        // The largest that does not exceed the excess: with a larger one another would be as hot.
+        // The largest that does not exceed the excess: a larger one would make another as hot.
         let fits = loads[from].partition_point(|load| *load <= excess);
         let Some(chosen) = fits.checked_sub(1).filter(|at| loads[from][*at] > 0) else {
             return moves;

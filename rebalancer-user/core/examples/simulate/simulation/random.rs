@@ -1,5 +1,5 @@
-//! Chance, as one number makes it: what clients are like, where they are placed and how long things
-//! take come from three streams of their own, so that two runs differ only by what was done in them.
+//! Chance from one seed. The kinds of clients, their placement and delays come from three separate
+//! streams, so that two runs differ only by the moves made in them.
 
 use std::time::Duration;
 
@@ -27,12 +27,12 @@ impl Random {
         }
     }
 
-    /// One of `count`, each as likely: how kube-proxy chooses an endpoint.
+    /// One of `count`, uniformly: how kube-proxy chooses an endpoint.
     pub(crate) fn place(&mut self, count: usize) -> usize {
         self.places.random_range(0..count)
     }
 
-    /// Which of `count` clients: a few have many connections, most have few.
+    /// One of `count` clients: a few have many connections, most have few.
     pub(crate) fn client(&mut self, count: usize) -> usize {
         let rank = pareto(1.0, 0.8).sample(&mut self.clients);
         (rank as usize - 1) % count
@@ -44,41 +44,40 @@ impl Random {
         pareto(1.0 / 3.0, 1.5).sample(&mut self.clients)
     }
 
-    /// What a rate is within one interval, of a mean of 1.
+    /// The rate within one interval, with the mean 1.
     pub(crate) fn burst(&mut self) -> f64 {
         log_normal(-0.125, 0.5).sample(&mut self.times)
     }
 
-    /// How long a client stays: most a fraction of `mean`, a few many times that.
+    /// How long a client stays: mostly a fraction of `mean`, rarely many times that.
     pub(crate) fn lifetime(&mut self, mean: Duration) -> Duration {
         let times = log_normal(-0.72, 1.2).sample(&mut self.clients);
         mean.mul_f64(times)
     }
 
-    /// A share of `whole`, each as likely.
+    /// A share of `whole`, uniformly.
     pub(crate) fn share(&mut self, whole: Duration) -> Duration {
         whole.mul_f64(self.clients.random())
     }
 
-    /// Until the next of what comes at any time, once in `mean`.
+    /// The time until the next event of a Poisson process with this mean.
     pub(crate) fn gap(&mut self, mean: Duration) -> Duration {
         let times: f64 = Exp1.sample(&mut self.clients);
         mean.mul_f64(times)
     }
 
-    /// Until a client that lost its connection has another: mostly some hundred milliseconds,
-    /// rarely ten seconds.
+    /// The time until a client reconnects: mostly some hundred milliseconds, rarely ten seconds.
     pub(crate) fn backoff(&mut self) -> Duration {
         let seconds: f64 = log_normal(-1.2, 1.1).sample(&mut self.times);
         Duration::from_secs_f64(seconds.min(30.0))
     }
 
-    /// From half of `mean` to as much beyond it, each as likely.
+    /// From 0.5 to 1.5 times `mean`, uniformly.
     pub(crate) fn around(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(0.5 + self.times.random::<f64>())
     }
 
-    /// Until a connection is quiet and its move ends it.
+    /// The time until a connection is quiet and its move ends it.
     pub(crate) fn quiet(&mut self) -> Duration {
         let seconds: f64 = log_normal(-2.0, 1.0).sample(&mut self.times);
         Duration::from_secs_f64(seconds.min(10.0))

@@ -1,4 +1,4 @@
-//! One replica, and how an agent knows it.
+//! One replica, and its endpoint in a snapshot.
 
 use std::{net::Ipv4Addr, sync::Arc};
 

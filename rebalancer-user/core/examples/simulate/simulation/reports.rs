@@ -1,13 +1,13 @@
-//! What nodes tell each other of a Service of which each sees a part: late.
+//! Delayed reports of nodes that each see a part of a Service.
 
 use std::{collections::VecDeque, time::Duration};
 
 use rebalancer_core::{plan::ServiceFacts, snapshot::KernelTime};
 
-/// How old a report is when it is heard.
+/// The delay of a report.
 const LATE: Duration = Duration::from_secs(10);
 
-/// How long it counts.
+/// How long it remains valid.
 pub(crate) const COUNTS: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
@@ -20,8 +20,8 @@ impl Reports {
         self.made.push_back((at, facts));
     }
 
-    /// What is heard at `now`: the last report that is old enough, with the largest sum of the last
-    /// three, as clients that are about to reconnect are in none of the last.
+    /// The report that arrives by `now`, with the largest sum of the last three: clients that are about
+    /// to reconnect are missing in the last.
     pub(crate) fn heard(&mut self, now: KernelTime) -> Option<ServiceFacts> {
         let heard = self
             .made

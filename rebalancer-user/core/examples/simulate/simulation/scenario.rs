@@ -1,8 +1,10 @@
-//! What happens in a simulated cluster, and what is asked of it.
+//! Scenarios: what happens in a simulated cluster.
 
 use std::time::Duration;
 
-/// One story.
+use rebalancer_core::policy::By;
+
+/// One scenario.
 #[derive(Clone)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -12,7 +14,7 @@ pub(crate) struct Scenario {
     pub(crate) nodes: Nodes,
     pub(crate) clients: Vec<Clients>,
     pub(crate) acts: Vec<(Duration, Act)>,
-    /// From when on the imbalance is there that is to be cured; the last act at the latest.
+    /// From when the imbalance exists; not before the last act.
     pub(crate) judged: Duration,
     pub(crate) ends: Duration,
     pub(crate) interval: Duration,
@@ -21,7 +23,8 @@ pub(crate) struct Scenario {
 }
 
 impl Scenario {
-    /// Whether chance and moves alone decide where connections are, so that there is a least.
+    /// Whether random placement and moves alone decide where connections are, so that the least number
+    /// of moves is defined.
     pub(crate) fn has_least(&self) -> bool {
         let dead = self.acts.iter().any(|(_, act)| *act == Act::AddDead);
         !dead
@@ -31,7 +34,7 @@ impl Scenario {
             })
     }
 
-    /// More replicas than there ever are.
+    /// An upper bound of the number of replicas.
     pub(crate) fn most_replicas(&self) -> usize {
         let scaled = self.acts.iter().map(|(_, act)| match act {
             Act::Scale(count) => *count,
@@ -41,10 +44,10 @@ impl Scenario {
     }
 }
 
-/// Who sees what.
+/// How replicas are spread over nodes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nodes {
-    /// All on one plain host: no names.
+    /// All on one plain host, without names.
     Plain,
     /// All on one node of a cluster.
     One,
@@ -52,27 +55,21 @@ pub(crate) enum Nodes {
     Own,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
-    Connections,
-    ByteRate,
-}
-
-/// Clients of a kind.
+/// A group of clients.
 #[derive(Clone)]
 pub(crate) struct Clients {
-    /// Addresses.
+    /// The number of addresses.
     pub(crate) addresses: usize,
-    /// Connections of them all.
+    /// The number of connections of all of them.
     pub(crate) connections: usize,
     pub(crate) dial: Dial,
-    /// How long each connection is wanted; for ever if `None`. Others come as these go.
+    /// How long each client stays; `None`: for ever. Others arrive as these leave.
     pub(crate) stay: Option<Duration>,
     pub(crate) rate: Rate,
     pub(crate) backoff: Backoff,
 }
 
-/// After how long a client connects again.
+/// The time until a client reconnects.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backoff {
     /// At once.
@@ -83,12 +80,12 @@ pub(crate) enum Backoff {
     Long(Duration),
 }
 
-/// How a client comes to an endpoint.
+/// How a client reaches an endpoint.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dial {
-    /// By chance, each time.
+    /// A random one each time.
     Chance,
-    /// By chance, and then always there, as by ClientIP affinity.
+    /// A random one at first, then always the same, as by ClientIP affinity.
     Sticky,
     /// Always this replica, as one that dials the pod does.
     Pod(usize),
@@ -99,17 +96,17 @@ pub(crate) enum Dial {
 pub(crate) enum Rate {
     /// Heavy-tailed around the mean.
     Mean(f64),
-    /// Each exactly.
+    /// The same for each.
     Each(f64),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
-    /// Replicas are added, or the last ones taken out.
+    /// Replicas are added, or the last ones removed.
     Scale(usize),
-    /// A new replica is added and the oldest taken out.
+    /// A new replica is added and the oldest removed.
     Replace,
-    /// A replica is added that is ready and ends each connection at once.
+    /// A replica is added that is ready but ends each connection at once.
     AddDead,
 }
 
@@ -150,7 +147,7 @@ fn scale_out(
     }
 }
 
-/// All of them; churn and holds last as long as is asked for.
+/// All of them; the churn lasts `churn` intervals.
 pub(crate) fn all(churn: u32) -> Vec<Scenario> {
     let more = |name, about| scale_out(name, about, 1, 3, vec![web(300, 60)]);
     vec![
@@ -276,7 +273,7 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
     ]
 }
 
-/// Who always comes back to its replica, and only after some minutes.
+/// Clients that always return to their replica, after some minutes.
 fn late_and_sticky() -> Clients {
     Clients {
         dial: Dial::Sticky,
@@ -285,7 +282,7 @@ fn late_and_sticky() -> Clients {
     }
 }
 
-/// One of 50 connections carries nine tenths of all bytes.
+/// One of 50 connections carries 90 % of all bytes.
 fn elephant() -> Scenario {
     let small = Clients {
         rate: Rate::Mean(10_000.0),
@@ -311,7 +308,7 @@ fn elephant() -> Scenario {
     }
 }
 
-/// A client dials one pod directly, with as many connections as all others have together.
+/// A client dials one pod directly, with as many connections as all others together.
 fn flood() -> Scenario {
     let direct = Clients {
         dial: Dial::Pod(0),
@@ -331,7 +328,7 @@ fn flood() -> Scenario {
     }
 }
 
-/// Connections come and go, always placed by chance: nothing is to be done.
+/// Connections come and go, always placed at random: no move is needed.
 fn churn(replicas: usize, connections: usize, intervals: u32) -> Scenario {
     let staying = Clients {
         stay: Some(seconds(300)),

@@ -1,19 +1,19 @@
-//! What is compared, each as a policy of the product.
+//! The strategies that are compared, each as a policy.
 
 use super::{
     replica::{PORT, SERVICE},
-    scenario::{By, Nodes, Scenario},
+    scenario::{Nodes, Scenario},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
     /// Nothing is moved.
     Nothing,
-    /// `balance`: the excess of what holds too much.
+    /// `balance`: the excess of overloaded endpoints.
     Excess,
-    /// `maxAge`: whatever is old.
+    /// `maxAge`: old connections.
     Age,
-    /// All that is there, once.
+    /// Every connection, once.
     All,
 }
 
@@ -29,10 +29,9 @@ impl Strategy {
         }
     }
 
-    /// The policy file. Budgets allow everything at once: how long they make it take is no
-    /// strategy's merit.
+    /// The policy file. Budgets allow everything at once, so that the strategies alone are compared.
     pub(crate) fn policy(self, scenario: &Scenario) -> String {
-        let (mode, asks) = match self {
+        let (mode, limits) = match self {
             Self::Nothing => ("Disabled", "limits: {maxAge: 1h}".to_owned()),
             Self::Excess => ("Enforce", balance(scenario)),
             Self::Age => ("Enforce", "limits: {maxAge: 10m}\n  jitter: 50%".to_owned()),
@@ -54,16 +53,13 @@ guards: {{minAge: 1s, stabilizationWindow: 15s}}
 rules:
 - name: web
   match: {matches}
-  {asks}
+  {limits}
 "
         )
     }
 }
 
 fn balance(scenario: &Scenario) -> String {
-    let by = match scenario.by {
-        By::Connections => "Connections",
-        By::ByteRate => "ByteRate",
-    };
+    let by = scenario.by.as_str();
     format!("balance: {{by: {by}, tolerance: {}%}}", scenario.tolerance)
 }

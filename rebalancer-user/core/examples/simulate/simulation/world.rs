@@ -1,4 +1,4 @@
-//! A cluster's replicas, clients and connections, and what happens to them in time.
+//! A cluster's replicas, clients and connections, and the events that change them.
 
 use std::{
     cmp::Reverse,
@@ -7,29 +7,32 @@ use std::{
     time::Duration,
 };
 
-use rebalancer_core::snapshot::{Cookie, KernelTime};
+use rebalancer_core::{
+    policy::By,
+    snapshot::{Cookie, KernelTime},
+};
 
 use super::{
     random::Random,
     replica::Replica,
-    scenario::{Act, Backoff, By, Clients, Dial, Nodes, Rate, Scenario},
+    scenario::{Act, Backoff, Clients, Dial, Nodes, Rate, Scenario},
 };
 
 /// The clock at the start: a node that has been up for a while.
 pub(crate) const START: KernelTime = KernelTime(7_200_000_000_000);
 
-/// How long a replica that is taken out lets its clients finish.
+/// The grace period of a replica that is removed.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// What comes, and when. At the same moment in the order of their numbers.
+/// An event and its time. Events at the same time happen in the order of their numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Event {
     Act(usize),
-    /// A client of this kind comes.
+    /// A client of this kind arrives.
     Arrive(usize),
     Connect(usize),
     Leave(usize),
-    /// The replica ends what is left on it.
+    /// The replica ends its remaining connections.
     Stop(usize),
     /// An agent's move ends its connection.
     End(usize, Cookie),
@@ -37,7 +40,7 @@ pub(crate) enum Event {
     List(usize),
 }
 
-/// A client's wish for one connection, whichever it is at a time.
+/// A client that keeps one connection, through reconnects.
 struct Wish {
     client: IpAddr,
     dial: Dial,
@@ -47,7 +50,7 @@ struct Wish {
     over: bool,
 }
 
-/// One connection that is there.
+/// An open connection.
 pub(crate) struct Held {
     wish: usize,
     pub(crate) client: IpAddr,
@@ -70,7 +73,7 @@ pub(crate) struct World {
     acts: Vec<Act>,
     wishes: Vec<Wish>,
     wanted: usize,
-    /// Ready, and ends what comes to it.
+    /// Ready, but ends each connection at once.
     dead: Option<usize>,
     stuck: BTreeMap<IpAddr, usize>,
     events: BinaryHeap<Reverse<(KernelTime, u64, Event)>>,
@@ -113,7 +116,7 @@ impl World {
                 world.after(gap, Event::Arrive(kind));
             }
         }
-        // Those of the start have been there for a while.
+        // Those of the start are old.
         for held in world.connections.values_mut() {
             let age = world.random.share(Duration::from_secs(300));
             held.opened.0 -= age.as_nanos() as u64;
@@ -121,7 +124,7 @@ impl World {
         world
     }
 
-    /// Of what is to come before `end`, the next.
+    /// The next event before `end`.
     pub(crate) fn next(&mut self, end: KernelTime) -> Option<Event> {
         let Reverse((at, _, event)) = self.events.pop()?;
         if at > end {
@@ -137,7 +140,7 @@ impl World {
         self.events.push(Reverse((at, self.count, event)));
     }
 
-    /// What is no agent's.
+    /// Handles the events of replicas and clients.
     pub(crate) fn happens(&mut self, event: Event) {
         match event {
             Event::Act(index) => match self.acts[index] {
@@ -185,7 +188,7 @@ impl World {
         }
     }
 
-    /// Ends a connection; its client comes again. Whether it was there.
+    /// Ends a connection, whose client reconnects. Returns whether it was open.
     pub(crate) fn end(&mut self, cookie: Cookie) -> bool {
         let Some(held) = self.connections.remove(&cookie) else {
             return false;
@@ -205,13 +208,13 @@ impl World {
         (0..self.replicas.len()).filter(|index| self.replicas[*index].is_ready())
     }
 
-    /// What each connection counts for, by ready replica.
+    /// The load of each connection, by ready replica.
     pub(crate) fn loads(&self) -> Vec<Vec<u64>> {
         let mut loads = vec![Vec::new(); self.replicas.len()];
         for held in self.connections.values() {
             loads[held.replica].push(match self.by {
                 By::Connections => 1,
-                By::ByteRate => held.rate as u64,
+                By::ByteRate | By::MessageRate => held.rate as u64,
             });
         }
         self.ready()
@@ -219,17 +222,17 @@ impl World {
             .collect()
     }
 
-    /// Whether there is a cluster that gives names.
+    /// Whether there is an API server with names.
     pub(crate) fn is_named(&self) -> bool {
         self.nodes != Nodes::Plain
     }
 
-    /// Whether a client waits to connect again.
+    /// Whether a client is about to reconnect.
     pub(crate) fn is_someone_away(&self) -> bool {
         self.wanted > self.connections.len()
     }
 
-    /// Time passes for what connections carry.
+    /// Adds the bytes that connections carry meanwhile.
     pub(crate) fn carry(&mut self, time: Duration) {
         for held in self.connections.values_mut() {
             let time = time.min(self.now.since(held.opened));
@@ -259,7 +262,7 @@ impl World {
         }
     }
 
-    /// Until another client of this kind comes; none of those that stay for ever.
+    /// Time until another client of this kind arrives; `None` for those that stay for ever.
     fn gap(&mut self, kind: usize) -> Option<Duration> {
         let clients = &self.kinds[kind];
         let mean = clients.stay? / clients.connections as u32;
