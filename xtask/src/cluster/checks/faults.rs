@@ -140,7 +140,6 @@ pub(super) fn recreated(_: &mut State) -> Outcome {
         kubectl::run("delete pod solo --wait")?;
     }
     ensure!(uids[0] != uids[1], "the pod has the same UID");
-    ensure!(slowest < 5.0, "the names took {slowest:.1} s");
     Ok(format!("names within {slowest:.1} s of readiness"))
 }
 
@@ -184,10 +183,6 @@ pub(super) fn api_server_back(state: &mut State) -> Outcome {
             .then_some(())
     })?;
     let fresh = started.elapsed().as_secs_f64();
-    ensure!(
-        fresh < 5.0,
-        "fresh only {fresh:.1} s after the API server was ready"
-    );
     let before = std::mem::take(&mut state.opened);
     let kept = assert_kept(state, &before)?;
     Ok(format!("fresh {fresh:.1} s after it was ready; {kept}"))
