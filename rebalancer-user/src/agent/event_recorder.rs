@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::fact::Fact;
+use super::fact::{Fact, MoverLoss};
 use crate::{
     kubernetes::{Access, EventWriter, Notice, PodAt, write_event},
     plan::{Move, Outcome},
@@ -50,6 +50,7 @@ impl EventRecorder {
             Fact::MoveEnded {
                 chosen, outcome, ..
             } => self.move_ended(chosen, outcome),
+            Fact::MoverLost { cause, .. } => self.mover_lost(*cause),
             Fact::PolicyLoaded { .. }
             | Fact::PodsWithoutNames { .. }
             | Fact::Paused { .. }
@@ -62,7 +63,6 @@ impl EventRecorder {
             | Fact::MoveRecalled(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
-            | Fact::MoverLost { .. }
             | Fact::MoverReplaced { .. }
             | Fact::MoverAnswered { .. }
             | Fact::AttachedAgain { .. }
@@ -82,6 +82,21 @@ impl EventRecorder {
                 "The policy was refused, the last valid one stays in effect",
                 error,
             ));
+        }
+    }
+
+    fn mover_lost(&self, cause: MoverLoss) {
+        if let Some(writer) = &self.writer {
+            writer.send(Notice {
+                about: None,
+                reason: "MoverLost",
+                action: "MoveConnections",
+                note: format!(
+                    "The thread that moves connections was lost ({}); the log has more",
+                    cause.as_str()
+                ),
+                warning: true,
+            });
         }
     }
 

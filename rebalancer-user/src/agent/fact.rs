@@ -127,3 +127,20 @@ pub(super) enum MoverLoss {
     },
     Panicked,
 }
+
+impl MoverLoss {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Stuck { .. } => "stuck",
+            Self::Panicked => "panicked",
+        }
+    }
+
+    /// The connection at which it is stuck.
+    pub(super) fn at(self) -> Option<Cookie> {
+        match self {
+            Self::Stuck { at, .. } => at,
+            Self::Panicked => None,
+        }
+    }
+}

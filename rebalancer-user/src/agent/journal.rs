@@ -121,13 +121,16 @@ fn event(fact: &Fact<'_>) -> Option<EventKind> {
             waited_seconds: waited.as_secs_f64(),
         },
         Fact::CooldownStarted(hold) => cooldown(hold),
+        Fact::MoverLost { cause, .. } => EventKind::MoverLost {
+            cause: cause.as_str().to_owned(),
+            connection: cause.at().map(|cookie| cookie.to_string()),
+        },
+        Fact::MoverReplaced { .. } => EventKind::MoverReplaced,
         Fact::ListingFailed { repeated: true, .. }
         | Fact::PodsWithoutNames { .. }
         | Fact::Passed(_)
         | Fact::MoveRecalled(_)
         | Fact::CooldownCleared(_)
-        | Fact::MoverLost { .. }
-        | Fact::MoverReplaced { .. }
         | Fact::MoverAnswered { .. }
         | Fact::AttachedAgain { .. }
         | Fact::KernelFault { .. }
@@ -190,5 +193,33 @@ fn cooldown(hold: &NewHold) -> EventKind {
         cause: cause.to_owned(),
         why,
         for_seconds: lasts.as_secs_f64(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{agent::fact::MoverLoss, snapshot::Cookie};
+
+    #[test]
+    fn who_follows_events_sees_that_the_mover_was_lost_and_at_which_connection() {
+        let lost = |cause| {
+            let fact = Fact::MoverLost {
+                cause,
+                may_restart: true,
+            };
+            match event(&fact) {
+                Some(EventKind::MoverLost { cause, connection }) => (cause, connection),
+                other => panic!("{other:?}"),
+            }
+        };
+        let stuck = MoverLoss::Stuck {
+            time: Duration::from_secs(9),
+            at: Some(Cookie(0x1f)),
+        };
+        assert_eq!(lost(stuck), ("stuck".to_owned(), Some("1f".to_owned())));
+        assert_eq!(lost(MoverLoss::Panicked), ("panicked".to_owned(), None));
     }
 }

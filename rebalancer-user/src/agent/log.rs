@@ -184,12 +184,13 @@ fn cooldown(hold: &NewHold) {
 fn mover_lost(cause: MoverLoss, may_restart: bool) {
     match cause {
         MoverLoss::Stuck { time, at } => error!(
+            cause = cause.as_str(),
             seconds = time.as_secs(),
             cookie = at.map(|cookie| cookie.to_string()),
             "the moving thread is stuck: the kernel does not answer it, because something holds the \
              socket's lock; abandoned the thread, that connection is not touched again"
         ),
-        MoverLoss::Panicked => error!("the moving thread has panicked"),
+        MoverLoss::Panicked => error!(cause = cause.as_str(), "the moving thread has panicked"),
     }
     if !may_restart {
         error!(

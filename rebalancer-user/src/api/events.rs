@@ -89,6 +89,15 @@ pub enum EventKind {
     },
     /// A pass could list again.
     ListingRecovered,
+    /// The moving thread was lost; the moves that it had have ended.
+    MoverLost {
+        /// `stuck` or `panicked`.
+        cause: String,
+        /// The connection at which it is stuck, if that is known.
+        connection: Option<String>,
+    },
+    /// Another moving thread was started.
+    MoverReplaced,
     /// To a follower: this many events before this one are no longer available.
     Missed {
         /// How many.
@@ -132,6 +141,8 @@ impl EventKind {
             Self::Held { .. } => "held",
             Self::ListingFailed { .. } => "listingFailed",
             Self::ListingRecovered => "listingRecovered",
+            Self::MoverLost { .. } => "moverLost",
+            Self::MoverReplaced => "moverReplaced",
             Self::Missed { .. } => "missed",
         }
     }
@@ -214,6 +225,11 @@ pub(crate) mod tests {
                 error: "no".to_owned(),
             },
             EventKind::ListingRecovered,
+            EventKind::MoverLost {
+                cause: "stuck".to_owned(),
+                connection: Some("1f".to_owned()),
+            },
+            EventKind::MoverReplaced,
             EventKind::Missed { count: 3 },
         ];
         all.into_iter().map(happened).collect()

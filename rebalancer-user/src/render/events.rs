@@ -64,6 +64,12 @@ fn detail(what: &EventKind) -> String {
         }
         EventKind::ListingFailed { error } => format!("nothing is moved: {error}"),
         EventKind::ListingRecovered => "moves resumed".to_owned(),
+        EventKind::MoverLost { cause, connection } => {
+            let at = connection.as_ref();
+            let at = at.map_or(String::new(), |id| format!(", at connection {id}"));
+            format!("the moving thread: {cause}{at}")
+        }
+        EventKind::MoverReplaced => "moves resumed, by another thread".to_owned(),
         EventKind::Missed { count } => format!("missed {count} events before this one"),
     }
 }
