@@ -201,7 +201,7 @@ fn own_pod() -> Option<PodAt> {
 fn load(file: &Path) -> agent::Reading {
     let read = agent::read_policy(file);
     let content = agent::Content::of(read.as_deref().ok());
-    let loaded = policy::of_read(file, read).map(|(policy, text)| agent::Loaded {
+    let loaded = policy::parse_bytes(file, read).map(|(policy, text)| agent::Loaded {
         policy,
         text: text.into(),
     });

@@ -1,4 +1,4 @@
-//! `rebalancer policy`: look at a policy file without an agent.
+//! `rebalancer policy`: works on policy files, without an agent.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -55,13 +55,13 @@ impl Policy {
     }
 }
 
-/// Reads and checks a policy file; gives its text too.
+/// Reads and parses a policy file; returns its text too.
 pub(super) fn load(file: &Path) -> anyhow::Result<(policy::Policy, String)> {
-    of_read(file, read(file))
+    parse_bytes(file, read(file))
 }
 
-/// Checks what was read of a policy file, and gives its text too.
-pub(super) fn of_read(
+/// Parses the bytes of a policy file; returns the text too.
+pub(super) fn parse_bytes(
     file: &Path,
     read: io::Result<Vec<u8>>,
 ) -> anyhow::Result<(policy::Policy, String)> {
@@ -69,11 +69,11 @@ pub(super) fn of_read(
     Ok((policy::parse(&name(file), &text)?, text))
 }
 
-/// Says which rules match nothing where nobody is asked for names.
+/// Notes which rules match nothing without Kubernetes.
 pub(super) fn note_rules_for_pods(policy: &policy::Policy) {
     for rule in policy.rules_for_pods() {
         note(format_args!(
-            "note: rule {} is for pods by their names: without Kubernetes it matches nothing",
+            "note: rule {} names Services, namespaces or pods: without Kubernetes it matches nothing",
             rule.name()
         ));
     }
@@ -84,7 +84,7 @@ fn text(file: &Path, read: io::Result<Vec<u8>>) -> anyhow::Result<String> {
     let bytes = read.with_context(|| format!("reading the policy {name}"))?;
     if bytes.len() as u64 > LARGEST_FILE {
         bail!(
-            "{name}: more than {} MiB, which no policy has",
+            "{name}: larger than {} MiB, the most that is read",
             LARGEST_FILE >> 20
         );
     }
@@ -100,7 +100,7 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What messages call the file.
+/// The name of the file in messages.
 pub(super) fn name(file: &Path) -> String {
     if file == Path::new("-") {
         "stdin".to_owned()

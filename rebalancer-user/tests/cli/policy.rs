@@ -48,7 +48,7 @@ rules:
     );
     assert_eq!(
         err,
-        "note: rule shop is for pods by their names: without Kubernetes it matches nothing\n"
+        "note: rule shop names Services, namespaces or pods: without Kubernetes it matches nothing\n"
     );
 }
 
