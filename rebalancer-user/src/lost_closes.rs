@@ -3,8 +3,8 @@
 //! Another sock_ops program may clear the callback of a connection that was recorded with it. Where the
 //! walk finds such a connection alive, it counts it as one without a close. One that ends before the
 //! next pass stays in the kernel half's count of open connections, and would take room below the caps
-//! for good. What is missing there is told apart from what the walk cannot see (in an accept queue, in
-//! flight between processes, held by io_uring) by two signs: at this endpoint callbacks are cleared, and
+//! for good. What is missing there differs from what the walk cannot see (in an accept queue, in
+//! flight between processes, held by io_uring) in two signs: at this endpoint callbacks are cleared, and
 //! as many have been missing in two passes over all processes, of those accepted before the first.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(find(&mut closes, &pass(3, false, 2), 20, 12), None);
         // One is in neither place yet: it was accepted since.
         assert_eq!(find(&mut closes, &pass(3, false, 2), 21, 13), Some(7));
-        // It has been told; what is missing then is missing anew.
+        // It was reported; what is missing then counts from the start.
         for _ in 0..2 {
             assert_eq!(find(&mut closes, &pass(3, false, 2), 21, 6), None);
         }

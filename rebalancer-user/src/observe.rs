@@ -58,7 +58,7 @@ pub struct Observer {
     walker: Walker,
     last: Option<Everywhere>,
     /// Passes over all processes to come, after passes over some of them did not suffice.
-    in_vain: u32,
+    whole_passes: u32,
     wait: u32,
     lost_closes: LostCloses,
 }
@@ -86,7 +86,7 @@ impl Observation {
 const EVERYWHERE_EVERY: Duration = Duration::from_secs(60);
 
 /// Most passes over all processes before some of them are tried again.
-const MOST_IN_VAIN: u32 = 32;
+const MOST_WHOLE_PASSES: u32 = 32;
 
 impl Observer {
     /// Observes by this walker.
@@ -94,7 +94,7 @@ impl Observer {
         Self {
             walker,
             last: None,
-            in_vain: 0,
+            whole_passes: 0,
             wait: 0,
             lost_closes: LostCloses::default(),
         }
@@ -129,12 +129,12 @@ impl Observer {
         if let Some(observation) = self.observe_some(adopt, paths)? {
             let last = self.last.as_ref();
             if last.is_some_and(|last| last.counts == observation.counts()) {
-                self.in_vain = 0;
+                self.whole_passes = 0;
                 return Ok(observation);
             }
             (before, adopted) = (observation.cpu, observation.adopted);
-            self.in_vain = (2 * self.in_vain).clamp(1, MOST_IN_VAIN);
-            self.wait = self.in_vain;
+            self.whole_passes = (2 * self.whole_passes).clamp(1, MOST_WHOLE_PASSES);
+            self.wait = self.whole_passes;
         }
         let pass = self.walker.walk(adopt.less(adopted))?;
         let (mut observation, sums) = read(&self.walker, &pass, paths)?;

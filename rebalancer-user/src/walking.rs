@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     /// A node on which each walk takes as long, and on which the moving thread always wants to know
-    /// owners anew that it has known for a second. Returns the share of walking, and how many passes
+    /// owners again after a second. Returns the share of walking, and how many passes
     /// there were.
     fn share(walk: Duration, interval: Duration, new_moves: bool) -> (f64, u32) {
         const TICK: Duration = Duration::from_millis(20);

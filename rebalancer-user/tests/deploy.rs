@@ -436,8 +436,8 @@ fn the_policy_in_the_config_map_is_the_file_and_it_is_valid() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(told.contains("mode DryRun"), "{told}");
+    let output = String::from_utf8_lossy(&output.stdout);
+    assert!(output.contains("mode DryRun"), "{output}");
 }
 
 #[test]

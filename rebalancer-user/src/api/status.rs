@@ -73,7 +73,7 @@ pub struct Status {
     pub reported_in_dry_run: u64,
 }
 
-/// How much an agent may do, and by whom.
+/// How much an agent may do, and what limits it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ModeStatus {

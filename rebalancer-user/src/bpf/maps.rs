@@ -13,8 +13,11 @@ use aya::{
 use rebalancer_common::{ABI_VERSION, EndpointKey, EndpointSums, Fault, Place, Settings, names};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{Error, pins::check_owner};
-use crate::snapshot::CgroupId;
+use super::Error;
+use crate::{
+    host::folder::{self, FolderError},
+    snapshot::CgroupId,
+};
 
 /// A shared record as aya wants it.
 #[derive(Clone, Copy)]
@@ -223,4 +226,37 @@ pub(super) fn write_excluded(
         map.insert(id.0, 1, 0).map_err(failed)?;
     }
     Ok(before != excluded)
+}
+
+/// Fails if the pins in `path` may be another user's, whose maps must not be trusted.
+fn check_owner(path: &Path) -> Result<(), Error> {
+    match folder::look_into(path) {
+        // Opening a pin reports better what is missing.
+        Ok(_) | Err(FolderError::Io(_)) => Ok(()),
+        Err(why) => Err(Error::NotOurs {
+            path: path.to_owned(),
+            why,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn pins_of_an_untrusted_directory_are_not_read() {
+        let around = tempfile::tempdir().unwrap();
+        let path = around.path().join("pins");
+        fs::create_dir(around.path().join("theirs")).unwrap();
+        std::os::unix::fs::symlink(around.path().join("theirs"), &path).unwrap();
+        let message = check_owner(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("it is a symbolic link") && message.contains("--pins"),
+            "{message}"
+        );
+        check_owner(&around.path().join("nothing")).unwrap();
+    }
 }

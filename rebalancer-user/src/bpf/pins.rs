@@ -41,7 +41,10 @@ impl PinDir {
         // Everything in it may be replaced.
         let folder = folder::take(path, |_| true).map_err(|why| match why {
             FolderError::Io(e) => bpffs(format!("cannot make {}: {e}", path.display())),
-            why => not_ours(path, why),
+            why => Error::NotOurs {
+                path: path.to_owned(),
+                why,
+            },
         })?;
         let found = fstatfs(&folder)
             .map_err(|e| Error::call(format!("asking what {} is on", path.display()), e))?;
@@ -104,22 +107,6 @@ impl Drop for PinDir {
 /// fail.
 pub fn agent_runs(path: &Path) -> bool {
     folder::look_into(path).is_ok_and(|folder| folder::is_marked(folder.as_fd()).unwrap_or(false))
-}
-
-/// Fails if the pins in `path` may be another user's, whose maps must not be trusted.
-pub(super) fn check_owner(path: &Path) -> Result<(), Error> {
-    match folder::look_into(path) {
-        // Opening a pin reports better what is missing.
-        Ok(_) | Err(FolderError::Io(_)) => Ok(()),
-        Err(why) => Err(not_ours(path, why)),
-    }
-}
-
-fn not_ours(path: &Path, why: FolderError) -> Error {
-    Error::NotOurs {
-        path: path.to_owned(),
-        why,
-    }
 }
 
 /// Mounts a bpffs at `path` if there is none: the folder exists on every kernel with BPF, but
@@ -196,19 +183,5 @@ mod tests {
         assert_eq!(pins.clear().unwrap(), 2);
         assert!(elsewhere.join("precious").exists());
         assert_eq!(fs::read_dir(&moved).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn pins_of_an_untrusted_directory_are_not_read() {
-        let around = tempfile::tempdir().unwrap();
-        let path = around.path().join("pins");
-        fs::create_dir(around.path().join("theirs")).unwrap();
-        std::os::unix::fs::symlink(around.path().join("theirs"), &path).unwrap();
-        let message = check_owner(&path).unwrap_err().to_string();
-        assert!(
-            message.contains("it is a symbolic link") && message.contains("--pins"),
-            "{message}"
-        );
-        check_owner(&around.path().join("nothing")).unwrap();
     }
 }

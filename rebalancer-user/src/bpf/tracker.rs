@@ -84,8 +84,8 @@ pub enum Inherited {
 }
 
 /// Tracking. Dropping it detaches the program and removes the pins, so that nothing stays in the
-/// kernel, unless they were taken over and [`Tracker::outlive`] was not called yet, or it was told to
-/// keep them.
+/// kernel, unless they were taken over and [`Tracker::outlive`] was not called yet, or keeping
+/// them was requested.
 pub struct Tracker {
     // Fields are dropped in this order: first the program's link, then the pins.
     link: Link,

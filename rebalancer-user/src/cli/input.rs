@@ -21,7 +21,7 @@ use crate::{
     snapshot::{Cookie, Naming},
 };
 
-/// Whom to ask, or what to replay.
+/// The agent to ask, or the dump to replay.
 #[derive(Args)]
 pub(super) struct Input {
     /// Policy file to evaluate instead of the agent's own policy; `-` is standard input

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::{
-    Mechanism, Order, Quiet,
+    Mechanism, Quiet,
     guards::refusal,
     judge,
     mechanism::Attempt,
@@ -38,6 +38,17 @@ const REST: Duration = Duration::from_millis(10);
 
 /// Raw resets that may miss before the move has failed.
 const MOST_MISSES: u32 = 5;
+
+/// One move to make.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What the plan chose.
+    pub chosen: Move,
+    /// The interface that its socket is bound to, or 0.
+    pub device: u32,
+    /// The cgroup of its socket.
+    pub cgroup: CgroupId,
+}
 
 /// A move under way.
 pub(super) struct Active {

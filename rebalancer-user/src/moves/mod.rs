@@ -24,8 +24,9 @@ mod sniffer;
 pub(crate) use guards::stranger;
 pub(crate) use owners::Owners;
 
+pub use active::Order;
 pub use mechanism::Mechanism;
-pub use mover::{Done, GivenUp, Mover, Order, Steps};
+pub use mover::{Done, GivenUp, Mover, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};

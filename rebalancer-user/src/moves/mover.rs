@@ -16,7 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Mechanism,
-    active::{Active, Inside, Next},
+    active::{Active, Inside, Next, Order},
     owners::Owners,
     pulse::{Health, Pulse, Recall},
     sniffer::Sniffer,
@@ -26,7 +26,7 @@ use crate::{
     host::{CgroupMounts, Diag, netns::enter},
     plan::{Move, Outcome, Refusal},
     policy::StepKind,
-    snapshot::{CgroupId, Cookie, Netns, TcpState},
+    snapshot::{Cookie, Netns, TcpState},
     walking::Pace,
 };
 
@@ -42,17 +42,6 @@ const QUEUE: usize = 1024;
 
 /// How long the thread may take to end its moves. One that hangs is abandoned.
 const END_WITHIN: Duration = Duration::from_secs(10);
-
-/// One move to make.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// What the plan chose.
-    pub chosen: Move,
-    /// The interface that its socket is bound to, or 0.
-    pub device: u32,
-    /// The cgroup of its socket.
-    pub cgroup: CgroupId,
-}
 
 /// A move's end.
 #[derive(Clone, Debug)]

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_may_be_harmed_is_told_as_such() {
+    fn a_connection_that_may_have_been_touched_is_reported_as_failed() {
         let now = Instant::now();
         let pulse = at_work(&[1]);
         pulse.works_on(Some(Cookie(1)), now);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recalled_is_not_touched_before_the_thread_has_heard_of_it() {
+    fn a_recalled_move_does_nothing_before_the_thread_has_seen_the_recall() {
         let pulse = at_work(&[1, 2, 3]);
         pulse.recall(Cookie(1), "its pod opts out".to_owned());
         assert!(!pulse.may_act(Cookie(1)) && pulse.may_act(Cookie(2)));
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_has_ended_is_told_as_what_it_is() {
+    fn a_thread_that_has_ended_is_reported_as_ended() {
         let now = Instant::now();
         let pulse = at_work(&[1]);
         pulse.has_ended();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mover_is_told_of_if_there_is_something_to_say() {
+    fn a_mover_is_shown_unless_it_is_fine_and_was_never_replaced() {
         let of = |state: &str, stuck_seconds, at: Option<&str>, replaced| {
             mover(&MoverStatus {
                 state: state.to_owned(),

@@ -181,7 +181,7 @@ impl Rates {
             }
             let was: BTreeMap<_, _> = all(before).collect();
             let rate = |(key, bytes): ((u32, Option<u64>, u16), u64)| {
-                // One that was made anew has fewer bytes than before.
+                // A recreated endpoint has fewer bytes than before.
                 let more = u128::from(bytes.checked_sub(*was.get(&key)?)?);
                 Some((key, u64::try_from(more * 1000 / time).unwrap_or(u64::MAX)))
             };
@@ -271,7 +271,7 @@ shop/checkout  40 connections, 3 endpoints
     }
 
     #[test]
-    fn a_pause_is_told_and_nothing_is_too_narrow() {
+    fn a_pause_is_shown_and_every_width_works() {
         let mut now = services("2026-01-02T03:04:05Z", 0);
         now.paused = Some(PausedStatus {
             since: "2026-01-02T03:00:00Z".parse().unwrap(),

@@ -55,7 +55,7 @@ fn open(client: Client) -> TcpStream {
     stream
 }
 
-/// Keeps connections and makes anew those that are ended, until `work` is done.
+/// Keeps connections and reopens those that are ended, until `work` is done.
 fn keeping<T: Send>(lab: &Lab, clients: &[Client], work: impl FnOnce() -> T + Send) -> T {
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -166,7 +166,7 @@ fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
     });
 }
 
-/// The same clients, whom ClientIP affinity sends back each time.
+/// The same clients; ClientIP affinity sends them back each time.
 #[test]
 fn moves_against_client_ip_affinity_stop_after_a_few() {
     let _alone = alone();

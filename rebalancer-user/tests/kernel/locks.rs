@@ -116,7 +116,7 @@ fn words(outcomes: &[(String, Value)]) -> Vec<&str> {
     outcomes.iter().map(|(word, _)| word.as_str()).collect()
 }
 
-/// What becomes of four moves of which none was begun, once the mover is given up: the one at which it
+/// Outcomes of four moves that were not begun, once the mover is abandoned: the one at which it
 /// was is left alone, the others are judged again.
 const GIVEN_UP: [&str; 4] = ["recalled", "recalled", "recalled", "refused"];
 
@@ -157,7 +157,7 @@ fn a_stuck_mover_is_reported_and_replaced() {
     let mut scene = Scene::begin(served, 3);
     let peer = Value::from(scene.held.local_addr().unwrap().to_string());
     one_waits(&agent.child);
-    // Told of until the next interval, at which another takes over.
+    // Reported until the next interval, at which another takes over.
     let stuck = eventually("it is stuck", || {
         let mover = mover(&agent);
         if mover["state"] == "stuck" {
@@ -218,7 +218,7 @@ fn a_pause_while_the_mover_is_stuck_holds_when_it_resumes() {
     let mut agent = Agent::in_lab(&served.1, &policy);
     let mut scene = Scene::begin(served, 3);
     is_stuck_with_all(&agent);
-    // Whatever it is told meanwhile.
+    // Whatever it receives meanwhile.
     let paused = rebalancer(&agent, &["pause", "--for", "1h"]);
     let text = String::from_utf8(paused.stdout).unwrap();
     assert!(text.contains("moves recalled: 4"), "{text}");

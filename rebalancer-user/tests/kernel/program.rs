@@ -1,5 +1,5 @@
 //! Programs of the tests' own, each a process in the lab as real ones are: this test binary,
-//! started again to run one "test" that is none. It is told what to do by its environment, says
+//! started again to run one "test" that is none. Its environment has its orders; it says
 //! when it is ready, works until its input ends, and then reports.
 
 use std::{
@@ -83,7 +83,7 @@ impl<R> Drop for Program<R> {
     }
 }
 
-/// In the program: what it is told to do. `None`: this is an ordinary run of the tests.
+/// In the program: its orders. `None`: this is an ordinary run of the tests.
 pub fn orders<T: DeserializeOwned>() -> Option<T> {
     let text = std::env::var(ORDERS).ok()?;
     Some(serde_json::from_str(&text).unwrap())
@@ -94,7 +94,7 @@ pub fn ready() {
     say(READY);
 }
 
-/// In the program: waits until it is told to end.
+/// In the program: waits for the order to end.
 pub fn wait_for_the_end() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }

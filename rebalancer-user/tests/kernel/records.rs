@@ -454,7 +454,7 @@ fn the_node_limit_covers_all_endpoints_and_closed_connections_free_capacity() {
     });
 }
 
-/// An agent that starts anew adopts as many as the cap allows, and records no more beside them.
+/// An agent that is restarted adopts as many as the cap allows, and records no more beside them.
 #[test]
 fn adopted_connections_count_against_the_node_limit() {
     const CAP: usize = 10;

@@ -153,7 +153,7 @@ impl<'a> Left<'a> {
         let new = connect(self.lab, pod.address());
         let peer = new.local_addr().unwrap().to_string();
         let is_it = |c: &Value| c["peer"] == peer && c["adopted"] == false;
-        let source = eventually("the new one is recorded, by whom it was", || {
+        let source = eventually("the new connection is recorded", || {
             let out = self.agent.dump_output(&[]);
             let dump: Value = serde_json::from_slice(&out.stdout).unwrap();
             let found = dump["items"].as_array().unwrap().iter().any(is_it);

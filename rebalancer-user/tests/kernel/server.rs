@@ -163,11 +163,11 @@ impl Drop for Server {
     }
 }
 
-const THE_SERVER: [&str; 3] = ["--exact", "server::serves_when_told", "--nocapture"];
+const THE_SERVER: [&str; 3] = ["--exact", "server::serves_as_a_program", "--nocapture"];
 
 /// Not a test but the server, if the environment says so.
 #[test]
-fn serves_when_told() {
+fn serves_as_a_program() {
     let (address, worker) = (std::env::var(ADDRESS), std::env::var(WORKER));
     if address.is_err() && worker.is_err() {
         return;

@@ -89,7 +89,7 @@ fn a_server_that_does_not_close_is_reset_by_the_next_step() {
     assert!(is_reset(&mut client));
 }
 
-/// It was touched, so it is not told as given up, which says that nothing was done.
+/// It was touched, so it is not reported as given up, which says that nothing was done.
 #[test]
 fn a_move_whose_server_does_not_close_fails_without_a_next_step() {
     let _alone = alone();

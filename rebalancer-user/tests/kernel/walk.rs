@@ -218,7 +218,7 @@ fn a_process_that_forks_constantly_is_walked_exactly() {
     let tracked = Tracked::in_lab(&lab);
     let pod = lab.pod(0);
     let orders = Accept::at(pod, 7302, 200);
-    let forks = Program::<Held>::start(&pod.host, "walk::forks_when_told", &orders);
+    let forks = Program::<Held>::start(&pod.host, "walk::forks_as_a_program", &orders);
     let _clients = orders.connect(&lab);
     let mut walker = tracked.reader(64);
     wait_for(&mut walker, pod, orders.count);
@@ -260,7 +260,7 @@ fn a_process_that_forks_constantly_is_walked_exactly() {
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn forks_when_told() {
+fn forks_as_a_program() {
     let Some(orders) = program::orders::<Accept>() else {
         return;
     };
@@ -295,7 +295,7 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     let pod = lab.pod(0);
     let orders = Accept::at(pod, 7303, 50);
     let outlives =
-        Program::<Held>::start(&pod.host, "walk::outlives_its_leader_when_told", &orders);
+        Program::<Held>::start(&pod.host, "walk::outlives_its_leader_as_a_program", &orders);
     let _clients = orders.connect(&lab);
     // The first process lets go of them once the leader of the second has ended.
     let first = outlives.id();
@@ -333,7 +333,7 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn outlives_its_leader_when_told() {
+fn outlives_its_leader_as_a_program() {
     let Some(orders) = program::orders::<Accept>() else {
         return;
     };
@@ -385,7 +385,7 @@ fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
     let mut tracked = Tracked::on_machine();
     let listener = listen(pod, 7304);
     let (_client, outside) = accepted(&lab, &listener);
-    let test = again(&pod.host, "walk::walks_in_a_pid_namespace_when_told");
+    let test = again(&pod.host, "walk::walks_in_a_pid_namespace_as_a_program");
     for depth in 1..=2 {
         let mut command = pod.host.command("unshare");
         for _ in 1..depth {
@@ -428,7 +428,7 @@ fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn walks_in_a_pid_namespace_when_told() {
+fn walks_in_a_pid_namespace_as_a_program() {
     let Some((pins, at)) = program::orders::<(std::path::PathBuf, SocketAddr)>() else {
         return;
     };
@@ -559,7 +559,7 @@ pub struct Others {
 impl Others {
     /// Starts so many, with so many each, as far as the limit of open files allows.
     pub fn start(lab: &Lab, processes: usize, each: usize) -> Self {
-        let test = "walk::holds_others_when_told";
+        let test = "walk::holds_others_as_a_program";
         let _program = Program::start(lab.client(), test, &(processes, each));
         Self { _program }
     }
@@ -567,7 +567,7 @@ impl Others {
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn holds_others_when_told() {
+fn holds_others_as_a_program() {
     let Some((processes, each)) = program::orders::<(usize, usize)>() else {
         return;
     };

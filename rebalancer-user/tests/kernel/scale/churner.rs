@@ -33,12 +33,12 @@ pub(super) struct Report {
 
 /// Starts it in a host of the lab, with this address of that host.
 pub(super) fn start(host: &Host, address: SocketAddr) -> Program<Report> {
-    Program::start(host, "scale::churner::churns_when_told", &address)
+    Program::start(host, "scale::churner::churns_as_a_program", &address)
 }
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn churns_when_told() {
+fn churns_as_a_program() {
     let Some(address) = program::orders::<SocketAddr>() else {
         return;
     };

@@ -82,7 +82,7 @@ pub(super) struct Report {
 }
 
 pub(super) fn start(host: &Host, orders: &Orders) -> Program<Report> {
-    Program::start(host, "scale::client::connects_when_told", orders)
+    Program::start(host, "scale::client::connects_as_a_program", orders)
 }
 
 /// The first local port of those that come again.
@@ -95,7 +95,7 @@ type End = watch::Receiver<bool>;
 
 /// Not a test but the clients, if the environment says so.
 #[test]
-fn connects_when_told() {
+fn connects_as_a_program() {
     let Some(orders) = program::orders::<Orders>() else {
         return;
     };

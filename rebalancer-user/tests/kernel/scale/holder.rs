@@ -63,12 +63,12 @@ fn address(lab: &Lab, n: usize) -> IpAddr {
 }
 
 fn start(host: &Host, orders: &Orders) -> Program<()> {
-    Program::start(host, "scale::holder::holds_when_told", orders)
+    Program::start(host, "scale::holder::holds_as_a_program", orders)
 }
 
 /// Not a test but the program, if the environment says so.
 #[test]
-fn holds_when_told() {
+fn holds_as_a_program() {
     let held = match program::orders::<Orders>() {
         None => return,
         Some(Orders::Listen(address, count)) => {

@@ -353,7 +353,7 @@ struct Moves {
     twice: Vec<u64>,
     /// Those that were refused or failed, by the words of it.
     troubles: BTreeMap<String, u64>,
-    /// The agent has been told to move no more.
+    /// The agent has the order to move no more.
     at_the_end: bool,
     /// Microseconds from the last look at a victim to its end.
     since_look: Vec<u64>,

@@ -30,12 +30,12 @@ pub(super) struct Orders {
 pub(super) type Report = BTreeMap<u64, (SocketAddr, How)>;
 
 pub(super) fn start(host: &Host, orders: &Orders) -> Program<Report> {
-    Program::start(host, "scale::server::serves_when_told", orders)
+    Program::start(host, "scale::server::serves_as_a_program", orders)
 }
 
 /// Not a test but the server, if the environment says so.
 #[test]
-fn serves_when_told() {
+fn serves_as_a_program() {
     let Some(orders) = program::orders::<Orders>() else {
         return;
     };
