@@ -1,6 +1,5 @@
-//! An API server that is none: it serves the objects that a test gives it, by list and watch, and
-//! fails when it is told to. In plain HTTP/1.1 and by hand, for what a library would not do: to
-//! cut an answer off in its middle.
+//! A fake API server: it serves the objects of a test by list and watch, and injects faults. It
+//! implements HTTP/1.1 itself, as a library would not cut off a response in the middle.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// The kinds served: their plural names, and the paths of their groups.
+/// The served kinds: their plural names and the paths of their groups.
 const KINDS: [(&str, &str); 4] = [
     ("pods", "/api/v1"),
     ("namespaces", "/api/v1"),
@@ -22,7 +21,7 @@ const KINDS: [(&str, &str); 4] = [
     ("endpointslices", "/apis/discovery.k8s.io/v1"),
 ];
 
-/// A server on a port of loopback. Dropping it ends it.
+/// A server on a loopback port. Dropping it stops it.
 #[derive(Debug)]
 pub struct ApiServer {
     address: SocketAddr,
@@ -40,25 +39,25 @@ struct Shared {
 struct State {
     version: u64,
     objects: BTreeMap<(&'static str, String), Value>,
-    /// What happened, by version: kind, `ADDED` and so on, and the object.
+    /// Watch events: version, kind, type (`ADDED` and so on) and object.
     events: Vec<(u64, &'static str, &'static str, Value)>,
-    /// Watches from before this version have expired.
+    /// Watches from before this version expire.
     oldest: u64,
-    /// Connections of another life are cut off.
+    /// Connections of an earlier generation are cut off.
     life: u64,
     up: bool,
     silent: bool,
     forbidden: Option<&'static str>,
     asked: BTreeMap<String, u64>,
-    /// What was written: namespace and object.
+    /// Written Events: namespace and object.
     written: Vec<(String, Value)>,
-    /// Writes to other namespaces are forbidden.
+    /// The only namespace that may be written to, if set.
     writable: Option<String>,
     connections: Vec<TcpStream>,
 }
 
 impl ApiServer {
-    /// Starts one without objects.
+    /// Starts a server without objects.
     pub fn start() -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let mut server = Self {
@@ -70,12 +69,12 @@ impl ApiServer {
         Ok(server)
     }
 
-    /// Where it listens.
+    /// Its URL.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Writes a kubeconfig that leads here.
+    /// Writes a kubeconfig for this server.
     pub fn write_kubeconfig(&self, file: &Path) -> io::Result<()> {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
@@ -86,7 +85,7 @@ impl ApiServer {
         std::fs::write(file, config.to_string())
     }
 
-    /// Adds an object, or changes the one of its name.
+    /// Adds an object, or replaces the one with its name.
     pub fn set(&self, kind: &str, mut object: Value) {
         let kind = known(kind);
         let key = (kind, key(&object));
@@ -103,7 +102,7 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
-    /// Deletes the object of this name, `namespace/name`.
+    /// Deletes the object `namespace/name`.
     pub fn delete(&self, kind: &str, name: &str) {
         let kind = known(kind);
         let mut state = self.lock();
@@ -116,7 +115,7 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
-    /// Forgets what happened: a watch from before, if it is not there, gets 410 Gone.
+    /// Drops past events: a new watch from an older version gets 410 Gone.
     pub fn expire(&self) {
         let mut state = self.lock();
         state.version += 1;
@@ -124,23 +123,23 @@ impl ApiServer {
         state.events.clear();
     }
 
-    /// Cuts every connection off, in the middle of whatever it was saying.
+    /// Cuts off every connection, even in the middle of a response.
     pub fn cut(&self) {
         self.lock().cut();
         self.shared.changed.notify_all();
     }
 
-    /// Says nothing on any connection, and ends none: as where packets are dropped on the way.
+    /// Stops responding without closing connections, as if packets were dropped.
     pub fn fall_silent(&self) {
         self.lock().silent = true;
     }
 
-    /// Answers for this kind with 403, or for none.
+    /// Responds with 403 to requests for this kind; `None` ends that.
     pub fn forbid(&self, kind: Option<&str>) {
         self.lock().forbidden = kind.map(known);
     }
 
-    /// Ends it; its objects stay for [`ApiServer::up`].
+    /// Stops it; its objects are kept for [`ApiServer::up`].
     pub fn down(&mut self) {
         {
             let mut state = self.lock();
@@ -148,7 +147,7 @@ impl ApiServer {
             state.cut();
         }
         self.shared.changed.notify_all();
-        // Out of its accept.
+        // Wakes up its accept.
         drop(TcpStream::connect(self.address));
         if let Some(accepts) = self.accepts.take() {
             accepts.join().expect("the fake API server's thread ends");
@@ -162,18 +161,18 @@ impl ApiServer {
         Ok(())
     }
 
-    /// How often it was asked to `list` or to `watch` a kind.
+    /// Number of `list` or `watch` requests for a kind.
     pub fn asked(&self, verb: &str, kind: &str) -> u64 {
         let asked = format!("{verb} {}", known(kind));
         self.lock().asked.get(&asked).copied().unwrap_or(0)
     }
 
-    /// The Events that were written, with their namespaces.
+    /// The written Events and their namespaces.
     pub fn written(&self) -> Vec<(String, Value)> {
         self.lock().written.clone()
     }
 
-    /// Answers for Events of other namespaces with 403.
+    /// Responds with 403 to Events for other namespaces.
     pub fn allow_writes_to(&self, namespace: &str) {
         self.lock().writable = Some(namespace.to_owned());
     }
@@ -192,7 +191,7 @@ impl ApiServer {
                     state.life
                 };
                 let shared = Arc::clone(&shared);
-                // It ends with its connection.
+                // The thread ends with its connection.
                 std::thread::spawn(move || shared.answer_all(stream, life));
             }
         }));
@@ -217,7 +216,7 @@ impl State {
     fn cut(&mut self) {
         self.life += 1;
         for connection in self.connections.drain(..) {
-            // It may have ended already.
+            // It may be closed already.
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -228,7 +227,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for as long as nothing is to be said.
+    /// Waits while the server is silent.
     fn wait_to_speak(&self, life: u64) -> io::Result<()> {
         let state = self.lock();
         let waits = |state: &mut State| state.silent && state.life == life;
@@ -275,7 +274,7 @@ impl Shared {
         }
     }
 
-    /// Takes an Event, as the real one does: only into the namespace of what it is about.
+    /// Accepts an Event only in the namespace of the object that it refers to, like the real server.
     fn write(&self, out: &mut TcpStream, target: &str, body: &[u8]) -> io::Result<()> {
         let (path, _) = target.split_once('?').unwrap_or((target, ""));
         let namespace = path
@@ -392,7 +391,7 @@ impl Shared {
         out.write_all(head.as_bytes())?;
         let mut seen = from;
         let mut state = self.lock();
-        // Who watches already is told all: only who comes too late has to list again.
+        // Existing watches get all events; only a new watch from an older version must list again.
         if from < state.oldest {
             drop(state);
             let gone = json!({"type": "ERROR", "object": status(410)});
@@ -431,7 +430,7 @@ impl Shared {
     }
 }
 
-/// The name that a constant has.
+/// The constant with this name.
 fn known(kind: &str) -> &'static str {
     let found = KINDS.iter().find(|(known, _)| *known == kind);
     found
