@@ -382,7 +382,7 @@ fn it_converges_in_three_rounds_with_little_more_than_the_least() {
 /// The agent's loop is busy while it lists: its clients are listed again before it hears that they were
 /// moved.
 #[test]
-fn it_comes_to_its_stop_also_where_outcomes_are_heard_late() {
+fn an_endpoint_reaches_its_stop_also_where_outcomes_arrive_late() {
     for seed in 1..=60 {
         let fields = "balance: {tolerance: 20%}";
         let mut cluster = Cluster::new(policy(fields), &[300, 0, 0], seed * 7919);
@@ -677,7 +677,7 @@ fn what_is_known_of_endpoints_ends_with_their_namespace() {
     }
     assert!(!ledger.entries().awaited.is_empty());
     assert!(!ledger.entries().shedding.is_empty());
-    let effort = |ledger: &Ledger| ledger.entries().efforts[0].2.endpoints.clone();
+    let effort = |ledger: &Ledger| ledger.entries().fills[0].2.endpoints.clone();
     assert_eq!(effort(&ledger), BTreeSet::from([at(1), at(2), at(3)]));
     let mut nothing_there = Snapshot {
         taken: after.taken,
@@ -701,7 +701,7 @@ fn is_futile(hold: &NewHold) -> bool {
 }
 
 #[test]
-fn what_is_given_up_is_told_and_another_replica_is_another_try() {
+fn a_futile_group_is_reported_and_another_replica_is_another_try() {
     let mut cluster = Cluster::new(policy("balance: {}"), &[150, 150, 0], 17);
     let held = loop {
         cluster.step(but_not_to_the_last);
@@ -724,7 +724,7 @@ fn what_is_given_up_is_told_and_another_replica_is_another_try() {
             |d: &&Decision| matches!(d.verdict, Verdict::Skipped(SkipReason::Futile { .. }));
         let cookie = decisions.find(is_futile).unwrap().cookie;
         let told = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
-        assert_eq!(told.effort.as_ref().unwrap().moves, futile.moves);
+        assert_eq!(told.fill.as_ref().unwrap().moves, futile.moves);
         let Verdict::Skipped(skipped) = told.decision.verdict else {
             panic!()
         };
@@ -959,7 +959,7 @@ fn what_was_moved_and_not_seen_again_is_of_the_mean() {
 }
 
 #[test]
-fn budgets_of_the_endpoint_and_the_service_hold_and_are_told() {
+fn budgets_of_the_endpoint_and_the_service_hold_and_are_named() {
     let listed = || snapshot(HOUR, 3, holding(&[300, 0, 0]));
     for (budget, fields, moved, word) in [
         (
@@ -1056,7 +1056,7 @@ rules:
 }
 
 #[test]
-fn a_dry_run_tells_the_excess_once() {
+fn a_dry_run_reports_the_excess_once() {
     let dry = policy("balance: {tolerance: 20%}").with_mode_at_most(Mode::DryRun);
     let listed = snapshot(HOUR, 3, holding(&[300, 0, 0]));
     let mut ledger = Ledger::default();

@@ -132,7 +132,7 @@ fn clearing_selects_clients_and_groups() {
             (Subject::Rule(web()), endpoint, not_held),
             (Subject::Rule(rule("another")), endpoint, test),
         ],
-        efforts: vec![(web(), group.clone(), effort)],
+        fills: vec![(web(), group.clone(), effort)],
         ..Entries::default()
     });
     let of_web = [
@@ -161,7 +161,7 @@ fn clearing_selects_clients_and_groups() {
         until: NOW,
     };
     let entries = ledger.entries();
-    assert_eq!(entries.efforts[0].2.hold, over);
+    assert_eq!(entries.fills[0].2.hold, over);
     let held = entries
         .returns
         .iter()

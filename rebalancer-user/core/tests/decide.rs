@@ -115,7 +115,7 @@ fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
 }
 
 #[test]
-fn each_guard_spares_with_its_word() {
+fn each_guard_skips_with_its_word() {
     let rules = "\
 - {name: disabled, mode: Disabled, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
 - {name: fast, match: {ports: [{port: 8082}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
@@ -324,7 +324,7 @@ fn an_unknown_rate_does_not_hide_the_other_limits() {
 }
 
 #[test]
-fn an_explanation_tells_all_that_is_weighed() {
+fn an_explanation_has_all_that_is_weighed() {
     let rules = "\
 - {name: admin, match: {ports: [{port: 9000}]}, limits: {maxAge: 1h}}
 - {name: inner, match: {ports: [{port: 5432}], peers: [{ipBlock: {cidr: 10.9.0.0/16}}]}, limits: {maxAge: 1h}}
@@ -419,7 +419,7 @@ fn those_older_than_tracking_are_spread_over_the_whole_of_max_age() {
 }
 
 #[test]
-fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
+fn a_dry_run_reports_each_once_at_the_pace_of_the_budget() {
     let policy = one_rule(
         "budget: {perNode: 2, window: 1m}",
         "limits: {maxAge: 1h}, mode: DryRun",
@@ -451,7 +451,7 @@ fn a_dry_run_tells_each_once_at_the_pace_of_the_budget() {
 
 /// Otherwise an edited policy seems to match nothing that the one before has told.
 #[test]
-fn under_another_policy_a_dry_run_tells_again() {
+fn under_another_policy_a_dry_run_reports_again() {
     let named = |name| {
         policy(
             "",
@@ -476,12 +476,12 @@ fn under_another_policy_a_dry_run_tells_again() {
     assert_eq!(told(&named("one"), &mut ledger, 2 * HOUR), ["one"; 3]);
     let edited = named("two");
     assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), [""; 0]);
-    ledger.forget_told();
+    ledger.forget_reported();
     assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), ["two"; 3]);
 }
 
 #[test]
-fn what_a_dry_run_tells_does_not_hold_up_what_is_enforced() {
+fn dry_runs_do_not_hold_up_what_is_enforced() {
     let rules = "\
 - {name: dry, mode: DryRun, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
 - {name: real, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
@@ -631,7 +631,7 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
 
 /// What it speaks does not change; whether anybody was heard may.
 #[test]
-fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
+fn other_protocols_than_http_1_are_skipped_until_the_rule_vouches_for_them() {
     let policy = |state| one_rule("", &format!("limits: {{maxAge: 1h}}, onReconnect: {state}"));
     let listed = |taken| snapshot(taken, vec![connection(1)]);
     for (refusal, lasts) in [
@@ -668,7 +668,7 @@ fn what_does_not_speak_http_1_is_spared_until_its_rule_vouches_for_it() {
 }
 
 #[test]
-fn what_cannot_be_heard_now_holds_up_nobody() {
+fn a_silent_connection_holds_up_no_other() {
     let listed = |since| {
         let mut silent = connection(1);
         silent.since_received = since;
@@ -706,7 +706,7 @@ fn what_cannot_be_heard_now_holds_up_nobody() {
 }
 
 #[test]
-fn what_was_told_in_dry_run_stays_told_when_it_falls_silent() {
+fn what_was_reported_in_dry_run_stays_reported_when_it_falls_silent() {
     let policy = one_rule("", "mode: DryRun, limits: {maxAge: 1h}");
     let mut listed = snapshot(2 * HOUR, vec![connection(1)]);
     let mut ledger = Ledger::default();
@@ -1254,7 +1254,7 @@ proptest! {
     /// An agent that lists at every interval, and whose moves end at once, starts the last of the
     /// chosen exactly when the forecast says.
     #[test]
-    fn the_outlook_comes_true(
+    fn the_forecast_comes_true(
         chosen in 1..120u64, per_node in 1..30u64, in_flight in 1..10u64, interval in 1..90u64,
     ) {
         let head = format!(

@@ -78,7 +78,7 @@ impl SavedLedger {
         }
         let mut ledger = Ledger::from_entries(kept.entries);
         if kept.policy != policy {
-            ledger.forget_told();
+            ledger.forget_reported();
         }
         info!(
             seconds_ago = now.since(kept.written_nanoseconds).as_secs(),
@@ -302,12 +302,12 @@ rules:
             SavedLedger::resume(dir.path(), POLICY)
                 .1
                 .entries()
-                .said
+                .reported
                 .len(),
             2
         );
-        let told = SavedLedger::resume(dir.path(), "another").1.entries();
-        assert_eq!((told.said.len(), told.told.len()), (0, 2));
+        let kept = SavedLedger::resume(dir.path(), "another").1.entries();
+        assert_eq!((kept.reported.len(), kept.dry_runs.len()), (0, 2));
     }
 
     #[test]

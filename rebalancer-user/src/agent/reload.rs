@@ -28,7 +28,7 @@ impl Agent {
 
     fn use_policy(&mut self, Loaded { policy, text }: Loaded) {
         if *text != *self.policy_text {
-            self.ledger.forget_told();
+            self.ledger.forget_reported();
             self.policy_text = text;
         }
         let tracking = scope::tracking(policy.track(), &read_cgroups(&policy, &self.cgroups));

@@ -148,7 +148,7 @@ pub fn write_explanation(
                 siblings: test.siblings,
             })
             .collect(),
-        fill: explained.effort.as_ref().map(FillItem::of),
+        fill: explained.fill.as_ref().map(FillItem::of),
         guards: explained
             .guards
             .iter()

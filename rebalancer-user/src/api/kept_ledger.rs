@@ -100,7 +100,7 @@ mod tests {
             let (rule, group) = (RuleName::manual(), Group { service, port });
             let sum = Sum { total, squares, largest: total };
             let kept = kept(Entries {
-                efforts: vec![(rule.clone(), group.clone(), effort)],
+                fills: vec![(rule.clone(), group.clone(), effort)],
                 sums: vec![(rule, group, vec![sum])],
                 ..Entries::default()
             });

@@ -83,7 +83,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
             ),
         )?;
     }
-    if let Some(effort) = &explained.effort {
+    if let Some(effort) = &explained.fill {
         line("moves", effort_text(effort))?;
     }
     for guard in &explained.guards {

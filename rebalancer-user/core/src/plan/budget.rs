@@ -73,7 +73,7 @@ pub(super) struct Population<'a> {
 
 impl<'a> Population<'a> {
     pub(super) fn of(matches: &Matches<'a>, groups: &'a Groups) -> Self {
-        let mut there = Self {
+        let mut population = Self {
             node: u64::try_from(matches.all.len()).unwrap_or(u64::MAX),
             queues: Queues::default(),
             groups: Vec::new(),
@@ -84,10 +84,10 @@ impl<'a> Population<'a> {
         let mut indexes: BTreeMap<&Group, usize> = BTreeMap::new();
         let of_groups = groups.iter().map(|group| {
             let index = *indexes.entry(&group.name).or_insert_with(|| {
-                there.groups.push((&group.name, 0));
-                there.groups.len() - 1
+                population.groups.push((&group.name, 0));
+                population.groups.len() - 1
             });
-            there.groups[index].1 += group.connections;
+            population.groups[index].1 += group.connections;
             index
         });
         let of_groups: Vec<usize> = of_groups.collect();
@@ -95,17 +95,19 @@ impl<'a> Population<'a> {
         for (pair, group) in matches.pairs.iter().zip(groups.indexes()) {
             let endpoint = *endpoints[pair.endpoint_index].get_or_insert_with(|| {
                 let connections = matches.endpoints[pair.endpoint_index];
-                there.endpoints.push((pair.endpoint, connections));
-                there.endpoints.len() - 1
+                population.endpoints.push((pair.endpoint, connections));
+                population.endpoints.len() - 1
             });
             let namespace = pair.who.pod().map(|pod| pod.namespace.as_str());
-            there.accounts.push(Account {
-                queue: there.queues.add((pair.rule.name().as_str(), namespace)),
+            population.accounts.push(Account {
+                queue: population
+                    .queues
+                    .add((pair.rule.name().as_str(), namespace)),
                 group: of_groups[*group],
                 endpoint,
             });
         }
-        there
+        population
     }
 
     /// That of the pair with this index.
@@ -118,7 +120,7 @@ impl<'a> Population<'a> {
 pub(super) struct Allowance<'a> {
     mode: Mode,
     budget: Budget,
-    there: &'a Population<'a>,
+    population: &'a Population<'a>,
     interval: Duration,
     node: Bucket,
     pub(super) slots: Slots,
@@ -181,16 +183,16 @@ impl<'a> Allowance<'a> {
         policy: &Policy,
         mode: Mode,
         ledger: &'a Ledger,
-        there: &'a Population<'a>,
+        population: &'a Population<'a>,
         now: KernelTime,
     ) -> Self {
         let budget = policy.budget();
         let max_in_flight = u64::from(budget.max_in_flight().get());
-        // What is only told is never in flight; a round of it is as large as a real one.
+        // What is only reported is never in flight; a round of it is as large as a real one.
         let slots = if mode == Mode::DryRun {
-            Slots::all(&there.queues, max_in_flight)
+            Slots::all(&population.queues, max_in_flight)
         } else {
-            Slots::beside(ledger, &there.queues, max_in_flight)
+            Slots::beside(ledger, &population.queues, max_in_flight)
         };
         let mut spent = ledger
             .charges(mode, budget.window(), now)
@@ -201,17 +203,17 @@ impl<'a> Allowance<'a> {
         Self {
             mode,
             budget,
-            there,
+            population,
             interval: policy.interval(),
-            node: Bucket::new(budget.per_node().of(there.node), spent.all),
+            node: Bucket::new(budget.per_node().of(population.node), spent.all),
             slots,
             widest: match mode {
                 Mode::Enforce => Ramp::widest(policy, ledger, now),
                 Mode::DryRun | Mode::Disabled => None,
             },
             ramp: None,
-            groups: vec![None; there.groups.len()],
-            endpoints: vec![None; there.endpoints.len()],
+            groups: vec![None; population.groups.len()],
+            endpoints: vec![None; population.endpoints.len()],
             spent,
         }
     }
@@ -226,18 +228,18 @@ impl<'a> Allowance<'a> {
     /// # Errors
     /// Why there is none left.
     pub(super) fn take(&mut self, of: Account, ramp: Option<Ramp>) -> Result<(), SkipReason> {
-        let (budget, there, spent) = (self.budget, self.there, &self.spent);
+        let (budget, population, spent) = (self.budget, self.population, &self.spent);
         let longest = self.ramp.into_iter().chain(ramp);
         self.ramp = longest.max_by_key(|ramp| ramp.whole_in);
         // Those that were moved away and are not seen again are of its connections still, as a pod
         // that is disrupted is of its Deployment.
         let group = self.groups[of.group].get_or_insert_with(|| {
-            let (group, connections) = there.groups[of.group];
+            let (group, connections) = population.groups[of.group];
             let (spent, away) = spent.groups.get(group).copied().unwrap_or_default();
             Bucket::new(budget.per_service().of(connections + away), spent)
         });
         let endpoint = self.endpoints[of.endpoint].get_or_insert_with(|| {
-            let (endpoint, connections) = there.endpoints[of.endpoint];
+            let (endpoint, connections) = population.endpoints[of.endpoint];
             let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
             Bucket::new(budget.per_endpoint().of(connections + left), spent)
         });

@@ -33,7 +33,8 @@ pub struct Charge {
     /// All of these are seen here.
     pub whole: bool,
     /// What became of it.
-    pub stage: Fate,
+    #[serde(rename = "stage")]
+    pub fate: Fate,
 }
 
 /// What became of a move that counts against a budget.
@@ -53,12 +54,12 @@ pub enum Fate {
 impl Charge {
     /// Neither the connection is in the group nor one that its client made instead.
     pub(super) fn is_away(&self) -> bool {
-        self.stage == Fate::Away
+        self.fate == Fate::Away
     }
 
     /// Neither is at the endpoint.
     pub(super) fn has_left(&self) -> bool {
-        matches!(self.stage, Fate::Away | Fate::Elsewhere)
+        matches!(self.fate, Fate::Away | Fate::Elsewhere)
     }
 }
 

@@ -21,7 +21,7 @@ pub const FIRST_HOLD: Duration = Duration::from_secs(600);
 
 const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
-/// What has not been heard of for so long is forgotten, unless it is held.
+/// What nothing was known of for so long is forgotten, unless it is held.
 const FORGET: Duration = Duration::from_secs(3600);
 
 /// How often something was in vain, and until when it is not tried again.
@@ -60,7 +60,7 @@ impl Hold {
         self.until.since(at) <= LONGEST_HOLD
     }
 
-    /// Whether what was heard of `last` is to be forgotten. What was held is remembered for longer, so
+    /// Whether what was last known `last` is to be forgotten. What was held is remembered for longer, so
     /// that the next hold is longer.
     pub(super) fn is_stale(self, last: KernelTime, now: KernelTime) -> bool {
         let kept = if self.times > 0 { LONGEST_HOLD } else { FORGET };
@@ -99,10 +99,10 @@ impl fmt::Display for CooldownOf {
         match self {
             Self::Connection(cookie, Some(rule)) => write!(f, "connection {cookie} of rule {rule}"),
             Self::Connection(cookie, None) => write!(f, "connection {cookie}"),
-            Self::Returns(whom, endpoint) => {
+            Self::Returns(subject, endpoint) => {
                 write!(
                     f,
-                    "{whom} at port {} of netns {}",
+                    "{subject} at port {} of netns {}",
                     endpoint.port, endpoint.netns.0
                 )
             }

@@ -42,15 +42,17 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 
     // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs.
     candidates.sort_by(|a, b| compare(b.beyond, a.beyond));
-    let there = Population::of(&matches, &groups);
+    let population = Population::of(&matches, &groups);
     let ramp = |pair: &Pair<'_>| Ramp::of(policy, pair.rule, ledger, now);
     let ramps: Vec<Option<Ramp>> = matches.pairs.iter().map(ramp).collect();
-    let allowance = |mode| Allowance::new(policy, mode, ledger, &there, now);
+    let allowance = |mode| Allowance::new(policy, mode, ledger, &population, now);
     let (mut enforce, mut dry_run) = (allowance(Mode::Enforce), allowance(Mode::DryRun));
     let mut had = enforce.turns().clone();
     had.extend(dry_run.turns());
-    let queues = candidates.iter().map(|one| there.account(one.pair).queue);
-    let order = there.queues.turns(queues, &had);
+    let queues = candidates
+        .iter()
+        .map(|one| population.account(one.pair).queue);
+    let order = population.queues.turns(queues, &had);
     let mut few = FirstFew::of(ledger);
     let mut chosen = Vec::new();
     let in_turn = order.into_iter().zip(1..);
@@ -59,7 +61,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         let candidate = &candidates[index];
         let (rule, account) = (
             matches.pairs[candidate.pair].rule,
-            there.account(candidate.pair),
+            population.account(candidate.pair),
         );
         let mode = policy.mode_of(rule);
         let allowance = if mode == Mode::DryRun {
@@ -224,7 +226,7 @@ impl Chosen<'_> {
             share,
             siblings: group.siblings(),
             whole: group.is_seen_whole(),
-            stage: Fate::There,
+            fate: Fate::There,
         }
     }
 }

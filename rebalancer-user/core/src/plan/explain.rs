@@ -33,7 +33,7 @@ pub struct Explanation<'a> {
     /// rule, from its endpoint.
     pub returns: Vec<(Subject, Test)>,
     /// What was moved to fill the emptiest of its endpoint and its siblings, if any holds too much.
-    pub effort: Option<FillTest>,
+    pub fill: Option<FillTest>,
     /// Every guard that skips it; the first is the one named in a plan.
     pub guards: Vec<SkipReason>,
     /// What the plan says of it.
@@ -114,7 +114,7 @@ pub fn explain<'a>(
             at.load,
         ))
     });
-    let effort = group.and_then(|group| ledger.effort(&group.rule, &group.name));
+    let fill = group.and_then(|group| ledger.fill(&group.rule, &group.name));
     let subjects = rule.map(|rule| Subject::both(connection.client(), rule.name()));
     let tests = ledger.returns(connection.endpoint);
     let known = |subject: Subject| {
@@ -130,7 +130,7 @@ pub fn explain<'a>(
         unknown,
         balance,
         returns,
-        effort: effort.cloned(),
+        fill: fill.cloned(),
         guards,
         decision,
     })

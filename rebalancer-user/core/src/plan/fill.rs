@@ -212,26 +212,26 @@ impl FillTest {
     }
 }
 
-/// Whose an effort is.
+/// Whose a test is.
 pub(super) type Key = (RuleName, Arc<Group>);
 
-/// All efforts, of groups in which an endpoint holds too much, or did not long ago.
+/// All tests, of groups in which an endpoint holds too much, or did not long ago.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Efforts {
+pub(super) struct FillTests {
     all: BTreeMap<Key, FillTest>,
     new_holds: Vec<NewFutile>,
 }
 
-impl Efforts {
+impl FillTests {
     pub(super) fn entries(&self) -> Vec<(RuleName, Group, FillTest)> {
-        let entry = |((rule, group), effort): (&Key, &FillTest)| {
-            (rule.clone(), Group::clone(group), effort.clone())
+        let entry = |((rule, group), test): (&Key, &FillTest)| {
+            (rule.clone(), Group::clone(group), test.clone())
         };
         self.all.iter().map(entry).collect()
     }
 
     pub(super) fn from_entries(entries: Vec<(RuleName, Group, FillTest)>) -> Self {
-        let entry = |(rule, group, effort)| ((rule, Arc::new(group)), effort);
+        let entry = |(rule, group, test)| ((rule, Arc::new(group)), test);
         Self {
             all: entries.into_iter().map(entry).collect(),
             new_holds: Vec::new(),
@@ -240,20 +240,20 @@ impl Efforts {
 
     /// Those of which nothing is moved.
     pub(super) fn cooldowns(&self, now: KernelTime) -> impl Iterator<Item = Cooldown> {
-        self.all.iter().filter_map(move |((rule, group), effort)| {
-            effort.hold.left(now).map(|_| Cooldown {
+        self.all.iter().filter_map(move |((rule, group), test)| {
+            test.hold.left(now).map(|_| Cooldown {
                 of: CooldownOf::Fill(rule.clone(), Group::clone(group)),
                 cause: "futile",
-                why: format!("{} moves have not filled what is empty", effort.moves),
-                until: Some(effort.hold.until),
-                times: effort.hold.times,
+                why: format!("{} moves have not filled what is empty", test.moves),
+                until: Some(test.hold.until),
+                times: test.hold.times,
             })
         })
     }
 
     pub(super) fn hold(&mut self, rule: &RuleName, group: &Group) -> Option<&mut Hold> {
-        let effort = self.all.get_mut(&(rule.clone(), Arc::new(group.clone())))?;
-        Some(&mut effort.hold)
+        let test = self.all.get_mut(&(rule.clone(), Arc::new(group.clone())))?;
+        Some(&mut test.hold)
     }
 
     pub(super) fn get(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
@@ -272,9 +272,9 @@ impl Efforts {
         facts: &ServiceFacts,
         now: KernelTime,
     ) -> Option<(Futile, Duration)> {
-        let effort = self.get(rule, group)?;
-        let left = effort.hold.left(now)?;
-        Some((effort.futile(by, facts), left))
+        let test = self.get(rule, group)?;
+        let left = test.hold.left(now)?;
+        Some((test.futile(by, facts), left))
     }
 
     /// A move that balance chose has ended a connection of this share of the mean.
@@ -285,8 +285,8 @@ impl Efforts {
         share: u64,
         ended: KernelTime,
     ) {
-        if let Some(effort) = self.all.get_mut(&(rule.clone(), Arc::clone(group))) {
-            effort.count(share, ended);
+        if let Some(test) = self.all.get_mut(&(rule.clone(), Arc::clone(group))) {
+            test.count(share, ended);
         }
     }
 
@@ -307,7 +307,7 @@ impl Efforts {
             }) = listed
             else {
                 // It may be known again soon.
-                self.all.extend(known.map(|effort| (key, effort)));
+                self.all.extend(known.map(|test| (key, test)));
                 continue;
             };
             let ready = Ready {
@@ -315,24 +315,23 @@ impl Efforts {
                 siblings: facts.endpoints,
                 missing: facts.missing(),
             };
-            let known = known.filter(|effort| !effort.hold.is_stale(effort.last, now));
-            let Some(mut effort) = known.or_else(|| sheds.then(|| FillTest::new(&ready, now)))
-            else {
+            let known = known.filter(|test| !test.hold.is_stale(test.last, now));
+            let Some(mut test) = known.or_else(|| sheds.then(|| FillTest::new(&ready, now))) else {
                 continue;
             };
             if sheds {
-                effort.last = now;
+                test.last = now;
             }
-            if let Some(lasts) = effort.observe(&ready, now) {
-                let futile = effort.futile(by, &facts);
+            if let Some(lasts) = test.observe(&ready, now) {
+                let futile = test.futile(by, &facts);
                 self.new_holds.push((key.clone(), futile, lasts));
             }
-            self.all.insert(key, effort);
+            self.all.insert(key, test);
         }
         // They may be there again soon.
         let gone = before
             .into_iter()
-            .filter(|(_, effort)| !effort.hold.is_stale(effort.last, now));
+            .filter(|(_, test)| !test.hold.is_stale(test.last, now));
         self.all.extend(gone);
     }
 
@@ -342,8 +341,8 @@ impl Efforts {
 
     /// Forgets endpoints: one that is like them is another one.
     pub(super) fn forget(&mut self, is_gone: impl Fn(&EndpointKey) -> bool) {
-        for effort in self.all.values_mut() {
-            effort.endpoints.retain(|endpoint| !is_gone(endpoint));
+        for test in self.all.values_mut() {
+            test.endpoints.retain(|endpoint| !is_gone(endpoint));
         }
     }
 
@@ -359,7 +358,7 @@ mod tests {
     const MINUTE: u64 = 60_000_000_000;
     const LATER: KernelTime = KernelTime(u64::MAX);
 
-    fn effort() -> FillTest {
+    fn test() -> FillTest {
         FillTest {
             siblings: 3,
             missing: MEAN,
@@ -377,69 +376,69 @@ mod tests {
     }
 
     /// Moves of a hundredth of the mean each until it holds, and for how many minutes.
-    fn held_after(effort: &mut FillTest, missing: u64, now: KernelTime) -> (u64, u64) {
+    fn held_after(test: &mut FillTest, missing: u64, now: KernelTime) -> (u64, u64) {
         for _ in 0..10_000 {
-            effort.count(MEAN / 100, LATER);
-            if let Some(lasts) = effort.observe(&ready(missing), now) {
-                return (effort.moves, lasts.as_secs() / 60);
+            test.count(MEAN / 100, LATER);
+            if let Some(lasts) = test.observe(&ready(missing), now) {
+                return (test.moves, lasts.as_secs() / 60);
             }
         }
-        panic!("{effort:?}")
+        panic!("{test:?}")
     }
 
     #[test]
     fn an_endpoint_that_comes_and_goes_keeps_its_hold() {
-        let mut effort = effort();
+        let mut test = test();
         let two = Ready {
             siblings: 2,
             ..ready(0)
         };
         for minute in 0..471 {
-            effort.count(MEAN / 100, LATER);
+            test.count(MEAN / 100, LATER);
             let flaps = if minute % 4 == 3 { &two } else { &ready(MEAN) };
-            let held = effort.observe(flaps, KernelTime(minute * MINUTE));
+            let held = test.observe(flaps, KernelTime(minute * MINUTE));
             assert_eq!(held.is_some(), minute == 470, "{minute}");
         }
         let at = |minute| KernelTime(minute * MINUTE);
-        assert_eq!(effort.observe(&two, at(471)), None);
-        assert!(effort.hold.left(at(471)).is_some());
+        assert_eq!(test.observe(&two, at(471)), None);
+        assert!(test.hold.left(at(471)).is_some());
         // It stays away.
-        assert_eq!(effort.observe(&two, at(480)), None);
-        assert_eq!((effort.hold.left(at(480)), effort.hold.times), (None, 0));
+        assert_eq!(test.observe(&two, at(480)), None);
+        assert_eq!((test.hold.left(at(480)), test.hold.times), (None, 0));
     }
 
     #[test]
     fn a_new_endpoint_is_another_try_once() {
-        let mut effort = effort();
+        let mut test = test();
         let now = KernelTime(MINUTE);
-        held_after(&mut effort, MEAN, now);
+        held_after(&mut test, MEAN, now);
         let more = |siblings| Ready {
             siblings,
             ..ready(MEAN)
         };
-        assert_eq!(effort.observe(&more(4), now), None);
-        assert_eq!(effort.hold.left(now), None);
+        assert_eq!(test.observe(&more(4), now), None);
+        assert_eq!(test.hold.left(now), None);
         let lasts = (0..1000).find_map(|_| {
-            effort.count(MEAN / 100, LATER);
-            effort.observe(&more(4), now)
+            test.count(MEAN / 100, LATER);
+            test.observe(&more(4), now)
         });
         assert_eq!(lasts, Some(Duration::from_secs(1200)));
-        assert_eq!(effort.observe(&more(5), now), None);
-        assert!(effort.hold.left(now).is_some());
+        assert_eq!(test.observe(&more(5), now), None);
+        assert!(test.hold.left(now).is_some());
     }
 
     #[test]
     fn what_stays_empty_is_held_for_longer_each_time_after_fewer_moves() {
-        let (mut effort, mut now) = (effort(), KernelTime(MINUTE));
+        let (mut test, mut now) = (test(), KernelTime(MINUTE));
         // Half of 100 takes 150; three times that, and 20.
-        assert_eq!(held_after(&mut effort, MEAN, now), (471, 10));
+        assert_eq!(held_after(&mut test, MEAN, now), (471, 10));
         let mut held = Vec::new();
         for _ in 0..9 {
-            assert_eq!(effort.observe(&ready(MEAN), now), None);
-            now = effort.hold.until;
-            assert_eq!(effort.hold.left(now), None);
-            assert_eq!(effort.observe(&ready(MEAN), now), None);
-            let (moves, minutes) = held_after(&mut effort, MEAN, now);
+            assert_eq!(test.observe(&ready(MEAN), now), None);
+            now = test.hold.until;
+            assert_eq!(test.hold.left(now), None);
+            assert_eq!(test.observe(&ready(MEAN), now), None);
+            let (moves, minutes) = held_after(&mut test, MEAN, now);
             // An eighth takes 37.5.
             assert_eq!(moves, 133);
             held.push(minutes);
@@ -449,30 +448,27 @@ mod tests {
 
     #[test]
     fn what_fills_starts_anew() {
-        let mut effort = effort();
+        let mut test = test();
         for _ in 0..200 {
-            effort.count(MEAN / 100, LATER);
+            test.count(MEAN / 100, LATER);
         }
-        assert_eq!(
-            effort.observe(&ready(MEAN / 2 + 1), KernelTime(MINUTE)),
-            None
-        );
-        assert_eq!(effort.moves, 200);
-        assert_eq!(effort.observe(&ready(MEAN / 2), KernelTime(MINUTE)), None);
-        assert_eq!((effort.moves, effort.missing), (0, MEAN / 2));
+        assert_eq!(test.observe(&ready(MEAN / 2 + 1), KernelTime(MINUTE)), None);
+        assert_eq!(test.moves, 200);
+        assert_eq!(test.observe(&ready(MEAN / 2), KernelTime(MINUTE)), None);
+        assert_eq!((test.moves, test.missing), (0, MEAN / 2));
         // What is found to be worse later is what is to be filled.
-        assert_eq!(effort.observe(&ready(MEAN), KernelTime(MINUTE)), None);
-        assert_eq!(effort.missing, MEAN);
+        assert_eq!(test.observe(&ready(MEAN), KernelTime(MINUTE)), None);
+        assert_eq!(test.missing, MEAN);
     }
 
     #[test]
     fn a_hold_ends_when_what_was_empty_is_filled() {
-        let mut effort = effort();
-        held_after(&mut effort, MEAN, KernelTime(MINUTE));
+        let mut test = test();
+        held_after(&mut test, MEAN, KernelTime(MINUTE));
         let now = KernelTime(2 * MINUTE);
-        assert_eq!(effort.observe(&ready(MEAN / 8 * 7), now), None);
-        assert!(effort.hold.left(now).is_some());
-        assert_eq!(effort.observe(&ready(MEAN / 2), now), None);
-        assert_eq!((effort.hold.left(now), effort.hold.times), (None, 0));
+        assert_eq!(test.observe(&ready(MEAN / 8 * 7), now), None);
+        assert!(test.hold.left(now).is_some());
+        assert_eq!(test.observe(&ready(MEAN / 2), now), None);
+        assert_eq!((test.hold.left(now), test.hold.times), (None, 0));
     }
 }

@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outlooks_read_as_sentences() {
+    fn forecasts_read_as_sentences() {
         let minute = Duration::from_secs(60);
         let some = Forecast {
             mode: Mode::Enforce,

@@ -1,6 +1,7 @@
 //! What was moved, and when, where its clients came, and how fast connections were: what the next
 //! decision must know of those before.
 
+mod entries;
 mod observe;
 
 use std::{
@@ -14,9 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     Charge, Cooldown, CooldownOf, Fate, FillTest, Futile, Group, Hold, Move, Outcome, Refusal,
     ServiceFacts, Subject, Sum,
-    fill::Efforts,
-    flows::{Flow, Flows},
-    rates::{History, Rates},
+    fill::FillTests,
+    flows::Flows,
+    rates::Rates,
     returns::{PendingReturn, ReturnCounts, Returns, Test},
 };
 use crate::{
@@ -24,20 +25,22 @@ use crate::{
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
 };
 
-/// What was moved and told so far. A value: the agent keeps one and tells it what it does.
+pub use entries::Entries;
+
+/// What was moved and reported so far. A value: the agent keeps one and records in it what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     in_flight: BTreeMap<Cookie, (KernelTime, Charge)>,
     ended: BTreeMap<Cookie, Ended>,
-    said: BTreeSet<Cookie>,
+    reported: BTreeSet<Cookie>,
     made: Spent,
-    told: Spent,
+    dry_runs: Spent,
     rates: Rates,
     flows: Flows,
     returns: Returns,
     sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
     shedding: BTreeSet<(RuleName, EndpointKey)>,
-    efforts: Efforts,
+    fills: FillTests,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
     enforced: BTreeMap<RuleName, KernelTime>,
     attempts: BTreeMap<(KernelTime, Cookie), Turn>,
@@ -117,170 +120,7 @@ type Spent = BTreeMap<(KernelTime, Cookie), Charge>;
 /// the last.
 const SUMS: usize = 3;
 
-/// All that a [`Ledger`] holds, to be written and read: a decision made with what was read back
-/// is the same.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Entries {
-    /// Moves under way, and when they began.
-    pub in_flight: Vec<(Cookie, KernelTime, Charge)>,
-    /// Connections of which moves ended, and how the last did.
-    pub ended: Vec<(Cookie, Ended)>,
-    /// Connections told in dry run.
-    pub said: Vec<Cookie>,
-    /// Moves that count against the budget, by when they began.
-    pub made: Vec<(KernelTime, Cookie, Charge)>,
-    /// What was told in dry run, likewise.
-    pub told: Vec<(KernelTime, Cookie, Charge)>,
-    /// The rates of connections whose rules ask for them.
-    pub rates: Vec<(Cookie, History)>,
-    /// The rates of connections whose rules balance by them.
-    pub flows: Vec<(Cookie, Flow)>,
-    /// Moves that ended, and whose clients are looked for.
-    pub awaited: Vec<PendingReturn>,
-    /// Those that have not been seen for a while.
-    pub late: Vec<PendingReturn>,
-    /// Connections that were taken for such a client.
-    pub taken: Vec<Cookie>,
-    /// What is known of returns.
-    pub returns: Vec<(Subject, EndpointKey, Test)>,
-    /// What groups held under rules, the latest last.
-    pub sums: Vec<(RuleName, Group, Vec<Sum>)>,
-    /// Endpoints that have begun to shed.
-    pub shedding: Vec<(RuleName, EndpointKey)>,
-    /// What was moved to fill what is empty, and whether it did.
-    pub efforts: Vec<(RuleName, Group, FillTest)>,
-    /// Since when rules are enforced; of one that is not here it does not matter.
-    pub enforced: Vec<(RuleName, KernelTime)>,
-    /// Moves that were begun, whatever became of them: when, and whose turn it was.
-    pub attempts: Vec<(KernelTime, Cookie, RuleName, Option<String>)>,
-    /// The network namespaces that had these inodes last.
-    pub namespaces: Vec<(Netns, NetnsCookie)>,
-}
-
-impl Entries {
-    /// Whether it may be what was known `at` this time: nothing of it is of later, and no hold is longer
-    /// than any. What was read from a file may be anything.
-    pub fn is_of(&self, at: KernelTime) -> bool {
-        let Self {
-            in_flight,
-            ended,
-            said: _,
-            made,
-            told,
-            rates,
-            flows: _,
-            awaited,
-            late,
-            taken: _,
-            returns,
-            sums: _,
-            shedding: _,
-            efforts,
-            enforced,
-            attempts,
-            namespaces: _,
-        } = self;
-        let began = made.iter().chain(told).map(|(began, ..)| *began);
-        let moves = awaited.iter().chain(late);
-        let times = (in_flight.iter().map(|(_, began, _)| *began))
-            .chain(began)
-            .chain(moves.flat_map(|one| [one.began, one.ended]))
-            .chain(returns.iter().map(|(.., test)| test.last))
-            .chain(
-                efforts
-                    .iter()
-                    .flat_map(|(.., effort)| [effort.last, effort.lacked, effort.since]),
-            )
-            .chain(enforced.iter().map(|(_, since)| *since))
-            .chain(attempts.iter().map(|(began, ..)| *began));
-        let holds = returns.iter().map(|(.., test)| test.hold);
-        let mut holds = holds
-            .chain(efforts.iter().map(|(.., effort)| effort.hold))
-            .chain(ended.iter().map(|(_, ended)| ended.hold));
-        { times }.all(|time| time <= at)
-            && holds.all(|hold| hold.is_of(at))
-            && rates.iter().all(|(_, history)| history.makes_sense())
-    }
-}
-
 impl Ledger {
-    /// All that it holds, in order.
-    pub fn entries(&self) -> Entries {
-        let attempt = |((at, cookie), (rule, namespace)): (&(KernelTime, Cookie), &Turn)| {
-            (*at, *cookie, rule.clone(), namespace.clone())
-        };
-        let spent = |spent: &Spent| {
-            let entry =
-                |((at, cookie), by): (&(KernelTime, Cookie), &Charge)| (*at, *cookie, by.clone());
-            spent.iter().map(entry).collect()
-        };
-        let flying =
-            |(cookie, (at, by)): (&Cookie, &(KernelTime, Charge))| (*cookie, *at, by.clone());
-        let sums = |((rule, group), sums): (&(RuleName, Arc<Group>), &VecDeque<Sum>)| {
-            let sums = sums.iter().copied().collect();
-            (rule.clone(), Group::clone(group), sums)
-        };
-        let (awaited, late, taken, returns) = self.returns.entries();
-        Entries {
-            in_flight: self.in_flight.iter().map(flying).collect(),
-            ended: self.ended.clone().into_iter().collect(),
-            said: self.said.iter().copied().collect(),
-            made: spent(&self.made),
-            told: spent(&self.told),
-            rates: self.rates.entries(),
-            flows: self.flows.entries(),
-            awaited,
-            late,
-            taken,
-            returns,
-            sums: self.sums.iter().map(sums).collect(),
-            shedding: self.shedding.iter().cloned().collect(),
-            efforts: self.efforts.entries(),
-            enforced: self.enforced.clone().into_iter().collect(),
-            attempts: self.attempts.iter().map(attempt).collect(),
-            namespaces: self.namespaces.clone().into_iter().collect(),
-        }
-    }
-
-    /// A ledger that holds `entries`.
-    pub fn from_entries(entries: Entries) -> Self {
-        let attempt = |(at, cookie, rule, namespace)| ((at, cookie), (rule, namespace));
-        let flying = |(cookie, at, by)| (cookie, (at, by));
-        let spent = |all: Vec<(KernelTime, Cookie, Charge)>| {
-            let entry = |(at, cookie, by)| ((at, cookie), by);
-            all.into_iter().map(entry).collect()
-        };
-        let sums = |(rule, group, sums): (RuleName, Group, Vec<Sum>)| {
-            (
-                (rule, Arc::new(group)),
-                sums.into_iter().take(SUMS).collect(),
-            )
-        };
-        Self {
-            in_flight: entries.in_flight.into_iter().map(flying).collect(),
-            ended: entries.ended.into_iter().collect(),
-            said: entries.said.into_iter().collect(),
-            made: spent(entries.made),
-            told: spent(entries.told),
-            rates: Rates::from_entries(entries.rates),
-            flows: Flows::from_entries(entries.flows),
-            returns: Returns::from_entries(
-                entries.awaited,
-                entries.late,
-                entries.taken,
-                entries.returns,
-            ),
-            sums: entries.sums.into_iter().map(sums).collect(),
-            shedding: entries.shedding.into_iter().collect(),
-            efforts: Efforts::from_entries(entries.efforts),
-            views: BTreeMap::new(),
-            enforced: entries.enforced.into_iter().collect(),
-            attempts: entries.attempts.into_iter().map(attempt).collect(),
-            namespaces: entries.namespaces.into_iter().collect(),
-        }
-    }
-
     /// Takes in which rules are enforced. Those that were not before have a small part of their
     /// budgets from now on, and more with each window; without a call of this all have the whole.
     pub fn enforce(&mut self, policy: &Policy, now: KernelTime) {
@@ -292,23 +132,23 @@ impl Ledger {
             .collect();
     }
 
-    /// Since when a rule is enforced, if that is told.
+    /// Since when a rule is enforced, if that is known.
     pub(super) fn enforced_since(&self, rule: &RuleName) -> Option<KernelTime> {
         self.enforced.get(rule).copied()
     }
 
     /// What the next agent must know. What follows from two listings it finds out by itself. What is in
-    /// flight ends with this one, and nobody tells how: it counts as moved.
+    /// flight ends with this one, and how is not learned: it counts as moved.
     pub fn to_keep(&self) -> Self {
         Self {
             ended: self.ended.clone(),
-            said: self.said.clone(),
+            reported: self.reported.clone(),
             made: self.made.clone(),
-            told: self.told.clone(),
+            dry_runs: self.dry_runs.clone(),
             returns: self.returns.clone(),
             sums: self.sums.clone(),
             shedding: self.shedding.clone(),
-            efforts: self.efforts.clone(),
+            fills: self.fills.clone(),
             enforced: self.enforced.clone(),
             attempts: self.attempts.clone(),
             namespaces: self.namespaces.clone(),
@@ -316,15 +156,21 @@ impl Ledger {
         }
     }
 
-    /// Forgets what was told in dry run, as another policy would tell it.
-    pub fn forget_told(&mut self) {
-        self.said.clear();
+    /// Forgets what was reported in dry run, as another policy would report it.
+    pub fn forget_reported(&mut self) {
+        self.reported.clear();
     }
 
     /// Takes in what is known elsewhere of a group whose endpoints are not all on this node: all
-    /// that its nodes hold under `rule`. It counts until it is told anew, and no longer than
+    /// that its nodes hold under `rule`. It counts until it is set again, and no longer than
     /// `until`. It is not among the entries.
-    pub fn know(&mut self, rule: RuleName, group: Group, facts: ServiceFacts, until: KernelTime) {
+    pub fn set_view(
+        &mut self,
+        rule: RuleName,
+        group: Group,
+        facts: ServiceFacts,
+        until: KernelTime,
+    ) {
         let key = (rule, Arc::new(group));
         self.views.insert(key, (facts, until));
     }
@@ -337,9 +183,9 @@ impl Ledger {
 
     /// Moves that have not ended, and those whose clients have not been seen again.
     pub(super) fn unsettled(&self) -> impl Iterator<Item = &Charge> {
-        let flying = self.in_flight.values().map(|(_, by)| by);
+        let in_flight = self.in_flight.values().map(|(_, by)| by);
         let awaited = self.returns.awaited().iter();
-        flying.chain(awaited.map(|one| &one.charge))
+        in_flight.chain(awaited.map(|one| &one.charge))
     }
 
     /// Moves whose clients have not been seen for a while and are still looked for.
@@ -403,8 +249,8 @@ impl Ledger {
     }
 
     /// What was moved to fill what is empty in a group.
-    pub(super) fn effort(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
-        self.efforts.get(rule, group)
+    pub(super) fn fill(&self, rule: &RuleName, group: &Arc<Group>) -> Option<&FillTest> {
+        self.fills.get(rule, group)
     }
 
     /// Moves in a group that did not help, and for how long none is made.
@@ -415,7 +261,7 @@ impl Ledger {
         facts: &ServiceFacts,
         now: KernelTime,
     ) -> Option<(Futile, Duration)> {
-        self.efforts.held(group, by, facts, now)
+        self.fills.held(group, by, facts, now)
     }
 
     /// How many moves were followed by what, since this ledger began.
@@ -433,7 +279,7 @@ impl Ledger {
             test,
             lasts,
         });
-        let futile = self.efforts.take_new_holds().into_iter();
+        let futile = self.fills.take_new_holds().into_iter();
         let futile = futile.map(|((rule, group), futile, lasts)| NewHold::Futile {
             rule,
             group: Group::clone(&group),
@@ -457,7 +303,7 @@ impl Ledger {
         self.made.insert((now, chosen.cookie()), charge);
     }
 
-    /// Records how the move of `cookie` ended, which is heard of `now` and was so long after its order:
+    /// Records how the move of `cookie` ended, which is learned `now` and was so long after its order:
     /// a listing in between may have its client already.
     pub fn ended_after(
         &mut self,
@@ -481,7 +327,7 @@ impl Ledger {
             if outcome.harmless() {
                 self.made.remove(&(began, cookie));
             } else {
-                self.has_gone(cookie, began, charge, &outcome, now);
+                self.await_return(cookie, began, charge, &outcome, now);
             }
         }
         if !matches!(outcome, Outcome::Recalled(_)) {
@@ -498,7 +344,7 @@ impl Ledger {
     }
 
     /// A move that failed leaves its connection; one that left by itself was not moved.
-    fn has_gone(
+    fn await_return(
         &mut self,
         cookie: Cookie,
         began: KernelTime,
@@ -510,10 +356,10 @@ impl Ledger {
             return;
         }
         if let Some(made) = self.made.get_mut(&(began, cookie)) {
-            made.stage = Fate::Away;
+            made.fate = Fate::Away;
         }
         if charge.share > 0 {
-            self.efforts
+            self.fills
                 .count(&charge.rule, &charge.group, charge.share, ended);
         }
         self.returns.awaits(PendingReturn {
@@ -525,11 +371,11 @@ impl Ledger {
         });
     }
 
-    /// Records that `chosen` was told in dry run. It counts against the budget of dry runs, so
+    /// Records that `chosen` was reported in dry run. It counts against the budget of dry runs, so
     /// that they show the pace of the real ones.
     pub fn reported(&mut self, chosen: &Move, now: KernelTime) {
-        self.said.insert(chosen.cookie());
-        self.told
+        self.reported.insert(chosen.cookie());
+        self.dry_runs
             .insert((now, chosen.cookie()), Charge::clone(&chosen.charge));
     }
 
@@ -540,11 +386,11 @@ impl Ledger {
         let mut live: Vec<Cookie> = snapshot.connections.iter().map(|c| c.cookie).collect();
         live.sort_unstable();
         let lives = |cookie: &Cookie| live.binary_search(cookie).is_ok();
-        self.said.retain(lives);
+        self.reported.retain(lives);
         self.ended.retain(|cookie, _| lives(cookie));
         self.attempts
             .retain(|(began, _), _| now.since(*began) < window);
-        for spent in [&mut self.made, &mut self.told] {
+        for spent in [&mut self.made, &mut self.dry_runs] {
             spent.retain(|(began, _), _| now.since(*began) < window);
         }
         self.returns.prune(snapshot, lives, now);
@@ -593,7 +439,7 @@ impl Ledger {
         ended
             .filter_map(|(cookie, ended)| ended.cooldown(*cookie, now))
             .chain(self.returns.cooldowns(now))
-            .chain(self.efforts.cooldowns(now))
+            .chain(self.fills.cooldowns(now))
             .collect()
     }
 
@@ -620,7 +466,7 @@ impl Ledger {
                     None
                 }
                 CooldownOf::Returns(whom, endpoint) => self.returns.hold(whom, *endpoint),
-                CooldownOf::Fill(rule, group) => self.efforts.hold(rule, group),
+                CooldownOf::Fill(rule, group) => self.fills.hold(rule, group),
             };
             if let Some(hold) = hold {
                 hold.end(now);
@@ -630,11 +476,11 @@ impl Ledger {
     }
 
     pub(super) fn is_reported(&self, cookie: Cookie) -> bool {
-        self.said.contains(&cookie)
+        self.reported.contains(&cookie)
     }
 
     /// Moves of `mode` that began within `window`. Dry runs and real moves are apart: what is
-    /// only told must not hold up what is to be done.
+    /// only reported must not hold up what is to be done.
     pub fn spent(&self, mode: Mode, window: Duration, now: KernelTime) -> u64 {
         u64::try_from(self.recent(mode, window, now).count()).unwrap_or(u64::MAX)
     }
@@ -653,7 +499,7 @@ impl Ledger {
         now: KernelTime,
     ) -> impl Iterator<Item = (KernelTime, &Charge)> {
         let spent = if mode == Mode::DryRun {
-            &self.told
+            &self.dry_runs
         } else {
             &self.made
         };
@@ -661,7 +507,7 @@ impl Ledger {
         all.filter(move |(began, _)| now.since(*began) < window)
     }
 
-    /// Whose turns moves were that began within `window`, whatever became of them. Who is told in dry
+    /// Whose turns moves were that began within `window`, whatever became of them. Who is reported in dry
     /// run has had its turn.
     pub(super) fn turns(
         &self,
@@ -669,14 +515,15 @@ impl Ledger {
         window: Duration,
         now: KernelTime,
     ) -> impl Iterator<Item = (&RuleName, Option<&str>)> {
-        let told = self.recent(Mode::DryRun, window, now);
-        let told = told.map(|(_, by)| (&by.rule, by.namespace.as_deref()));
+        let dry_runs = self.recent(Mode::DryRun, window, now);
+        let dry_runs = dry_runs.map(|(_, by)| (&by.rule, by.namespace.as_deref()));
         let made = self.attempts.iter();
         let made = made.filter(move |((began, _), _)| now.since(*began) < window);
         let made = made.map(|(_, (rule, namespace))| (rule, namespace.as_deref()));
-        let is_told = mode == Mode::DryRun;
-        told.filter(move |_| is_told)
-            .chain(made.filter(move |_| !is_told))
+        let is_dry_run = mode == Mode::DryRun;
+        dry_runs
+            .filter(move |_| is_dry_run)
+            .chain(made.filter(move |_| !is_dry_run))
     }
 
     /// Whose those are.

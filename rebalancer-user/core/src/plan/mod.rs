@@ -262,7 +262,7 @@ impl Move {
         self.is_sniffed
     }
 
-    /// `DryRun`: tell it ([`Ledger::reported`]). `Enforce`: make it. Never `Disabled`.
+    /// `DryRun`: report it ([`Ledger::reported`]). `Enforce`: make it. Never `Disabled`.
     pub fn mode(&self) -> Mode {
         self.mode
     }

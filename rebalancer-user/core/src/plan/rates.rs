@@ -296,7 +296,7 @@ rules:
 
         /// However long, and however it rises: little is kept, and nothing is exaggerated.
         #[test]
-        fn a_rate_is_never_told_higher_than_it_was(
+        fn a_rate_is_never_reported_higher_than_it_was(
             intervals in vec((1..10u64, any::<u32>()), 0..200), rising: bool, seconds in 0..600u64,
         ) {
             let mut intervals: Vec<(u64, u64)> = intervals.into_iter().map(|(t, b)| (t, u64::from(b))).collect();

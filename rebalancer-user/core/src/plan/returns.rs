@@ -265,11 +265,11 @@ impl Returns {
         }
         self.look_for(snapshot);
         let now = snapshot.taken;
-        let mut told = Vec::new();
+        let mut settled = Vec::new();
         // What is known at the same time counts as a whole: which of several moves a client's new
         // connection follows is a guess, and in a row it would be evidence.
         let mut known: BTreeMap<(IpAddr, RuleName, EndpointKey, u32), Seen> = BTreeMap::new();
-        let mut know = |one: &PendingReturn, count: fn(&mut Seen) -> &mut u64| {
+        let mut learned = |one: &PendingReturn, count: fn(&mut Seen) -> &mut u64| {
             let by = &one.charge;
             if by.siblings >= 2 {
                 let key = (by.client, by.rule.clone(), by.endpoint, by.siblings);
@@ -280,10 +280,10 @@ impl Returns {
         for one in std::mem::take(&mut self.late) {
             match one.seen {
                 Some(Reappearance::Returned) if one.charge.whole => {
-                    know(&one, |seen| &mut seen.returned)
+                    learned(&one, |seen| &mut seen.returned)
                 }
-                Some(Reappearance::Returned) => know(&one, |seen| &mut seen.after_all),
-                Some(_) if one.charge.whole => know(&one, |seen| &mut seen.elsewhere),
+                Some(Reappearance::Returned) => learned(&one, |seen| &mut seen.after_all),
+                Some(_) if one.charge.whole => learned(&one, |seen| &mut seen.elsewhere),
                 Some(_) => {}
                 None if now.since(one.ended) < LOOKED_FOR => {
                     late.push(one);
@@ -291,7 +291,7 @@ impl Returns {
                 }
                 None => {}
             }
-            told.push(self.counts.tell(&one));
+            settled.push(self.counts.count(&one));
         }
         let mut still = Vec::new();
         for one in std::mem::take(&mut self.awaited) {
@@ -301,24 +301,24 @@ impl Returns {
                 continue;
             }
             match one.seen {
-                Some(Reappearance::Returned) => know(&one, |seen| &mut seen.returned),
-                Some(_) => know(&one, |seen| &mut seen.elsewhere),
+                Some(Reappearance::Returned) => learned(&one, |seen| &mut seen.returned),
+                Some(_) => learned(&one, |seen| &mut seen.elsewhere),
                 None => {
                     if !one.charge.whole {
-                        know(&one, |seen| &mut seen.not_returned);
+                        learned(&one, |seen| &mut seen.not_returned);
                     }
                     late.push(one);
                     continue;
                 }
             }
-            told.push(self.counts.tell(&one));
+            settled.push(self.counts.count(&one));
         }
         late.drain(..late.len().saturating_sub(MOST));
         (self.awaited, self.late) = (still, late);
         for ((client, rule, endpoint, siblings), seen) in known {
             self.learn((client, rule, endpoint), siblings, seen, now);
         }
-        told
+        settled
     }
 
     /// Each new connection of a client is that of its first move that waits, once.
@@ -493,8 +493,8 @@ impl Waiting<'_> {
 }
 
 impl ReturnCounts {
-    /// Counts a move of whose client no more will be known; what is told of it.
-    fn tell(&mut self, one: &PendingReturn) -> (KernelTime, Cookie, Reappearance) {
+    /// Counts a move of whose client no more will be known; gives it.
+    fn count(&mut self, one: &PendingReturn) -> (KernelTime, Cookie, Reappearance) {
         let back = one.seen.unwrap_or(Reappearance::Unseen);
         let count = match back {
             Reappearance::Returned => &mut self.returned,

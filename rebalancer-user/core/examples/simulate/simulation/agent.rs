@@ -56,7 +56,7 @@ impl Agent {
         };
         for rule in self.policy.rules() {
             self.ledger
-                .know(rule.name().clone(), group.clone(), facts, until);
+                .set_view(rule.name().clone(), group.clone(), facts, until);
         }
     }
 

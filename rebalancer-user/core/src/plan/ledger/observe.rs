@@ -30,7 +30,7 @@ impl Ledger {
         self.flows.observe(policy, &matches, snapshot.taken);
         for (began, cookie, back) in self.returns.observe(snapshot) {
             if let Some(charge) = self.made.get_mut(&(began, cookie)) {
-                charge.stage = match back {
+                charge.fate = match back {
                     Reappearance::Returned => Fate::Returned,
                     Reappearance::Elsewhere => Fate::Elsewhere,
                     Reappearance::Unseen => Fate::Away,
@@ -43,7 +43,7 @@ impl Ledger {
         } else {
             self.sums.clear();
             self.shedding.clear();
-            self.efforts.clear();
+            self.fills.clear();
         }
     }
 
@@ -60,10 +60,10 @@ impl Ledger {
         if gone.is_empty() {
             return;
         }
-        let has_gone = |endpoint: &EndpointKey| gone.contains(&endpoint.netns);
-        self.returns.forget(has_gone);
-        self.efforts.forget(has_gone);
-        self.shedding.retain(|(_, endpoint)| !has_gone(endpoint));
+        let is_gone = |endpoint: &EndpointKey| gone.contains(&endpoint.netns);
+        self.returns.forget(is_gone);
+        self.fills.forget(is_gone);
+        self.shedding.retain(|(_, endpoint)| !is_gone(endpoint));
     }
 
     /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
@@ -96,7 +96,7 @@ impl Ledger {
             let key = (group.rule.clone(), Arc::clone(&group.name));
             (key, listed(group, &shedding))
         });
-        self.efforts.observe(listed, now);
+        self.fills.observe(listed, now);
         self.shedding = shedding;
     }
 }
