@@ -1,10 +1,10 @@
 //! Services: what is kept of their specs, and facts of those that lead to this node. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::api::core::v1::Service as ApiService;
@@ -57,12 +57,47 @@ impl Spec {
 #[derive(Debug, Default)]
 pub(super) struct ByService(BTreeMap<ServiceName, Since>);
 
-/// A Service's endpoints, and since when the ready ones are these.
+/// A pod whose readiness changes more than once within this time has changed once: it is flapping.
+const FLAPPING: Duration = Duration::from_secs(10 * 60);
+
+/// One in so many pods may change before the ready set counts as changed: a large Service changes all
+/// the time.
+const TOLERATED: usize = 20;
+
+/// A Service's endpoints, and when their ready set last changed.
 #[derive(Debug)]
 struct Since {
     endpoints: Endpoints,
-    /// `None`: since before they were first listed.
+    /// The last time since which more pods have changed than are tolerated; `None`: before the first
+    /// list.
     changed: Option<Instant>,
+    /// Pods that changed lately: for the first time, and for the last.
+    recent: BTreeMap<u64, (Instant, Instant)>,
+}
+
+impl Since {
+    /// Replaces the endpoints by what was listed at this time.
+    fn update(&mut self, endpoints: Endpoints, at: Option<Instant>) {
+        let before = std::mem::replace(&mut self.endpoints, endpoints).ready_set;
+        let now = &self.endpoints.ready_set;
+        let (Some(at), true) = (at, before != *now) else {
+            return;
+        };
+        let lately =
+            |(_, last): &(Instant, Instant)| at.saturating_duration_since(*last) < FLAPPING;
+        self.recent.retain(|_, times| lately(times));
+        let only_in = |these: &[u64], those: &[u64]| -> Vec<u64> {
+            let is_new = |pod: &&u64| those.binary_search(pod).is_err();
+            these.iter().filter(is_new).copied().collect()
+        };
+        for pod in [only_in(&before, now), only_in(now, &before)].concat() {
+            self.recent.entry(pod).or_insert((at, at)).1 = at;
+        }
+        let tolerated = before.len().max(now.len()) / TOLERATED;
+        let mut changes: Vec<Instant> = self.recent.values().map(|(first, _)| *first).collect();
+        changes.sort_unstable_by(|a, b| b.cmp(a));
+        self.changed = self.changed.max(changes.get(tolerated).copied());
+    }
 }
 
 impl ByService {
@@ -77,10 +112,16 @@ impl ByService {
         if let Some(addresses) = &mut endpoints.addresses {
             self.share(&name, addresses);
         }
-        let known = self.0.get(&name);
-        let same = known.filter(|known| known.endpoints.ready_set == endpoints.ready_set);
-        let changed = same.map_or(at, |known| known.changed);
-        self.0.insert(name, Since { endpoints, changed });
+        match self.0.entry(name) {
+            Entry::Occupied(mut known) => known.get_mut().update(endpoints, at),
+            Entry::Vacant(new) => {
+                new.insert(Since {
+                    endpoints,
+                    changed: at,
+                    recent: BTreeMap::new(),
+                });
+            }
+        }
     }
 
     /// Two Services in front of the same pods, as a headless one beside another, need no two sets.
@@ -151,8 +192,6 @@ impl ByService {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, from_value, json};
 
@@ -289,8 +328,60 @@ mod tests {
         assert_eq!(since(&[one], Some(second(10))), Some(None));
         assert_eq!(since(&[one, two], Some(second(20))), Some(Some(80)));
         assert_eq!(since(&[two, one], Some(second(30))), Some(Some(80)));
-        assert_eq!(since(&[one], Some(second(40))), Some(Some(60)));
+        assert_eq!(since(&[two], Some(second(40))), Some(Some(60)));
         assert_eq!(since(&[], Some(second(50))), None, "it is gone");
         assert_eq!(since(&[one], Some(second(60))), Some(Some(40)), "it is new");
+    }
+
+    /// `changed` after these ready sets, one each minute.
+    fn changed(sets: &[BTreeSet<u64>]) -> Option<u64> {
+        let start = Instant::now();
+        let endpoints = |set: &BTreeSet<u64>| Endpoints {
+            ready_set: set.iter().copied().collect(),
+            ..Endpoints::default()
+        };
+        let mut since = Since {
+            endpoints: endpoints(&sets[0]),
+            changed: None,
+            recent: BTreeMap::new(),
+        };
+        for (minute, set) in sets.iter().enumerate().skip(1) {
+            since.update(
+                endpoints(set),
+                Some(start + Duration::from_secs(60) * minute as u32),
+            );
+        }
+        Some((since.changed? - start).as_secs() / 60)
+    }
+
+    #[test]
+    fn a_pod_that_flaps_changes_its_service_once() {
+        let all = BTreeSet::from([1, 2, 3]);
+        let less = BTreeSet::from([1, 2]);
+        let flaps: Vec<_> = [&all, &less]
+            .into_iter()
+            .cycle()
+            .take(30)
+            .cloned()
+            .collect();
+        assert_eq!(changed(&flaps), Some(1));
+        let mut then_another = flaps;
+        then_another.push(BTreeSet::from([1, 3]));
+        assert_eq!(changed(&then_another), Some(30));
+    }
+
+    #[test]
+    fn a_large_service_has_changed_once_a_twentieth_of_its_pods_have() {
+        // One pod a minute is replaced.
+        let sets = |pods: u64| -> Vec<BTreeSet<u64>> {
+            (0..30)
+                .map(|minute| (minute..minute + pods).collect())
+                .collect()
+        };
+        assert_eq!(changed(&sets(10)), Some(29), "of ten each counts");
+        // Ten minutes' changes are of twenty pods, one that goes and one that comes each minute; of 400
+        // pods twenty are tolerated.
+        assert_eq!(changed(&sets(400)), None);
+        assert_eq!(changed(&sets(100)), Some(27), "the sixth last of those");
     }
 }

@@ -175,8 +175,8 @@ fn says_http2(port: &EndpointPort) -> bool {
 /// A Service's slices together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Endpoints {
-    /// Stands for the set of those that are ready.
-    pub(super) ready_set: u64,
+    /// Which are ready: a hash of each, sorted.
+    pub(super) ready_set: Box<[u64]>,
     /// Ready, each once.
     pub(super) ready: u32,
     /// Of these, on this node.
@@ -203,7 +203,7 @@ impl Endpoints {
         let zone = all
             .iter()
             .find_map(|e| e.zone.as_ref().filter(|_| e.here == Some(true)));
-        let mut set = DefaultHasher::new();
+        let mut ready_set = Vec::new();
         let [mut ready, mut here, mut in_zone, mut hinted, mut unhinted] = [0_u32; 5];
         let mut for_nodes = false;
         // A pod once: it has an endpoint of each family of addresses.
@@ -212,7 +212,9 @@ impl Endpoints {
             let Some(first) = up.first() else {
                 continue;
             };
-            first.id.hash(&mut set);
+            let mut hash = DefaultHasher::new();
+            first.id.hash(&mut hash);
+            ready_set.push(hash.finish());
             let count = |of: &dyn Fn(&SliceEndpoint) -> bool| u32::from(up.iter().any(|e| of(e)));
             ready += 1;
             here += count(&|e| e.here == Some(true));
@@ -221,8 +223,9 @@ impl Endpoints {
             unhinted += count(&|e| e.for_zones.is_empty());
             for_nodes |= up.iter().any(|e| e.for_nodes);
         }
+        ready_set.sort_unstable();
         Self {
-            ready_set: set.finish(),
+            ready_set: ready_set.into(),
             ready,
             ready_here: here,
             ready_in_zone: zone.map(|_| in_zone),
