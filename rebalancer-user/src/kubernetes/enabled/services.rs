@@ -319,7 +319,7 @@ mod tests {
                 .get(&name("web"))
                 .map(|facts| facts.changed.map(|d| d.as_secs()))
         };
-        let (one, two) = (("n1", "a"), ("n2", "bb"));
+        let (one, two, three) = (("n1", "a"), ("n2", "bb"), ("n3", "ccc"));
         assert_eq!(
             since(&[one], None),
             Some(None),
@@ -328,7 +328,7 @@ mod tests {
         assert_eq!(since(&[one], Some(second(10))), Some(None));
         assert_eq!(since(&[one, two], Some(second(20))), Some(Some(80)));
         assert_eq!(since(&[two, one], Some(second(30))), Some(Some(80)));
-        assert_eq!(since(&[two], Some(second(40))), Some(Some(60)));
+        assert_eq!(since(&[one, two, three], Some(second(40))), Some(Some(60)));
         assert_eq!(since(&[], Some(second(50))), None, "it is gone");
         assert_eq!(since(&[one], Some(second(60))), Some(Some(40)), "it is new");
     }
