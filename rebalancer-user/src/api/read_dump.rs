@@ -511,6 +511,7 @@ pub(crate) mod tests {
             containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
         };
         let whole = written(&origin, &snapshot);
+        insta::assert_snapshot!("a_dump", whole);
         let with = |from: &str, to: &str| {
             assert!(whole.contains(from), "{from}");
             whole.replacen(from, to, 1)
