@@ -5,6 +5,7 @@
 mod identity;
 pub mod sample;
 mod service;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
+pub use wire::{Name, in_nanoseconds, quoted};
 
 /// A socket's cookie (`SO_COOKIE`), never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -50,8 +52,7 @@ impl KernelTime {
 
     /// The moment this long after `self`.
     pub fn after(self, time: Duration) -> KernelTime {
-        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        KernelTime(self.0.saturating_add(nanos))
+        KernelTime(self.0.saturating_add(in_nanoseconds(time)))
     }
 }
 
@@ -90,6 +91,7 @@ pub struct EndpointKey {
     /// The network namespace.
     pub netns: Netns,
     /// The cgroup, in the host's namespace only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<CgroupId>,
     /// The local port.
     pub port: u16,
@@ -138,32 +140,53 @@ impl TcpState {
         }
     }
 
-    /// The state with this [`TcpState::name`]; none has the name `UNKNOWN`.
-    pub fn from_name(name: &str) -> Option<Self> {
-        (1..=11)
+    /// The state that is shown like this.
+    fn from_shown(text: &str) -> Option<Self> {
+        let named = (1..=11)
             .map(Self::from_kernel)
-            .find(|state| state.name() == name)
+            .find(|state| state.name() == text);
+        named.or_else(|| {
+            let number = text.strip_prefix("UNKNOWN-")?.parse().ok()?;
+            Some(Self::from_kernel(number)).filter(|state| state.name() == "UNKNOWN")
+        })
+    }
+}
+
+impl fmt::Display for TcpState {
+    /// Its name; a state that has none by its number.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Other(number) if self.name() == "UNKNOWN" => write!(f, "UNKNOWN-{number}"),
+            _ => f.write_str(self.name()),
+        }
     }
 }
 
 /// One accepted connection, as it was when listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Connection {
     /// Its cookie.
+    #[serde(rename = "id", with = "wire::hexadecimal")]
     pub cookie: Cookie,
     /// The endpoint that accepted it.
     pub endpoint: EndpointKey,
     /// The cgroup of its socket.
     pub cgroup: CgroupId,
     /// The path of that cgroup; `None` if it is gone or was not read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_path: Option<CgroupPath>,
     /// The server's address; IPv4 shown as IPv4 also on a dual-stack listener.
+    #[serde(deserialize_with = "wire::address")]
     pub local: SocketAddr,
     /// The client's address, likewise.
+    #[serde(rename = "peer", deserialize_with = "wire::address")]
     pub remote: SocketAddr,
     /// Index of the interface that the socket is bound to, or 0; a look-up of the socket must name it.
+    #[serde(default, skip_serializing_if = "wire::is_default")]
     pub device: u32,
     /// When it was accepted, or first seen if `adopted`.
+    #[serde(rename = "openedNanoseconds")]
     pub opened: KernelTime,
     /// Older than tracking: its age is a lower bound.
     pub adopted: bool,
@@ -182,8 +205,10 @@ pub struct Connection {
     /// The server has sent data, and received none since: see `Live::snd_wl1`.
     pub server_spoke_last: bool,
     /// Time since the server last sent data.
+    #[serde(rename = "sinceSentNanoseconds", with = "wire::nanoseconds")]
     pub since_sent: Duration,
     /// Time since data last came from the client.
+    #[serde(rename = "sinceReceivedNanoseconds", with = "wire::nanoseconds")]
     pub since_received: Duration,
     /// Data segments received: an upper bound of requests.
     pub segments_in: u32,
@@ -192,13 +217,14 @@ pub struct Connection {
     /// Segments retransmitted.
     pub retransmits: u32,
     /// Smoothed round-trip time.
+    #[serde(rename = "rttMicroseconds", with = "wire::microseconds")]
     pub rtt: Duration,
     /// Sends of the server since a rule counts them; `None` if none does, or before the first.
     pub sends: Option<Sends>,
 }
 
 /// Sends of a server as the kernel splits them: a long one counts as several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Sends {
     /// Their number.
     pub messages: u64,
@@ -219,9 +245,11 @@ impl Connection {
 }
 
 /// Counters of an endpoint, over open and closed connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Endpoint {
-    /// The pod that it belongs to.
+    /// The pod that it belongs to; a dump has it beside these counters.
+    #[serde(skip)]
     pub who: Who,
     /// Listening sockets.
     pub listeners: u64,

@@ -121,7 +121,9 @@ fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
         ("unready", |pod, _| {
             pod.services.as_mut().unwrap()[0].ready = false
         }),
-        ("staleFacts", |_, seen| seen.naming = Naming::Stale(None)),
+        ("staleFacts", |_, seen| {
+            seen.naming = Naming::Stale { silent: None }
+        }),
         ("minReadyEndpoints", |_, seen| {
             let facts = |facts: &mut Service| facts.ready = 1;
             seen.services.values_mut().for_each(facts);
@@ -232,8 +234,8 @@ fn stale_names_move_nothing() {
     let by_port = policy("", &["ports: [{port: 8080}]"]);
     for (naming, verdict_by_name) in [
         (Naming::Fresh, "moved by rule-0"),
-        (Naming::Stale(silent), "staleFacts"),
-        (Naming::Stale(None), "staleFacts"),
+        (Naming::Stale { silent }, "staleFacts"),
+        (Naming::Stale { silent: None }, "staleFacts"),
     ] {
         let seen = snapshot(named(web()), naming);
         assert_eq!(verdict(&by_name, &seen), verdict_by_name);
@@ -242,7 +244,7 @@ fn stale_names_move_nothing() {
         let no_pod = snapshot(Who::NoPod, naming);
         assert_eq!(verdict(&by_port, &no_pod), "moved by rule-0");
     }
-    let seen = snapshot(named(web()), Naming::Stale(silent));
+    let seen = snapshot(named(web()), Naming::Stale { silent });
     assert_eq!(why(&by_name, &seen), SkipReason::StaleFacts { silent });
 }
 

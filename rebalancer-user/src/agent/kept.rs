@@ -331,9 +331,9 @@ rules:
             assume_change_before_first_list(&mut snapshot, &mut since);
             snapshot.services[&name].changed.unwrap().as_nanos()
         };
-        assert_eq!(seen(Naming::Stale(None), 5, None), 0);
+        assert_eq!(seen(Naming::Stale { silent: None }, 5, None), 0);
         assert_eq!(seen(Naming::Fresh, 10, None), 0);
-        assert_eq!(seen(Naming::Stale(None), 30, None), 20);
+        assert_eq!(seen(Naming::Stale { silent: None }, 30, None), 20);
         assert_eq!(seen(Naming::Fresh, 50, Some(Duration::from_nanos(7))), 7);
     }
 }

@@ -4,13 +4,10 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{
-    dump::{EndpointRef, endpoint_ref},
-    envelope::{Notation, Origin, write_observed},
-};
+use super::envelope::{Notation, Origin, write_observed};
 use crate::{
     plan::{Cooldown, CooldownOf, Subject},
-    snapshot::KernelTime,
+    snapshot::{EndpointKey, KernelTime},
 };
 
 #[derive(Serialize)]
@@ -29,7 +26,7 @@ struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    endpoint: Option<EndpointRef>,
+    endpoint: Option<EndpointKey>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     cause: &'static str,
@@ -61,7 +58,7 @@ fn item(one: &Cooldown, now: KernelTime, origin: &Origin) -> Item {
             (connection, rule) = (Some(cookie.to_string()), of.clone());
         }
         CooldownOf::Returns(subject, at) => {
-            endpoint = Some(endpoint_ref(at));
+            endpoint = Some(*at);
             match subject {
                 Subject::Client(address) => client = Some(address.to_string()),
                 Subject::Rule(of) => rule = Some(of.clone()),

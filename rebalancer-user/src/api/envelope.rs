@@ -1,9 +1,6 @@
 //! What every document has around its body, and how it is written.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +56,8 @@ pub enum Source {
 }
 
 /// Where and when a snapshot was taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Origin {
     /// The node's host name.
     pub node: String,
@@ -96,11 +94,10 @@ struct Envelope<T> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Observed<'a, T> {
-    node: &'a str,
-    generated_at: String,
-    source: Source,
+    #[serde(flatten)]
+    origin: &'a Origin,
     /// `CLOCK_MONOTONIC` when the snapshot was taken.
-    taken_nanoseconds: u64,
+    taken_nanoseconds: KernelTime,
     #[serde(flatten)]
     body: T,
 }
@@ -148,15 +145,9 @@ pub(super) fn write_observed(
     body: impl Serialize,
 ) -> io::Result<()> {
     let body = Observed {
-        node: &origin.node,
-        generated_at: origin.generated_at.to_string(),
-        source: origin.source,
-        taken_nanoseconds: taken.0,
+        origin,
+        taken_nanoseconds: taken,
         body,
     };
     write(out, notation, kind, body)
-}
-
-pub(super) fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -8,17 +8,15 @@ mod events;
 mod explanation;
 mod kept_ledger;
 mod moved;
-mod naming;
 mod order;
 mod parse;
 mod plan;
 mod read_dump;
-mod service_facts;
 mod services;
 mod status;
 
 pub use cooldowns::write_cooldowns;
-pub(crate) use dump::state_name;
+pub(crate) use dump::{container, service_names};
 pub use dump::{write_connections, write_endpoints};
 pub use envelope::{Form, Notation, Origin, Source};
 #[cfg(test)]
@@ -28,7 +26,6 @@ pub use explanation::write_explanation;
 pub(crate) use explanation::{effort_text, standing};
 pub use kept_ledger::{KeptLedger, read_kept_ledger, write_kept_ledger};
 pub use moved::{End, Moved, write_moved};
-pub(crate) use naming::{container, service_names};
 pub use order::Sort;
 pub(crate) use order::{rate, sorted};
 pub use parse::ReadError;

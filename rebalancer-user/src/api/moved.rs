@@ -8,10 +8,10 @@ use std::{
 
 use serde::Serialize;
 
-use super::envelope::{Notation, Origin, nanoseconds, write_observed};
+use super::envelope::{Notation, Origin, write_observed};
 use crate::{
     plan::{Outcome, Refusal, SkipReason},
-    snapshot::{Connection, Cookie, Snapshot},
+    snapshot::{Connection, Cookie, Snapshot, in_nanoseconds},
 };
 
 /// One connection that was asked for.
@@ -132,7 +132,7 @@ fn item(one: &Moved<'_>) -> Item {
         detail: one.end.detail(),
         ignored: one.ignored.clone(),
         waited_nanoseconds: match &one.end {
-            End::Ended { waited, .. } => Some(nanoseconds(*waited)),
+            End::Ended { waited, .. } => Some(in_nanoseconds(*waited)),
             _ => None,
         },
     }

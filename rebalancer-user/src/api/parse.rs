@@ -6,7 +6,7 @@ use std::io::Read;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::envelope::API_VERSION;
-use crate::policy::visible;
+use crate::{policy::visible, snapshot::quoted};
 
 /// The largest dump read: some 500,000 connections.
 const LARGEST: u64 = 512 << 20;
@@ -96,14 +96,6 @@ pub(super) fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, ReadError> {
     json.end()
         .map_err(|error| ReadError::Shape(error.to_string()))?;
     Ok(value)
-}
-
-/// Untrusted text for an error message: shortened, without control characters.
-pub(super) fn quoted(text: &str) -> String {
-    const LONGEST: usize = 40;
-    let short: String = text.chars().take(LONGEST).collect();
-    let more = if short.len() < text.len() { "…" } else { "" };
-    format!("`{}{more}`", visible(&short))
 }
 
 #[cfg(test)]

@@ -9,14 +9,13 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    dump::{EndpointRef, endpoint_ref},
-    envelope::{Notation, Origin, nanoseconds, write_observed},
+    envelope::{Notation, Origin, write_observed},
     order::{Sort, sorted},
 };
 use crate::{
     plan::{Decision, Forecast, Move, Plan, Ramp, Reason, Recall, Verdict},
     policy::{AtEnd, By, Step, When},
-    snapshot::{Connection, Cookie, Snapshot},
+    snapshot::{Connection, Cookie, EndpointKey, Snapshot, in_nanoseconds},
 };
 
 #[derive(Serialize)]
@@ -59,7 +58,7 @@ struct ForecastItem {
 #[serde(rename_all = "camelCase")]
 pub(super) struct DecisionItem<'a> {
     id: String,
-    endpoint: Option<EndpointRef>,
+    endpoint: Option<EndpointKey>,
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     rule: Option<&'a str>,
@@ -147,8 +146,8 @@ fn forecast_item(forecast: &Forecast) -> ForecastItem {
         chosen: forecast.chosen,
         now: forecast.now,
         per_window: forecast.per_window,
-        window_nanoseconds: nanoseconds(forecast.window),
-        lasts_nanoseconds: nanoseconds(forecast.lasts),
+        window_nanoseconds: in_nanoseconds(forecast.window),
+        lasts_nanoseconds: in_nanoseconds(forecast.lasts),
         ramp_parts: forecast.ramp.map(Ramp::parts),
         text: forecast.to_string(),
     }
@@ -164,7 +163,7 @@ pub(super) fn decision_item<'a>(
     };
     DecisionItem {
         id: decision.cookie.to_string(),
-        endpoint: connection.map(|c| endpoint_ref(&c.endpoint)),
+        endpoint: connection.map(|c| c.endpoint),
         local: connection.map(|c| c.local),
         peer: connection.map(|c| c.remote),
         rule: decision.rule.as_ref().map(|rule| rule.as_str()),
@@ -195,7 +194,9 @@ fn move_item(chosen: &Move) -> MoveItem {
 
 pub(super) fn reason_item(reason: Reason) -> ReasonItem {
     let (unit, [value, limit, max]) = match reason {
-        Reason::Age { value, limit, max } => ("nanoseconds", [value, limit, max].map(nanoseconds)),
+        Reason::Age { value, limit, max } => {
+            ("nanoseconds", [value, limit, max].map(in_nanoseconds))
+        }
         Reason::Bytes { value, limit, max } => ("bytes", [value.0, limit.0, max.0]),
         Reason::Rate {
             value, limit, max, ..
@@ -226,14 +227,14 @@ pub(super) fn load_unit(by: By) -> &'static str {
 
 fn step_item(step: Step) -> StepItem {
     let (when, idle_for) = match step.when() {
-        When::Quiet { idle_for } => ("Quiet", Some(nanoseconds(idle_for))),
+        When::Quiet { idle_for } => ("Quiet", Some(in_nanoseconds(idle_for))),
         When::AtOnce => ("AtOnce", None),
     };
     StepItem {
         step: step.kind().as_str(),
         when,
         idle_for_nanoseconds: idle_for,
-        timeout_nanoseconds: nanoseconds(step.timeout()),
+        timeout_nanoseconds: in_nanoseconds(step.timeout()),
     }
 }
 

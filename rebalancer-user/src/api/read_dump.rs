@@ -1,22 +1,18 @@
 //! Reads a dump of connections back: a snapshot of another time or node.
 
-use std::{collections::BTreeMap, io::Read, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, io::Read, sync::Arc};
 
 use serde::Deserialize;
 
 use super::{
-    dump::{CONNECTIONS, ConnectionItem, EndpointItem, EndpointRef},
+    dump::CONNECTIONS,
     envelope::{Origin, Source},
-    naming::{NamingItem, is_name, who},
-    parse::{ReadError, check_kind, parse, quoted, read_all},
-    service_facts::{self, Fault, ServiceFacts},
+    parse::{ReadError, check_kind, parse, read_all},
 };
 use crate::snapshot::{
-    Bytes, CgroupId, CgroupPath, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns,
-    Sends, Snapshot, TcpState, Who,
+    CgroupId, Connection, Endpoint, EndpointKey, Identity, KernelTime, Name, Naming, Netns,
+    Service, ServiceName, Snapshot, Who, quoted,
 };
-
-const NAME: &str = "a name: up to 253 of a-z, A-Z, 0-9, `-`, `_` and `.`";
 
 /// A dump read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,13 +29,41 @@ struct Dump {
     node: String,
     generated_at: String,
     source: Source,
-    taken_nanoseconds: u64,
+    taken_nanoseconds: KernelTime,
     #[serde(default)]
-    names: Option<NamingItem>,
+    names: Naming,
     #[serde(default)]
-    services: Vec<ServiceFacts>,
-    endpoints: Vec<EndpointItem>,
-    items: Vec<ConnectionItem<'static>>,
+    services: Vec<Service>,
+    endpoints: Vec<Endpoint>,
+    items: Vec<Connection>,
+}
+
+/// What stands beside the fields of a [`Dump`]'s lists. It is read on its own: with `flatten`, serde
+/// would lose the paths and lines of errors.
+#[derive(Deserialize)]
+#[serde(expecting = "a dump")]
+struct Beside {
+    #[serde(default)]
+    services: Vec<ServiceName>,
+    endpoints: Vec<OfEndpoint>,
+    items: Vec<OfConnection>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OfEndpoint {
+    netns: Netns,
+    cgroup: Option<CgroupId>,
+    port: u16,
+    pod: Option<Identity>,
+    #[serde(default)]
+    pod_unknown: bool,
+}
+
+#[derive(Deserialize)]
+struct OfConnection {
+    cgroup: CgroupId,
+    container: Option<Name>,
 }
 
 /// Reads a dump of connections.
@@ -50,6 +74,7 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
     let text = read_all(from)?;
     check_kind(&text, CONNECTIONS)?;
     let dump: Dump = parse(&text)?;
+    let beside: Beside = parse(&text)?;
     drop(text);
     let generated_at = dump.generated_at.parse().map_err(|_| ReadError::Value {
         path: "generatedAt".to_owned(),
@@ -61,161 +86,75 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
         generated_at,
         source: dump.source,
     };
-    let mut endpoints = BTreeMap::new();
-    for (index, item) in dump.endpoints.iter().enumerate() {
-        let (key, mut sums) = endpoint(item);
-        sums.who =
-            who(item.pod.as_ref(), item.pod_unknown).map_err(|(field, text)| ReadError::Value {
-                path: format!("endpoints[{index}].pod.{field}"),
-                value: quoted(&text),
-                expected: NAME,
-            })?;
-        if endpoints.insert(key, sums).is_some() {
-            return Err(ReadError::Value {
-                path: format!("endpoints[{index}]"),
-                value: format!("port {} of namespace {}", key.port, key.netns.0),
-                expected: "a new endpoint: it was listed before",
-            });
-        }
-    }
-    let services = service_facts::read(dump.services).map_err(|(index, fault)| match fault {
-        Fault::NoName(field, text) => ReadError::Value {
-            path: format!("services[{index}].{field}"),
-            value: quoted(&text),
-            expected: NAME,
-        },
-        Fault::Again(name) => ReadError::Value {
-            path: format!("services[{index}]"),
-            value: name.to_string(),
-            expected: "a new Service: it was listed before",
-        },
-    })?;
-    let mut containers = BTreeMap::new();
-    for (index, item) in dump.items.iter().enumerate() {
-        let Some(container) = &item.container else {
-            continue;
-        };
-        if !is_name(container) {
-            return Err(ReadError::Value {
-                path: format!("items[{index}].container"),
-                value: quoted(container),
-                expected: NAME,
-            });
-        }
-        containers.insert(CgroupId(item.cgroup), container.clone());
-    }
-    let connections: Result<_, ReadError> = dump
-        .items
-        .iter()
-        .enumerate()
-        .map(|(index, item)| connection(index, item))
-        .collect();
+    let endpoints = beside.endpoints.into_iter().zip(dump.endpoints);
+    let services = beside.services.into_iter().zip(dump.services);
+    let containers = beside.items.into_iter();
     let snapshot = Snapshot {
-        taken: KernelTime(dump.taken_nanoseconds),
-        connections: connections?,
-        endpoints,
-        naming: NamingItem::read(dump.names),
-        services,
-        containers,
+        taken: dump.taken_nanoseconds,
+        connections: dump.items,
+        endpoints: unique(
+            "endpoints",
+            endpoints.map(endpoint),
+            |key| format!("port {} of namespace {}", key.port, key.netns.0),
+            "a new endpoint: it was listed before",
+        )?,
+        naming: dump.names,
+        services: unique(
+            "services",
+            services,
+            ToString::to_string,
+            "a new Service: it was listed before",
+        )?,
+        containers: containers
+            .filter_map(|of| Some((of.cgroup, of.container?.0)))
+            .collect(),
         // One listing: there is none before it whose namespaces could be others.
         namespaces: BTreeMap::new(),
     };
     Ok(Dumped { origin, snapshot })
 }
 
-fn endpoint(item: &EndpointItem) -> (EndpointKey, Endpoint) {
+fn endpoint((of, counters): (OfEndpoint, Endpoint)) -> (EndpointKey, Endpoint) {
     let key = EndpointKey {
-        netns: Netns(item.netns),
-        cgroup: item.cgroup.map(CgroupId),
-        port: item.port,
+        netns: of.netns,
+        cgroup: of.cgroup,
+        port: of.port,
     };
-    let sums = Endpoint {
-        who: Who::default(),
-        listeners: item.listeners,
-        accepted: item.accepted,
-        open: item.open,
-        closed: item.closed,
-        closed_by_reset: item.closed_by_reset,
-        closed_by_abort: item.closed_by_abort,
-        closed_by_timeout: item.closed_by_timeout,
-        bytes_in: Bytes(item.bytes_in),
-        bytes_out: Bytes(item.bytes_out),
+    let who = match of.pod {
+        Some(pod) => Who::Pod(Arc::new(pod)),
+        None if of.pod_unknown => Who::Unknown,
+        None => Who::NoPod,
     };
-    (key, sums)
+    (key, Endpoint { who, ..counters })
 }
 
-fn connection(index: usize, item: &ConnectionItem<'_>) -> Result<Connection, ReadError> {
-    let value = |field: &str, text: &str, expected| ReadError::Value {
-        path: format!("items[{index}].{field}"),
-        value: quoted(text),
-        expected,
-    };
-    let id = || value("id", &item.id, "a socket's cookie in hexadecimal");
-    let path = |text: &str| {
-        CgroupPath::new(text)
-            .ok_or_else(|| value("cgroupPath", text, "a path that begins with `/`"))
-    };
-    let state = || value("state", &item.state, "a TCP state as `ss` names it");
-    let EndpointRef {
-        netns,
-        cgroup,
-        port,
-    } = item.endpoint;
-    Ok(Connection {
-        cookie: item.id.parse::<Cookie>().map_err(|_| id())?,
-        endpoint: EndpointKey {
-            netns: Netns(netns),
-            cgroup: cgroup.map(CgroupId),
-            port,
-        },
-        cgroup: CgroupId(item.cgroup),
-        cgroup_path: item.cgroup_path.as_deref().map(path).transpose()?,
-        local: address(item.local),
-        remote: address(item.peer),
-        device: item.device,
-        opened: KernelTime(item.opened_nanoseconds),
-        adopted: item.adopted,
-        state: read_state(&item.state).ok_or_else(state)?,
-        mptcp: item.mptcp,
-        bytes_in: Bytes(item.bytes_in),
-        bytes_out: Bytes(item.bytes_out),
-        receive_queue: item.receive_queue,
-        send_queue: item.send_queue,
-        server_spoke_last: item.server_spoke_last,
-        since_sent: Duration::from_nanos(item.since_sent_nanoseconds),
-        since_received: Duration::from_nanos(item.since_received_nanoseconds),
-        segments_in: item.segments_in,
-        segments_out: item.segments_out,
-        retransmits: item.retransmits,
-        rtt: Duration::from_micros(item.rtt_microseconds),
-        sends: item.sends.as_ref().map(|sends| Sends {
-            messages: sends.messages,
-            bytes: Bytes(sends.bytes),
-        }),
-    })
-}
-
-/// IPv4-mapped addresses are shown as what they are, IPv4.
-fn address(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        ip if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
-        _ => address,
+/// A map of what `list` has, which lists no key again.
+fn unique<K: Ord, V>(
+    list: &str,
+    entries: impl Iterator<Item = (K, V)>,
+    shown: impl Fn(&K) -> String,
+    expected: &'static str,
+) -> Result<BTreeMap<K, V>, ReadError> {
+    let mut map = BTreeMap::new();
+    for (index, (key, value)) in entries.enumerate() {
+        if map.contains_key(&key) {
+            return Err(ReadError::Value {
+                path: format!("{list}[{index}]"),
+                value: shown(&key),
+                expected,
+            });
+        }
+        map.insert(key, value);
     }
-}
-
-fn read_state(name: &str) -> Option<TcpState> {
-    TcpState::from_name(name).or_else(|| {
-        let number = name.strip_prefix("UNKNOWN-")?.parse().ok()?;
-        Some(TcpState::from_kernel(number)).filter(|state| state.name() == "UNKNOWN")
-    })
+    Ok(map)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::{
         collections::BTreeSet,
-        net::{IpAddr, SocketAddrV6},
-        sync::Arc,
+        net::{IpAddr, SocketAddr, SocketAddrV6},
+        time::Duration,
     };
 
     use proptest::{
@@ -227,7 +166,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::{
         api::{Notation, Sort, write_connections},
-        snapshot::{Identity, Naming, Service, ServiceAt, ServiceName, sample},
+        snapshot::{Bytes, CgroupPath, Cookie, Sends, ServiceAt, TcpState, sample},
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
@@ -389,8 +328,10 @@ pub(crate) mod tests {
         let naming = prop_oneof![
             Just(Naming::Off),
             Just(Naming::Fresh),
-            Just(Naming::Stale(None)),
-            any::<u64>().prop_map(|n| Naming::Stale(Some(Duration::from_nanos(n)))),
+            Just(Naming::Stale { silent: None }),
+            any::<u64>().prop_map(|n| Naming::Stale {
+                silent: Some(Duration::from_nanos(n))
+            }),
         ];
         let connections = vec((any_connection(), option::of("[a-z0-9-]{1,63}")), 0..8);
         let facts = vec(option::weighted(0.9, any_service()), 0..4);
@@ -471,6 +412,28 @@ pub(crate) mod tests {
             cgroup: None,
             port: 80,
         };
+        let in_cgroup = EndpointKey {
+            cgroup: Some(CgroupId(5)),
+            ..key
+        };
+        let labels = || BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        let pod = Who::Pod(Arc::new(Identity {
+            namespace: "shop".to_owned(),
+            namespace_labels: Some(labels()),
+            namespace_opted_out: true,
+            pod: "web-0".to_owned(),
+            uid: "u".to_owned(),
+            labels: labels(),
+            services: Some(vec![ServiceAt {
+                name: "checkout".to_owned(),
+                ..ServiceAt::default()
+            }]),
+            ..Identity::default()
+        }));
+        let of = |who| Endpoint {
+            who,
+            ..Endpoint::default()
+        };
         let snapshot = Snapshot {
             taken: KernelTime(9),
             namespaces: BTreeMap::new(),
@@ -482,20 +445,14 @@ pub(crate) mod tests {
                 opened: KernelTime(1),
                 bytes_in: Bytes(7),
                 bytes_out: Bytes(8),
+                device: 3,
+                sends: Some(Sends {
+                    messages: 2,
+                    bytes: Bytes(8),
+                }),
                 ..sample::connection(0xabc)
             }],
-            endpoints: BTreeMap::from([(
-                key,
-                Endpoint {
-                    who: Who::Pod(Arc::new(Identity {
-                        namespace: "shop".to_owned(),
-                        pod: "web-0".to_owned(),
-                        uid: "u".to_owned(),
-                        ..Identity::default()
-                    })),
-                    ..Endpoint::default()
-                },
-            )]),
+            endpoints: BTreeMap::from([(key, of(pod)), (in_cgroup, of(Who::Unknown))]),
             naming: Naming::Fresh,
             services: BTreeMap::from([(
                 ServiceName {
@@ -504,6 +461,9 @@ pub(crate) mod tests {
                 },
                 Service {
                     ready: 3,
+                    ready_in_zone: Some(2),
+                    changed: Some(Duration::from_nanos(5)),
+                    http2: BTreeSet::from([443]),
                     addresses: Arc::new(BTreeSet::from(["10.0.0.1".parse().unwrap()])),
                     ..Service::default()
                 },

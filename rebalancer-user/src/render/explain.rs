@@ -7,7 +7,7 @@ use super::{
     units::{age, size},
 };
 use crate::{
-    api::{Form, Origin, effort_text, service_names, standing, state_name, write_explanation},
+    api::{Form, Origin, effort_text, service_names, standing, write_explanation},
     plan::{Explanation, Test, Verdict},
     snapshot::{Cookie, ServiceName, Snapshot},
 };
@@ -43,7 +43,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
             }
         }
     }
-    line("state", state_name(c.state))?;
+    line("state", c.state.to_string())?;
     let age = age(snapshot.taken.since(c.opened));
     line("age", format!("{at_least}{age}"))?;
     let [bytes_in, bytes_out] = [size(c.bytes_in), size(c.bytes_out)];

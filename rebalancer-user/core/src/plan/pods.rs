@@ -85,7 +85,7 @@ fn excluded(policy: &Policy, who: &Who) -> Option<SkipReason> {
 fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<SkipReason> {
     let needs_names = rule.matches().names_pods() || who.pod().is_some();
     match naming {
-        Naming::Stale(silent) if needs_names => Some(SkipReason::StaleFacts { silent }),
+        Naming::Stale { silent } if needs_names => Some(SkipReason::StaleFacts { silent }),
         _ => None,
     }
 }

@@ -2,19 +2,41 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
+use super::wire;
+
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
 /// Whether names of pods and Services are known, and how recent they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
 pub enum Naming {
-    /// Names are not read: a plain host.
+    /// Names are not read: a plain host. A dump leaves this out.
     #[default]
+    #[serde(skip)]
     Off,
     /// The API server's current state.
     Fresh,
-    /// The last known state: the API server has not answered for this long; `None`: it never has.
-    Stale(Option<Duration>),
+    /// The last known state.
+    Stale {
+        /// The API server has not answered for this long; `None`: it never has.
+        #[serde(
+            default,
+            rename = "silentNanoseconds",
+            skip_serializing_if = "Option::is_none",
+            with = "wire::optional_nanoseconds"
+        )]
+        silent: Option<Duration>,
+    },
+}
+
+impl Naming {
+    /// Whether names are not read.
+    pub fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
 }
 
 /// The pod that an endpoint belongs to.
@@ -40,21 +62,29 @@ impl Who {
 }
 
 /// A pod at one of its ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Identity {
     /// The pod's namespace.
+    #[serde(deserialize_with = "wire::name")]
     pub namespace: String,
     /// The namespace's labels; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_labels: Option<Labels>,
     /// The namespace is known to opt out.
+    #[serde(default, skip_serializing_if = "wire::is_default")]
     pub namespace_opted_out: bool,
     /// The pod's name.
+    #[serde(rename = "name", deserialize_with = "wire::name")]
     pub pod: String,
     /// The pod's uid.
+    #[serde(deserialize_with = "wire::name")]
     pub uid: String,
     /// The pod's labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// The Services that target this port, all in the pod's namespace; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub services: Option<Vec<ServiceAt>>,
     /// The pod is ready.
     pub ready: bool,
@@ -65,9 +95,11 @@ pub struct Identity {
 }
 
 /// A Service at one of its endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ServiceAt {
     /// Its name.
+    #[serde(deserialize_with = "wire::name")]
     pub name: String,
     /// Whether this endpoint receives new connections.
     pub ready: bool,

@@ -4,13 +4,17 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::wire;
+
 /// A Service's namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceName {
     /// Its namespace.
+    #[serde(deserialize_with = "wire::name")]
     pub namespace: String,
     /// Its name.
+    #[serde(deserialize_with = "wire::name")]
     pub name: String,
 }
 
@@ -21,7 +25,8 @@ impl fmt::Display for ServiceName {
 }
 
 /// What is known of a Service that targets an endpoint of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Service {
     /// The number of its ready pods on all nodes.
     pub ready: u32,
@@ -29,8 +34,10 @@ pub struct Service {
     pub ready_here: u32,
     /// The number of these that traffic from this node prefers, if it prefers any
     /// (`trafficDistribution`, or hints in its slices): in its zone, or on this node alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_in_zone: Option<u32>,
     /// Addresses of all its endpoints, ready or not: a peer among them is a sibling.
+    #[serde(with = "wire::addresses")]
     pub addresses: Arc<BTreeSet<IpAddr>>,
     /// `sessionAffinity: ClientIP`: a client returns to the same endpoint.
     pub client_ip_affinity: bool,
@@ -41,8 +48,15 @@ pub struct Service {
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
     /// Time since its ready endpoints last changed; `None`: not since they were first seen.
+    #[serde(
+        default,
+        rename = "sinceChangedNanoseconds",
+        skip_serializing_if = "Option::is_none",
+        with = "wire::optional_nanoseconds"
+    )]
     pub changed: Option<Duration>,
     /// Ports of its pods that are declared as HTTP/2, by `appProtocol` or by the port's name.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub http2: BTreeSet<u16>,
 }
 

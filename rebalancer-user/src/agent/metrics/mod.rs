@@ -290,7 +290,7 @@ impl Numbers {
         match self.naming {
             Naming::Off => None,
             Naming::Fresh => Some(0.0),
-            Naming::Stale(heard) => Some(heard.unwrap_or(up).as_secs_f64()),
+            Naming::Stale { silent } => Some(silent.unwrap_or(up).as_secs_f64()),
         }
     }
 

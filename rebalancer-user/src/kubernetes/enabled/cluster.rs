@@ -152,7 +152,9 @@ impl Cluster {
         // `None`, never known, is before any time.
         match outdated.into_iter().flatten().min() {
             None => Naming::Fresh,
-            Some(answered) => Naming::Stale(answered.map(|at| now.saturating_duration_since(at))),
+            Some(answered) => Naming::Stale {
+                silent: answered.map(|at| now.saturating_duration_since(at)),
+            },
         }
     }
 
@@ -278,7 +280,9 @@ mod tests {
                 Naming::Fresh,
                 "{stabilization_window}"
             );
-            let stale = Naming::Stale(Some(later));
+            let stale = Naming::Stale {
+                silent: Some(later),
+            };
             assert_eq!(
                 cluster.naming(start + later),
                 stale,

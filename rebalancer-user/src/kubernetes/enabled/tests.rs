@@ -113,7 +113,7 @@ fn services(identity: &Identity) -> Vec<(&str, bool)> {
 #[tokio::test]
 async fn objects_become_names_and_changes_reach_them() {
     let f = Followed::start(shop());
-    assert_eq!(f.naming(), Naming::Stale(None));
+    assert_eq!(f.naming(), Naming::Stale { silent: None });
     f.until_fresh().await;
     let web = f.identify("u0").unwrap();
     assert_eq!(
@@ -246,7 +246,7 @@ async fn facts_that_were_missed_are_relisted_with_the_time_of_the_list() {
     f.api.down();
     f.api.set("endpointslices", slice("web-1", "web", &["u0"]));
     f.api.expire();
-    f.until("stale", |f| matches!(f.naming(), Naming::Stale(_)))
+    f.until("stale", |f| matches!(f.naming(), Naming::Stale { .. }))
         .await;
     assert_eq!(f.facts("web").unwrap().ready, 2, "the last known stays");
     f.api.up().unwrap();
@@ -267,8 +267,10 @@ async fn while_the_api_server_is_gone_the_last_names_stay() {
     let mut f = Followed::start(shop());
     f.until_fresh().await;
     f.api.down();
-    f.until("stale", |f| matches!(f.naming(), Naming::Stale(Some(_))))
-        .await;
+    f.until("stale", |f| {
+        matches!(f.naming(), Naming::Stale { silent: Some(_) })
+    })
+    .await;
     assert_eq!(f.identify("u0").unwrap().pod, "web-0");
     // What happens meanwhile is learnt afterwards.
     f.api.set("pods", pod("web-9", "u9", "n1"));
@@ -301,8 +303,10 @@ async fn an_idle_server_stays_fresh_and_a_silent_one_does_not() {
 
     // Each connection stays, and leads nowhere.
     f.api.fall_silent();
-    f.until("stale", |f| matches!(f.naming(), Naming::Stale(Some(_))))
-        .await;
+    f.until("stale", |f| {
+        matches!(f.naming(), Naming::Stale { silent: Some(_) })
+    })
+    .await;
     assert_eq!(f.identify("u0").unwrap().pod, "web-0", "the last known");
 }
 
@@ -348,7 +352,7 @@ async fn one_kind_that_is_refused_makes_names_stale() {
     let f = Followed::start(api);
     f.until("named", |f| f.identify("u0").is_some()).await;
     assert_eq!(f.identify("u0").unwrap().services, None);
-    assert_eq!(f.naming(), Naming::Stale(None));
+    assert_eq!(f.naming(), Naming::Stale { silent: None });
     f.api.forbid(None);
     f.until_fresh().await;
     assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
