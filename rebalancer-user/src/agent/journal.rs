@@ -9,7 +9,7 @@ use super::{
     events::Events,
     fact::{Fact, Pass},
     log,
-    metrics::Numbers,
+    numbers::Numbers,
     published::Published,
     state::AgentState,
 };

@@ -13,6 +13,7 @@ mod log;
 mod metrics;
 mod mover;
 mod mover_signs;
+mod numbers;
 mod own_file;
 mod pass;
 mod pause;

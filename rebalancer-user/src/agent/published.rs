@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{metrics::Numbers, mover_signs::MoverSigns};
+use super::{mover_signs::MoverSigns, numbers::Numbers};
 use crate::api::{ServiceItem, Status};
 
 /// A loop that has not ended a pass for longer than this, and than three intervals, hangs.

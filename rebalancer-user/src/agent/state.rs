@@ -11,8 +11,8 @@ use rebalancer_common::Fault;
 
 use super::{
     fact::{Fact, Pass},
-    metrics::Numbers,
     mover_signs::MoverSigns,
+    numbers::Numbers,
     published::{Beat, Published},
     services::by_service,
 };

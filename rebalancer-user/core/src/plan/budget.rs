@@ -1,9 +1,9 @@
 //! How many of the chosen may be moved now.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Charge, Forecast, Group, Ledger, Ramp, SkipReason,
+    BudgetOf, Charge, Forecast, Group, Ledger, Ramp, SkipReason,
     fair_queue::{Queue, Queues},
     forecast::Pace,
     groups::Groups,
@@ -14,44 +14,6 @@ use crate::{
     policy::{Budget, Mode, Policy},
     snapshot::{EndpointKey, KernelTime},
 };
-
-/// One row for each: its field in the policy file, and the word of who is skipped for it.
-macro_rules! budgets {
-    ($($(#[$doc:meta])* $variant:ident $field:literal $skip:literal;)*) => {
-        /// Of what a budget is.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum BudgetOf {
-            $($(#[$doc])* $variant,)*
-        }
-
-        impl BudgetOf {
-            /// The field in the policy file.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $field,)* }
-            }
-
-            /// The stable word of [`SkipReason::Budget`].
-            pub(super) fn skip_word(self) -> &'static str {
-                match self { $(Self::$variant => $skip,)* }
-            }
-        }
-    };
-}
-
-budgets! {
-    /// Of the node.
-    Node "perNode" "budget";
-    /// Of the Service, or of what shares a port where there are no Services.
-    Service "perService" "serviceBudget";
-    /// Of the endpoint.
-    Endpoint "perEndpoint" "endpointBudget";
-}
-
-impl fmt::Display for BudgetOf {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What a candidate's move is counted against, besides the node: by its index.
 #[derive(Clone, Copy)]

@@ -2,7 +2,6 @@
 //! decision must know of those before.
 
 mod entries;
-mod observe;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -33,19 +32,19 @@ pub struct Ledger {
     in_flight: BTreeMap<Cookie, (KernelTime, Charge)>,
     ended: BTreeMap<Cookie, Ended>,
     reported: BTreeSet<Cookie>,
-    made: Spent,
+    pub(super) made: Spent,
     dry_runs: Spent,
-    rates: Rates,
-    flows: Flows,
-    returns: Returns,
-    sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
-    shedding: BTreeSet<(RuleName, EndpointKey)>,
-    fills: FillTests,
+    pub(super) rates: Rates,
+    pub(super) flows: Flows,
+    pub(super) returns: Returns,
+    pub(super) sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
+    pub(super) shedding: BTreeSet<(RuleName, EndpointKey)>,
+    pub(super) fills: FillTests,
     views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
     enforced: BTreeMap<RuleName, KernelTime>,
     attempts: BTreeMap<(KernelTime, Cookie), Turn>,
     /// As many as there were at one time: the kernel gives the lowest inode that is free.
-    namespaces: BTreeMap<Netns, NetnsCookie>,
+    pub(super) namespaces: BTreeMap<Netns, NetnsCookie>,
 }
 
 /// Whose turn a move was: a rule's, and there a namespace's.
@@ -118,7 +117,7 @@ type Spent = BTreeMap<(KernelTime, Cookie), Charge>;
 
 /// Listings of which the largest sum counts: clients that are about to reconnect are in none of
 /// the last.
-const SUMS: usize = 3;
+pub(super) const SUMS: usize = 3;
 
 impl Ledger {
     /// Takes in which rules are enforced. Those that were not before have a small part of their
@@ -176,7 +175,7 @@ impl Ledger {
     }
 
     /// Whether moves of a rule from an endpoint are under way, or their clients.
-    fn is_unsettled(&self, (rule, endpoint): &(RuleName, EndpointKey)) -> bool {
+    pub(super) fn is_unsettled(&self, (rule, endpoint): &(RuleName, EndpointKey)) -> bool {
         self.unsettled()
             .any(|by| by.rule == *rule && by.endpoint == *endpoint)
     }

@@ -8,6 +8,7 @@
 
 mod balance;
 mod budget;
+mod budget_of;
 mod chance;
 mod charge;
 mod cooldown;
@@ -29,6 +30,7 @@ mod load;
 mod lookup;
 mod manual;
 mod matches;
+mod observe;
 mod outcome;
 mod pods;
 mod ports;
@@ -41,7 +43,7 @@ mod services;
 mod skip;
 mod slots;
 
-pub use budget::BudgetOf;
+pub use budget_of::BudgetOf;
 pub use charge::{Charge, Fate, Subject};
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;

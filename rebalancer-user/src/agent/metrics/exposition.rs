@@ -20,8 +20,13 @@ use prometheus_client::{
 use rebalancer_common::{ABI_VERSION, Fault};
 use tokio::sync::watch;
 
-use super::{MODES, distribution::Distribution};
-use crate::{agent::published::Published, moves::Health};
+use crate::{
+    agent::{
+        numbers::{Distribution, MODES},
+        published::Published,
+    },
+    moves::Health,
+};
 
 /// Every metric of an agent that lets know of itself by `published`; `missed` counts what followers
 /// of its events came too late for.
@@ -481,11 +486,11 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     use super::*;
-    use crate::agent::metrics::Imbalance;
+    use crate::agent::numbers::Imbalance;
     use crate::{
         agent::{
-            metrics::{Kind, MOVES, Numbers},
             mover_signs::MoverSigns,
+            numbers::{Kind, MOVES, Numbers},
             published::Beat,
         },
         api::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},

@@ -4,16 +4,13 @@
 //! Nothing is decided by them. No label names a pod, an address or a port; rules are bounded.
 
 mod distribution;
-mod exposition;
-mod text;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use self::distribution::Distribution;
-pub(super) use self::{exposition::registry, text::answer};
+pub(super) use self::distribution::Distribution;
 use super::fact::{Fact, Pass};
 use crate::{
     observe::Observation,
@@ -38,7 +35,7 @@ const PASSES: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 ];
 /// From a reset at once to the longest steps of a patient rule.
-const MOVES: &[f64] = &[
+pub(super) const MOVES: &[f64] = &[
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
 ];
 /// Seconds: from a moment to a week.
@@ -62,49 +59,49 @@ const SIZES: &[f64] = &[
 /// Which moves are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind {
-    rule: String,
-    reason: &'static str,
-    step: &'static str,
-    mode: &'static str,
-    outcome: &'static str,
+    pub(super) rule: String,
+    pub(super) reason: &'static str,
+    pub(super) step: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) outcome: &'static str,
 }
 
 /// How unevenly endpoints hold what a rule balances, as ratios to their mean.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Imbalance {
+pub(super) struct Imbalance {
     /// The one that holds most.
-    most: f64,
+    pub(super) most: f64,
     /// Beyond it moves begin.
-    start: Option<f64>,
+    pub(super) start: Option<f64>,
 }
 
 /// All that is counted, and what the last pass saw.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {
-    moves: BTreeMap<Kind, u64>,
-    durations: BTreeMap<&'static str, Distribution>,
-    returns: ReturnCounts,
+    pub(super) moves: BTreeMap<Kind, u64>,
+    pub(super) durations: BTreeMap<&'static str, Distribution>,
+    pub(super) returns: ReturnCounts,
     /// By rule and Service.
-    imbalances: BTreeMap<(String, String), Imbalance>,
-    rules: BTreeSet<String>,
-    passes: u64,
-    failed_passes: u64,
-    loads: u64,
-    refused_loads: u64,
-    pass_durations: Distribution,
-    listings: Distribution,
-    decisions: Distribution,
+    pub(super) imbalances: BTreeMap<(String, String), Imbalance>,
+    pub(super) rules: BTreeSet<String>,
+    pub(super) passes: u64,
+    pub(super) failed_passes: u64,
+    pub(super) loads: u64,
+    pub(super) refused_loads: u64,
+    pub(super) pass_durations: Distribution,
+    pub(super) listings: Distribution,
+    pub(super) decisions: Distribution,
     /// Connections skipped by the last pass, by cause; 0 for a cause of a pass before.
-    skipped: BTreeMap<String, u64>,
+    pub(super) skipped: BTreeMap<String, u64>,
     /// Of the last pass.
-    ages: Distribution,
-    sizes: Distribution,
-    endpoints_recorded: u64,
-    fullest_endpoint: u64,
-    records: u64,
-    naming: Naming,
+    pub(super) ages: Distribution,
+    pub(super) sizes: Distribution,
+    pub(super) endpoints_recorded: u64,
+    pub(super) fullest_endpoint: u64,
+    pub(super) records: u64,
+    pub(super) naming: Naming,
     /// Endpoints that the kernel half can hold.
-    endpoints_most: u64,
+    pub(super) endpoints_most: u64,
 }
 
 /// The outcome of what is only told.
@@ -286,7 +283,7 @@ impl Numbers {
     }
 
     /// Seconds since the API server's answers; none without Kubernetes.
-    fn names_stale(&self, up: Duration) -> Option<f64> {
+    pub(super) fn names_stale(&self, up: Duration) -> Option<f64> {
         match self.naming {
             Naming::Off => None,
             Naming::Fresh => Some(0.0),
@@ -294,13 +291,13 @@ impl Numbers {
         }
     }
 
-    fn kernel_bytes(&self) -> u64 {
+    pub(super) fn kernel_bytes(&self) -> u64 {
         self.records * RECORD_BYTES
     }
 }
 
 /// All modes, for a gauge of each.
-const MODES: [Mode; 3] = [Mode::Disabled, Mode::DryRun, Mode::Enforce];
+pub(super) const MODES: [Mode; 3] = [Mode::Disabled, Mode::DryRun, Mode::Enforce];
 
 #[cfg(test)]
 mod tests {

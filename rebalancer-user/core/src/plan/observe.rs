@@ -6,13 +6,11 @@ use std::{
 };
 
 use super::{
-    super::{
-        Fate, Ledger, Reappearance,
-        fill::Listed,
-        groups::{GroupLoad, Groups},
-        matches::Matches,
-    },
-    SUMS,
+    Fate, Ledger, Reappearance,
+    fill::Listed,
+    groups::{GroupLoad, Groups},
+    ledger::SUMS,
+    matches::Matches,
 };
 use crate::{
     policy::{Policy, RuleName},

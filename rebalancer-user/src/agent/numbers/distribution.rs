@@ -11,7 +11,7 @@ pub(crate) struct Distribution {
 }
 
 impl Distribution {
-    pub(super) fn new(bounds: &'static [f64]) -> Self {
+    pub(in crate::agent) fn new(bounds: &'static [f64]) -> Self {
         Self {
             bounds,
             counts: vec![0; bounds.len() + 1],
@@ -19,28 +19,28 @@ impl Distribution {
         }
     }
 
-    pub(super) fn observe(&mut self, value: f64) {
+    pub(in crate::agent) fn observe(&mut self, value: f64) {
         let at = self.bounds.partition_point(|bound| *bound < value);
         self.counts[at] += 1;
         self.sum += value;
     }
 
-    pub(super) fn sum(&self) -> f64 {
+    pub(in crate::agent) fn sum(&self) -> f64 {
         self.sum
     }
 
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::agent) fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
     /// Each bound and how many are between it and the one below; the last is infinity.
-    pub(super) fn buckets(&self) -> Vec<(f64, u64)> {
+    pub(in crate::agent) fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(self.counts.iter().copied()).collect()
     }
 
     /// Each bound and how many are not above it.
-    pub(super) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
+    pub(in crate::agent) fn cumulative(&self) -> impl Iterator<Item = (f64, u64)> {
         let mut all = 0;
         self.buckets().into_iter().map(move |(bound, count)| {
             all += count;

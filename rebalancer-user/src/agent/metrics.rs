@@ -1,0 +1,6 @@
+//! Metrics for Prometheus: what the loop counted, written out for whoever scrapes it.
+
+mod exposition;
+mod text;
+
+pub(super) use self::{exposition::registry, text::answer};
