@@ -17,3 +17,4 @@ pub mod fuzzing;
 pub mod plan;
 pub mod policy;
 pub mod snapshot;
+pub mod text;

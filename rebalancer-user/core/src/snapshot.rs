@@ -5,7 +5,7 @@
 mod identity;
 pub mod sample;
 mod service;
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
-pub use wire::{Name, in_nanoseconds, quoted};
+pub use wire::{Name, in_nanoseconds};
 
 /// A socket's cookie (`SO_COOKIE`), never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]

@@ -6,7 +6,7 @@ use std::io::Read;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::envelope::API_VERSION;
-use crate::{policy::visible, snapshot::quoted};
+use crate::text::{quoted, visible};
 
 /// The largest dump read: some 500,000 connections.
 const LARGEST: u64 = 512 << 20;

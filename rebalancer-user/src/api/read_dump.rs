@@ -9,9 +9,12 @@ use super::{
     envelope::{Origin, Source},
     parse::{ReadError, check_kind, parse, read_all},
 };
-use crate::snapshot::{
-    CgroupId, Connection, Endpoint, EndpointKey, Identity, KernelTime, Name, Naming, Netns,
-    Service, ServiceName, Snapshot, Who, quoted,
+use crate::{
+    snapshot::{
+        CgroupId, Connection, Endpoint, EndpointKey, Identity, KernelTime, Name, Naming, Netns,
+        Service, ServiceName, Snapshot, Who,
+    },
+    text::quoted,
 };
 
 /// A dump read back.

@@ -66,7 +66,7 @@ impl Pause {
         if let Some(why) = answer.not_kept {
             note(format_args!(
                 "warning: a restart of the agent would end the pause, because it could not be saved: {}",
-                crate::policy::visible(&why)
+                crate::text::visible(&why)
             ));
         }
         writeln!(

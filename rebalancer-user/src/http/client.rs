@@ -145,7 +145,7 @@ async fn whole(answer: Response<Incoming>) -> Result<Bytes, AskError> {
         StatusCode::OK => Ok(body),
         other => {
             let text = String::from_utf8_lossy(&body);
-            Err(AskError::Answer(crate::policy::visible(&format!(
+            Err(AskError::Answer(crate::text::visible(&format!(
                 "{other}: {}",
                 text.trim_end()
             ))))

@@ -8,7 +8,7 @@ use std::{
 use super::units::age;
 use crate::{
     api::{Event, EventKind, EventMove},
-    policy::visible,
+    text::visible,
 };
 
 /// The head of a table of events.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::units::{age, between, span};
 use crate::{
     api::{CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, RampStatus, Status},
-    policy::visible,
+    text::visible,
 };
 
 /// As lines for people; times as they are seen at `now`.

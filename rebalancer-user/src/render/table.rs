@@ -7,8 +7,8 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use super::units::{age, size};
 use crate::{
     api::{Sort, container, rate, service_names, sorted},
-    policy::visible,
     snapshot::{Bytes, Connection, Naming, Snapshot, Who},
+    text::visible,
 };
 
 /// Every connection.

@@ -12,8 +12,8 @@ use ratatui::{
 use super::units::{age, between, size};
 use crate::{
     api::{BalanceItem, EndpointItem, Services},
-    policy::visible,
     snapshot::Bytes,
+    text::visible,
 };
 
 /// Widths of what is beside the bar and the name.

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
-use crate::policy::visible;
+use crate::text::visible;
 
 /// What became of a move. Every move started gets one. Shown as a phrase that goes on from
 /// "the move".

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     cgroups::CgroupGlobs,
-    error::{Fault, quoted},
+    error::Fault,
     matching::{Mismatch, MissingFact},
     mode::Mode,
     notation::{AmountUpTo, Exactly, Flag, Name, Port, Time, UpTo, word},
@@ -19,7 +19,10 @@ use super::{
     },
     units::{Amount, Percent, Span},
 };
-use crate::snapshot::{Connection, Snapshot, Who};
+use crate::{
+    snapshot::{Connection, Snapshot, Who},
+    text::quoted,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);

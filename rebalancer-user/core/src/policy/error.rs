@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Range};
 
+use crate::text::visible;
+
 /// Errors kept: a hostile file could cause any number.
 const KEPT: usize = 50;
 /// Characters shown of a source line, around the mark.
@@ -204,31 +206,6 @@ fn floor(text: &str, offset: usize) -> usize {
         offset -= 1;
     }
     offset
-}
-
-/// `text` without what could command a terminal or change the order of what is shown, one
-/// character for each of its own.
-pub fn visible(text: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    text.chars()
-        .map(|c| match c {
-            '\t' => ' ',
-            c if hidden(c) => '\u{fffd}',
-            c => c,
-        })
-        .collect()
-}
-
-/// `text` in backquotes, shortened: what a file says may be long.
-pub(super) fn quoted(text: &str) -> String {
-    const LONGEST: usize = 40;
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("`{}…`", &text[..end]),
-        None => format!("`{text}`"),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::{
     cgroups::CgroupGlobs,
-    error::{Fault, visible},
+    error::Fault,
     notation::{Network, Port, Service},
     section::{
         Constraints, Fields, Reader, globs, items, list, optional, or_empty, part, required,
@@ -16,7 +16,10 @@ use super::{
     selector::Selector,
     service_ref::ServiceRef,
 };
-use crate::snapshot::{CgroupPath, Connection, Identity, Who};
+use crate::{
+    snapshot::{CgroupPath, Connection, Identity, Who},
+    text::visible,
+};
 
 /// The most items of a list: each connection is compared with each.
 const MOST: usize = 256;

@@ -39,7 +39,7 @@ mod units;
 
 pub use cgroups::CgroupGlobs;
 pub use document::{Budget, Guards, Policy, Track};
-pub use error::{PolicyError, PolicyErrors, visible};
+pub use error::{PolicyError, PolicyErrors};
 pub use matching::{IpBlock, Match, Mismatch, MissingFact, Peer, PortRange};
 pub use mode::Mode;
 pub use parse::{explain, parse};

@@ -13,13 +13,14 @@ use serde_json::json;
 
 use super::{
     cgroups::CgroupGlobs,
-    error::{Fault, quoted},
+    error::Fault,
     node::Node,
     service_ref::ServiceRef,
     shape::{Shape, one_line},
     suggest::{nearest, renamed},
     units::{Amount, Percent, Size, Span, parse_duration, parse_size},
 };
+use crate::text::quoted;
 
 /// A kind of single value.
 pub(super) trait Scalar {

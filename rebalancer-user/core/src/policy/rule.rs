@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::{
-    error::{Fault, quoted},
+    error::Fault,
     matching::Match,
     mode::Mode,
     notation::{self, Bytes, Name, PercentFrom, Read, Scalar, Time, is_label, word, words},
@@ -16,6 +16,7 @@ use super::{
     shape::Shape,
     units::Percent,
 };
+use crate::text::quoted;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -13,13 +13,14 @@ use serde_json::{Value as Json, json};
 
 use super::{
     cgroups::CgroupGlobs,
-    error::{Fault, Problem, quoted},
+    error::{Fault, Problem},
     lines::Lines,
     node::{Given, Node, place},
     notation::{Glob, LabelValue, Scalar, Value, label_key_text, plain_or_quoted},
     shape::{Absent, Field, Mapping, Shape, one_line},
     suggest::{nearest, renamed},
 };
+use crate::text::quoted;
 
 /// The source, and what is wrong with it so far.
 pub(super) struct Reader<'t> {

@@ -7,9 +7,10 @@ use serde_saphyr::{
 };
 
 use super::{
-    error::{Fault, Problem, quoted},
+    error::{Fault, Problem},
     node::{Given, place},
 };
+use crate::text::quoted;
 
 /// The largest policy read; a ConfigMap cannot be larger.
 const LARGEST: usize = 1 << 20;

@@ -7,6 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 use super::{CgroupPath, TcpState};
+use crate::text::quoted;
 
 /// A name that an object of Kubernetes can have.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ pub(super) mod hexadecimal {
 }
 
 /// A number of nanoseconds.
-pub(super) mod nanoseconds {
+pub(crate) mod nanoseconds {
     use std::time::Duration;
 
     use serde::{Deserialize as _, Deserializer, Serializer};
@@ -166,14 +167,6 @@ fn text<'de, D: Deserializer<'de>, T>(
 ) -> Result<T, D::Error> {
     let text = String::deserialize(from)?;
     read(&text).ok_or_else(|| D::Error::custom(format_args!("{} is not {expected}", quoted(&text))))
-}
-
-/// Untrusted text for an error message: shortened, control characters escaped.
-pub fn quoted(text: &str) -> String {
-    const LONGEST: usize = 40;
-    let short: String = text.chars().take(LONGEST).collect();
-    let more = if short.len() < text.len() { "…" } else { "" };
-    format!("`{}{more}`", short.escape_debug())
 }
 
 /// Whether a field is left out: it has the value that a missing one is read as.
