@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{
     envelope::{Notation, Origin, write_observed},
-    plan::{DecisionItem, ReasonItem, decision_item, load_unit, reason_item},
+    plan::{DecisionItem, ReasonItem, WithText, decision_item, reason_item},
 };
 use crate::{
     plan::{Explanation, FillTest, LoadComparison, Reason},
@@ -21,7 +21,7 @@ struct Body<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    balance: Option<BalanceItem>,
+    balance: Option<WithText<LoadComparison>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     returns: Vec<ReturnItem>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,32 +47,6 @@ struct LimitItem {
     reason: ReasonItem,
     standing: &'static str,
     text: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct BalanceItem {
-    unit: &'static str,
-    endpoints: u32,
-    load: u64,
-    mean: u64,
-    stop: u64,
-    start: Option<u64>,
-    text: String,
-}
-
-impl BalanceItem {
-    fn of(standing: LoadComparison) -> Self {
-        Self {
-            unit: load_unit(standing.by),
-            endpoints: standing.endpoints,
-            load: standing.load,
-            mean: standing.mean,
-            stop: standing.stop,
-            start: standing.start,
-            text: standing.to_string(),
-        }
-    }
 }
 
 #[derive(Serialize)]
@@ -137,7 +111,7 @@ pub fn write_explanation(
             .collect(),
         limits: explained.measures.iter().map(limit).collect(),
         unknown: explained.unknown.map(|unknown| unknown.to_string()),
-        balance: explained.balance.map(BalanceItem::of),
+        balance: explained.balance.map(WithText::of),
         returns: explained
             .returns
             .iter()

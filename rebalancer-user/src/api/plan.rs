@@ -13,8 +13,8 @@ use super::{
     order::{Sort, sorted},
 };
 use crate::{
-    plan::{Decision, Forecast, Move, Plan, Ramp, Reason, Recall, Verdict},
-    policy::{AtEnd, By, Step, When},
+    plan::{Decision, Forecast, Move, Plan, Reason, Recall, Verdict},
+    policy::{Step, When},
     snapshot::{Connection, Cookie, EndpointKey, Snapshot, in_nanoseconds},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 struct PlanBody<'a> {
     overdue: u64,
     budget_left: u64,
-    forecasts: Vec<ForecastItem>,
+    forecasts: Vec<WithText<&'a Forecast>>,
     /// Moves under way that are not to be made any more.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     recalls: Vec<RecallItem>,
@@ -39,19 +39,19 @@ struct RecallItem {
     why: String,
 }
 
+/// Numbers, and what they are in words.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ForecastItem {
-    mode: &'static str,
-    chosen: u64,
-    now: u64,
-    per_window: u64,
-    window_nanoseconds: u64,
-    lasts_nanoseconds: u64,
-    /// One of how many parts there is of the budgets yet.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ramp_parts: Option<u64>,
+pub(super) struct WithText<T> {
+    #[serde(flatten)]
+    numbers: T,
     text: String,
+}
+
+impl<T: ToString> WithText<T> {
+    pub(super) fn of(numbers: T) -> Self {
+        let text = numbers.to_string();
+        Self { numbers, text }
+    }
 }
 
 #[derive(Serialize)]
@@ -121,7 +121,7 @@ pub fn write_plan(
     let body = PlanBody {
         overdue: plan.overdue(),
         budget_left: plan.budget_left(),
-        forecasts: plan.forecasts().iter().map(forecast_item).collect(),
+        forecasts: plan.forecasts().iter().map(WithText::of).collect(),
         recalls: plan.recalls().iter().map(recall_item).collect(),
         skipped: plan.skipped(),
         items: in_order(plan)
@@ -137,19 +137,6 @@ fn recall_item(Recall { cookie, why }: &Recall) -> RecallItem {
         id: cookie.to_string(),
         cause: why.as_str(),
         why: why.to_string(),
-    }
-}
-
-fn forecast_item(forecast: &Forecast) -> ForecastItem {
-    ForecastItem {
-        mode: forecast.mode.as_str(),
-        chosen: forecast.chosen,
-        now: forecast.now,
-        per_window: forecast.per_window,
-        window_nanoseconds: in_nanoseconds(forecast.window),
-        lasts_nanoseconds: in_nanoseconds(forecast.lasts),
-        ramp_parts: forecast.ramp.map(Ramp::parts),
-        text: forecast.to_string(),
     }
 }
 
@@ -184,10 +171,7 @@ fn move_item(chosen: &Move) -> MoveItem {
         mode: chosen.mode().as_str(),
         reasons: chosen.reasons().iter().map(|r| reason_item(*r)).collect(),
         steps: chosen.steps().iter().map(|step| step_item(*step)).collect(),
-        at_end: match chosen.at_end() {
-            AtEnd::Skip => "Skip",
-            AtEnd::ResetNow => "ResetNow",
-        },
+        at_end: chosen.at_end().as_str(),
         only_http1: chosen.is_sniffed(),
     }
 }
@@ -201,7 +185,7 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         Reason::Rate {
             value, limit, max, ..
         } => ("bytesPerSecond", [value.0, limit.0, max.0]),
-        Reason::Balance { by, load, stop, .. } => (load_unit(by), [load, stop, stop]),
+        Reason::Balance { by, load, stop, .. } => (by.unit(), [load, stop, stop]),
     };
     let mean = match reason {
         Reason::Balance { mean, .. } => Some(mean),
@@ -214,14 +198,6 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         limit,
         max,
         mean,
-    }
-}
-
-pub(super) fn load_unit(by: By) -> &'static str {
-    match by {
-        By::Connections => "connections",
-        By::ByteRate => "bytesPerSecond",
-        By::MessageRate => "messagesPerSecond",
     }
 }
 

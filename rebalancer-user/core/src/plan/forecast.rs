@@ -2,11 +2,14 @@
 
 use std::{fmt, time::Duration};
 
+use serde::Serialize;
+
 use super::{Ramp, limits::rounded};
-use crate::policy::Mode;
+use crate::{policy::Mode, snapshot::wire};
 
 /// What the budgets make of the connections chosen in one mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Forecast {
     /// The mode.
     pub mode: Mode,
@@ -17,11 +20,14 @@ pub struct Forecast {
     /// Moves that may be started in each window.
     pub per_window: u64,
     /// The window.
+    #[serde(rename = "windowNanoseconds", with = "wire::nanoseconds")]
     pub window: Duration,
     /// Until the last of them may be started, if none is chosen besides and each move ends
     /// within an interval: at best, where a move must wait for a quiet moment.
+    #[serde(rename = "lastsNanoseconds", with = "wire::nanoseconds")]
     pub lasts: Duration,
     /// What there is of the budgets yet, if not the whole.
+    #[serde(rename = "rampParts", skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
 }
 

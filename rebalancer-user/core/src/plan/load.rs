@@ -6,13 +6,24 @@
 use std::fmt;
 
 use bytesize::ByteSize;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::chance::Chance;
 use crate::policy::{Balance, By, Percent};
 
 /// The mean, in the unit of shares: a load is counted in millionths of it.
 pub(super) const MEAN: u64 = 1_000_000;
+
+impl By {
+    /// The unit of such a load, as a stable word.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::ByteRate => "bytesPerSecond",
+            Self::MessageRate => "messagesPerSecond",
+        }
+    }
+}
 
 /// A number in the unit of what is balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,9 +41,10 @@ impl fmt::Display for Load {
 }
 
 /// How an endpoint stands among those that share clients with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct LoadComparison {
     /// What is balanced.
+    #[serde(rename = "unit", serialize_with = "unit")]
     pub by: By,
     /// Endpoints.
     pub endpoints: u32,
@@ -44,6 +56,10 @@ pub struct LoadComparison {
     pub stop: u64,
     /// From what on it sheds; none if chance explains even all of it on one endpoint.
     pub start: Option<u64>,
+}
+
+fn unit<S: Serializer>(by: &By, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(by.unit())
 }
 
 impl LoadComparison {

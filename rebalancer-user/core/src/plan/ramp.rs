@@ -10,6 +10,8 @@
 
 use std::{fmt, time::Duration};
 
+use serde::{Serialize, Serializer};
+
 use super::{
     Ledger,
     limits::{hash, rounded},
@@ -30,6 +32,12 @@ pub struct Ramp {
     left: u32,
     /// Until it has the whole.
     pub whole_in: Duration,
+}
+
+impl Serialize for Ramp {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(self.parts())
+    }
 }
 
 impl Ramp {
