@@ -113,8 +113,8 @@ struct Cluster {
     /// What the third endpoint is, if it is another.
     dead: Option<u32>,
     interval: u64,
-    /// Moves of which it is heard only after the next listing.
-    unheard: Option<Vec<Cookie>>,
+    /// Moves whose outcomes are reported only after the next listing.
+    unreported: Option<Vec<Cookie>>,
     live: Vec<Connection>,
     now: u64,
     next: u64,
@@ -132,7 +132,7 @@ impl Cluster {
             endpoints: loads.len() as u32,
             dead: None,
             interval: 60 * SECOND,
-            unheard: None,
+            unreported: None,
             next: live.len() as u64 + 1,
             live,
             now: HOUR,
@@ -166,14 +166,14 @@ impl Cluster {
         self.ledger.observe(&self.policy, &listed);
         let plan = decide(&self.policy, &listed, &self.ledger, listed.taken);
         let waited = Duration::from_nanos(self.interval / 100);
-        for cookie in self.unheard.iter_mut().flat_map(std::mem::take) {
+        for cookie in self.unreported.iter_mut().flat_map(std::mem::take) {
             self.ledger
                 .ended_after(cookie, Outcome::Reset, waited, listed.taken);
         }
         for chosen in plan.moves() {
             self.ledger.started(chosen, listed.taken);
-            match &mut self.unheard {
-                Some(unheard) => unheard.push(chosen.cookie()),
+            match &mut self.unreported {
+                Some(unreported) => unreported.push(chosen.cookie()),
                 None => self
                     .ledger
                     .ended(chosen.cookie(), Outcome::Reset, listed.taken),
@@ -280,7 +280,7 @@ fn trusting() -> Ledger {
     let clients = (0..200).map(|client| Subject::Client([10, 0, 0, client].into()));
     let all = clients.chain([Subject::Rule(rule)]);
     Ledger::from_entries(Entries {
-        returns: all.map(|whom| (whom, at(1), test)).collect(),
+        returns: all.map(|subject| (subject, at(1), test)).collect(),
         ..Entries::default()
     })
 }
@@ -325,8 +325,8 @@ fn what_is_under_way_is_recalled_once_it_is_seen_not_to_help() {
     let (ledger, listed) = under_way(&policy, &[300, 0, 0]);
     let mut entries = ledger.entries();
     let client = Subject::Client([10, 0, 0, 7].into());
-    for (whom, _, test) in &mut entries.returns {
-        if *whom == client {
+    for (subject, _, test) in &mut entries.returns {
+        if *subject == client {
             (test.score, test.hold.until) = (6_000_000, KernelTime(2 * HOUR));
         }
     }
@@ -379,14 +379,14 @@ fn it_converges_in_three_rounds_with_little_more_than_the_least() {
     assert!(slow <= 1, "{slow}");
 }
 
-/// The agent's loop is busy while it lists: its clients are listed again before it hears that they were
-/// moved.
+/// The agent's loop is busy while it lists: it lists the moved clients again before it receives the
+/// outcomes of their moves.
 #[test]
 fn an_endpoint_reaches_its_stop_also_where_outcomes_arrive_late() {
     for seed in 1..=60 {
         let fields = "balance: {tolerance: 20%}";
         let mut cluster = Cluster::new(policy(fields), &[300, 0, 0], seed * 7919);
-        (cluster.interval, cluster.unheard) = (SECOND / 2, Some(Vec::new()));
+        (cluster.interval, cluster.unreported) = (SECOND / 2, Some(Vec::new()));
         // Those that have just come are left until they are ten seconds old.
         for _ in 0..50 {
             cluster.step(Cluster::by_chance);
@@ -484,14 +484,14 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
                 plan.skipped()
             );
             let cookie = plan.decisions()[0].cookie;
-            let told = explain(
+            let explanation = explain(
                 &cluster.policy,
                 &listed,
                 &cluster.ledger,
                 listed.taken,
                 cookie,
             );
-            assert_eq!(told.unwrap().returns[0].1.returned, 6);
+            assert_eq!(explanation.unwrap().returns[0].1.returned, 6);
         }
         let before = cluster.moves;
         for _ in 0..60 {
@@ -563,11 +563,11 @@ fn a_replica_that_keeps_nothing_is_given_up() {
             let mut held = Vec::new();
             for interval in 0..2000 {
                 let plan = cluster.step(but_not_to_the_last);
-                if cluster.ledger.take_new_holds().iter().any(is_futile) {
+                if cluster.ledger.take_new_holds().iter().any(is_failed_fill) {
                     held.push((interval, cluster.moves));
                     assert_eq!(plan.moves().count(), 0);
                     assert!(
-                        plan.skipped().contains_key("futile"),
+                        plan.skipped().contains_key("fillFailed"),
                         "{:?}",
                         plan.skipped()
                     );
@@ -696,47 +696,55 @@ fn what_is_known_of_endpoints_ends_with_their_namespace() {
     assert_eq!(of(&ledger), []);
 }
 
-fn is_futile(hold: &NewHold) -> bool {
-    matches!(hold, NewHold::Futile { .. })
+fn is_failed_fill(hold: &NewHold) -> bool {
+    matches!(hold, NewHold::FillFailed { .. })
 }
 
 #[test]
-fn a_futile_group_is_reported_and_another_replica_is_another_try() {
+fn a_failed_fill_test_is_reported_and_a_new_replica_is_tried_once() {
     let mut cluster = Cluster::new(policy("balance: {}"), &[150, 150, 0], 17);
     let held = loop {
         cluster.step(but_not_to_the_last);
-        if let Some(hold) = cluster.ledger.take_new_holds().into_iter().find(is_futile) {
+        if let Some(hold) = cluster
+            .ledger
+            .take_new_holds()
+            .into_iter()
+            .find(is_failed_fill)
+        {
             break hold;
         }
     };
-    let NewHold::Futile { futile, lasts, .. } = held else {
+    let NewHold::FillFailed { failure, lasts, .. } = held else {
         panic!("{held:?}")
     };
     assert_eq!(
-        (futile.moves, futile.mean, lasts),
+        (failure.moves, failure.mean, lasts),
         (cluster.moves, 100, FIRST_HOLD)
     );
     let listed = cluster.snapshot();
-    let told = |ledger: &Ledger| {
+    let sentence = |ledger: &Ledger| {
         let plan = decide(&cluster.policy, &listed, ledger, listed.taken);
         let mut decisions = plan.decisions().iter();
-        let is_futile =
-            |d: &&Decision| matches!(d.verdict, Verdict::Skipped(SkipReason::Futile { .. }));
-        let cookie = decisions.find(is_futile).unwrap().cookie;
-        let told = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
-        assert_eq!(told.fill.as_ref().unwrap().moves, futile.moves);
-        let Verdict::Skipped(skipped) = told.decision.verdict else {
+        let is_held =
+            |d: &&Decision| matches!(d.verdict, Verdict::Skipped(SkipReason::FillFailed { .. }));
+        let cookie = decisions.find(is_held).unwrap().cookie;
+        let explanation = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
+        assert_eq!(explanation.fill.as_ref().unwrap().moves, failure.moves);
+        let Verdict::Skipped(skipped) = explanation.decision.verdict else {
             panic!()
         };
         skipped.to_string()
     };
-    let text = told(&cluster.ledger);
+    let text = sentence(&cluster.ledger);
     println!("{text}");
     assert!(
-        text.starts_with(&format!("{} moves have not filled", futile.moves)),
+        text.starts_with(&format!("{} moves have not filled", failure.moves)),
         "{text}"
     );
-    assert_eq!(text, told(&Ledger::from_entries(cluster.ledger.entries())));
+    assert_eq!(
+        text,
+        sentence(&Ledger::from_entries(cluster.ledger.entries()))
+    );
     // One is added that keeps what comes.
     let before = cluster.moves;
     cluster.endpoints = 4;
@@ -760,7 +768,7 @@ fn a_replica_that_comes_and_goes_does_not_make_its_siblings_shed_for_ever() {
             cluster.endpoints = if unready { 2 } else { 3 };
             cluster.dead = Some(3 + if is_replaced { minute / 4 } else { 0 });
             cluster.step(|cluster, _| Some(1 + cluster.random(2) as u32));
-            if cluster.ledger.take_new_holds().iter().any(is_futile) {
+            if cluster.ledger.take_new_holds().iter().any(is_failed_fill) {
                 held.push((minute, cluster.moves));
             }
         }
@@ -781,7 +789,7 @@ fn by_rates_it_is_given_up_as_well() {
         cluster.step(but_not_to_the_last);
     }
     let held = cluster.ledger.take_new_holds();
-    let all: Vec<_> = held.iter().filter(|hold| is_futile(hold)).collect();
+    let all: Vec<_> = held.iter().filter(|hold| is_failed_fill(hold)).collect();
     println!("{} moves: {all:?}", cluster.moves);
     assert!(
         (2..=6).contains(&all.len()) && cluster.moves < 2000,
@@ -803,7 +811,10 @@ fn what_fills_is_never_given_up() {
                 cluster.step(Cluster::by_chance);
             }
             let held = cluster.ledger.take_new_holds();
-            assert!(!held.iter().any(is_futile), "{seed} {loads:?}: {held:?}");
+            assert!(
+                !held.iter().any(is_failed_fill),
+                "{seed} {loads:?}: {held:?}"
+            );
         }
     }
 }
@@ -867,8 +878,8 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
     let (listed, ledger, policy) = flowing(&rates, "balance: {by: ByteRate}");
     let plan = decide(&policy, &listed, &ledger, listed.taken);
     assert_eq!(plan.moves().count(), 0);
-    let told = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
-    println!("{:?}", told.decision.verdict);
+    let explanation = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    println!("{:?}", explanation.decision.verdict);
     // Two of them in one place are a surprise, if there are enough places.
     let mut rates = vec![(1, 1000); 12];
     rates.push((1, 60_000));
@@ -903,11 +914,11 @@ fn one_that_counts_for_more_than_the_excess_stays_and_so_do_the_small() {
             ("withinBalance", 596)
         ])
     );
-    let told = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
-    let standing = told.balance.unwrap();
+    let explanation = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    let standing = explanation.balance.unwrap();
     assert!(standing.load >= standing.start.unwrap(), "{standing}");
     assert_eq!(
-        told.decision.verdict,
+        explanation.decision.verdict,
         Verdict::Skipped(SkipReason::LargerThanExcess {
             by: By::ByteRate,
             load: 20_000,

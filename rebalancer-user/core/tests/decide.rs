@@ -211,11 +211,11 @@ fn each_guard_skips_with_its_word() {
             &Ledger::default(),
             now,
         );
-        let told = match &plan.decisions()[0].verdict {
+        let verdict = match &plan.decisions()[0].verdict {
             Verdict::Move(_) => "moved",
             Verdict::Skipped(reason) => reason.as_str(),
         };
-        assert_eq!(told, word, "{connection:?}");
+        assert_eq!(verdict, word, "{connection:?}");
     }
 }
 
@@ -433,9 +433,9 @@ fn a_dry_run_reports_each_once_at_the_pace_of_the_budget() {
             ledger.reported(chosen, KernelTime(now));
         }
         ledger.prune(&listed, policy.budget().window(), KernelTime(now));
-        let mut told = cookies(&plan);
-        told.sort_unstable();
-        (told.len(), plan.skipped(), plan.overdue())
+        let mut reported = cookies(&plan);
+        reported.sort_unstable();
+        (reported.len(), plan.skipped(), plan.overdue())
     };
     assert_eq!(round(2 * HOUR), (2, BTreeMap::from([("budget", 1)]), 3));
     assert_eq!(
@@ -449,7 +449,7 @@ fn a_dry_run_reports_each_once_at_the_pace_of_the_budget() {
     assert_eq!(round(3 * HOUR), (0, BTreeMap::from([("dryRun", 3)]), 3));
 }
 
-/// Otherwise an edited policy seems to match nothing that the one before has told.
+/// Otherwise an edited policy seems to match none of the connections that the previous one reported.
 #[test]
 fn under_another_policy_a_dry_run_reports_again() {
     let named = |name| {
@@ -462,22 +462,31 @@ fn under_another_policy_a_dry_run_reports_again() {
     };
     let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
     let mut ledger = Ledger::default();
-    let told = |policy: &Policy, ledger: &mut Ledger, now| {
+    let reported_by = |policy: &Policy, ledger: &mut Ledger, now| {
         let plan = decide(policy, &listed, ledger, KernelTime(now));
-        let told: Vec<_> = plan
+        let rules: Vec<_> = plan
             .moves()
             .map(|chosen| chosen.rule().to_string())
             .collect();
         for chosen in plan.moves() {
             ledger.reported(chosen, KernelTime(now));
         }
-        told
+        rules
     };
-    assert_eq!(told(&named("one"), &mut ledger, 2 * HOUR), ["one"; 3]);
+    assert_eq!(
+        reported_by(&named("one"), &mut ledger, 2 * HOUR),
+        ["one"; 3]
+    );
     let edited = named("two");
-    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), [""; 0]);
+    assert_eq!(
+        reported_by(&edited, &mut ledger, 2 * HOUR + SECOND),
+        [""; 0]
+    );
     ledger.forget_reported();
-    assert_eq!(told(&edited, &mut ledger, 2 * HOUR + SECOND), ["two"; 3]);
+    assert_eq!(
+        reported_by(&edited, &mut ledger, 2 * HOUR + SECOND),
+        ["two"; 3]
+    );
 }
 
 #[test]
@@ -629,7 +638,7 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
     assert_eq!((tried.len(), most), (40, 8));
 }
 
-/// What it speaks does not change; whether anybody was heard may.
+/// A connection never changes its protocol; that nothing was received to detect it may change.
 #[test]
 fn other_protocols_than_http_1_are_skipped_until_the_rule_vouches_for_them() {
     let policy = |state| one_rule("", &format!("limits: {{maxAge: 1h}}, onReconnect: {state}"));
@@ -824,7 +833,7 @@ fn budgets_grow_once_a_rule_is_enforced() {
     assert_eq!(minute(&dry, &mut ledger, 0), 0);
     let grown: Vec<u64> = (1..9).map(|n| minute(&policy, &mut ledger, n)).collect();
     assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 64]);
-    // Once it is not enforced, it begins anew.
+    // A rule that is no longer enforced starts its ramp again.
     assert_eq!(minute(&dry, &mut ledger, 9), 0);
     assert_eq!(minute(&policy, &mut ledger, 10), 1);
 }
@@ -1174,7 +1183,7 @@ proptest! {
             let now = held(&ledger);
             prop_assert!(!is_beyond(&now) || waits(&plan, &now) == 0, "{:?}", now);
             prop_assert_eq!(plan.recalls(), []);
-            // Nothing is left free in vain.
+            // No slot is left free while a connection waits.
             prop_assert_eq!(ledger.in_flight(), all.len().min(slots as usize));
         }
     }
@@ -1275,7 +1284,7 @@ proptest! {
             let listed = snapshot(now, live.iter().copied().map(heavy).collect());
             let plan = decide(&policy, &listed, &ledger, KernelTime(now));
             let moved = cookies(&plan);
-            // What is left is told as it was from the beginning.
+            // The forecast of the rest is as it was at the beginning.
             prop_assert_eq!(plan.forecasts()[0].per_window, first.per_window);
             for chosen in plan.moves() {
                 ledger.started(chosen, KernelTime(now));

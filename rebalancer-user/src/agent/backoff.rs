@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_begins_anew_once_it_has_held() {
+    fn the_wait_is_the_shortest_again_after_a_repair_that_lasts() {
         let now = Instant::now();
         let mut backoff = Backoff::new(10 * SECOND, 40 * SECOND);
         let waits = [(); 4].map(|()| backoff.repaired(now));

@@ -144,13 +144,13 @@ impl Events {
         if missed > 0 && cursor.known {
             self.0.missed.fetch_add(missed, Ordering::Relaxed);
             let first = &next[0];
-            let told = Event {
+            let notice = Event {
                 seq: first.seq - 1,
                 run: self.0.run.clone(),
                 at: first.at,
                 what: EventKind::Missed { count: missed },
             };
-            write(&mut lines, &told);
+            write(&mut lines, &notice);
         }
         for happened in &next {
             write(&mut lines, happened);
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::api::read_event;
 
-    fn heard(part: &[u8]) -> Vec<Event> {
+    fn events_in(part: &[u8]) -> Vec<Event> {
         let lines = part.split(|byte| *byte == b'\n');
         let lines = lines.filter(|line| !line.is_empty());
         lines.map(|line| read_event(line).unwrap()).collect()
@@ -254,7 +254,7 @@ mod tests {
     fn all(events: &Events, cursor: &mut Cursor) -> Vec<Event> {
         let mut all = Vec::new();
         while let Some(part) = events.part(cursor) {
-            all.extend(heard(&part));
+            all.extend(events_in(&part));
         }
         all
     }

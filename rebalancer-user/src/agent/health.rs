@@ -11,14 +11,14 @@ use crate::{
     moves::Health,
 };
 
-/// `/healthz`: the loop goes round. A listing that fails is a trouble of its own, and no reason to
-/// begin anew.
+/// `/healthz`: the loop makes progress. A listing that fails is reported elsewhere and is no reason to
+/// restart the agent.
 pub(super) fn live(published: &Published, now: Instant) -> Answer {
     answer(published.beat.at(now))
 }
 
-/// `/readyz`: attached, with a valid policy, the first listing was made, and what moves does. A
-/// policy that is refused later changes nothing: the one before it is in effect.
+/// `/readyz`: the programs are attached, a policy is valid, the first listing was made, and the moving
+/// thread works. A policy that is refused later changes nothing: the previous one stays in effect.
 pub(super) fn ready(published: &Published, now: Instant) -> Answer {
     answer(is_ready(&published.status, published.mover.health(now)))
 }

@@ -171,19 +171,19 @@ fn cooldown(hold: &NewHold) -> EventKind {
             ),
             lasts,
         ),
-        NewHold::Futile {
+        NewHold::FillFailed {
             rule,
             group,
-            futile,
+            failure,
             lasts,
         } => (
             format!("rule {rule}, {group}"),
-            "futile",
+            "fillFailed",
             format!(
                 "{} moves have not filled the emptiest endpoint: it holds {} of a mean of {}",
-                futile.moves,
-                Load(futile.by, futile.least),
-                Load(futile.by, futile.mean)
+                failure.moves,
+                Load(failure.by, failure.least),
+                Load(failure.by, failure.mean)
             ),
             lasts,
         ),

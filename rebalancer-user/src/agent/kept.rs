@@ -1,9 +1,9 @@
-//! What the agent has done, kept for the next one: an agent that is killed again and again must not
-//! have fresh budgets each time, nor try anew what was found not to help.
+//! The ledger, saved for the next agent: one that is killed again and again must not start with a
+//! fresh budget each time, nor retry moves that were found not to help.
 //!
-//! It is written after each pass that began, told or held anything, and each minute. Its times are
-//! those of the kernel's clock, and its connections those of this boot, so that it is of no use after
-//! the next. What makes no sense is left aside, with a warning.
+//! It is saved after each pass that started a move, reported one in dry run or began a cooldown, and
+//! once a minute. Its times are those of the kernel's monotonic clock and its connections those of this
+//! boot, so it is useless after a reboot. A file that makes no sense is ignored, with a warning.
 
 use std::{
     fs, io,
@@ -23,7 +23,7 @@ use crate::{
 
 const FILE: &str = "ledger.json";
 
-/// Some hundred thousand connections told in dry run.
+/// Room for some hundred thousand connections reported in dry run.
 const LARGEST: u64 = 32 << 20;
 
 /// How often it is written, if nothing happens.
@@ -39,8 +39,8 @@ pub(super) struct SavedLedger {
 }
 
 impl SavedLedger {
-    /// What the agent before has left in `dir`. `policy`: the text of the one in force: what was told
-    /// by another one is told again.
+    /// Reads what the previous agent saved in `dir`. `policy` is the text of the policy in effect:
+    /// connections that another policy reported in dry run are reported again.
     pub(super) fn resume(dir: &Path, policy: &str) -> (Self, Ledger) {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let boot = boot.inspect_err(|error| {
@@ -125,7 +125,7 @@ impl SavedLedger {
     }
 }
 
-/// The time by which the kernel half tells it.
+/// The time on the clock that the kernel half uses.
 pub(super) fn now() -> KernelTime {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
@@ -137,8 +137,8 @@ pub(super) fn now() -> KernelTime {
     )
 }
 
-/// Whether endpoints of Services changed before the first list is not known, so that this counts as a
-/// change: after a restart they settle anew. `since`: the first listing whose names were fresh.
+/// Whether endpoints of Services changed before the first list is unknown, so that the first list counts
+/// as a change: after a restart Services must stabilize again. `since`: the first listing with fresh names.
 pub(super) fn assume_change_before_first_list(
     snapshot: &mut Snapshot,
     since: &mut Option<KernelTime>,
@@ -290,7 +290,7 @@ rules:
     }
 
     #[test]
-    fn what_another_policy_has_told_is_told_again() {
+    fn connections_reported_by_another_policy_are_reported_again() {
         let dir = tempfile::tempdir().unwrap();
         let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
         let now = now();

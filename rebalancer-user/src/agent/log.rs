@@ -162,19 +162,19 @@ fn cooldown(hold: &NewHold) {
             "moves do not help: clients return to the same endpoint; their connections are on \
              cooldown"
         ),
-        NewHold::Futile {
+        NewHold::FillFailed {
             rule,
             group,
-            futile,
+            failure,
             lasts,
         } => warn!(
-            cause = "futile",
+            cause = "fillFailed",
             %rule,
             %group,
-            moves = futile.moves,
-            emptiest = %Load(futile.by, futile.least),
-            mean = %Load(futile.by, futile.mean),
-            by_chance = %Load(futile.by, futile.brought),
+            moves = failure.moves,
+            emptiest = %Load(failure.by, failure.least),
+            mean = %Load(failure.by, failure.mean),
+            by_chance = %Load(failure.by, failure.brought),
             for_seconds = lasts.as_secs(),
             "moves do not help: an endpoint stays empty; its siblings' connections are on cooldown"
         ),

@@ -77,9 +77,9 @@ pub struct Options {
     pub names: Access,
     /// The pod that this is, for Events about it.
     pub own: Option<PodAt>,
-    /// Also tell of moves by Events.
+    /// Also report moves as Kubernetes Events.
     pub move_events: bool,
-    /// What becomes of tracking when the agent is told to stop.
+    /// What becomes of tracking when the agent is stopped by a signal.
     pub on_exit: OnExit,
     /// Folder for the socket on which the agent is asked.
     pub run_dir: PathBuf,
@@ -115,7 +115,7 @@ pub struct Loaded {
     pub text: Arc<str>,
 }
 
-/// What becomes of tracking when the agent is told to stop. A kill leaves it in any case.
+/// What becomes of tracking when the agent is stopped by SIGTERM or SIGINT. SIGKILL always keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExit {
     /// Nothing stays in the kernel.
@@ -191,7 +191,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// From where the agent hears.
+/// The sources of the events that the loop waits for.
 struct Inbox {
     kernel_log: Option<KernelLog>,
     done: UnboundedReceiver<Done>,

@@ -48,12 +48,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_cannot_reset_has_no_thread_to_tell_of() {
+    fn a_node_that_cannot_reset_shows_no_moving_thread() {
         assert_eq!(MoverSigns::default().status(Instant::now()), None);
     }
 
     #[test]
-    fn a_thread_is_told_of_in_a_word() {
+    fn the_status_shows_a_working_thread_as_fine() {
         let signs = MoverSigns {
             pulse: Some(Pulse::default()),
             ..MoverSigns::default()

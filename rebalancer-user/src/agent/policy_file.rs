@@ -28,7 +28,7 @@ pub fn read(file: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What one read of the file gave, to tell it from another.
+/// What one read of the file gave, to compare it with another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content(Option<u64>);
 
@@ -145,7 +145,7 @@ mod tests {
 
         fs::remove_file(&file).unwrap();
         assert!(changed(&mut file_seen), "it has gone");
-        assert!(!changed(&mut file_seen), "told once");
+        assert!(!changed(&mut file_seen), "reported once");
         fs::write(&file, "six").unwrap();
         assert!(changed(&mut file_seen), "it is back");
     }

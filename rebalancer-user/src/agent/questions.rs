@@ -83,7 +83,7 @@ impl Agent {
         }
     }
 
-    /// Lets be tried again what was in vain; how many cooldowns that ends.
+    /// Ends the cooldowns of a rule, or all of them; returns how many.
     fn clear_cooldowns(&mut self, rule: Option<RuleName>) -> usize {
         let cleared = self.ledger.clear_cooldowns(rule.as_ref(), kept::now());
         for one in &cleared {

@@ -1,5 +1,5 @@
-//! Which sockets are recorded, from the policy: the kernel half is told cgroups by their ids, and
-//! what the policy's globs mean by them is found out here.
+//! Which sockets are recorded, from the policy: the kernel half knows cgroups by their ids, and this
+//! module resolves the policy's globs to ids.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ pub(super) fn covers(track: &Track, cgroup: Option<&CgroupPath>) -> bool {
     !cgroup.is_some_and(|path| track.exclude_cgroups().matches(path))
 }
 
-/// What the kernel half is told to record.
+/// The settings of the kernel half: what it records.
 pub(super) fn tracking(track: &Track, paths: &CgroupPaths) -> Tracking {
     Tracking {
         loopback: track.loopback(),

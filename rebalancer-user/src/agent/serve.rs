@@ -1,6 +1,6 @@
 //! What the agent answers when it is asked.
 //!
-//! `/status`, `/metrics` and the probes' paths tell what the loop published last; it is not asked.
+//! `/status`, `/metrics` and the probes' paths answer from what the loop published last, without a question to it.
 //! `/dump`, `/plan` and `/cooldowns` are of the moment: the loop looks and decides, and a thread of the server's
 //! writes it down. All of it is for the agent's own user, on its socket; an open port has metrics
 //! and probes alone.
@@ -111,7 +111,7 @@ pub(super) fn serve(
     Ok((Server::start(dir, router, open)?, asked))
 }
 
-/// What anybody may ask: nothing of it tells of a client.
+/// The paths that are open to everyone: no answer names a client.
 fn for_all(published: &Watched, registry: &Arc<Registry>) -> Router {
     let (of_live, of_ready) = (published.clone(), published.clone());
     let registry = Arc::clone(registry);
@@ -199,9 +199,9 @@ async fn of_loop<T>(
     question: impl FnOnce(oneshot::Sender<T>) -> Question,
 ) -> Result<T, Answer> {
     let asked = async {
-        let (tell, told) = oneshot::channel();
-        ask.send(question(tell)).await.ok()?;
-        told.await.ok()
+        let (reply, answer) = oneshot::channel();
+        ask.send(question(reply)).await.ok()?;
+        answer.await.ok()
     };
     let answer = timeout(LOOP_WITHIN, asked).await.ok().flatten();
     answer.ok_or_else(|| {

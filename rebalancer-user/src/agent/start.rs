@@ -77,7 +77,7 @@ impl Agent {
             let pins = options.pins.display();
             warn!(%pins, why, "could not reuse the previous agent's maps; replaced them, ages restart");
         }
-        // After the pins: a second agent on them is told of the first, not of its socket.
+        // After the pins: the error of a second agent names the first agent, not its socket.
         let run_dir = RunDir::take(&options.run_dir)?;
         let mut walker = Walker::open(Arc::clone(&kernel), tracker.pins())?;
         let before = bpf::read_endpoints(tracker.pins())?;

@@ -265,7 +265,7 @@ impl AgentState {
             max_in_flight: budget.max_in_flight().get().into(),
             in_flight: ledger.moves_in_flight().map(in_flight).collect(),
             ended: numbers.by_outcome(),
-            reported_in_dry_run: numbers.told_in_all(),
+            reported_in_dry_run: numbers.reported_in_dry_run(),
         };
         Published {
             status,

@@ -75,7 +75,7 @@ pub enum EventKind {
     Held {
         /// Whose connections, and where.
         of: String,
-        /// What the evidence shows, in a word: `returns` or `futile`.
+        /// The kind of evidence: `returns` or `fillFailed`.
         cause: String,
         /// The evidence, in numbers.
         why: String,

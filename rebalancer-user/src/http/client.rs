@@ -56,12 +56,12 @@ pub fn tell(socket: &Path, path: &str, body: Vec<u8>) -> Result<Bytes, AskError>
     }))
 }
 
-/// Hands each line of the agent's answer to `GET path` to `heard`, as it comes. Returns when the
-/// agent ends the answer, or `heard` says that it has heard enough.
+/// Passes each line of the agent's answer to `GET path` to `on_line`, as it comes. Returns when the
+/// agent ends the answer or `on_line` breaks.
 pub fn follow(
     socket: &Path,
     path: &str,
-    mut heard: impl FnMut(&[u8]) -> ControlFlow<()>,
+    mut on_line: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), AskError> {
     alone(async {
         let answer = timed(send(socket, Method::GET, path, Bytes::new())).await?;
@@ -77,7 +77,7 @@ pub fn follow(
             rest.extend_from_slice(&data);
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = rest.drain(..=end).collect();
-                if heard(&line[..end]).is_break() {
+                if on_line(&line[..end]).is_break() {
                     return Ok(());
                 }
             }

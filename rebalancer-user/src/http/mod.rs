@@ -46,7 +46,7 @@ struct LongLived;
 
 type Handler = Box<dyn Fn(Asked) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
-/// Which path is answered by whom.
+/// Paths, and the handler of each.
 #[derive(Default)]
 pub struct Router {
     routes: BTreeMap<&'static str, (Method, Handler)>,

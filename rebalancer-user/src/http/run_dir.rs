@@ -53,7 +53,7 @@ pub enum RunDirError {
     Io {
         /// The folder or the socket.
         path: PathBuf,
-        /// What the system says. Not its source, which would be told once more after the remedy.
+        /// The system's error. Not the `source`, which would be printed once more after the remedy.
         why: io::Error,
     },
 }

@@ -76,7 +76,7 @@ mod tests {
                 "returns",
                 Some(1205),
             ),
-            (CooldownOf::Fill(rule, group), "futile", Some(86_405)),
+            (CooldownOf::Fill(rule, group), "fillFailed", Some(86_405)),
         ];
         let all = of.map(|(of, cause, until)| Cooldown {
             of,

@@ -324,7 +324,7 @@ rules:
                 }
             }
         }
-        for word in ["futile", "firstFew", "othersMoved"] {
+        for word in ["fillFailed", "firstFew", "othersMoved"] {
             assert!(words.contains_key(word), "{words:?}");
         }
     }

@@ -20,7 +20,7 @@ use crate::{
 struct Follower {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    heard: Vec<Value>,
+    received: Vec<Value>,
 }
 
 impl Follower {
@@ -32,20 +32,19 @@ impl Follower {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let heard = Vec::new();
         Self {
             child,
             lines,
-            heard,
+            received: Vec::new(),
         }
     }
 
-    /// Waits for the next of this type. It ends with its agent's test, which would hang.
+    /// Waits for the next event of this type.
     fn wait_for(&mut self, kind: &str) -> Value {
         loop {
             let line = self.lines.next().expect("it goes on").unwrap();
             let event: Value = serde_json::from_str(&line).unwrap();
-            self.heard.push(event.clone());
+            self.received.push(event.clone());
             if event["type"] == kind {
                 return event;
             }
@@ -62,7 +61,7 @@ impl Drop for Follower {
 }
 
 #[test]
-fn a_follower_hears_of_a_move_and_after_a_restart_nothing_twice() {
+fn a_follower_receives_each_event_once_also_over_a_restart() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
@@ -99,13 +98,13 @@ fn a_follower_hears_of_a_move_and_after_a_restart_nothing_twice() {
     follower.wait_for("ended");
     second.wait_for_intervals(1);
     let mut numbers: Vec<(String, u64)> = follower
-        .heard
+        .received
         .iter()
         .map(|event| (event["run"].to_string(), event["seq"].as_u64().unwrap()))
         .collect();
-    let heard = numbers.len();
+    let received = numbers.len();
     numbers.dedup();
-    assert_eq!(numbers.len(), heard, "nothing twice: {numbers:?}");
+    assert_eq!(numbers.len(), received, "nothing twice: {numbers:?}");
     assert_eq!(
         numbers.iter().filter(|(_, n)| *n == 1).count(),
         2,
@@ -115,7 +114,7 @@ fn a_follower_hears_of_a_move_and_after_a_restart_nothing_twice() {
 }
 
 #[test]
-fn a_slow_follower_holds_up_nobody_and_hears_how_much_it_missed() {
+fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
     let _alone = alone();
     let mut agent = Agent::on_machine(TRACK_ONLY);
     let socket = socket(&agent);
@@ -148,7 +147,7 @@ fn a_slow_follower_holds_up_nobody_and_hears_how_much_it_missed() {
     let mut lines = BufReader::new(&mut slow).lines().map_while(Result::ok);
     let mut last = 0;
     let missed = loop {
-        let line = lines.next().expect("it is told");
+        let line = lines.next().expect("the count of missed events");
         // The head, and the lengths of chunks, are no events.
         let Ok(event) = serde_json::from_str::<Value>(&line) else {
             continue;

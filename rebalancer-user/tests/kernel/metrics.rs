@@ -70,23 +70,23 @@ fn a_scrape_tells_what_status_tells_and_no_address() {
         assert!(head.contains(kind), "{head}");
         assert_eq!(text.ends_with("# EOF\n"), accept == open);
         assert_eq!(sample(&text, &moved), Some(1.0), "{text}");
-        let told = status(&agent);
+        let status = status(&agent);
         let alike = [
-            ("rebalancer_connections", &told["lastPass"]["connections"]),
-            ("rebalancer_moves_in_flight_max", &told["maxInFlight"]),
+            ("rebalancer_connections", &status["lastPass"]["connections"]),
+            ("rebalancer_moves_in_flight_max", &status["maxInFlight"]),
             (
                 "rebalancer_budget_moves_left{mode=\"Enforce\"}",
-                &told["budgets"][0]["left"],
+                &status["budgets"][0]["left"],
             ),
             (
                 "rebalancer_endpoint_connections_capacity",
-                &told["capacity"]["maxPerEndpoint"],
+                &status["capacity"]["maxPerEndpoint"],
             ),
         ];
         for (metric, value) in alike {
             assert_eq!(sample(&text, metric), value.as_f64(), "{metric}");
         }
-        assert_eq!(told["ended"]["reset"], 1);
+        assert_eq!(status["ended"]["reset"], 1);
         let listings = sample(&text, "rebalancer_listing_duration_seconds_count").unwrap();
         assert!(listings >= 3.0, "{listings}");
         let took = "rebalancer_move_duration_seconds_count{outcome=\"reset\"}";

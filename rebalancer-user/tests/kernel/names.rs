@@ -191,9 +191,9 @@ fn a_service_names_what_is_moved() {
     let id = it["id"].as_str().unwrap();
     explain.args(["explain", id, "--snapshot", "-", "--policy"]);
     explain.arg(&file);
-    let told = with_input(explain, &dump.to_string());
+    let explanation = with_input(explain, &dump.to_string());
     let line = "service   cart: 2 ready endpoints, 1 on this node, changed ";
-    assert!(told.contains(line), "{told}");
+    assert!(explanation.contains(line), "{explanation}");
 }
 
 /// As in a container that is not privileged, where there is cgroup v2 alone.
@@ -252,9 +252,9 @@ fn with_input(mut command: Command, input: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// What the API server says of a Service decides, and decides anew when it changes.
+/// The guards use the Service as the API server reports it, and evaluate it again when it changes.
 #[test]
-fn what_a_service_says_spares_until_it_says_otherwise() {
+fn a_service_is_skipped_until_its_spec_and_endpoints_allow_moves() {
     let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
@@ -324,7 +324,7 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
 }
 
 #[test]
-fn who_opts_out_or_is_not_known_is_spared() {
+fn pods_that_opt_out_or_are_unknown_are_skipped() {
     let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
@@ -420,12 +420,12 @@ fn of_own_pod(command: &mut Command) -> &mut Command {
 }
 
 #[test]
-fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
+fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
     let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
     let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
-    // Services settle anew after each start.
+    // Services must stabilize again after each start.
     let policy = policy.replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), &policy).unwrap();
@@ -440,7 +440,7 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
     let _streams = [0; 2].map(|_| connect(&lab, lab.pod(0).address()));
     agent.wait_for_move();
     agent.wait_for_move();
-    let moved = eventually("a move is told", || {
+    let moved = eventually("an Event reports the moves", || {
         let moved = written(&cluster, "ConnectionsMoved");
         if moved.is_empty() {
             Err(moved)
@@ -466,11 +466,11 @@ fn moves_and_refused_policies_are_told_as_events_of_their_pods() {
         "one in five minutes"
     );
 
-    // Where Events of others are forbidden it is about our own pod.
+    // Where Events about other pods are forbidden, the Event is about the agent's own pod.
     cluster.api.allow_writes_to("rebalancer");
     std::fs::write(file.path(), "mode: Enforce").unwrap();
     agent.signal(rustix::process::Signal::HUP);
-    let refused = eventually("the refusal is told", || {
+    let refused = eventually("an Event reports the refusal", || {
         let refused = written(&cluster, "PolicyRefused");
         if refused.is_empty() {
             Err(refused)
@@ -523,7 +523,7 @@ fn pods_that_nobody_names_are_not_moved() {
     let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=auto"));
     let mut stream = connect(&lab, lab.pod(0).address());
     download(&mut stream);
-    agent.wait_for("told", |line| line["message"] == "would move");
+    agent.wait_for("a dry run's report", |line| line["message"] == "would move");
     agent.wait_for_intervals(3);
     assert!(agent.logged("move").is_empty());
     let mode = &crate::status::status(&agent)["mode"];

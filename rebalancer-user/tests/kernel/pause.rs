@@ -45,10 +45,13 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     agent.wait_for_intervals(5);
     assert_eq!(agent.logged("move").len(), 1, "nothing new is moved");
     request(&mut stream, "/").expect("it lives");
-    let told = status(&agent);
-    assert_eq!(told["paused"]["reason"], "an incident");
-    assert_eq!(told["inFlight"], serde_json::json!([]));
-    assert_eq!(told["lastPass"]["moves"], 1, "what would be moved is told");
+    let status = status(&agent);
+    assert_eq!(status["paused"]["reason"], "an incident");
+    assert_eq!(status["inFlight"], serde_json::json!([]));
+    assert_eq!(
+        status["lastPass"]["moves"], 1,
+        "what would be moved is reported"
+    );
     let table = String::from_utf8(rebalancer(&agent, &["status"]).stdout).unwrap();
     assert!(
         table.contains("an incident") && table.contains("rebalancer resume"),
@@ -108,8 +111,8 @@ fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     let mut stream = connect(&lab, lab.pod(0).address());
     request(&mut stream, "/").unwrap();
     eventually("there is one to move", || {
-        let told = status(&second)["lastPass"]["moves"].clone();
-        if told == 1 { Ok(told) } else { Err(told) }
+        let moves = status(&second)["lastPass"]["moves"].clone();
+        if moves == 1 { Ok(moves) } else { Err(moves) }
     });
     second.wait_for_intervals(3);
     let after = paused(&second);

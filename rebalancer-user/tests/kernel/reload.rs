@@ -71,7 +71,7 @@ fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
             .logged("policy refused, keeping the last valid one")
             .len(),
         1,
-        "told once"
+        "logged once"
     );
 }
 

@@ -78,7 +78,7 @@ fn a_dry_run_tells_its_mode_and_what_it_would_move() {
 }
 
 #[test]
-fn moves_under_way_and_their_ends_are_told() {
+fn the_status_shows_moves_under_way_and_their_outcomes() {
     let _alone = alone();
     let lab = lab(1);
     let steps = "{step: Reset, when: Quiet, idleFor: 1h, timeout: 3s}";
@@ -189,7 +189,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
 }
 
 #[test]
-fn a_refused_reload_is_told_until_a_good_one() {
+fn the_status_shows_a_refused_reload_until_a_valid_one() {
     let _alone = alone();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), TRACK_ONLY).unwrap();

@@ -59,7 +59,7 @@ impl Cell {
 /// A count of moves and their outcome, readable without the list of outcomes.
 fn moves((outcome, count): (&String, &u64)) -> String {
     match outcome.as_str() {
-        "leftByItself" => format!("{count} waited for a quiet moment in vain"),
+        "leftByItself" => format!("{count} waited for a quiet moment that never came"),
         "gaveUp" => format!("{count} gave up, never quiet"),
         other => match other.split_once(": ") {
             Some((word, guard)) => format!("{count} {word}: `{guard}`"),

@@ -25,7 +25,7 @@ const SUITES: [(&str, &str); 8] = [
 ];
 /// Small kernels, for virtual machines.
 const FLAVOUR: &str = "-cloud-amd64";
-/// Lists older than this are fetched anew.
+/// Lists older than this are downloaded again.
 const FRESH: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Archive {

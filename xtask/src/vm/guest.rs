@@ -118,7 +118,7 @@ fn add(root: &mut Root, base: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// They are opened by name, so that no loader tells of them.
+/// iptables opens its extensions by name, so `ldd` does not list them.
 fn extensions_of_iptables(root: &mut Root) -> Result<()> {
     for entry in fs::read_dir("/usr/lib").context("/usr/lib")?.flatten() {
         let extensions = entry.path().join("xtables");

@@ -36,13 +36,13 @@ impl Drop for Machine {
     }
 }
 
-/// Boots it and returns what it says to us until it ends; `tell` hears it at once. The whole console
-/// goes to `log`.
+/// Boots the machine and returns the marked lines of its console until it ends; each is also passed to
+/// `on_line` as it comes. The whole console goes to `log`.
 pub(super) fn run(
     boot: Boot<'_>,
     initramfs: &Path,
     log: &Path,
-    tell: &dyn Fn(&str),
+    on_line: &dyn Fn(&str),
 ) -> Result<Vec<String>> {
     let mut line = "console=ttyS0 quiet panic=-1 tsc=unstable nokaslr".to_owned();
     if boot.lockdown != Lockdown::None {
@@ -55,15 +55,15 @@ pub(super) fn run(
         .arg(&boot.kernel.image)
         .arg("-initrd")
         .arg(initramfs);
-    hear(&mut qemu, SILENCE, log, tell)
+    follow(&mut qemu, SILENCE, log, on_line)
 }
 
-/// Starts it and hears it out; it is ended if it is silent for so long.
-fn hear(
+/// Starts it and reads its console to the end; kills it if it prints nothing for `silence`.
+fn follow(
     machine: &mut Command,
     silence: Duration,
     log: &Path,
-    tell: &dyn Fn(&str),
+    on_line: &dyn Fn(&str),
 ) -> Result<Vec<String>> {
     machine
         .stdin(Stdio::null())
@@ -89,23 +89,23 @@ fn hear(
         }
     });
     let mut log = File::create(log).with_context(|| log.display().to_string())?;
-    let mut said = Vec::new();
+    let mut marked = Vec::new();
     loop {
         match lines.recv_timeout(silence) {
             Ok(line) => {
                 writeln!(log, "{line}").context("the console's log")?;
-                // The firmware's last words may stand before the first.
+                // The firmware's last output may precede the mark on its line.
                 if let Some((_, word)) = line.split_once(MARK) {
-                    tell(word);
-                    said.push(word.to_owned());
+                    on_line(word);
+                    marked.push(word.to_owned());
                 }
             }
-            Err(RecvTimeoutError::Disconnected) => return Ok(said),
+            Err(RecvTimeoutError::Disconnected) => return Ok(marked),
             Err(RecvTimeoutError::Timeout) => {
-                let stopped = format!("stopped: it said nothing for {} s", silence.as_secs());
+                let stopped = format!("stopped: it printed nothing for {} s", silence.as_secs());
                 writeln!(log, "{stopped}").context("the console's log")?;
-                said.push(stopped);
-                return Ok(said);
+                marked.push(stopped);
+                return Ok(marked);
             }
         }
     }
@@ -116,22 +116,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_machine_is_ended_and_what_it_said_is_kept() {
+    fn a_silent_machine_is_killed_and_its_console_is_kept() {
         let folder =
             std::env::temp_dir().join(format!("rebalancer-machine-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let log = folder.join("log");
         let mut machine = Command::new("sh");
         machine.args(["-c", "echo bios@@ pid $$; echo noise; exec sleep 600"]);
-        let said = hear(&mut machine, Duration::from_secs(1), &log, &|_| {}).unwrap();
+        let marked = follow(&mut machine, Duration::from_secs(1), &log, &|_| {}).unwrap();
         let console = std::fs::read_to_string(&log).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        let [pid, stopped] = &said[..] else {
-            panic!("{said:?}")
+        let [pid, stopped] = &marked[..] else {
+            panic!("{marked:?}")
         };
         let pid = pid.strip_prefix("pid ").unwrap();
         assert!(!Path::new("/proc").join(pid).exists(), "{pid} goes on");
-        assert!(stopped.starts_with("stopped"), "{said:?}");
+        assert!(stopped.starts_with("stopped"), "{marked:?}");
         assert!(console.contains("noise"), "{console}");
     }
 }

@@ -103,9 +103,9 @@ pub(super) fn weigh<'a, 'b>(
     let Some(keeps) = facts.keeps(at.load, balance.tolerance(), at.sheds) else {
         return skip_all(&|_| within_balance());
     };
-    if let Some((futile, left)) = group.held {
-        return skip_all(&|_| SkipReason::Futile {
-            futile: Box::new(futile),
+    if let Some((failure, left)) = group.held {
+        return skip_all(&|_| SkipReason::FillFailed {
+            failure: Box::new(failure),
             left,
         });
     }

@@ -11,8 +11,8 @@
 //! z = √(2 ln(N/[`RARE`])), about 5: the quantile of the largest of N. For few it is wider, as the
 //! bell curve would be wrong there.
 
-/// How often an interval in which all is placed anew may show an endpoint as too far from the
-/// mean. Once in 10⁵: a balanced Service is left alone.
+/// The probability that random placement of all connections puts an endpoint beyond the bounds in one
+/// interval. Once in 10⁵: a balanced Service is left alone.
 const RARE: f64 = 1e-5;
 
 /// A sum of what was placed by chance on one of several endpoints.
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(bounds(connections(11, 1100)), (Some(154), Some(53)));
         // The usual of a fresh placement is a maximum of 1.27 times the mean.
         assert_eq!(bounds(connections(3, 30)), (Some(24), None));
-        // Nothing can be told from so few.
+        // So few connections prove nothing.
         assert_eq!(bounds(connections(3, 9)), (None, None));
         assert_eq!(bounds(connections(2, 17)), (None, None));
         assert_eq!(bounds(connections(2, 18)), (Some(18), Some(0)));

@@ -1,7 +1,7 @@
-//! Cooldowns: times during which something is not tried again, as it was in vain.
+//! Cooldowns: after an attempt without success, how long the same is not tried again.
 //!
-//! Ten minutes, twice as long each time, up to a day: of a connection whose move ended without its
-//! end, of clients that come back to an endpoint, of a group in which an endpoint stays empty.
+//! Ten minutes, doubling each time up to a day, for a connection that survived its move, for clients
+//! that come back to the same endpoint, and for a group in which an endpoint stays empty.
 
 use std::{fmt, time::Duration};
 
@@ -13,24 +13,23 @@ use crate::{
     snapshot::{Cookie, EndpointKey, KernelTime},
 };
 
-/// How long nothing is tried again after the first time in vain. For so long a connection is not
-/// chosen again once a move of it has ended: one that lives on was refused, failed or never became
-/// quiet, and would be so again at once; one that does not may still stand in a snapshot taken before
-/// its end.
+/// The first cooldown. A connection is not chosen again within this time after its move has ended: if
+/// it lives on, the move was refused or failed, or the connection never became quiet, and another move
+/// would end the same way; if not, a snapshot taken before its end may still list it.
 pub const FIRST_HOLD: Duration = Duration::from_secs(600);
 
 const LONGEST_HOLD: Duration = Duration::from_secs(24 * 3600);
 
-/// What nothing was known of for so long is forgotten, unless it is held.
+/// A record without news for this long is forgotten, unless it is on cooldown.
 const FORGET: Duration = Duration::from_secs(3600);
 
-/// How often something was in vain, and until when it is not tried again.
+/// How often attempts had no success, and until when none is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Hold {
     /// How often.
     pub times: u32,
-    /// Nothing is tried before; zero if it is not held.
+    /// When the next attempt may be made; zero without a cooldown.
     pub until: KernelTime,
 }
 
@@ -79,7 +78,7 @@ pub struct Cooldown {
     pub why: String,
     /// Until when; without it, for as long as the connection lives.
     pub until: Option<KernelTime>,
-    /// How often it was in vain so far.
+    /// Attempts without success so far.
     pub times: u32,
 }
 

@@ -78,7 +78,7 @@ impl<'a> Queues<'a> {
     }
 }
 
-/// Who is next: turns had, the first candidate, and the index of whom it is of.
+/// The order of queues: turns already taken, the first candidate, and the index of its queue or rule.
 type Turns = BinaryHeap<Reverse<(u64, usize, usize)>>;
 
 fn first(turns: &Turns) -> Option<usize> {

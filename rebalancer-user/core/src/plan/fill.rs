@@ -1,11 +1,12 @@
 //! Whether moves fill what is empty.
 //!
 //! A replica that is ready and ends every connection, or that nobody reaches, stays empty: its
-//! siblings would shed without end, and their clients do come elsewhere, so that returns tell
-//! nothing. So for each group under each rule it is noted how much the emptiest endpoint lacks of
-//! the mean, and what has been moved since. Chance brings it 1/N of that. When it has gained half
-//! of what it lacked, all is noted anew; when three times as much was moved as chance needs for
-//! that, and [`SLACK`] more, and it has not, the group is held, as long as after returns.
+//! siblings would shed without end, and because their clients do reconnect elsewhere, the test of
+//! returns finds nothing. So for each group under each rule a test records how much the emptiest
+//! endpoint lacks of the mean, and what has been moved since. Chance brings it 1/N of that. When it
+//! has gained half of what it lacked, the test starts again. When three times as much was moved as
+//! chance needs for that, and [`SLACK`] more, and the endpoint has not gained it, the test has failed
+//! and the group is on cooldown, for as long as after returns.
 //!
 //! A cure never comes near: what all others have too much is at most N−1 times what the emptiest
 //! lacks, so that N times that is the whole cure, and the bound is half as much again. After a hold
@@ -40,7 +41,7 @@ use crate::{
 /// An endpoint that has been away for so long does not come back.
 const FLAPS: Duration = Duration::from_secs(600);
 
-/// Moves, each as large as the largest, that chance alone may spend in vain.
+/// Moves, each as large as the largest, that may miss the emptiest endpoint by chance alone.
 const SLACK: u64 = 20;
 
 /// What was moved to fill the emptiest endpoint of a group, and whether it did.
@@ -71,24 +72,24 @@ pub struct FillTest {
     pub last: KernelTime,
 }
 
-/// Moves that have not filled what is empty.
+/// The evidence of a failed fill test: moves have not filled the emptiest endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Futile {
-    /// So many.
+pub struct FillFailure {
+    /// How many moves.
     pub moves: u64,
     /// What is balanced.
     pub by: By,
-    /// Endpoints.
+    /// The number of endpoints.
     pub endpoints: u32,
     /// What the emptiest holds now.
     pub least: u64,
-    /// What each would hold.
+    /// What each would hold on average.
     pub mean: u64,
-    /// What chance would have brought it.
+    /// What chance would have brought to the emptiest.
     pub brought: u64,
 }
 
-impl fmt::Display for Futile {
+impl fmt::Display for FillFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = [self.least, self.mean, self.brought];
         let [least, mean, brought] = all.map(|load| Load(self.by, load));
@@ -118,8 +119,8 @@ pub(super) struct Listed {
     pub(super) sheds: bool,
 }
 
-/// Evidence that has just become enough, and for how long nothing is moved.
-pub(super) type NewFutile = (Key, Futile, Duration);
+/// A test that has just failed, and how long its group is on cooldown.
+pub(super) type NewFailure = (Key, FillFailure, Duration);
 
 impl FillTest {
     fn new(ready: &Ready, now: KernelTime) -> Self {
@@ -197,11 +198,11 @@ impl FillTest {
         self.largest = self.largest.max(share);
     }
 
-    fn futile(&self, by: By, facts: &ServiceFacts) -> Futile {
+    fn failure(&self, by: By, facts: &ServiceFacts) -> FillFailure {
         let n = u128::from(facts.endpoints.max(1));
         let brought = u128::from(self.moved) * u128::from(facts.sum.total);
         let brought = brought / (u128::from(MEAN) * n * n);
-        Futile {
+        FillFailure {
             moves: self.moves,
             by,
             endpoints: facts.endpoints,
@@ -219,7 +220,7 @@ pub(super) type Key = (RuleName, Arc<Group>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FillTests {
     all: BTreeMap<Key, FillTest>,
-    new_holds: Vec<NewFutile>,
+    new_holds: Vec<NewFailure>,
 }
 
 impl FillTests {
@@ -243,7 +244,7 @@ impl FillTests {
         self.all.iter().filter_map(move |((rule, group), test)| {
             test.hold.left(now).map(|_| Cooldown {
                 of: CooldownOf::Fill(rule.clone(), Group::clone(group)),
-                cause: "futile",
+                cause: "fillFailed",
                 why: format!("{} moves have not filled what is empty", test.moves),
                 until: Some(test.hold.until),
                 times: test.hold.times,
@@ -264,17 +265,17 @@ impl FillTests {
         self.all.get(&(rule.clone(), Arc::clone(group)))
     }
 
-    /// Whether moves in a group are held, why, and for how long still.
+    /// If moves in a group are on cooldown: the evidence, and for how long still.
     pub(super) fn held(
         &self,
         (rule, group): (&RuleName, &Arc<Group>),
         by: By,
         facts: &ServiceFacts,
         now: KernelTime,
-    ) -> Option<(Futile, Duration)> {
+    ) -> Option<(FillFailure, Duration)> {
         let test = self.get(rule, group)?;
         let left = test.hold.left(now)?;
-        Some((test.futile(by, facts), left))
+        Some((test.failure(by, facts), left))
     }
 
     /// A move that balance chose has ended a connection of this share of the mean.
@@ -323,8 +324,8 @@ impl FillTests {
                 test.last = now;
             }
             if let Some(lasts) = test.observe(&ready, now) {
-                let futile = test.futile(by, &facts);
-                self.new_holds.push((key.clone(), futile, lasts));
+                let failure = test.failure(by, &facts);
+                self.new_holds.push((key.clone(), failure, lasts));
             }
             self.all.insert(key, test);
         }
@@ -335,7 +336,7 @@ impl FillTests {
         self.all.extend(gone);
     }
 
-    pub(super) fn take_new_holds(&mut self) -> Vec<NewFutile> {
+    pub(super) fn take_new_holds(&mut self) -> Vec<NewFailure> {
         std::mem::take(&mut self.new_holds)
     }
 
@@ -447,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fills_starts_anew() {
+    fn a_test_starts_again_once_the_endpoint_fills() {
         let mut test = test();
         for _ in 0..200 {
             test.count(MEAN / 100, LATER);

@@ -95,7 +95,7 @@ impl Flow {
     }
 
     fn then(self, total: u64, listed: KernelTime) -> Self {
-        // The same listing again tells nothing new; what runs backwards is begun anew.
+        // The same listing adds nothing; a clock or counter that runs backwards starts the flow again.
         if (total, listed) == (self.total, self.listed) {
             return self;
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Futile, Group, Ledger, NoView, ServiceFacts, Sum,
+    FillFailure, Group, Ledger, NoView, ServiceFacts, Sum,
     matches::{Found, Matches, Pair},
 };
 use crate::{
@@ -37,8 +37,8 @@ pub(super) struct GroupLoad {
     pub(super) name: Arc<Group>,
     pub(super) balance: Option<Balance>,
     pub(super) facts: Result<ServiceFacts, NoView>,
-    /// Moves that did not help, and for how long none is made.
-    pub(super) held: Option<(Futile, Duration)>,
+    /// The failed fill test of a group on cooldown, and for how long it still is.
+    pub(super) held: Option<(FillFailure, Duration)>,
     /// Connections, whatever they count for.
     pub(super) connections: u64,
     /// What is there now, and what was moved and has not been seen again.
@@ -136,7 +136,7 @@ impl Groups {
                 .zip(group.facts.ok())
                 .and_then(|(balance, facts)| {
                     let key = (&group.rule, &group.name);
-                    ledger.futile(key, balance.by(), &facts, snapshot.taken)
+                    ledger.failed_fill(key, balance.by(), &facts, snapshot.taken)
                 });
         }
         groups
@@ -238,8 +238,8 @@ pub(super) fn load(connection: &Connection, by: By, ledger: &Ledger) -> Option<u
     }
 }
 
-/// What this node knows of a Service by itself, which is everything if all its ready endpoints are
-/// here; else what it was told.
+/// What this node sees of a Service, which is everything if all ready endpoints are here; otherwise
+/// the facts that other nodes have reported.
 fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
     let ready = || group.endpoints.values().filter(|at| at.ready);
     let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Charge, Cooldown, CooldownOf, Fate, FillTest, Futile, Group, Hold, Move, Outcome, Refusal,
+    Charge, Cooldown, CooldownOf, Fate, FillFailure, FillTest, Group, Hold, Move, Outcome, Refusal,
     ServiceFacts, Subject, Sum,
     fill::FillTests,
     flows::Flows,
@@ -100,13 +100,13 @@ pub enum NewHold {
         lasts: Duration,
     },
     /// That an endpoint stays empty.
-    Futile {
+    FillFailed {
         /// Whose moves.
         rule: RuleName,
         /// Among which endpoints.
         group: Group,
         /// The evidence.
-        futile: Futile,
+        failure: FillFailure,
         /// For how long nothing is moved.
         lasts: Duration,
     },
@@ -252,14 +252,14 @@ impl Ledger {
         self.fills.get(rule, group)
     }
 
-    /// Moves in a group that did not help, and for how long none is made.
-    pub(super) fn futile(
+    /// The failed fill test of a group on cooldown, and for how long it still is.
+    pub(super) fn failed_fill(
         &self,
         group: (&RuleName, &Arc<Group>),
         by: By,
         facts: &ServiceFacts,
         now: KernelTime,
-    ) -> Option<(Futile, Duration)> {
+    ) -> Option<(FillFailure, Duration)> {
         self.fills.held(group, by, facts, now)
     }
 
@@ -278,14 +278,14 @@ impl Ledger {
             test,
             lasts,
         });
-        let futile = self.fills.take_new_holds().into_iter();
-        let futile = futile.map(|((rule, group), futile, lasts)| NewHold::Futile {
+        let fills = self.fills.take_new_holds().into_iter();
+        let fills = fills.map(|((rule, group), failure, lasts)| NewHold::FillFailed {
             rule,
             group: Group::clone(&group),
-            futile,
+            failure,
             lasts,
         });
-        returns.chain(futile).collect()
+        returns.chain(fills).collect()
     }
 
     pub(super) fn rates(&self) -> &Rates {
@@ -442,9 +442,9 @@ impl Ledger {
             .collect()
     }
 
-    /// Ends those of `rule`, or all, before their time; returns them. Of a client they are of each
-    /// rule that has moved any at the same endpoint. A connection begins anew; where clients come back
-    /// or an endpoint stays empty, it is as if their time had passed.
+    /// Ends the cooldowns of `rule`, or all, early and returns them. A client's cooldown belongs to each
+    /// rule that has moved connections at the same endpoint. A connection's history is forgotten;
+    /// cooldowns of returns and of fill tests end as if their time had passed.
     pub fn clear_cooldowns(&mut self, rule: Option<&RuleName>, now: KernelTime) -> Vec<Cooldown> {
         let mut cleared = self.cooldowns(now);
         if let Some(rule) = rule {
@@ -464,7 +464,7 @@ impl Ledger {
                     self.ended.remove(cookie);
                     None
                 }
-                CooldownOf::Returns(whom, endpoint) => self.returns.hold(whom, *endpoint),
+                CooldownOf::Returns(subject, endpoint) => self.returns.hold(subject, *endpoint),
                 CooldownOf::Fill(rule, group) => self.fills.hold(rule, group),
             };
             if let Some(hold) = hold {

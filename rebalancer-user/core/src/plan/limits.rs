@@ -307,10 +307,10 @@ mod tests {
             mean: 100,
             stop: 110,
         };
-        let told =
+        let shown =
             [By::Connections, By::ByteRate, By::MessageRate].map(|by| excess(by).to_string());
         assert_eq!(
-            told,
+            shown,
             [
                 "endpoint holds 300 of mean 100, stop 110",
                 "endpoint holds 300 B/s of mean 100 B/s, stop 110 B/s",

@@ -48,7 +48,7 @@ pub use charge::{Charge, Fate, Subject};
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
-pub use fill::{FillTest, Futile};
+pub use fill::{FillFailure, FillTest};
 pub use flows::Flow;
 pub use forecast::Forecast;
 pub use group::Group;

@@ -94,5 +94,5 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One whose client says nothing for so long is not waited for to be heard.
+/// A client that sends nothing for this long is not waited for: its protocol cannot be detected.
 pub const SILENT: Duration = Duration::from_secs(15);

@@ -43,7 +43,7 @@ fn opted_out(who: &Who) -> Option<SkipReason> {
     None
 }
 
-/// Of a namespace that the API server has not told of yet, nor is it known what it asks for.
+/// In a namespace that the API server has not listed yet, so that its opt-out is unknown.
 fn of_unknown_namespace(who: &Who) -> Option<SkipReason> {
     who.pod()?
         .namespace_labels

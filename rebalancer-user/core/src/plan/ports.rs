@@ -1,4 +1,4 @@
-//! Ports that tell what a connection is for.
+//! Ports that show what a connection is for.
 
 /// The node's own services and those of the control plane. A rule reaches them only through
 /// `guards.allowSystemPorts`: to end the wrong one may cut the node off.
@@ -27,7 +27,8 @@ const SYSTEM: [(u16, &str); 17] = [
 /// `onReconnect: LosesState`.
 ///
 /// HTTP/2 is one of them: a slow call hides behind the answers to others, and no counter of TCP
-/// tells it from HTTP/1.1. Its usual ports are here; elsewhere it is heard before it is moved.
+/// distinguishes it from HTTP/1.1. Its usual ports are listed here; on others the agent detects it from
+/// the first bytes sniffed before a move.
 const STATEFUL: [(u16, &str); 46] = [
     (21, "FTP"),
     (25, "SMTP"),

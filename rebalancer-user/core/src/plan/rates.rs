@@ -15,8 +15,8 @@ use crate::{
     snapshot::{Bytes, Connection, Cookie, KernelTime},
 };
 
-/// Levels kept for a connection. What is beyond is merged into the lower of two neighbours, so
-/// that a rate is never told higher than it was.
+/// Levels kept for a connection. Further levels are merged into the lower of two neighbours, so that a
+/// rate is never overstated.
 const LEVELS: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
 /// The rates of the connections whose rules ask for them. A value, fed with each snapshot.
@@ -123,8 +123,8 @@ impl History {
             connection.bytes().0.checked_sub(self.bytes.0),
             listed.since(self.listed).as_nanos(),
         ) else {
-            // Time stood still: the same listing. Anything else that runs backwards makes no
-            // sense, and is begun anew.
+            // The same listing again. A clock or counter that runs backwards makes no sense and starts
+            // the history again.
             let same = listed == self.listed && connection.bytes() == self.bytes;
             return if same {
                 self
@@ -275,7 +275,7 @@ rules:
     }
 
     #[test]
-    fn what_runs_backwards_is_begun_anew() {
+    fn a_clock_or_counter_that_runs_backwards_starts_the_history_again() {
         for (taken, bytes) in [(34, 90_000), (40, 10)] {
             let mut rates = fed(&[(5, 500); 6]);
             rates.take_in(&snapshot(taken * SECOND, vec![connection(1, 80, bytes)]));
@@ -303,9 +303,9 @@ rules:
             if rising {
                 intervals.sort_by_key(|(time, bytes)| bytes / time);
             }
-            let told = sustained(&intervals, seconds);
-            prop_assert!(told.unwrap_or(0) <= by_definition(&intervals, seconds).unwrap_or(0));
-            prop_assert_eq!(told.is_some(), by_definition(&intervals, seconds).is_some());
+            let rate = sustained(&intervals, seconds);
+            prop_assert!(rate.unwrap_or(0) <= by_definition(&intervals, seconds).unwrap_or(0));
+            prop_assert_eq!(rate.is_some(), by_definition(&intervals, seconds).is_some());
             prop_assert!(fed(&intervals).known[&Cookie(1)].levels.len() <= LEVELS.get());
         }
 

@@ -127,9 +127,9 @@ fn of_endpoint(endpoint: EndpointKey, moves: &[&InFlight<'_>], recalls: &mut Vec
     if excess == 0 {
         return all(&SkipReason::WithinBalance { comparison });
     }
-    if let Some((futile, left)) = group.held {
-        let futile = Box::new(futile);
-        return all(&SkipReason::Futile { futile, left });
+    if let Some((failure, left)) = group.held {
+        let failure = Box::new(failure);
+        return all(&SkipReason::FillFailed { failure, left });
     }
     if balance.by() != By::Connections {
         // What one of them carries changes from one interval to the next, and their sum less.

@@ -16,11 +16,11 @@
 //! come back then. It is looked for during [`LOOKED_FOR`], and as long as moves are not seen to help
 //! it stays one of the few that are under way.
 //!
-//! Where only a part of the group is seen, a connection that comes elsewhere is not seen, and one
-//! that returns is: to take returns as they come would be to count these first. There each move
-//! is counted after [`SEEN_WITHIN`], as returned or not, and counted anew if its client returns later.
-//! As this is no sight of a client elsewhere, what may be under way then grows only with what was not
-//! seen to return; and once there was evidence, those that are not seen count as under way here too.
+//! Where only a part of the group is seen, a client that returns is seen and one that goes elsewhere is
+//! not: counting returns as they come would count them first. So a move counts there after
+//! [`SEEN_WITHIN`], as returned or not, and is corrected if its client returns later. Because no client
+//! is seen elsewhere, the number of moves that may be under way then grows only with clients not seen
+//! to return; and once there was evidence, clients that are not seen count as under way here too.
 //!
 //! Clients are known by their address alone, and many may share one. Where the whole group is seen
 //! that does no harm: new connections of an address come to the same endpoint as often as those of its
@@ -62,8 +62,8 @@ const STICKY: f64 = 0.95;
 /// thousand times.
 const EVIDENCE: f64 = 6.9;
 
-/// Tests kept. Those beyond are forgotten, the longest unused first: a client forgotten is one of
-/// whom a few more moves are lost.
+/// Tests kept. Beyond that the longest unused are forgotten: forgetting a client costs it a few more
+/// moves without use.
 const MOST: usize = 16_384;
 
 /// What is known of one's returns to one endpoint.
@@ -179,7 +179,7 @@ impl Returns {
         std::mem::take(&mut self.new_holds)
     }
 
-    /// Those of whom nothing is moved.
+    /// Clients and rules at endpoints from which nothing of theirs is moved.
     pub(super) fn cooldowns(&self, now: KernelTime) -> impl Iterator<Item = Cooldown> {
         let held = self
             .tests()
@@ -458,9 +458,9 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    /// The move that a new connection follows. Those that are late are the least likely. Where all are
-    /// seen, the first of the others. Elsewhere some wait in vain, and the return of a later move would
-    /// be taken for theirs: the last there.
+    /// The move that a new connection follows. Late moves are the least likely. Where the whole group is
+    /// seen, it is the first of the others. Where a part is seen it is the last: some clients never come
+    /// back there, and the return of a later move would be taken for theirs.
     fn place_of(&self, connection: &Connection, who: &Who) -> Option<usize> {
         let is_of = |one: &&mut PendingReturn| {
             one.ended < connection.opened && one.charge.group.has(&connection.endpoint, who)

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, Futile, Load, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Test,
+    BudgetOf, FillFailure, Load, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Test,
     Unknown, limits::rounded,
 };
 use crate::{
@@ -383,11 +383,11 @@ reasons! {
     /// New connections are not sent to its endpoint: it is compared with no other.
     NotReady => "notReady": "its endpoint is not ready", needs "that its endpoint is ready";
     /// Moves among its endpoint and its siblings have not filled the emptiest of them.
-    Futile {
-        /** What was moved. */ futile: Box<Futile> = Box::new(FUTILE),
+    FillFailed {
+        /** What was moved. */ failure: Box<FillFailure> = Box::new(FILL_FAILURE),
         /** Until a move is tried again. */ left: Duration = Duration::from_secs(600)
     }
-        => "futile": { format!("{futile}; not again for {}", rounded(*left)) },
+        => "fillFailed": { format!("{failure}; not again for {}", rounded(*left)) },
         needs { format!("that the emptiest endpoint keeps what comes to it, or {}", wait_or_clear(*left)) };
 }
 
@@ -405,7 +405,7 @@ fn wait_or_clear(left: Duration) -> String {
 }
 
 #[cfg(test)]
-use tests::{AGE, COMPARISON, FUTILE, REASON, service, unknown};
+use tests::{AGE, COMPARISON, FILL_FAILURE, REASON, service, unknown};
 
 #[cfg(test)]
 mod tests {
@@ -429,7 +429,7 @@ mod tests {
         start: Some(143),
     };
 
-    pub(super) const FUTILE: Futile = Futile {
+    pub(super) const FILL_FAILURE: FillFailure = FillFailure {
         moves: 480,
         by: By::Connections,
         endpoints: 3,

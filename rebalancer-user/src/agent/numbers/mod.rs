@@ -19,10 +19,10 @@ use crate::{
     snapshot::{KernelTime, Naming},
 };
 
-/// Rules that are told apart since the agent started. A policy has few; one whose rules are renamed
-/// for ever must not fill the memory of whoever stores this.
+/// Rules counted separately since the agent started. A policy has few; one whose rules are renamed again
+/// and again must not fill the memory of the agent and of Prometheus.
 const MOST_RULES: usize = 512;
-/// Rules and Services together that are told apart in a pass: one rule may match every Service of a node.
+/// Pairs of a rule and a Service counted separately in a pass: one rule may match every Service of a node.
 const MOST_IMBALANCES: usize = 1024;
 /// What all the others are counted as: no rule and no Service has such a name.
 const OTHER: &str = "_other";
@@ -104,8 +104,8 @@ pub(crate) struct Numbers {
     pub(super) endpoints_most: u64,
 }
 
-/// The outcome of what is only told.
-const TOLD: &str = "told";
+/// The outcome of a move that is only reported.
+const DRY_RUN: &str = "dry_run";
 
 impl Numbers {
     pub(super) fn new(endpoints_most: u64) -> Self {
@@ -139,7 +139,7 @@ impl Numbers {
             Fact::PolicyRefused { .. } => self.refused_loads += 1,
             Fact::Passed(pass) => self.passed(pass),
             Fact::ListingFailed { .. } => self.failed_passes += 1,
-            Fact::WouldMove { chosen } => self.count(chosen, None, TOLD),
+            Fact::WouldMove { chosen } => self.count(chosen, None, DRY_RUN),
             Fact::MoveEnded {
                 chosen,
                 step,
@@ -269,17 +269,20 @@ impl Numbers {
     pub(super) fn by_outcome(&self) -> BTreeMap<String, u64> {
         let mut ended = BTreeMap::new();
         for (kind, count) in &self.moves {
-            if kind.outcome != TOLD {
+            if kind.outcome != DRY_RUN {
                 *ended.entry(kind.outcome.to_owned()).or_default() += count;
             }
         }
         ended
     }
 
-    /// Connections told in dry run.
-    pub(super) fn told_in_all(&self) -> u64 {
-        let told = self.moves.iter().filter(|(kind, _)| kind.outcome == TOLD);
-        told.map(|(_, count)| count).sum()
+    /// Connections reported in dry run.
+    pub(super) fn reported_in_dry_run(&self) -> u64 {
+        let reported = self
+            .moves
+            .iter()
+            .filter(|(kind, _)| kind.outcome == DRY_RUN);
+        reported.map(|(_, count)| count).sum()
     }
 
     /// Seconds since the API server's answers; none without Kubernetes.

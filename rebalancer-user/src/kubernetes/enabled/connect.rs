@@ -27,7 +27,7 @@ use crate::{
 
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// What the API server says, followed for as long as this lives.
+/// What the API server reports, watched for as long as this lives.
 #[derive(Debug)]
 pub struct Names {
     shared: Shared,
@@ -38,12 +38,12 @@ pub struct Names {
 }
 
 impl Names {
-    /// Begins to follow the API server; `None` if there is none to ask. `cgroup` is the folder
-    /// below which sockets are looked at, instead of the hierarchy's root. What was not heard of
-    /// within `stabilizationWindow` is outdated.
+    /// Starts to watch the API server; `None` if none is configured. `cgroup` is the folder below which
+    /// sockets are looked at, instead of the hierarchy's root. A kind of objects about which the API
+    /// server has not answered within `stabilizationWindow` is outdated.
     ///
     /// # Errors
-    /// Why it cannot be asked. That it does not answer is none.
+    /// The configuration is not usable. A server that does not answer is no error.
     pub async fn connect(
         access: &Access,
         cgroup: Option<&Path>,
@@ -64,11 +64,11 @@ impl Names {
         }))
     }
 
-    /// From here on what was not heard of within `stabilizationWindow` is outdated. What is known stays; if the
-    /// API server must be heard more often, or need not any more, it is asked anew.
+    /// Changes the `stabilizationWindow`. What is known stays; if the API server must answer at another
+    /// pace, the watches are started again.
     ///
     /// # Errors
-    /// Why it cannot be asked anew: all is outdated sooner or later.
+    /// The watches cannot be started again: everything becomes outdated sooner or later.
     pub fn stabilization_window(&mut self, stabilization_window: Duration) -> anyhow::Result<()> {
         let pace = Pace::within(stabilization_window);
         if self.shared.lock().pace != pace {
@@ -98,8 +98,8 @@ impl Names {
         &self.node
     }
 
-    /// How long ago the API server was last heard; of its kinds of objects, the one of which that
-    /// is longest. `None` while one was never heard.
+    /// The time since the API server last answered, about the kind of objects for which that is longest
+    /// ago. `None` while one kind has had no answer.
     pub fn age(&self) -> Option<Duration> {
         self.shared.lock().age(Instant::now())
     }
@@ -156,7 +156,7 @@ async fn from_kubeconfig(path: &PathBuf) -> anyhow::Result<Config> {
         .with_context(|| format!("the kubeconfig {shown}"))
 }
 
-/// As kubelet calls its node unless it is told otherwise.
+/// The name that kubelet gives its node by default.
 fn host_name() -> String {
     let uname = rustix::system::uname();
     uname.nodename().to_string_lossy().to_lowercase()

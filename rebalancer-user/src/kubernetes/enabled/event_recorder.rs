@@ -77,7 +77,7 @@ struct Writer {
     client: Client,
     own: Option<PodAt>,
     instance: String,
-    told: bool,
+    warned: bool,
 }
 
 impl Writer {
@@ -91,7 +91,7 @@ impl Writer {
             client,
             own,
             instance,
-            told: false,
+            warned: false,
         }))
     }
 
@@ -99,8 +99,8 @@ impl Writer {
         while let Some(notice) = notices.recv().await {
             match self.write(&notice).await {
                 Ok(()) => debug!(reason = notice.reason, "created a Kubernetes Event"),
-                Err(error) if !self.told => {
-                    self.told = true;
+                Err(error) if !self.warned => {
+                    self.warned = true;
                     warn!(
                         reason = notice.reason,
                         error = format!("{error:#}"),
@@ -158,7 +158,7 @@ impl Writer {
         Event {
             metadata: ObjectMeta {
                 namespace: Some(about.namespace.clone()),
-                // As client-go names them: two of one pod at one moment are told apart.
+                // The naming of client-go: the time distinguishes Events of one pod.
                 name: Some(format!("{}.{:x}", about.name, now.as_nanosecond())),
                 ..ObjectMeta::default()
             },

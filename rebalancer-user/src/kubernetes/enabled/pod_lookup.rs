@@ -13,11 +13,11 @@ use crate::{
     snapshot::{CgroupId, CgroupPath, EndpointKey, Netns, NetnsCookie, Snapshot},
 };
 
-/// How often processes are looked through anew: one of another pod may have entered a namespace.
+/// How often all processes are scanned again: one of another pod may have entered a namespace.
 const LOOK_THROUGH: Duration = Duration::from_secs(30);
-/// How soon that is done again for what was not found.
+/// How soon they are scanned again for a namespace that was not found.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How often that is done before a namespace counts as one without processes.
+/// Scans before a namespace counts as one without processes.
 const TRIES: u8 = 3;
 
 /// Where an endpoint was found to be.
@@ -27,7 +27,7 @@ pub(super) enum Place {
     Pod(PodCgroup),
     /// In none.
     NoPod,
-    /// It cannot be told.
+    /// The evidence is missing or contradictory.
     Unknown,
 }
 
@@ -38,8 +38,8 @@ struct Found {
     shown_by: u32,
 }
 
-/// What was found so far. Inodes of namespaces are used again, so each is shown anew by its
-/// process whenever it is asked for; ids of cgroups are not.
+/// What was found so far. The kernel reuses inodes of namespaces, so each use checks the namespace of
+/// the process that showed it; it does not reuse ids of cgroups.
 #[derive(Debug)]
 pub(super) struct PodLookup {
     tree: CgroupTree,

@@ -101,8 +101,8 @@ impl Since {
 }
 
 impl ByService {
-    /// Takes in that these are the Service's slices now, as was heard `at` then; `None` if that is
-    /// from the first list of all.
+    /// Sets the Service's slices, as reported by the API server `at` that time; `None` for the first
+    /// list.
     pub(super) fn set(&mut self, name: ServiceName, slices: &[&Slice], at: Option<Instant>) {
         if slices.is_empty() {
             self.0.remove(&name);

@@ -1,7 +1,8 @@
 //! Endpoints of Services on all nodes: what is kept of EndpointSlices. Pure.
 //!
-//! Every endpoint of the cluster is kept, as one of another Service may come to this node at any
-//! time and its slices are not told again. So each is small: no names, a zone's text once a slice.
+//! Every endpoint of the cluster is kept, because an endpoint of any Service may come to this node at
+//! any time, and the API server does not send unchanged slices again. So each is small: no names, and a
+//! zone's text once per slice.
 
 use std::{
     collections::BTreeSet,

@@ -8,7 +8,7 @@ use std::{
 /// A change of the objects of a kind. `None` for a value: nothing of the object is used.
 #[derive(Clone, Debug)]
 pub(super) enum Change<T> {
-    /// They are listed anew.
+    /// A new list begins.
     Begin,
     /// One of the list.
     Listed(String, Option<T>),

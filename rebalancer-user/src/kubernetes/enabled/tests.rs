@@ -134,7 +134,7 @@ async fn objects_become_names_and_changes_reach_them() {
         service("web", json!({"rebalancer.dev/enabled": "false"})),
     );
     f.api.set("endpointslices", slice("all-1", "all", &["u0"]));
-    f.until("told of Services", |f| {
+    f.until("the Services are known", |f| {
         f.identify("u0")
             .is_some_and(|w| services(&w) == [("all", false), ("web", true)])
     })
@@ -146,7 +146,7 @@ async fn objects_become_names_and_changes_reach_them() {
         json!({"metadata": {"name": "shop", "labels": {"team": "pay", "rebalancer.dev/enabled": "no"}}}),
     );
     assert!(!web.namespace_opted_out);
-    f.until("told of their ends", |f| {
+    f.until("their deletions are known", |f| {
         let web = f.identify("u0").unwrap();
         services(&web) == [("web", false)]
             && web.namespace_opted_out
@@ -157,7 +157,7 @@ async fn objects_become_names_and_changes_reach_them() {
     // The same name, another pod.
     f.api.delete("pods", "shop/web-0");
     f.api.set("pods", pod("web-0", "u2", "n1"));
-    f.until("told of the new pod", |f| f.identify("u2").is_some())
+    f.until("the new pod is known", |f| f.identify("u2").is_some())
         .await;
     assert_eq!(f.identify("u0"), None);
     assert_eq!(f.naming(), Naming::Fresh);
@@ -189,8 +189,10 @@ async fn facts_of_a_service_follow_its_slices_and_its_spec() {
         "endpointslices",
         spread("web-2", "web", &[("u2", "n2"), ("u3", "n3")]),
     );
-    f.until("told of more", |f| f.facts("web").unwrap().ready == 4)
-        .await;
+    f.until("more endpoints are known", |f| {
+        f.facts("web").unwrap().ready == 4
+    })
+    .await;
     let web = f.facts("web").unwrap();
     assert_eq!((web.ready_here, web.addresses.len()), (2, 3));
     assert!(web.changed.unwrap() < PATIENCE);
@@ -199,7 +201,7 @@ async fn facts_of_a_service_follow_its_slices_and_its_spec() {
     let mut object = service("web", json!({}));
     object["spec"] = json!({"sessionAffinity": "ClientIP", "internalTrafficPolicy": "Local"});
     f.api.set("services", object);
-    f.until("told of the spec", |f| {
+    f.until("the new spec is known", |f| {
         let web = f.facts("web").unwrap();
         web.client_ip_affinity && web.internal_local
     })
@@ -210,23 +212,27 @@ async fn facts_of_a_service_follow_its_slices_and_its_spec() {
     f.api
         .set("endpointslices", spread("far-1", "far", &[("u9", "n2")]));
     f.api.set("endpointslices", spread("far-2", "far", &[]));
-    f.until("told of far", |f| {
+    f.until("slices of far are known", |f| {
         f.shared.lock().slices_of("shop", "far") == 2
     })
     .await;
     assert_eq!(f.facts("far"), None);
     f.api
         .set("endpointslices", spread("far-2", "far", &[("u8", "n1")]));
-    f.until("told of one here", |f| f.facts("far").is_some())
-        .await;
+    f.until("its endpoint on this node is known", |f| {
+        f.facts("far").is_some()
+    })
+    .await;
     let far = f.facts("far").unwrap();
     assert_eq!((far.ready, far.ready_here), (2, 1));
 
     f.api.delete("endpointslices", "shop/web-2");
-    f.until("told of fewer", |f| f.facts("web").unwrap().ready == 2)
-        .await;
+    f.until("fewer endpoints are known", |f| {
+        f.facts("web").unwrap().ready == 2
+    })
+    .await;
     f.api.delete("services", "shop/web");
-    f.until("told of its end", |f| f.facts("web").is_none())
+    f.until("its deletion is known", |f| f.facts("web").is_none())
         .await;
     // Its slices are still there: that it leads here is known, and no more.
     assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
@@ -238,7 +244,7 @@ async fn facts_that_were_missed_are_relisted_with_the_time_of_the_list() {
     f.api.set("services", service("same", json!({})));
     f.api
         .set("endpointslices", slice("same-1", "same", &["u0"]));
-    f.until("told of both", |f| {
+    f.until("both Services are known", |f| {
         f.facts("same").is_some() && f.naming() == Naming::Fresh
     })
     .await;
@@ -250,7 +256,7 @@ async fn facts_that_were_missed_are_relisted_with_the_time_of_the_list() {
         .await;
     assert_eq!(f.facts("web").unwrap().ready, 2, "the last known stays");
     f.api.up().unwrap();
-    f.until("told what it missed", |f| {
+    f.until("missed changes are known", |f| {
         f.facts("web").unwrap().ready == 1
     })
     .await;
@@ -276,7 +282,7 @@ async fn while_the_api_server_is_gone_the_last_names_stay() {
     f.api.set("pods", pod("web-9", "u9", "n1"));
     f.api.delete("pods", "shop/web-0");
     f.api.up().unwrap();
-    f.until("told what it missed", |f| {
+    f.until("missed changes are known", |f| {
         f.identify("u9").is_some() && f.identify("u0").is_none()
     })
     .await;
@@ -292,9 +298,9 @@ async fn an_idle_server_stays_fresh_and_a_silent_one_does_not() {
     let f = Followed::at_pace(shop(), pace);
     f.until_fresh().await;
     let lists = f.api.asked("list", "services");
-    // Longer than what was said at first is trusted: by then it was heard again.
+    // Wait for longer than one answer is trusted: the watches have been renewed by then.
     let begun = f.api.asked("watch", "services");
-    f.until("watched anew", |f| {
+    f.until("watches were renewed", |f| {
         f.api.asked("watch", "services") >= begun + 6
     })
     .await;
@@ -321,7 +327,7 @@ async fn an_expired_watch_is_relisted() {
     f.api.delete("pods", "shop/web-0");
     f.api.expire();
     f.api.up().unwrap();
-    f.until("told what it missed", |f| {
+    f.until("missed changes are known", |f| {
         f.identify("u9").is_some() && f.identify("u0").is_none()
     })
     .await;
@@ -338,7 +344,8 @@ async fn cut_connections_are_restored_without_a_list() {
         f.api.cut();
         let uid = format!("v{round}");
         f.api.set("pods", pod(&format!("new-{round}"), &uid, "n1"));
-        f.until("told of it", |f| f.identify(&uid).is_some()).await;
+        f.until("the new pod is known", |f| f.identify(&uid).is_some())
+            .await;
     }
     f.until_fresh().await;
     assert_eq!(f.api.asked("list", "pods"), lists);

@@ -66,7 +66,7 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                 if once_done || strategy == Strategy::All && world.now < judged {
                     continue;
                 }
-                if let Some(facts) = reports.heard(world.now) {
+                if let Some(facts) = reports.latest(world.now) {
                     agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
                 }
                 let plan = agents[node].list(&world);

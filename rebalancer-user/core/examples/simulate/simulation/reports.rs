@@ -20,18 +20,18 @@ impl Reports {
         self.made.push_back((at, facts));
     }
 
-    /// The report that arrives by `now`, with the largest sum of the last three: clients that are about
-    /// to reconnect are missing in the last.
-    pub(crate) fn heard(&mut self, now: KernelTime) -> Option<ServiceFacts> {
-        let heard = self
+    /// The latest report that has arrived by `now`, with the largest sum of the last three: the latest
+    /// alone lacks clients that are about to reconnect.
+    pub(crate) fn latest(&mut self, now: KernelTime) -> Option<ServiceFacts> {
+        let arrived = self
             .made
             .iter()
             .filter(|(at, _)| now.since(*at) >= LATE)
             .count();
-        self.made.drain(..heard.saturating_sub(3));
-        let heard = self.made.range(..heard.min(3));
-        let (_, last) = heard.clone().last()?;
-        let sum = heard
+        self.made.drain(..arrived.saturating_sub(3));
+        let recent = self.made.range(..arrived.min(3));
+        let (_, last) = recent.clone().last()?;
+        let sum = recent
             .map(|(_, facts)| facts.sum)
             .max_by_key(|sum| sum.total)?;
         Some(ServiceFacts { sum, ..*last })

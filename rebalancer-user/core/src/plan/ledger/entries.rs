@@ -29,12 +29,10 @@ pub struct Entries {
     /// Connections of which moves ended, and how the last did.
     pub ended: Vec<(Cookie, Ended)>,
     /// Connections reported in dry run.
-    #[serde(rename = "said")]
     pub reported: Vec<Cookie>,
     /// Moves that count against the budget, by when they began.
     pub made: Vec<(KernelTime, Cookie, Charge)>,
-    /// What was reported in dry run, likewise.
-    #[serde(rename = "told")]
+    /// Moves reported in dry run, which count against a budget of their own: when, and of what.
     pub dry_runs: Vec<(KernelTime, Cookie, Charge)>,
     /// The rates of connections whose rules ask for them.
     pub rates: Vec<(Cookie, History)>,
@@ -53,7 +51,6 @@ pub struct Entries {
     /// Endpoints that have begun to shed.
     pub shedding: Vec<(RuleName, EndpointKey)>,
     /// What was moved to fill what is empty, and whether it did.
-    #[serde(rename = "efforts")]
     pub fills: Vec<(RuleName, Group, FillTest)>,
     /// Since when rules are enforced; of one that is not here it does not matter.
     pub enforced: Vec<(RuleName, KernelTime)>,
