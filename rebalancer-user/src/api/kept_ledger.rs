@@ -144,7 +144,7 @@ mod tests {
                 r#"[[1,{"outcome":"moved"}]]"#.to_owned(),
                 Some("entries.ended[0]"),
             ),
-            ("reported", "[-1]".to_owned(), Some("entries.said[0]")),
+            ("reported", "[-1]".to_owned(), Some("entries.reported[0]")),
         ] {
             let text = written.replace(&format!("\"{field}\":[]"), &format!("\"{field}\":{list}"));
             assert_ne!(text, written, "{field}");
