@@ -1,8 +1,8 @@
 //! What the rebalancer decides, and why.
 //!
-//! A [`snapshot`] of one node's connections and a [`policy`] go in; [`plan::decide`] says of each
-//! connection whether it is to be moved, and [`exchange`] says of one that is about to be whether
-//! everything asked on it has been answered. Nothing here does I/O, reads a clock or draws a random
+//! From a [`snapshot`] of one node's connections and a [`policy`], [`plan::decide`] decides for each
+//! connection whether to move it; before a move, [`exchange`] decides whether every request on the
+//! connection has been answered. Nothing here does I/O, reads a clock or draws a random
 //! number: times and facts are arguments, and the same input gives the same plan.
 #![forbid(unsafe_code)]
 #![deny(

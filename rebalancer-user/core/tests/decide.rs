@@ -27,7 +27,7 @@ fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
     }
 }
 
-/// What of budgets a head does not say is wide.
+/// Limits of the budget that `head` leaves out are so large that they never apply.
 fn policy(head: &str, rules: &str) -> Policy {
     const WIDE: &str = "perService: 1000000, perEndpoint: 1000000";
     let head = if head.contains("budget: {") {
@@ -219,7 +219,7 @@ fn each_guard_skips_with_its_word() {
     }
 }
 
-/// What is said of one connection under a policy of one rule for its port.
+/// The verdict's word for one connection under a policy with one rule for its port.
 fn word(policy: &Policy, connection: &Connection) -> &'static str {
     let listed = snapshot(10 * HOUR, vec![connection.clone()]);
     let plan = decide(policy, &listed, &Ledger::default(), listed.taken);

@@ -44,8 +44,8 @@ fn is_ready(status: &Status, mover: Option<Health>) -> Result<String, String> {
     }
 }
 
-fn answer(said: Result<String, String>) -> Answer {
-    match said {
+fn answer(verdict: Result<String, String>) -> Answer {
+    match verdict {
         Ok(why) => text_answer(StatusCode::OK, format!("ok: {why}\n")),
         Err(why) => text_answer(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }

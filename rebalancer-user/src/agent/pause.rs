@@ -99,8 +99,8 @@ impl Pause {
         pause
     }
 
-    /// Pauses from now on, in place of a pause that may be. It lasts also if it cannot be kept; why
-    /// not is returned.
+    /// Pauses from now on, replacing any earlier pause. The pause is in effect even if it cannot be
+    /// saved; the error is returned.
     pub(super) fn begin(
         &mut self,
         time: Duration,

@@ -18,13 +18,13 @@ use crate::{
     snapshot::{Cookie, KernelTime, Snapshot},
 };
 
-/// What the loop itself is asked.
+/// Requests that only the agent's loop can answer.
 pub(super) enum Question {
-    /// What it sees now.
+    /// A snapshot of this moment.
     Dump(oneshot::Sender<Looked<Snapshot>>),
-    /// What it would do now.
+    /// The plan of this moment.
     Plan(Trial, oneshot::Sender<Looked<(Snapshot, Plan)>>),
-    /// What it says of a connection now, in this form; `None` if there is no such connection.
+    /// The explanation of one connection, rendered in this form; `None` if there is no such connection.
     Explain(
         Trial,
         Cookie,

@@ -178,10 +178,10 @@ mod tests {
         let around = tempfile::tempdir().unwrap();
         fs::set_permissions(around.path(), PermissionsExt::from_mode(0o755)).unwrap();
         fs::write(around.path().join("sshd.pid"), "").unwrap();
-        let said = RunDir::take(around.path()).unwrap_err().to_string();
+        let error = RunDir::take(around.path()).unwrap_err().to_string();
         assert!(
-            said.contains("sshd.pid") && said.contains("--run-dir"),
-            "{said}"
+            error.contains("sshd.pid") && error.contains("--run-dir"),
+            "{error}"
         );
         assert_eq!(mode(around.path()), 0o755);
     }
@@ -192,8 +192,8 @@ mod tests {
         let (path, elsewhere) = (around.path().join("run"), around.path().join("elsewhere"));
         fs::create_dir(&elsewhere).unwrap();
         symlink(&elsewhere, &path).unwrap();
-        let said = RunDir::take(&path).unwrap_err().to_string();
-        assert!(said.contains("it is a symbolic link"), "{said}");
+        let error = RunDir::take(&path).unwrap_err().to_string();
+        assert!(error.contains("it is a symbolic link"), "{error}");
     }
 
     #[test]

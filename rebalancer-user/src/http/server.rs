@@ -180,7 +180,7 @@ async fn accept(listener: Listener, router: Router) {
     }
 }
 
-/// The socket's mode says so too; this holds where its folder's mode does not.
+/// The socket's mode enforces the same; this also holds where the folder's mode is wider.
 fn is_our_user(stream: &UnixStream) -> bool {
     let ours = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == ours)

@@ -8,7 +8,7 @@ use crate::{
     policy::{Mode, RuleName},
 };
 
-/// Asks for a plan of this moment, or for what it says of one connection.
+/// Asks for a plan of this moment, or for the explanation of one connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PlanRequest {

@@ -54,7 +54,7 @@ impl PodCgroup {
         })
     }
 
-    /// From what `/proc/PID/cgroup` says of all hierarchies, of v1 and v2.
+    /// From the text of `/proc/PID/cgroup`, which lists all hierarchies of v1 and v2.
     ///
     /// `Ok(None)` if no hierarchy knows of a pod. On hybrid hosts only some do.
     ///

@@ -342,7 +342,7 @@ pub fn nothing_left(held: &[(&'static str, u64)]) {
     });
 }
 
-/// Where the kernel tells the server of a counted socket that nothing waits to be read, nothing
+/// Where the kernel reports to the server of a counted socket that nothing waits to be read, nothing
 /// is counted, and FIONREAD is right.
 #[test]
 fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {

@@ -48,7 +48,7 @@ pub fn sample(text: &str, of: &str) -> Option<f64> {
 }
 
 #[test]
-fn a_scrape_tells_what_status_tells_and_no_address() {
+fn a_scrape_agrees_with_the_status_and_names_no_address() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);

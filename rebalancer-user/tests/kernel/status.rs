@@ -159,7 +159,7 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
         "{none:?}"
     );
 
-    // A dump does not tell what was moved before.
+    // A dump does not contain past moves.
     let dump = rebalancer(&agent, &["dump", "-o", "json"]).stdout;
     let saved = folder.path().join("dump");
     std::fs::write(&saved, dump).unwrap();

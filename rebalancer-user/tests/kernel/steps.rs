@@ -154,8 +154,8 @@ fn requests_received_before_the_close_step_are_still_answered() {
     assert!(line["waited_ms"].as_u64().unwrap() >= 1500, "{line}");
 }
 
-/// What comes between the end of file and the server's own close is never read: the client must
-/// hear of it, and not take it for done.
+/// Data that arrives between the end of file and the server's own close is never read: the client must
+/// get a reset, and not assume that its request was served.
 #[test]
 fn a_request_that_crosses_the_end_of_file_gets_a_reset() {
     let _alone = alone();

@@ -121,7 +121,7 @@ pub(super) fn tests() -> impl Iterator<Item = &'static str> {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Works,
-    /// Not there, and the agent says why.
+    /// Not available, and the agent reports why.
     Refused(String),
     Failed(String),
     /// Not asked, as the agent itself is refused.

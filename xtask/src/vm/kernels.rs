@@ -29,7 +29,7 @@ const NEEDED: [&str; 14] = [
 ];
 
 pub(super) struct Kernel {
-    /// As `uname -r` says it.
+    /// As `uname -r` prints it.
     pub(super) release: String,
     pub(super) image: PathBuf,
     /// Holds `lib/modules/RELEASE`.

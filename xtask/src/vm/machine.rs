@@ -1,4 +1,4 @@
-//! One machine, from its start to its end: what it says on its console.
+//! One virtual machine from start to end, and its console.
 
 use std::{
     fs::File,
@@ -16,9 +16,9 @@ use super::{Boot, Lockdown};
 use crate::setup;
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
-/// Begins what the machine says to us.
+/// The prefix of the lines that the guest prints for the host.
 const MARK: &str = "@@ ";
-/// A machine that says nothing for so long is ended: each test in it has less.
+/// A machine that prints nothing for this long is killed: each test in it has a shorter timeout.
 const SILENCE: Duration = Duration::from_secs(360);
 /// Socket storage needs cmpxchg16b from 7.2 on; the others are of any CPU since 2008.
 const CPU: &str = "qemu64,+cx16,+ssse3,+sse4.1,+sse4.2,+popcnt";

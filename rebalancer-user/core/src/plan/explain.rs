@@ -36,7 +36,7 @@ pub struct Explanation<'a> {
     pub fill: Option<FillTest>,
     /// Every guard that skips it; the first is the one named in a plan.
     pub guards: Vec<SkipReason>,
-    /// What the plan says of it.
+    /// The verdict on it in the plan.
     pub decision: Decision,
 }
 

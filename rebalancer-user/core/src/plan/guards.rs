@@ -8,7 +8,8 @@ use crate::{
     snapshot::{Connection, EndpointKey, Snapshot, TcpState},
 };
 
-/// The guards of a rule's connections at one endpoint: what they say of the endpoint is found once.
+/// The guards of a rule's connections at one endpoint; those that depend on the endpoint alone are
+/// evaluated once.
 pub(super) struct Guards<'a> {
     policy: &'a Policy,
     services: Services<'a>,

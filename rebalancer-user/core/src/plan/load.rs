@@ -112,7 +112,7 @@ impl Sum {
     }
 }
 
-/// What must be known of a Service to tell which of its endpoints holds too much.
+/// The facts about a Service that decide which of its endpoints holds too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServiceFacts {
     /// Ready endpoints; one or more.

@@ -2,9 +2,9 @@
 //! done before.
 //!
 //! [`decide`] is a pure function: the same input gives the same plan, in whatever order the
-//! snapshot lists its connections; it cannot fail. A plan says of every connection exactly one
-//! thing: it is to be moved, or skipped, and why. Only a plan makes a [`Move`], and only a move
-//! may harm a connection.
+//! snapshot lists its connections; it cannot fail. A plan has exactly one verdict for every
+//! connection, move or skip, with the reason. Only a plan makes a [`Move`], and only a move may harm
+//! a connection.
 
 mod balance;
 mod budget;

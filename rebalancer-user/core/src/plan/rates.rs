@@ -1,6 +1,6 @@
 //! How fast each connection has been, and for how long without a pause.
 //!
-//! A listing tells how many bytes a connection has carried so far; a rate needs two. Each
+//! A listing shows how many bytes a connection has carried so far; a rate needs two listings. Each
 //! connection's *sustained* rate over a time is the lowest that it had between any two listings
 //! in a row within that time: one burst, however large, is not sustained, as the listings after
 //! it show a pause. Pauses shorter than the interval of the listings are not seen.

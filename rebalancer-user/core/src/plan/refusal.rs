@@ -1,11 +1,11 @@
-//! Why the executor leaves a connection that a plan has chosen: what only a look at the connection,
-//! its processes or the moving thread tells.
+//! Why the executor does not move a connection that a plan has chosen: reasons that only show when it
+//! inspects the connection, its processes or the moving thread.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One row for each: its stable word, what it says of the connection, and what would lift it.
+/// One row per refusal: its stable word, its phrase about the connection, and its remedy.
 macro_rules! refusals {
     ($($(#[$doc:meta])* $variant:ident($word:literal) $sentence:literal, $remedy:literal;)*) => {
         /// Why a move was refused. Shown by its word.
@@ -22,12 +22,12 @@ macro_rules! refusals {
                 match self { $(Self::$variant => $word,)* }
             }
 
-            /// What it says of the connection, as a phrase that goes on from it.
+            /// The reason, as a phrase whose subject is the connection.
             pub fn sentence(self) -> &'static str {
                 match self { $(Self::$variant => $sentence,)* }
             }
 
-            /// What would lift it, as a phrase.
+            /// The remedy, as a phrase.
             pub fn remedy(self) -> &'static str {
                 match self { $(Self::$variant => $remedy,)* }
             }

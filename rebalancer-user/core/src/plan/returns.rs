@@ -41,11 +41,11 @@ use crate::{
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
 };
 
-/// A moved client that was not seen for so long is no part any more of what its group holds.
+/// A moved client that was not seen for this long no longer counts for its group.
 pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
 
-/// For so long a moved client is looked for. Clients wait for minutes before they connect again, if
-/// they have failed to before, or have nothing to ask.
+/// How long the agent looks for a moved client. Clients wait for minutes before they reconnect if an
+/// earlier attempt failed or they have no request to send.
 pub const LOOKED_FOR: Duration = Duration::from_secs(900);
 
 /// Moves that may be under way while it is not known whether they help.
@@ -66,7 +66,7 @@ const EVIDENCE: f64 = 6.9;
 /// moves without use.
 const MOST: usize = 16_384;
 
-/// What is known of one's returns to one endpoint.
+/// The test of returns to one endpoint, of one client or rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Test {
@@ -126,7 +126,7 @@ pub struct ReturnCounts {
     pub unseen: u64,
 }
 
-/// What is known of one at an endpoint.
+/// The test of a client or rule at an endpoint.
 type Entry = (Subject, EndpointKey, Test);
 
 /// Evidence that has just become enough, and for how long nothing is moved.
@@ -386,8 +386,8 @@ impl Returns {
         let rule = Subject::Rule(rule);
         let of_rule = tests.entry(rule.clone()).or_default();
         if let Some((test, lasts)) = hold {
-            // What it did is explained by itself, and says nothing of the rule's other clients.
-            // Nor does it say that moves help.
+            // The client's own returns are no evidence about the rule's other clients, nor that moves
+            // help.
             // Once: what it does later was never counted against the rule.
             if of_client && test.hold.times == 1 {
                 let others = of_rule.score.saturating_sub(before.max(0)).max(0);

@@ -20,14 +20,14 @@ struct Leads<'a> {
     facts: &'a Service,
 }
 
-/// What the Services that lead to an endpoint say of its connections that a rule is for.
+/// The Services that lead to an endpoint, and their guards on its connections that match a rule.
 #[derive(Default)]
 pub(super) struct Services<'a> {
     /// All that lead there.
     all: Vec<Leads<'a>>,
     /// Those that count.
     asked: Vec<Leads<'a>>,
-    /// What they say of the endpoint, before, between and after what is asked of each connection.
+    /// The skip reasons of the whole endpoint: before, between and after the guards on each connection.
     of_endpoint: [Vec<SkipReason>; 3],
 }
 
@@ -170,7 +170,7 @@ fn headless(asked: &[Leads<'_>]) -> Option<SkipReason> {
     })
 }
 
-/// Whichever Service says it: the port is the same.
+/// Any Service that declares it suffices: the port is the same.
 fn http2(rule: &Rule, port: u16, all: &[Leads<'_>]) -> Option<SkipReason> {
     let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
     (rule.on_reconnect() != OnReconnect::LosesState).then(|| SkipReason::Http2 {

@@ -13,7 +13,7 @@ use crate::{
     snapshot::{ServiceName, TcpState},
 };
 
-/// What a pod or a Service says to be left alone.
+/// The annotation or label by which a pod, a Service or a namespace opts out.
 const OPT_OUT: &str = "rebalancer.dev/enabled";
 
 /// One row for each: its fields, each with a value for the test; then its stable word, what it says
@@ -236,7 +236,7 @@ reasons! {
             format!("the endpoints of Service {service} changed {since} ago, less than stabilizationWindow {window}")
         },
         needs { format!("{} without a change", rounded(stabilization_window.saturating_sub(*since))) };
-    /// By the Service's own word its port speaks HTTP/2, where a call may hide behind another.
+    /// The Service declares HTTP/2 for its port, where a slow call may hide behind others.
     Http2 { /** The port. */ port: u16 = 8080, /** The Service. */ service: Arc<ServiceName> = service("checkout") }
         => "http2": "port {port} speaks HTTP/2 by the word of Service {service}",
         needs "`onReconnect: LosesState` in its rule, if calls may be lost";
@@ -278,8 +278,8 @@ reasons! {
             Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => "moved",
         } }: { format!("a move of it {after}; not again for {}", rounded(*left)) },
         needs { if after.leaves_it() { wait_or_clear(*left) } else { format!("a wait of {}", rounded(*left)) } };
-    /// It was found to speak something that a quiet moment does not protect, or nothing that could be
-    /// recognised.
+    /// Its first bytes showed a protocol that a quiet moment does not protect, or none that the agent
+    /// recognises.
     Sniffed {
         /** What. */ refusal: Refusal = Refusal::Http2,
         /** Until it may be chosen again; without it, for as long as it lives. */ left: Option<Duration> = None
@@ -289,7 +289,7 @@ reasons! {
             format!("{}{}", refusal.sentence(), until.unwrap_or_default())
         },
         needs { refusal.remedy().to_owned() };
-    /// Its client says nothing now, so that its protocol cannot be detected.
+    /// Its client sends nothing at present, so that its protocol cannot be detected.
     Silent { /** Since it was last received from. */ since: Duration = AGE }
         => "silent": { format!("its client has sent nothing for {}, so its protocol cannot be detected", rounded(*since)) },
         needs "that its client sends something, or `onReconnect: Safe` in its rule, if a reconnect costs its client nothing";

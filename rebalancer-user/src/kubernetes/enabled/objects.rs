@@ -106,12 +106,15 @@ pub(super) fn namespace(mut object: PartialObjectMeta<ApiNamespace>) -> Option<N
     })
 }
 
-/// Whether an object asks to be left alone, by an annotation or by a label. Whoever writes `"False"`
-/// or `"no"` means it too: all but `"true"` says so.
+/// Whether an object opts out, by an annotation or a label. Any value but `"true"` does, because an author
+/// of `"False"` or `"no"` means the same.
 pub(super) fn opted_out(meta: &ObjectMeta) -> bool {
-    let said = [&meta.annotations, &meta.labels];
-    let mut said = said.into_iter().flatten().filter_map(|of| of.get(ENABLED));
-    said.any(|value| value != "true")
+    let maps = [&meta.annotations, &meta.labels];
+    let mut values = maps
+        .into_iter()
+        .flatten()
+        .filter_map(|map| map.get(ENABLED));
+    values.any(|value| value != "true")
 }
 
 #[cfg(test)]

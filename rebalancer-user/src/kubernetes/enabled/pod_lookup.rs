@@ -161,7 +161,7 @@ fn generation(netns: Netns, snapshot: &Snapshot) -> (Netns, Option<NetnsCookie>)
     (netns, snapshot.namespaces.get(&netns).copied())
 }
 
-/// What they all are. Those that tell nothing are not asked.
+/// The place on which all agree. Unknown places are ignored.
 fn agreed(places: impl Iterator<Item = Place>) -> Place {
     let known: Vec<Place> = places.filter(|place| *place != Place::Unknown).collect();
     let uid = |place: &Place| match place {

@@ -24,7 +24,7 @@ pub(super) struct Slice {
     pub(super) service: ServiceName,
     /// TCP ports of the endpoints; `None` is any.
     pub(super) ports: Vec<Option<u16>>,
-    /// Of these, those that say HTTP/2.
+    /// Of these, those declared as HTTP/2.
     pub(super) http2: Vec<u16>,
     /// Ascending, each once.
     endpoints: Box<[SliceEndpoint]>,
@@ -36,7 +36,7 @@ pub(super) struct SliceEndpoint {
     id: EndpointId,
     /// The first, as kube-proxy uses no other.
     address: Option<IpAddr>,
-    /// On this node; `None` if the slice does not say where.
+    /// Whether it is on this node; `None` if the slice does not name its node.
     here: Option<bool>,
     zone: Option<Arc<str>>,
     /// Zones whose clients are meant to use it.
@@ -113,7 +113,7 @@ impl Slice {
         self.ports.iter().any(|p| p.is_none_or(|p| p == port))
     }
 
-    /// Its endpoints, but for those that it says are on other nodes.
+    /// Its endpoints, except those that it places on other nodes.
     pub(super) fn may_be_here(&self) -> impl Iterator<Item = &EndpointId> {
         let here = |endpoint: &&SliceEndpoint| endpoint.here != Some(false);
         self.endpoints.iter().filter(here).map(|e| &e.id)
@@ -190,7 +190,7 @@ pub(super) struct Endpoints {
     pub(super) hinted_to_nodes: bool,
     /// Of all that lead to this node; `None` if none does.
     pub(super) addresses: Option<Arc<BTreeSet<IpAddr>>>,
-    /// Ports that say HTTP/2.
+    /// Ports declared as HTTP/2.
     pub(super) http2: BTreeSet<u16>,
 }
 

@@ -148,8 +148,8 @@ pub(super) fn start(
 }
 
 impl<T: Send + 'static> Follow<T> {
-    /// A client that notes every good answer: a watch that was restarted and has nothing to report is
-    /// not silence, and no event says so.
+    /// A client that records the time of every successful response: a watch that was restarted and has
+    /// nothing to report is not silent, but yields no event.
     fn client(&self, config: &kube::Config) -> kube::Result<Client> {
         let listener = self.clone();
         let note_answers = layer_fn(move |service| {
