@@ -249,7 +249,7 @@ fn loopback_peers_are_moved_only_where_they_are_tracked() {
 }
 
 #[test]
-fn the_host_network_is_left_alone_where_the_policy_or_kubernetes_says_so() {
+fn the_host_network_is_skipped_by_policy_or_on_kubernetes() {
     let pod = connection(1);
     let host = Connection {
         endpoint: EndpointKey {

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_ends_whatever_the_clock_says() {
+    fn a_saved_pause_ends_even_if_the_clock_is_set() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let kept = |since, until| Kept {
             since: at(since),

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_are_looked_for_only_where_nobody_has_said_what_to_do_about_them() {
+    fn pods_are_searched_for_only_without_an_explicit_choice() {
         assert!(Unnamed::unless(false, Ask::Auto).is_some());
         for (named, ask) in [(true, Ask::Auto), (true, Ask::On), (false, Ask::Off)] {
             assert!(Unnamed::unless(named, ask).is_none(), "{named} {ask:?}");

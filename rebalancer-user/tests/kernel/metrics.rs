@@ -177,7 +177,7 @@ fn a_taken_port_is_an_error_if_it_was_asked_for_and_else_a_warning() {
 }
 
 #[test]
-fn a_refused_policy_leaves_the_agent_ready_and_a_gauge_says_so() {
+fn a_refused_policy_leaves_the_agent_ready_and_sets_a_gauge() {
     let _alone = alone();
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), TRACK_ONLY).unwrap();

@@ -31,7 +31,7 @@ pub fn status(agent: &Agent) -> Value {
 }
 
 #[test]
-fn a_dry_run_tells_its_mode_and_what_it_would_move() {
+fn the_status_of_a_dry_run_shows_its_mode_and_what_it_would_move() {
     let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE).replace("Enforce", "DryRun");

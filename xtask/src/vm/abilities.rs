@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_says_what_it_was_booted_as() {
+    fn a_guest_must_report_the_options_that_it_was_booted_with() {
         let integrity =
             "booted 6.12; lockdown none [integrity] confidentiality; 12 hierarchies of cgroup v1";
         let plain =

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_says_where_its_clients_go() {
+    fn a_spec_decides_where_its_clients_go() {
         let bare = spec(json!({}));
         assert_eq!(bare, Spec::default());
         let all = spec(json!({
