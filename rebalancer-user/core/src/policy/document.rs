@@ -11,6 +11,7 @@ use super::{
     error::Fault,
     matching::{Mismatch, MissingFact},
     mode::Mode,
+    node::{Given, Node},
     notation::{AmountUpTo, Exactly, Flag, Name, Port, Time, UpTo, word},
     rule::Rule,
     section::{
@@ -59,8 +60,8 @@ section! {
 
 impl Constraints for Policy {
     fn check(policy: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
+        names_differ(items(fields.get("rules")), reader);
         let Some(policy) = policy else { return };
-        let mut names = BTreeMap::new();
         for (rule, given) in policy.rules.iter().zip(items(fields.get("rules"))) {
             let within = |path: &[&str]| {
                 let at = path
@@ -68,14 +69,8 @@ impl Constraints for Policy {
                     .try_fold(given, |given, name| given.value.field(name));
                 at.map_or(0..0, |given| reader.place(given))
             };
-            let (name, age) = (within(&["name"]), within(&["limits", "maxAge"]));
+            let age = within(&["limits", "maxAge"]);
             let sustained_for = within(&["limits", "maxRate", "for"]);
-            if let Some(first) = names.insert(rule.name(), name.start) {
-                let line = reader.text[..first].matches('\n').count() + 1;
-                let message = format!("two rules are named {}", quoted(rule.name().as_str()));
-                let label = format!("the first is on line {line}");
-                reader.report(name, Fault::new(message, label, "give each its own name"));
-            }
             let (limits, min_age) = (rule.limits(), policy.guards.min_age);
             if limits.max_age().is_some_and(|age| age < min_age) {
                 let min_age = Span(min_age);
@@ -91,6 +86,23 @@ impl Constraints for Policy {
                 let fault = Fault::new("too short to tell a burst from a rate", label, remedy);
                 reader.report(sustained_for, fault);
             }
+        }
+    }
+}
+
+/// Reports rules of one name, whatever else is wrong with them.
+fn names_differ(rules: &[Given], reader: &mut Reader<'_>) {
+    let mut names = BTreeMap::new();
+    for given in rules.iter().filter_map(|rule| rule.value.field("name")) {
+        let Node::Text(name) = &given.value else {
+            continue;
+        };
+        let at = reader.place(given);
+        if let Some(first) = names.insert(name, at.start) {
+            let line = reader.text[..first].matches('\n').count() + 1;
+            let message = format!("two rules are named {}", quoted(name));
+            let label = format!("the first is on line {line}");
+            reader.report(at, Fault::new(message, label, "give each its own name"));
         }
     }
 }
