@@ -111,9 +111,10 @@ fn lint() -> Result<Vec<Section>> {
         section("lints", "clippy --workspace --all-targets -- -D warnings"),
         // `test = false` excludes these from --all-targets.
         section(
-            "lints of the kernel tests",
-            "clippy --workspace --test kernel --test lab -- -D warnings",
+            "lints of what that leaves out",
+            "clippy --workspace --test kernel --test lab --test tidy -- -D warnings",
         ),
+        section("layers, imports and words", "test --workspace --test tidy"),
     ])
 }
 

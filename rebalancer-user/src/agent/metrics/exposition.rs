@@ -236,7 +236,7 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
     out.counters(
         "moves",
-        "Moves that ended, and connections reported in dry run (outcome dry_run), by rule, the limit most exceeded, the step at which the move ended, mode and outcome.",
+        "Moves that ended, and connections reported in dry run (outcome dryRun), by rule, the limit most exceeded, the step at which the move ended, mode and outcome.",
         numbers.moves.iter().map(|(kind, n)| {
             let labels = [
                 ("rule", kind.rule.as_str()),

@@ -105,7 +105,7 @@ pub(crate) struct Numbers {
 }
 
 /// The outcome of a move that is only reported.
-const DRY_RUN: &str = "dry_run";
+const DRY_RUN: &str = "dryRun";
 
 impl Numbers {
     pub(super) fn new(endpoints_most: u64) -> Self {
