@@ -1,11 +1,12 @@
-//! Connections that have ended without their close being seen.
+//! Connections that closed without the kernel half seeing it.
 //!
-//! Another sock_ops program may clear the callback of a connection that was recorded with it. Where the
-//! walk finds such a connection alive, it counts it as one without a close. One that ends before the
-//! next pass stays in the kernel half's count of open connections, and would take room below the caps
-//! for good. What is missing there differs from what the walk cannot see (in an accept queue, in
-//! flight between processes, held by io_uring) in two signs: at this endpoint callbacks are cleared, and
-//! as many have been missing in two passes over all processes, of those accepted before the first.
+//! Another sock_ops program may clear the callback of a recorded connection. If the walk finds such a
+//! connection open, it counts as one whose close will not be seen. If it closes before the next pass, it
+//! would remain in the kernel half's count of open connections, and use up the caps permanently.
+//!
+//! The walk also misses connections that are open: in an accept queue, in transit between processes,
+//! held by io_uring alone. A connection counts as lost only if callbacks are cleared at its endpoint, it
+//! was accepted before the first of two passes over all processes, and neither pass found it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,50 +14,60 @@ use rebalancer_common::{Connection, EndpointKey, EndpointSums, flags, kind};
 
 use crate::{bpf::Pass, snapshot::Netns};
 
-/// What was missing at an endpoint at a pass over all processes.
+/// Connections missing at an endpoint in a pass over all processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Missing {
-    /// Connections accepted there until then.
+    /// Connections accepted there up to that pass.
     accepted: u64,
-    /// Of those of the pass before, how many are counted as open and nowhere to be found, at least.
+    /// Lower bound of those accepted before the previous pass that count as open and were not found.
     count: u64,
 }
 
-/// Finds them, from pass to pass.
+/// Finds lost closes by comparing consecutive passes.
 #[derive(Debug, Default)]
 pub(crate) struct LostCloses {
-    /// Where a connection without its callback was found.
+    /// Endpoints with a connection whose callback was cleared.
     cleared: BTreeSet<EndpointKey>,
     missing: BTreeMap<EndpointKey, Missing>,
 }
 
 impl LostCloses {
-    /// The endpoint that has lost most, and how many, by a pass over all processes and the sums that
-    /// were read after it.
+    /// The endpoint with the most lost closes, and their number, from a pass over all processes and the
+    /// sums read after it.
     pub(crate) fn find(
         &mut self,
         pass: &Pass,
         sums: &BTreeMap<EndpointKey, EndpointSums>,
         host: Netns,
     ) -> Option<(EndpointKey, u64)> {
-        let mut found: BTreeMap<EndpointKey, u64> = BTreeMap::new();
-        for socket in &pass.sockets {
-            let record = &socket.connection;
-            if record.kind == kind::LISTENER {
-                *found.entry(key(record, host)).or_default() += u64::from(socket.live.backlog);
-            } else if record.flags & flags::WITHOUT_CLOSE == 0 {
-                *found.entry(key(record, host)).or_default() += 1;
-            } else if record.flags & flags::ADOPTED == 0 {
-                self.cleared.insert(key(record, host));
-            }
-        }
+        let all = pass.sockets.iter();
+        let without_callback = all
+            .clone()
+            .map(|socket| &socket.connection)
+            .filter(|record| {
+                record.flags & flags::WITHOUT_CLOSE != 0 && record.flags & flags::ADOPTED == 0
+            });
+        self.cleared
+            .extend(without_callback.map(|record| key(record, host)));
         self.cleared.retain(|key| sums.contains_key(key));
-        let mut most: Option<(EndpointKey, u64)> = None;
         let before = std::mem::take(&mut self.missing);
+        if self.cleared.is_empty() {
+            return None; // the usual case: no second loop over the connections
+        }
+        let mut found: BTreeMap<EndpointKey, u64> = BTreeMap::new();
+        for socket in all {
+            let record = &socket.connection;
+            let count = match record.kind {
+                kind::LISTENER => u64::from(socket.live.backlog),
+                _ => u64::from(record.flags & flags::WITHOUT_CLOSE == 0),
+            };
+            *found.entry(key(record, host)).or_default() += count;
+        }
+        let mut most: Option<(EndpointKey, u64)> = None;
         for key in &self.cleared {
             let sums = sums[key];
             let known = before.get(key).copied();
-            // Those that were accepted since the last pass may be anywhere yet.
+            // Connections accepted since the last pass may still be in transit.
             let accepted = known.map_or(sums.accepted, |known| {
                 sums.accepted.saturating_sub(known.accepted)
             });
@@ -78,14 +89,14 @@ impl LostCloses {
             );
         }
         if let Some((key, _)) = most {
-            // They are counted at the next pass, and are not missing there.
+            // The next pass accounts for them, so they are not missing then.
             self.missing.remove(&key);
         }
         most
     }
 }
 
-/// As the kernel half has it.
+/// The endpoint's key, built as in the kernel half.
 fn key(record: &Connection, host: Netns) -> EndpointKey {
     EndpointKey {
         cgroup: if Netns(record.netns) == host {
@@ -115,7 +126,7 @@ mod tests {
         reserved: 0,
     };
 
-    /// As many with their callback, one without it, and a listener with a queue.
+    /// A listener with a queue, `with_close` connections, and one without its callback if `cleared`.
     fn pass(with_close: usize, cleared: bool, backlog: u32) -> Pass {
         let socket = |kind, flags, backlog| Walked {
             connection: Connection {
@@ -163,12 +174,12 @@ mod tests {
     #[test]
     fn what_two_passes_miss_is_lost_where_callbacks_are_cleared() {
         let mut closes = LostCloses::default();
-        // What was accepted when is not known at the first.
+        // The first pass does not know when connections were accepted.
         assert_eq!(find(&mut closes, &pass(3, true, 2), 20, 12), None);
         assert_eq!(find(&mut closes, &pass(3, false, 2), 20, 12), None);
-        // One is in neither place yet: it was accepted since.
+        // One was accepted since the last pass and is not missed yet.
         assert_eq!(find(&mut closes, &pass(3, false, 2), 21, 13), Some(7));
-        // It was reported; what is missing then counts from the start.
+        // Those were reported; what is missing now must be missed by two passes again.
         for _ in 0..2 {
             assert_eq!(find(&mut closes, &pass(3, false, 2), 21, 6), None);
         }
@@ -180,10 +191,10 @@ mod tests {
     fn what_the_walk_cannot_see_is_not_lost() {
         let mut closes = LostCloses::default();
         for _ in 0..3 {
-            // Held by io_uring, say: nobody clears callbacks here.
+            // For example held by io_uring: no callback is cleared here.
             assert_eq!(find(&mut closes, &pass(3, false, 0), 20, 12), None);
         }
-        // A queue that fills, and connections that come and go.
+        // An accept queue that fills, and short connections.
         for accepted in [20, 40, 60] {
             assert_eq!(find(&mut closes, &pass(3, true, 9), accepted, 12), None);
             assert_eq!(
