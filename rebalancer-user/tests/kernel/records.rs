@@ -13,7 +13,7 @@ use std::{
 
 use rebalancer_common::{ENDPOINTS_PER_PLACE, Fault};
 use rebalancer_user::{
-    bpf::{Adopt, EmptyEndpoints, Tracking, read_endpoints, read_faults},
+    bpf::{Adopt, EmptyEndpoints, Tracker, Tracking, read_endpoints, read_faults},
     host::{CgroupPaths, netns::enter},
     observe::{Observation, Observer},
     snapshot::{CgroupId, Endpoint, EndpointKey, Netns},
@@ -22,7 +22,7 @@ use rustix::{
     net::{AddressFamily, SocketType, sockopt},
     thread::{UnshareFlags, unshare_unsafe},
 };
-use xtask::lab::{Host, Pod};
+use xtask::lab::{Host, Lab, Pod};
 
 use crate::{
     guards::echoes,
@@ -119,7 +119,38 @@ fn a_connection_whose_callback_was_cleared_leaves_no_record() {
     assert!((5..=10).contains(&bytes), "{bytes}");
 }
 
-/// Of what comes and goes between two passes the walk sees nothing at all.
+/// Tracking of the lab alone with this cap, for an endpoint and for the node, and its observer.
+fn capped(lab: &Lab, cap: u32) -> (Tracker, Observer, Adopt) {
+    let tracking = Tracking {
+        max_per_endpoint: cap,
+        max_per_node: cap,
+        ..Tracking::default()
+    };
+    let Tracked { tracker, walker } = Tracked::start(Some(cgroup(lab)), tracking);
+    // Connections elsewhere on the machine do not count towards the cap.
+    let adopt = Adopt::Below {
+        cgroup: tracker.within().unwrap(),
+        room: u64::MAX,
+    };
+    (tracker, Observer::new(walker), adopt)
+}
+
+/// Clients that have had an answer.
+fn clients(lab: &Lab, address: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut clients: Vec<_> = (0..count).map(|_| connect(lab, address)).collect();
+    clients.iter_mut().for_each(echoes);
+    clients
+}
+
+fn wait_until_left(pod: &Pod, count: usize) {
+    eventually("the other connections are closed", || {
+        let left = connected(&pod.host);
+        let lines = left.iter().filter(|&&byte| byte == b'\n').count();
+        if lines == count { Ok(left) } else { Err(left) }
+    });
+}
+
+/// The walk never sees a connection that opens and closes between two passes.
 #[test]
 fn connections_without_a_callback_do_not_use_capacity_permanently() {
     const CAP: u32 = 10;
@@ -127,34 +158,15 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
     let lab = lab(1);
     let pod = lab.pod(0);
     let address = SocketAddr::from((pod.addr, 7403));
-    let tracking = Tracking {
-        max_per_endpoint: CAP,
-        max_per_node: CAP,
-        ..Tracking::default()
-    };
-    let tracked = Tracked::start(Some(cgroup(&lab)), tracking);
-    let pins = tracked.tracker.pins().to_owned();
-    let mut observer = Observer::new(tracked.walker);
-    // Nothing of the rest of the machine takes room.
-    let adopt = Adopt::Below {
-        cgroup: tracked.tracker.within().unwrap(),
-        room: u64::MAX,
-    };
+    let (tracker, mut observer, adopt) = capped(&lab, CAP);
     let mut observe = || observer.observe(adopt, &CgroupPaths::new()).unwrap();
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let neighbour = Neighbour::attach(cgroup(&lab));
-    let come = |count| {
-        let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
-        clients.iter_mut().for_each(echoes);
-        clients
-    };
+    let come = |count| clients(&lab, address, count);
     observe();
     for gone in 1..=3 {
         drop(come(7));
-        eventually("all are gone", || {
-            let left = connected(&pod.host);
-            if left.is_empty() { Ok(left) } else { Err(left) }
-        });
+        wait_until_left(pod, 0);
         let seen = observe();
         assert_eq!(counts(&seen, pod, 7403), (1, 0, 7 * gone));
         assert_eq!(seen.unseen, 0);
@@ -165,16 +177,13 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
     let more = come(9);
     assert_eq!(counts(&observe(), pod, 7403).1, u64::from(CAP), "a cap");
     drop((some, more, neighbour));
-    eventually("all are gone", || {
-        let left = connected(&pod.host);
-        if left.is_empty() { Ok(left) } else { Err(left) }
-    });
+    wait_until_left(pod, 0);
     // The callbacks are left alone again.
     observe();
     let some = come(9);
     let seen = observe();
     assert_eq!(counts(&seen, pod, 7403).1, 9);
-    let open: u64 = read_endpoints(&pins)
+    let open: u64 = read_endpoints(tracker.pins())
         .unwrap()
         .values()
         .map(|s| s.open)
@@ -183,8 +192,8 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
     drop(some);
 }
 
-/// A program behind ours may clear the callback later than at the accept: the connection is counted as
-/// one whose close will be seen, and ends before a pass finds out.
+/// A program attached after ours may clear the callback later than at the accept. The connection then
+/// counts as one whose close will be seen, and closes before a pass notices.
 #[test]
 fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() {
     const STATE: u32 = 10;
@@ -193,44 +202,26 @@ fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() 
     let lab = lab(1);
     let pod = lab.pod(0);
     let address = SocketAddr::from((pod.addr, 7405));
-    let tracking = Tracking {
-        max_per_endpoint: CAP,
-        max_per_node: CAP,
-        ..Tracking::default()
-    };
-    let tracked = Tracked::start(Some(cgroup(&lab)), tracking);
-    let pins = tracked.tracker.pins().to_owned();
-    let mut observer = Observer::new(tracked.walker);
-    let adopt = Adopt::Below {
-        cgroup: tracked.tracker.within().unwrap(),
-        room: u64::MAX,
-    };
+    let (tracker, mut observer, adopt) = capped(&lab, CAP);
     let mut observe = || {
         observer.look_everywhere();
         observer.observe(adopt, &CgroupPaths::new()).unwrap()
     };
     let _server = Server::start(&pod.host, address, Kind::Plain);
     let neighbour = Neighbour::clearing_at(cgroup(&lab), STATE);
-    let come = |count| {
-        let mut clients: Vec<_> = (0..count).map(|_| connect(&lab, address)).collect();
-        clients.iter_mut().for_each(echoes);
-        clients
-    };
+    let come = |count| clients(&lab, address, count);
     let open = || -> i64 {
-        let sums = read_endpoints(&pins).unwrap();
+        let sums = read_endpoints(tracker.pins()).unwrap();
         sums.values().map(|sums| sums.open.cast_signed()).sum()
     };
     let mut stays = come(1);
     observe();
     for gone in 1..=3 {
         drop(come(20));
-        eventually("all are gone", || {
-            let left = connected(&pod.host);
-            let lines = left.iter().filter(|&&byte| byte == b'\n').count();
-            if lines == 1 { Ok(left) } else { Err(left) }
-        });
+        wait_until_left(pod, 1);
         assert_eq!(open(), 20, "their closes were not seen");
-        // At the first they may be on their way; two more miss them; the fourth counts them.
+        // At the first pass they may still be in transit; the next two miss them; the fourth accounts
+        // for them.
         for _ in 0..4 {
             observe();
         }
@@ -243,7 +234,7 @@ fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() 
     }
     stays.iter_mut().for_each(echoes);
     drop(neighbour);
-    let some = come(CAP - 1);
+    let some = come(CAP as usize - 1);
     assert_eq!(
         counts(&observe(), pod, 7405).1,
         u64::from(CAP),
