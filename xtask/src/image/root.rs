@@ -55,13 +55,8 @@ impl Root {
         Ok(())
     }
 
-    /// Puts what is in the folder `from` at the root, with its modes and links.
-    pub(crate) fn tree(&mut self, from: &Path) -> Result<()> {
-        self.tree_at(Path::new("/"), from)
-    }
-
     /// Puts what is in the folder `from` below `path`, with its modes and links.
-    pub(crate) fn tree_at(&mut self, path: &Path, from: &Path) -> Result<()> {
+    pub(crate) fn tree(&mut self, path: &Path, from: &Path) -> Result<()> {
         for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
             let entry = entry?;
             let (path, from) = (path.join(entry.file_name()), entry.path());
@@ -70,7 +65,7 @@ impl Root {
                 .with_context(|| from.display().to_string())?;
             if metadata.is_dir() {
                 self.insert(&path, Entry::Folder);
-                self.tree_at(&path, &from)?;
+                self.tree(&path, &from)?;
             } else if metadata.is_symlink() {
                 self.insert(&path, Entry::Link(fs::read_link(&from)?));
             } else if metadata.is_file() {

@@ -96,26 +96,13 @@ impl Guest {
     /// The initramfs for this kernel.
     pub(super) fn for_kernel(&self, kernel: &Kernel) -> Result<PathBuf> {
         let mut modules = Root::default();
-        add(&mut modules, &kernel.modules, Path::new("lib"))?;
+        modules.tree(Path::new("/lib"), &kernel.modules.join("lib"))?;
         let path = self.folder.join("initramfs");
         // Archives may follow each other.
         fs::write(&path, [&self.archive[..], &modules.cpio()].concat())
             .with_context(|| path.display().to_string())?;
         Ok(path)
     }
-}
-
-fn add(root: &mut Root, base: &Path, path: &Path) -> Result<()> {
-    for entry in fs::read_dir(base.join(path)).with_context(|| path.display().to_string())? {
-        let path = path.join(entry?.file_name());
-        let from = base.join(&path);
-        if from.is_dir() {
-            add(root, base, &path)?;
-        } else {
-            root.executable(&path, &from)?;
-        }
-    }
-    Ok(())
 }
 
 /// iptables opens its extensions by name, so `ldd` does not list them.

@@ -42,7 +42,7 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
     let kernel = Kernel::unpack(&Archive::open(folder)?.fetch(KERNEL)?, folder)?;
     let system = system(folder)?;
     let mut root = Root::default();
-    root.tree(&system)?;
+    root.tree(Path::new("/"), &system)?;
     root.executable(Path::new("/usr/local/bin/rebalancer"), agent)?;
     root.text("/etc/rebalancer/policy.yaml", POLICY);
     root.text("/etc/systemd/system/rebalancer.service", UNIT);
@@ -55,7 +55,7 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
     root.script("/client.sh", include_str!("systemd_client.sh"));
     root.link("/init", "usr/lib/systemd/systemd");
     // Debian's /lib is a link to /usr/lib.
-    root.tree_at(Path::new("/usr"), &kernel.modules)?;
+    root.tree(Path::new("/usr/lib"), &kernel.modules.join("lib"))?;
     let initramfs = folder.join("initramfs-systemd");
     fs::write(&initramfs, root.cpio()).with_context(|| initramfs.display().to_string())?;
     let boot = Boot {
