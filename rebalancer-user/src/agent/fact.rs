@@ -1,4 +1,4 @@
-//! What can happen to the agent, as it is reported.
+//! Everything that the agent reports.
 
 use std::{io, time::Duration};
 
@@ -36,7 +36,7 @@ pub(super) enum Fact<'a> {
         /// Why a restart would end the pause.
         not_saved: Option<&'a io::Error>,
     },
-    /// The pause of the agent before goes on.
+    /// The pause that the previous agent saved is still in effect.
     StillPaused { paused: &'a PausedStatus },
     /// The pause has ended.
     Resumed { cause: ResumeCause },
@@ -67,7 +67,7 @@ pub(super) enum Fact<'a> {
         /// From its start.
         waited: Duration,
     },
-    /// Moves do not help, and are not tried for a time.
+    /// Moves do not help; the agent stops trying them for a time.
     CooldownStarted(&'a NewHold),
     /// An operator has ended a cooldown.
     CooldownCleared(&'a Cooldown),
@@ -75,13 +75,13 @@ pub(super) enum Fact<'a> {
     MoverLost { cause: MoverLoss, may_restart: bool },
     /// Another moving thread was started.
     MoverReplaced { signs: MoverSigns },
-    /// The kernel has answered an abandoned moving thread, which has ended.
+    /// The system call of an abandoned moving thread returned, and the thread ended.
     MoverAnswered { at: Option<Cookie> },
-    /// Another program was attached after ours, and ours again after it.
+    /// Another program was attached after ours, so ours was attached again after it.
     AttachedAgain { next_check: Duration },
     /// The kernel half has counted `new` faults since the last pass.
     KernelFault { fault: Fault, new: u64, total: u64 },
-    /// Records that make no sense.
+    /// Records with invalid values.
     InvalidRecords { count: u64 },
 }
 
@@ -91,13 +91,13 @@ pub(super) struct Pass<'a> {
     pub(super) observation: &'a Observation,
     pub(super) plan: &'a Plan,
     pub(super) ledger: &'a Ledger,
-    /// What all of it took.
+    /// Duration of the whole pass.
     pub(super) duration: Duration,
-    /// What listing took.
+    /// Duration of listing.
     pub(super) listing: Duration,
-    /// What deciding took.
+    /// Duration of deciding.
     pub(super) deciding: Duration,
-    /// For how long the next pass waits because of what walking took.
+    /// How much the next pass is delayed to keep walks below their share of a CPU.
     pub(super) put_off: Duration,
 }
 

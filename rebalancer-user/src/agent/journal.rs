@@ -1,6 +1,6 @@
-//! What happened, reported once: each [`Fact`] goes to the log, to the events that clients follow, to
-//! the metrics, to the status and to Kubernetes Events. Each of them matches all facts, so that the
-//! compiler asks every one of them about a new fact.
+//! The one place through which the agent reports: each [`Fact`] goes to the log, to the events that
+//! clients follow, to the metrics, to the status and to Kubernetes Events. Each of these matches every
+//! fact, so a new fact does not compile until all of them handle it.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ use crate::{
     snapshot::KernelTime,
 };
 
-/// Reports facts to everything that wants to know of them.
+/// Reports facts to all destinations.
 pub(super) struct Journal {
     state: AgentState,
     numbers: Numbers,
@@ -53,7 +53,7 @@ impl Journal {
         self.state.pass_began();
     }
 
-    /// It ended, well or not: the loop is alive. What is due becomes Kubernetes Events.
+    /// A pass ended, successfully or not, so the loop is alive. Writes the Kubernetes Events that are due.
     pub(super) fn pass_ended(&mut self) {
         self.event_recorder.write(Instant::now());
         self.state.pass_ended();
@@ -71,18 +71,18 @@ impl Journal {
         self.record(Fact::Passed(pass));
     }
 
-    /// What happened lately.
+    /// The recent events.
     pub(super) fn events(&self) -> Events {
         self.events.clone()
     }
 
-    /// All that can be asked for; `now` is when the last snapshot was taken.
+    /// Everything that requests can read; `now` is when the last snapshot was taken.
     pub(super) fn published(&self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Published {
         self.state.published(&self.numbers, policy, ledger, now)
     }
 }
 
-/// As clients that follow events see it; `None` if they do not.
+/// The event for clients; `None` if the fact is not an event.
 fn event(fact: &Fact<'_>) -> Option<EventKind> {
     Some(match fact {
         Fact::PolicyLoaded { mode, policy, .. } => EventKind::PolicyLoaded {

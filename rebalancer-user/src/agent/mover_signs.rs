@@ -1,4 +1,4 @@
-//! How the moving thread is, for the status, the metrics and the probes.
+//! The state of the moving thread, for the status, the metrics and the probes.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use crate::{
     moves::{Health, Mover, Pulse, Steps},
 };
 
-/// What can be seen of the moving thread; of none, where this node cannot reset.
+/// The state of the moving thread; there is none if no reset mechanism works on this node.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MoverSigns {
     pub(super) pulse: Option<Pulse>,

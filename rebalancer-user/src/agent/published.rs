@@ -1,4 +1,4 @@
-//! What the loop publishes after each pass, for whoever asks: nobody waits for the loop.
+//! What the loop publishes after each pass, so that requests are answered without waiting for it.
 
 use std::{
     sync::Arc,
@@ -8,10 +8,10 @@ use std::{
 use super::{mover_signs::MoverSigns, numbers::Numbers};
 use crate::api::{ServiceItem, Status};
 
-/// A loop that has not ended a pass for longer than this, and than three intervals, hangs.
+/// The loop hangs if no pass has ended for longer than this and three intervals.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// All that can be asked for without asking the loop.
+/// Everything that requests can read without the loop.
 pub(super) struct Published {
     pub(super) status: Status,
     pub(super) numbers: Numbers,
@@ -20,10 +20,10 @@ pub(super) struct Published {
     pub(super) beat: Beat,
 }
 
-/// When the loop was last seen to go round.
+/// Signs of life of the loop.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Beat {
-    /// When the agent began.
+    /// When the agent started.
     pub(super) started: Instant,
     /// When the last pass ended, well or not.
     pub(super) last: Option<Instant>,
@@ -32,7 +32,7 @@ pub(super) struct Beat {
 }
 
 impl Beat {
-    /// Whether the loop goes round, in words.
+    /// The state of the loop in words.
     pub(super) fn at(&self, now: Instant) -> Result<String, String> {
         let silent = now.saturating_duration_since(self.last.unwrap_or(self.started));
         let most = PATIENCE.max(self.interval.saturating_mul(3));

@@ -1,5 +1,5 @@
-//! `cargo xtask test vm --systemd`: a Debian 13 whose first process is systemd, with cgroup v2 alone and
-//! AppArmor, on which the agent runs as the unit of deploy/systemd.
+//! `cargo xtask test vm --systemd`: runs the unit of deploy/systemd on Debian 13 in a virtual machine, with
+//! systemd as init, cgroup v2 alone and AppArmor.
 
 use std::{fs, path::Path, process::Command};
 
@@ -14,7 +14,7 @@ use crate::{
 
 const SUITE: &str = "trixie";
 const KERNEL: &str = "6.12";
-/// Beside what debootstrap's smallest system has.
+/// In addition to debootstrap's minbase.
 const PACKAGES: &str = "apparmor,dbus,iproute2,kmod,nginx-light,procps,systemd,systemd-sysv,udev";
 const UNIT: &str = include_str!("../../../deploy/systemd/rebalancer.service");
 const POLICY: &str = "\
@@ -94,7 +94,7 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A smallest Debian with systemd, made once.
+/// A minimal Debian with systemd, installed once and then reused.
 fn system(folder: &Path) -> Result<std::path::PathBuf> {
     let done = folder.join(format!("system-{SUITE}"));
     if done.exists() {

@@ -1,10 +1,10 @@
 #!/bin/bash
-# A unit of a machine whose first process is systemd: installs the agent as deploy/systemd describes,
-# and uses it as an operator would. Lines for the outside begin with @@.
+# Runs as a systemd unit in the virtual machine: uses the agent's unit of deploy/systemd as an operator
+# would. Lines for xtask start with @@.
 exec >/dev/console 2>&1
 say() { echo "@@ $*"; }
 
-# Reports a check by its name: whether a command succeeds within a minute.
+# check NAME COMMAND...: passes if the command succeeds within a minute.
 check() {
     local name=$1 tries=120
     shift
@@ -24,8 +24,7 @@ edit() { sed -i "s/mode: .*/mode: $1/" /etc/rebalancer/policy.yaml; }
 
 depmod -a
 say "booted $(uname -r); $(systemctl --version | head -n 1); $(stat -fc %T /sys/fs/cgroup); AppArmor $(cat /sys/module/apparmor/parameters/enabled)"
-# Tries every ability within the unit's own restrictions. Without the ramp, a rule moves in its first
-# minute.
+# The ramp is off, so that a rule may move in its first minute. doctor runs under the unit's restrictions.
 mkdir -p /etc/systemd/system/rebalancer.service.d
 printf '[Service]\nEnvironment=REBALANCER_NO_RAMP=true\n' >/etc/systemd/system/rebalancer.service.d/ramp.conf
 cat >/etc/systemd/system/rebalancer.service.d/doctor.conf <<'UNIT'

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A client that keeps its connection: a request every half second, until /stop is there. Prints how many
-# requests it made, how many got no answer, and how many connections it had.
+# A keep-alive client: sends a request every half second until /stop exists. Prints the number of requests,
+# of requests without a response, and of connections.
 requests=0 lost=0 connections=0
 connect() {
     exec 3<>/dev/tcp/10.9.0.1/80

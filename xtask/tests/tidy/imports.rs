@@ -1,4 +1,4 @@
-//! Which file of a crate imports which, as the compiler resolves it.
+//! The imports between the files of a crate, with names resolved as the compiler does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use syn::{
     Attribute, Item, ItemMod, ItemUse, UseTree, Visibility, punctuated::Punctuated, visit::Visit,
 };
 
-/// Files of modules that have others below them.
+/// Names of files whose module has the modules of the same folder as children.
 const FACES: [&str; 3] = ["lib", "main", "mod"];
 
 /// A crate's modules.
@@ -19,25 +19,25 @@ pub(crate) struct Crate {
     modules: Vec<Module>,
 }
 
-/// A file, from the crate's folder on, and which files it imports.
+/// A file, and the files that it imports, by index.
 pub(crate) struct File {
     pub(crate) path: PathBuf,
     pub(crate) imports: BTreeSet<usize>,
 }
 
-/// A module: a file, or a part of one.
+/// A module: a whole file, or an inline module within one.
 struct Module {
     file: usize,
     parent: usize,
     children: BTreeMap<String, usize>,
-    /// Names that it brings into scope, and the paths that they stand for.
+    /// Names brought into scope by `use`, with their paths.
     names: BTreeMap<String, Vec<String>>,
-    /// Paths that its code names, and whether they only hand a name on.
+    /// Paths used in its code and imports.
     paths: Vec<Vec<String>>,
 }
 
 impl Crate {
-    /// Reads a crate from the file of its root module. Test modules are left out: they may look at
+    /// Reads a crate, given the file of its root module. Test modules are left out, as they may import
     /// anything.
     pub(crate) fn read(root: &Path) -> Self {
         let mut all = Self {
@@ -50,7 +50,7 @@ impl Crate {
         all
     }
 
-    /// Every import: the file that has it, and the one that it is of.
+    /// Every import, as the importing and the imported file.
     pub(crate) fn imports(&self) -> impl Iterator<Item = (&Path, &Path)> {
         self.files.iter().flat_map(|file| {
             let of = |to: &usize| (file.path.as_path(), self.files[*to].path.as_path());
@@ -58,14 +58,14 @@ impl Crate {
         })
     }
 
-    /// Files that import each other in a circle.
+    /// Circles of files that import each other.
     pub(crate) fn circles(&self) -> Vec<Vec<PathBuf>> {
         let edges = self.files.iter().map(|file| file.imports.clone());
         let names: Vec<_> = self.files.iter().map(|file| file.path.clone()).collect();
         circles(edges.collect(), &names)
     }
 
-    /// Neighbours in a folder, each a file or a folder, that import each other in a circle.
+    /// Circles of files and folders in the same folder that import each other.
     pub(crate) fn circles_of_folders(&self) -> Vec<Vec<PathBuf>> {
         let folders: BTreeSet<PathBuf> = (self.files.iter())
             .flat_map(|file| file.path.ancestors().skip(1).map(Path::to_owned))
@@ -185,14 +185,14 @@ impl Crate {
             }
         }
         for (from, to) in edges {
-            // What is below a module may use what that module shares among its parts.
+            // A module may use what its parent module defines for all of its children.
             if !self.is_above(to, from) {
                 self.files[from].imports.insert(to);
             }
         }
     }
 
-    /// Whether a file is the module that another is part of.
+    /// Whether the module of `file` is an ancestor of the module of `below`.
     fn is_above(&self, file: usize, below: usize) -> bool {
         let root = self.modules.iter().position(|it| it.file == below);
         let mut at = root.expect("a file is a module");
@@ -205,7 +205,7 @@ impl Crate {
         false
     }
 
-    /// The file that defines what a path within a module stands for; none if that is another crate's.
+    /// The file that defines the item of a path in a module; `None` for items of other crates.
     fn file_of(&self, at: usize, path: &[String], depth: usize) -> Option<usize> {
         const DEEPEST: usize = 16;
         let (mut at, mut rest, mut is_first) = (at, path, true);
@@ -238,7 +238,7 @@ impl Crate {
 
 impl Module {
     fn add_use(&mut self, item: &ItemUse) {
-        // A module's face hands on the names of its children, which is no import.
+        // A re-export of a child's names is not counted as an import.
         let hands_on = !matches!(item.vis, Visibility::Inherited);
         let mut leaves = Vec::new();
         flatten(&item.tree, &mut Vec::new(), &mut leaves);
@@ -279,7 +279,7 @@ fn flatten(tree: &UseTree, path: &mut Vec<String>, leaves: &mut Vec<(String, Vec
     }
 }
 
-/// Whether what bears these attributes is compiled for tests alone.
+/// Whether an item with these attributes is compiled only for tests.
 fn is_for_tests(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         attribute.path().is_ident("cfg")
@@ -289,7 +289,7 @@ fn is_for_tests(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// Paths of more than one step in code.
+/// Collects paths of more than one segment.
 #[derive(Default)]
 struct Paths {
     found: Vec<Vec<String>>,
@@ -323,7 +323,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// Circles of a graph, each by a way around it: none of them is left if each is broken once.
+/// Circles of a graph. Removing one edge of each leaves no circle.
 fn circles(mut edges: Vec<BTreeSet<usize>>, names: &[PathBuf]) -> Vec<Vec<PathBuf>> {
     let mut circles = Vec::new();
     while let Some(circle) = circle(&edges) {
@@ -341,7 +341,7 @@ fn circle(edges: &[BTreeSet<usize>]) -> Option<Vec<usize>> {
         .min_by_key(Vec::len)
 }
 
-/// A shortest way from a node to itself.
+/// A shortest path from a node back to itself.
 fn way_back(edges: &[BTreeSet<usize>], start: usize) -> Option<Vec<usize>> {
     let mut from = BTreeMap::new();
     let mut next = std::collections::VecDeque::from([start]);

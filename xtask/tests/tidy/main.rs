@@ -1,5 +1,5 @@
-//! What the compiler does not check: in which direction the parts of the tree depend on each other, that
-//! every file says what it is for, and that the prose is in standard terms.
+//! Checks that the compiler does not make: the direction of dependencies, module documentation, and the
+//! wording of prose and names.
 
 mod imports;
 
@@ -17,7 +17,7 @@ fn top() -> &'static Path {
         .expect("the workspace")
 }
 
-/// The root modules of the crates that ship, and of xtask.
+/// The root modules of all crates.
 const CRATES: [&str; 6] = [
     "rebalancer-common/src/lib.rs",
     "rebalancer-ebpf/src/main.rs",
@@ -27,7 +27,7 @@ const CRATES: [&str; 6] = [
     "xtask/src/main.rs",
 ];
 
-/// What the agent's crate is made of, from the ground up: each part imports only from those before it.
+/// The top-level modules of the agent's crate, lowest first. Each imports only from those before it.
 const LAYERS: [&str; 15] = [
     "folder",
     "host",
@@ -46,7 +46,7 @@ const LAYERS: [&str; 15] = [
     "cli",
 ];
 
-/// Words of a dialect that this project once had, each with what to write instead.
+/// Words that earlier versions of this project used in senses of their own, and replacements.
 const WORDS: [(&str, &str); 12] = [
     ("anew", "again, from the start"),
     ("futile", "fill test"),
@@ -107,7 +107,7 @@ fn parts_import_only_from_those_below_them() {
     assert!(upwards.is_empty(), "{upwards:#?}");
 }
 
-/// The texts of the tree that git knows.
+/// The tracked files with these endings, with their contents.
 fn texts(endings: &[&str]) -> Vec<(PathBuf, String)> {
     let list = Command::new("git")
         .arg("ls-files")
@@ -116,7 +116,7 @@ fn texts(endings: &[&str]) -> Vec<(PathBuf, String)> {
     let list = String::from_utf8(list.expect("git").stdout).expect("paths are UTF-8");
     list.lines()
         .filter(|path| endings.iter().any(|ending| path.ends_with(ending)))
-        // What a commit in the making removes is still in the index.
+        // A file that is deleted but not committed is still in the index.
         .filter_map(|path| Some((path.into(), fs::read_to_string(top().join(path)).ok()?)))
         .collect()
 }
@@ -156,7 +156,7 @@ fn prose_and_names_are_in_standard_terms() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
-/// Not an error: some things are long. It is printed, so that it is a choice.
+/// A long file is not an error, only listed.
 #[test]
 fn long_files_are_listed() {
     const LONG: usize = 700;

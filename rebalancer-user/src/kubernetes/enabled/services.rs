@@ -57,26 +57,26 @@ impl Spec {
 #[derive(Debug, Default)]
 pub(super) struct ByService(BTreeMap<ServiceName, Since>);
 
-/// A pod whose readiness changes more than once within this time has changed once: it is flapping.
+/// A pod is flapping if its readiness changes again within this time. All those changes count as one.
 const FLAPPING: Duration = Duration::from_secs(10 * 60);
 
-/// One in so many pods may change before the ready set counts as changed: a large Service changes all
-/// the time.
+/// Up to one in this many pods may change without the ready set counting as changed, because the pods of a
+/// large Service change all the time.
 const TOLERATED: usize = 20;
 
 /// A Service's endpoints, and when their ready set last changed.
 #[derive(Debug)]
 struct Since {
     endpoints: Endpoints,
-    /// The last time since which more pods have changed than are tolerated; `None`: before the first
-    /// list.
+    /// The latest time since which more than the tolerated number of pods have changed; `None` if that
+    /// was never the case since the first list.
     changed: Option<Instant>,
-    /// Pods that changed lately: for the first time, and for the last.
+    /// Pods that changed recently, with the times of their first and last change.
     recent: BTreeMap<u64, (Instant, Instant)>,
 }
 
 impl Since {
-    /// Replaces the endpoints by what was listed at this time.
+    /// Replaces the endpoints, and notes at `at` which pods have become ready or unready.
     fn update(&mut self, endpoints: Endpoints, at: Option<Instant>) {
         let before = std::mem::replace(&mut self.endpoints, endpoints).ready_set;
         let now = &self.endpoints.ready_set;
