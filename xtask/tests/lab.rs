@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     time::Duration,
@@ -27,11 +27,22 @@ fn request(stream: &mut TcpStream) -> String {
         .to_owned()
 }
 
+fn try_connect(lab: &Lab, target: SocketAddr) -> io::Result<TcpStream> {
+    lab.client().enter(|| TcpStream::connect(target)).unwrap()
+}
+
 fn connect(lab: &Lab, target: SocketAddr) -> TcpStream {
-    lab.client()
-        .enter(|| TcpStream::connect(target))
-        .unwrap()
-        .unwrap()
+    try_connect(lab, target).unwrap()
+}
+
+#[track_caller]
+fn is_refused(lab: &Lab, target: SocketAddr) {
+    let refused = try_connect(lab, target).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+fn lab(pods: usize, serving: usize) -> Lab {
+    Lab::start(Spec { pods, serving }).unwrap()
 }
 
 #[test]
@@ -53,11 +64,7 @@ fn connections_spread_over_ipv6() {
     let first = request(&mut old);
     lab.set_endpoints(&[]).unwrap();
     assert_eq!(request(&mut old), first, "conntrack keeps it");
-    let refused = lab.client().enter(|| TcpStream::connect(service)).unwrap();
-    assert_eq!(
-        refused.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionRefused
-    );
+    is_refused(&lab, service);
 }
 
 fn assert_connections_spread(lab: &Lab, service: SocketAddr) {
@@ -77,11 +84,7 @@ fn assert_connections_spread(lab: &Lab, service: SocketAddr) {
 
 #[test]
 fn new_endpoints_do_not_move_existing_connections() {
-    let lab = Lab::start(Spec {
-        pods: 2,
-        serving: 1,
-    })
-    .unwrap();
+    let lab = lab(2, 1);
     let mut old = connect(&lab, lab.service());
     assert_eq!(request(&mut old), "web-0");
     lab.pod(1).start_server().unwrap();
@@ -89,42 +92,23 @@ fn new_endpoints_do_not_move_existing_connections() {
     assert_eq!(request(&mut old), "web-0", "conntrack keeps it");
     assert_eq!(request(&mut connect(&lab, lab.service())), "web-1");
     lab.set_endpoints(&[]).unwrap();
-    let refused = lab
-        .client()
-        .enter(|| TcpStream::connect(lab.service()))
-        .unwrap();
-    assert_eq!(
-        refused.unwrap_err().kind(),
-        std::io::ErrorKind::ConnectionRefused
-    );
+    is_refused(&lab, lab.service());
 }
 
 #[test]
 fn programs_run_in_their_host_and_are_killed_with_the_lab() {
-    let lab = Lab::start(Spec {
-        pods: 1,
-        serving: 0,
-    })
-    .unwrap();
+    let lab = lab(1, 0);
     let pod = lab.pod(0);
-    let sleeper = pod.host.spawn("sleep", &["1000"]).unwrap();
+    let mut sleeper = pod.host.spawn("sleep", &["1000"]).unwrap();
     let process = PathBuf::from(format!("/proc/{}", sleeper.id()));
     let namespace = fs::read_link(process.join("ns/net")).unwrap();
-    assert_eq!(
-        namespace,
-        PathBuf::from(format!("net:[{}]", pod.host.netns_inode()))
-    );
+    let inode = pod.host.netns_inode();
+    assert_eq!(namespace, PathBuf::from(format!("net:[{inode}]")));
     let cgroups = fs::read_to_string(process.join("cgroup")).unwrap();
-    let (_, cgroup) = cgroups.rsplit_once("0::").unwrap();
-    assert!(
-        pod.host
-            .cgroup()
-            .ends_with(cgroup.trim().trim_start_matches('/')),
-        "{cgroups}"
-    );
+    let (_, cgroup) = cgroups.rsplit_once("0::/").unwrap();
+    assert!(pod.host.cgroup().ends_with(cgroup.trim()), "{cgroups}");
     let (netns, cgroup) = (pod.host.netns().to_owned(), pod.host.cgroup().to_owned());
     drop(lab);
-    let mut sleeper = sleeper;
     assert!(!sleeper.wait().unwrap().success(), "the lab kills it");
     assert!(!netns.exists());
     assert!(!cgroup.exists());
@@ -132,23 +116,11 @@ fn programs_run_in_their_host_and_are_killed_with_the_lab() {
 
 #[test]
 fn labs_are_independent() {
-    let first = Lab::start(Spec {
-        pods: 1,
-        serving: 1,
-    })
-    .unwrap();
-    let second = Lab::start(Spec {
-        pods: 1,
-        serving: 1,
-    })
-    .unwrap();
+    let [first, second] = [(); 2].map(|()| lab(1, 1));
     assert_ne!(first.service(), second.service());
     assert_ne!(first.client_subnet(), second.client_subnet());
     let mut stream = connect(&second, second.service());
     drop(first);
-    assert_eq!(
-        request(&mut stream),
-        "web-0",
-        "removing one lab leaves the other running"
-    );
+    // Removing one lab leaves the other running.
+    assert_eq!(request(&mut stream), "web-0");
 }
