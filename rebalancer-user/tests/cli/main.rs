@@ -31,6 +31,23 @@ impl From<Output> for Ran {
     }
 }
 
+impl Ran {
+    /// What it printed: it succeeded, and said nothing beside.
+    #[track_caller]
+    fn prints(self) -> String {
+        assert_eq!((self.code, self.err.as_str()), (0, ""));
+        self.out
+    }
+
+    /// What it said: it ended with this code, and printed nothing.
+    #[track_caller]
+    fn fails(self, code: i32) -> String {
+        let ended = (self.code, self.out.as_str());
+        assert_eq!(ended, (code, ""), "{}", self.err);
+        self.err
+    }
+}
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rebalancer"));
     // The caller's environment must not decide.

@@ -1,12 +1,11 @@
 //! Completions and manual pages, as black boxes.
 
-use crate::{Ran, run_with};
+use crate::run;
 
 #[test]
 fn every_shell_gets_completions() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let Ran { code, out, .. } = run_with(&["completions", shell], "");
-        assert_eq!(code, 0, "{shell}");
+        let out = run(&["completions", shell]).prints();
         for word in [
             "explain",
             "--snapshot",
@@ -24,23 +23,19 @@ fn every_shell_gets_completions() {
             assert!(known, "{shell} does not know {word}");
         }
     }
-    assert_eq!(run_with(&["completions", "tcsh"], "").code, 2);
+    run(&["completions", "tcsh"]).fails(2);
 }
 
 #[test]
 fn every_command_has_a_manual_page() {
-    let Ran {
-        code, out: page, ..
-    } = run_with(&["man"], "");
-    assert_eq!(code, 0);
+    let page = run(&["man"]).prints();
     assert!(
         page.contains(".TH rebalancer 1") && page.contains("explain"),
         "{page}"
     );
     let folder = tempfile::tempdir().unwrap();
     let pages = folder.path().join("man1");
-    let Ran { code, err, .. } = run_with(&["man", "--dir", pages.to_str().unwrap()], "");
-    assert_eq!(code, 0, "{err}");
+    assert_eq!(run(&["man", "--dir", pages.to_str().unwrap()]).code, 0);
     for name in [
         "rebalancer",
         "rebalancer-plan",

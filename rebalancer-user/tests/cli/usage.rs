@@ -1,6 +1,11 @@
 //! Usage, `policy check`, and commands that ask an agent where none runs.
 
-use std::{fs, io::Write as _, path::PathBuf, process::Stdio};
+use std::{
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use assert_cmd::Command;
 use tempfile::TempDir;
@@ -41,10 +46,9 @@ fn assert_has(text: &str, parts: &[&str]) {
 #[test]
 fn help_names_every_command() {
     for arguments in [["--help"], ["-h"]] {
-        let ran = run(&arguments);
-        assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+        let out = run(&arguments).prints();
         assert_has(
-            &ran.out,
+            &out,
             &[
                 "agent",
                 "dump",
@@ -115,9 +119,8 @@ fn every_command_explains_itself() {
         (&["policy", "check"], &["<FILE>", "standard input"]),
     ];
     for (command, parts) in expected {
-        let ran = run(&[command, &["--help"]].concat());
-        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{command:?}");
-        assert_has(&ran.out, parts);
+        let out = run(&[command, &["--help"]].concat()).prints();
+        assert_has(&out, parts);
     }
 }
 
@@ -154,9 +157,8 @@ fn usage_errors_are_2_and_name_the_remedy() {
         (&["policy", "check", "a", "b"], "'b'"),
     ];
     for (arguments, part) in mistakes {
-        let ran = run(arguments);
-        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}");
-        assert_has(&ran.err, &[part]);
+        let err = run(arguments).fails(2);
+        assert_has(&err, &[part]);
     }
 }
 
@@ -164,26 +166,22 @@ fn usage_errors_are_2_and_name_the_remedy() {
 fn a_valid_policy_is_reported_on_stdout() {
     let (_dir, path) = file(VALID);
     let name = path.to_str().unwrap();
-    let ran = run(&["policy", "check", name]);
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
-    assert_eq!(ran.out, format!("{name}: valid, mode DryRun, 1 rule\n"));
+    let out = run(&["policy", "check", name]).prints();
+    assert_eq!(out, format!("{name}: valid, mode DryRun, 1 rule\n"));
 }
 
 #[test]
 fn a_policy_without_rules_is_valid() {
-    let ran = check(
-        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules: []\n",
-    );
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
-    assert_has(&ran.out, &["valid, mode Enforce, 0 rules\n"]);
+    let head = "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\n";
+    let out = check(format!("{head}mode: Enforce\nrules: []\n")).prints();
+    assert_has(&out, &["valid, mode Enforce, 0 rules\n"]);
 }
 
 #[test]
 fn a_byte_order_mark_crlf_and_a_missing_last_newline_are_accepted() {
     let (mark, lines) = (format!("\u{feff}{VALID}"), VALID.replace('\n', "\r\n"));
     for text in [mark, lines, VALID.trim_end().to_owned()] {
-        let ran = check(&text);
-        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{text:?}");
+        check(&text).prints();
     }
 }
 
@@ -191,15 +189,14 @@ fn a_byte_order_mark_crlf_and_a_missing_last_newline_are_accepted() {
 fn a_syntax_error_is_3_with_place_mark_and_remedy_on_stderr() {
     let (_dir, path) = file(VALID.replace("maxAge", "maxage"));
     let name = path.to_str().unwrap();
-    let ran = run(&["policy", "check", name]);
-    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
+    let err = run(&["policy", "check", name]).fails(3);
     let expected = format!(
         "{name}:4:56: error: unknown field `maxage`\n\
          \x20 4 | - {{name: web, match: {{ports: [{{port: 8080}}]}}, limits: {{maxage: 30m}}}}\n\
          \x20   |                                                        ^^^^^^ not a field of this mapping\n\
          \x20   = did you mean `maxAge`?\n"
     );
-    assert_eq!(ran.err, expected);
+    assert_eq!(err, expected);
 }
 
 #[test]
@@ -213,33 +210,23 @@ rules:
 - {name: web, match: {ports: [{port: 80800}]}, limits: {maxAge: 30}}
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxBytes: 10Gi}}
 ";
-    let ran = check(wrong);
-    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
-    let heads = ran.err.lines().filter(|line| line.contains(": error: "));
+    let err = check(wrong).fails(3);
+    let heads = err.lines().filter(|line| line.contains(": error: "));
     let places: Vec<&str> = heads
         .map(|head| {
             let (_, place) = head.split_once("policy.yaml:").unwrap();
             place.split_once(": error").unwrap().0
         })
         .collect();
-    assert_eq!(
-        places,
-        ["3:7", "4:11", "6:38", "6:65", "7:10"],
-        "{}",
-        ran.err
-    );
+    assert_eq!(places, ["3:7", "4:11", "6:38", "6:65", "7:10"], "{err}");
 }
 
 #[test]
 fn a_dash_is_standard_input() {
-    let ran = check_text(VALID);
-    assert_eq!(
-        (ran.code, ran.out.as_str(), ran.err.as_str()),
-        (0, "stdin: valid, mode DryRun, 1 rule\n", "")
-    );
-    let ran = check_text("");
-    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
-    assert_has(&ran.err, &["stdin:1:1: error: missing field `apiVersion`"]);
+    let out = check_text(VALID).prints();
+    assert_eq!(out, "stdin: valid, mode DryRun, 1 rule\n");
+    let err = check_text("").fails(3);
+    assert_has(&err, &["stdin:1:1: error: missing field `apiVersion`"]);
 }
 
 #[test]
@@ -252,10 +239,9 @@ fn an_unreadable_file_is_1_with_its_path() {
     ] {
         let path = path.to_str().unwrap();
         for command in [&["policy", "check", path][..], &["agent", "--policy", path]] {
-            let ran = run(command);
-            assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{command:?}");
-            assert_has(&ran.err, &["error: ", path, why]);
-            assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+            let err = run(command).fails(1);
+            assert_has(&err, &["error: ", path, why]);
+            assert_eq!(err.lines().count(), 1, "{err}");
         }
     }
 }
@@ -286,25 +272,19 @@ fn binary_and_hostile_content_is_refused_without_control_characters_in_the_error
     let large = format!("{VALID}# {}\n", "x".repeat(2 << 20));
     let documents = format!("{VALID}---\n{VALID}");
     for text in [deep, wide, bomb, escapes, nul, large, documents] {
-        let ran = check(&text);
-        assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{}", ran.err);
-        assert!(ran.err.len() < 100_000, "{} bytes", ran.err.len());
+        let err = check(&text).fails(3);
+        assert!(err.len() < 100_000, "{} bytes", err.len());
         let commands = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-        assert!(!ran.err.contains(commands), "{:?}", ran.err);
+        assert!(!err.contains(commands), "{err:?}");
     }
 }
 
 #[test]
 fn an_endless_file_is_refused() {
     let mut command = command(&["policy", "check", "/dev/zero"]);
-    let ran = Ran::from(
-        command
-            .timeout(std::time::Duration::from_secs(30))
-            .output()
-            .unwrap(),
-    );
-    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
-    assert_has(&ran.err, &["/dev/zero", "16 MiB"]);
+    let out = command.timeout(std::time::Duration::from_secs(30)).output();
+    let err = Ran::from(out.unwrap()).fails(1);
+    assert_has(&err, &["/dev/zero", "16 MiB"]);
 }
 
 #[test]
@@ -312,10 +292,9 @@ fn the_agent_checks_its_policy_before_anything_else() {
     // Without privilege the answer to a valid one is 4, and with it this cgroup is an error.
     let (_dir, path) = file(VALID.replace("30m", "30"));
     let path = path.to_str().unwrap();
-    let ran = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]);
-    assert_eq!((ran.code, ran.out.as_str()), (3, ""));
-    assert_has(&ran.err, &[":4:64: error: missing unit", "30s"]);
-    assert!(!ran.err.contains("nowhere"), "{}", ran.err);
+    let err = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]).fails(3);
+    assert_has(&err, &[":4:64: error: missing unit", "30s"]);
+    assert!(!err.contains("nowhere"), "{err}");
 }
 
 #[test]
@@ -344,7 +323,7 @@ fn commands_that_ask_an_agent_fail_where_none_runs() {
 }
 
 /// `status` for a directory without a socket, and pins that do not exist.
-fn status(form: &str, run_dir: &std::path::Path) -> Command {
+fn status(form: &str, run_dir: &Path) -> Command {
     let run_dir = run_dir.to_str().unwrap();
     let pins = "/sys/fs/bpf/rebalancer-nobody";
     command(&["status", "-o", form, "--pins", pins, "--run-dir", run_dir])
@@ -354,20 +333,18 @@ fn status(form: &str, run_dir: &std::path::Path) -> Command {
 fn status_without_an_agent_is_5_and_names_the_socket() {
     let dir = tempfile::tempdir().unwrap();
     for form in ["table", "wide", "json", "yaml"] {
-        let ran = Ran::from(status(form, dir.path()).output().unwrap());
-        assert_eq!((ran.code, ran.out.as_str()), (5, ""), "{}", ran.err);
+        let err = Ran::from(status(form, dir.path()).output().unwrap()).fails(5);
         let socket = dir.path().join("agent.sock");
         let parts = [
             "no agent is running",
             socket.to_str().unwrap(),
             "rebalancer-nobody",
         ];
-        assert_has(&ran.err, &parts);
+        assert_has(&err, &parts);
     }
     // A killed one leaves its socket.
     drop(std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap());
-    let ran = Ran::from(status("table", dir.path()).output().unwrap());
-    assert_eq!(ran.code, 5, "{}", ran.err);
+    Ran::from(status("table", dir.path()).output().unwrap()).fails(5);
     assert_eq!(run(&["status", "-o", "xml"]).code, 2);
 }
 
@@ -377,21 +354,18 @@ fn status_without_permission_is_4() {
     let dir = tempfile::tempdir().unwrap();
     let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
-    command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
-    // Root may do everything: then another user runs a copy that is accessible to it.
+    // Root may do everything: then another user runs it. A copy is accessible to any.
     let copy = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let binary = copy.path().join("rebalancer");
+    fs::copy(env!("CARGO_BIN_EXE_rebalancer"), &binary).unwrap();
+    fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = std::process::Command::new(binary);
+    command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
     if rustix::process::geteuid().is_root() {
-        let binary = copy.path().join("rebalancer");
-        fs::copy(env!("CARGO_BIN_EXE_rebalancer"), &binary).unwrap();
-        fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        command = std::process::Command::new(binary);
-        command.args(["status", "--run-dir", dir.path().to_str().unwrap()]);
         command.uid(65534).gid(65534);
     }
-    let ran = Ran::from(command.output().unwrap());
-    assert_eq!((ran.code, ran.out.as_str()), (4, ""), "{}", ran.err);
-    assert_has(&ran.err, &["permission denied", "root"]);
+    let err = Ran::from(command.output().unwrap()).fails(4);
+    assert_has(&err, &["permission denied", "root"]);
 }
 
 #[test]
@@ -418,10 +392,17 @@ fn an_invalid_answer_of_an_agent_is_one_error_message() {
             });
             Ran::from(status("table", dir.path()).output().unwrap())
         });
-        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{}", ran.err);
-        assert_has(&ran.err, &[part]);
-        assert!(!ran.err.contains('\u{1b}'), "{:?}", ran.err);
+        let err = ran.fails(1);
+        assert_has(&err, &[part]);
+        assert!(!err.contains('\u{1b}'), "{err:?}");
     }
+}
+
+/// `policy check` of this file with another standard output.
+fn check_into(path: &Path, stdout: impl Into<Stdio>) -> Ran {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
+    command.args(["policy", "check"]).arg(path).stdout(stdout);
+    command.output().unwrap().into()
 }
 
 #[test]
@@ -429,47 +410,27 @@ fn a_closed_stdout_is_no_error() {
     let (_dir, path) = file(VALID);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(["policy", "check"])
-        .arg(&path)
-        .stdout(writer)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ran = Ran::from(child.wait_with_output().unwrap());
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    check_into(&path, writer).prints();
 }
 
 #[test]
 fn a_full_stdout_is_an_error() {
     let (_dir, path) = file(VALID);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(["policy", "check"])
-        .arg(&path)
-        .stdout(full)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let ran = Ran::from(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, 1);
-    assert_has(&ran.err, &["error: ", "stdout", "No space left"]);
+    let err = check_into(&path, full).fails(1);
+    assert_has(&err, &["error: ", "stdout", "No space left"]);
 }
 
 #[test]
 fn a_policy_from_a_pipe_is_read_to_its_end() {
-    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(["policy", "check", "/dev/stdin"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
+    command.args(["policy", "check", "/dev/stdin"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
     for line in VALID.split_inclusive('\n') {
         pipe.write_all(line.as_bytes()).unwrap();
     }
     drop(pipe);
-    let ran = Ran::from(child.wait_with_output().unwrap());
-    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    Ran::from(child.wait_with_output().unwrap()).prints();
 }
