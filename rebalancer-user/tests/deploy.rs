@@ -4,11 +4,11 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
 };
 
 use rebalancer_user::policy::{self, Mode, Policy};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NAMESPACE: &str = "rebalancer";
 
@@ -39,12 +39,24 @@ fn rendered() -> Vec<Value> {
 
 /// The one object of that kind.
 fn object(kind: &str) -> Value {
-    let mut of_kind: Vec<Value> = rendered()
-        .into_iter()
-        .filter(|object| object["kind"] == kind)
-        .collect();
+    let mut of_kind = rendered();
+    of_kind.retain(|object| object["kind"] == kind);
     assert_eq!(of_kind.len(), 1, "{kind}s: {of_kind:#?}");
     of_kind.remove(0)
+}
+
+/// What these JSON pointers lead to is so.
+#[track_caller]
+fn shows(value: &Value, expected: Value) {
+    for (pointer, expected) in expected.as_object().unwrap() {
+        let found = value.pointer(pointer).unwrap_or(&Value::Null);
+        assert_eq!(found, expected, "{pointer} of {value:#}");
+    }
+}
+
+fn binary(arguments: &[&str]) -> Output {
+    let mut binary = Command::new(env!("CARGO_BIN_EXE_rebalancer"));
+    binary.args(arguments).output().unwrap()
 }
 
 fn daemon_set_pod() -> Value {
@@ -59,20 +71,20 @@ fn container(pod: &Value) -> &Value {
     &containers[0]
 }
 
+/// The item of a list with this value in this field.
+#[track_caller]
+fn item<'a>(list: &'a Value, field: &str, value: &Value) -> &'a Value {
+    let mut items = list.as_array().expect("a list").iter();
+    items
+        .find(|item| item[field] == *value)
+        .unwrap_or_else(|| panic!("no {field} {value} in {list:#}"))
+}
+
 /// A volume of the pod and where the container has it.
-fn volume<'a>(pod: &'a Value, path: &str) -> (&'a Value, &'a Value) {
-    let find = |list: &'a Value, field: &str, value: &str| {
-        list.as_array()
-            .into_iter()
-            .flatten()
-            .find(|item| item[field] == value)
-    };
-    let mount = find(&container(pod)["volumeMounts"], "mountPath", path)
-        .unwrap_or_else(|| panic!("nothing is mounted at {path}"));
-    let name = mount["name"].as_str().expect("a mount's name");
-    let volume = find(&pod["volumes"], "name", name)
-        .unwrap_or_else(|| panic!("{path}: there is no volume {name}"));
-    (volume, mount)
+fn volume(pod: &Value, path: &str) -> Value {
+    let mount = item(&container(pod)["volumeMounts"], "mountPath", &path.into());
+    let volume = item(&pod["volumes"], "name", &mount["name"]);
+    json!({"volume": volume, "mount": mount})
 }
 
 fn policy_file() -> String {
@@ -85,35 +97,32 @@ fn valid(text: &str) -> Policy {
 
 #[test]
 fn the_objects_are_these_and_in_one_namespace() {
-    let mut objects: Vec<(String, String)> = rendered()
-        .iter()
-        .map(|object| {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            (text(&object["kind"]), text(&object["metadata"]["name"]))
-        })
-        .collect();
-    objects.sort();
+    let objects = rendered();
+    let name = |object: &Value| {
+        let [kind, name] = [&object["kind"], &object["metadata"]["name"]];
+        format!("{kind} {name}").replace('"', "")
+    };
+    let mut names: Vec<String> = objects.iter().map(name).collect();
+    names.sort();
     let expected = [
-        ("ClusterRole", "rebalancer"),
-        ("ClusterRoleBinding", "rebalancer"),
-        ("ConfigMap", "rebalancer-policy"),
-        ("DaemonSet", "rebalancer"),
-        ("Namespace", NAMESPACE),
-        ("Role", "rebalancer"),
-        ("RoleBinding", "rebalancer"),
-        ("ServiceAccount", "rebalancer"),
-    ]
-    .map(|(kind, name)| (kind.to_owned(), name.to_owned()));
-    assert_eq!(objects, expected);
-    for object in rendered() {
-        let metadata = &object["metadata"];
-        assert_eq!(
-            metadata["labels"]["app.kubernetes.io/name"], "rebalancer",
-            "{object:#}"
+        "ClusterRole rebalancer",
+        "ClusterRoleBinding rebalancer",
+        "ConfigMap rebalancer-policy",
+        "DaemonSet rebalancer",
+        "Namespace rebalancer",
+        "Role rebalancer",
+        "RoleBinding rebalancer",
+        "ServiceAccount rebalancer",
+    ];
+    assert_eq!(names, expected);
+    for object in objects {
+        shows(
+            &object,
+            json!({"/metadata/labels/app.kubernetes.io~1name": "rebalancer"}),
         );
         let of_the_cluster = ["Namespace", "ClusterRole", "ClusterRoleBinding"];
         if !of_the_cluster.map(Value::from).contains(&object["kind"]) {
-            assert_eq!(metadata["namespace"], NAMESPACE, "{object:#}");
+            shows(&object, json!({"/metadata/namespace": NAMESPACE}));
         }
     }
 }
@@ -127,9 +136,7 @@ fn the_namespace_admits_privileged_pods() {
 #[test]
 fn the_daemon_set_selects_its_own_pods() {
     let spec = &object("DaemonSet")["spec"];
-    let selector = spec["selector"]["matchLabels"]
-        .as_object()
-        .expect("a selector");
+    let selector = spec["selector"]["matchLabels"].as_object().unwrap();
     assert!(!selector.is_empty());
     for (label, value) in selector {
         assert_eq!(&spec["template"]["metadata"]["labels"][label], value);
@@ -139,13 +146,18 @@ fn the_daemon_set_selects_its_own_pods() {
 #[test]
 fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
     let pod = daemon_set_pod();
-    assert_eq!(pod["hostPID"], true);
+    shows(
+        &pod,
+        json!({
+            "/hostPID": true,
+            "/automountServiceAccountToken": true,
+            "/serviceAccountName": "rebalancer",
+        }),
+    );
     // It enters namespaces; its own is the pod's.
     assert_ne!(pod["hostNetwork"], true);
     assert_ne!(pod["hostIPC"], true);
-    assert_eq!(pod["automountServiceAccountToken"], true);
-    assert_eq!(pod["serviceAccountName"], "rebalancer");
-    let env = container(&pod)["env"].as_array().expect("a list").clone();
+    let container = container(&pod);
     // Whose pods to ask for, and what its own Events are about.
     for (name, field) in [
         ("NODE_NAME", "spec.nodeName"),
@@ -153,15 +165,13 @@ fn the_agent_sees_the_whole_node_and_no_more_than_it_needs() {
         ("POD_NAMESPACE", "metadata.namespace"),
         ("POD_UID", "metadata.uid"),
     ] {
-        let of = env.iter().find(|variable| variable["name"] == name);
-        let of = of.unwrap_or_else(|| panic!("no {name}"));
-        assert_eq!(of["valueFrom"]["fieldRef"]["fieldPath"], field);
+        let of = item(&container["env"], "name", &name.into());
+        shows(of, json!({"/valueFrom/fieldRef/fieldPath": field}));
     }
     let account = object("ServiceAccount");
     assert_eq!(account["automountServiceAccountToken"], false);
-    let security = &container(&pod)["securityContext"];
-    assert_eq!(security["privileged"], true);
-    assert_eq!(security["readOnlyRootFilesystem"], true);
+    let security = json!({"/privileged": true, "/readOnlyRootFilesystem": true});
+    shows(&container["securityContext"], security);
 }
 
 /// What a role of this kind allows, each as verb, group and resource.
@@ -185,9 +195,9 @@ fn allowed(kind: &str) -> Vec<String> {
     let binding = object(&format!("{kind}Binding"));
     assert_eq!(binding["roleRef"]["kind"], kind);
     assert_eq!(binding["roleRef"]["name"], role["metadata"]["name"]);
-    let account = serde_json::json!([{
-        "kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE
-    }]);
+    let account = json!([
+        {"kind": "ServiceAccount", "name": "rebalancer", "namespace": NAMESPACE}
+    ]);
     assert_eq!(binding["subjects"], account);
     may
 }
@@ -212,47 +222,47 @@ fn the_account_may_read_what_names_need_write_its_own_events_and_nothing_else() 
 #[test]
 fn one_agent_on_every_linux_node_come_what_may() {
     let pod = daemon_set_pod();
-    assert_eq!(pod["nodeSelector"]["kubernetes.io/os"], "linux");
-    assert_eq!(
-        pod["tolerations"],
-        serde_json::json!([{"operator": "Exists"}])
+    shows(
+        &pod,
+        json!({
+            "/nodeSelector/kubernetes.io~1os": "linux",
+            "/tolerations": [{"operator": "Exists"}],
+            "/priorityClassName": "system-node-critical",
+        }),
     );
-    assert_eq!(pod["priorityClassName"], "system-node-critical");
-    let resources = &container(&pod)["resources"];
-    assert!(resources["limits"]["memory"].is_string());
-    assert!(
-        resources["limits"]["cpu"].is_null(),
-        "a throttled agent is late"
-    );
-    assert!(
-        resources["requests"]["cpu"].is_string() && resources["requests"]["memory"].is_string()
-    );
+    let [limits, requests] = ["limits", "requests"].map(|of| &container(&pod)["resources"][of]);
+    assert!(limits["memory"].is_string());
+    assert!(limits["cpu"].is_null(), "a throttled agent is late");
+    assert!(requests["cpu"].is_string() && requests["memory"].is_string());
 }
 
 #[test]
 fn the_agent_finds_what_it_needs_where_it_looks() {
     let pod = daemon_set_pod();
     // A folder, not a subPath: the kubelet's updates arrive only there.
-    let (volume_, mount) = volume(&pod, "/etc/rebalancer");
-    let config_map = object("ConfigMap");
-    assert_eq!(volume_["configMap"]["name"], config_map["metadata"]["name"],);
-    assert!(mount["subPath"].is_null());
-    assert_eq!(mount["readOnly"], true);
+    let policy = &object("ConfigMap")["metadata"]["name"];
+    let at =
+        json!({"/volume/configMap/name": policy, "/mount/subPath": null, "/mount/readOnly": true});
+    shows(&volume(&pod, "/etc/rebalancer"), at);
 
     // What the agent mounts there must be the node's: pins are found by the next agent.
-    let (volume_, mount) = volume(&pod, "/sys/fs/bpf");
-    assert_eq!(volume_["hostPath"]["path"], "/sys/fs/bpf");
-    assert_eq!(mount["mountPropagation"], "Bidirectional");
+    let path = "/sys/fs/bpf";
+    let at = json!({"/volume/hostPath/path": path, "/mount/mountPropagation": "Bidirectional"});
+    shows(&volume(&pod, path), at);
 
-    let (volume_, mount) = volume(&pod, "/sys/fs/cgroup");
-    assert_eq!(volume_["hostPath"]["path"], "/sys/fs/cgroup");
-    assert_eq!(mount["readOnly"], true);
+    let path = "/sys/fs/cgroup";
+    let at = json!({"/volume/hostPath/path": path, "/mount/readOnly": true});
+    shows(&volume(&pod, path), at);
 
-    let (volume_, mount) = volume(&pod, "/run/rebalancer");
     // The node's own: what is written there at a pause outlives the pod.
-    assert_eq!(volume_["hostPath"]["path"], "/run/rebalancer");
-    assert_eq!(volume_["hostPath"]["type"], "DirectoryOrCreate");
-    assert_ne!(mount["readOnly"], true, "the agent makes its socket there");
+    let path = "/run/rebalancer";
+    let run = volume(&pod, path);
+    let node = json!({"path": path, "type": "DirectoryOrCreate"});
+    assert_eq!(run["volume"]["hostPath"], node);
+    assert_ne!(
+        run["mount"]["readOnly"], true,
+        "the agent makes its socket there"
+    );
     let mounts = container(&pod)["volumeMounts"].as_array().unwrap().len();
     assert_eq!((mounts, pod["volumes"].as_array().unwrap().len()), (4, 4));
 }
@@ -286,11 +296,7 @@ fn the_container_runs_the_agent_of_this_version() {
 /// runs nothing.
 fn is_known(words: &[&str]) -> bool {
     assert_eq!(words[0], "rebalancer");
-    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(&words[1..])
-        .arg("--no-such-option")
-        .output()
-        .unwrap();
+    let output = binary(&[&words[1..], &["--no-such-option"]].concat());
     String::from_utf8_lossy(&output.stderr).contains("'--no-such-option'")
 }
 
@@ -315,19 +321,14 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 
 #[test]
 fn what_overlays_and_components_add_is_known_to_the_agent() {
-    let help = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(["agent", "--help"])
-        .output()
-        .unwrap();
+    let help = binary(&["agent", "--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
     let mut added = 0;
     for folder in ["components", "overlays", "chart"] {
         for file in files(&deploy().join(folder), "yaml") {
             let text = std::fs::read_to_string(&file).unwrap();
-            for option in text
-                .lines()
-                .filter_map(|line| line.trim().strip_prefix("value: --"))
-            {
+            let values = text.lines();
+            for option in values.filter_map(|line| line.trim().strip_prefix("value: --")) {
                 let option = format!("--{option}");
                 assert!(is_known(&["rebalancer", "agent", &option]), "{option}");
                 added += 1;
@@ -356,12 +357,12 @@ fn what_removes_every_trace_is_of_this_version_too() {
     // It finds the sockets of any pod.
     assert_eq!(pod["hostPID"], true);
     let uninstall = &pod["initContainers"][0];
-    assert_eq!(uninstall["image"], container(&daemon_set_pod())["image"]);
-    assert_eq!(
-        uninstall["command"],
-        serde_json::json!(["rebalancer", "uninstall"])
-    );
-    assert_eq!(uninstall["volumeMounts"][0]["mountPath"], "/sys/fs/bpf");
+    let expected = json!({
+        "/image": container(&daemon_set_pod())["image"],
+        "/command": ["rebalancer", "uninstall"],
+        "/volumeMounts/0/mountPath": "/sys/fs/bpf",
+    });
+    shows(uninstall, expected);
 }
 
 #[test]
@@ -372,19 +373,15 @@ fn the_chart_is_of_this_version_and_has_the_bases_own_files() {
     for field in ["version", "appVersion"] {
         assert_eq!(about[field], env!("CARGO_PKG_VERSION"), "{field}");
     }
-    let same = |file: &str, other: &str| {
-        let read = |path: PathBuf| std::fs::read_to_string(&path).unwrap();
-        assert_eq!(
-            read(chart.join("files").join(file)),
-            read(deploy().join(other))
-        );
-    };
-    same("policy.yaml", "base/policy.yaml");
-    same("dashboard.json", "components/monitoring/dashboard.json");
-    same(
-        "prometheusrule.yaml",
-        "components/monitoring/prometheusrule.yaml",
-    );
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    for (folder, file) in [
+        ("base", "policy.yaml"),
+        ("components/monitoring", "dashboard.json"),
+        ("components/monitoring", "prometheusrule.yaml"),
+    ] {
+        let own = read(chart.join("files").join(file));
+        assert_eq!(own, read(deploy().join(folder).join(file)), "{file}");
+    }
 }
 
 /// Names in a query that begin as the agent's metrics do, without what a histogram adds.
@@ -399,22 +396,16 @@ fn metrics_in(query: &str) -> BTreeSet<String> {
 #[test]
 fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
     let list = std::fs::read_to_string(deploy().join("metrics.txt")).unwrap();
-    let known: BTreeSet<&str> = list
-        .lines()
-        .filter(|line| line.starts_with("rebalancer_"))
-        .filter_map(|line| line.split(' ').next())
-        .collect();
+    let lines = list.lines().filter(|line| line.starts_with("rebalancer_"));
+    let known: BTreeSet<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
     assert!(known.contains("rebalancer_moves_total"), "{known:?}");
     let monitoring = deploy().join("components/monitoring");
     for file in ["dashboard.json", "prometheusrule.yaml"] {
         let text = std::fs::read_to_string(monitoring.join(file)).unwrap();
         let asked: BTreeSet<String> = text.lines().flat_map(metrics_in).collect();
         assert!(asked.len() > 5, "{file}: {asked:?}");
-        let unknown: Vec<&String> = asked
-            .iter()
-            .filter(|name| !known.contains(name.as_str()))
-            .collect();
-        assert_eq!(unknown, [""; 0], "{file}");
+        let unknown = asked.iter().find(|name| !known.contains(name.as_str()));
+        assert_eq!(unknown, None, "{file}");
     }
 }
 
@@ -427,13 +418,8 @@ fn the_policy_in_the_config_map_is_the_file_and_it_is_valid() {
     assert_eq!(text, policy_file());
 
     // As an operator would see it.
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .args(["policy", "check"])
-        .arg(file.path())
-        .output()
-        .unwrap();
+    let file = base().join("policy.yaml");
+    let output = binary(&["policy", "check", file.to_str().unwrap()]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     let output = String::from_utf8_lossy(&output.stdout);
