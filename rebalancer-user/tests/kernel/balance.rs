@@ -10,29 +10,26 @@ use std::{
 };
 
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-use serde_json::Value;
-use xtask::lab::{Lab, Spec};
+use serde_json::{Value, json};
+use xtask::lab::Lab;
 
-use crate::support::{Agent, PATIENCE, alone, request};
+use crate::support::{
+    Agent, PATIENCE, add_address, connect as connect_to, enforce, lab_serving, request, shows,
+};
 
 fn policy(lab: &Lab, balance: &str) -> String {
-    format!(
-        "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: Enforce
-interval: 500ms
-budget: {{window: 1m, perNode: 100000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
-guards: {{minAge: 200ms}}
-rules:
-- name: lab
-  match: {{ports: [{{port: 80}}], peers: [{{ipBlock: {{cidr: {}}}}}]}}
-  balance: {{{balance}}}
-  onReconnect: Safe
-  steps: [{{step: Reset, when: Quiet, idleFor: 50ms, timeout: 5s}}]
-",
-        lab.client_subnet()
-    )
+    let steps = "{step: Reset, when: Quiet, idleFor: 50ms, timeout: 5s}";
+    enforce(lab, 80, "", steps)
+        .replace(
+            "limits: {}\n  jitter: 0%",
+            &format!("balance: {{{balance}}}"),
+        )
+        .replace("interval: 200ms", "interval: 500ms")
+        .replace("1000000", "100%")
+        .replace(
+            "budget: {",
+            "budget: {window: 1m, perNode: 100000, maxInFlight: 1000, ",
+        )
 }
 
 /// Who connects where, and keeps it.
@@ -110,35 +107,36 @@ fn resets(agent: &mut Agent) -> BTreeMap<String, usize> {
     let mut moved = BTreeMap::new();
     for line in agent.logged("move") {
         assert_eq!(line["outcome"], "reset", "{line}");
-        let peer: SocketAddr = line["peer"].as_str().unwrap().parse().unwrap();
+        let peer: SocketAddr = serde_json::from_value(line["peer"].clone()).unwrap();
         *moved.entry(peer.ip().to_string()).or_default() += 1;
     }
     moved
 }
 
-/// Three pods of which the first serves alone.
-fn one_of_three() -> Lab {
-    let spec = Spec {
-        pods: 3,
-        serving: 1,
-    };
-    Lab::start(spec).expect("the lab starts")
+/// So many clients of the Service.
+fn of_service(lab: &Lab, count: usize) -> Vec<Client> {
+    let to = lab.service();
+    vec![Client { from: None, to }; count]
+}
+
+/// So many clients that dial the first pod.
+fn of_first_pod(lab: &Lab, count: usize) -> Vec<Client> {
+    let to = lab.pod(0).address().into();
+    vec![Client { from: None, to }; count]
+}
+
+/// Until all three pods serve.
+fn scale_out(lab: &Lab) {
+    lab.scale(3).unwrap();
+    lab.wait_ready().unwrap();
 }
 
 #[test]
 fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
-    let _alone = alone();
-    let lab = one_of_three();
-    let clients = vec![
-        Client {
-            from: None,
-            to: lab.service(),
-        };
-        300
-    ];
+    let lab = lab_serving(3, 1);
+    let clients = of_service(&lab, 300);
     keeping(&lab, &clients, || {
-        lab.scale(3).unwrap();
-        lab.wait_ready().unwrap();
+        scale_out(&lab);
         let mut agent = Agent::in_lab(&lab, &policy(&lab, "by: Connections, tolerance: 20%"));
         agent.wait_for_intervals(20);
         let (rounds_at_first, held) = (rounds(&mut agent), loads(&agent, &lab));
@@ -155,11 +153,8 @@ fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
         assert!(others <= 3, "{rounds_at_first:?}");
         assert!((0.8..1.25).contains(&(moves as f64 / least)), "{moves}");
         agent.wait_for_intervals(40);
-        assert_eq!(
-            rounds(&mut agent),
-            rounds_at_first,
-            "no move while balanced"
-        );
+        let rounds = rounds(&mut agent);
+        assert_eq!(rounds, rounds_at_first, "no move while balanced");
         assert_eq!(resets(&mut agent).values().sum::<usize>() as u64, moves);
         let reason = &agent.logged("move")[0]["reason"];
         assert_eq!(reason, "endpoint holds 300 of mean 100, stop 120");
@@ -169,18 +164,10 @@ fn a_hot_replica_sheds_its_excess_to_two_new_ones_and_then_nothing_moves() {
 /// The same clients; ClientIP affinity sends them back each time.
 #[test]
 fn moves_against_client_ip_affinity_stop_after_a_few() {
-    let _alone = alone();
-    let lab = one_of_three();
-    lab.scale(3).unwrap();
-    lab.wait_ready().unwrap();
+    let lab = lab_serving(3, 1);
+    scale_out(&lab);
     lab.set_sticky_endpoints(&[0]).unwrap();
-    let clients = vec![
-        Client {
-            from: None,
-            to: lab.service(),
-        };
-        60
-    ];
+    let clients = of_service(&lab, 60);
     keeping(&lab, &clients, || {
         // The rules remember who was sent to the first.
         lab.set_sticky_endpoints(&[0, 1, 2]).unwrap();
@@ -190,64 +177,45 @@ fn moves_against_client_ip_affinity_stop_after_a_few() {
 
 #[test]
 fn moves_of_clients_that_dial_the_pod_address_stop_after_a_few() {
-    let _alone = alone();
-    let lab = one_of_three();
-    let clients = vec![
-        Client {
-            from: None,
-            to: lab.pod(0).address().into(),
-        };
-        60
-    ];
+    let lab = lab_serving(3, 1);
+    let clients = of_first_pod(&lab, 60);
     keeping(&lab, &clients, || {
-        lab.scale(3).unwrap();
-        lab.wait_ready().unwrap();
+        scale_out(&lab);
         stops_after_a_few(&lab);
     });
 }
 
 fn stops_after_a_few(lab: &Lab) {
     let mut agent = Agent::in_lab(lab, &policy(lab, "tolerance: 10%"));
-    let is_hold = |line: &Value| {
+    let hold = agent.wait_for("that moves do not help", |line| {
         let message = line["message"].as_str().unwrap_or_default();
         message.starts_with("moves do not help")
-    };
-    let hold = agent.wait_for("that moves do not help", is_hold);
-    assert_eq!((&hold["moves"], &hold["returned"]), (&6.into(), &6.into()));
-    assert_eq!(hold["for_seconds"], 600);
+    });
+    shows(
+        &hold,
+        json!({"moves": 6, "returned": 6, "for_seconds": 600}),
+    );
     agent.wait_for_intervals(40);
     let moved = resets(&mut agent);
     println!("moves by client: {moved:?}");
     assert_eq!(moved.values().copied().collect::<Vec<_>>(), [6]);
-    let skipped = agent.logged("listed").pop().unwrap()["skipped"].clone();
-    assert!(skipped.as_str().unwrap().contains("returns"), "{skipped}");
+    agent.has_skipped("returns");
 }
 
 #[test]
 fn a_flood_of_one_client_to_one_pod_does_not_move_other_clients() {
-    let _alone = alone();
-    let lab = one_of_three();
-    lab.scale(3).unwrap();
-    lab.wait_ready().unwrap();
+    let lab = lab_serving(3, 1);
+    scale_out(&lab);
     let address = |last: u8| Ipv4Addr::new(10, 244, lab.id(), last);
     for last in 140..170 {
-        let more = format!("{}/25", address(last));
-        let added = lab
-            .client()
-            .command("ip")
-            .args(["addr", "add", &more, "dev", "eth0"])
-            .status();
-        assert!(added.unwrap().success());
+        add_address(&lab, address(last));
     }
     // Thirty neighbours that kube-proxy places, four connections each, and the flood.
     let neighbours = (0..120).map(|i| Client {
         from: Some(address(140 + (i % 30)).into()),
         to: lab.service(),
     });
-    let flood = (0..200).map(|_| Client {
-        from: None,
-        to: lab.pod(0).address().into(),
-    });
+    let flood = of_first_pod(&lab, 200);
     let clients: Vec<Client> = neighbours.chain(flood).collect();
     keeping(&lab, &clients, || {
         let mut agent = Agent::in_lab(&lab, &policy(&lab, "tolerance: 10%"));
@@ -262,23 +230,14 @@ fn a_flood_of_one_client_to_one_pod_does_not_move_other_clients() {
 
 #[test]
 fn one_connection_with_nearly_all_the_load_is_not_moved_back_and_forth() {
-    let _alone = alone();
-    let lab = one_of_three();
-    lab.scale(3).unwrap();
-    lab.wait_ready().unwrap();
-    let kept = vec![
-        Client {
-            from: None,
-            to: lab.service(),
-        };
-        30
-    ];
-    keeping(&lab, &kept, || {
+    let lab = lab_serving(3, 1);
+    scale_out(&lab);
+    keeping(&lab, &of_service(&lab, 30), || {
         let mut agent = Agent::in_lab(&lab, &policy(&lab, "by: ByteRate, tolerance: 10%"));
         let done = AtomicBool::new(false);
         let downloads = std::thread::scope(|scope| {
             let heavy = scope.spawn(|| {
-                let mut stream = crate::support::connect(&lab, lab.pod(0).address());
+                let mut stream = connect_to(&lab, lab.pod(0).address());
                 let mut downloads = 0;
                 while !done.load(Ordering::Relaxed) {
                     request(&mut stream, "/blob").expect("it is not bounced");
@@ -294,11 +253,7 @@ fn one_connection_with_nearly_all_the_load_is_not_moved_back_and_forth() {
         });
         assert!(downloads > 20, "{downloads}");
         assert_eq!(rounds(&mut agent), [] as [u64; 0]);
-        let skipped = agent.logged("listed").pop().unwrap()["skipped"].clone();
-        println!("{downloads} downloads; {skipped}");
-        assert!(
-            skipped.as_str().unwrap().contains("withinBalance"),
-            "{skipped}"
-        );
+        println!("{downloads} downloads");
+        agent.has_skipped("withinBalance");
     });
 }

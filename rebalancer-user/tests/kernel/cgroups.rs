@@ -4,17 +4,16 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Child, Command},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-use tempfile::NamedTempFile;
+use rustix::process::Signal;
+use serde_json::{Value, json};
 use xtask::lab::{Lab, Pod};
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins, rebalancer,
-    request,
+    Agent, REBALANCER, TRACK_ONLY, answered, cgroup, connect, eventually, file_of, lab, move_to,
+    request, shows,
 };
 
 /// As `/proc/PID/cgroup` shows it.
@@ -52,25 +51,19 @@ impl Server {
     fn start(pod: &Pod, cgroup: PathBuf, port: u16) -> Self {
         fs::create_dir(&cgroup).unwrap();
         let join = "echo 0 > \"$1/cgroup.procs\" && exec iperf3 -s -p \"$2\" > /dev/null";
-        let child = pod
-            .host
-            .command("sh")
-            .args(["-c", join, "sh"])
-            .arg(&cgroup)
-            .arg(port.to_string())
-            .spawn()
-            .unwrap();
-        let address = SocketAddr::from((pod.addr, port));
-        eventually("listening", || {
+        let mut shell = pod.host.command("sh");
+        shell.args(["-c", join, "sh"]).arg(&cgroup);
+        let child = shell.arg(port.to_string()).spawn().unwrap();
+        let listeners = || {
             let filter = format!("( sport = :{port} )");
             let mut ss = pod.host.command("ss");
-            let out = ss.args(["-tlnH", &filter]).output().unwrap().stdout;
-            if out.is_empty() { Err(out) } else { Ok(out) }
-        });
+            ss.args(["-tlnH", &filter]).output().unwrap().stdout
+        };
+        eventually("listening", listeners, |seen| !seen.is_empty());
         Self {
             child,
             cgroup,
-            address,
+            address: SocketAddr::from((pod.addr, port)),
         }
     }
 }
@@ -83,32 +76,26 @@ impl Drop for Server {
     }
 }
 
-/// `rebalancer COMMAND` on what this agent has recorded.
-fn ask(agent: &Agent, lab: &Lab, arguments: &[&str]) -> Output {
+/// What `rebalancer COMMAND` prints of what this agent has recorded.
+fn ask(agent: &Agent, lab: &Lab, arguments: &[&str]) -> String {
     let within = ["--cgroup", cgroup(lab).to_str().unwrap()];
-    let out = rebalancer(agent, &[arguments, &within].concat());
-    assert!(out.status.success(), "{out:?}");
-    out
+    agent.ask(&[arguments, &within].concat())
 }
 
-/// An agent that is over its first interval, and the file that it reads its policy from again.
-fn agent_with_file(lab: &Lab, policy: &str) -> (Agent, NamedTempFile) {
-    let file = NamedTempFile::new().unwrap();
-    fs::write(&file, policy).unwrap();
-    let lab_only = ["--cgroup", cgroup(lab).to_str().unwrap()];
-    let mut agent = Agent::with_file(file.path(), own_pins(), &lab_only);
+/// An agent that is over its first interval.
+fn excluding(lab: &Lab, globs: &str) -> Agent {
+    let mut agent = Agent::in_lab(lab, &exclusion(globs));
     agent.wait_for_intervals(1);
-    (agent, file)
+    agent
 }
 
-fn hang_up(agent: &Agent) {
-    kill_process(Pid::from_child(&agent.child), Signal::HUP).unwrap();
+fn exclusion(globs: &str) -> String {
+    policy(&format!("excludeCgroups: [{globs}]"), "")
 }
 
 fn ports(agent: &Agent, pod: &Pod) -> Vec<u64> {
-    let all = agent.connections(pod);
+    let all = agent.connections(pod).into_iter();
     let mut ports: Vec<u64> = all
-        .iter()
         .map(|c| c["endpoint"]["port"].as_u64().unwrap())
         .collect();
     ports.sort_unstable();
@@ -116,55 +103,37 @@ fn ports(agent: &Agent, pod: &Pod) -> Vec<u64> {
 }
 
 fn eventually_ports(what: &str, agent: &Agent, pod: &Pod, expected: &[u64]) {
-    eventually(what, || {
-        let seen = ports(agent, pod);
-        if seen == expected {
-            Ok(seen)
-        } else {
-            Err(seen)
-        }
-    });
+    eventually(what, || ports(agent, pod), |seen| seen == expected);
 }
 
 #[test]
 fn a_rule_moves_only_connections_in_its_cgroups() {
-    let _alone = alone();
     let lab = lab(2);
-    let [named, other] = [lab.pod(0), lab.pod(1)];
-    let mut streams = [named, other].map(|pod| connect(&lab, pod.address()));
-    for stream in &mut streams {
-        request(stream, "/").unwrap();
-    }
+    let named = lab.pod(0);
+    let mut streams = [0, 1].map(|n| answered(&lab, lab.pod(n).address()));
     let here = path(named.host.cgroup());
     let parent = here.rsplit_once('/').unwrap().0;
     let by_cgroup = policy("", &rule(&format!("cgroups: ['*{parent}']")));
 
     // Beside an agent that only watches: what it would do, live and from the saved snapshot.
     let watcher = Agent::in_lab(&lab, TRACK_ONLY);
-    let c = &watcher.connections(named)[0];
-    assert_eq!(c["cgroupPath"], here);
-    let wide = ask(&watcher, &lab, &["dump", "-o", "wide"]).stdout;
-    assert!(String::from_utf8(wide).unwrap().contains(&here));
-    let folder = tempfile::tempdir().unwrap();
-    let files = ["policy.yaml", "dump.json"].map(|name| {
-        let file = folder.path().join(name);
-        file.to_str().unwrap().to_owned()
-    });
-    fs::write(&files[0], &by_cgroup).unwrap();
-    let plan = ["plan", "-o", "json", "--policy", &files[0]];
+    assert_eq!(watcher.connection(named)["cgroupPath"], here);
+    assert!(ask(&watcher, &lab, &["dump", "-o", "wide"]).contains(&here));
+    let file = file_of(&by_cgroup);
+    let plan = [
+        "plan",
+        "-o",
+        "json",
+        "--policy",
+        file.path().to_str().unwrap(),
+    ];
     let live = ask(&watcher, &lab, &plan);
-    fs::write(
-        &files[1],
-        ask(&watcher, &lab, &["dump", "-o", "json"]).stdout,
-    )
-    .unwrap();
-    let replay = Command::new(REBALANCER)
-        .args(plan)
-        .args(["--snapshot", &files[1]])
-        .output()
-        .unwrap();
-    for out in [live, replay] {
-        let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let dump = file_of(&ask(&watcher, &lab, &["dump", "-o", "json"]));
+    let mut replay = Command::new(REBALANCER);
+    replay.args(plan).arg("--snapshot").arg(dump.path());
+    let replay = replay.output().unwrap().stdout;
+    for plan in [live.as_bytes(), &replay] {
+        let plan: Value = serde_json::from_slice(plan).unwrap();
         let items = plan["items"].as_array().unwrap().iter();
         let by_cgroup = items.filter(|item| item["rule"] == "by-cgroup").count();
         assert_eq!(by_cgroup, 1, "{plan:#}");
@@ -180,17 +149,14 @@ fn a_rule_moves_only_connections_in_its_cgroups() {
 
 #[test]
 fn a_connection_in_a_removed_cgroup_is_skipped_with_the_reason() {
-    let _alone = alone();
     let lab = lab(2);
     let pod = lab.pod(0);
-    let mut stream = connect(&lab, pod.address());
-    request(&mut stream, "/").unwrap();
+    let mut stream = answered(&lab, pod.address());
     // Its processes go elsewhere, its folder is removed: the sockets stay with what is gone.
     let here = path(pod.host.cgroup());
     let processes = fs::read_to_string(pod.host.cgroup().join("cgroup.procs")).unwrap();
-    let elsewhere = lab.pod(1).host.cgroup().join("cgroup.procs");
     for process in processes.lines() {
-        fs::write(&elsewhere, process).unwrap();
+        move_to(lab.pod(1), process.parse().unwrap());
     }
     fs::remove_dir(pod.host.cgroup()).unwrap();
 
@@ -198,22 +164,13 @@ fn a_connection_in_a_removed_cgroup_is_skipped_with_the_reason() {
     let named = rule(&format!("cgroups: ['{here}']"));
     let any = "{name: any, match: {ports: [{port: 80}]}, limits: {maxAge: 1ms}, onReconnect: Safe}";
     let mut agent = Agent::in_lab(&lab, &policy("", &format!("{named}, {any}")));
-    let listed = agent.wait_for("listed", |line| line["message"] == "listed");
+    let listed = agent.wait_for_message("listed");
     let skipped = listed["skipped"].as_str().unwrap();
     assert!(skipped.contains("cgroupUnknown"), "{listed:#}");
-    let c = &agent.connections(pod)[0];
+    let c = agent.connection(pod);
     assert_eq!(c["cgroupPath"], Value::Null);
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("policy.yaml");
-    fs::write(&file, policy("", &format!("{named}, {any}"))).unwrap();
     let id = c["id"].as_str().unwrap();
-    let why = ask(
-        &agent,
-        &lab,
-        &["explain", id, "--policy", file.to_str().unwrap()],
-    )
-    .stdout;
-    let why = String::from_utf8(why).unwrap();
+    let why = ask(&agent, &lab, &["explain", id, "--policy", agent.policy()]);
     assert!(why.contains("gone or not known"), "{why}");
     request(&mut stream, "/").unwrap();
     fs::create_dir(pod.host.cgroup()).unwrap(); // for the lab to remove
@@ -221,21 +178,16 @@ fn a_connection_in_a_removed_cgroup_is_skipped_with_the_reason() {
 
 #[test]
 fn sockets_in_excluded_cgroups_and_in_new_ones_below_are_not_recorded() {
-    let _alone = alone();
     let lab = lab(2);
     let [excluded, other] = [lab.pod(0), lab.pod(1)];
     let older = [excluded, other].map(|pod| connect(&lab, pod.address()));
     let here = path(excluded.host.cgroup());
-    let track = format!("excludeCgroups: ['{here}', '*/excluded-*']");
-    let (agent, _file) = agent_with_file(&lab, &policy(&track, ""));
+    let agent = excluding(&lab, &format!("'{here}', '*/excluded-*'"));
     let younger = [excluded, other].map(|pod| connect(&lab, pod.address()));
     assert_eq!(ports(&agent, excluded), [0_u64; 0]);
     assert_eq!(ports(&agent, other), [80, 80]);
-    assert_eq!(
-        agent.endpoint(excluded, 80),
-        Value::Null,
-        "nor the listener"
-    );
+    let listener = agent.endpoint(excluded, 80);
+    assert_eq!(listener, Value::Null, "nor the listener");
 
     // No interval passes before: that it is below an excluded one is enough.
     let below = Server::start(excluded, excluded.host.cgroup().join("new"), 7101);
@@ -246,13 +198,10 @@ fn sockets_in_excluded_cgroups_and_in_new_ones_below_are_not_recorded() {
     // One that a glob names itself is known at the next interval: a reload begins one.
     let named = Server::start(other, cgroup(&lab).join("excluded-new"), 7102);
     let to_named = connect(&lab, named.address);
-    hang_up(&agent);
+    agent.signal(Signal::HUP);
     eventually_ports("removed", &agent, other, &[80, 80]);
-    let e = agent.endpoint(other, 7102);
-    assert_eq!(
-        (&e["listeners"], &e["open"], &e["accepted"]),
-        (&0.into(), &0.into(), &0.into())
-    );
+    let nothing = json!({"listeners": 0, "open": 0, "accepted": 0});
+    shows(&agent.endpoint(other, 7102), nothing);
     let another = connect(&lab, named.address);
     assert_eq!(ports(&agent, other), [80, 80]);
     drop((older, younger, to_below, to_named, another));
@@ -260,26 +209,17 @@ fn sockets_in_excluded_cgroups_and_in_new_ones_below_are_not_recorded() {
 
 #[test]
 fn a_reload_removes_records_of_excluded_cgroups_and_adds_those_of_included_ones() {
-    let _alone = alone();
     let lab = lab(2);
-    let _streams = [0, 1].map(|index| connect(&lab, lab.pod(index).address()));
-    let here = path(lab.pod(0).host.cgroup());
-    let excluding = |excluded: &str| policy(&format!("excludeCgroups: [{excluded}]"), "");
-    let (agent, file) = agent_with_file(&lab, &excluding(""));
-    let write = |excluded: &str| fs::write(&file, excluding(excluded)).unwrap();
-    assert_eq!(ports(&agent, lab.pod(0)), [80]);
-    write(&format!("'{here}'"));
-    hang_up(&agent);
-    eventually_ports("removed", &agent, lab.pod(0), &[]);
-    assert_eq!(agent.endpoint(lab.pod(0), 80)["listeners"], 0);
-    assert_eq!(ports(&agent, lab.pod(1)), [80]);
-    write("");
-    hang_up(&agent);
-    eventually_ports("made", &agent, lab.pod(0), &[80]);
-    let e = agent.endpoint(lab.pod(0), 80);
-    assert_eq!(
-        (&e["listeners"], &e["open"]),
-        (&2.into(), &1.into()),
-        "nginx has a listener for each family"
-    );
+    let [pod, other] = [lab.pod(0), lab.pod(1)];
+    let _streams = [pod, other].map(|pod| connect(&lab, pod.address()));
+    let agent = excluding(&lab, "");
+    assert_eq!(ports(&agent, pod), [80]);
+    agent.reload(&exclusion(&format!("'{}'", path(pod.host.cgroup()))));
+    eventually_ports("removed", &agent, pod, &[]);
+    assert_eq!(agent.endpoint(pod, 80)["listeners"], 0);
+    assert_eq!(ports(&agent, other), [80]);
+    agent.reload(&exclusion(""));
+    eventually_ports("made", &agent, pod, &[80]);
+    // nginx has a listener for each family.
+    shows(&agent.endpoint(pod, 80), json!({"listeners": 2, "open": 1}));
 }

@@ -2,11 +2,8 @@
 
 use aya::sys::{Stats, enable_stats};
 use rebalancer_common::names::SOCK_OPS;
-use serde_json::Value;
 
-use crate::support::{
-    Agent, TRACK_ONLY, alone, bpftool, connect, eventually, held_by, lab, request,
-};
+use crate::support::{Agent, TRACK_ONLY, answered, bpftool, eventually, held_by, lab, request};
 
 /// Runs of a program so far, while they are counted.
 pub fn runs(program: u64) -> u64 {
@@ -25,15 +22,13 @@ pub fn program_of(agent: &Agent, name: &str) -> u64 {
 
 #[test]
 fn a_gibibyte_over_one_connection_runs_no_program() {
-    let _alone = alone();
     let lab = lab(1);
     // Attached to the lab's cgroup: nothing else on this machine can make it run.
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let program = program_of(&agent, SOCK_OPS);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
-    let mut stream = connect(&lab, pod.address());
-    request(&mut stream, "/").unwrap();
+    let mut stream = answered(&lab, pod.address());
     let at_start = runs(program);
     assert!(at_start > 0, "the accept is counted, so a run would be too");
 
@@ -44,47 +39,36 @@ fn a_gibibyte_over_one_connection_runs_no_program() {
     }
     assert_eq!(runs(program), at_start, "after {moved} bytes out");
 
-    let segments = agent.connections(pod)[0]["segmentsOut"].as_u64().unwrap();
+    let segments = agent.connection(pod)["segmentsOut"].as_u64().unwrap();
     assert!(segments > 10_000, "{segments} segments were sent on it");
     drop(stream);
-    eventually("the close is one run", || {
-        let now = runs(program);
-        if now > at_start { Ok(now) } else { Err(now) }
-    });
+    eventually(
+        "the close is one run",
+        || runs(program),
+        |now| *now > at_start,
+    );
 }
 
 #[test]
 fn a_gibibyte_received_runs_no_program() {
-    let _alone = alone();
     let lab = lab(1);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let program = program_of(&agent, SOCK_OPS);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let pod = lab.pod(0);
     let mut server = pod.host.spawn("iperf3", &["-s", "-1"]).unwrap();
-    eventually("listening", || {
-        let e = agent.endpoint(pod, 5201);
-        if e["listeners"].as_u64() >= Some(1) {
-            Ok(e)
-        } else {
-            Err(e)
-        }
-    });
+    agent.endpoint_when(pod, 5201, |e| e["listeners"].as_u64() >= Some(1));
     let to = pod.addr.to_string();
-    let mut client = lab
-        .client()
-        .spawn("iperf3", &["-c", &to, "-n", "20G"])
-        .unwrap();
-    let bytes = |dump: &[Value]| dump.iter().filter_map(|c| c["bytesIn"].as_u64()).max();
-    let at_least = |bound: u64| {
-        move |agent: &Agent| {
-            let got = bytes(&agent.connections(pod)).unwrap_or(0);
-            if got > bound { Ok(got) } else { Err(got) }
-        }
+    let client = lab.client().spawn("iperf3", &["-c", &to, "-n", "20G"]);
+    let mut client = client.unwrap();
+    let received = || {
+        let all = agent.connections(pod);
+        let bytes = all.iter().filter_map(|c| c["bytesIn"].as_u64());
+        bytes.max().unwrap_or(0)
     };
-    let first = eventually("under way", || at_least(1 << 20)(&agent));
+    let first = eventually("under way", received, |got| *got > 1 << 20);
     let at_start = runs(program);
-    let last = eventually("a GiB more", || at_least(first + (1 << 30))(&agent));
+    let last = eventually("a GiB more", received, |got| *got > first + (1 << 30));
     assert_eq!(runs(program), at_start, "after {} bytes in", last - first);
     client.kill().unwrap();
     client.wait().unwrap();

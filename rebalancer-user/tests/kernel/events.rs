@@ -6,13 +6,13 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    moves::{AT_ONCE, enforce},
     status::socket,
     support::{
-        Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, rebalancer,
+        AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, connect, enforce, eventually, lab,
+        shows,
     },
 };
 
@@ -62,37 +62,30 @@ impl Drop for Follower {
 
 #[test]
 fn a_follower_receives_each_event_once_also_over_a_restart() {
-    let _alone = alone();
     let lab = lab(1);
-    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
-    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let pins = own_pins();
-    let mut first = Agent::with(&policy, pins.clone(), &in_lab);
+    let mut first = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", AT_ONCE));
     let mut follower = Follower::of(&first);
     assert_eq!(follower.wait_for("policyLoaded")["rules"], 1);
     let stream = connect(&lab, lab.pod(0).address());
     let started = follower.wait_for("started");
     let ended = follower.wait_for("ended");
-    assert_eq!(
-        (&started["rule"], &ended["outcome"]),
-        (&"lab".into(), &"reset".into())
+    let peer = stream.local_addr().unwrap().to_string();
+    shows(
+        &started,
+        json!({"rule": "lab", "peer": peer, "reasons": ["age"]}),
     );
-    assert_eq!(started["id"], ended["id"]);
-    assert_eq!(started["peer"], stream.local_addr().unwrap().to_string());
-    assert_eq!(ended["step"], "Reset");
-    assert_eq!(started["reasons"], serde_json::json!(["age"]));
+    let end = json!({"id": started["id"], "outcome": "reset", "step": "Reset"});
+    shows(&ended, end);
 
-    let table = rebalancer(&first, &["events"]);
-    let table = String::from_utf8(table.stdout).unwrap();
+    let table = first.ask(&["events"]);
     let kinds: Vec<_> = table.lines().map(|l| l.split_whitespace().nth(1)).collect();
     let expected = ["EVENT", "policyLoaded", "started", "ended"];
     assert_eq!(kinds, expected.map(Some), "{table}");
-    let recent = rebalancer(&first, &["events", "--since", "1ms", "-o", "json"]);
-    assert_eq!(String::from_utf8(recent.stdout).unwrap(), "");
+    let recent = first.ask(&["events", "--since", "1ms", "-o", "json"]);
+    assert_eq!(recent, "");
 
-    first.child.kill().unwrap();
-    first.child.wait().unwrap();
-    let mut second = Agent::with(&policy, pins, &in_lab);
+    first.kill();
+    let mut second = first.successor();
     follower.wait_for("policyLoaded");
     let _stream = connect(&lab, lab.pod(0).address());
     follower.wait_for("ended");
@@ -105,17 +98,14 @@ fn a_follower_receives_each_event_once_also_over_a_restart() {
     let received = numbers.len();
     numbers.dedup();
     assert_eq!(numbers.len(), received, "nothing twice: {numbers:?}");
-    assert_eq!(
-        numbers.iter().filter(|(_, n)| *n == 1).count(),
-        2,
-        "two runs"
-    );
+    let runs = numbers.iter().filter(|(_, n)| *n == 1).count();
+    assert_eq!(runs, 2);
     assert_eq!(second.terminate(), Some(0), "a follower does not keep it");
 }
 
 #[test]
 fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
-    let _alone = alone();
+    alone();
     let mut agent = Agent::on_machine(TRACK_ONLY);
     let socket = socket(&agent);
     let ask = |request: &str| {
@@ -124,18 +114,25 @@ fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
         stream.write_all(request.as_bytes()).unwrap();
         stream
     };
-    let mut slow = ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
+    let whole = |request: &str| {
+        let mut answer = String::new();
+        ask(request).read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let follow = || ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
+    let first_line = |stream: &UnixStream| {
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    };
+    let mut slow = follow();
     let body = r#"{"milliseconds":600000,"reason":null}"#;
     let began = std::time::Instant::now();
     for _ in 0..2500 {
         for (path, body) in [("/pause", body), ("/resume", "")] {
-            let mut answer = String::new();
             let length = body.len();
-            ask(&format!(
-                "POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n{body}"
-            ))
-            .read_to_string(&mut answer)
-            .unwrap();
+            let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}");
+            let answer = whole(&format!("{head}\r\n\r\n{body}"));
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         }
     }
@@ -149,9 +146,7 @@ fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
     let missed = loop {
         let line = lines.next().expect("the count of missed events");
         // The head, and the lengths of chunks, are no events.
-        let Ok(event) = serde_json::from_str::<Value>(&line) else {
-            continue;
-        };
+        let event: Value = serde_json::from_str(&line).unwrap_or_default();
         let Some(seq) = event["seq"].as_u64() else {
             continue;
         };
@@ -164,39 +159,16 @@ fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
     };
     assert!(missed > 0);
     // More than the places there are: the rest is refused, and the agent answers others.
-    let more: Vec<_> = (0..5)
-        .map(|_| ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n"))
-        .collect();
-    let answers: Vec<String> = more
-        .iter()
-        .map(|stream| {
-            let mut line = String::new();
-            BufReader::new(stream).read_line(&mut line).unwrap();
-            line
-        })
-        .collect();
+    let more = [(); 5].map(|()| follow());
+    let answers = more.each_ref().map(first_line);
     let refused = answers.iter().filter(|line| line.contains(" 503 ")).count();
     assert_eq!(refused, 2, "{answers:?}");
-    let metrics = {
-        let mut text = String::new();
-        let mut stream = ask("GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n");
-        stream.read_to_string(&mut text).unwrap();
-        text
-    };
+    let metrics = whole("GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n");
     let counted = crate::metrics::sample(&metrics, "rebalancer_events_missed_total");
     assert_eq!(counted, Some(missed as f64));
     // Places are free again when followers go.
     drop((slow, more));
-    let again = crate::support::eventually("a place is free", || {
-        let mut line = String::new();
-        let stream = ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
-        BufReader::new(stream).read_line(&mut line).unwrap();
-        if line.contains(" 200 ") {
-            Ok(line)
-        } else {
-            Err(line)
-        }
-    });
-    assert!(again.contains("200"));
+    let again = || first_line(&follow());
+    eventually("a place is free", again, |line| line.contains(" 200 "));
     assert_eq!(agent.terminate(), Some(0));
 }

@@ -4,13 +4,14 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::AsRawFd as _,
 };
 
-use serde_json::Value;
+use rustix::net::{AddressFamily, SocketType};
+use serde_json::json;
 use xtask::lab::{Host, Pod};
 
-use crate::support::{Agent, PATIENCE, TRACK_ONLY, alone, connect, eventually, lab, ss};
+use crate::support::{Agent, PATIENCE, TRACK_ONLY, connect, eventually, lab, listen, shows, ss};
 
 /// `linux/tcp.h`
 const TCP_FASTOPEN: i32 = 23;
@@ -36,24 +37,15 @@ fn counter(host: &Host, name: &str) -> u64 {
 }
 
 fn set(socket: &impl std::os::fd::AsFd, option: i32, value: i32) {
-    let socket = socket.as_fd().as_raw_fd();
+    let length = size_of::<i32>() as u32;
+    let (socket, value) = (socket.as_fd().as_raw_fd(), (&raw const value).cast());
     // SAFETY: `value` is as long as is said, and outlives the call.
-    let refused = unsafe {
-        libc::setsockopt(
-            socket,
-            libc::SOL_TCP,
-            option,
-            (&raw const value).cast(),
-            size_of::<i32>() as u32,
-        )
-    };
+    let refused = unsafe { libc::setsockopt(socket, libc::SOL_TCP, option, value, length) };
     assert_eq!(refused, 0, "{}", std::io::Error::last_os_error());
 }
 
-fn listen(pod: &Pod, port: u16, backlog: i32) -> TcpListener {
-    let address = SocketAddr::from((pod.addr, port));
-    let listener = pod.host.enter(|| TcpListener::bind(address));
-    let listener = listener.unwrap().unwrap();
+fn listen_with(pod: &Pod, port: u16, backlog: i32) -> TcpListener {
+    let listener = listen(pod, port);
     // Again, with another backlog.
     rustix::net::listen(&listener, backlog).unwrap();
     listener
@@ -63,37 +55,26 @@ fn listen(pod: &Pod, port: u16, backlog: i32) -> TcpListener {
 fn five_in_seven_out(agent: &Agent, pod: &Pod, client: &TcpStream) {
     let peer = client.local_addr().unwrap().to_string();
     let port = client.peer_addr().unwrap().port();
-    eventually("acknowledged", || {
-        let all = ss(&pod.host, port);
-        let at_rest = all.iter().any(|s| s.peer == peer && s.acked == 7);
-        if at_rest { Ok(all) } else { Err(all) }
-    });
-    let all = agent.connections(pod);
-    let found: Vec<&Value> = all.iter().filter(|c| c["peer"] == peer).collect();
-    assert_eq!(found.len(), 1, "{all:#?}");
-    assert_eq!(
-        (&found[0]["bytesIn"], &found[0]["bytesOut"]),
-        (&5.into(), &7.into())
+    eventually(
+        "acknowledged",
+        || ss(&pod.host, port),
+        |all| all.iter().any(|s| s.peer == peer && s.acked == 7),
     );
-    assert_eq!(found[0]["adopted"], false);
+    let mut found = agent.connections(pod);
+    found.retain(|c| c["peer"] == peer);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    shows(
+        &found[0],
+        json!({"bytesIn": 5, "bytesOut": 7, "adopted": false}),
+    );
 }
 
 /// So many connections have closed, each with five bytes in and seven out, and one for each FIN.
 fn all_closed(agent: &Agent, pod: &Pod, port: u16, count: u64) {
-    let e = eventually("closed", || {
-        let e = agent.endpoint(pod, port);
-        let all = e["closed"].as_u64() >= Some(count) && e["open"] == 0;
-        if all { Ok(e) } else { Err(e) }
-    });
-    assert_eq!(
-        (&e["accepted"], &e["closed"]),
-        (&count.into(), &count.into())
-    );
-    assert_eq!(
-        (&e["bytesIn"], &e["bytesOut"]),
-        (&(6 * count).into(), &(8 * count).into()),
-        "{e:#}"
-    );
+    let (bytes_in, bytes_out) = (6 * count, 8 * count);
+    let sums =
+        json!({"accepted": count, "closed": count, "bytesIn": bytes_in, "bytesOut": bytes_out});
+    shows(&agent.endpoint_closed(pod, port, count), sums);
 }
 
 /// The client closes first, then the server.
@@ -106,22 +87,18 @@ fn end(mut client: TcpStream, mut server: TcpStream) {
 
 #[test]
 fn data_in_the_syn() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     sysctl(&pod.host, "tcp_fastopen", "3");
     sysctl(lab.client(), "tcp_fastopen", "3");
     let agent = Agent::on_machine(TRACK_ONLY);
-    let listener = listen(pod, 7090, 16);
+    let listener = listen_with(pod, 7090, 16);
     set(&listener, TCP_FASTOPEN, 16);
     let address = listener.local_addr().unwrap();
     // The first gets the cookie with which those after it put data into their SYN.
     for in_the_syn in [0, 1, 2] {
-        let socket = lab.client().enter(|| {
-            // SAFETY: a new descriptor, that nobody else has.
-            unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0)) }
-        });
-        let socket = socket.unwrap();
+        let socket = || rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None);
+        let socket = lab.client().enter(socket).unwrap().unwrap();
         set(&socket, TCP_FASTOPEN_CONNECT, 1);
         rustix::net::connect(&socket, &address).unwrap();
         let mut client = TcpStream::from(socket);
@@ -149,25 +126,22 @@ fn data_in_the_syn() {
 /// SYN of a third is dropped until there is room.
 #[test]
 fn syn_cookies() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     sysctl(&pod.host, "tcp_syncookies", "2");
     let agent = Agent::on_machine(TRACK_ONLY);
-    let listener = listen(pod, 7091, 1);
+    let listener = listen_with(pod, 7091, 1);
     let address = listener.local_addr().unwrap();
-    let connect_and_ask = || {
+    let connect_and_ask = |()| {
         let mut client = connect(&lab, address);
         client.write_all(b"hello").unwrap();
         client
     };
-    let mut clients: Vec<_> = (0..2).map(|_| connect_and_ask()).collect();
-    eventually("recorded before anyone has accepted them", || {
-        let e = agent.endpoint(pod, 7091);
-        if e["accepted"] == 2 { Ok(e) } else { Err(e) }
-    });
+    let mut clients = Vec::from([(); 2].map(connect_and_ask));
+    // Recorded before anyone has accepted them.
+    agent.endpoint_when(pod, 7091, |e| e["accepted"] == 2);
     let mut servers = std::thread::scope(|scope| {
-        let third = scope.spawn(connect_and_ask);
+        let third = scope.spawn(|| connect_and_ask(()));
         let accept = |_| listener.accept().unwrap();
         let servers: Vec<_> = (0..3).map(accept).collect();
         clients.push(third.join().unwrap());

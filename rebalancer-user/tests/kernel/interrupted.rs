@@ -2,18 +2,16 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::TcpStream,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use xtask::lab::Lab;
 
 use crate::{
-    guards::echoes,
-    moves::{enforce, is_reset},
     server::{Kind, Server},
-    support::{Agent, alone, connect, eventually, lab},
+    support::{Agent, accepted, echoed, enforce, eventually, has_ended, is_reset, lab, listen},
 };
 
 /// Long enough that something can surely happen before it is over.
@@ -30,17 +28,11 @@ fn wait_until_under_way(agent: &mut Agent) {
 /// The agent holds as many descriptors as it did before, and complains of nothing.
 #[track_caller]
 fn nothing_is_left(mut agent: Agent, descriptors: usize) {
-    eventually("all descriptors are closed", || {
-        // Fewer: one of those before was of a passing kind, a file of /proc.
-        let now = agent.descriptors();
-        if now <= descriptors {
-            Ok((now, descriptors))
-        } else {
-            Err((now, descriptors))
-        }
-    });
+    // Fewer: one of those before was of a passing kind, a file of /proc.
+    let look = || agent.descriptors();
+    eventually("all descriptors are closed", look, |n| *n <= descriptors);
     agent.wait_for_intervals(5);
-    assert_eq!(agent.logged("move").len(), 1, "it is not tried again");
+    agent.has_moved(1); // it is not tried again
     assert_eq!(agent.complaints(), [] as [Value; 0]);
     agent.leaves_nothing();
 }
@@ -48,96 +40,82 @@ fn nothing_is_left(mut agent: Agent, descriptors: usize) {
 /// A server, and a move of its one connection that waits for a quiet moment.
 fn under_way(
     lab: &Lab,
-    port: u16,
     step: &str,
     agent: impl Fn(&Lab, &str) -> Agent,
 ) -> (Server, Agent, usize, TcpStream) {
-    let (address, server) = Server::in_pod(lab.pod(0), port, Kind::Plain);
-    let mut agent = agent(lab, &enforce(lab, port, "maxAge: 300ms", step));
+    let (address, server) = Server::in_pod(lab.pod(0), 7060, Kind::Plain);
+    let mut agent = agent(lab, &enforce(lab, 7060, "maxAge: 300ms", step));
     let descriptors = agent.descriptors();
-    let mut client = connect(lab, address);
-    echoes(&mut client);
+    let client = echoed(lab, address);
     wait_until_under_way(&mut agent);
     (server, agent, descriptors, client)
 }
 
 /// Stops every thread of it: the signal alone returns before they have.
 fn stop(server: &Server) {
-    signal(server, Signal::STOP);
-    let tasks = format!("/proc/{}/task", server.child.id());
-    eventually("all threads are stopped", || {
-        let states: Vec<String> = std::fs::read_dir(&tasks)
-            .unwrap()
-            .flatten()
-            .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
-            .filter_map(|status| Some(status.lines().find(|l| l.starts_with("State:"))?.to_owned()))
-            .collect();
-        let stopped = states.iter().all(|state| state.contains("T (stopped)"));
-        if stopped { Ok(states) } else { Err(states) }
+    server.signal(Signal::STOP);
+    let tasks = format!("/proc/{}/task", server.id());
+    let states = || -> Vec<String> {
+        let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+        let states = tasks.filter_map(|it| std::fs::read_to_string(it.path().join("status")).ok());
+        let is_state = |line: &&str| line.starts_with("State:");
+        states
+            .filter_map(|it| it.lines().find(is_state).map(str::to_owned))
+            .collect()
+    };
+    eventually("all threads are stopped", states, |states| {
+        states.iter().all(|state| state.contains("T (stopped)"))
     });
-}
-
-fn signal(server: &Server, signal: Signal) {
-    kill_process(Pid::from_child(&server.child), signal).unwrap();
 }
 
 #[test]
 fn a_server_stopped_with_a_request_is_not_reset() {
-    let _alone = alone();
     let lab = lab(1);
-    let (server, mut agent, descriptors, mut client) = under_way(&lab, 7060, RESET, Agent::in_lab);
+    let (server, mut agent, descriptors, mut client) = under_way(&lab, RESET, Agent::in_lab);
     stop(&server);
     client.write_all(b"f").unwrap();
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "gaveUp", "{line}");
-    signal(&server, Signal::CONT);
+    agent.moved("gaveUp");
+    server.signal(Signal::CONT);
     client.read_exact(&mut [0]).unwrap();
     nothing_is_left(agent, descriptors);
 }
 
 #[test]
 fn a_server_stopped_at_rest_is_reset() {
-    let _alone = alone();
     let lab = lab(1);
-    let (mut server, mut agent, descriptors, mut client) =
-        under_way(&lab, 7061, RESET, Agent::in_lab);
+    let (mut server, mut agent, descriptors, mut client) = under_way(&lab, RESET, Agent::in_lab);
     stop(&server);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "reset", "{line}");
+    agent.moved("reset");
     assert!(is_reset(&mut client));
-    signal(&server, Signal::CONT);
+    server.signal(Signal::CONT);
     // What the reset did to the server's own descriptor does not harm it.
-    echoes(&mut connect(&lab, (lab.pod(0).addr, 7061)));
+    echoed(&lab, (lab.pod(0).addr, 7060));
     assert!(server.lives());
     nothing_is_left(agent, descriptors);
 }
 
 #[test]
 fn a_move_whose_server_is_stopped_before_it_closes_fails() {
-    let _alone = alone();
     let lab = lab(1);
-    let (server, mut agent, descriptors, mut client) = under_way(&lab, 7062, CLOSE, Agent::in_lab);
+    let (server, mut agent, descriptors, mut client) = under_way(&lab, CLOSE, Agent::in_lab);
     stop(&server);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "failed", "{line}");
+    let line = agent.moved("failed");
     let detail = line["detail"].as_str().unwrap();
     assert!(detail.contains("asked to close and did not"), "{line}");
     // Once it goes on it closes, as nothing of ours holds the connection.
-    signal(&server, Signal::CONT);
-    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    server.signal(Signal::CONT);
+    has_ended(&mut client, "closed");
     nothing_is_left(agent, descriptors);
 }
 
 #[test]
 fn a_pod_deleted_during_a_move_is_an_outcome() {
-    let _alone = alone();
     for step in [CLOSE, RESET] {
         let lab = lab(1);
-        let (server, mut agent, descriptors, _client) =
-            under_way(&lab, 7063, step, |_, policy| Agent::on_machine(policy));
+        let on_machine = |_: &Lab, policy: &str| Agent::on_machine(policy);
+        let (server, mut agent, descriptors, _client) = under_way(&lab, step, on_machine);
         drop((server, lab));
-        let line = agent.wait_for_move();
-        assert_eq!(line["outcome"], "leftByItself", "{line}");
+        agent.moved("leftByItself");
         nothing_is_left(agent, descriptors);
     }
 }
@@ -146,15 +124,11 @@ fn a_pod_deleted_during_a_move_is_an_outcome() {
 /// leads to: only the socket itself does.
 #[test]
 fn a_connection_in_a_namespace_without_processes_is_skipped() {
-    let _alone = alone();
     let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7064));
-    let listen = || TcpListener::bind(address);
-    let listener = lab.pod(0).host.enter(listen).unwrap().unwrap();
+    let listener = listen(lab.pod(0), 7064);
     let mut agent = Agent::on_machine(&enforce(&lab, 7064, "maxAge: 300ms", RESET));
     let descriptors = agent.descriptors();
-    let mut client = connect(&lab, address);
-    let (mut server, _): (TcpStream, _) = listener.accept().unwrap();
+    let (mut client, mut server) = accepted(&lab, &listener);
     client.write_all(b"f").unwrap();
     server.read_exact(&mut [0]).unwrap();
     // It is quiet, and who holds it is looked at.
@@ -162,9 +136,7 @@ fn a_connection_in_a_namespace_without_processes_is_skipped() {
     client.read_exact(&mut [0]).unwrap();
     wait_until_under_way(&mut agent);
     drop(lab);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "refused", "{line}");
-    assert_eq!(line["cause"], "foreignProcess", "{line}");
+    agent.refused("foreignProcess");
     nothing_is_left(agent, descriptors);
     drop(server);
 }

@@ -1,28 +1,26 @@
 //! Each reset mechanism: it resets the chosen connection, and nothing else.
 
-use std::{
-    io::{ErrorKind, Read as _, Write as _},
-    net::{Ipv6Addr, SocketAddr, TcpStream},
-};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 
 use rebalancer_user::moves::{Mechanism, find_mechanism, probe};
+use serde_json::json;
 use xtask::lab::Lab;
 
 use crate::{
-    moves::{AT_ONCE, QUIET, enforce, is_reset},
     server::{Kind, Server},
-    support::{Agent, PATIENCE, alone, cgroup, connect, download, lab, own_pins, request},
+    support::{
+        AT_ONCE, Agent, PATIENCE, QUIET, alone, answered, connect, connect_many, download, echoed,
+        echoes, enforce, has_ended, is_reset, lab, request, shows,
+    },
 };
 
 fn agent(lab: &Lab, policy: &str, mechanism: Mechanism) -> Agent {
-    let cgroup = cgroup(lab).to_str().unwrap();
-    let by = ["--cgroup", cgroup, "--reset-mechanism", mechanism.as_str()];
-    Agent::with(policy, own_pins(), &by)
+    Agent::in_lab_with(lab, policy, &["--reset-mechanism", mechanism.as_str()])
 }
 
 #[test]
 fn each_mechanism_works_here_and_the_best_is_chosen() {
-    let _alone = alone();
+    alone();
     for mechanism in Mechanism::ALL {
         probe(mechanism).unwrap_or_else(|why| panic!("{mechanism}: {why}"));
     }
@@ -46,70 +44,57 @@ fn raw_resets_only_its_connection() {
 }
 
 fn resets_only_its_connection(mechanism: Mechanism) {
-    let _alone = alone();
     let lab = lab(2);
     let pod = lab.pod(0);
     let mut agent = agent(&lab, &enforce(&lab, 80, "maxBytes: 1Mi", QUIET), mechanism);
-    let mut light: Vec<_> = (0..4).map(|_| connect(&lab, pod.address())).collect();
+    let mut light = connect_many(&lab, pod.address(), 4);
     let mut heavy = connect(&lab, pod.address());
     for stream in &mut light {
         request(stream, "/").unwrap();
     }
     download(&mut heavy);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "reset", "{mechanism}: {line}");
-    assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
-    assert_eq!(line["rule"], "lab");
+    let peer = heavy.local_addr().unwrap().to_string();
+    shows(&agent.moved("reset"), json!({"peer": peer, "rule": "lab"}));
     assert!(is_reset(&mut heavy), "{mechanism}");
     for stream in &mut light {
         request(stream, "/").unwrap_or_else(|e| panic!("{mechanism}: a sibling saw {e}"));
     }
-    let mut next = connect(&lab, pod.address());
-    request(&mut next, "/").unwrap();
+    let _next = answered(&lab, pod.address());
     agent.wait_for_intervals(3);
-    assert_eq!(agent.logged("move").len(), 1, "{mechanism}");
+    agent.has_moved(1);
     // Each leaves a trace of its own in the socket's error when it closes: ECONNABORTED,
     // none yet, ECONNRESET.
-    let e = agent.endpoint(pod, 80);
-    let count = |name: &str| e[name].as_u64().unwrap();
-    let traces = ["closed", "closedByAbort", "closedByReset"].map(count);
-    let expected = match mechanism {
-        Mechanism::SockDestroy => [1, 1, 0],
-        Mechanism::Abort => [1, 0, 0],
-        Mechanism::Raw => [1, 0, 1],
+    let (by_abort, by_reset) = match mechanism {
+        Mechanism::SockDestroy => (1, 0),
+        Mechanism::Abort => (0, 0),
+        Mechanism::Raw => (0, 1),
     };
-    assert_eq!(traces, expected, "{mechanism}");
+    let traces = json!({"closed": 1, "closedByAbort": by_abort, "closedByReset": by_reset});
+    shows(&agent.endpoint(pod, 80), traces);
     let started = &agent.logged("started")[0];
     assert_eq!(started["reset_by"], mechanism.as_str());
     // The server's end is gone too: nginx has closed it.
     let open = agent.connections(pod);
-    let peer = heavy.local_addr().unwrap().to_string();
     assert!(open.iter().all(|c| c["peer"] != peer), "{mechanism}");
 }
 
 #[test]
 fn each_mechanism_wakes_a_server_that_blocks_in_a_receive() {
-    let _alone = alone();
     let lab = lab(1);
     for (mechanism, port) in Mechanism::ALL.into_iter().zip(7050..) {
         let (address, _server) = Server::in_pod(lab.pod(0), port, Kind::Plain);
         let policy = enforce(&lab, port, "maxAge: 300ms", AT_ONCE);
         let mut agent = agent(&lab, &policy, mechanism);
-        let mut client = connect(&lab, address);
-        client.write_all(b"f").unwrap();
-        client.read_exact(&mut [0]).unwrap();
-        let line = agent.wait_for_move();
-        assert_eq!(line["outcome"], "reset", "{mechanism}: {line}");
+        let mut client = echoed(&lab, address);
+        agent.moved("reset");
         assert!(is_reset(&mut client), "{mechanism}");
-        let again = connect(&lab, address).write_all(b"f");
-        again.unwrap_or_else(|e| panic!("{mechanism}: the listener: {e}"));
+        echoed(&lab, address);
     }
 }
 
-/// IPv6, from the pod to itself: the lab has no IPv6 network.
+/// IPv6, from the pod to itself.
 #[test]
 fn each_mechanism_works_over_ipv6() {
-    let _alone = alone();
     let lab = lab(1);
     let host = &lab.pod(0).host;
     for (mechanism, port) in Mechanism::ALL.into_iter().zip(7060..) {
@@ -122,11 +107,8 @@ fn each_mechanism_works_over_ipv6() {
         let stream = host.enter(|| TcpStream::connect(address)).unwrap();
         let mut client = stream.unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
-        client.write_all(b"f").unwrap();
-        client.read_exact(&mut [0]).unwrap();
-        let line = agent.wait_for_move();
-        assert_eq!(line["outcome"], "reset", "{mechanism}: {line}");
-        let seen = client.read(&mut [0]).map_err(|e| e.kind());
-        assert_eq!(seen, Err(ErrorKind::ConnectionReset), "{mechanism}");
+        echoes(&mut client);
+        agent.moved("reset");
+        has_ended(&mut client, "reset");
     }
 }

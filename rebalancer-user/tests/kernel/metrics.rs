@@ -3,22 +3,24 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    process::Command,
+    time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
-use crate::{
-    moves::{AT_ONCE, enforce},
-    status::status,
-    support::{
-        Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, cgroup, connect, eventually, lab, own_pins,
-        rebalancer, stderr,
-    },
+use crate::support::{
+    AT_ONCE, Agent, PATIENCE, TRACK_ONLY, alone, connect, enforce, eventually, failed, file_of,
+    lab, own_pins,
 };
 
 /// On any free port.
 const ANY: &[&str] = &["--metrics-address", "127.0.0.1:0"];
+
+/// An agent that tracks and offers its metrics, and where.
+fn offering() -> (Agent, SocketAddr) {
+    alone();
+    let mut agent = Agent::on_machine_with(TRACK_ONLY, ANY);
+    let at = address(&mut agent);
+    (agent, at)
+}
 
 fn address(agent: &mut Agent) -> SocketAddr {
     let offered = agent.logged("serving metrics and health");
@@ -49,11 +51,9 @@ pub fn sample(text: &str, of: &str) -> Option<f64> {
 
 #[test]
 fn a_scrape_agrees_with_the_status_and_names_no_address() {
-    let _alone = alone();
     let lab = lab(1);
     let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE);
-    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap(), ANY[0], ANY[1]];
-    let mut agent = Agent::with(&policy, own_pins(), &in_lab);
+    let mut agent = Agent::in_lab_with(&lab, &policy, ANY);
     let at = address(&mut agent);
     let _stream = connect(&lab, lab.pod(0).address());
     agent.wait_for_move();
@@ -70,30 +70,26 @@ fn a_scrape_agrees_with_the_status_and_names_no_address() {
         assert!(head.contains(kind), "{head}");
         assert_eq!(text.ends_with("# EOF\n"), accept == open);
         assert_eq!(sample(&text, &moved), Some(1.0), "{text}");
-        let status = status(&agent);
-        let alike = [
-            ("rebalancer_connections", &status["lastPass"]["connections"]),
-            ("rebalancer_moves_in_flight_max", &status["maxInFlight"]),
-            (
-                "rebalancer_budget_moves_left{mode=\"Enforce\"}",
-                &status["budgets"][0]["left"],
-            ),
-            (
-                "rebalancer_endpoint_connections_capacity",
-                &status["capacity"]["maxPerEndpoint"],
-            ),
-        ];
-        for (metric, value) in alike {
-            assert_eq!(sample(&text, metric), value.as_f64(), "{metric}");
+        let status = agent.status();
+        for (metric, place) in [
+            ("connections", "/lastPass/connections"),
+            ("moves_in_flight_max", "/maxInFlight"),
+            ("budget_moves_left{mode=\"Enforce\"}", "/budgets/0/left"),
+            ("endpoint_connections_capacity", "/capacity/maxPerEndpoint"),
+        ] {
+            let metric = sample(&text, &format!("rebalancer_{metric}"));
+            assert_eq!(metric, status.pointer(place).unwrap().as_f64(), "{place}");
         }
         assert_eq!(status["ended"]["reset"], 1);
-        let listings = sample(&text, "rebalancer_listing_duration_seconds_count").unwrap();
-        assert!(listings >= 3.0, "{listings}");
-        let took = "rebalancer_move_duration_seconds_count{outcome=\"reset\"}";
-        assert_eq!(sample(&text, took), Some(1.0));
-        let endpoints = sample(&text, "rebalancer_map_capacity{map=\"endpoints\"}").unwrap();
-        assert!(endpoints >= 1000.0, "{endpoints}");
-        assert_eq!(sample(&text, "rebalancer_paused"), Some(0.0));
+        for (metric, least, most) in [
+            ("listing_duration_seconds_count", 3.0, f64::MAX),
+            ("move_duration_seconds_count{outcome=\"reset\"}", 1.0, 1.0),
+            ("map_capacity{map=\"endpoints\"}", 1000.0, f64::MAX),
+            ("paused", 0.0, 0.0),
+        ] {
+            let value = sample(&text, &format!("rebalancer_{metric}")).unwrap();
+            assert!((least..=most).contains(&value), "{metric}: {value}");
+        }
         for secret in [lab.pod(0).address().ip().to_string(), ":80".to_owned()] {
             assert!(!text.contains(&secret), "{secret} in {text}");
         }
@@ -101,24 +97,19 @@ fn a_scrape_agrees_with_the_status_and_names_no_address() {
     // On the agent's own socket it is the same.
     assert!(get(at, "/readyz", "*/*").1.starts_with("ok: attached"));
     for what in ["live", "ready"] {
-        let probe = rebalancer(&agent, &["probe", what]);
-        assert!(probe.status.success(), "{probe:?}");
+        agent.ask(&["probe", what]);
     }
 }
 
 #[test]
 fn an_open_port_offers_nothing_else_and_is_bounded() {
-    let _alone = alone();
-    let mut agent = Agent::with(TRACK_ONLY, own_pins(), ANY);
-    let at = address(&mut agent);
+    let (mut agent, at) = offering();
     agent.wait_for_intervals(1);
     for path in ["/status", "/dump", "/events", "/pause", "/"] {
         let (head, body) = get(at, path, "*/*");
         assert!(head.contains(" 404 "), "{path}: {head}");
-        assert_eq!(
-            body,
-            "nothing is here; there are /healthz, /metrics, /readyz\n"
-        );
+        let there_are = "nothing is here; there are /healthz, /metrics, /readyz\n";
+        assert_eq!(body, there_are);
     }
     let mut large = TcpStream::connect(at).unwrap();
     large.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -132,12 +123,10 @@ fn an_open_port_offers_nothing_else_and_is_bounded() {
         "{answer}"
     );
     // Clients that say nothing take every place of the port, and none of the agent's socket.
-    let silent: Vec<_> = (0..20).map(|_| TcpStream::connect(at).unwrap()).collect();
-    assert_eq!(status(&agent)["pid"], agent.child.id());
-    assert!(
-        scrape(at).contains("rebalancer_build_info"),
-        "they are left in time"
-    );
+    let silent = [(); 20].map(|()| TcpStream::connect(at).unwrap());
+    assert_eq!(agent.status()["pid"], agent.child.id());
+    // They are left in time.
+    assert!(scrape(at).contains("rebalancer_build_info"));
     drop(silent);
     assert_eq!(agent.terminate(), Some(0));
     assert!(TcpStream::connect(at).is_err());
@@ -145,17 +134,12 @@ fn an_open_port_offers_nothing_else_and_is_bounded() {
 
 #[test]
 fn a_taken_port_is_an_error_if_it_was_asked_for_and_else_a_warning() {
-    let _alone = alone();
+    alone();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), TRACK_ONLY).unwrap();
-    let pins = own_pins();
-    let refused = Agent::command(file.path(), &pins, &["--metrics-address", &address])
-        .output()
-        .unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    let text = stderr(&refused);
+    let (file, pins) = (file_of(TRACK_ONLY), own_pins());
+    let mut agent = Agent::command(file.path(), &pins, &["--metrics-address", &address]);
+    let text = failed(1, &agent.output().unwrap());
     assert!(
         text.contains(&address) && text.contains("remedy") && text.contains("in use"),
         "{text}"
@@ -164,33 +148,26 @@ fn a_taken_port_is_an_error_if_it_was_asked_for_and_else_a_warning() {
 
     // The default is another's already, or ours for as long as this lasts.
     let _taken = TcpListener::bind("127.0.0.1:9321");
-    let mut command = Agent::command(file.path(), &pins, &[]);
-    command.env_remove("REBALANCER_METRICS_ADDRESS");
-    let mut agent = Agent::launch(command, pins);
+    let mut agent = Agent::by(TRACK_ONLY, &[], |mut command| {
+        command.env_remove("REBALANCER_METRICS_ADDRESS");
+        command
+    });
     let complaints = agent.complaints();
     let warned = complaints.iter().any(|line| {
         let message = line["message"].as_str().unwrap_or_default();
         line["address"] == "127.0.0.1:9321" && message.contains("--metrics-address")
     });
     assert!(warned, "{complaints:#?}");
-    assert!(rebalancer(&agent, &["probe", "live"]).status.success());
+    agent.ask(&["probe", "live"]);
 }
 
 #[test]
 fn a_refused_policy_leaves_the_agent_ready_and_sets_a_gauge() {
-    let _alone = alone();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), TRACK_ONLY).unwrap();
-    let mut agent = Agent::with_file(file.path(), own_pins(), ANY);
-    let at = address(&mut agent);
-    let success = |text: &str| sample(text, "rebalancer_policy_reload_success");
-    assert_eq!(success(&scrape(at)), Some(1.0));
-    std::fs::write(file.path(), "mode: Enforce").unwrap();
-    agent.signal(rustix::process::Signal::HUP);
-    eventually("the gauge says so", || match success(&scrape(at)) {
-        Some(0.0) => Ok(Some(0.0)),
-        other => Err(other),
-    });
+    let (mut agent, at) = offering();
+    let success = || sample(&scrape(at), "rebalancer_policy_reload_success");
+    assert_eq!(success(), Some(1.0));
+    agent.reload("mode: Enforce");
+    eventually("the gauge says so", success, |gauge| *gauge == Some(0.0));
     let text = scrape(at);
     let refused = sample(&text, "rebalancer_policy_reloads_total{result=\"refused\"}");
     // By the signal, by the look every two seconds, or by both.
@@ -231,38 +208,30 @@ impl Drop for Held {
 
 #[test]
 fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
-    let _alone = alone();
-    let mut agent = Agent::with(TRACK_ONLY, own_pins(), ANY);
-    let at = address(&mut agent);
+    let (mut agent, at) = offering();
     // The first pass has ended once another is listed.
     agent.wait_for_intervals(2);
     assert!(get(at, "/healthz", "*/*").0.contains(" 200 "));
     let held = Held::loop_of(&agent);
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let sick = loop {
         let (head, body) = get(at, "/healthz", "*/*");
         if head.contains(" 503 ") {
             break body;
         }
         assert!(began.elapsed().as_secs() < 60, "still healthy: {body}");
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        std::thread::sleep(Duration::from_millis(200));
     };
     assert!(began.elapsed().as_secs() >= 25, "too early: {sick}");
     assert!(sick.contains("the last pass ended 30."), "{sick}");
-    let probe = rebalancer(&agent, &["probe", "live"]);
-    assert_eq!(probe.status.code(), Some(1), "{probe:?}");
-    assert!(stderr(&probe).contains("the last pass ended"), "{probe:?}");
+    let probe = agent.fails(1, &["probe", "live"]);
+    assert!(probe.contains("the last pass ended"), "{probe}");
     // What needs no loop is answered still.
-    assert_eq!(status(&agent)["kind"], Value::from("Status"));
+    assert_eq!(agent.status()["kind"], "Status");
     drop(held);
     agent.wait_for_intervals(2);
-    assert!(rebalancer(&agent, &["probe", "live"]).status.success());
+    agent.ask(&["probe", "live"]);
     assert_eq!(agent.terminate(), Some(0));
-    let none = Command::new(REBALANCER)
-        .args(["probe", "live", "--pins"])
-        .arg(&agent.pins)
-        .output()
-        .unwrap();
-    assert_eq!(none.status.code(), Some(1), "{none:?}");
-    assert!(stderr(&none).contains("no agent is running"), "{none:?}");
+    let none = agent.fails(1, &["probe", "live"]);
+    assert!(none.contains("no agent is running"), "{none}");
 }

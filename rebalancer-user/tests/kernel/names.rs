@@ -1,7 +1,12 @@
 //! Names on a real kernel: pods known by their namespaces and cgroups, moved by their Services.
 
-use std::{io::Write as _, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xtask::{
@@ -10,10 +15,12 @@ use xtask::{
 };
 
 use crate::{
-    moves::is_reset,
+    reload::REFUSED,
     server::{Kind, Server},
     support::{
-        Agent, REBALANCER, alone, cgroup, connect, download, eventually, lab, own_pins, request,
+        AT_ONCE, Agent, QUIET, REBALANCER, cgroup, connect, connect_many, download, enforce,
+        enforce_where, eventually, failed, file_of, is_reset, lab, of_client, own_pins, request,
+        shows,
     },
 };
 
@@ -35,43 +42,60 @@ impl Cluster {
         let folder = tempfile::tempdir().unwrap();
         api.write_kubeconfig(&folder.path().join("kubeconfig"))
             .unwrap();
-        api.set(
-            "namespaces",
-            json!({"metadata": {"name": "shop", "labels": {"team": "shop"}}}),
-        );
+        let namespace = json!({"metadata": {"name": "shop", "labels": {"team": "shop"}}});
+        api.set("namespaces", namespace);
         for pod in lab.pods() {
             api.set("pods", object(pod, json!({})));
         }
         for (pod, name) in lab.pods().iter().zip(SERVICES) {
             api.set("services", service(name, json!({})));
-            api.set(
-                "endpointslices",
-                slice(name, &[(&uid(pod), NODE), ("elsewhere", "other")]),
-            );
+            let two = [(&*uid(pod), NODE), ("elsewhere", "other")];
+            api.set("endpointslices", slice(name, &two));
         }
         Self { api, folder }
     }
 
-    fn arguments(&self) -> [String; 4] {
+    fn arguments(&self, lab: &Lab) -> [String; 6] {
         let kubeconfig = self.folder.path().join("kubeconfig");
         let file = kubeconfig.to_str().unwrap();
-        ["--kubeconfig", file, "--node-name", NODE].map(str::to_owned)
+        let cgroup = cgroup(lab).to_str().unwrap();
+        [
+            "--cgroup",
+            cgroup,
+            "--kubeconfig",
+            file,
+            "--node-name",
+            NODE,
+        ]
+        .map(str::to_owned)
     }
 
     fn agent(&self, lab: &Lab, policy: &str) -> Agent {
-        let ours = self.arguments();
-        let mut arguments = vec!["--cgroup", cgroup(lab).to_str().unwrap()];
-        arguments.extend(ours.iter().map(String::as_str));
-        let mut agent = Agent::with(policy, own_pins(), &arguments);
+        self.agent_by(lab, policy, &[], |command| command)
+    }
+
+    /// One that knows the names, by what is made of its command.
+    fn agent_by(
+        &self,
+        lab: &Lab,
+        policy: &str,
+        more: &[&str],
+        make: impl FnOnce(Command) -> Command,
+    ) -> Agent {
+        let ours = self.arguments(lab);
+        let ours = ours.each_ref().map(String::as_str);
+        let mut agent = Agent::by(policy, &[&ours, more].concat(), make);
         agent.wait_for("names", |line| line["naming"] == "Fresh");
         agent
     }
 
-    /// `dump` of everything, with names.
-    fn dump(&self, agent: &Agent, more: &[&str]) -> Value {
-        let out = agent.dump_output(more);
-        assert!(out.status.success(), "{out:?}");
-        serde_json::from_slice(&out.stdout).unwrap()
+    /// What the API server has of the Service checkout from now on.
+    fn set_service(&self, spec: Value) {
+        self.api.set("services", service("checkout", spec));
+    }
+
+    fn set_slice(&self, slice: Value) {
+        self.api.set("endpointslices", slice);
     }
 }
 
@@ -108,90 +132,66 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> Value {
 }
 
 fn policy(matches: &str) -> String {
-    format!(
-        "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: Enforce
-interval: 200ms
-budget: {{perService: 100%, perEndpoint: 100%}}
-guards: {{minAge: 200ms, stabilizationWindow: 2s}}
-rules:
-- name: named
-  match: {{{matches}}}
-  limits: {{maxBytes: 1Mi}}
-  jitter: 0%
-  onReconnect: Safe
-  steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
-"
-    )
-}
-
-fn skipped(line: &Value, word: &str) -> bool {
-    line["message"] == "listed" && line["skipped"].as_str().is_some_and(|s| s.contains(word))
+    enforce_where(matches, "maxBytes: 1Mi", QUIET)
+        .replace("1000000", "100%")
+        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 2s")
 }
 
 #[test]
 fn a_service_names_what_is_moved() {
-    let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let [mut inside, mut outside] = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
     download(&mut outside);
     download(&mut inside);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "reset");
-    assert_eq!(line["peer"], inside.local_addr().unwrap().to_string());
-    assert_eq!(line["pod"], format!("shop/{}", lab.pod(0).name));
+    let peer = inside.local_addr().unwrap().to_string();
+    let of_it = json!({"peer": peer, "pod": format!("shop/{}", lab.pod(0).name)});
+    shows(&agent.moved("reset"), of_it);
     assert!(is_reset(&mut inside));
     request(&mut outside, "/").unwrap();
     agent.wait_for_intervals(2);
-    assert_eq!(agent.logged("move").len(), 1);
+    agent.has_moved(1);
 
     // The dump has the names, and a plan made of it is the node's own.
-    let dump = cluster.dump(&agent, &[]);
-    assert_eq!(dump["names"]["state"], "fresh");
-    let items = dump["items"].as_array().unwrap();
-    let it = items
-        .iter()
-        .find(|c| c["peer"] == outside.local_addr().unwrap().to_string())
-        .unwrap();
+    let dump = agent.ask_json(&["dump"]);
+    let it = of_client(dump["items"].as_array().unwrap(), &outside);
     let pod = lab.pod(1);
-    assert_eq!(
-        (&it["namespace"], &it["pod"]),
-        (&json!("shop"), &json!(pod.name))
+    shows(
+        &it,
+        json!({"namespace": "shop", "pod": pod.name, "container": "nginx"}),
     );
-    assert_eq!(it["container"], "nginx");
-    let checkout = &dump["services"][1];
-    assert_eq!(checkout["name"], "checkout");
-    assert_eq!(
-        (&checkout["ready"], &checkout["readyHere"]),
-        (&json!(2), &json!(1))
+    shows(
+        &dump,
+        json!({
+            "/names/state": "fresh", "/services/1/name": "checkout", "/services/1/ready": 2,
+            "/services/1/readyHere": 1, "/services/1/addresses": ["192.0.2.0", "192.0.2.1"],
+        }),
     );
-    assert_eq!(checkout["addresses"], json!(["192.0.2.0", "192.0.2.1"]));
-    let endpoints = dump["endpoints"].as_array().unwrap();
-    let first = endpoints
-        .iter()
-        .find(|e| e["netns"] == lab.pod(0).host.netns_inode() && e["port"] == 80)
-        .unwrap();
-    assert_eq!(first["pod"]["uid"], uid(lab.pod(0)));
-    assert_eq!(first["pod"]["services"][0]["name"], "checkout");
-    assert_eq!(first["pod"]["namespaceLabels"]["team"], "shop");
-    let file = cluster.folder.path().join("policy.yaml");
-    std::fs::write(&file, policy("podSelector: {matchLabels: {app: web}}")).unwrap();
-    let mut plan = Command::new(REBALANCER);
-    plan.args(["plan", "-o", "json", "--snapshot", "-", "--policy"])
-        .arg(&file);
-    let out = with_input(plan, &dump.to_string());
-    let plan: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(plan["items"][0]["verdict"], "Move", "{plan:#}");
-    assert_eq!(plan["items"][0]["pod"], format!("shop/{}", pod.name));
-    let mut explain = Command::new(REBALANCER);
-    let id = it["id"].as_str().unwrap();
-    explain.args(["explain", id, "--snapshot", "-", "--policy"]);
-    explain.arg(&file);
-    let explanation = with_input(explain, &dump.to_string());
+    let mut endpoints = dump["endpoints"].as_array().unwrap().iter();
+    let netns = lab.pod(0).host.netns_inode();
+    let first = endpoints.find(|e| e["netns"] == netns && e["port"] == 80);
+    let of_first = json!({
+        "/pod/uid": uid(lab.pod(0)), "/pod/services/0/name": "checkout",
+        "/pod/namespaceLabels/team": "shop",
+    });
+    shows(first.unwrap(), of_first);
+    let policy = file_of(&policy("podSelector: {matchLabels: {app: web}}"));
+    let of_dump = |arguments: &[&str]| {
+        let saved = file_of(&dump.to_string());
+        let mut command = Command::new(REBALANCER);
+        command
+            .args(arguments)
+            .args(["--snapshot", "-", "--policy"]);
+        let input = Stdio::from(saved.reopen().unwrap());
+        let out = command.arg(policy.path()).stdin(input).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let plan: Value = serde_json::from_str(&of_dump(&["plan", "-o", "json"])).unwrap();
+    let moved = json!({"verdict": "Move", "pod": format!("shop/{}", pod.name)});
+    shows(&plan["items"][0], moved);
+    let explanation = of_dump(&["explain", it["id"].as_str().unwrap()]);
     let line = "service   cart: 2 ready endpoints, 1 on this node, changed ";
     assert!(explanation.contains(line), "{explanation}");
 }
@@ -199,100 +199,61 @@ fn a_service_names_what_is_moved() {
 /// As in a container that is not privileged, where there is cgroup v2 alone.
 #[test]
 fn a_private_cgroup_namespace_hides_no_pod() {
-    let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
-    let file = cluster.folder.path().join("policy.yaml");
-    std::fs::write(&file, policy("services: ['*/checkout']")).unwrap();
     let own = cgroup(&lab).join("kubepods/besteffort/pod0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33/own");
-    std::fs::create_dir_all(&own).unwrap();
-    let pins = own_pins();
-    let ours = cluster.arguments();
-    let mut arguments = vec!["--cgroup", cgroup(&lab).to_str().unwrap()];
-    arguments.extend(ours.iter().map(String::as_str));
-    let agent = Agent::command(&file, &pins, &arguments);
+    fs::create_dir_all(&own).unwrap();
     // Not every machine's process 1 may be looked at: this test's own process stands for it.
     let node = std::process::id();
     let script = format!(
         "mount --bind /proc/{node} /proc/1 && echo $$ > $0/cgroup.procs && \
          exec unshare --cgroup \"$@\""
     );
-    let mut private = Command::new("unshare");
-    private
-        .args(["--mount", "sh", "-c", &script])
-        .arg(&own)
-        .arg(agent.get_program())
-        .args(agent.get_args());
-    let mut agent = Agent::launch(private, pins);
-    agent.wait_for("names", |line| line["naming"] == "Fresh");
+    let policy = policy("services: ['*/checkout']");
+    let agent = cluster.agent_by(&lab, &policy, &[], |agent| {
+        let mut private = Command::new("unshare");
+        private.args(["--mount", "sh", "-c", &script]).arg(&own);
+        private.arg(agent.get_program()).args(agent.get_args());
+        private
+    });
     let stream = connect(&lab, lab.pod(0).address());
-    let dump = cluster.dump(&agent, &[]);
-    let peer = stream.local_addr().unwrap().to_string();
-    let items = dump["items"].as_array().unwrap();
-    let it = items.iter().find(|c| c["peer"] == peer).unwrap();
-    assert_eq!(it["pod"], lab.pod(0).name, "{it:#}");
-    assert_eq!(it["container"], "nginx");
-}
-
-fn with_input(mut command: Command, input: &str) -> String {
-    use std::process::Stdio;
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(input.as_bytes())
-        .unwrap();
-    let out = child.wait_with_output().unwrap();
-    assert!(out.status.success(), "{out:?}");
-    String::from_utf8(out.stdout).unwrap()
+    let it = agent.connection_of(&stream);
+    shows(&it, json!({"pod": lab.pod(0).name, "container": "nginx"}));
 }
 
 /// The guards use the Service as the API server reports it, and evaluate it again when it changes.
 #[test]
 fn a_service_is_skipped_until_its_spec_and_endpoints_allow_moves() {
-    let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
     let only = uid(lab.pod(0));
-    cluster
-        .api
-        .set("endpointslices", slice("checkout", &[(&only, NODE)]));
+    cluster.set_slice(slice("checkout", &[(&only, NODE)]));
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let mut heavy = connect(&lab, lab.pod(0).address());
     download(&mut heavy);
-    agent.wait_for("alone", |line| skipped(line, "\"minReadyEndpoints\": 1"));
-    let sticky = json!({"sessionAffinity": "ClientIP"});
-    cluster.api.set("services", service("checkout", sticky));
-    agent.wait_for("sticky", |line| skipped(line, "\"sessionAffinity\": 1"));
-    cluster.api.set(
-        "services",
-        service("checkout", json!({"clusterIP": "None"})),
-    );
-    agent.wait_for("headless", |line| skipped(line, "\"headless\": 1"));
-    let local = json!({"internalTrafficPolicy": "Local"});
-    cluster.api.set("services", service("checkout", local));
+    agent.wait_for_skipped("\"minReadyEndpoints\": 1");
+    cluster.set_service(json!({"sessionAffinity": "ClientIP"}));
+    agent.wait_for_skipped("\"sessionAffinity\": 1");
+    cluster.set_service(json!({"clusterIP": "None"}));
+    agent.wait_for_skipped("\"headless\": 1");
+    cluster.set_service(json!({"internalTrafficPolicy": "Local"}));
     let two = [(&*only, NODE), ("elsewhere", "other")];
-    cluster.api.set("endpointslices", slice("checkout", &two));
-    agent.wait_for("local", |line| skipped(line, "\"localTraffic\": 1"));
+    cluster.set_slice(slice("checkout", &two));
+    agent.wait_for_skipped("\"localTraffic\": 1");
     // Its client's own address is an endpoint's.
     let mut sibling = slice("checkout", &two);
     sibling["endpoints"][1]["addresses"] = json!([heavy.local_addr().unwrap().ip()]);
-    cluster.api.set("endpointslices", sibling);
-    agent.wait_for("sibling", |line| skipped(line, "\"siblingPeer\": 1"));
+    cluster.set_slice(sibling);
+    agent.wait_for_skipped("\"siblingPeer\": 1");
     let mut http2 = slice("checkout", &two);
     http2["ports"][0]["appProtocol"] = "kubernetes.io/h2c".into();
-    cluster.api.set("services", service("checkout", json!({})));
-    cluster.api.set("endpointslices", http2);
-    agent.wait_for("HTTP/2", |line| skipped(line, "\"http2\": 1"));
+    cluster.set_service(json!({}));
+    cluster.set_slice(http2);
+    agent.wait_for_skipped("\"http2\": 1");
     let three = [two[0], two[1], ("third", "other")];
-    cluster.api.set("endpointslices", slice("checkout", &three));
-    agent.wait_for("stabilizing", |line| skipped(line, "\"stabilizing\": 1"));
-    assert_eq!(agent.logged("move").len(), 0);
+    cluster.set_slice(slice("checkout", &three));
+    agent.wait_for_skipped("\"stabilizing\": 1");
+    agent.has_moved(0);
     request(&mut heavy, "/").unwrap();
     agent.wait_for_move();
     assert!(is_reset(&mut heavy));
@@ -300,23 +261,21 @@ fn a_service_is_skipped_until_its_spec_and_endpoints_allow_moves() {
 
 #[test]
 fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
-    let _alone = alone();
     let lab = lab(1);
     let mut cluster = Cluster::of(&lab);
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     cluster.api.down();
     agent.wait_for("stale names", |line| {
-        line["naming"]
-            .as_str()
-            .is_some_and(|naming| naming.starts_with("Stale"))
+        let naming = line["naming"].as_str();
+        naming.is_some_and(|naming| naming.starts_with("Stale"))
     });
     let mut heavy = connect(&lab, lab.pod(0).address());
     download(&mut heavy);
-    agent.wait_for("skipped", |line| skipped(line, "staleFacts"));
+    agent.wait_for_skipped("staleFacts");
     agent.wait_for_intervals(3);
-    assert_eq!(agent.logged("move").len(), 0);
+    agent.has_moved(0);
     request(&mut heavy, "/").unwrap();
-    assert_eq!(agent.connections(lab.pod(0)).len(), 1, "tracking goes on");
+    agent.connection(lab.pod(0)); // tracking goes on
     cluster.api.up().unwrap();
     let line = agent.wait_for_move();
     assert_eq!(line["pod"], format!("shop/{}", lab.pod(0).name));
@@ -325,7 +284,6 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
 
 #[test]
 fn pods_that_opt_out_or_are_unknown_are_skipped() {
-    let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
     let out = json!({"rebalancer.dev/enabled": "false"});
@@ -333,15 +291,15 @@ fn pods_that_opt_out_or_are_unknown_are_skipped() {
     // The API server has another pod of that name on this node by now.
     let mut other = object(lab.pod(1), json!({}));
     other["metadata"]["uid"] = "0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33".into();
-    cluster
-        .api
-        .delete("pods", &format!("shop/{}", lab.pod(1).name));
+    let name = format!("shop/{}", lab.pod(1).name);
+    cluster.api.delete("pods", &name);
     cluster.api.set("pods", other);
     let mut agent = cluster.agent(&lab, &policy("ports: [{port: 80}]"));
     let mut heavy = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
     heavy.iter_mut().for_each(download);
     agent.wait_for("both skipped", |line| {
-        skipped(line, "\"optedOut\": 1") && skipped(line, "\"unnamed\": 1")
+        let skipped = line["skipped"].as_str().unwrap_or_default();
+        skipped.contains("\"optedOut\": 1") && skipped.contains("\"unnamed\": 1")
     });
     // Both are named as they are, and then moved.
     for n in [0, 1] {
@@ -355,55 +313,35 @@ fn pods_that_opt_out_or_are_unknown_are_skipped() {
 /// A pod with cgroups of its own can name them as it likes.
 #[test]
 fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
-    let _alone = alone();
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
     let [victim, liar] = [lab.pod(0), lab.pod(1)];
     let below = format!("kubepods/burstable/pod{}/{}", uid(victim), "0".repeat(64));
     let own = liar.host.cgroup().join(below);
-    std::fs::create_dir_all(&own).unwrap();
-    let address = std::net::SocketAddr::from((*liar.address().ip(), 8080));
-    let server = Server::start(&liar.host, address, Kind::Plain);
-    move_into(server.child.id(), &own);
+    fs::create_dir_all(&own).unwrap();
+    let (address, server) = Server::in_pod(liar, 8080, Kind::Plain);
+    fs::write(own.join("cgroup.procs"), server.id().to_string()).unwrap();
     // The Service leads to that port too: what it lacks is the right pod.
-    let slice = json!({"metadata": {"name": "checkout-2", "namespace": "shop",
-                                    "labels": {"kubernetes.io/service-name": "checkout"}},
-                       "addressType": "IPv4", "ports": [{"port": 8080, "protocol": "TCP"}],
-                       "endpoints": [{"addresses": ["10.0.0.1"], "nodeName": NODE,
-                                      "targetRef": {"kind": "Pod", "uid": uid(victim)}}]});
-    cluster.api.set("endpointslices", slice);
+    let mut other = slice("checkout", &[(&uid(victim), NODE)]);
+    other["metadata"]["name"] = "checkout-2".into();
+    other["ports"][0]["port"] = 8080.into();
+    cluster.set_slice(other);
     let _stream = connect(&lab, address);
-    let named = eventually("the liar's endpoint has a name", || {
-        let dump = cluster.dump(&agent, &["--endpoints"]);
-        let endpoints = dump["items"].as_array().unwrap().clone();
-        let of_liar = |e: &&Value| e["netns"] == liar.host.netns_inode() && e["port"] == 8080;
-        let named = endpoints.iter().find(of_liar).map(|e| e["pod"].clone());
-        named.filter(|pod| pod.is_object()).ok_or(json!(endpoints))
-    });
-    assert_eq!(named["uid"], uid(liar));
-    assert_eq!(named["services"], json!([]));
+    let named = agent.endpoint_when(liar, 8080, |e| e["pod"].is_object());
+    shows(&named["pod"], json!({"uid": uid(liar), "services": []}));
     agent.wait_for_intervals(2);
-    assert_eq!(agent.logged("move").len(), 0);
+    agent.has_moved(0);
     drop(server);
     // The lab's own script removes no folders that it does not know.
-    eventually("the cgroups are empty", || {
-        remove_below(liar.host.cgroup(), &own)
-    });
-}
-
-fn move_into(pid: u32, cgroup: &Path) {
-    std::fs::write(cgroup.join("cgroup.procs"), pid.to_string()).unwrap();
+    let removed = || is_removed_below(liar.host.cgroup(), &own);
+    eventually("the cgroups are empty", removed, |removed| *removed);
 }
 
 /// Removes `own` and what is above it, up to `cgroup`.
-fn remove_below(cgroup: &Path, own: &Path) -> Result<bool, bool> {
-    for folder in own.ancestors().take_while(|folder| *folder != cgroup) {
-        if folder.exists() && std::fs::remove_dir(folder).is_err() {
-            return Err(false);
-        }
-    }
-    Ok(true)
+fn is_removed_below(cgroup: &Path, own: &Path) -> bool {
+    let mut all = own.ancestors().take_while(|folder| *folder != cgroup);
+    all.all(|folder| !folder.exists() || fs::remove_dir(folder).is_ok())
 }
 
 /// The Events written for this reason, with their namespaces.
@@ -412,100 +350,74 @@ fn written(cluster: &Cluster, reason: &str) -> Vec<(String, Value)> {
     all.filter(|(_, event)| event["reason"] == reason).collect()
 }
 
-fn of_own_pod(command: &mut Command) -> &mut Command {
+/// The same once there are any.
+fn wait_for_written(cluster: &Cluster, reason: &str) -> Vec<(String, Value)> {
+    eventually(reason, || written(cluster, reason), |all| !all.is_empty())
+}
+
+fn of_own_pod(mut command: Command) -> Command {
+    let names = [
+        ("POD_NAME", "rebalancer-x"),
+        ("POD_NAMESPACE", "rebalancer"),
+        ("POD_UID", "0-1"),
+    ];
+    command.envs(names);
     command
-        .env("POD_NAME", "rebalancer-x")
-        .env("POD_NAMESPACE", "rebalancer")
-        .env("POD_UID", "0-1")
 }
 
 #[test]
 fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
-    let _alone = alone();
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
-    let policy = crate::moves::enforce(&lab, 80, "maxAge: 400ms", crate::moves::AT_ONCE);
     // Services must stabilize again after each start.
-    let policy = policy.replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), &policy).unwrap();
-    let ours = cluster.arguments();
-    let mut arguments = vec!["--cgroup", cgroup(&lab).to_str().unwrap(), "--move-events"];
-    arguments.extend(ours.iter().map(String::as_str));
-    let pins = own_pins();
-    let mut command = Agent::command(file.path(), &pins, &arguments);
-    of_own_pod(&mut command);
-    let mut agent = Agent::launch(command, pins);
-    agent.wait_for("names", |line| line["naming"] == "Fresh");
-    let _streams = [0; 2].map(|_| connect(&lab, lab.pod(0).address()));
+    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
+        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
+    let mut agent = cluster.agent_by(&lab, &policy, &["--move-events"], of_own_pod);
+    let _streams = connect_many(&lab, lab.pod(0).address(), 2);
     agent.wait_for_move();
     agent.wait_for_move();
-    let moved = eventually("an Event reports the moves", || {
-        let moved = written(&cluster, "ConnectionsMoved");
-        if moved.is_empty() {
-            Err(moved)
-        } else {
-            Ok(moved)
-        }
-    });
+    let moved = wait_for_written(&cluster, "ConnectionsMoved");
     agent.wait_for_intervals(5);
     let (namespace, event) = &moved[0];
     assert_eq!(namespace, "shop");
-    assert_eq!(event["type"], "Normal");
-    assert_eq!(event["regarding"]["uid"], uid(lab.pod(0)));
-    assert!(
-        event["note"]
-            .as_str()
-            .unwrap()
-            .contains("Rule lab has moved"),
-        "{event}"
+    shows(
+        event,
+        json!({"type": "Normal", "/regarding/uid": uid(lab.pod(0))}),
     );
-    assert_eq!(
-        written(&cluster, "ConnectionsMoved").len(),
-        1,
-        "one in five minutes"
-    );
+    let note = event["note"].as_str().unwrap();
+    assert!(note.contains("Rule lab has moved"), "{event}");
+    let moved = written(&cluster, "ConnectionsMoved");
+    assert_eq!(moved.len(), 1, "one in five minutes");
 
     // Where Events about other pods are forbidden, the Event is about the agent's own pod.
     cluster.api.allow_writes_to("rebalancer");
-    std::fs::write(file.path(), "mode: Enforce").unwrap();
-    agent.signal(rustix::process::Signal::HUP);
-    let refused = eventually("an Event reports the refusal", || {
-        let refused = written(&cluster, "PolicyRefused");
-        if refused.is_empty() {
-            Err(refused)
-        } else {
-            Ok(refused)
-        }
-    });
+    agent.reload("mode: Enforce");
+    let refused = wait_for_written(&cluster, "PolicyRefused");
     let (namespace, event) = &refused[0];
-    assert_eq!(
-        (namespace.as_str(), &event["type"]),
-        ("rebalancer", &"Warning".into())
-    );
-    assert_eq!(event["regarding"]["name"], "rebalancer-x");
-    assert_eq!(event["regarding"]["uid"], "0-1");
+    assert_eq!(namespace, "rebalancer");
+    let own =
+        json!({"type": "Warning", "/regarding/name": "rebalancer-x", "/regarding/uid": "0-1"});
+    shows(event, own);
     let note = event["note"].as_str().unwrap();
     assert!(
         note.contains("apiVersion") && note.contains("last valid one"),
         "{note}"
     );
-    agent.signal(rustix::process::Signal::HUP);
-    agent.wait_for("refused again", |line| {
-        line["message"] == "policy refused, keeping the last valid one"
-    });
+    agent.signal(Signal::HUP);
+    agent.wait_for_message(REFUSED);
     agent.wait_for_intervals(3);
-    assert_eq!(
-        written(&cluster, "PolicyRefused").len(),
-        1,
-        "the same again"
-    );
+    let again = written(&cluster, "PolicyRefused");
+    assert_eq!(again.len(), 1, "the same again");
     assert_eq!(agent.terminate(), Some(0));
 
     // One that cannot start says so too.
-    let mut command = Agent::command(file.path(), &own_pins(), &arguments);
-    let out = of_own_pod(&mut command).output().unwrap();
-    assert_eq!(out.status.code(), Some(3), "{out:?}");
+    let refused = Path::new(agent.policy());
+    let mut command = of_own_pod(Agent::command(
+        refused,
+        &own_pins(),
+        &cluster.arguments(&lab),
+    ));
+    failed(3, &command.output().unwrap());
     let refused = written(&cluster, "PolicyRefused");
     assert_eq!(refused.len(), 2, "{refused:#?}");
     let note = refused[1].1["note"].as_str().unwrap();
@@ -515,25 +427,21 @@ fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
 /// Without an API server to ask, as where a token was not mounted, no guard of Kubernetes holds.
 #[test]
 fn pods_that_nobody_names_are_not_moved() {
-    let _alone = alone();
     let lab = lab(1);
     let by_port = policy("ports: [{port: 80}]");
-    let arguments = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let with = |ask| [&arguments[..], &[ask][..]].concat();
-    let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=auto"));
+    let mut agent = Agent::in_lab_with(&lab, &by_port, &["--kubernetes=auto"]);
     let mut stream = connect(&lab, lab.pod(0).address());
     download(&mut stream);
-    agent.wait_for("a dry run's report", |line| line["message"] == "would move");
+    agent.wait_for_message("would move");
     agent.wait_for_intervals(3);
-    assert!(agent.logged("move").is_empty());
-    let mode = &crate::status::status(&agent)["mode"];
-    assert_eq!(mode["effective"], "DryRun");
-    assert_eq!(mode["limitedBy"], json!(["podsWithoutNames"]));
+    agent.has_moved(0);
+    let limited = json!({"effective": "DryRun", "limitedBy": ["podsWithoutNames"]});
+    shows(&agent.status()["mode"], limited);
     request(&mut stream, "/").unwrap();
     drop(agent);
     // Who says that they are not to be named has said so.
-    let mut agent = Agent::with(&by_port, own_pins(), &with("--kubernetes=off"));
+    let mut agent = Agent::in_lab(&lab, &by_port);
     let mut stream = connect(&lab, lab.pod(0).address());
     download(&mut stream);
-    assert_eq!(agent.wait_for_move()["outcome"], "reset");
+    agent.moved("reset");
 }

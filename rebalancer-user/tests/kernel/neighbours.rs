@@ -6,9 +6,15 @@ use std::{
     path::Path,
 };
 
-use xtask::sock_ops::{SockOps, counters, instruction};
+use serde_json::{Value, json};
+use xtask::{
+    lab::Lab,
+    sock_ops::{SockOps, counters, instruction},
+};
 
-use crate::support::{Agent, TRACK_ONLY, alone, cgroup, connect, eventually, lab, request};
+use crate::support::{
+    Agent, TRACK_ONLY, cgroup, connect_many, eventually, lab, request, shows, track_only_with,
+};
 
 /// `linux/bpf.h`
 const PASSIVE_ESTABLISHED: u32 = 5;
@@ -77,60 +83,39 @@ fn instructions(counts: i32, clears_at: u32) -> Vec<u64> {
     ]
 }
 
-/// Ten connections with a request each, closed again; the endpoint's sums then.
-fn traffic(lab: &xtask::lab::Lab, agent: &Agent) -> (serde_json::Value, usize) {
-    let pod = lab.pod(0);
-    let mut received = 0;
-    let before = agent.endpoint(pod, 80)["accepted"].as_u64().unwrap_or(0);
-    let mut streams: Vec<_> = (0..10).map(|_| connect(lab, pod.address())).collect();
-    for stream in &mut streams {
-        received += request(stream, "/").unwrap();
-    }
-    drop(streams);
-    let seen = eventually("gone", || {
-        let e = agent.endpoint(pod, 80);
-        let done = e["open"] == 0 && e["accepted"].as_u64() >= Some(before + 10);
-        if done { Ok(e) } else { Err(e) }
-    });
-    (seen, received)
+/// Ten connections with a request each, closed again; the bytes that they received.
+fn traffic(lab: &Lab) -> usize {
+    let mut streams = connect_many(lab, lab.pod(0).address(), 10);
+    let ask = |stream| request(stream, "/").unwrap();
+    streams.iter_mut().map(ask).sum()
+}
+
+/// The endpoint, once nothing is open and so many were accepted.
+fn at_rest(agent: &Agent, lab: &Lab, accepted: u64) -> Value {
+    agent.endpoint_when(lab.pod(0), 80, |e| {
+        e["open"] == 0 && e["accepted"].as_u64() >= Some(accepted)
+    })
 }
 
 #[test]
 fn sock_ops_programs_attached_before_and_below_ours_do_not_interfere() {
-    let _alone = alone();
     let lab = lab(1);
     let root = Neighbour::attach(cgroup(&lab));
     let child = Neighbour::attach(lab.pod(0).host.cgroup());
 
     // What they see without us.
-    let mut streams: Vec<_> = (0..10)
-        .map(|_| connect(&lab, lab.pod(0).address()))
-        .collect();
-    for stream in &mut streams {
-        request(stream, "/").unwrap();
-    }
-    drop(streams);
-    let alone_with = |n: &Neighbour| (n.count(PASSIVE_ESTABLISHED), n.count(RTT));
+    traffic(&lab);
+    let counts = || [&root, &child].map(|n| (n.count(PASSIVE_ESTABLISHED), n.count(RTT)));
     // The acknowledgements of the ends are still under way: both count them, one after the other.
-    let (of_root, of_child) = eventually("both count the same", || {
-        let counts = (alone_with(&root), alone_with(&child));
-        if counts.0 == counts.1 {
-            Ok(counts)
-        } else {
-            Err(counts)
-        }
-    });
+    let [of_root, of_child] = eventually("both count the same", counts, |both| both[0] == both[1]);
     let (accepts, rtts) = of_root;
     assert_eq!((accepts, of_child), (10, of_root));
     assert!(rtts > 0, "its own flag works");
 
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
-    let (seen, received) = traffic(&lab, &agent);
-    assert_eq!(
-        (&seen["accepted"], &seen["closed"]),
-        (&10.into(), &10.into()),
-        "{seen:#}"
-    );
+    let received = traffic(&lab);
+    let seen = at_rest(&agent, &lab, 10);
+    shows(&seen, json!({"accepted": 10, "closed": 10}));
     let out = seen["bytesOut"].as_u64().unwrap() as usize;
     assert!(
         (received..=received + 10).contains(&out),
@@ -147,29 +132,22 @@ fn sock_ops_programs_attached_before_and_below_ours_do_not_interfere() {
 
 #[test]
 fn a_later_sock_ops_program_clears_the_callback_until_ours_is_attached_last_again() {
-    let _alone = alone();
     let lab = lab(1);
-    let policy = TRACK_ONLY.replace("rules:", "interval: 2s\nrules:");
-    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut agent = Agent::in_lab(&lab, &track_only_with("interval: 2s"));
     agent.wait_for_intervals(1);
     let neighbour = Neighbour::attach(cgroup(&lab));
     // Accepted while theirs is the last: our callback is wiped from these.
-    let wiped: Vec<_> = (0..5)
-        .map(|_| connect(&lab, lab.pod(0).address()))
-        .collect();
+    let wiped = connect_many(&lab, lab.pod(0).address(), 5);
     agent.wait_for("attached again", |line| {
-        line["message"]
-            .as_str()
-            .is_some_and(|m| m.contains("attached ours again"))
+        let message = line["message"].as_str();
+        message.is_some_and(|m| m.contains("attached ours again"))
     });
     agent.wait_for_intervals(1);
     drop(wiped);
-    let (seen, _) = traffic(&lab, &agent);
-    assert_eq!(
-        (&seen["accepted"], &seen["closed"]),
-        (&15.into(), &15.into()),
-        "those that were wiped got it back, and none was counted twice: {seen:#}"
-    );
+    traffic(&lab);
+    // Those that were wiped got it back, and none was counted twice.
+    let seen = at_rest(&agent, &lab, 15);
+    shows(&seen, json!({"accepted": 15, "closed": 15}));
     assert_eq!(neighbour.count(PASSIVE_ESTABLISHED), 15);
     assert!(neighbour.count(RTT) > 0, "its flag was not cleared by us");
     assert_eq!(agent.terminate(), Some(0));

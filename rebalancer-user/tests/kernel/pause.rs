@@ -2,79 +2,48 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
-    moves::enforce,
-    status::{socket, status},
-    support::{
-        Agent, alone, cgroup, connect, eventually, lab, own_pins, rebalancer, request, stderr,
-    },
+    status::socket,
+    support::{Agent, PATIENT, answered, enforce, eventually, lab, request, shows},
 };
-
-/// Waits longer than any test.
-const PATIENT: &str = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";
-
-fn in_flight(agent: &mut Agent) {
-    agent.wait_for("a move under way", |l| {
-        l["message"] == "listed"
-            && l["skipped"]
-                .as_str()
-                .is_some_and(|s| s.contains("inFlight"))
-    });
-}
-
-fn paused(agent: &Agent) -> Value {
-    status(agent)["paused"].clone()
-}
 
 #[test]
 fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
-    let _alone = alone();
     let lab = lab(1);
     let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
-    let mut stream = connect(&lab, lab.pod(0).address());
-    request(&mut stream, "/").unwrap();
-    in_flight(&mut agent);
+    let mut stream = answered(&lab, lab.pod(0).address());
+    agent.wait_for_skipped("inFlight");
 
-    let out = rebalancer(&agent, &["pause", "--for", "1h", "--reason", "an incident"]);
-    assert!(out.status.success(), "{out:?}");
-    let text = String::from_utf8(out.stdout).unwrap();
+    let text = agent.ask(&["pause", "--for", "1h", "--reason", "an incident"]);
     assert!(text.contains("moves recalled: 1"), "{text}");
-    assert_eq!(agent.wait_for_move()["outcome"], "recalled");
+    agent.moved("recalled");
     agent.wait_for_intervals(5);
-    assert_eq!(agent.logged("move").len(), 1, "nothing new is moved");
+    agent.has_moved(1); // nothing new is moved
     request(&mut stream, "/").expect("it lives");
-    let status = status(&agent);
-    assert_eq!(status["paused"]["reason"], "an incident");
-    assert_eq!(status["inFlight"], serde_json::json!([]));
-    assert_eq!(
-        status["lastPass"]["moves"], 1,
-        "what would be moved is reported"
-    );
-    let table = String::from_utf8(rebalancer(&agent, &["status"]).stdout).unwrap();
+    // What would be moved is reported.
+    let paused = json!({"/paused/reason": "an incident", "inFlight": [], "/lastPass/moves": 1});
+    shows(&agent.status(), paused);
+    let table = agent.ask(&["status"]);
     assert!(
         table.contains("an incident") && table.contains("rebalancer resume"),
         "{table}"
     );
 
-    let out = rebalancer(&agent, &["resume"]);
-    assert_eq!(String::from_utf8(out.stdout).unwrap(), "moves resumed\n");
-    in_flight(&mut agent);
-    assert_eq!(paused(&agent), Value::Null);
-    let again = rebalancer(&agent, &["resume"]);
-    assert_eq!(again.stdout, b"moves were not paused\n");
+    assert_eq!(agent.ask(&["resume"]), "moves resumed\n");
+    agent.wait_for_skipped("inFlight");
+    assert_eq!(agent.status()["paused"], Value::Null);
+    assert_eq!(agent.ask(&["resume"]), "moves were not paused\n");
 
     // It ends by itself.
-    let out = rebalancer(&agent, &["pause", "--for", "1500ms"]);
-    assert!(out.status.success(), "{out:?}");
-    assert_eq!(agent.wait_for_move()["outcome"], "recalled");
-    let on = agent.wait_for("the end", |line| line["message"] == "moves resumed");
+    agent.ask(&["pause", "--for", "1500ms"]);
+    agent.moved("recalled");
+    let on = agent.wait_for_message("moves resumed");
     assert_eq!(on["cause"], "expired");
-    in_flight(&mut agent);
-    let events = rebalancer(&agent, &["events", "-o", "json"]).stdout;
-    let kinds: Vec<String> = String::from_utf8(events)
-        .unwrap()
+    agent.wait_for_skipped("inFlight");
+    let kinds: Vec<String> = agent
+        .ask(&["events", "-o", "json"])
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|event| event["type"] == "paused" || event["type"] == "resumed")
@@ -91,51 +60,35 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
 
 #[test]
 fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
-    let _alone = alone();
     let lab = lab(1);
-    let policy = enforce(&lab, 80, "maxAge: 400ms", PATIENT);
-    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let pins = own_pins();
-    let mut first = Agent::with(&policy, pins.clone(), &in_lab);
+    let mut first = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
     let file = socket(&first).with_file_name("pause.json");
-    let out = rebalancer(&first, &["pause", "--for", "1h", "--reason", "a rollout"]);
-    assert!(out.status.success(), "{out:?}");
-    let before = paused(&first);
+    first.ask(&["pause", "--for", "1h", "--reason", "a rollout"]);
+    let before = first.status()["paused"].clone();
     let mode = std::fs::metadata(&file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    first.child.kill().unwrap();
-    first.child.wait().unwrap();
+    first.kill();
 
-    let mut second = Agent::with(&policy, pins, &in_lab);
+    let mut second = first.successor();
     assert_eq!(second.logged("moves are still paused").len(), 1);
-    let mut stream = connect(&lab, lab.pod(0).address());
-    request(&mut stream, "/").unwrap();
-    eventually("there is one to move", || {
-        let moves = status(&second)["lastPass"]["moves"].clone();
-        if moves == 1 { Ok(moves) } else { Err(moves) }
-    });
+    let _stream = answered(&lab, lab.pod(0).address());
+    let moves = || second.status()["lastPass"]["moves"].clone();
+    eventually("there is one to move", moves, |moves| *moves == 1);
     second.wait_for_intervals(3);
-    let after = paused(&second);
-    assert_eq!(
-        (&after["since"], &after["reason"]),
-        (&before["since"], &before["reason"])
-    );
-    assert_eq!(status(&second)["inFlight"], serde_json::json!([]));
-    assert!(rebalancer(&second, &["resume"]).status.success());
+    let after = second.status();
+    for field in ["since", "reason"] {
+        assert_eq!(after["paused"][field], before[field]);
+    }
+    assert_eq!(after["inFlight"], json!([]));
+    second.ask(&["resume"]);
     assert!(!file.exists(), "what has ended is not kept");
-    in_flight(&mut second);
+    second.wait_for_skipped("inFlight");
 
-    assert!(
-        rebalancer(&second, &["pause", "--for", "1h"])
-            .status
-            .success()
-    );
+    second.ask(&["pause", "--for", "1h"]);
     assert_eq!(second.terminate(), Some(0));
     assert!(file.exists(), "also a clean stop is no end of it");
-    let out = rebalancer(&second, &["uninstall"]);
-    assert!(out.status.success(), "{out:?}");
+    second.ask(&["uninstall"]);
     assert!(!file.parent().unwrap().exists(), "no trace is left");
-    let none = rebalancer(&second, &["pause", "--for", "1h"]);
-    assert_eq!(none.status.code(), Some(5), "{none:?}");
-    assert!(stderr(&none).contains("no agent is running"), "{none:?}");
+    let none = second.fails(5, &["pause", "--for", "1h"]);
+    assert!(none.contains("no agent is running"), "{none}");
 }

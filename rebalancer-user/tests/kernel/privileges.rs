@@ -1,17 +1,14 @@
 //! With no more than the capabilities of deploy/overlays/least-privilege.
 
-use std::{fs, io::Write as _, os::unix::fs::MetadataExt as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::lab::Pod;
 
-use crate::{
-    guards::refused,
-    moves::enforce,
-    support::{Agent, REBALANCER, alone, cgroup, connect, download, lab, own_pins},
+use crate::support::{
+    Agent, CLOSE_QUIET, REBALANCER, cgroup, connect, download, enforce, lab, shows,
 };
 
-const CLOSE: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 10s}";
 /// Without it a cgroup cannot be opened by its ID, and so its connections cannot be sniffed.
 const SIGHT: &str = "DAC_READ_SEARCH";
 
@@ -22,10 +19,8 @@ fn capabilities() -> Vec<String> {
     let patch: Value = serde_saphyr::from_str(&fs::read_to_string(overlay).unwrap()).unwrap();
     let context = &patch["spec"]["template"]["spec"]["containers"][0]["securityContext"];
     let names = context["capabilities"]["add"].as_array().unwrap();
-    let names: Vec<String> = names
-        .iter()
-        .map(|name| name.as_str().unwrap().to_owned())
-        .collect();
+    let names = names.iter().map(|name| name.as_str().unwrap().to_owned());
+    let names: Vec<String> = names.collect();
     assert!(names.iter().any(|name| name == SIGHT), "{names:?}");
     names
 }
@@ -57,18 +52,16 @@ fn servers_users(pod: &Pod) -> Vec<u32> {
 fn close_by(capabilities: &[String], vouched: bool) -> Value {
     let lab = lab(1);
     let pod = lab.pod(0);
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    let mut policy = enforce(&lab, 80, "maxBytes: 1Mi", CLOSE);
+    let mut policy = enforce(&lab, 80, "maxBytes: 1Mi", CLOSE_QUIET);
     if !vouched {
         policy = policy.replace("  onReconnect: Safe\n", "");
     }
-    file.write_all(policy.as_bytes()).unwrap();
-    let pins = own_pins();
-    let cgroup = cgroup(&lab).to_str().unwrap();
-    let inner = Agent::command(file.path(), &pins, &["--cgroup", cgroup]);
-    let mut command = with_only(capabilities, REBALANCER);
-    command.args(inner.get_args());
-    let mut agent = Agent::launch(command, pins);
+    let arguments = ["--cgroup", cgroup(&lab).to_str().unwrap()];
+    let mut agent = Agent::by(&policy, &arguments, |agent| {
+        let mut command = with_only(capabilities, REBALANCER);
+        command.args(agent.get_args());
+        command
+    });
     let users = servers_users(pod);
     assert!(
         users.iter().any(|user| *user != 0),
@@ -81,17 +74,16 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
 
 #[test]
 fn the_capabilities_of_the_overlay_suffice() {
-    let _alone = alone();
     let line = close_by(&capabilities(), true);
     assert_eq!(line["outcome"], "closed", "{line}");
 }
 
 #[test]
 fn without_cap_dac_read_search_nothing_is_sniffed_and_the_doctor_reports_it() {
-    let _alone = alone();
     let mut few = capabilities();
     few.retain(|name| name != SIGHT);
-    refused(&close_by(&few, false), "cannotSniff");
+    let refused = json!({"outcome": "refused", "cause": "cannotSniff"});
+    shows(&close_by(&few, false), refused);
     // Who holds it is seen all the same, and what a rule vouches for is moved.
     assert_eq!(close_by(&few, true)["outcome"], "closed");
     let doctor = with_only(&few, REBALANCER).arg("doctor").output().unwrap();

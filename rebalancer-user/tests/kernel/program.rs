@@ -5,6 +5,7 @@
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
     marker::PhantomData,
+    path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -18,14 +19,23 @@ const READY: &str = "ready";
 
 /// Starts this binary again in a host of the lab, for one test.
 pub fn again(host: &Host, test: &str) -> Command {
-    let mut command = host.command(std::env::current_exe().unwrap());
+    this_binary(|program| host.command(program), test)
+}
+
+pub fn this_binary(run: impl FnOnce(PathBuf) -> Command, test: &str) -> Command {
+    let mut command = run(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]);
     command
 }
 
+/// Gives orders to what runs one of them.
+pub fn order<'a>(command: &'a mut Command, orders: &impl Serialize) -> &'a mut Command {
+    command.env(ORDERS, serde_json::to_string(orders).unwrap())
+}
+
 /// A program at work, which will report an `R`. Dropping it kills it.
 pub struct Program<R> {
-    child: Child,
+    pub child: Child,
     orders: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     report: PhantomData<R>,
@@ -39,8 +49,7 @@ impl<R: DeserializeOwned> Program<R> {
 
     /// The same by a command that ends in running one of [`again`].
     pub fn launch(mut command: Command, orders: &impl Serialize) -> Self {
-        let mut child = command
-            .env(ORDERS, serde_json::to_string(orders).unwrap())
+        let mut child = order(&mut command, orders)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

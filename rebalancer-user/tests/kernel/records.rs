@@ -25,13 +25,11 @@ use rustix::{
 use xtask::lab::{Host, Lab, Pod};
 
 use crate::{
-    guards::echoes,
-    moves::{QUIET, enforce, is_reset},
     neighbours::Neighbour,
-    server::{Kind, Server},
+    server::{Kind, Server, served_and_moved},
     support::{
-        Agent, PATIENCE, TRACK_ONLY, Tracked, accepted, alone, cgroup, connect, connected, cookie,
-        eventually, lab, listen,
+        Agent, PATIENCE, QUIET, Tracked, accepted, alone, cgroup, connect, connect_many, connected,
+        cookie, echoed, echoes, eventually, is_reset, lab, listen, track_only_with,
     },
 };
 
@@ -41,13 +39,16 @@ const ADOPT: Adopt = Adopt::Below {
     room: u64::MAX,
 };
 
-fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
-    let key = EndpointKey {
-        netns: Netns(pod.host.netns_inode() as u32),
+fn key(netns: u32, port: u16) -> EndpointKey {
+    EndpointKey {
+        netns: Netns(netns),
         cgroup: None,
         port,
-    };
-    seen.snapshot.endpoints[&key].clone()
+    }
+}
+
+fn endpoint(seen: &Observation, pod: &Pod, port: u16) -> Endpoint {
+    seen.snapshot.endpoints[&key(pod.host.netns_inode() as u32, port)].clone()
 }
 
 /// Listeners, open and closed connections.
@@ -64,7 +65,6 @@ fn is_listed(seen: &Observation, stream: &TcpStream) -> bool {
 /// Connections that are older than tracking, and their listener.
 #[test]
 fn an_adopted_connection_whose_close_is_not_seen_leaves_no_record() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let listener = listen(pod, 7400);
@@ -95,23 +95,17 @@ fn an_adopted_connection_whose_close_is_not_seen_leaves_no_record() {
 /// A program behind ours clears the callback of what is accepted meanwhile.
 #[test]
 fn a_connection_whose_callback_was_cleared_leaves_no_record() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
-    let address = SocketAddr::from((pod.addr, 7401));
     let mut tracked = Tracked::in_lab(&lab);
-    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(pod, 7401, Kind::Plain);
     let _neighbour = Neighbour::attach(cgroup(&lab));
-    let mut clients: Vec<_> = (0..5).map(|_| connect(&lab, address)).collect();
-    clients.iter_mut().for_each(echoes);
+    let clients = clients(&lab, address, 5);
     let before = tracked.observe(ADOPT);
     assert_eq!(counts(&before, pod, 7401), (1, 5, 0));
     drop(clients);
-    let watching = std::cell::RefCell::new(&mut tracked);
-    eventually("all are closed", || {
-        let now = counts(&watching.borrow_mut().observe(ADOPT), pod, 7401);
-        if now == (1, 0, 5) { Ok(now) } else { Err(now) }
-    });
+    let now = || counts(&tracked.observe(ADOPT), pod, 7401);
+    eventually("all are closed", now, |now| *now == (1, 0, 5));
     let seen = tracked.observe(ADOPT);
     assert_eq!(seen.unseen, before.unseen);
     // The kernel counts a FIN as a byte.
@@ -137,16 +131,13 @@ fn capped(lab: &Lab, cap: u32) -> (Tracker, Observer, Adopt) {
 
 /// Clients that have had an answer.
 fn clients(lab: &Lab, address: SocketAddr, count: usize) -> Vec<TcpStream> {
-    let mut clients: Vec<_> = (0..count).map(|_| connect(lab, address)).collect();
-    clients.iter_mut().for_each(echoes);
-    clients
+    (0..count).map(|_| echoed(lab, address)).collect()
 }
 
 fn wait_until_left(pod: &Pod, count: usize) {
-    eventually("the other connections are closed", || {
-        let left = connected(&pod.host);
-        let lines = left.iter().filter(|&&byte| byte == b'\n').count();
-        if lines == count { Ok(left) } else { Err(left) }
+    let left = || connected(&pod.host);
+    eventually("the other connections are closed", left, |left| {
+        left.iter().filter(|&&byte| byte == b'\n').count() == count
     });
 }
 
@@ -154,13 +145,11 @@ fn wait_until_left(pod: &Pod, count: usize) {
 #[test]
 fn connections_without_a_callback_do_not_use_capacity_permanently() {
     const CAP: u32 = 10;
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
-    let address = SocketAddr::from((pod.addr, 7403));
     let (tracker, mut observer, adopt) = capped(&lab, CAP);
     let mut observe = || observer.observe(adopt, &CgroupPaths::new()).unwrap();
-    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(pod, 7403, Kind::Plain);
     let neighbour = Neighbour::attach(cgroup(&lab));
     let come = |count| clients(&lab, address, count);
     observe();
@@ -183,11 +172,8 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
     let some = come(9);
     let seen = observe();
     assert_eq!(counts(&seen, pod, 7403).1, 9);
-    let open: u64 = read_endpoints(tracker.pins())
-        .unwrap()
-        .values()
-        .map(|s| s.open)
-        .sum();
+    let sums = read_endpoints(tracker.pins()).unwrap();
+    let open: u64 = sums.values().map(|sums| sums.open).sum();
     assert_eq!((open, seen.unseen), (9, 0), "their closes will be seen");
     drop(some);
 }
@@ -198,16 +184,14 @@ fn connections_without_a_callback_do_not_use_capacity_permanently() {
 fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() {
     const STATE: u32 = 10;
     const CAP: u32 = 30;
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
-    let address = SocketAddr::from((pod.addr, 7405));
     let (tracker, mut observer, adopt) = capped(&lab, CAP);
     let mut observe = || {
         observer.look_everywhere();
         observer.observe(adopt, &CgroupPaths::new()).unwrap()
     };
-    let _server = Server::start(&pod.host, address, Kind::Plain);
+    let (address, _server) = Server::in_pod(pod, 7405, Kind::Plain);
     let neighbour = Neighbour::clearing_at(cgroup(&lab), STATE);
     let come = |count| clients(&lab, address, count);
     let open = || -> i64 {
@@ -245,7 +229,6 @@ fn connections_that_lose_their_callback_later_do_not_use_capacity_permanently() 
 
 #[test]
 fn a_connection_that_is_not_accepted_yet_is_kept_if_its_callback_is_cleared() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let mut tracked = Tracked::in_lab(&lab);
@@ -279,17 +262,12 @@ fn in_new_namespace<T: Send>(inside: impl FnOnce() -> T + Send) -> (File, T) {
 
 /// `SO_NETNS_COOKIE`.
 fn netns_cookie(socket: &TcpListener) -> u64 {
+    const SO_NETNS_COOKIE: i32 = 71; // linux/asm-generic/socket.h
     let (mut cookie, mut length) = (0_u64, size_of::<u64>() as libc::socklen_t);
+    let (socket, answer) = (socket.as_raw_fd(), (&raw mut cookie).cast());
+    let (level, option) = (libc::SOL_SOCKET, SO_NETNS_COOKIE);
     // SAFETY: room for the answer, and its length.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            71, // linux/asm-generic/socket.h
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
+    let result = unsafe { libc::getsockopt(socket, level, option, answer, &raw mut length) };
     assert_eq!(result, 0);
     cookie
 }
@@ -297,7 +275,7 @@ fn netns_cookie(socket: &TcpListener) -> u64 {
 /// A pod ends, and the next one's namespace has the number of its.
 #[test]
 fn a_namespace_with_a_reused_inode_does_not_inherit_records() {
-    let _alone = alone();
+    alone();
     let tracking = Tracking {
         loopback: true,
         ..Tracking::default()
@@ -307,25 +285,15 @@ fn a_namespace_with_a_reused_inode_does_not_inherit_records() {
         move || {
             let listener = TcpListener::bind("127.0.0.1:7405").unwrap();
             let address = listener.local_addr().unwrap();
-            let accept = |_| {
-                (
-                    TcpStream::connect(address).unwrap(),
-                    listener.accept().unwrap(),
-                )
-            };
-            let all: Vec<_> = (0..connections).map(accept).collect();
+            let connect = |_| (TcpStream::connect(address), listener.accept().unwrap());
+            let all: Vec<_> = (0..connections).map(connect).collect();
             (listener, all)
         }
     };
     let inode = |namespace: &File| namespace.metadata().unwrap().ino() as u32;
     let counts = |seen: &Observation, netns| {
-        let at = |port| EndpointKey {
-            netns: Netns(netns),
-            cgroup: None,
-            port,
-        };
-        let known = seen.snapshot.endpoints.get(&at(7405)).unwrap();
-        let other = seen.snapshot.endpoints.contains_key(&at(7406));
+        let known = &seen.snapshot.endpoints[&key(netns, 7405)];
+        let other = seen.snapshot.endpoints.contains_key(&key(netns, 7406));
         (known.accepted, known.open, known.closed, other)
     };
     let (first, (listener, all)) = in_new_namespace(serve(3));
@@ -361,7 +329,6 @@ fn a_namespace_with_a_reused_inode_does_not_inherit_records() {
 
 #[test]
 fn an_endpoint_used_again_after_the_pass_is_not_removed() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let mut tracked = Tracked::on_machine();
@@ -391,22 +358,39 @@ fn an_endpoint_used_again_after_the_pass_is_not_removed() {
     assert!(!is_known());
 }
 
+/// How many connections a node may have in the tests of that limit.
+const NODE_CAP: usize = 10;
+
+/// An agent with that limit, in a lab of two pods.
+fn agent_with_cap(lab: &Lab) -> Agent {
+    let cap = format!("interval: 500ms\ntrack: {{maxPerNode: {NODE_CAP}}}");
+    Agent::in_lab(lab, &track_only_with(&cap))
+}
+
+/// So many connections, to both pods in turn.
+fn to_both(lab: &Lab, count: usize) -> Vec<TcpStream> {
+    let connect = |n| connect(lab, lab.pod(n % 2).address());
+    (0..count).map(connect).collect()
+}
+
+/// Waits until so many connections are recorded, and so many of them adopted.
+#[track_caller]
+fn wait_for_recorded(agent: &Agent, all: usize, adopted: usize) {
+    let recorded = || {
+        let all = agent.dump(&[]);
+        let adopted = all.iter().filter(|c| c["adopted"] == true).count();
+        (all.len(), adopted)
+    };
+    eventually("recorded", recorded, |seen| *seen == (all, adopted));
+}
+
 /// Also for those that were left out first.
 #[test]
 fn the_node_limit_covers_all_endpoints_and_closed_connections_free_capacity() {
-    const CAP: usize = 10;
-    let _alone = alone();
     let lab = lab(2);
-    let policy = format!("interval: 500ms\ntrack: {{maxPerNode: {CAP}}}\nrules:");
-    let mut agent = Agent::in_lab(&lab, &TRACK_ONLY.replace("rules:", &policy));
-    let recorded = |agent: &Agent| agent.dump(&[]).len();
-    let mut streams: Vec<_> = (0..16)
-        .map(|n| connect(&lab, lab.pod(n % 2).address()))
-        .collect();
-    eventually("as many as the cap", || match recorded(&agent) {
-        CAP => Ok(CAP),
-        other => Err(other),
-    });
+    let mut agent = agent_with_cap(&lab);
+    let mut streams = to_both(&lab, 16);
+    wait_for_recorded(&agent, NODE_CAP, 0);
     let fault = Fault::OverNodeCap;
     agent.wait_for("the fault", |line| {
         let is_it = line["message"] == "kernel fault" && line["fault"] == fault.text();
@@ -414,71 +398,35 @@ fn the_node_limit_covers_all_endpoints_and_closed_connections_free_capacity() {
     });
     assert_eq!(read_faults(&agent.pins).unwrap()[&fault], 6);
     agent.wait_for_intervals(3);
-    assert_eq!(recorded(&agent), CAP, "nor is more adopted");
+    assert_eq!(agent.dump(&[]).len(), NODE_CAP, "nor is more adopted");
 
     // The first ones were recorded.
     streams.drain(..4);
-    eventually("as many as the cap again", || {
-        let all = agent.dump(&[]);
-        let adopted = all.iter().filter(|c| c["adopted"] == true).count();
-        if (all.len(), adopted) == (CAP, 4) {
-            Ok(adopted)
-        } else {
-            Err(all.len())
-        }
-    });
+    wait_for_recorded(&agent, NODE_CAP, 4);
     drop(streams.drain(..8));
-    eventually("all that are left", || {
-        let all = recorded(&agent);
-        if all == 4 { Ok(all) } else { Err(all) }
-    });
+    wait_for_recorded(&agent, 4, 4);
     // What is new is recorded at once.
     let _new = connect(&lab, lab.pod(0).address());
-    eventually("the new one", || {
-        let all = agent.dump(&[]);
-        let young = all.iter().any(|c| c["adopted"] == false);
-        if all.len() == 5 && young {
-            Ok(5)
-        } else {
-            Err(all.len())
-        }
-    });
+    wait_for_recorded(&agent, 5, 4);
 }
 
 /// An agent that is restarted adopts as many as the cap allows, and records no more beside them.
 #[test]
 fn adopted_connections_count_against_the_node_limit() {
-    const CAP: usize = 10;
-    let _alone = alone();
     let lab = lab(2);
-    let connect = |n: usize| connect(&lab, lab.pod(n % 2).address());
-    let mut older: Vec<_> = (0..CAP).map(connect).collect();
-    let policy = format!("interval: 500ms\ntrack: {{maxPerNode: {CAP}}}\nrules:");
-    let mut agent = Agent::in_lab(&lab, &TRACK_ONLY.replace("rules:", &policy));
+    let mut older = to_both(&lab, NODE_CAP);
+    let mut agent = agent_with_cap(&lab);
     agent.wait_for_intervals(1);
-    let recorded = |agent: &Agent, of_all: usize, adopted: usize| {
-        eventually("as many as there is room for", || {
-            let all = agent.dump(&[]);
-            let old = all.iter().filter(|c| c["adopted"] == true).count();
-            let seen = (all.len(), old);
-            if seen == (of_all, adopted) {
-                Ok(seen)
-            } else {
-                Err(seen)
-            }
-        });
-    };
-    recorded(&agent, CAP, CAP);
-    let younger: Vec<_> = (0..5).map(connect).collect();
+    wait_for_recorded(&agent, NODE_CAP, NODE_CAP);
+    let _younger = to_both(&lab, 5);
     agent.wait_for_intervals(2);
-    recorded(&agent, CAP, CAP);
+    wait_for_recorded(&agent, NODE_CAP, NODE_CAP);
     // Nobody sees these closes; the five that had no room take it.
     older.truncate(3);
-    recorded(&agent, 8, 8);
+    wait_for_recorded(&agent, 8, 8);
     agent.wait_for_intervals(2);
-    let _young = connect(0);
-    recorded(&agent, 9, 8);
-    drop(younger);
+    let _young = connect(&lab, lab.pod(0).address());
+    wait_for_recorded(&agent, 9, 8);
 }
 
 /// A socket on this address, which others may use too.
@@ -495,7 +443,6 @@ fn shared(host: &Host, address: SocketAddr) -> rustix::fd::OwnedFd {
 
 #[test]
 fn outgoing_connections_from_a_listening_port_are_not_adopted() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let address = SocketAddr::from((pod.addr, 7402));
@@ -510,12 +457,7 @@ fn outgoing_connections_from_a_listening_port_are_not_adopted() {
         client.enter(listen).unwrap().unwrap()
     };
     let mut outgoing = Vec::new();
-    for (port, talk) in [
-        (7403, ""),
-        (7404, "in"),
-        (7405, "out"),
-        (7406, "in and out"),
-    ] {
+    for (port, talk) in (7403..).zip(["", "in", "out", "in and out"]) {
         let there = elsewhere(port);
         let here = shared(&pod.host, address);
         rustix::net::connect(&here, &there.local_addr().unwrap()).unwrap();
@@ -550,7 +492,6 @@ fn outgoing_connections_from_a_listening_port_are_not_adopted() {
 #[test]
 fn a_process_that_listens_on_every_port_does_not_hide_others() {
     const PORTS: std::ops::Range<u16> = 10_000..27_000;
-    let _alone = alone();
     let lab = lab(2);
     let (busy, other) = (lab.pod(0), lab.pod(1));
     let mut tracked = Tracked::on_machine();
@@ -560,20 +501,11 @@ fn a_process_that_listens_on_every_port_does_not_hide_others() {
         let all = read_endpoints(pins).unwrap();
         all.keys().filter(|key| key.netns == netns).count() as u64
     };
-    busy.host
-        .enter(|| {
-            for port in PORTS {
-                drop(TcpListener::bind((busy.addr, port)).unwrap());
-            }
-        })
-        .unwrap();
+    let listen_everywhere = || PORTS.for_each(|port| drop(TcpListener::bind((busy.addr, port))));
+    busy.host.enter(listen_everywhere).unwrap();
     // Some may race with another CPU.
-    let most = ENDPOINTS_PER_PLACE + 8;
-    assert!(
-        (1_000..=most).contains(&of_busy(&pins)),
-        "{}",
-        of_busy(&pins)
-    );
+    let (most, known) = (ENDPOINTS_PER_PLACE + 8, of_busy(&pins));
+    assert!((1_000..=most).contains(&known), "{known}");
     assert!(read_faults(&pins).unwrap()[&Fault::EndpointsFull] > 10_000);
 
     let listener = listen(other, 7410);
@@ -603,26 +535,18 @@ fn a_process_that_listens_on_every_port_does_not_hide_others() {
 #[test]
 fn a_long_poll_is_not_moved_before_its_response() {
     const CLIENTS: usize = 24;
-    let _alone = alone();
-    let lab = lab(1);
-    let (address, _server) = Server::in_pod(lab.pod(0), 7420, Kind::Probes);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7420, "maxAge: 300ms", QUIET));
-    let clients: Vec<TcpStream> = (0..CLIENTS).map(|_| connect(&lab, address)).collect();
+    let (lab, address, _server, mut agent) = served_and_moved(7420, Kind::Probes, QUIET);
+    let clients = connect_many(&lab, address, CLIENTS);
     thread::sleep(Duration::from_millis(500));
-    let threads: Vec<_> = clients
-        .into_iter()
-        .map(|mut stream| {
-            thread::spawn(move || {
-                let mut answer = [0];
-                stream.write_all(b"f").unwrap();
-                stream.read_exact(&mut answer).unwrap();
-                // In the tick of the answer; this one takes three seconds.
-                stream.write_all(b"h").unwrap();
-                let answered = stream.read_exact(&mut answer);
-                answered.map(|()| stream)
-            })
+    let ask = |mut stream: TcpStream| {
+        thread::spawn(move || {
+            echoes(&mut stream);
+            // In the tick of the answer; this one takes three seconds.
+            stream.write_all(b"h").unwrap();
+            stream.read_exact(&mut [0]).map(|()| stream)
         })
-        .collect();
+    };
+    let threads: Vec<_> = clients.into_iter().map(ask).collect();
     let answered: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
     let lost = answered.iter().filter(|answered| answered.is_err()).count();
     println!("\n  {lost} of {CLIENTS} requests in progress lost");
@@ -632,8 +556,8 @@ fn a_long_poll_is_not_moved_before_its_response() {
         assert!(is_reset(&mut stream), "at rest it is moved");
     }
     for _ in 0..CLIENTS {
-        assert_eq!(agent.wait_for_move()["outcome"], "reset");
+        agent.moved("reset");
     }
     agent.wait_for_intervals(3);
-    assert_eq!(agent.logged("move").len(), CLIENTS, "each once");
+    agent.has_moved(CLIENTS); // each once
 }

@@ -3,17 +3,20 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use xtask::lab::{Lab, Pod};
 
-use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, bpftool, cgroup, connect, eventually, lab, own_pins,
-    pins_left, request, stderr,
+use crate::{
+    support::{
+        Agent, REBALANCER, TRACK_ONLY, answered, bpftool, cgroup, connect, connect_many,
+        eventually, failed, lab, of_pod, own_pins, pins_left,
+    },
+    without::{WITHOUT_BTF, WITHOUT_CGROUP2, after, as_nobody, copy_in, open},
 };
 
 /// Commands of `bpf(2)`.
@@ -27,11 +30,9 @@ fn refuse(agent: &mut Command, bpf: u32, errno: i32) {
     /// Offsets of `struct seccomp_data`: the call's number, and the low half of its first argument.
     const NUMBER: u32 = 0;
     const FIRST: u32 = 16;
-    let instruction = |code: u32, jt, jf, k| libc::sock_filter {
-        code: code as u16,
-        jt,
-        jf,
-        k,
+    let instruction = |code: u32, jt, jf, k| {
+        let code = code as u16;
+        libc::sock_filter { code, jt, jf, k }
     };
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
@@ -116,92 +117,65 @@ fn with_a_wrong_offset(at: &Path) {
 struct Left<'a> {
     lab: &'a Lab,
     agent: Agent,
-    policy: tempfile::NamedTempFile,
     before: Vec<Value>,
 }
 
 impl<'a> Left<'a> {
-    fn behind(lab: &'a Lab) -> Self {
-        let mut agent = Agent::in_lab(lab, TRACK_ONLY);
-        agent.wait_for_intervals(1);
-        let policy = tempfile::NamedTempFile::new().unwrap();
-        fs::write(policy.path(), TRACK_ONLY).unwrap();
-        Self {
-            lab,
-            agent,
-            policy,
-            before: Vec::new(),
-        }
+    fn behind(lab: &'a Lab, mut agent: Agent) -> Self {
+        let before = records(&agent, lab.pod(0));
+        assert!(!before.is_empty());
+        agent.kill();
+        Self { lab, agent, before }
     }
 
-    fn killed(&mut self) {
-        self.before = records(&self.agent, self.lab.pod(0));
-        assert!(!self.before.is_empty());
-        self.agent.child.kill().unwrap();
-        self.agent.child.wait().unwrap();
-    }
-
-    fn next(&self) -> Command {
+    /// What starts another agent, with these pins.
+    fn next(&self, pins: &Path) -> Command {
         let in_lab = ["--cgroup", cgroup(self.lab).to_str().unwrap()];
-        Agent::command(self.policy.path(), &self.agent.pins, &in_lab)
+        Agent::command(Path::new(self.agent.policy()), pins, &in_lab)
     }
 
     /// Its records are as they were, and what is new is recorded.
     fn is_untouched(&self) {
         let pod = self.lab.pod(0);
-        assert_eq!(records(&self.agent, pod), self.before);
+        let now = || records(&self.agent, pod);
+        assert_eq!(now(), self.before);
         let new = connect(self.lab, pod.address());
         let peer = new.local_addr().unwrap().to_string();
         let is_it = |c: &Value| c["peer"] == peer && c["adopted"] == false;
-        let source = eventually("the new connection is recorded", || {
-            let out = self.agent.dump_output(&[]);
-            let dump: Value = serde_json::from_slice(&out.stdout).unwrap();
-            let found = dump["items"].as_array().unwrap().iter().any(is_it);
-            let source = dump["source"].clone();
-            if found { Ok(source) } else { Err(source) }
+        let dump = || self.agent.ask_json(&["dump"]);
+        let seen = eventually("the new connection is recorded", dump, |dump| {
+            dump["items"].as_array().unwrap().iter().any(is_it)
         });
-        assert_eq!(source, "pins", "tracking goes on without an agent");
+        assert_eq!(seen["source"], "pins", "tracking goes on without an agent");
         drop(new);
-        eventually("its end is seen", || {
-            let now = records(&self.agent, pod);
-            if now == self.before {
-                Ok(now)
-            } else {
-                Err(now)
-            }
-        });
+        eventually("its end is seen", now, |now| *now == self.before);
     }
 }
 
 /// Id and age of each connection.
 fn records(agent: &Agent, pod: &Pod) -> Vec<Value> {
-    let out = agent.dump_output(&[]);
-    let dump: Value = serde_json::from_slice(&out.stdout).unwrap();
-    let all = dump["items"].as_array().unwrap().iter();
-    let of_pod = all.filter(|c| c["endpoint"]["netns"] == pod.host.netns_inode());
-    let mut records: Vec<Value> = of_pod
-        .map(|c| serde_json::json!([c["id"], c["openedNanoseconds"], c["adopted"]]))
-        .collect();
+    let dump = agent.ask_json(&["dump"]);
+    let of_pod = of_pod(dump["items"].as_array().unwrap().clone(), pod);
+    let record = |c: &Value| json!([c["id"], c["openedNanoseconds"], c["adopted"]]);
+    let mut records: Vec<Value> = of_pod.iter().map(record).collect();
     records.sort_by_key(Value::to_string);
     records
 }
 
 #[test]
 fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
-    let _alone = alone();
     let lab = lab(1);
-    let _older: Vec<_> = (0..3)
-        .map(|_| connect(&lab, lab.pod(0).address()))
-        .collect();
-    let mut left = Left::behind(&lab);
-    let _younger: Vec<_> = (0..3)
-        .map(|_| connect(&lab, lab.pod(0).address()))
-        .collect();
-    eventually("all are recorded", || {
-        let all = records(&left.agent, lab.pod(0)).len();
-        if all == 6 { Ok(all) } else { Err(all) }
-    });
-    left.killed();
+    let pod = lab.pod(0);
+    let _older = connect_many(&lab, pod.address(), 3);
+    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
+    agent.wait_for_intervals(1);
+    let _younger = connect_many(&lab, pod.address(), 3);
+    eventually(
+        "all are recorded",
+        || records(&agent, pod),
+        |all| all.len() == 6,
+    );
+    let left = Left::behind(&lab, agent);
     for (what, command, errno, words) in [
         ("no memory for maps", MAP_CREATE, libc::ENOMEM, "memory"),
         ("no program is loaded", PROG_LOAD, libc::EACCES, "denied"),
@@ -211,19 +185,12 @@ fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
             libc::EPERM,
             "not permitted",
         ),
-        (
-            "no iterator is made",
-            ITER_CREATE,
-            libc::EPERM,
-            "not permitted",
-        ),
+        ("no iterator", ITER_CREATE, libc::EPERM, "not permitted"),
     ] {
-        let mut next = left.next();
+        let mut next = left.next(&left.agent.pins);
         refuse(&mut next, command, errno);
-        let out = next.output().unwrap();
-        let message = stderr(&out);
-        println!("\n  {what}: {:?}\n{message}", out.status.code());
-        assert_eq!(out.status.code(), Some(1), "{what}: {message}");
+        let message = failed(1, &next.output().unwrap());
+        println!("\n  {what}:\n{message}");
         assert!(message.to_lowercase().contains(words), "{what}: {message}");
         left.is_untouched();
     }
@@ -231,39 +198,30 @@ fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
 
 #[test]
 fn on_a_kernel_without_the_iterator_the_agent_reports_it_and_keeps_the_records() {
-    let _alone = alone();
     let lab = lab(1);
     let _older = connect(&lab, lab.pod(0).address());
-    let mut left = Left::behind(&lab);
-    left.killed();
+    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
+    agent.wait_for_intervals(1);
+    let left = Left::behind(&lab, agent);
     let btf = tempfile::NamedTempFile::new().unwrap();
     without_the_walk(btf.path());
-    let with_btf = |command: &Command| {
-        let inner = command.get_args().map(|a| a.to_str().unwrap());
-        let inner: Vec<_> = inner.map(|argument| format!("'{argument}'")).collect();
-        let script = format!(
-            "mount --bind {} /sys/kernel/btf/vmlinux && exec {REBALANCER} {}",
-            btf.path().display(),
-            inner.join(" ")
-        );
-        let mut unshare = Command::new("unshare");
-        unshare.args(["--mount", "sh", "-c", &script]);
-        unshare.output().unwrap()
-    };
-    let out = with_btf(&left.next());
-    println!("\n{}", stderr(&out));
-    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
-    for word in ["iterator over open files", "task_file", "remedy"] {
-        assert!(stderr(&out).contains(word), "{}", stderr(&out));
+    let hidden = bind_btf(btf.path());
+    // Where nothing was before, nothing is left.
+    let fresh = own_pins();
+    for pins in [&left.agent.pins, &fresh] {
+        let message = failed(1, &after(&hidden, &left.next(pins)).output().unwrap());
+        println!("\n{message}");
+        for word in ["iterator over open files", "task_file", "remedy"] {
+            assert!(message.contains(word), "{message}");
+        }
     }
     left.is_untouched();
+    assert_eq!(pins_left(&fresh), [] as [PathBuf; 0]);
+}
 
-    // Where nothing was before, nothing is left.
-    let pins = own_pins();
-    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let out = with_btf(&Agent::command(left.policy.path(), &pins, &in_lab));
-    assert_eq!(out.status.code(), Some(1), "{}", stderr(&out));
-    assert_eq!(pins_left(&pins), [] as [PathBuf; 0]);
+/// Puts this in the place of the kernel's BTF.
+fn bind_btf(file: &Path) -> String {
+    format!("mount --bind {} /sys/kernel/btf/vmlinux", file.display())
 }
 
 /// What a machine may lack.
@@ -279,23 +237,12 @@ enum MissingFact<'a> {
 impl MissingFact<'_> {
     /// Runs what is made ready where this is missing.
     fn run(&self, ready: &Command) -> Output {
-        let arguments: Vec<&str> = ready.get_args().map(|a| a.to_str().unwrap()).collect();
         let mut command = match self {
-            Self::Privilege(binary) => {
-                let mut command = Command::new(binary);
-                command.args(arguments).uid(65_534).gid(65_534);
-                command
-            }
-            Self::Hidden(hide) => {
-                let script = format!("{hide} && exec {REBALANCER} \"$@\"");
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", &script, "sh"]);
-                command.args(arguments);
-                command
-            }
+            Self::Privilege(binary) => as_nobody(binary, ready),
+            Self::Hidden(hide) => after(hide, ready),
             Self::Allowed(bpf) => {
                 let mut command = Command::new(REBALANCER);
-                command.args(arguments);
+                command.args(ready.get_args());
                 refuse(&mut command, *bpf, libc::EPERM);
                 command
             }
@@ -309,13 +256,10 @@ fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
     let files = fs::read_dir(pins).unwrap().flatten().map(|e| e.path());
     let mut all: Vec<_> = files
         .map(|file| {
-            let kind = if file.ends_with("link") {
-                "link"
-            } else {
-                "map"
-            };
-            let id = bpftool(&[kind, "show", "pinned", file.to_str().unwrap()])["id"].clone();
-            (file, id)
+            let is_link = file.ends_with("link");
+            let kind = if is_link { "link" } else { "map" };
+            let shown = bpftool(&[kind, "show", "pinned", file.to_str().unwrap()]);
+            (file, shown["id"].clone())
         })
         .collect();
     all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -325,53 +269,35 @@ fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
 /// What fails has its remedy behind it, and nothing is printed twice.
 fn has_remedies(name: &str, message: &str) {
     let lines: Vec<&str> = message.lines().collect();
-    let failed = if name == "doctor" {
-        "FAILED"
-    } else {
-        "error: "
+    let (failed, remedy) = match name {
+        "doctor" => ("FAILED", "= "),
+        _ => ("error: ", "remedy: "),
     };
-    let remedy = if name == "doctor" { "= " } else { "remedy: " };
     let failures = lines.windows(2).filter(|two| two[0].starts_with(failed));
     let remedies: Vec<_> = failures.map(|two| two[1].trim_start()).collect();
+    let is_one = |it: &&str| it.starts_with(remedy) && !it.contains("os error");
     assert!(!remedies.is_empty(), "{name}: {message}");
-    assert!(
-        remedies.iter().all(|it| it.starts_with(remedy)),
-        "{message}"
-    );
-    assert!(
-        !remedies.iter().any(|it| it.contains("os error")),
-        "{message}"
-    );
-    assert!(
-        lines
-            .iter()
-            .all(|line| !line.contains("  remedy: ") || line.starts_with("  remedy: ")),
-        "{message}"
-    );
+    assert!(remedies.iter().all(is_one), "{message}");
+    let is_in_place = |it: &&str| !it.contains("  remedy: ") || it.starts_with("  remedy: ");
+    assert!(lines.iter().all(is_in_place), "{message}");
 }
 
 /// `agent`, `dump` and `doctor`, over what a killed agent has left and where nothing was.
 #[test]
 fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
-    let _alone = alone();
     let lab = lab(1);
-    let mut older = connect(&lab, lab.pod(0).address());
     // nginx ends what asks for nothing for a minute, and all of this may take longer.
-    request(&mut older, "/").unwrap();
-    let mut left = Left::behind(&lab);
-    left.killed();
+    let _older = answered(&lab, lab.pod(0).address());
+    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
+    agent.wait_for_intervals(1);
+    let left = Left::behind(&lab, agent);
+    let policy = Path::new(left.agent.policy());
     let folder = tempfile::tempdir().unwrap();
-    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    let binary = folder.path().join("rebalancer");
-    fs::copy(REBALANCER, &binary).unwrap();
+    let binary = copy_in(folder.path());
     let wrong = folder.path().join("btf");
     with_a_wrong_offset(&wrong);
-    for path in [folder.path(), &binary, left.policy.path()] {
-        open(path);
-    }
-    let wrong_btf = format!("mount --bind {} /sys/kernel/btf/vmlinux", wrong.display());
-    let no_cgroup =
-        "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
+    open(policy);
+    let wrong_btf = bind_btf(&wrong);
     let before = pinned(&left.agent.pins);
     for (what, lack, code, words) in [
         (
@@ -382,13 +308,13 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
         ),
         (
             "BTF",
-            MissingFact::Hidden("mount -t tmpfs none /sys/kernel/btf"),
+            MissingFact::Hidden(WITHOUT_BTF),
             1,
-            "CONFIG_DEBUG_INFO_BTF",
+            "must be built with CONFIG_DEBUG_INFO_BTF=y",
         ),
         (
             "cgroup v2",
-            MissingFact::Hidden(no_cgroup),
+            MissingFact::Hidden(WITHOUT_CGROUP2),
             1,
             "cgroup v2 hierarchy is not mounted",
         ),
@@ -410,7 +336,7 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
         for name in ["agent", "dump", "doctor"] {
             let fresh = own_pins();
             for pins in [&left.agent.pins, &fresh] {
-                let mut command = Agent::command(left.policy.path(), pins, &[]);
+                let mut command = Agent::command(policy, pins, &[""; 0]);
                 if name != "agent" {
                     command = Command::new(REBALANCER);
                     command.arg(name).arg("--pins").arg(pins);
@@ -421,6 +347,9 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
                 println!("\n  without {what}: {name}: {:?}\n{all}", out.status.code());
                 assert_eq!(out.status.code(), Some(code), "{what}, {name}: {all}");
                 assert!(all.contains(words), "{what}, {name}: {all}");
+                if (what, name) == ("BTF", "doctor") {
+                    assert!(all.contains("FAILED   BTF"), "{all}");
+                }
                 has_remedies(name, &all);
             }
             assert_eq!(pins_left(&fresh), [] as [PathBuf; 0], "{what}, {name}");

@@ -2,48 +2,40 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use crate::support::{Agent, TRACK_ONLY, alone, cgroup, connect, lab, own_pins, request};
+use serde_json::Value;
 
-fn reloaded(agent: &mut Agent) -> serde_json::Value {
-    agent.wait_for("reloaded", |l| l["message"] == "policy reloaded")
-}
+use crate::support::{Agent, PATIENT, TRACK_ONLY, alone, answered, enforce, lab, request};
 
-fn refused(agent: &mut Agent) -> serde_json::Value {
-    agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, keeping the last valid one"
-    })
+pub const REFUSED: &str = "policy refused, keeping the last valid one";
+
+fn reloaded(agent: &mut Agent) -> Value {
+    agent.wait_for_message("policy reloaded")
 }
 
 #[test]
-fn a_refused_reload_keeps_the_last_good_policy() {
-    let _alone = alone();
-    let policy = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(policy.path(), TRACK_ONLY).unwrap();
-    let path = policy.path();
-    let mut agent = Agent::with_file(path, own_pins(), &[]);
-    let pid = rustix::process::Pid::from_child(&agent.child);
-    let hup = || rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
-    std::fs::write(path, "mode: Enforce").unwrap();
-    hup();
-    let said = agent.wait_for("refused", |l| {
-        l["message"] == "policy refused, keeping the last valid one"
-    });
-    assert!(
-        said["error"]
-            .as_str()
-            .unwrap()
-            .contains(path.to_str().unwrap()),
-        "{said}"
-    );
-    std::fs::write(path, TRACK_ONLY.replace("Disabled", "DryRun")).unwrap();
-    hup();
-    let said = agent.wait_for("reloaded", |l| l["message"] == "policy reloaded");
-    assert_eq!(said["mode"], "DryRun");
+fn a_refused_reload_keeps_the_last_good_policy_and_the_status_shows_it_until_a_valid_one() {
+    alone();
+    let mut agent = Agent::on_machine(TRACK_ONLY);
+    agent.reload("mode: Enforce");
+    let line = agent.wait_for_message(REFUSED);
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains(agent.policy()), "{line}");
+    agent.wait_for_intervals(1);
+    let policy = &agent.status()["policy"];
+    let error = policy["refused"]["error"].as_str().unwrap();
+    assert!(error.contains("apiVersion"), "{error}");
+    assert_eq!(policy["rules"], 1);
+    assert!(agent.ask(&["status"]).contains("was refused"));
+
+    agent.reload(&TRACK_ONLY.replace("Disabled", "DryRun"));
+    assert_eq!(reloaded(&mut agent)["mode"], "DryRun");
+    agent.wait_for_intervals(1);
+    assert_eq!(agent.status()["policy"]["refused"], Value::Null);
 }
 
 #[test]
 fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
-    let _alone = alone();
+    alone();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let version = |name: &str, text: &str| {
@@ -53,7 +45,8 @@ fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
     version("..1", TRACK_ONLY);
     symlink("..1", at("..data")).unwrap();
     symlink("..data/policy.yaml", at("policy.yaml")).unwrap();
-    let mut agent = Agent::with_file(&at("policy.yaml"), own_pins(), &[]);
+    let file = at("policy.yaml");
+    let mut agent = Agent::on_machine_with("", &["--policy", file.to_str().unwrap()]);
 
     // As the kubelet does it.
     version("..2", &TRACK_ONLY.replace("Disabled", "DryRun"));
@@ -61,68 +54,34 @@ fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
     fs::rename(at("..data_tmp"), at("..data")).unwrap();
     assert_eq!(reloaded(&mut agent)["mode"], "DryRun");
 
-    fs::write(at("policy.yaml"), "mode: Enforce").unwrap();
-    refused(&mut agent);
-    fs::write(at("policy.yaml"), TRACK_ONLY).unwrap();
+    fs::write(&file, "mode: Enforce").unwrap();
+    agent.wait_for_message(REFUSED);
+    fs::write(&file, TRACK_ONLY).unwrap();
     assert_eq!(reloaded(&mut agent)["mode"], "Disabled");
     assert_eq!(agent.terminate(), Some(0));
-    assert_eq!(
-        agent
-            .logged("policy refused, keeping the last valid one")
-            .len(),
-        1,
-        "logged once"
-    );
+    assert_eq!(agent.logged(REFUSED).len(), 1, "logged once");
 }
 
 #[test]
 fn moves_that_wait_are_called_back_and_judged_by_the_new_policy() {
-    let _alone = alone();
     let lab = lab(1);
     // What waits for thirty quiet seconds waits long enough.
-    let policy = |mode: &str, idle: &str| {
-        format!(
-            "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: {mode}
-interval: 1s
-budget: {{perService: 100%, perEndpoint: 100%}}
-guards: {{minAge: 1s}}
-rules:
-- name: old
-  match: {{ports: [{{port: 80}}]}}
-  limits: {{maxAge: 2s}}
-  jitter: 0%
-  onReconnect: Safe
-  steps: [{{step: Reset, when: Quiet, idleFor: {idle}, timeout: 5m}}]
-"
-        )
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("policy.yaml");
-    fs::write(&file, policy("Enforce", "30s")).unwrap();
-    let in_lab = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let mut agent = Agent::with_file(&file, own_pins(), &in_lab);
-    let mut stream = connect(&lab, lab.pod(0).address());
-    request(&mut stream, "/").unwrap();
-    agent.wait_for("a move under way", |l| {
-        l["message"] == "listed"
-            && l["skipped"]
-                .as_str()
-                .is_some_and(|s| s.contains("inFlight"))
-    });
+    let policy = enforce(&lab, 80, "maxAge: 2s", PATIENT).replace("200ms", "1s");
+    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut stream = answered(&lab, lab.pod(0).address());
+    agent.wait_for_skipped("inFlight");
 
-    fs::write(&file, policy("DryRun", "30s")).unwrap();
+    // Seen without a signal.
+    fs::write(agent.policy(), policy.replace("Enforce", "DryRun")).unwrap();
     reloaded(&mut agent);
-    assert_eq!(agent.wait_for_move()["outcome"], "recalled");
+    agent.moved("recalled");
     agent.wait_for_intervals(2);
     request(&mut stream, "/").expect("it lives, and nothing is under way on it");
 
-    fs::write(&file, policy("Enforce", "100ms")).unwrap();
-    assert_eq!(
-        agent.wait_for_move()["outcome"],
-        "reset",
-        "chosen again, by the new policy"
-    );
+    fs::write(
+        agent.policy(),
+        policy.replace("idleFor: 30s", "idleFor: 100ms"),
+    )
+    .unwrap();
+    agent.moved("reset"); // chosen again, by the new policy
 }

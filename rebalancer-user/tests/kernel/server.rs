@@ -1,5 +1,5 @@
 //! Servers of the tests' own, each a process in a pod, as real ones are: the guards look at the
-//! process that holds a connection. It is this test binary, started again.
+//! process that holds a connection.
 //!
 //! Each byte is a request, and answered with itself: `s` after a second, `h` after three, all
 //! others at once. End of file ends the connection.
@@ -11,22 +11,41 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
-    path::Path,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Mutex,
     time::Duration,
 };
 
-use xtask::lab::{Host, Pod};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use xtask::lab::{Host, Lab, Pod};
 
-const ADDRESS: &str = "REBALANCER_TEST_SERVER";
-const KIND: &str = "REBALANCER_TEST_SERVER_KIND";
-/// Where connections are handed over; [`INHERITED`] in the process that was given one.
-const WORKER: &str = "REBALANCER_TEST_SERVER_WORKER";
-const INHERITED: &str = "stdin";
+use crate::{
+    program::{self, Program},
+    support::{Agent, PATIENCE, enforce, lab, send_signal},
+};
+
+/// Where a server's connections come from.
+#[derive(Serialize, Deserialize)]
+enum Source {
+    Accepts(SocketAddr),
+    /// Others hand them over at this path.
+    IsHanded(PathBuf),
+    /// It was started with its only one, as its standard input.
+    Inherits,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Orders {
+    kind: Kind,
+    source: Source,
+    /// Where [`Kind::HandsOver`] hands them over.
+    worker: Option<PathBuf>,
+}
 
 /// What is special about a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// Nothing: it ignores SIGPIPE, as any Rust program does.
     Plain,
@@ -69,34 +88,29 @@ pub fn pattern(place: usize) -> u8 {
     (place % 251) as u8
 }
 
-impl Kind {
-    const ALL: [Self; 14] = [
-        Self::Plain,
-        Self::DiesOfSigpipe,
-        Self::Leaks,
-        Self::Hides,
-        Self::Probes,
-        Self::Stays,
-        Self::Lingers,
-        Self::Mptcp,
-        Self::HandsOver,
-        Self::Inetd,
-        Self::Verdict,
-        Self::Filters,
-        Self::Sends,
-        Self::Holds,
-    ];
-}
-
 /// A server. Dropping it kills it.
 pub struct Server {
-    pub child: Child,
+    pub program: Program<()>,
+}
+
+/// A lab with a pod, and a server in it.
+pub fn served(port: u16, kind: Kind) -> (Lab, SocketAddr, Server) {
+    let lab = lab(1);
+    let (address, server) = Server::in_pod(lab.pod(0), port, kind);
+    (lab, address, server)
+}
+
+/// The same with an agent that moves its connections soon.
+pub fn served_and_moved(port: u16, kind: Kind, steps: &str) -> (Lab, SocketAddr, Server, Agent) {
+    let (lab, address, server) = served(port, kind);
+    let agent = Agent::in_lab(&lab, &enforce(&lab, port, "maxAge: 300ms", steps));
+    (lab, address, server, agent)
 }
 
 impl Server {
     /// Starts one at an address of this host, and waits until it listens.
     pub fn start(host: &Host, address: impl Into<SocketAddr>, kind: Kind) -> Self {
-        Self::run(host, kind, &[(ADDRESS, address.into().to_string())])
+        Self::run(host, kind, Source::Accepts(address.into()), None)
     }
 
     /// Starts one in a pod; returns its address, too.
@@ -106,99 +120,96 @@ impl Server {
     }
 
     /// Starts one that hands its connections to the worker at this path.
-    pub fn handing_over(host: &Host, address: impl Into<SocketAddr>, worker: &Path) -> Self {
-        let worker = worker.to_str().unwrap().to_owned();
-        let address = address.into().to_string();
-        Self::run(
-            host,
-            Kind::HandsOver,
-            &[(ADDRESS, address), (WORKER, worker)],
-        )
+    pub fn handing_over(pod: &Pod, port: u16, worker: &Path) -> (SocketAddr, Self) {
+        let address = SocketAddr::from((pod.addr, port));
+        let source = Source::Accepts(address);
+        let server = Self::run(&pod.host, Kind::HandsOver, source, Some(worker.into()));
+        (address, server)
     }
 
     /// Starts one that serves what it is handed at this path.
     pub fn worker(host: &Host, at: &Path, kind: Kind) -> Self {
-        Self::run(host, kind, &[(WORKER, at.to_str().unwrap().to_owned())])
+        Self::run(host, kind, Source::IsHanded(at.into()), None)
     }
 
-    fn run(host: &Host, kind: Kind, environment: &[(&str, String)]) -> Self {
-        let mut child = host
-            .command(std::env::current_exe().unwrap())
-            .args(THE_SERVER)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .env(KIND, format!("{kind:?}"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut lines = lines.map_while(Result::ok);
-        assert!(
-            lines.any(|line| line.ends_with("listening")),
-            "the server {environment:?} does not listen"
-        );
-        Self { child }
+    fn run(host: &Host, kind: Kind, source: Source, worker: Option<PathBuf>) -> Self {
+        let orders = Orders {
+            kind,
+            source,
+            worker,
+        };
+        let program = Program::start(host, THE_SERVER, &orders);
+        Self { program }
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.program.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send_signal(&self.program.child, signal);
     }
 
     /// Whether it runs.
     pub fn lives(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+        self.program.child.try_wait().unwrap().is_none()
     }
 
     /// How many of its sends wait for memory, see [`Kind::Holds`].
     pub fn locks(&self) -> usize {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let waits = |task: &std::fs::DirEntry| {
-            std::fs::read_to_string(task.path().join("wchan"))
-                .is_ok_and(|at| at == "handle_userfault")
-        };
-        tasks.flatten().filter(waits).count()
+        threads_at(self.id(), "handle_userfault")
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// How many threads of a process sleep in this function of the kernel.
+pub fn threads_at(process: u32, function: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let sleeps = |task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|at| at == function)
+    };
+    tasks.filter(sleeps).count()
 }
 
-const THE_SERVER: [&str; 3] = ["--exact", "server::serves_as_a_program", "--nocapture"];
+const THE_SERVER: &str = "server::serves_as_a_program";
 
 /// Not a test but the server, if the environment says so.
 #[test]
 fn serves_as_a_program() {
-    let (address, worker) = (std::env::var(ADDRESS), std::env::var(WORKER));
-    if address.is_err() && worker.is_err() {
+    let Some(Orders {
+        kind,
+        source,
+        worker,
+    }) = program::orders()
+    else {
         return;
-    }
-    let name = std::env::var(KIND).unwrap();
-    let is_it = |kind: &Kind| format!("{kind:?}") == name;
-    let kind = Kind::ALL.into_iter().find(is_it).unwrap();
+    };
     if matches!(kind, Kind::DiesOfSigpipe | Kind::HandsOver | Kind::Inetd) {
         // SAFETY: no handler of ours is replaced.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     let serve_all = |streams: &mut dyn Iterator<Item = TcpStream>| {
-        println!("listening");
+        program::ready();
         for stream in streams {
-            std::thread::spawn(move || serve(stream, kind));
+            let worker = worker.clone();
+            std::thread::spawn(move || serve(stream, kind, worker));
         }
     };
-    match (address, worker.as_deref()) {
-        (Ok(address), _) => {
-            let listener = listen(address.parse().unwrap(), kind);
+    match source {
+        Source::Accepts(address) => {
+            let listener = listen(address, kind);
             serve_all(&mut listener.incoming().map_while(Result::ok));
         }
-        (Err(_), Ok(INHERITED)) => {
+        Source::IsHanded(path) => {
+            let handed = UnixListener::bind(path).unwrap();
+            let streams = handed.incoming().map_while(Result::ok);
+            serve_all(&mut streams.filter_map(|from| receive_descriptor(&from)));
+        }
+        Source::Inherits => {
             // Its standard input stays open until the process ends, a moment later.
             let inherited = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
             answer(TcpStream::from(inherited), kind);
-        }
-        (Err(_), path) => {
-            let handed = UnixListener::bind(path.unwrap()).unwrap();
-            let streams = handed.incoming().map_while(Result::ok);
-            serve_all(&mut streams.filter_map(|from| receive_descriptor(&from)));
         }
     }
 }
@@ -222,7 +233,7 @@ fn listen(address: SocketAddr, kind: Kind) -> TcpListener {
 }
 
 /// A socket for IPv4 that offers MPTCP.
-pub fn mptcp_socket() -> OwnedFd {
+fn mptcp_socket() -> OwnedFd {
     use rustix::net::{AddressFamily, SocketType, ipproto, socket};
     socket(
         AddressFamily::INET,
@@ -232,12 +243,21 @@ pub fn mptcp_socket() -> OwnedFd {
     .expect("this test needs a kernel with CONFIG_MPTCP")
 }
 
-fn serve(stream: TcpStream, kind: Kind) {
+/// A client's connection that offers MPTCP.
+pub fn connect_mptcp(lab: &Lab, to: SocketAddr) -> TcpStream {
+    let socket = lab.client().enter(mptcp_socket).unwrap();
+    rustix::net::connect(&socket, &to).unwrap();
+    let client = TcpStream::from(socket);
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+fn serve(stream: TcpStream, kind: Kind, worker: Option<PathBuf>) {
     match kind {
         Kind::Hides => hide(stream),
         Kind::Leaks => leak(&stream),
         Kind::HandsOver => {
-            let worker = UnixStream::connect(std::env::var(WORKER).unwrap()).unwrap();
+            let worker = UnixStream::connect(worker.unwrap()).unwrap();
             send_descriptor(&worker, stream);
         }
         Kind::Inetd => start_program(stream),
@@ -490,12 +510,13 @@ pub fn receive_descriptor(from: &UnixStream) -> Option<TcpStream> {
 }
 
 fn start_program(stream: TcpStream) {
-    let mut program = Command::new(std::env::current_exe().unwrap());
-    program
-        .args(THE_SERVER)
-        .env_remove(ADDRESS)
-        .env(WORKER, INHERITED)
-        .env(KIND, format!("{:?}", Kind::Plain))
+    let orders = Orders {
+        kind: Kind::Plain,
+        source: Source::Inherits,
+        worker: None,
+    };
+    let mut program = program::this_binary(Command::new, THE_SERVER);
+    program::order(&mut program, &orders)
         .stdin(OwnedFd::from(stream))
         .stdout(Stdio::null());
     let mut started = program.spawn().unwrap();
@@ -504,12 +525,9 @@ fn start_program(stream: TcpStream) {
 }
 
 fn leak(stream: &TcpStream) {
-    let inherited: Stdio = std::os::fd::OwnedFd::from(stream.try_clone().unwrap()).into();
-    let mut child = Command::new("sleep")
-        .arg("3600")
-        .stdin(inherited)
-        .spawn()
-        .unwrap();
+    let inherited = OwnedFd::from(stream.try_clone().unwrap());
+    let mut sleep = Command::new("sleep");
+    let mut child = sleep.arg("3600").stdin(inherited).spawn().unwrap();
     answer(stream.try_clone().unwrap(), Kind::Plain);
     child.kill().unwrap();
     child.wait().unwrap();

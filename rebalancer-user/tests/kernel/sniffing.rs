@@ -10,17 +10,14 @@ use std::{
 
 use aya::sys::{Stats, enable_stats};
 use rebalancer_common::names::WATCH;
-use rustix::process::Signal;
-use serde_json::Value;
-use xtask::lab::{Host, Lab};
+use serde_json::{Value, json};
+use xtask::lab::Lab;
 
 use crate::{
     cost::{program_of, runs},
-    guards::refused,
-    moves::{QUIET, enforce},
-    server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to},
+    server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to, served},
     support::{
-        Agent, alone, cgroup, connect, download, eventually, lab, own_pins, request, still_there,
+        Agent, QUIET, connect, download, echoed, echoes, enforce, lab, nothing_left, request, shows,
     },
 };
 
@@ -41,16 +38,12 @@ fn sniffing(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
 }
 
 /// One exchange with a server that answers with what it is sent.
-fn try_exchange(stream: &mut TcpStream, words: &[u8]) -> std::io::Result<()> {
+fn exchange(stream: &mut TcpStream, words: &[u8]) -> std::io::Result<()> {
     stream.write_all(words)?;
     let mut answer = vec![0; words.len()];
     stream.read_exact(&mut answer)?;
     assert_eq!(answer, words);
     Ok(())
-}
-
-fn exchange(stream: &mut TcpStream, words: &[u8]) {
-    try_exchange(stream, words).unwrap();
 }
 
 /// One exchange with a server that speaks HTTP/1.
@@ -110,68 +103,41 @@ fn exchange_until_moved(
 
 /// Waits until it sniffs a connection that is at rest.
 fn wait_for_sniffing(agent: &mut Agent) {
-    agent.wait_for("that one waits", |line| {
-        let skipped = line["skipped"].as_str();
-        skipped.is_some_and(|skipped| skipped.contains("inFlight"))
-    });
+    agent.wait_for_skipped("inFlight");
     agent.wait_for_intervals(1);
 }
 
-/// Whether a program is loaded. By its ID: other agents on this machine use the same names.
-fn is_loaded(program: u64) -> bool {
-    !still_there(&[("prog", program)]).is_empty()
-}
-
-/// The kernel frees a program a moment after its last reference.
-fn wait_until_unloaded(program: u64) {
-    eventually("it is gone", || {
-        if is_loaded(program) {
-            Err(program)
-        } else {
-            Ok(program)
-        }
-    });
-}
-
-fn echo_server(host: &Host, address: SocketAddr) -> Server {
-    Server::start(host, address, Kind::Plain)
+/// A lab, a server, and an agent that sniffs and moves its connections soon.
+fn sniffed(port: u16, kind: Kind) -> (Lab, SocketAddr, Server, Agent) {
+    let (lab, address, server) = served(port, kind);
+    let agent = Agent::in_lab(&lab, &sniffing(&lab, port, "maxAge: 300ms", QUIET));
+    (lab, address, server, agent)
 }
 
 #[test]
 fn other_protocols_than_http_1_are_skipped_and_no_longer_sniffed() {
-    let _alone = alone();
-    let lab = lab(1);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
-    for (port, words, guard) in [
-        (7060, HTTP2, "http2"),
-        (7061, TLS, "tls"),
-        (7062, REDIS, "protocolUnknown"),
-    ] {
-        let address = SocketAddr::from((lab.pod(0).addr, port));
-        let _server = echo_server(&lab.pod(0).host, address);
-        let mut agent = Agent::in_lab(&lab, &sniffing(&lab, port, "maxAge: 300ms", QUIET));
+    for (words, guard) in [(HTTP2, "http2"), (TLS, "tls"), (REDIS, "protocolUnknown")] {
+        let (lab, address, _server, mut agent) = sniffed(7060, Kind::Plain);
         let program = program_of(&agent, WATCH[0]);
         let mut client = connect(&lab, address);
-        let line = exchange_until_moved(&mut agent, &mut client, |stream| {
-            try_exchange(stream, words)
-        });
-        refused(&line, guard);
+        let line = exchange_until_moved(&mut agent, &mut client, |stream| exchange(stream, words));
+        shows(&line, json!({"outcome": "refused", "cause": guard}));
         // It was sniffed, and is not any more.
         let sniffed = runs(program);
         assert!(sniffed > 0);
         for _ in 0..20 {
-            exchange(&mut client, words);
+            exchange(&mut client, words).unwrap();
         }
         assert_eq!(runs(program), sniffed);
         agent.leaves_nothing();
-        exchange(&mut client, words);
+        exchange(&mut client, words).unwrap();
     }
 }
 
 /// No program runs for packets of other cgroups.
 #[test]
 fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
-    let _alone = alone();
     let lab = lab(2);
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 80, "maxBytes: 1Mi", QUIET));
     let program = program_of(&agent, WATCH[0]);
@@ -180,7 +146,7 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let mut heavy = connect(&lab, lab.pod(0).address());
     download(&mut heavy);
     wait_for_sniffing(&mut agent);
-    assert_eq!(agent.logged("move").len(), 0, "nothing was sniffed yet");
+    agent.has_moved(0); // nothing was sniffed yet
     let so_far = runs(program);
     for _ in 0..50 {
         request(&mut light, "/").unwrap();
@@ -190,8 +156,7 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let line = exchange_until_moved(&mut agent, &mut heavy, |stream| {
         request(stream, "/blob").map(drop)
     });
-    assert_eq!(line["outcome"], "reset", "{line}");
-    assert_eq!(line["peer"], peer);
+    shows(&line, json!({"outcome": "reset", "peer": peer}));
     request(&mut light, "/").unwrap();
 }
 
@@ -213,9 +178,7 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     ];
     const NEVER: [&str; 3] = ["/until-close", "/websocket", "a:443"];
     const LONG: Duration = Duration::from_secs(20);
-    let _alone = alone();
-    let lab = lab(1);
-    let (address, _server) = Server::in_pod(lab.pod(0), 7069, Kind::Verdict);
+    let (lab, address, _server) = served(7069, Kind::Verdict);
     let quiet = QUIET.replace("100ms", "200ms");
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7069, "maxAge: 300ms", &quiet));
     let until = Instant::now() + LONG;
@@ -255,7 +218,7 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
                         }
                         (0..12).try_for_each(|_| {
                             sleep(PAUSE);
-                            try_exchange(&mut client, b"x")
+                            exchange(&mut client, b"x")
                         })
                     });
                     if let Err(error) = whole {
@@ -269,18 +232,14 @@ fn a_response_ends_with_its_framing_and_not_with_a_pause() {
     assert_eq!(broken.into_inner(), 0, "broken off");
     let words = |line: &Value| format!("{} {}", line["outcome"], line["detail"]);
     let outcomes: Vec<String> = agent.logged("move").iter().map(words).collect();
-    assert!(
-        outcomes.iter().any(|line| line.contains("upgraded")),
-        "{outcomes:?}"
-    );
+    let upgraded = outcomes.iter().any(|line| line.contains("upgraded"));
+    assert!(upgraded, "{outcomes:?}");
 }
 
 /// In the middle of an exchange bytes prove nothing: a body can look like anything.
 #[test]
 fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
-    let _alone = alone();
-    let lab = lab(1);
-    let (address, _server) = Server::in_pod(lab.pod(0), 7063, Kind::Verdict);
+    let (lab, address, _server) = served(7063, Kind::Verdict);
     let mut client = connect(&lab, address);
     let mut agent = std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -300,21 +259,18 @@ fn a_connection_in_mid_exchange_is_sniffed_from_the_next_request_on() {
 /// Its client sends nothing, now or for long: its protocol cannot be detected.
 #[test]
 fn silent_connections_are_skipped() {
-    let _alone = alone();
-    let lab = lab(1);
-    let (address, _server) = Server::in_pod(lab.pod(0), 7064, Kind::Verdict);
+    let (lab, address, _server) = served(7064, Kind::Verdict);
     let mut idle = connect(&lab, address);
     ask(&mut idle, "/").unwrap();
     let policy = sniffing(&lab, 7064, "maxAge: 300ms", QUIET);
     let mut agent = Agent::in_lab(&lab, &policy);
-    let line = agent.wait_for_move();
-    assert_eq!(line["outcome"], "gaveUp", "{line}");
+    agent.moved("gaveUp");
     drop(agent);
     // Until it has been silent for too long to be waited for.
     sleep(Duration::from_secs(6));
     let mut agent = Agent::in_lab(&lab, &policy);
     agent.wait_for_intervals(5);
-    assert_eq!(agent.logged("move").len(), 0);
+    agent.has_moved(0);
     let listed = agent.logged("listed").pop().unwrap();
     assert_eq!(listed["skipped"], r#"{"silent": 1}"#);
     // It speaks again.
@@ -325,10 +281,7 @@ fn silent_connections_are_skipped() {
 /// A server with a cgroup_skb program of its own keeps it: ours is attached beside it.
 #[test]
 fn an_applications_own_filter_is_left_alone() {
-    let _alone = alone();
-    let lab = lab(1);
-    let (address, _server) = Server::in_pod(lab.pod(0), 7065, Kind::Filters);
-    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7065, "maxAge: 300ms", QUIET));
+    let (lab, address, _server, mut agent) = sniffed(7065, Kind::Filters);
     let mut client = connect(&lab, address);
     let line = exchange_until_moved(&mut agent, &mut client, |stream| ask(stream, "/sized"));
     assert_eq!(line["outcome"], "reset", "{line}");
@@ -337,19 +290,14 @@ fn an_applications_own_filter_is_left_alone() {
 /// Its programs are detached with it, and nothing remains to be removed.
 #[test]
 fn connections_sniffed_by_a_killed_agent_stay_open() {
-    let _alone = alone();
-    let lab = lab(1);
-    let address = SocketAddr::from((lab.pod(0).addr, 7066));
-    let _server = echo_server(&lab.pod(0).host, address);
-    let policy = sniffing(&lab, 7066, "maxAge: 300ms", QUIET);
-    let within = ["--cgroup", cgroup(&lab).to_str().unwrap()];
-    let mut client = connect(&lab, address);
-    exchange(&mut client, b"f");
-    let mut agent = Agent::with(&policy, own_pins(), &within);
+    let (lab, address, _server) = served(7066, Kind::Plain);
+    let mut client = echoed(&lab, address);
+    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7066, "maxAge: 300ms", QUIET));
     wait_for_sniffing(&mut agent);
-    let programs = WATCH.map(|name| program_of(&agent, name));
-    agent.signal(Signal::KILL);
-    agent.child.wait().unwrap();
-    programs.into_iter().for_each(wait_until_unloaded);
-    exchange(&mut client, b"f");
+    // By ID: other agents on this machine use the same names.
+    let programs = WATCH.map(|name| ("prog", program_of(&agent, name)));
+    agent.kill();
+    // The kernel frees a program a moment after its last reference.
+    nothing_left(&programs);
+    echoes(&mut client);
 }

@@ -1,7 +1,10 @@
 //! An agent under test, and what `ss` and `bpftool` say beside it.
 
 use std::{
-    io::{BufRead as _, BufReader, Read, Write},
+    cell::RefCell,
+    fmt::Debug,
+    fs,
+    io::{BufRead as _, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -19,8 +22,12 @@ use rebalancer_user::{
     host::{CgroupPaths, Holder},
     observe::{Observation, observe},
 };
-use rustix::net::sockopt::socket_cookie;
+use rustix::{
+    net::sockopt::socket_cookie,
+    process::{Pid, Signal, kill_process},
+};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 use xtask::{
     bpf_objects::{self, BpfObject},
     lab::{Host, Lab, Pod, Spec},
@@ -32,29 +39,36 @@ pub const REBALANCER: &str = env!("CARGO_BIN_EXE_rebalancer");
 /// How long anything that should happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Tests of the whole machine's kernel do not run in parallel, whatever the number of test threads.
-pub fn alone() -> MutexGuard<'static, ()> {
+/// Tests of the whole machine's kernel do not run in parallel, whatever the number of test threads:
+/// until its thread ends, this one is alone.
+pub fn alone() {
     static ALONE: Mutex<()> = Mutex::new(());
+    thread_local! {
+        static HELD: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+    }
     assert!(
         rustix::process::geteuid().is_root(),
         "kernel tests need root: run them with sudo"
     );
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    let hold = || ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    HELD.with_borrow_mut(|held| {
+        held.get_or_insert_with(hold);
+    });
 }
 
-/// A lab with so many pods, all serving.
+/// A lab with so many pods, all serving, for a test that is [`alone`].
 pub fn lab(pods: usize) -> Lab {
-    let lab = Lab::start(Spec {
-        pods,
-        serving: pods,
-    })
-    .expect("the lab starts");
+    lab_serving(pods, pods)
+}
+
+/// One of whose pods so many serve.
+pub fn lab_serving(pods: usize, serving: usize) -> Lab {
+    alone();
+    let lab = Lab::start(Spec { pods, serving }).expect("the lab starts");
     // The lab has asked its servers whether they answer: those connections are gone first.
     for pod in lab.pods() {
-        eventually("the servers are at rest", || {
-            let none = connected(&pod.host).is_empty();
-            if none { Ok(none) } else { Err(none) }
-        });
+        let look = || connected(&pod.host);
+        eventually("the servers are at rest", look, Vec::is_empty);
     }
     lab
 }
@@ -71,6 +85,19 @@ pub fn cgroup(lab: &Lab) -> &Path {
         .cgroup()
         .parent()
         .expect("the lab has a cgroup")
+}
+
+/// Gives the lab's client one more address.
+pub fn add_address(lab: &Lab, address: impl std::fmt::Display) {
+    let add = ["addr", "replace", &format!("{address}/25"), "dev", "eth0"];
+    let added = lab.client().command("ip").args(add).status();
+    assert!(added.unwrap().success());
+}
+
+/// Moves a process to the cgroup of this pod.
+pub fn move_to(pod: &Pod, process: u32) {
+    let processes = pod.host.cgroup().join("cgroup.procs");
+    fs::write(processes, process.to_string()).unwrap();
 }
 
 /// A folder for pins that no other test uses.
@@ -92,12 +119,53 @@ rules:
 - {name: nothing, match: {ports: [{port: 1}]}, limits: {maxAge: 1h}}
 ";
 
+/// The same with more at the top level.
+pub fn track_only_with(more: &str) -> String {
+    TRACK_ONLY.replace("rules:", &format!("{more}\nrules:"))
+}
+
+/// A policy for the lab's clients and one port. It vouches for them: what they speak is not asked.
+pub fn enforce(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
+    let peers = format!("[{{ipBlock: {{cidr: {}}}}}]", lab.client_subnet());
+    let matches = format!("ports: [{{port: {port}}}], peers: {peers}");
+    enforce_where(&matches, limits, steps)
+}
+
+/// The same for what matches this.
+pub fn enforce_where(matches: &str, limits: &str, steps: &str) -> String {
+    format!(
+        "\
+apiVersion: rebalancer.dev/v1alpha1
+kind: RebalancePolicy
+mode: Enforce
+interval: 200ms
+budget: {{perService: 1000000, perEndpoint: 1000000}}
+guards: {{minAge: 200ms}}
+rules:
+- name: lab
+  match: {{{matches}}}
+  limits: {{{limits}}}
+  jitter: 0%
+  onReconnect: Safe
+  steps: [{steps}]
+"
+    )
+}
+
+pub const AT_ONCE: &str = "{step: Reset, when: AtOnce, timeout: 5s}";
+pub const QUIET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}";
+/// Waits longer than any test.
+pub const PATIENT: &str = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";
+pub const CLOSE_QUIET: &str = "{step: Close, when: Quiet, idleFor: 100ms, timeout: 10s}";
+pub const CLOSE_AT_ONCE: &str = "{step: Close, when: AtOnce, timeout: 5s}";
+
 /// A running agent. Dropping it kills it and removes its pins.
 pub struct Agent {
     pub child: Child,
     pub pins: PathBuf,
-    /// Its policy, where it is a file of its own: it is looked at for as long as the agent runs.
-    _policy: Option<tempfile::NamedTempFile>,
+    /// Its policy: it is looked at for as long as the agent runs.
+    policy: Arc<NamedTempFile>,
+    arguments: Vec<String>,
     lines: Receiver<Value>,
     seen: Vec<Value>,
 }
@@ -105,59 +173,62 @@ pub struct Agent {
 impl Agent {
     /// Starts one that sees the lab alone, and waits until it tracks.
     pub fn in_lab(lab: &Lab, policy: &str) -> Self {
-        Self::with(
-            policy,
-            own_pins(),
-            &["--cgroup", cgroup(lab).to_str().unwrap()],
-        )
+        Self::in_lab_with(lab, policy, &[])
+    }
+
+    pub fn in_lab_with(lab: &Lab, policy: &str, more: &[&str]) -> Self {
+        let cgroup = cgroup(lab).to_str().unwrap();
+        Self::on_machine_with(policy, &[&["--cgroup", cgroup], more].concat())
     }
 
     /// Starts one at the real root, and waits until it tracks.
     pub fn on_machine(policy: &str) -> Self {
-        Self::with(policy, own_pins(), &[])
+        Self::on_machine_with(policy, &[])
     }
 
-    pub fn with(policy: &str, pins: PathBuf, arguments: &[&str]) -> Self {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(policy.as_bytes()).unwrap();
-        let mut agent = Self::with_file(file.path(), pins, arguments);
-        agent._policy = Some(file);
-        agent
+    pub fn on_machine_with(policy: &str, arguments: &[&str]) -> Self {
+        Self::by(policy, arguments, |command| command)
     }
 
-    /// The file is read before this returns, and on SIGHUP.
-    pub fn with_file(policy: &Path, pins: PathBuf, arguments: &[&str]) -> Self {
-        let command = Self::command(policy, &pins, arguments);
-        Self::launch(command, pins)
+    /// Starts one by what is made of the usual command.
+    pub fn by(policy: &str, arguments: &[&str], make: impl FnOnce(Command) -> Command) -> Self {
+        let (policy, pins) = (Arc::new(file_of(policy)), own_pins());
+        let arguments: Vec<_> = arguments.iter().copied().map(str::to_owned).collect();
+        let command = Self::command(policy.path(), &pins, &arguments);
+        Self::launch(make(command), policy, pins, arguments)
+    }
+
+    /// Starts another with the same policy, pins and arguments.
+    pub fn successor(&self) -> Self {
+        let (policy, arguments) = (Arc::clone(&self.policy), self.arguments.clone());
+        let command = Self::command(policy.path(), &self.pins, &arguments);
+        Self::launch(command, policy, self.pins.clone(), arguments)
     }
 
     /// What starts one.
-    pub fn command(policy: &Path, pins: &Path, arguments: &[&str]) -> Command {
+    pub fn command(policy: &Path, pins: &Path, arguments: &[impl AsRef<str>]) -> Command {
         let mut command = Command::new(REBALANCER);
+        let arguments = || arguments.iter().map(AsRef::as_ref);
         // The lab's pods have cgroups as kubelet names them, and no API server.
-        let named = arguments
-            .iter()
-            .any(|it| it.starts_with("--kubeconfig") || it.starts_with("--kubernetes"));
-        command
-            .args([
-                "agent",
-                "--log",
-                "debug,aya=warn",
-                "--log-format",
-                "json",
-                "--no-ramp",
-                "--policy",
-            ])
-            .arg(policy)
-            .arg("--pins")
-            .arg(pins)
-            .args((!named).then_some("--kubernetes=off"))
-            .args(arguments);
+        let named = arguments().any(|it| it.starts_with("--kube"));
+        let log = ["--log", "debug,aya=warn", "--log-format", "json"];
+        command.arg("agent").args(log).arg("--no-ramp");
+        if !arguments().any(|it| it == "--policy") {
+            command.arg("--policy").arg(policy);
+        }
+        command.arg("--pins").arg(pins);
+        command.args((!named).then_some("--kubernetes=off"));
+        command.args(arguments());
         command
     }
 
     /// Runs what is made ready, and waits until it tracks.
-    pub fn launch(mut command: Command, pins: PathBuf) -> Self {
+    fn launch(
+        mut command: Command,
+        policy: Arc<NamedTempFile>,
+        pins: PathBuf,
+        arguments: Vec<String>,
+    ) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
@@ -172,15 +243,28 @@ impl Agent {
         let mut agent = Self {
             child,
             pins,
-            _policy: None,
+            policy,
+            arguments,
             lines,
             seen: Vec::new(),
         };
-        agent.wait_for("started", |line| line["message"] == "started");
+        agent.wait_for_message("started");
         agent
     }
 
+    /// The path of its policy.
+    pub fn policy(&self) -> &str {
+        self.policy.path().to_str().unwrap()
+    }
+
+    /// Writes its policy, and tells it by SIGHUP.
+    pub fn reload(&self, policy: &str) {
+        fs::write(self.policy(), policy).unwrap();
+        self.signal(Signal::HUP);
+    }
+
     /// Waits for a log line.
+    #[track_caller]
     pub fn wait_for(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -197,15 +281,62 @@ impl Agent {
         }
     }
 
+    /// Waits for the next line with this message.
+    #[track_caller]
+    pub fn wait_for_message(&mut self, message: &str) -> Value {
+        self.wait_for(message, |line| line["message"] == message)
+    }
+
     /// Waits for the next move's line.
+    #[track_caller]
     pub fn wait_for_move(&mut self) -> Value {
-        self.wait_for("move", |line| line["message"] == "move")
+        self.wait_for_message("move")
+    }
+
+    /// The next move has this outcome.
+    #[track_caller]
+    pub fn moved(&mut self, outcome: &str) -> Value {
+        let line = self.wait_for_move();
+        assert_eq!(line["outcome"], outcome, "{line}");
+        line
+    }
+
+    /// The next move is refused because of this guard.
+    #[track_caller]
+    pub fn refused(&mut self, guard: &str) -> Value {
+        let line = self.moved("refused");
+        assert_eq!(line["cause"], guard, "{line}");
+        line
+    }
+
+    /// So many moves have ended so far.
+    #[track_caller]
+    pub fn has_moved(&mut self, count: usize) {
+        let moves = self.logged("move");
+        assert_eq!(moves.len(), count, "{moves:#?}");
+    }
+
+    /// Waits for a pass that skips connections for reasons that contain this.
+    #[track_caller]
+    pub fn wait_for_skipped(&mut self, words: &str) -> Value {
+        self.wait_for(words, |line| {
+            let skipped = line["skipped"].as_str().unwrap_or_default();
+            line["message"] == "listed" && skipped.contains(words)
+        })
+    }
+
+    /// The last pass skipped connections for reasons that contain this.
+    #[track_caller]
+    pub fn has_skipped(&mut self, words: &str) {
+        let skipped = self.logged("listed").pop().unwrap()["skipped"].clone();
+        assert!(skipped.as_str().unwrap().contains(words), "{skipped}");
     }
 
     /// Waits for this many whole intervals.
+    #[track_caller]
     pub fn wait_for_intervals(&mut self, count: usize) {
         for _ in 0..count {
-            self.wait_for("listed", |line| line["message"] == "listed");
+            self.wait_for_message("listed");
         }
     }
 
@@ -227,25 +358,54 @@ impl Agent {
         self.lines.recv_timeout(PATIENCE).ok()
     }
 
+    /// What `rebalancer ARGUMENTS` prints, which succeeds.
+    #[track_caller]
+    pub fn ask(&self, arguments: &[&str]) -> String {
+        let out = rebalancer(self, arguments);
+        assert!(out.status.success(), "{out:?}");
+        stdout(&out)
+    }
+
+    /// The same with `-o json`.
+    #[track_caller]
+    pub fn ask_json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.ask(&[arguments, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// What `rebalancer ARGUMENTS` says, which ends with this exit code.
+    #[track_caller]
+    pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        failed(code, &rebalancer(self, arguments))
+    }
+
+    pub fn status(&self) -> Value {
+        self.ask_json(&["status"])
+    }
+
     /// `rebalancer dump -o json`, its items.
     pub fn dump(&self, more: &[&str]) -> Vec<Value> {
-        let out = self.dump_output(more);
-        assert!(out.status.success(), "{out:?}");
-        let value: Value = serde_json::from_slice(&out.stdout).unwrap();
+        let value = self.ask_json(&[&["dump"], more].concat());
         assert_eq!(value["source"], "agent");
         value["items"].as_array().unwrap().clone()
     }
 
-    pub fn dump_output(&self, more: &[&str]) -> Output {
-        rebalancer(self, &[&["dump", "-o", "json"], more].concat())
-    }
-
     /// Connections of this pod.
     pub fn connections(&self, pod: &Pod) -> Vec<Value> {
-        let all = self.dump(&[]);
-        all.into_iter()
-            .filter(|c| c["endpoint"]["netns"] == pod.host.netns_inode())
-            .collect()
+        of_pod(self.dump(&[]), pod)
+    }
+
+    /// The only connection of this pod.
+    #[track_caller]
+    pub fn connection(&self, pod: &Pod) -> Value {
+        let mut all = self.connections(pod);
+        assert_eq!(all.len(), 1, "{all:#?}");
+        all.remove(0)
+    }
+
+    /// The connection of this client.
+    #[track_caller]
+    pub fn connection_of(&self, client: &TcpStream) -> Value {
+        of_client(&self.dump(&[]), client)
     }
 
     /// The endpoint of this pod and port.
@@ -256,6 +416,23 @@ impl Agent {
             .into_iter()
             .find(of_pod)
             .unwrap_or(Value::Null)
+    }
+
+    /// The endpoint of this pod and port, once this holds of it.
+    #[track_caller]
+    pub fn endpoint_when(&self, pod: &Pod, port: u16, is_it: impl Fn(&Value) -> bool) -> Value {
+        eventually(
+            "an endpoint as it should be",
+            || self.endpoint(pod, port),
+            is_it,
+        )
+    }
+
+    /// The endpoint of this pod and port, once so many connections have closed, and none is open.
+    #[track_caller]
+    pub fn endpoint_closed(&self, pod: &Pod, port: u16, count: u64) -> Value {
+        let closed = |e: &Value| e["closed"].as_u64() >= Some(count) && e["open"] == 0;
+        self.endpoint_when(pod, port, closed)
     }
 
     /// Warnings and errors, beside the outcomes of moves.
@@ -271,6 +448,7 @@ impl Agent {
     }
 
     /// Ends it, and looks whether anything of it is left in the kernel or on the bpffs.
+    #[track_caller]
     pub fn leaves_nothing(mut self) {
         let held = held_by(self.child.id());
         assert_eq!(still_there(&held), held, "what it holds is in the kernel");
@@ -279,28 +457,30 @@ impl Agent {
             assert!(some, "a {what} among {held:?}");
         }
         assert_eq!(self.terminate(), Some(0));
-        eventually("nothing left", || {
-            let left = still_there(&held);
-            if left.is_empty() { Ok(left) } else { Err(left) }
-        });
+        nothing_left(&held);
         assert_eq!(pins_left(&self.pins), [] as [PathBuf; 0]);
     }
 
     /// How many descriptors it holds.
     pub fn descriptors(&self) -> usize {
-        let all = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        let all = fs::read_dir(format!("/proc/{}/fd", self.child.id()));
         all.unwrap().count()
     }
 
     /// SIGTERM, and its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
-        self.signal(rustix::process::Signal::TERM);
+        self.signal(Signal::TERM);
         self.child.wait().unwrap().code()
     }
 
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
+    /// Ends it by SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send_signal(&self.child, signal);
     }
 }
 
@@ -309,10 +489,50 @@ impl Drop for Agent {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.pins);
+        let _ = fs::remove_dir_all(&self.pins);
         if let Some(name) = self.pins.file_name() {
-            let _ = std::fs::remove_dir_all(Path::new("/run").join(name));
+            let _ = fs::remove_dir_all(Path::new("/run").join(name));
         }
+    }
+}
+
+pub fn send_signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// A file with this text, for as long as it lives.
+pub fn file_of(text: &str) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    fs::write(&file, text).unwrap();
+    file
+}
+
+/// Those connections of a dump that are this pod's.
+pub fn of_pod(mut items: Vec<Value>, pod: &Pod) -> Vec<Value> {
+    items.retain(|c| c["endpoint"]["netns"] == pod.host.netns_inode());
+    items
+}
+
+/// This client's connection in a dump.
+#[track_caller]
+pub fn of_client(items: &[Value], client: &TcpStream) -> Value {
+    let peer = client.local_addr().unwrap().to_string();
+    let found = items.iter().find(|c| c["peer"] == peer);
+    found
+        .unwrap_or_else(|| panic!("{peer} is not listed: {items:#?}"))
+        .clone()
+}
+
+/// These fields, by name or by JSON pointer, are so.
+#[track_caller]
+pub fn shows(value: &Value, expected: Value) {
+    for (field, expected) in expected.as_object().unwrap() {
+        let found = if field.starts_with('/') {
+            value.pointer(field).unwrap_or(&Value::Null)
+        } else {
+            &value[field]
+        };
+        assert_eq!(found, expected, "{field} of {value:#}");
     }
 }
 
@@ -393,6 +613,13 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// What a command says that ends with this exit code.
+#[track_caller]
+pub fn failed(code: i32, output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    stderr(output)
+}
+
 /// A socket's cookie.
 pub fn cookie(socket: impl AsFd) -> u64 {
     socket_cookie(socket).unwrap()
@@ -412,15 +639,24 @@ pub fn accepted(lab: &Lab, listener: &TcpListener) -> (TcpStream, TcpStream) {
     (client, server)
 }
 
-/// Waits until something holds.
-pub fn eventually<T: std::fmt::Debug>(what: &str, look: impl Fn() -> Result<T, T>) -> T {
+/// Waits until what is looked at is as it should be, and returns it.
+#[track_caller]
+pub fn eventually<T: Debug>(
+    what: &str,
+    mut look: impl FnMut() -> T,
+    is_it: impl Fn(&T) -> bool,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match look() {
-            Ok(seen) => return seen,
-            Err(seen) if Instant::now() > deadline => panic!("never {what}; last seen: {seen:?}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(30)),
+        let seen = look();
+        if is_it(&seen) {
+            return seen;
         }
+        assert!(
+            Instant::now() <= deadline,
+            "never {what}; last seen: {seen:?}"
+        );
+        std::thread::sleep(Duration::from_millis(30));
     }
 }
 
@@ -443,11 +679,7 @@ pub fn ss(host: &Host, port: u16) -> Vec<Ss> {
         .output()
         .expect("ss runs");
     assert!(out.status.success(), "{out:?}");
-    String::from_utf8(out.stdout)
-        .unwrap()
-        .lines()
-        .map(ss_line)
-        .collect()
+    stdout(&out).lines().map(ss_line).collect()
 }
 
 fn ss_line(line: &str) -> Ss {
@@ -477,6 +709,49 @@ pub fn connect(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
         .unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
+}
+
+/// So many connections.
+pub fn connect_many(lab: &Lab, to: impl Into<SocketAddr>, count: usize) -> Vec<TcpStream> {
+    let to = to.into();
+    (0..count).map(|_| connect(lab, to)).collect()
+}
+
+/// A connection to nginx that has had an answer.
+pub fn answered(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
+    let mut stream = connect(lab, to);
+    request(&mut stream, "/").unwrap();
+    stream
+}
+
+/// A connection to a server of ours that has had an answer.
+pub fn echoed(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
+    let mut stream = connect(lab, to);
+    echoes(&mut stream);
+    stream
+}
+
+/// A server of ours answers on this connection.
+#[track_caller]
+pub fn echoes(stream: &mut TcpStream) {
+    stream.write_all(b"f").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+}
+
+pub fn is_reset(stream: &mut TcpStream) -> bool {
+    stream
+        .read_exact(&mut [0])
+        .is_err_and(|e| e.kind() == ErrorKind::ConnectionReset)
+}
+
+/// The client sees what a move with this outcome makes of its connection.
+#[track_caller]
+pub fn has_ended(stream: &mut TcpStream, outcome: &str) {
+    match outcome {
+        "reset" => assert!(is_reset(stream), "no reset"),
+        "closed" => assert_eq!(stream.read(&mut [0]).unwrap(), 0, "no end of file"),
+        other => panic!("{other} ends no connection"),
+    }
 }
 
 /// One keep-alive request to nginx; returns the whole answer's length.
@@ -526,10 +801,16 @@ pub fn still_there(held: &[BpfObject]) -> Vec<BpfObject> {
     bpf_objects::remaining(held).unwrap()
 }
 
+/// Waits until none of them is.
+#[track_caller]
+pub fn nothing_left(held: &[BpfObject]) {
+    eventually("nothing left", || still_there(held), Vec::is_empty);
+}
+
 /// Pins of ours, of whatever process, in the usual bpffs.
 pub fn pins_left(prefix: &Path) -> Vec<PathBuf> {
     let prefix = prefix.to_str().unwrap().to_owned();
-    let all = std::fs::read_dir("/sys/fs/bpf")
+    let all = fs::read_dir("/sys/fs/bpf")
         .unwrap()
         .flatten()
         .map(|e| e.path());

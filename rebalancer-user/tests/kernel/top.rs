@@ -8,38 +8,25 @@ use std::{
     time::Instant,
 };
 
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::{
-    moves::enforce,
-    support::{Agent, PATIENCE, REBALANCER, alone, connect, lab, rebalancer, request, stderr},
-};
+use crate::support::{Agent, PATIENCE, PATIENT, REBALANCER, connect_many, enforce, lab, request};
 
 /// Both ends of a terminal of 100 by 30.
 fn terminal() -> (File, OwnedFd) {
     let (mut master, mut slave) = (0, 0);
-    let none = std::ptr::null_mut::<libc::c_char>();
-    // SAFETY: two descriptors are written; name, modes and size are not asked for.
-    let failed = unsafe {
-        libc::openpty(
-            &raw mut master,
-            &raw mut slave,
-            none,
-            std::ptr::null(),
-            std::ptr::null(),
-        )
-    };
-    assert_eq!(failed, 0, "openpty: {}", std::io::Error::last_os_error());
-    // SAFETY: they are new, and nobody else's.
-    let (master, slave) = unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) };
-    let size = Winsize {
+    let size = libc::winsize {
         ws_row: 30,
         ws_col: 100,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    tcsetwinsize(&slave, size).unwrap();
-    (master, slave)
+    let (ends, none) = ((&raw mut master, &raw mut slave), std::ptr::null_mut());
+    // SAFETY: two descriptors are written; name and modes are not asked for.
+    let failed = unsafe { libc::openpty(ends.0, ends.1, none, std::ptr::null(), &raw const size) };
+    assert_eq!(failed, 0, "openpty: {}", std::io::Error::last_os_error());
+    // SAFETY: they are new, and nobody else's.
+    unsafe { (File::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) }
 }
 
 /// Reads what is shown until it contains `text`.
@@ -64,27 +51,16 @@ fn until(master: &mut File, shown: &mut String, text: &str) {
 
 #[test]
 fn top_shows_endpoints_and_restores_the_terminal() {
-    let _alone = alone();
     let lab = lab(2);
-    let steps = "{step: Reset, when: Quiet, idleFor: 30s, timeout: 5m}";
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", steps));
-    let mut streams: Vec<_> = (0..3)
-        .map(|_| connect(&lab, lab.pod(0).address()))
-        .collect();
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
+    let mut streams = connect_many(&lab, lab.pod(0).address(), 3);
     request(&mut streams[0], "/").unwrap();
-    agent.wait_for("moves under way", |line| {
-        let skipped = line["skipped"].as_str().unwrap_or_default();
-        line["message"] == "listed" && skipped.contains("\"inFlight\": 3")
-    });
+    agent.wait_for_skipped("\"inFlight\": 3");
     agent.wait_for_intervals(1);
 
-    let text = rebalancer(&agent, &["top", "--once"]);
-    assert!(text.status.success(), "{text:?}");
-    let text = String::from_utf8(text.stdout).unwrap();
-    let netns = lab.pod(0).host.netns_inode();
-    let row = text
-        .lines()
-        .find(|line| line.contains(&format!("netns {netns}:80")));
+    let text = agent.ask(&["top", "--once"]);
+    let endpoint = format!("netns {}:80", lab.pod(0).host.netns_inode());
+    let row = text.lines().find(|line| line.contains(&endpoint));
     let row = row.unwrap_or_else(|| panic!("{text}"));
     assert!(
         row.contains("100 % ") && row.contains('█') && row.contains("3 moving"),
@@ -96,9 +72,8 @@ fn top_shows_endpoints_and_restores_the_terminal() {
     );
     assert!(!text.contains('\u{1b}'), "{text:?}");
     // Without a terminal it says how to do without.
-    let piped = rebalancer(&agent, &["top"]);
-    assert_eq!(piped.status.code(), Some(1), "{piped:?}");
-    assert!(stderr(&piped).contains("--once"), "{piped:?}");
+    let piped = agent.fails(1, &["top"]);
+    assert!(piped.contains("--once"), "{piped}");
 
     let (mut master, slave) = terminal();
     let before = tcgetattr(&slave).unwrap();

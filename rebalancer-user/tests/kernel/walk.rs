@@ -23,11 +23,11 @@ use serde::{Deserialize, Serialize};
 use xtask::lab::{Lab, Pod};
 
 use crate::{
-    guards::echoes,
     program::{self, Program, again},
     server::{Kind, Server, receive_descriptor, send_descriptor},
     support::{
-        Tracked, accepted, alone, connect, cookie, eventually, kernel, lab, listen, request,
+        Tracked, accepted, connect, connect_many, cookie, echoed, eventually, kernel, lab, listen,
+        request,
     },
 };
 
@@ -49,7 +49,6 @@ fn of_pod<'a>(pass: &'a Pass, pod: &Pod) -> impl Iterator<Item = &'a Walked> {
 
 #[test]
 fn a_socket_is_listed_once_with_all_its_holders() {
-    let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::on_machine();
     let listener = listen(lab.pod(0), 7300);
@@ -63,11 +62,8 @@ fn a_socket_is_listed_once_with_all_its_holders() {
 
     let twin = server.try_clone().unwrap();
     let inherited = std::os::fd::OwnedFd::from(server.try_clone().unwrap());
-    let mut child = Command::new("sleep")
-        .arg("3600")
-        .stdin(inherited)
-        .spawn()
-        .unwrap();
+    let mut sleep = Command::new("sleep");
+    let mut child = sleep.arg("3600").stdin(inherited).spawn().unwrap();
     let mut all = [
         own(server.as_raw_fd()),
         own(twin.as_raw_fd()),
@@ -75,17 +71,13 @@ fn a_socket_is_listed_once_with_all_its_holders() {
     ];
     all.sort_unstable();
     // It has its parent's descriptors for a moment more than it takes to start.
-    let walker = std::cell::RefCell::new(tracked.reader(64));
-    eventually("three hold it", || {
-        let found = walker.borrow_mut().find(Cookie(id)).unwrap().unwrap();
-        let mut holders = found.holders;
+    let mut walker = tracked.reader(64);
+    let holders = || {
+        let mut holders = walker.find(Cookie(id)).unwrap().unwrap().holders;
         holders.sort_unstable();
-        if holders == all {
-            Ok(holders)
-        } else {
-            Err(holders)
-        }
-    });
+        holders
+    };
+    eventually("three hold it", holders, |holders| *holders == all);
     // As one connection, in the sums too.
     let seen = tracked.observe(Adopt::No);
     let of_it = seen.snapshot.connections.iter();
@@ -110,7 +102,6 @@ fn a_socket_is_listed_once_with_all_its_holders() {
 
 #[test]
 fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_next_holder() {
-    let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::on_machine();
     let listener = listen(lab.pod(0), 7301);
@@ -130,18 +121,12 @@ fn a_socket_passed_over_a_unix_socket_is_counted_in_flight_and_found_with_its_ne
     let path = lab.folder().join("worker");
     let worker = Server::worker(&lab.pod(0).host, &path, Kind::Plain);
     send_descriptor(&UnixStream::connect(&path).unwrap(), server);
-    let found = eventually("the worker has it", || {
-        let mut walker = tracked.reader(64);
-        let found = walker.find(Cookie(id)).unwrap();
-        match found {
-            Some(socket) => Ok(Some(socket.holders)),
-            None => Err(None),
-        }
-    });
-    let [holder] = found.unwrap()[..] else {
+    let find = || tracked.reader(64).find(Cookie(id)).unwrap();
+    let found = eventually("the worker has it", find, Option::is_some);
+    let [holder] = found.unwrap().holders[..] else {
         panic!("one holder")
     };
-    assert_eq!(holder.pid, worker.child.id());
+    assert_eq!(holder.pid, worker.id());
     assert_eq!(unseen(&mut tracked), before);
     drop(client);
 }
@@ -161,7 +146,7 @@ impl Accept {
 
     /// The clients' ends.
     fn connect(&self, lab: &Lab) -> Vec<TcpStream> {
-        (0..self.count).map(|_| connect(lab, self.at)).collect()
+        connect_many(lab, self.at, self.count)
     }
 
     /// In the program: it is ready, and these are the servers' ends.
@@ -198,22 +183,13 @@ impl Held {
 
 /// Waits until so many connections of this pod are listed.
 fn wait_for(walker: &mut Walker, pod: &Pod, count: usize) {
-    let walker = std::cell::RefCell::new(walker);
-    eventually("all are accepted", || {
-        let pass = walker.borrow_mut().walk(Adopt::No).unwrap();
-        let listed = of_pod(&pass, pod).count();
-        if listed == count {
-            Ok(listed)
-        } else {
-            Err(listed)
-        }
-    });
+    let listed = || of_pod(&walker.walk(Adopt::No).unwrap(), pod).count();
+    eventually("all are accepted", listed, |listed| *listed == count);
 }
 
 #[test]
 fn a_process_that_forks_constantly_is_walked_exactly() {
     const PASSES: usize = 200;
-    let _alone = alone();
     let lab = lab(1);
     let tracked = Tracked::in_lab(&lab);
     let pod = lab.pod(0);
@@ -289,7 +265,6 @@ fn forks_as_a_program() {
 /// Its rows may come once for each thread that is left, or not at all; what comes is right.
 #[test]
 fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
-    let _alone = alone();
     let lab = lab(1);
     let mut tracked = Tracked::in_lab(&lab);
     let pod = lab.pod(0);
@@ -299,25 +274,18 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     let _clients = orders.connect(&lab);
     // The first process lets go of them once the leader of the second has ended.
     let first = outlives.id();
-    let tracked_cell = std::cell::RefCell::new(&mut tracked);
-    let seen = eventually("the first has let go of all", || {
-        let seen = tracked_cell.borrow_mut().observe(Adopt::No);
-        let pass = tracked_cell.borrow_mut().walker.walk(Adopt::No).unwrap();
+    let look = || {
+        let unseen = tracked.observe(Adopt::No).unseen as usize;
+        let pass = tracked.walker.walk(Adopt::No).unwrap();
         let connections: Vec<Walked> = of_pod(&pass, pod).cloned().collect();
-        let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
-        let done = seen.unseen as usize + connections.len() == orders.count
-            && !connections.iter().any(of_first);
-        if done {
-            Ok(connections)
-        } else {
-            Err(connections)
-        }
+        (unseen, connections)
+    };
+    let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
+    let (_, seen) = eventually("the first has let go of all", look, |(unseen, seen)| {
+        unseen + seen.len() == orders.count && !seen.iter().any(of_first)
     });
-    let second: BTreeSet<u32> = seen
-        .iter()
-        .flat_map(|s| &s.holders)
-        .map(|h| h.pid)
-        .collect();
+    let holders = seen.iter().flat_map(|s| &s.holders);
+    let second: BTreeSet<u32> = holders.map(|h| h.pid).collect();
     let alone = tracked.walker.walk_over(&second, Adopt::No).unwrap();
     let truth = outlives.stop();
     for socket in &seen {
@@ -379,7 +347,6 @@ struct Inside {
 
 #[test]
 fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let mut tracked = Tracked::on_machine();
@@ -406,10 +373,8 @@ fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
             panic!("one connection: {from_here:?}")
         };
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let ids = status
-            .lines()
-            .find_map(|l| l.strip_prefix("NSpid:"))
-            .unwrap();
+        let mut lines = status.lines();
+        let ids = lines.find_map(|l| l.strip_prefix("NSpid:")).unwrap();
         let ids: Vec<u32> = ids.split_whitespace().map(|n| n.parse().unwrap()).collect();
 
         let inside = inside.stop();
@@ -481,7 +446,6 @@ fn observer(tracked: &Tracked) -> Observer {
 
 #[test]
 fn a_pass_over_known_processes_lists_what_one_over_all_does() {
-    let _alone = alone();
     let lab = lab(2);
     let mut tracked = Tracked::in_lab(&lab);
     let _others = Others::start(&lab, 20, 50);
@@ -515,14 +479,12 @@ fn a_pass_over_known_processes_lists_what_one_over_all_does() {
 
 #[test]
 fn a_connection_of_a_process_without_earlier_sockets_is_listed_in_the_same_pass() {
-    let _alone = alone();
     let lab = lab(1);
     let pod = lab.pod(0);
     let tracked = Tracked::in_lab(&lab);
     let path = lab.folder().join("worker");
     let _worker = Server::worker(&pod.host, &path, Kind::Plain);
-    let address = SocketAddr::from((pod.addr, 7310));
-    let _passes_on = Server::handing_over(&pod.host, address, &path);
+    let (address, _passes_on) = Server::handing_over(pod, 7310, &path);
     let _others = Others::start(&lab, 20, 50);
     let mut observer = observer(&tracked);
     let listed = |observation: &Observation, client: &TcpStream| {
@@ -530,24 +492,19 @@ fn a_connection_of_a_process_without_earlier_sockets_is_listed_in_the_same_pass(
         let mut all = observation.snapshot.connections.iter();
         all.any(|c| c.remote == peer)
     };
-    let nothing_new = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
+    let mut observe = || observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
+    let nothing_new = observe();
     // Its answer comes from the worker, which held none.
-    let mut client = connect(&lab, address);
-    echoes(&mut client);
-    let seen = observer.observe(Adopt::No, &CgroupPaths::new()).unwrap();
+    let client = echoed(&lab, address);
+    let seen = observe();
     assert!(listed(&seen, &client));
     assert!(seen.files > 2 * nothing_new.files, "all were walked over");
 
     // A whole process that was not there.
-    let address = SocketAddr::from((pod.addr, 7311));
-    let _new = Server::start(&pod.host, address, Kind::Plain);
-    let mut client = connect(&lab, address);
-    echoes(&mut client);
+    let (address, _new) = Server::in_pod(pod, 7311, Kind::Plain);
+    let client = echoed(&lab, address);
     for _ in 0..2 {
-        assert!(listed(
-            &observer.observe(Adopt::No, &CgroupPaths::new()).unwrap(),
-            &client
-        ));
+        assert!(listed(&observe(), &client));
     }
 }
 

@@ -2,121 +2,130 @@
 //! behind.
 
 use std::{
-    os::unix::process::CommandExt as _,
-    process::{Command, Output},
+    fs,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-use crate::support::{REBALANCER, TRACK_ONLY, alone, own_pins, pins_left, stderr};
+use crate::support::{
+    Agent, REBALANCER, TRACK_ONLY, alone, failed, file_of, own_pins, pins_left, stderr, stdout,
+};
 
-/// Runs the agent in a mount namespace of its own, after `prepare`.
-fn agent_after(prepare: &str, arguments: &str) -> Output {
-    let policy = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(policy.path(), TRACK_ONLY).unwrap();
-    let pins = own_pins();
-    let own = format!("--pins {}", pins.display());
-    let own = if arguments.contains("--pins") {
-        ""
-    } else {
-        &own
-    };
-    let script = format!(
-        "{prepare} && exec {REBALANCER} agent --policy {} {own} {arguments}",
-        policy.path().display(),
-    );
-    let out = Command::new("unshare")
-        .args(["--mount", "sh", "-c", &script])
-        .output()
-        .unwrap();
-    // What no process holds and nothing pins is not in the kernel.
-    assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
-    out
+/// The command in a mount namespace of its own, after this.
+pub fn after(prepare: &str, command: &Command) -> Command {
+    let script = format!("{prepare} && exec {REBALANCER} \"$@\"");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", &script, "sh"]);
+    unshare.args(command.get_args());
+    unshare
 }
 
+/// Opens a path to everybody.
+pub fn open(path: &Path) {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A copy of the binary that everybody can reach: the binary may lie where nobody else can.
+pub fn copy_in(folder: &Path) -> PathBuf {
+    let binary = folder.join("rebalancer");
+    fs::copy(REBALANCER, &binary).unwrap();
+    open(folder);
+    binary
+}
+
+/// The same command by nobody.
+pub fn as_nobody(binary: &Path, command: &Command) -> Command {
+    let mut nobody = Command::new(binary);
+    nobody.args(command.get_args()).uid(65_534).gid(65_534);
+    nobody
+}
+
+pub const WITHOUT_BTF: &str = "mount -t tmpfs none /sys/kernel/btf";
+pub const WITHOUT_CGROUP2: &str =
+    "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
+
 #[test]
-fn without_privileges_the_exit_code_is_4() {
-    let _alone = alone();
-    let policy = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(policy.path(), TRACK_ONLY).unwrap();
-    // The binary may lie where nobody else can reach it.
+fn without_privileges_the_exit_code_is_4_and_the_doctor_still_reports_what_it_can() {
+    alone();
+    let policy = file_of(TRACK_ONLY);
     let dir = tempfile::tempdir().unwrap();
-    let binary = dir.path().join("rebalancer");
-    std::fs::copy(REBALANCER, &binary).unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode;
-    for path in [dir.path(), policy.path()] {
-        std::fs::set_permissions(path, open(0o755)).unwrap();
-    }
+    let binary = copy_in(dir.path());
+    open(policy.path());
     let file = policy.path().to_str().unwrap();
-    for arguments in [&["dump"][..], &["agent", "--policy", file]] {
-        let out = Command::new(&binary)
-            .args(arguments)
-            .uid(65_534)
-            .gid(65_534)
+    for (arguments, words) in [
+        (&["dump"][..], "remedy"),
+        (&["agent", "--policy", file], "remedy"),
+        (&["doctor"], "FAILED   capabilities"),
+    ] {
+        let mut command = Command::new(REBALANCER);
+        let out = as_nobody(&binary, command.args(arguments))
             .output()
             .unwrap();
-        let message = stderr(&out);
-        assert_eq!(out.status.code(), Some(4), "{message}");
-        assert!(
-            message.contains("CAP_BPF") && message.contains("remedy"),
-            "{message}"
-        );
+        let said = stdout(&out) + &failed(4, &out);
+        assert!(said.contains("CAP_BPF") && said.contains(words), "{said}");
     }
 }
 
 #[test]
 fn without_btf_cgroup_v2_or_bpffs_the_agent_names_the_remedy() {
-    const WITHOUT_CGROUP2: &str =
-        "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
     // As in a private cgroup namespace: a subtree at the usual place.
     const SUBTREE: &str = "root=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) && \
          mkdir -p $root/rebalancer-test-part && mkdir -p /run/rebalancer-test-part && \
          mount --bind $root/rebalancer-test-part /run/rebalancer-test-part && \
          rmdir $root/rebalancer-test-part; \
          for m in $(awk '/ - cgroup2 / && $5 !~ /part/ {print $5}' /proc/self/mountinfo); do umount -l $m; done";
-    let _alone = alone();
-    for (prepare, arguments, parts) in [
+    alone();
+    let policy = file_of(TRACK_ONLY);
+    let no_bpffs = Path::new("/tmp/rebalancer-pins");
+    for (prepare, pins, arguments, parts) in [
         (
-            "mount -t tmpfs none /sys/kernel/btf",
-            "",
+            WITHOUT_BTF,
+            own_pins().as_path(),
+            &[][..],
             ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"],
         ),
         (
             WITHOUT_CGROUP2,
-            "",
+            &own_pins(),
+            &[],
             ["cgroup v2 hierarchy", "mount -t cgroup2"],
         ),
-        (SUBTREE, "", ["private cgroup namespace", "--cgroup"]),
+        (
+            SUBTREE,
+            &own_pins(),
+            &[],
+            ["private cgroup namespace", "--cgroup"],
+        ),
         (
             "true",
-            "--cgroup /tmp",
+            &own_pins(),
+            &["--cgroup", "/tmp"],
             ["/tmp: not a cgroup v2 directory", "remedy"],
         ),
-        (
-            "true",
-            "--pins /tmp/rebalancer-pins",
-            ["not a bpffs", "mount -t bpf"],
-        ),
+        ("true", no_bpffs, &[], ["not a bpffs", "mount -t bpf"]),
     ] {
-        let out = agent_after(prepare, arguments);
-        let message = stderr(&out);
-        assert_eq!(out.status.code(), Some(1), "{prepare}: {message}");
+        let agent = Agent::command(policy.path(), pins, arguments);
+        let message = failed(1, &after(prepare, &agent).output().unwrap());
         for part in parts {
             assert!(message.contains(part), "{prepare}: {message}");
         }
+        // What no process holds and nothing pins is not in the kernel.
+        assert_eq!(pins_left(pins), [] as [PathBuf; 0]);
     }
-    let _ = std::fs::remove_dir("/run/rebalancer-test-part");
-    assert!(!std::path::Path::new("/tmp/rebalancer-pins").exists());
+    let _ = fs::remove_dir("/run/rebalancer-test-part");
+    assert!(!no_bpffs.exists());
 }
 
 #[test]
 fn bpffs_is_mounted_if_it_is_not() {
-    let _alone = alone();
+    alone();
     let script = format!(
         "umount -l /sys/fs/bpf && {REBALANCER} dump -o json && \
          grep -q ' /sys/fs/bpf .* - bpf ' /proc/self/mountinfo"
     );
-    let out = Command::new("unshare")
-        .args(["--mount", "sh", "-c", &script])
-        .output()
-        .unwrap();
+    let mut unshare = Command::new("unshare");
+    let out = unshare.args(["--mount", "sh", "-c", &script]).output();
+    let out = out.unwrap();
     assert!(out.status.success(), "{}", stderr(&out));
 }

@@ -4,17 +4,16 @@
 use std::{
     collections::BTreeSet,
     process::Stdio,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rebalancer_common::kind;
-use rebalancer_user::bpf::{Adopt, Kernel, Walker, read_faults};
+use rebalancer_user::bpf::{Adopt, Walker, read_faults};
 use serde_json::Value;
 use xtask::lab::{Lab, Pod};
 
 use super::{churner, number};
-use crate::support::{Agent, TRACK_ONLY, alone, connect, eventually, lab, ss};
+use crate::support::{Agent, TRACK_ONLY, connect_many, eventually, kernel, lab, ss};
 
 /// How long the fastest churn lasts.
 const SECONDS: &str = "REBALANCER_TEST_CHURN_SECONDS";
@@ -25,7 +24,6 @@ const ENOUGH: usize = 10;
 #[test]
 fn under_churn_no_connection_is_lost_or_counted_twice() {
     const SHORT: u64 = 30_000;
-    let _alone = alone();
     let lab = lab(2);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     // nginx may close what waits when it is busy: the held ones are another's.
@@ -38,13 +36,9 @@ fn under_churn_no_connection_is_lost_or_counted_twice() {
     let url = format!("http://{}/", busy.address());
     let requests = SHORT.to_string();
     let started = Instant::now();
-    let mut ab = lab
-        .client()
-        .command("ab")
-        .args(["-q", "-n", &requests, "-c", "16", &url])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut ab = lab.client().command("ab");
+    ab.args(["-q", "-n", &requests, "-c", "16", &url]);
+    let mut ab = ab.stdout(Stdio::null()).spawn().unwrap();
     let listings = held.list_while(&agent, &lab, |_| ab.try_wait().unwrap().is_none());
     listings.print(SHORT, started.elapsed());
     let after = at_rest(&agent, busy, 80);
@@ -61,7 +55,6 @@ fn under_churn_no_connection_is_lost_or_counted_twice() {
 #[test]
 fn sums_are_exact_at_the_highest_connection_rate() {
     const PORT: u16 = 7200;
-    let _alone = alone();
     let lab = lab(2);
     let agent = Agent::in_lab(&lab, TRACK_ONLY);
     let busy = lab.pod(1);
@@ -94,14 +87,7 @@ fn field(endpoint: &Value, key: &str) -> u64 {
 
 /// The endpoint, once nothing is open there.
 fn at_rest(agent: &Agent, pod: &Pod, port: u16) -> Value {
-    eventually("at rest", || {
-        let e = agent.endpoint(pod, port);
-        if field(&e, "open") == 0 {
-            Ok(e)
-        } else {
-            Err(e)
-        }
-    })
+    agent.endpoint_when(pod, port, |e| field(e, "open") == 0)
 }
 
 /// Connections that are there all the time.
@@ -120,22 +106,13 @@ struct Listings {
 impl Held {
     fn at(lab: &Lab, pod: &Pod) -> Self {
         const HELD: usize = 200;
-        let streams = (0..HELD).map(|_| connect(lab, pod.address())).collect();
-        let cookies = eventually("all are established", || {
-            let seen = ss(&pod.host, 80);
-            let ids = seen
-                .iter()
-                .map(|s| u64::from_str_radix(&s.cookie, 16).unwrap())
-                .collect();
-            if seen.len() == HELD {
-                Ok(ids)
-            } else {
-                Err(ids)
-            }
-        });
+        let _streams = connect_many(lab, pod.address(), HELD);
+        let look = || ss(&pod.host, 80);
+        let seen = eventually("all are established", look, |seen| seen.len() == HELD);
+        let cookies = seen.iter().map(|s| u64::from_str_radix(&s.cookie, 16));
         Self {
-            cookies,
-            _streams: streams,
+            cookies: cookies.map(Result::unwrap).collect(),
+            _streams,
         }
     }
 
@@ -146,8 +123,7 @@ impl Held {
         lab: &Lab,
         mut go_on: impl FnMut(usize) -> bool,
     ) -> Listings {
-        let kernel = Arc::new(Kernel::read().unwrap());
-        let mut walker = Walker::open(kernel, &agent.pins).unwrap();
+        let mut walker = Walker::open(kernel(), &agent.pins).unwrap();
         let pods: Vec<u64> = lab.pods().iter().map(|p| p.host.netns_inode()).collect();
         let mut listings = Listings::default();
         while go_on(listings.passes) {

@@ -128,35 +128,30 @@ fn connects_as_a_program() {
 async fn begin(orders: &Orders, seen: &Seen, end: &End) -> Vec<tokio::task::JoinHandle<()>> {
     let servers = || orders.servers.iter().copied().cycle();
     let mut tasks = Vec::new();
+    let mut keep = |stream, slot, kind| {
+        tasks.push(tokio::spawn(keep(
+            stream,
+            slot,
+            seen.clone(),
+            end.clone(),
+            kind,
+        )));
+    };
     for (server, slot) in servers().zip(0..orders.bystanders) {
         let from = SocketAddr::new(orders.bystander, 0);
-        let stream = connect(from, server).await.unwrap();
-        tasks.push(tokio::spawn(keep(
-            stream,
-            slot,
-            seen.clone(),
-            end.clone(),
-            |r| &mut r.bystanders,
-        )));
+        keep(connect(from, server).await.unwrap(), slot, |r| {
+            &mut r.bystanders
+        });
     }
     for ((from, server), slot) in orders.mptcp.into_iter().cycle().zip(0..orders.multipath) {
-        let stream = connect_mptcp(from, server).unwrap();
-        tasks.push(tokio::spawn(keep(
-            stream,
-            slot,
-            seen.clone(),
-            end.clone(),
-            |r| &mut r.multipath,
-        )));
+        keep(connect_mptcp(from, server).unwrap(), slot, |r| {
+            &mut r.multipath
+        });
     }
     for (server, slot) in servers().zip(0..orders.returning) {
         let from = SocketAddr::new(orders.again, FIRST_PORT + slot);
-        tasks.push(tokio::spawn(come_again(
-            from,
-            server,
-            seen.clone(),
-            end.clone(),
-        )));
+        let coming = come_again(from, server, seen.clone(), end.clone());
+        tasks.push(tokio::spawn(coming));
     }
     tasks
 }

@@ -12,11 +12,11 @@ use std::{
 };
 
 use rebalancer_common::kind;
-use rebalancer_user::bpf::{Adopt, Kernel, Pass, Walker};
+use rebalancer_user::bpf::{Adopt, Pass, Walked, Walker};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{holder::Crowd, number, quantile};
-use crate::support::{Agent, TRACK_ONLY, alone, eventually, lab};
+use crate::support::{Agent, TRACK_ONLY, eventually, kernel, lab};
 
 /// How many connections are held.
 const HELD: &str = "REBALANCER_TEST_HELD";
@@ -43,15 +43,11 @@ const SECONDS: &str = "REBALANCER_TEST_HELD_SECONDS";
 #[test]
 fn held_connections_are_all_listed() {
     let (held, seconds) = (number(HELD, 4_000), number(SECONDS, 2) as u64);
-    let _alone = alone();
     let lab = lab(2);
     let started = Instant::now();
     let _crowd = Crowd::gather(&lab, held);
-    let build = if cfg!(debug_assertions) {
-        "debug"
-    } else {
-        "release"
-    };
+    let is_debug = cfg!(debug_assertions);
+    let build = if is_debug { "debug" } else { "release" };
     println!(
         "\n  {held} connections held, made in {:.1?}; a {build} build",
         started.elapsed()
@@ -91,8 +87,7 @@ fn held_connections_are_all_listed() {
         100.0 * used.as_secs_f64() / since.elapsed().as_secs_f64()
     );
 
-    let kernel = Arc::new(Kernel::read().unwrap());
-    let mut walker = Walker::open(kernel, &agent.pins).unwrap();
+    let mut walker = Walker::open(kernel(), &agent.pins).unwrap();
     let (mut whole, mut cpu) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         let started = Instant::now();
@@ -115,10 +110,8 @@ fn held_connections_are_all_listed() {
 
 /// What cannot be noise: each is there once.
 fn check(pass: &Pass, held: usize) {
-    let connections = pass
-        .sockets
-        .iter()
-        .filter(|l| l.connection.kind == kind::CONNECTION && l.live.state == 1);
+    let is_one = |l: &&Walked| l.connection.kind == kind::CONNECTION && l.live.state == 1;
+    let connections = pass.sockets.iter().filter(is_one);
     let cookies: BTreeSet<u64> = connections.clone().map(|l| l.connection.cookie).collect();
     assert_eq!(cookies.len(), connections.count(), "none is twice");
     assert!(cookies.len() >= held, "none is missing");
@@ -150,11 +143,7 @@ pub(super) fn delays(mut walker: Walker, each: Duration) {
     }
     println!("  how late a real-time thread wakes on the listing's CPU:");
     for (listing, mut delays) in rows {
-        let what = if listing {
-            "listing all the time"
-        } else {
-            "no listings"
-        };
+        let what = ["no listings", "listing all the time"][usize::from(listing)];
         let [p50, p99, p999, max] = [0.5, 0.99, 0.999, 1.0].map(|q| quantile(&mut delays, q));
         println!(
             "    {what:<22} p50 {p50:>9.1?}  p99 {p99:>9.1?}  p99.9 {p999:>9.1?}  max {max:>9.1?}  ({} wakes)",
@@ -178,12 +167,8 @@ fn probe(end: &AtomicBool) -> Vec<Duration> {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: a valid parameter; 0 is this thread.
     let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
-    assert_eq!(
-        refused,
-        0,
-        "SCHED_FIFO: {}",
-        std::io::Error::last_os_error()
-    );
+    let why = std::io::Error::last_os_error();
+    assert_eq!(refused, 0, "SCHED_FIFO: {why}");
     let mut delays = Vec::new();
     while !end.load(Ordering::Relaxed) {
         let started = Instant::now();
@@ -194,53 +179,38 @@ fn probe(end: &AtomicBool) -> Vec<Duration> {
 }
 
 fn open(agent: &Agent) -> u64 {
-    eventually("all are there", || {
-        let endpoints = agent.dump(&["--endpoints"]);
-        let ours = endpoints
-            .iter()
-            .filter(|e| e["port"].as_u64() >= Some(7300));
-        let open = ours.filter_map(|e| e["open"].as_u64()).sum();
-        if open > 0 { Ok(open) } else { Err(open) }
-    })
+    let open = || {
+        let endpoints = agent.dump(&["--endpoints"]).into_iter();
+        let ours = endpoints.filter(|e| e["port"].as_u64() >= Some(7300));
+        ours.filter_map(|e| e["open"].as_u64()).sum()
+    };
+    eventually("all are there", open, |open| *open > 0)
 }
 
 /// Bytes in the kernel's slabs that are charged to memory cgroups, and of general use.
 fn accounted_slab() -> i64 {
     let text = fs::read_to_string("/proc/slabinfo").unwrap();
     let lines = text.lines().filter(|l| l.starts_with("kmalloc-cg-"));
-    lines
-        .map(|line| {
-            let mut numbers = line
-                .split_whitespace()
-                .skip(1)
-                .map_while(|n| n.parse::<i64>().ok());
-            let (active, _all, size) = (numbers.next(), numbers.next(), numbers.next());
-            active.unwrap() * size.unwrap()
-        })
-        .sum()
+    let active_times_size = |line: &str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| columns[at].parse::<i64>().unwrap();
+        number(1) * number(3)
+    };
+    lines.map(active_times_size).sum()
 }
 
 fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kibibytes: u64 = line
-        .unwrap()
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .unwrap();
-    kibibytes << 10
+    let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+    kibibytes.parse::<u64>().unwrap() << 10
 }
 
 /// Time on a CPU so far.
 fn cpu_time(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let (_name, rest) = stat.rsplit_once(')').unwrap();
-    let ticks: u64 = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|n| n.parse::<u64>().unwrap())
-        .sum();
+    let user_and_system = rest.split_whitespace().skip(11).take(2);
+    let ticks: u64 = user_and_system.map(|n| n.parse::<u64>().unwrap()).sum();
     Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
 }

@@ -9,7 +9,10 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 use xtask::lab::{Host, Lab};
 
-use crate::program::{self, Program};
+use crate::{
+    program::{self, Program},
+    support::add_address,
+};
 
 /// Connections of one pair of programs: with room to spare below the usual limits of open files.
 const EACH: usize = 10_000;
@@ -56,9 +59,7 @@ impl Crowd {
 fn address(lab: &Lab, n: usize) -> IpAddr {
     let last = 131 + u8::try_from(n).expect("as many programs as one network has addresses");
     let address = IpAddr::from([10, 244, lab.id(), last]);
-    let ip = ["addr", "replace", &format!("{address}/25"), "dev", "eth0"];
-    let made = lab.client().command("ip").args(ip).status();
-    assert!(made.unwrap().success());
+    add_address(lab, address);
     address
 }
 

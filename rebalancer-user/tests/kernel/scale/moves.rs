@@ -19,7 +19,7 @@ use xtask::lab::Lab;
 use super::{How, client, client::Life, number, quantile, server};
 use crate::{
     program::Program,
-    support::{Agent, alone, cgroup, lab, own_pins},
+    support::{Agent, add_address, lab},
 };
 
 /// How many moves the best mechanism makes; the others make a part of it.
@@ -50,15 +50,11 @@ fn every_raw_reset_resets_only_its_connection() {
 }
 
 fn moves(mechanism: Mechanism, wanted: usize) {
-    let _alone = alone();
     let scene = Scene::set(lab(1));
     let listeners = scene.listeners();
-    let cgroup = cgroup(&scene.lab).to_str().unwrap().to_owned();
-    let by = ["--cgroup", &cgroup, "--reset-mechanism", mechanism.as_str()];
-    let file = scene.lab.folder().join("policy.yaml");
+    let by = ["--reset-mechanism", mechanism.as_str()];
     let policy = scene.policy();
-    std::fs::write(&file, &policy).unwrap();
-    let mut agent = Agent::with_file(&file, own_pins(), &by);
+    let mut agent = Agent::in_lab_with(&scene.lab, &policy, &by);
     let started = Instant::now();
     let mut moved = Moves::default();
     let mut skipped = Value::Null;
@@ -71,11 +67,11 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     }
     let (done, time) = (moved.done, started.elapsed());
     // No more of them, while the agent is asked what it sees.
-    std::fs::write(&file, policy.replace("Enforce", "Disabled")).unwrap();
-    agent.signal(Signal::HUP);
+    agent.reload(&policy.replace("Enforce", "Disabled"));
     moved.at_the_end = true;
     let listed_mptcp = scene.listed_mptcp(&agent);
-    let endpoints: Vec<Value> = scene.ports().map(|p| scene.endpoint(&agent, p)).collect();
+    let endpoint = |port| agent.endpoint(scene.lab.pod(0), port);
+    let endpoints: Vec<Value> = scene.ports().map(endpoint).collect();
     agent.signal(Signal::TERM);
     while let Some(line) = agent.next_line() {
         moved.take(&line);
@@ -114,48 +110,28 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     row("requests met by a close", verdict.cut_off.to_string());
     let harmed = |all: &[Life]| all.iter().filter(|l| l.how != How::Open).count();
     let traffic = |all: &[Life]| {
-        let (messages, bytes) = all
-            .iter()
-            .fold((0, 0), |(m, b), life| (m + life.messages, b + life.bytes));
-        format!(
-            "{messages} messages, {:.1} MiB compared",
-            bytes as f64 / f64::from(1 << 20)
-        )
+        let sum = |of: fn(&Life) -> u64| all.iter().map(of).sum::<u64>();
+        let (messages, bytes) = (sum(|life| life.messages), sum(|life| life.bytes));
+        let mebibytes = bytes as f64 / f64::from(1 << 20);
+        let (harmed, all) = (harmed(all), all.len());
+        format!("{harmed} of {all} ({messages} messages, {mebibytes:.1} MiB compared)")
     };
-    row(
-        "bystanders harmed",
-        format!(
-            "{} of {} ({})",
-            harmed(&seen.bystanders),
-            seen.bystanders.len(),
-            traffic(&seen.bystanders)
-        ),
-    );
+    row("bystanders harmed", traffic(&seen.bystanders));
     let lost = listeners.difference(&still).count();
+    let (all, answering) = (listeners.len(), seen.answering.len());
     row(
         "listeners lost",
-        format!(
-            "{lost} of {}; {} ports answer",
-            listeners.len(),
-            seen.answering.len()
-        ),
+        format!("{lost} of {all}; {answering} ports answer"),
     );
-    match &scene.no_mptcp {
-        None => row(
-            "MPTCP connections harmed",
-            format!(
-                "{} of {} ({}); the agent sees {listed_mptcp}, and skipped them",
-                harmed(&seen.multipath),
-                seen.multipath.len(),
-                traffic(&seen.multipath)
-            ),
+    let multipath = match &scene.no_mptcp {
+        None => format!(
+            "{}; the agent sees {listed_mptcp}, and skipped them",
+            traffic(&seen.multipath)
         ),
-        Some(why) => row("MPTCP", format!("NOT TESTED: {why}")),
-    }
-    println!(
-        "
-{report}"
-    );
+        Some(why) => format!("NOT TESTED: {why}"),
+    };
+    row("MPTCP connections harmed", multipath);
+    println!("\n{report}");
 
     let Verdict { wrong, missed, .. } = verdict;
     assert!(
@@ -165,12 +141,7 @@ fn moves(mechanism: Mechanism, wanted: usize) {
     assert_eq!(harmed(&seen.bystanders), 0, "{:?}", seen.bystanders);
     assert_eq!(seen.bystanders.len(), BYSTANDERS);
     assert_eq!(listeners, still, "the same listeners, by cookie");
-    assert_eq!(
-        seen.answering.len(),
-        scene.servers.len(),
-        "{:?}",
-        seen.answering
-    );
+    assert_eq!(answering, scene.servers.len(), "{:?}", seen.answering);
     for endpoint in endpoints {
         let here = listeners
             .iter()
@@ -204,12 +175,7 @@ impl Scene {
         let pod = lab.pod(0);
         let [again, bystander, multipath] = addresses(&lab).map(IpAddr::V4);
         for more in [bystander, multipath] {
-            let added = lab
-                .client()
-                .command("ip")
-                .args(["addr", "add", &format!("{more}/25"), "dev", "eth0"])
-                .status();
-            assert!(added.unwrap().success());
+            add_address(&lab, more);
         }
         let no_mptcp = [lab.client(), &pod.host]
             .into_iter()
@@ -252,37 +218,20 @@ impl Scene {
         let subnet = self.lab.client_subnet();
         let peers = format!("[{{ipBlock: {{cidr: {subnet}, except: [{bystander}/32]}}}}]");
         let [at_once, quiet, close] = PORTS;
+        let rule = |(name, port, step)| {
+            format!(
+                "- name: {name}\n  match: {{ports: [{{port: {port}}}], peers: {peers}}}\n  \
+                 limits: {{maxAge: 500ms}}\n  jitter: 50%\n  onReconnect: Safe\n  steps: \
+                 [{{step: {step}, timeout: 5s}}]\n"
+            )
+        };
         let rules = [
-            (
-                "at-once",
-                at_once,
-                "{step: Reset, when: AtOnce, timeout: 5s}",
-            ),
-            (
-                "mptcp",
-                MPTCP_PORT,
-                "{step: Reset, when: AtOnce, timeout: 5s}",
-            ),
-            (
-                "quiet",
-                quiet,
-                "{step: Reset, when: Quiet, idleFor: 20ms, timeout: 5s}",
-            ),
-            (
-                "close",
-                close,
-                "{step: Close, when: Quiet, idleFor: 20ms, timeout: 5s}",
-            ),
+            ("at-once", at_once, "Reset, when: AtOnce"),
+            ("mptcp", MPTCP_PORT, "Reset, when: AtOnce"),
+            ("quiet", quiet, "Reset, when: Quiet, idleFor: 20ms"),
+            ("close", close, "Close, when: Quiet, idleFor: 20ms"),
         ];
-        let rules: String = rules
-            .iter()
-            .map(|(name, port, step)| {
-                format!(
-                    "- name: {name}\n  match: {{ports: [{{port: {port}}}], peers: {peers}}}\n  \
-                     limits: {{maxAge: 500ms}}\n  jitter: 50%\n  onReconnect: Safe\n  steps: [{step}]\n"
-                )
-            })
-            .collect();
+        let rules: String = rules.map(rule).concat();
         format!(
             "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n\
              interval: 200ms\nbudget: {{window: 1s, perNode: 1000000, perService: 1000000, perEndpoint: 1000000, maxInFlight: 1000}}\n\
@@ -296,18 +245,13 @@ impl Scene {
         let out = host.command("ss").args(["-tlneH"]).output().unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
         let all = text.lines().filter_map(|line| {
-            let port = line.split_whitespace().nth(3)?.rsplit_once(':')?.1;
-            let cookie = line
-                .split_whitespace()
-                .find_map(|w| w.strip_prefix("sk:"))?;
+            let mut words = line.split_whitespace();
+            let port = words.nth(3)?.rsplit_once(':')?.1;
+            let cookie = words.find_map(|word| word.strip_prefix("sk:"))?;
             Some((port.parse().ok()?, cookie.to_owned()))
         });
         all.filter(|(port, _)| self.ports().any(|p| p == *port))
             .collect()
-    }
-
-    fn endpoint(&self, agent: &Agent, port: u16) -> Value {
-        agent.endpoint(self.lab.pod(0), port)
     }
 
     /// Established MPTCP connections that the agent knows as such.
@@ -331,13 +275,9 @@ fn no_mptcp() -> Option<String> {
         Ok(off) => return Some(format!("net.mptcp.enabled is {}", off.trim())),
         Err(e) => return Some(format!("a kernel without CONFIG_MPTCP ({SWITCH}: {e})")),
     }
-    let made = socket(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        Some(ipproto::MPTCP),
-    );
-    made.err()
-        .map(|e| format!("a socket of IPPROTO_MPTCP: {e}"))
+    let mptcp = Some(ipproto::MPTCP);
+    let made = socket(AddressFamily::INET, SocketType::STREAM, mptcp).err();
+    made.map(|e| format!("a socket of IPPROTO_MPTCP: {e}"))
 }
 
 /// The words of a move that ended after its server had been asked to close.

@@ -14,7 +14,7 @@ use rebalancer_user::{
 
 use super::{churner, held::delays, holder::Crowd, number, quantile};
 use crate::{
-    support::{Tracked, alone, eventually, lab},
+    support::{Tracked, eventually, lab},
     walk::Others,
 };
 
@@ -38,18 +38,13 @@ fn crowd(pass: &Pass) -> impl Iterator<Item = &Walked> {
 }
 
 /// Waits until all of the crowd are accepted; their cookies.
-fn gathered(walker: Walker, count: usize) -> BTreeSet<u64> {
-    let walker = std::cell::RefCell::new(walker);
-    let cookies = eventually("all are accepted", || {
-        let pass = walker.borrow_mut().walk(Adopt::No).unwrap();
-        let cookies: BTreeSet<u64> = crowd(&pass).map(|s| s.connection.cookie).collect();
-        if cookies.len() == count {
-            Ok(Some(cookies))
-        } else {
-            Err(None)
-        }
-    });
-    cookies.unwrap()
+fn gathered(mut walker: Walker, count: usize) -> BTreeSet<u64> {
+    let listed = || {
+        let pass = walker.walk(Adopt::No).unwrap();
+        crowd(&pass).map(|s| s.connection.cookie).collect()
+    };
+    let all = |cookies: &BTreeSet<u64>| cookies.len() == count;
+    eventually("all are accepted", listed, all)
 }
 
 /// CPU time of this thread: of the process and of the kernel for it.
@@ -79,7 +74,6 @@ fn cost(times: u32, mut pass: impl FnMut() -> Pass) -> (Duration, Duration, Pass
 #[test]
 fn the_walk_lists_each_connection_once_while_others_come_and_go() {
     let (descriptors, passes) = (number(DESCRIPTORS, 20_000), number(PASSES, 60));
-    let _alone = alone();
     let lab = lab(2);
     let mut tracked = Tracked::in_lab(&lab);
     let _crowd = Crowd::gather(&lab, descriptors / 2);
@@ -152,7 +146,6 @@ fn walking_a_typical_node_costs_almost_nothing() {
     const INTERVAL: Duration = Duration::from_secs(5);
     const EVERYWHERE_EVERY: u32 = 12;
     let (others, processes) = (number(NODE, 40_000), number(PROCESSES, 400));
-    let _alone = alone();
     let lab = lab(2);
     let tracked = Tracked::in_lab(&lab);
     let _crowd = Crowd::gather(&lab, TRACKED);
