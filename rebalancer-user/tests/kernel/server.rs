@@ -272,10 +272,10 @@ fn serve(stream: TcpStream, kind: Kind, worker: Option<PathBuf>) {
     }
 }
 
-fn answer(mut stream: TcpStream, kind: Kind) {
+fn answer(stream: TcpStream, kind: Kind) {
     let mut request = [0];
     loop {
-        match stream.read(&mut request) {
+        match (&stream).read(&mut request) {
             Ok(1) => {}
             Ok(_) if kind == Kind::Stays => std::thread::sleep(Duration::from_secs(3600)),
             Ok(_) if kind == Kind::Lingers => {
@@ -288,7 +288,10 @@ fn answer(mut stream: TcpStream, kind: Kind) {
             b"h" => std::thread::sleep(Duration::from_secs(3)),
             _ => {}
         }
-        if stream.write_all(&request).is_err() {
+        // By write(2), as in C: Rust's own would never signal. After a reset the first one is an
+        // error, and only the second is a SIGPIPE.
+        let fails = || rustix::io::write(&stream, &request).is_err();
+        if fails() && fails() {
             return;
         }
     }
