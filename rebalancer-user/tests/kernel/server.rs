@@ -531,6 +531,7 @@ fn leak(stream: &TcpStream) {
     let inherited = OwnedFd::from(stream.try_clone().unwrap());
     let mut sleep = Command::new("sleep");
     let mut child = sleep.arg("3600").stdin(inherited).spawn().unwrap();
+    drop(sleep); // and with it the own descriptor
     answer(stream.try_clone().unwrap(), Kind::Plain);
     child.kill().unwrap();
     child.wait().unwrap();

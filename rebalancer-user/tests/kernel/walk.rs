@@ -64,6 +64,7 @@ fn a_socket_is_listed_once_with_all_its_holders() {
     let inherited = std::os::fd::OwnedFd::from(server.try_clone().unwrap());
     let mut sleep = Command::new("sleep");
     let mut child = sleep.arg("3600").stdin(inherited).spawn().unwrap();
+    drop(sleep); // and with it the own descriptor
     let mut all = [
         own(server.as_raw_fd()),
         own(twin.as_raw_fd()),
