@@ -115,6 +115,9 @@ fn a_connection_not_accepted_yet_is_only_counted() {
 fn the_walk_is_exact_with_any_buffer_size() {
     let lab = lab(1);
     let mut tracked = Tracked::in_lab(&lab);
+    // The listeners are older.
+    let within = tracked.tracker.within().unwrap();
+    tracked.walker.adopt(within, u64::MAX).unwrap();
     let pod = lab.pod(0);
     let streams = connect_many(&lab, pod.address(), 300);
     // What nginx has not accepted yet is only counted.
