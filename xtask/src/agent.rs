@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xtask::{
@@ -119,10 +120,7 @@ impl Agent {
         let writer = Arc::clone(&log);
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                writer
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .read(&line, &loaded);
+                writer.lock().read(&line, &loaded);
             }
         });
         let program = program.to_owned();
@@ -163,10 +161,7 @@ impl Agent {
 
     /// What it has logged so far.
     pub(crate) fn log(&self) -> Log {
-        self.log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.log.lock().clone()
     }
 
     /// The output of `dump --endpoints`, as `table` or `json`.
@@ -209,12 +204,7 @@ impl Agent {
         if self.reader.join().is_err() {
             bail!("reading the agent's log failed");
         }
-        let log = self
-            .log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        Ok((log, status))
+        Ok((self.log.lock().clone(), status))
     }
 }
 

@@ -6,11 +6,12 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 /// The served kinds: their plural names and the paths of their groups.
@@ -183,7 +184,7 @@ impl ApiServer {
         self.accepts = Some(std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let life = {
-                    let mut state = shared.lock();
+                    let mut state = shared.state.lock();
                     if !state.up {
                         return;
                     }
@@ -198,7 +199,7 @@ impl ApiServer {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.lock()
+        self.shared.state.lock()
     }
 }
 
@@ -223,16 +224,11 @@ impl State {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits while the server is silent.
     fn wait_to_speak(&self, life: u64) -> io::Result<()> {
-        let state = self.lock();
+        let mut state = self.state.lock();
         let waits = |state: &mut State| state.silent && state.life == life;
-        let state = self.changed.wait_while(state, waits);
-        let state = state.unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while(&mut state, waits);
         if state.life != life {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
@@ -285,7 +281,7 @@ impl Shared {
             return whole(out, 404, &status(404));
         };
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state
                 .writable
                 .as_ref()
@@ -322,7 +318,7 @@ impl Shared {
         };
         let verb = query("watch").map_or("list", |_| "watch");
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
             // As the real one does: without a limit, any version will do, and its cache has one.
             if verb == "list" && query("resourceVersion").as_deref() == Some("0") {
@@ -362,7 +358,7 @@ impl Shared {
         after: Option<&str>,
         selects: impl Fn(&Value) -> bool,
     ) -> Value {
-        let state = self.lock();
+        let state = self.state.lock();
         let mut all = state.objects.iter().filter(|((of, name), object)| {
             *of == kind && after.is_none_or(|after| name.as_str() > after) && selects(object)
         });
@@ -390,18 +386,15 @@ impl Shared {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
         out.write_all(head.as_bytes())?;
         let mut seen = from;
-        let mut state = self.lock();
         // Existing watches get all events; only a new watch from an older version must list again.
-        if from < state.oldest {
-            drop(state);
+        if from < self.state.lock().oldest {
             let gone = json!({"type": "ERROR", "object": status(410)});
             chunk(out, &format!("{gone}\n"))?;
             return chunk(out, "");
         }
         loop {
-            drop(state);
             self.wait_to_speak(life)?;
-            state = self.lock();
+            let state = self.state.lock();
             let new: Vec<String> = state
                 .events
                 .iter()
@@ -417,14 +410,12 @@ impl Shared {
             for event in new {
                 chunk(out, &event)?;
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if Instant::now() >= until {
                 return chunk(out, "");
             }
-            state = self.lock();
+            let mut state = self.state.lock();
             if state.version <= seen && state.life == life {
-                let waited = self.changed.wait_timeout(state, left);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                self.changed.wait_until(&mut state, until);
             }
         }
     }

@@ -1,11 +1,8 @@
 //! What the clients observed: responses by kind and route, and when each connection was used.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+
+use parking_lot::Mutex;
 
 use super::{request::Kind, routes::Route};
 use crate::agent::EndedMove;
@@ -56,13 +53,9 @@ pub(super) struct Observations {
 pub(super) struct Tally(Mutex<Observations>);
 
 impl Tally {
-    fn lock(&self) -> MutexGuard<'_, Observations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds a connection and returns its index for [`Tally::begin_exchange`].
     pub(super) fn add_connection(&self, cell: Cell, local: SocketAddr, opened: Instant) -> usize {
-        let connections = &mut self.lock().connections;
+        let connections = &mut self.0.lock().connections;
         connections.push(Connection {
             cell,
             local,
@@ -75,34 +68,34 @@ impl Tally {
     /// Exchanges of [`Kind::Warm`] are too short for a move and do not count.
     pub(super) fn begin_exchange(&self, connection: usize, kind: Kind) {
         if kind != Kind::Warm {
-            self.lock().connections[connection]
+            self.0.lock().connections[connection]
                 .exchanges
                 .push(Instant::now());
         }
     }
 
     pub(super) fn answered(&self, cell: Cell, answers: u64) {
-        self.lock().cells.entry(cell).or_default().answers += answers;
+        self.0.lock().cells.entry(cell).or_default().answers += answers;
     }
 
     /// Number of requests so far, including failed ones.
     pub(super) fn requested(&self, cell: Cell) -> u64 {
         let of = |sums: &Sums| sums.answers + sums.broken + sums.crossed;
-        self.lock().cells.get(&cell).map_or(0, of)
+        self.0.lock().cells.get(&cell).map_or(0, of)
     }
 
     pub(super) fn crossed(&self, cell: Cell) {
-        self.lock().cells.entry(cell).or_default().crossed += 1;
+        self.0.lock().cells.entry(cell).or_default().crossed += 1;
     }
 
     pub(super) fn broken(&self, cell: Cell, why: String) {
-        let mut seen = self.lock();
+        let mut seen = self.0.lock();
         seen.cells.entry(cell).or_default().broken += 1;
         seen.problems.push(format!("{cell:?}: {why}"));
     }
 
     pub(super) fn seen(&self) -> Observations {
-        self.lock().clone()
+        self.0.lock().clone()
     }
 }
 

@@ -1,11 +1,9 @@
 //! The keep-alive client's counts.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 /// One line of the client's output: counts since its start.
@@ -50,28 +48,24 @@ impl Tally {
     }
 
     pub(super) fn answered(&self, worker: usize, pod: &str) {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         *inner.sums.answers.entry(pod.to_owned()).or_default() += 1;
         inner.last_pods[worker] = Some(pod.to_owned());
     }
 
     pub(super) fn failed(&self, error: &anyhow::Error) {
-        let mut inner = self.lock();
+        let mut inner = self.0.lock();
         inner.sums.errors += 1;
         inner.sums.last_error = Some(format!("{error:#}"));
     }
 
     pub(super) fn report(&self) -> Report {
-        let inner = self.lock();
+        let inner = self.0.lock();
         let mut report = inner.sums.clone();
         for pod in inner.last_pods.iter().flatten() {
             *report.connections.entry(pod.clone()).or_default() += 1;
         }
         report
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

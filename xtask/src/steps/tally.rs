@@ -1,9 +1,8 @@
 //! The counts of one cell's clients.
 
-use std::{
-    fmt::Display,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::fmt::Display;
+
+use parking_lot::Mutex;
 
 /// Sums over all connections of a cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,25 +23,21 @@ pub(super) struct Tally(Mutex<Seen>);
 
 impl Tally {
     pub(super) fn done(&self) {
-        self.lock().done += 1;
+        self.0.lock().done += 1;
     }
 
     pub(super) fn lost(&self, why: impl Display) {
-        let mut seen = self.lock();
+        let mut seen = self.0.lock();
         seen.lost += 1;
         seen.problem.get_or_insert_with(|| why.to_string());
     }
 
     pub(super) fn reconnected(&self) {
-        self.lock().reconnects += 1;
+        self.0.lock().reconnects += 1;
     }
 
     pub(super) fn seen(&self) -> Seen {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Seen> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().clone()
     }
 }
 
