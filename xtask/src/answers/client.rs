@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -44,34 +44,30 @@ pub(super) struct Load {
 }
 
 /// Runs the clients of all cells until each cell has received its responses.
-pub(super) fn run(host: &Host, pod: std::net::Ipv4Addr, load: Load) -> Result<Observations> {
+pub(super) fn run(host: &Host, pod: IpAddr, load: Load) -> Result<Observations> {
+    host.enter(|| run_here(pod, load))
+        .context("enter the client's namespace")?
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run_here(pod: IpAddr, load: Load) -> Result<Observations> {
     let tally = Arc::new(Tally::default());
-    host.enter(|| -> Result<()> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("start the runtime")?
-            .block_on(async {
-                let mut clients = Vec::new();
-                for (number, cell) in Cell::all().enumerate() {
-                    for index in 0..load.connections {
-                        let client = Client {
-                            cell,
-                            server: SocketAddr::from((pod, cell.route.port())),
-                            load,
-                            tally: Arc::clone(&tally),
-                            random: mix(number as u64) ^ mix(1000 + index),
-                        };
-                        clients.push(tokio::spawn(client.run()));
-                    }
-                }
-                for client in clients {
-                    client.await?;
-                }
-                Ok(())
-            })
-    })
-    .context("enter the client's namespace")??;
+    let mut clients = Vec::new();
+    for (number, cell) in Cell::all().enumerate() {
+        for index in 0..load.connections {
+            let client = Client {
+                cell,
+                server: SocketAddr::from((pod, cell.route.port())),
+                load,
+                tally: Arc::clone(&tally),
+                random: mix(number as u64) ^ mix(1000 + index),
+            };
+            clients.push(tokio::spawn(client.run()));
+        }
+    }
+    for client in clients {
+        client.await?;
+    }
     Ok(tally.seen())
 }
 

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use xtask::lab::{Lab, Pod};
+use xtask::lab::{self, Lab, Pod};
 
 use super::request::{Kind, file};
 use crate::server::{Running, folder};
@@ -68,45 +68,31 @@ fn server(lab: &Lab, pod: &Pod) -> Result<Running> {
 fn nginx(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "nginx")?;
     fs::write(folder.join("file"), file())?;
-    let configuration = folder.join("nginx.conf");
     let (path, port, server) = (folder.display(), Route::Nginx.port(), Route::Direct.port());
     let text = format!(
-        "daemon off;\n\
-         worker_processes 1;\n\
-         pid {path}/pid;\n\
-         error_log stderr;\n\
-         events {{ worker_connections 8192; }}\n\
-         http {{\n\
-             access_log off;\n\
-             client_body_temp_path {path}/bodies;\n\
-             proxy_temp_path {path}/proxied;\n\
-             keepalive_requests 1000000;\n\
-             keepalive_timeout 1h;\n\
-             sendfile on;\n\
-             map $http_upgrade $upgrade {{ default $http_connection; '' ''; }}\n\
-             upstream server {{ server 127.0.0.1:{server}; keepalive 512; }}\n\
-             server {{\n\
-                 listen {port} backlog=4096;\n\
-                 location / {{\n\
-                     proxy_pass http://server;\n\
-                     proxy_http_version 1.1;\n\
-                     proxy_buffering off;\n\
-                     proxy_read_timeout 10m;\n\
-                     proxy_set_header Upgrade $http_upgrade;\n\
-                     proxy_set_header Connection $upgrade;\n\
-                 }}\n\
-                # A file of its own, at a limited rate.\n\
-                 location /file/ {{\n\
-                     root {path};\n\
-                     try_files /file =404;\n\
-                     limit_rate 256k;\n\
-                 }}\n\
+        "proxy_temp_path {path}/proxied;\n\
+         sendfile on;\n\
+         map $http_upgrade $upgrade {{ default $http_connection; '' ''; }}\n\
+         upstream server {{ server 127.0.0.1:{server}; keepalive 512; }}\n\
+         server {{\n\
+             listen {port} backlog=4096;\n\
+             location / {{\n\
+                 proxy_pass http://server;\n\
+                 proxy_http_version 1.1;\n\
+                 proxy_buffering off;\n\
+                 proxy_read_timeout 10m;\n\
+                 proxy_set_header Upgrade $http_upgrade;\n\
+                 proxy_set_header Connection $upgrade;\n\
+             }}\n\
+             # A file of its own, at a limited rate.\n\
+             location /file/ {{\n\
+                 root {path};\n\
+                 try_files /file =404;\n\
+                 limit_rate 256k;\n\
              }}\n\
          }}\n"
     );
-    fs::write(&configuration, text)?;
-    let mut nginx = pod.host.command("nginx");
-    nginx.arg("-p").arg(&folder).arg("-c").arg(configuration);
+    let mut nginx = lab::nginx(&pod.host, &folder, &text)?;
     Running::start(lab, pod, &folder, &mut nginx, &[port])
 }
 

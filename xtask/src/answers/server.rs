@@ -23,21 +23,16 @@ pub(crate) struct Args {
     file: PathBuf,
 }
 
-pub(crate) fn run(arguments: &Args) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?
-        .block_on(async {
-            let file = Arc::new(File::open(&arguments.file).context("the file")?);
-            let listener = TcpListener::bind(arguments.address).await?;
-            loop {
-                let (stream, _) = listener.accept().await?;
-                let file = Arc::clone(&file);
-                // The client reports why a connection ended.
-                tokio::spawn(async move { serve(stream, &file).await });
-            }
-        })
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(arguments: &Args) -> Result<()> {
+    let file = Arc::new(File::open(&arguments.file).context("the file")?);
+    let listener = TcpListener::bind(arguments.address).await?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let file = Arc::clone(&file);
+        // The client reports why a connection ended.
+        tokio::spawn(async move { serve(stream, &file).await });
+    }
 }
 
 async fn serve(stream: TcpStream, file: &File) -> Result<()> {

@@ -29,15 +29,8 @@ pub(crate) struct Args {
     pub(crate) think: u64,
 }
 
-pub(crate) fn run(arguments: &Args) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?
-        .block_on(work(arguments))
-}
-
-async fn work(arguments: &Args) -> Result<()> {
+#[tokio::main(flavor = "current_thread")]
+pub(crate) async fn run(arguments: &Args) -> Result<()> {
     let tally = Arc::new(Tally::new(arguments.connections));
     for index in 0..arguments.connections {
         let think = worker::Think {

@@ -7,6 +7,7 @@ mod addresses;
 mod cgroup;
 mod host;
 mod network;
+mod nginx;
 mod pod;
 mod rules;
 mod slot;
@@ -21,6 +22,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 pub use addresses::{MAX_PODS, PORT};
 pub use host::Host;
+pub use nginx::nginx;
 pub use pod::{BLOB_BYTES, Counts, Pod};
 pub use slot::{LabState, PodState, Slot, State, remove_unused};
 
@@ -37,19 +39,23 @@ pub struct Spec {
     pub serving: usize,
 }
 
+impl Spec {
+    pub fn new(pods: usize, serving: usize) -> Self {
+        Self { pods, serving }
+    }
+}
+
 impl Default for Spec {
     fn default() -> Self {
-        Self {
-            pods: 3,
-            serving: 3,
-        }
+        Self::new(3, 3)
     }
 }
 
 /// A running lab; dropping it removes it.
 #[derive(Debug)]
 pub struct Lab {
-    addresses: Addresses,
+    /// IPv4 and IPv6.
+    families: [Addresses; 2],
     client: Host,
     node: Host,
     machine: Host,
@@ -69,24 +75,24 @@ impl Lab {
             "serving: more than the number of pods"
         );
         let claim = Claim::take()?;
-        let addresses = Addresses(claim.slot.0);
+        let lab = claim.slot.0;
+        let [v4, v6] = [false, true].map(|ipv6| Addresses { lab, ipv6 });
         let node = make_host(claim.slot, "node", Path::new("node"))?;
         let client = make_host(claim.slot, "client", Path::new("client"))?;
         let name = |host| claim.slot.namespace(host);
-        network::join_client(&name("node"), &name("client"), addresses)?;
+        network::join_client(&name("node"), &name("client"))?;
         network::tune(&node, &client)?;
-        rules::install(&node, &service4(addresses))?;
-        let ipv6 =
-            add_ipv6(claim.slot, &node, &client, addresses).map_err(|reason| format!("{reason:#}"));
+        add_family(claim.slot, &node, v4)?;
+        let ipv6 = add_ipv6(claim.slot, &node, &client, v6).map_err(|reason| format!("{reason:#}"));
         let pods = (0..spec.pods)
-            .map(|index| make_pod(claim.slot, addresses, ipv6.is_ok(), index))
+            .map(|index| make_pod(claim.slot, v4, ipv6.is_ok().then_some(v6), index))
             .collect::<Result<Vec<Pod>>>()?;
         let machine = Host::new(
             "/proc/self/ns/net".into(),
             claim.slot.cgroup()?.join("machine"),
         )?;
         let lab = Self {
-            addresses,
+            families: [v4, v6],
             client,
             node,
             machine,
@@ -123,7 +129,7 @@ impl Lab {
 
     /// The subnet that contains the client and nothing else on this machine.
     pub fn client_subnet(&self) -> String {
-        self.addresses.client_subnet()
+        self.families[0].client_subnet()
     }
 
     /// The host with kube-proxy's rules.
@@ -146,7 +152,7 @@ impl Lab {
 
     /// The Service's ClusterIP and port.
     pub fn service(&self) -> SocketAddr {
-        SocketAddr::V4(self.addresses.service())
+        self.families[0].service()
     }
 
     /// The Service's IPv6 ClusterIP and port.
@@ -154,15 +160,14 @@ impl Lab {
     /// # Errors
     /// Why the lab has no IPv6.
     pub fn service6(&self) -> Result<SocketAddr, &str> {
-        match &self.ipv6 {
-            Ok(()) => Ok(self.addresses.service6().into()),
-            Err(reason) => Err(reason),
-        }
+        let ipv6 = self.ipv6.as_ref();
+        ipv6.map(|()| self.families[1].service())
+            .map_err(String::as_str)
     }
 
     /// The subnet that contains the client's IPv6 address and nothing else on this machine.
     pub fn client_subnet6(&self) -> String {
-        self.addresses.client_subnet6()
+        self.families[1].client_subnet()
     }
 
     /// Makes these pods the Service's endpoints. Existing connections stay where they are.
@@ -176,23 +181,17 @@ impl Lab {
     }
 
     fn set_rules(&self, pods: &[usize], client_ip_affinity: bool) -> Result<()> {
-        let sticky = |service: Service| Service {
-            client_ip_affinity,
-            ..service
-        };
-        let endpoints: Vec<_> = pods
-            .iter()
-            .map(|&index| (index, self.pods[index].address().into()))
-            .collect();
-        rules::replace(&self.node, &sticky(service4(self.addresses)), &endpoints)
-            .context("kube-proxy's rules")?;
-        if self.ipv6.is_ok() {
+        let usable = |family: &&Addresses| !family.ipv6 || self.ipv6.is_ok();
+        for family in self.families.iter().filter(usable) {
+            let service = Service {
+                client_ip_affinity,
+                ..service(*family)
+            };
             let endpoints: Vec<_> = pods
                 .iter()
-                .map(|&index| (index, (self.addresses.pod6(index), PORT).into()))
+                .map(|&index| (index, SocketAddr::new(family.pod(index), PORT)))
                 .collect();
-            rules::replace(&self.node, &sticky(service6(self.addresses)), &endpoints)
-                .context("kube-proxy's rules for IPv6")?;
+            rules::replace(&self.node, &service, &endpoints).context("kube-proxy's rules")?;
         }
         Ok(())
     }
@@ -210,10 +209,7 @@ impl Lab {
     pub fn wait_ready(&self) -> Result<()> {
         let serving = self.pods.iter().filter(|pod| pod.counts().is_ok());
         let mut targets: Vec<SocketAddr> = serving
-            .flat_map(|pod| {
-                let v6 = pod.address6().map(SocketAddr::from);
-                [Some(pod.address().into()), v6].into_iter().flatten()
-            })
+            .flat_map(|pod| [Some(pod.address()), pod.address6()].into_iter().flatten())
             .collect();
         if !targets.is_empty() {
             targets.push(self.service());
@@ -262,52 +258,44 @@ fn make_host(slot: Slot, name: &str, cgroup: &Path) -> Result<Host> {
     )
 }
 
-fn make_pod(slot: Slot, addresses: Addresses, ipv6: bool, index: usize) -> Result<Pod> {
+fn make_pod(slot: Slot, v4: Addresses, v6: Option<Addresses>, index: usize) -> Result<Pod> {
     let name = format!("web-{index}");
     let host = make_host(slot, &name, &cgroup::container()?)?;
-    network::join_pod(
-        &slot.namespace("node"),
-        &slot.namespace(&name),
-        index,
-        addresses,
-    )?;
-    if ipv6 {
+    let namespace = slot.namespace(&name);
+    network::join_pod(&slot.namespace("node"), &namespace, index)?;
+    network::address(&namespace, v4.pod(index), v4.bridge(), v4)?;
+    if let Some(v6) = v6 {
         network::enable6(&host)?;
-        network::join_pod6(&slot.namespace(&name), index, addresses)?;
+        network::address(&namespace, v6.pod(index), v6.bridge(), v6)?;
     }
     let folder = slot.folder().join(&name);
-    let addr6 = ipv6.then(|| addresses.pod6(index));
-    Ok(Pod::new(name, addresses.pod(index), addr6, host, folder))
+    let addr6 = v6.map(|v6| v6.pod(index));
+    Ok(Pod::new(name, v4.pod(index), addr6, host, folder))
 }
 
-/// Adds IPv6 to client, node and Service.
+/// Adds a family's addresses and the Service to client and node.
+fn add_family(slot: Slot, node: &Host, family: Addresses) -> Result<()> {
+    network::address_node(&slot.namespace("node"), family)?;
+    let client = slot.namespace("client");
+    network::address(&client, family.client(), family.gateway(), family)?;
+    rules::install(node, &service(family)).context("kube-proxy's rules")
+}
+
+/// The same for IPv6.
 ///
 /// # Errors
 /// The kernel lacks IPv6 or NAT for it.
-fn add_ipv6(slot: Slot, node: &Host, client: &Host, addresses: Addresses) -> Result<()> {
+fn add_ipv6(slot: Slot, node: &Host, client: &Host, family: Addresses) -> Result<()> {
     network::enable6(node)?;
     network::enable6(client)?;
-    network::join_client6(
-        &slot.namespace("node"),
-        &slot.namespace("client"),
-        addresses,
-    )?;
     network::tune6(node)?;
-    rules::install(node, &service6(addresses)).context("kube-proxy's rules for IPv6")
+    add_family(slot, node, family).context("IPv6")
 }
 
-fn service4(addresses: Addresses) -> Service {
+fn service(family: Addresses) -> Service {
     Service {
-        address: addresses.service().into(),
-        cluster: addresses.cluster(),
-        client_ip_affinity: false,
-    }
-}
-
-fn service6(addresses: Addresses) -> Service {
-    Service {
-        address: addresses.service6().into(),
-        cluster: addresses.cluster6(),
+        address: family.service(),
+        cluster: family.cluster(),
         client_ip_affinity: false,
     }
 }

@@ -7,7 +7,7 @@
 //!                 kube-proxy's rules
 //! ```
 
-use std::{fs, process::Command};
+use std::{fs, net::IpAddr, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -20,37 +20,22 @@ pub(crate) fn make_namespace(name: &str) -> Result<()> {
 }
 
 /// Connects the client to the node.
-pub(crate) fn join_client(node: &str, client: &str, addresses: Addresses) -> Result<()> {
-    let (gateway, address) = (addresses.gateway(), addresses.client());
+pub(crate) fn join_client(node: &str, client: &str) -> Result<()> {
     batch(
         node,
         &format!(
             "link set lo up\n\
              link add br0 type bridge\n\
-             addr add {bridge}/25 dev br0\n\
              link set br0 up\n\
-             route add {services} dev br0\n\
              link add client type veth peer name eth0 netns {client}\n\
-             addr add {gateway}/25 dev client\n\
-             link set client up\n",
-            bridge = addresses.bridge(),
-            // The rules rewrite or reject these addresses, but routing looks them up first.
-            services = addresses.services(),
+             link set client up\n"
         ),
     )?;
-    batch(
-        client,
-        &format!(
-            "link set lo up\n\
-             addr add {address}/25 dev eth0\n\
-             link set eth0 up\n\
-             route add default via {gateway}\n"
-        ),
-    )
+    batch(client, "link set lo up\nlink set eth0 up\n")
 }
 
 /// Connects a pod to the node's bridge.
-pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses) -> Result<()> {
+pub(crate) fn join_pod(node: &str, pod: &str, index: usize) -> Result<()> {
     batch(
         node,
         &format!(
@@ -58,51 +43,39 @@ pub(crate) fn join_pod(node: &str, pod: &str, index: usize, addresses: Addresses
              link set pod{index} master br0 up\n"
         ),
     )?;
-    batch(
-        pod,
-        &format!(
-            "link set lo up\n\
-             addr add {address}/25 dev eth0\n\
-             link set eth0 up\n\
-             route add default via {gateway}\n",
-            address = addresses.pod(index),
-            gateway = addresses.bridge(),
-        ),
-    )
+    batch(pod, "link set lo up\nlink set eth0 up\n")
 }
 
-/// Adds IPv6 addresses to client and node.
-pub(crate) fn join_client6(node: &str, client: &str, addresses: Addresses) -> Result<()> {
-    let (gateway, address) = (addresses.gateway6(), addresses.client6());
-    // `nodad`: duplicate address detection would only take time.
+/// Adds the addresses of a family to the node.
+pub(crate) fn address_node(node: &str, addresses: Addresses) -> Result<()> {
+    let (half, nodad) = (addresses.half(), addresses.nodad());
     batch(
         node,
         &format!(
-            "addr add {bridge}/112 dev br0 nodad\n\
+            "addr add {bridge}/{half} dev br0 {nodad}\n\
              route add {services} dev br0\n\
-             addr add {gateway}/112 dev client nodad\n",
-            bridge = addresses.bridge6(),
-            services = addresses.services6(),
-        ),
-    )?;
-    batch(
-        client,
-        &format!(
-            "addr add {address}/112 dev eth0 nodad\n\
-             route add default via {gateway}\n"
+             addr add {gateway}/{half} dev client {nodad}\n",
+            bridge = addresses.bridge(),
+            // The rules rewrite or reject these addresses, but routing looks them up first.
+            services = addresses.services(),
+            gateway = addresses.gateway(),
         ),
     )
 }
 
-/// Adds an IPv6 address to a pod.
-pub(crate) fn join_pod6(pod: &str, index: usize, addresses: Addresses) -> Result<()> {
+/// Adds `address` to the client or a pod.
+pub(crate) fn address(
+    host: &str,
+    address: IpAddr,
+    gateway: IpAddr,
+    addresses: Addresses,
+) -> Result<()> {
+    let (half, nodad) = (addresses.half(), addresses.nodad());
     batch(
-        pod,
+        host,
         &format!(
-            "addr add {address}/112 dev eth0 nodad\n\
-             route add default via {gateway}\n",
-            address = addresses.pod6(index),
-            gateway = addresses.bridge6(),
+            "addr add {address}/{half} dev eth0 {nodad}\n\
+             route add default via {gateway}\n"
         ),
     )
 }

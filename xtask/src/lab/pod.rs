@@ -4,18 +4,18 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6},
+    net::{IpAddr, SocketAddr},
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Host, addresses::PORT};
+use super::{Host, addresses::PORT, nginx};
 
 /// The size of `/blob`.
 pub const BLOB_BYTES: usize = 256 << 10;
@@ -24,9 +24,9 @@ pub const BLOB_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub struct Pod {
     pub name: String,
-    pub addr: Ipv4Addr,
+    pub addr: IpAddr,
     /// `None` if the lab has no IPv6.
-    pub addr6: Option<Ipv6Addr>,
+    pub addr6: Option<IpAddr>,
     pub host: Host,
     folder: PathBuf,
     server: Mutex<Option<Server>>,
@@ -50,8 +50,8 @@ pub struct Counts {
 impl Pod {
     pub(crate) fn new(
         name: String,
-        addr: Ipv4Addr,
-        addr6: Option<Ipv6Addr>,
+        addr: IpAddr,
+        addr6: Option<IpAddr>,
         host: Host,
         folder: PathBuf,
     ) -> Self {
@@ -66,18 +66,18 @@ impl Pod {
     }
 
     /// The address that it listens on.
-    pub fn address(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.addr, PORT)
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.addr, PORT)
     }
 
     /// The IPv6 address that it listens on, if the lab has IPv6.
-    pub fn address6(&self) -> Option<SocketAddrV6> {
-        self.addr6.map(|addr| SocketAddrV6::new(addr, PORT, 0, 0))
+    pub fn address6(&self) -> Option<SocketAddr> {
+        self.addr6.map(|addr| SocketAddr::new(addr, PORT))
     }
 
     /// Starts nginx and waits until it listens, unless it runs already.
     pub fn start_server(&self) -> Result<()> {
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = self.server.lock();
         if server.is_none() {
             *server = Some(
                 self.start_nginx()
@@ -89,7 +89,7 @@ impl Pod {
 
     /// Stops nginx, which closes its listener and its connections.
     pub fn stop_server(&self) -> Result<()> {
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = self.server.lock();
         if let Some(mut server) = server.take() {
             let pid = Pid::from_child(&server.nginx);
             kill_process(pid, Signal::TERM).context("stop nginx")?;
@@ -100,7 +100,7 @@ impl Pod {
 
     /// nginx's counts, without the requests for them.
     pub fn counts(&self) -> Result<Counts> {
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = self.server.lock();
         let server = server
             .as_mut()
             .with_context(|| format!("{} does not serve", self.name))?;
@@ -118,15 +118,7 @@ impl Pod {
         // A killed nginx leaves its socket, which would prevent binding again.
         let _ = fs::remove_file(self.folder.join("status"));
         fs::write(self.folder.join("blob"), vec![b'x'; BLOB_BYTES])?;
-        let configuration = self.folder.join("nginx.conf");
-        fs::write(&configuration, self.configuration())?;
-        let mut nginx = self
-            .host
-            .command("nginx")
-            .arg("-p")
-            .arg(&self.folder)
-            .arg("-c")
-            .arg(&configuration)
+        let mut nginx = nginx(&self.host, &self.folder, &self.servers())?
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(self.folder.join("stderr"))?)
@@ -147,33 +139,22 @@ impl Pod {
         })
     }
 
-    fn configuration(&self) -> String {
+    fn servers(&self) -> String {
         let (folder, name) = (self.folder.display(), &self.name);
         let listen6 = match self.addr6 {
             Some(_) => format!("listen [::]:{PORT} backlog=4096;"),
             None => String::new(),
         };
         format!(
-            "daemon off;\n\
-             worker_processes 1;\n\
-             pid {folder}/pid;\n\
-             error_log stderr;\n\
-             events {{ worker_connections 8192; }}\n\
-             http {{\n\
-                 access_log off;\n\
-                 default_type text/plain;\n\
-                 client_body_temp_path {folder}/bodies;\n\
-                 keepalive_requests 1000000;\n\
-                 keepalive_timeout 1h;\n\
-                 server {{\n\
-                     listen {PORT} backlog=4096;\n\
-                     {listen6}\n\
-                     add_header X-Pod {name};\n\
-                     location / {{ return 200 \"{name}\\n\"; }}\n\
-                     location = /blob {{ root {folder}; }}\n\
-                 }}\n\
-                 server {{ listen unix:{folder}/status; location / {{ stub_status; }} }}\n\
-             }}\n"
+            "default_type text/plain;\n\
+             server {{\n\
+                 listen {PORT} backlog=4096;\n\
+                 {listen6}\n\
+                 add_header X-Pod {name};\n\
+                 location / {{ return 200 \"{name}\\n\"; }}\n\
+                 location = /blob {{ root {folder}; }}\n\
+             }}\n\
+             server {{ listen unix:{folder}/status; location / {{ stub_status; }} }}\n"
         )
     }
 

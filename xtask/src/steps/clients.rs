@@ -1,8 +1,7 @@
 //! Runs a cell's clients in the lab's client namespace, against one pod, until a deadline.
 
 use std::{
-    future::Future,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ pub(super) const CONNECTIONS: u64 = 20;
 
 pub(super) struct Clients<'a> {
     pub(super) client: &'a Host,
-    pub(super) pod: Ipv4Addr,
+    pub(super) pod: IpAddr,
     pub(super) port: u16,
     /// The server's folder.
     pub(super) folder: &'a Path,
@@ -26,8 +25,8 @@ pub(super) struct Clients<'a> {
 }
 
 impl Clients<'_> {
-    pub(super) fn address(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.pod, self.port)
+    pub(super) fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.pod, self.port)
     }
 
     pub(super) fn time_left(&self) -> Duration {
@@ -47,31 +46,31 @@ impl Clients<'_> {
     pub(super) fn run_with<B, W>(
         &self,
         task: B,
-        mut worker: impl FnMut(u64, Arc<Tally>) -> W + Send,
+        worker: impl FnMut(u64, Arc<Tally>) -> W + Send,
     ) -> Result<Seen>
     where
         B: Future<Output = Result<()>> + Send,
         W: Future<Output = ()> + Send + 'static,
     {
-        let tally = Arc::new(Tally::default());
         self.client
-            .enter(|| -> Result<()> {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .context("start the runtime")?;
-                runtime.block_on(async {
-                    for index in 0..CONNECTIONS {
-                        tokio::spawn(worker(index, Arc::clone(&tally)));
-                    }
-                    // The timeout is the normal end.
-                    match tokio::time::timeout(self.time_left(), task).await {
-                        Ok(result) => result,
-                        Err(_) => Ok(()),
-                    }
-                })
-            })
-            .context("enter the client's namespace")??;
+            .enter(|| self.run_here(task, worker))
+            .context("enter the client's namespace")?
+    }
+
+    #[tokio::main(flavor = "current_thread")]
+    async fn run_here<W: Future<Output = ()> + Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<()>>,
+        mut worker: impl FnMut(u64, Arc<Tally>) -> W,
+    ) -> Result<Seen> {
+        let tally = Arc::new(Tally::default());
+        for index in 0..CONNECTIONS {
+            tokio::spawn(worker(index, Arc::clone(&tally)));
+        }
+        // The timeout is the normal end.
+        if let Ok(ended) = tokio::time::timeout(self.time_left(), task).await {
+            ended?;
+        }
         Ok(tally.seen())
     }
 }

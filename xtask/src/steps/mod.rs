@@ -95,10 +95,7 @@ pub(crate) fn run() -> Result<()> {
 fn measure(program: &Path, servers: &[Server]) -> Result<()> {
     heading("What each step does");
     let started = Instant::now();
-    let lab = Lab::start(Spec {
-        pods: Column::ALL.len(),
-        serving: 0,
-    })?;
+    let lab = Lab::start(Spec::new(Column::ALL.len(), 0))?;
     let bench = Bench::start(&lab, program)?;
     let mut rows = Vec::new();
     for server in servers {

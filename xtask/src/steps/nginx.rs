@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Uri, body::Bytes, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use xtask::lab::{Lab, Pod};
+use xtask::lab::{self, Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
@@ -27,6 +27,7 @@ const HTTP2: u16 = 8083;
 /// Twice the duration of a slow call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const BIG: u64 = 16 << 20;
+const ECHO: &str = "load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;";
 
 const AT_REST: Situation = Situation {
     title: "nginx, idle keep-alive connections",
@@ -88,42 +89,22 @@ pub(super) const SERVER: Server = Server {
 fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
     let folder = folder(lab, pod, "nginx")?;
     fs::File::create(folder.join("big"))?.set_len(BIG)?;
-    let configuration = folder.join("nginx.conf");
-    let path = folder.display();
-    let text = format!(
-        "load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;\n\
-         daemon off;\n\
-         worker_processes 1;\n\
-         pid {path}/pid;\n\
-         error_log stderr;\n\
-         events {{ worker_connections 4096; }}\n\
-         http {{\n\
-             access_log off;\n\
-             client_body_temp_path {path}/bodies;\n\
-             keepalive_requests 1000000;\n\
-             keepalive_timeout 1h;\n\
-             server {{ listen {KEPT}; location / {{ return 200 \"here\\n\"; }} }}\n\
-             server {{ listen {DOWNLOAD}; location / {{ root {path}; }} }}\n\
-             server {{ listen {POLL}; location / {{ echo_sleep 1.5; echo news; }} }}\n\
-             server {{\n\
-                 listen {GRPC} http2;\n\
-                 listen {HTTP2} http2;\n\
-                 location / {{ return 200 \"fast\\n\"; }}\n\
-                 location /slow {{ echo_sleep 1.5; echo slow; }}\n\
-             }}\n\
-         }}\n"
+    let servers = format!(
+        "server {{ listen {KEPT}; location / {{ return 200 \"here\\n\"; }} }}\n\
+         server {{ listen {DOWNLOAD}; location / {{ root {path}; }} }}\n\
+         server {{ listen {POLL}; location / {{ echo_sleep 1.5; echo news; }} }}\n\
+         server {{\n\
+             listen {GRPC} http2;\n\
+             listen {HTTP2} http2;\n\
+             location / {{ return 200 \"fast\\n\"; }}\n\
+             location /slow {{ echo_sleep 1.5; echo slow; }}\n\
+         }}\n",
+        path = folder.display()
     );
-    fs::write(&configuration, text)?;
-    let mut nginx = pod.host.command("nginx");
-    let nginx = nginx.arg("-p").arg(&folder);
+    let mut nginx = lab::nginx(&pod.host, &folder, &servers)?;
+    nginx.args(["-g", ECHO]);
     let ports = [KEPT, DOWNLOAD, POLL, GRPC, HTTP2];
-    Running::start(
-        lab,
-        pod,
-        &folder,
-        nginx.arg("-c").arg(configuration),
-        &ports,
-    )
+    Running::start(lab, pod, &folder, &mut nginx, &ports)
 }
 
 fn kept(clients: &Clients<'_>) -> Result<Seen> {
@@ -227,7 +208,7 @@ fn http2(clients: &Clients<'_>) -> Result<Seen> {
     })
 }
 
-async fn connect(address: std::net::SocketAddrV4) -> Result<Calls> {
+async fn connect(address: std::net::SocketAddr) -> Result<Calls> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let (calls, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;

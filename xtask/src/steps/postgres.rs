@@ -141,13 +141,7 @@ fn pool(clients: &Clients<'_>) -> Result<Seen> {
 fn transactions(clients: &Clients<'_>) -> Result<Seen> {
     let bin = servers::postgres_programs().context("no pgbench")?;
     let socket = clients.folder.display().to_string();
-    block_on(async move {
-        let client = connect(&config(&socket)).await?;
-        let tables = "CREATE TABLE accounts AS SELECT id, 0 AS balance \
-                      FROM generate_series(1, 1000) id; CREATE TABLE transfers (account int)";
-        Ok(client.batch_execute(tables).await?)
-    })
-    .context("pgbench's tables")?;
+    make_tables(&socket).context("pgbench's tables")?;
     let script = clients.folder.join("transaction.sql");
     fs::write(&script, TRANSACTION)?;
     let output = clients
@@ -185,9 +179,12 @@ fn parse(output: &str, problems: &str) -> Option<Seen> {
     })
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    runtime.enable_all().build()?.block_on(work)
+#[tokio::main(flavor = "current_thread")]
+async fn make_tables(socket: &str) -> Result<()> {
+    let client = connect(&config(socket)).await?;
+    let tables = "CREATE TABLE accounts AS SELECT id, 0 AS balance \
+                  FROM generate_series(1, 1000) id; CREATE TABLE transfers (account int)";
+    Ok(client.batch_execute(tables).await?)
 }
 
 /// Listeners that reconnect at once, and a notifier on the server's unix socket.
