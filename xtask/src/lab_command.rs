@@ -1,6 +1,6 @@
 //! `cargo xtask lab`: starts, lists and removes labs.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fmt::Display, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -41,10 +41,7 @@ pub(crate) struct Size {
 
 impl Size {
     fn spec(&self) -> Spec {
-        Spec {
-            pods: self.pods,
-            serving: self.serving.unwrap_or(self.pods),
-        }
+        Spec::new(self.pods, self.serving.unwrap_or(self.pods))
     }
 }
 
@@ -94,32 +91,28 @@ fn run_in(lab: &Lab, command: &[OsString]) -> Result<()> {
     let each = |part: fn(&lab::PodState) -> String| {
         state.pods.iter().map(part).collect::<Vec<_>>().join(" ")
     };
+    let path = |path: &Path| path.display().to_string();
+    let variables = [
+        ("ID", lab.id().to_string()),
+        ("SERVICE", state.service.clone()),
+        ("SERVICE6", state.service6.clone().unwrap_or_default()),
+        ("CLIENT_NETNS", path(&state.client)),
+        ("CLIENT_SUBNET", lab.client_subnet()),
+        ("NODE_NETNS", path(&state.node)),
+        ("PODS", each(|pod| pod.address.clone())),
+        (
+            "PODS6",
+            each(|pod| pod.address6.clone().unwrap_or_default()),
+        ),
+        ("POD_NETNS", each(|pod| pod.netns.display().to_string())),
+        ("POD_CGROUPS", each(|pod| pod.cgroup.display().to_string())),
+    ];
+    let named = variables.map(|(name, value)| (format!("REBALANCER_LAB_{name}"), value));
     let status = lab
         .machine()
         .command(program)
         .args(arguments)
-        .env("REBALANCER_LAB_ID", lab.id().to_string())
-        .env("REBALANCER_LAB_SERVICE", &state.service)
-        .env(
-            "REBALANCER_LAB_SERVICE6",
-            state.service6.as_deref().unwrap_or_default(),
-        )
-        .env("REBALANCER_LAB_CLIENT_NETNS", &state.client)
-        .env("REBALANCER_LAB_CLIENT_SUBNET", lab.client_subnet())
-        .env("REBALANCER_LAB_NODE_NETNS", &state.node)
-        .env("REBALANCER_LAB_PODS", each(|pod| pod.address.clone()))
-        .env(
-            "REBALANCER_LAB_PODS6",
-            each(|pod| pod.address6.clone().unwrap_or_default()),
-        )
-        .env(
-            "REBALANCER_LAB_POD_NETNS",
-            each(|pod| pod.netns.display().to_string()),
-        )
-        .env(
-            "REBALANCER_LAB_POD_CGROUPS",
-            each(|pod| pod.cgroup.display().to_string()),
-        )
+        .envs(named)
         .status()
         .with_context(|| format!("start {}", program.display()))?;
     if !status.success() {
@@ -135,33 +128,21 @@ fn show(slot: Slot, state: &State, lab_state: LabState) {
         LabState::Abandoned => "abandoned".to_owned(),
     };
     println!("{} {label}", bold(format!("lab {}", slot.number())));
-    println!(
-        "  {:<8} {:<18} {}",
-        "service",
-        state.service,
-        dim("ClusterIP")
-    );
+    let line = |name: &str, address: &str, detail: &dyn Display| {
+        println!("  {name:<8} {address:<18} {}", dim(detail));
+    };
+    line("service", &state.service, &"ClusterIP");
     match (&state.service6, &state.no_ipv6) {
-        (Some(service6), _) => println!("  {:<8} {service6}", ""),
-        (None, Some(missing)) => println!("  {:<8} no IPv6: {missing}", ""),
+        (Some(service6), _) => line("", service6, &""),
+        (None, Some(missing)) => line("", &format!("no IPv6: {missing}"), &""),
         (None, None) => {}
     }
-    println!(
-        "  {:<8} {:<18} {}",
-        "client",
-        "",
-        dim(state.client.display())
-    );
-    println!("  {:<8} {:<18} {}", "node", "", dim(state.node.display()));
+    line("client", "", &state.client.display());
+    line("node", "", &state.node.display());
     for pod in &state.pods {
-        println!(
-            "  {:<8} {:<18} {}",
-            pod.name,
-            pod.address,
-            dim(pod.netns.display())
-        );
+        line(&pod.name, &pod.address, &pod.netns.display());
         if let Some(address6) = &pod.address6 {
-            println!("  {:<8} {address6}", "");
+            line("", address6, &"");
         }
     }
 }

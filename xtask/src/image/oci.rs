@@ -83,20 +83,15 @@ impl Blobs {
 fn layer(root: &Root) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, entry) in root.entries() {
-        match entry {
-            Entry::Folder => {
-                let mut header = header(EntryType::Directory, 0o755, 0);
-                tar.append_data(&mut header, path, std::io::empty())?;
-            }
-            Entry::File { bytes, mode } => {
-                let mut header = header(EntryType::Regular, *mode, bytes.len());
-                tar.append_data(&mut header, path, bytes.as_slice())?;
-            }
+        let (kind, mode, bytes) = match entry {
+            Entry::Folder => (EntryType::Directory, 0o755, &[][..]),
+            Entry::File { bytes, mode } => (EntryType::Regular, *mode, &bytes[..]),
             Entry::Link(target) => {
-                let mut header = header(EntryType::Symlink, 0o777, 0);
-                tar.append_link(&mut header, path, target)?;
+                tar.append_link(&mut header(EntryType::Symlink, 0o777, 0), path, target)?;
+                continue;
             }
-        }
+        };
+        tar.append_data(&mut header(kind, mode, bytes.len()), path, bytes)?;
     }
     Ok(tar.into_inner()?)
 }

@@ -86,7 +86,7 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(&missing);
     apt_get(
-        &format!("installing {} packages", missing.len()),
+        &format!("installing {} packages, about a minute", missing.len()),
         &arguments,
     )
 }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Finding, KEYS};
+use super::Finding;
 
 /// A program, its Debian package, and its purpose.
 type Program = (&'static str, &'static str, &'static str);
 
-const PROGRAMS: [Program; 9] = [
+/// Those of the lab.
+pub(super) const LAB: [Program; 9] = [
     ("ip", "iproute2", "the lab's namespaces"),
     ("ss", "iproute2", "the kernel's counts, for comparison"),
     (
@@ -24,7 +25,7 @@ const PROGRAMS: [Program; 9] = [
 ];
 
 /// Programs that the cluster's nodes and images need in addition to those that are built.
-const CLUSTER: [Program; 7] = [
+pub(super) const CLUSTER: [Program; 7] = [
     ("containerd", "containerd", "the nodes' containers"),
     ("runc", "runc", "the nodes' containers"),
     (
@@ -39,7 +40,7 @@ const CLUSTER: [Program; 7] = [
 ];
 
 /// Programs that boot other kernels, in addition to the lab's.
-const MACHINES: [Program; 6] = [
+pub(super) const MACHINES: [Program; 5] = [
     (
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -49,44 +50,11 @@ const MACHINES: [Program; 6] = [
     ("xz", "xz-utils", "kernel modules of machines"),
     ("strip", "binutils", "tests that machines run"),
     ("apt-get", "apt", "kernels of machines"),
-    (
-        "debootstrap",
-        "debootstrap",
-        "a Debian with systemd for machines",
-    ),
 ];
 
-pub(super) fn find_all() -> Vec<Finding> {
-    PROGRAMS.map(find_program).into()
-}
-
-pub(super) fn find_for_cluster() -> Vec<Finding> {
-    CLUSTER.map(find_program).into()
-}
-
-pub(super) fn find_for_machines() -> Vec<Finding> {
-    let keys = Path::new(KEYS);
-    let mut findings: Vec<Finding> = MACHINES.map(find_program).into();
-    findings.push(Finding {
-        what: "Debian's keys",
-        state: if keys.exists() {
-            Ok(KEYS.to_owned())
-        } else {
-            Err("missing: for kernels of machines".to_owned())
-        },
-        packages: vec!["debian-archive-keyring"],
-    });
-    findings
-}
-
 pub(super) fn find_program((program, package, purpose): Program) -> Finding {
-    Finding {
-        what: program,
-        state: find(program)
-            .map(|path| path.display().to_string())
-            .ok_or_else(|| format!("missing: for {purpose}")),
-        packages: vec![package],
-    }
+    let found = find(program).map(|path| path.display().to_string());
+    Finding::new(program, found, purpose, package)
 }
 
 /// The path of `program`. Also searches sbin, which users other than root often lack in PATH.

@@ -3,7 +3,7 @@
 //! core. A toolchain's name proves nothing, so its contents are checked.
 
 use std::{
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -51,7 +51,7 @@ impl Toolchain {
         } else {
             [Self::Debian, Self::Nightly]
         };
-        let works = |toolchain: &Self| Compiler::of(*toolchain).is_ok();
+        let works = |toolchain: &Self| compiler(*toolchain).is_ok();
         order.into_iter().find(works).unwrap_or_else(|| {
             let has_packages = apt::can_install() && COMPILER.into_iter().all(apt::offers);
             if has_packages {
@@ -65,53 +65,54 @@ impl Toolchain {
 
 pub(super) fn find() -> Vec<Finding> {
     let toolchain = Toolchain::choose();
-    let compiler = Compiler::of(toolchain).map(|compiler| compiler.to_string());
+    let compiler = compiler(toolchain);
     let from_debian = compiler.is_err() && toolchain == Toolchain::Debian;
     let linker = linker();
     // If apt has no such LLVM, building the linker reports what to install.
     let with_libraries = linker.is_err() && apt::is_available() && apt::offers(LINKER_LIBRARIES[0]);
-    let describe = |error: anyhow::Error| format!("{error:#}");
+    let finding = |what, state: Result<String>, packages: &[_]| Finding {
+        what,
+        state: state.map_err(|error| format!("{error:#}")),
+        packages: packages.to_vec(),
+    };
+    let none: &[_] = &[];
     vec![
-        Finding {
-            what: "BPF compiler",
-            state: compiler.map_err(describe),
-            packages: if from_debian {
-                COMPILER.to_vec()
+        finding(
+            "BPF compiler",
+            compiler,
+            if from_debian { &COMPILER } else { none },
+        ),
+        finding(
+            "bpf-linker",
+            linker,
+            if with_libraries {
+                &LINKER_LIBRARIES
             } else {
-                Vec::new()
+                none
             },
-        },
-        Finding {
-            what: "bpf-linker",
-            state: linker.map_err(describe),
-            packages: if with_libraries {
-                LINKER_LIBRARIES.to_vec()
-            } else {
-                Vec::new()
-            },
-        },
+        ),
     ]
 }
 
 /// Installs the toolchain and the linker; the packages are installed by now.
 pub(super) fn install() -> Result<()> {
     let toolchain = Toolchain::choose();
-    if Compiler::of(toolchain).is_err() {
+    if compiler(toolchain).is_err() {
         if toolchain == Toolchain::Debian {
             progress::run(
                 "linking Debian's compiler into rustup",
                 Command::new("rustup").args(["toolchain", "link", DEBIAN, "/usr"]),
             )?;
         }
-        if let Err(problem) = Compiler::of(toolchain) {
+        if let Err(problem) = compiler(toolchain) {
             println!("  using {NIGHTLY}: {problem:#}");
             progress::run(
-                &format!("installing {NIGHTLY} with rust-src"),
+                &format!("installing {NIGHTLY} with rust-src, about a minute"),
                 Command::new("rustup")
                     .args(["toolchain", "install", NIGHTLY, "--profile", "minimal"])
                     .args(["--component", "rust-src"]),
             )?;
-            Compiler::of(Toolchain::Nightly)?;
+            compiler(Toolchain::Nightly)?;
         }
     }
     if linker().is_err() {
@@ -131,69 +132,35 @@ pub(super) fn record() -> Result<()> {
     fs::write(&path, format!("{name}\n")).with_context(|| format!("write {CHOICE}"))
 }
 
-/// A compiler that can build the kernel half.
-struct Compiler {
-    toolchain: &'static str,
-    release: String,
-    core: &'static str,
-}
-
-impl Compiler {
-    fn of(toolchain: Toolchain) -> Result<Self> {
-        let name = toolchain.name();
-        let version = rustc(name, &["-vV"])?;
-        let release = field(&version, "release: ").context("rustc -vV prints no release")?;
-        let llvm = field(&version, "LLVM version: ").context("rustc -vV prints no LLVM version")?;
-        let major = llvm
-            .split('.')
-            .next()
-            .and_then(|major| major.parse::<u32>().ok());
-        ensure!(
-            major == Some(LLVM),
-            "{name} has LLVM {llvm}, but the linker needs {LLVM}"
-        );
-        let library = PathBuf::from(rustc(name, &["--print", "sysroot"])?.trim());
-        let library = library.join("lib/rustlib");
-        let core = match toolchain {
-            Toolchain::Debian => {
-                let folder = library.join("bpfel-unknown-none/lib");
-                let found = fs::read_dir(&folder).is_ok_and(|files| {
-                    files.flatten().any(|file| {
-                        let name = file.file_name();
-                        name.to_string_lossy().starts_with("libcore") && has_suffix(&name, "rlib")
-                    })
-                });
-                ensure!(found, "{name} has no BPF core in {}", folder.display());
-                "BPF core prebuilt"
-            }
-            Toolchain::Nightly => {
-                let source = library.join("src/rust/library/core/src/lib.rs");
-                ensure!(source.exists(), "{name} has no rust-src");
-                "rust-src"
-            }
-        };
-        Ok(Self {
-            toolchain: name,
-            release: release.to_owned(),
-            core,
-        })
-    }
-}
-
-impl fmt::Display for Compiler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}: rustc {}, LLVM {LLVM}, {}",
-            self.toolchain, self.release, self.core
-        )
-    }
-}
-
-fn has_suffix(name: &std::ffi::OsStr, suffix: &str) -> bool {
-    Path::new(name)
-        .extension()
-        .is_some_and(|extension| extension == suffix)
+/// Describes the toolchain's compiler, if it can build the kernel half.
+fn compiler(toolchain: Toolchain) -> Result<String> {
+    let name = toolchain.name();
+    let version = rustc(name, &["-vV"])?;
+    let release = field(&version, "release: ").context("rustc -vV prints no release")?;
+    let llvm = field(&version, "LLVM version: ").context("rustc -vV prints no LLVM version")?;
+    ensure!(
+        llvm.split('.').next() == Some(LLVM.to_string().as_str()),
+        "{name} has LLVM {llvm}, but the linker needs {LLVM}"
+    );
+    let library = PathBuf::from(rustc(name, &["--print", "sysroot"])?.trim());
+    let library = library.join("lib/rustlib");
+    let core = match toolchain {
+        Toolchain::Debian => {
+            let folder = library.join("bpfel-unknown-none/lib");
+            let is_core = |name: &str| name.starts_with("libcore") && name.ends_with(".rlib");
+            let found = fs::read_dir(&folder).is_ok_and(|mut files| {
+                files.any(|file| file.is_ok_and(|it| is_core(&it.file_name().to_string_lossy())))
+            });
+            ensure!(found, "{name} has no BPF core in {}", folder.display());
+            "BPF core prebuilt"
+        }
+        Toolchain::Nightly => {
+            let source = library.join("src/rust/library/core/src/lib.rs");
+            ensure!(source.exists(), "{name} has no rust-src");
+            "rust-src"
+        }
+    };
+    Ok(format!("{name}: rustc {release}, LLVM {LLVM}, {core}"))
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
@@ -246,7 +213,7 @@ fn build_linker() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(prefix.join("bin")).chain(std::env::split_paths(&path));
     progress::run(
-        &format!("building bpf-linker {LINKER} with LLVM {LLVM}"),
+        &format!("building bpf-linker {LINKER} with LLVM {LLVM}, about a minute"),
         Command::new("cargo")
             .args([
                 "install",
@@ -257,6 +224,9 @@ fn build_linker() -> Result<()> {
                 "--force",
             ])
             .args(["--no-default-features", "--features", "llvm-22"])
+            // LLVM does the work. With its usual profile it takes twice as long to build.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
             .env("LLVM_PREFIX", &prefix)
             .env("PATH", std::env::join_paths(folders)?)
             .env_remove("RUSTC_BOOTSTRAP")

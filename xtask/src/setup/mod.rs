@@ -9,7 +9,7 @@ mod kernel;
 mod machine;
 pub(crate) mod servers;
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::{Result, bail};
 
@@ -39,6 +39,8 @@ pub(crate) enum Need {
     Steps,
     /// What boots other kernels.
     Machines,
+    /// What installs a Debian with systemd for such a machine.
+    Debian,
     /// The proxies of the suite `answers`.
     Answers,
 }
@@ -47,6 +49,7 @@ pub(crate) enum Need {
 const ALL: [Need; 4] = [Need::Kernel, Need::Host, Need::Lints, Need::Fuzzer];
 
 /// The result of looking for one thing.
+#[derive(Clone)]
 struct Finding {
     what: &'static str,
     /// What was found, or what is wrong.
@@ -55,29 +58,48 @@ struct Finding {
     packages: Vec<&'static str>,
 }
 
+impl Finding {
+    /// `found` says where it is, or which version; without it, `package` contains it.
+    fn new(
+        what: &'static str,
+        found: Option<String>,
+        purpose: &str,
+        package: &'static str,
+    ) -> Self {
+        Self {
+            what,
+            state: found.ok_or_else(|| format!("missing: for {purpose}")),
+            packages: vec![package],
+        }
+    }
+}
+
 impl Need {
     fn find(self) -> Vec<Finding> {
+        let programs = |these: &[_]| these.iter().copied().map(host::find_program).collect();
         match self {
             Self::Kernel => kernel::find(),
-            Self::Host => host::find_all(),
-            Self::Cluster => {
-                let mut findings = host::find_for_cluster();
-                findings.push(go::find());
-                findings
+            Self::Host => programs(&host::LAB),
+            Self::Cluster => [programs(&host::CLUSTER), vec![go::find()]].concat(),
+            Self::Deploy => {
+                let promtool = ("promtool", "prometheus", "alert rules and dashboards");
+                vec![go::find(), host::find_program(promtool)]
             }
-            Self::Deploy => vec![
-                go::find(),
-                host::find_program(("promtool", "prometheus", "alert rules and dashboards")),
-            ],
             Self::Lints => vec![components::find()],
-            Self::Fuzzer => vec![host::find_program(("c++", "g++", "the fuzzers"))],
+            Self::Fuzzer => programs(&[("c++", "g++", "the fuzzers")]),
             Self::Steps => servers::find_all(),
-            Self::Machines => host::find_for_machines(),
-            Self::Answers => vec![host::find_program((
-                "haproxy",
-                "haproxy",
-                "responses behind a proxy",
-            ))],
+            Self::Machines => {
+                let keys = Path::new(KEYS).exists().then(|| KEYS.to_owned());
+                let (what, package) = ("Debian's keys", "debian-archive-keyring");
+                let keys = Finding::new(what, keys, "kernels of machines", package);
+                [programs(&host::MACHINES), vec![keys]].concat()
+            }
+            Self::Debian => programs(&[(
+                "debootstrap",
+                "debootstrap",
+                "a Debian with systemd for machines",
+            )]),
+            Self::Answers => programs(&[("haproxy", "haproxy", "responses behind a proxy")]),
         }
     }
 
@@ -85,9 +107,10 @@ impl Need {
     fn install(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::install(),
-            Self::Host | Self::Fuzzer | Self::Steps | Self::Machines | Self::Answers => Ok(()),
             Self::Cluster | Self::Deploy => go::install(),
             Self::Lints => components::install(),
+            // Packages contain all of the others.
+            _ => Ok(()),
         }
     }
 }

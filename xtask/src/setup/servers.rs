@@ -1,36 +1,34 @@
 //! The servers of `cargo xtask test steps`, which alone installs them.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use super::{Finding, host};
+use super::{Finding, host::find_program};
+
+const PURPOSE: &str = "`cargo xtask test steps`";
 
 const DEBIAN: &str = "/usr/lib/postgresql";
 
 pub(super) fn find_all() -> Vec<Finding> {
     let echo = "/usr/lib/nginx/modules/ngx_http_echo_module.so";
-    let echo = matches!(fs::exists(echo), Ok(true)).then(|| echo.to_owned());
-    let find = |program| host::find(program).map(|path| path.display().to_string());
+    let echo = Path::new(echo).exists().then(|| echo.to_owned());
+    let postgres = postgres_programs().map(|bin| bin.display().to_string());
     vec![
-        finding("redis-server", find("redis-server"), "redis-server"),
-        finding("cc", find("cc"), "gcc"),
-        finding("nginx's echo module", echo, "libnginx-mod-http-echo"),
-        finding(
-            "PostgreSQL",
-            postgres_programs().map(|bin| bin.display().to_string()),
-            "postgresql",
+        find_program(("redis-server", "redis-server", PURPOSE)),
+        find_program(("cc", "gcc", PURPOSE)),
+        Finding::new(
+            "nginx's echo module",
+            echo,
+            PURPOSE,
+            "libnginx-mod-http-echo",
         ),
-        finding("setpriv", find("setpriv"), "util-linux"),
-        finding("websockets", websockets(), "python3-websockets"),
+        Finding::new("PostgreSQL", postgres, PURPOSE, "postgresql"),
+        find_program(("setpriv", "util-linux", PURPOSE)),
+        Finding::new("websockets", websockets(), PURPOSE, "python3-websockets"),
     ]
-}
-
-fn finding(what: &'static str, found: Option<String>, package: &'static str) -> Finding {
-    let missing = || "missing: for `cargo xtask test steps`".to_owned();
-    Finding {
-        what,
-        state: found.ok_or_else(missing),
-        packages: vec![package],
-    }
 }
 
 /// The version of Debian's Python module.

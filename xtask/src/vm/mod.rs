@@ -76,13 +76,6 @@ struct Boot<'a> {
     cgroup: Cgroup,
 }
 
-impl Machines {
-    /// Whether nothing was asked for.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.kernels.is_empty() && self.kernel_package.is_empty() && !self.systemd
-    }
-}
-
 pub(crate) fn run(options: &Machines) -> Result<()> {
     setup::ensure(&[Need::Kernel, Need::Host, Need::Machines])?;
     let folder = folder()?;
@@ -90,6 +83,7 @@ pub(crate) fn run(options: &Machines) -> Result<()> {
     flock(&turn, FlockOperation::NonBlockingLockExclusive)
         .context("another `cargo xtask test vm` is at work in this folder")?;
     if options.systemd {
+        setup::ensure(&[Need::Debian])?;
         return systemd::run(&build::agent()?, &folder);
     }
     terminal::heading("Kernels");
