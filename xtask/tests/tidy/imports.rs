@@ -60,9 +60,9 @@ impl Crate {
 
     /// Circles of files that import each other.
     pub(crate) fn circles(&self) -> Vec<Vec<PathBuf>> {
-        let edges = self.files.iter().map(|file| file.imports.clone());
+        let edges: Vec<_> = self.files.iter().map(|file| file.imports.clone()).collect();
         let names: Vec<_> = self.files.iter().map(|file| file.path.clone()).collect();
-        circles(edges.collect(), &names)
+        circles(&edges, &names)
     }
 
     /// Circles of files and folders in the same folder that import each other.
@@ -96,7 +96,7 @@ impl Crate {
                         .filter_map(|&to| place(&self.files[to].path));
                     edges[from].extend(to.filter(|&to| to != from));
                 }
-                circles(edges, &names)
+                circles(&edges, &names)
             })
             .collect()
     }
@@ -148,27 +148,11 @@ impl Crate {
         if let Some((_, items)) = &item.content {
             return self.read_module(items, file, &below, parent);
         }
-        let named = item.attrs.iter().find(|it| it.path().is_ident("path"));
-        let path = match named {
-            Some(attribute) => {
-                let value = attribute.meta.require_name_value().expect("#[path = …]");
-                let syn::Expr::Lit(syn::ExprLit {
-                    lit: syn::Lit::Str(at),
-                    ..
-                }) = &value.value
-                else {
-                    panic!("#[path] of {name}");
-                };
-                folder.join(at.value())
-            }
-            None => {
-                let beside = folder.join(format!("{name}.rs"));
-                if beside.exists() {
-                    beside
-                } else {
-                    below.join("mod.rs")
-                }
-            }
+        let beside = folder.join(format!("{name}.rs"));
+        let path = if beside.exists() {
+            beside
+        } else {
+            below.join("mod.rs")
         };
         self.read_file(&path, &below, parent)
     }
@@ -323,22 +307,11 @@ impl<'ast> Visit<'ast> for Paths {
     }
 }
 
-/// Circles of a graph. Removing one edge of each leaves no circle.
-fn circles(mut edges: Vec<BTreeSet<usize>>, names: &[PathBuf]) -> Vec<Vec<PathBuf>> {
-    let mut circles = Vec::new();
-    while let Some(circle) = circle(&edges) {
-        let (first, last) = (circle[0], circle[circle.len() - 1]);
-        edges[last].remove(&first);
-        circles.push(circle.into_iter().map(|at| names[at].clone()).collect());
-    }
-    circles
-}
-
-/// A shortest circle of a graph.
-fn circle(edges: &[BTreeSet<usize>]) -> Option<Vec<usize>> {
-    (0..edges.len())
-        .filter_map(|at| way_back(edges, at))
-        .min_by_key(Vec::len)
+/// For each node of a circle of a graph, a shortest one.
+fn circles(edges: &[BTreeSet<usize>], names: &[PathBuf]) -> Vec<Vec<PathBuf>> {
+    let circles = (0..edges.len()).filter_map(|at| way_back(edges, at));
+    let named = |circle: Vec<usize>| circle.into_iter().map(|at| names[at].clone()).collect();
+    circles.map(named).collect()
 }
 
 /// A shortest path from a node back to itself.
