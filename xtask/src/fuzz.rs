@@ -4,13 +4,17 @@
 //! rebalancer-user/fuzz/corpus. New inputs that reach more code are kept under target/fuzz, so that
 //! the next run continues where the last one stopped.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
 use crate::{
-    cargo, progress, root,
+    build, progress, root,
     setup::{self, Need},
     terminal,
 };
@@ -35,19 +39,6 @@ pub(crate) enum Target {
 /// Larger inputs only make runs slower.
 const LARGEST: usize = 16 * 1024;
 
-impl Target {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Policy => "policy",
-            Self::Records => "records",
-            Self::Netlink => "netlink",
-            Self::Btf => "btf",
-            Self::Dump => "dump",
-            Self::Exchange => "exchange",
-        }
-    }
-}
-
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Targets to fuzz, one after the other [default: all]
@@ -64,10 +55,11 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         some => some,
     };
     setup::ensure(&[Need::Fuzzer])?;
-    let programs = build()?;
+    let programs = build_all()?;
     for target in targets {
-        let summary = fuzz(*target, arguments.seconds, &programs)?;
-        terminal::check(true, target.name(), &summary);
+        let value = target.to_possible_value().expect("no target is skipped");
+        let summary = fuzz(value.get_name(), arguments.seconds, &programs)?;
+        terminal::check(true, value.get_name(), &summary);
     }
     Ok(())
 }
@@ -76,25 +68,24 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
 ///
 /// The wrapper instruments the workspace's own crates only. A separate profile or separate flags
 /// would rebuild every dependency.
-fn build() -> Result<PathBuf> {
-    let mut command = cargo();
+fn build_all() -> Result<PathBuf> {
+    let mut command = build::as_for_tests();
     command
-        .args(["build", "--package", "rebalancer-fuzz", "--bins"])
-        .args(["--features", "libfuzzer"])
+        .args(["-p", "rebalancer-fuzz", "--bin", "fuzz-*"])
+        .args(["--features", "rebalancer-fuzz/libfuzzer"])
         .env(
             "RUSTC_WORKSPACE_WRAPPER",
             root().join("rebalancer-user/fuzz/instrument"),
         )
         // The kernel half is not fuzzed: the verifier checks it.
         .env("AYA_BUILD_SKIP", "1");
-    progress::run("building the fuzzers", &mut command)?;
-    Ok(root().join("target/debug"))
+    progress::run("building the fuzzers, about two minutes", &mut command)?;
+    Ok(build::target().join("debug"))
 }
 
 /// Fuzzes one target and returns a summary.
-fn fuzz(target: Target, seconds: u32, programs: &std::path::Path) -> Result<String> {
-    let name = target.name();
-    let folder = root().join("target/fuzz").join(name);
+fn fuzz(name: &str, seconds: u32, programs: &Path) -> Result<String> {
+    let folder = build::target().join("fuzz").join(name);
     let kept = folder.join("corpus");
     fs::create_dir_all(&kept).with_context(|| kept.display().to_string())?;
     let mut command = Command::new(programs.join(format!("fuzz-{name}")));
@@ -106,7 +97,7 @@ fn fuzz(target: Target, seconds: u32, programs: &std::path::Path) -> Result<Stri
         .arg(format!("-max_len={LARGEST}"))
         .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"])
         .env("RUST_BACKTRACE", "0");
-    if target == Target::Policy {
+    if name == "policy" {
         let words = root().join("rebalancer-user/fuzz/policy.dict");
         command.arg(format!("-dict={}", words.display()));
     }

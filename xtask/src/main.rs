@@ -13,6 +13,7 @@ mod fuzz;
 mod image;
 mod keepalive_client;
 mod lab_command;
+mod policy;
 mod progress;
 mod server;
 mod setup;
@@ -93,7 +94,7 @@ fn main() -> ExitCode {
         Task::Simulate(arguments) => simulate::run(&arguments),
         Task::KeepaliveClient(arguments) => keepalive_client::run(&arguments),
         Task::AnswersServer(arguments) => answers::serve(&arguments),
-        Task::Test(arguments) => test::run(&arguments),
+        Task::Test(arguments) => test::run(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

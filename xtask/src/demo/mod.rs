@@ -2,7 +2,6 @@
 //! fails if the connections do not spread.
 
 pub(crate) mod fleet;
-pub(crate) mod policies;
 pub(crate) mod shares;
 
 use std::{
@@ -11,21 +10,28 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use xtask::lab::{Counts, Lab, Pod, Spec};
+use xtask::lab::{Counts, Lab, PORT, Pod, Spec};
 
 use crate::{
     ab,
     agent::Agent,
-    build,
+    build::{self, HeadStart},
+    policy::Policy,
     progress::Step,
     setup::{self, Need},
     terminal::{bold, dim, green, heading, red},
 };
 use fleet::{Fleet, SIZE};
-use policies::Policy;
 use shares::{SPREAD, Shares};
 
 const REQUESTS: u64 = 3000;
+const PACE: &str = "\
+interval: 1s
+budget: {window: 10s, perNode: 30, perService: 100%, perEndpoint: 100%, maxInFlight: 20}
+guards: {minAge: 2s}
+";
+const STEPS: &str =
+    "  jitter: 50%\n  steps: [{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}]\n";
 /// Seconds that the second act observes.
 const WATCH: u32 = 10;
 /// How long the third act waits for the connections to spread under each policy.
@@ -35,9 +41,12 @@ const STEADY: u32 = 3;
 
 pub(crate) fn run() -> Result<()> {
     setup::needs_this_kernel()?;
+    let head_start = HeadStart::take()?;
     setup::ensure(&[Need::Kernel, Need::Host])?;
+    drop(head_start);
     heading("The agent");
-    let program = build::agent()?;
+    println!("  That of the tests, which is not optimized.");
+    let program = build::unoptimized()?;
     println!("  {}", program.display());
 
     let started = Instant::now();
@@ -55,27 +64,30 @@ pub(crate) fn run() -> Result<()> {
     demo.requests_spread_connections_do_not()?;
     let subnet = demo.lab.client_subnet();
     let old = Policy {
+        pace: PACE,
         rule: "too-old",
-        limit: "maxAge: 8s",
+        ports: &[PORT],
         client_subnet: &subnet,
+        limits: "maxAge: 8s",
+        more: STEPS,
     };
     let heavy = Policy {
         rule: "too-heavy",
-        limit: "maxBytes: 4Mi",
-        client_subnet: &subnet,
+        limits: "maxBytes: 4Mi",
+        ..old
     };
     // Started before the first connection, in DryRun for now.
-    let agent = Agent::start(&demo.lab, &program, &old.dry_run(), &[])?;
+    let agent = Agent::start(&demo.lab, &program, &old.file("DryRun"), &[])?;
     let (fleet, before) = demo.scaling_out_does_not_help(&agent)?;
     act(
         "Act 3",
         "the rebalancer moves what is too old, then what is too heavy",
     );
-    println!("\n{}", dim(indent(&old.enforce())));
+    println!("\n{}", dim(indent(&old.file("Enforce"))));
     demo.moves_until_spread(&agent, &old, fleet, &before)?;
     println!("\n  The same with downloads of 256 KiB and another limit:");
-    println!("\n{}", dim(indent(&heavy.limits())));
-    agent.reload(&heavy.dry_run())?;
+    println!("\n    {}", dim(format!("limits: {{{}}}", heavy.limits)));
+    agent.reload(&heavy.file("DryRun"))?;
     let (fleet, before) = demo.skew("/blob")?;
     demo.moves_until_spread(&agent, &heavy, fleet, &before)?;
     for problem in agent.stop()?.problems.iter().take(5) {
@@ -190,7 +202,7 @@ impl Demo {
         fleet: Fleet,
         before: &Shares,
     ) -> Result<()> {
-        agent.reload(&policy.enforce())?;
+        agent.reload(&policy.file("Enforce"))?;
         let step = Step::start("the agent moves, at most 30 in 10 s");
         let started = Instant::now();
         let (mut steady, mut after) = (0, before.clone());
@@ -207,7 +219,7 @@ impl Demo {
         } else {
             step.failed()
         }
-        agent.reload(&policy.dry_run())?;
+        agent.reload(&policy.file("DryRun"))?;
         let report = fleet.stop()?;
         println!("  {}", bold("connections"));
         print!("{}", before.beside(&after));

@@ -1,5 +1,7 @@
 //! The policies of the table's columns.
 
+use crate::policy::{Policy, QUICK};
+
 /// A policy that is tried in every situation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Column {
@@ -33,8 +35,7 @@ impl Column {
         }
     }
 
-    /// Moves connections of the lab's client on this port that are older than two seconds. Times
-    /// and budgets are shorter than the defaults, to save time.
+    /// Moves connections of the lab's client on this port that are older than two seconds.
     pub(super) fn enforce(self, rule: &str, port: u16, client_subnet: &str) -> String {
         self.policy("Enforce", rule, port, client_subnet)
     }
@@ -45,22 +46,14 @@ impl Column {
     }
 
     fn policy(self, mode: &str, rule: &str, port: u16, client_subnet: &str) -> String {
-        let forced = self.forced();
-        format!(
-            "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: {mode}
-interval: 500ms
-budget: {{window: 1s, perNode: 1000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
-guards: {{minAge: 1s}}
-rules:
-- name: {rule}
-  match:
-    ports: [{{port: {port}}}]
-    peers: [{{ipBlock: {{cidr: {client_subnet}}}}}]
-  limits: {{maxAge: 2s}}
-{forced}"
-        )
+        let policy = Policy {
+            pace: QUICK,
+            rule,
+            ports: &[port],
+            client_subnet,
+            limits: "maxAge: 2s",
+            more: self.forced(),
+        };
+        policy.file(mode)
     }
 }
