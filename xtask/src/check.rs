@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::{progress::Step, terminal};
 
@@ -58,4 +58,21 @@ impl CheckReport {
         let text = format!("{:>6.1} s  {text}", time.as_secs_f64());
         terminal::check(outcome.is_ok(), &format!("{name:<width$}"), text.trim_end());
     }
+}
+
+/// Prints a summary whose name column is `width` wide. Fails if a check has failed.
+pub(crate) fn summarize(reports: &[CheckReport], width: usize) -> Result<()> {
+    terminal::heading("Summary");
+    reports.iter().for_each(|report| report.summarize(width));
+    let all: Duration = reports.iter().map(|report| report.time).sum();
+    println!(
+        "  {:>width$} {:>8.1} s",
+        "in all",
+        all.as_secs_f64(),
+        width = width + 2
+    );
+    let failed = reports.iter().filter(|report| report.has_failed());
+    let failed: Vec<_> = failed.map(|report| report.name).collect();
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
 }

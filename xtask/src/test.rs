@@ -1,22 +1,20 @@
 //! `cargo xtask test`: all checks in sections, first those that need nothing, last those that need
 //! root and this machine's kernel. Nothing is skipped silently.
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::{process::Command, time::Instant};
 
-use anyhow::{Result, bail};
-use clap::ValueEnum;
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    answers, cargo, cluster, deploy,
+    answers, cargo,
+    check::{self, CheckReport},
+    cluster, deploy,
     setup::{self, Need},
     terminal, vm,
 };
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Suite {
+#[derive(Default, clap::Subcommand)]
+enum Suite {
     /// Format and lints, including the kernel half
     Lint,
     /// Unit and property tests: need neither root nor a BPF toolchain
@@ -28,21 +26,29 @@ pub(crate) enum Suite {
     /// Tests on this kernel, in the lab: need root
     Kernel,
     /// Many moves under churn, none of which may hit another connection: needs root
-    Moves,
+    Moves {
+        /// Number of moves by SOCK_DESTROY; each other mechanism makes a fifth of it
+        #[arg(long, value_name = "COUNT", default_value_t = 100_000)]
+        moves: u32,
+    },
     /// A table of what each step does to real servers and clients: needs root
     Steps,
     /// Responses with pauses, none of which may be cut off, directly and behind proxies: needs root
-    Answers,
+    Answers(answers::Args),
     /// All except `moves`, `steps`, `deploy`, `cluster` and `vm`, with a short run of `answers`
+    #[default]
     All,
     /// Overlays, chart, alerts and dashboard, checked with helm and kustomize (built on first use)
     /// and promtool
     Deploy,
     /// The manifests in a real Kubernetes, which is built on first use: needs root
-    Cluster,
+    Cluster(cluster::CheckArgs),
     /// The agent on other kernels under qemu: needs neither root nor KVM
-    Vm,
+    Vm(vm::Machines),
 }
+
+/// The width of the names of sections in the summary.
+const NAMES: usize = 44;
 
 struct Section {
     name: &'static str,
@@ -51,43 +57,24 @@ struct Section {
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    #[arg(value_enum, default_value_t = Suite::All)]
-    suite: Suite,
-    /// Number of moves by SOCK_DESTROY in the suite `moves`; each other mechanism makes a fifth of
-    /// it [default: 100000]
-    #[arg(long, value_name = "COUNT")]
-    moves: Option<u32>,
-    #[command(flatten, next_help_heading = "Options of the suite answers")]
-    answers: answers::Args,
-    #[command(flatten, next_help_heading = "Options of the suite cluster")]
-    cluster: cluster::CheckArgs,
-    #[command(flatten, next_help_heading = "Options of the suite vm")]
-    vm: vm::Machines,
+    /// One suite [default: all]
+    #[command(subcommand)]
+    suite: Option<Suite>,
 }
 
-pub(crate) fn run(arguments: &Args) -> Result<()> {
-    let suite = arguments.suite;
-    if arguments.moves.is_some() && suite != Suite::Moves {
-        bail!("--moves is an option of one suite: cargo xtask test moves --moves COUNT");
-    }
-    if !arguments.vm.is_empty() && suite != Suite::Vm {
-        bail!("kernels are arguments of one suite: cargo xtask test vm KERNEL...");
-    }
-    if arguments.answers.any() && suite != Suite::Answers {
-        bail!("these are options of one suite: cargo xtask test answers --answers COUNT");
-    }
-    let sections = match suite {
+pub(crate) fn run(arguments: Args) -> Result<()> {
+    let sections = match arguments.suite.unwrap_or_default() {
         Suite::Lint => lint()?,
         Suite::Unit => unit(),
         Suite::Cli => cli()?,
         Suite::Fuzz => vec![fuzz()?],
         Suite::Kernel => kernel()?,
-        Suite::Moves => vec![moves(arguments.moves.unwrap_or(100_000))?],
+        Suite::Moves { moves: count } => vec![moves(count)?],
         Suite::Steps => return steps(),
-        Suite::Answers => return answers::run(&arguments.answers),
+        Suite::Answers(options) => return answers::run(&options),
         Suite::Deploy => return deploy::check(),
-        Suite::Cluster => return cluster::check(arguments.cluster),
-        Suite::Vm => return vm::run(&arguments.vm),
+        Suite::Cluster(options) => return cluster::check(options),
+        Suite::Vm(options) => return vm::run(&options),
         Suite::All => {
             let kernel = kernel()?;
             lint()?
@@ -99,8 +86,8 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
                 .collect()
         }
     };
-    let results: Vec<_> = sections.into_iter().map(Section::run).collect();
-    summarize(&results)
+    let reports: Vec<_> = sections.into_iter().map(Section::run).collect();
+    check::summarize(&reports, NAMES)
 }
 
 fn lint() -> Result<Vec<Section>> {
@@ -212,33 +199,13 @@ fn section(name: &'static str, arguments: &str) -> Section {
 
 impl Section {
     /// Runs it without capturing its output.
-    fn run(mut self) -> (&'static str, bool, Duration) {
+    fn run(mut self) -> CheckReport {
         terminal::heading(format!("── {} ──", self.name));
         let started = Instant::now();
-        let passed = match self.command.status() {
-            Ok(status) => status.success(),
-            Err(error) => {
-                eprintln!("cargo: {error}");
-                false
-            }
-        };
-        (self.name, passed, started.elapsed())
+        let outcome = self.command.status().context("cargo").and_then(|status| {
+            ensure!(status.success(), "see above");
+            Ok(String::new())
+        });
+        CheckReport::new(self.name, started.elapsed(), outcome)
     }
-}
-
-fn summarize(results: &[(&'static str, bool, Duration)]) -> Result<()> {
-    terminal::heading("Summary");
-    for (name, passed, time) in results {
-        let time = format!("{:>6.1} s", time.as_secs_f64());
-        terminal::check(*passed, &format!("{name:<26}"), &time);
-    }
-    let failed: Vec<&str> = results
-        .iter()
-        .filter(|(_, passed, _)| !passed)
-        .map(|(name, ..)| *name)
-        .collect();
-    if failed.is_empty() {
-        return Ok(());
-    }
-    bail!("failed: {}", failed.join(", "))
 }

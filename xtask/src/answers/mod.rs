@@ -19,6 +19,7 @@ use xtask::lab::{Lab, Spec};
 use crate::{
     agent::Agent,
     build,
+    policy::{Policy, QUICK},
     progress::Step,
     setup::{self, Need},
     terminal::{green, heading, red},
@@ -31,14 +32,13 @@ use table::{Total, table};
 pub(crate) use server::{Args as ServerArgs, run as serve};
 
 #[derive(clap::Args)]
-#[group(id = "answers-suite")]
 pub(crate) struct Args {
-    /// Number of responses [default: 10000]
-    #[arg(long, value_name = "COUNT")]
-    answers: Option<u64>,
-    /// Longest pause within a response, in seconds [default: 30]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=60))]
-    longest: Option<u64>,
+    /// Number of responses
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+    answers: u64,
+    /// Longest pause within a response, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=60))]
+    longest: u64,
     /// Instead, make this many moves of clients with think time while two compilers run [default:
     /// 500]
     #[arg(long, value_name = "MOVES", num_args = 0..=1, default_missing_value = "500")]
@@ -51,17 +51,6 @@ pub(crate) struct Args {
     agent: Option<PathBuf>,
 }
 
-impl Args {
-    /// Whether an option of this suite is set.
-    pub(crate) fn any(&self) -> bool {
-        self.answers.is_some()
-            || self.longest.is_some()
-            || self.beside_load.is_some()
-            || self.vouched
-            || self.agent.is_some()
-    }
-}
-
 /// The percentage of chosen connections in use that must be moved within two exchanges.
 const MOVED: u64 = 95;
 /// From this number of responses per cell on, some connection of the cell must be moved.
@@ -72,29 +61,23 @@ const SHOWN: usize = 20;
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
     setup::needs_this_kernel()?;
-    setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
-    let program = match &arguments.agent {
-        Some(agent) => agent.clone(),
-        None => build::agent()?,
-    };
+    let needs = [Need::Host, Need::Answers];
+    let program = build::given_or_built(arguments.agent.as_deref(), &needs)?;
     if let Some(moves) = arguments.beside_load {
         return load::run(&program, moves);
     }
-    let answers = arguments.answers.unwrap_or(10_000);
+    let answers = arguments.answers;
     let cells = Cell::all().count() as u64;
     let plain = Cell::all().filter(|cell| !cell.kind.is_tunnel()).count() as u64;
     let load = Load {
         answers: answers.div_ceil(plain),
         // About ten exchanges each.
         connections: (answers / cells / 10).clamp(3, 10),
-        longest: 1000 * arguments.longest.unwrap_or(30),
+        longest: 1000 * arguments.longest,
     };
     heading("Responses with pauses, under a policy with only maxAge");
     let started = Instant::now();
-    let lab = Lab::start(Spec {
-        pods: 1,
-        serving: 0,
-    })?;
+    let lab = Lab::start(Spec::new(1, 0))?;
     let pod = lab.pod(0);
     let mut servers = routes::start(&lab, pod)?;
     let policy = policy(&lab, &Route::ALL.map(Route::port), arguments.vouched);
@@ -164,30 +147,15 @@ fn judge(total: &Total, problems: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A policy with only `maxAge`, for the lab's client alone. Times and budgets are shorter than the
-/// defaults, to save time.
+/// A policy with only `maxAge`.
 fn policy(lab: &Lab, ports: &[u16], vouched: bool) -> String {
-    let ports: Vec<String> = ports
-        .iter()
-        .map(|port| format!("{{port: {port}}}"))
-        .collect();
-    let on_reconnect = if vouched { "  onReconnect: Safe\n" } else { "" };
-    format!(
-        "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: Enforce
-interval: 500ms
-budget: {{window: 1s, perNode: 1000, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}
-guards: {{minAge: 1s}}
-rules:
-- name: {RULE}
-  match:
-    ports: [{}]
-    peers: [{{ipBlock: {{cidr: {}}}}}]
-  limits: {{maxAge: 2s}}
-{on_reconnect}",
-        ports.join(", "),
-        lab.client_subnet()
-    )
+    let policy = Policy {
+        pace: QUICK,
+        rule: RULE,
+        ports,
+        client_subnet: &lab.client_subnet(),
+        limits: "maxAge: 2s",
+        more: if vouched { "  onReconnect: Safe\n" } else { "" },
+    };
+    policy.file("Enforce")
 }
