@@ -58,7 +58,7 @@ fn connections_spread_over_ipv6() {
     assert_connections_spread(&lab, service);
     for pod in lab.pods() {
         let address = pod.address6().unwrap();
-        assert_eq!(request(&mut connect(&lab, address.into())), pod.name);
+        assert_eq!(request(&mut connect(&lab, address)), pod.name);
     }
     let mut old = connect(&lab, service);
     let first = request(&mut old);

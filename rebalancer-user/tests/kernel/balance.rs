@@ -121,7 +121,7 @@ fn of_service(lab: &Lab, count: usize) -> Vec<Client> {
 
 /// So many clients that dial the first pod.
 fn of_first_pod(lab: &Lab, count: usize) -> Vec<Client> {
-    let to = lab.pod(0).address().into();
+    let to = lab.pod(0).address();
     vec![Client { from: None, to }; count]
 }
 

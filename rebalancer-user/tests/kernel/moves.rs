@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -177,7 +177,7 @@ fn a_move_of_an_ended_connection_is_an_outcome_and_does_not_affect_the_listener(
         sockopt::set_socket_reuseaddr(&socket, true)?;
         drop(stream);
         bind(&socket, &from)?;
-        connect(&socket, &SocketAddr::from(pod.address()))?;
+        connect(&socket, &pod.address())?;
         Ok::<_, rustix::io::Errno>(TcpStream::from(socket))
     });
     let mut again = again

@@ -158,7 +158,7 @@ impl Bench {
     }
 
     fn load(&self) -> Result<f64> {
-        let pod = self.lab.pod(0).address().into();
+        let pod = self.lab.pod(0).address();
         let done = ab::run(&self.lab, pod, self.connections, CONCURRENCY, false)?;
         ensure!(
             done.complete == self.connections && done.failed == 0 && done.kept == 0,
