@@ -11,7 +11,10 @@ mod traffic;
 mod variants;
 mod workload;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -160,10 +163,10 @@ pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
         drop(state);
         assert_nothing_left()
     }));
-    summarize(options, &results)
+    summarize(options, &results, started.elapsed())
 }
 
-fn summarize(options: Options, results: &[CheckReport]) -> Result<()> {
+fn summarize(options: Options, results: &[CheckReport], took: Duration) -> Result<()> {
     terminal::heading(format!(
         "Summary: Kubernetes {}, nodes: {}, kube-proxy: {}",
         options.kube, options.nodes, options.mode
@@ -174,6 +177,10 @@ fn summarize(options: Options, results: &[CheckReport]) -> Result<()> {
     for (name, _) in CHECKS.iter().skip(results.len().saturating_sub(2)) {
         terminal::check(false, &format!("{name:<NAMES$}"), "not run");
     }
+    println!(
+        "\n  in {:.0} s, with what had to be built first",
+        took.as_secs_f64()
+    );
     if results.iter().any(CheckReport::has_failed) {
         bail!("checks of the cluster failed");
     }
