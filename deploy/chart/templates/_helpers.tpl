@@ -23,8 +23,8 @@ app.kubernetes.io/name: rebalancer
 {{- $connections := int64 .Values.maxConnections -}}
 requests:
   cpu: 20m
-  memory: {{ include "rebalancer.memory" (add 20000000 (mul 1155 $connections)) }}
+  memory: {{ include "rebalancer.memory" (add 20000000 (mul 2600 $connections)) }}
 limits:
-  memory: {{ include "rebalancer.memory" (add 20000000 (mul 4755 $connections)) }}
+  memory: {{ include "rebalancer.memory" (add 20000000 (mul 6400 $connections)) }}
 {{- end }}
 {{- end }}

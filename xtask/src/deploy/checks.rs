@@ -161,9 +161,9 @@ fn memory(tools: &Tools) -> Outcome {
         let objects = objects::parse(&tools.template(&["--set", &value])?)?;
         let resources = &objects["DaemonSet rebalancer"]["spec"]["template"]["spec"]["containers"]
             [0]["resources"];
-        // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,600
+        // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,800
         // more.
-        for (kind, each) in [("requests", 385 + 770), ("limits", 385 + 770 + 3_600)] {
+        for (kind, each) in [("requests", 400 + 2_200), ("limits", 400 + 2_200 + 3_800)] {
             let mi = mebibytes(&resources[kind]["memory"])?;
             let needed = (20_000_000 + each * connections).max(128 * MI);
             ensure!(
