@@ -59,38 +59,44 @@ impl Ability {
         self == Self::Recording
     }
 
-    /// What is done without it, and what would enable it.
+    /// What its absence costs.
+    pub fn cost(self) -> &'static str {
+        match self {
+            Self::Recording => "nothing is tracked and nothing is moved",
+            Self::SeeingCloses => {
+                "a connection counts as closed once the walk no longer finds it, and its last bytes are \
+                 not summed"
+            }
+            Self::WalkingOneProcess => {
+                "each pass walks all processes, and so does each check of who sent last"
+            }
+            Self::Sniffing => "only rules that set onReconnect move connections",
+            Self::CountingSends => "only rules with `count` notice: they work without counts",
+            Self::Reset(Mechanism::SockDestroy | Mechanism::Abort) => "the next mechanism is used",
+            Self::Reset(Mechanism::Raw) => "without any mechanism nothing is moved",
+        }
+    }
+
+    /// What would enable it.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Recording => {
-                "required for tracking; needs CONFIG_CGROUP_BPF, BTF, and permission to load \
-                 iter/task_file and sock_ops programs"
+                "needs CONFIG_CGROUP_BPF, BTF, and permission to load iter/task_file and sock_ops \
+                 programs"
             }
-            Self::SeeingCloses => {
-                "a connection counts as closed once the walk no longer finds it, and its last bytes are \
-                 not summed; check whether another sock_ops program clears callbacks"
-            }
-            Self::WalkingOneProcess => {
-                "each pass walks all processes, and so does each check of who sent last; \
-                 available from Linux 6.1"
-            }
+            Self::SeeingCloses => "check whether another sock_ops program clears callbacks",
+            Self::WalkingOneProcess => "available from Linux 6.1",
             Self::Sniffing => {
-                "only rules that set onReconnect move connections; needs cgroup_skb programs, and \
-                 CAP_DAC_READ_SEARCH to open a cgroup by its ID"
+                "needs cgroup_skb programs, and CAP_DAC_READ_SEARCH to open a cgroup by its ID"
             }
-            Self::CountingSends => {
-                "needed only for rules with `count`, which work without counts; needs \
-                 CONFIG_NET_SOCK_MSG, see --count-despite-fionread"
-            }
+            Self::CountingSends => "needs CONFIG_NET_SOCK_MSG; see --count-despite-fionread",
             Self::Reset(Mechanism::SockDestroy) => {
-                "the next mechanism is used; needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
+                "needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
             }
             Self::Reset(Mechanism::Abort) => {
-                "the next mechanism is used; needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
+                "needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
             }
-            Self::Reset(Mechanism::Raw) => {
-                "needs CAP_NET_RAW; without any mechanism nothing is moved"
-            }
+            Self::Reset(Mechanism::Raw) => "needs CAP_NET_RAW",
         }
     }
 }

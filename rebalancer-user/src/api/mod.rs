@@ -2,6 +2,7 @@
 //! here. Requests are in [`http`](crate::http); text for people is in [`render`](crate::render).
 
 mod cooldowns;
+mod doctor;
 mod dump;
 mod envelope;
 mod events;
@@ -16,6 +17,7 @@ mod services;
 mod status;
 
 pub use cooldowns::write_cooldowns;
+pub use doctor::{Diagnosis, Finding, Level, write_diagnosis};
 pub(crate) use dump::{container, service_names};
 pub use dump::{write_connections, write_endpoints};
 pub use envelope::{Form, Notation, Origin, Source};

@@ -1,19 +1,14 @@
 //! `rebalancer doctor`: what this node has and lacks, each with its remedy.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 
 use super::{KernelArgs, records::attach_for_the_call};
 use crate::{
     abilities::{self, Ability, Tried},
+    api::{Diagnosis, Finding, Level, Notation, write_diagnosis},
     bpf::{self, Kernel, Walker},
     host,
 };
@@ -38,26 +33,8 @@ enum Form {
     Table,
     /// For programs.
     Json,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-enum Level {
-    Ok,
-    /// The agent runs, but not with all that it can do.
-    Warning,
-    /// The agent cannot run, or cannot move.
-    Failed,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Finding {
-    what: &'static str,
-    level: Level,
-    found: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    remedy: Option<String>,
+    /// The same as JSON.
+    Yaml,
 }
 
 fn ok(what: &'static str, found: impl Into<String>) -> Finding {
@@ -65,50 +42,71 @@ fn ok(what: &'static str, found: impl Into<String>) -> Finding {
         what,
         level: Level::Ok,
         found: found.into(),
+        cost: None,
         remedy: None,
     }
 }
 
-fn lacks(level: Level, what: &'static str, found: impl Into<String>, remedy: &str) -> Finding {
+fn lacks(
+    level: Level,
+    what: &'static str,
+    found: impl Into<String>,
+    cost: &str,
+    remedy: &str,
+) -> Finding {
     let found = found.into();
-    // What brings a remedy of its own knows better.
+    // An error that has a remedy knows more of the case.
     let (found, remedy) = found.split_once("\n  remedy: ").unwrap_or((&found, remedy));
     Finding {
         what,
         level,
-        found: found.to_owned(),
+        found: found.replace('\n', " "),
+        cost: Some(cost.to_owned()),
         remedy: Some(remedy.to_owned()),
     }
 }
 
 impl Doctor {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let findings = self.findings();
+        let diagnosis = self.diagnose();
         let out = &mut io::stdout().lock();
         match self.output {
-            Form::Table => table(out, &findings),
-            Form::Json => serde_json::to_writer_pretty(&mut *out, &findings)
-                .map_err(io::Error::from)
-                .and_then(|()| writeln!(out)),
+            Form::Table => table(out, &diagnosis),
+            Form::Json => write_diagnosis(out, Notation::Json, &diagnosis),
+            Form::Yaml => write_diagnosis(out, Notation::Yaml, &diagnosis),
         }
         .context("writing to stdout")?;
         let missing = host::missing_capabilities();
         if !missing.is_empty() {
             return Err(bpf::Error::Privilege(missing).into());
         }
-        match findings.iter().filter(|f| f.level == Level::Failed).count() {
+        let failed = |finding: &&Finding| finding.level == Level::Failed;
+        match diagnosis.items.iter().filter(failed).count() {
             0 => Ok(()),
             1 => bail!("1 finding failed"),
             count => bail!("{count} findings failed"),
         }
     }
 
+    fn diagnose(&self) -> Diagnosis {
+        let name = rustix::system::uname();
+        Diagnosis {
+            node: name.nodename().to_string_lossy().into_owned(),
+            generated_at: jiff::Timestamp::now(),
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: name.release().to_string_lossy().into_owned(),
+            distribution: host::distribution(),
+            items: self.findings(),
+        }
+    }
+
     fn findings(&self) -> Vec<Finding> {
-        let mut findings = vec![kernel_version(), capabilities()];
+        let mut findings = vec![capabilities()];
         findings.extend(owners());
         findings.push(self.cgroup());
         findings.extend(self.neighbours());
-        findings.push(host_namespace());
+        findings.push(process_namespace());
+        findings.push(network_namespace());
         findings.push(cgroup_namespace());
         match Kernel::read() {
             Ok(kernel) => {
@@ -120,6 +118,7 @@ impl Doctor {
                         Level::Failed,
                         Ability::Recording.name(),
                         format!("{error:#}"),
+                        Ability::Recording.cost(),
                         Ability::Recording.remedy(),
                     )),
                 }
@@ -128,6 +127,7 @@ impl Doctor {
                 Level::Failed,
                 "BTF",
                 error.to_string(),
+                "the agent does not start",
                 "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             )),
         }
@@ -150,6 +150,7 @@ impl Doctor {
                 Level::Failed,
                 "cgroup v2",
                 error.to_string(),
+                "the agent does not start",
                 "mount it, or set --cgroup PATH",
             ),
         }
@@ -167,7 +168,8 @@ impl Doctor {
                 Level::Warning,
                 "sock_ops programs",
                 error.to_string(),
-                "without this the agent cannot detect another program that clears its callbacks",
+                "another program that clears our callbacks is not noticed",
+                "run as root, without a seccomp filter on bpf(2)",
             ),
         })
     }
@@ -180,16 +182,17 @@ impl Doctor {
                 Level::Warning,
                 Ability::Recording.name(),
                 format!("cannot open a connection of our own to test it on: {error}"),
+                "nothing could be tried",
                 "bring the loopback interface up",
             )],
         };
         if self.kernel.cgroup.is_some() {
-            // Below another cgroup than ours, our own connection is none of theirs.
+            // A process outside of that cgroup makes connections that are not recorded.
             for finding in &mut findings {
                 if finding.level == Level::Failed {
                     finding.level = Level::Warning;
                     finding.remedy =
-                        Some("inconclusive if this process is not below --cgroup".to_owned());
+                        Some("run doctor below --cgroup: elsewhere this proves nothing".to_owned());
                 }
             }
         }
@@ -228,15 +231,10 @@ fn finding(tried: &Tried) -> Finding {
             } else {
                 Level::Warning
             };
-            lacks(level, name, why.clone(), tried.ability.remedy())
+            let (cost, remedy) = (tried.ability.cost(), tried.ability.remedy());
+            lacks(level, name, why.clone(), cost, remedy)
         }
     }
-}
-
-/// For information: what the kernel can do is tried.
-fn kernel_version() -> Finding {
-    let name = rustix::system::uname();
-    ok("kernel", name.release().to_string_lossy())
 }
 
 fn capabilities() -> Finding {
@@ -246,12 +244,13 @@ fn capabilities() -> Finding {
             Level::Failed,
             "capabilities",
             format!("missing {}", missing.join(", ")),
+            "the agent does not start",
             "run as root, or in Kubernetes with `privileged: true` or these capabilities",
         ),
     }
 }
 
-/// Only where it is amiss.
+/// Only if something is missing.
 fn owners() -> Option<Finding> {
     let missing = host::missing_for_owners();
     (!missing.is_empty()).then(|| {
@@ -260,23 +259,49 @@ fn owners() -> Option<Finding> {
             "socket holders",
             format!("missing {}", missing.join(", ")),
             "connections held by other users' processes are skipped (`ownerUnknown`)",
+            "add these capabilities",
         )
     })
 }
 
-fn host_namespace() -> Finding {
+/// The walk covers the processes of one pid namespace.
+fn process_namespace() -> Finding {
+    /// `PROC_PID_INIT_INO` of include/linux/proc_ns.h: the inode of the machine's first one.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    const WHAT: &str = "process namespace";
+    match fs::metadata("/proc/self/ns/pid") {
+        Ok(own) if own.ino() == INITIAL => ok(WHAT, "the machine's own"),
+        Ok(_) => lacks(
+            Level::Warning,
+            WHAT,
+            "not the machine's own",
+            "connections held by processes outside of it are not listed",
+            "in a pod set hostPID; nothing is missing on a node that is a container itself (kind)",
+        ),
+        Err(error) => lacks(
+            Level::Warning,
+            WHAT,
+            format!("/proc/self/ns/pid: {error}"),
+            "it is not known whether all processes are seen",
+            "mount /proc",
+        ),
+    }
+}
+
+fn network_namespace() -> Finding {
     match fs::metadata("/proc/1/ns/net") {
         Ok(_) => ok("host network namespace", "of process 1"),
         Err(error) => lacks(
             Level::Warning,
             "host network namespace",
-            format!("cannot read that of process 1 ({error}): using our own"),
-            "fine on a plain host; in a pod set hostPID and CAP_SYS_PTRACE",
+            format!("cannot read that of process 1 ({error})"),
+            "our own network namespace is taken for the host's, as it is on a plain host",
+            "in a pod set hostPID and CAP_SYS_PTRACE",
         ),
     }
 }
 
-/// Asked again: what has been entered already is our own.
+/// Tried again: a process that has entered the namespace before finds it as its own.
 fn cgroup_namespace() -> Finding {
     const WHAT: &str = "cgroup namespace";
     match host::enter_cgroup_namespace_of_process_1() {
@@ -285,7 +310,8 @@ fn cgroup_namespace() -> Finding {
             Level::Warning,
             WHAT,
             format!("cannot enter that of process 1 ({error})"),
-            "fine on a plain host; in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN, or no pod can be identified",
+            "in a pod no pod can be identified; nothing on a plain host",
+            "in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN",
         ),
     }
 }
@@ -300,7 +326,8 @@ fn resets() -> Vec<Finding> {
             Level::Failed,
             "moves",
             "no reset mechanism works here",
-            "use a kernel with CONFIG_INET_DIAG_DESTROY=y; until then the agent only makes dry runs",
+            "the agent only makes dry runs",
+            "use a kernel with CONFIG_INET_DIAG_DESTROY=y",
         )),
     }
     findings
@@ -313,24 +340,37 @@ fn yama() -> Option<Finding> {
             Level::Warning,
             "Yama",
             "ptrace_scope is 3: the server's descriptor cannot be duplicated",
-            "step Close and reset by the server's descriptor do not work; lowering it needs a reboot",
+            "step Close and reset by the server's descriptor do not work",
+            "set kernel.yama.ptrace_scope to 2 or less, which takes a reboot",
         ),
         scope => ok("Yama", format!("ptrace_scope is {scope}")),
     })
 }
 
-fn table(out: &mut impl io::Write, findings: &[Finding]) -> io::Result<()> {
-    let width = findings.iter().map(|f| f.what.len()).max().unwrap_or(0);
-    for finding in findings {
+fn table(out: &mut impl io::Write, diagnosis: &Diagnosis) -> io::Result<()> {
+    let items = &diagnosis.items;
+    let width = items.iter().map(|f| f.what.len()).max().unwrap_or(0);
+    let system = ["kernel", "distribution"]
+        .into_iter()
+        .zip([Some(&diagnosis.kernel), diagnosis.distribution.as_ref()]);
+    for (what, found) in system {
+        writeln!(
+            out,
+            "         {what:<width$}  {}",
+            found.map_or("unknown", |it| it)
+        )?;
+    }
+    for finding in items {
         let mark = match finding.level {
             Level::Ok => "ok     ",
             Level::Warning => "warning",
             Level::Failed => "FAILED ",
         };
-        let found = finding.found.replace('\n', " ");
-        writeln!(out, "{mark}  {:<width$}  {found}", finding.what)?;
-        if let Some(remedy) = &finding.remedy {
-            writeln!(out, "         {:<width$}  = {remedy}", "")?;
+        writeln!(out, "{mark}  {:<width$}  {}", finding.what, finding.found)?;
+        for (sign, text) in [("→", &finding.cost), ("=", &finding.remedy)] {
+            if let Some(text) = text {
+                writeln!(out, "         {:<width$}  {sign} {text}", "")?;
+            }
         }
     }
     Ok(())

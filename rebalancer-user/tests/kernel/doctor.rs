@@ -10,12 +10,14 @@ fn everything_works_here_and_nothing_is_left_behind() {
     let agent = Agent::on_machine(TRACK_ONLY);
     let findings = agent.ask_json(&["doctor"]);
     let finding = |what: &str| -> &Value {
-        let mut all = findings.as_array().unwrap().iter();
+        let mut all = findings["items"].as_array().unwrap().iter();
         all.find(|f| f["what"] == what)
             .unwrap_or_else(|| panic!("no {what}: {findings:#}"))
     };
+    assert_eq!(findings["kind"], "Diagnosis");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(findings["kernel"], release.trim());
     for what in [
-        "kernel",
         "capabilities",
         "cgroup v2",
         "BTF",

@@ -271,12 +271,15 @@ fn pinned(pins: &Path) -> Vec<(PathBuf, Value)> {
 /// What fails has its remedy behind it, and nothing is printed twice.
 fn has_remedies(name: &str, message: &str) {
     let lines: Vec<&str> = message.lines().collect();
-    let (failed, remedy) = match name {
-        "doctor" => ("FAILED", "= "),
-        _ => ("error: ", "remedy: "),
+    // Between a finding and its remedy stands what its absence costs.
+    let (failed, remedy, after) = match name {
+        "doctor" => ("FAILED", "= ", 2),
+        _ => ("error: ", "remedy: ", 1),
     };
-    let failures = lines.windows(2).filter(|two| two[0].starts_with(failed));
-    let remedies: Vec<_> = failures.map(|two| two[1].trim_start()).collect();
+    let failures = lines
+        .windows(after + 1)
+        .filter(|lines| lines[0].starts_with(failed));
+    let remedies: Vec<_> = failures.map(|lines| lines[after].trim_start()).collect();
     let is_one = |it: &&str| it.starts_with(remedy) && !it.contains("os error");
     assert!(!remedies.is_empty(), "{name}: {message}");
     assert!(remedies.iter().all(is_one), "{message}");
