@@ -23,6 +23,7 @@ mod questions;
 mod reload;
 mod scope;
 mod serve;
+mod service_manager;
 mod services;
 mod start;
 mod state;
@@ -152,6 +153,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     let writer = EventWriter::connect(&options.names, options.own.clone()).await?;
     let event_recorder = EventRecorder::new(writer, options.move_events);
     let (mut agent, mut inbox) = Agent::start(options, loaded, names, event_recorder)?;
+    service_manager::ready(&agent.policy);
     let mut ticks = agent.ticks();
     let mut looks = interval(policy_file::EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,6 +178,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             Event::Reload | Event::LookAtPolicy => {
                 let changed = agent.policy_file.changed();
                 if (changed || matches!(event, Event::Reload)) && agent.reload() {
+                    service_manager::ready(&agent.policy);
                     ticks = agent.ticks();
                 }
             }
@@ -187,6 +190,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             }
         }
     }
+    service_manager::stopping();
     agent.stop(&mut inbox.done);
     Ok(())
 }

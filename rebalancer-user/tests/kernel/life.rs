@@ -1,18 +1,43 @@
 //! An agent's life: what it leaves in the kernel, and how it meets another.
 
-use std::process::Command;
+use std::{os::unix::net::UnixDatagram, process::Command};
 
 use serde_json::{Value, json};
 
 use crate::support::{
-    Agent, TRACK_ONLY, alone, answered, connect, eventually, failed, held_by, lab, nothing_left,
-    of_pod, rebalancer, shows, stderr,
+    Agent, PATIENCE, TRACK_ONLY, alone, answered, connect, eventually, failed, held_by, lab,
+    nothing_left, of_pod, rebalancer, shows, stderr,
 };
 
 #[test]
 fn sigterm_leaves_nothing_in_the_kernel() {
     alone();
     Agent::on_machine(TRACK_ONLY).leaves_nothing();
+}
+
+#[test]
+fn systemd_is_notified_when_the_agent_answers_and_when_it_stops() {
+    alone();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&socket).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let next = || {
+        let mut message = [0; 256];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length])
+            .trim()
+            .to_owned()
+    };
+    let mut agent = Agent::by(TRACK_ONLY, &[], |mut command| {
+        command.env("NOTIFY_SOCKET", &socket);
+        command
+    });
+    assert_eq!(next(), "READY=1\nSTATUS=mode Disabled, 1 rule");
+    let status = rebalancer(&agent, &["status"]);
+    assert!(status.status.success(), "{status:?}");
+    agent.terminate();
+    assert_eq!(next(), "STOPPING=1");
 }
 
 /// What of a connection survives its agent.
