@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+#[cfg(test)]
+use super::Kernel;
 use super::{Boot, Cgroup, Lockdown};
 
 /// An ability.
@@ -141,7 +143,7 @@ impl Row {
         // What it was booted for is what it says to be.
         let booted = said.iter().find(|line| line.starts_with("booted "));
         let booted = booted.map_or("it did not boot", String::as_str);
-        if !is_as_asked(booted, boot.lockdown, boot.cgroup) {
+        if !is_as_asked(booted, boot) {
             verdicts[0] = Verdict::Failed(format!("another machine than was asked for: {booted}"));
         }
         Self {
@@ -157,12 +159,14 @@ impl Row {
     }
 }
 
-fn is_as_asked(booted: &str, lockdown: Lockdown, cgroup: Cgroup) -> bool {
-    let locked = booted.contains(&format!("[{}]", lockdown.as_str()));
+fn is_as_asked(booted: &str, boot: &Boot<'_>) -> bool {
+    let locked = booted.contains(&format!("[{}]", boot.lockdown.as_str()));
     let beside_v1 = !booted.contains(" 0 hierarchies of cgroup v1");
+    let scoped = |scope| booted.contains(&format!("; Yama {scope};"));
     // A kernel without that security module has no lockdown at all.
-    (locked || lockdown == Lockdown::None && !booted.contains('['))
-        && beside_v1 == (cgroup == Cgroup::Hybrid)
+    (locked || boot.lockdown == Lockdown::None && !booted.contains('['))
+        && beside_v1 == (boot.cgroup == Cgroup::Hybrid)
+        && boot.yama.is_none_or(scoped)
 }
 
 fn verdicts(said: &[String]) -> Vec<Verdict> {
@@ -191,10 +195,10 @@ fn verdicts(said: &[String]) -> Vec<Verdict> {
         let others = ABILITIES.iter().skip(1).map(|_| Verdict::Unasked);
         return [first].into_iter().chain(others).collect();
     }
-    let findings: Value = word("doctor")
+    let diagnosis: Value = word("doctor")
         .and_then(|json| serde_json::from_str(json).ok())
         .unwrap_or_default();
-    let lacks: BTreeMap<&str, &str> = findings
+    let lacks: BTreeMap<&str, &str> = diagnosis["items"]
         .as_array()
         .into_iter()
         .flatten()
@@ -281,7 +285,7 @@ mod tests {
     use super::*;
 
     fn all_passed() -> Vec<String> {
-        let head = ["booted 6.1", "doctor []", "ran 0", "left"].map(str::to_owned);
+        let head = ["booted 6.1", "doctor {}", "ran 0", "left"].map(str::to_owned);
         let passed = tests().map(|test| format!("passed {test}"));
         head.into_iter()
             .chain(passed)
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn a_refusal_needs_its_reason_and_leaves_nothing() {
         let refusal = "refused 1 error: this kernel rejects the program walk: why   remedy: that ";
-        let said = |left: &str| ["doctor []", refusal, left, "end"].map(str::to_owned);
+        let said = |left: &str| ["doctor {}", refusal, left, "end"].map(str::to_owned);
         let refused = verdicts(&said("left"));
         assert_eq!(
             refused[0],
@@ -334,7 +338,7 @@ mod tests {
 
     #[test]
     fn what_the_doctor_finds_missing_is_refused_and_its_test_may_fail() {
-        let finding = r#"doctor [{"what":"counting sends","level":"warning","found":"FIONREAD","remedy":"x"}]"#;
+        let finding = r#"doctor {"items":[{"what":"counting sends","level":"warning","found":"FIONREAD","remedy":"x"}]}"#;
         let mut said = all_passed();
         said[1] = finding.to_owned();
         said.retain(|line| !line.contains("sends_of_known_sizes"));
@@ -345,23 +349,54 @@ mod tests {
 
     #[test]
     fn a_guest_must_report_the_options_that_it_was_booted_with() {
-        let integrity =
-            "booted 6.12; lockdown none [integrity] confidentiality; 12 hierarchies of cgroup v1";
-        let plain =
-            "booted 6.1; lockdown [none] integrity confidentiality; 0 hierarchies of cgroup v1";
-        assert!(is_as_asked(integrity, Lockdown::Integrity, Cgroup::Hybrid));
-        assert!(!is_as_asked(
-            integrity,
-            Lockdown::Confidentiality,
-            Cgroup::Hybrid
-        ));
-        assert!(!is_as_asked(integrity, Lockdown::Integrity, Cgroup::V2));
-        assert!(is_as_asked(plain, Lockdown::None, Cgroup::V2));
-        assert!(!is_as_asked(plain, Lockdown::Integrity, Cgroup::V2));
-        assert!(!is_as_asked(
-            "it did not boot",
-            Lockdown::Integrity,
-            Cgroup::V2
-        ));
+        let kernel = Kernel {
+            release: "6.12".to_owned(),
+            image: "/vmlinuz".into(),
+            modules: "/".into(),
+        };
+        let is_as_asked = |booted: &str, lockdown, cgroup, yama| {
+            let kernel = &kernel;
+            let boot = Boot {
+                kernel,
+                lockdown,
+                cgroup,
+                yama,
+            };
+            is_as_asked(booted, &boot)
+        };
+        let integrity = "booted 6.12; lockdown none [integrity] confidentiality; 12 hierarchies of cgroup v1; Yama 1; nf_tables";
+        let plain = "booted 6.1; lockdown [none] integrity confidentiality; 0 hierarchies of cgroup v1; Yama 3; nf_tables";
+        let rows = [
+            (integrity, Lockdown::Integrity, Cgroup::Hybrid, None, true),
+            (
+                integrity,
+                Lockdown::Integrity,
+                Cgroup::Hybrid,
+                Some(2),
+                false,
+            ),
+            (
+                integrity,
+                Lockdown::Confidentiality,
+                Cgroup::Hybrid,
+                None,
+                false,
+            ),
+            (integrity, Lockdown::Integrity, Cgroup::V2, None, false),
+            (plain, Lockdown::None, Cgroup::V2, None, true),
+            (plain, Lockdown::None, Cgroup::V2, Some(3), true),
+            (plain, Lockdown::Integrity, Cgroup::V2, None, false),
+            (
+                "it did not boot",
+                Lockdown::Integrity,
+                Cgroup::V2,
+                None,
+                false,
+            ),
+        ];
+        for (booted, lockdown, cgroup, yama, expected) in rows {
+            let found = is_as_asked(booted, lockdown, cgroup, yama);
+            assert_eq!(found, expected, "{booted}, {yama:?}");
+        }
     }
 }

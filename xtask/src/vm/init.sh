@@ -32,8 +32,14 @@ dmesg -n 1
 ulimit -n 65536
 for module in inet_diag tcp_diag veth bridge tls; do modprobe "$module" || say "note no module $module"; done
 ip link set lo up
+yama=/proc/sys/kernel/yama/ptrace_scope
+for word in $(cat /proc/cmdline); do
+    case $word in vm.yama=*) echo "${word#vm.yama=}" >$yama ;; esac
+done
+# iptables of x_tables, or nf_tables alone.
+if [ -e /proc/net/ip_tables_names ]; then tables=x_tables; else tables=nf_tables; fi
 
-say "booted $(uname -r); lockdown $(cat /sys/kernel/security/lockdown 2>&1); $(grep -c ' - cgroup ' /proc/self/mountinfo) hierarchies of cgroup v1"
+say "booted $(uname -r); lockdown $(cat /sys/kernel/security/lockdown 2>&1); $(grep -c ' - cgroup ' /proc/self/mountinfo) hierarchies of cgroup v1; Yama $(cat $yama 2>&1); $tables; LSMs $(cat /sys/kernel/security/lsm)"
 say "doctor $(rebalancer doctor -o json 2>/dev/null | tr -d '\n')"
 
 # Whether it starts, as an operator would start it, and ends.

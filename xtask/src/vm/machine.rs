@@ -49,6 +49,9 @@ pub(super) fn run(
         line.push_str(&format!(" lockdown={}", boot.lockdown.as_str()));
     }
     line.push_str(&format!(" vm.cgroup={}", boot.cgroup.as_str()));
+    if let Some(scope) = boot.yama {
+        line.push_str(&format!(" vm.yama={scope}"));
+    }
     let mut qemu = Command::new(setup::find(QEMU).context(QEMU)?);
     qemu.args(MACHINE.split(' '))
         .args(["-cpu", CPU, "-append", &line, "-kernel"])

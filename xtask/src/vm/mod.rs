@@ -45,6 +45,9 @@ pub(crate) struct Machines {
     /// Where cgroup v2 is; several by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "v2")]
     cgroup: Vec<Cgroup>,
+    /// Yama's ptrace_scope, 0 to 3; several by commas [default: the kernel's own]
+    #[arg(long, value_name = "SCOPE", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(0..=3))]
+    yama: Vec<u8>,
     /// Boot a Debian 13 with systemd instead, and try the unit of deploy/systemd there; needs root
     #[arg(long, conflicts_with_all = ["kernels", "kernel_package"])]
     systemd: bool,
@@ -74,6 +77,32 @@ struct Boot<'a> {
     kernel: &'a Kernel,
     lockdown: Lockdown,
     cgroup: Cgroup,
+    /// None: the kernel's own.
+    yama: Option<u8>,
+}
+
+impl Machines {
+    /// Each kernel with each lockdown, each place of cgroup v2 and each scope of Yama.
+    fn boots<'a>(&self, kernels: &'a [Kernel]) -> Vec<Boot<'a>> {
+        let scopes = match &self.yama[..] {
+            [] => vec![None],
+            scopes => scopes.iter().copied().map(Some).collect(),
+        };
+        let mut boots = Vec::new();
+        for kernel in kernels {
+            for &lockdown in &self.lockdown {
+                for &cgroup in &self.cgroup {
+                    boots.extend(scopes.iter().map(|&yama| Boot {
+                        kernel,
+                        lockdown,
+                        cgroup,
+                        yama,
+                    }));
+                }
+            }
+        }
+        boots
+    }
 }
 
 pub(crate) fn run(options: &Machines) -> Result<()> {
@@ -92,21 +121,14 @@ pub(crate) fn run(options: &Machines) -> Result<()> {
     let guest = Guest::make(&build::agent()?, &folder)?;
     terminal::heading("Machines");
     let mut rows = Vec::new();
-    for kernel in &kernels {
-        for &lockdown in &options.lockdown {
-            for &cgroup in &options.cgroup {
-                let boot = Boot {
-                    kernel,
-                    lockdown,
-                    cgroup,
-                };
-                rows.push(run_one(boot, &guest)?);
-                // Written as it grows: a run of all takes long.
-                let results = folder.join("results.md");
-                fs::write(&results, abilities::table(&rows))
-                    .with_context(|| results.display().to_string())?;
-            }
-        }
+    let boots = options.boots(&kernels);
+    println!("  {} machines, two to five minutes each", boots.len());
+    for boot in boots {
+        rows.push(run_one(boot, &guest)?);
+        // Written as it grows: a run of all takes long.
+        let results = folder.join("results.md");
+        fs::write(&results, abilities::table(&rows))
+            .with_context(|| results.display().to_string())?;
     }
     terminal::heading("Results");
     print!("{}", abilities::table(&rows));
@@ -163,9 +185,12 @@ impl fmt::Display for Boot<'_> {
             Lockdown::None => {}
             level => write!(f, ", lockdown {}", level.as_str())?,
         }
-        match self.cgroup {
-            Cgroup::V2 => Ok(()),
-            Cgroup::Hybrid => f.write_str(", hybrid cgroups"),
+        if self.cgroup == Cgroup::Hybrid {
+            f.write_str(", hybrid cgroups")?;
+        }
+        match self.yama {
+            Some(scope) => write!(f, ", Yama {scope}"),
+            None => Ok(()),
         }
     }
 }

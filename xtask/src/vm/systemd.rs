@@ -62,6 +62,7 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
         kernel: &kernel,
         lockdown: Lockdown::None,
         cgroup: Cgroup::V2,
+        yama: None,
     };
     let step = Step::start(&format!("{boot}, systemd"));
     let log = folder.join("systemd.log");
