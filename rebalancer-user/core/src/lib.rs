@@ -18,3 +18,4 @@ pub mod plan;
 pub mod policy;
 pub mod snapshot;
 pub mod text;
+pub mod views;

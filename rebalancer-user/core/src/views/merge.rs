@@ -1,0 +1,167 @@
+//! What the coordinator makes of the reports of all nodes.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use super::{
+    Generation, Key, REPORT_COUNTS_FOR, REPORT_EVERY, Report, ServiceReport, Share, Sums, View,
+};
+
+/// For so long the largest sum counts: three reports of a node.
+const LARGEST_OF: Duration = REPORT_EVERY.saturating_mul(3);
+
+/// The latest report of each node, and what they came to before. Times are on the coordinator's clock,
+/// since any moment.
+#[derive(Clone, Debug, Default)]
+pub struct Merger {
+    nodes: BTreeMap<String, Node>,
+    /// In the order of time; the earlier ones that are larger than all later.
+    sums: BTreeMap<Key, VecDeque<(Duration, Sums)>>,
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    report: Report,
+    /// When it was last seen to change. How old it was when first seen is not known.
+    changed: Option<Duration>,
+}
+
+impl Node {
+    fn counts(&self, now: Duration) -> bool {
+        let is_recent = |at| now.saturating_sub(at) < REPORT_COUNTS_FOR;
+        self.changed.is_some_and(is_recent)
+    }
+}
+
+/// A node's report of one Service, its numbers checked.
+struct Part<'a> {
+    node: &'a str,
+    report: ServiceReport,
+}
+
+/// Nodes whose reports add up: they know the same set of endpoints.
+type SameSet<'a> = (&'a Key, Generation, u32);
+
+impl Merger {
+    /// Takes in a node's report as it is at `now`. The same again is no sign of life.
+    pub fn report(&mut self, node: &str, report: Report, now: Duration) {
+        match self.nodes.get_mut(node) {
+            Some(known) if known.report == report => {}
+            Some(known) => {
+                known.report = report;
+                known.changed = Some(now);
+            }
+            None => {
+                let changed = None;
+                self.nodes.insert(node.to_owned(), Node { report, changed });
+            }
+        }
+    }
+
+    /// Forgets a node that is gone.
+    pub fn remove(&mut self, node: &str) {
+        self.nodes.remove(node);
+    }
+
+    /// How long ago each node's report changed, if that is known.
+    pub fn ages(&self, now: Duration) -> impl Iterator<Item = (&str, Option<Duration>)> {
+        let age = move |node: &Node| Some(now.saturating_sub(node.changed?));
+        self.nodes
+            .iter()
+            .map(move |(name, node)| (&**name, age(node)))
+    }
+
+    /// What each node should know now, in the order of its report. Without a view are Services of which
+    /// not every ready endpoint was reported.
+    pub fn views(&mut self, now: Duration) -> BTreeMap<String, Vec<View>> {
+        let mut sets: BTreeMap<SameSet<'_>, Vec<Part<'_>>> = BTreeMap::new();
+        let mut views = BTreeMap::new();
+        for (name, node) in self.nodes.iter().filter(|(_, node)| node.counts(now)) {
+            views.insert(name.clone(), Vec::new());
+            for service in &node.report.services {
+                if let Some(report) = service.checked() {
+                    let set = (&service.key, service.generation, service.ready);
+                    let node = name.as_str();
+                    sets.entry(set).or_default().push(Part { node, report });
+                }
+            }
+        }
+        for ((key, generation, ready), mut parts) in sets {
+            // One node's first word of a Service counts.
+            parts.dedup_by(|later, first| later.node == first.node);
+            let endpoints: usize = parts.iter().map(|part| part.report.loads.len()).sum();
+            if u32::try_from(endpoints) != Ok(ready) {
+                continue;
+            }
+            let sums = largest(self.sums.entry(key.clone()).or_default(), sums(&parts), now);
+            for (node, view) in of_nodes((key, generation, ready), sums, &parts) {
+                views.entry(node.to_owned()).or_default().push(view);
+            }
+        }
+        self.sums.retain(|_, sums| {
+            sums.retain(|(at, _)| now.saturating_sub(*at) < LARGEST_OF);
+            !sums.is_empty()
+        });
+        views
+    }
+}
+
+fn sums(parts: &[Part<'_>]) -> Sums {
+    let mut all = Sums::default();
+    parts.iter().for_each(|part| all.add(part.report.sums));
+    all
+}
+
+/// The largest of late, `latest` among them.
+fn largest(known: &mut VecDeque<(Duration, Sums)>, latest: Sums, now: Duration) -> Sums {
+    known.retain(|(at, sums)| now.saturating_sub(*at) < LARGEST_OF && sums.total > latest.total);
+    known.push_back((now, latest));
+    known.front().map_or(latest, |(_, sums)| *sums)
+}
+
+fn of_nodes<'a>(
+    (key, generation, endpoints): SameSet<'_>,
+    sums: Sums,
+    parts: &[Part<'a>],
+) -> Vec<(&'a str, View)> {
+    let mean = sums.total / u64::from(endpoints.max(1));
+    let loads = || {
+        parts
+            .iter()
+            .flat_map(|part| part.report.loads.iter().copied())
+    };
+    let excess = |part: &Part<'a>| {
+        let above = part
+            .report
+            .loads
+            .iter()
+            .map(|load| load.saturating_sub(mean));
+        (part.node, above.fold(0, u64::saturating_add))
+    };
+    let excesses: Vec<(&str, u64)> = parts.iter().map(excess).collect();
+    let shares: BTreeMap<&str, Share> = Share::by_weight(&excesses).into_iter().collect();
+    let connections = parts.iter().map(|part| part.report.connections);
+    let view = View {
+        key: key.clone(),
+        generation,
+        endpoints,
+        sums,
+        mean,
+        least: loads().min().unwrap_or(0),
+        most: loads().max().unwrap_or(0),
+        connections: connections.fold(0, u64::saturating_add),
+        excess: 0,
+        share: Share::default(),
+    };
+    let of_node = |(node, excess): (&'a str, u64)| {
+        let view = View {
+            excess,
+            share: shares.get(node).copied().unwrap_or_default(),
+            ..view.clone()
+        };
+        (node, view)
+    };
+    excesses.into_iter().map(of_node).collect()
+}

@@ -1,0 +1,40 @@
+//! What the endpoints of a Service hold on all nodes, though each node sees only its own.
+//!
+//! Each node's agent makes a [`Report`] of what its ready endpoints hold. The coordinator merges them
+//! ([`Merger`]) and gives each node a [`View`] of every Service of its report: what all endpoints hold
+//! together, and which share of the Service's moves is this node's.
+//!
+//! Nobody trusts more than it must. Times are differences on the reader's own clock, so that clocks may
+//! differ. A view is made only if every ready endpoint was reported, by nodes that know the same set of
+//! them ([`Generation`]): absence proves nothing. And a view only narrows what a node may do by its own
+//! budgets, so that a forged report can hide a load or claim one, and take shares from others, but can
+//! make no node move more than its budget.
+
+mod generation;
+mod merge;
+mod report;
+mod share;
+mod view;
+
+pub use generation::Generation;
+pub use merge::Merger;
+pub use report::{Key, MOST_LOADS, MOST_SERVICES, Report, ServiceReport};
+pub use share::{Share, WHOLE};
+pub use view::{Sums, View, Views};
+
+use std::time::Duration;
+
+/// The least time between two reports of a node, whatever changes.
+pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// The most time between two reports, though nothing changes: who reports nothing may be gone.
+pub const REPORT_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+
+/// A report that has not changed for so long is not merged: two were lost.
+pub const REPORT_COUNTS_FOR: Duration = Duration::from_secs(70);
+
+/// A view counts for so long after it was received, on the receiver's clock.
+pub const VIEW_COUNTS_FOR: Duration = Duration::from_secs(60);
+
+/// A view is given again after so long, though nothing has changed.
+pub const VIEW_AGAIN_AFTER: Duration = Duration::from_secs(20);

@@ -1,0 +1,96 @@
+//! What a node learns.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Generation, Key, Share};
+
+/// Sums over connections of what each counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sums {
+    /// What all connections count for.
+    pub total: u64,
+    /// The sum of the squares of what each counts for, in decimal digits: it may have 128 bits.
+    #[serde(with = "decimal")]
+    #[schemars(with = "String", regex(pattern = "^[0-9]{1,39}$"))]
+    pub squares: u128,
+    /// The most that one counts for.
+    pub largest: u64,
+}
+
+impl Sums {
+    pub(super) fn add(&mut self, other: Self) {
+        self.total = self.total.saturating_add(other.total);
+        self.squares = self.squares.saturating_add(other.squares);
+        self.largest = self.largest.max(other.largest);
+    }
+}
+
+/// What all ready endpoints of a Service hold, for one of its nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct View {
+    /// Whose endpoints.
+    #[serde(flatten)]
+    pub key: Key,
+    /// Which set of ready endpoints was reported.
+    pub generation: Generation,
+    /// How many it has.
+    pub endpoints: u32,
+    /// What they hold together: the largest of the last three sums, as clients that are about to
+    /// reconnect are in none of the last.
+    #[serde(flatten)]
+    pub sums: Sums,
+    /// What each would hold; of the endpoints of its zone, if traffic stays there.
+    pub mean: u64,
+    /// The least that one of them holds.
+    pub least: u64,
+    /// The most that one of them holds.
+    pub most: u64,
+    /// Connections, whatever they count for: of these a budget may be a percentage.
+    pub connections: u64,
+    /// What this node's endpoints hold above the mean.
+    pub excess: u64,
+    /// This node's part of the Service's budget, by its part of what all hold above the mean.
+    pub share: Share,
+}
+
+/// What a node knows of the cluster at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Views {
+    /// Nobody is asked: a plain host, or a cluster that does not have the resource.
+    #[default]
+    Off,
+    /// No coordinator has given a view since this node's agent began to wait for one.
+    Awaited,
+    /// The last views are too old to be used.
+    Expired,
+    /// These, and for how long they count still.
+    Valid(BTreeMap<Key, View>, Duration),
+}
+
+impl Views {
+    /// Those of a node, by what they are of; what is left of their time.
+    pub fn valid(views: Vec<View>, left: Duration) -> Self {
+        let by_key = views.into_iter().map(|view| (view.key.clone(), view));
+        Self::Valid(by_key.collect(), left)
+    }
+}
+
+/// A number of up to 128 bits in decimal digits.
+mod decimal {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(number: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse()
+            .map_err(|_| D::Error::custom("not a whole number in decimal digits"))
+    }
+}
