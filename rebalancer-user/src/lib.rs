@@ -23,4 +23,4 @@ pub mod observe;
 pub mod render;
 mod walking;
 
-pub use rebalancer_core::{exchange, plan, policy, snapshot, text};
+pub use rebalancer_core::{exchange, plan, policy, snapshot, text, views};

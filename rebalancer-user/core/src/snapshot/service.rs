@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::wire;
+use crate::views::Generation;
 
 /// A Service's namespace and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -36,6 +37,13 @@ pub struct Service {
     /// (`trafficDistribution`, or hints in its slices): in its zone, or on this node alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_in_zone: Option<u32>,
+    /// Which ready endpoints those are, or all if it prefers none, as the nodes' reports name such a
+    /// set; `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<Generation>,
+    /// The zone in which traffic from this node is kept, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Addresses of all its endpoints, ready or not: a peer among them is a sibling.
     #[serde(with = "wire::addresses")]
     pub addresses: Arc<BTreeSet<IpAddr>>,

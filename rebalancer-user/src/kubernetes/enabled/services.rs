@@ -167,15 +167,23 @@ impl ByService {
             let addresses = Arc::clone(endpoints.addresses.as_ref()?);
             let spec = specs.get(&name.to_string())?;
             let in_zone = match spec.prefers {
-                Some(Prefers::Node) => Some(endpoints.ready_here),
-                _ if endpoints.hinted_to_nodes => Some(endpoints.ready_here),
                 Some(Prefers::Zone) => endpoints.hinted_to_zone.or(endpoints.ready_in_zone),
-                None => endpoints.hinted_to_zone,
+                Some(Prefers::Node) | None => endpoints.hinted_to_zone,
             };
+            let is_of_node = spec.prefers == Some(Prefers::Node) || endpoints.hinted_to_nodes;
+            let (ready_in_zone, generation) = match in_zone {
+                // All of these are here: nobody else is asked.
+                _ if is_of_node => (Some(endpoints.ready_here), None),
+                Some(in_zone) => (Some(in_zone.number), Some(in_zone.generation)),
+                None => (None, Some(endpoints.generation)),
+            };
+            let zone = endpoints.zone.as_deref();
             let service = Service {
                 ready: endpoints.ready,
                 ready_here: endpoints.ready_here,
-                ready_in_zone: in_zone,
+                ready_in_zone,
+                generation,
+                zone: zone.filter(|_| ready_in_zone.is_some()).map(str::to_owned),
                 addresses,
                 client_ip_affinity: spec.client_ip_affinity,
                 headless: spec.headless,

@@ -14,7 +14,7 @@ use std::{
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointPort, EndpointSlice};
 use kube::ResourceExt as _;
 
-use crate::snapshot::ServiceName;
+use crate::{snapshot::ServiceName, views::Generation};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -57,6 +57,14 @@ pub(super) enum EndpointId {
 }
 
 impl EndpointId {
+    /// The same on every node.
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Uuid(bytes) => bytes,
+            Self::Other(text) => text.as_bytes(),
+        }
+    }
+
     /// Of the pod with this uid.
     pub(super) fn of(text: &str) -> Self {
         // Only what reads back the same: two texts must not be one id.
@@ -173,6 +181,22 @@ fn says_http2(port: &EndpointPort) -> bool {
             .any(|known| name.starts_with(known))
 }
 
+/// Some of the ready endpoints: how many, and which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) number: u32,
+    pub(super) generation: Generation,
+}
+
+impl Counted {
+    fn of(endpoints: &[&EndpointId]) -> Self {
+        Self {
+            number: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
+            generation: Generation::of(endpoints.iter().map(|id| id.as_bytes())),
+        }
+    }
+}
+
 /// A Service's slices together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Endpoints {
@@ -180,12 +204,16 @@ pub(super) struct Endpoints {
     pub(super) ready_set: Box<[u64]>,
     /// Ready, each once.
     pub(super) ready: u32,
-    /// Of these, on this node.
+    /// Which those are, the same on every node.
+    pub(super) generation: Generation,
+    /// Of the ready, on this node.
     pub(super) ready_here: u32,
-    /// Of these, in this node's zone; `None` if that is not known.
-    pub(super) ready_in_zone: Option<u32>,
+    /// This node's zone, if that is known.
+    pub(super) zone: Option<Arc<str>>,
+    /// Of the ready, in this node's zone; `None` if that is not known.
+    pub(super) ready_in_zone: Option<Counted>,
     /// Ready and hinted to this node's zone; `None` if not all have hints, or none for it.
-    pub(super) hinted_to_zone: Option<u32>,
+    pub(super) hinted_to_zone: Option<Counted>,
     /// Hints keep clients on their own node.
     pub(super) hinted_to_nodes: bool,
     /// Of all that lead to this node; `None` if none does.
@@ -205,7 +233,8 @@ impl Endpoints {
             .iter()
             .find_map(|e| e.zone.as_ref().filter(|_| e.here == Some(true)));
         let mut ready_set = Vec::new();
-        let [mut ready, mut here, mut in_zone, mut hinted, mut unhinted] = [0_u32; 5];
+        let [mut ready, mut in_zone, mut hinted] = [const { Vec::new() }; 3];
+        let [mut here, mut unhinted] = [0_u32; 2];
         let mut for_nodes = false;
         // A pod once: it has an endpoint of each family of addresses.
         for pod in all.chunk_by(|a, b| a.id == b.id) {
@@ -216,21 +245,31 @@ impl Endpoints {
             let mut hash = DefaultHasher::new();
             first.id.hash(&mut hash);
             ready_set.push(hash.finish());
-            let count = |of: &dyn Fn(&SliceEndpoint) -> bool| u32::from(up.iter().any(|e| of(e)));
-            ready += 1;
-            here += count(&|e| e.here == Some(true));
-            in_zone += count(&|e| e.zone.as_ref() == zone);
-            hinted += count(&|e| zone.is_some_and(|zone| e.for_zones.contains(zone)));
-            unhinted += count(&|e| e.for_zones.is_empty());
+            let any = |of: &dyn Fn(&SliceEndpoint) -> bool| up.iter().any(|e| of(e));
+            ready.push(&first.id);
+            here += u32::from(any(&|e| e.here == Some(true)));
+            if any(&|e| e.zone.as_ref() == zone) {
+                in_zone.push(&first.id);
+            }
+            if any(&|e| zone.is_some_and(|zone| e.for_zones.contains(zone))) {
+                hinted.push(&first.id);
+            }
+            unhinted += u32::from(any(&|e| e.for_zones.is_empty()));
             for_nodes |= up.iter().any(|e| e.for_nodes);
         }
         ready_set.sort_unstable();
+        let Counted {
+            number: ready,
+            generation,
+        } = Counted::of(&ready);
         Self {
             ready_set: ready_set.into(),
             ready,
+            generation,
             ready_here: here,
-            ready_in_zone: zone.map(|_| in_zone),
-            hinted_to_zone: (unhinted == 0 && hinted > 0).then_some(hinted),
+            zone: zone.cloned(),
+            ready_in_zone: zone.map(|_| Counted::of(&in_zone)),
+            hinted_to_zone: (unhinted == 0 && !hinted.is_empty()).then(|| Counted::of(&hinted)),
             hinted_to_nodes: for_nodes,
             addresses: leads_here.then(|| Arc::new(all.iter().filter_map(|e| e.address).collect())),
             http2: slices
@@ -360,6 +399,35 @@ mod tests {
     }
 
     #[test]
+    fn every_node_names_the_same_set_of_ready_endpoints_alike() {
+        let at = |uid, node| endpoint(uid, "10.0.0.1", node, Value::Null);
+        let unready = |uid| with(at(uid, "n1"), "conditions", json!({"ready": false}));
+        let of = |slices: &[Slice]| {
+            let slices: Vec<&Slice> = slices.iter().collect();
+            Endpoints::of(&slices).generation
+        };
+        let seen_from = |node: &str, endpoints: &[Value]| {
+            let object = json!({
+                "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+                "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 80}]
+            });
+            Slice::of(node, from_value(object).unwrap()).unwrap()
+        };
+        let both = [at("a", "n1"), at("b", "n2"), unready("c")];
+        let one = of(&[seen_from("n1", &both)]);
+        assert_eq!(one, of(&[seen_from("n2", &both)]));
+        // However they are divided into slices.
+        let [a, b, c] = both;
+        let apart = [
+            seen_from("n3", &[b, c.clone()]),
+            seen_from("n3", &[a.clone()]),
+        ];
+        assert_eq!(one, of(&apart));
+        assert_ne!(one, of(&[seen_from("n1", &[a.clone(), at("d", "n2")])]));
+        assert_ne!(one, of(&[seen_from("n1", &[a, c])]));
+    }
+
+    #[test]
     fn zones_count_as_kube_proxy_looks_at_hints() {
         let to = |zones: &[&str]| {
             let zones: Vec<Value> = zones.iter().map(|zone| json!({"name": zone})).collect();
@@ -368,7 +436,9 @@ mod tests {
         let at = |uid, node, zone: &str| endpoint(uid, "10.0.0.1", node, json!(zone));
         let hinted = |endpoints: &[Value]| {
             let all = Endpoints::of(&[&slice(endpoints)]);
-            (all.ready_in_zone, all.hinted_to_zone, all.hinted_to_nodes)
+            let number = |of: Option<Counted>| of.map(|counted| counted.number);
+            let (own, hinted) = (number(all.ready_in_zone), number(all.hinted_to_zone));
+            (own, hinted, all.hinted_to_nodes)
         };
         let own = [at("a", "n1", "x"), at("b", "n2", "x"), at("c", "n3", "y")];
         assert_eq!(hinted(&own), (Some(2), None, false));
