@@ -17,6 +17,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::views::Views;
+
 pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
 pub use wire::{Name, in_nanoseconds};
@@ -288,6 +290,8 @@ pub struct Snapshot {
     pub services: BTreeMap<ServiceName, Service>,
     /// Names of containers by the cgroup of their sockets, where known.
     pub containers: BTreeMap<CgroupId, String>,
+    /// What is known of Services that have endpoints on other nodes too.
+    pub views: Views,
 }
 
 impl Snapshot {

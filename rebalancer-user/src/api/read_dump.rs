@@ -15,6 +15,7 @@ use crate::{
         Service, ServiceName, Snapshot, Who,
     },
     text::quoted,
+    views::Views,
 };
 
 /// A dump read back.
@@ -113,6 +114,8 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
             .collect(),
         // One listing: there is none before it whose namespaces could be others.
         namespaces: BTreeMap::new(),
+        // Nobody gives the agent any yet.
+        views: Views::Off,
     };
     Ok(Dumped { origin, snapshot })
 }
@@ -170,6 +173,7 @@ pub(crate) mod tests {
     use crate::{
         api::{Notation, Sort, write_connections},
         snapshot::{Bytes, CgroupPath, Cookie, Sends, ServiceAt, TcpState, sample},
+        views::Generation,
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
@@ -282,6 +286,8 @@ pub(crate) mod tests {
                 ready,
                 ready_here: here,
                 ready_in_zone,
+                generation: (ready > 0).then_some(Generation(ready.into())),
+                zone: ready_in_zone.map(|zone| format!("zone-{zone}")),
                 addresses: Arc::new(addresses.into_iter().collect()),
                 client_ip_affinity: bools[0],
                 headless: bools[1],
@@ -472,6 +478,7 @@ pub(crate) mod tests {
                 },
             )]),
             containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
+            views: Views::Off,
         };
         let whole = written(&origin, &snapshot);
         insta::assert_snapshot!("a_dump", whole);

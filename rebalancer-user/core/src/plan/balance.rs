@@ -256,6 +256,7 @@ pub(super) fn standings(groups: &Groups) -> Vec<Balanced> {
             group: (*group.name).clone(),
             balance,
             facts: group.facts,
+            cluster: group.cluster,
             endpoints: loads.map(|(key, at)| (*key, at.load, at.sheds)).collect(),
         })
     });

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    BudgetOf, Charge, Forecast, Group, Ledger, Ramp, SkipReason,
+    BudgetOf, Charge, ClusterShare, Forecast, Group, Ledger, Ramp, SkipReason,
     fair_queue::{Queue, Queues},
     forecast::Pace,
     groups::Groups,
@@ -11,7 +11,7 @@ use super::{
     slots::Slots,
 };
 use crate::{
-    policy::{Budget, Mode, Policy},
+    policy::{Budget, Mode, Policy, RuleName},
     snapshot::{EndpointKey, KernelTime},
 };
 
@@ -20,6 +20,8 @@ use crate::{
 pub(super) struct Account {
     pub(super) queue: usize,
     group: usize,
+    /// Under its rule.
+    under_rule: usize,
     endpoint: usize,
 }
 
@@ -28,6 +30,9 @@ pub(super) struct Population<'a> {
     node: u64,
     pub(super) queues: Queues<'a>,
     groups: Vec<(&'a Group, u64)>,
+    /// Of each group under each rule: whose, and this node's part of the Service's budget if others
+    /// have parts of it.
+    under_rules: Vec<(&'a RuleName, &'a Group, Option<ClusterShare>)>,
     endpoints: Vec<(EndpointKey, u64)>,
     /// By the index of an endpoint and its rule.
     accounts: Vec<Account>,
@@ -39,9 +44,14 @@ impl<'a> Population<'a> {
             node: u64::try_from(matches.all.len()).unwrap_or(u64::MAX),
             queues: Queues::default(),
             groups: Vec::new(),
+            under_rules: Vec::new(),
             endpoints: Vec::new(),
             accounts: Vec::new(),
         };
+        let under_rules = groups
+            .iter()
+            .map(|group| (&group.rule, &*group.name, group.cluster));
+        population.under_rules = under_rules.collect();
         // One group under two rules is one.
         let mut indexes: BTreeMap<&Group, usize> = BTreeMap::new();
         let of_groups = groups.iter().map(|group| {
@@ -66,6 +76,7 @@ impl<'a> Population<'a> {
                     .queues
                     .add((pair.rule.name().as_str(), namespace)),
                 group: of_groups[*group],
+                under_rule: *group,
                 endpoint,
             });
         }
@@ -92,6 +103,7 @@ pub(super) struct Allowance<'a> {
     ramp: Option<Ramp>,
     /// By the group's index, once it was asked for; and so on.
     groups: Vec<Option<Bucket>>,
+    shares: Vec<Option<Bucket>>,
     endpoints: Vec<Option<Bucket>>,
     spent: Spent<'a>,
 }
@@ -111,6 +123,8 @@ struct Bucket {
 struct Spent<'a> {
     queues: BTreeMap<Queue<'a>, u64>,
     groups: BTreeMap<&'a Group, (u64, u64)>,
+    /// Of these, by rule: those that balance chose.
+    balanced: BTreeMap<(&'a RuleName, &'a Group), u64>,
     endpoints: BTreeMap<EndpointKey, (u64, u64)>,
     all: u64,
 }
@@ -119,6 +133,10 @@ impl<'a> Spent<'a> {
     fn add(mut self, charge: &'a Charge) -> Self {
         let group = self.groups.entry(&charge.group).or_default();
         *group = (group.0 + 1, group.1 + u64::from(charge.is_away()));
+        if charge.share > 0 {
+            let key = (&charge.rule, &*charge.group);
+            *self.balanced.entry(key).or_default() += 1;
+        }
         let endpoint = self.endpoints.entry(charge.endpoint).or_default();
         *endpoint = (endpoint.0 + 1, endpoint.1 + u64::from(charge.has_left()));
         self.all += 1;
@@ -175,6 +193,7 @@ impl<'a> Allowance<'a> {
             },
             ramp: None,
             groups: vec![None; population.groups.len()],
+            shares: vec![None; population.under_rules.len()],
             endpoints: vec![None; population.endpoints.len()],
             spent,
         }
@@ -185,11 +204,17 @@ impl<'a> Allowance<'a> {
         &self.spent.queues
     }
 
-    /// Takes one move out of it, for a rule with this ramp.
+    /// Takes one move out of it, for a rule with this ramp. What is moved for its excess is also counted
+    /// against this node's share of the Service's budget on all nodes; a limit is one on each node.
     ///
     /// # Errors
     /// Why there is none left.
-    pub(super) fn take(&mut self, of: Account, ramp: Option<Ramp>) -> Result<(), SkipReason> {
+    pub(super) fn take(
+        &mut self,
+        of: Account,
+        ramp: Option<Ramp>,
+        is_excess: bool,
+    ) -> Result<(), SkipReason> {
         let (budget, population, spent) = (self.budget, self.population, &self.spent);
         let longest = self.ramp.into_iter().chain(ramp);
         self.ramp = longest.max_by_key(|ramp| ramp.whole_in);
@@ -205,11 +230,20 @@ impl<'a> Allowance<'a> {
             let (spent, left) = spent.endpoints.get(&endpoint).copied().unwrap_or_default();
             Bucket::new(budget.per_endpoint().of(connections + left), spent)
         });
-        let mut bounds = [
+        let (rule, name, cluster) = population.under_rules[of.under_rule];
+        let share = cluster.filter(|_| is_excess).map(|cluster| {
+            self.shares[of.under_rule].get_or_insert_with(|| {
+                let whole = budget.per_service().of(cluster.connections);
+                let spent = spent.balanced.get(&(rule, name)).copied();
+                Bucket::new(cluster.share.of(whole), spent.unwrap_or_default())
+            })
+        });
+        let mut bounds: Vec<(BudgetOf, &mut Bucket)> = vec![
             (BudgetOf::Node, &mut self.node),
             (BudgetOf::Service, group),
             (BudgetOf::Endpoint, endpoint),
         ];
+        bounds.extend(share.map(|share| (BudgetOf::Share, share)));
         for (_, bound) in &mut bounds {
             bound.asked += 1;
         }
@@ -253,7 +287,8 @@ impl<'a> Allowance<'a> {
             .limit
             .min(sum(&mut self.groups.iter().flatten()))
             .min(sum(&mut self.endpoints.iter().flatten()));
-        let parts = self.groups.iter().chain(&self.endpoints).flatten();
+        let parts = self.groups.iter().chain(&self.shares);
+        let parts = parts.chain(&self.endpoints).flatten();
         let lasts = parts.chain([&self.node]).map(last).max();
         let until_whole = self.ramp.map_or(Duration::ZERO, |ramp| ramp.whole_in);
         (self.node.asked > 0).then(|| Forecast {

@@ -30,6 +30,8 @@ budgets! {
     Node "perNode" "budget";
     /// Of the Service, or of what shares a port where there are no Services.
     Service "perService" "serviceBudget";
+    /// This node's share of that of the Service on all nodes, for balance.
+    Share "this node's share of perService" "shareBudget";
     /// Of the endpoint.
     Endpoint "perEndpoint" "endpointBudget";
 }

@@ -82,7 +82,9 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         };
         let decision = &mut decisions[candidate.index];
         decision.place = Some(place);
-        match taken.and_then(|()| allowance.take(account, ramps[candidate.pair])) {
+        match taken
+            .and_then(|()| allowance.take(account, ramps[candidate.pair], candidate.is_excess))
+        {
             Ok(()) => {
                 few.count(connection.client(), rule, endpoint);
                 chosen.push(candidate);

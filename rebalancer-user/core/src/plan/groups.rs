@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    FillFailure, Group, Ledger, NoView, ServiceFacts, Sum,
+    FillFailure, Group, Ledger, NoClusterView, NoView, ServiceFacts, Sum,
+    cluster::{self, ClusterShare},
     matches::{Found, Matches, Pair},
 };
 use crate::{
@@ -37,11 +38,15 @@ pub(super) struct GroupLoad {
     pub(super) name: Arc<Group>,
     pub(super) balance: Option<Balance>,
     pub(super) facts: Result<ServiceFacts, NoView>,
+    /// This node's part of the Service's budget, if its facts are of the cluster.
+    pub(super) cluster: Option<ClusterShare>,
     /// The failed fill test of a group on cooldown, and for how long it still is.
     pub(super) held: Option<(FillFailure, Duration)>,
     /// Connections, whatever they count for.
     pub(super) connections: u64,
-    /// What is there now, and what was moved and has not been seen again.
+    /// What is there now.
+    pub(super) here: Sum,
+    /// The same, and what was moved and has not been seen again.
     pub(super) sum: Sum,
     pub(super) endpoints: BTreeMap<EndpointKey, EndpointLoad>,
 }
@@ -52,9 +57,15 @@ impl GroupLoad {
             rule: rule.name().clone(),
             name: Arc::new(name),
             balance: rule.balance(),
-            facts: Err(NoView { here: 0, all: None }),
+            facts: Err(NoView {
+                here: 0,
+                all: None,
+                cause: NoClusterView::Off,
+            }),
+            cluster: None,
             held: None,
             connections: 0,
+            here: Sum::default(),
             sum: Sum::default(),
             endpoints: BTreeMap::new(),
         }
@@ -91,6 +102,25 @@ impl Groups {
         snapshot: &Snapshot,
         ledger: &Ledger,
     ) -> Self {
+        Self::with(policy, matches, (snapshot, ledger), false)
+    }
+
+    /// The same, and each group that a rule balances and that has endpoints here but no connection.
+    pub(super) fn with_empty(
+        policy: &Policy,
+        matches: &Matches<'_>,
+        snapshot: &Snapshot,
+        ledger: &Ledger,
+    ) -> Self {
+        Self::with(policy, matches, (snapshot, ledger), true)
+    }
+
+    fn with(
+        policy: &Policy,
+        matches: &Matches<'_>,
+        (snapshot, ledger): (&Snapshot, &Ledger),
+        with_empty: bool,
+    ) -> Self {
         let mut groups = Self::default();
         let mut indexes = BTreeMap::new();
         let mut loads = Vec::with_capacity(matches.pairs.len());
@@ -125,12 +155,19 @@ impl Groups {
         for ((pair, load), index) in matches.pairs.iter().zip(loads).zip(&groups.of_pair) {
             groups.all[*index].endpoints.insert(pair.endpoint, load);
         }
-        groups.add_empty(policy, matches, (snapshot, ledger), &indexes);
+        groups.add_empty(
+            policy,
+            matches,
+            (snapshot, ledger),
+            &mut indexes,
+            with_empty,
+        );
         for group in &mut groups.all {
+            group.sum = group.here;
             for load in ledger.awaited(&group.rule, &group.name) {
                 group.sum.add(load);
             }
-            group.facts = facts(group, snapshot, ledger);
+            (group.facts, group.cluster) = facts(group, snapshot, ledger);
             group.held = group
                 .balance
                 .zip(group.facts.ok())
@@ -157,12 +194,13 @@ impl Groups {
     }
 
     /// Endpoints that listen and have no connection that a rule is for.
-    fn add_empty(
+    fn add_empty<'a>(
         &mut self,
-        policy: &Policy,
+        policy: &'a Policy,
         matches: &Matches<'_>,
         (snapshot, ledger): (&Snapshot, &Ledger),
-        indexes: &BTreeMap<(&RuleName, Group), usize>,
+        indexes: &mut BTreeMap<(&'a RuleName, Group), usize>,
+        also_groups: bool,
     ) {
         let pairs = matches.pairs.iter();
         let pairs: BTreeSet<_> = pairs
@@ -176,10 +214,19 @@ impl Groups {
                 {
                     continue;
                 }
-                // Of a group that has no connection nothing is asked.
                 let name = Group::of(rule, snapshot, key);
                 let load = empty(rule, &name, (key, &endpoint.who), ledger);
-                if let Some(index) = indexes.get(&(rule.name(), name)) {
+                // Of a group that has no connection nothing else is asked.
+                if also_groups && rule.balance().is_some() && name.service.is_some() {
+                    let index =
+                        indexes
+                            .entry((rule.name(), name))
+                            .or_insert_with_key(|(_, name)| {
+                                self.all.push(GroupLoad::new(rule, name.clone()));
+                                self.all.len() - 1
+                            });
+                    self.all[*index].endpoints.insert(*key, load);
+                } else if let Some(index) = indexes.get(&(rule.name(), name)) {
                     self.all[*index].endpoints.insert(*key, load);
                 }
             }
@@ -218,7 +265,7 @@ fn count(
     if !at.ready || ledger.always_returns(connection, snapshot.taken) {
         return;
     }
-    group.sum.add(load);
+    group.here.add(load);
     if ledger.is_in_flight(connection.cookie) {
         at.in_flight = at.in_flight.saturating_add(load);
     } else {
@@ -238,9 +285,12 @@ pub(super) fn load(connection: &Connection, by: By, ledger: &Ledger) -> Option<u
     }
 }
 
+/// What is known of a Service, and this node's part of its budget if that is what all nodes have reported.
+type Known = (Result<ServiceFacts, NoView>, Option<ClusterShare>);
+
 /// What this node sees of a Service, which is everything if all ready endpoints are here; otherwise
-/// the facts that other nodes have reported.
-fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Result<ServiceFacts, NoView> {
+/// what other nodes have reported.
+fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Known {
     let ready = || group.endpoints.values().filter(|at| at.ready);
     let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);
     let all = match &group.name.service {
@@ -252,17 +302,25 @@ fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Result<Serv
         None => (snapshot.naming == Naming::Off).then_some(here),
     };
     if all != Some(here) || here == 0 {
-        let view = ledger.view(&group.rule, &group.name, snapshot.taken);
-        return view.ok_or(NoView { here, all });
+        let name = (&group.rule, &*group.name);
+        let view = match group.balance {
+            Some(balance) => cluster::view(name, balance, snapshot, all),
+            None => Err(NoClusterView::Off),
+        };
+        return match view {
+            Ok((facts, share)) => (Ok(facts), Some(share)),
+            Err(cause) => (Err(NoView { here, all, cause }), None),
+        };
     }
     let before = ledger.sums(&group.rule, &group.name);
     let sum = before.chain([group.sum]).max_by_key(|sum| sum.total);
     // One from which much is being moved is not empty: it is there still.
     let with_those = |at: &EndpointLoad| at.load.saturating_add(at.in_flight);
-    Ok(ServiceFacts {
+    let facts = ServiceFacts {
         endpoints: here,
         sum: sum.unwrap_or_default(),
         least: ready().map(with_those).min().unwrap_or(0),
         most: ready().map(|at| at.load).max().unwrap_or(0),
-    })
+    };
+    (Ok(facts), None)
 }

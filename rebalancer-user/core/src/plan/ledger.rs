@@ -40,7 +40,6 @@ pub struct Ledger {
     pub(super) sums: BTreeMap<(RuleName, Arc<Group>), VecDeque<Sum>>,
     pub(super) shedding: BTreeSet<(RuleName, EndpointKey)>,
     pub(super) fills: FillTests,
-    views: BTreeMap<(RuleName, Arc<Group>), (ServiceFacts, KernelTime)>,
     enforced: BTreeMap<RuleName, KernelTime>,
     attempts: BTreeMap<(KernelTime, Cookie), Turn>,
     /// As many as there were at one time: the kernel gives the lowest inode that is free.
@@ -160,20 +159,6 @@ impl Ledger {
         self.reported.clear();
     }
 
-    /// Takes in what is known elsewhere of a group whose endpoints are not all on this node: all
-    /// that its nodes hold under `rule`. It counts until it is set again, and no longer than
-    /// `until`. It is not among the entries.
-    pub fn set_view(
-        &mut self,
-        rule: RuleName,
-        group: Group,
-        facts: ServiceFacts,
-        until: KernelTime,
-    ) {
-        let key = (rule, Arc::new(group));
-        self.views.insert(key, (facts, until));
-    }
-
     /// Whether moves of a rule from an endpoint are under way, or their clients.
     pub(super) fn is_unsettled(&self, (rule, endpoint): &(RuleName, EndpointKey)) -> bool {
         self.unsettled()
@@ -209,18 +194,6 @@ impl Ledger {
     pub(super) fn sums(&self, rule: &RuleName, group: &Arc<Group>) -> impl Iterator<Item = Sum> {
         let key = (rule.clone(), Arc::clone(group));
         self.sums.get(&key).into_iter().flatten().copied()
-    }
-
-    /// What is known elsewhere.
-    pub(super) fn view(
-        &self,
-        rule: &RuleName,
-        group: &Arc<Group>,
-        now: KernelTime,
-    ) -> Option<ServiceFacts> {
-        let key = (rule.clone(), Arc::clone(group));
-        let (facts, until) = self.views.get(&key)?;
-        (now < *until).then_some(*facts)
     }
 
     pub(super) fn is_shedding(&self, rule: &RuleName, endpoint: EndpointKey) -> bool {

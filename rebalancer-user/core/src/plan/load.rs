@@ -237,4 +237,45 @@ pub struct NoView {
     pub here: u32,
     /// How many there are; none if that is not known.
     pub all: Option<u32>,
+    /// Why the others are not known by a view of the cluster.
+    pub cause: NoClusterView,
+}
+
+/// Why there is no view of the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NoClusterView {
+    /// None is asked for.
+    #[default]
+    Off,
+    /// No coordinator has given one yet.
+    Awaited,
+    /// The last is too old.
+    Expired,
+    /// It is of other endpoints than those that are known here.
+    OtherGeneration,
+    /// Not every ready endpoint was reported.
+    Incomplete,
+}
+
+impl NoClusterView {
+    /// What it says of the others, if anything.
+    pub(super) fn sentence(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Off => return None,
+            Self::Awaited => "no coordinator has compared them with the others yet",
+            Self::Expired => "the coordinator has said nothing of the others for too long",
+            Self::OtherGeneration => "the coordinator knows another set of them",
+            Self::Incomplete => "not all of the others were reported to the coordinator",
+        })
+    }
+
+    /// What it takes for a view.
+    pub(super) fn needs(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Off => return None,
+            Self::Awaited | Self::Expired => "a coordinator that runs and leads",
+            Self::OtherGeneration => "that all nodes know its endpoints, in a few seconds",
+            Self::Incomplete => "a running agent on each node of its endpoints",
+        })
+    }
 }

@@ -11,6 +11,7 @@ mod budget;
 mod budget_of;
 mod chance;
 mod charge;
+mod cluster;
 mod cooldown;
 mod decide;
 mod explain;
@@ -38,6 +39,7 @@ mod ramp;
 mod rates;
 mod recall;
 mod refusal;
+mod report;
 mod returns;
 mod services;
 mod skip;
@@ -45,6 +47,7 @@ mod slots;
 
 pub use budget_of::BudgetOf;
 pub use charge::{Charge, Fate, Subject};
+pub use cluster::ClusterShare;
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
 pub use explain::{Explanation, explain};
@@ -54,13 +57,14 @@ pub use forecast::Forecast;
 pub use group::Group;
 pub use ledger::{Ended, Entries, Ledger, NewHold};
 pub use limits::{Reason, Unknown};
-pub use load::{Load, LoadComparison, NoView, ServiceFacts, Sum};
+pub use load::{Load, LoadComparison, NoClusterView, NoView, ServiceFacts, Sum};
 pub use manual::{Guarded, manual};
 pub use outcome::{Outcome, SILENT};
 pub use ramp::Ramp;
 pub use rates::{History, Level};
 pub use recall::Recall;
 pub use refusal::Refusal;
+pub use report::report;
 pub use returns::{
     FIRST_FEW, LOOKED_FOR, PendingReturn, Reappearance, ReturnCounts, SEEN_WITHIN, Test,
 };
@@ -95,6 +99,8 @@ pub struct Balanced {
     pub balance: Balance,
     /// What its endpoints hold together, if all of them are seen.
     pub facts: Result<ServiceFacts, NoView>,
+    /// This node's part in it, if its facts are of the cluster.
+    pub cluster: Option<ClusterShare>,
     /// Each ready endpoint that is seen here, what it holds, and whether it has begun to shed.
     pub endpoints: Vec<(EndpointKey, u64, bool)>,
 }

@@ -372,14 +372,24 @@ reasons! {
     /// What it counts for has not been measured yet.
     LoadUnknown => "loadUnknown": "its rate has not been measured yet", needs "one listing more";
     /// Not all endpoints that share its clients are seen here, so that their mean is not known.
-    NoClusterView { /** What is seen. */ view: NoView = NoView { here: 1, all: Some(3) } }
+    NoClusterView { /** What is seen. */ view: NoView = NoView { here: 1, all: Some(3), cause: super::NoClusterView::Off } }
         => "noClusterView": {
-            match (view.here, view.all) {
+            let seen = match (view.here, view.all) {
                 (here, Some(all)) => format!("of the {all} ready endpoints of its Service {here} are seen here"),
                 (_, None) => "the endpoints that share its clients are not known".to_owned(),
+            };
+            match view.cause.sentence() {
+                Some(cause) => format!("{seen}, and {cause}"),
+                None => seen,
             }
         },
-        needs "all ready endpoints of its Service on this node";
+        needs {
+            let here = "all ready endpoints of its Service on this node";
+            match view.cause.needs() {
+                Some(cause) => format!("{cause}, or {here}"),
+                None => here.to_owned(),
+            }
+        };
     /// New connections are not sent to its endpoint: it is compared with no other.
     NotReady => "notReady": "its endpoint is not ready", needs "that its endpoint is ready";
     /// Moves among its endpoint and its siblings have not filled the emptiest of them.
@@ -410,7 +420,7 @@ use tests::{AGE, COMPARISON, FILL_FAILURE, REASON, service, unknown};
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::parse;
+    use crate::{plan::NoClusterView, policy::parse};
 
     pub(super) const AGE: Duration = Duration::from_secs(12);
 
@@ -499,6 +509,7 @@ rules:
             },
             budget(BudgetOf::Service, 60),
             budget(BudgetOf::Endpoint, 60),
+            budget(BudgetOf::Share, 60),
             budget(BudgetOf::Node, 600),
             SkipReason::WithinBalance {
                 comparison: LoadComparison {
@@ -511,10 +522,23 @@ rules:
                 load: 3,
                 excess: 2,
             },
-            SkipReason::NoClusterView {
-                view: NoView { here: 1, all: None },
-            },
         ]);
+        let causes = [
+            NoClusterView::Off,
+            NoClusterView::Awaited,
+            NoClusterView::Expired,
+            NoClusterView::OtherGeneration,
+            NoClusterView::Incomplete,
+        ];
+        all.extend(causes.map(|cause| {
+            let all = (cause != NoClusterView::Off).then_some(3);
+            let view = NoView {
+                here: 1,
+                all,
+                cause,
+            };
+            SkipReason::NoClusterView { view }
+        }));
         let line = |skip: &SkipReason| {
             let needs = skip.needs();
             format!("{}: {skip}; needs {needs}\n", skip.as_str())

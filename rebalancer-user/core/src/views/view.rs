@@ -58,25 +58,81 @@ pub struct View {
     pub share: Share,
 }
 
-/// What a node knows of the cluster at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a node knows of the cluster at one moment. A dump leaves `Off` out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", tag = "state")]
 pub enum Views {
-    /// Nobody is asked: a plain host, or a cluster that does not have the resource.
+    /// Nobody is asked: a plain host, or there is nothing to ask for.
     #[default]
+    #[serde(skip)]
     Off,
     /// No coordinator has given a view since this node's agent began to wait for one.
     Awaited,
     /// The last views are too old to be used.
     Expired,
-    /// These, and for how long they count still.
-    Valid(BTreeMap<Key, View>, Duration),
+    /// These are known.
+    Valid {
+        /// A view of each Service of which all ready endpoints were reported.
+        #[serde(with = "as_list")]
+        services: BTreeMap<Key, View>,
+        /// For how long they count still.
+        #[serde(rename = "leftNanoseconds", with = "as_nanoseconds")]
+        left: Duration,
+    },
 }
 
 impl Views {
     /// Those of a node, by what they are of; what is left of their time.
     pub fn valid(views: Vec<View>, left: Duration) -> Self {
         let by_key = views.into_iter().map(|view| (view.key.clone(), view));
-        Self::Valid(by_key.collect(), left)
+        Self::Valid {
+            services: by_key.collect(),
+            left,
+        }
+    }
+
+    /// Whether nobody is asked.
+    pub fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
+}
+
+/// Views have their keys in themselves.
+mod as_list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use super::{Key, View};
+
+    pub(super) fn serialize<S: Serializer>(
+        views: &BTreeMap<Key, View>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_seq(views.values())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<Key, View>, D::Error> {
+        let views = Vec::<View>::deserialize(from)?;
+        let by_key = views.into_iter().map(|view| (view.key.clone(), view));
+        Ok(by_key.collect())
+    }
+}
+
+/// A number of nanoseconds.
+mod as_nanoseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_nanos)
     }
 }
 

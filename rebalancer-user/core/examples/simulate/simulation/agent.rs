@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rebalancer_core::{
-    plan::{Group, Ledger, Outcome, Plan, ServiceFacts, decide},
+    plan::{Ledger, Outcome, Plan, ServiceFacts, decide},
     policy::Policy,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, KernelTime, Naming, Service, ServiceName, Snapshot,
         TcpState,
     },
+    views::{Generation, Key, Share, Sums, View, Views},
 };
 
 use super::{
@@ -20,6 +21,8 @@ pub(crate) struct Agent {
     node: usize,
     policy: Policy,
     ledger: Ledger,
+    /// What the endpoints of the Service hold on all nodes, and until when that counts.
+    known: Option<(ServiceFacts, KernelTime)>,
 }
 
 impl Agent {
@@ -28,12 +31,14 @@ impl Agent {
             node,
             policy,
             ledger: Ledger::default(),
+            known: None,
         }
     }
 
     /// Takes a snapshot, decides and starts the moves of the plan.
     pub(crate) fn list(&mut self, world: &World) -> Plan {
-        let snapshot = snapshot(world, self.node);
+        let mut snapshot = snapshot(world, self.node);
+        snapshot.views = self.views(world.now);
         self.ledger.observe(&self.policy, &snapshot);
         let plan = decide(&self.policy, &snapshot, &self.ledger, world.now);
         for recall in plan.recalls() {
@@ -50,14 +55,45 @@ impl Agent {
 
     /// Sets what the endpoints of the Service hold on all nodes.
     pub(crate) fn know(&mut self, facts: ServiceFacts, until: KernelTime) {
-        let group = Group {
-            service: Some(service_name()),
-            port: PORT,
+        self.known = Some((facts, until));
+    }
+
+    fn views(&self, now: KernelTime) -> Views {
+        let Some((facts, until)) = self.known else {
+            return Views::Awaited;
         };
-        for rule in self.policy.rules() {
-            self.ledger
-                .set_view(rule.name().clone(), group.clone(), facts, until);
+        let left = until.since(now);
+        if left.is_zero() {
+            return Views::Expired;
         }
+        let rules = self.policy.rules().iter();
+        let view = |(rule, by): (String, String)| View {
+            key: Key {
+                service: service_name().to_string(),
+                port: PORT,
+                zone: None,
+                rule,
+                by,
+            },
+            generation: Generation(facts.endpoints.into()),
+            endpoints: facts.endpoints,
+            sums: Sums {
+                total: facts.sum.total,
+                squares: facts.sum.squares,
+                largest: facts.sum.largest,
+            },
+            mean: facts.mean(),
+            least: facts.least,
+            most: facts.most,
+            connections: facts.sum.total,
+            excess: 0,
+            share: Share::ALL,
+        };
+        let of_rules = rules.filter_map(|rule| {
+            let by = rule.balance()?.by().as_str();
+            Some((rule.name().to_string(), by.to_owned()))
+        });
+        Views::valid(of_rules.map(view).collect(), left)
     }
 
     /// Whether the move of `cookie` is in flight: it was not recalled.
@@ -115,6 +151,7 @@ fn services(world: &World, node: usize) -> BTreeMap<ServiceName, Service> {
     let service = Service {
         ready: count(world.ready().count()),
         ready_here: count(here.count()),
+        generation: Some(Generation(world.ready().count() as u64)),
         addresses: Arc::new(world.replicas.iter().map(|r| r.address().into()).collect()),
         changed: world.changed.map(|at| world.now.since(at)),
         ..Service::default()

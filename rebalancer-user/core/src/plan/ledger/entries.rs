@@ -1,9 +1,6 @@
 //! All that a ledger holds, to be kept over a restart and to be looked at.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -176,7 +173,6 @@ impl Ledger {
             sums: entries.sums.into_iter().map(sums).collect(),
             shedding: entries.shedding.into_iter().collect(),
             fills: FillTests::from_entries(entries.fills),
-            views: BTreeMap::new(),
             enforced: entries.enforced.into_iter().collect(),
             attempts: entries.attempts.into_iter().map(attempt).collect(),
             namespaces: entries.namespaces.into_iter().collect(),

@@ -1,0 +1,422 @@
+//! Balance across nodes: by a valid view of the same endpoints each node sheds its own excess, within
+//! its share and never beyond its own budgets; without one nothing is moved.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use rebalancer_core::{
+    plan::{Ledger, NoClusterView, Outcome, Plan, SkipReason, Verdict, decide, report},
+    policy::{Policy, parse},
+    snapshot::{
+        Connection, Cookie, Endpoint, EndpointKey, Identity, KernelTime, Naming, Netns, Service,
+        ServiceAt, Snapshot, sample,
+    },
+    views::{Generation, Key, Merger, Report, Share, Sums, View, Views},
+};
+
+mod named;
+use named::{named, service, snapshot, web};
+
+const SECOND: u64 = 1_000_000_000;
+const GENERATION: Generation = Generation(7);
+
+fn policy(mode: &str, budget: &str, fields: &str) -> Policy {
+    let text = format!(
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
+         budget: {{perNode: 1000000, perEndpoint: 100%, maxInFlight: 10000, {budget}}}\n\
+         rules:\n- {{name: even, match: {{services: [shop/web]}}, {fields}}}\n"
+    );
+    parse("test", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+}
+
+fn dry_run(budget: &str) -> Policy {
+    policy("DryRun", budget, "balance: {tolerance: 10%}")
+}
+
+/// One of three ready endpoints of Service `web`, on a node of its own, with so many connections.
+fn node(connections: Vec<Connection>, views: Views) -> Snapshot {
+    let at = ServiceAt {
+        name: "web".to_owned(),
+        ready: true,
+        ..ServiceAt::default()
+    };
+    let pod = Identity {
+        services: Some(vec![at]),
+        ..web()
+    };
+    let mut seen = snapshot(named(pod), Naming::Fresh);
+    let facts = seen.services.get_mut(&service("shop", "web")).unwrap();
+    (facts.ready, facts.ready_here, facts.generation) = (3, 1, Some(GENERATION));
+    for endpoint in seen.endpoints.values_mut() {
+        endpoint.listeners = 1;
+    }
+    Snapshot {
+        connections,
+        views,
+        ..seen
+    }
+}
+
+fn connection(cookie: u64) -> Connection {
+    let client = [10, 9, (cookie / 250) as u8, (cookie % 250) as u8];
+    Connection {
+        remote: SocketAddr::from((client, 40_000)),
+        ..sample::connection(cookie)
+    }
+}
+
+fn hot(views: Views) -> Snapshot {
+    node((1..=300).map(connection).collect(), views)
+}
+
+fn key() -> Key {
+    Key {
+        service: "shop/web".to_owned(),
+        port: sample::connection(1).endpoint.port,
+        zone: None,
+        rule: "even".to_owned(),
+        by: "Connections".to_owned(),
+    }
+}
+
+/// All of the 300 connections of three endpoints are on the first.
+fn view() -> View {
+    View {
+        key: key(),
+        generation: GENERATION,
+        endpoints: 3,
+        sums: Sums {
+            total: 300,
+            squares: 300,
+            largest: 1,
+        },
+        mean: 100,
+        least: 0,
+        most: 300,
+        connections: 300,
+        excess: 200,
+        share: Share::ALL,
+    }
+}
+
+fn valid(view: View) -> Views {
+    Views::valid(vec![view], Duration::from_secs(30))
+}
+
+fn decided(policy: &Policy, seen: &Snapshot) -> Plan {
+    decide(policy, seen, &Ledger::default(), seen.taken)
+}
+
+fn words(policy: &Policy, views: Views) -> BTreeMap<&'static str, u64> {
+    let plan = decided(policy, &hot(views));
+    let mut words = plan.skipped();
+    words.insert("moved", plan.moves().count() as u64);
+    words
+}
+
+/// Why nothing is moved.
+fn cause(views: Views) -> NoClusterView {
+    let plan = decided(&dry_run("perService: 100%"), &hot(views));
+    assert_eq!(plan.moves().count(), 0);
+    let causes = plan.decisions().iter().map(|one| match &one.verdict {
+        Verdict::Skipped(SkipReason::NoClusterView { view }) => view.cause,
+        other => panic!("{other:?}"),
+    });
+    let mut causes: Vec<NoClusterView> = causes.collect();
+    causes.dedup();
+    assert_eq!(causes.len(), 1);
+    causes[0]
+}
+
+#[test]
+fn without_a_valid_view_of_these_endpoints_nothing_is_moved() {
+    assert_eq!(cause(Views::Off), NoClusterView::Off);
+    assert_eq!(cause(Views::Awaited), NoClusterView::Awaited);
+    assert_eq!(cause(Views::Expired), NoClusterView::Expired);
+    let none = Views::valid(Vec::new(), Duration::from_secs(30));
+    assert_eq!(cause(none), NoClusterView::Incomplete);
+    let changes: [fn(&mut View); 2] = [
+        |view| view.generation = Generation(8),
+        |view| view.endpoints = 4,
+    ];
+    for change in changes {
+        let mut other = view();
+        change(&mut other);
+        assert_eq!(cause(valid(other)), NoClusterView::OtherGeneration);
+    }
+    let keys: [fn(&mut Key); 5] = [
+        |key| key.service.push('2'),
+        |key| key.port += 1,
+        |key| key.zone = Some("z".to_owned()),
+        |key| key.rule.push('2'),
+        |key| key.by = "ByteRate".to_owned(),
+    ];
+    for change in keys {
+        let mut other = view();
+        change(&mut other.key);
+        assert_eq!(cause(valid(other)), NoClusterView::Incomplete);
+    }
+}
+
+/// Their clients do not come to other nodes.
+#[test]
+fn where_traffic_stays_on_its_node_no_view_is_used() {
+    let mut seen = hot(valid(view()));
+    for service in seen.services.values_mut() {
+        (service.internal_local, service.ready_here) = (true, 2);
+    }
+    let plan = decided(&dry_run("perService: 100%"), &seen);
+    assert_eq!(plan.skipped(), [("noClusterView", 300)].into());
+}
+
+#[test]
+fn by_a_valid_view_an_endpoint_sheds_its_excess_over_the_clusters_mean() {
+    // 300 − 110, and of three that are moved one comes back.
+    let words = words(&dry_run("perService: 100%"), valid(view()));
+    assert_eq!(words, [("moved", 285), ("othersMoved", 15)].into());
+    let balanced = View {
+        sums: Sums {
+            total: 900,
+            squares: 900,
+            largest: 1,
+        },
+        least: 290,
+        ..view()
+    };
+    let plan = decided(&dry_run("perService: 100%"), &hot(valid(balanced)));
+    assert_eq!(plan.skipped(), [("withinBalance", 300)].into());
+    let facts = plan.balanced()[0].facts.unwrap();
+    assert_eq!((facts.endpoints, facts.mean()), (3, 300));
+}
+
+#[test]
+fn a_node_moves_no_more_than_its_share_and_no_more_than_its_own_budget() {
+    let moved = |policy: &Policy, change: &dyn Fn(&mut View)| {
+        let mut view = view();
+        change(&mut view);
+        let words = words(policy, valid(view));
+        let waits = |word| words.get(word).copied().unwrap_or_default();
+        (words["moved"], waits("shareBudget"), waits("serviceBudget"))
+    };
+    let share = |from, to| move |view: &mut View| view.share = Share { from, to };
+    let tenth = dry_run("perService: 10%");
+    assert_eq!(moved(&tenth, &|_| ()), (30, 0, 255));
+    assert_eq!(moved(&tenth, &share(0, 500_000)), (15, 270, 0));
+    assert_eq!(moved(&tenth, &share(500_000, 500_000)), (0, 285, 0));
+    let three = dry_run("perService: 3");
+    assert_eq!(moved(&three, &share(0, 400_000)), (2, 283, 0));
+    assert_eq!(moved(&three, &share(400_000, 1_000_000)), (1, 284, 0));
+    // Whatever is claimed of the others.
+    let claimed = |view: &mut View| {
+        view.connections = u64::MAX;
+        view.excess = u64::MAX;
+    };
+    assert_eq!(moved(&tenth, &claimed), (30, 0, 255));
+    let wrong = |view: &mut View| {
+        view.share = Share {
+            from: 0,
+            to: u32::MAX,
+        }
+    };
+    assert_eq!(moved(&tenth, &wrong), (30, 0, 255));
+}
+
+#[test]
+fn a_share_is_of_balance_alone() {
+    let policy = policy(
+        "DryRun",
+        "perService: 10%",
+        "limits: {maxAge: 1h}, jitter: 0%, balance: {tolerance: 10%}",
+    );
+    let view = View {
+        share: Share::default(),
+        ..view()
+    };
+    let words = words(&policy, valid(view));
+    assert_eq!(words["moved"], 30, "a limit is one on each node: {words:?}");
+}
+
+#[test]
+fn a_report_is_of_what_balance_compares_and_of_empty_endpoints_too() {
+    let policy = dry_run("perService: 100%");
+    let reported = |seen: &Snapshot| report(&policy, seen, &Ledger::default());
+    let [one] = &reported(&hot(Views::Off))[..] else {
+        panic!();
+    };
+    assert_eq!(
+        (&one.key, one.generation, one.ready),
+        (&key(), GENERATION, 3)
+    );
+    assert_eq!((&one.loads[..], one.connections), (&[300][..], 300));
+    assert_eq!(
+        (one.sums.total, one.sums.squares, one.sums.largest),
+        (300, 300, 1)
+    );
+    let empty = reported(&node(Vec::new(), Views::Off));
+    assert_eq!(empty[0].loads, [0], "a new replica");
+
+    let change = |change: &dyn Fn(&mut Snapshot)| {
+        let mut seen = hot(Views::Off);
+        change(&mut seen);
+        reported(&seen).len()
+    };
+    let facts = |change: fn(&mut Service)| {
+        move |seen: &mut Snapshot| seen.services.values_mut().for_each(change)
+    };
+    assert_eq!(change(&|_| ()), 1);
+    assert_eq!(change(&facts(|s| s.ready = 1)), 0, "all of it is here");
+    assert_eq!(change(&facts(|s| s.generation = None)), 0);
+    assert_eq!(change(&facts(|s| s.headless = true)), 0);
+    assert_eq!(change(&facts(|s| s.internal_local = true)), 0);
+    assert_eq!(change(&facts(|s| s.external_local = true)), 0);
+    assert_eq!(change(&|s| s.naming = Naming::Stale { silent: None }), 0);
+    assert_eq!(change(&|s| s.services.clear()), 0);
+    let not_ready = |seen: &mut Snapshot| {
+        for endpoint in seen.endpoints.values_mut() {
+            let at = ServiceAt {
+                name: "web".to_owned(),
+                ..ServiceAt::default()
+            };
+            let services = Some(vec![at]);
+            endpoint.who = named(Identity { services, ..web() });
+        }
+    };
+    assert_eq!(change(&not_ready), 0);
+    let limits = self::policy("DryRun", "perService: 10%", "limits: {maxAge: 1h}");
+    assert!(report(&limits, &hot(Views::Off), &Ledger::default()).is_empty());
+}
+
+#[test]
+fn two_endpoints_on_one_node_are_reported_apart() {
+    let mut seen = hot(Views::Off);
+    let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
+    let other = EndpointKey {
+        netns: Netns(key.netns.0 + 1),
+        ..*key
+    };
+    let endpoint: Endpoint = endpoint.clone();
+    seen.endpoints.insert(other, endpoint);
+    for one in &mut seen.connections[..100] {
+        one.endpoint = other;
+    }
+    let reports = report(&dry_run("perService: 10%"), &seen, &Ledger::default());
+    assert_eq!((reports.len(), &reports[0].loads[..]), (1, &[200, 100][..]));
+}
+
+/// Three nodes with one endpoint each, the coordinator, and clients that reconnect at once to one of
+/// the three by chance.
+struct Cluster {
+    policy: Policy,
+    nodes: [(Ledger, Vec<Connection>); 3],
+    merger: Merger,
+    views: BTreeMap<String, Vec<View>>,
+    now: u64,
+    next: u64,
+    seed: u64,
+    moves: usize,
+}
+
+impl Cluster {
+    fn new(seed: u64) -> Self {
+        let all = (1..=300).map(connection).collect();
+        Self {
+            policy: policy("Enforce", "perService: 100%", "balance: {tolerance: 10%}"),
+            nodes: [all, Vec::new(), Vec::new()].map(|all| (Ledger::default(), all)),
+            merger: Merger::default(),
+            views: BTreeMap::new(),
+            now: 10 * named::HOUR,
+            next: 301,
+            seed,
+            moves: 0,
+        }
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (self.seed >> 33) as usize % below
+    }
+
+    fn seen(&self, number: usize) -> Snapshot {
+        let views = match self.views.get(&number.to_string()) {
+            Some(views) => Views::valid(views.clone(), Duration::from_secs(30)),
+            None => Views::Awaited,
+        };
+        let mut seen = node(self.nodes[number].1.clone(), views);
+        seen.taken = KernelTime(self.now);
+        seen
+    }
+
+    /// All report, and get their views ten seconds later.
+    fn report(&mut self) {
+        let now = Duration::from_nanos(self.now);
+        self.views = self.merger.views(now);
+        for number in 0..3 {
+            let services = report(&self.policy, &self.seen(number), &self.nodes[number].0);
+            let report = Report::of(self.now, services);
+            self.merger.report(&number.to_string(), report, now);
+        }
+    }
+
+    fn pass(&mut self) {
+        self.now += 5 * SECOND;
+        for number in 0..3 {
+            let seen = self.seen(number);
+            let (ledger, live) = &mut self.nodes[number];
+            ledger.observe(&self.policy, &seen);
+            let plan = decide(&self.policy, &seen, ledger, seen.taken);
+            let chosen: Vec<Cookie> = plan.moves().map(|chosen| chosen.cookie()).collect();
+            for chosen in plan.moves() {
+                ledger.started(chosen, seen.taken);
+                ledger.ended(chosen.cookie(), Outcome::Reset, seen.taken);
+            }
+            ledger.prune(&seen, Duration::from_secs(60), seen.taken);
+            let (gone, kept) = live.drain(..).partition(|one| chosen.contains(&one.cookie));
+            *live = kept;
+            let gone: Vec<Connection> = gone;
+            self.moves += gone.len();
+            for one in gone {
+                let to = self.random(3);
+                let again = Connection {
+                    cookie: Cookie(self.next),
+                    opened: KernelTime(self.now),
+                    ..one
+                };
+                self.next += 1;
+                self.nodes[to].1.push(again);
+            }
+        }
+    }
+
+    fn loads(&self) -> [usize; 3] {
+        [0, 1, 2].map(|node: usize| self.nodes[node].1.len())
+    }
+}
+
+#[test]
+fn three_nodes_become_even_and_stay_so() {
+    for seed in 1..=5 {
+        let mut cluster = Cluster::new(seed);
+        let mut even_after = None;
+        for round in 0..60 {
+            cluster.report();
+            cluster.pass();
+            cluster.pass();
+            let most = cluster.loads().into_iter().max().unwrap_or(0);
+            if most > 143 {
+                even_after = None;
+            } else if even_after.is_none() {
+                even_after = Some(round);
+            }
+        }
+        println!(
+            "seed {seed}: {:?} after {} moves, even after {even_after:?} rounds",
+            cluster.loads(),
+            cluster.moves
+        );
+        assert!(even_after.is_some());
+        // 285 are the least, as a third comes back.
+        assert!(cluster.moves <= 345, "{}", cluster.moves);
+    }
+}
