@@ -9,10 +9,10 @@
 
 pub mod names;
 pub mod offsets;
-mod watched;
+mod sniffed;
 
 pub use network_types::ip::IpProto;
-pub use watched::{Direction, Segment, Watched, listening};
+pub use sniffed::{Direction, Segment, Sniffed, copy};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Changes whenever a record changes its layout or meaning.

@@ -8,9 +8,9 @@ pub const SOCK_OPS: &str = "sock_ops";
 pub const WALK: &str = "walk";
 /// sk_msg program on the sockets in `counted`: counts their sends.
 pub const MESSAGES: &str = "messages";
-/// cgroup_skb programs on the cgroups of the connections in `watched`: copy their received and sent
+/// cgroup_skb programs on the cgroups of the connections in `sniffed`: copy their received and sent
 /// segments to the agent.
-pub const WATCH: [&str; 2] = ["watch_in", "watch_out"];
+pub const SNIFF: [&str; 2] = ["sniff_in", "sniff_out"];
 
 /// The pinned link of [`SOCK_OPS`], which keeps the program attached while no agent runs.
 pub const LINK: &str = "link";
@@ -31,10 +31,10 @@ pub const SETTINGS: &str = "settings";
 pub const EXCLUDED: &str = "excluded";
 /// Per-CPU array of counters, indexed by [`crate::Fault`].
 pub const FAULTS: &str = "faults";
-/// Hash: cookie → [`crate::Watched`], of connections that are being moved. Not pinned: the kernel
-/// frees it when the agent exits, like the links of [`WATCH`].
-pub const WATCHED: &str = "watched";
-/// Ring buffer of [`crate::Segment`], of the connections in `watched`. Not pinned.
+/// Hash: cookie → [`crate::Sniffed`], of connections that are being moved. Not pinned: the kernel
+/// frees it when the agent exits, like the links of [`SNIFF`].
+pub const SNIFFED: &str = "sniffed";
+/// Ring buffer of [`crate::Segment`], of the connections in `sniffed`. Not pinned.
 pub const SEGMENTS: &str = "segments";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";

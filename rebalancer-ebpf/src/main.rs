@@ -10,7 +10,7 @@
 //!   counters and the process that holds it to memory shared with the reader, and creates records of sockets
 //!   that are older than tracking.
 //! - [`messages`], only on the sockets that a rule asks for: counts their sends.
-//! - [`watch`], two programs, only on the cgroups of sockets that are being moved: copy the
+//! - [`sniff`], two programs, only on the cgroups of sockets that are being moved: copy the
 //!   segments of those
 //!   sockets to the agent, so that it knows when a response is complete.
 //!
@@ -41,10 +41,10 @@ mod messages;
 mod process;
 mod record;
 mod scope;
+mod sniff;
 mod sock;
 mod sock_ops;
 mod walk;
-mod watch;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use rebalancer_common::{
-    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, WalkHead, Watched,
+    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, Sniffed, WalkHead,
 };
 
 /// Maximum number of endpoints on a node; a full map is a counted fault. Memory is allocated per
@@ -19,9 +19,9 @@ const MAX_PLACES: usize = 65_536;
 /// Maximum number of excluded cgroups. Memory is allocated per entry.
 const MAX_EXCLUDED: usize = 65_536;
 
-/// Sizes of `watched` and `segments` in the object: the agent sets its own at load, other readers
+/// Sizes of `sniffed` and `segments` in the object: the agent sets its own at load, other readers
 /// do not use them.
-const MAX_WATCHED: usize = 1;
+const MAX_SNIFFED: usize = 1;
 const SEGMENT_BYTES: usize = 4096;
 
 /// Rows per portion of the walk in the object; each reader sets its own number at load.
@@ -52,8 +52,8 @@ pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 pub(crate) static EXCLUDED: HashMap<u64, u32, MAX_EXCLUDED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
-#[btf_map(name = "watched")]
-pub(crate) static WATCHED: HashMap<u64, Watched, MAX_WATCHED, { BPF_F_NO_PREALLOC as usize }> =
+#[btf_map(name = "sniffed")]
+pub(crate) static SNIFFED: HashMap<u64, Sniffed, MAX_SNIFFED, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
 #[btf_map(name = "segments")]

@@ -15,7 +15,7 @@ use aya::{
         CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, cgroup_skb::CgroupSkbLink,
     },
 };
-use rebalancer_common::{Direction, Segment, Watched, names};
+use rebalancer_common::{Direction, Segment, Sniffed, names};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -30,7 +30,7 @@ use crate::{
 
 /// Connections that can be sniffed at one time: the largest `maxInFlight`. Memory is only used for those that
 /// are.
-const MOST_WATCHED: u32 = 10_000;
+const MOST_SNIFFED: u32 = 10_000;
 
 /// Buffer for what is copied between two looks, which are some 20 ms apart: a server that sends 1.5 Gbit/s
 /// of framing fills it. Data that does not fit is lost, and its connection is not moved.
@@ -39,7 +39,7 @@ const SEGMENT_BYTES: u32 = 4 << 20;
 /// Copies what sniffed connections receive and send. Dropping it detaches its programs; so does any end of
 /// its process.
 pub struct Capture {
-    watched: HashMap<MapData, u64, Raw<Watched>>,
+    sniffed: HashMap<MapData, u64, Raw<Sniffed>>,
     segments: RingBuf<MapData>,
     /// Where the programs are attached, and for which connections.
     cgroups: BTreeMap<CgroupId, Attached>,
@@ -81,17 +81,17 @@ impl Capture {
         let btf = kernel.btf()?;
         let mut loader = loader_over(kernel, &btf, pins)?;
         loader
-            .map_max_entries(names::WATCHED, MOST_WATCHED)
+            .map_max_entries(names::SNIFFED, MOST_SNIFFED)
             .map_max_entries(names::SEGMENTS, SEGMENT_BYTES);
         let mut ebpf = load_object(&mut loader)?;
-        for name in names::WATCH {
+        for name in names::SNIFF {
             let load = |program: &mut CgroupSkb| program.load();
             program(&mut ebpf, name)
                 .and_then(load)
                 .map_err(|e| failed(name)("loading", e.into()))?;
         }
         Ok(Self {
-            watched: take_map(&mut ebpf, names::WATCHED)?,
+            sniffed: take_map(&mut ebpf, names::SNIFFED)?,
             segments: take_map(&mut ebpf, names::SEGMENTS)?,
             cgroups: BTreeMap::new(),
             hierarchy,
@@ -106,7 +106,7 @@ impl Capture {
     /// ESTALE: there is no such cgroup. EPERM: a program there does not allow others beside it, or cgroups
     /// may not be opened by ID. E2BIG: the map is full.
     pub fn add(&mut self, cookie: Cookie, cgroup: CgroupId) -> io::Result<()> {
-        self.set(cookie, Watched::default())?;
+        self.set(cookie, Sniffed::default())?;
         if let Some(attached) = self.cgroups.get_mut(&cgroup) {
             attached.connections.insert(cookie);
             return Ok(());
@@ -126,7 +126,7 @@ impl Capture {
 
     fn attach(&mut self, cgroup: CgroupId) -> io::Result<[CgroupSkbLink; 2]> {
         let folder = open_cgroup(self.hierarchy.as_fd(), cgroup.0)?;
-        let [inward, outward] = names::WATCH;
+        let [inward, outward] = names::SNIFF;
         let mut attach_one = |name, to| {
             let program = program(&mut self.ebpf, name).map_err(attaching)?;
             // With a link, `Single` allows others beside us; `AllowMultiple` is refused (aya 1078).
@@ -141,21 +141,21 @@ impl Capture {
     }
 
     /// Changes what is copied of a sniffed connection.
-    pub fn set(&mut self, cookie: Cookie, wanted: Watched) -> io::Result<()> {
-        self.watched
+    pub fn set(&mut self, cookie: Cookie, wanted: Sniffed) -> io::Result<()> {
+        self.sniffed
             .insert(cookie.0, Raw(wanted), 0)
             .map_err(io_error)
     }
 
     /// What is copied, and what the programs have found out; `None` if it is not sniffed.
-    pub fn state(&self, cookie: Cookie) -> Option<Watched> {
-        self.watched.get(&cookie.0, 0).ok().map(|watched| watched.0)
+    pub fn state(&self, cookie: Cookie) -> Option<Sniffed> {
+        self.sniffed.get(&cookie.0, 0).ok().map(|sniffed| sniffed.0)
     }
 
     /// Stops sniffing it, and detaches programs that have no other connection.
     pub fn remove(&mut self, cookie: Cookie) {
         // There is no entry if it was never sniffed.
-        let _absent = self.watched.remove(&cookie.0);
+        let _absent = self.sniffed.remove(&cookie.0);
         self.cgroups.retain(|_, attached| {
             attached.connections.remove(&cookie);
             !attached.connections.is_empty()

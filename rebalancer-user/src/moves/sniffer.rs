@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebalancer_common::{Watched, listening};
+use rebalancer_common::{Sniffed, copy};
 use rustix::io::Errno;
 
 use crate::{
@@ -124,16 +124,16 @@ impl Sniffer {
         else {
             return Verdict::Unknown;
         };
-        let (Some(exchange), Some(watched)) = (exchanges.get_mut(&cookie), capture.state(cookie))
+        let (Some(exchange), Some(sniffed)) = (exchanges.get_mut(&cookie), capture.state(cookie))
         else {
             return Verdict::Unknown;
         };
-        if watched.based != 0 {
-            exchange.based(watched.base);
+        if sniffed.based != 0 {
+            exchange.based(sniffed.base);
         }
         let state = exchange.state(position(socket));
-        let wanted = wanted(exchange, watched);
-        if wanted != watched
+        let wanted = wanted(exchange, sniffed);
+        if wanted != sniffed
             && let Err(error) = capture.set(cookie, wanted)
         {
             tracing::warn!(%cookie, %error, "could not update what is sniffed on a connection");
@@ -169,10 +169,10 @@ impl Sniffer {
     pub(super) fn capture(&mut self, cookie: Cookie) -> bool {
         let capture = self.capture.as_mut();
         capture.is_some_and(|capture| {
-            let capturing = capture.state(cookie).map(|watched| Watched {
-                listening: listening::BYTES,
+            let capturing = capture.state(cookie).map(|sniffed| Sniffed {
+                copy: copy::BYTES,
                 skipping: [0; 2],
-                ..watched
+                ..sniffed
             });
             capturing.is_some_and(|capturing| capture.set(cookie, capturing).is_ok())
         })
@@ -215,17 +215,17 @@ impl Sniffer {
 }
 
 /// What the programs should copy of a connection now; what they have found out stays.
-fn wanted(exchange: &Exchange, watched: Watched) -> Watched {
-    let mut wanted = Watched {
-        listening: if exchange.is_over() {
-            listening::OFF
+fn wanted(exchange: &Exchange, sniffed: Sniffed) -> Sniffed {
+    let mut wanted = Sniffed {
+        copy: if exchange.is_over() {
+            copy::OFF
         } else if exchange.is_lost() {
-            listening::LENGTHS
+            copy::LENGTHS
         } else {
-            listening::BYTES
+            copy::BYTES
         },
         skipping: [0; 2],
-        ..watched
+        ..sniffed
     };
     for direction in [Direction::In, Direction::Out] {
         if let Some(skip_to) = exchange.skip_to(direction) {
@@ -360,7 +360,7 @@ mod tests {
 
     /// Needs its tracker for as long as it is used: the maps are pinned by that.
     fn capture() -> (Tracker, Capture) {
-        let pins = format!("/sys/fs/bpf/rebalancer-watch-{:?}", thread::current().id());
+        let pins = format!("/sys/fs/bpf/rebalancer-sniff-{:?}", thread::current().id());
         let pins = Path::new(&pins);
         mount_bpffs(Path::new("/sys/fs/bpf")).unwrap();
         let kernel = Kernel::read().unwrap();
@@ -405,9 +405,9 @@ mod tests {
         const LENGTH: usize = 1 << 20;
         let cgroup = own_cgroup().unwrap();
         capture.add(pair.cookie, cgroup).unwrap();
-        let wanted = Watched {
-            listening: listening::BYTES,
-            ..Watched::default()
+        let wanted = Sniffed {
+            copy: copy::BYTES,
+            ..Sniffed::default()
         };
         capture.set(pair.cookie, wanted).unwrap();
         let sent: Vec<u8> = (0..LENGTH).map(|n| (n * 7 % 251) as u8).collect();
@@ -438,13 +438,13 @@ mod tests {
         pair.client.write_all(&sent[..100_000]).unwrap();
         pair.server.read_exact(&mut vec![0; 100_000]).unwrap();
         take(capture);
-        let watched = capture.state(pair.cookie).unwrap();
-        assert_eq!(watched.based, 1);
+        let sniffed = capture.state(pair.cookie).unwrap();
+        assert_eq!(sniffed.based, 1);
         for (direction, expected) in [&sent[..100_000], &sent].into_iter().enumerate() {
             let mut bytes = vec![None; expected.len()];
             for (cookie, seq, content) in &copied[direction] {
                 assert_eq!(*cookie, pair.cookie);
-                let from = seq.wrapping_sub(watched.base[direction]) as usize;
+                let from = seq.wrapping_sub(sniffed.base[direction]) as usize;
                 for (to, byte) in bytes[from..].iter_mut().zip(content) {
                     *to = Some(*byte);
                 }
@@ -487,9 +487,9 @@ mod tests {
         for _ in 0..2 {
             own.exchange(GET, write(head.as_bytes())).unwrap();
             own.becomes(State::InProgress).unwrap();
-            let watched = own.sniffer.capture.as_ref().unwrap();
-            let watched = watched.state(own.id.cookie).unwrap();
-            assert_eq!(watched.skipping, [0, 1]);
+            let sniffed = own.sniffer.capture.as_ref().unwrap();
+            let sniffed = sniffed.state(own.id.cookie).unwrap();
+            assert_eq!(sniffed.skipping, [0, 1]);
             let mut server = own.pair.server.try_clone().unwrap();
             thread::scope(|scope| {
                 scope.spawn(move || {

@@ -129,9 +129,9 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     // Not all that would be moved by TCP's word may be: the operator should not wonder.
     match plan.moves().filter(|chosen| chosen.is_sniffed()).count() {
         0 => Ok(()),
-        watched => writeln!(
+        sniffed => writeln!(
             out,
-            "{watched} of those only once HTTP/1 is detected: their rules have no onReconnect"
+            "{sniffed} of those only once HTTP/1 is detected: their rules have no onReconnect"
         ),
     }
 }

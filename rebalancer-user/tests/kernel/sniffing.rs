@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::sys::{Stats, enable_stats};
-use rebalancer_common::names::WATCH;
+use rebalancer_common::names::SNIFF;
 use serde_json::{Value, json};
 use xtask::lab::Lab;
 
@@ -119,7 +119,7 @@ fn other_protocols_than_http_1_are_skipped_and_no_longer_sniffed() {
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     for (words, guard) in [(HTTP2, "http2"), (TLS, "tls"), (REDIS, "protocolUnknown")] {
         let (lab, address, _server, mut agent) = sniffed(7060, Kind::Plain);
-        let program = program_of(&agent, WATCH[0]);
+        let program = program_of(&agent, SNIFF[0]);
         let mut client = connect(&lab, address);
         let line = exchange_until_moved(&mut agent, &mut client, |stream| exchange(stream, words));
         shows(&line, json!({"outcome": "refused", "cause": guard}));
@@ -140,7 +140,7 @@ fn other_protocols_than_http_1_are_skipped_and_no_longer_sniffed() {
 fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let lab = lab(2);
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 80, "maxBytes: 1Mi", QUIET));
-    let program = program_of(&agent, WATCH[0]);
+    let program = program_of(&agent, SNIFF[0]);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let mut light = connect(&lab, lab.pod(1).address());
     let mut heavy = connect(&lab, lab.pod(0).address());
@@ -295,7 +295,7 @@ fn connections_sniffed_by_a_killed_agent_stay_open() {
     let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 7066, "maxAge: 300ms", QUIET));
     wait_for_sniffing(&mut agent);
     // By ID: other agents on this machine use the same names.
-    let programs = WATCH.map(|name| ("prog", program_of(&agent, name)));
+    let programs = SNIFF.map(|name| ("prog", program_of(&agent, name)));
     agent.kill();
     // The kernel frees a program a moment after its last reference.
     nothing_left(&programs);

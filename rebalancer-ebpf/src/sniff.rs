@@ -16,9 +16,9 @@ use aya_ebpf::{
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
-use rebalancer_common::{Direction, Segment, Watched, listening};
+use rebalancer_common::{Direction, Segment, Sniffed, copy};
 
-use crate::maps::{SEGMENTS, WATCHED};
+use crate::maps::{SEGMENTS, SNIFFED};
 
 /// Always let the packet pass.
 const PASS: i32 = 1;
@@ -41,30 +41,30 @@ struct Chunk<const BYTES: usize> {
 }
 
 #[cgroup_skb(ingress)]
-pub(crate) fn watch_in(ctx: SkBuffContext) -> i32 {
-    let _not_watched = watch(&ctx, Direction::In);
+pub(crate) fn sniff_in(ctx: SkBuffContext) -> i32 {
+    let _not_sniffed = sniff(&ctx, Direction::In);
     PASS
 }
 
 #[cgroup_skb(egress)]
-pub(crate) fn watch_out(ctx: SkBuffContext) -> i32 {
-    let _not_watched = watch(&ctx, Direction::Out);
+pub(crate) fn sniff_out(ctx: SkBuffContext) -> i32 {
+    let _not_sniffed = sniff(&ctx, Direction::Out);
     PASS
 }
 
 #[inline(always)]
-fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
+fn sniff(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     let skb = ctx.skb.skb;
     // SAFETY: the program's context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    let watched = WATCHED.get_ptr_mut(cookie)?;
+    let sniffed = SNIFFED.get_ptr_mut(cookie)?;
     if matches!(direction, Direction::Out) {
         // SAFETY: the program's context, and a value of the map.
-        let _retried = unsafe { set_base(skb, watched) };
+        let _retried = unsafe { set_base(skb, sniffed) };
     }
     // SAFETY: a value of the map.
-    let request = unsafe { *watched };
-    if request.listening == listening::OFF {
+    let request = unsafe { *sniffed };
+    if request.copy == copy::OFF {
         return Some(());
     }
     let at = tcp_header(ctx)?;
@@ -74,7 +74,7 @@ fn watch(ctx: &SkBuffContext, direction: Direction) -> Option<()> {
     if length == 0 {
         return Some(());
     }
-    if request.listening == listening::LENGTHS {
+    if request.copy == copy::LENGTHS {
         return submit_length(segment(cookie, seq, length, direction, false));
     }
     let which = direction as usize & 1;
@@ -162,12 +162,12 @@ fn submit_bytes<const BYTES: usize>(skb: *mut __sk_buff, offset: u32, head: Segm
 /// the socket's lock is held, so that the values are consistent.
 ///
 /// # Safety
-/// `skb` is the context, `watched` a value of the map.
+/// `skb` is the context, `sniffed` a value of the map.
 #[inline(always)]
-unsafe fn set_base(skb: *mut __sk_buff, watched: *mut Watched) -> Option<()> {
+unsafe fn set_base(skb: *mut __sk_buff, sniffed: *mut Sniffed) -> Option<()> {
     // SAFETY: the caller's; pointers are checked for null.
     unsafe {
-        if (*watched).based != 0 {
+        if (*sniffed).based != 0 {
             return Some(());
         }
         let sk = (*skb).__bindgen_anon_2.sk;
@@ -182,11 +182,11 @@ unsafe fn set_base(skb: *mut __sk_buff, watched: *mut Watched) -> Option<()> {
         if tcp.is_null() {
             return None;
         }
-        (*watched).base = [
+        (*sniffed).base = [
             (*tcp).rcv_nxt.wrapping_sub((*tcp).bytes_received as u32),
             (*tcp).snd_una.wrapping_sub((*tcp).bytes_acked as u32),
         ];
-        (*watched).based = 1;
+        (*sniffed).based = 1;
     }
     Some(())
 }

@@ -13,8 +13,8 @@ pub enum Direction {
     Out = 1,
 }
 
-/// Values of [`Watched::listening`].
-pub mod listening {
+/// Values of [`Sniffed::copy`].
+pub mod copy {
     /// No segments.
     pub const OFF: u32 = 0;
     /// The lengths of segments.
@@ -23,15 +23,15 @@ pub mod listening {
     pub const BYTES: u32 = 2;
 }
 
-/// A value of the `watched` map: what the agent wants to receive, written by the agent alone, and
+/// A value of the `sniffed` map: what the agent wants copied, written by the agent alone, and
 /// `base`, written by the kernel half alone.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Watched {
-    /// What the agent wants of its segments, one of [`listening`].
-    pub listening: u32,
+pub struct Sniffed {
+    /// What the agent wants of its segments, one of [`copy`].
+    pub copy: u32,
     /// 1 if `base` is set.
     pub based: u32,
     /// By [`Direction`]: the sequence number at which TCP's counters (`bytes_received`,
