@@ -14,11 +14,12 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     client::ClientBuilder,
     core::PartialObjectMeta,
     runtime::watcher::{self, Event},
 };
+use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tower::{layer::layer_fn, util::MapResponse};
 use tracing::{debug, info, warn};
@@ -76,75 +77,83 @@ pub(super) fn start(
     pace: Pace,
 ) -> kube::Result<JoinSet<()>> {
     shared.lock().pace = pace;
-    let patience = pace.patience;
-    let mut tasks = JoinSet::new();
     let seconds = u32::try_from(pace.watch.as_secs()).unwrap_or(u32::MAX);
+    let paged = watcher::Config::default().timeout(seconds);
     // As kubelet and kube-proxy list: whatever version the API server's cache has, which a watch then
     // follows. A list of the latest version, or one in pages, may be read from etcd, and for a field
     // selector that is every pod of the cluster, for each agent.
-    let cached = move || watcher::Config {
+    let cached = watcher::Config {
         page_size: None,
-        ..watcher::Config::default().timeout(seconds).any_semantic()
+        ..paged.clone().any_semantic()
     };
-    let paged = move || {
-        let config = watcher::Config::default().timeout(seconds);
-        config.page_size(SLICES_PAGE)
-    };
-
-    let pods = Follow {
-        kind: "pods",
-        shared: shared.clone(),
-        part: |c| &mut c.pods,
-        apply: |c, change, at| c.pods.change(change, at),
-        patience,
-    };
-    let api: Api<Pod> = Api::all(pods.client(config)?);
-    let of_node = cached().fields(&format!("spec.nodeName={node}"));
-    tasks.spawn(pods.run(
-        move || watcher::watcher(api.clone(), of_node.clone()).boxed(),
-        |event| objects::change(event, objects::uid, objects::pod),
-    ));
-
-    let namespaces = Follow {
-        kind: "namespaces",
-        shared: shared.clone(),
-        part: |c| &mut c.namespaces,
-        apply: |c, change, at| c.namespaces.change(change, at),
-        patience,
-    };
-    let api: Api<PartialObjectMeta<Namespace>> = Api::all(namespaces.client(config)?);
-    tasks.spawn(namespaces.run(
-        move || watcher::watcher(api.clone(), cached()).boxed(),
-        |event| objects::change(event, objects::name, objects::namespace),
-    ));
-
-    let services = Follow {
-        kind: "services",
-        shared: shared.clone(),
-        part: |c| &mut c.services,
-        apply: |c, change, at| c.services.change(change, at),
-        patience,
-    };
-    let api: Api<Service> = Api::all(services.client(config)?);
-    tasks.spawn(services.run(
-        move || watcher::watcher(api.clone(), cached()).boxed(),
-        |event| objects::change(event, objects::name, Spec::of),
-    ));
-
-    let slices = Follow {
-        kind: "endpointslices",
-        shared: shared.clone(),
-        part: |c| &mut c.slices,
-        apply: Cluster::change_slices,
-        patience,
-    };
-    let api: Api<EndpointSlice> = Api::all(slices.client(config)?);
+    let of_node = cached.clone().fields(&format!("spec.nodeName={node}"));
     let node = node.to_owned();
-    tasks.spawn(slices.run(
-        move || watcher::watcher(api.clone(), paged()).boxed(),
+    let mut watches = Watches {
+        config,
+        shared,
+        patience: pace.patience,
+        tasks: JoinSet::new(),
+    };
+    watches.follow::<Pod, _>(
+        ("pods", |c| &mut c.pods),
+        |c, change, at| c.pods.change(change, at),
+        of_node,
+        |event| objects::change(event, objects::uid, objects::pod),
+    )?;
+    watches.follow::<PartialObjectMeta<Namespace>, _>(
+        ("namespaces", |c| &mut c.namespaces),
+        |c, change, at| c.namespaces.change(change, at),
+        cached.clone(),
+        |event| objects::change(event, objects::name, objects::namespace),
+    )?;
+    watches.follow::<Service, _>(
+        ("services", |c| &mut c.services),
+        |c, change, at| c.services.change(change, at),
+        cached,
+        |event| objects::change(event, objects::name, Spec::of),
+    )?;
+    watches.follow::<EndpointSlice, _>(
+        ("endpointslices", |c| &mut c.slices),
+        Cluster::change_slices,
+        paged.page_size(SLICES_PAGE),
         move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
-    ));
-    Ok(tasks)
+    )?;
+    Ok(watches.tasks)
+}
+
+/// The watches, one task each.
+struct Watches<'a> {
+    config: &'a kube::Config,
+    shared: &'a Shared,
+    patience: Duration,
+    tasks: JoinSet<()>,
+}
+
+impl Watches<'_> {
+    /// Follows the objects `K`, which are kept as `T` in this part of the cluster.
+    fn follow<K, T>(
+        &mut self,
+        (kind, part): (&'static str, fn(&mut Cluster) -> &mut Store<T>),
+        apply: fn(&mut Cluster, Change<T>, Instant),
+        list: watcher::Config,
+        change: impl Fn(Event<K>) -> Option<Change<T>> + Send + 'static,
+    ) -> kube::Result<()>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+        T: Send + 'static,
+    {
+        let follow = Follow {
+            kind,
+            shared: self.shared.clone(),
+            part,
+            apply,
+            patience: self.patience,
+        };
+        let api: Api<K> = Api::all(follow.client(self.config)?);
+        let watch = move || watcher::watcher(api.clone(), list.clone()).boxed();
+        self.tasks.spawn(follow.run(watch, change));
+        Ok(())
+    }
 }
 
 impl<T: Send + 'static> Follow<T> {
