@@ -5,12 +5,11 @@
 //! guard forbids it, in the same breath. It leaves the namespace at once, as a thread that stays
 //! keeps a dead pod's namespace alive.
 //!
-//! `active` is a move's state from order to outcome; `owners` finds who holds its socket, and `guards`
+//! `victim` is a connection from order to outcome; `owners` finds who holds its socket, and `guards`
 //! checks those processes; `quiet` judges one look at the socket; `sniffer` detects the protocol;
 //! `mechanism` resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows
 //! whether the thread is stuck, and on which connection.
 
-mod active;
 mod guards;
 mod mechanism;
 mod mover;
@@ -20,14 +19,15 @@ mod pulse;
 mod quiet;
 mod raw;
 mod sniffer;
+mod victim;
 
 pub(crate) use guards::stranger;
 pub(crate) use owners::Owners;
 
-pub use active::Order;
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Steps};
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};
 pub use sniffer::probe_sniffing;
+pub use victim::Order;

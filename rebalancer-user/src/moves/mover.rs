@@ -16,10 +16,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Mechanism,
-    active::{Active, Inside, Next, Order},
     owners::Owners,
     pulse::{Health, Pulse, Recall},
     sniffer::Sniffer,
+    victim::{Inside, Next, Order, Victim},
 };
 use crate::{
     bpf::{Capture, Walker},
@@ -109,7 +109,7 @@ impl Mover {
                     mounts: CgroupMounts::read_or_none(),
                     owners: Owners::default(),
                     pace: Pace::default(),
-                    active: BTreeMap::new(),
+                    victims: BTreeMap::new(),
                     done,
                     steps: published,
                     pulse: beat,
@@ -245,7 +245,7 @@ struct MoverThread {
     mounts: CgroupMounts,
     owners: Owners,
     pace: Pace,
-    active: BTreeMap<Cookie, Active>,
+    victims: BTreeMap<Cookie, Victim>,
     done: UnboundedSender<Done>,
     steps: Steps,
     pulse: Pulse,
@@ -255,7 +255,7 @@ impl MoverThread {
     fn run(mut self, queue: &Receiver<Box<Order>>) {
         while !self.pulse.is_given_up() {
             self.pulse.idles();
-            let next = if self.active.is_empty() {
+            let next = if self.victims.is_empty() {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 queue.recv_timeout(LOOK_EVERY)
@@ -273,23 +273,24 @@ impl MoverThread {
             self.take_recalls();
             self.look_at_all();
             // Their processes are held by descriptors.
-            self.owners.keep(|cookie| self.active.contains_key(&cookie));
+            self.owners
+                .keep(|cookie| self.victims.contains_key(&cookie));
             self.publish_steps();
         }
         let shutdown = Outcome::Refused(Refusal::Shutdown);
-        for (cookie, active) in std::mem::take(&mut self.active) {
+        for (cookie, victim) in std::mem::take(&mut self.victims) {
             // The agent has reported the others when it abandoned this thread.
             if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
-                self.end(active, shutdown.clone());
+                self.end(victim, shutdown.clone());
             }
         }
     }
 
-    fn end(&mut self, active: Active, end: Outcome) {
-        let (cookie, netns) = (active.cookie(), active.chosen.endpoint().netns);
+    fn end(&mut self, victim: Victim, end: Outcome) {
+        let (cookie, netns) = (victim.cookie(), victim.chosen.endpoint().netns);
         let owners = &self.owners;
         self.pulse.works_on(Some(cookie), Instant::now());
-        let outcome = active.ended(end, |id| {
+        let outcome = victim.ended(end, |id| {
             let target = owners
                 .open_netns(netns, [cookie].into_iter())
                 .ok_or_else(|| {
@@ -297,36 +298,36 @@ impl MoverThread {
                 })?;
             enter(&target, || Diag::open()?.look(id))?
         });
-        self.report(active, outcome);
+        self.report(victim, outcome);
     }
 
     fn accept(&mut self, order: Order) {
-        let active = Active::new(order, Instant::now());
-        if let Some(twice) = self.active.insert(active.cookie(), active) {
+        let victim = Victim::new(order, Instant::now());
+        if let Some(twice) = self.victims.insert(victim.cookie(), victim) {
             self.report(twice, Outcome::Refused(Refusal::OrderedTwice));
         }
     }
 
     fn take_recalls(&mut self) {
-        let known = |cookie| self.active.contains_key(&cookie);
+        let known = |cookie| self.victims.contains_key(&cookie);
         for (cookie, recall) in self.pulse.take_recalls(known) {
             let ends = match &recall {
                 Recall::Now(_) => true,
-                Recall::IfUntouched(_) => self.active.get_mut(&cookie).is_some_and(Active::recall),
+                Recall::IfUntouched(_) => self.victims.get_mut(&cookie).is_some_and(Victim::recall),
             };
-            let Some(active) = ends.then(|| self.active.remove(&cookie)).flatten() else {
+            let Some(victim) = ends.then(|| self.victims.remove(&cookie)).flatten() else {
                 continue;
             };
             match recall {
-                Recall::Now(why) => self.end(active, Outcome::Recalled(why.to_owned())),
-                Recall::IfUntouched(why) => self.report(active, Outcome::Recalled(why)),
+                Recall::Now(why) => self.end(victim, Outcome::Recalled(why.to_owned())),
+                Recall::IfUntouched(why) => self.report(victim, Outcome::Recalled(why)),
             }
         }
     }
 
     fn publish_steps(&self) {
-        let steps = self.active.iter();
-        let steps = steps.filter_map(|(cookie, active)| Some((*cookie, active.step_kind()?)));
+        let steps = self.victims.iter();
+        let steps = steps.filter_map(|(cookie, victim)| Some((*cookie, victim.step_kind()?)));
         *self.steps.0.lock().unwrap_or_else(PoisonError::into_inner) = steps.collect();
     }
 
@@ -334,24 +335,24 @@ impl MoverThread {
         // Of each that is new.
         self.find_owners(Duration::MAX, &self.cookies());
         let mut by_netns: BTreeMap<Netns, Vec<Cookie>> = BTreeMap::new();
-        for (cookie, active) in &self.active {
+        for (cookie, victim) in &self.victims {
             by_netns
-                .entry(active.chosen.endpoint().netns)
+                .entry(victim.chosen.endpoint().netns)
                 .or_default()
                 .push(*cookie);
         }
         for (netns, cookies) in by_netns {
             for (cookie, next) in self.look_at(netns, &cookies) {
                 let Next::End(outcome) = next else { continue };
-                if let Some(active) = self.active.remove(&cookie) {
-                    self.report(active, outcome);
+                if let Some(victim) = self.victims.remove(&cookie) {
+                    self.report(victim, outcome);
                 }
             }
         }
     }
 
     fn cookies(&self) -> Vec<Cookie> {
-        self.active.keys().copied().collect()
+        self.victims.keys().copied().collect()
     }
 
     /// Looks for the owners of those whose owners were not looked for within `age`.
@@ -392,7 +393,7 @@ impl MoverThread {
 
     /// Looks at the moves of one namespace, and takes the steps whose time has come.
     fn look_at(&mut self, netns: Netns, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
-        let looked = self.inside(netns, cookies, |active, inside| active.look(inside));
+        let looked = self.inside(netns, cookies, |victim, inside| victim.look(inside));
         let (ready, mut next): (Vec<_>, Vec<_>) = looked
             .into_iter()
             .partition(|(_, next)| matches!(next, Next::Act));
@@ -400,7 +401,7 @@ impl MoverThread {
         // Before the last look, so that no time passes after it.
         let ready = self.with_known_owners(ready);
         if !ready.is_empty() {
-            next.extend(self.inside(netns, &ready, |active, inside| active.act(inside)));
+            next.extend(self.inside(netns, &ready, |victim, inside| victim.act(inside)));
         }
         next
     }
@@ -410,7 +411,7 @@ impl MoverThread {
         &mut self,
         netns: Netns,
         cookies: &[Cookie],
-        each: impl Fn(&mut Active, &mut Inside<'_>) -> Next,
+        each: impl Fn(&mut Victim, &mut Inside<'_>) -> Next,
     ) -> Vec<(Cookie, Next)> {
         let all = |outcome: Outcome| {
             cookies
@@ -433,7 +434,7 @@ impl MoverThread {
             mechanism,
             owners,
             pace,
-            active,
+            victims,
             pulse,
             ..
         } = self;
@@ -455,7 +456,7 @@ impl MoverThread {
             };
             let mut next = Vec::with_capacity(cookies.len());
             for cookie in cookies {
-                let Some(active) = active.get_mut(cookie) else {
+                let Some(victim) = victims.get_mut(cookie) else {
                     continue;
                 };
                 if pulse.is_given_up() {
@@ -465,7 +466,7 @@ impl MoverThread {
                 // Whether it is quiet may take a walk over this process.
                 let old = owners.older_than(OWNERS_KNOWN_FOR, [*cookie].into_iter());
                 inside.may_act = may_walk || old.is_empty();
-                next.push((*cookie, without_panic(|| each(active, &mut inside))));
+                next.push((*cookie, without_panic(|| each(victim, &mut inside))));
             }
             next
         };
@@ -481,32 +482,32 @@ impl MoverThread {
     /// flight between processes has no owner at this moment.
     fn unreachable(&mut self, cookies: &[Cookie]) -> Vec<(Cookie, Next)> {
         let end = |cookie: &Cookie| {
-            let active = self.active.get(cookie)?;
+            let victim = self.victims.get(cookie)?;
             let outcome = match self.owners.state(*cookie) {
-                Some(TcpState::Established) => active.out_of_reach(),
-                state => active.gone(state),
+                Some(TcpState::Established) => victim.out_of_reach(),
+                state => victim.gone(state),
             };
             Some((*cookie, Next::End(outcome)))
         };
         cookies.iter().filter_map(end).collect()
     }
 
-    fn report(&mut self, active: Active, outcome: Outcome) {
-        let cookie = active.cookie();
+    fn report(&mut self, victim: Victim, outcome: Outcome) {
+        let cookie = victim.cookie();
         self.sniffer.stop(cookie);
-        let waited = active.ordered.elapsed();
-        let step = active.step_kind();
+        let waited = victim.ordered.elapsed();
+        let step = victim.step_kind();
         if !self.pulse.ended(cookie) {
             return; // reported by the agent when it abandoned this thread
         }
         // An agent without a receiver is exiting.
         let _agent_is_gone = self.done.send(Done {
-            chosen: active.chosen,
+            chosen: victim.chosen,
             outcome,
             step,
-            ignored: active.ignored,
+            ignored: victim.ignored,
             waited,
-            since_look: active.since_look,
+            since_look: victim.since_look,
         });
     }
 }

@@ -50,37 +50,75 @@ pub struct Order {
     pub cgroup: CgroupId,
 }
 
-/// A move under way.
-pub(super) struct Active {
+/// A connection that is being moved.
+pub(super) struct Victim {
     pub(super) chosen: Move,
     pub(super) ordered: Instant,
     /// The guard that would have refused it, if guards were not ignored.
     pub(super) ignored: Option<Refusal>,
     id: SocketId,
     cgroup: CgroupId,
+    phase: Phase,
     step: usize,
     step_until: Instant,
-    /// It was found at least once.
-    seen: bool,
-    /// The step in which the server was asked to close.
-    asked: Option<usize>,
-    misses: u32,
+    /// No step after this one is taken: that which acts when the move is recalled.
+    last_step: usize,
     /// When it was last looked at.
     looked: Cell<Instant>,
     /// From the last look to the end of the last step that was taken.
     pub(super) since_look: Option<Duration>,
-    /// It was recalled after it had acted: no other step follows.
-    is_last_step: bool,
-    sniffing: Sniffing,
     /// Why a step could not be taken.
     trouble: Option<String>,
+}
+
+/// What was done to the connection so far.
+enum Phase {
+    /// Nothing.
+    Untouched {
+        /// It was found open at least once.
+        found: bool,
+        /// What is known of its protocol, which matters no longer once something was done.
+        sniffing: Sniffing,
+    },
+    /// The server was asked to close, in this step.
+    Asked { in_step: usize },
+    /// Resets were sent, and it was still open after each.
+    Missed {
+        resets: u32,
+        /// The step in which the server was asked to close as well.
+        asked_in: Option<usize>,
+    },
+}
+
+impl Phase {
+    /// The step in which the server was asked to close.
+    fn asked_in(&self) -> Option<usize> {
+        match self {
+            Self::Untouched { .. } => None,
+            Self::Asked { in_step } => Some(*in_step),
+            Self::Missed { asked_in, .. } => *asked_in,
+        }
+    }
+
+    /// Resets that were sent.
+    fn resets(&self) -> u32 {
+        match self {
+            Self::Untouched { .. } | Self::Asked { .. } => 0,
+            Self::Missed { resets, .. } => *resets,
+        }
+    }
+
+    /// To be sniffed, which has not started.
+    fn awaits_sniffing(&self) -> bool {
+        matches!(self, Self::Untouched { sniffing, .. } if sniffing.is_pending())
+    }
 }
 
 /// What one look led to.
 pub(super) enum Next {
     /// Look again later.
     Wait,
-    /// The step's condition holds, as far as one look shows: [`Active::act`] is next.
+    /// The step's condition holds, as far as one look shows: [`Victim::act`] is next.
     Act,
     /// The move has ended.
     End(Outcome),
@@ -102,41 +140,42 @@ pub(super) struct Inside<'a> {
     pub(super) may_act: bool,
 }
 
-impl Active {
+impl Victim {
     pub(super) fn new(order: Order, now: Instant) -> Self {
         let Order {
             chosen,
             device,
             cgroup,
         } = order;
-        let mut active = Self {
+        let mut victim = Self {
             id: SocketId {
                 cookie: chosen.cookie(),
                 local: chosen.local(),
                 remote: chosen.remote(),
                 device,
             },
-            sniffing: if chosen.is_sniffed() {
-                Sniffing::Pending
-            } else {
-                Sniffing::NotNeeded
+            phase: Phase::Untouched {
+                found: false,
+                sniffing: if chosen.is_sniffed() {
+                    Sniffing::Pending
+                } else {
+                    Sniffing::NotNeeded
+                },
             },
+            // The reset that may follow the rule's steps.
+            last_step: chosen.steps().len(),
             chosen,
             ordered: now,
             ignored: None,
             cgroup,
             step: 0,
             step_until: now,
-            seen: false,
-            asked: None,
-            misses: 0,
             looked: Cell::new(now),
             since_look: None,
-            is_last_step: false,
             trouble: None,
         };
-        active.begin(0, now);
-        active
+        victim.begin(0, now);
+        victim
     }
 
     pub(super) fn cookie(&self) -> Cookie {
@@ -162,9 +201,10 @@ impl Active {
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
             let in_time = now < self.step_until;
-            let may_go =
-                inside.may_act && verdict == Verdict::Movable && self.asked != Some(self.step);
-            let sniff_now = self.sniffing.is_pending() && is_accepted && in_time;
+            let may_go = inside.may_act
+                && verdict == Verdict::Movable
+                && self.phase.asked_in() != Some(self.step);
+            let sniff_now = self.phase.awaits_sniffing() && is_accepted && in_time;
             if sniff_now || may_go && self.holds(step, &socket, inside) {
                 return Next::Act;
             }
@@ -194,14 +234,16 @@ impl Active {
             }
             self.ignored = Some(guard);
         }
-        if self.sniffing.is_pending() {
+        if let Phase::Untouched { sniffing, .. } = &mut self.phase
+            && sniffing.is_pending()
+        {
             return match inside.sniffer.start(self.id.cookie, self.cgroup) {
-                Ok(Some(sniffing)) => {
-                    self.sniffing = sniffing;
+                Ok(Some(started)) => {
+                    *sniffing = started;
                     Next::Wait
                 }
                 Ok(None) => Next::Wait,
-                Err(outcome) => Next::End(self.left(outcome)),
+                Err(outcome) => Next::End(outcome),
             };
         }
         let Some(step) = self.current() else {
@@ -241,7 +283,9 @@ impl Active {
         self.looked.set(Instant::now());
         match look {
             Ok(Some(socket)) if socket.state == TcpState::Established => {
-                self.seen = true;
+                if let Phase::Untouched { found, .. } = &mut self.phase {
+                    *found = true;
+                }
                 Ok(socket)
             }
             Ok(other) => Err(self.gone(other.map(|socket| socket.state))),
@@ -251,25 +295,29 @@ impl Active {
 
     /// What is known of its protocol; irrelevant once something was done to the connection.
     fn protocol(&mut self, socket: &Socket, inside: &mut Inside<'_>) -> Verdict {
-        if self.asked.is_some() || self.misses > 0 {
+        let Phase::Untouched { sniffing, .. } = &self.phase else {
             return Verdict::Movable;
-        }
+        };
         let cookie = self.id.cookie;
-        let verdict = inside.sniffer.verdict(&self.sniffing, cookie, socket);
+        let verdict = inside.sniffer.verdict(sniffing, cookie, socket);
         // In the middle of an exchange the bytes could mean anything: followed from the next rest on.
         if inside.sniffer.needs_rest(cookie)
             && self.is_quiet(socket, REST, inside)
             && inside.sniffer.capture(cookie)
             && let Ok(Some(after)) = inside.diag.look(&self.id)
             && self.is_quiet(&after, REST, inside)
+            && let Phase::Untouched { sniffing, .. } = &mut self.phase
         {
-            inside.sniffer.rested(&mut self.sniffing, cookie, &after);
+            inside.sniffer.rested(sniffing, cookie, &after);
         }
         verdict
     }
 
     /// The present step: one of the rule's, and after them, with `atEnd: ResetNow`, a reset at once.
     fn current(&self) -> Option<Step> {
+        if self.step > self.last_step {
+            return None;
+        }
         let steps = self.chosen.steps();
         let at_end = || match self.chosen.at_end() {
             AtEnd::ResetNow if self.step == steps.len() => Some(Step::RESET_NOW),
@@ -281,18 +329,16 @@ impl Active {
     /// Whether it can be recalled: nothing was done to the connection. Otherwise the step that has
     /// acted is the last.
     pub(super) fn recall(&mut self) -> bool {
-        self.is_last_step = true;
-        let acts_now = self.misses > 0 || self.asked == Some(self.step);
+        self.last_step = self.step;
+        let acts_now = self.phase.resets() > 0 || self.phase.asked_in() == Some(self.step);
         if !acts_now {
             self.begin(self.step + 1, Instant::now());
         }
-        self.asked.is_none() && self.misses == 0
+        !self.is_touched()
     }
 
     fn begin(&mut self, step: usize, now: Instant) {
-        // Beyond the last there is none, nor a reset at the end.
-        let past_all = self.chosen.steps().len() + 1;
-        self.step = if self.is_last_step { past_all } else { step };
+        self.step = step;
         self.step_until = now + self.current().map_or(Duration::ZERO, |step| step.timeout());
     }
 
@@ -356,7 +402,11 @@ impl Active {
         });
         let trouble = match asked {
             Ok(()) => {
-                self.asked = Some(self.step);
+                let asked_in = Some(self.step);
+                self.phase = match self.phase.resets() {
+                    0 => Phase::Asked { in_step: self.step },
+                    resets => Phase::Missed { resets, asked_in },
+                };
                 self.step_until = self.step_until.max(now + TIME_TO_CLOSE);
                 return Next::Wait;
             }
@@ -383,14 +433,16 @@ impl Active {
             Ok(Attempt::Hit) => Next::End(Outcome::Reset),
             Ok(Attempt::Gone) => Next::End(self.gone(None)),
             Ok(Attempt::Untouched) => Next::Wait,
-            Ok(Attempt::Missed) if self.misses < MOST_MISSES => {
-                self.misses += 1;
+            Ok(Attempt::Missed) => {
+                let resets = self.phase.resets() + 1;
+                if resets > MOST_MISSES {
+                    let words = format!("{resets} resets were sent and it lives");
+                    return Next::End(Outcome::Failed(words));
+                }
+                let asked_in = self.phase.asked_in();
+                self.phase = Phase::Missed { resets, asked_in };
                 Next::Wait
             }
-            Ok(Attempt::Missed) => Next::End(Outcome::Failed(format!(
-                "{} resets were sent and it lives",
-                self.misses + 1
-            ))),
             Err(words) => Next::End(Outcome::Failed(words)),
         }
     }
@@ -402,52 +454,46 @@ impl Active {
 
     /// It does not exist any more, or is not established: whether the move has caused that.
     pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
-        if self.misses > 0 {
-            Outcome::Reset
-        } else if self.asked.is_some() && state != Some(TcpState::CloseWait) {
-            Outcome::Closed
-        } else if self.seen {
-            Outcome::LeftByItself
-        } else {
-            Outcome::GoneBefore
+        match self.phase {
+            Phase::Missed { .. } => Outcome::Reset,
+            Phase::Asked { .. } if state != Some(TcpState::CloseWait) => Outcome::Closed,
+            Phase::Untouched { found: false, .. } => Outcome::GoneBefore,
+            Phase::Asked { .. } | Phase::Untouched { .. } => Outcome::LeftByItself,
         }
     }
 
     /// Whether the move may have caused the connection to end.
     pub(super) fn is_touched(&self) -> bool {
-        self.misses > 0 || self.asked.is_some()
+        !matches!(self.phase, Phase::Untouched { .. })
     }
 
     /// Ends the move, whatever became of it: a connection that was touched is looked at once more, in its
     /// network namespace, before it is reported as alive.
     pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
-        if !self.is_touched() {
-            return end;
-        }
+        let done = match self.phase {
+            Phase::Untouched { .. } => return end,
+            Phase::Asked { .. } => "the server was asked to close",
+            Phase::Missed { .. } => "resets were sent",
+        };
         match look(&self.id) {
             Ok(Some(socket)) if socket.state == TcpState::Established => self.left(end),
             Ok(other) => self.gone(other.map(|socket| socket.state)),
             Err(e) => Outcome::Failed(format!(
-                "whether it lives is not known: {e}; {} and the move {end}",
-                if self.misses > 0 {
-                    "resets were sent"
-                } else {
-                    "the server was asked to close"
-                }
+                "whether it lives is not known: {e}; {done} and the move {end}"
             )),
         }
     }
 
     /// The move ends while the connection is open: untouched, or not.
     pub(super) fn left(&self, end: Outcome) -> Outcome {
-        if self.misses > 0 {
-            Outcome::Failed(format!("resets were sent and it lives; the move {end}"))
-        } else if self.asked.is_some() {
-            Outcome::Failed(format!(
+        match self.phase {
+            Phase::Untouched { .. } => end,
+            Phase::Asked { .. } => Outcome::Failed(format!(
                 "the server was asked to close and did not; the move {end}"
-            ))
-        } else {
-            end
+            )),
+            Phase::Missed { .. } => {
+                Outcome::Failed(format!("resets were sent and it lives; the move {end}"))
+            }
         }
     }
 }
@@ -461,8 +507,13 @@ mod tests {
         snapshot::{Connection, sample},
     };
 
+    const MISSED: Phase = Phase::Missed {
+        resets: 1,
+        asked_in: None,
+    };
+
     /// The move of a connection of our own.
-    fn active(pair: &Pair) -> Active {
+    fn victim(pair: &Pair) -> Victim {
         let (local, remote) = (pair.server.local_addr(), pair.server.peer_addr());
         let connection = Connection {
             cookie: pair.cookie,
@@ -476,18 +527,18 @@ mod tests {
             device: 0,
             cgroup: connection.cgroup,
         };
-        Active::new(order, Instant::now())
+        Victim::new(order, Instant::now())
     }
 
     /// A move that has done nothing yet.
-    fn waiting() -> Active {
+    fn waiting() -> Victim {
         let chosen = manual(&sample::connection(1), Step::RESET_NOW, Guarded::Yes).unwrap();
         let order = Order {
             chosen,
             device: 0,
             cgroup: CgroupId(0),
         };
-        Active::new(order, Instant::now())
+        Victim::new(order, Instant::now())
     }
 
     fn recalled() -> Outcome {
@@ -501,53 +552,53 @@ mod tests {
     #[test]
     fn a_connection_that_ended_after_a_reset_was_sent_counts_as_reset() {
         let pair = Pair::connect().unwrap();
-        let mut active = active(&pair);
-        active.misses = 1;
-        let outcome = active.ended(recalled(), look);
+        let mut victim = victim(&pair);
+        victim.phase = MISSED;
+        let outcome = victim.ended(recalled(), look);
         assert!(
             matches!(&outcome, Outcome::Failed(words) if words.contains("it lives")),
             "{outcome:?}"
         );
         rustix::net::connect_unspec(&pair.server).unwrap();
-        assert_eq!(active.ended(recalled(), look), Outcome::Reset);
+        assert_eq!(victim.ended(recalled(), look), Outcome::Reset);
     }
 
     #[test]
     fn a_connection_that_ended_after_its_server_was_asked_counts_as_closed() {
         let pair = Pair::connect().unwrap();
-        let mut active = active(&pair);
-        active.asked = Some(0);
+        let mut victim = victim(&pair);
+        victim.phase = Phase::Asked { in_step: 0 };
         drop(pair);
-        assert_eq!(active.ended(recalled(), look), Outcome::Closed);
+        assert_eq!(victim.ended(recalled(), look), Outcome::Closed);
     }
 
     #[test]
     fn a_connection_that_has_ended_is_not_refused() {
         let pair = Pair::connect().unwrap();
-        let (mut active, diag) = (active(&pair), Diag::open().unwrap());
-        let refused = active.refused(Refusal::OwnerUnknown, &diag);
+        let (mut victim, diag) = (victim(&pair), Diag::open().unwrap());
+        let refused = victim.refused(Refusal::OwnerUnknown, &diag);
         assert_eq!(refused, Outcome::Refused(Refusal::OwnerUnknown));
         rustix::net::connect_unspec(&pair.server).unwrap();
         drop(pair);
-        let refused = active.refused(Refusal::OwnerUnknown, &diag);
+        let refused = victim.refused(Refusal::OwnerUnknown, &diag);
         assert_eq!(refused, Outcome::LeftByItself);
     }
 
     #[test]
     fn an_untouched_connection_is_not_looked_at_again() {
         let pair = Pair::connect().unwrap();
-        let active = active(&pair);
-        let outcome = active.ended(recalled(), |_| unreachable!());
+        let victim = victim(&pair);
+        let outcome = victim.ended(recalled(), |_| unreachable!());
         assert_eq!(outcome, recalled());
     }
 
     #[test]
     fn a_connection_that_cannot_be_looked_at_is_not_reported_as_open() {
         let pair = Pair::connect().unwrap();
-        let mut active = active(&pair);
-        active.misses = 1;
+        let mut victim = victim(&pair);
+        victim.phase = MISSED;
         let gone = |_: &SocketId| Err(io::Error::from_raw_os_error(libc::ENOENT));
-        let outcome = active.ended(recalled(), gone);
+        let outcome = victim.ended(recalled(), gone);
         assert!(
             matches!(&outcome, Outcome::Failed(words) if words.contains("not known")),
             "{outcome:?}"
@@ -560,7 +611,7 @@ mod tests {
 
         // Resets were sent: the same step finds out whether it is gone.
         let mut missed = waiting();
-        missed.misses = 1;
+        missed.phase = MISSED;
         assert!(!missed.recall());
         assert_eq!(missed.step_kind(), Some(StepKind::Reset));
         missed.begin(1, Instant::now());
@@ -568,12 +619,12 @@ mod tests {
 
         // Its server was asked to close and has its time for it, but nothing follows.
         let mut asked = waiting();
-        asked.asked = Some(0);
+        asked.phase = Phase::Asked { in_step: 0 };
         let until = asked.step_until;
         assert!(!asked.recall());
         assert_eq!((asked.step, asked.step_until), (0, until));
         let mut later = waiting();
-        (later.asked, later.step) = (Some(0), 1);
+        (later.phase, later.step) = (Phase::Asked { in_step: 0 }, 1);
         assert!(!later.recall());
         assert_eq!(later.step_kind(), None);
         assert!(matches!(later.left(Outcome::GaveUp), Outcome::Failed(_)));
