@@ -65,6 +65,8 @@ impl EventRecorder {
             | Fact::CooldownCleared(_)
             | Fact::MoverReplaced { .. }
             | Fact::MoverAnswered { .. }
+            | Fact::Counting(_)
+            | Fact::CountingNotStarted { .. }
             | Fact::AttachedAgain { .. }
             | Fact::KernelFault { .. }
             | Fact::InvalidRecords { .. } => {}

@@ -8,6 +8,7 @@ use super::mover_signs::MoverSigns;
 use crate::{
     api::PausedStatus,
     bpf,
+    counting::CountingReport,
     observe::Observation,
     plan::{Cooldown, Ledger, Move, NewHold, Outcome, Plan, Recall},
     policy::{Mode, Policy, StepKind},
@@ -77,6 +78,10 @@ pub(super) enum Fact<'a> {
     MoverReplaced { signs: MoverSigns },
     /// The system call of an abandoned moving thread returned, and the thread ended.
     MoverAnswered { at: Option<Cookie> },
+    /// What the counting of sends reports.
+    Counting(&'a CountingReport),
+    /// The thread that counts sends could not be started.
+    CountingNotStarted { error: &'a io::Error },
     /// Another program was attached after ours, so ours was attached again after it.
     AttachedAgain { next_check: Duration },
     /// The kernel half has counted `new` faults since the last pass.

@@ -132,6 +132,8 @@ fn event(fact: &Fact<'_>) -> Option<EventKind> {
         | Fact::MoveRecalled(_)
         | Fact::CooldownCleared(_)
         | Fact::MoverAnswered { .. }
+        | Fact::Counting(_)
+        | Fact::CountingNotStarted { .. }
         | Fact::AttachedAgain { .. }
         | Fact::KernelFault { .. }
         | Fact::InvalidRecords { .. } => return None,

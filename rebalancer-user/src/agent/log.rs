@@ -5,7 +5,10 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::fact::{Fact, MoverLoss, Pass};
-use crate::plan::{Load, Move, NewHold, Outcome, Refusal};
+use crate::{
+    counting::CountingReport,
+    plan::{Load, Move, NewHold, Outcome, Refusal},
+};
 
 pub(super) fn write(fact: &Fact<'_>) {
     match fact {
@@ -81,6 +84,8 @@ pub(super) fn write(fact: &Fact<'_>) {
             cookie = at.map(|cookie| cookie.to_string()),
             "the kernel has answered an abandoned moving thread, which has ended"
         ),
+        Fact::Counting(report) => counting(report),
+        Fact::CountingNotStarted { error } => error!(%error, "could not start the counting thread"),
         Fact::AttachedAgain { next_check } => warn!(
             ?next_check,
             "another sock_ops program was attached after ours; attached ours again, after it"
@@ -178,6 +183,51 @@ fn cooldown(hold: &NewHold) {
             for_seconds = lasts.as_secs(),
             "moves do not help: an endpoint stays empty; its siblings' connections are on cooldown"
         ),
+    }
+}
+
+fn counting(report: &CountingReport) {
+    match report {
+        CountingReport::Started(fionread) => {
+            info!(?fionread, "counting sends for rules with `count: Messages`");
+        }
+        CountingReport::WrongFionread => warn!(
+            reason = "fionread",
+            remedy = "use another kernel; or, if none of these servers uses FIONREAD (nginx does), \
+                      --count-despite-fionread",
+            "on this kernel FIONREAD returns 0 on a counted socket with unread data: sends are not \
+             counted"
+        ),
+        CountingReport::Unavailable(error) => warn!(
+            reason = "unavailable",
+            error, "this node cannot count sends"
+        ),
+        CountingReport::Changed { joined, left, all } => {
+            debug!(joined, left, all, "counting sends");
+        }
+        // The first of each reason as a warning; the others would only fill the log.
+        CountingReport::NotCounted {
+            reason,
+            cookie,
+            new,
+            total,
+        } if total == new => {
+            warn!(%reason, %cookie, new, total, "sends not counted");
+        }
+        CountingReport::NotCounted {
+            reason,
+            cookie,
+            new,
+            total,
+        } => debug!(%reason, %cookie, new, total, "sends not counted"),
+        CountingReport::NoHolders(error) => {
+            warn!(%error, "cannot find the holders of the sockets to count on");
+        }
+        CountingReport::StillCounted(cookie, error) => {
+            warn!(%error, %cookie, "could not stop counting a connection");
+        }
+        CountingReport::Stopped { left } => info!(left, "stopped counting sends"),
+        CountingReport::Panicked => error!("the counting thread panicked"),
     }
 }
 

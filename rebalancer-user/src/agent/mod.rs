@@ -42,7 +42,7 @@ use rebalancer_common::Fault;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{
-        mpsc::{Receiver, UnboundedReceiver},
+        mpsc::{Receiver, UnboundedReceiver, UnboundedSender},
         watch,
     },
     time::{MissedTickBehavior, interval},
@@ -50,13 +50,21 @@ use tokio::{
 use tracing::info;
 
 use self::{
-    backoff::Backoff, event_recorder::EventRecorder, fact::ResumeCause, journal::Journal,
-    kept::SavedLedger, mover::MoverFactory, pause::Pause, policy_file::PolicyFile,
-    published::Published, questions::Question, unnamed::Unnamed,
+    backoff::Backoff,
+    event_recorder::EventRecorder,
+    fact::{Fact, ResumeCause},
+    journal::Journal,
+    kept::SavedLedger,
+    mover::MoverFactory,
+    pause::Pause,
+    policy_file::PolicyFile,
+    published::Published,
+    questions::Question,
+    unnamed::Unnamed,
 };
 use crate::{
     bpf::{EmptyEndpoints, Kernel, KernelLog, Tracker},
-    counting::Counting,
+    counting::{Counting, CountingReport},
     host::CgroupTree,
     http::Server,
     kubernetes::{Access, EventWriter, Names, PodAt},
@@ -129,6 +137,7 @@ pub enum OnExit {
 enum Event {
     Tick,
     Done(Box<Done>),
+    Counting(CountingReport),
     KernelSpoke,
     Reload,
     LookAtPolicy,
@@ -164,6 +173,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
             Some(done) = inbox.done.recv() => Event::Done(Box::new(done)),
+            Some(report) = inbox.counting.recv() => Event::Counting(report),
             () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
@@ -174,6 +184,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(&done),
+            Event::Counting(report) => agent.journal.record(Fact::Counting(&report)),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
                 let changed = agent.policy_file.changed();
@@ -191,7 +202,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         }
     }
     service_manager::stopping();
-    agent.stop(&mut inbox.done);
+    agent.stop(&mut inbox);
     Ok(())
 }
 
@@ -199,6 +210,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 struct Inbox {
     kernel_log: Option<KernelLog>,
     done: UnboundedReceiver<Done>,
+    counting: UnboundedReceiver<CountingReport>,
     asked: Receiver<Question>,
 }
 
@@ -211,6 +223,7 @@ struct Agent {
     factory: Option<MoverFactory>,
     /// From when a rule asks for it.
     counting: Option<Counting>,
+    counting_reports: UnboundedSender<CountingReport>,
     count_despite_fionread: bool,
     ramp: bool,
     kernel: Arc<Kernel>,
@@ -263,12 +276,16 @@ impl Agent {
     }
 
     /// Ends the moves that wait, without harm, and says so.
-    fn stop(mut self, done: &mut UnboundedReceiver<Done>) {
+    fn stop(mut self, inbox: &mut Inbox) {
         self.end_mover();
-        while let Ok(done) = done.try_recv() {
+        while let Ok(done) = inbox.done.try_recv() {
             self.done(&done);
         }
         self.saved.write(&self.ledger, &self.policy_text, self.now);
+        self.counting = None;
+        while let Ok(report) = inbox.counting.try_recv() {
+            self.journal.record(Fact::Counting(&report));
+        }
         if self.on_exit == OnExit::Keep {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking continues, for the next agent; `rebalancer uninstall` removes it");

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing::{debug, error, warn};
+use tracing::{debug, warn};
 
 use super::{
     Agent,
@@ -175,10 +175,14 @@ impl Agent {
     fn count(&mut self, snapshot: &Snapshot) {
         if self.counting.is_none() && Counting::is_asked(&self.policy) {
             let pins = self.tracker.pins().to_owned();
-            self.counting =
-                Counting::start(Arc::clone(&self.kernel), pins, self.count_despite_fionread)
-                    .inspect_err(|error| error!(%error, "could not start the counting thread"))
-                    .ok();
+            let anywhere = self.count_despite_fionread;
+            let reports = self.counting_reports.clone();
+            match Counting::start(Arc::clone(&self.kernel), pins, anywhere, reports) {
+                Ok(counting) => self.counting = Some(counting),
+                Err(error) => self
+                    .journal
+                    .record(Fact::CountingNotStarted { error: &error }),
+            }
         }
         if let Some(counting) = &self.counting {
             counting.ask(&self.policy, snapshot);

@@ -158,11 +158,13 @@ impl Agent {
             "started"
         );
         let walking = Account::new(kernel.walked());
+        let (counting_reports, counting) = unbounded_channel();
         let agent = Self {
             _server: server,
             mover,
             factory,
             counting: None,
+            counting_reports,
             count_despite_fionread: options.count_despite_fionread,
             ramp: options.ramp,
             kernel,
@@ -195,13 +197,14 @@ impl Agent {
         let inbox = Inbox {
             kernel_log,
             done,
+            counting,
             asked,
         };
         Ok((agent, inbox))
     }
 }
 
-/// connections of our own. Below another `cgroup` they are not recorded, and so not tried.
+/// What this node lacks of what is tried on connections of our own. Below another `cgroup` they are not recorded, and so not tried.
 ///
 /// # Errors
 /// It lacks what the agent cannot run without.

@@ -147,6 +147,8 @@ impl AgentState {
             | Fact::CooldownCleared(_)
             | Fact::MoverLost { .. }
             | Fact::MoverAnswered { .. }
+            | Fact::Counting(_)
+            | Fact::CountingNotStarted { .. }
             | Fact::KernelFault { .. }
             | Fact::InvalidRecords { .. } => {}
         }

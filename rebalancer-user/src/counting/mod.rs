@@ -2,7 +2,7 @@
 //!
 //! A thread adds sockets to a sockhash map, on which an sk_msg program counts, and removes them when no rule
 //! asks for it any more. It never waits for a connection, nor for a socket's lock: `joining` does. A
-//! connection that cannot be added is left alone, and the reason is logged. Nothing is loaded before a rule
+//! connection that cannot be added is left alone, and the reason is reported. Nothing is loaded before a rule
 //! asks for it.
 //!
 //! A socket is added by a duplicate of its server's descriptor, which is found as for a move: by one walk
@@ -16,6 +16,7 @@ mod probe;
 mod refused;
 
 pub use probe::{Fionread, probe};
+pub use refused::NotCounted;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,14 +30,14 @@ use std::{
     time::Instant,
 };
 
-use tracing::{debug, error, info, warn};
+use tokio::sync::mpsc::UnboundedSender;
 
 use self::{
     joining::{Joined, Joining},
-    refused::{NotCounted, RETRY_AFTER},
+    refused::RETRY_AFTER,
 };
 use crate::{
-    bpf::{Kernel, MessageCounter, Walker},
+    bpf::{self, Kernel, MessageCounter, Walker},
     host::CgroupMounts,
     moves::Owners,
     policy::{Count, Mode, Policy},
@@ -55,10 +56,53 @@ struct Wanted {
     mptcp: bool,
 }
 
+/// What the counting thread reports.
+#[derive(Debug)]
+pub enum CountingReport {
+    /// Counting is possible, and a rule asks for it.
+    Started(Fionread),
+    /// On this kernel FIONREAD would be wrong on counted sockets, so nothing is counted.
+    WrongFionread,
+    /// This node cannot count, with the error.
+    Unavailable(String),
+    /// Connections were added or removed.
+    Changed {
+        /// How many were added.
+        joined: usize,
+        /// How many were removed.
+        left: usize,
+        /// How many are counted on.
+        all: usize,
+    },
+    /// The sends of connections are not counted.
+    NotCounted {
+        /// Why.
+        reason: NotCounted,
+        /// One of them.
+        cookie: Cookie,
+        /// How many there are.
+        new: u64,
+        /// How many there were for this reason since a rule asked for counting.
+        total: u64,
+    },
+    /// The holders of new sockets were not found; it is tried again.
+    NoHolders(bpf::Error),
+    /// A connection is still counted, though no rule asks for it.
+    StillCounted(Cookie, io::Error),
+    /// No rule asks any more. So many connections were removed.
+    Stopped {
+        /// How many.
+        left: usize,
+    },
+    /// The thread panicked.
+    Panicked,
+}
+
 /// Handle of the counting thread. Dropping it ends the thread, and all counting with it.
 pub struct Counting {
     asks: Option<SyncSender<Option<Vec<Wanted>>>>,
     thread: Option<thread::JoinHandle<()>>,
+    reports: UnboundedSender<CountingReport>,
 }
 
 impl Counting {
@@ -71,7 +115,13 @@ impl Counting {
 
     /// Starts the thread; the records are those pinned under `pins`.
     /// `anywhere`: also on a kernel that then answers FIONREAD wrongly.
-    pub fn start(kernel: Arc<Kernel>, pins: PathBuf, anywhere: bool) -> io::Result<Self> {
+    pub fn start(
+        kernel: Arc<Kernel>,
+        pins: PathBuf,
+        anywhere: bool,
+        reports: UnboundedSender<CountingReport>,
+    ) -> io::Result<Self> {
+        let of_thread = reports.clone();
         // One that waits is enough: the next interval's asks for the same, and knows more.
         let (asks, queue) = sync_channel(1);
         let thread = thread::Builder::new()
@@ -81,6 +131,7 @@ impl Counting {
                     kernel,
                     pins,
                     anywhere,
+                    reports: of_thread,
                     mounts: CgroupMounts::read_or_none(),
                     counter: Counter::Closed,
                     joined: BTreeSet::new(),
@@ -92,6 +143,7 @@ impl Counting {
         Ok(Self {
             asks: Some(asks),
             thread: Some(thread),
+            reports,
         })
     }
 
@@ -121,9 +173,14 @@ impl Drop for Counting {
     fn drop(&mut self) {
         self.asks = None;
         if let Some(Err(_)) = self.thread.take().map(thread::JoinHandle::join) {
-            error!("the counting thread panicked");
+            report(&self.reports, CountingReport::Panicked);
         }
     }
+}
+
+/// An agent without a receiver is exiting.
+fn report(reports: &UnboundedSender<CountingReport>, what: CountingReport) {
+    let _agent_is_gone = reports.send(what);
 }
 
 impl From<&Connection> for Wanted {
@@ -152,6 +209,7 @@ struct CountingThread {
     kernel: Arc<Kernel>,
     pins: PathBuf,
     anywhere: bool,
+    reports: UnboundedSender<CountingReport>,
     mounts: CgroupMounts,
     counter: Counter,
     joined: BTreeSet<Cookie>,
@@ -186,7 +244,7 @@ impl CountingThread {
         let (counter, walker, joining) = &mut **open;
         let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.cookie).collect();
         let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
-        let left = leave(counter, &gone);
+        let left = leave(counter, &gone, &self.reports);
         self.joined.retain(|cookie| asked.contains(cookie));
         self.refused.retain(|cookie, _| asked.contains(cookie));
         let now = Instant::now();
@@ -219,13 +277,13 @@ impl CountingThread {
                         results.push((cookie, joining.join(counter, wanted, owners)));
                     }
                 }
-                Err(error) => warn!(%error, "cannot find the holders of the sockets to count on"),
+                Err(error) => report(&self.reports, CountingReport::NoHolders(error)),
             }
         }
         self.note(results, left, now);
     }
 
-    /// Records and logs the results of new connections.
+    /// Records and reports the results of new connections.
     fn note(&mut self, results: Vec<Joined>, left: usize, now: Instant) {
         let (mut joined, mut not) = (0, BTreeMap::<NotCounted, (Cookie, u64)>::new());
         for (cookie, result) in results {
@@ -246,17 +304,18 @@ impl CountingThread {
         }
         if joined > 0 || left > 0 {
             let all = self.joined.len();
-            debug!(joined, left, all, "counting sends");
+            report(&self.reports, CountingReport::Changed { joined, left, all });
         }
-        for (why, (cookie, new)) in not {
-            let total = self.reported.entry(why).or_default();
+        for (reason, (cookie, new)) in not {
+            let total = self.reported.entry(reason).or_default();
             *total += new;
-            // The first of each reason as a warning; the others would only fill the log.
-            if *total == new {
-                warn!(reason = %why, %cookie, new, total, "sends not counted");
-            } else {
-                debug!(reason = %why, %cookie, new, total, "sends not counted");
-            }
+            let not_counted = CountingReport::NotCounted {
+                reason,
+                cookie,
+                new,
+                total: *total,
+            };
+            report(&self.reports, not_counted);
         }
     }
 
@@ -271,25 +330,16 @@ impl CountingThread {
         self.kernel.forget_types();
         match opened {
             Ok((Fionread::Wrong, _)) if !self.anywhere => {
-                warn!(
-                    reason = "fionread",
-                    remedy = "use another kernel; or, if none of these servers uses FIONREAD \
-                              (nginx does), --count-despite-fionread",
-                    "on this kernel FIONREAD returns 0 on a counted socket with unread data: sends are \
-                     not counted"
-                );
+                report(&self.reports, CountingReport::WrongFionread);
                 Counter::Unavailable
             }
             Ok((fionread, open)) => {
-                info!(?fionread, "counting sends for rules with `count: Messages`");
+                report(&self.reports, CountingReport::Started(fionread));
                 Counter::Open(Box::new(open))
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                warn!(
-                    reason = "unavailable",
-                    error, "this node cannot count sends"
-                );
+                report(&self.reports, CountingReport::Unavailable(error));
                 Counter::Unavailable
             }
         }
@@ -299,8 +349,8 @@ impl CountingThread {
     fn close(&mut self) {
         if let Counter::Open(open) = &mut self.counter {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
-            let left = leave(&mut open.0, &all);
-            info!(left, "stopped counting sends");
+            let left = leave(&mut open.0, &all, &self.reports);
+            report(&self.reports, CountingReport::Stopped { left });
         }
         self.counter = Counter::Closed;
         self.refused.clear();
@@ -309,13 +359,17 @@ impl CountingThread {
 }
 
 /// Returns how many were removed; the others were closed, and removed by the kernel.
-fn leave(counter: &mut MessageCounter, cookies: &[Cookie]) -> usize {
+fn leave(
+    counter: &mut MessageCounter,
+    cookies: &[Cookie],
+    reports: &UnboundedSender<CountingReport>,
+) -> usize {
     let mut left = 0;
     for cookie in cookies {
         match counter.leave(*cookie) {
             Ok(removed) => left += usize::from(removed),
             // It is removed with the map, at the latest.
-            Err(error) => warn!(%error, %cookie, "could not stop counting a connection"),
+            Err(error) => report(reports, CountingReport::StillCounted(*cookie, error)),
         }
     }
     left

@@ -9,7 +9,7 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Why a connection does not join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum NotCounted {
+pub enum NotCounted {
     /// One of its ends has closed.
     NotEstablished,
     /// A subflow of MPTCP, whose parent would not notice.

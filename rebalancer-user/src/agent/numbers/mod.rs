@@ -165,6 +165,8 @@ impl Numbers {
             | Fact::MoverLost { .. }
             | Fact::MoverReplaced { .. }
             | Fact::MoverAnswered { .. }
+            | Fact::Counting(_)
+            | Fact::CountingNotStarted { .. }
             | Fact::AttachedAgain { .. }
             | Fact::KernelFault { .. }
             | Fact::InvalidRecords { .. } => {}
