@@ -13,8 +13,8 @@ use std::{
 use jiff::Timestamp;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelValue},
-    metrics::MetricType,
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelValue, MetricEncoder},
+    metrics::{MetricType, exemplar::Exemplar},
     registry::{Registry, Unit},
 };
 use rebalancer_common::{ABI_VERSION, Fault};
@@ -50,6 +50,16 @@ impl fmt::Debug for Exposition {
     }
 }
 
+/// A row for each metric: its type, name and unit, its samples, and its text.
+macro_rules! expose {
+    ($out:ident: $($kind:ident $name:ident $(in $unit:ident)? = $samples:expr, $help:literal;)*) => {{
+        $($out.$kind(stringify!($name), $help, expose!(@unit $($unit)?), $samples)?;)*
+        Ok(())
+    }};
+    (@unit) => { None };
+    (@unit $unit:ident) => { Some(&Unit::$unit) };
+}
+
 impl Collector for Exposition {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let published = Arc::clone(&self.published.borrow());
@@ -59,302 +69,193 @@ impl Collector for Exposition {
         last_pass(&mut out, &published)?;
         moves(&mut out, &published)?;
         kernel(&mut out, &published)?;
-        let missed = self.missed.load(Ordering::Relaxed);
-        out.counter(
-            "events_missed",
-            "Events that followers missed because they were too slow.",
-            missed,
-        )
+        expose! { out:
+            counter events_missed = one(self.missed.load(Ordering::Relaxed)),
+                "Events that followers missed because they were too slow.";
+        }
     }
 }
 
 fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
-    out.info(
-        "build",
-        "Version of the agent, and ABI version of the records shared with the kernel half.",
-        [
-            ("version", status.version.clone()),
-            ("abi", ABI_VERSION.to_string()),
-        ],
-    )?;
+    let version = [
+        ("version", status.version.clone()),
+        ("abi", ABI_VERSION.to_string()),
+    ];
     let effective = status.mode.effective.as_str();
-    out.gauges(
-        "mode",
-        "1 for the mode in effect: the safest of policy, flag and what this node can do.",
-        MODES.map(|mode| {
-            let mode = mode.as_str();
-            ([("mode", mode)], u64::from(mode == effective))
-        }),
-    )?;
-    out.gauge(
-        "paused",
-        "1 while moves are paused by an operator.",
-        u64::from(status.paused.is_some()),
-    )?;
-    out.gauges_of(
-        "paused_until_timestamp",
-        "When the pause expires; no sample while moves are not paused.",
-        Some(Unit::Seconds),
-        status.paused.iter().map(|p| (NONE, seconds(p.until))),
-    )?;
-    mover(out, published)?;
-    let up = status.generated_at.duration_since(status.up_since);
-    let stale = numbers.names_stale(up.try_into().unwrap_or_default());
-    out.gauges_of(
-        "names_stale",
-        "Time since the API server last answered, 0 while it does; no sample without Kubernetes.",
-        Some(Unit::Seconds),
-        stale.map(|stale| (NONE, stale)),
-    )
-}
-
-/// As it is now, and not as of the last pass.
-fn mover(out: &mut Out<'_>, published: &Published) -> fmt::Result {
+    let modes = MODES.map(|mode| {
+        (
+            [("mode", mode.as_str())],
+            u64::from(mode.as_str() == effective),
+        )
+    });
+    let paused = &status.paused;
+    // Of the mover as it is now, and not as of the last pass.
     let health = published.mover.health(Instant::now());
-    out.gauges(
-        "mover_up",
-        "1 while the moving thread works or waits, 0 while it is stuck or has ended; no sample where no reset mechanism works.",
-        health.map(|health| (NONE, u64::from(health == Health::Fine))),
-    )?;
     let stuck = match health {
         Some(Health::Stuck { time, .. }) => time.as_secs_f64(),
         Some(Health::Fine | Health::Ended) | None => 0.0,
     };
-    out.gauges_of(
-        "mover_stuck",
-        "Time for which the kernel has not answered the moving thread, once it counts as stuck.",
-        Some(Unit::Seconds),
-        [(NONE, stuck)],
-    )?;
-    out.counter(
-        "mover_replaced",
-        "Number of times the moving thread was replaced because it was stuck or had ended.",
-        published.mover.replaced,
-    )
+    let up = status.generated_at.duration_since(status.up_since);
+    let stale = numbers.names_stale(up.try_into().unwrap_or_default());
+    expose! { out:
+        info build = [version],
+            "Version of the agent, and ABI version of the records shared with the kernel half.";
+        gauge mode = modes,
+            "1 for the mode in effect: the safest of policy, flag and what this node can do.";
+        gauge paused = one(u64::from(paused.is_some())),
+            "1 while moves are paused by an operator.";
+        gauge paused_until_timestamp in Seconds = paused.iter().map(|p| (NONE, seconds(p.until))),
+            "When the pause expires; no sample while moves are not paused.";
+        gauge mover_up = health.map(|health| (NONE, u64::from(health == Health::Fine))),
+            "1 while the moving thread works or waits, 0 while it is stuck or has ended; no sample where no reset mechanism works.";
+        gauge mover_stuck in Seconds = one(stuck),
+            "Time for which the kernel has not answered the moving thread, once it counts as stuck.";
+        counter mover_replaced = one(published.mover.replaced),
+            "Number of times the moving thread was replaced because it was stuck or had ended.";
+        gauge names_stale in Seconds = stale.map(|stale| (NONE, stale)),
+            "Time since the API server last answered, 0 while it does; no sample without Kubernetes.";
+    }
 }
 
 fn policy(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (policy, numbers) = (&published.status.policy, &published.numbers);
-    out.gauge(
-        "policy_reload_success",
-        "1 if the last policy load was accepted; 0 if it was refused and the previous policy stays in effect.",
-        u64::from(policy.refused.is_none()),
-    )?;
-    out.gauges_of(
-        "policy_reload_success_timestamp",
-        "When the policy in effect was loaded.",
-        Some(Unit::Seconds),
-        [(NONE, seconds(policy.loaded_at))],
-    )?;
-    out.counters(
-        "policy_reloads",
-        "Policy loads, including the first, by result: accepted or refused.",
-        [
-            ([("result", "accepted")], numbers.loads),
-            ([("result", "refused")], numbers.refused_loads),
-        ],
-    )?;
-    let rules = u64::try_from(policy.rules).unwrap_or(u64::MAX);
-    out.gauge("policy_rules", "Rules of the policy in effect.", rules)
+    let loads = [
+        ([("result", "accepted")], numbers.loads),
+        ([("result", "refused")], numbers.refused_loads),
+    ];
+    expose! { out:
+        gauge policy_reload_success = one(u64::from(policy.refused.is_none())),
+            "1 if the last policy load was accepted; 0 if it was refused and the previous policy stays in effect.";
+        gauge policy_reload_success_timestamp in Seconds = one(seconds(policy.loaded_at)),
+            "When the policy in effect was loaded.";
+        counter policy_reloads = loads,
+            "Policy loads, including the first, by result: accepted or refused.";
+        gauge policy_rules = one(number(policy.rules)),
+            "Rules of the policy in effect.";
+    }
 }
 
 fn last_pass(out: &mut Out<'_>, published: &Published) -> fmt::Result {
-    let (status, numbers) = (&published.status, &published.numbers);
-    out.counters(
-        "passes",
-        "Passes, by result: listed or failed.",
-        [
-            ([("result", "listed")], numbers.passes),
-            ([("result", "failed")], numbers.failed_passes),
-        ],
-    )?;
-    out.histograms(
-        "pass_duration",
-        "Duration of a pass: list, decide, start moves.",
-        [(NONE, &numbers.pass_durations)],
-    )?;
-    out.histograms(
-        "listing_duration",
-        "Time to list all connections.",
-        [(NONE, &numbers.listings)],
-    )?;
-    out.histograms(
-        "decision_duration",
-        "Time to decide what to move, for all connections.",
-        [(NONE, &numbers.decisions)],
-    )?;
-    let pass = status.last_pass.as_ref();
-    out.gauge(
-        "descriptors",
-        "Open descriptors walked by the last pass.",
-        pass.map_or(0, |pass| pass.descriptors),
-    )?;
-    out.gauge(
-        "unseen_connections",
-        "Recorded connections that no descriptor leads to, as of the last pass.",
-        pass.map_or(0, |pass| pass.unseen),
-    )?;
-    out.gauges_of(
-        "last_pass_timestamp",
-        "When the last successful pass started.",
-        Some(Unit::Seconds),
-        pass.map(|pass| (NONE, seconds(pass.at))),
-    )?;
-    let number = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
-    out.gauge(
-        "connections",
-        "Connections tracked, as of the last pass.",
-        pass.map_or(0, |pass| number(pass.connections)),
-    )?;
-    out.gauge(
-        "overdue",
-        "Connections beyond their rule's full limit that no guard skips, as of the last pass.",
-        pass.map_or(0, |pass| pass.overdue),
-    )?;
-    out.gauges(
-        "skipped",
-        "Connections skipped by the last pass, by cause; 0 for a cause of a pass before.",
-        numbers
-            .skipped
-            .iter()
-            .map(|(cause, n)| ([("cause", cause.as_str())], *n)),
-    )?;
-    out.gauges(
-        "connections_by_age",
-        "Connections at the last pass that are no older than `le` seconds; for those older than the agent the age is a lower bound. Cumulative, usable with histogram_quantile as is.",
-        bounds(&numbers.ages),
-    )?;
-    out.gauges(
-        "connections_by_size",
-        "Connections at the last pass that have carried no more than `le` bytes, both directions together. Cumulative, usable with histogram_quantile as is.",
-        bounds(&numbers.sizes),
-    )
+    let numbers = &published.numbers;
+    let pass = published.status.last_pass.as_ref();
+    let passes = [
+        ([("result", "listed")], numbers.passes),
+        ([("result", "failed")], numbers.failed_passes),
+    ];
+    let skipped = numbers.skipped.iter();
+    expose! { out:
+        counter passes = passes,
+            "Passes, by result: listed or failed.";
+        histogram pass_duration in Seconds = one(&numbers.pass_durations),
+            "Duration of a pass: list, decide, start moves.";
+        histogram listing_duration in Seconds = one(&numbers.listings),
+            "Time to list all connections.";
+        histogram decision_duration in Seconds = one(&numbers.decisions),
+            "Time to decide what to move, for all connections.";
+        gauge descriptors = one(pass.map_or(0, |pass| pass.descriptors)),
+            "Open descriptors walked by the last pass.";
+        gauge unseen_connections = one(pass.map_or(0, |pass| pass.unseen)),
+            "Recorded connections that no descriptor leads to, as of the last pass.";
+        gauge last_pass_timestamp in Seconds = pass.map(|pass| (NONE, seconds(pass.at))),
+            "When the last successful pass started.";
+        gauge connections = one(pass.map_or(0, |pass| number(pass.connections))),
+            "Connections tracked, as of the last pass.";
+        gauge overdue = one(pass.map_or(0, |pass| pass.overdue)),
+            "Connections beyond their rule's full limit that no guard skips, as of the last pass.";
+        gauge skipped = skipped.map(|(cause, n)| ([("cause", cause.as_str())], *n)),
+            "Connections skipped by the last pass, by cause; 0 for a cause of a pass before.";
+        gauge connections_by_age = bounds(&numbers.ages),
+            "Connections at the last pass that are no older than `le` seconds; for those older than the agent the age is a lower bound. Cumulative, usable with histogram_quantile as is.";
+        gauge connections_by_size = bounds(&numbers.sizes),
+            "Connections at the last pass that have carried no more than `le` bytes, both directions together. Cumulative, usable with histogram_quantile as is.";
+    }
 }
 
 fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
-    out.counters(
-        "moves",
-        "Moves that ended, and connections reported in dry run (outcome dryRun), by rule, the limit most exceeded, the step at which the move ended, mode and outcome.",
-        numbers.moves.iter().map(|(kind, n)| {
-            let labels = [
-                ("rule", kind.rule.as_str()),
-                ("reason", kind.reason),
-                ("step", kind.step),
-                ("mode", kind.mode),
-                ("outcome", kind.outcome),
-            ];
-            (labels, *n)
-        }),
-    )?;
+    let moves = numbers.moves.iter().map(|(kind, n)| {
+        let labels = [
+            ("rule", kind.rule.as_str()),
+            ("reason", kind.reason),
+            ("step", kind.step),
+            ("mode", kind.mode),
+            ("outcome", kind.outcome),
+        ];
+        (labels, *n)
+    });
     let durations = numbers.durations.iter();
-    out.histograms(
-        "move_duration",
-        "Time from the start of a move to its outcome, by outcome.",
-        durations.map(|(outcome, spread)| ([("outcome", *outcome)], spread)),
-    )?;
-    let in_flight = u64::try_from(status.in_flight.len()).unwrap_or(u64::MAX);
-    out.gauge("moves_in_flight", "Moves under way.", in_flight)?;
-    out.gauge(
-        "moves_in_flight_max",
-        "Maximum number of moves in flight.",
-        status.max_in_flight,
-    )?;
-    let budgets = status.budgets.iter();
-    out.gauges(
-        "budget_moves",
-        "Moves that the node's budget allows per window, by mode.",
-        budgets
-            .clone()
-            .map(|b| ([("mode", b.mode.as_str())], b.per_node)),
-    )?;
-    out.gauges(
-        "budget_moves_left",
-        "Moves left in the current window, by mode.",
-        budgets.map(|b| ([("mode", b.mode.as_str())], b.left)),
-    )?;
-    let returns = numbers.returns;
+    let budgets = || {
+        status
+            .budgets
+            .iter()
+            .map(|b| ([("mode", b.mode.as_str())], b))
+    };
     let returns = [
-        ("returned", returns.returned),
-        ("elsewhere", returns.elsewhere),
-        ("unseen", returns.unseen),
+        ([("result", "returned")], numbers.returns.returned),
+        ([("result", "elsewhere")], numbers.returns.elsewhere),
+        ([("result", "unseen")], numbers.returns.unseen),
     ];
-    out.counters(
-        "returns",
-        "Moves whose client was looked for, by result: it returned to the same endpoint, to another one, or was not seen on this node again.",
-        returns.map(|(result, n)| ([("result", result)], n)),
-    )?;
-    let labels =
-        |(rule, service): &(String, String)| [("rule", rule.clone()), ("service", service.clone())];
-    let imbalances = numbers.imbalances.iter();
-    out.gauges_of(
-        "service_imbalance_ratio",
-        "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts. Beyond 1024 rules and Services the others are shown as _other, by the worst.",
-        None,
-        imbalances
-            .clone()
-            .map(|(of, ratio)| (labels(of), ratio.most)),
-    )?;
-    out.gauges_of(
-        "service_imbalance_start_ratio",
-        "The ratio above which moves begin, the larger of tolerance and chance; no sample while random placement explains any distribution.",
-        None,
-        imbalances.filter_map(|(of, ratio)| Some((labels(of), ratio.start?))),
-    )
+    let imbalances = || {
+        let of = |(rule, service): &(String, String)| {
+            [("rule", rule.clone()), ("service", service.clone())]
+        };
+        numbers
+            .imbalances
+            .iter()
+            .map(move |(key, ratio)| (of(key), ratio))
+    };
+    expose! { out:
+        counter moves = moves,
+            "Moves that ended, and connections reported in dry run (outcome dryRun), by rule, the limit most exceeded, the step at which the move ended, mode and outcome.";
+        histogram move_duration in Seconds = durations.map(|(outcome, spread)| ([("outcome", *outcome)], spread)),
+            "Time from the start of a move to its outcome, by outcome.";
+        gauge moves_in_flight = one(number(status.in_flight.len())),
+            "Moves under way.";
+        gauge moves_in_flight_max = one(status.max_in_flight),
+            "Maximum number of moves in flight.";
+        gauge budget_moves = budgets().map(|(mode, budget)| (mode, budget.per_node)),
+            "Moves that the node's budget allows per window, by mode.";
+        gauge budget_moves_left = budgets().map(|(mode, budget)| (mode, budget.left)),
+            "Moves left in the current window, by mode.";
+        counter returns = returns,
+            "Moves whose client was looked for, by result: it returned to the same endpoint, to another one, or was not seen on this node again.";
+        gauge service_imbalance_ratio = imbalances().map(|(of, ratio)| (of, ratio.most)),
+            "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts. Beyond 1024 rules and Services the others are shown as _other, by the worst.";
+        gauge service_imbalance_start_ratio = imbalances().filter_map(|(of, ratio)| Some((of, ratio.start?))),
+            "The ratio above which moves begin, the larger of tolerance and chance; no sample while random placement explains any distribution.";
+    }
 }
 
 fn kernel(out: &mut Out<'_>, published: &Published) -> fmt::Result {
     let (status, numbers) = (&published.status, &published.numbers);
-    out.gauges(
-        "map_entries",
-        "Entries of the kernel's maps: endpoints, and records of connections and listeners.",
+    let of_maps = |endpoints: u64, connections: u64| {
         [
-            ([("map", "endpoints")], numbers.endpoints_recorded),
-            ([("map", "connections")], numbers.records),
-        ],
-    )?;
-    out.gauges(
-        "map_capacity",
-        "Maximum entries of a map; connections are bounded by the policy, track.maxPerNode.",
-        [
-            ([("map", "endpoints")], numbers.endpoints_most),
-            (
-                [("map", "connections")],
-                u64::from(status.capacity.max_per_node),
-            ),
-        ],
-    )?;
-    out.gauge(
-        "endpoint_connections_most",
-        "Connections of the endpoint with the most connections.",
-        numbers.fullest_endpoint,
-    )?;
-    out.gauge(
-        "endpoint_connections_capacity",
-        "Maximum connections recorded for one endpoint, set by the policy.",
-        u64::from(status.capacity.max_per_endpoint),
-    )?;
-    out.gauges_of(
-        "kernel_memory",
-        "Kernel memory of the records, estimated from their number.",
-        Some(Unit::Bytes),
-        [(NONE, numbers.kernel_bytes())],
-    )?;
+            ([("map", "endpoints")], endpoints),
+            ([("map", "connections")], connections),
+        ]
+    };
+    let capacity = &status.capacity;
     let fault = |fault: &Fault| {
         let count = status.kernel_faults.get(fault.text()).copied().unwrap_or(0);
         ([("fault", word(*fault))], count)
     };
-    out.counters(
-        "kernel_faults",
-        "Faults in the kernel half since tracking started, by fault.",
-        Fault::ALL.iter().map(fault),
-    )?;
-    out.counter(
-        "attached_again",
-        "Number of times the program was attached again, after another program.",
-        status.attached_again,
-    )
+    expose! { out:
+        gauge map_entries = of_maps(numbers.endpoints_recorded, numbers.records),
+            "Entries of the kernel's maps: endpoints, and records of connections and listeners.";
+        gauge map_capacity = of_maps(numbers.endpoints_most, capacity.max_per_node.into()),
+            "Maximum entries of a map; connections are bounded by the policy, track.maxPerNode.";
+        gauge endpoint_connections_most = one(numbers.fullest_endpoint),
+            "Connections of the endpoint with the most connections.";
+        gauge endpoint_connections_capacity = one(u64::from(capacity.max_per_endpoint)),
+            "Maximum connections recorded for one endpoint, set by the policy.";
+        gauge kernel_memory in Bytes = one(numbers.kernel_bytes()),
+            "Kernel memory of the records, estimated from their number.";
+        counter kernel_faults = Fault::ALL.iter().map(fault),
+            "Faults in the kernel half since tracking started, by fault.";
+        counter attached_again = one(status.attached_again),
+            "Number of times the program was attached again, after another program.";
+    }
 }
 
 /// A fault's name, as other words are written.
@@ -383,41 +284,48 @@ fn seconds(at: Timestamp) -> f64 {
 
 const NONE: [(&str, &str); 0] = [];
 
+/// A metric without labels.
+fn one<T>(value: T) -> [([(&'static str, &'static str); 0], T); 1] {
+    [(NONE, value)]
+}
+
+fn number(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
 /// Writes each metric once, with all its samples.
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn info(&mut self, name: &str, help: &str, labels: [(&str, String); 2]) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Info)?;
+    fn start<'a>(
+        &'a mut self,
+        name: &'a str,
+        help: &'a str,
+        unit: Option<&'a Unit>,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'a>, fmt::Error> {
+        self.0.encode_descriptor(name, help, unit, kind)
+    }
+
+    fn info(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        [labels]: [[(&str, String); 2]; 1],
+    ) -> fmt::Result {
+        let mut metric = self.start(name, help, unit, MetricType::Info)?;
         metric.encode_info(&labels)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.gauges(name, help, [(NONE, value)])
-    }
-
-    fn gauges<const N: usize, V: EncodeLabelValue>(
+    fn gauge<const N: usize, V: EncodeLabelValue, G: EncodeGaugeValue>(
         &mut self,
         name: &str,
         help: &str,
-        samples: impl IntoIterator<Item = ([(&'static str, V); N], u64)>,
-    ) -> fmt::Result {
-        self.gauges_of(name, help, None, samples)
-    }
-
-    fn gauges_of<const N: usize, V: EncodeLabelValue, G: EncodeGaugeValue>(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<Unit>,
+        unit: Option<&Unit>,
         samples: impl IntoIterator<Item = ([(&'static str, V); N], G)>,
     ) -> fmt::Result {
-        let unit = unit.as_ref();
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        let mut metric = self.start(name, help, unit, MetricType::Gauge)?;
         for (labels, value) in samples {
             if N == 0 {
                 metric.encode_gauge(&value)?;
@@ -428,22 +336,16 @@ impl Out<'_> {
         Ok(())
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.counters(name, help, [(NONE, value)])
-    }
-
-    fn counters<const N: usize, V: EncodeLabelValue>(
+    fn counter<const N: usize, V: EncodeLabelValue>(
         &mut self,
         name: &str,
         help: &str,
+        unit: Option<&Unit>,
         samples: impl IntoIterator<Item = ([(&'static str, V); N], u64)>,
     ) -> fmt::Result {
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        let mut metric = self.start(name, help, unit, MetricType::Counter)?;
         for (labels, value) in samples {
-            let no_exemplar =
-                None::<&prometheus_client::metrics::exemplar::Exemplar<[(&str, &str); 0], u64>>;
+            let no_exemplar = None::<&Exemplar<[(&str, &str); 0], u64>>;
             if N == 0 {
                 metric.encode_counter(&value, no_exemplar)?;
             } else {
@@ -454,17 +356,14 @@ impl Out<'_> {
         Ok(())
     }
 
-    /// All are of seconds.
-    fn histograms<'n, const N: usize>(
+    fn histogram<'n, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
+        unit: Option<&Unit>,
         samples: impl IntoIterator<Item = ([(&'static str, &'static str); N], &'n Distribution)>,
     ) -> fmt::Result {
-        let unit = Some(&Unit::Seconds);
-        let mut metric = self
-            .0
-            .encode_descriptor(name, help, unit, MetricType::Histogram)?;
+        let mut metric = self.start(name, help, unit, MetricType::Histogram)?;
         for (labels, spread) in samples {
             let (sum, count, buckets) = (spread.sum(), spread.count(), spread.buckets());
             let none = None::<&std::collections::HashMap<usize, _>>;
