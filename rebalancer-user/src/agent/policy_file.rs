@@ -2,10 +2,9 @@
 //! editor and a plain write each change it in a way of their own, and inotify sees not all three.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -46,66 +45,30 @@ impl Content {
 /// A file and what the policy in effect, or the refused one, was read from.
 pub(super) struct PolicyFile {
     path: PathBuf,
-    /// Of the file when it was last found to hold `content`.
-    identity: Option<Identity>,
     content: Content,
-}
-
-/// What a write, a rename over it, or a swapped symbolic link on the way to it changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
 }
 
 impl PolicyFile {
     /// `content` is what the policy was read from. What the file holds by now is asked later.
     pub(super) fn new(path: PathBuf, content: Content) -> Self {
-        Self {
-            path,
-            identity: None,
-            content,
-        }
+        Self { path, content }
     }
 
     /// Whether it holds something else than what the policy was read from. That it has gone is a
     /// change too.
-    pub(super) fn changed(&mut self) -> bool {
-        // Before it is read: what is written in between has another identity.
-        let identity = identity(&self.path).ok();
-        if identity.is_some() && identity == self.identity {
-            return false;
-        }
-        let changed = Content::of(read(&self.path).ok().as_deref()) != self.content;
-        self.identity = identity.filter(|_| !changed);
-        changed
+    pub(super) fn changed(&self) -> bool {
+        Content::of(read(&self.path).ok().as_deref()) != self.content
     }
 
     /// The policy was read again, from `content`. The look before may have seen another.
     pub(super) fn was_read(&mut self, content: Content) {
-        self.identity = None;
         self.content = content;
     }
 }
 
-/// Of the file behind all symbolic links.
-fn identity(path: &PathBuf) -> io::Result<Identity> {
-    let meta = fs::metadata(path)?;
-    Ok(Identity {
-        device: meta.dev(),
-        inode: meta.ino(),
-        size: meta.size(),
-        modified: (meta.mtime(), meta.mtime_nsec()),
-        changed: (meta.ctime(), meta.ctime_nsec()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
