@@ -289,7 +289,7 @@ pub(crate) fn join(
         .iter()
         .filter(|(key, sums)| {
             if !is_there(key) && of(key).is_some() {
-                return true; // its namespace has gone
+                return true; // its namespace no longer exists
             }
             let found = endpoints.get(&endpoint_key(key));
             let is_used = |found: &Endpoint| found.listeners + found.open > 0;
@@ -330,7 +330,7 @@ pub(crate) fn join(
 }
 
 /// The cookie of the namespace that each inode is of. Sockets hold theirs; without sockets
-/// the sums may be of a namespace that has gone, and if they are of several, it is unknown.
+/// the sums may be of a namespace that no longer exists, and if they are of several, it is unknown.
 fn namespaces(
     pass: &Pass,
     sums: &BTreeMap<common::EndpointKey, common::EndpointSums>,
@@ -372,7 +372,7 @@ fn key_of(record: &common::Connection, host: Netns) -> EndpointKey {
 /// Each of these is enough:
 /// - The kernel's ticks differ.
 /// - Data of ours was newly acknowledged later than the client's last data arrived, so that data did
-///   not acknowledge it. A client acknowledges a last answer by itself, often 40 ms later.
+///   not acknowledge it. A client acknowledges a last answer separately, often 40 ms later.
 /// - With its data the client has echoed an earlier TCP timestamp than that of our last data.
 /// - It has sent one segment alone, and ours was sent after that.
 /// - The last event of all is its acknowledgement of our data, after its own last data.
@@ -704,7 +704,7 @@ mod tests {
             &CONTEXT,
         );
         let endpoint = got.snapshot.endpoints.values().next().unwrap();
-        // Three have a close that was seen, and two of the adopted are not found any more.
+        // Three have a close that was seen, and two of the adopted are no longer found.
         assert_eq!((endpoint.open, endpoint.closed), (3, 5));
         // Two of the open ones are recorded, and no descriptor leads to them.
         assert_eq!(got.unseen, 2);
@@ -747,7 +747,7 @@ mod tests {
             got.snapshot.namespaces,
             BTreeMap::from([(Netns(2), NetnsCookie(6))])
         );
-        // Whatever they count: that namespace has gone.
+        // Whatever they count: that namespace no longer exists.
         let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
         assert_eq!((empty, got.unseen), (vec![key(5, 80), key(5, 81)], 0));
         // Nothing shows which is the later one.

@@ -89,7 +89,7 @@ mod tests {
             let (share, passes) = share(Duration::from_millis(150), interval, new_moves);
             // What was walked in the last cycle is not paid for yet.
             assert!((0.015..0.021).contains(&share), "{share}");
-            assert!(passes > 3600 / 31, "passes go on: {passes}");
+            assert!(passes > 3600 / 31, "passes continue: {passes}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Waits that double, as long as what was repaired is found undone as soon as it is looked at
 /// again. Two programs that both want to be the last on a cgroup would otherwise each attach again
-/// at every interval, for ever.
+/// at every interval, without end.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     first: Duration,

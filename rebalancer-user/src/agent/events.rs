@@ -1,5 +1,4 @@
-//! What happened lately, and who follows it: a ring of bounded length that the loop writes into and
-//! never waits for.
+//! Recent events and their followers: a ring of bounded length, for which the loop never waits.
 
 use std::{
     collections::VecDeque,
@@ -28,7 +27,7 @@ const CAPACITY: usize = 1024;
 const BATCH: usize = 64;
 /// Who may follow at once: each holds a cursor of the server's for as long as it likes.
 const MOST_FOLLOWERS: usize = 4;
-/// How often an empty line is sent: a follower that has gone is noticed by one that it does not take.
+/// How often an empty line is sent: writing it fails once the follower has disconnected.
 const BLANK_EVERY: Duration = Duration::from_secs(10);
 
 const LINES: &str = "application/x-ndjson";
@@ -70,7 +69,7 @@ impl Events {
         Arc::clone(&self.0.missed)
     }
 
-    /// Adds what has just happened; the oldest goes when there is no room.
+    /// Adds an event, and drops the oldest if the ring is full.
     pub(super) fn add(&self, what: EventKind) {
         let at = Timestamp::now();
         let newest = {
@@ -92,7 +91,7 @@ impl Events {
         self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next after `seq`, a part at most, and how many before them are kept no more.
+    /// The next events after `seq`, at most one part, and how many before them were dropped.
     fn after(&self, seq: u64) -> (u64, Vec<Arc<Event>>) {
         let ring = self.ring();
         let Some(oldest) = ring.kept.front().map(|happened| happened.seq) else {
@@ -191,10 +190,10 @@ impl Follower {
         let mut newest = self.0.0.newest.subscribe();
         loop {
             newest.mark_unchanged();
-            // A slow client is waited for here, and the loop goes on meanwhile.
+            // A slow client holds up this task, not the agent's loop.
             while let Some(part) = self.0.part(&mut cursor) {
                 if sender.send_data(part).await.is_err() {
-                    return; // it has gone
+                    return; // it has disconnected
                 }
             }
             match tokio::time::timeout(BLANK_EVERY, newest.changed()).await {

@@ -75,7 +75,10 @@ mod tests {
         }"#;
         let status = crate::api::read_status(status.as_bytes()).unwrap();
         assert!(is_ready(&status, Some(Health::Fine)).is_ok());
-        assert!(is_ready(&status, None).is_ok(), "a node that only tells");
+        assert!(
+            is_ready(&status, None).is_ok(),
+            "a node where no reset mechanism works"
+        );
         let stuck = Health::Stuck {
             time: Duration::from_secs(42),
             at: None,

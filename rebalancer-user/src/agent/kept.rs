@@ -152,8 +152,8 @@ pub(super) fn assume_change_before_first_list(
     }
 }
 
-/// Removes what an agent has left in `dir`, for a node on which none shall run any more. Whether
-/// there was anything.
+/// Removes what an agent has left in `dir`, for a node that is to run no agent. Returns whether there
+/// was anything.
 ///
 /// # Errors
 /// What the system says.

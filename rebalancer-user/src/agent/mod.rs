@@ -88,11 +88,11 @@ pub struct Options {
     pub own: Option<PodAt>,
     /// Also report moves as Kubernetes Events.
     pub move_events: bool,
-    /// What becomes of tracking when the agent is stopped by a signal.
+    /// Whether tracking continues when the agent is stopped by a signal.
     pub on_exit: OnExit,
-    /// Folder for the socket on which the agent is asked.
+    /// Folder of the agent's socket.
     pub run_dir: PathBuf,
-    /// Where metrics and health are offered beside.
+    /// Where metrics and health are also served.
     pub offer: Offer,
     /// Do no more than this.
     pub mode: Mode,
@@ -124,12 +124,12 @@ pub struct Loaded {
     pub text: Arc<str>,
 }
 
-/// What becomes of tracking when the agent is stopped by SIGTERM or SIGINT. SIGKILL always keeps it.
+/// Whether tracking continues when the agent is stopped by SIGTERM or SIGINT. SIGKILL always keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnExit {
     /// Nothing stays in the kernel.
     Remove,
-    /// It goes on, and the next agent takes it over.
+    /// It continues, and the next agent takes it over.
     Keep,
 }
 
@@ -215,8 +215,8 @@ struct Inbox {
 }
 
 struct Agent {
-    // Dropped in this order: first nobody asks, then nothing is moved any more, then nothing is
-    // tracked.
+    // Dropped in this order: first the server, so that there are no more requests, then
+    // the mover, then tracking.
     _server: Server,
     mover: Option<Mover>,
     /// What the next one is made with; none where this node cannot reset.
@@ -275,7 +275,7 @@ impl Agent {
         self.publish.send_replace(Arc::new(published));
     }
 
-    /// Ends the moves that wait, without harm, and says so.
+    /// Ends the moves that wait, without harm, and reports them.
     fn stop(mut self, inbox: &mut Inbox) {
         self.end_mover();
         while let Ok(done) = inbox.done.try_recv() {

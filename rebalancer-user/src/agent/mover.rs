@@ -1,6 +1,6 @@
 //! The agent and its moving thread: moves are started, recalled and end. A thread that is stuck or has
-//! ended is abandoned, the moves that it had are reported, and another goes on without the connection
-//! at which it was stuck.
+//! ended is abandoned, its moves are reported, and another thread continues without the connection at
+//! which it was stuck.
 
 use std::{
     path::Path,
@@ -24,8 +24,8 @@ use crate::{
     snapshot::{Cookie, Snapshot},
 };
 
-/// So many threads may be stuck at one time, or have ended by a defect, before nothing more is moved:
-/// each that is stuck stays, for as long as the kernel does not answer it.
+/// How many threads may be stuck at one time, or have panicked, before nothing more is moved: a stuck
+/// thread remains until the kernel answers it.
 const MOST_GIVEN_UP: usize = 4;
 
 /// What a moving thread is made with.
@@ -57,7 +57,7 @@ impl MoverFactory {
 
     /// Starts one.
     pub(super) fn start(&self, pins: &Path) -> anyhow::Result<Mover> {
-        // The thread asks the kernel by itself, so it has its own iterator and memory.
+        // The thread walks independently of the loop, so it has its own iterator and memory.
         let walker = Walker::open(Arc::clone(&self.kernel), pins)?;
         let capture = capture(&self.kernel, pins);
         self.kernel.forget_types();
@@ -87,7 +87,7 @@ impl MoverFactory {
 }
 
 impl Agent {
-    /// Has a move made, or says why it cannot be.
+    /// Orders a move, or reports why it cannot be made.
     pub(super) fn start_move(&mut self, chosen: &Move, snapshot: &Snapshot, order: Order) {
         self.ledger.started(chosen, self.now);
         self.saved.changed();
@@ -147,7 +147,7 @@ impl Agent {
         self.saved.changed();
     }
 
-    /// Ends the moving thread; reports what is known of the moves that it could not report.
+    /// Ends the moving thread; reports the moves that it could not report itself.
     pub(super) fn end_mover(&mut self) {
         let moves = self.mover.as_mut().map(Mover::end).unwrap_or_default();
         self.abandoned(moves);
@@ -200,7 +200,7 @@ impl Agent {
     }
 }
 
-/// What sniffs victims. Without it the agent moves what rules vouch for.
+/// What sniffs victims. Without it the agent moves only connections whose rule sets `onReconnect`.
 fn capture(kernel: &Kernel, pins: &Path) -> Option<Capture> {
     let opened = Capture::open(kernel, pins);
     let opened = opened.inspect_err(|error| {

@@ -25,7 +25,7 @@ use crate::{
     snapshot::{Connection, Cookie, Snapshot},
 };
 
-/// How often endpoints that have gone are forgotten.
+/// How often endpoints without listeners and connections are removed from the map.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
 /// What was seen, how long it took to walk, and how long the next pass waits for it.
@@ -36,7 +36,7 @@ pub(super) struct Looks {
 }
 
 impl Agent {
-    /// List, decide, move; and let others know how it stands.
+    /// Lists, decides, moves, and publishes the result.
     pub(super) fn tick(&mut self) {
         if Instant::now() < self.next_pass {
             return;
@@ -158,7 +158,7 @@ impl Agent {
         Ok((observation, put_off))
     }
 
-    /// A pod may come to what was a plain host: from then on nothing is moved.
+    /// A pod may start on what was a plain host: from then on nothing is moved.
     fn look_for_pods(&mut self, snapshot: &Snapshot) {
         let unnamed = self.unnamed.as_mut();
         let Some(pod) = unnamed.and_then(|unnamed| unnamed.look_at_new(snapshot)) else {
@@ -168,10 +168,10 @@ impl Agent {
         self.unnamed = None;
         self.mode = self.mode.safest(Mode::DryRun);
         self.policy = self.policy.clone().with_mode_at_most(self.mode);
-        self.recall_all("pods are here whose names are not known");
+        self.recall_all("there are pods on this node whose names are unknown");
     }
 
-    /// Says which connections are to be counted on; a thread does it.
+    /// Passes the connections to count on to the counting thread.
     fn count(&mut self, snapshot: &Snapshot) {
         if self.counting.is_none() && Counting::is_asked(&self.policy) {
             let pins = self.tracker.pins().to_owned();
@@ -188,7 +188,8 @@ impl Agent {
             counting.ask(&self.policy, snapshot);
         }
     }
-    /// Repairs what others, or a shortage, have done to tracking, and forgets what has gone.
+
+    /// Attaches our program again if another program was attached after it.
     fn keep_tracking(&mut self) {
         let now = Instant::now();
         if !self.last.is_due(now) {
@@ -206,7 +207,7 @@ impl Agent {
         }
     }
 
-    /// Forgets what has gone.
+    /// Removes endpoints without listeners and connections from the map.
     fn keep_house(&mut self, observation: &Observation) {
         let now = observation.snapshot.taken;
         if now.since(self.kept) < HOUSEKEEPING {
@@ -221,7 +222,7 @@ impl Agent {
         }
     }
 
-    /// Tells the kernel half of cgroups that have come and gone.
+    /// Updates the excluded cgroups in the kernel half, as cgroups are created and removed.
     fn exclude(&mut self, paths: &CgroupPaths) {
         let Some(excluded) = scope::excluded(self.policy.track(), paths) else {
             return;

@@ -27,7 +27,7 @@ pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The longest reason, in bytes.
 pub const LONGEST_REASON: usize = 256;
 
-/// For so long a file is honoured that cannot be understood.
+/// How long moves are paused if the file cannot be understood.
 const UNSURE: Duration = Duration::from_secs(3600);
 
 const FILE: &str = "pause.json";
@@ -40,7 +40,7 @@ pub(super) struct Pause {
 }
 
 struct Current {
-    said: PausedStatus,
+    status: PausedStatus,
     /// By a clock that nobody sets.
     ends: Instant,
 }
@@ -88,7 +88,7 @@ impl Pause {
         } else {
             let until = after(at, left);
             pause.now = Some(Current {
-                said: PausedStatus {
+                status: PausedStatus {
                     since: kept.since,
                     until,
                     reason: kept.reason,
@@ -107,17 +107,17 @@ impl Pause {
         reason: Option<String>,
     ) -> (PausedStatus, Option<io::Error>) {
         let since = Timestamp::now();
-        let said = PausedStatus {
+        let status = PausedStatus {
             since,
             until: after(since, time),
             reason,
         };
-        let kept = keep(&self.file, &said);
+        let kept = keep(&self.file, &status);
         self.now = Some(Current {
-            said: said.clone(),
+            status: status.clone(),
             ends: Instant::now() + time,
         });
-        (said, kept.err())
+        (status, kept.err())
     }
 
     /// Ends it. Whether there was one.
@@ -128,10 +128,10 @@ impl Pause {
 
     /// The pause that is.
     pub(super) fn now(&self) -> Option<&PausedStatus> {
-        self.now.as_ref().map(|current| &current.said)
+        self.now.as_ref().map(|current| &current.status)
     }
 
-    /// Waits until it ends by itself; for ever without one.
+    /// Waits until the pause expires; without one, it never returns.
     pub(super) async fn over(&self) {
         match &self.now {
             Some(current) => tokio::time::sleep_until(current.ends.into()).await,
@@ -179,7 +179,7 @@ impl Agent {
     }
 }
 
-/// What is left of it at `now`: no more than it was begun with, wherever the clock was set since.
+/// What is left of it at `now`: at most its original duration, even if the clock was set since.
 fn left(kept: &Kept, now: Timestamp) -> Duration {
     let until = |from: Timestamp| kept.until.duration_since(from);
     let left = Duration::try_from(until(now)).unwrap_or_default();
@@ -210,17 +210,17 @@ fn read(path: &Path) -> Result<Option<Kept>, String> {
     Ok(Some(kept))
 }
 
-fn keep(path: &Path, said: &PausedStatus) -> io::Result<()> {
+fn keep(path: &Path, status: &PausedStatus) -> io::Result<()> {
     let kept = Kept {
-        since: said.since,
-        until: said.until,
-        reason: said.reason.clone(),
+        since: status.since,
+        until: status.until,
+        reason: status.reason.clone(),
     };
     own_file::write(path, &serde_json::to_vec(&kept)?)
 }
 
-/// Removes what a pause has left in `dir`, for a node on which no agent shall run any more. Whether
-/// there was anything.
+/// Removes what a pause has left in `dir`, for a node that is to run no agent. Returns whether there
+/// was anything.
 ///
 /// # Errors
 /// What the system says.
@@ -250,14 +250,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut first = Pause::resume(dir.path());
         assert!(first.now().is_none());
-        let (said, not_kept) = first.begin(HOUR, Some("an incident".to_owned()));
+        let (status, not_kept) = first.begin(HOUR, Some("an incident".to_owned()));
         assert!(not_kept.is_none(), "{not_kept:?}");
         let mode = fs::metadata(dir.path().join(FILE)).unwrap().permissions();
         assert_eq!(mode.mode() & 0o777, 0o600);
 
         let mut second = Pause::resume(dir.path());
-        assert_eq!(second.now().unwrap().since, said.since);
-        assert_eq!(second.now().unwrap().reason, said.reason);
+        assert_eq!(second.now().unwrap().since, status.since);
+        assert_eq!(second.now().unwrap().reason, status.reason);
         assert!(is_about(left_of(&second), HOUR));
         assert!(second.end());
         assert!(!second.end());

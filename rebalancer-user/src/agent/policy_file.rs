@@ -49,13 +49,12 @@ pub(super) struct PolicyFile {
 }
 
 impl PolicyFile {
-    /// `content` is what the policy was read from. What the file holds by now is asked later.
+    /// `content` is what the policy was read from. Later changes of the file are found by [`Self::changed`].
     pub(super) fn new(path: PathBuf, content: Content) -> Self {
         Self { path, content }
     }
 
-    /// Whether it holds something else than what the policy was read from. That it has gone is a
-    /// change too.
+    /// Whether it holds something else than what the policy was read from. Its removal is a change too.
     pub(super) fn changed(&self) -> bool {
         Content::of(read(&self.path).ok().as_deref()) != self.content
     }
@@ -107,7 +106,7 @@ mod tests {
         assert!(!changed(&mut file_seen), "the same again");
 
         fs::remove_file(&file).unwrap();
-        assert!(changed(&mut file_seen), "it has gone");
+        assert!(changed(&mut file_seen), "it was removed");
         assert!(!changed(&mut file_seen), "reported once");
         fs::write(&file, "six").unwrap();
         assert!(changed(&mut file_seen), "it is back");

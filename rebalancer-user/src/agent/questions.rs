@@ -1,4 +1,4 @@
-//! What clients ask of the loop, and its answers: nothing is moved by them.
+//! Requests that the loop answers. None of them moves anything.
 
 use std::time::Duration;
 
@@ -31,20 +31,20 @@ pub(super) enum Question {
         Form,
         oneshot::Sender<Looked<Option<Vec<u8>>>>,
     ),
-    /// What is not tried again for a time, as of now.
+    /// The cooldowns, as of now.
     Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
-    /// To try it again: what is of this rule, or all; the answer is how many there were.
+    /// To end the cooldowns of this rule, or all; the answer is how many there were.
     ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
     /// To pause moves for so long, and why.
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
-    /// To go on; the answer is whether there was a pause.
+    /// To resume moves; the answer is whether there was a pause.
     Resume(oneshot::Sender<bool>),
 }
 
-/// What came of looking: an error in words.
+/// What was seen, or the error in words.
 pub(super) type Looked<T> = Result<T, String>;
 
-/// By which policy to decide, without doing anything.
+/// The policy by which to decide, without doing anything.
 #[derive(Default)]
 pub(super) struct Trial {
     /// Another one than the agent's.
@@ -55,31 +55,31 @@ pub(super) struct Trial {
 
 impl Agent {
     pub(super) fn asked(&mut self, question: Question) {
-        // Who asked may be gone.
+        // The client may have disconnected.
         match question {
-            Question::Dump(tell) => drop(tell.send(self.look_now())),
-            Question::Plan(trial, tell) => {
+            Question::Dump(reply) => drop(reply.send(self.look_now())),
+            Question::Plan(trial, reply) => {
                 let looked = self.look_now();
-                drop(tell.send(looked.map(|snapshot| {
+                drop(reply.send(looked.map(|snapshot| {
                     let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
                     (snapshot, plan)
                 })));
             }
-            Question::Explain(trial, id, form, tell) => {
+            Question::Explain(trial, id, form, reply) => {
                 let looked = self.look_now();
-                drop(tell.send(
+                drop(reply.send(
                     looked.and_then(|snapshot| {
                         self.explained(&self.tried(trial), &snapshot, id, form)
                     }),
                 ));
             }
-            Question::Cooldowns(tell) => {
+            Question::Cooldowns(reply) => {
                 let now = kept::now();
-                drop(tell.send((self.ledger.cooldowns(now), now)));
+                drop(reply.send((self.ledger.cooldowns(now), now)));
             }
-            Question::ClearCooldowns(rule, tell) => drop(tell.send(self.clear_cooldowns(rule))),
-            Question::Pause(time, why, tell) => drop(tell.send(self.pause_moves(time, why))),
-            Question::Resume(tell) => drop(tell.send(self.resume_moves(ResumeCause::Asked))),
+            Question::ClearCooldowns(rule, reply) => drop(reply.send(self.clear_cooldowns(rule))),
+            Question::Pause(time, why, reply) => drop(reply.send(self.pause_moves(time, why))),
+            Question::Resume(reply) => drop(reply.send(self.resume_moves(ResumeCause::Asked))),
         }
     }
 
@@ -95,7 +95,7 @@ impl Agent {
         cleared.len()
     }
 
-    /// For somebody who asks: nothing is done about what is seen.
+    /// Looks for a request, without acting on what is seen.
     fn look_now(&mut self) -> Result<Snapshot, String> {
         // Another policy may name cgroups, and people want to see them.
         let paths = self.cgroups.read();
@@ -103,7 +103,7 @@ impl Agent {
         Ok(looked.observation.snapshot)
     }
 
-    /// The policy by which somebody wants to know what would be done.
+    /// The policy that a request asks about.
     fn tried(&self, trial: Trial) -> Policy {
         let policy = match trial.policy {
             None => self.policy.clone(),

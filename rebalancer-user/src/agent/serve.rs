@@ -1,4 +1,4 @@
-//! What the agent answers when it is asked.
+//! The agent's answers to requests.
 //!
 //! `/status`, `/metrics` and the probes' paths answer from what the loop published last, without a question to it.
 //! `/dump`, `/plan` and `/cooldowns` are of the moment: the loop looks and decides, and a thread of the server's
@@ -49,7 +49,7 @@ use crate::{
 
 /// Questions asked of the loop and not answered yet.
 const MOST_ASKED: usize = 4;
-/// A loop that takes longer has other troubles.
+/// A loop that takes longer is overloaded.
 const LOOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Where metrics and probes are offered, beside the agent's socket.
@@ -57,19 +57,19 @@ const LOOP_WITHIN: Duration = Duration::from_secs(10);
 pub enum Offer {
     /// Nowhere else.
     Nowhere,
-    /// Here, if the port is free; if it is not, that is only said.
+    /// Here, if the port is free; if not, a warning is logged.
     IfFree(SocketAddr),
     /// Here, or it is an error.
     At(SocketAddr),
 }
 
-type Watched = watch::Receiver<Arc<Published>>;
+type Latest = watch::Receiver<Arc<Published>>;
 
 /// Serves in `dir` and where it is offered, until it is dropped.
 pub(super) fn serve(
     dir: RunDir,
     offer: Offer,
-    published: &Watched,
+    published: &Latest,
     events: Events,
 ) -> anyhow::Result<(Server, Receiver<Question>)> {
     let (ask, asked) = channel(MOST_ASKED);
@@ -112,7 +112,7 @@ pub(super) fn serve(
 }
 
 /// The paths that are open to everyone: no answer names a client.
-fn for_all(published: &Watched, registry: &Arc<Registry>) -> Router {
+fn for_all(published: &Latest, registry: &Arc<Registry>) -> Router {
     let (of_live, of_ready) = (published.clone(), published.clone());
     let registry = Arc::clone(registry);
     Router::default()
@@ -157,20 +157,20 @@ fn open(offer: Offer, router: impl FnOnce() -> Router) -> anyhow::Result<Option<
 
 /// As the loop has published it, and the moving thread as it is now.
 fn status_answer(published: &Published) -> Answer {
-    let mut said = published.status.clone();
+    let mut status = published.status.clone();
     let steps = &published.mover.steps;
-    said.mover = published.mover.status(Instant::now());
-    for in_flight in &mut said.in_flight {
+    status.mover = published.mover.status(Instant::now());
+    for in_flight in &mut status.in_flight {
         let step = in_flight.id.parse().ok().and_then(|id| steps.of(id));
         in_flight.step = step.map(|step| step.as_str().to_owned());
     }
     let mut body = Vec::new();
-    written(write_status(&mut body, Notation::Json, &said).map(|()| body))
+    written(write_status(&mut body, Notation::Json, &status).map(|()| body))
 }
 
 fn services_answer(published: &Published) -> Answer {
     let status = &published.status;
-    let said = Services {
+    let services = Services {
         node: status.node.clone(),
         at: status.last_pass.as_ref().map(|pass| pass.at),
         mode: status.mode.effective.clone(),
@@ -181,7 +181,7 @@ fn services_answer(published: &Published) -> Answer {
         items: published.services.to_vec(),
     };
     let mut body = Vec::new();
-    written(write_services(&mut body, &said).map(|()| body))
+    written(write_services(&mut body, &services).map(|()| body))
 }
 
 /// An answer, or the one that is given instead.
@@ -239,7 +239,7 @@ async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Ans
     if reason.as_ref().is_some_and(|r| r.len() > longest) {
         return Err(bad_request(format!("a reason has {longest} bytes at most")));
     }
-    let paused = of_loop(ask, |tell| Question::Pause(time, reason, tell)).await?;
+    let paused = of_loop(ask, |reply| Question::Pause(time, reason, reply)).await?;
     Ok(written(serde_json::to_vec(&paused)))
 }
 
@@ -260,7 +260,7 @@ async fn cooldowns_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer,
 
 async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
     let ClearRequest { rule } = request(asked).await?;
-    let count = of_loop(ask, |tell| Question::ClearCooldowns(rule, tell)).await?;
+    let count = of_loop(ask, |reply| Question::ClearCooldowns(rule, reply)).await?;
     let text = format!("cooldowns cleared: {count}\n");
     Ok(text_answer(StatusCode::OK, text))
 }
@@ -280,12 +280,12 @@ async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answ
     let (mode, form) = (request.mode, request.form);
     let trial = Trial { policy, mode };
     let Some(id) = request.connection else {
-        let (snapshot, plan) = looked(ask, |tell| Question::Plan(trial, tell)).await?;
+        let (snapshot, plan) = looked(ask, |reply| Question::Plan(trial, reply)).await?;
         let origin = Origin::here(Source::Agent);
         return Ok(drawn(move |out| render::plan(out, form, &plan, &snapshot, &origin)).await);
     };
     let id: Cookie = (id.parse()).map_err(|_| bad_request("connection: not an id"))?;
-    let question = |tell| Question::Explain(trial, id, form, tell);
+    let question = |reply| Question::Explain(trial, id, form, reply);
     match looked(ask, question).await? {
         Some(text) => Ok(json_answer(text)),
         None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),

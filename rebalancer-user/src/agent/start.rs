@@ -46,7 +46,7 @@ use crate::{
 
 /// How long ours may not be the last program on the cgroup after it was attached again: two agents that
 /// both want to be last would otherwise replace each other at every interval. Meanwhile closes may go
-/// unseen; the walk still shows what has gone.
+/// unseen; the walk still shows which connections have ended.
 const BEHIND_OURS: Duration = Duration::from_secs(10);
 /// The longest such time; it doubles each time ours has to be attached again.
 const BEHIND_OURS_MOST: Duration = Duration::from_secs(3600);
@@ -90,9 +90,9 @@ impl Agent {
         if mechanism.is_none() {
             mode = mode.safest(Mode::DryRun);
         }
-        let (tell, done) = unbounded_channel();
+        let (report, done) = unbounded_channel();
         let factory =
-            mechanism.map(|mechanism| MoverFactory::new(Arc::clone(&kernel), mechanism, tell));
+            mechanism.map(|mechanism| MoverFactory::new(Arc::clone(&kernel), mechanism, report));
         let mover = factory
             .as_ref()
             .map(|factory| factory.start(tracker.pins()))

@@ -193,7 +193,6 @@ impl AgentState {
         ledger: &Ledger,
         now: KernelTime,
     ) -> Published {
-        let said_at = Timestamp::now();
         // Of two clocks: what was a while ago by the kernel's is as long ago by the node's.
         let pass_at = self.began;
         let ago = |time: Duration| pass_at.checked_sub(time).unwrap_or(pass_at);
@@ -232,7 +231,7 @@ impl AgentState {
         }
         let status = Status {
             node: self.node.clone(),
-            generated_at: said_at,
+            generated_at: Timestamp::now(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             up_since: self.up_since,

@@ -15,7 +15,7 @@ pub(super) struct Unnamed {
 }
 
 impl Unnamed {
-    /// `None` where names are followed, and where an operator has said that they are not to be.
+    /// `None` where names are followed, and where an operator has disabled that.
     pub(super) fn unless(named: bool, ask: Ask) -> Option<Self> {
         (!named && ask == Ask::Auto).then_some(Self {
             process_in_pod: kubernetes::process_in_pod,

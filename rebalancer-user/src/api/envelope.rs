@@ -49,7 +49,7 @@ impl Form {
 pub enum Source {
     /// Those of the agent that runs.
     Agent,
-    /// Those that go on without an agent, by its pins.
+    /// Those that continue without an agent, by its pins.
     Pins,
     /// Only those made during this call.
     ThisCall,

@@ -40,7 +40,7 @@ pub enum EventKind {
         step: Option<String>,
         /// The outcome's word.
         outcome: String,
-        /// The outcome in words, which go on from "the move".
+        /// The outcome in words, which continue "the move".
         detail: String,
         /// From the order to the outcome.
         waited_seconds: f64,
@@ -60,7 +60,7 @@ pub enum EventKind {
     /// An operator has paused moves.
     #[serde(rename_all = "camelCase")]
     Paused {
-        /// When the pause ends by itself.
+        /// When the pause expires.
         until: Timestamp,
         /// Why, in the operator's words.
         reason: Option<String>,
@@ -157,7 +157,7 @@ pub fn write_event(out: &mut impl Write, happened: &Event) -> io::Result<()> {
 /// Reads a line that [`write_event`] has written.
 ///
 /// # Errors
-/// Why it is none, with the path of the field.
+/// Why it is invalid, with the path of the field.
 pub fn read_event(line: &[u8]) -> Result<Event, ReadError> {
     parse(line)
 }

@@ -32,7 +32,7 @@ pub fn write_kept_ledger(kept: &KeptLedger) -> serde_json::Result<Vec<u8>> {
 /// Reads what [`write_kept_ledger`] has written.
 ///
 /// # Errors
-/// Why it is none, with the path of the field.
+/// Why it is invalid, with the path of the field.
 pub fn read_kept_ledger(text: &[u8]) -> Result<KeptLedger, ReadError> {
     check_kind(text, KIND)?;
     let kept: KeptLedger = parse(text)?;

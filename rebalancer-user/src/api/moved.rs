@@ -1,4 +1,4 @@
-//! What became of connections that an operator asked to move.
+//! The results of `rebalancer move`.
 
 use std::{
     io::{self, Write},
@@ -21,13 +21,13 @@ pub struct Moved<'a> {
     pub id: Cookie,
     /// The connection, if there is one.
     pub connection: Option<&'a Connection>,
-    /// What became of it.
+    /// The result.
     pub end: End,
     /// Guards that would have skipped it and were ignored, in words.
     pub ignored: Vec<String>,
 }
 
-/// What became of a connection that was asked for.
+/// The result for a connection that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// No connection has this id.
@@ -65,7 +65,7 @@ impl End {
         }
     }
 
-    /// What became of it, as a phrase.
+    /// The result, as a phrase.
     pub(crate) fn detail(&self) -> String {
         match self {
             Self::NotFound => "no connection has this id".to_owned(),
@@ -99,7 +99,7 @@ struct Item {
     waited_nanoseconds: Option<u64>,
 }
 
-/// Writes what became of each, in the order asked for.
+/// Writes the result of each, in the order asked for.
 pub fn write_moved(
     out: &mut impl Write,
     notation: Notation,

@@ -24,7 +24,7 @@ struct PlanBody<'a> {
     overdue: u64,
     budget_left: u64,
     forecasts: Vec<WithText<&'a Forecast>>,
-    /// Moves under way that are not to be made any more.
+    /// Moves under way that are to be ended.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     recalls: Vec<RecallItem>,
     skipped: BTreeMap<&'static str, u64>,

@@ -73,7 +73,7 @@ struct OfConnection {
 /// Reads a dump of connections.
 ///
 /// # Errors
-/// Why it is none, with the path of the field.
+/// Why it is invalid, with the path of the field.
 pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
     let text = read_all(from)?;
     check_kind(&text, CONNECTIONS)?;

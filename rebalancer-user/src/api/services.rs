@@ -101,7 +101,7 @@ pub fn write_services(out: &mut impl Write, services: &Services) -> io::Result<(
 /// Reads what [`write_services`] has written.
 ///
 /// # Errors
-/// Why it is none, with the path of the field.
+/// Why it is invalid, with the path of the field.
 pub fn read_services(text: &[u8]) -> Result<Services, ReadError> {
     check_kind(text, SERVICES)?;
     parse(text)

@@ -131,7 +131,7 @@ pub struct RefusedStatus {
 pub struct PausedStatus {
     /// When it began.
     pub since: Timestamp,
-    /// When it ends by itself.
+    /// When it expires.
     pub until: Timestamp,
     /// Why, in the operator's words.
     pub reason: Option<String>,
@@ -229,7 +229,7 @@ pub fn write_status(out: &mut impl Write, notation: Notation, status: &Status) -
 /// Reads what [`write_status`] has written as JSON.
 ///
 /// # Errors
-/// Why it is none, with the path of the field.
+/// Why it is invalid, with the path of the field.
 pub fn read_status(text: &[u8]) -> Result<Status, ReadError> {
     check_kind(text, STATUS)?;
     parse(text)

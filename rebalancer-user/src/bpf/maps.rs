@@ -217,7 +217,7 @@ pub(super) fn write_excluded(
     let failed = |e: MapError| Error::call("writing the excluded map", e);
     let mut map: HashMap<_, u64, u32> =
         pinned(pins, names::EXCLUDED)?.try_into().map_err(failed)?;
-    // What has gone first: it makes room.
+    // Removals first: they make room.
     for id in before.difference(excluded) {
         // It is not there if telling of it has failed.
         let _absent = map.remove(&id.0);

@@ -51,7 +51,7 @@ pub(super) fn check(types: &BTreeMap<u32, TypeVariant>) -> Result<(), String> {
     Ok(())
 }
 
-/// The types that a look-up goes on to without using up a part of its path.
+/// The types to which a look-up continues without consuming a part of its path.
 fn within(of: &TypeVariant) -> Vec<u32> {
     let members = match of {
         TypeVariant::Fwd(named) => return vec![*named.tid()],

@@ -81,7 +81,7 @@ impl PinDir {
         let failed = |e| Error::call(format!("emptying {}", self.path.display()), e);
         let names = folder::names(&self.folder).map_err(failed)?;
         for name in &names {
-            // In the locked directory, whatever its path leads to by now; links are not followed.
+            // In the locked directory, whatever its path leads to now; links are not followed.
             unlinkat(&self.folder, &**name, AtFlags::empty()).map_err(|e| failed(e.into()))?;
         }
         Ok(names.len())

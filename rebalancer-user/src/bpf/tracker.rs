@@ -77,7 +77,7 @@ pub enum Lifetime {
 pub enum Inherited {
     /// Nothing.
     Nothing,
-    /// Its maps, with the records of all that it had tracked, and tracking that went on.
+    /// Its maps, with the records of all that it had tracked, and tracking that continued.
     TakenOver,
     /// Pins that could not be reused, and why; they are replaced.
     Replaced(String),

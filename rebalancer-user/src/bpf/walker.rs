@@ -460,7 +460,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: mapped by us with this length; nothing borrows it any more.
+        // SAFETY: mapped by us with this length; nothing borrows it.
         let _fails_only_on_wrong_arguments =
             unsafe { munmap(self.words.cast_mut().cast(), self.mapped) };
     }

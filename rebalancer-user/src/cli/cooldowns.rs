@@ -35,7 +35,7 @@ pub(super) struct List {
 /// End cooldowns now, so that the next pass may try again.
 ///
 /// Budgets and guards hold as ever. Where clients come back, or an endpoint stays empty, the next
-/// cooldown is as long as if this one had passed by itself.
+/// cooldown is as long as if this one had expired.
 #[derive(Args)]
 #[command(group = ArgGroup::new("which").required(true).args(["rule", "all"]))]
 pub(super) struct Clear {

@@ -20,7 +20,7 @@ use crate::{
     render,
 };
 
-/// Between two attempts to reach an agent that has gone.
+/// Between two attempts to reach an agent that has exited.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Show recent events of the agent: moves reported, started and ended, policy reloads, pauses.

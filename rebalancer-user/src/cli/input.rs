@@ -50,7 +50,7 @@ impl Input {
     /// Reads the policy first: an operator who mistypes it sees the error without privileges.
     ///
     /// # Errors
-    /// A policy or a dump that is none, or no agent that answers.
+    /// An invalid policy or dump, or no agent that answers.
     pub(super) fn read(&self, output: Output, id: Option<Cookie>) -> anyhow::Result<Source> {
         let stdin = Some(Path::new("-"));
         if self.policy.as_deref() == stdin && self.snapshot.as_deref() == stdin {

@@ -1,4 +1,4 @@
-//! `rebalancer move`: end connections by hand.
+//! `rebalancer move`: end connections manually.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -80,8 +80,8 @@ fn cookie(text: &str) -> Result<Cookie, String> {
 }
 
 impl Move {
-    /// An agent that was started to move nothing says what this node is for: a hand in its
-    /// container is not above that. Without an agent, or with one that does not answer, root is.
+    /// An agent that was started with `--mode Disabled` disables manual moves as well. Without an agent, or
+    /// with one that does not answer, they are allowed.
     fn may_move(&self) -> anyhow::Result<()> {
         match running::status(&self.kernel) {
             Ok(status) if status.mode.flag == Mode::Disabled.as_str() => bail!(

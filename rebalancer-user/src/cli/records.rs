@@ -26,8 +26,8 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Opens the records of the agent that runs, or those that go on without one; attaches for the
-    /// call where there are none, and says what that means.
+    /// Opens the records of the running agent, or those that remain without one; attaches for the call
+    /// where there are none, and notes what that means.
     pub(super) fn open(args: &KernelArgs) -> anyhow::Result<Self> {
         need_privilege()?;
         let kernel = Arc::new(Kernel::read()?);

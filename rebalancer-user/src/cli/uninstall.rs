@@ -12,7 +12,7 @@ use crate::{
 
 /// Remove the agent from the kernel: detach its programs and remove its maps with their records.
 ///
-/// For a node on which no agent is to run any more; refused while one is running. Open connections
+/// For a node that is to run no agent; refused while one is running. Open connections
 /// keep one callback flag (BPF_SOCK_OPS_STATE_CB) until they close, when other sock_ops programs, if
 /// any, are called.
 #[derive(Args)]

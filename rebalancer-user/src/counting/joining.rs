@@ -124,7 +124,7 @@ fn start(counter: &MessageCounter, sender: Sender<Joined>) -> io::Result<Sender<
             for (wanted, owners) in queue {
                 let joined = wanted.join(&owners, &mut joiner);
                 if sender.send((wanted.cookie, joined)).is_err() {
-                    return; // nothing is counted any more
+                    return; // counting has ended
                 }
             }
         })?;

@@ -1,7 +1,7 @@
 //! Counts the sends of the connections that a rule with `count: Messages` is for.
 //!
 //! A thread adds sockets to a sockhash map, on which an sk_msg program counts, and removes them when no rule
-//! asks for it any more. It never waits for a connection, nor for a socket's lock: `joining` does. A
+//! asks for it. It never waits for a connection, nor for a socket's lock: `joining` does. A
 //! connection that cannot be added is left alone, and the reason is reported. Nothing is loaded before a rule
 //! asks for it.
 //!
@@ -89,9 +89,9 @@ pub enum CountingReport {
     NoHolders(bpf::Error),
     /// A connection is still counted, though no rule asks for it.
     StillCounted(Cookie, io::Error),
-    /// No rule asks any more. So many connections were removed.
+    /// No rule asks for counting, and nothing is counted from now on.
     Stopped {
-        /// How many.
+        /// How many connections were removed.
         left: usize,
     },
     /// The thread panicked.
@@ -269,7 +269,7 @@ impl CountingThread {
                 Ok(owners) => {
                     for wanted in new {
                         let cookie = wanted.cookie;
-                        // Of one that has gone nothing is reported.
+                        // One that has ended is not reported.
                         if owners.state(cookie).is_none_or(|state| state == CLOSED) {
                             continue;
                         }

@@ -22,7 +22,7 @@ pub enum Fionread {
     /// How much it has to read, as without us.
     Right,
     /// That it has nothing to read, while it has (Linux 6.12.75 to 6.18, as measured). nginx
-    /// believes it, and waits for the rest of an upload for ever.
+    /// believes it, and waits for the rest of an upload without end.
     Wrong,
 }
 

@@ -40,7 +40,7 @@ impl NotCounted {
         }
     }
 
-    /// Whether it may pass by itself while the connection lives.
+    /// Whether it may pass while the connection lives.
     pub(super) fn may_pass(self) -> bool {
         match self {
             Self::Refused(refusal) => refusal != Refusal::ForeignProcess,

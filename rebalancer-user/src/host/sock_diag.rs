@@ -1,6 +1,6 @@
 //! `sock_diag(7)`: look at one socket, destroy one socket. Always by cookie.
 //!
-//! A destroy without a cookie, or for a connection that has gone, would hit the listener on the
+//! A destroy without a cookie, or for a connection that has ended, would hit the listener on the
 //! same port; with the cookie the kernel answers ENOENT or ESTALE instead. The `states` of a
 //! request do not filter a destroy, so the caller looks at the state just before.
 

@@ -116,13 +116,13 @@ impl RunDir {
         Ok(listener)
     }
 
-    /// In the folder that is locked, whatever its path leads to by now.
+    /// In the locked folder, whatever its path leads to now.
     fn remove_socket(&self) -> io::Result<()> {
         Ok(unlinkat(&self.folder, SOCKET, AtFlags::empty())?)
     }
 }
 
-/// What agents keep in it: the socket, what a pause leaves, and what the next agent goes on from.
+/// What agents keep in it: the socket, the saved pause, and the ledger from which the next agent continues.
 fn is_ours(name: &CStr) -> bool {
     let name = name.to_bytes();
     name == SOCKET.as_bytes() || name.starts_with(b"pause.") || name.starts_with(b"ledger.")

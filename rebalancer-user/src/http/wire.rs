@@ -46,7 +46,7 @@ pub struct PauseRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PauseAnswer {
-    /// When it ends by itself.
+    /// When it expires.
     pub until: Timestamp,
     /// Moves that waited and were called back.
     pub recalled: usize,

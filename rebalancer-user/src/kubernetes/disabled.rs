@@ -10,7 +10,7 @@ use crate::snapshot::Snapshot;
 pub enum EventWriter {}
 
 impl EventWriter {
-    /// As the other: nobody to tell.
+    /// As with Kubernetes, for nobody.
     ///
     /// # Errors
     /// Never.
@@ -24,7 +24,7 @@ impl EventWriter {
     }
 }
 
-/// As the other: nobody to tell.
+/// As with Kubernetes, for nobody.
 ///
 /// # Errors
 /// Never.

@@ -48,9 +48,9 @@ const END_WITHIN: Duration = Duration::from_secs(10);
 pub struct Done {
     /// What the plan chose.
     pub chosen: Move,
-    /// What became of it.
+    /// How it ended.
     pub outcome: Outcome,
-    /// The step that was its turn when it ended; none if it was not looked at, or all had passed.
+    /// The step at which it ended; none if it was not looked at, or all had passed.
     pub step: Option<StepKind>,
     /// The guard that would have refused it, if guards were not ignored.
     pub ignored: Option<Refusal>,
@@ -129,7 +129,7 @@ impl Mover {
         self.steps.clone()
     }
 
-    /// How the thread is.
+    /// The thread's signs of life.
     pub fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
@@ -159,8 +159,8 @@ impl Mover {
         refusal.unwrap_or(Refusal::MoverEnded)
     }
 
-    /// Abandons the thread, if it is stuck or has ended and was not abandoned before. It reports nothing
-    /// any more, and takes no orders.
+    /// Abandons the thread, if it is stuck or has ended and was not abandoned before. From then on it
+    /// reports nothing and takes no orders.
     pub fn give_up(&mut self, now: Instant) -> Option<GivenUp> {
         self.orders.as_ref()?;
         let health = self.pulse.health(now);
@@ -170,7 +170,7 @@ impl Mover {
         Some(GivenUp { health, moves })
     }
 
-    /// Whether it takes no orders any more.
+    /// Whether it was abandoned, and takes no orders.
     pub fn is_given_up(&self) -> bool {
         self.orders.is_none()
     }

@@ -50,10 +50,10 @@ pub(super) enum Recall {
     Now(&'static str),
 }
 
-/// How the moving thread is.
+/// The state of the moving thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// It moves, or waits.
+    /// It works or waits.
     Fine,
     /// The kernel has not answered it for too long.
     Stuck {
@@ -62,7 +62,7 @@ pub enum Health {
         /// About this connection; none if about anything else.
         at: Option<Cookie>,
     },
-    /// It is no more.
+    /// It has ended.
     Ended,
 }
 
@@ -78,7 +78,7 @@ impl Health {
 }
 
 impl Pulse {
-    /// How it is.
+    /// Its state at `now`.
     pub fn health(&self, now: Instant) -> Health {
         let state = self.state();
         if state.has_ended {
@@ -93,7 +93,7 @@ impl Pulse {
         }
     }
 
-    /// It is ordered this move.
+    /// It was given this move.
     pub(super) fn ordered(&self, chosen: &Move) {
         let in_hand = InHand {
             chosen: chosen.clone(),
@@ -111,7 +111,7 @@ impl Pulse {
         }
     }
 
-    /// So is every move.
+    /// The same for every move.
     pub(super) fn recall_all(&self, why: &'static str) {
         for in_hand in self.state().in_hand.values_mut() {
             in_hand.recall = Some(Recall::Now(why));
@@ -138,7 +138,7 @@ impl Pulse {
     /// It begins with this connection, or with something else that may take its time.
     pub(super) fn works_on(&self, cookie: Option<Cookie>, now: Instant) {
         let mut state = self.state();
-        // What one that was given up is at stays to be seen.
+        // The connection at which an abandoned thread is stuck remains visible.
         if !state.given_up {
             state.turn = Some((now, cookie));
         }
@@ -177,13 +177,13 @@ impl Pulse {
         self.state().turn.and_then(|(_, at)| at)
     }
 
-    /// Its thread is no more.
+    /// Its thread has ended.
     pub(super) fn has_ended(&self) {
         self.state().has_ended = true;
     }
 
-    /// Gives the thread up: what becomes of its moves later is not reported. Returns every move
-    /// that it had in hand, with an outcome that says what is known of it.
+    /// Abandons the thread: it reports nothing from then on. Returns every move that it had in hand,
+    /// with an outcome that says what is known of it.
     pub(super) fn give_up(&self, now: Instant) -> Vec<(Move, Outcome)> {
         let mut state = self.state();
         state.given_up = true;
@@ -199,8 +199,8 @@ impl Pulse {
     }
 }
 
-/// Nothing is done any more to what was not touched: it lives, and only the connection at which the
-/// thread was is not to be tried again soon.
+/// Nothing more is done to a connection that was not touched: it lives, and only the connection at which
+/// the thread was stuck is not to be tried again soon.
 fn given_up(of: InHand, turn: Option<(Instant, Option<Cookie>)>, now: Instant) -> (Move, Outcome) {
     let since = turn.and_then(|(since, at)| (at? == of.chosen.cookie()).then_some(since));
     let outcome = match (since, of.touched) {
@@ -210,12 +210,12 @@ fn given_up(of: InHand, turn: Option<(Instant, Option<Cookie>)>, now: Instant) -
         }
         (Some(_), false) => Outcome::Refused(Refusal::Unanswered),
         (None, true) => {
-            Outcome::Failed("the moving thread did not come to see what became of it".to_owned())
+            Outcome::Failed("the moving thread was abandoned before it saw the result".to_owned())
         }
         (None, false) => Outcome::Recalled(match of.recall {
             Some(Recall::IfUntouched(why)) => why,
             Some(Recall::Now(why)) => why.to_owned(),
-            None => "the moving thread was given up".to_owned(),
+            None => "the moving thread was abandoned".to_owned(),
         }),
     };
     (of.chosen, outcome)
@@ -285,11 +285,11 @@ mod tests {
         pulse.recall(Cookie(5), "its pod opts out".to_owned());
         pulse.works_on(Some(Cookie(1)), now);
         let recalled = |why: &str| Outcome::Recalled(why.to_owned());
-        let unseen = "the moving thread did not come to see what became of it".to_owned();
+        let unseen = "the moving thread was abandoned before it saw the result".to_owned();
         let expected = [
             (1, Outcome::Refused(Refusal::Unanswered)),
             (2, Outcome::Failed(unseen)),
-            (3, recalled("the moving thread was given up")),
+            (3, recalled("the moving thread was abandoned")),
             (5, recalled("its pod opts out")),
         ];
         let given_up = outcomes(pulse.give_up(now + 12 * SECOND));
@@ -348,7 +348,7 @@ mod tests {
         let pulse = at_work(&[1]);
         pulse.has_ended();
         assert_eq!(pulse.health(now).refusal(), Some(Refusal::MoverEnded));
-        let recalled = Outcome::Recalled("the moving thread was given up".to_owned());
+        let recalled = Outcome::Recalled("the moving thread was abandoned".to_owned());
         assert_eq!(outcomes(pulse.give_up(now)), [(1, recalled)]);
     }
 }

@@ -104,7 +104,7 @@ impl Sniffer {
         }
     }
 
-    /// What is known by now; `socket` was read just before.
+    /// What is known so far; `socket` was read just before.
     pub(super) fn verdict(
         &mut self,
         sniffing: &Sniffing,

@@ -222,7 +222,7 @@ impl Victim {
 
     /// Takes the step, if its condition still holds: to find the owners may have taken a while.
     pub(super) fn act(&mut self, inside: &mut Inside<'_>) -> Next {
-        // A thread that was abandoned while it waited for the kernel does nothing any more.
+        // A thread that was abandoned while it waited for the kernel does nothing more.
         if inside.pulse.is_given_up() {
             return Next::Wait;
         }
@@ -452,7 +452,7 @@ impl Victim {
         self.left(Outcome::Refused(Refusal::OwnerUnknown))
     }
 
-    /// It does not exist any more, or is not established: whether the move has caused that.
+    /// The outcome for a connection that is closed, or no longer established: whether the move caused that.
     pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
         match self.phase {
             Phase::Missed { .. } => Outcome::Reset,
@@ -467,8 +467,8 @@ impl Victim {
         !matches!(self.phase, Phase::Untouched { .. })
     }
 
-    /// Ends the move, whatever became of it: a connection that was touched is looked at once more, in its
-    /// network namespace, before it is reported as alive.
+    /// The outcome of a move that is ended early: a connection that was touched is looked at once more, in
+    /// its network namespace, before it is reported as alive.
     pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
         let done = match self.phase {
             Phase::Untouched { .. } => return end,

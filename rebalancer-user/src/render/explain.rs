@@ -110,7 +110,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
         .map_or(Ok(()), |needs| line("needs", needs))
 }
 
-/// What is said of a connection, in a form.
+/// The explanation of a connection, in a form.
 ///
 /// # Errors
 /// What writing says.

@@ -1,4 +1,4 @@
-//! What became of connections that an operator asked to move, as a table.
+//! The results of `rebalancer move`, as a table.
 
 use std::{
     io::{self, Write},

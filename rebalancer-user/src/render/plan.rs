@@ -33,12 +33,12 @@ fn essentials(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Res
             chosen.mode().as_str().to_owned(),
         ];
         let pod = named.then(|| chosen.pod().unwrap_or("-").to_owned());
-        let whence = [
+        let what_and_why = [
             chosen.local().to_string(),
             chosen.remote().to_string(),
             chosen.why(),
         ];
-        moves.add_row(what.into_iter().chain(pod).chain(whence));
+        moves.add_row(what.into_iter().chain(pod).chain(what_and_why));
     }
     if plan.moves().next().is_some() {
         write_table(out, &moves)?;
@@ -126,7 +126,7 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     for forecast in plan.forecasts() {
         writeln!(out, "{forecast}")?;
     }
-    // Not all that would be moved by TCP's word may be: the operator should not wonder.
+    // Not all of them may be moved in the end, which should not surprise the operator.
     match plan.moves().filter(|chosen| chosen.is_sniffed()).count() {
         0 => Ok(()),
         sniffed => writeln!(

@@ -59,13 +59,13 @@ fn classic(open_metrics: &str) -> String {
         if line == "# EOF" || line.starts_with("# UNIT ") {
             continue;
         }
-        if let Some(said) = line.strip_prefix("# HELP ") {
-            help = said.split_once(' ').map(|(_, help)| help);
+        if let Some(named) = line.strip_prefix("# HELP ") {
+            help = named.split_once(' ').map(|(_, help)| help);
             continue;
         }
         let Some((name, kind)) = line
             .strip_prefix("# TYPE ")
-            .and_then(|said| said.split_once(' '))
+            .and_then(|named| named.split_once(' '))
         else {
             text.extend([line, "\n"]);
             continue;

@@ -202,7 +202,7 @@ impl Numbers {
         self.fullest_endpoint = open.max().unwrap_or(0);
     }
 
-    /// How what is balanced stands, and what became of the clients of moves.
+    /// The balance of endpoints, and where the clients of moves returned to.
     fn decided(&mut self, plan: &Plan, ledger: &Ledger) {
         self.returns = ledger.return_counts();
         // A series that vanished would keep its last value in a query over time.

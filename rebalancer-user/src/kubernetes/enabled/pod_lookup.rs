@@ -47,7 +47,7 @@ pub(super) struct PodLookup {
     /// Namespaces of which no process was found, and how often they were looked for.
     empty: BTreeMap<(Netns, Option<NetnsCookie>), u8>,
     cgroups: CgroupPaths,
-    /// Cgroups that are not in the tree: they have gone, as ids are not used again.
+    /// Cgroups that are not in the tree: they were removed, as ids are not used again.
     gone: BTreeSet<CgroupId>,
     looked: Option<Instant>,
 }
@@ -208,7 +208,7 @@ fn look_through(wanted: &BTreeSet<Netns>) -> BTreeMap<Netns, Found> {
     found
 }
 
-/// `None` if the process has gone.
+/// `None` if the process has exited.
 fn place_of(process: &Path) -> Option<Place> {
     let text = fs::read_to_string(process.join("cgroup")).ok()?;
     Some(match PodCgroup::of_process(&text) {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_gone_shows_nothing() {
+    fn a_process_that_has_exited_shows_nothing() {
         let own = std::process::id();
         let folder = PathBuf::from(format!("/proc/{own}"));
         let (netns, place) = (
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_has_gone_is_looked_for_once() {
+    fn a_removed_cgroup_is_looked_for_once() {
         let mut lookup = lookup();
         let mut reads = 0;
         let gone = BTreeSet::from([CgroupId(u64::MAX)]);
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(reads, 1);
         assert_eq!(lookup.of_cgroup(CgroupId(u64::MAX)), Place::Unknown);
         lookup.learn_cgroups(BTreeSet::new(), |_| unreachable!());
-        assert!(lookup.gone.is_empty(), "its connections have gone");
+        assert!(lookup.gone.is_empty(), "its connections have ended");
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(super) enum Change<T> {
     Done,
     /// One has come, or has changed.
     Set(String, Option<T>),
-    /// One has gone.
+    /// One was removed.
     Removed(String),
 }
 
