@@ -10,6 +10,7 @@ mod health;
 mod journal;
 mod kept;
 mod log;
+mod looking;
 mod metrics;
 mod mover;
 mod mover_signs;
@@ -55,11 +56,13 @@ use self::{
     fact::{Fact, ResumeCause},
     journal::Journal,
     kept::SavedLedger,
+    looking::{Looking, Observed},
     mover::MoverFactory,
+    pass::Look,
     pause::Pause,
     policy_file::PolicyFile,
     published::Published,
-    questions::Question,
+    questions::{Inspection, Question},
     unnamed::Unnamed,
 };
 use crate::{
@@ -69,7 +72,6 @@ use crate::{
     http::Server,
     kubernetes::{Access, EventWriter, Names, PodAt},
     moves::{Done, Mechanism, Mover},
-    observe::Observer,
     plan::Ledger,
     policy::{Mode, Policy},
     snapshot::KernelTime,
@@ -137,6 +139,7 @@ pub enum OnExit {
 enum Event {
     Tick,
     Done(Box<Done>),
+    Observed(Box<Observed>),
     Counting(CountingReport),
     KernelSpoke,
     Reload,
@@ -173,6 +176,9 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = int.recv() => Event::Stop("SIGINT"),
             _ = hup.recv() => Event::Reload,
             Some(done) = inbox.done.recv() => Event::Done(Box::new(done)),
+            observed = inbox.observed.recv() => {
+                Event::Observed(Box::new(observed.context("the observing thread has panicked")?))
+            }
             Some(report) = inbox.counting.recv() => Event::Counting(report),
             () = kernel_spoke(&mut inbox.kernel_log) => Event::KernelSpoke,
             _ = ticks.tick() => Event::Tick,
@@ -184,6 +190,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
         match event {
             Event::Tick => agent.tick(),
             Event::Done(done) => agent.done(&done),
+            Event::Observed(observed) => agent.observed(*observed),
             Event::Counting(report) => agent.journal.record(Fact::Counting(&report)),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
@@ -210,6 +217,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
 struct Inbox {
     kernel_log: Option<KernelLog>,
     done: UnboundedReceiver<Done>,
+    observed: UnboundedReceiver<Observed>,
     counting: UnboundedReceiver<CountingReport>,
     asked: Receiver<Question>,
 }
@@ -227,7 +235,14 @@ struct Agent {
     count_despite_fionread: bool,
     ramp: bool,
     kernel: Arc<Kernel>,
-    observer: Observer,
+    looking: Looking,
+    /// The observation under way.
+    look: Option<Look>,
+    pass_is_due: bool,
+    /// Requests that wait for the next observation.
+    waiting: Vec<Inspection>,
+    /// The next observation is over all processes.
+    everywhere: bool,
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,

@@ -12,6 +12,8 @@ use super::{
     Agent,
     fact::{Fact, Pass},
     kept::assume_change_before_first_list,
+    looking::Observed,
+    questions::Inspection,
     scope,
 };
 use crate::{
@@ -28,33 +30,137 @@ use crate::{
 /// How often endpoints without listeners and connections are removed from the map.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 
+/// An observation under way, and what it is for.
+pub(super) struct Look {
+    purpose: Purpose,
+    began: Instant,
+    /// The cgroups were read before: what is accepted in one made since then is of no known one.
+    paths: Arc<CgroupPaths>,
+    /// Another policy was loaded since: it may need what was not read, and leave out what was.
+    outdated: bool,
+}
+
+enum Purpose {
+    Pass {
+        /// When the pass began.
+        began: Instant,
+    },
+    Requests(Vec<Inspection>),
+}
+
 /// What was seen, how long it took to walk, and how long the next pass waits for it.
-pub(super) struct Looks {
-    pub(super) observation: Observation,
+struct Looks {
+    observation: Observation,
     took: Duration,
     put_off: Duration,
 }
 
 impl Agent {
-    /// Lists, decides, moves, and publishes the result.
+    /// A pass is due: once the look under way is complete, and walks have not taken more than their share.
     pub(super) fn tick(&mut self) {
-        if Instant::now() < self.next_pass {
-            return;
+        if Instant::now() >= self.next_pass {
+            self.pass_is_due = true;
+            self.look_next();
         }
-        self.journal.pass_began();
-        self.tend_mover(Instant::now());
-        self.pass();
-        self.journal.pass_ended();
-        self.publish();
     }
 
-    /// Walks, and names what is found.
-    ///
-    /// The cgroups were read before: what is accepted in one made since then is of no known one.
-    pub(super) fn look(&mut self, paths: &CgroupPaths) -> Result<Looks, bpf::Error> {
-        self.exclude(paths);
+    /// Looks on behalf of a request.
+    pub(super) fn look_for(&mut self, inspection: Inspection) {
+        self.waiting.push(inspection);
+        self.look_next();
+    }
+
+    /// Another policy was loaded.
+    pub(super) fn look_again(&mut self) {
+        self.everywhere = true;
+        if let Some(look) = &mut self.look {
+            look.outdated = true;
+        }
+    }
+
+    /// Begins the next pass, or to answer requests, unless a look is under way.
+    fn look_next(&mut self) {
+        if self.look.is_some() {
+            return;
+        }
         let began = Instant::now();
-        let (mut observation, put_off) = self.observe(paths)?;
+        let (purpose, paths) = if std::mem::take(&mut self.pass_is_due) {
+            self.journal.pass_began();
+            self.tend_mover(began);
+            self.keep_tracking();
+            let paths = read_cgroups(&self.policy, &self.cgroups);
+            (Purpose::Pass { began }, paths)
+        } else if !self.waiting.is_empty() {
+            // Another policy may name cgroups, and people want to see them.
+            let requests = std::mem::take(&mut self.waiting);
+            (Purpose::Requests(requests), self.cgroups.read())
+        } else {
+            return;
+        };
+        self.exclude(&paths);
+        let look = Look {
+            purpose,
+            began: Instant::now(),
+            paths: Arc::new(paths),
+            outdated: false,
+        };
+        match self.tracker.within() {
+            Ok(cgroup) => {
+                let room = room(&self.policy, self.recorded);
+                let everywhere = std::mem::take(&mut self.everywhere);
+                let adopt = Adopt::Below { cgroup, room };
+                let paths = Arc::clone(&look.paths);
+                self.looking.order(adopt, paths, everywhere);
+                self.look = Some(look);
+            }
+            Err(error) => self.has_looked(look, Err(error)),
+        }
+    }
+
+    /// The look under way is complete.
+    pub(super) fn observed(&mut self, observed: Observed) {
+        if let Some(look) = self.look.take() {
+            self.has_looked(look, observed);
+        }
+        self.look_next();
+    }
+
+    fn has_looked(&mut self, look: Look, observed: Observed) {
+        match look.purpose {
+            Purpose::Pass { .. } if look.outdated => self.pass_is_due = true,
+            Purpose::Requests(requests) if look.outdated => self.waiting.extend(requests),
+            Purpose::Pass { began } => {
+                match self.take_in(observed, &look.paths, look.began) {
+                    Ok(looks) => self.pass(began, looks),
+                    Err(error) => self.journal.listing_failed(&error),
+                }
+                self.journal.pass_ended();
+                self.publish();
+            }
+            Purpose::Requests(requests) => {
+                let looks = self.take_in(observed, &look.paths, look.began);
+                let snapshot = looks
+                    .map(|looks| Arc::new(looks.observation.snapshot))
+                    .map_err(|error| error.to_string());
+                for inspection in requests {
+                    self.answer(inspection, snapshot.clone());
+                }
+            }
+        }
+    }
+
+    /// Puts off the next pass if this walk, or what others have walked since the last, took long; names what
+    /// was found.
+    fn take_in(
+        &mut self,
+        observed: Observed,
+        paths: &CgroupPaths,
+        began: Instant,
+    ) -> Result<Looks, bpf::Error> {
+        let mut observation = observed?;
+        let put_off = self.walking.passed(self.kernel.walked());
+        self.next_pass = Instant::now() + put_off;
+        self.recorded = observation.snapshot.connections.len() as u64;
         let took = began.elapsed();
         self.report_faults(&observation);
         self.keep_house(&observation);
@@ -70,18 +176,16 @@ impl Agent {
         })
     }
 
-    fn pass(&mut self) {
-        let began = Instant::now();
-        self.keep_tracking();
-        let paths = read_cgroups(&self.policy, &self.cgroups);
-        let Looks {
+    /// Decides, and starts moves.
+    fn pass(
+        &mut self,
+        began: Instant,
+        Looks {
             observation,
             took: listing,
             put_off,
-        } = match self.look(&paths) {
-            Ok(looks) => looks,
-            Err(error) => return self.journal.listing_failed(&error),
-        };
+        }: Looks,
+    ) {
         self.look_for_pods(&observation.snapshot);
         let snapshot = &observation.snapshot;
         self.now = snapshot.taken;
@@ -143,19 +247,6 @@ impl Agent {
                 }
             }
         }
-    }
-
-    /// Walks, and puts off the next pass if that, or what others have walked since the last, took long.
-    fn observe(&mut self, paths: &CgroupPaths) -> Result<(Observation, Duration), bpf::Error> {
-        let adopt = Adopt::Below {
-            cgroup: self.tracker.within()?,
-            room: room(&self.policy, self.recorded),
-        };
-        let observation = self.observer.observe(adopt, paths)?;
-        let put_off = self.walking.passed(self.kernel.walked());
-        self.next_pass = Instant::now() + put_off;
-        self.recorded = observation.snapshot.connections.len() as u64;
-        Ok((observation, put_off))
     }
 
     /// A pod may start on what was a plain host: from then on nothing is moved.

@@ -1,6 +1,6 @@
 //! Requests that the loop answers. None of them moves anything.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -20,17 +20,8 @@ use crate::{
 
 /// Requests that only the agent's loop can answer.
 pub(super) enum Question {
-    /// A snapshot of this moment.
-    Dump(oneshot::Sender<Looked<Snapshot>>),
-    /// The plan of this moment.
-    Plan(Trial, oneshot::Sender<Looked<(Snapshot, Plan)>>),
-    /// The explanation of one connection, rendered in this form; `None` if there is no such connection.
-    Explain(
-        Trial,
-        Cookie,
-        Form,
-        oneshot::Sender<Looked<Option<Vec<u8>>>>,
-    ),
+    /// About the node as it is now, which is observed for that.
+    Inspect(Inspection),
     /// The cooldowns, as of now.
     Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
     /// To end the cooldowns of this rule, or all; the answer is how many there were.
@@ -39,6 +30,21 @@ pub(super) enum Question {
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
     /// To resume moves; the answer is whether there was a pause.
     Resume(oneshot::Sender<bool>),
+}
+
+/// What to do with a new snapshot.
+pub(super) enum Inspection {
+    /// Return it.
+    Dump(oneshot::Sender<Looked<Arc<Snapshot>>>),
+    /// Make the plan of it.
+    Plan(Trial, oneshot::Sender<Looked<(Arc<Snapshot>, Plan)>>),
+    /// Explain one connection, rendered in this form; `None` if there is no such connection.
+    Explain(
+        Trial,
+        Cookie,
+        Form,
+        oneshot::Sender<Looked<Option<Vec<u8>>>>,
+    ),
 }
 
 /// What was seen, or the error in words.
@@ -57,22 +63,7 @@ impl Agent {
     pub(super) fn asked(&mut self, question: Question) {
         // The client may have disconnected.
         match question {
-            Question::Dump(reply) => drop(reply.send(self.look_now())),
-            Question::Plan(trial, reply) => {
-                let looked = self.look_now();
-                drop(reply.send(looked.map(|snapshot| {
-                    let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
-                    (snapshot, plan)
-                })));
-            }
-            Question::Explain(trial, id, form, reply) => {
-                let looked = self.look_now();
-                drop(reply.send(
-                    looked.and_then(|snapshot| {
-                        self.explained(&self.tried(trial), &snapshot, id, form)
-                    }),
-                ));
-            }
+            Question::Inspect(inspection) => self.look_for(inspection),
             Question::Cooldowns(reply) => {
                 let now = kept::now();
                 drop(reply.send((self.ledger.cooldowns(now), now)));
@@ -80,6 +71,24 @@ impl Agent {
             Question::ClearCooldowns(rule, reply) => drop(reply.send(self.clear_cooldowns(rule))),
             Question::Pause(time, why, reply) => drop(reply.send(self.pause_moves(time, why))),
             Question::Resume(reply) => drop(reply.send(self.resume_moves(ResumeCause::Asked))),
+        }
+    }
+
+    /// Answers by what was just seen, without acting on it. The client may have disconnected.
+    pub(super) fn answer(&self, inspection: Inspection, looked: Looked<Arc<Snapshot>>) {
+        match inspection {
+            Inspection::Dump(reply) => drop(reply.send(looked)),
+            Inspection::Plan(trial, reply) => drop(reply.send(looked.map(|snapshot| {
+                let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
+                (snapshot, plan)
+            }))),
+            Inspection::Explain(trial, id, form, reply) => {
+                drop(reply.send(
+                    looked.and_then(|snapshot| {
+                        self.explained(&self.tried(trial), &snapshot, id, form)
+                    }),
+                ));
+            }
         }
     }
 
@@ -93,14 +102,6 @@ impl Agent {
             self.saved.changed();
         }
         cleared.len()
-    }
-
-    /// Looks for a request, without acting on what is seen.
-    fn look_now(&mut self) -> Result<Snapshot, String> {
-        // Another policy may name cgroups, and people want to see them.
-        let paths = self.cgroups.read();
-        let looked = self.look(&paths).map_err(|error| error.to_string())?;
-        Ok(looked.observation.snapshot)
     }
 
     /// The policy that a request asks about.

@@ -36,7 +36,7 @@ impl Agent {
             error!(%error, "could not update the kernel half; it keeps its previous settings");
         }
         // What is there already gets its record, or loses it.
-        self.observer.look_everywhere();
+        self.look_again();
         let window = policy.guards().stabilization_window();
         let names = self.names.as_mut();
         if let Some(Err(error)) = names.map(|names| names.stabilization_window(window)) {

@@ -1,8 +1,8 @@
 //! The agent's answers to requests.
 //!
 //! `/status`, `/metrics` and the probes' paths answer from what the loop published last, without a question to it.
-//! `/dump`, `/plan` and `/cooldowns` are of the moment: the loop looks and decides, and a thread of the server's
-//! writes it down. All of it is for the agent's own user, on its socket; an open port has metrics
+//! `/dump`, `/plan` and `/cooldowns` are of the moment: the loop has a thread look, decides, and a thread of
+//! the server writes the answer. All of it is for the agent's own user, on its socket; an open port has metrics
 //! and probes alone.
 
 use std::{
@@ -32,7 +32,7 @@ use super::{
     events::Events,
     health, metrics, pause,
     published::Published,
-    questions::{Looked, Question, Trial},
+    questions::{Inspection, Looked, Question, Trial},
 };
 use crate::{
     api::{
@@ -213,9 +213,9 @@ async fn of_loop<T>(
 /// What the loop has seen, or what to answer instead.
 async fn looked<T>(
     ask: Sender<Question>,
-    question: impl FnOnce(oneshot::Sender<Looked<T>>) -> Question,
+    inspection: impl FnOnce(oneshot::Sender<Looked<T>>) -> Inspection,
 ) -> Result<T, Answer> {
-    let looked = of_loop(ask, question).await?;
+    let looked = of_loop(ask, |reply| Question::Inspect(inspection(reply))).await?;
     looked.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
 }
 
@@ -266,7 +266,7 @@ async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Ans
 }
 
 async fn dump_answer(ask: Sender<Question>) -> Result<Answer, Answer> {
-    let snapshot = looked(ask, Question::Dump).await?;
+    let snapshot = looked(ask, Inspection::Dump).await?;
     let origin = Origin::here(Source::Agent);
     let sort = Sort::Endpoint;
     Ok(drawn(move |out| write_connections(out, Notation::Json, &snapshot, &origin, sort)).await)
@@ -280,13 +280,13 @@ async fn plan_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answ
     let (mode, form) = (request.mode, request.form);
     let trial = Trial { policy, mode };
     let Some(id) = request.connection else {
-        let (snapshot, plan) = looked(ask, |reply| Question::Plan(trial, reply)).await?;
+        let (snapshot, plan) = looked(ask, |reply| Inspection::Plan(trial, reply)).await?;
         let origin = Origin::here(Source::Agent);
         return Ok(drawn(move |out| render::plan(out, form, &plan, &snapshot, &origin)).await);
     };
     let id: Cookie = (id.parse()).map_err(|_| bad_request("connection: not an id"))?;
-    let question = |reply| Question::Explain(trial, id, form, reply);
-    match looked(ask, question).await? {
+    let inspection = |reply| Inspection::Explain(trial, id, form, reply);
+    match looked(ask, inspection).await? {
         Some(text) => Ok(json_answer(text)),
         None => Err(text_answer(StatusCode::NOT_FOUND, not_tracked(id))),
     }

@@ -19,6 +19,7 @@ use super::{
     fact::Fact,
     journal::Journal,
     kept::SavedLedger,
+    looking::Looking,
     mover::MoverFactory,
     mover_signs::MoverSigns,
     numbers::Numbers,
@@ -158,6 +159,8 @@ impl Agent {
             "started"
         );
         let walking = Account::new(kernel.walked());
+        let (looking, observed) =
+            Looking::start(Observer::new(walker)).context("starting the observing thread")?;
         let (counting_reports, counting) = unbounded_channel();
         let agent = Self {
             _server: server,
@@ -168,7 +171,11 @@ impl Agent {
             count_despite_fionread: options.count_despite_fionread,
             ramp: options.ramp,
             kernel,
-            observer: Observer::new(walker),
+            looking,
+            look: None,
+            pass_is_due: false,
+            waiting: Vec::new(),
+            everywhere: false,
             tracker,
             names,
             unnamed,
@@ -197,6 +204,7 @@ impl Agent {
         let inbox = Inbox {
             kernel_log,
             done,
+            observed,
             counting,
             asked,
         };

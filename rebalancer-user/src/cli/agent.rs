@@ -165,7 +165,9 @@ impl Agent {
             count_despite_fionread: self.count_despite_fionread,
             reload: Box::new(move || load(&self.policy)),
         };
-        tokio::runtime::Builder::new_current_thread()
+        // The loop is on this thread; what follows the API server is on another.
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
             .enable_all()
             .build()
             .context("starting the runtime")?

@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::support::{
-    AT_ONCE, Agent, PATIENCE, TRACK_ONLY, alone, connect, enforce, eventually, failed, file_of,
-    lab, own_pins,
+    AT_ONCE, Agent, Held, PATIENCE, TRACK_ONLY, alone, connect, enforce, eventually, failed,
+    file_of, lab, own_pins,
 };
 
 /// On any free port.
@@ -179,40 +179,13 @@ fn a_refused_policy_leaves_the_agent_ready_and_sets_a_gauge() {
     assert!(get(at, "/readyz", "*/*").0.contains(" 200 "));
 }
 
-/// The loop's thread of an agent, held; the others run on.
-struct Held(libc::pid_t);
-
-impl Held {
-    fn loop_of(agent: &Agent) -> Self {
-        // The loop runs on the process's first thread, whose id is the process's.
-        let pid = agent.child.id() as libc::pid_t;
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: these requests read and write no memory of ours.
-        let held = unsafe {
-            libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) == 0
-                && libc::ptrace(libc::PTRACE_INTERRUPT, pid, none, none) == 0
-                && libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) == pid
-        };
-        assert!(held, "ptrace: {}", std::io::Error::last_os_error());
-        Self(pid)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let none = std::ptr::null_mut::<libc::c_void>();
-        // SAFETY: as above.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
-    }
-}
-
 #[test]
 fn a_loop_that_hangs_is_not_healthy_until_it_goes_on() {
     let (mut agent, at) = offering();
     // The first pass has ended once another is listed.
     agent.wait_for_intervals(2);
     assert!(get(at, "/healthz", "*/*").0.contains(" 200 "));
-    let held = Held::loop_of(&agent);
+    let held = Held::thread(&agent, "rebalancer");
     let began = Instant::now();
     let sick = loop {
         let (head, body) = get(at, "/healthz", "*/*");

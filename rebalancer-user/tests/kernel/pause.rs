@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
     status::socket,
-    support::{Agent, PATIENT, answered, enforce, eventually, lab, request, shows},
+    support::{Agent, Held, PATIENT, answered, command, enforce, eventually, lab, request, shows},
 };
 
 #[test]
@@ -56,6 +57,24 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
         "resumed expired",
     ];
     assert_eq!(kinds, expected);
+}
+
+#[test]
+fn a_pause_and_a_signal_are_answered_while_a_walk_hangs() {
+    let lab = lab(1);
+    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 1h", PATIENT));
+    agent.wait_for_intervals(1);
+    let held = Held::thread(&agent, "looking");
+    let mut dump = command(&agent, &["dump"]).spawn().unwrap();
+
+    agent.ask(&["pause", "--for", "1h"]);
+    assert_ne!(agent.status()["paused"], Value::Null);
+    assert!(dump.try_wait().unwrap().is_none(), "it waits for the walk");
+
+    agent.signal(Signal::TERM);
+    held.ended();
+    assert_eq!(agent.child.wait().unwrap().code(), Some(0));
+    assert!(!dump.wait().unwrap().success());
 }
 
 #[test]

@@ -496,6 +496,50 @@ impl Drop for Agent {
     }
 }
 
+/// A thread of an agent, held; the others run on.
+pub struct Held(libc::pid_t);
+
+impl Held {
+    /// The first thread of this name. The loop's has the name of the program.
+    pub fn thread(agent: &Agent, name: &str) -> Self {
+        let threads = fs::read_dir(format!("/proc/{}/task", agent.child.id())).unwrap();
+        let mut found: Vec<libc::pid_t> = threads
+            .map(|thread| thread.unwrap())
+            .filter(|thread| {
+                let comm = fs::read_to_string(thread.path().join("comm"));
+                comm.is_ok_and(|comm| comm.trim_end() == name)
+            })
+            .map(|thread| thread.file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        found.sort_unstable();
+        let thread = *found.first().expect("a thread of this name");
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests read and write no memory of ours.
+        let held = unsafe {
+            libc::ptrace(libc::PTRACE_SEIZE, thread, none, none) == 0
+                && libc::ptrace(libc::PTRACE_INTERRUPT, thread, none, none) == 0
+                && libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) == thread
+        };
+        assert!(held, "ptrace: {}", std::io::Error::last_os_error());
+        Self(thread)
+    }
+
+    /// Waits until it has ended with its process.
+    pub fn ended(self) {
+        // SAFETY: it writes no memory of ours.
+        let ended = unsafe { libc::waitpid(self.0, std::ptr::null_mut(), libc::__WALL) };
+        assert_eq!(ended, self.0, "{}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: as above.
+        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, none, none) };
+    }
+}
+
 pub fn send_signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
@@ -600,9 +644,14 @@ impl AsRef<Path> for Agent {
 
 /// Runs `rebalancer ARGUMENTS` with the pins of an agent, or others.
 pub fn rebalancer(pins: impl AsRef<Path>, arguments: &[&str]) -> Output {
+    command(pins, arguments).output().unwrap()
+}
+
+/// What runs it.
+pub fn command(pins: impl AsRef<Path>, arguments: &[&str]) -> Command {
     let mut command = Command::new(REBALANCER);
     command.args(arguments).arg("--pins").arg(pins.as_ref());
-    command.output().unwrap()
+    command
 }
 
 pub fn stdout(output: &Output) -> String {
