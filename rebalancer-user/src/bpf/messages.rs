@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
 };
 
@@ -11,13 +11,13 @@ use aya::{
     maps::{Map, MapData, MapError, SockHash},
     programs::{ProgramError, SkMsg},
 };
+use aya_obj::generated::bpf_map_type;
 use rebalancer_common::names;
 use rustix::fd::AsRawFd as _;
 
 use super::{
     Error, Kernel,
     maps::{check_abi, io_error},
-    sys,
     tracker::{failed, load_object, loader_over},
 };
 use crate::snapshot::Cookie;
@@ -47,9 +47,17 @@ impl MessageCounter {
         let failed = failed(names::MESSAGES);
         let making =
             |e: anyhow::Error| Error::call(format!("making the map {}", names::COUNTED), e);
-        let map =
-            sys::make_socket_hash(names::COUNTED, MOST_SOCKETS).map_err(|e| making(e.into()))?;
-        let counted = socket_hash(map).map_err(|e| making(e.into()))?;
+        // Not in the object, because each loader would then create one, and fail on kernels without it.
+        let map = aya_obj::Map::new_from_params(
+            bpf_map_type::BPF_MAP_TYPE_SOCKHASH as u32,
+            size_of::<u64>() as u32,
+            size_of::<u32>() as u32,
+            MOST_SOCKETS,
+            0,
+        );
+        let counted = MapData::create(map, names::COUNTED, None)
+            .and_then(socket_hash)
+            .map_err(|e| making(e.into()))?;
         let btf = kernel.btf()?;
         let mut ebpf = load_object(&mut loader_over(kernel, &btf, pins)?)?;
         let program: &mut SkMsg = ebpf
@@ -71,7 +79,10 @@ impl MessageCounter {
     /// What adds sockets.
     pub fn joiner(&self) -> io::Result<Joiner> {
         let map = self.counted.fd().as_fd().try_clone_to_owned()?;
-        socket_hash(map).map(Joiner).map_err(io_error)
+        MapData::from_fd(map)
+            .and_then(socket_hash)
+            .map(Joiner)
+            .map_err(io_error)
     }
 
     /// Removes a socket. `false`: it is closed, and was removed by the kernel.
@@ -104,8 +115,6 @@ impl Joiner {
     }
 }
 
-fn socket_hash(map: OwnedFd) -> Result<SockHash<MapData, u64>, MapError> {
-    MapData::from_fd(map)
-        .and_then(Map::from_map_data)
-        .and_then(SockHash::try_from)
+fn socket_hash(map: MapData) -> Result<SockHash<MapData, u64>, MapError> {
+    Map::from_map_data(map).and_then(SockHash::try_from)
 }

@@ -5,16 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
-/// Commands of `bpf(2)`, from `linux/bpf.h`.
-const BPF_MAP_CREATE: libc::c_long = 0;
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_ITER_CREATE: libc::c_long = 33;
-const BPF_PROG_QUERY: libc::c_long = 16;
-const BPF_TRACE_ITER: u32 = 28;
-const BPF_CGROUP_SOCK_OPS: u32 = 3;
-const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
-const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
 
 /// `union bpf_attr`, longer than any kernel's so far: what a command writes back finds room in it.
 ///
@@ -24,69 +15,11 @@ const BPF_PROG_TYPE_SOCKET_FILTER: u32 = 1;
 #[repr(C)]
 union Attr {
     all: [u64; 32],
-    map_create: MapCreate,
-    prog_load: ProgLoad,
-    prog_query: ProgQuery,
-    link_create: LinkCreate,
-    iter_create: IterCreate,
+    of_aya: bpf_attr,
 }
 
 impl Attr {
     const ZEROED: Self = Self { all: [0; 32] };
-}
-
-/// The part of `union bpf_attr` that makes a map.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-    inner_map_fd: u32,
-    numa_node: u32,
-    map_name: [u8; 16],
-}
-
-/// The part of `union bpf_attr` that loads a program.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct ProgLoad {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-}
-
-/// The part of `union bpf_attr` that asks for the programs on a cgroup.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct ProgQuery {
-    target_fd: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    prog_cnt: u32,
-    pad: u32,
-    prog_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
-
-/// The part of `union bpf_attr` that links an iterator.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct LinkCreate {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
-    iter_info: u64,
-    iter_info_len: u32,
-    pad: u32,
 }
 
 /// `union bpf_iter_link_info`, its `task` member.
@@ -95,49 +28,6 @@ struct TaskInfo {
     tid: u32,
     pid: u32,
     pid_fd: u32,
-}
-
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct IterCreate {
-    link_fd: u32,
-    flags: u32,
-}
-
-/// Creates a map from cookies to sockets. It is not in the object, because each loader would then create one,
-/// and fail on kernels without it.
-pub(super) fn make_socket_hash(name: &str, max_entries: u32) -> io::Result<OwnedFd> {
-    let mut map_name = [0; 16];
-    // The last byte stays zero.
-    for (to, from) in map_name[..15].iter_mut().zip(name.bytes()) {
-        *to = from;
-    }
-    let mut attr = Attr::ZEROED;
-    attr.map_create = MapCreate {
-        map_type: BPF_MAP_TYPE_SOCKHASH,
-        key_size: size_of::<u64>() as u32,
-        value_size: size_of::<u32>() as u32,
-        max_entries,
-        map_flags: 0,
-        inner_map_fd: 0,
-        numa_node: 0,
-        map_name,
-    };
-    bpf_fd(BPF_MAP_CREATE, &mut attr)
-}
-
-/// Loads an empty program and unloads it, to see whether programs may be loaded at all: the loader would
-/// take a refusal for a missing feature.
-pub(super) fn load_nothing() -> io::Result<()> {
-    const CODE: [u64; 2] = [0xb7, 0x95]; // r0 = 0; exit
-    let mut attr = Attr::ZEROED;
-    attr.prog_load = ProgLoad {
-        prog_type: BPF_PROG_TYPE_SOCKET_FILTER,
-        insn_cnt: CODE.len() as u32,
-        insns: CODE.as_ptr() as u64,
-        license: c"GPL".as_ptr() as u64,
-    };
-    bpf_fd(BPF_PROG_LOAD, &mut attr).map(drop)
 }
 
 /// Links an iterator program over processes, or over one of them: aya's `attach` cannot select one, and its
@@ -152,26 +42,30 @@ pub(super) fn link_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io
         pid_fd: 0,
     };
     let mut attr = Attr::ZEROED;
-    attr.link_create = LinkCreate {
-        prog_fd: program.as_raw_fd() as u32,
-        target_fd: 0,
-        attach_type: BPF_TRACE_ITER,
-        flags: 0,
-        iter_info: process.map_or(0, |_| (&raw const info) as u64),
-        iter_info_len: process.map_or(0, |_| size_of::<TaskInfo>() as u32),
-        pad: 0,
-    };
-    bpf_fd(BPF_LINK_CREATE, &mut attr)
+    attr.of_aya.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    attr.of_aya.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    if process.is_some() {
+        let length = size_of::<TaskInfo>() as u32;
+        let iter_info = (&raw const info) as u64;
+        attr.of_aya
+            .link_create
+            .__bindgen_anon_3
+            .__bindgen_anon_1
+            .iter_info = iter_info;
+        attr.of_aya
+            .link_create
+            .__bindgen_anon_3
+            .__bindgen_anon_1
+            .iter_info_len = length;
+    }
+    bpf_fd(bpf_cmd::BPF_LINK_CREATE, &mut attr)
 }
 
 /// A fresh pass over what the link is for.
 pub(super) fn start_iterator(link: BorrowedFd<'_>) -> io::Result<IteratorPass> {
     let mut attr = Attr::ZEROED;
-    attr.iter_create = IterCreate {
-        link_fd: link.as_raw_fd() as u32,
-        flags: 0,
-    };
-    bpf_fd(BPF_ITER_CREATE, &mut attr).map(IteratorPass)
+    attr.of_aya.iter_create.link_fd = link.as_raw_fd() as u32;
+    bpf_fd(bpf_cmd::BPF_ITER_CREATE, &mut attr).map(IteratorPass)
 }
 
 /// Ids of the sock_ops programs on a cgroup itself, in the order in which they run.
@@ -179,16 +73,13 @@ pub(super) fn sock_ops_on(cgroup: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     const MOST: usize = 64; // BPF_CGROUP_MAX_PROGS
     let mut ids = [0_u32; MOST];
     let mut attr = Attr::ZEROED;
-    attr.prog_query = ProgQuery {
-        target_fd: cgroup.as_raw_fd() as u32,
-        attach_type: BPF_CGROUP_SOCK_OPS,
-        prog_ids: (&raw mut ids) as u64,
-        prog_cnt: MOST as u32,
-        ..ProgQuery::default()
-    };
-    bpf(BPF_PROG_QUERY, &mut attr)?;
-    // SAFETY: all of it is initialized, and any bytes are a valid `ProgQuery`.
-    let count = unsafe { attr.prog_query.prog_cnt };
+    attr.of_aya.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attr.of_aya.query.attach_type = bpf_attach_type::BPF_CGROUP_SOCK_OPS as u32;
+    attr.of_aya.query.prog_ids = (&raw mut ids) as u64;
+    attr.of_aya.query.__bindgen_anon_2.prog_cnt = MOST as u32;
+    bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    // SAFETY: all of it is initialized, and any bytes are valid.
+    let count = unsafe { attr.of_aya.query.__bindgen_anon_2.prog_cnt };
     Ok(ids[..MOST.min(count as usize)].to_vec())
 }
 
@@ -221,17 +112,24 @@ impl IteratorPass {
 }
 
 /// `bpf(2)` for commands that answer with a descriptor.
-fn bpf_fd(command: libc::c_long, attr: &mut Attr) -> io::Result<OwnedFd> {
+fn bpf_fd(command: bpf_cmd, attr: &mut Attr) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// `bpf(2)`. What `attr` points to must be valid for the lengths that it says.
-fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
+fn bpf(command: bpf_cmd, attr: &mut Attr) -> io::Result<libc::c_long> {
     let attr = std::ptr::from_mut(attr);
     // SAFETY: `attr` is valid for its length, and the kernel's own `union bpf_attr` is no longer.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<Attr>()) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as libc::c_long,
+            attr,
+            size_of::<Attr>(),
+        )
+    };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -241,6 +139,8 @@ fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
 #[cfg(test)]
 mod tests {
     use std::mem::offset_of;
+
+    use aya_obj::generated::bpf_attr__bindgen_ty_10;
 
     use super::*;
 
@@ -253,7 +153,7 @@ mod tests {
         }
         const CANARY: [u8; 64] = [0x5a; 64];
         // Where `linux/bpf.h` has it.
-        assert_eq!(offset_of!(ProgQuery, revision), 56);
+        assert_eq!(offset_of!(bpf_attr__bindgen_ty_10, revision), 56);
         let mut stack = Stack {
             attr: Attr::ZEROED,
             canary: CANARY,
@@ -261,7 +161,7 @@ mod tests {
         assert_eq!(offset_of!(Stack, canary), size_of::<Attr>());
         assert!(56 + size_of::<u64>() <= size_of::<Attr>());
         // As those kernels do: without looking at the length.
-        stack.attr.prog_query.revision = u64::MAX;
+        stack.attr.of_aya.query.revision = u64::MAX;
         assert_eq!(stack.canary, CANARY);
         // SAFETY: all of it is initialized.
         assert_eq!(unsafe { stack.attr.all[7] }, u64::MAX);

@@ -11,9 +11,10 @@ use std::{
 use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{
-        CgroupAttachMode, Iter, ProgramError, ProgramFd, SockOps,
+        CgroupAttachMode, Iter, ProgramError, ProgramFd, ProgramType, SockOps,
         links::{FdLink, PinnedLink},
     },
+    sys::is_program_supported,
 };
 use aya_log::EbpfLogger;
 use rebalancer_common::{ABI_VERSION, Settings, names};
@@ -257,8 +258,8 @@ impl Loaded {
 /// Creates the object's maps and prepares its programs. Where nothing may be loaded, the loader reports an
 /// error of the object instead.
 pub(super) fn load_object(loader: &mut EbpfLoader<'_>) -> Result<Ebpf, Error> {
-    sys::load_nothing().map_err(|e| Error::NoPrograms {
-        message: e.to_string(),
+    is_program_supported(ProgramType::SocketFilter).map_err(|e| Error::NoPrograms {
+        message: format!("{:#}", anyhow::Error::from(e)),
     })?;
     loader.load(OBJECT).map_err(|e| Error::Object {
         message: format!("{:#}", anyhow::Error::from(e)),
