@@ -39,6 +39,7 @@ pub use serve::Offer;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
+use clap::ValueEnum;
 use rebalancer_common::Fault;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -127,11 +128,11 @@ pub struct Loaded {
 }
 
 /// Whether tracking continues when the agent is stopped by SIGTERM or SIGINT. SIGKILL always keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnExit {
-    /// Nothing stays in the kernel.
+    /// Remove everything from the kernel
     Remove,
-    /// It continues, and the next agent takes it over.
+    /// Continue tracking, until `rebalancer uninstall`
     Keep,
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::KernelTime;
@@ -18,13 +19,13 @@ pub enum Notation {
 }
 
 /// The form of an output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "camelCase")]
 pub enum Form {
-    /// The essentials, for people.
+    /// One line each, the most important columns.
     #[default]
     Table,
-    /// All that is known, for people.
+    /// One line each, all columns.
     Wide,
     /// For programs.
     Json,

@@ -2,21 +2,24 @@
 
 use std::cmp::Reverse;
 
+use clap::ValueEnum;
+
 use crate::snapshot::{Connection, Snapshot};
 
 /// The order of connections in an output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Sort {
     /// By endpoint, the oldest first.
     #[default]
+    #[value(skip)]
     Endpoint,
-    /// The oldest first.
+    /// Oldest first.
     Age,
-    /// The heaviest first.
+    /// Most bytes first.
     Bytes,
-    /// The highest average rate first.
+    /// Highest average rate first.
     Rate,
-    /// By cookie.
+    /// By ID.
     Id,
 }
 

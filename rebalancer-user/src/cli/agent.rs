@@ -34,8 +34,8 @@ pub(super) struct Agent {
     mode: ModeArg,
     /// Whether tracking continues after SIGTERM or SIGINT: with `keep` it does, and the next agent
     /// takes it over, so that ages survive a restart or an upgrade.
-    #[arg(long, value_enum, default_value_t = OnExitArg::Remove)]
-    on_exit: OnExitArg,
+    #[arg(long, value_enum, default_value_t = OnExit::Remove)]
+    on_exit: OnExit,
     /// Format of the log, on stderr.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -62,7 +62,7 @@ pub(super) struct Agent {
     no_ramp: bool,
     /// Reset in this way, and in no other. For tests.
     #[arg(long, value_enum, hide = true)]
-    reset_mechanism: Option<MechanismArg>,
+    reset_mechanism: Option<Mechanism>,
     /// TCP address for metrics and health, in addition to the agent's socket: an address with a
     /// port, or `none` [default: 127.0.0.1:9321, if it is free].
     #[arg(
@@ -100,40 +100,6 @@ fn offer(text: &str) -> Result<Offer, String> {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum OnExitArg {
-    /// Remove everything from the kernel
-    Remove,
-    /// Continue tracking, until `rebalancer uninstall`
-    Keep,
-}
-
-impl From<OnExitArg> for OnExit {
-    fn from(on_exit: OnExitArg) -> Self {
-        match on_exit {
-            OnExitArg::Remove => Self::Remove,
-            OnExitArg::Keep => Self::Keep,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum MechanismArg {
-    SockDestroy,
-    Abort,
-    Raw,
-}
-
-impl From<MechanismArg> for Mechanism {
-    fn from(mechanism: MechanismArg) -> Self {
-        match mechanism {
-            MechanismArg::SockDestroy => Self::SockDestroy,
-            MechanismArg::Abort => Self::Abort,
-            MechanismArg::Raw => Self::Raw,
-        }
-    }
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -156,10 +122,10 @@ impl Agent {
             names: self.names.access(),
             own: own_pod(),
             move_events: self.move_events,
-            on_exit: self.on_exit.into(),
+            on_exit: self.on_exit,
             offer: self.metrics_address.unwrap_or(Offer::IfFree(METRICS)),
             mode: self.mode.into(),
-            mechanism: self.reset_mechanism.map(Mechanism::from),
+            mechanism: self.reset_mechanism,
             policy_file: self.policy.clone(),
             ramp: !self.no_ramp,
             count_despite_fionread: self.count_despite_fionread,

@@ -5,8 +5,9 @@ use std::io::{self, Write as _};
 use anyhow::Context as _;
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{KernelArgs, Output, running};
+use super::{KernelArgs, running};
 use crate::{
+    api::Form,
     http::{ClearRequest, CooldownsRequest},
     policy::RuleName,
 };
@@ -26,8 +27,8 @@ pub(super) enum Cooldowns {
 #[derive(Args)]
 pub(super) struct List {
     /// The form of the output; wide has the reasons in words.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
     #[command(flatten)]
     kernel: KernelArgs,
 }
@@ -57,7 +58,7 @@ impl Cooldowns {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let answer = match self {
             Self::List(List { output, kernel }) => {
-                let form = output.form();
+                let form = output;
                 let body = serde_json::to_vec(&CooldownsRequest { form })?;
                 running::post(&kernel, "/cooldowns", body)?
             }

@@ -3,11 +3,11 @@
 use std::io;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::{KernelArgs, Output, need_privilege, records::Records, running};
+use super::{KernelArgs, need_privilege, records::Records, running};
 use crate::{
-    api::{self, Dumped, Sort},
+    api::{self, Dumped, Form, Sort},
     bpf, render,
 };
 
@@ -22,44 +22,21 @@ pub(super) struct Dump {
     #[arg(long)]
     endpoints: bool,
     /// Output format. `plan --snapshot` and `explain --snapshot` read JSON.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
     /// Sort order of the connections [default: by endpoint, oldest first].
     #[arg(long, value_enum, value_name = "BY", conflicts_with = "endpoints")]
-    sort: Option<SortArg>,
+    sort: Option<Sort>,
     #[command(flatten)]
     kernel: KernelArgs,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum SortArg {
-    /// Oldest first.
-    Age,
-    /// Most bytes first.
-    Bytes,
-    /// Highest average rate first.
-    Rate,
-    /// By ID.
-    Id,
-}
-
-impl From<SortArg> for Sort {
-    fn from(sort: SortArg) -> Self {
-        match sort {
-            SortArg::Age => Self::Age,
-            SortArg::Bytes => Self::Bytes,
-            SortArg::Rate => Self::Rate,
-            SortArg::Id => Self::Id,
-        }
-    }
 }
 
 impl Dump {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Dumped { origin, snapshot } = &self.read()?;
-        let sort = self.sort.map_or(Sort::default(), Sort::from);
+        let sort = self.sort.unwrap_or_default();
         let out = &mut io::stdout().lock();
-        let notation = self.output.form().notation();
+        let notation = self.output.notation();
         match (self.endpoints, notation) {
             (true, None) => render::endpoints_table(out, snapshot),
             (true, Some(notation)) => api::write_endpoints(out, notation, snapshot, origin),
@@ -67,7 +44,7 @@ impl Dump {
                 api::write_connections(out, notation, snapshot, origin, sort)
             }
             (false, None) => match self.output {
-                Output::Wide => render::connections_wide(out, snapshot, sort),
+                Form::Wide => render::connections_wide(out, snapshot, sort),
                 _ => render::connections_table(out, snapshot, sort),
             },
         }

@@ -5,11 +5,9 @@ use std::io::{self, Write as _};
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{
-    Output,
-    input::{Input, Source},
-};
+use super::input::{Input, Source};
 use crate::{
+    api::Form,
     plan::{Ledger, explain},
     render,
     snapshot::Cookie,
@@ -26,8 +24,8 @@ pub(super) struct Explain {
     #[command(flatten)]
     input: Input,
     /// Output format; wide is the same as table.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
 }
 
 impl Explain {
@@ -43,7 +41,7 @@ impl Explain {
                 else {
                     bail!(render::not_tracked(self.id));
                 };
-                render::explanation(out, self.output.form(), &explained, snapshot, origin)
+                render::explanation(out, self.output, &explained, snapshot, origin)
             }
         }
         .context("writing to stdout")

@@ -11,11 +11,11 @@ use bytes::Bytes;
 use clap::Args;
 
 use super::{
-    DEFAULT_POLICY, KernelArgs, ModeArg, Output, note, policy,
+    DEFAULT_POLICY, KernelArgs, ModeArg, note, policy,
     running::{self, NotAsked},
 };
 use crate::{
-    api::{Dumped, read_snapshot},
+    api::{Dumped, Form, read_snapshot},
     http::{PlanRequest, PolicyText},
     policy::Policy,
     snapshot::{Cookie, Naming},
@@ -51,7 +51,7 @@ impl Input {
     ///
     /// # Errors
     /// An invalid policy or dump, or no agent that answers.
-    pub(super) fn read(&self, output: Output, id: Option<Cookie>) -> anyhow::Result<Source> {
+    pub(super) fn read(&self, output: Form, id: Option<Cookie>) -> anyhow::Result<Source> {
         let stdin = Some(Path::new("-"));
         if self.policy.as_deref() == stdin && self.snapshot.as_deref() == stdin {
             bail!("--policy and --snapshot cannot both be standard input");
@@ -84,7 +84,7 @@ impl Input {
         Ok((policy, dumped))
     }
 
-    fn ask(&self, output: Output, id: Option<Cookie>) -> anyhow::Result<Bytes> {
+    fn ask(&self, output: Form, id: Option<Cookie>) -> anyhow::Result<Bytes> {
         let policy = match &self.policy {
             None => None,
             Some(file) => {
@@ -96,7 +96,7 @@ impl Input {
         let request = PlanRequest {
             policy,
             mode: self.mode.map(Into::into),
-            form: output.form(),
+            form: output,
             connection: id.map(|id| id.to_string()),
         };
         let answer = running::plan(&self.kernel, &request);

@@ -33,7 +33,6 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    api::Form,
     bpf, host,
     policy::{Mode, PolicyErrors, parse_duration},
 };
@@ -99,30 +98,6 @@ impl KernelArgs {
             let name = self.pins.file_name();
             Path::new("/run").join(name.unwrap_or("rebalancer".as_ref()))
         })
-    }
-}
-
-/// The form of what is shown.
-#[derive(Clone, Copy, ValueEnum)]
-enum Output {
-    /// One line each, the most important columns.
-    Table,
-    /// One line each, all columns.
-    Wide,
-    /// For programs.
-    Json,
-    /// The same as JSON.
-    Yaml,
-}
-
-impl Output {
-    fn form(self) -> Form {
-        match self {
-            Self::Table => Form::Table,
-            Self::Wide => Form::Wide,
-            Self::Json => Form::Json,
-            Self::Yaml => Form::Yaml,
-        }
     }
 }
 

@@ -10,9 +10,9 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{KernelArgs, Output, positive_duration, records::Records, running};
+use super::{KernelArgs, positive_duration, records::Records, running};
 use crate::{
-    api::{self, End, Moved, Notation},
+    api::{self, End, Form, Moved, Notation},
     moves::{self, Done, Mover, Order},
     plan::{self, Guarded, Outcome, manual},
     policy::{Mode, Step, StepKind, When},
@@ -50,8 +50,8 @@ pub(super) struct Move {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = positive_duration)]
     timeout: Duration,
     /// Output format.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
     #[command(flatten)]
     kernel: KernelArgs,
 }
@@ -143,9 +143,9 @@ impl Move {
         }
         let out = &mut io::stdout().lock();
         match self.output {
-            Output::Table | Output::Wide => render::moved_table(out, &moved),
-            Output::Json => api::write_moved(out, Notation::Json, &moved, snapshot, origin),
-            Output::Yaml => api::write_moved(out, Notation::Yaml, &moved, snapshot, origin),
+            Form::Table | Form::Wide => render::moved_table(out, &moved),
+            Form::Json => api::write_moved(out, Notation::Json, &moved, snapshot, origin),
+            Form::Yaml => api::write_moved(out, Notation::Yaml, &moved, snapshot, origin),
         }
         .context("writing to stdout")?;
         match moved.iter().filter(|one| !one.end.is_moved()).count() {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::kubernetes::{Access, Ask};
 
@@ -15,11 +15,11 @@ pub(super) struct NamesArgs {
     #[arg(
         long,
         value_enum,
-        default_value_t = AskArg::Auto,
+        default_value_t = Ask::Auto,
         value_name = "WHEN",
         overrides_with = "kubernetes"
     )]
-    kubernetes: AskArg,
+    kubernetes: Ask,
     /// Kubeconfig to use instead of the pod's service account.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
@@ -28,24 +28,10 @@ pub(super) struct NamesArgs {
     node_name: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum AskArg {
-    /// If an API server is configured.
-    Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
-}
-
 impl NamesArgs {
     pub(super) fn access(&self) -> Access {
         Access {
-            ask: match self.kubernetes {
-                AskArg::Auto => Ask::Auto,
-                AskArg::On => Ask::On,
-                AskArg::Off => Ask::Off,
-            },
+            ask: self.kubernetes,
             kubeconfig: self.kubeconfig.clone(),
             node: self.node_name.clone().filter(|name| !name.is_empty()),
         }

@@ -5,11 +5,9 @@ use std::io::{self, Write as _};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{
-    Output,
-    input::{Input, Source},
-};
+use super::input::{Input, Source};
 use crate::{
+    api::Form,
     plan::{Ledger, decide},
     render,
 };
@@ -23,8 +21,8 @@ pub(super) struct Plan {
     #[command(flatten)]
     input: Input,
     /// Output format; wide, JSON and YAML list every connection.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
 }
 
 impl Plan {
@@ -36,7 +34,7 @@ impl Plan {
                 let (policy, dumped) = &*replay;
                 let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
                 let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-                render::plan(out, self.output.form(), &plan, snapshot, origin)
+                render::plan(out, self.output, &plan, snapshot, origin)
             }
         }
         .context("writing to stdout")

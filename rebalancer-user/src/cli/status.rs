@@ -5,9 +5,9 @@ use std::io;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{KernelArgs, Output, running};
+use super::{KernelArgs, running};
 use crate::{
-    api::{self, Notation},
+    api::{self, Form, Notation},
     render,
 };
 
@@ -17,8 +17,8 @@ use crate::{
 #[derive(Args)]
 pub(super) struct Status {
     /// Output format; wide is the same as table.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    #[arg(short, long, value_enum, default_value_t = Form::Table)]
+    output: Form,
     #[command(flatten)]
     kernel: KernelArgs,
 }
@@ -28,11 +28,9 @@ impl Status {
         let status = &running::status(&self.kernel)?;
         let out = &mut io::stdout().lock();
         match self.output {
-            Output::Table | Output::Wide => {
-                render::status_table(out, status, jiff::Timestamp::now())
-            }
-            Output::Json => api::write_status(out, Notation::Json, status),
-            Output::Yaml => api::write_status(out, Notation::Yaml, status),
+            Form::Table | Form::Wide => render::status_table(out, status, jiff::Timestamp::now()),
+            Form::Json => api::write_status(out, Notation::Json, status),
+            Form::Yaml => api::write_status(out, Notation::Yaml, status),
         }
         .context("writing to stdout")
     }

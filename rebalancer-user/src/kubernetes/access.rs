@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+
 /// Whether the API server is asked for names.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Ask {
-    /// If a kubeconfig is given, or this is a pod with a token.
+    /// If an API server is configured.
     #[default]
     Auto,
-    /// Yes, and it is an error if that is not possible.
+    /// Always.
     On,
-    /// No.
+    /// Never.
     Off,
 }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use clap::ValueEnum;
 use rustix::{io::Errno, net::connect_unspec};
 
 use super::{
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// A way to reset a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mechanism {
     /// `SOCK_DESTROY` of `sock_diag(7)`, by cookie. Needs CONFIG_INET_DIAG_DESTROY.
     SockDestroy,
