@@ -222,7 +222,11 @@ fn a_report_is_outdated_by_a_significant_change() {
         (of("web", 2, &[100, 0]), true),
         (of("cart", 2, &[100]), true),
     ] {
-        assert_eq!(report.is_outdated_by(&[now.clone()]), outdated, "{now:?}");
+        assert_eq!(
+            report.is_outdated_by(std::slice::from_ref(&now)),
+            outdated,
+            "{now:?}"
+        );
     }
     assert!(report.is_outdated_by(&[]));
     let few = Report::of(1, vec![of("web", 2, &[3])]);

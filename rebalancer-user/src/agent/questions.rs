@@ -21,7 +21,7 @@ use crate::{
 /// Requests that only the agent's loop can answer.
 pub(super) enum Question {
     /// About the node as it is now, which is observed for that.
-    Inspect(Inspection),
+    Inspect(Box<Inspection>),
     /// The cooldowns, as of now.
     Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
     /// To end the cooldowns of this rule, or all; the answer is how many there were.
@@ -63,7 +63,7 @@ impl Agent {
     pub(super) fn asked(&mut self, question: Question) {
         // The client may have disconnected.
         match question {
-            Question::Inspect(inspection) => self.look_for(inspection),
+            Question::Inspect(inspection) => self.look_for(*inspection),
             Question::Cooldowns(reply) => {
                 let now = kept::now();
                 drop(reply.send((self.ledger.cooldowns(now), now)));

@@ -215,7 +215,7 @@ async fn looked<T>(
     ask: Sender<Question>,
     inspection: impl FnOnce(oneshot::Sender<Looked<T>>) -> Inspection,
 ) -> Result<T, Answer> {
-    let looked = of_loop(ask, |reply| Question::Inspect(inspection(reply))).await?;
+    let looked = of_loop(ask, |reply| Question::Inspect(Box::new(inspection(reply)))).await?;
     looked.map_err(|why| text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")))
 }
 

@@ -420,7 +420,7 @@ mod tests {
         let [a, b, c] = both;
         let apart = [
             seen_from("n3", &[b, c.clone()]),
-            seen_from("n3", &[a.clone()]),
+            seen_from("n3", std::slice::from_ref(&a)),
         ];
         assert_eq!(one, of(&apart));
         assert_ne!(one, of(&[seen_from("n1", &[a.clone(), at("d", "n2")])]));
