@@ -1,11 +1,7 @@
 //! The decision: judge each connection by itself and its endpoint beside its siblings, then let
 //! the budgets have them in turn.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
     Charge, Decision, Fate, Ledger, Move, Plan, Ramp, Reason, Verdict,
@@ -34,14 +30,18 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let groups = Groups::of(policy, &matches, snapshot, ledger);
     let Judged {
         mut decisions,
-        mut candidates,
+        candidates,
         excess,
         mut recalls,
         overdue,
     } = judge(policy, &matches, snapshot, &groups, ledger, now);
 
-    // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs.
-    candidates.sort_by(|a, b| compare(b.beyond, a.beyond));
+    // Stable: equals stay in the order of their cookies, and those of an endpoint in theirs. Many of
+    // these are equal, and stand together already.
+    let mut equals: Vec<&[Candidate<'_>]> =
+        candidates.chunk_by(|a, b| a.beyond == b.beyond).collect();
+    equals.sort_by(|a, b| compare(b[0].beyond, a[0].beyond));
+    let candidates: Vec<&Candidate<'_>> = equals.into_iter().flatten().collect();
     let population = Population::of(&matches, &groups);
     let ramp = |pair: &Pair<'_>| Ramp::of(policy, pair.rule, ledger, now);
     let ramps: Vec<Option<Ramp>> = matches.pairs.iter().map(ramp).collect();
@@ -55,42 +55,40 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let order = population.queues.turns(queues, &had);
     let mut few = FirstFew::of(ledger);
     let mut chosen = Vec::new();
-    let in_turn = order.into_iter().zip(1..);
-    let mut in_turn: VecDeque<_> = in_turn.map(|(index, place)| (index, place, true)).collect();
-    while let Some((index, place, others_wait)) = in_turn.pop_front() {
-        let candidate = &candidates[index];
-        let (rule, account) = (
-            matches.pairs[candidate.pair].rule,
-            population.account(candidate.pair),
-        );
-        let mode = policy.mode_of(rule);
-        let allowance = if mode == Mode::DryRun {
-            &mut dry_run
-        } else {
-            &mut enforce
-        };
-        if others_wait && allowance.slots.has_half(account.queue) {
-            in_turn.push_back((index, place, false));
-            continue;
-        }
-        let (connection, endpoint) = (candidate.connection, matches.pairs[candidate.pair].endpoint);
-        // A limit is a limit in any case. What is only reported is reported as a whole.
-        let taken = if candidate.is_excess && mode == Mode::Enforce {
-            few.allow(connection, rule, endpoint, ledger)
-        } else {
-            Ok(())
-        };
-        let decision = &mut decisions[candidate.index];
-        decision.place = Some(place);
-        match taken
-            .and_then(|()| allowance.take(account, ramps[candidate.pair], candidate.is_excess))
-        {
-            Ok(()) => {
-                few.count(connection.client(), rule, endpoint);
-                chosen.push(candidate);
+    let mut turns: Vec<(usize, u64)> = order.into_iter().zip(1..).collect();
+    for others_wait in [true, false] {
+        turns.retain(|(index, place)| {
+            let candidate = candidates[*index];
+            let rule = matches.pairs[candidate.pair].rule;
+            let account = population.account(candidate.pair);
+            let mode = policy.mode_of(rule);
+            let allowance = if mode == Mode::DryRun {
+                &mut dry_run
+            } else {
+                &mut enforce
+            };
+            if others_wait && allowance.slots.has_half(account.queue) {
+                return true;
             }
-            Err(why) => decision.verdict = Verdict::Skipped(why),
-        }
+            let connection = candidate.connection;
+            // A limit is a limit in any case. What is only reported is reported as a whole.
+            let taken = if candidate.is_excess && mode == Mode::Enforce {
+                few.allow(connection, rule.name(), ledger)
+            } else {
+                Ok(())
+            };
+            let decision = &mut decisions[candidate.index];
+            decision.place = Some(*place);
+            let is_excess = candidate.is_excess;
+            match taken.and_then(|()| allowance.take(account, ramps[candidate.pair], is_excess)) {
+                Ok(()) => {
+                    few.count(connection, rule.name());
+                    chosen.push(candidate);
+                }
+                Err(why) => decision.verdict = Verdict::Skipped(why),
+            }
+            false
+        });
     }
     enforce.slots.make_room(ledger, &mut recalls);
 
@@ -127,18 +125,29 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
 
 /// The moves, each with the index of its decision, in their order; then the other decisions as they are.
 fn moves_first(mut decisions: Vec<Decision>, moves: Vec<(usize, Move)>) -> Vec<Decision> {
-    let mut is_left = vec![true; decisions.len()];
+    let mut is_moved = vec![false; decisions.len()];
     let moves = moves.into_iter().map(|(index, chosen)| {
-        is_left[index] = false;
+        is_moved[index] = true;
         Decision {
             verdict: Verdict::Move(Box::new(chosen)),
             ..decisions[index].clone()
         }
     });
     let moves: Vec<Decision> = moves.collect();
-    let mut is_left = is_left.into_iter();
-    decisions.retain(|_| is_left.next().unwrap_or(true));
-    decisions.splice(0..0, moves);
+    // In place: up to the last that is moved, each of the others goes up by as many as were moved
+    // behind it.
+    let last = is_moved.iter().rposition(|is_moved| *is_moved);
+    let end = last.map_or(0, |last| last + 1);
+    let mut free = end;
+    for index in (0..end).rev() {
+        if !is_moved[index] {
+            free -= 1;
+            decisions.swap(index, free);
+        }
+    }
+    for (decision, chosen) in decisions.iter_mut().zip(moves) {
+        *decision = chosen;
+    }
     decisions
 }
 

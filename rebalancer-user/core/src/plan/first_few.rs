@@ -4,13 +4,20 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{Charge, Ledger, SkipReason, Subject};
 use crate::{
-    policy::{Rule, RuleName},
+    policy::RuleName,
     snapshot::{Connection, EndpointKey},
 };
 
 /// Moves under way from each endpoint whose use is not known yet.
 #[derive(Default)]
-pub(super) struct FirstFew(BTreeMap<EndpointKey, BTreeMap<Subject, Moves>>);
+pub(super) struct FirstFew<'a>(BTreeMap<EndpointKey, AtEndpoint<'a>>);
+
+/// Each move is counted under its client and under its rule.
+#[derive(Default)]
+struct AtEndpoint<'a> {
+    clients: BTreeMap<IpAddr, Moves>,
+    rules: BTreeMap<&'a RuleName, Moves>,
+}
 
 #[derive(Clone, Copy, Default)]
 struct Moves {
@@ -19,8 +26,8 @@ struct Moves {
     late: u64,
 }
 
-impl FirstFew {
-    pub(super) fn of(ledger: &Ledger) -> Self {
+impl<'a> FirstFew<'a> {
+    pub(super) fn of(ledger: &'a Ledger) -> Self {
         let mut few = Self::default();
         let under_way: fn(&mut Moves) -> &mut u64 = |moves| &mut moves.under_way;
         let late = |charge: &Charge| {
@@ -35,21 +42,20 @@ impl FirstFew {
     }
 
     /// Counts one that begins now.
-    pub(super) fn count(&mut self, client: IpAddr, rule: &Rule, endpoint: EndpointKey) {
-        self.add((client, rule.name(), endpoint), |moves| {
+    pub(super) fn count(&mut self, connection: &Connection, rule: &'a RuleName) {
+        self.add((connection.client(), rule, connection.endpoint), |moves| {
             &mut moves.under_way
         });
     }
 
     fn add(
         &mut self,
-        (client, rule, endpoint): (IpAddr, &RuleName, EndpointKey),
+        (client, rule, endpoint): (IpAddr, &'a RuleName, EndpointKey),
         count: fn(&mut Moves) -> &mut u64,
     ) {
-        let of_endpoint = self.0.entry(endpoint).or_default();
-        for subject in Subject::both(client, rule) {
-            *count(of_endpoint.entry(subject).or_default()) += 1;
-        }
+        let at = self.0.entry(endpoint).or_default();
+        *count(at.clients.entry(client).or_default()) += 1;
+        *count(at.rules.entry(rule).or_default()) += 1;
     }
 
     /// Whether balance may begin one more.
@@ -59,29 +65,31 @@ impl FirstFew {
     pub(super) fn allow(
         &self,
         connection: &Connection,
-        rule: &Rule,
-        endpoint: EndpointKey,
+        rule: &RuleName,
         ledger: &Ledger,
     ) -> Result<(), SkipReason> {
         // Most of the time there are none, and of none one is allowed in any case.
-        let Some(moves) = self.0.get(&endpoint) else {
+        let Some(at) = self.0.get(&connection.endpoint) else {
             return Ok(());
         };
-        let tests = ledger.returns(endpoint);
-        for subject in Subject::both(connection.client(), rule.name()) {
-            let test = tests.and_then(|tests| tests.get(&subject));
+        let client = connection.client();
+        let tests = ledger.returns(connection.endpoint);
+        let allow = |moves: Option<&Moves>, subject: &dyn Fn() -> Subject| {
+            let moves = moves.copied().unwrap_or_default();
+            let test = tests.and_then(|tests| tests.get(&subject()));
             let test = test.copied().unwrap_or_default();
-            let moves = moves.get(&subject).copied().unwrap_or_default();
             let late = if test.hold.times > 0 { moves.late } else { 0 };
             let (under_way, most) = (moves.under_way + late, test.allowed());
-            if under_way >= most {
-                return Err(SkipReason::FirstFew {
-                    subject,
-                    under_way,
-                    most,
-                });
+            if under_way < most {
+                return Ok(());
             }
-        }
-        Ok(())
+            Err(SkipReason::FirstFew {
+                subject: subject(),
+                under_way,
+                most,
+            })
+        };
+        allow(at.clients.get(&client), &|| Subject::Client(client))?;
+        allow(at.rules.get(rule), &|| Subject::Rule(rule.clone()))
     }
 }

@@ -2,12 +2,12 @@
 
 use super::{
     Decision, Ledger, Reason, Recall, SkipReason, Verdict,
-    balance::{ClientLoads, State, Weighed, Weighing, weigh},
+    balance::{Client, ClientLoads, State, Weighed, Weighing, weigh},
     groups::{Groups, load},
     guards::Guards,
     later::later,
     limits::{furthest, measure},
-    matches::{Found, Matched, Matches},
+    matches::{Found, Matched, Matches, Pair},
     recall::{InFlight, Review, recall_beyond_excess, review},
 };
 use crate::{
@@ -62,7 +62,7 @@ pub(super) fn judge<'a>(
         ledger,
         now,
         guards: pairs.clone().map(|_| None).collect(),
-        weighed: pairs.clone().map(|_| Vec::new()).collect(),
+        weighed: pairs.clone().map(to_weigh).collect(),
         in_flight: Vec::new(),
         judged: Judged {
             decisions: Vec::with_capacity(by_cookie.len()),
@@ -93,6 +93,12 @@ pub(super) fn judge<'a>(
     judged.recalls.append(&mut recall_beyond_excess(&in_flight));
     judged.recalls.sort_by_key(|recall| recall.cookie);
     judged
+}
+
+/// Room for the connections of a pair whose rule balances.
+fn to_weigh<'a>(pair: &Pair<'_>) -> Vec<Weighed<'a>> {
+    let balances = pair.rule.balance().is_some();
+    Vec::with_capacity(if balances { pair.connections } else { 0 })
 }
 
 struct Judge<'a> {
@@ -199,7 +205,7 @@ impl<'a> Judge<'a> {
         self.weighed[pair].push(Weighed {
             connection,
             index: self.judged.decisions.len(),
-            client: connection.client(),
+            client: Client::of(connection),
             load,
             counts: !self.ledger.always_returns(connection, self.now),
             state,

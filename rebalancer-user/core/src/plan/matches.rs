@@ -17,6 +17,8 @@ pub(super) struct Pair<'a> {
     /// The endpoint's index in [`Matches::endpoints`].
     pub(super) endpoint_index: usize,
     pub(super) who: &'a Who,
+    /// How many they are.
+    pub(super) connections: usize,
 }
 
 /// The first rule that matches a connection.
@@ -73,15 +75,20 @@ impl<'a> Matches<'a> {
             let found = match first(rules, connection) {
                 Ok(None) => Found::NoRule,
                 Err((rule, lack)) => Found::Undetermined(rule, lack),
-                Ok(Some(at)) => Found::Pair(*at.pair.get_or_insert_with(|| {
-                    matches.pairs.push(Pair {
-                        rule: at.rule,
-                        endpoint,
-                        endpoint_index,
-                        who,
+                Ok(Some(at)) => {
+                    let pair = *at.pair.get_or_insert_with(|| {
+                        matches.pairs.push(Pair {
+                            rule: at.rule,
+                            endpoint,
+                            endpoint_index,
+                            who,
+                            connections: 0,
+                        });
+                        matches.pairs.len() - 1
                     });
-                    matches.pairs.len() - 1
-                })),
+                    matches.pairs[pair].connections += 1;
+                    Found::Pair(pair)
+                }
             };
             matches.all.push(Matched {
                 connection,

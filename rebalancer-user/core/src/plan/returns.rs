@@ -509,7 +509,8 @@ impl ReturnCounts {
 impl Test {
     /// Whether moves were seen to help.
     pub(super) fn helps(&self) -> bool {
-        self.score <= -evidence(self.siblings) / 2
+        // Asked for each candidate, and a logarithm takes long.
+        self.score < 0 && self.score <= -evidence(self.siblings) / 2
     }
 
     /// Moves that may be under way.
