@@ -586,29 +586,31 @@ fn a_replica_that_keeps_nothing_is_given_up() {
     }
 }
 
+/// Entries of a ledger that knows that this client always comes back to the first endpoint.
+fn always_back(client: u8) -> Entries {
+    let test = Test {
+        moves: 6,
+        returned: 6,
+        siblings: 3,
+        hold: Hold {
+            times: 1,
+            until: KernelTime(2 * HOUR),
+        },
+        ..Test::default()
+    };
+    Entries {
+        returns: vec![(Subject::Client([10, 0, 0, client].into()), at(1), test)],
+        ..Entries::default()
+    }
+}
+
 /// What is left out of what an endpoint holds takes no part of its excess either.
 #[test]
 fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
     let policy = policy("balance: {}");
     let sticky = 250;
     let mut listed = snapshot(HOUR, 3, holding(&[300, 30, 30]));
-    let ledger = Ledger::from_entries(Entries {
-        returns: vec![(
-            Subject::Client([10, 0, 0, sticky].into()),
-            at(1),
-            Test {
-                moves: 6,
-                returned: 6,
-                siblings: 3,
-                hold: Hold {
-                    times: 1,
-                    until: KernelTime(2 * HOUR),
-                },
-                ..Test::default()
-            },
-        )],
-        ..Entries::default()
-    });
+    let ledger = Ledger::from_entries(always_back(sticky));
     let moved = |listed: &Snapshot| {
         let plan = decide(&policy, listed, &ledger, listed.taken);
         let moved = plan.skipped().get("firstFew").copied().unwrap_or(0);
@@ -619,6 +621,71 @@ fn a_client_that_always_comes_back_takes_nothing_of_its_neighbours_excess() {
     let beside = (1000..1100).map(|cookie| connection(cookie, 1, sticky));
     listed.connections.extend(beside);
     assert_eq!(moved(&listed), alone);
+}
+
+/// Its bytes come back with it, but its connection is a new one.
+#[test]
+fn a_client_that_always_comes_back_is_moved_by_max_age_alone() {
+    for (limits, minutes, bytes, expected) in [
+        ("limits: {maxAge: 30m}", 40, 0, "moved"),
+        ("limits: {maxAge: 30m}, balance: {}", 40, 0, "moved"),
+        ("limits: {maxAge: 30m}, balance: {}", 20, 0, "returns"),
+        ("limits: {maxAge: 30m, maxBytes: 1Ki}", 40, 4096, "moved"),
+        ("limits: {maxAge: 30m, maxBytes: 1Ki}", 20, 4096, "returns"),
+        ("limits: {maxBytes: 1Ki}", 40, 4096, "returns"),
+    ] {
+        let policy = policy(&format!("{limits}, jitter: 0%"));
+        let one = Connection {
+            opened: KernelTime(HOUR - minutes * MINUTE),
+            bytes_out: Bytes(bytes),
+            ..connection(1, 1, 7)
+        };
+        let listed = snapshot(HOUR, 3, vec![one]);
+        let words_by = |entries| {
+            let ledger = Ledger::from_entries(entries);
+            words(&decide(&policy, &listed, &ledger, listed.taken))
+        };
+        assert_eq!(words_by(always_back(7))[expected], 1, "{limits} {minutes}");
+
+        // Likewise of a move that is under way already.
+        let mut ledger = Ledger::default();
+        let plan = decide(&policy, &listed, &ledger, listed.taken);
+        let started = plan.moves().count();
+        plan.moves().for_each(|m| ledger.started(m, listed.taken));
+        let ledger = Ledger::from_entries(Entries {
+            returns: always_back(7).returns,
+            ..ledger.entries()
+        });
+        let plan = decide(&policy, &listed, &ledger, listed.taken);
+        let recalls: Vec<_> = plan.recalls().iter().map(|r| r.why.as_str()).collect();
+        let is_recalled = started == 1 && expected == "returns";
+        assert_eq!(
+            recalls,
+            vec!["returns"; usize::from(is_recalled)],
+            "{limits}"
+        );
+    }
+}
+
+/// The first rule moves in order to spread as well: that is held.
+#[test]
+fn max_age_goes_on_where_clients_always_come_back() {
+    for (fields, is_held) in [("balance: {}, ", true), ("", false)] {
+        let fields = format!("{fields}limits: {{maxAge: 2m}}, jitter: 0%");
+        let mut cluster = Cluster::new(policy(&fields), &[20, 0, 0], 5);
+        for _ in 0..60 {
+            cluster.step(|_, chosen| Some(chosen.endpoint().netns.0));
+        }
+        assert!(cluster.moves >= 20 * 60 / 4, "{fields}: {}", cluster.moves);
+        assert_eq!(
+            !cluster.ledger.take_new_holds().is_empty(),
+            is_held,
+            "{fields}"
+        );
+        let cooldowns = cluster.ledger.cooldowns(KernelTime(cluster.now));
+        assert_eq!(!cooldowns.is_empty(), is_held, "{fields}");
+        assert!(cluster.ledger.return_counts().returned > 200);
+    }
 }
 
 /// A pod ends, and the kernel gives the inode of its namespace to the next one's.

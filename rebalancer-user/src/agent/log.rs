@@ -164,8 +164,8 @@ fn cooldown(hold: &NewHold) {
             returned = test.returned,
             by_chance = format!("one of {}", test.siblings),
             for_seconds = lasts.as_secs(),
-            "moves do not help: clients return to the same endpoint; their connections are on \
-             cooldown"
+            "moves do not help: clients return to the same endpoint; until the cooldown ends only \
+             maxAge moves their connections"
         ),
         NewHold::FillFailed {
             rule,

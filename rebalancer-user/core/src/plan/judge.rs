@@ -6,7 +6,7 @@ use super::{
     groups::{Groups, load},
     guards::Guards,
     later::later,
-    limits::{furthest, measure},
+    limits::{Furthest, furthest, measure},
     matches::{Found, Matched, Matches, Pair},
     recall::{InFlight, Review, recall_beyond_excess, review},
 };
@@ -219,10 +219,11 @@ impl<'a> Judge<'a> {
         if let Some(why) = self.guards(pair).first(connection) {
             return (why, State::Stays);
         }
-        let later = || later(policy, rule, connection, ledger, now);
         let (furthest, unknown) = furthest(rule, connection, ledger, now);
+        let is_too_old = furthest.is_some_and(|furthest| furthest.is_too_old);
+        let later = || later(policy, rule, (connection, is_too_old), ledger, now);
         let (furthest, overdue) = match furthest {
-            Some((furthest, overdue)) if furthest.exceeded() => (furthest, overdue),
+            Some(furthest) if furthest.reason.exceeded() => (furthest.reason, furthest.overdue),
             _ if rule.balance().is_some() => {
                 return match later() {
                     // Until it is weighed.
@@ -232,7 +233,9 @@ impl<'a> Judge<'a> {
                     Some(why) => (why, State::Later),
                 };
             }
-            Some((nearest, _)) => return (SkipReason::WithinLimits { nearest }, State::Stays),
+            Some(Furthest { reason, .. }) => {
+                return (SkipReason::WithinLimits { nearest: reason }, State::Stays);
+            }
             None => {
                 let unknown = unknown.map(|unknown| SkipReason::RateUnknown { unknown });
                 return (unknown.unwrap_or(SkipReason::NoRule), State::Stays);

@@ -7,11 +7,11 @@ use crate::{
 };
 
 /// The first reason to wait: its age, how its last move ended, where its client comes back, and
-/// whether its protocol can be detected now.
+/// whether its protocol can be detected now. `is_too_old`: it has reached its `maxAge`.
 pub(super) fn later(
     policy: &Policy,
     rule: &Rule,
-    connection: &Connection,
+    (connection, is_too_old): (&Connection, bool),
     ledger: &Ledger,
     now: KernelTime,
 ) -> Option<SkipReason> {
@@ -35,7 +35,7 @@ pub(super) fn later(
             }
         }
     }
-    if let Some(returns) = returns(rule, connection, ledger, now) {
+    if let Some(returns) = returns(rule, (connection, is_too_old), ledger, now) {
         return Some(returns);
     }
     if policy.mode_of(rule) == Mode::DryRun && ledger.is_reported(connection.cookie) {
@@ -50,13 +50,17 @@ pub(super) fn later(
     (must_be_sniffed && is_silent).then_some(SkipReason::Silent { since })
 }
 
-/// Whether it would only come back: its client, or those of its rule.
+/// Whether it would only come back: its client, or those of its rule. To move weight that comes back
+/// moves nothing; but `maxAge` asks for a new connection, and any is one, wherever it comes.
 pub(super) fn returns(
     rule: &Rule,
-    connection: &Connection,
+    (connection, is_too_old): (&Connection, bool),
     ledger: &Ledger,
     now: KernelTime,
 ) -> Option<SkipReason> {
+    if is_too_old {
+        return None;
+    }
     let tests = ledger.returns(connection.endpoint)?;
     let both = Subject::both(connection.client(), rule.name());
     both.into_iter().find_map(|subject| {

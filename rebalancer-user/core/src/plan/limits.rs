@@ -218,19 +218,38 @@ pub(super) fn measure(
     (age.into_iter().chain(bytes).chain(rate), unknown)
 }
 
-/// Of those the one that it is furthest beyond, or nearest to, and whether it has reached any limit of
-/// the rule; and the one of which that is not known.
+/// The limits of a rule beside what a connection holds against them.
+#[derive(Clone, Copy)]
+pub(super) struct Furthest {
+    /// The one that it is furthest beyond, or nearest to.
+    pub(super) reason: Reason,
+    /// It has reached any limit of the rule.
+    pub(super) overdue: bool,
+    /// It has reached its own `maxAge`.
+    pub(super) is_too_old: bool,
+}
+
+/// Those of which that is known, if there are any; and the one of which it is not.
 pub(super) fn furthest(
     rule: &Rule,
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
-) -> (Option<(Reason, bool)>, Option<Unknown>) {
+) -> (Option<Furthest>, Option<Unknown>) {
     let (measures, unknown) = measure(rule, connection, ledger, now);
-    let measures = measures.map(|reason| (reason, reason.overdue()));
-    let furthest = measures.reduce(|(a, overdue), (b, also)| {
-        let furthest = if b.compare(a).is_gt() { b } else { a };
-        (furthest, overdue || also)
+    let measures = measures.map(|reason| Furthest {
+        reason,
+        overdue: reason.overdue(),
+        is_too_old: matches!(reason, Reason::Age { .. }) && reason.exceeded(),
+    });
+    let furthest = measures.reduce(|a, b| Furthest {
+        reason: if b.reason.compare(a.reason).is_gt() {
+            b.reason
+        } else {
+            a.reason
+        },
+        overdue: a.overdue || b.overdue,
+        is_too_old: a.is_too_old || b.is_too_old,
     });
     (furthest, unknown)
 }

@@ -13,7 +13,7 @@ use super::{
     matches::Matches,
 };
 use crate::{
-    policy::{Policy, RuleName},
+    policy::{Policy, Rule, RuleName},
     snapshot::{EndpointKey, KernelTime, Netns, NetnsCookie, Snapshot},
 };
 
@@ -26,7 +26,15 @@ impl Ledger {
         let matches = Matches::of(policy, snapshot);
         self.rates.observe(policy, &matches, snapshot.taken);
         self.flows.observe(policy, &matches, snapshot.taken);
-        for (began, cookie, back) in self.returns.observe(snapshot) {
+        let spreads = |rule: &Rule| {
+            let limits = rule.limits();
+            let by_weight = limits.max_bytes().is_some() || limits.max_rate().is_some();
+            by_weight || rule.balance().is_some()
+        };
+        let rules = policy.rules().iter().filter(|rule| spreads(rule));
+        let tested: BTreeSet<&RuleName> = rules.map(Rule::name).collect();
+        let is_tested = |rule: &RuleName| tested.contains(rule);
+        for (began, cookie, back) in self.returns.observe(snapshot, is_tested) {
             if let Some(charge) = self.made.get_mut(&(began, cookie)) {
                 charge.fate = match back {
                     Reappearance::Returned => Fate::Returned,

@@ -8,8 +8,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Ledger, LoadComparison, SkipReason, balance::to_move, groups::GroupLoad, later::returns,
-    limits::furthest,
+    Ledger, LoadComparison, SkipReason,
+    balance::to_move,
+    groups::GroupLoad,
+    later::returns,
+    limits::{Furthest, furthest},
 };
 use crate::{
     policy::{Balance, By, Mode, Policy, Rule},
@@ -67,17 +70,20 @@ pub(super) fn review(
         let chosen_by = by.rule.clone();
         return Review::Recall(SkipReason::OtherRule { chosen_by });
     };
+    let (furthest, unknown) = furthest(rule, connection, ledger, now);
+    let is_too_old = furthest.is_some_and(|furthest| furthest.is_too_old);
     let forbidden = guarded
         .or_else(|| (policy.mode_of(rule) != Mode::Enforce).then_some(SkipReason::DryRun))
-        .or_else(|| returns(rule, connection, ledger, now));
+        .or_else(|| returns(rule, (connection, is_too_old), ledger, now));
     if let Some(why) = forbidden {
         return Review::Recall(why);
     }
-    let (furthest, unknown) = furthest(rule, connection, ledger, now);
     match furthest {
-        Some((furthest, _)) if furthest.exceeded() => Review::Continue,
+        Some(furthest) if furthest.reason.exceeded() => Review::Continue,
         _ if rule.balance().is_some() => Review::ContinueIfExcess,
-        Some((nearest, _)) => Review::Recall(SkipReason::WithinLimits { nearest }),
+        Some(Furthest { reason, .. }) => {
+            Review::Recall(SkipReason::WithinLimits { nearest: reason })
+        }
         None => {
             Review::Recall(
                 unknown.map_or(SkipReason::NoRule, |unknown| SkipReason::RateUnknown {

@@ -7,7 +7,9 @@
 //! the two explanations, for each client at each endpoint and for each rule at each endpoint:
 //! chance, p = 1/N, against a return by rule, p = [`STICKY`]. Six returns in a row are evidence, at
 //! most; with many siblings fewer are. Then nothing is moved there for [`super::FIRST_HOLD`], and one more
-//! return doubles that, up to a day.
+//! return doubles that, up to a day. That is for `balance`, `maxBytes` and `maxRate`: weight that comes
+//! back has not been moved. `maxAge` asks for a new connection, and is content with any: it moves those
+//! that come back too, and a rule that has nothing else is not tested.
 //!
 //! Until moves are seen to help, few are under way: [`FIRST_FEW`] of a client, and of a rule at an
 //! endpoint. All of these may be lost on one that always comes back.
@@ -255,10 +257,12 @@ impl Returns {
     }
 
     /// Looks for the clients of moves. Gives those found, or given up: when their moves began,
-    /// which connections they were, and where they are now.
+    /// which connections they were, and where they are now. `is_tested`: whether a rule moves in order to
+    /// spread.
     pub(super) fn observe(
         &mut self,
         snapshot: &Snapshot,
+        is_tested: impl Fn(&RuleName) -> bool,
     ) -> Vec<(KernelTime, Cookie, Reappearance)> {
         if self.awaited.is_empty() && self.late.is_empty() {
             return Vec::new();
@@ -271,7 +275,7 @@ impl Returns {
         let mut known: BTreeMap<(IpAddr, RuleName, EndpointKey, u32), Seen> = BTreeMap::new();
         let mut learned = |one: &PendingReturn, count: fn(&mut Seen) -> &mut u64| {
             let by = &one.charge;
-            if by.siblings >= 2 {
+            if by.siblings >= 2 && is_tested(&by.rule) {
                 let key = (by.client, by.rule.clone(), by.endpoint, by.siblings);
                 *count(known.entry(key).or_default()) += 1;
             }

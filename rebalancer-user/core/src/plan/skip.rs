@@ -297,7 +297,7 @@ reasons! {
     DryRun => "dryRun": "would be moved (dry run, already reported)",
         needs "mode Enforce: in the policy, the rule and --mode";
     /// Moves were seen not to help: clients came back to the same endpoint more often than by
-    /// chance.
+    /// chance. Not of one that has reached its `maxAge`.
     Returns {
         /** Whose clients. */ subject: Subject = Subject::Client([10, 0, 0, 7].into()),
         /** The evidence. */ test: Box<Test> = Box::new(Test { moves: 6, returned: 6, siblings: 3, ..Test::default() }),
@@ -306,7 +306,7 @@ reasons! {
         => "returns": {
             let Test { moves, returned, siblings, .. } = **test;
             let left = rounded(*left);
-            format!("{returned} of {moves} moves of {subject} came back to this endpoint, where chance brings one of {siblings}; not again for {left}")
+            format!("{returned} of {moves} moves of {subject} came back to this endpoint, where chance brings one of {siblings}; only maxAge moves it for {left}")
         },
         needs { wait_or_clear(*left) };
     /// It is not known yet whether moves help: the first few are under way.
