@@ -238,16 +238,16 @@ impl<'a> Allowance<'a> {
                 Bucket::new(cluster.share.of(whole), spent.unwrap_or_default())
             })
         });
-        let mut bounds: Vec<(BudgetOf, &mut Bucket)> = vec![
-            (BudgetOf::Node, &mut self.node),
-            (BudgetOf::Service, group),
-            (BudgetOf::Endpoint, endpoint),
+        let mut bounds = [
+            Some((BudgetOf::Node, &mut self.node)),
+            Some((BudgetOf::Service, group)),
+            Some((BudgetOf::Endpoint, endpoint)),
+            share.map(|share| (BudgetOf::Share, share)),
         ];
-        bounds.extend(share.map(|share| (BudgetOf::Share, share)));
-        for (_, bound) in &mut bounds {
+        for (_, bound) in bounds.iter_mut().flatten() {
             bound.asked += 1;
         }
-        for (of, bound) in &bounds {
+        for (of, bound) in bounds.iter().flatten() {
             let moves = bound.limit(ramp);
             if bound.spent >= moves {
                 return Err(SkipReason::Budget {
@@ -259,7 +259,7 @@ impl<'a> Allowance<'a> {
             }
         }
         self.slots.take(of.queue)?;
-        for (_, bound) in bounds {
+        for (_, bound) in bounds.into_iter().flatten() {
             bound.spent += 1;
             bound.taken += 1;
         }
