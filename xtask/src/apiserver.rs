@@ -15,11 +15,13 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 /// The served kinds: their plural names and the paths of their groups.
-const KINDS: [(&str, &str); 4] = [
+const KINDS: [(&str, &str); 6] = [
     ("pods", "/api/v1"),
     ("namespaces", "/api/v1"),
     ("services", "/api/v1"),
     ("endpointslices", "/apis/discovery.k8s.io/v1"),
+    ("leases", "/apis/coordination.k8s.io/v1"),
+    ("nodebalances", "/apis/rebalancer.dev/v1alpha1"),
 ];
 
 /// A server on a loopback port. Dropping it stops it.
@@ -49,6 +51,7 @@ struct State {
     up: bool,
     silent: bool,
     forbidden: Option<&'static str>,
+    unknown: Option<&'static str>,
     asked: BTreeMap<String, u64>,
     /// Written Events: namespace and object.
     written: Vec<(String, Value)>,
@@ -87,20 +90,15 @@ impl ApiServer {
     }
 
     /// Adds an object, or replaces the one with its name.
-    pub fn set(&self, kind: &str, mut object: Value) {
-        let kind = known(kind);
-        let key = (kind, key(&object));
-        let mut state = self.lock();
-        state.version += 1;
-        object["metadata"]["resourceVersion"] = state.version.to_string().into();
-        let before = state.objects.insert(key, object.clone());
-        let what = if before.is_some() {
-            "MODIFIED"
-        } else {
-            "ADDED"
-        };
-        state.happened(kind, what, object);
+    pub fn set(&self, kind: &str, object: Value) {
+        self.lock().set(known(kind), object);
         self.shared.changed.notify_all();
+    }
+
+    /// The object `namespace/name`, or `name`.
+    pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
+        let key = (known(kind), name.to_owned());
+        self.lock().objects.get(&key).cloned()
     }
 
     /// Deletes the object `namespace/name`.
@@ -140,6 +138,11 @@ impl ApiServer {
         self.lock().forbidden = kind.map(known);
     }
 
+    /// Responds with 404 to requests for this kind, as if its definition were missing; `None` ends that.
+    pub fn forget(&self, kind: Option<&str>) {
+        self.lock().unknown = kind.map(known);
+    }
+
     /// Stops it; its objects are kept for [`ApiServer::up`].
     pub fn down(&mut self) {
         {
@@ -162,7 +165,7 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Number of `list` or `watch` requests for a kind.
+    /// Number of `list`, `watch`, `get` or `write` requests for a kind.
     pub fn asked(&self, verb: &str, kind: &str) -> u64 {
         let asked = format!("{verb} {}", known(kind));
         self.lock().asked.get(&asked).copied().unwrap_or(0)
@@ -210,8 +213,70 @@ impl Drop for ApiServer {
 }
 
 impl State {
+    fn set(&mut self, kind: &'static str, mut object: Value) -> Value {
+        let key = (kind, key(&object));
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let before = self.objects.insert(key, object.clone());
+        let what = if before.is_some() {
+            "MODIFIED"
+        } else {
+            "ADDED"
+        };
+        self.happened(kind, what, object.clone());
+        object
+    }
+
+    /// Changes one object, as the real server does that knows the subresource `status`.
+    fn write(&mut self, method: &str, at: &Target<'_>, body: Value) -> Result<Value, u16> {
+        let before = at.name.as_ref().and_then(|name| {
+            let key = (at.kind, name.clone());
+            self.objects.get(&key).cloned()
+        });
+        let after = match (method, before) {
+            ("POST", _) => {
+                let mut object = body;
+                if let Some(namespace) = at.namespace {
+                    object["metadata"]["namespace"] = namespace.into();
+                }
+                if self.objects.contains_key(&(at.kind, key(&object))) {
+                    return Err(409);
+                }
+                object
+            }
+            ("PUT", Some(before)) => {
+                let version = &body["metadata"]["resourceVersion"];
+                if version.is_string() && *version != before["metadata"]["resourceVersion"] {
+                    return Err(409);
+                }
+                body
+            }
+            ("PATCH", Some(before)) => {
+                let field = if at.is_status { "status" } else { "spec" };
+                let mut object = before;
+                object[field] = body[field].clone();
+                object
+            }
+            // Only an apply makes one, and of the rest nothing asks for that.
+            ("PATCH", None) if !at.is_status => {
+                let mut object = body;
+                object["status"] = Value::Null;
+                object
+            }
+            _ => return Err(404),
+        };
+        Ok(self.set(at.kind, after))
+    }
+
     fn happened(&mut self, kind: &'static str, what: &'static str, object: Value) {
         self.events.push((self.version, kind, what, object));
+    }
+
+    fn refuses(&self, kind: &str) -> Option<u16> {
+        if self.unknown == Some(kind) {
+            return Some(404);
+        }
+        (self.forbidden == Some(kind)).then_some(403)
     }
 
     fn cut(&mut self) {
@@ -220,6 +285,47 @@ impl State {
             // It may be closed already.
             let _ = connection.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// What a path leads to: a kind, or one object of it.
+struct Target<'a> {
+    kind: &'static str,
+    namespace: Option<&'a str>,
+    /// With its namespace.
+    name: Option<String>,
+    is_status: bool,
+}
+
+impl<'a> Target<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        KINDS.iter().find_map(|(kind, group)| {
+            let rest = path.strip_prefix(group)?.strip_prefix('/')?;
+            let (namespace, rest) = match rest.strip_prefix("namespaces/") {
+                Some(inside) => {
+                    let (namespace, rest) = inside.split_once('/')?;
+                    (Some(namespace), rest)
+                }
+                None => (None, rest),
+            };
+            let mut parts = rest.split('/');
+            (parts.next()? == *kind).then_some(())?;
+            let name = parts.next().map(|name| match namespace {
+                Some(namespace) => format!("{namespace}/{name}"),
+                None => name.to_owned(),
+            });
+            let is_status = match parts.next() {
+                None => false,
+                Some("status") => true,
+                Some(_) => return None,
+            };
+            Some(Self {
+                kind,
+                namespace,
+                name,
+                is_status,
+            })
+        })
     }
 }
 
@@ -250,7 +356,7 @@ impl Shared {
             if self.wait_to_speak(life).is_err() {
                 return;
             }
-            if method == "POST" {
+            if method != "GET" {
                 let length = head.iter().find_map(|line| {
                     let (name, value) = line.split_once(':')?;
                     let is_it = name.eq_ignore_ascii_case("content-length");
@@ -258,7 +364,7 @@ impl Shared {
                 });
                 let mut body = vec![0; length.unwrap_or(0)];
                 if from.read_exact(&mut body).is_err()
-                    || self.write(&mut out, target, &body).is_err()
+                    || self.write(&mut out, method, target, &body).is_err()
                 {
                     return;
                 }
@@ -270,9 +376,38 @@ impl Shared {
         }
     }
 
-    /// Accepts an Event only in the namespace of the object that it refers to, like the real server.
-    fn write(&self, out: &mut TcpStream, target: &str, body: &[u8]) -> io::Result<()> {
+    fn write(
+        &self,
+        out: &mut TcpStream,
+        method: &str,
+        target: &str,
+        body: &[u8],
+    ) -> io::Result<()> {
         let (path, _) = target.split_once('?').unwrap_or((target, ""));
+        let Some(at) = Target::of(path) else {
+            return self.write_event(out, path, body);
+        };
+        let Ok(body) = serde_json::from_slice::<Value>(body) else {
+            return whole(out, 400, &status(400));
+        };
+        let written = {
+            let mut state = self.state.lock();
+            let asked = state.asked.entry(format!("write {}", at.kind));
+            *asked.or_default() += 1;
+            match state.refuses(at.kind) {
+                Some(code) => Err(code),
+                None => state.write(method, &at, body),
+            }
+        };
+        self.changed.notify_all();
+        match written {
+            Ok(object) => whole(out, 200, &object),
+            Err(code) => whole(out, code, &status(code)),
+        }
+    }
+
+    /// Accepts an Event only in the namespace of the object that it refers to, like the real server.
+    fn write_event(&self, out: &mut TcpStream, path: &str, body: &[u8]) -> io::Result<()> {
         let namespace = path
             .strip_prefix("/apis/events.k8s.io/v1/namespaces/")
             .and_then(|rest| rest.strip_suffix("/events"));
@@ -310,13 +445,13 @@ impl Shared {
                 )
             })
         };
-        let kind = KINDS
-            .iter()
-            .find(|(kind, group)| path == format!("{group}/{kind}"));
-        let Some((kind, _)) = kind else {
+        let Some(Target { kind, name, .. }) = Target::of(path) else {
             return whole(out, 404, &status(404));
         };
-        let verb = query("watch").map_or("list", |_| "watch");
+        let verb = match name {
+            Some(_) => "get",
+            None => query("watch").map_or("list", |_| "watch"),
+        };
         {
             let mut state = self.state.lock();
             *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
@@ -325,17 +460,25 @@ impl Shared {
                 let cached = format!("list from cache {kind}");
                 *state.asked.entry(cached).or_default() += 1;
             }
-            if state.forbidden == Some(kind) {
-                return whole(out, 403, &status(403));
+            if let Some(code) = state.refuses(kind) {
+                return whole(out, code, &status(code));
+            }
+            if let Some(name) = name {
+                return match state.objects.get(&(kind, name)) {
+                    Some(object) => whole(out, 200, object),
+                    None => whole(out, 404, &status(404)),
+                };
             }
         }
-        let node = query("fieldSelector").and_then(|selector| {
-            let node = selector.strip_prefix("spec.nodeName=")?;
-            Some(node.to_owned())
+        let field = query("fieldSelector").and_then(|selector| {
+            let (field, value) = selector.split_once('=')?;
+            Some((format!("/{}", field.replace('.', "/")), value.to_owned()))
         });
         let selects = |object: &Value| {
-            node.as_ref()
-                .is_none_or(|n| object["spec"]["nodeName"] == **n)
+            let is_it = |(field, value): &(String, String)| {
+                object.pointer(field).and_then(Value::as_str) == Some(value)
+            };
+            field.as_ref().is_none_or(is_it)
         };
         if verb == "list" {
             let limit = query("limit")
@@ -440,7 +583,9 @@ fn key(object: &Value) -> String {
 
 fn status(code: u16) -> Value {
     let reason = match code {
+        400 => "BadRequest",
         403 => "Forbidden",
+        409 => "Conflict",
         410 => "Expired",
         422 => "Invalid",
         _ => "NotFound",

@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use super::{Access, Ask, Notice, PodAt};
-use crate::snapshot::Snapshot;
+use crate::{
+    snapshot::Snapshot,
+    views::{ServiceReport, Views},
+};
 
 /// Events that nobody can write: this program was built without Kubernetes.
 #[derive(Debug)]
@@ -30,6 +33,35 @@ impl EventWriter {
 /// Never.
 pub async fn write_event(_: &Access, _: PodAt, _: Notice) -> anyhow::Result<()> {
     Ok(())
+}
+
+/// Reports that nobody reads: this program was built without Kubernetes.
+#[derive(Debug)]
+pub enum Exchange {}
+
+impl Exchange {
+    /// As the other: nobody to exchange with.
+    ///
+    /// # Errors
+    /// Never.
+    pub async fn connect(_: &Access) -> anyhow::Result<Option<Self>> {
+        Ok(None)
+    }
+
+    /// Never called.
+    pub fn offer(&self, _: Vec<ServiceReport>) {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn views(&self) -> Views {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn trouble(&self) -> Option<String> {
+        match *self {}
+    }
 }
 
 /// Names that nobody can know: this program was built without Kubernetes.

@@ -17,9 +17,12 @@ mod node;
 mod notice;
 
 #[cfg(not(feature = "kubernetes"))]
-pub use disabled::{EventWriter, Names, write_event};
+pub use disabled::{EventWriter, Exchange, Names, write_event};
 #[cfg(feature = "kubernetes")]
-pub use enabled::{EventWriter, Names, write_event};
+pub use enabled::{
+    EventWriter, Exchange, Lease, Names, NodeBalances, ReportEvent, coordination, definition,
+    write_event,
+};
 
 pub use access::{Access, Ask};
 pub use node::process_in_pod;
