@@ -2,17 +2,16 @@
 
 use std::{
     env,
-    io::IsTerminal as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::Args;
 
 use super::{
-    DEFAULT_POLICY, KernelArgs, ModeArg, message, names::NamesArgs, need_privilege, policy,
+    DEFAULT_POLICY, KernelArgs, ModeArg, log::LogArgs, message, names::NamesArgs, need_privilege,
+    policy,
 };
 use crate::{
     agent::{self, Offer, OnExit},
@@ -36,17 +35,8 @@ pub(super) struct Agent {
     /// takes it over, so that ages survive a restart or an upgrade.
     #[arg(long, value_enum, default_value_t = OnExit::Remove)]
     on_exit: OnExit,
-    /// Format of the log, on stderr.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-    /// Log filter: a level, or `tracing` directives.
-    #[arg(
-        long,
-        value_name = "FILTER",
-        default_value = "info",
-        env = "REBALANCER_LOG"
-    )]
-    log: String,
+    #[command(flatten)]
+    log: LogArgs,
     /// Count sends for rules with `count: Messages` even where FIONREAD then returns 0 on a socket
     /// with unread data (Linux 6.12.75 to 6.18; `doctor` reports it). nginx relies on it, and hangs
     /// in uploads.
@@ -99,12 +89,6 @@ fn offer(text: &str) -> Result<Offer, String> {
     })
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 impl Agent {
     pub(super) fn run(self) -> anyhow::Result<()> {
         if self.policy == Path::new("-") {
@@ -114,7 +98,7 @@ impl Agent {
         let loaded = load(&self.policy).loaded;
         let loaded = loaded.inspect_err(|error| self.tell_cluster(error))?;
         need_privilege()?;
-        start_log(&self.log, self.log_format)?;
+        self.log.start()?;
         let options = agent::Options {
             run_dir: self.kernel.run_dir(),
             pins: self.kernel.pins,
@@ -156,7 +140,7 @@ impl Agent {
 }
 
 /// The pod that this is, as the downward API says.
-fn own_pod() -> Option<PodAt> {
+pub(super) fn own_pod() -> Option<PodAt> {
     let value = |name| env::var(name).ok().filter(|value| !value.is_empty());
     Some(PodAt {
         namespace: value("POD_NAMESPACE")?,
@@ -174,22 +158,4 @@ fn load(file: &Path) -> agent::Reading {
         text: text.into(),
     });
     agent::Reading { content, loaded }
-}
-
-fn start_log(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .with_context(|| format!("--log {filter:?}: not a level or a list of directives"))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_target(false).with_ansi(colours()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    Ok(())
-}
-
-/// Colours are for people: a terminal, unless `NO_COLOR` says otherwise.
-fn colours() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

@@ -5,11 +5,16 @@
 
 mod agent;
 mod cooldowns;
+#[cfg(feature = "kubernetes")]
+mod coordinator;
+#[cfg(feature = "kubernetes")]
+mod crd;
 mod doctor;
 mod dump;
 mod events;
 mod explain;
 mod input;
+mod log;
 mod manual;
 mod move_;
 mod names;
@@ -59,6 +64,10 @@ enum Command {
     Agent(agent::Agent),
     #[command(subcommand)]
     Cooldowns(cooldowns::Cooldowns),
+    #[cfg(feature = "kubernetes")]
+    Coordinator(coordinator::Coordinator),
+    #[cfg(feature = "kubernetes")]
+    Crd(crd::Crd),
     Doctor(doctor::Doctor),
     Dump(dump::Dump),
     Events(events::Events),
@@ -140,6 +149,10 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Agent(agent) => agent.run(),
         Command::Cooldowns(cooldowns) => cooldowns.run(),
+        #[cfg(feature = "kubernetes")]
+        Command::Coordinator(coordinator) => coordinator.run(),
+        #[cfg(feature = "kubernetes")]
+        Command::Crd(crd) => crd.run(),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
         Command::Events(events) => events.run(),

@@ -41,7 +41,7 @@ pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
     // After the thread, which listens on its socket.
-    _dir: RunDir,
+    _dir: Option<RunDir>,
 }
 
 /// An open port, and what is offered there.
@@ -113,7 +113,38 @@ impl Server {
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
-            _dir: dir,
+            _dir: Some(dir),
+        })
+    }
+
+    /// Serves what is open, and nothing else.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(Open { listener, router }: Open) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            TcpListener::from_std(listener)?
+        };
+        let serve = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = stopped => {}
+                    () = accept(Listener::Anyone(listener), router) => {}
+                }
+            });
+        };
+        let thread = thread::Builder::new()
+            .name("http".to_owned())
+            .spawn(serve)?;
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+            _dir: None,
         })
     }
 }

@@ -28,7 +28,7 @@ const CRATES: [&str; 6] = [
 ];
 
 /// The top-level modules of the agent's crate, lowest first. Each imports only from those before it.
-const LAYERS: [&str; 15] = [
+const LAYERS: [&str; 16] = [
     "folder",
     "host",
     "bpf",
@@ -42,6 +42,7 @@ const LAYERS: [&str; 15] = [
     "api",
     "render",
     "http",
+    "coordinator",
     "agent",
     "cli",
 ];

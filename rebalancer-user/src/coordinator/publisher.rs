@@ -1,0 +1,100 @@
+//! Which node is to be given its views now. Pure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use crate::views::{REPORT_EVERY, VIEW_AGAIN_AFTER, View};
+
+/// The views that each node was given last. Times are on the coordinator's clock, since any moment.
+#[derive(Debug, Default)]
+pub(super) struct Publisher(BTreeMap<String, Given>);
+
+#[derive(Debug)]
+struct Given {
+    /// None if it is not known whether they have arrived.
+    views: Option<Vec<View>>,
+    at: Duration,
+}
+
+impl Publisher {
+    /// Of these views those that are to be given now, and takes them for given. A node is given what has
+    /// changed no more often than it reports, and what has not before that expires.
+    pub(super) fn take_due(
+        &mut self,
+        views: BTreeMap<String, Vec<View>>,
+        now: Duration,
+    ) -> Vec<(String, Vec<View>)> {
+        self.0.retain(|node, _| views.contains_key(node));
+        let mut due = views;
+        due.retain(|node, views| {
+            let Some(given) = self.0.get(node) else {
+                return !views.is_empty();
+            };
+            let age = now.saturating_sub(given.at);
+            let has_changed = given.views.as_ref() != Some(views);
+            has_changed && age >= REPORT_EVERY || !views.is_empty() && age >= VIEW_AGAIN_AFTER
+        });
+        for (node, views) in &due {
+            let given = Given {
+                views: Some(views.clone()),
+                at: now,
+            };
+            self.0.insert(node.clone(), given);
+        }
+        due.into_iter().collect()
+    }
+
+    /// They could not be given to this node.
+    pub(super) fn failed(&mut self, node: &str) {
+        if let Some(given) = self.0.get_mut(node) {
+            given.views = None;
+        }
+    }
+
+    /// Forgets all: another may have given others meanwhile.
+    pub(super) fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn what_has_changed_is_given_soon_and_the_rest_before_it_expires() {
+        let mut publisher = Publisher::default();
+        let mut due = |endpoints: Option<u32>, at| {
+            let view = endpoints.map(|endpoints| View {
+                endpoints,
+                ..View::default()
+            });
+            let views = BTreeMap::from([("n1".to_owned(), view.into_iter().collect())]);
+            let due = publisher.take_due(views, second(at));
+            if at == 50 {
+                publisher.failed("n1");
+            }
+            due.len()
+        };
+        assert_eq!(due(None, 0), 0, "most nodes have none");
+        assert_eq!(due(Some(3), 1), 1);
+        assert_eq!(due(Some(4), 2), 0);
+        assert_eq!(due(Some(4), 11), 1);
+        assert_eq!(due(Some(4), 21), 0);
+        assert_eq!(due(Some(4), 31), 1, "before it expires");
+        assert_eq!(due(None, 41), 1, "it has none any more");
+        assert_eq!(due(None, 49), 0);
+        assert_eq!(due(Some(5), 50), 0);
+        assert_eq!(due(Some(5), 51), 1);
+        assert_eq!(due(Some(5), 52), 0);
+        publisher.failed("n1");
+        let again = BTreeMap::from([("n1".to_owned(), vec![View::default()])]);
+        assert_eq!(publisher.take_due(again.clone(), second(53)).len(), 0);
+        assert_eq!(publisher.take_due(again.clone(), second(61)).len(), 1);
+        publisher.forget();
+        assert_eq!(publisher.take_due(again, second(62)).len(), 1);
+    }
+}
