@@ -343,6 +343,113 @@ fn what_overlays_and_components_add_is_known_to_the_agent() {
     assert!(added > 5, "{added}");
 }
 
+fn coordinator(file: &str) -> Vec<Value> {
+    let path = deploy().join("components/coordinator").join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    serde_saphyr::from_multiple(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+}
+
+#[test]
+fn the_definition_of_node_balances_is_that_of_this_version() {
+    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
+        .arg("crd")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let path = deploy().join("components/coordinator/crd.yaml");
+    let file = std::fs::read_to_string(path).unwrap_or_default();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        file == text,
+        "write it again: rebalancer crd > deploy/components/coordinator/crd.yaml"
+    );
+}
+
+#[test]
+fn coordinators_are_two_unprivileged_pods_of_this_version() {
+    let deployment = coordinator("deployment.yaml").remove(0);
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    let template = &deployment["spec"]["template"];
+    for (label, value) in deployment["spec"]["selector"]["matchLabels"]
+        .as_object()
+        .expect("a selector")
+    {
+        assert_eq!(&template["metadata"]["labels"][label], value);
+    }
+    // The agents are selected by it.
+    let agents = &object("DaemonSet")["spec"]["selector"]["matchLabels"];
+    assert_ne!(
+        template["metadata"]["labels"]["app.kubernetes.io/name"],
+        agents["app.kubernetes.io/name"]
+    );
+    let pod = &template["spec"];
+    assert_eq!(pod["serviceAccountName"], "rebalancer-coordinator");
+    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    for shared in ["hostPID", "hostNetwork", "hostIPC", "volumes"] {
+        assert!(pod[shared].is_null(), "{shared}");
+    }
+    let container = container(pod);
+    assert_eq!(
+        container["image"],
+        concat!("rebalancer:", env!("CARGO_PKG_VERSION"))
+    );
+    let security = &container["securityContext"];
+    assert_eq!(security["readOnlyRootFilesystem"], true);
+    assert_eq!(security["allowPrivilegeEscalation"], false);
+    assert_eq!(
+        security["capabilities"],
+        serde_json::json!({"drop": ["ALL"]})
+    );
+    let words = [
+        words_of(&container["command"]),
+        words_of(&container["args"]),
+    ]
+    .concat();
+    assert_eq!(words[..2], ["rebalancer", "coordinator"]);
+    assert!(is_known(&words), "{words:?}");
+}
+
+#[test]
+fn agents_write_reports_and_coordinators_views_and_nobody_more() {
+    let rules = |name: &str, kind: &str| -> Vec<String> {
+        let roles = coordinator("rbac.yaml");
+        let role = roles
+            .iter()
+            .find(|role| role["kind"] == kind && role["metadata"]["name"] == name);
+        let rules = role.unwrap_or_else(|| panic!("{kind} {name}"))["rules"].clone();
+        let rules = rules.as_array().expect("rules").iter();
+        rules
+            .map(|rule| {
+                let resources = words_of(&rule["resources"]).join(" ");
+                format!("{resources}: {}", words_of(&rule["verbs"]).join(" "))
+            })
+            .collect()
+    };
+    assert_eq!(
+        rules("rebalancer-balance", "ClusterRole"),
+        ["nodebalances: list watch create patch"]
+    );
+    assert_eq!(
+        rules("rebalancer-coordinator", "ClusterRole"),
+        ["nodebalances: list watch", "nodebalances/status: patch"]
+    );
+    assert_eq!(
+        rules("rebalancer-coordinator", "Role"),
+        ["leases: create", "leases: get update"]
+    );
+    let policies = coordinator("admission.yaml");
+    let text = serde_json::to_string(&policies).unwrap();
+    for account in ["rebalancer", "rebalancer-coordinator"] {
+        let user = format!("'system:serviceaccount:{NAMESPACE}:{account}'");
+        assert!(text.contains(&user), "{user}");
+    }
+    assert!(text.contains("authentication.kubernetes.io/node-name"));
+    let bound = policies
+        .iter()
+        .filter(|object| object["spec"]["validationActions"] == serde_json::json!(["Deny"]));
+    assert_eq!(bound.count(), 2);
+}
+
 #[test]
 fn what_removes_every_trace_is_of_this_version_too() {
     let text = std::fs::read_to_string(deploy().join("uninstall.yaml")).unwrap();

@@ -14,7 +14,7 @@ struct Choice {
     values: &'static [&'static str],
 }
 
-const CHOICES: [Choice; 8] = [
+const CHOICES: [Choice; 9] = [
     choice("privileged", &[], &[]),
     choice("least-privilege", &[], &["profile=least-privilege"]),
     choice("read-only", &[], &["profile=read-only"]),
@@ -25,6 +25,11 @@ const CHOICES: [Choice; 8] = [
         &["cgroup=/sys/fs/cgroup/unified"],
     ),
     choice("privileged", &["metrics"], &["metrics.enabled=true"]),
+    choice(
+        "privileged",
+        &["coordinator"],
+        &["coordinator.enabled=true"],
+    ),
     choice(
         "least-privilege",
         &["selinux", "monitoring"],
