@@ -68,6 +68,7 @@ impl EventRecorder {
             | Fact::Counting(_)
             | Fact::CountingNotStarted { .. }
             | Fact::AttachedAgain { .. }
+            | Fact::ExchangeChanged { .. }
             | Fact::KernelFault { .. }
             | Fact::InvalidRecords { .. } => {}
         }

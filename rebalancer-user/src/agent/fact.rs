@@ -86,6 +86,8 @@ pub(super) enum Fact<'a> {
     AttachedAgain { next_check: Duration },
     /// The kernel half has counted `new` faults since the last pass.
     KernelFault { fault: Fault, new: u64, total: u64 },
+    /// Reports of this node or views of the cluster are not exchanged, and why; or they are again.
+    ExchangeChanged { trouble: Option<&'a str> },
     /// Records with invalid values.
     InvalidRecords { count: u64 },
 }

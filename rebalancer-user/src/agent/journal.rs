@@ -135,6 +135,7 @@ fn event(fact: &Fact<'_>) -> Option<EventKind> {
         | Fact::Counting(_)
         | Fact::CountingNotStarted { .. }
         | Fact::AttachedAgain { .. }
+        | Fact::ExchangeChanged { .. }
         | Fact::KernelFault { .. }
         | Fact::InvalidRecords { .. } => return None,
     })

@@ -93,6 +93,15 @@ pub(super) fn write(fact: &Fact<'_>) {
         Fact::KernelFault { fault, new, total } => {
             warn!(fault = fault.text(), new, total, "kernel fault");
         }
+        Fact::ExchangeChanged {
+            trouble: Some(trouble),
+        } => warn!(
+            trouble,
+            "no balance across nodes: this node's report and views are not exchanged; trying again"
+        ),
+        Fact::ExchangeChanged { trouble: None } => {
+            info!("this node's report and views are exchanged");
+        }
         Fact::InvalidRecords { count } => warn!(count, "skipped invalid records"),
     }
 }

@@ -71,7 +71,7 @@ use crate::{
     counting::{Counting, CountingReport},
     host::CgroupTree,
     http::Server,
-    kubernetes::{Access, EventWriter, Names, PodAt},
+    kubernetes::{Access, EventWriter, Exchange, Names, PodAt},
     moves::{Done, Mechanism, Mover},
     plan::Ledger,
     policy::{Mode, Policy},
@@ -165,7 +165,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
     .await?;
     let writer = EventWriter::connect(&options.names, options.own.clone()).await?;
     let event_recorder = EventRecorder::new(writer, options.move_events);
-    let (mut agent, mut inbox) = Agent::start(options, loaded, names, event_recorder)?;
+    let exchange = Exchange::connect(&options.names).await?;
+    let (mut agent, mut inbox) = Agent::start(options, loaded, (names, exchange), event_recorder)?;
     service_manager::ready(&agent.policy);
     let mut ticks = agent.ticks();
     let mut looks = interval(policy_file::EVERY);
@@ -247,6 +248,10 @@ struct Agent {
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
+    /// With the other nodes; on a plain host there are none.
+    exchange: Option<Exchange>,
+    /// Nothing is exchanged, which was reported.
+    is_cut_off: bool,
     /// Whether it is a plain host.
     unnamed: Option<Unnamed>,
     cgroups: CgroupTree,

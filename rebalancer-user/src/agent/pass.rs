@@ -22,7 +22,7 @@ use crate::{
     host::{CgroupPaths, CgroupTree},
     moves::Order,
     observe::Observation,
-    plan::{Plan, decide},
+    plan::{Plan, decide, report},
     policy::{Mode, Policy},
     snapshot::{Connection, Cookie, Snapshot},
 };
@@ -169,6 +169,9 @@ impl Agent {
             names.name(&mut observation.snapshot);
             assume_change_before_first_list(&mut observation.snapshot, &mut self.named_since);
         }
+        if let Some(exchange) = &self.exchange {
+            observation.snapshot.views = exchange.views();
+        }
         Ok(Looks {
             observation,
             took,
@@ -202,6 +205,7 @@ impl Agent {
         if self.pause.now().is_none() {
             self.carry_out(&plan, snapshot);
         }
+        self.exchange(snapshot);
         self.count(snapshot);
         for hold in self.ledger.take_new_holds() {
             self.journal.record(Fact::CooldownStarted(&hold));
@@ -220,6 +224,20 @@ impl Agent {
             deciding,
             put_off,
         });
+    }
+
+    /// Offers what this node's endpoints hold to the other nodes.
+    fn exchange(&mut self, snapshot: &Snapshot) {
+        let Some(exchange) = &self.exchange else {
+            return;
+        };
+        exchange.offer(report(&self.policy, snapshot, &self.ledger));
+        let trouble = exchange.trouble();
+        if trouble.is_some() != self.is_cut_off {
+            self.is_cut_off = trouble.is_some();
+            let trouble = trouble.as_deref();
+            self.journal.record(Fact::ExchangeChanged { trouble });
+        }
     }
 
     /// Starts the moves of a plan, or reports those that the mode forbids.

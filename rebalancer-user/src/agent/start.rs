@@ -37,7 +37,7 @@ use crate::{
     bpf::{self, EmptyEndpoints, Inherited, Kernel, Lifetime, Tracker, Walker},
     host::{self, CgroupTree},
     http::RunDir,
-    kubernetes::{Ask, Names, process_in_pod},
+    kubernetes::{Ask, Exchange, Names, process_in_pod},
     moves::{self, Mechanism},
     observe::Observer,
     policy::Mode,
@@ -56,7 +56,7 @@ impl Agent {
     pub(super) fn start(
         options: Options,
         loaded: Loaded,
-        names: Option<Names>,
+        (names, exchange): (Option<Names>, Option<Exchange>),
         event_recorder: EventRecorder,
     ) -> anyhow::Result<(Self, Inbox)> {
         let Loaded { policy, text } = loaded;
@@ -178,6 +178,8 @@ impl Agent {
             everywhere: false,
             tracker,
             names,
+            exchange,
+            is_cut_off: false,
             unnamed,
             cgroups,
             policy,

@@ -18,14 +18,16 @@ use super::{
 };
 use crate::{
     api::{
-        BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, Origin, PassStatus, PausedStatus,
-        PolicyStatus, RampStatus, RefusedStatus, ServiceItem, Source, Status,
+        BudgetStatus, CapacityStatus, ClusterStatus, InFlightStatus, ModeStatus, Origin,
+        PassStatus, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ServiceItem,
+        ShareStatus, Source, Status,
     },
     bpf::Tracker,
     moves::Mechanism,
-    plan::{Charge, Ledger, Ramp},
+    plan::{Balanced, Charge, ClusterShare, Ledger, Ramp},
     policy::{Mode, Policy, Rule},
     snapshot::{Cookie, KernelTime},
+    views::Views,
 };
 
 /// What was, and how often.
@@ -52,6 +54,12 @@ pub(super) struct AgentState {
     tracked: u64,
     faults: BTreeMap<Fault, u64>,
     services: Arc<Vec<ServiceItem>>,
+    /// Why nothing is exchanged with other nodes, if that is so.
+    trouble: Option<String>,
+    /// What is known of the other nodes.
+    views: Views,
+    /// The groups that are balanced by what is known of the other nodes.
+    shares: Vec<(Balanced, ClusterShare)>,
     started: Instant,
     /// When the last pass ended, well or not.
     beat: Option<Instant>,
@@ -91,6 +99,9 @@ impl AgentState {
             tracked: 0,
             faults: BTreeMap::new(),
             services: Arc::default(),
+            trouble: None,
+            views: Views::Off,
+            shares: Vec::new(),
             started: Instant::now(),
             beat: None,
             paused: None,
@@ -138,6 +149,7 @@ impl AgentState {
             Fact::ListingRecovered => self.pass_error = None,
             Fact::MoverReplaced { signs } => self.mover = signs,
             Fact::AttachedAgain { .. } => self.attached_again += 1,
+            Fact::ExchangeChanged { trouble } => self.trouble = trouble.map(str::to_owned),
             // Their numbers are in the metrics, or read when the status is made.
             Fact::WouldMove { .. }
             | Fact::MoveStarted { .. }
@@ -169,6 +181,10 @@ impl AgentState {
         let skipped = plan.skipped().into_iter();
         let in_flight = ledger.moves_in_flight().map(|(_, _, of)| of.endpoint);
         self.services = Arc::new(by_service(snapshot, plan, in_flight));
+        self.views.clone_from(&snapshot.views);
+        let balanced = plan.balanced().iter();
+        let shares = balanced.filter_map(|balanced| Some((balanced.clone(), balanced.cluster?)));
+        self.shares = shares.collect();
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -183,6 +199,34 @@ impl AgentState {
             overdue: plan.overdue(),
             skipped: skipped.map(|(why, n)| (why.to_owned(), n)).collect(),
         });
+    }
+
+    /// How this node takes part in the balance across nodes; none if there is nobody to exchange with.
+    fn cluster(&self, policy: &Policy) -> Option<ClusterStatus> {
+        let views = match self.views {
+            Views::Off => return None,
+            Views::Awaited => "awaited",
+            Views::Expired => "expired",
+            Views::Valid { .. } => "valid",
+        };
+        let budget = policy.budget().per_service();
+        let share = |(balanced, cluster): &(Balanced, ClusterShare)| {
+            let budget = budget.of(cluster.connections);
+            ShareStatus {
+                service: balanced.group.to_string(),
+                rule: balanced.rule.to_string(),
+                endpoints: balanced.facts.map_or(0, |facts| facts.endpoints),
+                mean: balanced.facts.map_or(0, |facts| facts.mean()),
+                excess: cluster.excess,
+                moves: cluster.share.of(budget),
+                budget,
+            }
+        };
+        Some(ClusterStatus {
+            views: views.to_owned(),
+            trouble: self.trouble.clone(),
+            shares: self.shares.iter().map(share).collect(),
+        })
     }
 
     /// All of it, with what the loop knows; `now` is when the last snapshot was taken.
@@ -249,6 +293,7 @@ impl AgentState {
             attached_again: self.attached_again,
             interval_seconds: policy.interval().as_secs_f64(),
             paused: self.paused.clone(),
+            cluster: self.cluster(policy),
             last_pass: self.last_pass.clone(),
             pass_error: self.pass_error.clone(),
             capacity: CapacityStatus {

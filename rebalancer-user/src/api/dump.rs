@@ -10,8 +10,11 @@ use super::{
     envelope::{Notation, Origin, write_observed},
     order::{Sort, rate, sorted},
 };
-use crate::snapshot::{
-    Connection, Endpoint, EndpointKey, Identity, Naming, Service, ServiceName, Snapshot, Who,
+use crate::{
+    snapshot::{
+        Connection, Endpoint, EndpointKey, Identity, Naming, Service, ServiceName, Snapshot, Who,
+    },
+    views::Views,
 };
 
 pub(super) const CONNECTIONS: &str = "ConnectionList";
@@ -23,6 +26,9 @@ struct List<'a, T> {
     /// Those that lead to endpoints of this node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     services: Vec<ServiceItem<'a>>,
+    /// What is known of those that have endpoints on other nodes too.
+    #[serde(skip_serializing_if = "Views::is_off")]
+    views: &'a Views,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoints: Option<Vec<EndpointItem<'a>>>,
     items: Vec<T>,
@@ -36,6 +42,7 @@ impl<'a, T> List<'a, T> {
             services: services
                 .map(|(name, service)| ServiceItem { name, service })
                 .collect(),
+            views: &snapshot.views,
             endpoints,
             items,
         }

@@ -40,6 +40,7 @@ pub use services::{
     BalanceItem, EndpointItem, ServiceItem, Services, read_services, write_services,
 };
 pub use status::{
-    BudgetStatus, CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, PassStatus,
-    PausedStatus, PolicyStatus, RampStatus, RefusedStatus, Status, read_status, write_status,
+    BudgetStatus, CapacityStatus, ClusterStatus, InFlightStatus, ModeStatus, MoverStatus,
+    PassStatus, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ShareStatus, Status,
+    read_status, write_status,
 };

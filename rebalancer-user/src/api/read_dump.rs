@@ -38,6 +38,8 @@ struct Dump {
     names: Naming,
     #[serde(default)]
     services: Vec<Service>,
+    #[serde(default)]
+    views: Views,
     endpoints: Vec<Endpoint>,
     items: Vec<Connection>,
 }
@@ -114,8 +116,7 @@ pub fn read_snapshot(from: impl Read) -> Result<Dumped, ReadError> {
             .collect(),
         // One listing: there is none before it whose namespaces could be others.
         namespaces: BTreeMap::new(),
-        // Nobody gives the agent any yet.
-        views: Views::Off,
+        views: dump.views,
     };
     Ok(Dumped { origin, snapshot })
 }
@@ -173,7 +174,7 @@ pub(crate) mod tests {
     use crate::{
         api::{Notation, Sort, write_connections},
         snapshot::{Bytes, CgroupPath, Cookie, Sends, ServiceAt, TcpState, sample},
-        views::Generation,
+        views::{Generation, Key, Share, Sums, View},
     };
 
     fn written(origin: &Origin, snapshot: &Snapshot) -> String {
@@ -320,6 +321,44 @@ pub(crate) mod tests {
             .collect()
     }
 
+    fn any_views() -> impl Strategy<Value = Views> {
+        let view = (
+            any::<[u64; 6]>(),
+            any::<u128>(),
+            any::<[u32; 3]>(),
+            "[a-z]{1,9}",
+        );
+        let view = view.prop_map(|(n, squares, [endpoints, from, to], rule)| View {
+            key: Key {
+                service: "shop/checkout".to_owned(),
+                port: 80,
+                zone: (endpoints % 2 == 0).then(|| "z".to_owned()),
+                rule,
+                by: "Connections".to_owned(),
+            },
+            generation: Generation(n[0]),
+            endpoints,
+            sums: Sums {
+                total: n[1],
+                squares,
+                largest: n[2],
+            },
+            mean: n[3],
+            least: n[4],
+            most: n[5],
+            connections: n[0],
+            excess: n[1],
+            share: Share { from, to },
+        });
+        let left = any::<u64>().prop_map(Duration::from_nanos);
+        prop_oneof![
+            Just(Views::Off),
+            Just(Views::Awaited),
+            Just(Views::Expired),
+            (vec(view, 0..3), left).prop_map(|(views, left)| Views::valid(views, left)),
+        ]
+    }
+
     pub(crate) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         let sums = (any_who(), any::<[u64; 9]>()).prop_map(|(who, n)| Endpoint {
             who,
@@ -344,8 +383,15 @@ pub(crate) mod tests {
         ];
         let connections = vec((any_connection(), option::of("[a-z0-9-]{1,63}")), 0..8);
         let facts = vec(option::weighted(0.9, any_service()), 0..4);
-        (any::<u64>(), connections, endpoints, naming, facts).prop_map(
-            |(taken, connections, endpoints, naming, facts)| {
+        (
+            any::<u64>(),
+            connections,
+            endpoints,
+            naming,
+            facts,
+            any_views(),
+        )
+            .prop_map(|(taken, connections, endpoints, naming, facts, views)| {
                 let named =
                     |(c, name): &(Connection, Option<String>)| Some((c.cgroup, name.clone()?));
                 Snapshot {
@@ -355,10 +401,10 @@ pub(crate) mod tests {
                     connections: connections.into_iter().map(|(c, _)| c).collect(),
                     endpoints,
                     naming,
+                    views,
                     ..Snapshot::default()
                 }
-            },
-        )
+            })
     }
 
     pub(crate) fn any_origin() -> impl Strategy<Value = Origin> {
@@ -471,6 +517,8 @@ pub(crate) mod tests {
                 Service {
                     ready: 3,
                     ready_in_zone: Some(2),
+                    generation: Some(Generation(0xab)),
+                    zone: Some("eu-1a".to_owned()),
                     changed: Some(Duration::from_nanos(5)),
                     http2: BTreeSet::from([443]),
                     addresses: Arc::new(BTreeSet::from(["10.0.0.1".parse().unwrap()])),
@@ -478,7 +526,15 @@ pub(crate) mod tests {
                 },
             )]),
             containers: BTreeMap::from([(CgroupId(1), "nginx".to_owned())]),
-            views: Views::Off,
+            views: Views::valid(
+                vec![View {
+                    generation: Generation(0xab),
+                    endpoints: 2,
+                    share: Share::ALL,
+                    ..View::default()
+                }],
+                Duration::from_nanos(6),
+            ),
         };
         let whole = written(&origin, &snapshot);
         insta::assert_snapshot!("a_dump", whole);

@@ -47,6 +47,9 @@ pub struct Status {
     pub interval_seconds: f64,
     /// The pause of moves, if an operator has asked for one.
     pub paused: Option<PausedStatus>,
+    /// The balance across nodes; none if there is nobody to exchange reports with.
+    #[serde(default)]
+    pub cluster: Option<ClusterStatus>,
     /// The last pass; none before the first.
     pub last_pass: Option<PassStatus>,
     /// Why the last pass could not be made, if so.
@@ -135,6 +138,38 @@ pub struct PausedStatus {
     pub until: Timestamp,
     /// Why, in the operator's words.
     pub reason: Option<String>,
+}
+
+/// How a node takes part in the balance across nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// What is known of the other nodes: `awaited`, `expired` or `valid`.
+    pub views: String,
+    /// Why this node's report or views are not exchanged, if so.
+    pub trouble: Option<String>,
+    /// Its part in each Service that is balanced across nodes.
+    pub shares: Vec<ShareStatus>,
+}
+
+/// A node's part in the balance of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ShareStatus {
+    /// The Service and its endpoints' port.
+    pub service: String,
+    /// The rule.
+    pub rule: String,
+    /// Ready endpoints on all nodes.
+    pub endpoints: u32,
+    /// What each would hold, in the unit of the rule's `balance.by`, as the next.
+    pub mean: u64,
+    /// What this node's endpoints hold above it.
+    pub excess: u64,
+    /// Moves that this node may make within the window.
+    pub moves: u64,
+    /// Of so many of all nodes.
+    pub budget: u64,
 }
 
 /// One pass: list, decide, order.

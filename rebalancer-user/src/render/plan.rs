@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::table::{pod_name, table, write as write_table};
 use crate::{
     api::{Form, Notation, Origin, by_cookie, in_order, write_plan},
-    plan::{Plan, Recall, Verdict},
+    plan::{Balanced, Load, Plan, Recall, Verdict},
     snapshot::{Naming, Snapshot},
 };
 
@@ -118,6 +118,9 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     for Recall { cookie, why } in plan.recalls() {
         writeln!(out, "the move of {cookie} is recalled: {why}")?;
     }
+    for balanced in plan.balanced() {
+        of_cluster(out, balanced)?;
+    }
     let overdue = plan.overdue();
     writeln!(out, "{connections} connections, {overdue} overdue")?;
     if plan.forecasts().is_empty() {
@@ -134,6 +137,23 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
             "{sniffed} of those only once HTTP/1 is detected: their rules have no onReconnect"
         ),
     }
+}
+
+/// This node's part in a Service that is balanced over all nodes.
+fn of_cluster(out: &mut impl Write, balanced: &Balanced) -> io::Result<()> {
+    let (Some(cluster), Ok(facts)) = (balanced.cluster, balanced.facts) else {
+        return Ok(());
+    };
+    let Balanced { group, rule, .. } = balanced;
+    let by = balanced.balance.by();
+    let [mean, excess] = [facts.mean(), cluster.excess].map(|load| Load(by, load));
+    let percent = f64::from(cluster.share.to.saturating_sub(cluster.share.from)) / 10_000.0;
+    writeln!(
+        out,
+        "{group}, rule {rule}: over the {} endpoints of all nodes the mean is {mean}; this node holds \
+         {excess} above it, and its share of the Service's budget is {percent:.1} %",
+        facts.endpoints
+    )
 }
 
 /// A plan of `snapshot`, in a form.

@@ -9,7 +9,9 @@ use jiff::Timestamp;
 
 use super::units::{age, between, span};
 use crate::{
-    api::{CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, RampStatus, Status},
+    api::{
+        CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, RampStatus, ShareStatus, Status,
+    },
     text::visible,
 };
 
@@ -158,6 +160,15 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
             format!("rule {rule} has 1/{parts} of its budgets, all of them in {whole}"),
         )?;
     }
+    if let Some(cluster) = &status.cluster {
+        let views = &cluster.views;
+        let trouble = cluster.trouble.as_deref().map(visible);
+        let why = trouble.map_or(String::new(), |trouble| format!(": {trouble}"));
+        line("cluster", format!("views {views}{why}"))?;
+        for share in &cluster.shares {
+            line("", of_share(share))?;
+        }
+    }
     let text = format!("{} of {}", status.in_flight.len(), status.max_in_flight);
     line("in flight", text)?;
     for InFlightStatus {
@@ -184,6 +195,22 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
         )?;
     }
     Ok(())
+}
+
+fn of_share(share: &ShareStatus) -> String {
+    let ShareStatus {
+        service,
+        rule,
+        endpoints,
+        mean,
+        excess,
+        moves,
+        budget,
+    } = share;
+    format!(
+        "{service}, rule {rule}: {moves} of the {budget} moves in a window are this node's, which holds \
+         {excess} above the mean {mean} of {endpoints} endpoints"
+    )
 }
 
 /// `None`: there is nothing to say of it.

@@ -168,6 +168,7 @@ impl Numbers {
             | Fact::Counting(_)
             | Fact::CountingNotStarted { .. }
             | Fact::AttachedAgain { .. }
+            | Fact::ExchangeChanged { .. }
             | Fact::KernelFault { .. }
             | Fact::InvalidRecords { .. } => {}
         }
