@@ -14,13 +14,15 @@ mod generation;
 mod merge;
 mod report;
 mod share;
+mod sums;
 mod view;
 
 pub use generation::Generation;
 pub use merge::Merger;
 pub use report::{Key, MOST_LOADS, MOST_SERVICES, Report, ServiceReport};
 pub use share::{Share, WHOLE};
-pub use view::{Sums, View, Views};
+pub use sums::Sums;
+pub use view::{View, Views};
 
 use std::time::Duration;
 
