@@ -15,8 +15,8 @@ use crate::{
 /// List or clear cooldowns: periods in which the agent does not repeat moves that did not work.
 ///
 /// Of a connection whose move was refused, failed or gave up; of clients that came back to the same
-/// endpoint, whom maxAge alone moves meanwhile; of a group in which an endpoint stays empty. The first lasts 10 minutes, each next one
-/// twice as long, up to a day.
+/// endpoint, which only maxAge still moves; of a group in which an endpoint stays empty. The first
+/// lasts 10 minutes, each next one twice as long, up to a day.
 #[derive(Subcommand)]
 pub(super) enum Cooldowns {
     List(List),
