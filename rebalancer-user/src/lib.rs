@@ -24,6 +24,8 @@ mod lost_closes;
 pub mod moves;
 pub mod observe;
 pub mod render;
+#[cfg(test)]
+mod waiting;
 mod walking;
 
 pub use rebalancer_core::{exchange, plan, policy, snapshot, text, views};

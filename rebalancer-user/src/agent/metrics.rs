@@ -1,6 +1,5 @@
 //! Metrics for Prometheus: what the loop counted, written out for whoever scrapes it.
 
 mod exposition;
-mod text;
 
-pub(super) use self::{exposition::registry, text::answer};
+pub(super) use self::exposition::registry;

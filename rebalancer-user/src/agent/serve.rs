@@ -40,7 +40,7 @@ use crate::{
     },
     http::{
         Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseRequest, PlanRequest, Router,
-        RunDir, Server, body_of, json_answer, text_answer,
+        RunDir, Server, body_of, json_answer, metrics_answer, text_answer,
     },
     policy,
     render::{self, not_tracked},
@@ -117,7 +117,7 @@ fn for_all(published: &Latest, registry: &Arc<Registry>) -> Router {
     let registry = Arc::clone(registry);
     Router::default()
         .on(Method::GET, "/metrics", move |asked| {
-            ready(metrics::answer(&registry, asked.headers()))
+            ready(metrics_answer(&registry, asked.headers()))
         })
         .on(Method::GET, "/healthz", move |_| {
             ready(health::live(&of_live.borrow(), Instant::now()))

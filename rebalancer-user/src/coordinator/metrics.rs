@@ -10,12 +10,11 @@ use std::{
 
 use hyper::{Method, StatusCode};
 use prometheus_client::{
-    encoding::text::encode,
     metrics::{counter::Counter, gauge::Gauge},
     registry::{Registry, Unit},
 };
 
-use crate::http::{Answer, Router, text_answer, typed};
+use crate::http::{Answer, Router, metrics_answer, text_answer};
 
 /// A loop that has not come round for so long is stuck.
 const STUCK: Duration = Duration::from_secs(60);
@@ -101,8 +100,8 @@ impl Numbers {
         let registry = Arc::new(self.registry());
         let (of_live, of_ready) = (self.clone(), self.clone());
         Router::default()
-            .on(Method::GET, "/metrics", move |_| {
-                std::future::ready(exposition(&registry))
+            .on(Method::GET, "/metrics", move |asked| {
+                std::future::ready(metrics_answer(&registry, asked.headers()))
             })
             .on(Method::GET, "/healthz", move |_| {
                 std::future::ready(of_live.live())
@@ -129,20 +128,10 @@ impl Numbers {
     }
 }
 
-fn exposition(registry: &Registry) -> Answer {
-    let mut text = String::new();
-    match encode(&mut text, registry) {
-        Ok(()) => typed(
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            text.into(),
-        ),
-        Err(error) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use prometheus_client::encoding::text::encode;
+
     use super::*;
 
     #[test]

@@ -285,20 +285,7 @@ mod tests {
     use xtask::apiserver::ApiServer;
 
     use super::*;
-
-    /// For anything that should happen, on a busy machine.
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            assert!(Instant::now() < deadline, "never {what}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
+    use crate::waiting::until;
 
     fn report(api: &ApiServer, node: &str, sequence: u64, load: u64) {
         let service = json!({

@@ -5,11 +5,13 @@
 //! client nor a large answer holds up the agent's loop.
 
 mod client;
+mod metrics;
 mod run_dir;
 mod server;
 mod wire;
 
 pub use client::{AskError, ask, follow, tell};
+pub use metrics::metrics_answer;
 pub use run_dir::{RunDir, RunDirError, socket_of};
 pub use server::{Open, Server};
 pub use wire::{

@@ -11,10 +11,8 @@ use super::{exchange::Exchange, lease::Lease, node_balances::NodeBalances};
 use crate::{
     kubernetes::ReportEvent,
     views::{Generation, Key, ServiceReport, Share, Sums, View, Views},
+    waiting::until,
 };
-
-/// For anything that should happen, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn client(api: &ApiServer) -> Client {
     Client::try_from(Config::new(api.url().parse().unwrap())).unwrap()
@@ -43,17 +41,6 @@ fn service(load: u64) -> ServiceReport {
         },
         connections: load,
         in_flight: 0,
-    }
-}
-
-async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "never {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

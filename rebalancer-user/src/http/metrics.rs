@@ -5,13 +5,13 @@ use bytes::Bytes;
 use hyper::{HeaderMap, StatusCode, header};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 
-use crate::http::{Answer, text_answer, typed};
+use super::{Answer, text_answer, typed};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// All metrics, in the form that the request's head asks for.
-pub(in crate::agent) fn answer(registry: &Registry, head: &HeaderMap) -> Answer {
+pub fn metrics_answer(registry: &Registry, head: &HeaderMap) -> Answer {
     let mut text = String::new();
     if encode(&mut text, registry).is_err() {
         let text = "the metrics could not be written\n";
