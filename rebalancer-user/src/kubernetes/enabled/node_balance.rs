@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::views::{Report, View};
 
 /// What a node's endpoints hold, as its agent reports it.
+#[expect(
+    clippy::duplicated_attributes,
+    reason = "columns of the same type: the lint compares the arguments of all `printcolumn`s"
+)]
 #[derive(
     CustomResource, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema,
 )]
