@@ -113,6 +113,8 @@ pub(super) struct Pass<'a> {
 pub(super) enum ResumeCause {
     Asked,
     Expired,
+    /// The namespace's annotation is gone.
+    Annotation,
 }
 
 impl ResumeCause {
@@ -120,6 +122,7 @@ impl ResumeCause {
         match self {
             Self::Asked => "asked",
             Self::Expired => "expired",
+            Self::Annotation => "annotation",
         }
     }
 }

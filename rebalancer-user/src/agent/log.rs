@@ -32,15 +32,27 @@ pub(super) fn write(fact: &Fact<'_>) {
             recalled,
             not_saved,
         } => {
-            let reason = paused.reason.as_deref();
-            info!(until = %paused.until, reason, recalled, "moves are paused");
+            let (reason, until) = (
+                paused.reason.as_deref(),
+                paused.until.map(tracing::field::display),
+            );
+            info!(
+                until,
+                reason,
+                by = paused.by.as_str(),
+                recalled,
+                "moves are paused"
+            );
             if let Some(error) = not_saved {
                 warn!(%error, "could not save the pause: a restart would end it");
             }
         }
         Fact::StillPaused { paused } => {
-            let reason = paused.reason.as_deref();
-            info!(until = %paused.until, reason, "moves are still paused");
+            let (reason, until) = (
+                paused.reason.as_deref(),
+                paused.until.map(tracing::field::display),
+            );
+            info!(until, reason, "moves are still paused");
         }
         Fact::Resumed { cause } => info!(cause = cause.as_str(), "moves resumed"),
         Fact::Passed(pass) => passed(pass),

@@ -196,6 +196,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             Event::Counting(report) => agent.journal.record(Fact::Counting(&report)),
             Event::KernelSpoke => {} // flushed already, by the `log` crate
             Event::Reload | Event::LookAtPolicy => {
+                agent.look_at_namespace();
                 let changed = agent.policy_file.changed();
                 if (changed || matches!(event, Event::Reload)) && agent.reload() {
                     service_manager::ready(&agent.policy);
@@ -248,6 +249,8 @@ struct Agent {
     tracker: Tracker,
     /// On a plain host there are none.
     names: Option<Names>,
+    /// That of the agents, whose annotation pauses all of them.
+    namespace: Option<String>,
     /// With the other nodes; on a plain host there are none.
     exchange: Option<Exchange>,
     /// Nothing is exchanged, which was reported.

@@ -202,6 +202,8 @@ impl Agent {
         for recall in plan.recalls() {
             self.recall(recall);
         }
+        // Also here: one that has just started has not looked since it knows the names.
+        self.look_at_namespace();
         if self.pause.now().is_none() {
             self.carry_out(&plan, snapshot);
         }

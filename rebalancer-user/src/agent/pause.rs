@@ -19,7 +19,10 @@ use super::{
     fact::{Fact, ResumeCause},
     own_file,
 };
-use crate::{api::PausedStatus, http::PauseAnswer};
+use crate::{
+    api::{PausedBy, PausedStatus},
+    http::PauseAnswer,
+};
 
 /// The longest pause: one that is forgotten must end.
 pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -33,10 +36,21 @@ const UNSURE: Duration = Duration::from_secs(3600);
 const FILE: &str = "pause.json";
 const LARGEST: u64 = 4096;
 
+/// What became of the wish to resume.
+#[derive(Debug)]
+pub(super) enum Resumed {
+    Now,
+    WasNotPaused,
+    /// The pause of all nodes is not this node's to end.
+    StillByNamespace,
+}
+
 /// Whether moves are paused.
 pub(super) struct Pause {
     file: PathBuf,
     now: Option<Current>,
+    /// By the namespace of the agents; as long as its annotation is there, and kept nowhere.
+    by_namespace: Option<PausedStatus>,
 }
 
 struct Current {
@@ -55,12 +69,20 @@ struct Kept {
 }
 
 impl Pause {
+    fn none(file: PathBuf) -> Self {
+        Self {
+            file,
+            now: None,
+            by_namespace: None,
+        }
+    }
+
     /// The pause that the agent before has left in `dir`, if it has not ended.
     pub(super) fn resume(dir: &Path) -> Self {
         let file = dir.join(FILE);
         let at = Timestamp::now();
         let (kept, left) = match read(&file) {
-            Ok(None) => return Self { file, now: None },
+            Ok(None) => return Self::none(file),
             Ok(Some(kept)) => {
                 let left = left(&kept, at);
                 (kept, left)
@@ -82,7 +104,7 @@ impl Pause {
                 )
             }
         };
-        let mut pause = Self { file, now: None };
+        let mut pause = Self::none(file);
         if left.is_zero() {
             pause.forget();
         } else {
@@ -90,8 +112,9 @@ impl Pause {
             pause.now = Some(Current {
                 status: PausedStatus {
                     since: kept.since,
-                    until,
+                    until: Some(until),
                     reason: kept.reason,
+                    by: PausedBy::Operator,
                 },
                 ends: Instant::now() + left,
             });
@@ -107,17 +130,23 @@ impl Pause {
         reason: Option<String>,
     ) -> (PausedStatus, Option<io::Error>) {
         let since = Timestamp::now();
-        let status = PausedStatus {
+        let kept = Kept {
             since,
             until: after(since, time),
             reason,
         };
-        let kept = keep(&self.file, &status);
+        let saved = keep(&self.file, &kept);
+        let status = PausedStatus {
+            since,
+            until: Some(kept.until),
+            reason: kept.reason,
+            by: PausedBy::Operator,
+        };
         self.now = Some(Current {
             status: status.clone(),
             ends: Instant::now() + time,
         });
-        (status, kept.err())
+        (status, saved.err())
     }
 
     /// Ends it. Whether there was one.
@@ -126,9 +155,25 @@ impl Pause {
         self.now.take().is_some()
     }
 
-    /// The pause that is.
+    /// The pause that is; of two the one that lasts longer.
     pub(super) fn now(&self) -> Option<&PausedStatus> {
-        self.now.as_ref().map(|current| &current.status)
+        let by_operator = || self.now.as_ref().map(|current| &current.status);
+        self.by_namespace.as_ref().or_else(by_operator)
+    }
+
+    /// What the namespace's annotation says now. Whether that is a change.
+    fn set_by_namespace(&mut self, reason: Option<String>) -> bool {
+        let before = self.by_namespace.as_ref();
+        if before.map(|paused| paused.reason.as_deref()) == reason.as_deref().map(Some) {
+            return false;
+        }
+        self.by_namespace = reason.map(|reason| PausedStatus {
+            since: Timestamp::now(),
+            until: None,
+            reason: Some(reason),
+            by: PausedBy::Namespace,
+        });
+        true
     }
 
     /// Waits until the pause expires; without one, it never returns.
@@ -162,20 +207,56 @@ impl Agent {
         });
         self.publish();
         PauseAnswer {
-            until: paused.until,
+            until: paused.until.unwrap_or(paused.since),
             recalled,
             not_kept: not_saved.map(|error| error.to_string()),
         }
     }
 
-    /// Ends the pause; whether there was one.
-    pub(super) fn resume_moves(&mut self, cause: ResumeCause) -> bool {
+    /// Ends the pause of this node; whether there was one.
+    pub(super) fn resume_moves(&mut self, cause: ResumeCause) -> Resumed {
         let was_paused = self.pause.end();
         if was_paused {
-            self.journal.record(Fact::Resumed { cause });
-            self.publish();
+            self.pause_ended(cause);
         }
-        was_paused
+        match (was_paused, self.pause.now()) {
+            (_, Some(_)) => Resumed::StillByNamespace,
+            (true, None) => Resumed::Now,
+            (false, None) => Resumed::WasNotPaused,
+        }
+    }
+
+    /// Follows the annotation of the agents' namespace.
+    pub(super) fn look_at_namespace(&mut self) {
+        let (Some(names), Some(namespace)) = (&self.names, &self.namespace) else {
+            return;
+        };
+        let reason = names.paused(namespace);
+        if !self.pause.set_by_namespace(reason) {
+            return;
+        }
+        if self.pause.by_namespace.is_none() {
+            return self.pause_ended(ResumeCause::Annotation);
+        }
+        let recalled = self.ledger.in_flight();
+        self.recall_all("moves were paused");
+        if let Some(paused) = self.pause.now() {
+            self.journal.record(Fact::Paused {
+                paused,
+                recalled,
+                not_saved: None,
+            });
+        }
+        self.publish();
+    }
+
+    /// One of two pauses has ended: moves resume unless there is another.
+    fn pause_ended(&mut self, cause: ResumeCause) {
+        self.journal.record(match self.pause.now() {
+            Some(paused) => Fact::StillPaused { paused },
+            None => Fact::Resumed { cause },
+        });
+        self.publish();
     }
 }
 
@@ -210,13 +291,8 @@ fn read(path: &Path) -> Result<Option<Kept>, String> {
     Ok(Some(kept))
 }
 
-fn keep(path: &Path, status: &PausedStatus) -> io::Result<()> {
-    let kept = Kept {
-        since: status.since,
-        until: status.until,
-        reason: status.reason.clone(),
-    };
-    own_file::write(path, &serde_json::to_vec(&kept)?)
+fn keep(path: &Path, kept: &Kept) -> io::Result<()> {
+    own_file::write(path, &serde_json::to_vec(kept)?)
 }
 
 /// Removes what a pause has left in `dir`, for a node that is to run no agent. Returns whether there
@@ -263,6 +339,24 @@ mod tests {
         assert!(!second.end());
         assert!(Pause::resume(dir.path()).now().is_none());
         assert!(!forget_pause(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_pause_of_all_nodes_is_beside_that_of_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pause = Pause::resume(dir.path());
+        assert!(!pause.set_by_namespace(None));
+        pause.begin(HOUR, None);
+        assert!(pause.set_by_namespace(Some("an incident".to_owned())));
+        assert!(!pause.set_by_namespace(Some("an incident".to_owned())));
+        let now = pause.now().unwrap();
+        assert_eq!((now.by, now.until), (PausedBy::Namespace, None));
+        assert!(pause.end());
+        assert_eq!(pause.now().unwrap().by, PausedBy::Namespace);
+        assert!(pause.set_by_namespace(None));
+        assert!(pause.now().is_none());
+        let next = Pause::resume(dir.path());
+        assert!(next.now().is_none(), "the next agent looks itself");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::{
     Agent,
     fact::{Fact, ResumeCause},
     kept,
+    pause::Resumed,
 };
 use crate::{
     api::{Form, Origin, Source},
@@ -28,8 +29,8 @@ pub(super) enum Question {
     ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
     /// To pause moves for so long, and why.
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
-    /// To resume moves; the answer is whether there was a pause.
-    Resume(oneshot::Sender<bool>),
+    /// To end the pause of this node.
+    Resume(oneshot::Sender<Resumed>),
 }
 
 /// What to do with a new snapshot.

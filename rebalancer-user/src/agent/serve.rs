@@ -30,13 +30,15 @@ use tracing::{info, warn};
 
 use super::{
     events::Events,
-    health, metrics, pause,
+    health, metrics,
+    pause::{self, Resumed},
     published::Published,
     questions::{Inspection, Looked, Question, Trial},
 };
 use crate::{
     api::{
-        Notation, Origin, Services, Sort, Source, write_connections, write_services, write_status,
+        Notation, Origin, PausedBy, Services, Sort, Source, write_connections, write_services,
+        write_status,
     },
     http::{
         Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseRequest, PlanRequest, Router,
@@ -245,8 +247,13 @@ async fn pause_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Ans
 
 async fn resume_answer(ask: Sender<Question>) -> Result<Answer, Answer> {
     let text = match of_loop(ask, Question::Resume).await? {
-        true => "moves resumed\n",
-        false => "moves were not paused\n",
+        Resumed::Now => "moves resumed\n",
+        Resumed::WasNotPaused => "moves were not paused\n",
+        Resumed::StillByNamespace => {
+            let ends_by = PausedBy::Namespace.ends_by();
+            let text = format!("moves stay paused, on all nodes; {ends_by} ends that pause\n");
+            return Ok(text_answer(StatusCode::OK, text));
+        }
     };
     Ok(text_answer(StatusCode::OK, text))
 }

@@ -178,6 +178,7 @@ impl Agent {
             everywhere: false,
             tracker,
             names,
+            namespace: options.own.map(|own| own.namespace),
             exchange,
             is_cut_off: false,
             unnamed,

@@ -60,14 +60,14 @@ pub enum EventKind {
     /// An operator has paused moves.
     #[serde(rename_all = "camelCase")]
     Paused {
-        /// When the pause expires.
-        until: Timestamp,
+        /// When the pause expires; none if it lasts for as long as the namespace's annotation is there.
+        until: Option<Timestamp>,
         /// Why, in the operator's words.
         reason: Option<String>,
     },
     /// Moves have resumed.
     Resumed {
-        /// `asked` or `expired`.
+        /// `asked`, `expired`, or `annotation`.
         cause: String,
     },
     /// Moves did not help: nothing more is moved there for some time.
@@ -209,7 +209,7 @@ pub(crate) mod tests {
                 error: "a: b\n  remedy: \u{1b}[31m".to_owned(),
             },
             EventKind::Paused {
-                until,
+                until: Some(until),
                 reason: Some("an incident".to_owned()),
             },
             EventKind::Resumed {

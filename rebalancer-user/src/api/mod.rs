@@ -41,6 +41,6 @@ pub use services::{
 };
 pub use status::{
     BudgetStatus, CapacityStatus, ClusterStatus, InFlightStatus, ModeStatus, MoverStatus,
-    PassStatus, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ShareStatus, Status,
-    read_status, write_status,
+    PassStatus, PausedBy, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ShareStatus,
+    Status, read_status, write_status,
 };

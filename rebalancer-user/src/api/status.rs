@@ -134,10 +134,42 @@ pub struct RefusedStatus {
 pub struct PausedStatus {
     /// When it began.
     pub since: Timestamp,
-    /// When it expires.
-    pub until: Timestamp,
+    /// When it expires; none if it lasts for as long as the annotation is there.
+    pub until: Option<Timestamp>,
     /// Why, in the operator's words.
     pub reason: Option<String>,
+    /// Who has asked for it.
+    #[serde(default)]
+    pub by: PausedBy,
+}
+
+/// Who has paused moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PausedBy {
+    /// An operator on this node, by `rebalancer pause`.
+    #[default]
+    Operator,
+    /// The annotation `rebalancer.dev/paused` of the agents' namespace, for all nodes.
+    Namespace,
+}
+
+impl PausedBy {
+    /// The command that ends such a pause.
+    pub fn ends_by(self) -> &'static str {
+        match self {
+            Self::Operator => "`rebalancer resume`",
+            Self::Namespace => "`kubectl annotate namespace NAME rebalancer.dev/paused-`",
+        }
+    }
+
+    /// As a stable word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Operator => "operator",
+            Self::Namespace => "namespace",
+        }
+    }
 }
 
 /// How a node takes part in the balance across nodes.

@@ -111,8 +111,10 @@ impl Input {
             && let Some(paused) = status.paused
         {
             let until = paused.until;
+            let until = until.map_or(String::new(), |until| format!(" until {until:.0}"));
+            let ends_by = paused.by.ends_by();
             note(format_args!(
-                "note: moves are paused until {until}: `rebalancer resume` ends the pause"
+                "note: moves are paused{until}: {ends_by} ends the pause"
             ));
         }
         Ok(answer)

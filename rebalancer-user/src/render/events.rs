@@ -47,10 +47,14 @@ fn detail(what: &EventKind) -> String {
         }
         EventKind::Paused { until, reason } => {
             let why = reason.as_ref().map_or(String::new(), |r| format!(": {r}"));
-            format!("until {until:.0}{why}")
+            match until {
+                Some(until) => format!("until {until:.0}{why}"),
+                None => format!("all nodes, by the annotation of the namespace{why}"),
+            }
         }
         EventKind::Resumed { cause } => match cause.as_str() {
             "expired" => "the pause has expired".to_owned(),
+            "annotation" => "the annotation of the namespace is gone".to_owned(),
             _ => "requested by an operator".to_owned(),
         },
         EventKind::Held {

@@ -32,14 +32,15 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     )?;
     line("mode", mode(&status.mode))?;
     if let Some(paused) = &status.paused {
-        let left = age(between(now, paused.until));
         let reason = paused.reason.as_deref().map(visible);
         let why = reason.map_or(String::new(), |reason| format!(": {reason}"));
-        let text = format!(
-            "since {}, for {left} more (until {:.0}){why}; `rebalancer resume` ends the pause",
-            ago(paused.since),
-            paused.until
-        );
+        let since = ago(paused.since);
+        let until = match paused.until {
+            Some(until) => format!("for {} more (until {until:.0})", age(between(now, until))),
+            None => "on all nodes".to_owned(),
+        };
+        let ends_by = paused.by.ends_by();
+        let text = format!("since {since}, {until}{why}; {ends_by} ends the pause");
         line("paused", text)?;
     }
     let policy = &status.policy;

@@ -32,9 +32,14 @@ pub fn top(
     let rates = Rates::between(before, now);
     let mut lines = vec![head(now, clock)];
     lines.extend(now.paused.as_ref().map(|paused| {
-        let left = age(between(clock, paused.until));
         let why = paused.reason.as_deref().map(visible).unwrap_or_default();
-        let text = format!("paused for {left} more, until {:.0}  {why}", paused.until);
+        let text = match paused.until {
+            Some(until) => {
+                let left = age(between(clock, until));
+                format!("paused for {left} more, until {until:.0}  {why}")
+            }
+            None => format!("paused on all nodes  {why}"),
+        };
         Line::from(text.fg(Color::Yellow).bold())
     }));
     let name = NAME.min(width.saturating_sub(NUMBERS) / 2).max(8);
@@ -207,7 +212,7 @@ fn key(endpoint: &EndpointItem) -> (u32, Option<u64>, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{PausedStatus, ServiceItem};
+    use crate::api::{PausedBy, PausedStatus, ServiceItem};
 
     fn services(at: &str, bytes: u64) -> Services {
         let endpoint = |netns, connections| EndpointItem {
@@ -275,8 +280,9 @@ shop/checkout  40 connections, 3 endpoints
         let mut now = services("2026-01-02T03:04:05Z", 0);
         now.paused = Some(PausedStatus {
             since: "2026-01-02T03:00:00Z".parse().unwrap(),
-            until: "2026-01-02T04:00:00Z".parse().unwrap(),
+            until: "2026-01-02T04:00:00Z".parse().ok(),
             reason: Some("an \u{1b}[31mincident".to_owned()),
+            by: PausedBy::Operator,
         });
         let clock = "2026-01-02T03:59:00Z".parse().unwrap();
         for width in [0, 1, 20, 40, 80, 500] {
@@ -284,6 +290,9 @@ shop/checkout  40 connections, 3 endpoints
             assert!(shown.contains("paused for 60s more"), "{shown}");
             assert!(!shown.contains('\u{1b}'), "{shown:?}");
         }
+        now.paused.as_mut().unwrap().until = None;
+        let shown = text(&top(&now, Some(&now), 80, clock));
+        assert!(shown.contains("paused on all nodes"), "{shown}");
         now.items.clear();
         assert!(text(&top(&now, None, 80, clock)).contains("no endpoint"));
     }

@@ -18,9 +18,9 @@ use crate::{
     reload::REFUSED,
     server::{Kind, Server},
     support::{
-        AT_ONCE, Agent, QUIET, REBALANCER, cgroup, connect, connect_many, download, enforce,
-        enforce_where, eventually, failed, file_of, is_reset, lab, of_client, own_pins, request,
-        shows,
+        AT_ONCE, Agent, PATIENT, QUIET, REBALANCER, answered, cgroup, connect, connect_many,
+        download, enforce, enforce_where, eventually, failed, file_of, is_reset, lab, of_client,
+        own_pins, request, shows,
     },
 };
 
@@ -422,6 +422,48 @@ fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
     assert_eq!(refused.len(), 2, "{refused:#?}");
     let note = refused[1].1["note"].as_str().unwrap();
     assert!(note.contains("does not start"), "{note}");
+}
+
+#[test]
+fn an_annotation_of_the_agents_namespace_pauses_all_of_them() {
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let namespace = |annotations: Value| {
+        let meta = json!({"name": "rebalancer", "annotations": annotations});
+        cluster.api.set("namespaces", json!({"metadata": meta}));
+    };
+    let policy = enforce(&lab, 80, "maxAge: 400ms", PATIENT)
+        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
+    let mut agent = cluster.agent_by(&lab, &policy, &[], of_own_pod);
+    let mut stream = answered(&lab, lab.pod(0).address());
+    agent.wait_for_skipped("inFlight");
+
+    namespace(json!({"rebalancer.dev/paused": "an incident"}));
+    agent.moved("recalled");
+    agent.wait_for_intervals(5);
+    agent.has_moved(1); // nothing new is moved
+    request(&mut stream, "/").expect("it lives");
+    let paused = json!({"by": "namespace", "reason": "an incident", "until": null});
+    shows(&agent.status()["paused"], paused);
+    // A pause of the node alone ends without an effect.
+    agent.ask(&["pause", "--for", "1h"]);
+    let resumed = agent.ask(&["resume"]);
+    assert!(resumed.contains("stay paused"), "{resumed}");
+    shows(&agent.status()["paused"], json!({"by": "namespace"}));
+    // As it is for one that starts now.
+    drop(agent);
+    let mut next = cluster.agent_by(&lab, &policy, &[], of_own_pod);
+    let status = eventually(
+        "a move that is due",
+        || next.status(),
+        |status| status["lastPass"]["moves"] == 1,
+    );
+    shows(&status, json!({"/paused/by": "namespace", "inFlight": []}));
+
+    namespace(json!({}));
+    let on = next.wait_for_message("moves resumed");
+    assert_eq!(on["cause"], "annotation");
+    next.wait_for_skipped("inFlight");
 }
 
 /// Without an API server to ask, as where a token was not mounted, no guard of Kubernetes holds.

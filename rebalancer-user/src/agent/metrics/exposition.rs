@@ -105,7 +105,7 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
             "1 for the mode in effect: the safest of policy, flag and what this node can do.";
         gauge paused = one(u64::from(paused.is_some())),
             "1 while moves are paused by an operator.";
-        gauge paused_until_timestamp in Seconds = paused.iter().map(|p| (NONE, seconds(p.until))),
+        gauge paused_until_timestamp in Seconds = paused.iter().filter_map(|p| Some((NONE, seconds(p.until?)))),
             "When the pause expires; no sample while moves are not paused.";
         gauge mover_up = health.map(|health| (NONE, u64::from(health == Health::Fine))),
             "1 while the moving thread works or waits, 0 while it is stuck or has ended; no sample where no reset mechanism works.";
@@ -392,7 +392,7 @@ mod tests {
             numbers::{Kind, MOVES, Numbers},
             published::Beat,
         },
-        api::{BudgetStatus, PassStatus, PausedStatus, Status, read_status},
+        api::{BudgetStatus, PassStatus, PausedBy, PausedStatus, Status, read_status},
         moves::Pulse,
         snapshot::Naming,
     };
@@ -414,8 +414,9 @@ mod tests {
         let mut status: Status = read_status(status.as_bytes()).unwrap();
         status.paused = Some(PausedStatus {
             since: at,
-            until: at,
+            until: Some(at),
             reason: None,
+            by: PausedBy::Operator,
         });
         status.last_pass = Some(PassStatus {
             at,

@@ -191,6 +191,12 @@ impl Cluster {
         })
     }
 
+    /// Why a namespace pauses the agents in it, if it does.
+    pub(super) fn paused(&self, namespace: &str) -> Option<&str> {
+        let namespace = self.namespaces.now.as_ref()?.get(namespace)?;
+        namespace.paused.as_deref()
+    }
+
     fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
         let slices = self.slices.now.as_ref()?;
         let specs = self.services.now.as_ref()?;

@@ -93,6 +93,11 @@ impl Names {
         name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
+    /// Why a namespace pauses the agents in it, if it does, as last heard of.
+    pub fn paused(&self, namespace: &str) -> Option<String> {
+        self.shared.lock().paused(namespace).map(str::to_owned)
+    }
+
     /// What the API server calls this node.
     pub fn node(&self) -> &str {
         &self.node

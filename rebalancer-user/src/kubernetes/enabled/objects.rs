@@ -31,9 +31,15 @@ pub(super) struct Pod {
 pub(super) struct Namespace {
     pub(super) labels: Labels,
     pub(super) opted_out: bool,
+    /// Its agents move nothing, and why.
+    pub(super) paused: Option<String>,
 }
 
+/// Of a namespace's reason for a pause, in characters.
+const LONGEST_PAUSE_REASON: usize = 256;
+
 const ENABLED: &str = "rebalancer.dev/enabled";
+const PAUSED: &str = "rebalancer.dev/paused";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// An event, with what is kept of its object instead of it.
@@ -102,8 +108,18 @@ fn container(status: ContainerStatus) -> Option<(String, String)> {
 pub(super) fn namespace(mut object: PartialObjectMeta<ApiNamespace>) -> Option<Namespace> {
     Some(Namespace {
         opted_out: opted_out(&object.metadata),
+        paused: paused(&object.metadata),
         labels: object.metadata.labels.take().unwrap_or_default(),
     })
+}
+
+/// Why a namespace pauses its agents, by an annotation or a label. Any value but `"false"` does, so that
+/// a reason can be given.
+fn paused(meta: &ObjectMeta) -> Option<String> {
+    let maps = [&meta.annotations, &meta.labels];
+    let mut values = maps.into_iter().flatten().filter_map(|map| map.get(PAUSED));
+    let value = values.find(|value| *value != "false")?;
+    Some(value.chars().take(LONGEST_PAUSE_REASON).collect())
 }
 
 /// Whether an object opts out, by an annotation or a label. Any value but `"true"` does, because an author
@@ -183,6 +199,27 @@ mod tests {
         let both = json!({"annotations": {ENABLED: "true"}, "labels": {ENABLED: "false"}});
         assert!(opted_out(&from_value(both).unwrap()));
         assert!(!opted_out(&ObjectMeta::default()));
+    }
+
+    #[test]
+    fn all_but_the_word_false_pauses_by_annotation_and_by_label() {
+        for (value, reason) in [
+            ("true", Some("true")),
+            ("an incident", Some("an incident")),
+            ("", Some("")),
+            ("False", Some("False")),
+            ("false", None),
+        ] {
+            for field in ["annotations", "labels"] {
+                let meta = json!({"name": "rebalancer", field: {PAUSED: value}});
+                let meta: ObjectMeta = from_value(meta).unwrap();
+                assert_eq!(paused(&meta).as_deref(), reason, "{field} {value:?}");
+            }
+        }
+        let long = json!({"annotations": {PAUSED: "ö".repeat(1000)}});
+        let long = paused(&from_value(long).unwrap()).unwrap();
+        assert_eq!(long.chars().count(), LONGEST_PAUSE_REASON);
+        assert_eq!(paused(&ObjectMeta::default()), None);
     }
 
     #[test]
