@@ -1,7 +1,7 @@
 //! The command line: what an operator types, and the exit codes that scripts rely on.
 //!
 //! Data goes to stdout, all else to stderr. 0 ok, 1 error, 2 usage, 3 invalid policy,
-//! 4 privilege, 5 no agent.
+//! 4 privilege, 5 no agent, 6 not all agents have answered (`kubectl rebalancer`).
 
 mod agent;
 mod cooldowns;
@@ -14,6 +14,7 @@ mod dump;
 mod events;
 mod explain;
 mod input;
+mod kubectl;
 mod log;
 mod manual;
 mod move_;
@@ -143,10 +144,15 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the command line, runs the command, and says what went wrong.
 pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(Path::file_name);
+    if name.is_some_and(|name| name == kubectl::PLUGIN) {
+        return ended(kubectl::Plugin::parse().run());
+    }
     let command = Cli::parse().command;
     // Before there are threads. Without it some names stay unknown, and `doctor` says why.
     let _own_view_stays = host::enter_cgroup_namespace_of_process_1();
-    let result = match command {
+    ended(match command {
         Command::Agent(agent) => agent.run(),
         Command::Cooldowns(cooldowns) => cooldowns.run(),
         #[cfg(feature = "kubernetes")]
@@ -168,7 +174,10 @@ pub fn main() -> ExitCode {
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Completions(completions) => completions.run(),
         Command::Man(man) => man.run(),
-    };
+    })
+}
+
+fn ended(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -195,6 +204,9 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<PolicyErrors>().is_some() {
         return 3;
+    }
+    if error.downcast_ref::<kubectl::Unanswered>().is_some() {
+        return 6;
     }
     match error.downcast_ref::<running::NotAsked>() {
         Some(running::NotAsked::Privilege { .. }) => return 4,
