@@ -502,7 +502,10 @@ fn metrics_in(query: &str) -> BTreeSet<String> {
 
 #[test]
 fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-    let list = std::fs::read_to_string(deploy().join("metrics.txt")).unwrap();
+    let read = |file| std::fs::read_to_string(deploy().join(file)).unwrap();
+    let list = ["metrics.txt", "metrics-coordinator.txt"]
+        .map(read)
+        .concat();
     let lines = list.lines().filter(|line| line.starts_with("rebalancer_"));
     let known: BTreeSet<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
     assert!(known.contains("rebalancer_moves_total"), "{known:?}");

@@ -203,12 +203,7 @@ impl AgentState {
 
     /// How this node takes part in the balance across nodes; none if there is nobody to exchange with.
     fn cluster(&self, policy: &Policy) -> Option<ClusterStatus> {
-        let views = match self.views {
-            Views::Off => return None,
-            Views::Awaited => "awaited",
-            Views::Expired => "expired",
-            Views::Valid { .. } => "valid",
-        };
+        let views = self.views.state()?;
         let budget = policy.budget().per_service();
         let share = |(balanced, cluster): &(Balanced, ClusterShare)| {
             let budget = budget.of(cluster.connections);

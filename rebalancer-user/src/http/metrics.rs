@@ -84,6 +84,47 @@ fn classic(open_metrics: &str) -> String {
     text
 }
 
+/// Compares a list in deploy/ with what is exposed.
+#[cfg(test)]
+pub fn assert_metrics_listed(listed: &str, exposed: &str) {
+    let listed = listed.lines().filter(|line| !line.starts_with('#'));
+    let listed: Vec<&str> = listed.collect();
+    let exposed = list(exposed);
+    assert_eq!(
+        listed.join("\n").trim(),
+        exposed.trim(),
+        "the list in deploy/ shall be:\n{exposed}"
+    );
+}
+
+/// Name and type, labels, and text of every metric, in the form of deploy/metrics.txt.
+#[cfg(test)]
+fn list(exposed: &str) -> String {
+    let mut list = String::new();
+    for block in exposed.split("# HELP ").skip(1) {
+        let mut lines = block.lines();
+        let (name, help) = lines.next().unwrap().split_once(' ').unwrap();
+        let (_, kind) = lines.next().unwrap().rsplit_once(' ').unwrap();
+        let sample = lines.find(|line| !line.starts_with('#')).unwrap();
+        let labels = sample.split_once('{').map_or("", |(_, rest)| {
+            let (labels, _) = rest.rsplit_once('}').unwrap();
+            labels
+        });
+        let labels: Vec<&str> = labels
+            .split("\",")
+            .filter_map(|label| Some(label.split_once('=')?.0))
+            .collect();
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        list.push_str(&format!("{name}{suffix} {kind} {{{}}}\n", labels.join(",")));
+        list.push_str(&format!("    {help}\n"));
+    }
+    list
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,8 @@ mod server;
 mod wire;
 
 pub use client::{AskError, ask, follow, tell};
+#[cfg(test)]
+pub use metrics::assert_metrics_listed;
 pub use metrics::metrics_answer;
 pub use run_dir::{RunDir, RunDirError, socket_of};
 pub use server::{Open, Server};

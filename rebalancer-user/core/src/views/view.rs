@@ -30,6 +30,9 @@ pub struct View {
     pub most: u64,
     /// Connections, whatever they count for: of these a budget may be a percentage.
     pub connections: u64,
+    /// Of these, what the other nodes have.
+    #[serde(default)]
+    pub elsewhere: u64,
     /// What this node's endpoints hold above the mean.
     pub excess: u64,
     /// This node's part of the Service's budget, by its part of what all hold above the mean.
@@ -66,6 +69,20 @@ impl Views {
         Self::Valid {
             services: by_key.collect(),
             left,
+        }
+    }
+
+    /// What [`Views::state`] may say.
+    pub const STATES: [&str; 3] = ["awaited", "expired", "valid"];
+
+    /// How much is known, as a stable word; none if nobody is asked.
+    pub fn state(&self) -> Option<&'static str> {
+        let [awaited, expired, valid] = Self::STATES;
+        match self {
+            Self::Off => None,
+            Self::Awaited => Some(awaited),
+            Self::Expired => Some(expired),
+            Self::Valid { .. } => Some(valid),
         }
     }
 

@@ -26,6 +26,7 @@ use crate::{
         published::Published,
     },
     moves::Health,
+    views::Views,
 };
 
 /// Every metric of an agent that lets know of itself by `published`; `missed` counts what followers
@@ -96,6 +97,11 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
         Some(Health::Stuck { time, .. }) => time.as_secs_f64(),
         Some(Health::Fine | Health::Ended) | None => 0.0,
     };
+    let cluster = status.cluster.as_ref();
+    let views = cluster.into_iter().flat_map(|cluster| {
+        let is = |state| u64::from(state == cluster.views);
+        Views::STATES.map(|state| ([("state", state)], is(state)))
+    });
     let up = status.generated_at.duration_since(status.up_since);
     let stale = numbers.names_stale(up.try_into().unwrap_or_default());
     expose! { out:
@@ -115,6 +121,10 @@ fn agent(out: &mut Out<'_>, published: &Published) -> fmt::Result {
             "Number of times the moving thread was replaced because it was stuck or had ended.";
         gauge names_stale in Seconds = stale.map(|stale| (NONE, stale)),
             "Time since the API server last answered, 0 while it does; no sample without Kubernetes.";
+        gauge exchange_up = cluster.map(|cluster| (NONE, u64::from(cluster.trouble.is_none()))),
+            "1 while this node's report is written and its views are read, 0 while the API server refuses or does not answer; no sample without Kubernetes.";
+        gauge cluster_views = views,
+            "1 for the state of the coordinator's views of other nodes: awaited, expired or valid; no sample without Kubernetes.";
     }
 }
 
@@ -392,7 +402,10 @@ mod tests {
             numbers::{Kind, MOVES, Numbers},
             published::Beat,
         },
-        api::{BudgetStatus, PassStatus, PausedBy, PausedStatus, Status, read_status},
+        api::{
+            BudgetStatus, ClusterStatus, PassStatus, PausedBy, PausedStatus, Status, read_status,
+        },
+        http::assert_metrics_listed,
         moves::Pulse,
         snapshot::Naming,
     };
@@ -417,6 +430,10 @@ mod tests {
             until: Some(at),
             reason: None,
             by: PausedBy::Operator,
+        });
+        status.cluster = Some(ClusterStatus {
+            views: "valid".to_owned(),
+            ..ClusterStatus::default()
         });
         status.last_pass = Some(PassStatus {
             at,
@@ -481,46 +498,10 @@ mod tests {
         text
     }
 
-    /// Name and type, labels, and text of every metric, in the form of deploy/metrics.txt.
-    fn list(exposed: &str) -> String {
-        let mut list = String::new();
-        for block in exposed.split("# HELP ").skip(1) {
-            let mut lines = block.lines();
-            let (name, help) = lines.next().unwrap().split_once(' ').unwrap();
-            let (_, kind) = lines.next().unwrap().rsplit_once(' ').unwrap();
-            let sample = lines.find(|line| !line.starts_with('#')).unwrap();
-            let labels = sample.split_once('{').map_or("", |(_, rest)| {
-                let (labels, _) = rest.rsplit_once('}').unwrap();
-                labels
-            });
-            let labels: Vec<&str> = labels
-                .split("\",")
-                .filter_map(|label| Some(label.split_once('=')?.0))
-                .collect();
-            let suffix = match kind {
-                "counter" => "_total",
-                "info" => "_info",
-                _ => "",
-            };
-            list.push_str(&format!("{name}{suffix} {kind} {{{}}}\n", labels.join(",")));
-            list.push_str(&format!("    {help}\n"));
-        }
-        list
-    }
-
     #[test]
     fn the_list_of_metrics_is_complete() {
         let listed = include_str!("../../../../deploy/metrics.txt");
-        let body: Vec<&str> = listed
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .collect();
-        let exposed = list(&exposed());
-        assert_eq!(
-            body.join("\n").trim(),
-            exposed.trim(),
-            "deploy/metrics.txt shall be:\n{exposed}"
-        );
+        assert_metrics_listed(listed, &exposed());
     }
 
     #[test]
