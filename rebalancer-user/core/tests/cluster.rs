@@ -93,6 +93,7 @@ fn view() -> View {
         least: 0,
         most: 300,
         connections: 300,
+        elsewhere: 0,
         excess: 200,
         share: Share::ALL,
     }
@@ -355,7 +356,7 @@ impl Cluster {
         for number in 0..3 {
             let services = report(&self.policy, &self.seen(number), &self.nodes[number].0);
             let report = Report::of(self.now, services);
-            self.merger.report(&number.to_string(), report, now);
+            self.merger.report(&number.to_string(), report, true, now);
         }
     }
 
@@ -415,8 +416,11 @@ fn three_nodes_become_even_and_stay_so() {
             cluster.loads(),
             cluster.moves
         );
-        assert!(even_after.is_some());
+        assert!(
+            even_after.is_some_and(|round| round <= 3),
+            "in four rounds of reports"
+        );
         // 285 are the least, as a third comes back.
-        assert!(cluster.moves <= 345, "{}", cluster.moves);
+        assert!(cluster.moves <= 285 * 115 / 100, "{}", cluster.moves);
     }
 }

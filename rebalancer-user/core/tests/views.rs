@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::views::{
-    Generation, Key, MOST_LOADS, MOST_SERVICES, Merger, REPORT_COUNTS_FOR, REPORT_EVERY, Report,
-    ServiceReport, Share, Sums, View,
+    Generation, Key, MOST_LOADS, MOST_SERVICES, Merger, REPORT_COUNTS_FOR, REPORT_EVERY,
+    REPORT_REMOVED_AFTER, Report, ServiceReport, Share, Sums, View,
 };
 
 fn key(service: &str) -> Key {
@@ -64,7 +64,7 @@ impl Run {
     fn report(&mut self, node: &str, services: &[ServiceReport]) {
         self.sequence += 1;
         let report = Report::of(self.sequence, services.to_vec());
-        self.merger.report(node, report, self.now);
+        self.merger.report(node, report, false, self.now);
     }
 
     fn view(&mut self, node: &str) -> Option<View> {
@@ -88,6 +88,22 @@ fn three_nodes_learn_what_all_hold_and_the_hot_one_has_the_budget() {
     for other in [b, c] {
         assert_eq!((other.mean, other.excess, other.share.of(30)), (100, 0, 0));
     }
+}
+
+#[test]
+fn the_object_of_a_node_that_has_not_reported_for_an_hour_is_removed() {
+    let mut run = Run::of(&[("alive", &[]), ("gone", &[])]);
+    // An object that was there when the coordinator began, and has not changed since.
+    run.report("of last year", &[]);
+    let gone = |run: &Run| -> Vec<String> { run.merger.gone(run.now).map(str::to_owned).collect() };
+    run.now = REPORT_REMOVED_AFTER - second(1);
+    run.report("alive", &[]);
+    assert!(gone(&run).is_empty());
+    run.now += second(1);
+    assert_eq!(gone(&run), ["gone", "of last year"]);
+    run.merger.remove("gone");
+    run.report("of last year", &[]);
+    assert!(gone(&run).is_empty());
 }
 
 #[test]
@@ -151,16 +167,16 @@ fn an_age_is_known_from_the_first_change_on_and_old_reports_do_not_count() {
     assert_eq!(run.view("a"), None, "it may be of last year");
     let same = Report::of(run.sequence, web.to_vec());
     run.now = second(20);
-    run.merger.report("a", same.clone(), run.now);
+    run.merger.report("a", same.clone(), false, run.now);
     assert_eq!(run.view("a"), None, "a list that repeats it says nothing");
     run.report("a", &web);
     assert!(run.view("a").is_some());
     let last = Report::of(run.sequence, web.to_vec());
     run.now += REPORT_COUNTS_FOR - second(1);
-    run.merger.report("a", last.clone(), run.now);
+    run.merger.report("a", last.clone(), false, run.now);
     assert!(run.view("a").is_some());
     run.now += second(1);
-    run.merger.report("a", last, run.now);
+    run.merger.report("a", last, false, run.now);
     assert_eq!(run.view("a"), None);
     let ages: Vec<_> = run.merger.ages(run.now).collect();
     assert_eq!(ages, [("a", Some(REPORT_COUNTS_FOR))]);
@@ -267,7 +283,7 @@ proptest! {
             many.report(NODES[node], &[of("web", 4, &[load])]);
             if is_repeated {
                 let again = Report::of(many.sequence, vec![of("web", 4, &[load])]);
-                many.merger.report(NODES[node], again, many.now);
+                many.merger.report(NODES[node], again, false, many.now);
             }
         }
         for run in [&mut once, &mut many] {

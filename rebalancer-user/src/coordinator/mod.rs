@@ -27,7 +27,7 @@ use self::{metrics::Numbers, publisher::Publisher};
 use crate::{
     http::{Open, Server},
     kubernetes::{Access, Lease, NodeBalances, ReportEvent, coordination},
-    views::{Merger, REPORT_COUNTS_FOR, View},
+    views::{Merger, REPORT_COUNTS_FOR, Report, View},
 };
 
 /// How often reports are merged.
@@ -129,6 +129,14 @@ async fn hold(
     }
 }
 
+/// What became of a write.
+enum Written {
+    /// A node was given its views, or was not, and why.
+    Views(String, Result<(), String>),
+    /// A node's object was removed, or was not, and why.
+    Removed(String, Result<(), String>),
+}
+
 struct Coordinator {
     node_balances: NodeBalances,
     identity: String,
@@ -143,7 +151,9 @@ struct Coordinator {
     led: bool,
     sequence: u64,
     waiting: VecDeque<(String, Vec<View>)>,
-    writes: JoinSet<(String, Result<(), String>)>,
+    writes: JoinSet<Written>,
+    /// Nodes that are gone, whose objects are being removed.
+    removing: BTreeSet<String>,
     /// The last write has failed.
     failing: bool,
 }
@@ -169,6 +179,7 @@ impl Coordinator {
             sequence: 0,
             waiting: VecDeque::new(),
             writes: JoinSet::new(),
+            removing: BTreeSet::new(),
             failing: false,
         }
     }
@@ -182,14 +193,8 @@ impl Coordinator {
     fn take_in(&mut self, event: ReportEvent) {
         match event {
             ReportEvent::ListBegins => self.listing = Some(BTreeSet::new()),
-            ReportEvent::Reported(node, report) => {
-                self.merger.report(&node, report, self.began.elapsed());
-                self.numbers.reports.inc();
-                if let Some(listing) = &mut self.listing {
-                    listing.insert(node.clone());
-                }
-                self.nodes.insert(node);
-            }
+            ReportEvent::Reported(node, report) => self.report(node, report, true),
+            ReportEvent::Listed(node, report) => self.report(node, report, false),
             ReportEvent::Removed(node) => {
                 self.merger.remove(&node);
                 self.nodes.remove(&node);
@@ -204,6 +209,15 @@ impl Coordinator {
                 self.numbers.listed();
             }
         }
+    }
+
+    fn report(&mut self, node: String, report: Report, is_news: bool) {
+        (self.merger).report(&node, report, is_news, self.began.elapsed());
+        self.numbers.reports.inc();
+        if let Some(listing) = &mut self.listing {
+            listing.insert(node.clone());
+        }
+        self.nodes.insert(node);
     }
 
     fn tick(&mut self) {
@@ -229,7 +243,26 @@ impl Coordinator {
         if self.waiting.is_empty() {
             self.waiting.extend(self.publisher.take_due(views, now));
         }
+        self.remove_gone(now);
         self.write();
+    }
+
+    /// Removes the objects of nodes that are gone.
+    fn remove_gone(&mut self, now: Duration) {
+        let gone = self.merger.gone(now);
+        let room = WRITES.saturating_sub(self.writes.len());
+        let new = gone
+            .filter(|node| !self.removing.contains(*node))
+            .take(room);
+        let new: Vec<String> = new.map(str::to_owned).collect();
+        for node in new {
+            self.removing.insert(node.clone());
+            let node_balances = self.node_balances.clone();
+            self.writes.spawn(async move {
+                let removed = node_balances.remove(&node).await;
+                Written::Removed(node, removed)
+            });
+        }
     }
 
     fn count(&self, now: Duration, views: usize) {
@@ -255,22 +288,39 @@ impl Coordinator {
             let sequence = self.sequence;
             self.writes.spawn(async move {
                 let given = node_balances.give(&node, sequence, views, &identity).await;
-                (node, given)
+                Written::Views(node, given)
             });
         }
     }
 
-    fn written(&mut self, done: Result<(String, Result<(), String>), tokio::task::JoinError>) {
+    fn written(&mut self, done: Result<Written, tokio::task::JoinError>) {
         match done {
-            Ok((_, Ok(()))) => {
+            Ok(Written::Views(_, Ok(()))) => {
                 self.numbers.given.inc();
                 self.failing = false;
             }
-            Ok((node, Err(error))) => {
+            Ok(Written::Views(node, Err(error))) => {
                 self.numbers.failed.inc();
                 self.publisher.failed(&node);
                 if !std::mem::replace(&mut self.failing, true) {
                     warn!(node, error, "cannot give a node its views; trying again");
+                }
+            }
+            Ok(Written::Removed(node, Ok(()))) => {
+                info!(
+                    node,
+                    "removed the object of a node that does not report any more"
+                );
+                self.removing.remove(&node);
+                self.merger.remove(&node);
+            }
+            Ok(Written::Removed(node, Err(error))) => {
+                self.removing.remove(&node);
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn!(
+                        node,
+                        error, "cannot remove the object of a node that is gone; trying again"
+                    );
                 }
             }
             Err(error) => warn!(%error, "a write has ended by itself"),

@@ -2,11 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::views::{REPORT_EVERY, VIEW_AGAIN_AFTER, View};
+use crate::views::{Generation, Key, REPORT_EVERY, VIEW_AGAIN_AFTER, View};
 
 /// The views that each node was given last. Times are on the coordinator's clock, since any moment.
 #[derive(Debug, Default)]
 pub(super) struct Publisher(BTreeMap<String, Given>);
+
+/// Which endpoints a view compares.
+fn set(view: &View) -> (&Key, Generation, u32) {
+    (&view.key, view.generation, view.endpoints)
+}
 
 #[derive(Debug)]
 struct Given {
@@ -16,8 +21,9 @@ struct Given {
 }
 
 impl Publisher {
-    /// Of these views those that are to be given now, and takes them for given. A node is given what has
-    /// changed no more often than it reports, and what has not before that expires.
+    /// Of these views those that are to be given now, and takes them for given. A node is given views of other
+    /// sets of endpoints at once, as those before are of no use to it; what else has changed no more often than
+    /// it reports, and what has not before that expires.
     pub(super) fn take_due(
         &mut self,
         views: BTreeMap<String, Vec<View>>,
@@ -31,7 +37,10 @@ impl Publisher {
             };
             let age = now.saturating_sub(given.at);
             let has_changed = given.views.as_ref() != Some(views);
-            has_changed && age >= REPORT_EVERY || !views.is_empty() && age >= VIEW_AGAIN_AFTER
+            let is_of_others = |given: &Vec<View>| !given.iter().map(set).eq(views.iter().map(set));
+            given.views.as_ref().is_some_and(is_of_others)
+                || has_changed && age >= REPORT_EVERY
+                || !views.is_empty() && age >= VIEW_AGAIN_AFTER
         });
         for (node, views) in &due {
             let given = Given {

@@ -6,6 +6,7 @@
 //! connection, move or skip, with the reason. Only a plan makes a [`Move`], and only a move may harm
 //! a connection.
 
+mod arrivals;
 mod balance;
 mod budget;
 mod budget_of;

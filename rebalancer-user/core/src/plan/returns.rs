@@ -19,7 +19,8 @@
 //! it stays one of the few that are under way.
 //!
 //! Where only a part of the group is seen, a client that returns is seen and one that goes elsewhere is
-//! not: counting returns as they come would count them first. So a move counts there after
+//! not, unless the coordinator's views show that the other nodes have gained it ([`Arrivals`]): counting
+//! returns as they come would count them first. So a move counts there after
 //! [`SEEN_WITHIN`], as returned or not, and is corrected if its client returns later. Because no client
 //! is seen elsewhere, the number of moves that may be under way then grows only with clients not seen
 //! to return; and once there was evidence, clients that are not seen count as under way here too.
@@ -37,7 +38,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, Cooldown, CooldownOf, Hold, Subject};
+use super::{Charge, Cooldown, CooldownOf, Hold, Subject, arrivals::Arrivals};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
@@ -155,6 +156,7 @@ pub(super) struct Returns {
     taken: BTreeSet<Cookie>,
     /// None of them empty.
     tests: BTreeMap<EndpointKey, BTreeMap<Subject, Test>>,
+    arrivals: Arrivals,
     counts: ReturnCounts,
     new_holds: Vec<NewReturns>,
 }
@@ -268,6 +270,8 @@ impl Returns {
             return Vec::new();
         }
         self.look_for(snapshot);
+        let moves = self.late.iter_mut().chain(&mut self.awaited);
+        self.arrivals.mark(snapshot, moves);
         let now = snapshot.taken;
         let mut settled = Vec::new();
         // What is known at the same time counts as a whole: which of several moves a client's new
@@ -300,7 +304,12 @@ impl Returns {
         let mut still = Vec::new();
         for one in std::mem::take(&mut self.awaited) {
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
-            if !is_late && (one.seen.is_none() || !one.charge.whole) {
+            let is_known = match one.seen {
+                None => false,
+                Some(Reappearance::Elsewhere) => true,
+                Some(_) => one.charge.whole,
+            };
+            if !is_late && !is_known {
                 still.push(one);
                 continue;
             }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    Generation, Key, REPORT_COUNTS_FOR, REPORT_EVERY, Report, ServiceReport, Share, Sums, View,
+    Generation, Key, REPORT_COUNTS_FOR, REPORT_EVERY, REPORT_REMOVED_AFTER, Report, ServiceReport,
+    Share, Sums, View,
 };
 
 /// For so long the largest sum counts: three reports of a node.
@@ -24,6 +25,8 @@ pub struct Merger {
 #[derive(Clone, Debug)]
 struct Node {
     report: Report,
+    /// When it was first seen.
+    seen: Duration,
     /// When it was last seen to change. How old it was when first seen is not known.
     changed: Option<Duration>,
 }
@@ -45,8 +48,9 @@ struct Part<'a> {
 type SameSet<'a> = (&'a Key, Generation, u32);
 
 impl Merger {
-    /// Takes in a node's report as it is at `now`. The same again is no sign of life.
-    pub fn report(&mut self, node: &str, report: Report, now: Duration) {
+    /// Takes in a node's report as it is at `now`; `is_news`: it was written just now, as far as is known.
+    /// The same again is no sign of life.
+    pub fn report(&mut self, node: &str, report: Report, is_news: bool, now: Duration) {
         match self.nodes.get_mut(node) {
             Some(known) if known.report == report => {}
             Some(known) => {
@@ -54,8 +58,12 @@ impl Merger {
                 known.changed = Some(now);
             }
             None => {
-                let changed = None;
-                self.nodes.insert(node.to_owned(), Node { report, changed });
+                let node_then = Node {
+                    report,
+                    seen: now,
+                    changed: is_news.then_some(now),
+                };
+                self.nodes.insert(node.to_owned(), node_then);
             }
         }
     }
@@ -71,6 +79,16 @@ impl Merger {
         self.nodes
             .iter()
             .map(move |(name, node)| (&**name, age(node)))
+    }
+
+    /// Nodes that have not reported for so long that their objects are to be removed.
+    pub fn gone(&self, now: Duration) -> impl Iterator<Item = &str> {
+        let is_gone = move |node: &Node| {
+            let last = node.changed.unwrap_or(node.seen);
+            now.saturating_sub(last) >= REPORT_REMOVED_AFTER
+        };
+        let gone = self.nodes.iter().filter(move |(_, node)| is_gone(node));
+        gone.map(|(name, _)| &**name)
     }
 
     /// What each node should know now, in the order of its report. Without a view are Services of which
@@ -152,16 +170,18 @@ fn of_nodes<'a>(
         least: loads().min().unwrap_or(0),
         most: loads().max().unwrap_or(0),
         connections: connections.fold(0, u64::saturating_add),
+        elsewhere: 0,
         excess: 0,
         share: Share::default(),
     };
-    let of_node = |(node, excess): (&'a str, u64)| {
+    let of_node = |((node, excess), part): ((&'a str, u64), &Part<'a>)| {
         let view = View {
+            elsewhere: view.connections.saturating_sub(part.report.connections),
             excess,
             share: shares.get(node).copied().unwrap_or_default(),
             ..view.clone()
         };
         (node, view)
     };
-    excesses.into_iter().map(of_node).collect()
+    excesses.into_iter().zip(parts).map(of_node).collect()
 }

@@ -29,11 +29,19 @@ use std::time::Duration;
 /// The least time between two reports of a node, whatever changes.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// The least time until another set of endpoints is reported, if that has not changed in the report before: a
+/// replica that comes should not wait, and one that flaps costs no more than others.
+pub const NEW_SET_REPORTED_AFTER: Duration = Duration::from_secs(2);
+
 /// The most time between two reports, though nothing changes: who reports nothing may be gone.
 pub const REPORT_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 
 /// A report that has not changed for so long is not merged: two were lost.
 pub const REPORT_COUNTS_FOR: Duration = Duration::from_secs(70);
+
+/// An object whose report has not changed for so long is removed: its node is gone, or has nothing to report. An
+/// agent that has something to report makes it again.
+pub const REPORT_REMOVED_AFTER: Duration = Duration::from_secs(3600);
 
 /// A view counts for so long after it was received, on the receiver's clock.
 pub const VIEW_COUNTS_FOR: Duration = Duration::from_secs(60);

@@ -114,19 +114,27 @@ impl Report {
         }
     }
 
+    /// Whether `now` is of other Services than this, or of other sets of their endpoints: the views that this
+    /// was made for are of no use any more.
+    pub fn is_of_others_than(&self, now: &[ServiceReport]) -> bool {
+        let differs = |(before, now): (&ServiceReport, &ServiceReport)| {
+            before.key != now.key
+                || before.generation != now.generation
+                || before.ready != now.ready
+                || before.loads.len() != now.loads.len()
+        };
+        self.services.len() != now.len().min(MOST_SERVICES)
+            || self.services.iter().zip(now).any(differs)
+    }
+
     /// Whether `now` differs enough from this to be reported before its time: another set of
     /// endpoints, or a load that has changed by a twentieth of the Service's here, and by two at least.
     pub fn is_outdated_by(&self, now: &[ServiceReport]) -> bool {
         let differs = |(before, now): (&ServiceReport, &ServiceReport)| {
             let total = now.sums.total.max(before.sums.total);
             let far = |(a, b): (&u64, &u64)| a.abs_diff(*b) >= (total / 20).max(2);
-            before.key != now.key
-                || before.generation != now.generation
-                || before.ready != now.ready
-                || before.loads.len() != now.loads.len()
-                || before.loads.iter().zip(&now.loads).any(far)
+            before.loads.iter().zip(&now.loads).any(far)
         };
-        self.services.len() != now.len().min(MOST_SERVICES)
-            || self.services.iter().zip(now).any(differs)
+        self.is_of_others_than(now) || self.services.iter().zip(now).any(differs)
     }
 }

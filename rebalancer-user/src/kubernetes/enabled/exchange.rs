@@ -23,7 +23,8 @@ use super::{
 use crate::{
     kubernetes::Access,
     views::{
-        REPORT_AT_LEAST_EVERY, REPORT_EVERY, Report, ServiceReport, VIEW_COUNTS_FOR, View, Views,
+        NEW_SET_REPORTED_AFTER, REPORT_AT_LEAST_EVERY, REPORT_EVERY, Report, ServiceReport,
+        VIEW_COUNTS_FOR, View, Views,
     },
 };
 
@@ -83,7 +84,8 @@ impl Shared {
 }
 
 impl State {
-    fn receive(&mut self, status: Option<NodeBalanceStatus>, now: Instant) {
+    /// `is_news`: it was written just now, as far as is known.
+    fn receive(&mut self, status: Option<NodeBalanceStatus>, is_news: bool, now: Instant) {
         let Some(status) = status else {
             self.received = None;
             return;
@@ -91,7 +93,7 @@ impl State {
         let at = match &self.received {
             Some(known) if known.sequence == status.sequence => return,
             Some(_) => Some(now),
-            None => None,
+            None => is_news.then_some(now),
         };
         self.received = Some(Received {
             sequence: status.sequence,
@@ -172,7 +174,7 @@ struct Writer {
 
 impl Writer {
     async fn run(self, mut offered: watch::Receiver<Vec<ServiceReport>>) {
-        let mut last: Option<(Report, Instant)> = None;
+        let mut last: Option<Written> = None;
         let mut pauses = pauses();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -183,13 +185,20 @@ impl Writer {
                 continue;
             }
             let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-            let before = last.as_ref().map_or(0, |(report, _)| report.sequence);
+            let before = last.as_ref().map_or(0, |last| last.report.sequence);
+            let is_of_others = |last: &Written| last.report.is_of_others_than(&services);
+            let is_of_others = last.as_ref().is_none_or(is_of_others);
             let report = Report::of(now.max(before + 1), services);
             match self.write(report.clone()).await {
                 Ok(()) => {
                     self.state.succeeded(WRITING);
                     pauses = self::pauses();
-                    last = Some((report, Instant::now()));
+                    let at = Instant::now();
+                    last = Some(Written {
+                        report,
+                        at,
+                        is_of_others,
+                    });
                 }
                 Err(error) => {
                     self.state
@@ -212,14 +221,25 @@ impl Writer {
     }
 }
 
+/// The last report that was written.
+#[derive(Clone)]
+struct Written {
+    report: Report,
+    at: Instant,
+    /// It was of other endpoints than the one before.
+    is_of_others: bool,
+}
+
 /// Whether a report is due: none is while there is nothing to report and nothing was.
-fn is_due(last: Option<&(Report, Instant)>, now: &[ServiceReport], at: Instant) -> bool {
-    let Some((report, written)) = last else {
+fn is_due(last: Option<&Written>, now: &[ServiceReport], at: Instant) -> bool {
+    let Some(last) = last else {
         return !now.is_empty();
     };
-    let age = at.saturating_duration_since(*written);
-    let is_outdated = age >= REPORT_EVERY && report.is_outdated_by(now);
-    is_outdated || (age >= REPORT_AT_LEAST_EVERY && !now.is_empty())
+    let age = at.saturating_duration_since(last.at);
+    let soon = !last.is_of_others && age >= NEW_SET_REPORTED_AFTER;
+    soon && last.report.is_of_others_than(now)
+        || age >= REPORT_EVERY && last.report.is_outdated_by(now)
+        || age >= REPORT_AT_LEAST_EVERY && !now.is_empty()
 }
 
 /// Reads this node's object, from when there is something to report: until then there is nothing to
@@ -252,12 +272,13 @@ async fn read(
                     state.succeeded(READING);
                     pauses = self::pauses();
                 }
+                let is_news = matches!(event, Event::Apply(_));
                 let status = match event {
                     Event::Apply(object) | Event::InitApply(object) => object.status,
                     Event::Delete(_) => None,
                     Event::Init | Event::InitDone => continue,
                 };
-                state.lock().receive(status, Instant::now());
+                state.lock().receive(status, is_news, Instant::now());
                 continue;
             }
             Ok(Some(Err(error))) => {
@@ -332,7 +353,12 @@ mod tests {
     #[test]
     fn a_report_is_due_soon_after_a_change_and_once_in_a_while() {
         let start = Instant::now();
-        let last = (Report::of(1, service(100)), start);
+        let last = |services, is_of_others| Written {
+            report: Report::of(1, services),
+            at: start,
+            is_of_others,
+        };
+        let (last, nothing) = (last(service(100), false), last(Vec::new(), true));
         let due = |now: &[ServiceReport], after| is_due(Some(&last), now, start + second(after));
         assert!(
             !is_due(None, &[], start),
@@ -341,10 +367,19 @@ mod tests {
         assert!(is_due(None, &service(1), start));
         assert!(!due(&service(300), 9));
         assert!(due(&service(300), 10));
-        assert!(due(&[], 10), "what is gone is said once");
+        assert!(!due(&[], 1));
+        assert!(due(&[], 2), "another set of endpoints is reported soon");
+        let flaps = Written {
+            is_of_others: true,
+            ..last.clone()
+        };
+        assert!(!is_due(Some(&flaps), &[], start + second(9)));
+        assert!(
+            is_due(Some(&flaps), &[], start + second(10)),
+            "and not again and again"
+        );
         assert!(!due(&service(101), 29));
         assert!(due(&service(101), 30));
-        let nothing = (Report::of(2, Vec::new()), start);
         assert!(!is_due(Some(&nothing), &[], start + second(300)));
     }
 
@@ -354,21 +389,27 @@ mod tests {
         let mut state = State::default();
         let given = |sequence| Some(NodeBalanceStatus::of(sequence, Vec::new(), "c"));
         assert_eq!(state.views(start), Views::Awaited);
-        state.receive(given(1), start);
+        state.receive(given(1), false, start);
         assert_eq!(state.views(start), Views::Awaited, "it may be of last year");
-        state.receive(given(1), start + second(1));
+        state.receive(given(1), false, start + second(1));
         assert_eq!(state.views(start + second(1)), Views::Awaited);
-        state.receive(given(2), start + second(10));
+        state.receive(given(2), true, start + second(10));
         let valid = |left| Views::valid(Vec::new(), second(left));
         assert_eq!(state.views(start + second(10)), valid(60));
         // A list that repeats it does not make it younger.
-        state.receive(given(2), start + second(30));
+        state.receive(given(2), false, start + second(30));
         assert_eq!(state.views(start + second(30)), valid(40));
         assert_eq!(state.views(start + second(70)), Views::Expired);
         // Another coordinator may count otherwise.
-        state.receive(given(1), start + second(80));
+        state.receive(given(1), true, start + second(80));
         assert_eq!(state.views(start + second(80)), valid(60));
-        state.receive(None, start + second(81));
+        state.receive(None, true, start + second(81));
         assert_eq!(state.views(start + second(81)), Views::Awaited);
+        state.receive(given(2), true, start + second(82));
+        assert_eq!(
+            state.views(start + second(82)),
+            valid(60),
+            "it came while it was watched"
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
     runtime::watcher::{self, Event},
 };
 use serde_json::json;
@@ -30,8 +30,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 pub enum ReportEvent {
     /// All are listed again: what is not among them until [`ReportEvent::ListEnds`] is gone.
     ListBegins,
-    /// A node has reported, or is listed with its report.
+    /// A node has reported.
     Reported(String, Report),
+    /// A node is listed with its report, whose age is not known.
+    Listed(String, Report),
     /// A node's object was deleted.
     Removed(String),
     /// The list is complete.
@@ -87,7 +89,10 @@ impl NodeBalances {
             let event = match event {
                 Event::Init => ReportEvent::ListBegins,
                 Event::InitDone => ReportEvent::ListEnds,
-                Event::InitApply(object) | Event::Apply(object) => {
+                Event::InitApply(object) => {
+                    ReportEvent::Listed(object.name_any(), object.spec.report)
+                }
+                Event::Apply(object) => {
                     ReportEvent::Reported(object.name_any(), object.spec.report)
                 }
                 Event::Delete(object) => ReportEvent::Removed(object.name_any()),
@@ -113,10 +118,21 @@ impl NodeBalances {
         // All fields are in it, and lists are replaced as a whole.
         let patch = Patch::Merge(json!({"status": status}));
         let params = PatchParams::default();
-        let write = self.api.patch_status(node, &params, &patch);
-        match timeout(ANSWER, write).await {
-            Ok(written) => written.map(drop).map_err(|error| explained(&error)),
-            Err(_) => Err("the API server does not answer".to_owned()),
-        }
+        answered(self.api.patch_status(node, &params, &patch)).await
+    }
+
+    /// Removes the object of a node that is gone.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub async fn remove(&self, node: &str) -> Result<(), String> {
+        answered(self.api.delete(node, &DeleteParams::default())).await
+    }
+}
+
+async fn answered<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<(), String> {
+    match timeout(ANSWER, asked).await {
+        Ok(answer) => answer.map(drop).map_err(|error| explained(&error)),
+        Err(_) => Err("the API server does not answer".to_owned()),
     }
 }
