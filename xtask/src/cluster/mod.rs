@@ -171,7 +171,7 @@ impl Cluster {
 fn start(options: Options) -> Result<Cluster> {
     setup::needs_this_kernel()?;
     setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
-    let agent = build::agent()?;
+    let agent = build::unoptimized()?;
     let lock = Lock::take()?;
     if let Some(last) = Description::read() {
         println!("  replacing the running cluster (Kubernetes {})", last.kube);

@@ -10,6 +10,8 @@ use crate::cluster::{control_plane, kubectl};
 
 const AGENT: &str = "system:serviceaccount:rebalancer:rebalancer";
 
+const NOT_OF_COORDINATORS: &str = "app.kubernetes.io/component!=coordinator";
+
 /// API group, resource and verb.
 type Right = (String, String, String);
 
@@ -50,8 +52,8 @@ pub(super) fn role(_: &mut State) -> Outcome {
 fn granted() -> Result<BTreeSet<Right>> {
     let mut rights = BTreeSet::new();
     for get in [
-        format!("get clusterroles -l {SELECTOR} -o json"),
-        "get roles -n rebalancer -o json".to_owned(),
+        format!("get clusterroles -l {SELECTOR},{NOT_OF_COORDINATORS} -o json"),
+        format!("get roles -n rebalancer -l {SELECTOR},{NOT_OF_COORDINATORS} -o json"),
     ] {
         let roles: Value = serde_json::from_str(&kubectl::run(&get)?)?;
         for role in roles["items"].as_array().context("a list of roles")? {

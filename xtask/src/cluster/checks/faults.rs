@@ -9,7 +9,8 @@ use super::{
     agents::{
         Agent, agent_on, agents, exec, exec_on_node, kill, opened, query, restart, wait_rolled_out,
     },
-    policy, traffic, workload,
+    policy,
+    workload::{self, WEB},
 };
 use crate::cluster::{Cluster, kubectl, layout::Node, process};
 
@@ -31,7 +32,7 @@ fn assert_kept(state: &State, before: &BTreeMap<String, u64>) -> Outcome {
     let is_kept = |(id, opened): &(&String, &u64)| after.get(*id) == Some(opened);
     let kept = before.iter().filter(is_kept).count();
     ensure!(
-        kept == before.len() && kept as u64 == traffic::CONNECTIONS,
+        kept == before.len() && kept as u64 == WEB.connections,
         "{kept} of {} kept their age; {} exist",
         before.len(),
         after.len()
@@ -202,8 +203,8 @@ pub(super) fn reboot(state: &mut State) -> Outcome {
         exec(&now.pod, &["status"]).ok()
     })?;
     wait_rolled_out()?;
-    workload::ready(3)?;
-    traffic::wait_answered().context("after the reboot")?;
+    WEB.ready(3)?;
+    WEB.wait_answered().context("after the reboot")?;
     let now = opened(&name)?;
     let older = now.iter().filter(|(_, at)| *at < began).count();
     ensure!(older == 0, "{older} connections are older than the reboot");

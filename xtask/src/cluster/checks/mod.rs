@@ -4,7 +4,9 @@
 
 mod agents;
 mod audit;
+mod balance;
 mod faults;
+mod fleet;
 mod policy;
 mod size;
 mod traffic;
@@ -33,7 +35,7 @@ const FOUNDATION: usize = 5;
 /// The width of the name column.
 const NAMES: usize = 52;
 
-const CHECKS: [Check; 24] = [
+const CHECKS: [Check; 30] = [
     ("an agent on every node", agents::one_per_node),
     ("doctor finds nothing missing", agents::doctor),
     ("a client connects through the ClusterIP", traffic::connects),
@@ -76,6 +78,15 @@ const CHECKS: [Check; 24] = [
         faults::api_server_back,
     ),
     ("after a node's reboot ages restart", faults::reboot),
+    ("a coordinator leads", balance::coordinators),
+    (
+        "a scale-out over three nodes is balanced",
+        balance::scale_out,
+    ),
+    ("an agent writes its own report only", balance::forged),
+    ("then nothing is moved", balance::at_rest),
+    ("kubectl rebalancer asks all nodes", fleet::asked),
+    ("an annotation pauses all nodes", fleet::paused),
     ("1,000 pods in the API", size::many_pods),
     ("least privilege moves and dumps", variants::least_privilege),
     (

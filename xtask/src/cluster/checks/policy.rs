@@ -17,10 +17,21 @@ use crate::cluster::{kubectl, layout, process};
 /// The kubelet's sync period and cache, with a margin for a busy machine.
 const CONFIG_MAP_SECONDS: u64 = 60;
 
-/// An enforced policy with one rule for the Service, and budgets small enough to observe rounds.
-/// The rule's name is `rule` with a number that is unique to this policy.
+/// An enforced policy with one rule for the Service `web`. The rule's name is `rule` with a number that
+/// is unique to this policy.
 pub(super) fn enforced(rule: &str, limits: &str) -> String {
+    let matches = "match: {services: [default/web]}";
+    with_rule(
+        rule,
+        &format!("{matches}\n  limits: {{{limits}}}\n  jitter: 50%"),
+        60, // so few that rounds are observed
+    )
+}
+
+/// Likewise with the fields of its rule, and so many moves per node in ten seconds.
+pub(super) fn with_rule(rule: &str, fields: &str, per_node: u32) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
+    let in_flight = per_node / 3;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!(
         "\
@@ -28,13 +39,11 @@ apiVersion: rebalancer.dev/v1alpha1
 kind: RebalancePolicy
 mode: Enforce
 interval: 1s
-budget: {{window: 10s, perNode: 60, perService: 100%, perEndpoint: 100%, maxInFlight: 20}}
+budget: {{window: 10s, perNode: {per_node}, perService: 100%, perEndpoint: 100%, maxInFlight: {in_flight}}}
 guards: {{minAge: 2s, stabilizationWindow: 2s}}
 rules:
 - name: {rule}-{number}
-  match: {{services: [default/web]}}
-  limits: {{{limits}}}
-  jitter: 50%
+  {fields}
   steps: [{{step: Reset, when: Quiet, idleFor: 100ms, timeout: 10s}}]
 "
     )

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::{
     Outcome, State,
     agents::{agents, exec, query},
-    policy, workload,
+    policy,
+    workload::{self, WEB},
 };
 use crate::{
     cluster::{kubectl, process},
@@ -16,22 +17,11 @@ use crate::{
     keepalive_client::Report,
 };
 
-pub(super) const CONNECTIONS: u64 = 60;
-
 pub(super) fn connects(state: &mut State) -> Outcome {
-    kubectl::apply(workload::MANIFEST)?;
-    state.web = workload::ready(1)?;
-    state.refused = wait_answered()?.errors;
-    Ok(format!("{CONNECTIONS} at {}", state.web.join(", ")))
-}
-
-/// Waits until each of the client's connections has had a response. The report contains errors from
-/// before the first replica became an endpoint.
-pub(super) fn wait_answered() -> Result<Report> {
-    process::wait("the client's connections", 120, || {
-        let report = workload::report().ok()?;
-        (report.answered() == CONNECTIONS).then_some(report)
-    })
+    WEB.apply()?;
+    state.web = WEB.ready(1)?;
+    state.refused = WEB.wait_answered()?.errors;
+    Ok(format!("{} at {}", WEB.connections, state.web.join(", ")))
 }
 
 /// Each of the client's connections is dumped once, on the node of the pod that serves it.
@@ -73,23 +63,24 @@ pub(super) fn shown(state: &mut State) -> Outcome {
         seen += count as u64;
     }
     ensure!(
-        seen == CONNECTIONS,
-        "{seen} of {CONNECTIONS} from {client} to {web}"
+        seen == WEB.connections,
+        "{seen} of {} from {client} to {web}",
+        WEB.connections
     );
     ensure!(nodes.len() == 1, "dumped on {nodes:?}");
     Ok(format!("{seen} on {}", nodes.join(", ")))
 }
 
 pub(super) fn scale_out(state: &mut State) -> Outcome {
-    scale(3)?;
-    state.web = workload::ready(3)?;
+    WEB.scale(3)?;
+    state.web = WEB.ready(3)?;
     // Moves would happen now, but the base's policy is in DryRun.
     std::thread::sleep(Duration::from_secs(5));
-    let report = workload::report()?;
+    let report = WEB.report()?;
     let shares = shares(&state.web, &report);
     let line = shares.line();
     ensure!(
-        report.connections.len() == 1 && report.answered() == CONNECTIONS,
+        report.connections.len() == 1 && report.answered() == WEB.connections,
         "{line}"
     );
     state.before = Some(shares);
@@ -113,8 +104,12 @@ pub(super) fn planned(_: &mut State) -> Outcome {
             |item: &&Value| item["rule"].as_str().is_some_and(of_trial) && item["place"].is_u64();
         moves += items.iter().filter(chosen).count() as u64;
     }
-    ensure!(moves == CONNECTIONS, "{moves} chosen of {CONNECTIONS}");
-    let report = workload::report()?;
+    ensure!(
+        moves == WEB.connections,
+        "{moves} chosen of {}",
+        WEB.connections
+    );
+    let report = WEB.report()?;
     ensure!(report.connections.len() == 1, "the plan moved connections");
     Ok(format!("{moves} chosen, none moved"))
 }
@@ -145,15 +140,14 @@ pub(super) fn spread_by_bytes(state: &mut State) -> Outcome {
 pub(super) fn skew(state: &mut State) -> Result<()> {
     // The loaded policy would move them.
     policy::enforce(&policy::enforced("nothing", "maxAge: 10h"))?;
-    kubectl::run("delete pod client --wait")?;
-    scale(1)?;
-    workload::ready(1)?;
-    kubectl::apply(workload::MANIFEST)?;
-    state.web = workload::ready(1)?;
-    state.refused = wait_answered()?.errors;
-    scale(3)?;
-    state.web = workload::ready(3)?;
-    let report = workload::report()?;
+    WEB.scale(1)?;
+    WEB.ready(1)?;
+    WEB.replace_client()?;
+    state.web = WEB.ready(1)?;
+    state.refused = WEB.wait_answered()?.errors;
+    WEB.scale(3)?;
+    state.web = WEB.ready(3)?;
+    let report = WEB.report()?;
     ensure!(
         report.connections.len() == 1,
         "connections on more than one replica"
@@ -162,18 +156,14 @@ pub(super) fn skew(state: &mut State) -> Result<()> {
     Ok(())
 }
 
-fn scale(replicas: u32) -> Result<()> {
-    kubectl::run(&format!("scale deploy/web --replicas={replicas}")).map(drop)
-}
-
 fn spread(state: &mut State) -> Outcome {
     let mut last = None;
     let spread = process::wait("spread connections", 120, || {
-        let report = workload::report().ok()?;
+        let report = WEB.report().ok()?;
         let shares = shares(&state.web, &report);
         let spread = shares.is_spread();
         last = Some(shares.line());
-        (spread && report.answered() == CONNECTIONS).then_some((shares, report))
+        (spread && report.answered() == WEB.connections).then_some((shares, report))
     });
     let (shares, report) = spread.with_context(|| last.unwrap_or_default())?;
     if let Some(before) = &state.before {

@@ -5,24 +5,75 @@ use anyhow::Result;
 use super::super::{kubectl, process};
 use crate::keepalive_client::Report;
 
-pub(super) const MANIFEST: &str = include_str!("../../../cluster/workload.yaml");
-
-/// Waits until `replicas` pods serve and returns their names.
-pub(super) fn ready(replicas: usize) -> Result<Vec<String>> {
-    kubectl::run("rollout status deploy/web --timeout=120s")?;
-    // Terminating pods are still listed for a moment.
-    process::wait(&format!("{replicas} replicas"), 60, || {
-        let path = "jsonpath={.items[*].metadata.name}";
-        let names = kubectl::run(&format!("get pods -l app=web -o {path}")).ok()?;
-        let mut pods: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
-        pods.sort();
-        (pods.len() == replicas).then_some(pods)
-    })
+/// A Deployment behind a Service of the same name, and a client that keeps connections to it.
+#[derive(Clone, Copy)]
+pub(super) struct Workload {
+    /// Of the Deployment and, as the label `app`, of its pods.
+    pub(super) name: &'static str,
+    client: &'static str,
+    manifest: &'static str,
+    /// The connections of the client.
+    pub(super) connections: u64,
 }
 
-/// The client's last report.
-pub(super) fn report() -> Result<Report> {
-    Report::parse(&kubectl::run("logs client --tail=1")?)
+/// The Service of most checks.
+pub(super) const WEB: Workload = Workload {
+    name: "web",
+    client: "client",
+    manifest: include_str!("../../../cluster/workload.yaml"),
+    connections: 60,
+};
+
+/// The Service of the checks of balance; its replicas are on different nodes.
+pub(super) const EVEN: Workload = Workload {
+    name: "even",
+    client: "even-client",
+    manifest: include_str!("../../../cluster/balance.yaml"),
+    connections: 300,
+};
+
+impl Workload {
+    pub(super) fn apply(self) -> Result<()> {
+        kubectl::apply(self.manifest)
+    }
+
+    /// Replaces its client, which opens all of its connections anew.
+    pub(super) fn replace_client(self) -> Result<()> {
+        kubectl::run(&format!("delete pod {} --wait", self.client))?;
+        self.apply()
+    }
+
+    pub(super) fn scale(self, replicas: usize) -> Result<()> {
+        kubectl::run(&format!("scale deploy/{} --replicas={replicas}", self.name)).map(drop)
+    }
+
+    /// Waits until `replicas` pods serve and returns their names.
+    pub(super) fn ready(self, replicas: usize) -> Result<Vec<String>> {
+        let name = self.name;
+        kubectl::run(&format!("rollout status deploy/{name} --timeout=120s"))?;
+        // Terminating pods are still listed for a moment.
+        process::wait(&format!("{replicas} replicas"), 60, || {
+            let path = "jsonpath={.items[*].metadata.name}";
+            let names = kubectl::run(&format!("get pods -l app={name} -o {path}")).ok()?;
+            let mut pods: Vec<String> = names.split_whitespace().map(str::to_owned).collect();
+            pods.sort();
+            (pods.len() == replicas).then_some(pods)
+        })
+    }
+
+    /// The client's last report.
+    pub(super) fn report(self) -> Result<Report> {
+        Report::parse(&kubectl::run(&format!("logs {} --tail=1", self.client))?)
+    }
+
+    /// Waits until each of the client's connections has had a response. The report contains errors from
+    /// before the first replica became an endpoint.
+    pub(super) fn wait_answered(self) -> Result<Report> {
+        process::wait("the client's connections", 120, || {
+            let report = self.report().ok()?;
+            (report.answered() == self.connections).then_some(report)
+        })
+    }
 }
 
 pub(super) fn address(pod: &str) -> Result<String> {

@@ -1,0 +1,191 @@
+//! Balance across nodes: a coordinator, and a Service whose replicas are on different nodes.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{
+    Outcome, State,
+    agents::{self, agents, install, overlay_with, pid_on, query},
+    policy, traffic,
+    workload::EVEN,
+};
+use crate::{
+    cluster::{kubectl, layout, network, process},
+    keepalive_client::Report,
+};
+
+/// How many nodes it takes to show a Service with one replica on each of three.
+pub(super) const NODES: usize = 3;
+/// What an endpoint may hold above the mean, in percent, as the policy has it.
+const TOLERANCE: u64 = 10;
+/// The least time between two reports of an agent.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// The most rounds of reports until the connections are balanced.
+const ROUNDS: u32 = 4;
+/// How long nothing may be moved afterwards.
+const AT_REST: Duration = Duration::from_secs(60);
+const COORDINATORS: &str = "app.kubernetes.io/component=coordinator";
+
+/// A policy that balances the Service over all nodes.
+fn balanced() -> String {
+    let balance = format!("balance: {{by: Connections, tolerance: {TOLERANCE}%}}");
+    let fields = format!("match: {{services: [default/even]}}\n  {balance}");
+    policy::with_rule("even", &fields, 300)
+}
+
+/// The Lease's holder, once an identity holds it.
+fn leader() -> Option<String> {
+    let get = "get lease rebalancer-coordinator -o jsonpath={.spec.holderIdentity}";
+    agents::run(get).ok().filter(|holder| !holder.is_empty())
+}
+
+fn wait_led() -> Result<String> {
+    process::wait("a leader", 60, leader)
+}
+
+pub(super) fn coordinators(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok(format!("skipped: it takes --nodes {NODES}"));
+    }
+    install(&overlay_with("privileged", &["coordinator"])?)?;
+    agents::run("rollout status deploy/rebalancer-coordinator --timeout=120s")?;
+    let leader = wait_led()?;
+    let found = agents::run(&format!(
+        "get pods -l {COORDINATORS} -o jsonpath={{.items[*].metadata.name}}"
+    ))?;
+    ensure!(
+        found.split(' ').any(|pod| pod == leader),
+        "{leader} of {found}"
+    );
+    Ok(format!("{leader} leads"))
+}
+
+/// The agent's own token, as a thief on its node could use it.
+fn token_of(node: &str) -> Result<String> {
+    let root = format!("/proc/{}/root", pid_on(node)?);
+    let path = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+    fs::read_to_string(format!("{root}{path}")).context("the agent's token")
+}
+
+/// Writes `spec` or `status` of the object of `node` with a token; what the API server says.
+fn patched(token: &str, node: &str, resource: &str, body: &str) -> Result<String> {
+    let mut kubectl = process::in_namespace(network::CONTROL_PLANE, process::program("kubectl"));
+    kubectl.args(["--kubeconfig", "/dev/null", "--server", layout::API_SERVER]);
+    kubectl.args(["--insecure-skip-tls-verify", "--token", token]);
+    kubectl.args(["patch", "nodebalance", node, "--type=merge", "-p", body]);
+    if resource == "status" {
+        kubectl.arg("--subresource=status");
+    }
+    process::output(&mut kubectl)
+}
+
+/// An agent's token is good for the report of its own node, and for no view.
+pub(super) fn forged(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    let token = token_of("node1")?;
+    let claims = |node: &str| {
+        process::wait(&format!("the report of {node}"), 60, || {
+            kubectl::run(&format!("get nodebalance {node}")).ok()
+        })
+    };
+    claims("node1")?;
+    claims("node2")?;
+    let report = r#"{"spec":{"leftOut":0}}"#;
+    patched(&token, "node1", "spec", report).context("its own report")?;
+    for (node, resource, body, reason) in [
+        ("node2", "spec", report, "may not report for node2"),
+        (
+            "node1",
+            "status",
+            r#"{"status":{"sequence":1}}"#,
+            "forbidden",
+        ),
+    ] {
+        let error = patched(&token, node, resource, body).err();
+        let error = error.map_or(String::new(), |error| format!("{error:#}"));
+        ensure!(error.contains(reason), "{resource} of {node}: {error:?}");
+    }
+    Ok("an agent writes its own report only".to_owned())
+}
+
+/// Moves that ended on all nodes.
+fn ended() -> Result<u64> {
+    let mut sum = 0;
+    for agent in agents()? {
+        let status = query(&agent.pod, &["status"])?;
+        let ended = status["ended"].as_object().context("moves by outcome")?;
+        sum += ended.values().filter_map(Value::as_u64).sum::<u64>();
+    }
+    Ok(sum)
+}
+
+/// The most that a pod of `pods` may hold: the mean, the tolerance, and what chance explains.
+fn most(pods: usize) -> u64 {
+    let mean = EVEN.connections as f64 / pods as f64;
+    (mean * (100 + TOLERANCE) as f64 / 100.0 + 2.0 * mean.sqrt()).ceil() as u64
+}
+
+fn is_balanced(pods: &[String], report: &Report) -> bool {
+    let of = |pod: &String| report.connections.get(pod).copied().unwrap_or(0);
+    report.answered() == EVEN.connections && pods.iter().all(|pod| of(pod) <= most(pods.len()))
+}
+
+/// Waits until no pod of `replicas` holds too much; what that took.
+fn balances(replicas: usize, within: Duration) -> Outcome {
+    let (before, first) = (ended()?, EVEN.report()?);
+    let started = Instant::now();
+    EVEN.scale(replicas)?;
+    let pods = EVEN.ready(replicas)?;
+    let scaled = Instant::now();
+    let mut last = String::new();
+    let report = process::wait("balance", within.as_secs(), || {
+        let report = EVEN.report().ok()?;
+        last = traffic::shares(&pods, &report).line();
+        is_balanced(&pods, &report).then_some(report)
+    });
+    let report = report.with_context(|| last.clone())?;
+    let took = scaled.elapsed().as_secs_f64();
+    let moves = ended()? - before;
+    let failed = report.errors - first.errors;
+    ensure!(
+        failed == 0,
+        "{failed} requests failed: {:?}",
+        report.last_error
+    );
+    Ok(format!(
+        "{last}; {moves} moves in {took:.0} s after {:.0} s of scaling, no request failed",
+        scaled.duration_since(started).as_secs_f64()
+    ))
+}
+
+/// One replica has everything; then there are three, on three nodes.
+pub(super) fn scale_out(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    EVEN.apply()?;
+    EVEN.ready(1)?;
+    EVEN.wait_answered()?;
+    policy::enforce(&balanced())?;
+    balances(3, REPORT_EVERY * ROUNDS)
+}
+
+pub(super) fn at_rest(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    // Those under way end.
+    std::thread::sleep(REPORT_EVERY);
+    let before = ended()?;
+    std::thread::sleep(AT_REST);
+    let moves = ended()? - before;
+    ensure!(moves == 0, "{moves} moves though all was balanced");
+    Ok(format!("no move in {} s", AT_REST.as_secs()))
+}
