@@ -30,7 +30,7 @@ use crate::{
 /// A connection whose rule balances.
 pub(super) struct Weighed<'a> {
     pub(super) connection: &'a Connection,
-    /// The index of its decision: in the order of cookies.
+    /// The index of its judgement: in the order of cookies.
     pub(super) index: usize,
     pub(super) client: Client,
     pub(super) load: u64,

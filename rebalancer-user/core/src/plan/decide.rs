@@ -9,7 +9,7 @@ use super::{
     budget::{Allowance, Population},
     first_few::FirstFew,
     groups::{GroupLoad, Groups, load},
-    judge::{Candidate, Judged, judge},
+    judge::{Candidate, Judged, Judgement, judge},
     limits::{compare, measure},
     matches::{Matches, Pair},
 };
@@ -29,7 +29,8 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let matches = Matches::of(policy, snapshot);
     let groups = Groups::of(policy, &matches, snapshot, ledger);
     let Judged {
-        mut decisions,
+        mut all,
+        mut reasons,
         candidates,
         excess,
         mut recalls,
@@ -55,11 +56,11 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let order = population.queues.turns(queues, &had);
     let mut few = FirstFew::of(ledger);
     let mut chosen = Vec::new();
-    let mut turns: Vec<(usize, u64)> = order.into_iter().zip(1..).collect();
+    let mut turns: Vec<(usize, u32)> = order.into_iter().zip(1..).collect();
     for others_wait in [true, false] {
         turns.retain(|(index, place)| {
             let candidate = candidates[*index];
-            let rule = matches.pairs[candidate.pair].rule;
+            let Pair { rule, endpoint, .. } = &matches.pairs[candidate.pair];
             let account = population.account(candidate.pair);
             let mode = policy.mode_of(rule);
             let allowance = if mode == Mode::DryRun {
@@ -73,19 +74,19 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             let connection = candidate.connection;
             // A limit is a limit in any case. What is only reported is reported as a whole.
             let taken = if candidate.is_excess && mode == Mode::Enforce {
-                few.allow(connection, rule.name(), ledger)
+                few.allow((*endpoint, rule.name()), connection, ledger)
             } else {
                 Ok(())
             };
-            let decision = &mut decisions[candidate.index];
-            decision.place = Some(*place);
+            let judgement = &mut all[candidate.index];
+            judgement.place = Some(*place);
             let is_excess = candidate.is_excess;
             match taken.and_then(|()| allowance.take(account, ramps[candidate.pair], is_excess)) {
                 Ok(()) => {
                     few.count(connection, rule.name());
                     chosen.push(candidate);
                 }
-                Err(why) => decision.verdict = Verdict::Skipped(why),
+                Err(why) => judgement.why = Some(reasons.add(why)),
             }
             false
         });
@@ -93,7 +94,14 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     enforce.slots.make_room(ledger, &mut recalls);
 
     let together = together_at(&matches, chosen.iter().copied());
-    let moves = chosen.into_iter().map(|candidate| {
+    let decision = |of: &Judgement<'_>, verdict| Decision {
+        cookie: of.cookie,
+        rule: of.rule.cloned(),
+        place: of.place.map(u64::from),
+        verdict,
+    };
+    let mut decisions = Vec::with_capacity(all.len());
+    decisions.extend(chosen.into_iter().map(|candidate| {
         let pair = &matches.pairs[candidate.pair];
         let key = (pair.endpoint_index, candidate.connection.client());
         let chosen = Chosen {
@@ -103,11 +111,16 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             excess: excess[candidate.pair].filter(|_| candidate.is_excess),
             here: together.get(&key).copied().unwrap_or(0),
         };
-        (candidate.index, chosen.into_move(policy, ledger, now))
-    });
-    let moves = moves.collect();
+        let chosen = Box::new(chosen.into_move(policy, ledger, now));
+        decision(&all[candidate.index], Verdict::Move(chosen))
+    }));
+    // The candidates that are left by now have a reason too.
+    decisions.extend(all.iter().filter_map(|one| {
+        let why = reasons.get(one.why?).clone();
+        Some(decision(one, Verdict::Skipped(why)))
+    }));
     Plan {
-        decisions: moves_first(decisions, moves),
+        decisions,
         forecasts: [dry_run.forecast(), enforce.forecast()]
             .into_iter()
             .flatten()
@@ -121,34 +134,6 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             enforce.left()
         },
     }
-}
-
-/// The moves, each with the index of its decision, in their order; then the other decisions as they are.
-fn moves_first(mut decisions: Vec<Decision>, moves: Vec<(usize, Move)>) -> Vec<Decision> {
-    let mut is_moved = vec![false; decisions.len()];
-    let moves = moves.into_iter().map(|(index, chosen)| {
-        is_moved[index] = true;
-        Decision {
-            verdict: Verdict::Move(Box::new(chosen)),
-            ..decisions[index].clone()
-        }
-    });
-    let moves: Vec<Decision> = moves.collect();
-    // In place: up to the last that is moved, each of the others goes up by as many as were moved
-    // behind it.
-    let last = is_moved.iter().rposition(|is_moved| *is_moved);
-    let end = last.map_or(0, |last| last + 1);
-    let mut free = end;
-    for index in (0..end).rev() {
-        if !is_moved[index] {
-            free -= 1;
-            decisions.swap(index, free);
-        }
-    }
-    for (decision, chosen) in decisions.iter_mut().zip(moves) {
-        *decision = chosen;
-    }
-    decisions
 }
 
 /// How many connections the clients of those have at the same endpoints.

@@ -64,16 +64,16 @@ impl<'a> FirstFew<'a> {
     /// Why not.
     pub(super) fn allow(
         &self,
+        (endpoint, rule): (EndpointKey, &RuleName),
         connection: &Connection,
-        rule: &RuleName,
         ledger: &Ledger,
     ) -> Result<(), SkipReason> {
         // Most of the time there are none, and of none one is allowed in any case.
-        let Some(at) = self.0.get(&connection.endpoint) else {
+        let Some(at) = self.0.get(&endpoint) else {
             return Ok(());
         };
         let client = connection.client();
-        let tests = ledger.returns(connection.endpoint);
+        let tests = ledger.returns(endpoint);
         let allow = |moves: Option<&Moves>, subject: &dyn Fn() -> Subject| {
             let moves = moves.copied().unwrap_or_default();
             let test = tests.and_then(|tests| tests.get(&subject()));

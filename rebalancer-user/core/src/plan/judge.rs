@@ -1,7 +1,7 @@
 //! What each connection deserves, budgets aside: by itself, and as a part of what its endpoint holds.
 
 use super::{
-    Decision, Ledger, Reason, Recall, SkipReason, Verdict,
+    Ledger, Reason, Recall, SkipReason,
     balance::{Client, ClientLoads, State, Weighed, Weighing, weigh},
     groups::{Groups, load},
     guards::Guards,
@@ -11,14 +11,14 @@ use super::{
     recall::{InFlight, Review, recall_beyond_excess, review},
 };
 use crate::{
-    policy::{MissingFact, Policy},
+    policy::{MissingFact, Policy, RuleName},
     snapshot::{Connection, Cookie, KernelTime, Snapshot},
 };
 
 /// A connection that has reached a limit, or is of its endpoint's excess.
 pub(super) struct Candidate<'a> {
     pub(super) connection: &'a Connection,
-    /// The index of its decision.
+    /// The index of its judgement.
     pub(super) index: usize,
     /// The index of its endpoint and rule.
     pub(super) pair: usize,
@@ -28,11 +28,38 @@ pub(super) struct Candidate<'a> {
     pub(super) is_excess: bool,
 }
 
+/// What is known of one connection. Small, as many are written in no particular order.
+pub(super) struct Judgement<'a> {
+    pub(super) cookie: Cookie,
+    pub(super) rule: Option<&'a RuleName>,
+    pub(super) place: Option<u32>,
+    /// The index of why it is left; of a candidate none, until it is known.
+    pub(super) why: Option<u32>,
+}
+
+/// Why connections are left, by index: many in a row for the same reason.
+#[derive(Default)]
+pub(super) struct Reasons(Vec<SkipReason>);
+
+impl Reasons {
+    pub(super) fn add(&mut self, why: SkipReason) -> u32 {
+        if self.0.last() != Some(&why) {
+            self.0.push(why);
+        }
+        self.0.len() as u32 - 1
+    }
+
+    pub(super) fn get(&self, index: u32) -> &SkipReason {
+        &self.0[index as usize]
+    }
+}
+
 /// What each connection deserves.
 #[derive(Default)]
 pub(super) struct Judged<'a> {
-    /// One for each connection, by cookie; those of candidates are to be replaced.
-    pub(super) decisions: Vec<Decision>,
+    /// One for each connection, by cookie.
+    pub(super) all: Vec<Judgement<'a>>,
+    pub(super) reasons: Reasons,
     pub(super) candidates: Vec<Candidate<'a>>,
     /// The excess of each pair that has any.
     pub(super) excess: Vec<Option<Reason>>,
@@ -65,7 +92,7 @@ pub(super) fn judge<'a>(
         weighed: pairs.clone().map(to_weigh).collect(),
         in_flight: Vec::new(),
         judged: Judged {
-            decisions: Vec::with_capacity(by_cookie.len()),
+            all: Vec::with_capacity(by_cookie.len()),
             excess: pairs.map(|_| None).collect(),
             ..Judged::default()
         },
@@ -81,7 +108,7 @@ pub(super) fn judge<'a>(
             judge.judged.recalls.push(Recall { cookie, why });
         }
         for _ in same {
-            judge.skip(cookie, None, SkipReason::Duplicate);
+            judge.push(cookie, None, Some(SkipReason::Duplicate));
         }
     }
     judge.weigh();
@@ -117,13 +144,13 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn skip(&mut self, cookie: Cookie, pair: Option<usize>, why: SkipReason) {
-        let rule = pair.map(|pair| self.matches.pairs[pair].rule.name().clone());
-        self.judged.decisions.push(Decision {
+    fn push(&mut self, cookie: Cookie, pair: Option<usize>, why: Option<SkipReason>) {
+        let why = why.map(|why| self.judged.reasons.add(why));
+        self.judged.all.push(Judgement {
             cookie,
-            rule,
+            rule: pair.map(|pair| self.matches.pairs[pair].rule.name()),
             place: None,
-            verdict: Verdict::Skipped(why),
+            why,
         });
     }
 
@@ -141,11 +168,11 @@ impl<'a> Judge<'a> {
         let pair = found.as_ref().ok().copied();
         let why = if self.ledger.is_in_flight(connection.cookie) {
             self.review(connection, found);
-            SkipReason::InFlight
+            Some(SkipReason::InFlight)
         } else {
-            found.map_or_else(|why| why, |pair| self.of_rule(connection, pair))
+            found.map_or_else(Some, |pair| self.of_rule(connection, pair))
         };
-        self.skip(connection.cookie, pair, why);
+        self.push(connection.cookie, pair, why);
     }
 
     /// Whether the move of a connection, which is in flight, is still to be made.
@@ -189,7 +216,7 @@ impl<'a> Judge<'a> {
 
     /// Why one that a rule is for is left, as far as that is known before its endpoint is weighed and
     /// budgets are asked.
-    fn of_rule(&mut self, connection: &'a Connection, pair: usize) -> SkipReason {
+    fn of_rule(&mut self, connection: &'a Connection, pair: usize) -> Option<SkipReason> {
         let (why, state) = self.by_itself(connection, pair);
         let Some(balance) = self.matches.pairs[pair].rule.balance() else {
             return why;
@@ -197,14 +224,14 @@ impl<'a> Judge<'a> {
         let Some(load) = load(connection, balance.by(), self.ledger) else {
             let is_asked = matches!(state, State::Free | State::Later | State::Returns);
             return if is_asked {
-                SkipReason::LoadUnknown
+                Some(SkipReason::LoadUnknown)
             } else {
                 why
             };
         };
         self.weighed[pair].push(Weighed {
             connection,
-            index: self.judged.decisions.len(),
+            index: self.judged.all.len(),
             client: Client::of(connection),
             load,
             counts: !self.ledger.always_returns(connection, self.now),
@@ -213,11 +240,16 @@ impl<'a> Judge<'a> {
         why
     }
 
-    fn by_itself(&mut self, connection: &'a Connection, pair: usize) -> (SkipReason, State) {
+    /// Why it is left, if it is no candidate and is not to be weighed.
+    fn by_itself(
+        &mut self,
+        connection: &'a Connection,
+        pair: usize,
+    ) -> (Option<SkipReason>, State) {
         let (policy, ledger, now) = (self.policy, self.ledger, self.now);
         let rule = self.matches.pairs[pair].rule;
         if let Some(why) = self.guards(pair).first(connection) {
-            return (why, State::Stays);
+            return (Some(why), State::Stays);
         }
         let (furthest, unknown) = furthest(rule, connection, ledger, now);
         let is_too_old = furthest.is_some_and(|furthest| furthest.is_too_old);
@@ -225,20 +257,23 @@ impl<'a> Judge<'a> {
         let (furthest, overdue) = match furthest {
             Some(furthest) if furthest.reason.exceeded() => (furthest.reason, furthest.overdue),
             _ if rule.balance().is_some() => {
-                return match later() {
-                    // Until it is weighed.
-                    None => (SkipReason::NoRule, State::Free),
-                    Some(why @ SkipReason::DryRun) => (why, State::Goes),
-                    Some(why @ SkipReason::Returns { .. }) => (why, State::Returns),
-                    Some(why) => (why, State::Later),
+                let why = later();
+                let state = match why {
+                    None => State::Free,
+                    Some(SkipReason::DryRun) => State::Goes,
+                    Some(SkipReason::Returns { .. }) => State::Returns,
+                    Some(_) => State::Later,
                 };
+                return (why, state);
             }
             Some(Furthest { reason, .. }) => {
-                return (SkipReason::WithinLimits { nearest: reason }, State::Stays);
+                let why = SkipReason::WithinLimits { nearest: reason };
+                return (Some(why), State::Stays);
             }
             None => {
                 let unknown = unknown.map(|unknown| SkipReason::RateUnknown { unknown });
-                return (unknown.unwrap_or(SkipReason::NoRule), State::Stays);
+                let why = unknown.unwrap_or(SkipReason::NoRule);
+                return (Some(why), State::Stays);
             }
         };
         if let Some(why) = later() {
@@ -246,25 +281,25 @@ impl<'a> Judge<'a> {
             let waits = matches!(why, SkipReason::Held { .. } | SkipReason::DryRun);
             self.judged.overdue += u64::from(waits && overdue);
             let goes = why == SkipReason::DryRun;
-            return (why, if goes { State::Goes } else { State::Stays });
+            return (Some(why), if goes { State::Goes } else { State::Stays });
         }
         self.judged.overdue += u64::from(overdue);
         self.judged.candidates.push(Candidate {
             connection,
-            index: self.judged.decisions.len(),
+            index: self.judged.all.len(),
             pair,
             beyond: furthest.fraction(),
             is_excess: false,
         });
-        // Until budgets are asked.
-        (SkipReason::NoRule, State::Goes)
+        (None, State::Goes)
     }
 
     /// Weighs the endpoints, in the order of their rules' names and their keys.
     fn weigh(&mut self) {
         let (matches, groups, weighed) = (self.matches, self.groups, &self.weighed);
         let Judged {
-            decisions,
+            all,
+            reasons,
             candidates,
             excess,
             ..
@@ -299,7 +334,7 @@ impl<'a> Judge<'a> {
                         is_excess: true,
                     });
                 }
-                Weighing::Skip(why) => decisions[one.index].verdict = Verdict::Skipped(why),
+                Weighing::Skip(why) => all[one.index].why = Some(reasons.add(why)),
             };
             let group = (groups.of_pair(pair), balance);
             weigh(
