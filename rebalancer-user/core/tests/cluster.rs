@@ -316,9 +316,23 @@ struct Cluster {
     moves: usize,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Clients {
+    One,
+    Many,
+}
+
 impl Cluster {
-    fn new(seed: u64) -> Self {
-        let all = (1..=300).map(connection).collect();
+    /// `clients`: each connection is of one of its own, or all are of one.
+    fn new(seed: u64, clients: Clients) -> Self {
+        let of_one = |cookie| Connection {
+            remote: sample::connection(1).remote,
+            ..connection(cookie)
+        };
+        let all = match clients {
+            Clients::Many => (1..=300).map(connection).collect(),
+            Clients::One => (1..=300).map(of_one).collect(),
+        };
         Self {
             policy: policy("Enforce", "perService: 100%", "balance: {tolerance: 10%}"),
             nodes: [all, Vec::new(), Vec::new()].map(|all| (Ledger::default(), all)),
@@ -397,13 +411,17 @@ impl Cluster {
 
 #[test]
 fn three_nodes_become_even_and_stay_so() {
-    for seed in 1..=5 {
-        let mut cluster = Cluster::new(seed);
-        let mut even_after = None;
+    let runs = (1..=5).flat_map(|seed| [(seed, Clients::Many), (seed, Clients::One)]);
+    for (seed, clients) in runs {
+        let mut cluster = Cluster::new(seed, clients);
+        let (mut even_after, mut soon) = (None, 0);
         for round in 0..60 {
             cluster.report();
             cluster.pass();
             cluster.pass();
+            if round == 10 {
+                soon = cluster.moves;
+            }
             let most = cluster.loads().into_iter().max().unwrap_or(0);
             if most > 143 {
                 even_after = None;
@@ -412,7 +430,7 @@ fn three_nodes_become_even_and_stay_so() {
             }
         }
         println!(
-            "seed {seed}: {:?} after {} moves, even after {even_after:?} rounds",
+            "seed {seed}, {clients:?}: {:?} after {} moves, even after {even_after:?} rounds",
             cluster.loads(),
             cluster.moves
         );
@@ -420,6 +438,7 @@ fn three_nodes_become_even_and_stay_so() {
             even_after.is_some_and(|round| round <= 3),
             "in four rounds of reports"
         );
+        assert_eq!(cluster.moves, soon, "then nothing is moved");
         // 285 are the least, as a third comes back.
         assert!(cluster.moves <= 285 * 115 / 100, "{}", cluster.moves);
     }

@@ -347,6 +347,7 @@ pub(crate) mod tests {
             least: n[4],
             most: n[5],
             connections: n[0],
+            elsewhere: n[2],
             excess: n[1],
             share: Share { from, to },
         });

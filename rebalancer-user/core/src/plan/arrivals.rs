@@ -3,20 +3,36 @@
 //! A node sees no connection of another node, so it cannot see where its moved clients came. But what it sends
 //! away arrives somewhere: as much as the connections on the other nodes have grown since, times this node's share
 //! of the moves, so many of its moves are taken to have arrived, the oldest first. Those whose clients returned were
-//! seen here, and are none of them. Without a view nothing is taken to have arrived.
+//! seen here, and are none of them; they are known as soon as moves that ended no earlier have arrived, so that both
+//! count at the same time. Without a view nothing is taken to have arrived.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Group, PendingReturn, Reappearance};
 use crate::{
     policy::RuleName,
-    snapshot::Snapshot,
+    snapshot::{KernelTime, Snapshot},
     views::{View, Views},
 };
 
 /// How the other nodes' connections have grown, by rule and group, while moves are looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Arrivals(BTreeMap<(RuleName, Arc<Group>), Growth>);
+pub(super) struct Arrivals(BTreeMap<Key, Growth>);
+
+/// A group under the rule that has moved there.
+type Key = (RuleName, Arc<Group>);
+
+/// When the last of the moves ended that have just arrived.
+#[derive(Debug, Default)]
+pub(super) struct UpTo(BTreeMap<Key, KernelTime>);
+
+impl UpTo {
+    /// Whether a move is no later than those that have arrived.
+    pub(super) fn includes(&self, one: &PendingReturn) -> bool {
+        let key = (one.charge.rule.clone(), Arc::clone(&one.charge.group));
+        self.0.get(&key).is_some_and(|last| one.ended <= *last)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Growth {
@@ -27,13 +43,14 @@ struct Growth {
 }
 
 impl Arrivals {
-    /// Marks those of `moves` that have arrived on another node. Moves of which the whole group is seen here are
-    /// left alone.
+    /// Marks those of `moves` that have arrived on another node, and says up to when these ended. Moves of which
+    /// the whole group is seen here are left alone.
     pub(super) fn mark<'a>(
         &mut self,
         snapshot: &Snapshot,
         moves: impl Iterator<Item = &'a mut PendingReturn>,
-    ) {
+    ) -> UpTo {
+        let mut up_to = UpTo::default();
         let mut waiting: BTreeMap<_, Vec<&mut PendingReturn>> = BTreeMap::new();
         for one in moves.filter(|one| !one.charge.whole && one.seen.is_none()) {
             let key = (one.charge.rule.clone(), Arc::clone(&one.charge.group));
@@ -45,7 +62,7 @@ impl Arrivals {
                 self.0.remove(&key);
                 continue;
             };
-            let growth = self.0.entry(key).or_insert(Growth {
+            let growth = self.0.entry(key.clone()).or_insert(Growth {
                 least: view.elsewhere,
                 arrived: 0,
             });
@@ -59,8 +76,10 @@ impl Arrivals {
             {
                 one.seen = Some(Reappearance::Elsewhere);
                 growth.arrived += 1;
+                up_to.0.insert(key.clone(), one.ended);
             }
         }
+        up_to
     }
 }
 

@@ -271,7 +271,7 @@ impl Returns {
         }
         self.look_for(snapshot);
         let moves = self.late.iter_mut().chain(&mut self.awaited);
-        self.arrivals.mark(snapshot, moves);
+        let arrived = self.arrivals.mark(snapshot, moves);
         let now = snapshot.taken;
         let mut settled = Vec::new();
         // What is known at the same time counts as a whole: which of several moves a client's new
@@ -307,7 +307,7 @@ impl Returns {
             let is_known = match one.seen {
                 None => false,
                 Some(Reappearance::Elsewhere) => true,
-                Some(_) => one.charge.whole,
+                Some(_) => one.charge.whole || arrived.includes(&one),
             };
             if !is_late && !is_known {
                 still.push(one);

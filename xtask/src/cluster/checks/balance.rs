@@ -72,16 +72,21 @@ fn token_of(node: &str) -> Result<String> {
     fs::read_to_string(format!("{root}{path}")).context("the agent's token")
 }
 
-/// Writes `spec` or `status` of the object of `node` with a token; what the API server says.
-fn patched(token: &str, node: &str, resource: &str, body: &str) -> Result<String> {
+/// Writes the `field` of the object of `node` with a token, as an agent does.
+fn written(token: &str, node: &str, field: &str) -> Result<String> {
     let mut kubectl = process::in_namespace(network::CONTROL_PLANE, process::program("kubectl"));
     kubectl.args(["--kubeconfig", "/dev/null", "--server", layout::API_SERVER]);
     kubectl.args(["--insecure-skip-tls-verify", "--token", token]);
-    kubectl.args(["patch", "nodebalance", node, "--type=merge", "-p", body]);
-    if resource == "status" {
+    kubectl.args(["apply", "--server-side", "--validate=false", "-f", "-"]);
+    if field == "status" {
         kubectl.arg("--subresource=status");
     }
-    process::output(&mut kubectl)
+    let object = format!(
+        "apiVersion: rebalancer.dev/v1alpha1\nkind: NodeBalance\nmetadata: {{name: {node}}}\n{field}: {{sequence: 1}}\n"
+    );
+    let written = process::output_with_input(&mut kubectl, &object);
+    // The error has the command, and with it the token.
+    written.map_err(|error| anyhow::anyhow!("{error:#}".replace(token, "TOKEN")))
 }
 
 /// An agent's token is good for the report of its own node, and for no view.
@@ -97,20 +102,15 @@ pub(super) fn forged(state: &mut State) -> Outcome {
     };
     claims("node1")?;
     claims("node2")?;
-    let report = r#"{"spec":{"leftOut":0}}"#;
-    patched(&token, "node1", "spec", report).context("its own report")?;
-    for (node, resource, body, reason) in [
-        ("node2", "spec", report, "may not report for node2"),
-        (
-            "node1",
-            "status",
-            r#"{"status":{"sequence":1}}"#,
-            "forbidden",
-        ),
+    // The agent writes the whole of it again soon.
+    written(&token, "node1", "spec").context("its own report")?;
+    for (node, field, reason) in [
+        ("node2", "spec", "may not report for node2"),
+        ("node1", "status", "forbidden"),
     ] {
-        let error = patched(&token, node, resource, body).err();
+        let error = written(&token, node, field).err();
         let error = error.map_or(String::new(), |error| format!("{error:#}"));
-        ensure!(error.contains(reason), "{resource} of {node}: {error:?}");
+        ensure!(error.contains(reason), "{field} of {node}: {error:?}");
     }
     Ok("an agent writes its own report only".to_owned())
 }
@@ -188,4 +188,85 @@ pub(super) fn at_rest(state: &mut State) -> Outcome {
     let moves = ended()? - before;
     ensure!(moves == 0, "{moves} moves though all was balanced");
     Ok(format!("no move in {} s", AT_REST.as_secs()))
+}
+
+/// Scales in and out again: what is left has all connections, and the new replicas their part.
+pub(super) fn scaled(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    let six = balances(6, REPORT_EVERY * ROUNDS)?;
+    // Connections of the pods that go are lost with them: that is no move.
+    EVEN.scale(3)?;
+    EVEN.ready(3)?;
+    EVEN.wait_answered()?;
+    let pods = EVEN.ready(3)?;
+    let report = process::wait("balance after scaling in", 60, || {
+        let report = EVEN.report().ok()?;
+        is_balanced(&pods, &report).then_some(report)
+    })?;
+    let three = traffic::shares(&pods, &report).line();
+    Ok(format!("{six}; then {three}"))
+}
+
+/// The leader is killed: the standby leads within its lease, and views go on.
+pub(super) fn taken_over(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    let old = wait_led()?;
+    let started = Instant::now();
+    agents::run(&format!("delete pod {old} --grace-period=0 --force"))?;
+    let new = process::wait("another leader", 40, || leader().filter(|new| *new != old))?;
+    let took = started.elapsed().as_secs_f64();
+    let given_by = "get nodebalances -o jsonpath={.items[*].status.coordinator}";
+    process::wait("its views", 60, || {
+        let given = kubectl::run(given_by).ok()?;
+        given.split(' ').all(|by| by == new).then_some(())
+    })?;
+    agents::run("rollout status deploy/rebalancer-coordinator --timeout=60s")?;
+    Ok(format!("{new} after {took:.0} s"))
+}
+
+/// What agents say of Services on several nodes.
+fn views() -> Result<Vec<String>> {
+    let of = |agent: agents::Agent| -> Result<String> {
+        let status = query(&agent.pod, &["status"])?;
+        Ok(status["cluster"]["views"]
+            .as_str()
+            .unwrap_or("none")
+            .to_owned())
+    };
+    agents()?.into_iter().map(of).collect()
+}
+
+/// Without any coordinator nothing is moved across nodes; once one is back, it is.
+pub(super) fn without_coordinators(state: &mut State) -> Outcome {
+    if state.cluster.nodes.len() < NODES {
+        return Ok("skipped".to_owned());
+    }
+    agents::run("scale deploy/rebalancer-coordinator --replicas=0")?;
+    let started = Instant::now();
+    process::wait("the views to expire", 90, || {
+        let views = views().ok()?;
+        views.iter().all(|view| view == "expired").then_some(())
+    })?;
+    let expired = started.elapsed().as_secs_f64();
+    // All on one replica again.
+    EVEN.scale(1)?;
+    EVEN.ready(1)?;
+    EVEN.wait_answered()?;
+    EVEN.scale(3)?;
+    EVEN.ready(3)?;
+    let before = ended()?;
+    std::thread::sleep(REPORT_EVERY * 2);
+    let moves = ended()? - before;
+    ensure!(moves == 0, "{moves} moves without a view");
+    agents::run("scale deploy/rebalancer-coordinator --replicas=2")?;
+    // A coordinator that starts knows no report's age before it changes.
+    let within = REPORT_EVERY * (ROUNDS + 3);
+    Ok(format!(
+        "expired after {expired:.0} s, nothing moved; back: {}",
+        balances(3, within)?
+    ))
 }

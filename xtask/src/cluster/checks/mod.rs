@@ -35,7 +35,7 @@ const FOUNDATION: usize = 5;
 /// The width of the name column.
 const NAMES: usize = 52;
 
-const CHECKS: [Check; 30] = [
+const CHECKS: [Check; 33] = [
     ("an agent on every node", agents::one_per_node),
     ("doctor finds nothing missing", agents::doctor),
     ("a client connects through the ClusterIP", traffic::connects),
@@ -85,6 +85,15 @@ const CHECKS: [Check; 30] = [
     ),
     ("an agent writes its own report only", balance::forged),
     ("then nothing is moved", balance::at_rest),
+    ("scaled to six and back to three", balance::scaled),
+    (
+        "the standby takes over from the leader",
+        balance::taken_over,
+    ),
+    (
+        "without coordinators nothing is moved across nodes",
+        balance::without_coordinators,
+    ),
     ("kubectl rebalancer asks all nodes", fleet::asked),
     ("an annotation pauses all nodes", fleet::paused),
     ("1,000 pods in the API", size::many_pods),

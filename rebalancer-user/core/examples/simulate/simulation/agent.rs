@@ -86,6 +86,7 @@ impl Agent {
             least: facts.least,
             most: facts.most,
             connections: facts.sum.total,
+            elsewhere: 0,
             excess: 0,
             share: Share::ALL,
         };
