@@ -77,7 +77,14 @@ fn written(token: &str, node: &str, field: &str) -> Result<String> {
     let mut kubectl = process::in_namespace(network::CONTROL_PLANE, process::program("kubectl"));
     kubectl.args(["--kubeconfig", "/dev/null", "--server", layout::API_SERVER]);
     kubectl.args(["--insecure-skip-tls-verify", "--token", token]);
-    kubectl.args(["apply", "--server-side", "--validate=false", "-f", "-"]);
+    kubectl.args([
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--validate=false",
+        "-f",
+        "-",
+    ]);
     if field == "status" {
         kubectl.arg("--subresource=status");
     }
@@ -86,7 +93,7 @@ fn written(token: &str, node: &str, field: &str) -> Result<String> {
     );
     let written = process::output_with_input(&mut kubectl, &object);
     // The error has the command, and with it the token.
-    written.map_err(|error| anyhow::anyhow!("{error:#}".replace(token, "TOKEN")))
+    written.map_err(|error| anyhow::anyhow!(format!("{error:#}").replace(token, "TOKEN")))
 }
 
 /// An agent's token is good for the report of its own node, and for no view.
