@@ -2,16 +2,19 @@
 //!
 //! All types are `repr(C)` without padding (zerocopy's `IntoBytes` makes padding a compile error),
 //! so that a record has the same bytes on both sides, and bpftool can print it by its BTF. The
-//! crate has no logic: `rebalancer-ebpf` documents who writes what, `rebalancer-user` what it means
-//! to an operator.
+//! crate has no logic but [`frames`], which both halves use: `rebalancer-ebpf` documents who writes
+//! what, `rebalancer-user` what it means to an operator.
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod frames;
 pub mod names;
+pub mod notice;
 pub mod offsets;
 mod sniffed;
 
 pub use network_types::ip::IpProto;
+pub use notice::Notice;
 pub use sniffed::{Direction, Segment, Sniffed, copy};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

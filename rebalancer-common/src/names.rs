@@ -6,7 +6,8 @@ pub const SOCK_OPS: &str = "sock_ops";
 /// Iterator over the open descriptors of all processes: reads the records, and creates those of
 /// sockets that are older than tracking.
 pub const WALK: &str = "walk";
-/// sk_msg program on the sockets in `counted`: counts their sends.
+/// sk_msg program on the sockets in `counted`: counts their sends, and tells the clients of those in
+/// `notices` to leave.
 pub const MESSAGES: &str = "messages";
 /// cgroup_skb programs on the cgroups of the connections in `sniffed`: copy their received and sent
 /// segments to the agent.
@@ -36,12 +37,16 @@ pub const FAULTS: &str = "faults";
 pub const SNIFFED: &str = "sniffed";
 /// Ring buffer of [`crate::Segment`], of the connections in `sniffed`. Not pinned.
 pub const SEGMENTS: &str = "segments";
+/// Hash: cookie → [`crate::Notice`], of connections that are about to be told to leave. Not pinned.
+pub const NOTICES: &str = "notices";
+/// Hash: cookie → 1, of those in `notices` that may be told. Not pinned.
+pub const GOAWAYS: &str = "goaways";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";
 /// Memory-mapped array of one [`crate::WalkHead`]; each reader has its own.
 pub const WALK_HEAD: &str = "walk_head";
-/// Socket hash: cookie → socket, of the connections whose sends are counted. The agent creates it
-/// when a rule asks for it and does not pin it: when the agent exits, the kernel detaches every
+/// Socket hash: cookie → socket, of the connections whose sends are counted or followed. The agent creates it
+/// when that is asked for and does not pin it: when the agent exits, the kernel detaches every
 /// socket from it. It is not in the kernel half's object.
 pub const COUNTED: &str = "counted";
 

@@ -34,6 +34,8 @@ pub(crate) enum Target {
     Dump,
     /// HTTP/1 bytes of a sniffed connection, in both directions
     Exchange,
+    /// HTTP/2 bytes of a server, send by send
+    Frames,
 }
 
 /// Larger inputs only make runs slower.

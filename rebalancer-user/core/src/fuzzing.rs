@@ -6,6 +6,8 @@
     reason = "the tests read their seeds from files"
 )]
 
+use rebalancer_common::frames::{Frames, Header, Stop, flag, kind};
+
 use crate::{
     exchange::{Content, Direction, Exchange, Piece, Position, State},
     policy,
@@ -81,6 +83,45 @@ pub fn exchange(bytes: &[u8]) {
     }
 }
 
+/// What a server sends by HTTP/2. Each send begins with two bytes, its length. A boundary is one by
+/// the lengths of all frames before, too, and nothing is followed past what no server sends.
+pub fn frames(bytes: &[u8]) {
+    let (mut frames, mut stream) = (Frames::default(), Vec::new());
+    let mut rest = bytes;
+    while let [high, low, data @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        let (data, after) = data.split_at(data.len().min(length));
+        rest = after;
+        let read = |at: u32| data.get(at as usize..)?.first_chunk().copied();
+        let followed = frames.send(data.len() as u32, read);
+        stream.extend_from_slice(data);
+        match followed {
+            Ok(()) => assert_eq!(frames.is_at_boundary(), ends_at_boundary(&stream)),
+            Err(stop) => {
+                assert_ne!(stop, Stop::Unreadable, "every byte was there");
+                return;
+            }
+        }
+    }
+}
+
+/// Whether these are whole frames, and no header block is open. They begin with one.
+fn ends_at_boundary(stream: &[u8]) -> bool {
+    let (mut rest, mut open) = (stream, false);
+    while let Some(header) = rest.first_chunk().copied().map(Header::new) {
+        open = match header.kind {
+            kind::HEADERS | kind::CONTINUATION => header.flags & flag::END_HEADERS == 0,
+            _ => open,
+        };
+        assert_ne!(header.kind, kind::GOAWAY, "followed past it");
+        match rest.get(9 + header.length as usize..) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    rest.is_empty() && !open
+}
+
 #[cfg(test)]
 #[path = "../../fuzz/seeds.rs"]
 mod seeds;
@@ -97,5 +138,10 @@ mod tests {
     #[test]
     fn seeds_of_exchange() {
         on_its_seeds("../fuzz/corpus/exchange", super::exchange);
+    }
+
+    #[test]
+    fn seeds_of_frames() {
+        on_its_seeds("../fuzz/corpus/frames", super::frames);
     }
 }
