@@ -9,13 +9,15 @@
 //!   socket's live
 //!   counters and the process that holds it to memory shared with the reader, and creates records of sockets
 //!   that are older than tracking.
-//! - [`messages`], only on the sockets that a rule asks for: counts their sends.
+//! - [`messages`], only on the sockets that the agent has added: counts their sends, or finds the
+//!   boundaries of HTTP/2 in them and tells the client to leave, once the agent wants it to.
 //! - [`sniff`], two programs, only on the cgroups of sockets that are being moved: copy the
 //!   segments of those
 //!   sockets to the agent, so that it knows when a response is complete.
 //!
 //! Invariants: no callback flag of another program is cleared, no reply is written (`reply` and
-//! `args` are a union), the return value always lets everything pass, and every failure is counted
+//! `args` are a union), the return value always lets everything pass, what a server sends is not changed,
+//! and nothing but [`notice`]'s constant is added to it, and every failure is counted
 //! in `faults`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -38,6 +40,7 @@ mod endpoint;
 mod faults;
 mod maps;
 mod messages;
+mod notice;
 mod process;
 mod record;
 mod scope;

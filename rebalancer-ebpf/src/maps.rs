@@ -6,7 +6,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use rebalancer_common::{
-    Connection, EndpointKey, EndpointSums, Fault, Place, Row, Segment, Settings, Sniffed, WalkHead,
+    Connection, EndpointKey, EndpointSums, Fault, Notice, Place, Row, Segment, Settings, Sniffed,
+    WalkHead,
 };
 
 /// Maximum number of endpoints on a node; a full map is a counted fault. Memory is allocated per
@@ -19,8 +20,9 @@ const MAX_PLACES: usize = 65_536;
 /// Maximum number of excluded cgroups. Memory is allocated per entry.
 const MAX_EXCLUDED: usize = 65_536;
 
-/// Sizes of `sniffed` and `segments` in the object: the agent sets its own at load, other readers
+/// Sizes of `notices` and `goaways`, `sniffed` and `segments` in the object: the agent sets its own at load, other readers
 /// do not use them.
+const MAX_NOTICES: usize = 1;
 const MAX_SNIFFED: usize = 1;
 const SEGMENT_BYTES: usize = 4096;
 
@@ -58,6 +60,14 @@ pub(crate) static SNIFFED: HashMap<u64, Sniffed, MAX_SNIFFED, { BPF_F_NO_PREALLO
 
 #[btf_map(name = "segments")]
 pub(crate) static SEGMENTS: RingBuf<Segment, SEGMENT_BYTES> = RingBuf::new();
+
+#[btf_map(name = "notices")]
+pub(crate) static NOTICES: HashMap<u64, Notice, MAX_NOTICES, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+#[btf_map(name = "goaways")]
+pub(crate) static GOAWAYS: HashMap<u64, u32, MAX_NOTICES, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
 
 #[btf_map(name = "faults")]
 pub(crate) static FAULTS: PerCpuArray<u64, { Fault::ALL.len() }> = PerCpuArray::new();
