@@ -11,15 +11,19 @@
 
 mod first_bytes;
 mod http1;
+mod http2;
 mod stream;
 #[cfg(test)]
 mod tests;
+
+use std::ops::RangeInclusive;
 
 pub use rebalancer_common::Direction;
 pub use stream::Content;
 
 use first_bytes::FirstBytes;
 use http1::Conversation;
+use http2::Requests;
 use stream::{Kept, Stream};
 
 /// The number of rests after which the client must begin with something other than a request before
@@ -112,6 +116,8 @@ enum Follow {
         bytes: usize,
     },
     On(Box<Following>),
+    /// HTTP/2, whose requests are followed.
+    Http2(Box<Requests>),
     Not(Other),
 }
 
@@ -142,10 +148,15 @@ impl Default for Exchange {
 
 impl Exchange {
     /// The connection is at rest: the client has received everything, and sends next. Pieces from now on
-    /// were sent since.
+    /// were sent since. On HTTP/2, the requests from now on are followed.
     pub fn rest(&mut self, at: Position) {
-        if matches!(self.follow, Follow::Not(_)) {
-            return;
+        match (&self.follow, self.base) {
+            (Follow::Not(Other::Http2) | Follow::Http2(_), Some(base)) => {
+                self.follow = Follow::Http2(Box::new(Requests::new(seqs(base, at))));
+                return;
+            }
+            (Follow::Not(_) | Follow::Http2(_), _) => return,
+            _ => {}
         }
         self.follow = Follow::Early {
             rest: at,
@@ -165,6 +176,11 @@ impl Exchange {
     pub fn take_in(&mut self, piece: Piece<'_>) {
         match &mut self.follow {
             Follow::Lost(spoken) => spoken.take_in(piece),
+            Follow::Http2(requests) => {
+                if piece.direction == Direction::In {
+                    requests.take_in(piece.seq, piece.content);
+                }
+            }
             Follow::Not(_) => {}
             Follow::Early { pieces, bytes, .. } => {
                 let kept = Kept::from(piece.content);
@@ -187,6 +203,7 @@ impl Exchange {
     pub fn state(&mut self, at: Position) -> State {
         let on = match &self.follow {
             Follow::Lost(_) => return State::Lost,
+            Follow::Http2(_) => return State::Not(Other::Http2),
             Follow::Not(other) => return State::Not(*other),
             Follow::Early { rest, .. } if *rest == at => return State::Resting,
             Follow::Early { .. } => return State::InProgress,
@@ -219,6 +236,22 @@ impl Exchange {
         matches!(self.follow, Follow::Not(_))
     }
 
+    /// On HTTP/2, the first stream that the client has opened since the last rest, and the last one that it
+    /// may have.
+    pub fn opened(&self) -> Option<RangeInclusive<u32>> {
+        match &self.follow {
+            Follow::Http2(requests) => requests.opened(),
+            _ => None,
+        }
+    }
+
+    /// On HTTP/2, follows no requests any more, until the next rest.
+    pub fn stop_following(&mut self) {
+        if matches!(self.follow, Follow::Http2(_)) {
+            self.follow = Follow::Not(Other::Http2);
+        }
+    }
+
     /// Whether the server sent last, with TCP's counters `at`. By sequence numbers of data alone: clocks
     /// are too coarse, and acknowledgements are not data.
     pub fn server_spoke_last(&mut self, at: Position) -> bool {
@@ -236,11 +269,17 @@ impl Exchange {
         const LONG: u64 = 16 << 10;
         /// The most: sequence numbers compare within half of their range.
         const FAR: u64 = 1 << 30;
-        let Follow::On(on) = &self.follow else {
-            return None;
+        let (left, at) = match (&self.follow, direction) {
+            (Follow::On(on), _) => (
+                on.conversation.needless(direction),
+                on.streams[direction as usize].at(),
+            ),
+            (Follow::Http2(requests), Direction::In) => (requests.needless(), requests.at()),
+            (Follow::Http2(requests), Direction::Out) => {
+                return Some(requests.out().wrapping_add(FAR as u32));
+            }
+            _ => return None,
         };
-        let left = on.conversation.needless(direction);
-        let at = on.streams[direction as usize].at();
         match left {
             ..LONG => None,
             LONG..FAR => Some(at.wrapping_add(left as u32)),
