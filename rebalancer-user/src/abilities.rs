@@ -26,6 +26,8 @@ pub enum Ability {
     Sniffing,
     /// The sends of a connection are counted.
     CountingSends,
+    /// The client of an HTTP/2 connection is told to leave.
+    Notice,
     /// A connection is reset.
     Reset(Mechanism),
 }
@@ -48,6 +50,7 @@ impl Ability {
             Self::WalkingOneProcess => "walking one process",
             Self::Sniffing => "protocol detection",
             Self::CountingSends => "counting sends",
+            Self::Notice => "notice over HTTP/2",
             Self::Reset(Mechanism::SockDestroy) => "reset by SOCK_DESTROY",
             Self::Reset(Mechanism::Abort) => "reset by the server's descriptor",
             Self::Reset(Mechanism::Raw) => "reset by a raw segment",
@@ -72,6 +75,7 @@ impl Ability {
             }
             Self::Sniffing => "only rules that set onReconnect move connections",
             Self::CountingSends => "only rules with `count` notice: they work without counts",
+            Self::Notice => "HTTP/2 connections are not moved: rules with a step Notice skip them",
             Self::Reset(Mechanism::SockDestroy | Mechanism::Abort) => "the next mechanism is used",
             Self::Reset(Mechanism::Raw) => "without any mechanism nothing is moved",
         }
@@ -90,6 +94,7 @@ impl Ability {
                 "needs cgroup_skb programs, and CAP_DAC_READ_SEARCH to open a cgroup by its ID"
             }
             Self::CountingSends => "needs CONFIG_NET_SOCK_MSG; see --count-despite-fionread",
+            Self::Notice => "needs CONFIG_NET_SOCK_MSG",
             Self::Reset(Mechanism::SockDestroy) => {
                 "needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
             }
@@ -203,6 +208,20 @@ pub fn try_counting(walker: &mut Walker) -> Tried {
         Err(error) => Err(format!("{error:#}")),
     };
     Tried::new(Ability::CountingSends, seen)
+}
+
+/// Tries whether the client of an HTTP/2 connection can be told to leave.
+pub fn try_notice(walker: &mut Walker) -> Tried {
+    let seen = match moves::probe_notice(walker) {
+        Ok(Fionread::Right) => Ok("a client of our own was told to leave".to_owned()),
+        Ok(Fionread::Wrong) => Ok(
+            "a client of our own was told to leave; FIONREAD returns 0 on its server's socket meanwhile, \
+             so servers are woken"
+                .to_owned(),
+        ),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    Tried::new(Ability::Notice, seen)
 }
 
 /// Tries each way to reset a connection, the best first.

@@ -119,7 +119,7 @@ impl EventRecorder {
     fn move_ended(&mut self, chosen: &Move, outcome: &Outcome) {
         let pods = self.pods.as_mut();
         if let Some(pod) = pods.and_then(|pods| pods.remove(&chosen.cookie()))
-            && matches!(outcome, Outcome::Closed | Outcome::Reset)
+            && outcome.is_made()
         {
             self.pending.add(chosen.rule(), pod, outcome.as_str());
         }

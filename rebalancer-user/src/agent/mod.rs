@@ -67,7 +67,7 @@ use self::{
     unnamed::Unnamed,
 };
 use crate::{
-    bpf::{EmptyEndpoints, Kernel, KernelLog, Tracker},
+    bpf::{EmptyEndpoints, Kernel, KernelLog, Sends, Tracker},
     counting::{Counting, CountingReport},
     host::CgroupTree,
     http::Server,
@@ -238,6 +238,8 @@ struct Agent {
     count_despite_fionread: bool,
     ramp: bool,
     kernel: Arc<Kernel>,
+    /// The program that counts and follows sends, for both threads that ask for it.
+    sends: Arc<Sends>,
     looking: Looking,
     /// The observation under way.
     look: Option<Look>,

@@ -17,7 +17,7 @@ use super::{
     mover_signs::MoverSigns,
 };
 use crate::{
-    bpf::{Capture, Kernel, Walker},
+    bpf::{Capture, Kernel, Sends, Walker},
     moves::{Done, Health, Mechanism, Mover, Order, Pulse},
     plan::{Move, Outcome, Recall, Refusal},
     policy::StepKind,
@@ -31,6 +31,7 @@ const MOST_GIVEN_UP: usize = 4;
 /// What a moving thread is made with.
 pub(super) struct MoverFactory {
     kernel: Arc<Kernel>,
+    sends: Arc<Sends>,
     mechanism: Mechanism,
     done: UnboundedSender<Done>,
     /// Threads that were stuck, and at which connection.
@@ -42,11 +43,13 @@ pub(super) struct MoverFactory {
 impl MoverFactory {
     pub(super) fn new(
         kernel: Arc<Kernel>,
+        sends: Arc<Sends>,
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> Self {
         Self {
             kernel,
+            sends,
             mechanism,
             done,
             stuck: Vec::new(),
@@ -64,6 +67,7 @@ impl MoverFactory {
         Ok(Mover::start(
             walker,
             capture,
+            Some(Arc::clone(&self.sends)),
             self.mechanism,
             self.done.clone(),
         )?)

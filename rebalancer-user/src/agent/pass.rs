@@ -288,7 +288,8 @@ impl Agent {
             let pins = self.tracker.pins().to_owned();
             let anywhere = self.count_despite_fionread;
             let reports = self.counting_reports.clone();
-            match Counting::start(Arc::clone(&self.kernel), pins, anywhere, reports) {
+            let (kernel, sends) = (Arc::clone(&self.kernel), Arc::clone(&self.sends));
+            match Counting::start(kernel, pins, sends, anywhere, reports) {
                 Ok(counting) => self.counting = Some(counting),
                 Err(error) => self
                     .journal

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     abilities::{Tried, try_sniffing, try_tracking},
-    bpf::{self, EmptyEndpoints, Inherited, Kernel, Lifetime, Tracker, Walker},
+    bpf::{self, EmptyEndpoints, Inherited, Kernel, Lifetime, Sends, Tracker, Walker},
     host::{self, CgroupTree},
     http::RunDir,
     kubernetes::{Ask, Exchange, Names, process_in_pod},
@@ -91,9 +91,11 @@ impl Agent {
         if mechanism.is_none() {
             mode = mode.safest(Mode::DryRun);
         }
+        let sends = Arc::new(Sends::new(Arc::clone(&kernel), tracker.pins().to_owned()));
         let (report, done) = unbounded_channel();
-        let factory =
-            mechanism.map(|mechanism| MoverFactory::new(Arc::clone(&kernel), mechanism, report));
+        let factory = mechanism.map(|mechanism| {
+            MoverFactory::new(Arc::clone(&kernel), Arc::clone(&sends), mechanism, report)
+        });
         let mover = factory
             .as_ref()
             .map(|factory| factory.start(tracker.pins()))
@@ -171,6 +173,7 @@ impl Agent {
             count_despite_fionread: options.count_despite_fionread,
             ramp: options.ramp,
             kernel,
+            sends,
             looking,
             look: None,
             pass_is_due: false,

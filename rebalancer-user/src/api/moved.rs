@@ -60,7 +60,7 @@ impl End {
     pub fn is_moved(&self) -> bool {
         match self {
             Self::WouldMove => true,
-            Self::Ended { outcome, .. } => matches!(outcome, Outcome::Closed | Outcome::Reset),
+            Self::Ended { outcome, .. } => outcome.is_made(),
             Self::NotFound | Self::SkipReason(_) => false,
         }
     }

@@ -1,23 +1,26 @@
-//! The sk_msg program, and the sockets whose sends it counts.
+//! The sk_msg program, and the sockets whose sends it counts, or follows to tell the client to leave.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, MapError, SockHash},
+    maps::{HashMap, Map, MapData, MapError, SockHash},
     programs::{ProgramError, SkMsg},
 };
 use aya_obj::generated::bpf_map_type;
-use rebalancer_common::names;
+use rebalancer_common::{Notice, names};
 use rustix::fd::AsRawFd as _;
 
 use super::{
     Error, Kernel,
-    maps::{check_abi, io_error},
+    capture::take_map,
+    maps::{Raw, check_abi, io_error},
     tracker::{failed, load_object, loader_over},
 };
 use crate::snapshot::Cookie;
@@ -26,16 +29,64 @@ use crate::snapshot::Cookie;
 /// refused with the reason.
 const MOST_SOCKETS: u32 = 65_536;
 
-/// Counts the sends of the sockets in its map. Dropping it removes all of them, unless there is a
-/// [`Joiner`].
+/// Connections that may be about to be told at one time: the largest `maxInFlight`.
+const MOST_NOTICES: u32 = 10_000;
+
+/// The program for all threads of a process: loaded while one of them uses it.
+pub struct Sends {
+    kernel: Arc<Kernel>,
+    pins: PathBuf,
+    open: Mutex<Weak<MessageCounter>>,
+}
+
+impl Sends {
+    /// For the records pinned under `pins`; nothing is loaded yet.
+    pub fn new(kernel: Arc<Kernel>, pins: PathBuf) -> Self {
+        let open = Mutex::default();
+        Self { kernel, pins, open }
+    }
+
+    /// The program as others use it, or loaded now.
+    pub fn open(&self) -> Result<Arc<MessageCounter>, Error> {
+        let mut open = locked(&self.open);
+        if let Some(counter) = open.upgrade() {
+            return Ok(counter);
+        }
+        let counter = Arc::new(MessageCounter::open(&self.kernel, &self.pins)?);
+        self.kernel.forget_types();
+        *open = Arc::downgrade(&counter);
+        Ok(counter)
+    }
+}
+
+/// What a socket is in the map for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its sends are counted.
+    Count = 1,
+    /// Its client is to be told to leave.
+    Notice = 2,
+}
+
+/// By cookie, the reasons for which a socket is in the map, or about to be: bits of [`Reason`].
+type Reasons = Arc<Mutex<BTreeMap<Cookie, u8>>>;
+
+/// The sockets in its map, whose sends are counted or followed. Dropping it removes all of them,
+/// unless there is a [`Joiner`].
 pub struct MessageCounter {
-    // Dropped in this order. Neither is pinned: a killed process leaves nothing.
-    counted: SockHash<MapData, u64>,
+    // Dropped in this order. None is pinned: a killed process leaves nothing.
+    counted: Mutex<SockHash<MapData, u64>>,
+    reasons: Reasons,
+    notices: Mutex<HashMap<MapData, u64, Raw<Notice>>>,
+    goaways: Mutex<HashMap<MapData, u64, u32>>,
     _ebpf: Ebpf,
 }
 
 /// Adds sockets to a [`MessageCounter`], from another thread.
-pub struct Joiner(SockHash<MapData, u64>);
+pub struct Joiner {
+    counted: SockHash<MapData, u64>,
+    reasons: Reasons,
+}
 
 impl MessageCounter {
     /// Loads the program over the maps pinned under `pins`. It runs for nothing yet.
@@ -59,7 +110,11 @@ impl MessageCounter {
             .and_then(socket_hash)
             .map_err(|e| making(e.into()))?;
         let btf = kernel.btf()?;
-        let mut ebpf = load_object(&mut loader_over(kernel, &btf, pins)?)?;
+        let mut loader = loader_over(kernel, &btf, pins)?;
+        loader
+            .map_max_entries(names::NOTICES, MOST_NOTICES)
+            .map_max_entries(names::GOAWAYS, MOST_NOTICES);
+        let mut ebpf = load_object(&mut loader)?;
         let program: &mut SkMsg = ebpf
             .program_mut(names::MESSAGES)
             .ok_or_else(|| failed("finding", anyhow::anyhow!("not in the object")))?
@@ -71,26 +126,72 @@ impl MessageCounter {
             .attach(counted.fd())
             .map_err(|e| failed("attaching", e.into()))?;
         Ok(Self {
-            counted,
+            counted: Mutex::new(counted),
+            reasons: Reasons::default(),
+            notices: Mutex::new(take_map(&mut ebpf, names::NOTICES)?),
+            goaways: Mutex::new(take_map(&mut ebpf, names::GOAWAYS)?),
             _ebpf: ebpf,
         })
     }
 
     /// What adds sockets.
     pub fn joiner(&self) -> io::Result<Joiner> {
-        let map = self.counted.fd().as_fd().try_clone_to_owned()?;
-        MapData::from_fd(map)
-            .and_then(socket_hash)
-            .map(Joiner)
+        let map = locked(&self.counted).fd().as_fd().try_clone_to_owned()?;
+        Ok(Joiner {
+            counted: MapData::from_fd(map)
+                .and_then(socket_hash)
+                .map_err(io_error)?,
+            reasons: Arc::clone(&self.reasons),
+        })
+    }
+
+    /// Follows the sends of a socket from this sequence number on, once it joins.
+    pub fn follow(&self, cookie: Cookie, next: u32) -> io::Result<()> {
+        let notice = Notice {
+            next,
+            ..Notice::default()
+        };
+        locked(&self.notices)
+            .insert(cookie.0, Raw(notice), 0)
             .map_err(io_error)
     }
 
-    /// Removes a socket. `false`: it is closed, and was removed by the kernel.
+    /// What was found in the sends of a socket that is followed.
+    pub fn notice(&self, cookie: Cookie) -> Option<Notice> {
+        let found = locked(&self.notices).get(&cookie.0, 0);
+        found.ok().map(|notice| notice.0)
+    }
+
+    /// Has the client told to leave, at the next boundary.
+    pub fn allow_notice(&self, cookie: Cookie) -> io::Result<()> {
+        locked(&self.goaways)
+            .insert(cookie.0, 1, 0)
+            .map_err(io_error)
+    }
+
+    /// Follows the sends of a socket no longer. Its client is not told from now on.
+    pub fn forget(&self, cookie: Cookie) {
+        // There are none if it was not followed, or not allowed.
+        let _absent = locked(&self.goaways).remove(&cookie.0);
+        let _absent = locked(&self.notices).remove(&cookie.0);
+    }
+
+    /// Removes a socket, unless it is there for another reason, too. `false`: that, or it is closed
+    /// and was removed by the kernel.
     ///
     /// A server that is blocked in a receive just now keeps the program, and what it sends from
     /// another thread is counted, until that receive returns.
-    pub fn leave(&mut self, cookie: Cookie) -> io::Result<bool> {
-        match self.counted.remove(&cookie.0) {
+    pub fn leave(&self, cookie: Cookie, reason: Reason) -> io::Result<bool> {
+        // Locked throughout, so that a socket that joins for another reason stays.
+        let mut reasons = locked(&self.reasons);
+        if let Some(of) = reasons.get_mut(&cookie) {
+            *of &= !(reason as u8);
+            if *of != 0 {
+                return Ok(false);
+            }
+            reasons.remove(&cookie);
+        }
+        match locked(&self.counted).remove(&cookie.0) {
             Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
             Err(e) => match io_error(e) {
@@ -103,16 +204,36 @@ impl MessageCounter {
 }
 
 impl Joiner {
-    /// Counts the sends of this socket, which must have this cookie, from now on. Waits for its lock.
+    /// Counts or follows the sends of this socket, which must have this cookie, from now on. Waits for
+    /// its lock.
     ///
     /// # Errors
     /// EOPNOTSUPP: it is not established. EBUSY: another program has it. EINVAL: something else
     /// has taken it over, such as kernel TLS. E2BIG: the map is full.
-    pub fn join(&mut self, cookie: Cookie, socket: BorrowedFd<'_>) -> io::Result<()> {
-        self.0
-            .insert(cookie.0, socket.as_raw_fd(), 0)
-            .map_err(io_error)
+    pub fn join(
+        &mut self,
+        cookie: Cookie,
+        socket: BorrowedFd<'_>,
+        reason: Reason,
+    ) -> io::Result<()> {
+        // Before, so that one that leaves for another reason meanwhile stays.
+        *locked(&self.reasons).entry(cookie).or_default() |= reason as u8;
+        let joined = self.counted.insert(cookie.0, socket.as_raw_fd(), 0);
+        joined.map_err(|error| {
+            let mut reasons = locked(&self.reasons);
+            if let Some(of) = reasons.get_mut(&cookie) {
+                *of &= !(reason as u8);
+                if *of == 0 {
+                    reasons.remove(&cookie);
+                }
+            }
+            io_error(error)
+        })
     }
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn socket_hash(map: MapData) -> Result<SockHash<MapData, u64>, MapError> {

@@ -3,7 +3,8 @@
 //! - [`Tracker`] holds the sock_ops program on the cgroup root and the pinned maps.
 //! - [`Walker`] reads every connection, with an iterator and memory of its own, so that readers do not
 //!   affect each other.
-//! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts for.
+//! - [`MessageCounter`] holds the sk_msg program, and the sockets that it counts or follows the sends of;
+//!   [`Sends`] is one of them for a whole process.
 //! - [`Capture`] holds the programs that copy what sniffed connections receive and send.
 //! - [`read_endpoints`] and [`read_faults`] read the small maps directly.
 
@@ -25,7 +26,7 @@ pub use log::KernelLog;
 pub use maps::{
     EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults, remove_endpoints,
 };
-pub use messages::{Joiner, MessageCounter};
+pub use messages::{Joiner, MessageCounter, Reason, Sends};
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;

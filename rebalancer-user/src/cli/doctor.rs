@@ -198,6 +198,7 @@ impl Doctor {
         }
         findings.push(finding(&abilities::try_sniffing(walker)));
         findings.push(finding(&abilities::try_counting(walker)));
+        findings.push(finding(&abilities::try_notice(walker)));
         findings
     }
 

@@ -193,7 +193,7 @@ fn make(
     let (mechanism, _) = moves::find_mechanism()
         .map_err(|why| anyhow!("no reset mechanism works on this node: {}", why.join("; ")))?;
     let (sender, mut done) = unbounded_channel();
-    let mover = Mover::start(records.walker()?, None, mechanism, sender)
+    let mover = Mover::start(records.walker()?, None, None, mechanism, sender)
         .context("starting the moving thread")?;
     let mut ends = BTreeMap::new();
     let mut ordered = 0;

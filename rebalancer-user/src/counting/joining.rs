@@ -1,4 +1,5 @@
-//! Adds sockets to the map on a thread of its own, which alone waits for their locks.
+//! Adds sockets to the map, and wakes the readers of those that have left, on a thread of its own, which
+//! alone waits for their locks.
 //!
 //! A socket's lock may be held for any time, see `moves::pulse`. A thread that waits for too long is
 //! abandoned with that socket, and another one continues with the others; its result still counts once the
@@ -17,8 +18,8 @@ use rustix::io::Errno;
 
 use super::{NotCounted, Wanted};
 use crate::{
-    bpf::{Joiner, MessageCounter},
-    host::{Owner, option, with_duplicate},
+    bpf::{Joiner, MessageCounter, Reason},
+    host::{Owner, option, signal_readable, with_duplicate},
     moves::stranger,
     plan::Refusal,
     snapshot::Cookie,
@@ -33,15 +34,25 @@ const MOST_STUCK: usize = 4;
 /// Whether a socket was added.
 pub(super) type Joined = (Cookie, Result<(), NotCounted>);
 
-type Job = (Wanted, Vec<Owner>);
+/// What is done with a socket, through one of its owners.
+enum Work {
+    Join(Wanted),
+    /// It has left.
+    Signal(Cookie),
+}
+
+type Job = (Work, Vec<Owner>);
+
+/// What became of a socket; `None`: it was signalled.
+type Done = (Cookie, Option<Result<(), NotCounted>>);
 
 /// Handle of the thread. Dropping it ends the thread, and the abandoned ones once the kernel has answered.
 pub(super) struct Joining {
     jobs: Option<Sender<Job>>,
-    sender: Sender<Joined>,
-    results: Receiver<Joined>,
+    sender: Sender<Done>,
+    results: Receiver<Done>,
     /// Results of abandoned threads.
-    late: Vec<Joined>,
+    late: Vec<Done>,
     /// The sockets that abandoned threads wait for.
     stuck: BTreeSet<Cookie>,
 }
@@ -69,7 +80,9 @@ impl Joining {
         for (cookie, _) in &self.late {
             self.stuck.remove(cookie);
         }
-        std::mem::take(&mut self.late)
+        let late = std::mem::take(&mut self.late).into_iter();
+        late.filter_map(|(cookie, joined)| Some((cookie, joined?)))
+            .collect()
     }
 
     /// Adds a socket, through one of its owners.
@@ -80,6 +93,23 @@ impl Joining {
         owners: Vec<Owner>,
     ) -> Result<(), NotCounted> {
         let cookie = wanted.cookie;
+        let joined = self.work(counter, cookie, Work::Join(wanted), owners)?;
+        joined.unwrap_or(Ok(()))
+    }
+
+    /// Has the readers of a socket that has left look again.
+    pub(super) fn signal(&mut self, counter: &MessageCounter, cookie: Cookie, owners: Vec<Owner>) {
+        // It may be closed.
+        let _not_signalled = self.work(counter, cookie, Work::Signal(cookie), owners);
+    }
+
+    fn work(
+        &mut self,
+        counter: &MessageCounter,
+        cookie: Cookie,
+        work: Work,
+        owners: Vec<Owner>,
+    ) -> Result<Option<Result<(), NotCounted>>, NotCounted> {
         if self.stuck.len() >= MOST_STUCK {
             return Err(NotCounted::Refused(Refusal::Unanswered));
         }
@@ -88,11 +118,11 @@ impl Joining {
             None => start(counter, self.sender.clone()).map_err(|e| NotCounted::by_kernel(&e))?,
         };
         // It fails only if the thread has ended, and then there is no result.
-        let _no_thread = jobs.send((wanted, owners));
+        let _no_thread = jobs.send((work, owners));
         match self.wait_for(cookie) {
             Some(joined) => {
                 self.jobs = Some(jobs);
-                joined
+                Ok(joined)
             }
             None => {
                 self.stuck.insert(cookie);
@@ -102,7 +132,7 @@ impl Joining {
     }
 
     /// `None`: the kernel does not answer.
-    fn wait_for(&mut self, cookie: Cookie) -> Option<Result<(), NotCounted>> {
+    fn wait_for(&mut self, cookie: Cookie) -> Option<Option<Result<(), NotCounted>>> {
         let until = Instant::now() + ANSWER_WITHIN;
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -115,15 +145,23 @@ impl Joining {
 }
 
 /// Starts a thread that adds one socket after the other.
-fn start(counter: &MessageCounter, sender: Sender<Joined>) -> io::Result<Sender<Job>> {
+fn start(counter: &MessageCounter, sender: Sender<Done>) -> io::Result<Sender<Job>> {
     let mut joiner = counter.joiner()?;
     let (jobs, queue) = channel::<Job>();
     thread::Builder::new()
         .name("joining".to_owned())
         .spawn(move || {
-            for (wanted, owners) in queue {
-                let joined = wanted.join(&owners, &mut joiner);
-                if sender.send((wanted.cookie, joined)).is_err() {
+            for (work, owners) in queue {
+                let done = match work {
+                    Work::Join(wanted) => (wanted.cookie, Some(wanted.join(&owners, &mut joiner))),
+                    Work::Signal(cookie) => {
+                        // It may have been closed.
+                        let _done =
+                            with_duplicate(&owners, cookie, |socket| Ok(signal_readable(socket)));
+                        (cookie, None)
+                    }
+                };
+                if sender.send(done).is_err() {
                     return; // counting has ended
                 }
             }
@@ -146,7 +184,7 @@ impl Wanted {
                 Err(NotCounted::KernelTls)
             } else {
                 joiner
-                    .join(self.cookie, socket.as_fd())
+                    .join(self.cookie, socket.as_fd(), Reason::Count)
                     .map_err(|e| NotCounted::by_kernel(&e))
             })
         });

@@ -15,6 +15,7 @@ mod joining;
 mod probe;
 mod refused;
 
+pub(crate) use probe::fionread;
 pub use probe::{Fionread, probe};
 pub use refused::NotCounted;
 
@@ -37,7 +38,7 @@ use self::{
     refused::RETRY_AFTER,
 };
 use crate::{
-    bpf::{self, Kernel, MessageCounter, Walker},
+    bpf::{self, Kernel, MessageCounter, Reason, Sends, Walker},
     host::CgroupMounts,
     moves::Owners,
     policy::{Count, Mode, Policy},
@@ -118,6 +119,7 @@ impl Counting {
     pub fn start(
         kernel: Arc<Kernel>,
         pins: PathBuf,
+        sends: Arc<Sends>,
         anywhere: bool,
         reports: UnboundedSender<CountingReport>,
     ) -> io::Result<Self> {
@@ -130,6 +132,7 @@ impl Counting {
                 CountingThread {
                     kernel,
                     pins,
+                    sends,
                     anywhere,
                     reports: of_thread,
                     mounts: CgroupMounts::read_or_none(),
@@ -199,15 +202,62 @@ impl From<&Connection> for Wanted {
 enum Counter {
     /// No rule asks.
     Closed,
-    Open(Box<(MessageCounter, Walker, Joining)>),
+    Open(Box<Open>),
     /// This kernel cannot, and that was reported.
     Unavailable,
+}
+
+struct Open {
+    counter: Arc<MessageCounter>,
+    walker: Walker,
+    joining: Joining,
+    fionread: Fionread,
+}
+
+impl Open {
+    /// Removes these. Returns those that were removed; the others were closed, and removed by the
+    /// kernel.
+    fn leave(
+        &self,
+        cookies: &[Cookie],
+        reports: &UnboundedSender<CountingReport>,
+    ) -> BTreeSet<Cookie> {
+        let mut left = BTreeSet::new();
+        for cookie in cookies {
+            match self.counter.leave(*cookie, Reason::Count) {
+                Ok(true) => {
+                    left.insert(*cookie);
+                }
+                Ok(false) => {}
+                // It is removed with the map, at the latest.
+                Err(error) => report(reports, CountingReport::StillCounted(*cookie, error)),
+            }
+        }
+        left
+    }
+
+    /// Has the readers of those that have left look again, where FIONREAD has misled them.
+    fn signal(&mut self, left: &BTreeSet<Cookie>, owners: &Owners) {
+        for cookie in left {
+            let owners = owners.of(*cookie).to_vec();
+            self.joining.signal(&self.counter, *cookie, owners);
+        }
+    }
+
+    /// Those of them that must be signalled.
+    fn misled(&self, left: BTreeSet<Cookie>) -> BTreeSet<Cookie> {
+        match self.fionread {
+            Fionread::Right => BTreeSet::new(),
+            Fionread::Wrong => left,
+        }
+    }
 }
 
 /// What the thread owns.
 struct CountingThread {
     kernel: Arc<Kernel>,
     pins: PathBuf,
+    sends: Arc<Sends>,
     anywhere: bool,
     reports: UnboundedSender<CountingReport>,
     mounts: CgroupMounts,
@@ -236,21 +286,22 @@ impl CountingThread {
         let Counter::Open(open) = &mut self.counter else {
             return;
         };
-        let late = open.2.late();
+        let late = open.joining.late();
         self.note(late, 0, Instant::now());
         let Counter::Open(open) = &mut self.counter else {
             return;
         };
-        let (counter, walker, joining) = &mut **open;
         let asked: BTreeSet<Cookie> = wanted.iter().map(|w| w.cookie).collect();
         let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
-        let left = leave(counter, &gone, &self.reports);
+        let left = open.leave(&gone, &self.reports);
+        let all_left = left.len();
+        let misled = open.misled(left);
         self.joined.retain(|cookie| asked.contains(cookie));
         self.refused.retain(|cookie, _| asked.contains(cookie));
         let now = Instant::now();
         let is_new = |w: &Wanted| {
             !self.joined.contains(&w.cookie)
-                && !joining.awaits(w.cookie)
+                && !open.joining.awaits(w.cookie)
                 && self.refused.get(&w.cookie).is_none_or(|(why, at)| {
                     why.may_pass() && now.duration_since(*at) >= RETRY_AFTER
                 })
@@ -263,10 +314,12 @@ impl CountingThread {
                 None => new.push(wanted),
             }
         }
-        let cookies: BTreeSet<Cookie> = new.iter().map(|w| w.cookie).collect();
+        let new_ones = new.iter().map(|w| w.cookie);
+        let cookies: BTreeSet<Cookie> = new_ones.chain(misled.iter().copied()).collect();
         if !cookies.is_empty() {
-            match Owners::find(walker, &cookies, &self.mounts) {
+            match Owners::find(&mut open.walker, &cookies, &self.mounts) {
                 Ok(owners) => {
+                    open.signal(&misled, &owners);
                     for wanted in new {
                         let cookie = wanted.cookie;
                         // One that has ended is not reported.
@@ -274,13 +327,14 @@ impl CountingThread {
                             continue;
                         }
                         let owners = owners.of(cookie).to_vec();
-                        results.push((cookie, joining.join(counter, wanted, owners)));
+                        let joined = open.joining.join(&open.counter, wanted, owners);
+                        results.push((cookie, joined));
                     }
                 }
                 Err(error) => report(&self.reports, CountingReport::NoHolders(error)),
             }
         }
-        self.note(results, left, now);
+        self.note(results, all_left, now);
     }
 
     /// Records and reports the results of new connections.
@@ -320,21 +374,26 @@ impl CountingThread {
     }
 
     fn open(&self) -> Counter {
-        let opened = MessageCounter::open(&self.kernel, &self.pins)
+        let opened = self
+            .sends
+            .open()
             .map_err(anyhow::Error::from)
-            .and_then(|mut counter| {
-                let fionread = probe::fionread(&mut counter)?;
-                let walker = Walker::open(Arc::clone(&self.kernel), &self.pins)?;
-                Ok((fionread, (counter, walker, Joining::new())))
+            .and_then(|counter| {
+                Ok(Open {
+                    fionread: probe::fionread(&counter)?,
+                    counter,
+                    walker: Walker::open(Arc::clone(&self.kernel), &self.pins)?,
+                    joining: Joining::new(),
+                })
             });
         self.kernel.forget_types();
         match opened {
-            Ok((Fionread::Wrong, _)) if !self.anywhere => {
+            Ok(open) if open.fionread == Fionread::Wrong && !self.anywhere => {
                 report(&self.reports, CountingReport::WrongFionread);
                 Counter::Unavailable
             }
-            Ok((fionread, open)) => {
-                report(&self.reports, CountingReport::Started(fionread));
+            Ok(open) => {
+                report(&self.reports, CountingReport::Started(open.fionread));
                 Counter::Open(Box::new(open))
             }
             Err(error) => {
@@ -349,30 +408,21 @@ impl CountingThread {
     fn close(&mut self) {
         if let Counter::Open(open) = &mut self.counter {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
-            let left = leave(&mut open.0, &all, &self.reports);
-            report(&self.reports, CountingReport::Stopped { left });
+            let left = open.leave(&all, &self.reports);
+            let all_left = left.len();
+            let misled = open.misled(left);
+            if !misled.is_empty() {
+                match Owners::find(&mut open.walker, &misled, &self.mounts) {
+                    Ok(owners) => open.signal(&misled, &owners),
+                    Err(error) => report(&self.reports, CountingReport::NoHolders(error)),
+                }
+            }
+            report(&self.reports, CountingReport::Stopped { left: all_left });
         }
         self.counter = Counter::Closed;
         self.refused.clear();
         self.reported.clear();
     }
-}
-
-/// Returns how many were removed; the others were closed, and removed by the kernel.
-fn leave(
-    counter: &mut MessageCounter,
-    cookies: &[Cookie],
-    reports: &UnboundedSender<CountingReport>,
-) -> usize {
-    let mut left = 0;
-    for cookie in cookies {
-        match counter.leave(*cookie) {
-            Ok(removed) => left += usize::from(removed),
-            // It is removed with the map, at the latest.
-            Err(error) => report(reports, CountingReport::StillCounted(*cookie, error)),
-        }
-    }
-    left
 }
 
 impl Wanted {

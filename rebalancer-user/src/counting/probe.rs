@@ -12,8 +12,8 @@ use rustix::{
 };
 
 use crate::{
-    bpf::{MessageCounter, Walker},
-    host::Pair,
+    bpf::{MessageCounter, Reason, Walker},
+    host::{Pair, signal_readable},
 };
 
 /// What FIONREAD returns on a socket whose sends are counted.
@@ -27,10 +27,13 @@ pub enum Fionread {
 }
 
 /// Sees what FIONREAD says on a socket of our own, in the map.
-pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
+///
+/// # Errors
+/// Among others, that its reader is misled even after it has left and was signalled.
+pub(crate) fn fionread(counter: &MessageCounter) -> io::Result<Fionread> {
     let mut pair = Pair::connect()?;
     let mut joiner = counter.joiner()?;
-    joiner.join(pair.cookie, pair.server.as_fd())?;
+    joiner.join(pair.cookie, pair.server.as_fd(), Reason::Count)?;
     pair.client.write_all(b"x")?;
     let mut readable = [PollFd::new(&pair.server, PollFlags::IN)];
     let second = Timespec {
@@ -41,7 +44,13 @@ pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let waiting = ioctl_fionread(&pair.server)?;
-    counter.leave(pair.cookie)?;
+    counter.leave(pair.cookie, Reason::Count)?;
+    signal_readable(&pair.server)?;
+    if ioctl_fionread(&pair.server)? != 1 || poll(&mut readable, Some(&second))? == 0 {
+        return Err(io::Error::other(
+            "FIONREAD stays wrong on a socket that was in a socket hash",
+        ));
+    }
     Ok(if waiting == 1 {
         Fionread::Right
     } else {
@@ -54,11 +63,11 @@ pub(super) fn fionread(counter: &mut MessageCounter) -> io::Result<Fionread> {
 /// # Errors
 /// Why this node cannot count.
 pub fn probe(walker: &mut Walker) -> anyhow::Result<Fionread> {
-    let mut counter = MessageCounter::open(walker.kernel(), walker.pins())?;
-    let found = fionread(&mut counter).context("trying it on a connection of our own")?;
+    let counter = MessageCounter::open(walker.kernel(), walker.pins())?;
+    let found = fionread(&counter).context("trying it on a connection of our own")?;
     let mut pair = Pair::connect()?;
     let mut joiner = counter.joiner()?;
-    joiner.join(pair.cookie, pair.server.as_fd())?;
+    joiner.join(pair.cookie, pair.server.as_fd(), Reason::Count)?;
     pair.server.write_all(b"four")?;
     let listed = walker.find(pair.cookie)?;
     let listed = listed.context("a connection of our own has no record")?;

@@ -35,4 +35,4 @@ pub(crate) use sock_diag::Diag;
 #[cfg(any(test, fuzzing))]
 pub(crate) use sock_diag::parse_answer;
 pub use sock_diag::{Inode, Socket, SocketId};
-pub(crate) use sockopt::{option, set_option};
+pub(crate) use sockopt::{option, set_option, signal_readable};

@@ -28,6 +28,16 @@ pub(crate) fn set_option(
     }
 }
 
+/// Makes the kernel tell the socket's readers whether there is data, without a change: a socket that is
+/// or was in a sockhash may have lost that. Waits for its lock.
+///
+/// On some kernels FIONREAD says 0 of data that came meanwhile, and those who trust it wait without
+/// end, also after the socket has left; setting this option wakes them (`sock_set_rcvlowat`).
+pub(crate) fn signal_readable(socket: impl AsFd) -> io::Result<()> {
+    let same = option(&socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, same)
+}
+
 pub(crate) fn option(
     socket: impl AsFd,
     level: libc::c_int,

@@ -7,12 +7,13 @@
 //!
 //! `victim` is a connection from order to outcome; `owners` finds who holds its socket, and `guards`
 //! checks those processes; `quiet` judges one look at the socket; `sniffer` detects the protocol;
-//! `mechanism` resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows
+//! `notices` tells clients of HTTP/2 to leave; `mechanism` resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows
 //! whether the thread is stuck, and on which connection.
 
 mod guards;
 mod mechanism;
 mod mover;
+mod notices;
 mod owners;
 mod probe;
 mod pulse;
@@ -26,6 +27,7 @@ pub(crate) use owners::Owners;
 
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Steps};
+pub use notices::probe_notice;
 pub use probe::{find_mechanism, probe};
 pub use pulse::{Health, Pulse};
 pub use quiet::{Quiet, judge};

@@ -16,13 +16,14 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     Mechanism,
+    notices::Notices,
     owners::Owners,
     pulse::{Health, Pulse, Recall},
     sniffer::Sniffer,
     victim::{Inside, Next, Order, Victim},
 };
 use crate::{
-    bpf::{Capture, Walker},
+    bpf::{Capture, Sends, Walker},
     host::{CgroupMounts, Diag, netns::enter},
     plan::{Move, Outcome, Refusal},
     policy::StepKind,
@@ -85,10 +86,12 @@ impl Mover {
     /// Starts the thread. Each order gets exactly one [`Done`].
     ///
     /// `walker` finds the holders of sockets, and reads sequence numbers and which side sent last;
-    /// `mechanism` resets; `capture` sniffs, and without it rules without `onReconnect` move nothing.
+    /// `mechanism` resets; `capture` sniffs, and without it rules without `onReconnect` move nothing; without
+    /// `sends` no client is told to leave.
     pub fn start(
         walker: Walker,
         capture: Option<Capture>,
+        sends: Option<Arc<Sends>>,
         mechanism: Mechanism,
         done: UnboundedSender<Done>,
     ) -> io::Result<Self> {
@@ -105,6 +108,7 @@ impl Mover {
                 MoverThread {
                     walker,
                     sniffer: Sniffer::new(capture),
+                    notices: Notices::new(sends),
                     mechanism,
                     mounts: CgroupMounts::read_or_none(),
                     owners: Owners::default(),
@@ -241,6 +245,7 @@ impl Drop for EndSignal {
 struct MoverThread {
     walker: Walker,
     sniffer: Sniffer,
+    notices: Notices,
     mechanism: Mechanism,
     mounts: CgroupMounts,
     owners: Owners,
@@ -278,7 +283,10 @@ impl MoverThread {
             self.publish_steps();
         }
         let shutdown = Outcome::Refused(Refusal::Shutdown);
-        for (cookie, victim) in std::mem::take(&mut self.victims) {
+        for (cookie, mut victim) in std::mem::take(&mut self.victims) {
+            if self.leave(cookie) {
+                victim.was_told();
+            }
             // The agent has reported the others when it abandoned this thread.
             if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
                 self.end(victim, shutdown.clone());
@@ -302,6 +310,9 @@ impl MoverThread {
     }
 
     fn accept(&mut self, order: Order) {
+        if order.chosen.gives_notice() {
+            self.notices.prepare();
+        }
         let victim = Victim::new(order, Instant::now());
         if let Some(twice) = self.victims.insert(victim.cookie(), victim) {
             self.report(twice, Outcome::Refused(Refusal::OrderedTwice));
@@ -311,6 +322,12 @@ impl MoverThread {
     fn take_recalls(&mut self) {
         let known = |cookie| self.victims.contains_key(&cookie);
         for (cookie, recall) in self.pulse.take_recalls(known) {
+            // What was told to leave meanwhile is finished.
+            if self.leave(cookie)
+                && let Some(victim) = self.victims.get_mut(&cookie)
+            {
+                victim.was_told();
+            }
             let ends = match &recall {
                 Recall::Now(_) => true,
                 Recall::IfUntouched(_) => self.victims.get_mut(&cookie).is_some_and(Victim::recall),
@@ -323,6 +340,17 @@ impl MoverThread {
                 Recall::IfUntouched(why) => self.report(victim, Outcome::Recalled(why)),
             }
         }
+    }
+
+    /// Has a socket leave the socket hash, if it has joined. Returns whether its client was told.
+    fn leave(&mut self, cookie: Cookie) -> bool {
+        if !self.notices.has_joined(cookie) {
+            return false;
+        }
+        self.pulse.works_on(Some(cookie), Instant::now());
+        let left = self.notices.leave(cookie, self.owners.known(cookie));
+        self.sniffer.stop_following(cookie);
+        left
     }
 
     fn publish_steps(&self) {
@@ -431,6 +459,7 @@ impl MoverThread {
         let Self {
             walker,
             sniffer,
+            notices,
             mechanism,
             owners,
             pace,
@@ -451,6 +480,7 @@ impl MoverThread {
                 owners,
                 mechanism: *mechanism,
                 sniffer,
+                notices,
                 pulse,
                 may_act: true,
             };
@@ -494,6 +524,8 @@ impl MoverThread {
 
     fn report(&mut self, victim: Victim, outcome: Outcome) {
         let cookie = victim.cookie();
+        // Reported as one that lives, it was told at the last moment, and leaves by itself.
+        self.leave(cookie);
         self.sniffer.stop(cookie);
         let waited = victim.ordered.elapsed();
         let step = victim.step_kind();

@@ -1,5 +1,5 @@
 //! Detects the protocol of a connection that is about to be moved, and between two HTTP/1 exchanges lets it
-//! be moved; only where its rule has no `onReconnect`.
+//! be moved; only where its rule has no `onReconnect`. Of HTTP/2 it follows the requests, for `notices`.
 //!
 //! Nothing is lost on HTTP/1 while every request has been answered completely. A pause does not prove that,
 //! and TCP shows no more than pauses. On HTTP/2 a slow call hides behind the responses to fast ones, TLS is
@@ -13,6 +13,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Read as _, Write as _},
+    ops::RangeInclusive,
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -38,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Verdict {
     /// HTTP/1 with every request answered, or the rule has `onReconnect`: it may be moved when it is quiet.
     Movable,
+    /// HTTP/2: its client may be told to leave.
+    Http2,
     /// Not known yet, or an exchange is under way.
     Unknown,
     /// It must not be moved.
@@ -144,12 +147,12 @@ impl Sniffer {
                 Verdict::Refused(Refusal::Silent)
             }
             State::Lost | State::Resting | State::InProgress => Verdict::Unknown,
-            State::Not(other) => Verdict::Refused(match other {
-                Other::Http2 => Refusal::Http2,
-                Other::Tls => Refusal::Tls,
-                Other::Upgraded => Refusal::Upgraded,
-                Other::Unknown => Refusal::ProtocolUnknown,
-            }),
+            State::Not(other) => match other {
+                Other::Http2 => Verdict::Http2,
+                Other::Tls => Verdict::Refused(Refusal::Tls),
+                Other::Upgraded => Verdict::Refused(Refusal::Upgraded),
+                Other::Unknown => Verdict::Refused(Refusal::ProtocolUnknown),
+            },
         }
     }
 
@@ -185,6 +188,26 @@ impl Sniffer {
             *sniffing = Sniffing::Active {
                 at_rest: Some(Instant::now()),
             };
+        }
+    }
+
+    /// The sequence number of the server's next byte, of one that is at rest; `socket` was read just before.
+    pub(super) fn next_out(&self, cookie: Cookie, socket: &Socket) -> Option<u32> {
+        let sniffed = self.capture.as_ref()?.state(cookie)?;
+        let acked = socket.bytes_acked.0 as u32;
+        (sniffed.based != 0).then(|| sniffed.base[Direction::Out as usize].wrapping_add(acked))
+    }
+
+    /// On HTTP/2, the first stream that the client has opened since the last rest, and the last one that it
+    /// may have.
+    pub(super) fn opened(&self, cookie: Cookie) -> Option<RangeInclusive<u32>> {
+        self.exchanges.get(&cookie)?.opened()
+    }
+
+    /// On HTTP/2, follows no requests any more, until the next rest.
+    pub(super) fn stop_following(&mut self, cookie: Cookie) {
+        if let Some(exchange) = self.exchanges.get_mut(&cookie) {
+            exchange.stop_following();
         }
     }
 

@@ -16,6 +16,7 @@ use super::{
     guards::refusal,
     judge,
     mechanism::Attempt,
+    notices::{NotJoined, Notices, Progress},
     owners::{Owners, read_live},
     pulse::Pulse,
     sniffer::{Sniffer, Sniffing, Verdict},
@@ -69,6 +70,8 @@ pub(super) struct Victim {
     pub(super) since_look: Option<Duration>,
     /// Why a step could not be taken.
     trouble: Option<String>,
+    /// When it may join the socket hash.
+    may_join: Instant,
 }
 
 /// What was done to the connection so far.
@@ -80,6 +83,8 @@ enum Phase {
         /// What is known of its protocol, which matters no longer once something was done.
         sniffing: Sniffing,
     },
+    /// Its client was told to leave, and is given until the end of this step.
+    Told,
     /// The server was asked to close, in this step.
     Asked { in_step: usize },
     /// Resets were sent, and it was still open after each.
@@ -94,7 +99,7 @@ impl Phase {
     /// The step in which the server was asked to close.
     fn asked_in(&self) -> Option<usize> {
         match self {
-            Self::Untouched { .. } => None,
+            Self::Untouched { .. } | Self::Told => None,
             Self::Asked { in_step } => Some(*in_step),
             Self::Missed { asked_in, .. } => *asked_in,
         }
@@ -103,7 +108,7 @@ impl Phase {
     /// Resets that were sent.
     fn resets(&self) -> u32 {
         match self {
-            Self::Untouched { .. } | Self::Asked { .. } => 0,
+            Self::Untouched { .. } | Self::Told | Self::Asked { .. } => 0,
             Self::Missed { resets, .. } => *resets,
         }
     }
@@ -135,6 +140,7 @@ pub(super) struct Inside<'a> {
     pub(super) owners: &'a Owners,
     pub(super) mechanism: Mechanism,
     pub(super) sniffer: &'a mut Sniffer,
+    pub(super) notices: &'a mut Notices,
     pub(super) pulse: &'a Pulse,
     /// The owners of the socket are known, or may be looked for: a step can be taken.
     pub(super) may_act: bool,
@@ -173,6 +179,7 @@ impl Victim {
             looked: Cell::new(now),
             since_look: None,
             trouble: None,
+            may_join: now,
         };
         victim.begin(0, now);
         victim
@@ -191,18 +198,33 @@ impl Victim {
     pub(super) fn look(&mut self, inside: &mut Inside<'_>) -> Next {
         let socket = match self.socket(inside.diag) {
             Ok(socket) => socket,
-            Err(outcome) => return Next::End(outcome),
+            Err(outcome) => return Next::End(self.or_noticed(outcome, inside)),
         };
         let now = Instant::now();
         let verdict = self.protocol(&socket, inside);
-        if let Verdict::Refused(refusal) = verdict {
+        if let Some(refusal) = self.refused_as(verdict, inside.notices) {
             return Next::End(self.left(Outcome::Refused(refusal)));
+        }
+        if matches!(self.phase, Phase::Told) {
+            // No other step protects its calls.
+            return if now < self.step_until {
+                Next::Wait
+            } else {
+                Next::End(self.left(Outcome::GaveUp))
+            };
+        }
+        if inside.notices.has_joined(self.id.cookie) {
+            return self.follow(inside);
         }
         let is_accepted = socket.inode != Inode(0);
         while let Some(step) = self.current() {
+            if self.is_for_others(step, verdict) {
+                self.begin(self.step + 1, now);
+                continue;
+            }
             let in_time = now < self.step_until;
             let may_go = inside.may_act
-                && verdict == Verdict::Movable
+                && verdict != Verdict::Unknown
                 && self.phase.asked_in() != Some(self.step);
             let sniff_now = self.phase.awaits_sniffing() && is_accepted && in_time;
             if sniff_now || may_go && self.holds(step, &socket, inside) {
@@ -254,7 +276,10 @@ impl Victim {
             Ok(socket) => socket,
             Err(outcome) => return Next::End(outcome),
         };
-        if self.protocol(&socket, inside) != Verdict::Movable || !self.holds(step, &socket, inside)
+        let verdict = self.protocol(&socket, inside);
+        if !matches!(verdict, Verdict::Movable | Verdict::Http2)
+            || self.is_for_others(step, verdict)
+            || !self.holds(step, &socket, inside)
         {
             return Next::Wait;
         }
@@ -262,11 +287,104 @@ impl Victim {
             return Next::Wait;
         }
         let next = match step.kind() {
+            StepKind::Notice => self.join(&socket, owners, inside),
             StepKind::Close => self.close(owners),
             StepKind::Reset => self.reset(owners, inside),
         };
         self.since_look = Some(self.looked.get().elapsed());
         next
+    }
+
+    /// Why what was detected must not be moved.
+    fn refused_as(&self, verdict: Verdict, notices: &Notices) -> Option<Refusal> {
+        match verdict {
+            Verdict::Refused(refusal) => Some(refusal),
+            Verdict::Http2 if !self.chosen.gives_notice() => Some(Refusal::Http2),
+            Verdict::Http2 if !notices.is_available() => Some(Refusal::CannotNotice),
+            Verdict::Http2 | Verdict::Movable | Verdict::Unknown => None,
+        }
+    }
+
+    /// Whether the step is not for what was detected: HTTP/2 is only told to leave, and nothing else is.
+    fn is_for_others(&self, step: Step, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Http2 => !step.is_notice(),
+            Verdict::Movable => step.is_notice(),
+            Verdict::Unknown | Verdict::Refused(_) => false,
+        }
+    }
+
+    /// Adds it to the socket hash at a quiet moment, at which its client's next byte and its server's begin a
+    /// frame.
+    fn join(&mut self, socket: &Socket, owners: &[Owner], inside: &mut Inside<'_>) -> Next {
+        let cookie = self.id.cookie;
+        if Instant::now() < self.may_join || !inside.sniffer.capture(cookie) {
+            return Next::Wait;
+        }
+        let Some(next) = inside.sniffer.next_out(cookie, socket) else {
+            return Next::Wait;
+        };
+        match inside.notices.join(cookie, next, owners) {
+            Ok(()) => {}
+            Err(NotJoined::Now) => return Next::Wait,
+            Err(NotJoined::Ever(why)) => {
+                tracing::debug!(%cookie, why, "cannot be told to leave");
+                return Next::End(self.left(Outcome::Refused(Refusal::CannotNotice)));
+            }
+        }
+        // Only if it has been quiet throughout do the followed bytes begin where the frames do.
+        let same = |after: &Socket| {
+            after.bytes_received == socket.bytes_received && after.bytes_acked == socket.bytes_acked
+        };
+        if let Ok(Some(after)) = inside.diag.look(&self.id)
+            && same(&after)
+            && self.is_quiet(&after, REST, inside)
+            && let Phase::Untouched { sniffing, .. } = &mut self.phase
+        {
+            inside.sniffer.rested(sniffing, cookie, &after);
+        } else {
+            self.leave(inside);
+        }
+        Next::Wait
+    }
+
+    /// One look while it is in the socket hash.
+    fn follow(&mut self, inside: &mut Inside<'_>) -> Next {
+        let cookie = self.id.cookie;
+        let opened = inside.sniffer.opened(cookie);
+        match inside.notices.progress(cookie, opened) {
+            Progress::Followed => {
+                inside.notices.wake(cookie, inside.owners.known(cookie));
+            }
+            Progress::Told | Progress::GivenUp => self.leave(inside),
+        }
+        Next::Wait
+    }
+
+    /// Removes it from the socket hash.
+    fn leave(&mut self, inside: &mut Inside<'_>) {
+        let cookie = self.id.cookie;
+        self.may_join = Notices::may_join_at(Instant::now());
+        inside.sniffer.stop_following(cookie);
+        if inside.notices.leave(cookie, inside.owners.known(cookie)) {
+            self.was_told();
+        }
+    }
+
+    /// It has ended since the last look: perhaps because its client was told to leave since then.
+    fn or_noticed(&mut self, outcome: Outcome, inside: &mut Inside<'_>) -> Outcome {
+        self.leave(inside);
+        match (&self.phase, outcome) {
+            (Phase::Told, Outcome::LeftByItself) => Outcome::Noticed,
+            (_, outcome) => outcome,
+        }
+    }
+
+    /// Its client was told to leave: from now on it is finished, whatever comes.
+    pub(super) fn was_told(&mut self) {
+        self.phase = Phase::Told;
+        let step = self.current().map_or(Duration::ZERO, |step| step.timeout());
+        self.step_until = Instant::now() + step.max(TIME_TO_CLOSE);
     }
 
     /// A guard has refused it. If it has ended since it was looked at it has no owner, which is no refusal.
@@ -330,7 +448,9 @@ impl Victim {
     /// acted is the last.
     pub(super) fn recall(&mut self) -> bool {
         self.last_step = self.step;
-        let acts_now = self.phase.resets() > 0 || self.phase.asked_in() == Some(self.step);
+        let acts_now = self.phase.resets() > 0
+            || matches!(self.phase, Phase::Told)
+            || self.phase.asked_in() == Some(self.step);
         if !acts_now {
             self.begin(self.step + 1, Instant::now());
         }
@@ -456,6 +576,7 @@ impl Victim {
     pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
         match self.phase {
             Phase::Missed { .. } => Outcome::Reset,
+            Phase::Told => Outcome::Noticed,
             Phase::Asked { .. } if state != Some(TcpState::CloseWait) => Outcome::Closed,
             Phase::Untouched { found: false, .. } => Outcome::GoneBefore,
             Phase::Asked { .. } | Phase::Untouched { .. } => Outcome::LeftByItself,
@@ -472,6 +593,7 @@ impl Victim {
     pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
         let done = match self.phase {
             Phase::Untouched { .. } => return end,
+            Phase::Told => "its client was told to leave",
             Phase::Asked { .. } => "the server was asked to close",
             Phase::Missed { .. } => "resets were sent",
         };
@@ -488,6 +610,9 @@ impl Victim {
     pub(super) fn left(&self, end: Outcome) -> Outcome {
         match self.phase {
             Phase::Untouched { .. } => end,
+            Phase::Told => Outcome::Failed(format!(
+                "its client was told to leave and has not yet; the move {end}"
+            )),
             Phase::Asked { .. } => Outcome::Failed(format!(
                 "the server was asked to close and did not; the move {end}"
             )),

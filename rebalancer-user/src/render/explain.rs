@@ -95,10 +95,12 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
             Verdict::Move(chosen) => {
                 let place = explained.decision.place.unwrap_or_default();
                 let mode = chosen.mode().as_str();
-                let sniffed = if chosen.is_sniffed() {
-                    ", once HTTP/1 is detected on it"
-                } else {
-                    ""
+                let sniffed = match (chosen.is_sniffed(), chosen.gives_notice()) {
+                    (false, _) => "",
+                    (true, false) => ", once HTTP/1 is detected on it",
+                    (true, true) => {
+                        ", once HTTP/1 is detected on it, or by the step Notice once HTTP/2 is"
+                    }
                 };
                 format!("move ({mode}), number {place} of those to move{sniffed}")
             }

@@ -130,7 +130,18 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
         writeln!(out, "{forecast}")?;
     }
     // Not all of them may be moved in the end, which should not surprise the operator.
-    match plan.moves().filter(|chosen| chosen.is_sniffed()).count() {
+    let (noticed, sniffed): (Vec<_>, Vec<_>) = plan
+        .moves()
+        .filter(|chosen| chosen.is_sniffed())
+        .partition(|chosen| chosen.gives_notice());
+    if !noticed.is_empty() {
+        let noticed = noticed.len();
+        writeln!(
+            out,
+            "{noticed} of those only once HTTP/1 is detected, or HTTP/2, which takes the step Notice"
+        )?;
+    }
+    match sniffed.len() {
         0 => Ok(()),
         sniffed => writeln!(
             out,

@@ -134,7 +134,7 @@ impl Ordered {
         let now = seen.snapshot.taken;
         let plan = decide(&policy, &seen.snapshot, &Ledger::default(), now);
         let (sender, mut done) = unbounded_channel();
-        let mover = Mover::start(walker, None, Mechanism::SockDestroy, sender).unwrap();
+        let mover = Mover::start(walker, None, None, Mechanism::SockDestroy, sender).unwrap();
         Self {
             chosen: plan.moves().next().expect("it is old enough").clone(),
             cgroup: CgroupId(lab.pod(0).host.cgroup_id().unwrap()),

@@ -46,10 +46,9 @@ impl<'a> Guards<'a> {
         all.extend(of_endpoint(host_network(policy, endpoint)));
         let allowed = policy.guards().allow_system_ports();
         all.extend(of_endpoint(system_port(endpoint.port, allowed)));
-        all.extend(of_endpoint(stateful_port(
-            endpoint.port,
-            rule.on_reconnect(),
-        )));
+        let stateful = stateful_port(endpoint.port, rule.on_reconnect());
+        let has_step = rule.gives_notice() && ports::is_http2(endpoint.port);
+        all.extend(of_endpoint(stateful.filter(|_| !has_step)));
         all.extend(pods::guards(policy, rule, snapshot, who).map(Guard::Endpoint));
         let [first, second, third] = services.of_endpoint();
         all.extend(first.into_iter().map(Guard::Endpoint));

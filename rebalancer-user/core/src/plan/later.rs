@@ -1,6 +1,6 @@
 //! Why one that may be moved is not moved now.
 
-use super::{Ledger, SILENT, SkipReason, Subject};
+use super::{Ledger, Refusal, SILENT, SkipReason, Subject};
 use crate::{
     policy::{Mode, OnReconnect, Policy, Rule},
     snapshot::{Connection, KernelTime},
@@ -22,6 +22,8 @@ pub(super) fn later(
     }
     if let Some((after, left)) = ledger.held(connection.cookie, now) {
         match after.refusal().filter(|refusal| refusal.is_sniffed()) {
+            // Its rule has a step for it by now.
+            Some(Refusal::Http2) if rule.gives_notice() => {}
             Some(refusal) if rule.on_reconnect() == OnReconnect::Detect => {
                 return Some(SkipReason::Sniffed { refusal, left });
             }

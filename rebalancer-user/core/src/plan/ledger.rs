@@ -324,7 +324,7 @@ impl Ledger {
         outcome: &Outcome,
         ended: KernelTime,
     ) {
-        if !matches!(outcome, Outcome::Closed | Outcome::Reset) {
+        if !outcome.is_made() {
             return;
         }
         if let Some(made) = self.made.get_mut(&(began, cookie)) {

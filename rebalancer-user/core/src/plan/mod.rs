@@ -266,9 +266,14 @@ impl Move {
         self.heeds_guards
     }
 
-    /// Whether it may be moved only once it is found to speak HTTP/1.
+    /// Whether it may be moved only once it is found to speak HTTP/1, or HTTP/2 with a step Notice.
     pub fn is_sniffed(&self) -> bool {
         self.is_sniffed
+    }
+
+    /// Whether one of its steps tells the client to leave.
+    pub fn gives_notice(&self) -> bool {
+        self.steps.iter().any(Step::is_notice)
     }
 
     /// `DryRun`: report it ([`Ledger::reported`]). `Enforce`: make it. Never `Disabled`.

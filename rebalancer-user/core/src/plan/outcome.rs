@@ -14,6 +14,8 @@ use crate::text::visible;
 pub enum Outcome {
     /// The client or the server ended it while the move waited.
     LeftByItself,
+    /// Its client was told to leave, and left once its calls were done.
+    Noticed,
     /// The server closed it when asked to.
     Closed,
     /// It was reset.
@@ -37,6 +39,7 @@ impl Outcome {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::LeftByItself => "leftByItself",
+            Self::Noticed => "noticed",
             Self::Closed => "closed",
             Self::Reset => "reset",
             Self::GoneBefore => "goneBefore",
@@ -55,11 +58,18 @@ impl Outcome {
         }
     }
 
+    /// Whether it was made: the connection has ended because of it.
+    pub fn is_made(&self) -> bool {
+        matches!(self, Self::Noticed | Self::Closed | Self::Reset)
+    }
+
     /// Whether the connection lives on.
     pub fn leaves_it(&self) -> bool {
         match self {
             Self::GaveUp | Self::Refused(_) | Self::Recalled(_) | Self::Failed(_) => true,
-            Self::LeftByItself | Self::Closed | Self::Reset | Self::GoneBefore => false,
+            Self::LeftByItself | Self::Noticed | Self::Closed | Self::Reset | Self::GoneBefore => {
+                false
+            }
         }
     }
 
@@ -69,7 +79,7 @@ impl Outcome {
             Self::GoneBefore | Self::GaveUp | Self::Refused(_) | Self::Recalled(_) => true,
             // It left while a step waited, perhaps because of it: counted, to be safe.
             Self::LeftByItself => false,
-            Self::Closed | Self::Reset | Self::Failed(_) => false,
+            Self::Noticed | Self::Closed | Self::Reset | Self::Failed(_) => false,
         }
     }
 }
@@ -83,6 +93,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LeftByItself => f.write_str("ended as it left by itself"),
+            Self::Noticed => f.write_str("told its client to leave, which did"),
             Self::Closed => f.write_str("closed it"),
             Self::Reset => f.write_str("reset it"),
             Self::GoneBefore => f.write_str("found it gone"),

@@ -22,6 +22,9 @@ const SYSTEM: [(u16, &str); 17] = [
     (10259, "kube-scheduler"),
 ];
 
+/// gRPC's usual port.
+const GRPC: u16 = 50051;
+
 /// Protocols that keep a session's state in the connection: a transaction, a subscription, a
 /// lock, a login. It may look idle and yet lose something. A rule reaches them only by
 /// `onReconnect: LosesState`.
@@ -74,7 +77,7 @@ const STATEFUL: [(u16, &str); 46] = [
     (27018, "MongoDB"),
     (27019, "MongoDB"),
     (33060, "MySQL X"),
-    (50051, "gRPC"),
+    (GRPC, "gRPC"),
     (61613, "STOMP"),
 ];
 
@@ -86,6 +89,11 @@ pub(super) fn system(port: u16) -> Option<&'static str> {
 /// The protocol, if it is one that keeps state.
 pub(super) fn stateful(port: u16) -> Option<&'static str> {
     look_up(&STATEFUL, port)
+}
+
+/// Whether it is the port of HTTP/2 in clear text, for which there is the step Notice.
+pub(super) fn is_http2(port: u16) -> bool {
+    port == GRPC
 }
 
 fn look_up(table: &[(u16, &'static str)], port: u16) -> Option<&'static str> {

@@ -51,7 +51,11 @@ refusals! {
     /// HTTP/2: a slow call hides behind the answers to fast ones.
     Http2("http2")
         "speaks HTTP/2, where a slow call hides behind fast ones",
-        "`onReconnect: Safe` in its rule, if calls may be lost";
+        "a step `Notice` in its rule, or `onReconnect: Safe`, if calls may be lost";
+    /// HTTP/2 on a node whose agent cannot tell clients to leave.
+    CannotNotice("cannotNotice")
+        "speaks HTTP/2, and its client cannot be told to leave: the kernel refuses the program, or another program has the socket",
+        "a kernel with CONFIG_NET_SOCK_MSG; `rebalancer doctor` tries it";
     /// TLS: whatever is in it.
     Tls("tls")
         "speaks TLS, and what is in it is not known",
@@ -110,6 +114,7 @@ impl Refusal {
         matches!(
             self,
             Self::Http2
+                | Self::CannotNotice
                 | Self::Tls
                 | Self::Upgraded
                 | Self::ProtocolUnknown

@@ -173,7 +173,8 @@ fn headless(asked: &[Leads<'_>]) -> Option<SkipReason> {
 /// Any Service that declares it suffices: the port is the same.
 fn http2(rule: &Rule, port: u16, all: &[Leads<'_>]) -> Option<SkipReason> {
     let service = all.iter().find(|s| s.facts.http2.contains(&port))?;
-    (rule.on_reconnect() != OnReconnect::LosesState).then(|| SkipReason::Http2 {
+    let may_end = rule.gives_notice() || rule.on_reconnect() == OnReconnect::LosesState;
+    (!may_end).then(|| SkipReason::Http2 {
         port,
         service: service.name.clone(),
     })

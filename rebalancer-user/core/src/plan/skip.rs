@@ -239,7 +239,7 @@ reasons! {
     /// The Service declares HTTP/2 for its port, where a slow call may hide behind others.
     Http2 { /** The port. */ port: u16 = 8080, /** The Service. */ service: Arc<ServiceName> = service("checkout") }
         => "http2": "port {port} speaks HTTP/2 by the word of Service {service}",
-        needs "`onReconnect: LosesState` in its rule, if calls may be lost";
+        needs "a step `Notice` in its rule, or `onReconnect: LosesState`, if calls may be lost";
 
     // Limits.
 
@@ -275,7 +275,7 @@ reasons! {
             Outcome::GaveUp => "gaveUp",
             Outcome::Refused(_) | Outcome::Recalled(_) => "refused",
             Outcome::Failed(_) => "failed",
-            Outcome::LeftByItself | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => "moved",
+            Outcome::LeftByItself | Outcome::Noticed | Outcome::Closed | Outcome::Reset | Outcome::GoneBefore => "moved",
         } }: { format!("a move of it {after}; not again for {}", rounded(*left)) },
         needs { if after.leaves_it() { wait_or_clear(*left) } else { format!("a wait of {}", rounded(*left)) } };
     /// Its first bytes showed a protocol that a quiet moment does not protect, or none that the agent

@@ -79,6 +79,16 @@ impl Constraints for Rule {
                 reader.report(reader.place_of(fields.get("onReconnect")), fault);
             }
         }
+        if fields.get("onReconnect").is_some() && !fields.is("onReconnect", "Detect") {
+            let steps = items(fields.get("steps")).iter();
+            let mut steps = steps.filter_map(|step| step.value.field("step"));
+            if let Some(notice) = steps.find(|step| step.value.is("Notice")) {
+                let label = "is for what is detected as HTTP/2, and this rule detects nothing";
+                let remedy = "write `onReconnect: Detect`, or remove the step";
+                let fault = Fault::new("a contradiction within the rule", label, remedy);
+                reader.report(reader.place(notice), fault);
+            }
+        }
         let steps = rule.map(|rule| rule.steps.iter()).unwrap_or_default();
         let given = items(fields.get("steps")).iter();
         let ends = |(step, _): &(&Step, _)| {
@@ -100,6 +110,13 @@ impl Constraints for Rule {
 
     fn schema() -> Json {
         json!({"anyOf": [{"required": ["limits"]}, {"required": ["balance"]}]})
+    }
+}
+
+impl Rule {
+    /// Whether one of its steps tells the client to leave.
+    pub fn gives_notice(&self) -> bool {
+        self.steps.iter().any(Step::is_notice)
     }
 }
 
@@ -254,8 +271,8 @@ words! {
     /// What a reconnect costs the client.
     pub enum OnReconnect {
         /// Unknown, so the agent sniffs the protocol and moves only HTTP/1 connections, between two
-        /// exchanges. Ports of protocols that keep state in the connection (PostgreSQL, Redis,
-        /// MQTT, gRPC and others) are skipped.
+        /// exchanges, and with a step `Notice` HTTP/2. Ports of protocols that keep state in the
+        /// connection (PostgreSQL, Redis, MQTT and others; gRPC without that step) are skipped.
         Detect,
         /// Nothing, whatever the protocol: a quiet moment is enough. Those ports are skipped.
         Safe,
@@ -282,6 +299,11 @@ section! {
 impl Constraints for Step {
     fn check(_: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
         let idle_for = fields.get("idleFor");
+        if fields.is("step", "Notice") && fields.is("when", "AtOnce") {
+            let label = "`step: Notice` begins at a quiet moment";
+            let fault = Fault::new("a condition that it cannot have", label, "remove `when`");
+            reader.report(reader.place_of(fields.get("when")), fault);
+        }
         if fields.is("when", "AtOnce") && idle_for.is_some() {
             let label = "`when: AtOnce` waits for no idle time";
             let fault = Fault::new("a condition without effect", label, "remove `idleFor`");
@@ -324,6 +346,11 @@ impl Step {
         })
     }
 
+    /// Whether it tells the client to leave.
+    pub fn is_notice(&self) -> bool {
+        self.kind == StepKind::Notice
+    }
+
     /// The condition that it waits for.
     pub fn when(&self) -> When {
         match self.condition {
@@ -338,6 +365,11 @@ impl Step {
 words! {
     /// What a step does.
     pub enum StepKind {
+        /// Tells the client of an HTTP/2 connection in clear text, such as gRPC, to leave: with a
+        /// GOAWAY in front of what the server sends. The client finishes its calls, opens no new
+        /// ones on it, and closes it. Only what is detected as HTTP/2 takes this step, and no
+        /// other; it begins at a quiet moment, and what cannot be followed from there on is left.
+        Notice,
         /// Gives the server an end of file, as if its client had closed, so that it closes.
         Close,
         /// Resets the connection at both ends.

@@ -1,0 +1,304 @@
+//! The connections of HTTP/2 whose clients are about to be told to leave.
+//!
+//! A connection joins the socket hash at a quiet moment: its next send begins a frame. From there on the
+//! program follows its sends by their frames. The client is told once it is known that the server answers a
+//! request that was opened since: then the places are right, and the server has not announced the
+//! connection's end itself. Then the socket leaves the hash, as it does whenever it takes too long.
+//!
+//! On some kernels a socket in a socket hash misleads readers who trust FIONREAD, also after it has left: they
+//! are woken while it is there, and once when it leaves.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read as _, Write as _},
+    ops::RangeInclusive,
+    os::fd::AsFd as _,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use rebalancer_common::{
+    Notice,
+    frames::GOAWAY,
+    notice::{MIN_SENDS, state},
+};
+use rustix::io::Errno;
+
+use crate::{
+    bpf::{Joiner, MessageCounter, Reason, Sends, Walker},
+    counting::{self, Fionread},
+    host::{Owner, Pair, option, signal_readable, with_duplicate},
+    snapshot::Cookie,
+};
+
+/// How long a socket may stay in the hash, by whether its readers are misled there.
+const STAYS: Duration = Duration::from_secs(5);
+const STAYS_MISLED: Duration = Duration::from_secs(2);
+
+/// How long it stays away before it joins again.
+const STAYS_AWAY: Duration = Duration::from_secs(1);
+
+/// The sockets, and the program.
+pub(super) struct Notices {
+    sends: Option<Arc<Sends>>,
+    program: Program,
+    joined: BTreeMap<Cookie, Instant>,
+}
+
+/// The kernel's side of it.
+enum Program {
+    /// No move has asked for it.
+    Closed,
+    Open {
+        counter: Arc<MessageCounter>,
+        joiner: Joiner,
+        fionread: Fionread,
+    },
+    /// This kernel cannot, and that was reported.
+    Unavailable,
+}
+
+/// Has a client of our own told to leave.
+///
+/// # Errors
+/// Why this node cannot do that.
+pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
+    /// An acknowledged ping, as a server sends it.
+    const SEND: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    const MOST_SENDS: u32 = 30;
+    let counter = MessageCounter::open(walker.kernel(), walker.pins())?;
+    let fionread = counting::fionread(&counter).context("on a connection of our own")?;
+    let mut pair = Pair::connect()?;
+    pair.client.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let live = walker.read_own(pair.cookie, pair.server.as_fd())?;
+    let live = live.context("a connection of our own has no record")?;
+    counter.follow(pair.cookie, live.write_seq)?;
+    let mut joiner = counter.joiner()?;
+    joiner.join(pair.cookie, pair.server.as_fd(), Reason::Notice)?;
+    let (mut received, mut expected) = (Vec::new(), Vec::new());
+    for sends in 0.. {
+        if sends == MIN_SENDS {
+            counter.allow_notice(pair.cookie)?;
+        }
+        pair.server.write_all(&SEND)?;
+        let is_told = counter
+            .notice(pair.cookie)
+            .is_some_and(|notice| notice.state == state::TOLD);
+        if is_told {
+            expected.extend_from_slice(&GOAWAY);
+        }
+        expected.extend_from_slice(&SEND);
+        while received.len() < expected.len() {
+            let mut some = [0; 64];
+            let read = pair.client.read(&mut some)?;
+            received.extend_from_slice(some.get(..read).unwrap_or_default());
+        }
+        if is_told {
+            break;
+        }
+        if sends == MOST_SENDS {
+            bail!("a client of our own was not told to leave");
+        }
+        // For its acknowledgement.
+        thread::sleep(Duration::from_millis(10));
+    }
+    if received != expected {
+        bail!("a client of our own received other bytes: {received:?}");
+    }
+    Ok(fionread)
+}
+
+/// Why a socket does not join.
+pub(super) enum NotJoined {
+    /// Something has changed: it may join later.
+    Now,
+    /// Not while it lives, and why.
+    Ever(String),
+}
+
+/// What has become of one that has joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It is followed.
+    Followed,
+    /// Its client was told.
+    Told,
+    /// It is not followed any further, or has stayed for too long.
+    GivenUp,
+}
+
+impl Notices {
+    /// Without `sends` nothing can be told to leave.
+    pub(super) fn new(sends: Option<Arc<Sends>>) -> Self {
+        Self {
+            sends,
+            program: Program::Closed,
+            joined: BTreeMap::new(),
+        }
+    }
+
+    /// Loads the program, if it was not tried before. Call it in the agent's own network namespace, as it is
+    /// tried on a connection of our own.
+    pub(super) fn prepare(&mut self) {
+        if !matches!(self.program, Program::Closed) {
+            return;
+        }
+        self.program = match self.open() {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "clients of HTTP/2 cannot be told to leave: their connections are skipped"
+                );
+                Program::Unavailable
+            }
+        };
+    }
+
+    fn open(&self) -> anyhow::Result<Program> {
+        let sends = self.sends.as_ref();
+        let sends =
+            sends.ok_or_else(|| anyhow::anyhow!("this command does not load the program"))?;
+        let counter = sends.open()?;
+        Ok(Program::Open {
+            fionread: counting::fionread(&counter)?,
+            joiner: counter.joiner()?,
+            counter,
+        })
+    }
+
+    /// Whether clients can be told to leave here.
+    pub(super) fn is_available(&self) -> bool {
+        matches!(self.program, Program::Open { .. })
+    }
+
+    /// Whether it has joined, and has not left.
+    pub(super) fn has_joined(&self, cookie: Cookie) -> bool {
+        self.joined.contains_key(&cookie)
+    }
+
+    /// Adds a socket that is at rest, with the sequence number of its next send. Waits for its lock.
+    pub(super) fn join(
+        &mut self,
+        cookie: Cookie,
+        next: u32,
+        owners: &[Owner],
+    ) -> Result<(), NotJoined> {
+        let Program::Open {
+            counter, joiner, ..
+        } = &mut self.program
+        else {
+            return Err(NotJoined::Ever("the program is not loaded".to_owned()));
+        };
+        let failed = |e: io::Error| NotJoined::Ever(e.to_string());
+        counter.follow(cookie, next).map_err(failed)?;
+        let joined = with_duplicate(owners, cookie, |socket| {
+            // 0 without an upper layer protocol (kernel TLS), else its name. With zero-copy sends, a server
+            // would miss their completions.
+            let has = |level, name| option(&socket, level, name).is_ok_and(|value| value != 0);
+            if has(libc::IPPROTO_TCP, libc::TCP_ULP) || has(libc::SOL_SOCKET, libc::SO_ZEROCOPY) {
+                return Err(Errno::BUSY);
+            }
+            let joined = joiner.join(cookie, socket.as_fd(), Reason::Notice);
+            joined.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        });
+        match joined {
+            Ok(()) => {
+                self.joined.insert(cookie, Instant::now());
+                Ok(())
+            }
+            Err(error) => {
+                counter.forget(cookie);
+                Err(match error {
+                    // Its process has exited or closed it, its client has, or there is no room.
+                    None | Some(Errno::SRCH | Errno::BADF | Errno::STALE) => NotJoined::Now,
+                    Some(Errno::OPNOTSUPP | Errno::TOOBIG | Errno::NOMEM) => NotJoined::Now,
+                    Some(error) => NotJoined::Ever(error.to_string()),
+                })
+            }
+        }
+    }
+
+    /// What has become of one that has joined; `opened`: the requests since, as far as they are known. Has its
+    /// client told once the server has answered one of them, and no other later.
+    pub(super) fn progress(
+        &mut self,
+        cookie: Cookie,
+        opened: Option<RangeInclusive<u32>>,
+    ) -> Progress {
+        let Program::Open {
+            counter, fionread, ..
+        } = &self.program
+        else {
+            return Progress::GivenUp;
+        };
+        let (Some(notice), Some(since)) = (counter.notice(cookie), self.joined.get(&cookie)) else {
+            return Progress::GivenUp;
+        };
+        let stays = match fionread {
+            Fionread::Right => STAYS,
+            Fionread::Wrong => STAYS_MISLED,
+        };
+        match notice.state {
+            state::TOLD => Progress::Told,
+            state::FOLLOWED if since.elapsed() < stays => {
+                if opened
+                    .as_ref()
+                    .is_some_and(|opened| opened.contains(&notice.frames.newest))
+                    && let Err(error) = counter.allow_notice(cookie)
+                {
+                    tracing::warn!(%cookie, %error, "could not have a client told to leave");
+                }
+                Progress::Followed
+            }
+            _ => {
+                tracing::debug!(%cookie, state = notice.state, ?notice, ?opened, "not told to leave");
+                Progress::GivenUp
+            }
+        }
+    }
+
+    fn notice(&self, cookie: Cookie) -> Option<Notice> {
+        match &self.program {
+            Program::Open { counter, .. } => counter.notice(cookie),
+            Program::Closed | Program::Unavailable => None,
+        }
+    }
+
+    /// When one that has left may join again.
+    pub(super) fn may_join_at(now: Instant) -> Instant {
+        now + STAYS_AWAY
+    }
+
+    /// Wakes the readers of one that has joined, where they are misled.
+    pub(super) fn wake(&self, cookie: Cookie, owners: &[Owner]) {
+        let Program::Open { fionread, .. } = &self.program else {
+            return;
+        };
+        if *fionread == Fionread::Wrong {
+            // It may have been closed.
+            let _done = with_duplicate(owners, cookie, |socket| Ok(signal_readable(socket)));
+        }
+    }
+
+    /// Removes a socket if it has joined, and wakes its readers. Returns whether its client was told.
+    pub(super) fn leave(&mut self, cookie: Cookie, owners: &[Owner]) -> bool {
+        if self.joined.remove(&cookie).is_none() {
+            return false;
+        }
+        let Program::Open { counter, .. } = &self.program else {
+            return false;
+        };
+        if let Err(error) = counter.leave(cookie, Reason::Notice) {
+            tracing::warn!(%cookie, %error, "a connection could not leave the socket hash");
+        }
+        let told = self
+            .notice(cookie)
+            .is_some_and(|of| of.state == state::TOLD);
+        counter.forget(cookie);
+        self.wake(cookie, owners);
+        told
+    }
+}
