@@ -145,8 +145,8 @@ fn fuzz() -> Result<Section> {
 
 fn kernel() -> Result<Vec<Section>> {
     setup::needs_this_kernel()?;
-    setup::ensure(&[Need::Kernel, Need::Host, Need::Answers])?;
-    Ok(vec![
+    setup::ensure(&[Need::Kernel, Need::Host, Need::Answers, Need::Calls])?;
+    let mut sections = vec![
         section("the lab", "test --workspace --test lab"),
         section("unit tests as root", "test --workspace --lib -- --ignored"),
         kernel_tests("kernel", "--skip scale::"),
@@ -161,7 +161,12 @@ fn kernel() -> Result<Vec<Section>> {
             "the bench runs (its numbers are not valid)",
             "xtask bench accept --rounds 1 --connections 1000 --agent target/debug/rebalancer",
         ),
-    ])
+    ];
+    let go = setup::go_program()?;
+    for section in &mut sections {
+        section.command.env("REBALANCER_TEST_GO", &go);
+    }
+    Ok(sections)
 }
 
 /// The kernel tests that `filter` selects, one at a time.

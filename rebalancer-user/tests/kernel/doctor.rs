@@ -37,6 +37,11 @@ fn everything_works_here_and_nothing_is_left_behind() {
         counts.iter().any(|found| counting.starts_with(found)),
         "{counting}"
     );
+    let notice = finding("notice over HTTP/2");
+    assert!(
+        notice["level"] == "ok" || notice["remedy"] == "needs CONFIG_NET_SOCK_MSG",
+        "{notice}"
+    );
     assert_eq!(finding("reset by SOCK_DESTROY")["found"], "works: in use");
     let seen = finding("agent")["found"].as_str().unwrap();
     assert!(

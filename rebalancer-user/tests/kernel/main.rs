@@ -8,6 +8,7 @@
 
 mod balance;
 mod bytes;
+mod calls;
 mod cgroups;
 mod cost;
 mod doctor;
@@ -27,6 +28,7 @@ mod moves;
 mod mptcp;
 mod names;
 mod neighbours;
+mod notice;
 mod pause;
 mod privileges;
 mod program;

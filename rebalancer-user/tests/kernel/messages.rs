@@ -47,7 +47,7 @@ pub fn sends(agent: &Agent, client: &TcpStream) -> Value {
 }
 
 /// The sk_msg program of this agent.
-fn program(agent: &Agent) -> Option<u64> {
+pub fn program(agent: &Agent) -> Option<u64> {
     let programs = held_by(agent.child.id()).into_iter();
     let mut ids = programs.filter_map(|(what, id)| (what == "prog").then_some(id));
     ids.find(|id| bpftool(&["prog", "show", "id", &id.to_string()])["type"] == "sk_msg")

@@ -70,7 +70,7 @@ pub(crate) fn build(folder: &Path) -> Result<Command> {
 }
 
 /// A Go that is new enough.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program() -> Result<PathBuf> {
     let downloaded = toolchain()?.join("bin/go");
     let candidates = [
         host::find("go"),

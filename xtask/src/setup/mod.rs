@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 
 use crate::terminal;
 
-pub(crate) use go::build as go_build;
+pub(crate) use go::{build as go_build, program as go_program};
 pub(crate) use host::find;
 pub(crate) use machine::{KEYS, architecture, needs_this_kernel};
 
@@ -43,6 +43,8 @@ pub(crate) enum Need {
     Debian,
     /// The proxies of the suite `answers`.
     Answers,
+    /// What builds a server and a client of HTTP/2 for the kernel tests.
+    Calls,
 }
 
 /// What `setup` installs: everything except what only a single command needs.
@@ -100,6 +102,7 @@ impl Need {
                 "a Debian with systemd for machines",
             )]),
             Self::Answers => programs(&[("haproxy", "haproxy", "responses behind a proxy")]),
+            Self::Calls => vec![go::find()],
         }
     }
 
@@ -107,7 +110,7 @@ impl Need {
     fn install(self) -> Result<()> {
         match self {
             Self::Kernel => kernel::install(),
-            Self::Cluster | Self::Deploy => go::install(),
+            Self::Cluster | Self::Deploy | Self::Calls => go::install(),
             Self::Lints => components::install(),
             // Packages contain all of the others.
             _ => Ok(()),
