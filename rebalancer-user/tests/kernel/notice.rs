@@ -124,7 +124,7 @@ fn no_program_runs_for_what_is_not_moved() {
     let lab = lab(1);
     let address = SocketAddr::from((lab.pod(0).addr, 7084));
     let _server = Program::serve(&lab.pod(0).host, address);
-    let pause = Duration::from_millis(30);
+    let pause = Duration::from_millis(50);
     let moved = Program::ask(lab.client(), address, 2, pause, "bytes=1000");
     let mut agent = Agent::in_lab(&lab, &detecting(&lab, 7084, "maxAge: 1s", NOTICE));
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
