@@ -1,6 +1,6 @@
 //! The frames of HTTP/2 (RFC 9113) in what a server sends, followed by their headers alone.
 //!
-//! The same code runs in the kernel, on each send of a connection that is about to be told to
+//! The same code runs in the kernel, on each send of a connection that is about to be asked to
 //! leave, and on the host, where it is tested. It starts at a boundary between two frames and
 //! stops for good at the first bytes that it does not understand, or does not see: what it has not
 //! followed is no boundary.

@@ -37,9 +37,9 @@ pub const FAULTS: &str = "faults";
 pub const SNIFFED: &str = "sniffed";
 /// Ring buffer of [`crate::Segment`], of the connections in `sniffed`. Not pinned.
 pub const SEGMENTS: &str = "segments";
-/// Hash: cookie → [`crate::Notice`], of connections that are about to be told to leave. Not pinned.
+/// Hash: cookie → [`crate::Notice`], of connections that are about to be asked to leave. Not pinned.
 pub const NOTICES: &str = "notices";
-/// Hash: cookie → 1, of those in `notices` that may be told. Not pinned.
+/// Hash: cookie → 1, of those in `notices` that may be notified. Not pinned.
 pub const GOAWAYS: &str = "goaways";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";

@@ -1,4 +1,4 @@
-//! The record of a connection that is about to be told to leave by HTTP/2's own word for it.
+//! The record of a connection that is about to be asked to leave by HTTP/2's own word for it.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,8 +9,8 @@ use crate::frames::Frames;
 pub mod state {
     /// Its sends are followed.
     pub const FOLLOWED: u32 = 0;
-    /// It was told.
-    pub const TOLD: u32 = 16;
+    /// It was notified.
+    pub const NOTIFIED: u32 = 16;
     /// Not followed any further: something was sent that the program did not see.
     pub const MISSED: u32 = 17;
     /// Not followed any further: a send of pages that are not its own, as by `sendfile`.
@@ -19,10 +19,10 @@ pub mod state {
     pub const REFUSED: u32 = 19;
 }
 
-/// Sends that must have ended at a boundary before a connection is told.
+/// Sends that must have ended at a boundary before a connection is notified.
 pub const MIN_SENDS: u32 = 2;
 
-/// The longest send before which it is told: well under the smallest send buffer in use, so that the
+/// The longest send before which it is notified: well under the smallest send buffer in use, so that the
 /// kernel takes it as a whole.
 pub const MOST_BYTES: u32 = 16 << 10;
 

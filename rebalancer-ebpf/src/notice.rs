@@ -3,7 +3,7 @@
 //!
 //! A connection joins at a rest, where its next send begins a frame; each further one is followed by
 //! its frames' headers, and by the sequence number at which it begins, so that none is missed. What
-//! cannot be followed ends it for good: unsure means not told. Only a constant length is inserted,
+//! cannot be followed ends it for good: unsure means not notified. Only a constant length is inserted,
 //! at offset 0, in front of a send that the kernel takes as a whole, as nothing is unacknowledged.
 
 use aya_ebpf::{
@@ -65,21 +65,21 @@ pub(crate) unsafe fn follow(
         if !frames.is_at_boundary() {
             return Ok(());
         }
-        let may_be_told = was_at_boundary
+        let may_be_notified = was_at_boundary
             && (*notice).sends >= MIN_SENDS
             && (HEADER..=MOST_BYTES).contains(&size)
             && tcp.snd_una() == at
             && GOAWAYS.get_ptr(cookie).is_some();
         (*notice).sends += 1;
-        if !may_be_told {
+        if !may_be_notified {
             return Ok(());
         }
-        let told = tell(ctx.msg);
-        (*notice).state = match told {
-            Ok(true) => state::TOLD,
+        let notified = tell(ctx.msg);
+        (*notice).state = match notified {
+            Ok(true) => state::NOTIFIED,
             Ok(false) | Err(Spoilt) => state::REFUSED,
         };
-        told.map(|_| ())
+        notified.map(|_| ())
     }
 }
 

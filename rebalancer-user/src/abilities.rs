@@ -7,8 +7,8 @@ use rebalancer_common::{EndpointKey, EndpointSums, Fault};
 use rustix::net::connect_unspec;
 
 use crate::{
-    bpf::{Walker, read_endpoints, read_faults},
-    counting::{self, Fionread},
+    bpf::{Fionread, Walker, read_endpoints, read_faults},
+    counting,
     host::Pair,
     moves::{self, Mechanism},
 };
@@ -26,7 +26,7 @@ pub enum Ability {
     Sniffing,
     /// The sends of a connection are counted.
     CountingSends,
-    /// The client of an HTTP/2 connection is told to leave.
+    /// The client of an HTTP/2 connection is asked to leave.
     Notice,
     /// A connection is reset.
     Reset(Mechanism),
@@ -210,12 +210,12 @@ pub fn try_counting(walker: &mut Walker) -> Tried {
     Tried::new(Ability::CountingSends, seen)
 }
 
-/// Tries whether the client of an HTTP/2 connection can be told to leave.
+/// Tries whether the client of an HTTP/2 connection can be asked to leave.
 pub fn try_notice(walker: &mut Walker) -> Tried {
     let seen = match moves::probe_notice(walker) {
-        Ok(Fionread::Right) => Ok("a client of our own was told to leave".to_owned()),
+        Ok(Fionread::Right) => Ok("a client of our own was asked to leave".to_owned()),
         Ok(Fionread::Wrong) => Ok(
-            "a client of our own was told to leave; FIONREAD returns 0 on its server's socket meanwhile, \
+            "a client of our own was asked to leave; FIONREAD returns 0 on its server's socket meanwhile, \
              so servers are woken"
                 .to_owned(),
         ),

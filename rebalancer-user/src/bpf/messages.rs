@@ -29,7 +29,7 @@ use crate::snapshot::Cookie;
 /// refused with the reason.
 const MOST_SOCKETS: u32 = 65_536;
 
-/// Connections that may be about to be told at one time: the largest `maxInFlight`.
+/// Connections that may be about to be notified at one time: the largest `maxInFlight`.
 const MOST_NOTICES: u32 = 10_000;
 
 /// The program for all threads of a process: loaded while one of them uses it.
@@ -64,7 +64,7 @@ impl Sends {
 pub enum Reason {
     /// Its sends are counted.
     Count = 1,
-    /// Its client is to be told to leave.
+    /// Its client is to be asked to leave.
     Notice = 2,
 }
 
@@ -162,14 +162,14 @@ impl MessageCounter {
         found.ok().map(|notice| notice.0)
     }
 
-    /// Has the client told to leave, at the next boundary.
+    /// Has the client asked to leave, at the next boundary.
     pub fn allow_notice(&self, cookie: Cookie) -> io::Result<()> {
         locked(&self.goaways)
             .insert(cookie.0, 1, 0)
             .map_err(io_error)
     }
 
-    /// Follows the sends of a socket no longer. Its client is not told from now on.
+    /// Follows the sends of a socket no longer. Its client is not notified from now on.
     pub fn forget(&self, cookie: Cookie) {
         // There are none if it was not followed, or not allowed.
         let _absent = locked(&self.goaways).remove(&cookie.0);

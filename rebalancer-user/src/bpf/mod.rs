@@ -10,6 +10,7 @@
 
 mod capture;
 mod error;
+mod fionread;
 mod log;
 mod maps;
 mod messages;
@@ -22,6 +23,8 @@ mod walker;
 
 pub use capture::{Capture, Captured};
 pub use error::Error;
+pub use fionread::Fionread;
+pub(crate) use fionread::fionread;
 pub use log::KernelLog;
 pub use maps::{
     EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults, remove_endpoints,

@@ -15,8 +15,7 @@ mod joining;
 mod probe;
 mod refused;
 
-pub(crate) use probe::fionread;
-pub use probe::{Fionread, probe};
+pub use probe::probe;
 pub use refused::NotCounted;
 
 use std::{
@@ -38,7 +37,7 @@ use self::{
     refused::RETRY_AFTER,
 };
 use crate::{
-    bpf::{self, Kernel, MessageCounter, Reason, Sends, Walker},
+    bpf::{self, Fionread, Kernel, MessageCounter, Reason, Sends, Walker, fionread},
     host::CgroupMounts,
     moves::Owners,
     policy::{Count, Mode, Policy},
@@ -380,7 +379,7 @@ impl CountingThread {
             .map_err(anyhow::Error::from)
             .and_then(|counter| {
                 Ok(Open {
-                    fionread: probe::fionread(&counter)?,
+                    fionread: fionread(&counter)?,
                     counter,
                     walker: Walker::open(Arc::clone(&self.kernel), &self.pins)?,
                     joining: Joining::new(),

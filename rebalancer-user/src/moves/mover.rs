@@ -87,7 +87,7 @@ impl Mover {
     ///
     /// `walker` finds the holders of sockets, and reads sequence numbers and which side sent last;
     /// `mechanism` resets; `capture` sniffs, and without it rules without `onReconnect` move nothing; without
-    /// `sends` no client is told to leave.
+    /// `sends` no client is asked to leave.
     pub fn start(
         walker: Walker,
         capture: Option<Capture>,
@@ -285,7 +285,7 @@ impl MoverThread {
         let shutdown = Outcome::Refused(Refusal::Shutdown);
         for (cookie, mut victim) in std::mem::take(&mut self.victims) {
             if self.leave(cookie) {
-                victim.was_told();
+                victim.was_notified();
             }
             // The agent has reported the others when it abandoned this thread.
             if !self.pulse.is_given_up() || self.pulse.at() == Some(cookie) {
@@ -322,11 +322,11 @@ impl MoverThread {
     fn take_recalls(&mut self) {
         let known = |cookie| self.victims.contains_key(&cookie);
         for (cookie, recall) in self.pulse.take_recalls(known) {
-            // What was told to leave meanwhile is finished.
+            // What was asked to leave meanwhile is finished.
             if self.leave(cookie)
                 && let Some(victim) = self.victims.get_mut(&cookie)
             {
-                victim.was_told();
+                victim.was_notified();
             }
             let ends = match &recall {
                 Recall::Now(_) => true,
@@ -342,7 +342,7 @@ impl MoverThread {
         }
     }
 
-    /// Has a socket leave the socket hash, if it has joined. Returns whether its client was told.
+    /// Has a socket leave the socket hash, if it has joined. Returns whether its client was notified.
     fn leave(&mut self, cookie: Cookie) -> bool {
         if !self.notices.has_joined(cookie) {
             return false;
@@ -524,7 +524,7 @@ impl MoverThread {
 
     fn report(&mut self, victim: Victim, outcome: Outcome) {
         let cookie = victim.cookie();
-        // Reported as one that lives, it was told at the last moment, and leaves by itself.
+        // Reported as one that lives, it was notified at the last moment, and leaves by itself.
         self.leave(cookie);
         self.sniffer.stop(cookie);
         let waited = victim.ordered.elapsed();

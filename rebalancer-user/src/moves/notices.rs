@@ -1,7 +1,7 @@
-//! The connections of HTTP/2 whose clients are about to be told to leave.
+//! The connections of HTTP/2 whose clients are about to be asked to leave.
 //!
 //! A connection joins the socket hash at a quiet moment: its next send begins a frame. From there on the
-//! program follows its sends by their frames. The client is told once it is known that the server answers a
+//! program follows its sends by their frames. The client is notified once it is known that the server answers a
 //! request that was opened since: then the places are right, and the server has not announced the
 //! connection's end itself. Then the socket leaves the hash, as it does whenever it takes too long.
 //!
@@ -27,8 +27,7 @@ use rebalancer_common::{
 use rustix::io::Errno;
 
 use crate::{
-    bpf::{Joiner, MessageCounter, Reason, Sends, Walker},
-    counting::{self, Fionread},
+    bpf::{Fionread, Joiner, MessageCounter, Reason, Sends, Walker, fionread},
     host::{Owner, Pair, option, signal_readable, with_duplicate},
     snapshot::Cookie,
 };
@@ -60,7 +59,7 @@ enum Program {
     Unavailable,
 }
 
-/// Has a client of our own told to leave.
+/// Has a client of our own asked to leave.
 ///
 /// # Errors
 /// Why this node cannot do that.
@@ -69,7 +68,7 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
     const SEND: [u8; 17] = [0, 0, 8, 6, 1, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
     const MOST_SENDS: u32 = 30;
     let counter = MessageCounter::open(walker.kernel(), walker.pins())?;
-    let fionread = counting::fionread(&counter).context("on a connection of our own")?;
+    let found = fionread(&counter).context("on a connection of our own")?;
     let mut pair = Pair::connect()?;
     pair.client.set_read_timeout(Some(Duration::from_secs(1)))?;
     let live = walker.read_own(pair.cookie, pair.server.as_fd())?;
@@ -83,10 +82,10 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
             counter.allow_notice(pair.cookie)?;
         }
         pair.server.write_all(&SEND)?;
-        let is_told = counter
+        let is_notified = counter
             .notice(pair.cookie)
-            .is_some_and(|notice| notice.state == state::TOLD);
-        if is_told {
+            .is_some_and(|notice| notice.state == state::NOTIFIED);
+        if is_notified {
             expected.extend_from_slice(&GOAWAY);
         }
         expected.extend_from_slice(&SEND);
@@ -95,11 +94,11 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
             let read = pair.client.read(&mut some)?;
             received.extend_from_slice(some.get(..read).unwrap_or_default());
         }
-        if is_told {
+        if is_notified {
             break;
         }
         if sends == MOST_SENDS {
-            bail!("a client of our own was not told to leave");
+            bail!("a client of our own was not asked to leave");
         }
         // For its acknowledgement.
         thread::sleep(Duration::from_millis(10));
@@ -107,7 +106,7 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
     if received != expected {
         bail!("a client of our own received other bytes: {received:?}");
     }
-    Ok(fionread)
+    Ok(found)
 }
 
 /// Why a socket does not join.
@@ -123,14 +122,14 @@ pub(super) enum NotJoined {
 pub(super) enum Progress {
     /// It is followed.
     Followed,
-    /// Its client was told.
-    Told,
+    /// Its client was notified.
+    Notified,
     /// It is not followed any further, or has stayed for too long.
     GivenUp,
 }
 
 impl Notices {
-    /// Without `sends` nothing can be told to leave.
+    /// Without `sends` nothing can be asked to leave.
     pub(super) fn new(sends: Option<Arc<Sends>>) -> Self {
         Self {
             sends,
@@ -150,7 +149,7 @@ impl Notices {
             Err(error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "clients of HTTP/2 cannot be told to leave: their connections are skipped"
+                    "clients of HTTP/2 cannot be asked to leave: their connections are skipped"
                 );
                 Program::Unavailable
             }
@@ -163,13 +162,13 @@ impl Notices {
             sends.ok_or_else(|| anyhow::anyhow!("this command does not load the program"))?;
         let counter = sends.open()?;
         Ok(Program::Open {
-            fionread: counting::fionread(&counter)?,
+            fionread: fionread(&counter)?,
             joiner: counter.joiner()?,
             counter,
         })
     }
 
-    /// Whether clients can be told to leave here.
+    /// Whether clients can be asked to leave here.
     pub(super) fn is_available(&self) -> bool {
         matches!(self.program, Program::Open { .. })
     }
@@ -222,7 +221,7 @@ impl Notices {
     }
 
     /// What has become of one that has joined; `opened`: the requests since, as far as they are known. Has its
-    /// client told once the server has answered one of them, and no other later.
+    /// client notified once the server has answered one of them, and no other later.
     pub(super) fn progress(
         &mut self,
         cookie: Cookie,
@@ -242,19 +241,19 @@ impl Notices {
             Fionread::Wrong => STAYS_MISLED,
         };
         match notice.state {
-            state::TOLD => Progress::Told,
+            state::NOTIFIED => Progress::Notified,
             state::FOLLOWED if since.elapsed() < stays => {
                 if opened
                     .as_ref()
                     .is_some_and(|opened| opened.contains(&notice.frames.newest))
                     && let Err(error) = counter.allow_notice(cookie)
                 {
-                    tracing::warn!(%cookie, %error, "could not have a client told to leave");
+                    tracing::warn!(%cookie, %error, "could not have a client asked to leave");
                 }
                 Progress::Followed
             }
             _ => {
-                tracing::debug!(%cookie, state = notice.state, ?notice, ?opened, "not told to leave");
+                tracing::debug!(%cookie, state = notice.state, ?notice, ?opened, "not asked to leave");
                 Progress::GivenUp
             }
         }
@@ -283,7 +282,7 @@ impl Notices {
         }
     }
 
-    /// Removes a socket if it has joined, and wakes its readers. Returns whether its client was told.
+    /// Removes a socket if it has joined, and wakes its readers. Returns whether its client was notified.
     pub(super) fn leave(&mut self, cookie: Cookie, owners: &[Owner]) -> bool {
         if self.joined.remove(&cookie).is_none() {
             return false;
@@ -294,11 +293,11 @@ impl Notices {
         if let Err(error) = counter.leave(cookie, Reason::Notice) {
             tracing::warn!(%cookie, %error, "a connection could not leave the socket hash");
         }
-        let told = self
+        let notified = self
             .notice(cookie)
-            .is_some_and(|of| of.state == state::TOLD);
+            .is_some_and(|of| of.state == state::NOTIFIED);
         counter.forget(cookie);
         self.wake(cookie, owners);
-        told
+        notified
     }
 }

@@ -39,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) enum Verdict {
     /// HTTP/1 with every request answered, or the rule has `onReconnect`: it may be moved when it is quiet.
     Movable,
-    /// HTTP/2: its client may be told to leave.
+    /// HTTP/2: its client may be asked to leave.
     Http2,
     /// Not known yet, or an exchange is under way.
     Unknown,

@@ -83,8 +83,8 @@ enum Phase {
         /// What is known of its protocol, which matters no longer once something was done.
         sniffing: Sniffing,
     },
-    /// Its client was told to leave, and is given until the end of this step.
-    Told,
+    /// Its client was asked to leave, and is given until the end of this step.
+    Notified,
     /// The server was asked to close, in this step.
     Asked { in_step: usize },
     /// Resets were sent, and it was still open after each.
@@ -99,7 +99,7 @@ impl Phase {
     /// The step in which the server was asked to close.
     fn asked_in(&self) -> Option<usize> {
         match self {
-            Self::Untouched { .. } | Self::Told => None,
+            Self::Untouched { .. } | Self::Notified => None,
             Self::Asked { in_step } => Some(*in_step),
             Self::Missed { asked_in, .. } => *asked_in,
         }
@@ -108,7 +108,7 @@ impl Phase {
     /// Resets that were sent.
     fn resets(&self) -> u32 {
         match self {
-            Self::Untouched { .. } | Self::Told | Self::Asked { .. } => 0,
+            Self::Untouched { .. } | Self::Notified | Self::Asked { .. } => 0,
             Self::Missed { resets, .. } => *resets,
         }
     }
@@ -205,7 +205,7 @@ impl Victim {
         if let Some(refusal) = self.refused_as(verdict, inside.notices) {
             return Next::End(self.left(Outcome::Refused(refusal)));
         }
-        if matches!(self.phase, Phase::Told) {
+        if matches!(self.phase, Phase::Notified) {
             // No other step protects its calls.
             return if now < self.step_until {
                 Next::Wait
@@ -305,7 +305,7 @@ impl Victim {
         }
     }
 
-    /// Whether the step is not for what was detected: HTTP/2 is only told to leave, and nothing else is.
+    /// Whether the step is not for what was detected: HTTP/2 is only asked to leave, and nothing else is.
     fn is_for_others(&self, step: Step, verdict: Verdict) -> bool {
         match verdict {
             Verdict::Http2 => !step.is_notice(),
@@ -328,7 +328,7 @@ impl Victim {
             Ok(()) => {}
             Err(NotJoined::Now) => return Next::Wait,
             Err(NotJoined::Ever(why)) => {
-                tracing::debug!(%cookie, why, "cannot be told to leave");
+                tracing::debug!(%cookie, why, "cannot be asked to leave");
                 return Next::End(self.left(Outcome::Refused(Refusal::CannotNotice)));
             }
         }
@@ -356,7 +356,7 @@ impl Victim {
             Progress::Followed => {
                 inside.notices.wake(cookie, inside.owners.known(cookie));
             }
-            Progress::Told | Progress::GivenUp => self.leave(inside),
+            Progress::Notified | Progress::GivenUp => self.leave(inside),
         }
         Next::Wait
     }
@@ -367,22 +367,22 @@ impl Victim {
         self.may_join = Notices::may_join_at(Instant::now());
         inside.sniffer.stop_following(cookie);
         if inside.notices.leave(cookie, inside.owners.known(cookie)) {
-            self.was_told();
+            self.was_notified();
         }
     }
 
-    /// It has ended since the last look: perhaps because its client was told to leave since then.
+    /// It has ended since the last look: perhaps because its client was asked to leave since then.
     fn or_noticed(&mut self, outcome: Outcome, inside: &mut Inside<'_>) -> Outcome {
         self.leave(inside);
         match (&self.phase, outcome) {
-            (Phase::Told, Outcome::LeftByItself) => Outcome::Noticed,
+            (Phase::Notified, Outcome::LeftByItself) => Outcome::Noticed,
             (_, outcome) => outcome,
         }
     }
 
-    /// Its client was told to leave: from now on it is finished, whatever comes.
-    pub(super) fn was_told(&mut self) {
-        self.phase = Phase::Told;
+    /// Its client was asked to leave: from now on it is finished, whatever comes.
+    pub(super) fn was_notified(&mut self) {
+        self.phase = Phase::Notified;
         let step = self.current().map_or(Duration::ZERO, |step| step.timeout());
         self.step_until = Instant::now() + step.max(TIME_TO_CLOSE);
     }
@@ -449,7 +449,7 @@ impl Victim {
     pub(super) fn recall(&mut self) -> bool {
         self.last_step = self.step;
         let acts_now = self.phase.resets() > 0
-            || matches!(self.phase, Phase::Told)
+            || matches!(self.phase, Phase::Notified)
             || self.phase.asked_in() == Some(self.step);
         if !acts_now {
             self.begin(self.step + 1, Instant::now());
@@ -576,7 +576,7 @@ impl Victim {
     pub(super) fn gone(&self, state: Option<TcpState>) -> Outcome {
         match self.phase {
             Phase::Missed { .. } => Outcome::Reset,
-            Phase::Told => Outcome::Noticed,
+            Phase::Notified => Outcome::Noticed,
             Phase::Asked { .. } if state != Some(TcpState::CloseWait) => Outcome::Closed,
             Phase::Untouched { found: false, .. } => Outcome::GoneBefore,
             Phase::Asked { .. } | Phase::Untouched { .. } => Outcome::LeftByItself,
@@ -593,7 +593,7 @@ impl Victim {
     pub(super) fn ended(&self, end: Outcome, look: impl FnOnce(&SocketId) -> Looked) -> Outcome {
         let done = match self.phase {
             Phase::Untouched { .. } => return end,
-            Phase::Told => "its client was told to leave",
+            Phase::Notified => "its client was asked to leave",
             Phase::Asked { .. } => "the server was asked to close",
             Phase::Missed { .. } => "resets were sent",
         };
@@ -610,8 +610,8 @@ impl Victim {
     pub(super) fn left(&self, end: Outcome) -> Outcome {
         match self.phase {
             Phase::Untouched { .. } => end,
-            Phase::Told => Outcome::Failed(format!(
-                "its client was told to leave and has not yet; the move {end}"
+            Phase::Notified => Outcome::Failed(format!(
+                "its client was asked to leave and has not yet; the move {end}"
             )),
             Phase::Asked { .. } => Outcome::Failed(format!(
                 "the server was asked to close and did not; the move {end}"

@@ -1,4 +1,4 @@
-//! The step Notice: clients of HTTP/2 are told to leave, and no call fails.
+//! The step Notice: clients of HTTP/2 are asked to leave, and no call fails.
 
 use std::{
     collections::BTreeMap,
@@ -50,11 +50,11 @@ fn move_all(
         let outcome = line["outcome"].as_str().unwrap();
         *outcomes.entry(outcome.to_owned()).or_default() += 1;
     }
-    let mut untold = BTreeMap::<String, usize>::new();
-    for line in agent.logged("not told to leave") {
-        *untold.entry(line["state"].to_string()).or_default() += 1;
+    let mut others = BTreeMap::<String, usize>::new();
+    for line in agent.logged("not asked to leave") {
+        *others.entry(line["state"].to_string()).or_default() += 1;
     }
-    eprintln!("{query}: {outcomes:?}, tries that ended by state {untold:?}, {report:?}");
+    eprintln!("{query}: {outcomes:?}, tries that ended by state {others:?}, {report:?}");
     (outcomes, report)
 }
 
@@ -70,7 +70,7 @@ fn busy_clients_of_http_2_leave_and_no_call_fails() {
     none_failed(&report);
     let noticed = outcomes.get("noticed").copied().unwrap_or_default();
     assert!(noticed >= 30, "{outcomes:?}");
-    // Those who were told last have not called again.
+    // Those who were notified last have not called again.
     assert!(report.connections >= noticed as u64, "{report:?}");
 }
 
@@ -84,7 +84,7 @@ fn fake_frames_in_bodies_are_not_taken_for_frames() {
     none_failed(&report);
 }
 
-/// One that the rule does not want to be told is skipped as before, and HTTP/1 takes the other steps.
+/// One that the rule does not want to be notified is skipped as before, and HTTP/1 takes the other steps.
 #[test]
 fn each_protocol_takes_its_own_steps() {
     let lab = lab(1);

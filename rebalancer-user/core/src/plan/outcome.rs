@@ -14,7 +14,7 @@ use crate::text::visible;
 pub enum Outcome {
     /// The client or the server ended it while the move waited.
     LeftByItself,
-    /// Its client was told to leave, and left once its calls were done.
+    /// Its client was asked to leave, and left once its calls were done.
     Noticed,
     /// The server closed it when asked to.
     Closed,
@@ -93,7 +93,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LeftByItself => f.write_str("ended as it left by itself"),
-            Self::Noticed => f.write_str("told its client to leave, which did"),
+            Self::Noticed => f.write_str("asked its client to leave, which did"),
             Self::Closed => f.write_str("closed it"),
             Self::Reset => f.write_str("reset it"),
             Self::GoneBefore => f.write_str("found it gone"),

@@ -54,7 +54,7 @@ refusals! {
         "a step `Notice` in its rule, or `onReconnect: Safe`, if calls may be lost";
     /// HTTP/2 on a node whose agent cannot tell clients to leave.
     CannotNotice("cannotNotice")
-        "speaks HTTP/2, and its client cannot be told to leave: the kernel refuses the program, or another program has the socket",
+        "speaks HTTP/2, and its client cannot be asked to leave: the kernel refuses the program, or another program has the socket",
         "a kernel with CONFIG_NET_SOCK_MSG; `rebalancer doctor` tries it";
     /// TLS: whatever is in it.
     Tls("tls")
