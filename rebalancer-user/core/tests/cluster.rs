@@ -314,6 +314,8 @@ struct Cluster {
     next: u64,
     seed: u64,
     moves: usize,
+    /// When the ready endpoints last changed.
+    changed: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -342,6 +344,7 @@ impl Cluster {
             next: 301,
             seed,
             moves: 0,
+            changed: None,
         }
     }
 
@@ -360,7 +363,26 @@ impl Cluster {
         };
         let mut seen = node(self.nodes[number].1.clone(), views);
         seen.taken = KernelTime(self.now);
+        let ago = |at| Duration::from_nanos(self.now - at);
+        let facts = seen.services.values_mut();
+        facts.for_each(|facts| facts.changed = self.changed.map(ago));
         seen
+    }
+
+    /// Endpoints of other nodes go, and the connections of their clients come to these three.
+    fn scale_in(&mut self, connections: u64) {
+        self.changed = Some(self.now);
+        for number in 0..3 {
+            for _ in 0..connections {
+                let new = Connection {
+                    opened: KernelTime(self.now + 1),
+                    remote: sample::connection(1).remote,
+                    ..connection(self.next)
+                };
+                self.next += 1;
+                self.nodes[number].1.push(new);
+            }
+        }
     }
 
     /// All report, and get their views ten seconds later.
@@ -406,6 +428,26 @@ impl Cluster {
 
     fn loads(&self) -> [usize; 3] {
         [0, 1, 2].map(|node: usize| self.nodes[node].1.len())
+    }
+}
+
+#[test]
+fn clients_that_come_from_endpoints_that_are_gone_are_not_taken_for_those_that_were_moved() {
+    let mut cluster = Cluster::new(1, Clients::One);
+    while cluster.moves < 100 {
+        cluster.report();
+        cluster.pass();
+        cluster.pass();
+    }
+    cluster.scale_in(200);
+    for _ in 0..10 {
+        cluster.report();
+        cluster.pass();
+        cluster.pass();
+    }
+    let now = KernelTime(cluster.now);
+    for (ledger, _) in &cluster.nodes {
+        assert_eq!(ledger.cooldowns(now), []);
     }
 }
 

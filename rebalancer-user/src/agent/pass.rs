@@ -20,6 +20,7 @@ use crate::{
     bpf::{self, Adopt},
     counting::Counting,
     host::{CgroupPaths, CgroupTree},
+    kubernetes::Names,
     moves::Order,
     observe::Observation,
     plan::{Plan, decide, report},
@@ -204,7 +205,8 @@ impl Agent {
         }
         // Also here: one that has just started has not looked since it knows the names.
         self.look_at_namespace();
-        if self.pause.now().is_none() {
+        let knows_pauses = self.names.as_ref().is_none_or(Names::knows_namespaces);
+        if self.pause.now().is_none() && knows_pauses {
             self.carry_out(&plan, snapshot);
         }
         self.exchange(snapshot);

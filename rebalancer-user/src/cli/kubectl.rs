@@ -27,6 +27,8 @@ pub(super) const PLUGIN: &str = "kubectl-rebalancer";
 
 /// How agents' pods are found.
 const SELECTOR: &str = "app.kubernetes.io/name=rebalancer";
+/// Agents whose events are followed at once: each takes a process and a stream of the API server.
+const MOST_FOLLOWED: usize = 64;
 /// The container in them.
 const CONTAINER: &str = "agent";
 
@@ -89,6 +91,12 @@ enum Asked {
     Doctor,
 }
 
+/// Whether an option of `events` asks to follow: alone, or among other short ones.
+fn follows(option: &str) -> bool {
+    let is_short = option.starts_with('-') && !option.starts_with("--");
+    option == "--follow" || is_short && option.starts_with("-f")
+}
+
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Agent {
@@ -99,8 +107,10 @@ struct Agent {
 /// What came of one.
 struct Answer<'a> {
     agent: &'a Agent,
-    /// What it printed, or why there is nothing.
-    printed: Result<String, String>,
+    /// What it printed: also one that failed may, such as `doctor`.
+    printed: String,
+    /// Why it failed, if so.
+    failed: Option<String>,
 }
 
 /// Agents that have not answered.
@@ -114,7 +124,7 @@ impl std::fmt::Display for Unanswered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} of {} agents have not answered",
+            "{} of {} agents have failed or have not answered",
             self.missing, self.all
         )
     }
@@ -125,9 +135,16 @@ impl std::error::Error for Unanswered {}
 impl Plugin {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let agents = self.agents()?;
-        if self.command == Asked::Events
-            && self.options.iter().any(|o| o == "-f" || o == "--follow")
-        {
+        if self.command == Asked::Events && self.options.iter().any(|option| follows(option)) {
+            if self.is_json() {
+                bail!("events are followed as text only\n  remedy: leave out -o json, or -f");
+            }
+            if agents.len() > MOST_FOLLOWED {
+                let all = agents.len();
+                bail!(
+                    "{all} agents cannot be followed at once, {MOST_FOLLOWED} at most\n  remedy: name nodes by --node"
+                );
+            }
             return self.follow(&agents);
         }
         let input = self.input()?;
@@ -139,21 +156,18 @@ impl Plugin {
             write_lines(out, &answers, self.command == Asked::Events)
         };
         shown.context("writing to stdout")?;
-        let missing = answers.iter().filter(|answer| answer.printed.is_err());
-        let missing: Vec<&Answer<'_>> = missing.collect();
-        for Answer { agent, printed } in &missing {
-            if let Err(why) = printed {
-                note(format_args!("{}: {}", agent.node, visible(why)));
-            }
-        }
-        if missing.is_empty() {
+        let failed = answers.iter().filter(|answer| answer.failed.is_some());
+        let missing = failed.clone().count();
+        // A connection is on one node: the others do not know it.
+        if missing == 0 || self.command == Asked::Explain && missing < agents.len() {
             return Ok(());
         }
-        Err(Unanswered {
-            missing: missing.len(),
-            all: agents.len(),
+        for Answer { agent, failed, .. } in failed {
+            let why = failed.as_deref().unwrap_or_default();
+            note(format_args!("{}: {}", agent.node, visible(why)));
         }
-        .into())
+        let all = agents.len();
+        Err(Unanswered { missing, all }.into())
     }
 
     fn kubectl(&self) -> Command {
@@ -250,9 +264,14 @@ impl Plugin {
                         let Some(agent) = agents.get(index) else {
                             break;
                         };
-                        let printed = answered(self.exec(agent, input.is_some()), input);
+                        let (printed, failed) = answered(self.exec(agent, input.is_some()), input);
                         let mut answers = lock();
-                        answers.insert(index, Answer { agent, printed });
+                        let answer = Answer {
+                            agent,
+                            printed,
+                            failed,
+                        };
+                        answers.insert(index, answer);
                         if progress {
                             let _nobody_reads = write!(
                                 io::stderr(),
@@ -321,17 +340,14 @@ fn agents_in(list: &[u8]) -> anyhow::Result<Vec<Agent>> {
     Ok(agents)
 }
 
-/// Runs a command to its end.
-///
-/// # Errors
-/// What it says on stderr, if it fails.
-fn answered(mut command: Command, input: Option<&[u8]>) -> Result<String, String> {
+/// Runs a command to its end: what it prints, and, if it fails, what it says on stderr.
+fn answered(mut command: Command, input: Option<&[u8]>) -> (String, Option<String>) {
     let stdin = if input.is_some() {
         Stdio::piped()
     } else {
         Stdio::null()
     };
-    let command = command
+    command
         .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -343,11 +359,13 @@ fn answered(mut command: Command, input: Option<&[u8]>) -> Result<String, String
         }
         child.wait_with_output()
     };
-    let output = run().map_err(|error| format!("kubectl: {error}"))?;
-    if output.status.success() {
-        return String::from_utf8(output.stdout).map_err(|_| "its answer is not UTF-8".to_owned());
-    }
-    Err(reason(&String::from_utf8_lossy(&output.stderr)))
+    let output = match run() {
+        Ok(output) => output,
+        Err(error) => return (String::new(), Some(format!("kubectl: {error}"))),
+    };
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let failed = || reason(&String::from_utf8_lossy(&output.stderr));
+    (printed, (!output.status.success()).then(failed))
 }
 
 /// What failed, of what kubectl and the command have written: kubectl's own last line says only that it did.
@@ -398,8 +416,7 @@ fn write_lines(out: &mut impl Write, answers: &[Answer<'_>], by_time: bool) -> i
     let width = width(answers.iter().map(|answer| answer.agent));
     let mut lines: Vec<(&str, &str)> = Vec::new();
     let mut head = None;
-    for Answer { agent, printed } in answers {
-        let printed = printed.as_deref().unwrap_or_default();
+    for Answer { agent, printed, .. } in answers {
         for (index, line) in printed.lines().enumerate() {
             if index == 0 && is_head(line) {
                 head.get_or_insert(line);
@@ -425,17 +442,21 @@ fn is_head(line: &str) -> bool {
     line.chars().any(char::is_alphabetic) && !line.chars().any(char::is_lowercase)
 }
 
-/// One document: `items` with the answer of each agent, `failed` with those that have none.
+/// One document: `items` with the answer of each agent, `failed` with the reasons of those that failed.
 fn write_json(out: &mut impl Write, answers: &[Answer<'_>]) -> io::Result<()> {
-    let (mut items, mut failed) = (Vec::new(), Vec::new());
-    for Answer { agent, printed } in answers {
-        let Agent { node, pod } = agent;
-        match printed.as_deref().map_err(Clone::clone).and_then(documents) {
-            Ok(answer) => items.push(json!({"node": node, "pod": pod, "answer": answer})),
-            Err(error) => failed.push(json!({"node": node, "pod": pod, "error": error})),
+    let (mut items, mut failures) = (Vec::new(), Vec::new());
+    for answer in answers {
+        let Agent { node, pod } = answer.agent;
+        let mut failed = answer.failed.clone();
+        if failed.is_none() || !answer.printed.trim().is_empty() {
+            match documents(&answer.printed) {
+                Ok(answer) => items.push(json!({"node": node, "pod": pod, "answer": answer})),
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
+        failures.extend(failed.map(|error| json!({"node": node, "pod": pod, "error": error})));
     }
-    let all = json!({"items": items, "failed": failed});
+    let all = json!({"items": items, "failed": failures});
     serde_json::to_writer_pretty(&mut *out, &all)?;
     writeln!(out)
 }
@@ -528,15 +549,18 @@ mod tests {
             vec![
                 Answer {
                     agent: &first,
-                    printed: Ok(printed[0].to_owned()),
+                    printed: printed[0].to_owned(),
+                    failed: None,
                 },
                 Answer {
                     agent: &second,
-                    printed: Ok(printed[1].to_owned()),
+                    printed: printed[1].to_owned(),
+                    failed: None,
                 },
                 Answer {
                     agent: &third,
-                    printed: Err("Forbidden".to_owned()),
+                    printed: String::new(),
+                    failed: Some("Forbidden".to_owned()),
                 },
             ]
         };
@@ -570,6 +594,31 @@ mod tests {
             all["failed"][0],
             json!({"node": "n3", "pod": "rebalancer-n3", "error": "Forbidden"})
         );
+    }
+
+    #[test]
+    fn one_that_fails_may_have_printed_something() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "cat; echo error: 1 finding >&2; exit 1"]);
+        let (printed, failed) = answered(command, Some(b"{\"a\": 1}"));
+        assert_eq!(
+            (&*printed, failed.as_deref()),
+            ("{\"a\": 1}", Some("error: 1 finding"))
+        );
+        let agent = agent("n1");
+        let answer = Answer {
+            agent: &agent,
+            printed,
+            failed,
+        };
+        let mut out = Vec::new();
+        write_json(&mut out, &[answer]).unwrap();
+        let all: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(all["items"][0]["answer"]["a"], 1);
+        assert_eq!(all["failed"][0]["error"], "error: 1 finding");
+        let mut missing = Command::new("/there/is/none");
+        missing.arg("x");
+        assert!(answered(missing, None).1.unwrap().starts_with("kubectl: "));
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod metrics;
 mod publisher;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -36,6 +36,8 @@ const MERGE_EVERY: Duration = Duration::from_secs(2);
 const QUEUE: usize = 256;
 /// Statuses that are written at a time.
 const WRITES: usize = 16;
+/// Until an object that could not be removed is tried again.
+const REMOVED_AGAIN_AFTER: Duration = Duration::from_secs(600);
 /// For giving back the lease at the end.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -152,8 +154,8 @@ struct Coordinator {
     sequence: u64,
     waiting: VecDeque<(String, Vec<View>)>,
     writes: JoinSet<Written>,
-    /// Nodes that are gone, whose objects are being removed.
-    removing: BTreeSet<String>,
+    /// Nodes that are gone, and when their objects were to be removed lately.
+    removing: BTreeMap<String, Duration>,
     /// The last write has failed.
     failing: bool,
 }
@@ -179,7 +181,7 @@ impl Coordinator {
             sequence: 0,
             waiting: VecDeque::new(),
             writes: JoinSet::new(),
-            removing: BTreeSet::new(),
+            removing: BTreeMap::new(),
             failing: false,
         }
     }
@@ -249,14 +251,15 @@ impl Coordinator {
 
     /// Removes the objects of nodes that are gone.
     fn remove_gone(&mut self, now: Duration) {
+        (self.removing).retain(|_, tried| now.saturating_sub(*tried) < REMOVED_AGAIN_AFTER);
         let gone = self.merger.gone(now);
         let room = WRITES.saturating_sub(self.writes.len());
         let new = gone
-            .filter(|node| !self.removing.contains(*node))
+            .filter(|node| !self.removing.contains_key(*node))
             .take(room);
         let new: Vec<String> = new.map(str::to_owned).collect();
         for node in new {
-            self.removing.insert(node.clone());
+            self.removing.insert(node.clone(), now);
             let node_balances = self.node_balances.clone();
             self.writes.spawn(async move {
                 let removed = node_balances.remove(&node).await;
@@ -311,18 +314,13 @@ impl Coordinator {
                     node,
                     "removed the object of a node that does not report any more"
                 );
-                self.removing.remove(&node);
                 self.merger.remove(&node);
             }
-            Ok(Written::Removed(node, Err(error))) => {
-                self.removing.remove(&node);
-                if !std::mem::replace(&mut self.failing, true) {
-                    warn!(
-                        node,
-                        error, "cannot remove the object of a node that is gone; trying again"
-                    );
-                }
-            }
+            Ok(Written::Removed(node, Err(error))) => warn!(
+                node,
+                error,
+                "cannot remove the object of a node that is gone; trying again in ten minutes"
+            ),
             Err(error) => warn!(%error, "a write has ended by itself"),
         }
         self.write();

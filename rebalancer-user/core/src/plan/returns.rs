@@ -19,7 +19,7 @@
 //! it stays one of the few that are under way.
 //!
 //! Where only a part of the group is seen, a client that returns is seen and one that goes elsewhere is
-//! not, unless the coordinator's views show that the other nodes have gained it ([`Arrivals`]): counting
+//! not, unless the coordinator's views show that the other nodes have gained as many ([`Arrivals`]): counting
 //! returns as they come would count them first. So a move counts there after
 //! [`SEEN_WITHIN`], as returned or not, and is corrected if its client returns later. Because no client
 //! is seen elsewhere, the number of moves that may be under way then grows only with clients not seen
@@ -38,7 +38,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, Cooldown, CooldownOf, Hold, Subject, arrivals::Arrivals};
+use super::{
+    Charge, Cooldown, CooldownOf, Hold, Subject,
+    arrivals::{Arrivals, others_move},
+};
 use crate::{
     policy::RuleName,
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Snapshot, Who},
@@ -266,12 +269,16 @@ impl Returns {
         snapshot: &Snapshot,
         is_tested: impl Fn(&RuleName) -> bool,
     ) -> Vec<(KernelTime, Cookie, Reappearance)> {
-        if self.awaited.is_empty() && self.late.is_empty() {
-            return Vec::new();
+        if self.awaited.is_empty() {
+            self.arrivals = Arrivals::default();
+            if self.late.is_empty() {
+                return Vec::new();
+            }
         }
         self.look_for(snapshot);
-        let moves = self.late.iter_mut().chain(&mut self.awaited);
-        let arrived = self.arrivals.mark(snapshot, moves);
+        let unseen = self.awaited.iter().filter(|one| one.seen.is_none());
+        let unseen = unseen.map(|one| (&one.charge, one.ended));
+        let arrived = self.arrivals.up_to(snapshot, unseen);
         let now = snapshot.taken;
         let mut settled = Vec::new();
         // What is known at the same time counts as a whole: which of several moves a client's new
@@ -284,8 +291,22 @@ impl Returns {
                 *count(known.entry(key).or_default()) += 1;
             }
         };
+        // Clients are known by their address alone, which many may share: those of an endpoint that is gone come to
+        // the others, as do those that other nodes move, and none of these is a return.
+        let is_void = |one: &PendingReturn| {
+            let service = one.charge.group.service.as_ref();
+            let service = service.and_then(|name| snapshot.services.get(name));
+            let changed = service.and_then(|service| service.changed);
+            let has_changed = changed.is_some_and(|ago| now.since(one.ended) >= ago);
+            let is_back = one.seen == Some(Reappearance::Returned);
+            !one.charge.whole && (has_changed || is_back && others_move(snapshot, &one.charge))
+        };
         let mut late = Vec::new();
         for one in std::mem::take(&mut self.late) {
+            if is_void(&one) {
+                settled.push(self.counts.count(&one));
+                continue;
+            }
             match one.seen {
                 Some(Reappearance::Returned) if one.charge.whole => {
                     learned(&one, |seen| &mut seen.returned)
@@ -302,14 +323,17 @@ impl Returns {
             settled.push(self.counts.count(&one));
         }
         let mut still = Vec::new();
-        for one in std::mem::take(&mut self.awaited) {
+        for mut one in std::mem::take(&mut self.awaited) {
+            if is_void(&one) {
+                settled.push(self.counts.count(&one));
+                continue;
+            }
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
-            let is_known = match one.seen {
-                None => false,
-                Some(Reappearance::Elsewhere) => true,
-                Some(_) => one.charge.whole || arrived.includes(&one),
-            };
-            if !is_late && !is_known {
+            let has_arrived = arrived.includes(&one.charge, one.ended);
+            if has_arrived && one.seen.is_none() {
+                one.seen = Some(Reappearance::Elsewhere);
+            }
+            if !is_late && !has_arrived && (one.seen.is_none() || !one.charge.whole) {
                 still.push(one);
                 continue;
             }

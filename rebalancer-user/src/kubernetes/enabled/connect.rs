@@ -93,7 +93,12 @@ impl Names {
         name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
-    /// Why a namespace pauses the agents in it, if it does, as last heard of.
+    /// Whether namespaces have been listed once: before, one may pause its agents.
+    pub fn knows_namespaces(&self) -> bool {
+        self.shared.lock().namespaces.is_listed()
+    }
+
+    /// Why a namespace pauses the agents in it, if it does, as it was last reported.
     pub fn paused(&self, namespace: &str) -> Option<String> {
         self.shared.lock().paused(namespace).map(str::to_owned)
     }

@@ -37,7 +37,7 @@ impl Workload {
         kubectl::apply(self.manifest)
     }
 
-    /// Replaces its client, which opens all of its connections anew.
+    /// Replaces its client, which opens all of its connections again.
     pub(super) fn replace_client(self) -> Result<()> {
         kubectl::run(&format!("delete pod {} --wait", self.client))?;
         self.apply()
