@@ -431,7 +431,10 @@ fn agents_write_reports_and_coordinators_views_and_nobody_more() {
     );
     assert_eq!(
         rules("rebalancer-coordinator", "ClusterRole"),
-        ["nodebalances: list watch", "nodebalances/status: patch"]
+        [
+            "nodebalances: list watch delete",
+            "nodebalances/status: patch"
+        ]
     );
     assert_eq!(
         rules("rebalancer-coordinator", "Role"),

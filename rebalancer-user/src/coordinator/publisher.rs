@@ -76,9 +76,9 @@ mod tests {
     #[test]
     fn what_has_changed_is_given_soon_and_the_rest_before_it_expires() {
         let mut publisher = Publisher::default();
-        let mut due = |endpoints: Option<u32>, at| {
-            let view = endpoints.map(|endpoints| View {
-                endpoints,
+        let mut due = |mean: Option<u64>, at| {
+            let view = mean.map(|mean| View {
+                mean,
                 ..View::default()
             });
             let views = BTreeMap::from([("n1".to_owned(), view.into_iter().collect())]);
@@ -96,14 +96,27 @@ mod tests {
         assert_eq!(due(Some(4), 31), 1, "before it expires");
         assert_eq!(due(None, 41), 1, "it has none any more");
         assert_eq!(due(None, 49), 0);
-        assert_eq!(due(Some(5), 50), 0);
-        assert_eq!(due(Some(5), 51), 1);
-        assert_eq!(due(Some(5), 52), 0);
+        assert_eq!(due(Some(5), 50), 1, "it has one again");
+        assert_eq!(due(Some(5), 51), 0);
+        assert_eq!(due(Some(5), 60), 1, "it may not have arrived");
+        assert_eq!(due(Some(5), 61), 0);
         publisher.failed("n1");
         let again = BTreeMap::from([("n1".to_owned(), vec![View::default()])]);
-        assert_eq!(publisher.take_due(again.clone(), second(53)).len(), 0);
-        assert_eq!(publisher.take_due(again.clone(), second(61)).len(), 1);
+        assert_eq!(publisher.take_due(again.clone(), second(62)).len(), 0);
+        assert_eq!(publisher.take_due(again.clone(), second(70)).len(), 1);
+        let others = BTreeMap::from([(
+            "n1".to_owned(),
+            vec![View {
+                endpoints: 3,
+                ..View::default()
+            }],
+        )]);
+        assert_eq!(
+            publisher.take_due(others, second(71)).len(),
+            1,
+            "another set"
+        );
         publisher.forget();
-        assert_eq!(publisher.take_due(again, second(62)).len(), 1);
+        assert_eq!(publisher.take_due(again, second(72)).len(), 1);
     }
 }
