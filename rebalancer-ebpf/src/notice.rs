@@ -69,7 +69,9 @@ pub(crate) unsafe fn follow(
             && (*notice).sends >= MIN_SENDS
             && (HEADER..=MOST_BYTES).contains(&size)
             && tcp.snd_una() == at
-            && GOAWAYS.get_ptr(cookie).is_some();
+            && GOAWAYS
+                .get_ptr(cookie)
+                .is_some_and(|highest| frames.newest <= *highest);
         (*notice).sends += 1;
         if !may_be_notified {
             return Ok(());

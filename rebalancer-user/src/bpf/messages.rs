@@ -162,17 +162,24 @@ impl MessageCounter {
         found.ok().map(|notice| notice.0)
     }
 
-    /// Has the client asked to leave, at the next boundary.
-    pub fn allow_notice(&self, cookie: Cookie) -> io::Result<()> {
+    /// Has the client asked to leave, at the next boundary, as long as the server answers no stream above
+    /// `highest`: a client has opened none.
+    pub fn allow_notice(&self, cookie: Cookie, highest: u32) -> io::Result<()> {
         locked(&self.goaways)
-            .insert(cookie.0, 1, 0)
+            .insert(cookie.0, highest, 0)
             .map_err(io_error)
+    }
+
+    /// Its client is not notified from now on.
+    pub fn disallow_notice(&self, cookie: Cookie) {
+        // There is none if it was not allowed.
+        let _absent = locked(&self.goaways).remove(&cookie.0);
     }
 
     /// Follows the sends of a socket no longer. Its client is not notified from now on.
     pub fn forget(&self, cookie: Cookie) {
-        // There are none if it was not followed, or not allowed.
-        let _absent = locked(&self.goaways).remove(&cookie.0);
+        self.disallow_notice(cookie);
+        // There is none if it was not followed.
         let _absent = locked(&self.notices).remove(&cookie.0);
     }
 

@@ -136,6 +136,7 @@ impl Counting {
                     reports: of_thread,
                     mounts: CgroupMounts::read_or_none(),
                     counter: Counter::Closed,
+                    misled: BTreeSet::new(),
                     joined: BTreeSet::new(),
                     refused: BTreeMap::new(),
                     reported: BTreeMap::new(),
@@ -262,6 +263,8 @@ struct CountingThread {
     mounts: CgroupMounts,
     counter: Counter,
     joined: BTreeSet<Cookie>,
+    /// Sockets that have left and whose readers are still to be woken.
+    misled: BTreeSet<Cookie>,
     refused: BTreeMap<Cookie, (NotCounted, Instant)>,
     /// How many were refused, by reason, since a rule asked for counting.
     reported: BTreeMap<NotCounted, u64>,
@@ -294,7 +297,8 @@ impl CountingThread {
         let gone: Vec<Cookie> = self.joined.difference(&asked).copied().collect();
         let left = open.leave(&gone, &self.reports);
         let all_left = left.len();
-        let misled = open.misled(left);
+        self.misled.extend(open.misled(left));
+        let misled = &mut self.misled;
         self.joined.retain(|cookie| asked.contains(cookie));
         self.refused.retain(|cookie, _| asked.contains(cookie));
         let now = Instant::now();
@@ -318,7 +322,7 @@ impl CountingThread {
         if !cookies.is_empty() {
             match Owners::find(&mut open.walker, &cookies, &self.mounts) {
                 Ok(owners) => {
-                    open.signal(&misled, &owners);
+                    open.signal(&std::mem::take(misled), &owners);
                     for wanted in new {
                         let cookie = wanted.cookie;
                         // One that has ended is not reported.
@@ -409,10 +413,10 @@ impl CountingThread {
             let all: Vec<Cookie> = std::mem::take(&mut self.joined).into_iter().collect();
             let left = open.leave(&all, &self.reports);
             let all_left = left.len();
-            let misled = open.misled(left);
-            if !misled.is_empty() {
-                match Owners::find(&mut open.walker, &misled, &self.mounts) {
-                    Ok(owners) => open.signal(&misled, &owners),
+            self.misled.extend(open.misled(left));
+            if !self.misled.is_empty() {
+                match Owners::find(&mut open.walker, &self.misled, &self.mounts) {
+                    Ok(owners) => open.signal(&std::mem::take(&mut self.misled), &owners),
                     Err(error) => report(&self.reports, CountingReport::NoHolders(error)),
                 }
             }

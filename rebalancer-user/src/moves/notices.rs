@@ -79,7 +79,7 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
     let (mut received, mut expected) = (Vec::new(), Vec::new());
     for sends in 0.. {
         if sends == MIN_SENDS {
-            counter.allow_notice(pair.cookie)?;
+            counter.allow_notice(pair.cookie, u32::MAX)?;
         }
         pair.server.write_all(&SEND)?;
         let is_notified = counter
@@ -124,8 +124,10 @@ pub(super) enum Progress {
     Followed,
     /// Its client was notified.
     Notified,
-    /// It is not followed any further, or has stayed for too long.
+    /// It has stayed for too long, or something was sent that the program did not see.
     GivenUp,
+    /// What it sends are no frames as they are known here: where they begin may have been a mistake.
+    NoFrames,
 }
 
 impl Notices {
@@ -243,10 +245,9 @@ impl Notices {
         match notice.state {
             state::NOTIFIED => Progress::Notified,
             state::FOLLOWED if since.elapsed() < stays => {
-                if opened
-                    .as_ref()
-                    .is_some_and(|opened| opened.contains(&notice.frames.newest))
-                    && let Err(error) = counter.allow_notice(cookie)
+                if let Some(opened) = &opened
+                    && opened.contains(&notice.frames.newest)
+                    && let Err(error) = counter.allow_notice(cookie, *opened.end())
                 {
                     tracing::warn!(%cookie, %error, "could not have a client asked to leave");
                 }
@@ -254,7 +255,12 @@ impl Notices {
             }
             _ => {
                 tracing::debug!(%cookie, state = notice.state, ?notice, ?opened, "not asked to leave");
-                Progress::GivenUp
+                // Below the states are the reasons of the frames' walker.
+                if (state::FOLLOWED + 1..state::NOTIFIED).contains(&notice.state) {
+                    Progress::NoFrames
+                } else {
+                    Progress::GivenUp
+                }
             }
         }
     }
@@ -290,6 +296,8 @@ impl Notices {
         let Program::Open { counter, .. } = &self.program else {
             return false;
         };
+        // First of all: what is read below is then the last word.
+        counter.disallow_notice(cookie);
         if let Err(error) = counter.leave(cookie, Reason::Notice) {
             tracing::warn!(%cookie, %error, "a connection could not leave the socket hash");
         }

@@ -71,7 +71,7 @@ pub(super) struct Victim {
     /// Why a step could not be taken.
     trouble: Option<String>,
     /// When it may join the socket hash.
-    may_join: Instant,
+    may_join: Option<Instant>,
 }
 
 /// What was done to the connection so far.
@@ -179,7 +179,7 @@ impl Victim {
             looked: Cell::new(now),
             since_look: None,
             trouble: None,
-            may_join: now,
+            may_join: Some(now),
         };
         victim.begin(0, now);
         victim
@@ -318,7 +318,8 @@ impl Victim {
     /// frame.
     fn join(&mut self, socket: &Socket, owners: &[Owner], inside: &mut Inside<'_>) -> Next {
         let cookie = self.id.cookie;
-        if Instant::now() < self.may_join || !inside.sniffer.capture(cookie) {
+        let may_join = self.may_join.is_some_and(|at| at <= Instant::now());
+        if !may_join || !inside.sniffer.capture(cookie) {
             return Next::Wait;
         }
         let Some(next) = inside.sniffer.next_out(cookie, socket) else {
@@ -357,6 +358,10 @@ impl Victim {
                 inside.notices.wake(cookie, inside.owners.known(cookie));
             }
             Progress::Notified | Progress::GivenUp => self.leave(inside),
+            Progress::NoFrames => {
+                self.leave(inside);
+                self.may_join = None;
+            }
         }
         Next::Wait
     }
@@ -364,9 +369,11 @@ impl Victim {
     /// Removes it from the socket hash.
     fn leave(&mut self, inside: &mut Inside<'_>) {
         let cookie = self.id.cookie;
-        self.may_join = Notices::may_join_at(Instant::now());
+        self.may_join = Some(Notices::may_join_at(Instant::now()));
         inside.sniffer.stop_following(cookie);
         if inside.notices.leave(cookie, inside.owners.known(cookie)) {
+            // Its bytes are of no interest any more, and copying them costs each of its packets.
+            inside.sniffer.stop(cookie);
             self.was_notified();
         }
     }
