@@ -71,10 +71,13 @@ impl Arrivals {
     }
 }
 
-/// Whether other nodes move the same clients, by the last view: these come here by chance.
+/// Whether other nodes move the same clients, by the last view: these come here by chance. They do not while no
+/// endpoint holds more than the usual tolerance allows.
 pub(super) fn others_move(snapshot: &Snapshot, charge: &Charge) -> bool {
     let view = view_of(&snapshot.views, &charge.rule, &charge.group);
-    view.is_some_and(|view| view.share != Share::ALL)
+    let is_uneven = |view: &&View| view.most > view.mean.saturating_add(view.mean / 10);
+    view.filter(is_uneven)
+        .is_some_and(|view| view.share != Share::ALL)
 }
 
 fn view_of<'a>(views: &'a Views, rule: &RuleName, group: &Group) -> Option<&'a View> {
