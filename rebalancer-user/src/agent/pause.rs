@@ -164,7 +164,7 @@ impl Pause {
     /// What the namespace's annotation says now. Whether that is a change.
     fn set_by_namespace(&mut self, reason: Option<String>) -> bool {
         let before = self.by_namespace.as_ref();
-        if before.map(|paused| paused.reason.as_deref()) == reason.as_deref().map(Some) {
+        if before.and_then(|paused| paused.reason.as_ref()) == reason.as_ref() {
             return false;
         }
         self.by_namespace = reason.map(|reason| PausedStatus {
@@ -205,6 +205,10 @@ impl Agent {
             recalled,
             not_saved: not_saved.as_ref(),
         });
+        // The pause of all nodes outlasts it.
+        if let Some(paused) = &self.pause.by_namespace {
+            self.journal.record(Fact::StillPaused { paused });
+        }
         self.publish();
         PauseAnswer {
             until: paused.until.unwrap_or(paused.since),

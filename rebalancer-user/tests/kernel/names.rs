@@ -447,6 +447,7 @@ fn an_annotation_of_the_agents_namespace_pauses_all_of_them() {
     shows(&agent.status()["paused"], paused);
     // A pause of the node alone ends without an effect.
     agent.ask(&["pause", "--for", "1h"]);
+    shows(&agent.status()["paused"], json!({"by": "namespace"}));
     let resumed = agent.ask(&["resume"]);
     assert!(resumed.contains("stay paused"), "{resumed}");
     shows(&agent.status()["paused"], json!({"by": "namespace"}));
