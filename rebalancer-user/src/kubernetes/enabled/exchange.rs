@@ -33,7 +33,7 @@ const MANAGER: &str = "rebalancer-agent";
 /// How often it is asked whether a report is due.
 const LOOK: Duration = Duration::from_secs(1);
 /// For one answer.
-const ANSWER: Duration = Duration::from_secs(10);
+pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Between two attempts, at most; chance adds up to as much again.
 const MOST: Duration = Duration::from_secs(60);
 /// A watch is renewed after so long, so that a connection that leads nowhere is noticed.
@@ -214,10 +214,7 @@ impl Writer {
         let as_ours = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&object);
         let write = self.api.patch(&self.node, &as_ours, &patch);
-        match timeout(ANSWER, write).await {
-            Ok(written) => written.map(drop).map_err(|error| explained(&error)),
-            Err(_) => Err("the API server does not answer".to_owned()),
-        }
+        answered(ANSWER, write).await.map(drop)
     }
 }
 
@@ -303,8 +300,22 @@ pub(super) fn failure(error: &watcher::Error) -> Option<String> {
     }
 }
 
+/// What was asked for.
+///
+/// # Errors
+/// Why there is no answer in time, or none but an error; in words.
+pub(super) async fn answered<T>(
+    within: Duration,
+    asked: impl Future<Output = kube::Result<T>>,
+) -> Result<T, String> {
+    match timeout(within, asked).await {
+        Ok(answer) => answer.map_err(|error| explained(&error)),
+        Err(_) => Err("the API server does not answer".to_owned()),
+    }
+}
+
 /// What the API server says, and what to do about it.
-pub(super) fn explained(error: &kube::Error) -> String {
+fn explained(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if status.code == 404 => {
             "the cluster has no NodeBalance resource (404): apply deploy/components/coordinator"

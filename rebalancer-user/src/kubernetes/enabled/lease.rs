@@ -12,9 +12,8 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, Client, api::PostParams};
-use tokio::time::timeout;
 
-use super::exchange::explained;
+use super::exchange::answered;
 
 /// A holder that is silent for so long has lost it.
 const LASTS: Duration = Duration::from_secs(15);
@@ -59,15 +58,10 @@ impl Lease {
     /// Why the API server was not asked, in words; what was held is held until its time is over.
     pub async fn hold(&mut self) -> Result<(), String> {
         let began = Instant::now();
-        match timeout(ANSWER, self.try_to_hold(began)).await {
-            Ok(Ok(holds)) => {
-                // From before the request: others count from when they see it, which is later.
-                self.renewed = holds.then_some(began);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(explained(&error)),
-            Err(_) => Err("the API server does not answer".to_owned()),
-        }
+        let holds = answered(ANSWER, self.try_to_hold(began)).await?;
+        // From before the request: others count from when they see it, which is later.
+        self.renewed = holds.then_some(began);
+        Ok(())
     }
 
     /// Gives it back, so that another need not wait.
@@ -86,7 +80,7 @@ impl Lease {
             Ok::<_, kube::Error>(())
         };
         // Another waits until its time is over.
-        let _unanswered = timeout(ANSWER, release).await;
+        let _unanswered = answered(ANSWER, release).await;
     }
 
     async fn try_to_hold(&mut self, now: Instant) -> Result<bool, kube::Error> {

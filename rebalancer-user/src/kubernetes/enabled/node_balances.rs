@@ -13,7 +13,7 @@ use tokio::{sync::mpsc::Sender, time::timeout};
 use tracing::{debug, info, warn};
 
 use super::{
-    exchange::{explained, failure, pauses},
+    exchange::{ANSWER, answered, failure, pauses},
     node_balance::{NodeBalance, NodeBalanceStatus},
 };
 use crate::views::{Report, View};
@@ -22,8 +22,6 @@ use crate::views::{Report, View};
 const WATCH: u32 = 60;
 /// Longer than that, nothing from any node: the watch is started again.
 const SILENCE: Duration = Duration::from_secs(120);
-/// For one answer.
-const ANSWER: Duration = Duration::from_secs(10);
 
 /// What became of a node's report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +116,9 @@ impl NodeBalances {
         // All fields are in it, and lists are replaced as a whole.
         let patch = Patch::Merge(json!({"status": status}));
         let params = PatchParams::default();
-        answered(self.api.patch_status(node, &params, &patch)).await
+        answered(ANSWER, self.api.patch_status(node, &params, &patch))
+            .await
+            .map(drop)
     }
 
     /// Removes the object of a node that is gone.
@@ -126,13 +126,8 @@ impl NodeBalances {
     /// # Errors
     /// Why not, in words.
     pub async fn remove(&self, node: &str) -> Result<(), String> {
-        answered(self.api.delete(node, &DeleteParams::default())).await
-    }
-}
-
-async fn answered<T>(asked: impl Future<Output = kube::Result<T>>) -> Result<(), String> {
-    match timeout(ANSWER, asked).await {
-        Ok(answer) => answer.map(drop).map_err(|error| explained(&error)),
-        Err(_) => Err("the API server does not answer".to_owned()),
+        answered(ANSWER, self.api.delete(node, &DeleteParams::default()))
+            .await
+            .map(drop)
     }
 }

@@ -31,11 +31,11 @@ pub(super) struct Pod {
 pub(super) struct Namespace {
     pub(super) labels: Labels,
     pub(super) opted_out: bool,
-    /// Its agents move nothing, and why.
+    /// Why it pauses the agents in it, if it does.
     pub(super) paused: Option<String>,
 }
 
-/// Of a namespace's reason for a pause, in characters.
+/// The longest reason of a pause that is kept, in characters.
 const LONGEST_PAUSE_REASON: usize = 256;
 
 const ENABLED: &str = "rebalancer.dev/enabled";
@@ -116,21 +116,20 @@ pub(super) fn namespace(mut object: PartialObjectMeta<ApiNamespace>) -> Option<N
 /// Why a namespace pauses its agents, by an annotation or a label. Any value but `"false"` does, so that
 /// a reason can be given.
 fn paused(meta: &ObjectMeta) -> Option<String> {
-    let maps = [&meta.annotations, &meta.labels];
-    let mut values = maps.into_iter().flatten().filter_map(|map| map.get(PAUSED));
-    let value = values.find(|value| *value != "false")?;
+    let value = values(meta, PAUSED).find(|value| *value != "false")?;
     Some(value.chars().take(LONGEST_PAUSE_REASON).collect())
 }
 
 /// Whether an object opts out, by an annotation or a label. Any value but `"true"` does, because an author
 /// of `"False"` or `"no"` means the same.
 pub(super) fn opted_out(meta: &ObjectMeta) -> bool {
-    let maps = [&meta.annotations, &meta.labels];
-    let mut values = maps
-        .into_iter()
-        .flatten()
-        .filter_map(|map| map.get(ENABLED));
-    values.any(|value| value != "true")
+    values(meta, ENABLED).any(|value| value != "true")
+}
+
+/// The values of this annotation and of this label.
+fn values<'a>(meta: &'a ObjectMeta, name: &'a str) -> impl Iterator<Item = &'a str> {
+    let maps = [&meta.annotations, &meta.labels].into_iter().flatten();
+    maps.filter_map(move |map| map.get(name).map(String::as_str))
 }
 
 #[cfg(test)]
