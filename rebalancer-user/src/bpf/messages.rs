@@ -191,12 +191,8 @@ impl MessageCounter {
     pub fn leave(&self, cookie: Cookie, reason: Reason) -> io::Result<bool> {
         // Locked throughout, so that a socket that joins for another reason stays.
         let mut reasons = locked(&self.reasons);
-        if let Some(of) = reasons.get_mut(&cookie) {
-            *of &= !(reason as u8);
-            if *of != 0 {
-                return Ok(false);
-            }
-            reasons.remove(&cookie);
+        if !clear(&mut reasons, cookie, reason) {
+            return Ok(false);
         }
         match locked(&self.counted).remove(&cookie.0) {
             Ok(()) => Ok(true),
@@ -227,16 +223,21 @@ impl Joiner {
         *locked(&self.reasons).entry(cookie).or_default() |= reason as u8;
         let joined = self.counted.insert(cookie.0, socket.as_raw_fd(), 0);
         joined.map_err(|error| {
-            let mut reasons = locked(&self.reasons);
-            if let Some(of) = reasons.get_mut(&cookie) {
-                *of &= !(reason as u8);
-                if *of == 0 {
-                    reasons.remove(&cookie);
-                }
-            }
+            clear(&mut locked(&self.reasons), cookie, reason);
             io_error(error)
         })
     }
+}
+
+/// Takes a reason away. Returns whether none is left.
+fn clear(reasons: &mut BTreeMap<Cookie, u8>, cookie: Cookie, reason: Reason) -> bool {
+    let left = reasons.get(&cookie).map_or(0, |of| of & !(reason as u8));
+    if left == 0 {
+        reasons.remove(&cookie);
+    } else {
+        reasons.insert(cookie, left);
+    }
+    left == 0
 }
 
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -348,9 +348,8 @@ impl MoverThread {
             return false;
         }
         self.pulse.works_on(Some(cookie), Instant::now());
-        let left = self.notices.leave(cookie, self.owners.known(cookie));
-        self.sniffer.stop_following(cookie);
-        left
+        let owners = self.owners.known(cookie);
+        self.notices.leave(cookie, owners, &mut self.sniffer)
     }
 
     fn publish_steps(&self) {

@@ -26,6 +26,7 @@ use rebalancer_common::{
 };
 use rustix::io::Errno;
 
+use super::sniffer::Sniffer;
 use crate::{
     bpf::{Fionread, Joiner, MessageCounter, Reason, Sends, Walker, fionread},
     host::{Owner, Pair, option, signal_readable, with_duplicate},
@@ -126,7 +127,7 @@ pub(super) enum Progress {
     Notified,
     /// It has stayed for too long, or something was sent that the program did not see.
     GivenUp,
-    /// What it sends are no frames as they are known here: where they begin may have been a mistake.
+    /// Its sends do not parse as frames, so it may not have been between two frames when it joined.
     NoFrames,
 }
 
@@ -255,7 +256,7 @@ impl Notices {
             }
             _ => {
                 tracing::debug!(%cookie, state = notice.state, ?notice, ?opened, "not asked to leave");
-                // Below the states are the reasons of the frames' walker.
+                // These are the values of `frames::Stop`.
                 if (state::FOLLOWED + 1..state::NOTIFIED).contains(&notice.state) {
                     Progress::NoFrames
                 } else {
@@ -289,14 +290,20 @@ impl Notices {
     }
 
     /// Removes a socket if it has joined, and wakes its readers. Returns whether its client was notified.
-    pub(super) fn leave(&mut self, cookie: Cookie, owners: &[Owner]) -> bool {
+    pub(super) fn leave(
+        &mut self,
+        cookie: Cookie,
+        owners: &[Owner],
+        sniffer: &mut Sniffer,
+    ) -> bool {
         if self.joined.remove(&cookie).is_none() {
             return false;
         }
+        sniffer.stop_following(cookie);
         let Program::Open { counter, .. } = &self.program else {
             return false;
         };
-        // First of all: what is read below is then the last word.
+        // First, so that the state that is read below is final.
         counter.disallow_notice(cookie);
         if let Err(error) = counter.leave(cookie, Reason::Notice) {
             tracing::warn!(%cookie, %error, "a connection could not leave the socket hash");
@@ -306,6 +313,10 @@ impl Notices {
             .is_some_and(|of| of.state == state::NOTIFIED);
         counter.forget(cookie);
         self.wake(cookie, owners);
+        if notified {
+            // Its bytes are of no interest any more, and copying them costs each of its packets.
+            sniffer.stop(cookie);
+        }
         notified
     }
 }

@@ -70,7 +70,7 @@ pub(super) struct Victim {
     pub(super) since_look: Option<Duration>,
     /// Why a step could not be taken.
     trouble: Option<String>,
-    /// When it may join the socket hash.
+    /// From when on it may join the socket hash; none if it may not any more.
     may_join: Option<Instant>,
 }
 
@@ -370,10 +370,8 @@ impl Victim {
     fn leave(&mut self, inside: &mut Inside<'_>) {
         let cookie = self.id.cookie;
         self.may_join = Some(Notices::may_join_at(Instant::now()));
-        inside.sniffer.stop_following(cookie);
-        if inside.notices.leave(cookie, inside.owners.known(cookie)) {
-            // Its bytes are of no interest any more, and copying them costs each of its packets.
-            inside.sniffer.stop(cookie);
+        let owners = inside.owners.known(cookie);
+        if inside.notices.leave(cookie, owners, inside.sniffer) {
             self.was_notified();
         }
     }
