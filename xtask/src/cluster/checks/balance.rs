@@ -48,10 +48,7 @@ fn wait_led() -> Result<String> {
     process::wait("a leader", 60, leader)
 }
 
-pub(super) fn coordinators(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok(format!("skipped: it takes --nodes {NODES}"));
-    }
+pub(super) fn coordinators(_: &mut State) -> Outcome {
     install(&overlay_with("privileged", &["coordinator"])?)?;
     agents::run("rollout status deploy/rebalancer-coordinator --timeout=120s")?;
     let leader = wait_led()?;
@@ -97,10 +94,7 @@ fn written(token: &str, node: &str, field: &str) -> Result<String> {
 }
 
 /// An agent's token is good for the report of its own node, and for no view.
-pub(super) fn forged(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn forged(_: &mut State) -> Outcome {
     let token = token_of("node1")?;
     let claims = |node: &str| {
         process::wait(&format!("the report of {node}"), 60, || {
@@ -173,10 +167,7 @@ fn balances(replicas: usize, within: Duration) -> Outcome {
 }
 
 /// One replica has everything; then there are three, on three nodes.
-pub(super) fn scale_out(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn scale_out(_: &mut State) -> Outcome {
     EVEN.apply()?;
     EVEN.ready(1)?;
     EVEN.wait_answered()?;
@@ -184,10 +175,7 @@ pub(super) fn scale_out(state: &mut State) -> Outcome {
     balances(3, REPORT_EVERY * ROUNDS)
 }
 
-pub(super) fn at_rest(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn at_rest(_: &mut State) -> Outcome {
     // Those under way end.
     std::thread::sleep(REPORT_EVERY);
     let before = ended()?;
@@ -198,10 +186,7 @@ pub(super) fn at_rest(state: &mut State) -> Outcome {
 }
 
 /// Scales in and out again: what is left has all connections, and the new replicas their part.
-pub(super) fn scaled(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn scaled(_: &mut State) -> Outcome {
     let six = balances(6, REPORT_EVERY * ROUNDS)?;
     // Connections of the pods that go are lost with them: that is no move.
     EVEN.scale(3)?;
@@ -217,10 +202,7 @@ pub(super) fn scaled(state: &mut State) -> Outcome {
 }
 
 /// The leader is killed: the standby leads within its lease, and views go on.
-pub(super) fn taken_over(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn taken_over(_: &mut State) -> Outcome {
     let old = wait_led()?;
     let started = Instant::now();
     agents::run(&format!("delete pod {old} --grace-period=0 --force"))?;
@@ -248,10 +230,7 @@ fn views() -> Result<Vec<String>> {
 }
 
 /// Without any coordinator nothing is moved across nodes; once one is back, it is.
-pub(super) fn without_coordinators(state: &mut State) -> Outcome {
-    if state.cluster.nodes.len() < NODES {
-        return Ok("skipped".to_owned());
-    }
+pub(super) fn without_coordinators(_: &mut State) -> Outcome {
     agents::run("scale deploy/rebalancer-coordinator --replicas=0")?;
     let started = Instant::now();
     process::wait("the views to expire", 90, || {

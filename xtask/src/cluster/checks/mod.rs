@@ -35,7 +35,8 @@ const FOUNDATION: usize = 5;
 /// The width of the name column.
 const NAMES: usize = 52;
 
-const CHECKS: [Check; 33] = [
+/// The first of all.
+const FIRST: [Check; 18] = [
     ("an agent on every node", agents::one_per_node),
     ("doctor finds nothing missing", agents::doctor),
     ("a client connects through the ClusterIP", traffic::connects),
@@ -78,6 +79,10 @@ const CHECKS: [Check; 33] = [
         faults::api_server_back,
     ),
     ("after a node's reboot ages restart", faults::reboot),
+];
+
+/// Balance across nodes: only with [`balance::NODES`] or more.
+const ACROSS_NODES: [Check; 7] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
@@ -94,6 +99,9 @@ const CHECKS: [Check; 33] = [
         "without coordinators nothing is moved across nodes",
         balance::without_coordinators,
     ),
+];
+
+const LAST: [Check; 8] = [
     ("kubectl rebalancer asks all nodes", fleet::asked),
     ("an annotation pauses all nodes", fleet::paused),
     ("1,000 pods in the API", size::many_pods),
@@ -112,6 +120,20 @@ const CHECKS: [Check; 33] = [
         variants::uninstalled,
     ),
 ];
+
+/// The checks of a cluster with so many nodes.
+fn checks(nodes: usize) -> Vec<Check> {
+    let across: &[Check] = if nodes < balance::NODES {
+        println!(
+            "  balance across nodes is not checked: it takes --nodes {}",
+            balance::NODES
+        );
+        &[]
+    } else {
+        &ACROSS_NODES
+    };
+    [&FIRST, across, &LAST].concat()
+}
 
 /// What the checks pass on to each other.
 struct State {
@@ -168,7 +190,8 @@ pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
         up,
         Ok(String::new()),
     )];
-    for (index, (name, check)) in CHECKS.into_iter().enumerate() {
+    let checks = checks(state.cluster.nodes.len());
+    for (index, (name, check)) in checks.iter().enumerate() {
         let result = CheckReport::run(name, || check(&mut state));
         let failed = result.has_failed();
         results.push(result);
@@ -183,10 +206,15 @@ pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
         drop(state);
         assert_nothing_left()
     }));
-    summarize(options, &results, started.elapsed())
+    summarize(options, &checks, &results, started.elapsed())
 }
 
-fn summarize(options: Options, results: &[CheckReport], took: Duration) -> Result<()> {
+fn summarize(
+    options: Options,
+    checks: &[Check],
+    results: &[CheckReport],
+    took: Duration,
+) -> Result<()> {
     terminal::heading(format!(
         "Summary: Kubernetes {}, nodes: {}, kube-proxy: {}",
         options.kube, options.nodes, options.mode
@@ -194,7 +222,7 @@ fn summarize(options: Options, results: &[CheckReport], took: Duration) -> Resul
     for result in results {
         result.summarize(NAMES);
     }
-    for (name, _) in CHECKS.iter().skip(results.len().saturating_sub(2)) {
+    for (name, _) in checks.iter().skip(results.len().saturating_sub(2)) {
         terminal::check(false, &format!("{name:<NAMES$}"), "not run");
     }
     println!(
