@@ -32,13 +32,9 @@ pub(super) fn write(fact: &Fact<'_>) {
             recalled,
             not_saved,
         } => {
-            let (reason, until) = (
-                paused.reason.as_deref(),
-                paused.until.map(tracing::field::display),
-            );
             info!(
-                until,
-                reason,
+                until = paused.until.map(display),
+                reason = paused.reason.as_deref(),
                 by = paused.by.as_str(),
                 recalled,
                 "moves are paused"
@@ -48,11 +44,11 @@ pub(super) fn write(fact: &Fact<'_>) {
             }
         }
         Fact::StillPaused { paused } => {
-            let (reason, until) = (
-                paused.reason.as_deref(),
-                paused.until.map(tracing::field::display),
+            info!(
+                until = paused.until.map(display),
+                reason = paused.reason.as_deref(),
+                "moves are still paused"
             );
-            info!(until, reason, "moves are still paused");
         }
         Fact::Resumed { cause } => info!(cause = cause.as_str(), "moves resumed"),
         Fact::Passed(pass) => passed(pass),

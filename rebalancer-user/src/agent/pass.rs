@@ -203,7 +203,7 @@ impl Agent {
         for recall in plan.recalls() {
             self.recall(recall);
         }
-        // Also here: one that has just started has not looked since it knows the names.
+        // Also here, as an agent that has just started knows the namespaces only now.
         self.look_at_namespace();
         let knows_pauses = self.names.as_ref().is_none_or(Names::knows_namespaces);
         if self.pause.now().is_none() && knows_pauses {

@@ -1,9 +1,10 @@
-//! Which moves have arrived on other nodes, as the coordinator's views show it.
+//! Which moved clients have reconnected to other nodes, judging by the coordinator's views.
 //!
-//! A node sees no connection of another node, so it cannot see where its moved clients came. But what it sends
-//! away arrives somewhere: by as much as the connections on the other nodes have grown from one view to a later one,
-//! times this node's share of the moves, so many of its moves are taken to have arrived, the oldest first. Growth
-//! that no move explains is of others, and is not kept for moves to come. Without a view nothing has arrived.
+//! A node does not see the connections of other nodes, so it cannot see where its moved clients went. The views show
+//! how many connections the other nodes have. When that number has grown since an earlier view, the growth times this
+//! node's share of the moves is the number of its moves that are taken to have arrived there, the oldest first. Growth
+//! beyond the moves that are waiting is somebody else's, and is not saved for later moves. Without a view, no move is
+//! taken to have arrived.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -37,8 +38,8 @@ impl UpTo {
 }
 
 impl Arrivals {
-    /// Up to when the moves ended that have arrived by now, of these that have not been seen here: each by whose it
-    /// is and when it ended. Of those whose whole group is seen here nothing is said.
+    /// For each group, the end of the latest move that has arrived by now. `unseen` are the moves whose clients have
+    /// not been seen here, with when they ended. Moves whose whole group is on this node are ignored.
     pub(super) fn up_to<'a>(
         &mut self,
         snapshot: &Snapshot,
@@ -71,8 +72,8 @@ impl Arrivals {
     }
 }
 
-/// Whether other nodes move the same clients, by the last view: these come here by chance. They do not while no
-/// endpoint holds more than the usual tolerance allows.
+/// Whether, by the last view, other nodes are moving clients of the same group, some of which reconnect to this node.
+/// They are not while no endpoint holds more than the default tolerance allows.
 pub(super) fn others_move(snapshot: &Snapshot, charge: &Charge) -> bool {
     let view = view_of(&snapshot.views, &charge.rule, &charge.group);
     let is_uneven = |view: &&View| view.most > view.mean.saturating_add(view.mean / 10);

@@ -291,22 +291,28 @@ impl Returns {
                 *count(known.entry(key).or_default()) += 1;
             }
         };
-        // Clients are known by their address alone, which many may share: those of an endpoint that is gone come to
-        // the others, as do those that other nodes move, and none of these is a return.
+        // Clients are known by address only, and many may share one. Clients of an endpoint that has gone reconnect
+        // here, and so do clients that other nodes have moved: neither is a return.
         let is_void = |one: &PendingReturn| {
+            if one.charge.whole {
+                return false;
+            }
             let service = one.charge.group.service.as_ref();
             let service = service.and_then(|name| snapshot.services.get(name));
             let changed = service.and_then(|service| service.changed);
             let has_changed = changed.is_some_and(|ago| now.since(one.ended) >= ago);
             let is_back = one.seen == Some(Reappearance::Returned);
-            !one.charge.whole && (has_changed || is_back && others_move(snapshot, &one.charge))
+            has_changed || is_back && others_move(snapshot, &one.charge)
         };
+        for moves in [&mut self.late, &mut self.awaited] {
+            moves.retain(|one| {
+                let is_void = is_void(one);
+                settled.extend(is_void.then(|| self.counts.count(one)));
+                !is_void
+            });
+        }
         let mut late = Vec::new();
         for one in std::mem::take(&mut self.late) {
-            if is_void(&one) {
-                settled.push(self.counts.count(&one));
-                continue;
-            }
             match one.seen {
                 Some(Reappearance::Returned) if one.charge.whole => {
                     learned(&one, |seen| &mut seen.returned)
@@ -324,10 +330,6 @@ impl Returns {
         }
         let mut still = Vec::new();
         for mut one in std::mem::take(&mut self.awaited) {
-            if is_void(&one) {
-                settled.push(self.counts.count(&one));
-                continue;
-            }
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
             let has_arrived = arrived.includes(&one.charge, one.ended);
             if has_arrived && one.seen.is_none() {

@@ -58,12 +58,12 @@ impl Merger {
                 known.changed = Some(now);
             }
             None => {
-                let node_then = Node {
+                let new = Node {
                     report,
                     seen: now,
                     changed: is_news.then_some(now),
                 };
-                self.nodes.insert(node.to_owned(), node_then);
+                self.nodes.insert(node.to_owned(), new);
             }
         }
     }

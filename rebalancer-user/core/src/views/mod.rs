@@ -29,8 +29,8 @@ use std::time::Duration;
 /// The least time between two reports of a node, whatever changes.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// The least time until another set of endpoints is reported, if that has not changed in the report before: a
-/// replica that comes should not wait, and one that flaps costs no more than others.
+/// The least time between a report and one of other endpoints, unless the endpoints had changed in the report before
+/// it: a new replica should not have to wait, and one that flaps should cost no more than [`REPORT_EVERY`] allows.
 pub const NEW_SET_REPORTED_AFTER: Duration = Duration::from_secs(2);
 
 /// The most time between two reports, though nothing changes: who reports nothing may be gone.
