@@ -39,7 +39,8 @@ pub const SNIFFED: &str = "sniffed";
 pub const SEGMENTS: &str = "segments";
 /// Hash: cookie → [`crate::Notice`], of connections that are about to be asked to leave. Not pinned.
 pub const NOTICES: &str = "notices";
-/// Hash: cookie → 1, of those in `notices` that may be notified. Not pinned.
+/// Hash: cookie → the highest stream that the client may have opened, of those in `notices` that may be notified.
+/// Not pinned.
 pub const GOAWAYS: &str = "goaways";
 /// Memory-mapped array of [`crate::Row`]; each reader has its own.
 pub const ROWS: &str = "rows";

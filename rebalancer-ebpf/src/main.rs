@@ -15,10 +15,10 @@
 //!   segments of those
 //!   sockets to the agent, so that it knows when a response is complete.
 //!
-//! Invariants: no callback flag of another program is cleared, no reply is written (`reply` and
-//! `args` are a union), the return value always lets everything pass, what a server sends is not changed,
-//! and nothing but [`notice`]'s constant is added to it, and every failure is counted
-//! in `faults`.
+//! Invariants: no callback flag of another program is cleared; no reply is written (`reply` and
+//! `args` are a union); nothing that a server sends is changed, and nothing but [`notice`]'s constant
+//! is added to it; everything passes, but for a send in front of which the kernel has made room that
+//! cannot be written to ([`notice::Spoilt`]); every failure of tracking is counted in `faults`.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
 #![cfg_attr(

@@ -20,8 +20,8 @@ const MAX_PLACES: usize = 65_536;
 /// Maximum number of excluded cgroups. Memory is allocated per entry.
 const MAX_EXCLUDED: usize = 65_536;
 
-/// Sizes of `notices` and `goaways`, `sniffed` and `segments` in the object: the agent sets its own at load, other readers
-/// do not use them.
+/// Sizes of `notices`, `goaways`, `sniffed` and `segments` in the object: the agent sets its own at
+/// load, and other readers do not use them.
 const MAX_NOTICES: usize = 1;
 const MAX_SNIFFED: usize = 1;
 const SEGMENT_BYTES: usize = 4096;
