@@ -67,7 +67,7 @@ pub fn records(bytes: &[u8]) {
     let mut ledger = Ledger::default();
     ledger.observe(&policy, snapshot);
     let plan = decide(&policy, snapshot, &ledger, snapshot.taken);
-    assert_eq!(plan.decisions().len(), snapshot.connections.len());
+    assert_eq!(plan.decisions().count(), snapshot.connections.len());
 
     let origin = Origin::here(Source::Agent);
     let mut dump = Vec::new();
@@ -100,7 +100,7 @@ pub fn dump(bytes: &[u8]) {
         Ok(Dumped { snapshot, .. }) => {
             let ledger = Ledger::default();
             let plan = decide(&all(), &snapshot, &ledger, snapshot.taken);
-            assert_eq!(plan.decisions().len(), snapshot.connections.len());
+            assert_eq!(plan.decisions().count(), snapshot.connections.len());
         }
         Err(error) => {
             let said = error.to_string();

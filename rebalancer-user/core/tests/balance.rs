@@ -266,7 +266,7 @@ fn a_hot_endpoint_sheds_a_few_first_and_then_its_excess() {
         reasons[0].to_string(),
         "endpoint holds 300 of mean 100, stop 120"
     );
-    let place = plan.decisions().iter().filter_map(|d| d.place).max();
+    let place = plan.decisions().filter_map(|d| d.place).max();
     assert_eq!((place, plan.forecasts()[0].chosen), (Some(270), FIRST_FEW));
 }
 
@@ -491,10 +491,11 @@ fn clients_that_always_come_back_are_left_after_a_few_moves() {
                 "{:?}",
                 plan.skipped()
             );
-            let cookie = plan.decisions()[0].cookie;
+            let cookie = plan.decisions().next().unwrap().cookie;
             let explanation = explain(
                 &cluster.policy,
                 &listed,
+                &plan,
                 &cluster.ledger,
                 listed.taken,
                 cookie,
@@ -795,11 +796,19 @@ fn a_failed_fill_test_is_reported_and_a_new_replica_is_tried_once() {
     let listed = cluster.snapshot();
     let sentence = |ledger: &Ledger| {
         let plan = decide(&cluster.policy, &listed, ledger, listed.taken);
-        let mut decisions = plan.decisions().iter();
+        let mut decisions = plan.decisions();
         let is_held =
-            |d: &&Decision| matches!(d.verdict, Verdict::Skipped(SkipReason::FillFailed { .. }));
+            |d: &Decision<'_>| matches!(d.verdict, Verdict::Skipped(SkipReason::FillFailed { .. }));
         let cookie = decisions.find(is_held).unwrap().cookie;
-        let explanation = explain(&cluster.policy, &listed, ledger, listed.taken, cookie).unwrap();
+        let explanation = explain(
+            &cluster.policy,
+            &listed,
+            &plan,
+            ledger,
+            listed.taken,
+            cookie,
+        )
+        .unwrap();
         assert_eq!(explanation.fill.as_ref().unwrap().moves, failure.moves);
         let Verdict::Skipped(skipped) = explanation.decision.verdict else {
             panic!()
@@ -946,7 +955,8 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
     let (listed, ledger, policy) = flowing(&rates, "balance: {by: ByteRate}");
     let plan = decide(&policy, &listed, &ledger, listed.taken);
     assert_eq!(plan.moves().count(), 0);
-    let explanation = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    let explanation = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(1)).unwrap();
     println!("{:?}", explanation.decision.verdict);
     // Two of them in one place are a surprise, if there are enough places.
     let mut rates = vec![(1, 1000); 12];
@@ -954,13 +964,9 @@ fn one_that_carries_nearly_all_is_not_bounced_nor_are_its_neighbours() {
     rates.extend((0..600).map(|i| (1 + i % 30, 10)));
     let (listed, ledger, policy) = flowing(&rates, "balance: {by: ByteRate}");
     let plan = decide(&policy, &listed, &ledger, listed.taken);
-    let of_heavy = plan
-        .decisions()
-        .iter()
-        .find(|d| d.cookie == Cookie(13))
-        .unwrap();
+    let of_heavy = plan.decisions().find(|d| d.cookie == Cookie(13)).unwrap();
     assert!(
-        matches!(&of_heavy.verdict, Verdict::Skipped(_)),
+        matches!(of_heavy.verdict, Verdict::Skipped(_)),
         "{of_heavy:?}"
     );
 }
@@ -982,12 +988,13 @@ fn one_that_counts_for_more_than_the_excess_stays_and_so_do_the_small() {
             ("withinBalance", 596)
         ])
     );
-    let explanation = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    let explanation = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(1)).unwrap();
     let standing = explanation.balance.unwrap();
     assert!(standing.load >= standing.start.unwrap(), "{standing}");
     assert_eq!(
         explanation.decision.verdict,
-        Verdict::Skipped(SkipReason::LargerThanExcess {
+        Verdict::Skipped(&SkipReason::LargerThanExcess {
             by: By::ByteRate,
             load: 20_000,
             excess: 10_000
@@ -1245,7 +1252,7 @@ proptest! {
             let plan = cluster.step(|cluster, chosen| {
                 if sticky { Some(chosen.endpoint().netns.0) } else { cluster.by_chance(chosen) }
             });
-            prop_assert_eq!(plan.decisions().len(), before.len());
+            prop_assert_eq!(plan.decisions().count(), before.len());
             let now = KernelTime(cluster.now);
             for chosen in plan.moves() {
                 let moved = before.iter().find(|c| c.cookie == chosen.cookie()).unwrap();
@@ -1259,7 +1266,7 @@ proptest! {
                 decide(&cluster.policy, &listed, &cluster.ledger, listed.taken)
             );
             for decision in plan.decisions() {
-                if let Verdict::Skipped(skipped) = &decision.verdict {
+                if let Verdict::Skipped(skipped) = decision.verdict {
                     prop_assert!(!matches!(skipped, SkipReason::NoRule), "{:?}", skipped);
                 }
             }

@@ -118,7 +118,7 @@ fn words(policy: &Policy, views: Views) -> BTreeMap<&'static str, u64> {
 fn cause(views: Views) -> NoClusterView {
     let plan = decided(&dry_run("perService: 100%"), &hot(views));
     assert_eq!(plan.moves().count(), 0);
-    let causes = plan.decisions().iter().map(|one| match &one.verdict {
+    let causes = plan.decisions().map(|one| match one.verdict {
         Verdict::Skipped(SkipReason::NoClusterView { view }) => view.cause,
         other => panic!("{other:?}"),
     });

@@ -67,9 +67,8 @@ fn cookies(plan: &Plan) -> Vec<u64> {
 fn skipped(plan: &Plan, cookie: u64) -> &SkipReason {
     let decision = plan
         .decisions()
-        .iter()
         .find(|decision| decision.cookie == Cookie(cookie));
-    match &decision.expect("listed").verdict {
+    match decision.expect("listed").verdict {
         Verdict::Skipped(reason) => reason,
         Verdict::Move(chosen) => panic!("moved: {chosen:?}"),
     }
@@ -174,7 +173,7 @@ fn address(text: &str) -> SocketAddr {
 fn verdict(policy: &Policy, connection: &Connection) -> &'static str {
     let listed = snapshot(10 * HOUR, vec![connection.clone()]);
     let plan = decided(policy, &listed);
-    match &plan.decisions()[0].verdict {
+    match plan.decisions().next().unwrap().verdict {
         Verdict::Move(_) => "moved",
         Verdict::Skipped(reason) => reason.as_str(),
     }
@@ -282,7 +281,8 @@ fn an_explanation_has_all_that_is_weighed() {
     };
     let listed = snapshot(2 * HOUR, vec![connection(1), data]);
     let ledger = Ledger::default();
-    let explained = explain(&policy, &listed, &ledger, listed.taken, Cookie(7)).unwrap();
+    let plan = decide(&policy, &listed, &ledger, listed.taken);
+    let explained = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(7)).unwrap();
     let rules: Vec<_> = explained
         .rules
         .iter()
@@ -310,10 +310,10 @@ fn an_explanation_has_all_that_is_weighed() {
     let guards: Vec<_> = explained.guards.iter().map(SkipReason::as_str).collect();
     assert_eq!(guards, ["mptcp", "statefulPort"]);
     assert!(explained.needs().unwrap().contains("MPTCP is never moved"));
-    let moved = explain(&policy, &listed, &ledger, listed.taken, Cookie(1)).unwrap();
+    let moved = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(1)).unwrap();
     assert_eq!((moved.needs(), moved.decision.place), (None, Some(1)));
     assert_eq!(
-        explain(&policy, &listed, &ledger, listed.taken, Cookie(2)),
+        explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(2)),
         None
     );
 }
@@ -717,8 +717,7 @@ fn budgets_grow_once_a_rule_is_enforced() {
                     text.contains("1/64 of the budgets, all of them in"),
                     "{text}"
                 );
-                let Some(Verdict::Skipped(why)) = plan.decisions().last().map(|d| &d.verdict)
-                else {
+                let Some(Verdict::Skipped(why)) = plan.decisions().last().map(|d| d.verdict) else {
                     panic!()
                 };
                 assert!(why.to_string().contains("it grows to 64 (ramp)"), "{why}");
@@ -911,7 +910,7 @@ proptest! {
         policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
     ) {
         let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
-        let mut decided: Vec<_> = plan.decisions().iter().map(|decision| decision.cookie).collect();
+        let mut decided: Vec<_> = plan.decisions().map(|decision| decision.cookie).collect();
         let mut given: Vec<_> = listed.iter().map(|connection| connection.cookie).collect();
         decided.sort_unstable();
         given.sort_unstable();
@@ -920,7 +919,7 @@ proptest! {
         prop_assert_eq!(plan.moves().count() as u64 + skipped, listed.len() as u64);
         prop_assert!(plan.overdue() <= listed.len() as u64);
         for decision in plan.decisions() {
-            if let Verdict::Skipped(reason) = &decision.verdict {
+            if let Verdict::Skipped(reason) = decision.verdict {
                 prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
             }
         }
@@ -960,7 +959,7 @@ proptest! {
         let now = KernelTime(now);
         let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
         for decision in plan.decisions() {
-            let Verdict::Skipped(SkipReason::WithinLimits { nearest }) = &decision.verdict else { continue };
+            let Verdict::Skipped(SkipReason::WithinLimits { nearest }) = decision.verdict else { continue };
             prop_assert!(!nearest.overdue() && !nearest.exceeded());
             let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
             let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
@@ -1039,11 +1038,11 @@ proptest! {
         };
         let waits = |plan: &Plan, held: &BTreeMap<String, u64>| -> u64 {
             let mut waits = BTreeMap::<&str, u64>::new();
-            let is_waiting = |d: &&Decision| {
+            let is_waiting = |d: &Decision<'_>| {
                 matches!(d.verdict, Verdict::Skipped(SkipReason::MaxInFlight { .. }))
             };
-            for decision in plan.decisions().iter().filter(is_waiting) {
-                *waits.entry(decision.rule.as_ref().unwrap().as_str()).or_default() += 1;
+            for decision in plan.decisions().filter(is_waiting) {
+                *waits.entry(decision.rule.unwrap().as_str()).or_default() += 1;
             }
             let held = |rule: &str| held.get(rule).copied().unwrap_or(0);
             waits.iter().map(|(rule, n)| half.saturating_sub(held(rule)).min(*n)).sum()
@@ -1098,15 +1097,15 @@ proptest! {
         let now = KernelTime(now);
         let listed = snapshot(now.0, listed);
         let plan = decide(&policy, &listed, &ledger, now);
-        for decision in plan.decisions().iter().step_by(7) {
-            let explained = explain(&policy, &listed, &ledger, now, decision.cookie).unwrap();
-            prop_assert_eq!(&explained.decision, decision);
+        for decision in plan.decisions().step_by(7) {
+            let explained = explain(&policy, &listed, &plan, &ledger, now, decision.cookie).unwrap();
+            prop_assert_eq!(explained.decision, decision);
             prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
             let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
             if !matches!(decision.verdict, Verdict::Skipped(SkipReason::Duplicate)) {
-                prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule.as_ref());
+                prop_assert_eq!(matched.map(|(rule, _)| rule.name()), decision.rule);
             }
-            if let Verdict::Move(chosen) = &decision.verdict {
+            if let Verdict::Move(chosen) = decision.verdict {
                 prop_assert!(explained.guards.is_empty());
                 prop_assert!(chosen.reasons().iter().all(|r| explained.measures.contains(r)));
             }
@@ -1134,8 +1133,8 @@ proptest! {
             listed.retain(|c| c.cookie != Cookie(cookie));
             listed.push(connection(cookie));
             let plan = decide(&policy, &snapshot(age, listed), &Ledger::default(), KernelTime(age));
-            let decision = plan.decisions().iter().find(|d| d.cookie == Cookie(cookie)).unwrap();
-            match &decision.verdict {
+            let decision = plan.decisions().find(|d| d.cookie == Cookie(cookie)).unwrap();
+            match decision.verdict {
                 Verdict::Move(chosen) => Some(chosen.reasons()[0]),
                 Verdict::Skipped(SkipReason::WithinLimits { nearest }) => Some(*nearest),
                 Verdict::Skipped(_) => None,
@@ -1195,8 +1194,8 @@ proptest! {
         policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
     ) {
         let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
-        let mut places: Vec<u64> = plan.decisions().iter().filter_map(|d| d.place).collect();
-        let moves = plan.decisions().iter().filter(|d| matches!(d.verdict, Verdict::Move(_)));
+        let mut places: Vec<u64> = plan.decisions().filter_map(|d| d.place).collect();
+        let moves = plan.decisions().filter(|d| matches!(d.verdict, Verdict::Move(_)));
         prop_assert!(moves.map(|d| d.place).is_sorted());
         places.sort_unstable();
         prop_assert!(places.iter().copied().eq(1..=places.len() as u64));

@@ -161,10 +161,9 @@ fn no_rule_applies_behind_one_that_is_undetermined() {
     // A certain mismatch is passed over, whatever else is unknown.
     let passed_over = |seen: &Snapshot, matches: &str| {
         let policy = policy("", &[matches, "ports: [{port: 8080}]"]);
-        match decide(&policy, seen, &Ledger::default(), seen.taken).decisions() {
-            [decision] => decision.rule.clone().unwrap().to_string(),
-            _ => panic!("one connection"),
-        }
+        let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
+        assert_eq!(plan.decisions().count(), 1);
+        plan.decisions().next().unwrap().rule.unwrap().to_string()
     };
     for (matches, seen) in [
         (
@@ -285,7 +284,9 @@ fn an_explanation_has_known_and_missing_facts() {
         ],
     );
     let explained = |seen: &Snapshot| {
-        let explained = explain(&policy, seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
+        let ledger = Ledger::default();
+        let plan = decide(&policy, seen, &ledger, seen.taken);
+        let explained = explain(&policy, seen, &plan, &ledger, seen.taken, Cookie(1)).unwrap();
         let rules: Vec<Option<Mismatch>> = explained
             .rules
             .iter()

@@ -414,7 +414,9 @@ fn an_explanation_names_every_guard_that_applies() {
         s.changed = Some(Duration::ZERO);
     });
     let policy = by_port();
-    let explained = explain(&policy, &seen, &Ledger::default(), seen.taken, Cookie(1)).unwrap();
+    let ledger = Ledger::default();
+    let plan = decide(&policy, &seen, &ledger, seen.taken);
+    let explained = explain(&policy, &seen, &plan, &ledger, seen.taken, Cookie(1)).unwrap();
     let guards: Vec<&str> = explained.guards.iter().map(SkipReason::as_str).collect();
     assert_eq!(
         guards,

@@ -122,7 +122,9 @@ impl Agent {
         id: Cookie,
         form: Form,
     ) -> Result<Option<Vec<u8>>, String> {
-        let Some(explained) = explain(policy, snapshot, &self.ledger, snapshot.taken, id) else {
+        let (ledger, now) = (&self.ledger, snapshot.taken);
+        let plan = decide(policy, snapshot, ledger, now);
+        let Some(explained) = explain(policy, snapshot, &plan, ledger, now, id) else {
             return Ok(None);
         };
         let mut text = Vec::new();

@@ -132,7 +132,7 @@ pub fn write_explanation(
                 needs: guard.needs(),
             })
             .collect(),
-        decision: decision_item(&explained.decision, Some(explained.connection)),
+        decision: decision_item(explained.decision, Some(explained.connection)),
         needs: explained.needs(),
     };
     write_observed(out, notation, "Explanation", snapshot.taken, origin, body)

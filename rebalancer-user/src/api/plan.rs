@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     plan::{Decision, Forecast, Move, Plan, Reason, Recall, Verdict},
-    policy::{Step, When},
+    policy::{RuleName, Step, When},
     snapshot::{Connection, Cookie, EndpointKey, Snapshot, in_nanoseconds},
 };
 
@@ -141,10 +141,10 @@ fn recall_item(Recall { cookie, why }: &Recall) -> RecallItem {
 }
 
 pub(super) fn decision_item<'a>(
-    decision: &'a Decision,
+    decision: Decision<'a>,
     connection: Option<&Connection>,
 ) -> DecisionItem<'a> {
-    let (verdict, cause, why, chosen) = match &decision.verdict {
+    let (verdict, cause, why, chosen) = match decision.verdict {
         Verdict::Move(chosen) => ("Move", None, chosen.why(), Some(move_item(chosen))),
         Verdict::Skipped(skipped) => ("Skip", Some(skipped.as_str()), skipped.to_string(), None),
     };
@@ -153,9 +153,9 @@ pub(super) fn decision_item<'a>(
         endpoint: connection.map(|c| c.endpoint),
         local: connection.map(|c| c.local),
         peer: connection.map(|c| c.remote),
-        rule: decision.rule.as_ref().map(|rule| rule.as_str()),
+        rule: decision.rule.map(RuleName::as_str),
         place: decision.place,
-        pod: match &decision.verdict {
+        pod: match decision.verdict {
             Verdict::Move(chosen) => chosen.pod(),
             Verdict::Skipped(_) => None,
         },
@@ -215,8 +215,8 @@ fn step_item(step: Step) -> StepItem {
 }
 
 /// The decisions by their places; those without one last, by cookie.
-pub(crate) fn in_order(plan: &Plan) -> Vec<&Decision> {
-    let mut decisions: Vec<&Decision> = plan.decisions().iter().collect();
+pub(crate) fn in_order(plan: &Plan) -> Vec<Decision<'_>> {
+    let mut decisions: Vec<Decision<'_>> = plan.decisions().collect();
     decisions.sort_by_key(|d| (d.place.is_none(), d.place, d.cookie));
     // Two modes have two budgets, so one may wait while one of a later place moves: moves first.
     decisions.sort_by_key(|d| matches!(d.verdict, Verdict::Skipped(_)));

@@ -8,7 +8,7 @@ use clap::Args;
 use super::input::{Input, Source};
 use crate::{
     api::Form,
-    plan::{Ledger, explain},
+    plan::{Ledger, decide, explain},
     render,
     snapshot::Cookie,
 };
@@ -37,7 +37,9 @@ impl Explain {
                 let (policy, dumped) = &*replay;
                 let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
                 let ledger = Ledger::default();
-                let Some(explained) = explain(policy, snapshot, &ledger, snapshot.taken, self.id)
+                let now = snapshot.taken;
+                let plan = decide(policy, snapshot, &ledger, now);
+                let Some(explained) = explain(policy, snapshot, &plan, &ledger, now, self.id)
                 else {
                     bail!(render::not_tracked(self.id));
                 };

@@ -91,7 +91,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
     }
     line(
         "decision",
-        match &explained.decision.verdict {
+        match explained.decision.verdict {
             Verdict::Move(chosen) => {
                 let place = explained.decision.place.unwrap_or_default();
                 let mode = chosen.mode().as_str();

@@ -23,7 +23,7 @@ fn essentials(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Res
     .concat();
     let mut moves = table(&header, 0..1);
     for decision in plan.decisions() {
-        let (Verdict::Move(chosen), Some(place)) = (&decision.verdict, decision.place) else {
+        let (Verdict::Move(chosen), Some(place)) = (decision.verdict, decision.place) else {
             continue;
         };
         let what = [
@@ -69,7 +69,7 @@ fn everything(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Res
             ],
             None => Default::default(),
         };
-        let (verdict, why) = match &decision.verdict {
+        let (verdict, why) = match decision.verdict {
             Verdict::Move(chosen) => ("move".to_owned(), chosen.why()),
             Verdict::Skipped(skipped) => (
                 format!("skipped({})", skipped.as_str()),
@@ -82,15 +82,12 @@ fn everything(out: &mut impl Write, plan: &Plan, snapshot: &Snapshot) -> io::Res
             place,
             local,
             peer,
-            decision
-                .rule
-                .as_ref()
-                .map_or("-".to_owned(), ToString::to_string),
+            decision.rule.map_or("-".to_owned(), ToString::to_string),
             verdict,
             why,
         ]);
     }
-    if !plan.decisions().is_empty() {
+    if plan.decisions().next().is_some() {
         write_table(out, &all)?;
         writeln!(out)?;
     }
@@ -102,7 +99,7 @@ fn sums(out: &mut impl Write, plan: &Plan, connections: usize) -> io::Result<()>
     if !skipped.is_empty() {
         let mut sums = table(&["SKIPPED", "CONNECTIONS", "FOR EXAMPLE"], 1..2);
         for (cause, count) in skipped {
-            let example = plan.decisions().iter().find_map(|d| match &d.verdict {
+            let example = plan.decisions().find_map(|d| match d.verdict {
                 Verdict::Skipped(skipped) if skipped.as_str() == cause => Some(skipped.to_string()),
                 _ => None,
             });

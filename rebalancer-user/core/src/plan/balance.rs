@@ -15,12 +15,13 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, binary_heap::PeekMut},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 
 use super::{
     Balanced, LoadComparison, Reason, SkipReason,
     groups::{GroupLoad, Groups},
+    lookup::Lookup,
 };
 use crate::{
     policy::{Balance, By},
@@ -32,23 +33,45 @@ pub(super) struct Weighed<'a> {
     pub(super) connection: &'a Connection,
     /// The index of its judgement: in the order of cookies.
     pub(super) index: usize,
-    pub(super) client: Client,
+    /// Its client's index in its group; none if that always comes back to this endpoint, as then the
+    /// connection is no part of what chance placed there.
+    pub(super) client: Option<u32>,
     pub(super) load: u64,
-    /// It is a part of what its endpoint holds: its client does not always come back there.
-    pub(super) counts: bool,
     pub(super) state: State,
 }
 
-/// A client's address as a number: many are sorted, and comparing octets takes longer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Client(u128);
+/// What each client has at all endpoints of each group.
+pub(super) struct Clients {
+    indexes: Lookup<(u32, Ipv6Addr), u32>,
+    loads: Vec<u64>,
+}
 
-impl Client {
-    pub(super) fn of(connection: &Connection) -> Self {
-        Self(match connection.remote.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(ip) => ip.to_bits(),
-        })
+impl Clients {
+    /// With room for so many.
+    pub(super) fn with_capacity(clients: usize) -> Self {
+        Self {
+            indexes: Lookup::with_capacity(clients),
+            loads: Vec::new(),
+        }
+    }
+
+    /// Adds what one of a client's connections counts for; the client's index.
+    pub(super) fn add(&mut self, group: usize, connection: &Connection, load: u64) -> u32 {
+        let client = match connection.remote.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let index = *self.indexes.slot((group as u32, client), || {
+            self.loads.push(0);
+            self.loads.len() as u32 - 1
+        });
+        let sum = &mut self.loads[index as usize];
+        *sum = sum.saturating_add(load);
+        index
+    }
+
+    fn load(&self, client: u32) -> u64 {
+        self.loads[client as usize]
     }
 }
 
@@ -90,13 +113,12 @@ pub(super) enum Weighing {
 
 /// Weighs the connections of one endpoint that one rule is for, and hands what becomes of them to
 /// `answer`: those to be moved first, in the order of their turns; of the others those for which
-/// there is no reason of their own, or a better one. `everywhere`: what each client has at all
-/// endpoints of the group.
-pub(super) fn weigh<'a, 'b>(
+/// there is no reason of their own, or a better one.
+pub(super) fn weigh<'b>(
     (group, balance): (&GroupLoad, Balance),
     endpoint: EndpointKey,
     weighed: &[Weighed<'b>],
-    everywhere: impl FnOnce() -> &'a ClientLoads,
+    clients: &Clients,
     mut answer: impl FnMut(&Weighed<'b>, Weighing),
 ) {
     let mut skip_all = |why: &dyn Fn(&Weighed<'_>) -> SkipReason| {
@@ -144,7 +166,7 @@ pub(super) fn weigh<'a, 'b>(
         stop: keeps,
     };
     let mut is_left = vec![true; weighed.len()];
-    for place in part(weighed, everywhere(), facts.endpoints, target) {
+    for place in part(weighed, clients, facts.endpoints, target) {
         is_left[place] = false;
         let one = &weighed[place];
         if one.state == State::Free {
@@ -176,30 +198,24 @@ pub(super) fn to_move(excess: u64, endpoints: u32, last_few: bool) -> u64 {
 }
 
 /// Parts `target` among the clients; the places, in `weighed`, of what falls to them, in order.
-fn part(
-    weighed: &[Weighed<'_>],
-    everywhere: &ClientLoads,
-    endpoints: u32,
-    target: u64,
-) -> Vec<usize> {
-    let counted = weighed.iter().zip(0..).filter(|(one, _)| one.counts);
-    let mut places: Vec<(Client, usize)> =
-        counted.map(|(one, place)| (one.client, place)).collect();
+fn part(weighed: &[Weighed<'_>], clients: &Clients, endpoints: u32, target: u64) -> Vec<usize> {
+    let counted = weighed.iter().zip(0_u32..);
+    let mut places: Vec<(u32, u32)> = counted
+        .filter_map(|(one, place)| Some((one.client?, place)))
+        .collect();
     places.sort_unstable();
     let n = i128::from(endpoints);
-    let mut clients = Vec::new();
-    let mut shares = Vec::new();
+    let mut queues = Vec::with_capacity(places.len());
+    let mut shares = Vec::with_capacity(places.len());
     for of_client in places.chunk_by_mut(|a, b| a.0 == b.0) {
         let (client, _) = of_client[0];
-        let here: u64 = of_client
-            .iter()
-            .map(|(_, place)| weighed[*place].load)
-            .sum();
-        let share = i128::from(here) * n - i128::from(everywhere.of(client));
-        shares.push((share, Reverse(clients.len())));
+        let at = |place: &u32| &weighed[*place as usize];
+        let here: u64 = of_client.iter().map(|(_, place)| at(place).load).sum();
+        let share = i128::from(here) * n - i128::from(clients.load(client));
+        shares.push((share, Reverse(queues.len())));
         // What is to be moved first: the heaviest, then the oldest.
         of_client.sort_unstable_by_key(|(_, place)| {
-            let one = &weighed[*place];
+            let one = at(place);
             (
                 one.state.rank(),
                 Reverse(one.load),
@@ -207,7 +223,7 @@ fn part(
                 one.index,
             )
         });
-        clients.push(of_client.iter());
+        queues.push(of_client.iter());
     }
     let mut shares = BinaryHeap::from(shares);
     let (mut left, mut largest, mut chosen) = (target, 0, Vec::new());
@@ -216,47 +232,30 @@ fn part(
             break;
         };
         let (_, Reverse(client)) = *most;
-        let Some((_, place)) = clients[client].next() else {
+        let queue = &mut queues[client];
+        let Some((_, place)) = queue.next() else {
             PeekMut::pop(most);
             continue;
         };
-        let load = weighed[*place].load;
+        let place = *place as usize;
+        let load = weighed[place].load;
         // A smaller one of the same client may still fit. But the last twentieth is not worth many
         // small ones.
         let sliver = left <= target / 20 && load < largest;
         if load <= left && load > 0 && !sliver {
             left -= load;
             largest = largest.max(load);
-            chosen.push(*place);
-            // A part of those moved comes back.
-            most.0 -= i128::from(load) * (n - 1);
+            chosen.push(place);
+            if queue.len() > 0 {
+                // A part of those moved comes back.
+                most.0 -= i128::from(load) * (n - 1);
+            }
+        }
+        if queue.len() == 0 {
+            PeekMut::pop(most);
         }
     }
     chosen
-}
-
-/// What each client has at all endpoints of a group, by address.
-pub(super) struct ClientLoads(Vec<(Client, u64)>);
-
-impl ClientLoads {
-    pub(super) fn sum<'a>(weighed: impl Iterator<Item = &'a Weighed<'a>>) -> Self {
-        let counted = weighed.filter(|one| one.counts);
-        let mut loads: Vec<_> = counted.map(|one| (one.client, one.load)).collect();
-        loads.sort_unstable();
-        loads.dedup_by(|next, sum| {
-            let same = next.0 == sum.0;
-            if same {
-                sum.1 += next.1;
-            }
-            same
-        });
-        Self(loads)
-    }
-
-    fn of(&self, client: Client) -> u64 {
-        let found = self.0.binary_search_by_key(&client, |(client, _)| *client);
-        found.map_or(0, |at| self.0[at].1)
-    }
 }
 
 /// How each group that a rule balances stands.

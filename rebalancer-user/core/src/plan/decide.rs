@@ -4,12 +4,12 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Charge, Decision, Fate, Ledger, Move, Plan, Ramp, Reason, Verdict,
+    Charge, Fate, Ledger, Move, Plan, Ramp, Reason,
     balance::standings,
     budget::{Allowance, Population},
     first_few::FirstFew,
     groups::{GroupLoad, Groups, load},
-    judge::{Candidate, Judged, Judgement, judge},
+    judge::{Candidate, Judged, judge},
     limits::{compare, measure},
     matches::{Matches, Pair},
 };
@@ -29,7 +29,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let matches = Matches::of(policy, snapshot);
     let groups = Groups::of(policy, &matches, snapshot, ledger);
     let Judged {
-        mut all,
+        mut judgements,
         mut reasons,
         candidates,
         excess,
@@ -78,7 +78,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             } else {
                 Ok(())
             };
-            let judgement = &mut all[candidate.index];
+            let judgement = &mut judgements[candidate.index];
             judgement.place = Some(*place);
             let is_excess = candidate.is_excess;
             match taken.and_then(|()| allowance.take(account, ramps[candidate.pair], is_excess)) {
@@ -94,14 +94,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     enforce.slots.make_room(ledger, &mut recalls);
 
     let together = together_at(&matches, chosen.iter().copied());
-    let decision = |of: &Judgement<'_>, verdict| Decision {
-        cookie: of.cookie,
-        rule: of.rule.cloned(),
-        place: of.place.map(u64::from),
-        verdict,
-    };
-    let mut decisions = Vec::with_capacity(all.len());
-    decisions.extend(chosen.into_iter().map(|candidate| {
+    let moves = chosen.into_iter().map(|candidate| {
         let pair = &matches.pairs[candidate.pair];
         let key = (pair.endpoint_index, candidate.connection.client());
         let chosen = Chosen {
@@ -111,16 +104,14 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             excess: excess[candidate.pair].filter(|_| candidate.is_excess),
             here: together.get(&key).copied().unwrap_or(0),
         };
-        let chosen = Box::new(chosen.into_move(policy, ledger, now));
-        decision(&all[candidate.index], Verdict::Move(chosen))
-    }));
-    // The candidates that are left by now have a reason too.
-    decisions.extend(all.iter().filter_map(|one| {
-        let why = reasons.get(one.why?).clone();
-        Some(decision(one, Verdict::Skipped(why)))
-    }));
+        (candidate.index, chosen.into_move(policy, ledger, now))
+    });
+    let rules = policy.rules().iter().map(|rule| rule.name().clone());
     Plan {
-        decisions,
+        rules: rules.collect(),
+        moves: moves.collect(),
+        judgements,
+        reasons: reasons.into_inner(),
         forecasts: [dry_run.forecast(), enforce.forecast()]
             .into_iter()
             .flatten()
@@ -150,7 +141,7 @@ fn together_at<'a>(
         })
         .collect();
     for matched in &matches.all {
-        let endpoint = matched.endpoint_index;
+        let endpoint = matched.endpoint_index as usize;
         if has_chosen[endpoint]
             && let Some(count) = together.get_mut(&(endpoint, matched.connection.client()))
         {
@@ -174,8 +165,10 @@ struct Chosen<'a> {
 impl Chosen<'_> {
     fn into_move(self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Move {
         let (rule, connection) = (self.pair.rule, self.candidate.connection);
-        let measures = measure(rule, connection, ledger, now).0;
-        let mut reasons: Vec<Reason> = measures.filter(|reason| reason.exceeded()).collect();
+        let mut reasons = Vec::new();
+        measure(rule, connection, ledger, now, |reason| {
+            reasons.extend(Some(reason).filter(|reason| reason.exceeded()));
+        });
         reasons.sort_by(|a, b| b.compare(*a));
         reasons.extend(self.excess);
         let pod = self.pair.who.pod();

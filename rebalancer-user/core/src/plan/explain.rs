@@ -1,8 +1,8 @@
-//! One connection, looked at closely: all that [`decide`] weighs, not only what decides.
+//! One connection, looked at closely: all that [`decide`](super::decide) weighs, not only what decides.
 
 use super::{
-    Decision, FillTest, Ledger, LoadComparison, Reason, SkipReason, Subject, Test, Unknown,
-    Verdict, decide,
+    Decision, FillTest, Ledger, LoadComparison, Plan, Reason, SkipReason, Subject, Test, Unknown,
+    Verdict,
     groups::Groups,
     guards::Guards,
     limits::measure,
@@ -37,13 +37,13 @@ pub struct Explanation<'a> {
     /// Every guard that skips it; the first is the one named in a plan.
     pub guards: Vec<SkipReason>,
     /// The verdict on it in the plan.
-    pub decision: Decision,
+    pub decision: Decision<'a>,
 }
 
 impl Explanation<'_> {
     /// What it would take to be moved; none if it is.
     pub fn needs(&self) -> Option<String> {
-        match &self.decision.verdict {
+        match self.decision.verdict {
             Verdict::Move(_) => None,
             Verdict::Skipped(skipped) => Some(match self.decision.place {
                 Some(place) => format!("its turn: it is number {place} of those to move"),
@@ -53,10 +53,12 @@ impl Explanation<'_> {
     }
 }
 
-/// Explains what [`decide`] makes of the connection `cookie`; `None` if it is not listed.
+/// Explains what `plan`, which [`decide`](super::decide) has made of the other arguments, says of the
+/// connection `cookie`; `None` if it is not listed.
 pub fn explain<'a>(
     policy: &'a Policy,
     snapshot: &'a Snapshot,
+    plan: &'a Plan,
     ledger: &Ledger,
     now: KernelTime,
     cookie: Cookie,
@@ -66,11 +68,8 @@ pub fn explain<'a>(
         .iter()
         .filter(|c| c.cookie == cookie)
         .min_by_key(|c| (c.endpoint, c.opened))?;
-    let decision = decide(policy, snapshot, ledger, now)
-        .decisions()
-        .iter()
-        .find(|decision| decision.cookie == cookie)?
-        .clone();
+    let mut decisions = plan.decisions();
+    let decision = decisions.find(|decision| decision.cookie == cookie)?;
     let who = snapshot.who(&connection.endpoint);
     let rule = policy.matching_rule(connection, snapshot);
     let mut rules = Vec::new();
@@ -83,17 +82,20 @@ pub fn explain<'a>(
             break;
         }
     }
-    let (mut measures, unknown, guards): (Vec<_>, _, _) = match rule {
+    let (mut measures, unknown, guards): (Vec<_>, _, Vec<_>) = match rule {
         Some(rule) => {
-            let (measures, unknown) = measure(rule, connection, ledger, now);
+            let mut measures = Vec::new();
+            let unknown = measure(rule, connection, ledger, now, |reason| {
+                measures.push(reason)
+            });
             let guards = Guards::of(policy, rule, snapshot, &connection.endpoint);
             let guards = guards.all(connection).collect();
-            (measures.collect(), unknown, guards)
+            (measures, unknown, guards)
         }
         None => Default::default(),
     };
     let excess = |reason: &&Reason| matches!(reason, Reason::Balance { .. });
-    if let Verdict::Move(chosen) = &decision.verdict {
+    if let Verdict::Move(chosen) = decision.verdict {
         measures.extend(chosen.reasons().iter().find(excess));
     }
     let matches = Matches::of(policy, snapshot);
@@ -103,7 +105,7 @@ pub fn explain<'a>(
         .iter()
         .find(|matched| std::ptr::eq(matched.connection, connection));
     let group = matched.and_then(|matched| match matched.found {
-        Found::Pair(pair) => Some(groups.of_pair(pair)),
+        Found::Pair(pair) => Some(groups.of_pair(pair as usize)),
         Found::NoRule | Found::Undetermined(..) => None,
     });
     let balance = group.and_then(|group| {

@@ -143,6 +143,7 @@ impl Groups {
         }
         for matched in &matches.all {
             if let Found::Pair(pair) = matched.found {
+                let pair = pair as usize;
                 let group = &mut groups.all[groups.of_pair[pair]];
                 count(
                     group,

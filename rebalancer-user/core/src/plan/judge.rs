@@ -2,7 +2,7 @@
 
 use super::{
     Ledger, Reason, Recall, SkipReason,
-    balance::{Client, ClientLoads, State, Weighed, Weighing, weigh},
+    balance::{Clients, State, Weighed, Weighing, weigh},
     groups::{Groups, load},
     guards::Guards,
     later::later,
@@ -11,7 +11,7 @@ use super::{
     recall::{InFlight, Review, recall_beyond_excess, review},
 };
 use crate::{
-    policy::{MissingFact, Policy, RuleName},
+    policy::{MissingFact, Policy},
     snapshot::{Connection, Cookie, KernelTime, Snapshot},
 };
 
@@ -29,9 +29,11 @@ pub(super) struct Candidate<'a> {
 }
 
 /// What is known of one connection. Small, as many are written in no particular order.
-pub(super) struct Judgement<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Judgement {
     pub(super) cookie: Cookie,
-    pub(super) rule: Option<&'a RuleName>,
+    /// The index of the first rule that matches it.
+    pub(super) rule: Option<u32>,
     pub(super) place: Option<u32>,
     /// The index of why it is left; of a candidate none, until it is known.
     pub(super) why: Option<u32>,
@@ -49,8 +51,8 @@ impl Reasons {
         self.0.len() as u32 - 1
     }
 
-    pub(super) fn get(&self, index: u32) -> &SkipReason {
-        &self.0[index as usize]
+    pub(super) fn into_inner(self) -> Vec<SkipReason> {
+        self.0
     }
 }
 
@@ -58,7 +60,7 @@ impl Reasons {
 #[derive(Default)]
 pub(super) struct Judged<'a> {
     /// One for each connection, by cookie.
-    pub(super) all: Vec<Judgement<'a>>,
+    pub(super) judgements: Vec<Judgement>,
     pub(super) reasons: Reasons,
     pub(super) candidates: Vec<Candidate<'a>>,
     /// The excess of each pair that has any.
@@ -81,6 +83,9 @@ pub(super) fn judge<'a>(
         .map(|(matched, index)| (matched.connection.cookie, index))
         .collect();
     by_cookie.sort_unstable();
+    // Each connection of a rule that balances may have a client of its own.
+    let balanced = pairs.clone().filter(|pair| pair.rule.balance().is_some());
+    let clients = balanced.map(|pair| pair.connections).sum();
     let mut judge = Judge {
         policy,
         matches,
@@ -90,9 +95,10 @@ pub(super) fn judge<'a>(
         now,
         guards: pairs.clone().map(|_| None).collect(),
         weighed: pairs.clone().map(to_weigh).collect(),
+        clients: Clients::with_capacity(clients),
         in_flight: Vec::new(),
         judged: Judged {
-            all: Vec::with_capacity(by_cookie.len()),
+            judgements: Vec::with_capacity(by_cookie.len()),
             excess: pairs.map(|_| None).collect(),
             ..Judged::default()
         },
@@ -139,6 +145,7 @@ struct Judge<'a> {
     guards: Vec<Option<Guards<'a>>>,
     /// The connections of each pair whose rule balances.
     weighed: Vec<Vec<Weighed<'a>>>,
+    clients: Clients,
     in_flight: Vec<InFlight<'a>>,
     judged: Judged<'a>,
 }
@@ -146,9 +153,9 @@ struct Judge<'a> {
 impl<'a> Judge<'a> {
     fn push(&mut self, cookie: Cookie, pair: Option<usize>, why: Option<SkipReason>) {
         let why = why.map(|why| self.judged.reasons.add(why));
-        self.judged.all.push(Judgement {
+        self.judged.judgements.push(Judgement {
             cookie,
-            rule: pair.map(|pair| self.matches.pairs[pair].rule.name()),
+            rule: pair.map(|pair| self.matches.pairs[pair].rule_index),
             place: None,
             why,
         });
@@ -157,11 +164,11 @@ impl<'a> Judge<'a> {
     fn connection(&mut self, matched: &Matched<'a>) {
         let connection = matched.connection;
         let found = match matched.found {
-            Found::Pair(pair) => Ok(pair),
+            Found::Pair(pair) => Ok(pair as usize),
             Found::NoRule => Err(SkipReason::NoRule),
             Found::Undetermined(_, MissingFact::Cgroup) => Err(SkipReason::CgroupUnknown),
             Found::Undetermined(rule, lack) => {
-                let rule = Some(rule.name().clone());
+                let rule = Some(self.policy.rules()[rule as usize].name().clone());
                 Err(SkipReason::Unnamed { lack, rule })
             }
         };
@@ -181,9 +188,10 @@ impl<'a> Judge<'a> {
         let pair = found.as_ref().ok().copied();
         let rule = pair.map(|pair| self.matches.pairs[pair].rule);
         if let Some(rule) = rule {
-            let is_overdue = measure(rule, connection, ledger, now)
-                .0
-                .any(Reason::overdue);
+            let mut is_overdue = false;
+            measure(rule, connection, ledger, now, |reason| {
+                is_overdue |= reason.overdue()
+            });
             self.judged.overdue += u64::from(is_overdue);
         }
         let guarded = pair.and_then(|pair| self.guards(pair).first(connection));
@@ -229,12 +237,14 @@ impl<'a> Judge<'a> {
                 why
             };
         };
+        let counted = !self.ledger.always_returns(connection, self.now);
+        let group = self.groups.indexes()[pair];
+        let client = counted.then(|| self.clients.add(group, connection, load));
         self.weighed[pair].push(Weighed {
             connection,
-            index: self.judged.all.len(),
-            client: Client::of(connection),
+            index: self.judged.judgements.len(),
+            client,
             load,
-            counts: !self.ledger.always_returns(connection, self.now),
             state,
         });
         why
@@ -286,7 +296,7 @@ impl<'a> Judge<'a> {
         self.judged.overdue += u64::from(overdue);
         self.judged.candidates.push(Candidate {
             connection,
-            index: self.judged.all.len(),
+            index: self.judged.judgements.len(),
             pair,
             beyond: furthest.fraction(),
             is_excess: false,
@@ -296,9 +306,10 @@ impl<'a> Judge<'a> {
 
     /// Weighs the endpoints, in the order of their rules' names and their keys.
     fn weigh(&mut self) {
-        let (matches, groups, weighed) = (self.matches, self.groups, &self.weighed);
+        let (matches, groups) = (self.matches, self.groups);
+        let (weighed, clients) = (&self.weighed, &self.clients);
         let Judged {
-            all,
+            judgements,
             reasons,
             candidates,
             excess,
@@ -310,19 +321,12 @@ impl<'a> Judge<'a> {
             let pair = &matches.pairs[*pair];
             (pair.rule.name(), pair.endpoint)
         });
-        let indexes = groups.indexes();
-        let mut everywhere: Vec<Option<ClientLoads>> = groups.iter().map(|_| None).collect();
+        candidates.reserve(weighed.iter().map(Vec::len).sum());
         for pair in pairs {
-            let (at, group) = (&matches.pairs[pair], indexes[pair]);
+            let at = &matches.pairs[pair];
             let Some(balance) = at.rule.balance() else {
                 continue;
             };
-            let everywhere = &mut everywhere[group];
-            let of_group = indexes
-                .iter()
-                .zip(weighed)
-                .filter(move |(of, _)| **of == group);
-            let sum = || ClientLoads::sum(of_group.flat_map(|(_, weighed)| weighed));
             let answer = |one: &Weighed<'a>, weighing| match weighing {
                 Weighing::Move(reason) => {
                     excess[pair] = Some(reason);
@@ -334,16 +338,10 @@ impl<'a> Judge<'a> {
                         is_excess: true,
                     });
                 }
-                Weighing::Skip(why) => all[one.index].why = Some(reasons.add(why)),
+                Weighing::Skip(why) => judgements[one.index].why = Some(reasons.add(why)),
             };
             let group = (groups.of_pair(pair), balance);
-            weigh(
-                group,
-                at.endpoint,
-                &weighed[pair],
-                move || &*everywhere.get_or_insert_with(sum),
-                answer,
-            );
+            weigh(group, at.endpoint, &weighed[pair], clients, answer);
         }
     }
 }

@@ -177,45 +177,44 @@ pub(super) fn rounded(duration: Duration) -> Span {
     })
 }
 
-/// The limits of `rule` with what `connection` holds against them at `now`, and the one of which
+/// Hands each limit of `rule` with what `connection` holds against it at `now` to `each`. The limit of which
 /// that is not known; at least one of all.
 pub(super) fn measure(
     rule: &Rule,
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
-) -> (impl Iterator<Item = Reason>, Option<Unknown>) {
+    mut each: impl FnMut(Reason),
+) -> Option<Unknown> {
     let jitter = rule.jitter().get();
     let own = |max, percent| own_limit(max, percent, connection.cookie);
-    let age = rule.limits().max_age().map(|max| {
+    if let Some(max) = rule.limits().max_age() {
         let percent = if connection.adopted { 100 } else { jitter };
-        Reason::Age {
+        each(Reason::Age {
             value: now.since(connection.opened),
             limit: Duration::from_nanos(own(nanos(max), percent)),
             max,
-        }
-    });
-    let bytes = rule.limits().max_bytes().map(|max| Reason::Bytes {
-        value: connection.bytes(),
-        limit: Bytes(own(max.get(), jitter)),
-        max: Bytes(max.get()),
-    });
-    let (mut rate, mut unknown) = (None, None);
-    if let Some(asked) = rule.limits().max_rate() {
-        let (max, held) = (asked.bytes_per_second().get(), asked.sustained_for());
-        match ledger.rates().sustained(connection.cookie, held) {
-            Some(value) => {
-                rate = Some(Reason::Rate {
-                    value,
-                    limit: Bytes(own(max, jitter)),
-                    max: Bytes(max),
-                    held,
-                });
-            }
-            None => unknown = Some(Unknown(asked)),
-        }
+        });
     }
-    (age.into_iter().chain(bytes).chain(rate), unknown)
+    if let Some(max) = rule.limits().max_bytes() {
+        each(Reason::Bytes {
+            value: connection.bytes(),
+            limit: Bytes(own(max.get(), jitter)),
+            max: Bytes(max.get()),
+        });
+    }
+    let asked = rule.limits().max_rate()?;
+    let (max, held) = (asked.bytes_per_second().get(), asked.sustained_for());
+    let Some(value) = ledger.rates().sustained(connection.cookie, held) else {
+        return Some(Unknown(asked));
+    };
+    each(Reason::Rate {
+        value,
+        limit: Bytes(own(max, jitter)),
+        max: Bytes(max),
+        held,
+    });
+    None
 }
 
 /// The limits of a rule beside what a connection holds against them.
@@ -236,20 +235,26 @@ pub(super) fn furthest(
     ledger: &Ledger,
     now: KernelTime,
 ) -> (Option<Furthest>, Option<Unknown>) {
-    let (measures, unknown) = measure(rule, connection, ledger, now);
-    let measures = measures.map(|reason| Furthest {
-        reason,
-        overdue: reason.overdue(),
-        is_too_old: matches!(reason, Reason::Age { .. }) && reason.exceeded(),
-    });
-    let furthest = measures.reduce(|a, b| Furthest {
-        reason: if b.reason.compare(a.reason).is_gt() {
-            b.reason
-        } else {
-            a.reason
-        },
-        overdue: a.overdue || b.overdue,
-        is_too_old: a.is_too_old || b.is_too_old,
+    let mut furthest: Option<Furthest> = None;
+    let unknown = measure(rule, connection, ledger, now, |reason| {
+        let overdue = reason.overdue();
+        let is_too_old = matches!(reason, Reason::Age { .. }) && reason.exceeded();
+        match &mut furthest {
+            None => {
+                furthest = Some(Furthest {
+                    reason,
+                    overdue,
+                    is_too_old,
+                });
+            }
+            Some(so_far) => {
+                so_far.overdue |= overdue;
+                so_far.is_too_old |= is_too_old;
+                if reason.compare(so_far.reason).is_gt() {
+                    so_far.reason = reason;
+                }
+            }
+        }
     });
     (furthest, unknown)
 }

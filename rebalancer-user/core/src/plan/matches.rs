@@ -13,6 +13,8 @@ use crate::{
 /// these is found once, and kept by the pair's index.
 pub(super) struct Pair<'a> {
     pub(super) rule: &'a Rule,
+    /// The rule's index in the policy.
+    pub(super) rule_index: u32,
     pub(super) endpoint: EndpointKey,
     /// The endpoint's index in [`Matches::endpoints`].
     pub(super) endpoint_index: usize,
@@ -21,22 +23,22 @@ pub(super) struct Pair<'a> {
     pub(super) connections: usize,
 }
 
-/// The first rule that matches a connection.
+/// The first rule that matches a connection. Small, as there is one for each.
 #[derive(Clone, Copy)]
-pub(super) enum Found<'a> {
+pub(super) enum Found {
     /// That of the pair with this index.
-    Pair(usize),
+    Pair(u32),
     /// None.
     NoRule,
-    /// It is not known whether this rule, the first that may, does.
-    Undetermined(&'a Rule, MissingFact),
+    /// It is not known whether the rule with this index, the first that may, does.
+    Undetermined(u32, MissingFact),
 }
 
 /// A connection and its rule.
 pub(super) struct Matched<'a> {
     pub(super) connection: &'a Connection,
-    pub(super) endpoint_index: usize,
-    pub(super) found: Found<'a>,
+    pub(super) endpoint_index: u32,
+    pub(super) found: Found,
 }
 
 /// Of each connection of a snapshot, in its order.
@@ -51,14 +53,15 @@ pub(super) struct Matches<'a> {
 /// A rule that connections of an endpoint may be of.
 struct AtEndpoint<'a> {
     rule: &'a Rule,
+    index: u32,
     /// What is not known of the endpoint.
     lack: Option<MissingFact>,
-    pair: Option<usize>,
+    pair: Option<u32>,
 }
 
 impl<'a> Matches<'a> {
     pub(super) fn of(policy: &'a Policy, snapshot: &'a Snapshot) -> Self {
-        let mut indexes: Lookup<EndpointKey, usize> = Lookup::default();
+        let mut indexes: Lookup<EndpointKey, u32> = Lookup::with_capacity(snapshot.endpoints.len());
         let mut rules: Vec<(&Who, Vec<AtEndpoint<'a>>)> = Vec::new();
         let mut matches = Self::default();
         matches.all.reserve_exact(snapshot.connections.len());
@@ -68,10 +71,10 @@ impl<'a> Matches<'a> {
                 let who = snapshot.who(&endpoint);
                 rules.push((who, at_endpoint(policy, endpoint.port, who)));
                 matches.endpoints.push(0);
-                rules.len() - 1
+                rules.len() as u32 - 1
             });
-            matches.endpoints[endpoint_index] += 1;
-            let (who, rules) = &mut rules[endpoint_index];
+            matches.endpoints[endpoint_index as usize] += 1;
+            let (who, rules) = &mut rules[endpoint_index as usize];
             let found = match first(rules, connection) {
                 Ok(None) => Found::NoRule,
                 Err((rule, lack)) => Found::Undetermined(rule, lack),
@@ -79,14 +82,15 @@ impl<'a> Matches<'a> {
                     let pair = *at.pair.get_or_insert_with(|| {
                         matches.pairs.push(Pair {
                             rule: at.rule,
+                            rule_index: at.index,
                             endpoint,
-                            endpoint_index,
+                            endpoint_index: endpoint_index as usize,
                             who,
                             connections: 0,
                         });
-                        matches.pairs.len() - 1
+                        matches.pairs.len() as u32 - 1
                     });
-                    matches.pairs[pair].connections += 1;
+                    matches.pairs[pair as usize].connections += 1;
                     Found::Pair(pair)
                 }
             };
@@ -102,19 +106,24 @@ impl<'a> Matches<'a> {
     /// Each connection that a rule is for.
     pub(super) fn with_rules(&self) -> impl Iterator<Item = (&'a Connection, &'a Rule)> {
         self.all.iter().filter_map(|matched| match matched.found {
-            Found::Pair(pair) => Some((matched.connection, self.pairs[pair].rule)),
+            Found::Pair(pair) => Some((matched.connection, self.pairs[pair as usize].rule)),
             Found::NoRule | Found::Undetermined(..) => None,
         })
     }
 }
 
 fn at_endpoint<'a>(policy: &'a Policy, port: u16, who: &Who) -> Vec<AtEndpoint<'a>> {
-    let at = |rule: &'a Rule| {
+    let at = |(rule, index): (&'a Rule, u32)| {
         let lack = rule.matches().of_endpoint(port, who).ok()?;
         let pair = None;
-        Some(AtEndpoint { rule, lack, pair })
+        Some(AtEndpoint {
+            rule,
+            index,
+            lack,
+            pair,
+        })
     };
-    policy.rules().iter().filter_map(at).collect()
+    policy.rules().iter().zip(0..).filter_map(at).collect()
 }
 
 /// The first rule that matches.
@@ -124,11 +133,11 @@ fn at_endpoint<'a>(policy: &'a Policy, port: u16, who: &Who) -> Vec<AtEndpoint<'
 fn first<'a, 'b>(
     rules: &'b mut [AtEndpoint<'a>],
     connection: &Connection,
-) -> Result<Option<&'b mut AtEndpoint<'a>>, (&'a Rule, MissingFact)> {
+) -> Result<Option<&'b mut AtEndpoint<'a>>, (u32, MissingFact)> {
     for at in rules {
         match at.rule.matches().of_connection(connection, at.lack) {
             Ok(None) => return Ok(Some(at)),
-            Ok(Some(lack)) => return Err((at.rule, lack)),
+            Ok(Some(lack)) => return Err((at.index, lack)),
             Err(_) => {}
         }
     }

@@ -71,6 +71,8 @@ pub use returns::{
 };
 pub use skip::SkipReason;
 
+use judge::Judgement;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use crate::{
@@ -81,7 +83,14 @@ use crate::{
 /// What should be done with each connection of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    decisions: Vec<Decision>,
+    /// The policy's rules, by index.
+    rules: Vec<RuleName>,
+    /// One for each connection, by cookie.
+    judgements: Vec<Judgement>,
+    /// Why connections are skipped, by index.
+    reasons: Vec<SkipReason>,
+    /// In the order in which to start them, each with the index of its connection's judgement.
+    moves: Vec<(usize, Move)>,
     forecasts: Vec<Forecast>,
     balanced: Vec<Balanced>,
     recalls: Vec<Recall>,
@@ -109,27 +118,39 @@ pub struct Balanced {
 impl Plan {
     /// One per connection: the moves in the order in which to start them, then the skipped by
     /// cookie.
-    pub fn decisions(&self) -> &[Decision] {
-        &self.decisions
+    pub fn decisions(&self) -> impl Iterator<Item = Decision<'_>> {
+        let moves = self.moves.iter().map(|(index, chosen)| {
+            let judgement = &self.judgements[*index];
+            self.decision(judgement, Verdict::Move(chosen))
+        });
+        let skipped = self.judgements.iter().filter_map(|judgement| {
+            let why = &self.reasons[judgement.why? as usize];
+            Some(self.decision(judgement, Verdict::Skipped(why)))
+        });
+        moves.chain(skipped)
+    }
+
+    fn decision<'a>(&'a self, judgement: &Judgement, verdict: Verdict<'a>) -> Decision<'a> {
+        Decision {
+            cookie: judgement.cookie,
+            rule: judgement.rule.map(|rule| &self.rules[rule as usize]),
+            place: judgement.place.map(u64::from),
+            verdict,
+        }
     }
 
     /// The moves, in the order in which to start them.
     pub fn moves(&self) -> impl Iterator<Item = &Move> {
-        self.decisions
-            .iter()
-            .filter_map(|decision| match &decision.verdict {
-                Verdict::Move(chosen) => Some(&**chosen),
-                Verdict::Skipped(_) => None,
-            })
+        self.moves.iter().map(|(_, chosen)| chosen)
     }
 
     /// How many connections were skipped, by the reason's word.
     pub fn skipped(&self) -> BTreeMap<&'static str, u64> {
         let mut counts = BTreeMap::new();
-        for decision in &self.decisions {
-            if let Verdict::Skipped(skipped) = &decision.verdict {
-                *counts.entry(skipped.as_str()).or_default() += 1;
-            }
+        let reasons = self.judgements.iter().filter_map(|judgement| judgement.why);
+        for why in reasons {
+            let word = self.reasons[why as usize].as_str();
+            *counts.entry(word).or_default() += 1;
         }
         counts
     }
@@ -162,26 +183,26 @@ impl Plan {
 }
 
 /// What was decided about one connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
     /// The connection.
     pub cookie: Cookie,
     /// The first rule that matches it.
-    pub rule: Option<RuleName>,
+    pub rule: Option<&'a RuleName>,
     /// Its place, from 1, among all that have reached a limit and that no guard skips: those
     /// moved now, and then those that wait for budget, in the order of their turns.
     pub place: Option<u64>,
     /// Move it or skip it.
-    pub verdict: Verdict,
+    pub verdict: Verdict<'a>,
 }
 
 /// Move a connection or skip it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
     /// It is to be moved (or, in dry run, would be).
-    Move(Box<Move>),
+    Move(&'a Move),
     /// It is left.
-    Skipped(SkipReason),
+    Skipped(&'a SkipReason),
 }
 
 /// One connection to end so that its client reconnects. Made by [`decide`] and [`manual`] alone.

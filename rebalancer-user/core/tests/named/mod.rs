@@ -97,7 +97,7 @@ pub(crate) fn named(identity: Identity) -> Who {
 /// `moved by RULE`, or the word of the reason to skip it.
 pub(crate) fn verdict(policy: &Policy, snapshot: &Snapshot) -> String {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-    match &plan.decisions()[0].verdict {
+    match plan.decisions().next().unwrap().verdict {
         Verdict::Move(chosen) => format!("moved by {}", chosen.rule()),
         Verdict::Skipped(skipped) => skipped.as_str().to_owned(),
     }
@@ -105,7 +105,7 @@ pub(crate) fn verdict(policy: &Policy, snapshot: &Snapshot) -> String {
 
 pub(crate) fn why(policy: &Policy, snapshot: &Snapshot) -> SkipReason {
     let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-    match &plan.decisions()[0].verdict {
+    match plan.decisions().next().unwrap().verdict {
         Verdict::Skipped(skipped) => skipped.clone(),
         Verdict::Move(_) => panic!("moved"),
     }
