@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::views::Views;
 
-pub use identity::{Identity, Labels, Naming, ServiceAt, Who};
+pub use identity::{Ending, Identity, Labels, Naming, ServiceAt, Who};
 pub use service::{Service, ServiceName};
 pub use wire::{Name, in_nanoseconds};
 

@@ -1141,7 +1141,7 @@ proptest! {
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,
-                Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Balance { .. } => panic!("no such limit"),
+                Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Drain { .. } | Reason::Balance { .. } => panic!("no such limit"),
             })
         };
         let alone = limit(2 * HOUR, vec![]).unwrap();

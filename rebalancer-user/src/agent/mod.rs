@@ -146,6 +146,8 @@ enum Event {
     Reload,
     LookAtPolicy,
     PauseOver,
+    PodDeleted,
+    DrainPass,
     Asked(Box<Question>),
     Stop(&'static str),
 }
@@ -186,6 +188,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
             () = agent.pause.over() => Event::PauseOver,
+            () = pod_deleted(agent.names.as_ref()) => Event::PodDeleted,
+            () = at(agent.drain_pass) => Event::DrainPass,
             // Last: however much is asked, the rest is done.
             Some(asked) = inbox.asked.recv() => Event::Asked(Box::new(asked)),
         };
@@ -203,6 +207,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                     ticks = agent.ticks();
                 }
             }
+            Event::PodDeleted => agent.pod_deleted(),
+            Event::DrainPass => agent.drain(),
             Event::PauseOver => drop(agent.resume_moves(ResumeCause::Expired)),
             Event::Asked(question) => agent.asked(*question),
             Event::Stop(signal) => {
@@ -244,6 +250,8 @@ struct Agent {
     /// The observation under way.
     look: Option<Look>,
     pass_is_due: bool,
+    /// When the next pass is due at which an endpoint is drained.
+    drain_pass: Option<Instant>,
     /// Requests that wait for the next observation.
     waiting: Vec<Inspection>,
     /// The next observation is over all processes.
@@ -316,6 +324,22 @@ impl Agent {
             let pins = self.tracker.pins().display();
             info!(%pins, "tracking continues, for the next agent; `rebalancer uninstall` removes it");
         }
+    }
+}
+
+/// Waits until another pod of this node is being deleted.
+async fn pod_deleted(names: Option<&Names>) {
+    match names {
+        Some(names) => names.pod_deleted().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until then.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
     }
 }
 

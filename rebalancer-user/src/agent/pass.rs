@@ -23,7 +23,7 @@ use crate::{
     kubernetes::Names,
     moves::Order,
     observe::Observation,
-    plan::{Plan, decide, report},
+    plan::{DRAIN_PASS, Plan, decide, report},
     policy::{Mode, Policy},
     snapshot::{Connection, Cookie, Snapshot},
 };
@@ -63,6 +63,24 @@ impl Agent {
             self.pass_is_due = true;
             self.look_next();
         }
+    }
+
+    /// A pod is being deleted: if a rule drains, its time counts from now on.
+    pub(super) fn pod_deleted(&mut self) {
+        if self
+            .policy
+            .rules()
+            .iter()
+            .any(|rule| rule.drain().is_some())
+        {
+            self.drain_pass = Some(self.next_pass);
+        }
+    }
+
+    /// The next pass of a drain is due.
+    pub(super) fn drain(&mut self) {
+        self.drain_pass = None;
+        self.tick();
     }
 
     /// Looks on behalf of a request.
@@ -200,6 +218,9 @@ impl Agent {
         }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         let deciding = listed.elapsed();
+        if plan.is_draining() {
+            self.drain_pass = Some(self.next_pass.max(began + DRAIN_PASS));
+        }
         for recall in plan.recalls() {
             self.recall(recall);
         }

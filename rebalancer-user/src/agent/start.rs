@@ -177,6 +177,7 @@ impl Agent {
             looking,
             look: None,
             pass_is_due: false,
+            drain_pass: None,
             waiting: Vec::new(),
             everywhere: false,
             tracker,

@@ -86,6 +86,7 @@ struct MoveItem {
     only_http1: bool,
 }
 
+/// Of a drain, the value is the time that is left.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ReasonItem {
@@ -185,11 +186,14 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         Reason::Rate {
             value, limit, max, ..
         } => ("bytesPerSecond", [value.0, limit.0, max.0]),
+        Reason::Drain { left } => ("nanoseconds", [in_nanoseconds(left), 0, 0]),
         Reason::Balance { by, load, stop, .. } => (by.unit(), [load, stop, stop]),
     };
     let mean = match reason {
         Reason::Balance { mean, .. } => Some(mean),
-        Reason::Age { .. } | Reason::Bytes { .. } | Reason::Rate { .. } => None,
+        Reason::Age { .. } | Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Drain { .. } => {
+            None
+        }
     };
     ReasonItem {
         reason: reason.as_str(),

@@ -173,7 +173,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::{
         api::{Notation, Sort, write_connections},
-        snapshot::{Bytes, CgroupPath, Cookie, Sends, ServiceAt, TcpState, sample},
+        snapshot::{Bytes, CgroupPath, Cookie, Ending, Sends, ServiceAt, TcpState, sample},
         views::{Generation, Key, Share, Sums, View},
     };
 
@@ -268,6 +268,10 @@ pub(crate) mod tests {
                     services,
                     ready: bools[0],
                     terminating: bools[1],
+                    ending: bools[1].then_some(Ending {
+                        since: Duration::from_secs(3),
+                        stops_after: Duration::from_secs(15),
+                    }),
                     opted_out: bools[2],
                 }))
             },

@@ -103,6 +103,11 @@ impl Names {
     }
 
     /// Never called.
+    pub async fn pod_deleted(&self) {
+        match *self {}
+    }
+
+    /// Never called.
     pub fn knows_namespaces(&self) -> bool {
         match *self {}
     }

@@ -2,8 +2,11 @@
 
 use std::{
     fs,
+    net::TcpStream,
     path::Path,
     process::{Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -194,6 +197,48 @@ fn a_service_names_what_is_moved() {
     let explanation = of_dump(&["explain", it["id"].as_str().unwrap()]);
     let line = "service   cart: 2 ready endpoints, 1 on this node, changed ";
     assert!(explanation.contains(line), "{explanation}");
+}
+
+/// The deletion begins a walk, not the next interval; young connections leave too, spread over the time, and no
+/// budget holds them up. Those of the other pod stay.
+#[test]
+fn a_pod_that_is_deleted_is_empty_before_it_stops() {
+    const CONNECTIONS: usize = 40;
+    const STOPS_AFTER: u64 = 9;
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let policy = policy("services: ['*/checkout', '*/cart']")
+        .replace("limits: {maxBytes: 1Mi}", "drain: {on: [Terminating]}")
+        .replace("interval: 200ms", "interval: 5s")
+        .replace("perService: 100%", "perService: 1, perNode: 1")
+        .replace("minAge: 200ms", "minAge: 1h");
+    let mut agent = cluster.agent(&lab, &policy);
+    let mut leaving: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| answered(&lab, lab.pod(0).address()))
+        .collect();
+    let mut staying = answered(&lab, lab.pod(1).address());
+    let mut deleted = object(lab.pod(0), json!({}));
+    let over = jiff::Timestamp::now() + Duration::from_secs(30);
+    deleted["metadata"]["deletionTimestamp"] = json!(over.to_string());
+    deleted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    deleted["spec"]["containers"] = json!([
+        {"name": "nginx", "lifecycle": {"preStop": {"sleep": {"seconds": STOPS_AFTER}}}}
+    ]);
+    let began = Instant::now();
+    cluster.api.set("pods", deleted);
+    let line = agent.moved("reset");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(reason.starts_with("its pod is being deleted"), "{line}");
+    let first = began.elapsed();
+    while agent.logged("move").len() < CONNECTIONS && began.elapsed().as_secs() < STOPS_AFTER {
+        sleep(Duration::from_millis(50));
+    }
+    let last = began.elapsed();
+    eprintln!("first after {first:?}, last after {last:?}");
+    agent.has_moved(CONNECTIONS);
+    assert!(leaving.iter_mut().all(is_reset));
+    assert!(last - first > Duration::from_secs(2), "all at once");
+    request(&mut staying, "/").unwrap();
 }
 
 /// As in a container that is not privileged, where there is cgroup v2 alone.

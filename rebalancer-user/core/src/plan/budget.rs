@@ -204,6 +204,17 @@ impl<'a> Allowance<'a> {
         &self.spent.queues
     }
 
+    /// Takes only a slot: what must leave in time waits for no budget.
+    ///
+    /// # Errors
+    /// None is free.
+    pub(super) fn take_slot(&mut self, of: Account) -> Result<(), SkipReason> {
+        self.node.asked += 1;
+        self.slots.take(of.queue)?;
+        self.node.taken += 1;
+        Ok(())
+    }
+
     /// Takes one move out of it, for a rule with this ramp. What is moved for its excess is also counted
     /// against this node's share of the Service's budget on all nodes; a limit is one on each node.
     ///

@@ -32,6 +32,9 @@ pub struct Charge {
     pub siblings: u32,
     /// All of these are seen here.
     pub whole: bool,
+    /// Its pod was being deleted: neither a budget nor evidence, as the client cannot come back there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drains: bool,
     /// What became of it.
     #[serde(rename = "stage")]
     pub fate: Fate,

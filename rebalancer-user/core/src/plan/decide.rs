@@ -7,9 +7,10 @@ use super::{
     Charge, Fate, Ledger, Move, Plan, Ramp, Reason,
     balance::standings,
     budget::{Allowance, Population},
+    drain::Draining,
     first_few::FirstFew,
     groups::{GroupLoad, Groups, load},
-    judge::{Candidate, Judged, judge},
+    judge::{Candidate, Cause, Judged, judge},
     limits::{compare, measure},
     matches::{Matches, Pair},
 };
@@ -33,6 +34,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         mut reasons,
         candidates,
         excess,
+        drained,
         mut recalls,
         overdue,
     } = judge(policy, &matches, snapshot, &groups, ledger, now);
@@ -73,15 +75,21 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             }
             let connection = candidate.connection;
             // A limit is a limit in any case. What is only reported is reported as a whole.
-            let taken = if candidate.is_excess && mode == Mode::Enforce {
+            let taken = if candidate.cause == Cause::Excess && mode == Mode::Enforce {
                 few.allow((*endpoint, rule.name()), connection, ledger)
             } else {
                 Ok(())
             };
             let judgement = &mut judgements[candidate.index];
             judgement.place = Some(*place);
-            let is_excess = candidate.is_excess;
-            match taken.and_then(|()| allowance.take(account, ramps[candidate.pair], is_excess)) {
+            let is_excess = candidate.cause == Cause::Excess;
+            let taken = taken.and_then(|()| match candidate.cause {
+                Cause::Drain => allowance.take_slot(account),
+                Cause::Limit | Cause::Excess => {
+                    allowance.take(account, ramps[candidate.pair], is_excess)
+                }
+            });
+            match taken {
                 Ok(()) => {
                     few.count(connection, rule.name());
                     chosen.push(candidate);
@@ -101,13 +109,15 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             candidate,
             pair,
             group: groups.of_pair(candidate.pair),
-            excess: excess[candidate.pair].filter(|_| candidate.is_excess),
+            excess: excess[candidate.pair].filter(|_| candidate.cause == Cause::Excess),
+            drained: drained[candidate.pair].filter(|_| candidate.cause == Cause::Drain),
             here: together.get(&key).copied().unwrap_or(0),
         };
         (candidate.index, chosen.into_move(policy, ledger, now))
     });
     let rules = policy.rules().iter().map(|rule| rule.name().clone());
     Plan {
+        is_draining: drained.iter().any(Option::is_some),
         rules: rules.collect(),
         moves: moves.collect(),
         judgements,
@@ -158,6 +168,8 @@ struct Chosen<'a> {
     group: &'a GroupLoad,
     /// The excess that it is of, if that is why.
     excess: Option<Reason>,
+    /// Its endpoint is drained, and that is why.
+    drained: Option<Draining>,
     /// Connections that its client has at its endpoint.
     here: u64,
 }
@@ -171,6 +183,10 @@ impl Chosen<'_> {
         });
         reasons.sort_by(|a, b| b.compare(*a));
         reasons.extend(self.excess);
+        let drained = self.drained.map(|drained| Reason::Drain {
+            left: drained.left(),
+        });
+        reasons.splice(0..0, drained);
         let pod = self.pair.who.pod();
         Move {
             cookie: connection.cookie,
@@ -215,6 +231,7 @@ impl Chosen<'_> {
             share,
             siblings: group.siblings(),
             whole: group.is_seen_whole(),
+            drains: self.drained.is_some(),
             fate: Fate::There,
         }
     }

@@ -94,7 +94,7 @@ pub fn explain<'a>(
         }
         None => Default::default(),
     };
-    let excess = |reason: &&Reason| matches!(reason, Reason::Balance { .. });
+    let excess = |reason: &&Reason| matches!(reason, Reason::Drain { .. } | Reason::Balance { .. });
     if let Verdict::Move(chosen) = decision.verdict {
         measures.extend(chosen.reasons().iter().find(excess));
     }

@@ -3,9 +3,10 @@
 use super::{
     Ledger, Reason, Recall, SkipReason,
     balance::{Clients, State, Weighed, Weighing, weigh},
+    drain::Draining,
     groups::{Groups, load},
     guards::Guards,
-    later::later,
+    later::{later, protocol},
     limits::{Furthest, furthest, measure},
     matches::{Found, Matched, Matches, Pair},
     recall::{InFlight, Review, recall_beyond_excess, review},
@@ -15,7 +16,7 @@ use crate::{
     snapshot::{Connection, Cookie, KernelTime, Snapshot},
 };
 
-/// A connection that has reached a limit, or is of its endpoint's excess.
+/// A connection that has reached a limit, is of its endpoint's excess, or is drained.
 pub(super) struct Candidate<'a> {
     pub(super) connection: &'a Connection,
     /// The index of its judgement.
@@ -24,8 +25,18 @@ pub(super) struct Candidate<'a> {
     pub(super) pair: usize,
     /// How far it is beyond: value and limit.
     pub(super) beyond: (u64, u64),
-    /// The excess that it is of, if it is within its limits.
-    pub(super) is_excess: bool,
+    pub(super) cause: Cause,
+}
+
+/// Why one is a candidate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It has reached a limit.
+    Limit,
+    /// It is of its endpoint's excess, and within its limits.
+    Excess,
+    /// Its endpoint is drained.
+    Drain,
 }
 
 /// What is known of one connection. Small, as many are written in no particular order.
@@ -65,6 +76,8 @@ pub(super) struct Judged<'a> {
     pub(super) candidates: Vec<Candidate<'a>>,
     /// The excess of each pair that has any.
     pub(super) excess: Vec<Option<Reason>>,
+    /// Of each pair, if it is drained.
+    pub(super) drained: Vec<Option<Draining>>,
     pub(super) recalls: Vec<Recall>,
     pub(super) overdue: u64,
 }
@@ -96,10 +109,15 @@ pub(super) fn judge<'a>(
         guards: pairs.clone().map(|_| None).collect(),
         weighed: pairs.clone().map(to_weigh).collect(),
         clients: Clients::with_capacity(clients),
+        quotas: pairs.clone().map(quota).collect(),
         in_flight: Vec::new(),
         judged: Judged {
             judgements: Vec::with_capacity(by_cookie.len()),
-            excess: pairs.map(|_| None).collect(),
+            excess: pairs.clone().map(|_| None).collect(),
+            drained: pairs
+                .clone()
+                .map(|pair| Draining::of(pair.rule, pair.who))
+                .collect(),
             ..Judged::default()
         },
     };
@@ -134,6 +152,12 @@ fn to_weigh<'a>(pair: &Pair<'_>) -> Vec<Weighed<'a>> {
     Vec::with_capacity(if balances { pair.connections } else { 0 })
 }
 
+/// How many connections of a pair may begin to leave it in this pass, if it is drained.
+fn quota(pair: &Pair<'_>) -> usize {
+    let draining = Draining::of(pair.rule, pair.who);
+    draining.map_or(0, |draining| draining.quota(pair.connections))
+}
+
 struct Judge<'a> {
     policy: &'a Policy,
     matches: &'a Matches<'a>,
@@ -146,6 +170,8 @@ struct Judge<'a> {
     /// The connections of each pair whose rule balances.
     weighed: Vec<Vec<Weighed<'a>>>,
     clients: Clients,
+    /// How many more of each pair may begin to leave what is drained.
+    quotas: Vec<usize>,
     in_flight: Vec<InFlight<'a>>,
     judged: Judged<'a>,
 }
@@ -195,12 +221,20 @@ impl<'a> Judge<'a> {
             self.judged.overdue += u64::from(is_overdue);
         }
         let guarded = pair.and_then(|pair| self.guards(pair).first(connection));
+        let is_drained = pair.is_some_and(|pair| self.judged.drained[pair].is_some());
         let found = match found {
             Err(SkipReason::NoRule) => Ok(None),
             Err(why) => Err(why),
             Ok(_) => Ok(rule),
         };
-        match review(self.policy, found, guarded, connection, ledger, now) {
+        match review(
+            self.policy,
+            found,
+            (guarded, is_drained),
+            connection,
+            ledger,
+            now,
+        ) {
             Review::Continue => {}
             Review::Recall(why) => self.judged.recalls.push(Recall { cookie, why }),
             Review::ContinueIfExcess => self.in_flight.extend(pair.and_then(|pair| {
@@ -261,6 +295,9 @@ impl<'a> Judge<'a> {
         if let Some(why) = self.guards(pair).first(connection) {
             return (Some(why), State::Stays);
         }
+        if let Some(draining) = self.judged.drained[pair] {
+            return (self.drained(connection, pair, draining), State::Stays);
+        }
         let (furthest, unknown) = furthest(rule, connection, ledger, now);
         let is_too_old = furthest.is_some_and(|furthest| furthest.is_too_old);
         let later = || later(policy, rule, (connection, is_too_old), ledger, now);
@@ -282,7 +319,7 @@ impl<'a> Judge<'a> {
             }
             None => {
                 let unknown = unknown.map(|unknown| SkipReason::RateUnknown { unknown });
-                let why = unknown.unwrap_or(SkipReason::NoRule);
+                let why = unknown.unwrap_or(SkipReason::NotDrained);
                 return (Some(why), State::Stays);
             }
         };
@@ -299,9 +336,41 @@ impl<'a> Judge<'a> {
             index: self.judged.judgements.len(),
             pair,
             beyond: furthest.fraction(),
-            is_excess: false,
+            cause: Cause::Limit,
         });
         (None, State::Goes)
+    }
+
+    /// Why one of an endpoint that is drained stays for now. Neither its age nor how an earlier move ended
+    /// matters: there is no later.
+    fn drained(
+        &mut self,
+        connection: &'a Connection,
+        pair: usize,
+        draining: Draining,
+    ) -> Option<SkipReason> {
+        let (policy, ledger, now) = (self.policy, self.ledger, self.now);
+        let rule = self.matches.pairs[pair].rule;
+        if let Some(why) = protocol(policy, rule, connection, ledger, now) {
+            return Some(why);
+        }
+        let quota = &mut self.quotas[pair];
+        if *quota == 0 {
+            let left = draining.left();
+            return Some(SkipReason::DrainedLater { left });
+        }
+        *quota -= 1;
+        let reason = Reason::Drain {
+            left: draining.left(),
+        };
+        self.judged.candidates.push(Candidate {
+            connection,
+            index: self.judged.judgements.len(),
+            pair,
+            beyond: reason.fraction(),
+            cause: Cause::Drain,
+        });
+        None
     }
 
     /// Weighs the endpoints, in the order of their rules' names and their keys.
@@ -335,7 +404,7 @@ impl<'a> Judge<'a> {
                         index: one.index,
                         pair,
                         beyond: reason.fraction(),
-                        is_excess: true,
+                        cause: Cause::Excess,
                     });
                 }
                 Weighing::Skip(why) => judgements[one.index].why = Some(reasons.add(why)),

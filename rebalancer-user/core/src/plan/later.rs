@@ -20,26 +20,57 @@ pub(super) fn later(
     if age < min {
         return Some(SkipReason::MinAge { age, min });
     }
-    if let Some((after, left)) = ledger.held(connection.cookie, now) {
-        match after.refusal().filter(|refusal| refusal.is_sniffed()) {
-            // Its rule has a step for it by now.
-            Some(Refusal::Http2) if rule.gives_notice() => {}
-            Some(refusal) if rule.on_reconnect() == OnReconnect::Detect => {
-                return Some(SkipReason::Sniffed { refusal, left });
-            }
-            // Its rule vouches for it by now.
-            Some(_) => {}
-            None => {
-                return Some(SkipReason::Held {
-                    after: after.clone(),
-                    left: left.unwrap_or_default(),
-                });
-            }
-        }
+    let sniffed = sniffed(rule, connection, ledger, now);
+    if sniffed.is_some() {
+        return sniffed;
+    }
+    if let Some((after, left)) = ledger.held(connection.cookie, now)
+        && after.refusal().is_none_or(|refusal| !refusal.is_sniffed())
+    {
+        return Some(SkipReason::Held {
+            after: after.clone(),
+            left: left.unwrap_or_default(),
+        });
     }
     if let Some(returns) = returns(rule, (connection, is_too_old), ledger, now) {
         return Some(returns);
     }
+    reported_or_silent(policy, rule, connection, ledger)
+}
+
+/// Of one that may be moved at any age and wherever its client comes back, whether its protocol forbids it.
+pub(super) fn protocol(
+    policy: &Policy,
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> Option<SkipReason> {
+    sniffed(rule, connection, ledger, now)
+        .or_else(|| reported_or_silent(policy, rule, connection, ledger))
+}
+
+/// Its protocol was detected, and its rule has no step for it.
+fn sniffed(
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+    now: KernelTime,
+) -> Option<SkipReason> {
+    let (after, left) = ledger.held(connection.cookie, now)?;
+    let refusal = after.refusal().filter(|refusal| refusal.is_sniffed())?;
+    // Its rule has a step for it by now, or vouches for it.
+    let is_allowed = refusal == Refusal::Http2 && rule.gives_notice();
+    let is_asked = rule.on_reconnect() == OnReconnect::Detect && !is_allowed;
+    is_asked.then_some(SkipReason::Sniffed { refusal, left })
+}
+
+fn reported_or_silent(
+    policy: &Policy,
+    rule: &Rule,
+    connection: &Connection,
+    ledger: &Ledger,
+) -> Option<SkipReason> {
     if policy.mode_of(rule) == Mode::DryRun && ledger.is_reported(connection.cookie) {
         return Some(SkipReason::DryRun);
     }

@@ -267,12 +267,13 @@ impl Ledger {
 
     /// Records that `chosen` was started.
     pub fn started(&mut self, chosen: &Move, now: KernelTime) {
-        let turn = (chosen.charge.rule.clone(), chosen.charge.namespace.clone());
-        self.attempts.insert((now, chosen.cookie()), turn);
         let charge = Charge::clone(&chosen.charge);
-        self.in_flight
-            .insert(chosen.cookie(), (now, charge.clone()));
-        self.made.insert((now, chosen.cookie()), charge);
+        if !charge.drains {
+            let turn = (charge.rule.clone(), charge.namespace.clone());
+            self.attempts.insert((now, chosen.cookie()), turn);
+            self.made.insert((now, chosen.cookie()), charge.clone());
+        }
+        self.in_flight.insert(chosen.cookie(), (now, charge));
     }
 
     /// Records how the move of `cookie` ended, which is learned `now` and was so long after its order:
@@ -324,7 +325,7 @@ impl Ledger {
         outcome: &Outcome,
         ended: KernelTime,
     ) {
-        if !outcome.is_made() {
+        if !outcome.is_made() || charge.drains {
             return;
         }
         if let Some(made) = self.made.get_mut(&(began, cookie)) {
@@ -347,6 +348,9 @@ impl Ledger {
     /// that they show the pace of the real ones.
     pub fn reported(&mut self, chosen: &Move, now: KernelTime) {
         self.reported.insert(chosen.cookie());
+        if chosen.charge.drains {
+            return;
+        }
         self.dry_runs
             .insert((now, chosen.cookie()), Charge::clone(&chosen.charge));
     }

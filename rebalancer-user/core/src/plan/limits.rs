@@ -49,6 +49,11 @@ pub enum Reason {
         /// The time over which it counts.
         held: Duration,
     },
+    /// Its pod is being deleted.
+    Drain {
+        /// Until that is asked to stop.
+        left: Duration,
+    },
     /// The connection is of the excess of its endpoint.
     Balance {
         /// What is balanced.
@@ -69,6 +74,7 @@ impl Reason {
             Self::Age { .. } => "age",
             Self::Bytes { .. } => "bytes",
             Self::Rate { .. } => "rate",
+            Self::Drain { .. } => "drain",
             Self::Balance { .. } => "balance",
         }
     }
@@ -78,6 +84,7 @@ impl Reason {
         match self {
             Self::Age { value, limit, .. } => value >= limit,
             Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => value >= limit,
+            Self::Drain { .. } => true,
             Self::Balance { load, stop, .. } => load > stop,
         }
     }
@@ -88,7 +95,7 @@ impl Reason {
         match self {
             Self::Age { value, max, .. } => value >= max,
             Self::Bytes { value, max, .. } | Self::Rate { value, max, .. } => value >= max,
-            Self::Balance { .. } => false,
+            Self::Drain { .. } | Self::Balance { .. } => false,
         }
     }
 
@@ -97,13 +104,14 @@ impl Reason {
         compare(self.fraction(), other.fraction())
     }
 
-    /// Value and limit in one unit; the limit is not 0.
+    /// Value and limit in one unit; the limit is not 0. What must leave in time is before all others.
     pub(super) fn fraction(self) -> (u64, u64) {
         match self {
             Self::Age { value, limit, .. } => (nanos(value), nanos(limit).max(1)),
             Self::Bytes { value, limit, .. } | Self::Rate { value, limit, .. } => {
                 (value.0, limit.0.max(1))
             }
+            Self::Drain { .. } => (u64::MAX, 1),
             Self::Balance { load, stop, .. } => (load, stop.max(1)),
         }
     }
@@ -140,6 +148,13 @@ impl fmt::Display for Reason {
                 write!(
                     f,
                     "{value}/s of {limit}/s held for {held} (maxRate {max}/s)"
+                )
+            }
+            Self::Drain { left } => {
+                let left = rounded(left);
+                write!(
+                    f,
+                    "its pod is being deleted, and is asked to stop in {left}"
                 )
             }
             Self::Balance {

@@ -69,6 +69,7 @@ pub fn manual(connection: &Connection, step: Step, guarded: Guarded) -> Result<M
             share: 0,
             siblings: 0,
             whole: false,
+            drains: false,
             fate: Fate::There,
         }),
     })

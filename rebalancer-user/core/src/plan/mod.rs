@@ -15,6 +15,7 @@ mod charge;
 mod cluster;
 mod cooldown;
 mod decide;
+mod drain;
 mod explain;
 mod fair_queue;
 mod fill;
@@ -51,6 +52,7 @@ pub use charge::{Charge, Fate, Subject};
 pub use cluster::ClusterShare;
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
+pub use drain::DRAIN_PASS;
 pub use explain::{Explanation, explain};
 pub use fill::{FillFailure, FillTest};
 pub use flows::Flow;
@@ -96,6 +98,7 @@ pub struct Plan {
     recalls: Vec<Recall>,
     overdue: u64,
     budget_left: u64,
+    is_draining: bool,
 }
 
 /// How a group that a rule balances stands.
@@ -174,6 +177,11 @@ impl Plan {
     /// budget or for an outcome.
     pub fn overdue(&self) -> u64 {
         self.overdue
+    }
+
+    /// Whether an endpoint is drained: the next plan should be made after [`DRAIN_PASS`].
+    pub fn is_draining(&self) -> bool {
+        self.is_draining
     }
 
     /// Moves that the window has left after those of this plan.

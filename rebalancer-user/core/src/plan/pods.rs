@@ -1,6 +1,9 @@
 //! What is skipped for whose it is, or because that is not known well enough.
 
-use super::SkipReason;
+use super::{
+    SkipReason,
+    drain::{Draining, no_time},
+};
 use crate::{
     policy::{MissingFact, Policy, Rule},
     snapshot::{Naming, Snapshot, Who},
@@ -15,7 +18,7 @@ pub(super) fn guards<'a>(
 ) -> impl Iterator<Item = SkipReason> + 'a {
     let guards = [
         opted_out(who),
-        terminating(who),
+        terminating(rule, who),
         excluded(policy, who),
         stale(rule, who, snapshot.naming),
         of_unknown_namespace(who),
@@ -54,9 +57,15 @@ fn of_unknown_namespace(who: &Who) -> Option<SkipReason> {
         })
 }
 
-/// It ends its connections itself, as well as it can.
-fn terminating(who: &Who) -> Option<SkipReason> {
+/// It ends its connections itself, as well as it can, unless its rule drains it.
+fn terminating(rule: &Rule, who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
+    if Draining::of(rule, who).is_some() {
+        return None;
+    }
+    if let Some(no_time) = no_time(rule, pod) {
+        return Some(no_time);
+    }
     let mut services = pod.services.iter().flatten();
     let ends = pod.terminating || services.any(|service| service.terminating);
     ends.then(|| SkipReason::Terminating {

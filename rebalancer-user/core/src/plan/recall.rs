@@ -50,11 +50,12 @@ pub(super) struct InFlight<'a> {
 }
 
 /// Judges a connection whose move is in flight. `found`: the rule that matches it now, or why that
-/// is not known. `guarded`: the first guard of that rule that skips it.
+/// is not known. `guarded`: the first guard of that rule that skips it, and
+/// whether its endpoint is drained.
 pub(super) fn review(
     policy: &Policy,
     found: Result<Option<&Rule>, SkipReason>,
-    guarded: Option<SkipReason>,
+    (guarded, is_drained): (Option<SkipReason>, bool),
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
@@ -70,6 +71,9 @@ pub(super) fn review(
         let chosen_by = by.rule.clone();
         return Review::Recall(SkipReason::OtherRule { chosen_by });
     };
+    if is_drained && guarded.is_none() && policy.mode_of(rule) == Mode::Enforce {
+        return Review::Continue;
+    }
     let (furthest, unknown) = furthest(rule, connection, ledger, now);
     let is_too_old = furthest.is_some_and(|furthest| furthest.is_too_old);
     let forbidden = guarded
@@ -84,13 +88,9 @@ pub(super) fn review(
         Some(Furthest { reason, .. }) => {
             Review::Recall(SkipReason::WithinLimits { nearest: reason })
         }
-        None => {
-            Review::Recall(
-                unknown.map_or(SkipReason::NoRule, |unknown| SkipReason::RateUnknown {
-                    unknown,
-                }),
-            )
-        }
+        None => Review::Recall(unknown.map_or(SkipReason::NotDrained, |unknown| {
+            SkipReason::RateUnknown { unknown }
+        })),
     }
 }
 

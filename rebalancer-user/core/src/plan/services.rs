@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::SkipReason;
+use super::{SkipReason, drain::Draining};
 use crate::{
     policy::{MissingFact, OnReconnect, Policy, Rule},
     snapshot::{Connection, EndpointKey, Identity, Service, ServiceAt, ServiceName, Snapshot},
@@ -51,16 +51,22 @@ impl<'a> Services<'a> {
             }
         };
         let asked = asked(rule, &all);
-        let before = [unready(pod, &asked), headless(&asked)];
+        // New connections do not come to what is drained, whatever its Service says, so that one other
+        // endpoint is enough; and if these change just now, that is why.
+        let is_drained = Draining::of(rule, snapshot.who(endpoint)).is_some();
+        let min = policy.guards().min_ready_endpoints().get();
+        let min = if is_drained { 1 } else { min };
+        let of_living = |why: Option<SkipReason>| why.filter(|_| !is_drained);
+        let before = [of_living(unready(pod, &asked)), headless(&asked)];
         let after = [
-            too_few(policy, &asked),
-            stabilizing(policy, &asked),
+            too_few(min, &asked),
+            of_living(stabilizing(policy, &asked)),
             http2(rule, endpoint.port, &all),
         ];
         Self {
             of_endpoint: [
                 before.into_iter().flatten().collect(),
-                affinity(&asked).into_iter().collect(),
+                of_living(affinity(&asked)).into_iter().collect(),
                 after.into_iter().flatten().collect(),
             ],
             asked,
@@ -187,8 +193,7 @@ fn affinity(asked: &[Leads<'_>]) -> Option<SkipReason> {
     })
 }
 
-fn too_few(policy: &Policy, asked: &[Leads<'_>]) -> Option<SkipReason> {
-    let min = policy.guards().min_ready_endpoints().get();
+fn too_few(min: u32, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
     let (service, ready) = (least.name.clone(), least.facts.comparable());
     if ready >= min {

@@ -133,6 +133,25 @@ reasons! {
     /// Its pod is being deleted, or taken out of its Service.
     Terminating { /** Namespace and name. */ pod: Arc<str> = "shop/web-0".into() }
         => "terminating": "pod {pod} is being taken out of service", needs "nothing: its pod is ending";
+    /// Its rule drains, but its pod is asked to stop too soon.
+    NoTimeToDrain {
+        /** Namespace and name. */ pod: Arc<str> = "shop/web-0".into(),
+        /** From its deletion on. */ stops_after: Duration = Duration::ZERO
+    }
+        => "noTimeToDrain": {
+            let stops_after = rounded(*stops_after);
+            format!("pod {pod} is being deleted and asked to stop after {stops_after}: too soon to drain it")
+        },
+        needs "a container with `lifecycle: {{preStop: {{sleep: {{seconds: 15}}}}}}`";
+    /// Its rule does nothing but drain, and its pod is not being deleted.
+    NotDrained => "notDrained": "its rule only drains, and its pod is not being deleted",
+        needs "`limits` or `balance` in its rule, or that its pod is deleted";
+    /// Its pod is drained, and others leave first.
+    DrainedLater { /** Until its pod is asked to stop. */ left: Duration = AGE }
+        => "drainedLater": {
+            format!("its pod is asked to stop in {}, and others leave it first", rounded(*left))
+        },
+        needs "nothing: it leaves before its pod stops";
     /// Its pod is of a namespace in `guards.excludeNamespaces`.
     ExcludedNamespace { /** The namespace. */ namespace: Arc<str> = "kube-system".into() }
         => "excludedNamespace": "namespace {namespace} is in excludeNamespaces",
@@ -252,7 +271,7 @@ reasons! {
                 Reason::Bytes { value, limit, .. } => format!("{} more", ByteSize::b(limit.0.saturating_sub(value.0))),
                 Reason::Rate { limit, held, .. } => format!("{}/s held for {}", ByteSize::b(limit.0), rounded(held)),
                 // No limit.
-                Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
+                Reason::Drain { .. } | Reason::Balance { .. } => "an excess of its endpoint".to_owned(),
             }
         };
     /// The one limit is of a rate that is not known.

@@ -45,8 +45,8 @@ pub use mode::Mode;
 pub use parse::{explain, parse};
 pub use reference::reference;
 pub use rule::{
-    AtEnd, Balance, By, Condition, Count, Limits, MaxRate, OnReconnect, Rule, RuleName, Step,
-    StepKind, When,
+    AtEnd, Balance, By, Condition, Count, Drain, DrainOn, Limits, MaxRate, OnReconnect, Rule,
+    RuleName, Step, StepKind, When,
 };
 pub use schema::schema;
 pub use selector::{Operator, Requirement, Selector};

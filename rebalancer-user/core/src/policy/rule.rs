@@ -35,11 +35,13 @@ section! {
         matches "match": Match as &Match = required(
             part(), "what it is for, e.g. `match: {ports: [{port: 8080}]}`");
         /// How old or large a connection may grow. One that exceeds any limit is to be moved. A
-        /// rule has `limits`, `balance`, or both.
+        /// rule has `limits`, `balance` or `drain`, or several of them.
         limits "limits": Limits = or_empty(part());
         /// When an endpoint holds too much compared with the others of its Service; only the excess
         /// is moved.
         balance "balance": Option<Balance> = optional(part());
+        /// When a pod's connections leave it before it stops.
+        drain "drain": Option<Drain> as Option<&Drain> = optional(part());
         /// By how much, at most, each connection's own limits are below those of the rule, so that
         /// connections opened together are not moved together.
         jitter "jitter": Percent = or(PercentFrom(0), TEN_PERCENT);
@@ -60,7 +62,7 @@ section! {
 
 impl Constraints for Rule {
     fn check(rule: Option<&Self>, fields: &Fields<'_>, reader: &mut Reader<'_>) {
-        if fields.get("balance").is_none() {
+        if fields.get("balance").is_none() && fields.get("drain").is_none() {
             let write = "a limit, e.g. `limits: {maxAge: 30m}`, or `balance: {by: Connections}`";
             fields.require("limits", write, reader);
         }
@@ -109,7 +111,8 @@ impl Constraints for Rule {
     }
 
     fn schema() -> Json {
-        json!({"anyOf": [{"required": ["limits"]}, {"required": ["balance"]}]})
+        let required = ["limits", "balance", "drain"].map(|field| json!({"required": [field]}));
+        json!({"anyOf": required})
     }
 }
 
@@ -254,6 +257,27 @@ section! {
 }
 
 impl Constraints for Balance {}
+
+section! {
+    /// When a pod's connections leave it before it stops: at quiet moments or by a step `Notice`, spread over
+    /// the time that is left. Of the budgets only `maxInFlight` bounds them.
+    pub struct Drain "Drain" {
+        /// The events that begin it.
+        on "on": Arc<[DrainOn]> as &Arc<[DrainOn]> = required(
+            list(word(), 1).not_empty(), "an event, e.g. `drain: {on: [Terminating]}`");
+    }
+}
+
+impl Constraints for Drain {}
+
+words! {
+    /// What begins a drain.
+    pub enum DrainOn {
+        /// The pod is being deleted. Its containers must have at least five seconds until they are asked to
+        /// stop, as by `preStop: {sleep: {seconds: 15}}`.
+        Terminating,
+    }
+}
 
 words! {
     /// The load of an endpoint.

@@ -45,6 +45,7 @@ rules:
     podSelector: {matchExpressions: [{key: app, operator: Exists}]}
   limits: {maxAge: 2h}
   balance: {by: ByteRate, tolerance: 15%}
+  drain: {on: [Terminating]}
 - name: chat
   match: {ports: [{port: 9000}]}
   balance: {by: MessageRate}

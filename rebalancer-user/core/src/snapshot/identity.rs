@@ -90,8 +90,24 @@ pub struct Identity {
     pub ready: bool,
     /// The pod is being deleted.
     pub terminating: bool,
+    /// How much time it has then, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
     /// The pod opts out.
     pub opted_out: bool,
+}
+
+/// How a pod that is being deleted comes to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ending {
+    /// The time since it was deleted.
+    #[serde(rename = "sinceNanoseconds", with = "wire::nanoseconds")]
+    pub since: Duration,
+    /// The time from then until the last of its containers is asked to stop, as far as its spec says: what
+    /// `preStop` takes.
+    #[serde(rename = "stopsAfterNanoseconds", with = "wire::nanoseconds")]
+    pub stops_after: Duration,
 }
 
 /// A Service at one of its endpoints.

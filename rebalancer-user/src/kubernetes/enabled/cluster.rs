@@ -6,21 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::{
     objects::{Namespace, Pod},
     services::{ByService, Spec},
     slices::{EndpointId, Slice},
     store::{Change, Pace, Store},
 };
-use crate::snapshot::{Identity, Naming, Service, ServiceAt, ServiceName};
+use crate::snapshot::{Ending, Identity, Naming, Service, ServiceAt, ServiceName};
 
 /// What is known of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Cluster {
     /// How it is followed.
     pub(super) pace: Pace,
-    /// Pods of this node, by uid.
+    /// Pods of this node, by uid; changed by [`Cluster::change_pods`] alone.
     pub(super) pods: Store<Pod>,
+    /// Those of them that are being deleted, and since when.
+    deleted: BTreeMap<String, Instant>,
     /// Every namespace.
     pub(super) namespaces: Store<Namespace>,
     /// Every Service, as `namespace/name`.
@@ -40,6 +44,34 @@ impl Cluster {
             && self.namespaces.is_listed()
             && self.services.is_listed()
             && self.slices.is_listed()
+    }
+
+    /// Applies a change of pods that was received at `at`. Whether another one is being deleted now.
+    ///
+    /// Of the first list it is not known when that began, except by the API server's clock, of which `wall` is
+    /// this node's.
+    pub(super) fn change_pods(
+        &mut self,
+        change: Change<Pod>,
+        at: Instant,
+        wall: Timestamp,
+    ) -> bool {
+        let first = !self.pods.is_listed();
+        self.pods.change(change, at);
+        let pods = self.pods.now.iter().flatten();
+        let deleted = pods.filter_map(|(uid, pod)| Some((uid, pod.deletion?)));
+        let mut is_new = false;
+        let deleted = deleted.map(|(uid, deletion)| {
+            let since = self.deleted.get(uid).copied().unwrap_or_else(|| {
+                is_new = true;
+                let before = wall.duration_since(deletion.asked);
+                let before = Duration::try_from(before).unwrap_or_default();
+                at.checked_sub(before).filter(|_| first).unwrap_or(at)
+            });
+            (uid.clone(), since)
+        });
+        self.deleted = deleted.collect();
+        is_new
     }
 
     /// Applies a change of slices that was received at `at`.
@@ -173,7 +205,7 @@ impl Cluster {
     }
 
     /// The pod that kubelet calls so, as it is seen at one of its ports.
-    pub(super) fn identify(&self, uid: &str, port: u16) -> Option<Identity> {
+    pub(super) fn identify(&self, uid: &str, port: u16, now: Instant) -> Option<Identity> {
         let (uid, pod) = self.pod(uid)?;
         let namespaces = self.namespaces.now.as_ref();
         let namespace = namespaces.and_then(|all| all.get(&pod.namespace));
@@ -186,7 +218,13 @@ impl Cluster {
             labels: pod.labels.clone(),
             services: self.services(uid, pod, port),
             ready: pod.ready,
-            terminating: pod.terminating,
+            terminating: pod.deletion.is_some(),
+            ending: pod.deletion.and_then(|deletion| {
+                Some(Ending {
+                    since: now.saturating_duration_since(*self.deleted.get(uid)?),
+                    stops_after: deletion.stops_after,
+                })
+            }),
             opted_out: pod.opted_out,
         })
     }
@@ -258,7 +296,7 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{from_value, json};
 
-    use super::*;
+    use super::{super::objects::Deletion, *};
 
     fn listed(stabilization_window: Duration, at: Instant) -> Cluster {
         let mut cluster = Cluster {
@@ -268,8 +306,8 @@ mod tests {
         for change in [Change::Begin, Change::Done] {
             cluster.change_slices(change, at);
         }
-        cluster.pods.change(Change::Begin, at);
-        cluster.pods.change(Change::Done, at);
+        cluster.change_pods(Change::Begin, at, Timestamp::UNIX_EPOCH);
+        cluster.change_pods(Change::Done, at, Timestamp::UNIX_EPOCH);
         cluster.namespaces.change(Change::Done, at);
         cluster.services.change(Change::Done, at);
         cluster
@@ -295,6 +333,44 @@ mod tests {
                 "{stabilization_window}"
             );
         }
+    }
+
+    #[test]
+    fn a_deletion_begins_when_it_is_seen_and_in_the_first_list_when_it_was_asked_for() {
+        let (at, wall) = (
+            Instant::now(),
+            Timestamp::UNIX_EPOCH + Duration::from_secs(100),
+        );
+        let pod = |ago: u64| Pod {
+            deletion: Some(Deletion {
+                asked: wall - Duration::from_secs(ago),
+                stops_after: Duration::from_secs(15),
+            }),
+            ..Pod::default()
+        };
+        let mut cluster = Cluster::default();
+        let mut change = |change, at| cluster.change_pods(change, at, wall);
+        change(Change::Begin, at);
+        change(Change::Listed("alive".to_owned(), Some(Pod::default())), at);
+        change(Change::Listed("old".to_owned(), Some(pod(7))), at);
+        assert!(change(Change::Done, at));
+        let later = at + Duration::from_secs(3);
+        // Of what is watched the other clock does not matter.
+        assert!(change(
+            Change::Set("alive".to_owned(), Some(pod(50))),
+            later
+        ));
+        assert!(!change(
+            Change::Set("alive".to_owned(), Some(pod(50))),
+            later
+        ));
+        let since = |cluster: &Cluster, uid: &str| {
+            let identity = cluster.identify(uid, 80, at + Duration::from_secs(5));
+            identity.unwrap().ending.unwrap().since.as_secs()
+        };
+        assert_eq!([since(&cluster, "old"), since(&cluster, "alive")], [12, 2]);
+        cluster.change_pods(Change::Removed("old".to_owned()), later, wall);
+        assert_eq!(cluster.deleted.len(), 1);
     }
 
     fn slice(service: &str, uids: impl IntoIterator<Item = String>) -> Slice {

@@ -93,6 +93,11 @@ impl Names {
         name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
+    /// Waits until another pod of this node is being deleted.
+    pub async fn pod_deleted(&self) {
+        self.shared.deletion.notified().await;
+    }
+
     /// Whether namespaces have been listed once: before, one may pause its agents.
     pub fn knows_namespaces(&self) -> bool {
         self.shared.lock().namespaces.is_listed()

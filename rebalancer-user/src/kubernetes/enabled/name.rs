@@ -28,7 +28,7 @@ pub(super) fn name(snapshot: &mut Snapshot, cluster: &Cluster, at: &mut PodLooku
             Place::NoPod => Who::NoPod,
             Place::Unknown => Who::Unknown,
             Place::Pod(pod) => {
-                let identity = cluster.identify(&pod.uid, key.port);
+                let identity = cluster.identify(&pod.uid, key.port, now);
                 identity.map_or(Who::Unknown, |identity| Who::Pod(Arc::new(identity)))
             }
         };

@@ -1,9 +1,10 @@
 //! From objects of the API to what is kept of them: no more than is used. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use k8s_openapi::jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Namespace as ApiNamespace, Pod as ApiPod},
+    api::core::v1::{Container, ContainerStatus, Namespace as ApiNamespace, Pod as ApiPod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Resource, ResourceExt as _, core::PartialObjectMeta, runtime::watcher::Event};
@@ -18,12 +19,22 @@ pub(super) struct Pod {
     pub(super) name: String,
     pub(super) labels: Labels,
     pub(super) ready: bool,
-    pub(super) terminating: bool,
+    /// It is being deleted.
+    pub(super) deletion: Option<Deletion>,
     pub(super) opted_out: bool,
     /// What kubelet calls a static pod, whose mirror this is.
     pub(super) mirror_of: Option<String>,
     /// Containers' names, by the runtime's id.
     pub(super) containers: BTreeMap<String, String>,
+}
+
+/// How a pod is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deletion {
+    /// When that was asked for, by the API server's clock.
+    pub(super) asked: Timestamp,
+    /// From then until the last of its containers is asked to stop.
+    pub(super) stops_after: Duration,
 }
 
 /// A namespace.
@@ -86,7 +97,7 @@ pub(super) fn pod(mut pod: ApiPod) -> Option<Pod> {
         ready: conditions
             .into_iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
-        terminating: pod.metadata.deletion_timestamp.is_some(),
+        deletion: deletion(&pod),
         opted_out: opted_out(&pod.metadata),
         mirror_of: pod.annotations().get(MIRROR).cloned(),
         containers: statuses
@@ -96,6 +107,28 @@ pub(super) fn pod(mut pod: ApiPod) -> Option<Pod> {
             .filter_map(container)
             .collect(),
         labels: pod.metadata.labels.take().unwrap_or_default(),
+    })
+}
+
+/// The timestamp of a deletion is when the grace period is over. A container is asked to stop as soon as its
+/// hook has ended, which only a `sleep` says before; any other hook may last until then.
+fn deletion(pod: &ApiPod) -> Option<Deletion> {
+    let over = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let seconds = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    let grace = pod.metadata.deletion_grace_period_seconds;
+    let grace = grace.map_or(Duration::ZERO, seconds);
+    let hook = |container: &Container| {
+        let hook = container.lifecycle.as_ref()?.pre_stop.as_ref()?;
+        Some(match &hook.sleep {
+            Some(sleep) => seconds(sleep.seconds),
+            None => grace,
+        })
+    };
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let longest = containers.filter_map(hook).max().unwrap_or_default();
+    Some(Deletion {
+        asked: over.checked_sub(grace).unwrap_or(over),
+        stops_after: longest.min(grace),
     })
 }
 
@@ -145,9 +178,11 @@ mod tests {
                 "name": "web-0", "namespace": "shop", "uid": "u1",
                 "labels": {"app": "web"},
                 "annotations": {"rebalancer.dev/enabled": "false", "kubernetes.io/config.mirror": "hash"},
-                "deletionTimestamp": "2026-01-02T03:04:05Z"
+                "deletionTimestamp": "2026-01-02T03:04:35Z", "deletionGracePeriodSeconds": 30
             },
-            "spec": {"containers": [{"name": "nginx"}], "nodeName": "n1"},
+            "spec": {"containers": [
+                {"name": "nginx", "lifecycle": {"preStop": {"sleep": {"seconds": 15}}}}, {"name": "sidecar"}
+            ], "nodeName": "n1"},
             "status": {
                 "conditions": [{"type": "Ready", "status": "True"}, {"type": "Initialized", "status": "False"}],
                 "containerStatuses": [{"name": "nginx", "containerID": "containerd://abc", "image": "", "imageID": "",
@@ -166,7 +201,10 @@ mod tests {
                 name: "web-0".to_owned(),
                 labels: map("app", "web"),
                 ready: true,
-                terminating: true,
+                deletion: Some(Deletion {
+                    asked: "2026-01-02T03:04:05Z".parse().unwrap(),
+                    stops_after: Duration::from_secs(15),
+                }),
                 opted_out: true,
                 mirror_of: Some("hash".to_owned()),
                 containers: map("abc", "nginx"),
@@ -174,7 +212,33 @@ mod tests {
         );
         let bare = json!({"metadata": {"name": "a", "namespace": "b"}});
         let kept = pod(from_value(bare).unwrap()).unwrap();
-        assert!(!kept.ready && !kept.terminating && !kept.opted_out);
+        assert!(!kept.ready && kept.deletion.is_none() && !kept.opted_out);
+    }
+
+    /// A hook that does not say how long it takes may take the whole grace period; none takes no time.
+    #[test]
+    fn a_pod_stops_once_the_longest_hook_has_ended() {
+        let stops_after = |containers: serde_json::Value| {
+            let object = json!({
+                "metadata": {
+                    "name": "a", "namespace": "b",
+                    "deletionTimestamp": "2026-01-02T03:04:35Z", "deletionGracePeriodSeconds": 30
+                },
+                "spec": {"containers": containers}
+            });
+            let pod = pod(from_value(object).unwrap()).unwrap();
+            pod.deletion.unwrap().stops_after.as_secs()
+        };
+        let hook = |hook| json!({"name": "c", "lifecycle": {"preStop": hook}});
+        let sleep = |seconds: i64| hook(json!({"sleep": {"seconds": seconds}}));
+        assert_eq!(stops_after(json!([{"name": "c"}])), 0);
+        assert_eq!(stops_after(json!([sleep(5), sleep(15), {"name": "d"}])), 15);
+        assert_eq!(stops_after(json!([sleep(90)])), 30);
+        assert_eq!(stops_after(json!([sleep(-1)])), 0);
+        assert_eq!(
+            stops_after(json!([hook(json!({"exec": {"command": ["drain"]}}))])),
+            30
+        );
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl Followed {
     }
 
     fn identify(&self, uid: &str) -> Option<Identity> {
-        self.shared.lock().identify(uid, 8080)
+        self.shared.lock().identify(uid, 8080, Instant::now())
     }
 
     fn naming(&self) -> Naming {
@@ -124,7 +124,11 @@ async fn objects_become_names_and_changes_reach_them() {
     assert_eq!((web.labels["app"].as_str(), web.ready), ("web", true));
     assert_eq!(services(&web), [("web", false)]);
     assert_eq!(
-        f.shared.lock().identify("u0", 81).unwrap().services,
+        f.shared
+            .lock()
+            .identify("u0", 81, Instant::now())
+            .unwrap()
+            .services,
         Some(vec![])
     );
     assert_eq!(f.identify("u1"), None, "of another node");

@@ -13,6 +13,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Pod, Service},
     discovery::v1::EndpointSlice,
 };
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource,
     client::ClientBuilder,
@@ -20,7 +21,7 @@ use kube::{
     runtime::watcher::{self, Event},
 };
 use serde::de::DeserializeOwned;
-use tokio::task::JoinSet;
+use tokio::{sync::Notify, task::JoinSet};
 use tower::{layer::layer_fn, util::MapResponse};
 use tracing::{debug, info, warn};
 
@@ -34,12 +35,16 @@ use super::{
 
 /// What the watches write into.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shared(Arc<Mutex<Cluster>>);
+pub(super) struct Shared {
+    cluster: Arc<Mutex<Cluster>>,
+    /// Another pod of this node is being deleted.
+    pub(super) deletion: Arc<Notify>,
+}
 
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Cluster> {
         // Whoever panicked with it left each object whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -56,7 +61,7 @@ struct Follow<T: 'static> {
     kind: &'static str,
     shared: Shared,
     part: fn(&mut Cluster) -> &mut Store<T>,
-    apply: fn(&mut Cluster, Change<T>, Instant),
+    apply: fn(&Shared, Change<T>, Instant),
     patience: Duration,
 }
 
@@ -96,25 +101,29 @@ pub(super) fn start(
     };
     watches.follow::<Pod, _>(
         ("pods", |c| &mut c.pods),
-        |c, change, at| c.pods.change(change, at),
+        |shared, change, at| {
+            if shared.lock().change_pods(change, at, Timestamp::now()) {
+                shared.deletion.notify_one();
+            }
+        },
         of_node,
         |event| objects::change(event, objects::uid, objects::pod),
     )?;
     watches.follow::<PartialObjectMeta<Namespace>, _>(
         ("namespaces", |c| &mut c.namespaces),
-        |c, change, at| c.namespaces.change(change, at),
+        |shared, change, at| shared.lock().namespaces.change(change, at),
         cached.clone(),
         |event| objects::change(event, objects::name, objects::namespace),
     )?;
     watches.follow::<Service, _>(
         ("services", |c| &mut c.services),
-        |c, change, at| c.services.change(change, at),
+        |shared, change, at| shared.lock().services.change(change, at),
         cached,
         |event| objects::change(event, objects::name, Spec::of),
     )?;
     watches.follow::<EndpointSlice, _>(
         ("endpointslices", |c| &mut c.slices),
-        Cluster::change_slices,
+        |shared, change, at| shared.lock().change_slices(change, at),
         paged.page_size(SLICES_PAGE),
         move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
     )?;
@@ -134,7 +143,7 @@ impl Watches<'_> {
     fn follow<K, T>(
         &mut self,
         (kind, part): (&'static str, fn(&mut Cluster) -> &mut Store<T>),
-        apply: fn(&mut Cluster, Change<T>, Instant),
+        apply: fn(&Shared, Change<T>, Instant),
         list: watcher::Config,
         change: impl Fn(Event<K>) -> Option<Change<T>> + Send + 'static,
     ) -> kube::Result<()>
@@ -205,7 +214,7 @@ impl<T: Send + 'static> Follow<T> {
                         }
                     }
                     if let Some(change) = change(event) {
-                        (self.apply)(&mut self.shared.lock(), change, Instant::now());
+                        (self.apply)(&self.shared, change, Instant::now());
                     }
                     continue;
                 }
