@@ -27,6 +27,8 @@ const TOLERANCE: u64 = 10;
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// The most rounds of reports until the connections are balanced.
 const ROUNDS: u32 = 4;
+/// The most moves, to the least.
+const MOST_MOVES: f64 = 1.15;
 /// How long nothing may be moved afterwards.
 const AT_REST: Duration = Duration::from_secs(60);
 const COORDINATORS: &str = "app.kubernetes.io/component=coordinator";
@@ -138,6 +140,17 @@ fn is_balanced(pods: &[String], report: &Report) -> bool {
     report.answered() == EVEN.connections && pods.iter().all(|pod| of(pod) <= most(pods.len()))
 }
 
+/// The fewest moves after which no pod holds more than the mean and the tolerance: what is moved comes to any pod by
+/// chance, and only what comes to one that did not hold too much is a gain.
+fn least(report: &Report, replicas: usize) -> f64 {
+    let stop = EVEN.connections as f64 / replicas as f64 * (100 + TOLERANCE) as f64 / 100.0;
+    let excess = |load: &u64| *load as f64 - stop;
+    let hot: Vec<f64> = report.connections.values().map(excess).collect();
+    let hot: Vec<f64> = hot.into_iter().filter(|excess| *excess > 0.0).collect();
+    let gains = (replicas - hot.len()) as f64 / replicas as f64;
+    hot.iter().sum::<f64>() / gains
+}
+
 /// Waits until no pod of `replicas` holds too much; what that took.
 fn balances(replicas: usize, within: Duration) -> Outcome {
     let (before, first) = (ended()?, EVEN.report()?);
@@ -160,8 +173,13 @@ fn balances(replicas: usize, within: Duration) -> Outcome {
         "{failed} requests failed: {:?}",
         report.last_error
     );
+    let least = least(&first, replicas);
+    ensure!(
+        moves as f64 <= least * MOST_MOVES,
+        "{moves} moves, where {least:.0} are the least: {last}"
+    );
     Ok(format!(
-        "{last}; {moves} moves in {took:.0} s after {:.0} s of scaling, no request failed",
+        "{last}; {moves} moves of {least:.0} at least in {took:.0} s after {:.0} s of scaling, no request failed",
         scaled.duration_since(started).as_secs_f64()
     ))
 }

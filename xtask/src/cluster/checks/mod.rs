@@ -121,8 +121,8 @@ const LAST: [Check; 8] = [
     ),
 ];
 
-/// The checks of a cluster with so many nodes.
-fn checks(nodes: usize) -> Vec<Check> {
+/// The checks of a cluster with so many nodes that `only` selects, if it selects any.
+fn checks(nodes: usize, only: &[String]) -> Result<Vec<Check>> {
     let across: &[Check] = if nodes < balance::NODES {
         println!(
             "  balance across nodes is not checked: it takes --nodes {}",
@@ -132,7 +132,18 @@ fn checks(nodes: usize) -> Vec<Check> {
     } else {
         &ACROSS_NODES
     };
-    [&FIRST, across, &LAST].concat()
+    let (foundation, first) = FIRST.split_at(FOUNDATION);
+    let mut others = [first, across, &LAST].concat();
+    if !only.is_empty() {
+        let is_meant = |name: &str| only.iter().any(|text| name.contains(text.as_str()));
+        others.retain(|(name, _)| is_meant(name));
+        let any = foundation
+            .iter()
+            .chain(&others)
+            .any(|(name, _)| is_meant(name));
+        ensure!(any, "no check's name contains {}", only.join(" or "));
+    }
+    Ok([foundation, &others].concat())
 }
 
 /// What the checks pass on to each other.
@@ -155,17 +166,28 @@ impl State {
 }
 
 /// Options of the checks.
-#[derive(Clone, Copy, clap::Args)]
+#[derive(Clone, clap::Args)]
 #[group(id = "cluster-suite")]
 pub(crate) struct Args {
     /// Skip the suite with a message if Kubernetes has not been built yet
     #[arg(long)]
     if_built: bool,
+    /// Run only the checks whose names contain TEXT, and the first five, which all others need; may be
+    /// repeated. Some need others before them: `coordinator` for all balance across nodes
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
 
-pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
+pub(crate) fn run(
+    Args {
+        if_built,
+        only,
+        options,
+    }: Args,
+) -> Result<()> {
+    let checks = checks(options.nodes.into(), &only)?;
     if if_built && !programs::is_built(options.kube)? {
         println!(
             "skipped: Kubernetes {} is not built on this machine.\n\
@@ -190,7 +212,6 @@ pub(crate) fn run(Args { if_built, options }: Args) -> Result<()> {
         up,
         Ok(String::new()),
     )];
-    let checks = checks(state.cluster.nodes.len());
     for (index, (name, check)) in checks.iter().enumerate() {
         let result = CheckReport::run(name, || check(&mut state));
         let failed = result.has_failed();
