@@ -26,12 +26,15 @@ pub use view::{View, Views};
 
 use std::time::Duration;
 
-/// The least time between two reports of a node, whatever changes.
+/// The least time between two reports of a node, unless its endpoints change.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// The least time between a report and one of other endpoints, unless the endpoints had changed in the report before
-/// it: a new replica should not have to wait, and one that flaps should cost no more than [`REPORT_EVERY`] allows.
+/// The least time between a report and one of other endpoints: a new replica should not have to wait.
 pub const NEW_SET_REPORTED_AFTER: Duration = Duration::from_secs(2);
+
+/// So many reports of other endpoints may come before their time: the replicas of a scale-out become ready one after
+/// the other. One that flaps for longer costs no more than [`REPORT_EVERY`] allows.
+pub const REPORTED_AHEAD: u32 = 3;
 
 /// The most time between two reports, though nothing changes: who reports nothing may be gone.
 pub const REPORT_AT_LEAST_EVERY: Duration = Duration::from_secs(30);

@@ -23,8 +23,8 @@ use super::{
 use crate::{
     kubernetes::Access,
     views::{
-        NEW_SET_REPORTED_AFTER, REPORT_AT_LEAST_EVERY, REPORT_EVERY, Report, ServiceReport,
-        VIEW_COUNTS_FOR, View, Views,
+        NEW_SET_REPORTED_AFTER, REPORT_AT_LEAST_EVERY, REPORT_EVERY, REPORTED_AHEAD, Report,
+        ServiceReport, VIEW_COUNTS_FOR, View, Views,
     },
 };
 
@@ -186,19 +186,12 @@ impl Writer {
             }
             let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
             let before = last.as_ref().map_or(0, |last| last.report.sequence);
-            let is_of_others = |last: &Written| last.report.is_of_others_than(&services);
-            let is_of_others = last.as_ref().is_none_or(is_of_others);
             let report = Report::of(now.max(before + 1), services);
             match self.write(report.clone()).await {
                 Ok(()) => {
                     self.state.succeeded(WRITING);
                     pauses = self::pauses();
-                    let at = Instant::now();
-                    last = Some(Written {
-                        report,
-                        at,
-                        is_of_others,
-                    });
+                    last = Some(Written::after(last.as_ref(), report, Instant::now()));
                 }
                 Err(error) => {
                     self.state
@@ -223,8 +216,19 @@ impl Writer {
 struct Written {
     report: Report,
     at: Instant,
-    /// It was of other endpoints than the one before.
-    is_of_others: bool,
+    /// Until when all so far would last, if none came before its time.
+    lasts: Instant,
+}
+
+impl Written {
+    fn after(last: Option<&Self>, report: Report, at: Instant) -> Self {
+        let from = last.map_or(at, |last| last.lasts.max(at));
+        Self {
+            report,
+            at,
+            lasts: from + REPORT_EVERY,
+        }
+    }
 }
 
 /// Whether a report is due: none is while there is nothing to report and nothing was.
@@ -233,7 +237,8 @@ fn is_due(last: Option<&Written>, now: &[ServiceReport], at: Instant) -> bool {
         return !now.is_empty();
     };
     let age = at.saturating_duration_since(last.at);
-    let soon = !last.is_of_others && age >= NEW_SET_REPORTED_AFTER;
+    let ahead = last.lasts.saturating_duration_since(at);
+    let soon = age >= NEW_SET_REPORTED_AFTER && ahead <= REPORT_EVERY * REPORTED_AHEAD;
     soon && last.report.is_of_others_than(now)
         || age >= REPORT_EVERY && last.report.is_outdated_by(now)
         || age >= REPORT_AT_LEAST_EVERY && !now.is_empty()
@@ -364,12 +369,8 @@ mod tests {
     #[test]
     fn a_report_is_due_soon_after_a_change_and_once_in_a_while() {
         let start = Instant::now();
-        let last = |services, is_of_others| Written {
-            report: Report::of(1, services),
-            at: start,
-            is_of_others,
-        };
-        let (last, nothing) = (last(service(100), false), last(Vec::new(), true));
+        let last = |services| Written::after(None, Report::of(1, services), start);
+        let (last, nothing) = (last(service(100)), last(Vec::new()));
         let due = |now: &[ServiceReport], after| is_due(Some(&last), now, start + second(after));
         assert!(
             !is_due(None, &[], start),
@@ -380,18 +381,30 @@ mod tests {
         assert!(due(&service(300), 10));
         assert!(!due(&[], 1));
         assert!(due(&[], 2), "another set of endpoints is reported soon");
-        let flaps = Written {
-            is_of_others: true,
-            ..last.clone()
-        };
-        assert!(!is_due(Some(&flaps), &[], start + second(9)));
-        assert!(
-            is_due(Some(&flaps), &[], start + second(10)),
-            "and not again and again"
-        );
         assert!(!due(&service(101), 29));
         assert!(due(&service(101), 30));
         assert!(!is_due(Some(&nothing), &[], start + second(300)));
+    }
+
+    /// The replicas of a scale-out become ready one after the other; one may also flap for long.
+    #[test]
+    fn sets_of_endpoints_that_change_are_reported_soon_for_a_while_and_as_often_as_loads_then() {
+        let start = Instant::now();
+        let mut last: Option<Written> = None;
+        let mut at = Vec::new();
+        for now in 0..120 {
+            // Another with each second.
+            let services = vec![service(1); 1 + now % 2].concat();
+            if is_due(last.as_ref(), &services, start + second(now as u64)) {
+                let report = Report::of(now as u64, services);
+                let written = Written::after(last.as_ref(), report, start + second(now as u64));
+                last = Some(written);
+                at.push(now);
+            }
+        }
+        assert_eq!(at[..5], [0, 3, 6, 9, 12]);
+        let later = at.iter().skip(5).filter(|at| **at >= 20).count();
+        assert!(later <= 10, "{at:?}");
     }
 
     #[test]
