@@ -120,6 +120,30 @@ fn shares_are_by_excess_of_each_endpoint() {
 }
 
 #[test]
+fn what_fills_those_that_lack_is_counted_apart_from_what_the_others_give_to_each_other() {
+    let mut run = Run::of(&[
+        ("a", &[of("web", 4, &[200])]),
+        ("b", &[of("web", 4, &[180, 0])]),
+        ("c", &[of("web", 4, &[20])]),
+    ]);
+    let of_a = |run: &mut Run| {
+        let view = run.view("a").unwrap();
+        (view.mean, view.elsewhere, view.filled, view.full)
+    };
+    assert_eq!(of_a(&mut run), (100, 200, 120, 1));
+    // Forty have left `a` and twenty its neighbour; of these ten each have come to those two.
+    run.report("a", &[of("web", 4, &[170])]);
+    run.report("b", &[of("web", 4, &[170, 20])]);
+    run.report("c", &[of("web", 4, &[40])]);
+    assert_eq!(of_a(&mut run), (100, 230, 160, 1));
+    let [b, c] = ["b", "c"].map(|node| run.view(node).unwrap());
+    assert_eq!(
+        [(b.filled, b.full), (c.filled, c.full)],
+        [(140, 1), (220, 2)]
+    );
+}
+
+#[test]
 fn services_zones_rules_and_units_are_apart() {
     let others: [fn(&mut Key); 5] = [
         |key| key.service.push('2'),

@@ -299,6 +299,7 @@ pub(crate) mod tests {
                 internal_local: bools[2],
                 external_local: bools[3],
                 changed,
+                lost: changed.map(|changed| changed / 2),
                 http2: http2.into_iter().collect(),
             },
         )
@@ -352,6 +353,8 @@ pub(crate) mod tests {
             most: n[5],
             connections: n[0],
             elsewhere: n[2],
+            filled: n[4],
+            full: to,
             excess: n[1],
             share: Share { from, to },
         });
@@ -525,6 +528,7 @@ pub(crate) mod tests {
                     generation: Some(Generation(0xab)),
                     zone: Some("eu-1a".to_owned()),
                     changed: Some(Duration::from_nanos(5)),
+                    lost: Some(Duration::from_nanos(7)),
                     http2: BTreeSet::from([443]),
                     addresses: Arc::new(BTreeSet::from(["10.0.0.1".parse().unwrap()])),
                     ..Service::default()

@@ -5,14 +5,18 @@
 //! node's share of the moves is the number of its moves that are taken to have arrived there, the oldest first. Growth
 //! beyond the moves that are waiting is somebody else's, and is not saved for later moves. Without a view, no move is
 //! taken to have arrived.
+//!
+//! Where several nodes move, their clients come to this node too, and the number of the others falls by as many: while
+//! one of them moves much, it does not grow at all. So what fills those endpoints of the others that hold less than the
+//! mean counts as growth as well: all that move give to these, and these give to nobody.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{Charge, Group};
 use crate::{
-    policy::RuleName,
+    policy::{By, RuleName},
     snapshot::{KernelTime, Snapshot},
-    views::{Share, View, Views},
+    views::{Generation, Share, View, Views},
 };
 
 /// No view can show a move that ended so shortly before: its connection must have been reported and merged.
@@ -21,9 +25,51 @@ const SHOWN_AFTER: Duration = Duration::from_secs(2);
 /// A group under the rule that has moved there.
 type Key = (RuleName, Arc<Group>);
 
-/// The most connections that the other nodes had in a view, by rule and group, while moves are looked for.
+/// The most that the other nodes had in a view, by rule and group, while moves are looked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Arrivals(BTreeMap<Key, u64>);
+pub(super) struct Arrivals(BTreeMap<Key, Most>);
+
+/// The most that the other nodes had in a view of one set of endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Most {
+    generation: Generation,
+    connections: u64,
+    /// What their endpoints held up to the mean, and that mean.
+    filled: u64,
+    mean: u64,
+}
+
+impl Most {
+    fn of(view: &View) -> Self {
+        Self {
+            generation: view.generation,
+            connections: view.elsewhere,
+            filled: view.filled,
+            mean: view.mean,
+        }
+    }
+
+    /// Takes in the next view; how many connections came to the other nodes, at least.
+    fn grow(&mut self, view: &View) -> u64 {
+        if self.generation != view.generation {
+            *self = Self::of(view);
+            return 0;
+        }
+        let connections = view.elsewhere.saturating_sub(self.connections);
+        self.connections = self.connections.max(view.elsewhere);
+        // With the mean grows what counts of those that hold more, though nothing came to them.
+        let with_the_mean = view.mean.saturating_sub(self.mean);
+        let with_the_mean = with_the_mean.saturating_mul(view.full.into());
+        let before = self.filled.saturating_add(with_the_mean);
+        let filled = view.filled.saturating_sub(before);
+        if filled > 0 {
+            (self.filled, self.mean) = (view.filled, view.mean);
+        }
+        // A rate is no number of connections.
+        let counts = view.key.by == By::Connections.as_str();
+        connections.max(if counts { filled } else { 0 })
+    }
+}
 
 /// When the last of the moves ended that have just arrived.
 #[derive(Debug, Default)]
@@ -60,9 +106,9 @@ impl Arrivals {
                 self.0.remove(&key);
                 continue;
             };
-            let most = self.0.entry(key.clone()).or_insert(view.elsewhere);
-            let arrived = view.share.of(view.elsewhere.saturating_sub(*most));
-            *most = view.elsewhere.max(*most);
+            let most = self.0.entry(key.clone());
+            let most = most.or_insert_with(|| Most::of(view));
+            let arrived = view.share.of(most.grow(view));
             ended.sort_unstable();
             let arrived = usize::try_from(arrived).unwrap_or(usize::MAX);
             let last = ended.len().min(arrived).checked_sub(1);
@@ -91,4 +137,50 @@ fn view_of<'a>(views: &'a Views, rule: &RuleName, group: &Group) -> Option<&'a V
         key.service == service && key.port == group.port && key.rule == rule.as_str()
     };
     services.values().find(is_it)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view([elsewhere, filled, mean]: [u64; 3]) -> View {
+        let mut view = View {
+            elsewhere,
+            filled,
+            mean,
+            full: 2,
+            ..View::default()
+        };
+        view.key.by = By::Connections.as_str().to_owned();
+        view
+    }
+
+    #[test]
+    fn others_gain_what_they_hold_in_all_or_what_fills_those_that_lack() {
+        let mut most = Most::of(&view([200, 100, 50]));
+        assert_eq!(most.grow(&view([206, 104, 50])), 6);
+        // Many of theirs have come here.
+        assert_eq!(most.grow(&view([190, 109, 50])), 5);
+        assert_eq!(most.grow(&view([190, 109, 50])), 0);
+        // Reports of different times have one twice: the mean is above what it was.
+        assert_eq!(most.grow(&view([195, 117, 52])), 4);
+        assert_eq!(most.grow(&view([195, 113, 50])), 0);
+        assert_eq!(
+            most.grow(&view([207, 113, 50])),
+            1,
+            "and no lower bound is forgotten"
+        );
+        let mut by_rate = view([207, 900, 50]);
+        by_rate.key.by = By::ByteRate.as_str().to_owned();
+        assert_eq!(most.grow(&by_rate), 0);
+        let others = View {
+            generation: Generation(8),
+            ..view([400, 300, 50])
+        };
+        assert_eq!(
+            most.grow(&others),
+            0,
+            "of other endpoints nothing is known yet"
+        );
+    }
 }

@@ -341,6 +341,9 @@ impl Ledger {
             began,
             charge,
             seen: None,
+            seen_at: KernelTime::default(),
+            has_arrived: false,
+            is_doubtful: false,
         });
     }
 

@@ -73,7 +73,8 @@ impl Ledger {
     }
 
     /// Sums for the next mean, and endpoints that go on until they are at their stop. One at its
-    /// stop whose moved clients have not all been seen again may be above it in a moment.
+    /// stop may be above it in a moment if its moved clients have not all been seen again, or if
+    /// another has more than chance explains: a part of what that one sheds comes here.
     fn remember(&mut self, groups: &Groups, now: KernelTime) {
         let mut sums = std::mem::take(&mut self.sums);
         let mut shedding = BTreeSet::new();
@@ -91,9 +92,13 @@ impl Ledger {
             let Ok(facts) = group.facts else { continue };
             for (endpoint, at) in group.endpoints.iter().filter(|(_, at)| at.ready) {
                 let key = (group.rule.clone(), *endpoint);
-                let unsettled = at.sheds && self.is_unsettled(&key);
                 let keeps = facts.keeps(at.load, balance.tolerance(), at.sheds);
-                if keeps.is_some() || unsettled {
+                let is_hot = |start| facts.most >= start;
+                let goes_on = || {
+                    let start = facts.start(balance.tolerance());
+                    self.is_unsettled(&key) || start.is_some_and(is_hot)
+                };
+                if keeps.is_some() || at.sheds && goes_on() {
                     shedding.insert(key);
                 }
             }

@@ -28,7 +28,9 @@
 //! Clients are known by their address alone, and many may share one. Where the whole group is seen
 //! that does no harm: new connections of an address come to the same endpoint as often as those of its
 //! moved clients do. Where a part is seen, all new ones would be returns. There one counts as a
-//! return only if the address has as many connections at the endpoint as that makes.
+//! return only if the address has as many connections at the endpoint as that makes, and if no others of the
+//! address are on their way here: those that another node moves, and those whose endpoint has gone, which may
+//! be known only after they have come ([`COUNTS_AFTER`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -53,6 +55,11 @@ pub const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// How long the agent looks for a moved client. Clients wait for minutes before they reconnect if an
 /// earlier attempt failed or they have no request to send.
 pub const LOOKED_FOR: Duration = Duration::from_secs(900);
+
+/// Where only a part of the group is seen, a return counts once it has been seen for so long and the endpoints have not
+/// changed meanwhile. Clients of a pod that goes away reconnect before the API server tells that it has, and would be
+/// taken for those that were moved.
+const COUNTS_AFTER: Duration = Duration::from_secs(10);
 
 /// Moves that may be under way while it is not known whether they help.
 pub const FIRST_FEW: u64 = 6;
@@ -107,6 +114,36 @@ pub struct PendingReturn {
     pub charge: Charge,
     /// Its client was seen again.
     pub seen: Option<Reappearance>,
+    /// When that was.
+    #[serde(default)]
+    pub seen_at: KernelTime,
+    /// By a view as many clients as were moved until then have arrived at other nodes, or were seen here.
+    #[serde(default)]
+    pub has_arrived: bool,
+    /// Its client may have been seen at the same endpoint, or another of the same address: if no view shows that it
+    /// has arrived elsewhere, it proves nothing.
+    #[serde(default)]
+    pub is_doubtful: bool,
+}
+
+impl PendingReturn {
+    /// Whether it is known what to make of it that its client was seen.
+    fn is_certain(&self, now: KernelTime) -> bool {
+        let is_back = self.seen == Some(Reappearance::Returned);
+        self.charge.whole || !is_back || now.since(self.seen_at) >= COUNTS_AFTER
+    }
+
+    /// Whether it may have been taken for the client of an endpoint that the Service lost so long ago.
+    fn may_be_of_those_lost(&self, ago: Duration, now: KernelTime) -> bool {
+        let since_seen = now.since(self.seen_at);
+        since_seen.saturating_sub(ago) <= COUNTS_AFTER
+            && ago.saturating_sub(since_seen) < SEEN_WITHIN
+    }
+
+    /// Of which test it is, besides that of the rule.
+    fn test(&self) -> (IpAddr, EndpointKey) {
+        (self.charge.client, self.charge.endpoint)
+    }
 }
 
 /// Where a moved client came.
@@ -275,10 +312,18 @@ impl Returns {
                 return Vec::new();
             }
         }
-        self.look_for(snapshot);
+        // First, as a view is of before this snapshot: what other nodes have moved since may be here already, and
+        // would be taken for returns.
         let unseen = self.awaited.iter().filter(|one| one.seen.is_none());
         let unseen = unseen.map(|one| (&one.charge, one.ended));
         let arrived = self.arrivals.up_to(snapshot, unseen);
+        for one in &mut self.awaited {
+            one.has_arrived |= arrived.includes(&one.charge, one.ended);
+            if one.has_arrived && one.seen.is_none() {
+                one.seen = Some(Reappearance::Elsewhere);
+            }
+        }
+        self.look_for(snapshot);
         let now = snapshot.taken;
         let mut settled = Vec::new();
         // What is known at the same time counts as a whole: which of several moves a client's new
@@ -291,29 +336,36 @@ impl Returns {
                 *count(known.entry(key).or_default()) += 1;
             }
         };
-        // Clients are known by address only, and many may share one. Clients of an endpoint that has gone reconnect
-        // here, and so do clients that other nodes have moved: neither is a return.
-        let is_void = |one: &PendingReturn| {
-            if one.charge.whole {
-                return false;
-            }
-            let service = one.charge.group.service.as_ref();
-            let service = service.and_then(|name| snapshot.services.get(name));
-            let changed = service.and_then(|service| service.changed);
-            let has_changed = changed.is_some_and(|ago| now.since(one.ended) >= ago);
-            let is_back = one.seen == Some(Reappearance::Returned);
-            has_changed || is_back && others_move(snapshot, &one.charge)
+        let service = |one: &PendingReturn| {
+            let name = one.charge.group.service.as_ref()?;
+            snapshot.services.get(name).filter(|_| !one.charge.whole)
         };
         for moves in [&mut self.late, &mut self.awaited] {
             moves.retain(|one| {
-                let is_void = is_void(one);
+                let changed = service(one).and_then(|service| service.changed);
+                let is_void = changed.is_some_and(|ago| now.since(one.ended) >= ago);
                 settled.extend(is_void.then(|| self.counts.count(one)));
                 !is_void
             });
         }
+        // Clients are known by address only, and many may share one. Clients of an endpoint that has gone reconnect
+        // here, and so do clients that other nodes have moved: neither is a return. But one of them may be.
+        for one in self.late.iter_mut().chain(&mut self.awaited) {
+            let lost = service(one).and_then(|service| service.lost);
+            let is_lost = lost.is_some_and(|ago| one.may_be_of_those_lost(ago, now));
+            let is_back = !one.charge.whole && one.seen == Some(Reappearance::Returned);
+            if is_back && (is_lost || others_move(snapshot, &one.charge)) {
+                (one.seen, one.is_doubtful) = (None, true);
+            }
+        }
         let mut late = Vec::new();
         for one in std::mem::take(&mut self.late) {
             match one.seen {
+                None if one.is_doubtful => {}
+                _ if !one.is_certain(now) => {
+                    late.push(one);
+                    continue;
+                }
                 Some(Reappearance::Returned) if one.charge.whole => {
                     learned(&one, |seen| &mut seen.returned)
                 }
@@ -329,19 +381,25 @@ impl Returns {
             settled.push(self.counts.count(&one));
         }
         let mut still = Vec::new();
-        for mut one in std::mem::take(&mut self.awaited) {
+        let uncertain = self.awaited.iter().filter(|one| !one.is_certain(now));
+        let uncertain: BTreeSet<_> = uncertain.map(PendingReturn::test).collect();
+        for one in std::mem::take(&mut self.awaited) {
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
-            let has_arrived = arrived.includes(&one.charge, one.ended);
-            if has_arrived && one.seen.is_none() {
-                one.seen = Some(Reappearance::Elsewhere);
-            }
-            if !is_late && !has_arrived && (one.seen.is_none() || !one.charge.whole) {
+            let is_known = one.has_arrived || one.charge.whole && one.seen.is_some();
+            if !is_late && (!is_known || uncertain.contains(&one.test())) {
                 still.push(one);
                 continue;
             }
             match one.seen {
+                // As long as it is not certain that it has returned, it counts as one that has not.
+                Some(Reappearance::Returned) if !one.is_certain(now) => {
+                    learned(&one, |seen| &mut seen.not_returned);
+                    late.push(one);
+                    continue;
+                }
                 Some(Reappearance::Returned) => learned(&one, |seen| &mut seen.returned),
                 Some(_) => learned(&one, |seen| &mut seen.elsewhere),
+                None if one.is_doubtful => {}
                 None => {
                     if !one.charge.whole {
                         learned(&one, |seen| &mut seen.not_returned);
@@ -400,6 +458,7 @@ impl Returns {
             } else {
                 Reappearance::Elsewhere
             });
+            one.seen_at = snapshot.taken;
         }
     }
 

@@ -63,6 +63,15 @@ pub struct Service {
         with = "wire::optional_nanoseconds"
     )]
     pub changed: Option<Duration>,
+    /// Time since it last lost ready endpoints, a flapping one included; of a large Service more than a few. `None`:
+    /// not since they were first seen.
+    #[serde(
+        default,
+        rename = "sinceLostNanoseconds",
+        skip_serializing_if = "Option::is_none",
+        with = "wire::optional_nanoseconds"
+    )]
+    pub lost: Option<Duration>,
     /// Ports of its pods that are declared as HTTP/2, by `appProtocol` or by the port's name.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub http2: BTreeSet<u16>,

@@ -171,12 +171,27 @@ fn of_nodes<'a>(
         most: loads().max().unwrap_or(0),
         connections: connections.fold(0, u64::saturating_add),
         elsewhere: 0,
+        filled: 0,
+        full: 0,
         excess: 0,
         share: Share::default(),
     };
+    let filled = |loads: &mut dyn Iterator<Item = u64>| {
+        let filled = |(filled, full): (u64, u32), load: u64| {
+            (
+                filled.saturating_add(load.min(mean)),
+                full.saturating_add((load >= mean).into()),
+            )
+        };
+        loads.fold((0, 0), filled)
+    };
+    let all = filled(&mut loads());
     let of_node = |((node, excess), part): ((&'a str, u64), &Part<'a>)| {
+        let here = filled(&mut part.report.loads.iter().copied());
         let view = View {
             elsewhere: view.connections.saturating_sub(part.report.connections),
+            filled: all.0.saturating_sub(here.0),
+            full: all.1.saturating_sub(here.1),
             excess,
             share: shares.get(node).copied().unwrap_or_default(),
             ..view.clone()

@@ -33,6 +33,13 @@ pub struct View {
     /// Of these, what the other nodes have.
     #[serde(default)]
     pub elsewhere: u64,
+    /// What the other nodes' endpoints hold, each up to the mean: it grows by what comes to those that lack, and
+    /// not by what those above the mean give to each other.
+    #[serde(default)]
+    pub filled: u64,
+    /// How many of the other nodes' endpoints hold the mean or more.
+    #[serde(default)]
+    pub full: u32,
     /// What this node's endpoints hold above the mean.
     pub excess: u64,
     /// This node's part of the Service's budget, by its part of what all hold above the mean.

@@ -71,6 +71,8 @@ struct Since {
     /// The latest time since which more than the tolerated number of pods have changed; `None` if that
     /// was never the case since the first list.
     changed: Option<Instant>,
+    /// When it last lost more than the tolerated number of pods at once.
+    lost: Option<Instant>,
     /// Pods that changed recently, with the times of their first and last change.
     recent: BTreeMap<u64, (Instant, Instant)>,
 }
@@ -90,10 +92,14 @@ impl Since {
             let is_new = |pod: &&u64| those.binary_search(pod).is_err();
             these.iter().filter(is_new).copied().collect()
         };
-        for pod in [only_in(&before, now), only_in(now, &before)].concat() {
+        let lost = only_in(&before, now);
+        let tolerated = before.len().max(now.len()) / TOLERATED;
+        if lost.len() > tolerated {
+            self.lost = Some(at);
+        }
+        for pod in [lost, only_in(now, &before)].concat() {
             self.recent.entry(pod).or_insert((at, at)).1 = at;
         }
-        let tolerated = before.len().max(now.len()) / TOLERATED;
         let mut changes: Vec<Instant> = self.recent.values().map(|(first, _)| *first).collect();
         changes.sort_unstable_by(|a, b| b.cmp(a));
         self.changed = self.changed.max(changes.get(tolerated).copied());
@@ -118,6 +124,7 @@ impl ByService {
                 new.insert(Since {
                     endpoints,
                     changed: at,
+                    lost: None,
                     recent: BTreeMap::new(),
                 });
             }
@@ -162,6 +169,7 @@ impl ByService {
         specs: &BTreeMap<String, Spec>,
         now: Instant,
     ) -> BTreeMap<ServiceName, Service> {
+        let ago = |at| now.saturating_duration_since(at);
         let fact = |(name, since): (&ServiceName, &Since)| {
             let endpoints = &since.endpoints;
             let addresses = Arc::clone(endpoints.addresses.as_ref()?);
@@ -189,7 +197,8 @@ impl ByService {
                 headless: spec.headless,
                 internal_local: spec.internal_local,
                 external_local: spec.external_local,
-                changed: since.changed.map(|at| now.saturating_duration_since(at)),
+                changed: since.changed.map(ago),
+                lost: since.lost.map(ago),
                 http2: endpoints.http2.clone(),
             };
             Some((name.clone(), service))
@@ -351,6 +360,7 @@ mod tests {
         let mut since = Since {
             endpoints: endpoints(&sets[0]),
             changed: None,
+            lost: None,
             recent: BTreeMap::new(),
         };
         for (minute, set) in sets.iter().enumerate().skip(1) {
@@ -360,6 +370,33 @@ mod tests {
             );
         }
         Some((since.changed? - start).as_secs() / 60)
+    }
+
+    /// One that comes and soon goes is flapping, which is no change; but its clients go elsewhere.
+    #[test]
+    fn pods_that_were_lost_are_known_though_they_had_come_just_before() {
+        let start = Instant::now();
+        let mut since = Since {
+            endpoints: Endpoints::default(),
+            changed: None,
+            lost: None,
+            recent: BTreeMap::new(),
+        };
+        let mut set = |minute: u32, pods: std::ops::Range<u64>| {
+            let endpoints = Endpoints {
+                ready_set: pods.collect(),
+                ..Endpoints::default()
+            };
+            let minutes = |at: Instant| (at - start).as_secs() / 60;
+            since.update(endpoints, Some(start + Duration::from_secs(60) * minute));
+            (since.changed.map(minutes), since.lost.map(minutes))
+        };
+        assert_eq!(set(1, 0..3), (Some(1), None));
+        assert_eq!(set(2, 0..6), (Some(2), None));
+        assert_eq!(set(3, 0..3), (Some(2), Some(3)));
+        assert_eq!(set(4, 0..100), (Some(4), Some(3)));
+        assert_eq!(set(20, 4..100).1, Some(3), "few of many");
+        assert_eq!(set(21, 20..100).1, Some(21));
     }
 
     #[test]

@@ -87,6 +87,8 @@ impl Agent {
             most: facts.most,
             connections: facts.sum.total,
             elsewhere: 0,
+            filled: 0,
+            full: 0,
             excess: 0,
             share: Share::ALL,
         };

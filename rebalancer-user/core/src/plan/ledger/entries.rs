@@ -84,7 +84,7 @@ impl Entries {
         let moves = awaited.iter().chain(late);
         let times = (in_flight.iter().map(|(_, began, _)| *began))
             .chain(began)
-            .chain(moves.flat_map(|one| [one.began, one.ended]))
+            .chain(moves.flat_map(|one| [one.began, one.ended, one.seen_at]))
             .chain(returns.iter().map(|(.., test)| test.last))
             .chain(
                 fills
