@@ -59,10 +59,14 @@ impl<'t> Reader<'t> {
     }
 
     /// The entries of a mapping, each with the text of its key.
-    fn mapping<'g>(&mut self, given: &'g Given) -> Option<Vec<(String, &'g Given, &'g Given)>> {
+    fn mapping<'g>(
+        &mut self,
+        given: &'g Given,
+        example: &str,
+    ) -> Option<Vec<(String, &'g Given, &'g Given)>> {
         let Node::Map(entries) = &given.value else {
-            let remedy = "write fields with their values, e.g. `{field: value}`";
-            return self.wrong_type(given, "a mapping is expected here", remedy);
+            let remedy = format!("write fields with their values, e.g. `{{{example}: …}}`");
+            return self.wrong_type(given, "a mapping is expected here", &remedy);
         };
         let mut named = Vec::new();
         for (key, value) in entries {
@@ -109,7 +113,8 @@ impl<'g> Fields<'g> {
             at: reader.place(given),
             ..Self::none()
         };
-        for (name, key, value) in reader.mapping(given)? {
+        let example = known.first().copied().unwrap_or("field");
+        for (name, key, value) in reader.mapping(given, example)? {
             if !known.contains(&name.as_str()) {
                 fields.has_unknown = true;
                 let at = reader.place(key);
@@ -663,7 +668,7 @@ impl Notation for LabelMap {
     fn read(&self, given: &Given, reader: &mut Reader<'_>) -> Option<Self::Value> {
         let mut labels = BTreeMap::new();
         let before = reader.problems.len();
-        for (name, key, value) in reader.mapping(given)? {
+        for (name, key, value) in reader.mapping(given, "app")? {
             if let Err(fault) = label_key_text(&name) {
                 reader.report(reader.place(key), fault);
             }
