@@ -184,11 +184,10 @@ impl fmt::Display for Unknown {
 
 /// A duration as people read it: no milliseconds beyond ten seconds.
 pub(super) fn rounded(duration: Duration) -> Span {
-    let whole = Duration::from_secs(duration.as_secs());
-    Span(if whole.as_secs() < 10 {
-        duration
-    } else {
-        whole
+    Span(match duration.as_secs() {
+        0 => duration,
+        1..10 => Duration::from_millis(duration.as_millis() as u64 / 100 * 100),
+        whole => Duration::from_secs(whole),
     })
 }
 

@@ -268,7 +268,7 @@ impl Move {
     }
 
     /// The limits exceeded, the most exceeded first, or the excess that it is of; empty only of a
-    /// move by hand.
+    /// manual move.
     pub fn reasons(&self) -> &[Reason] {
         &self.reasons
     }
@@ -290,7 +290,7 @@ impl Move {
     }
 
     /// Whether what the executor learns of the process that holds the connection may skip it.
-    /// False only of a move by hand that asks for it.
+    /// False only of a manual move that asks for it.
     pub fn heeds_guards(&self) -> bool {
         self.heeds_guards
     }

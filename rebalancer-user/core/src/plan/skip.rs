@@ -355,7 +355,11 @@ reasons! {
     }
         => { of.skip_word() }: {
             let grows = if whole > moves { format!("; it grows to {whole} (ramp)") } else { String::new() };
-            format!("the budget of {moves} moves in {} ({of}) is used up{grows}", rounded(*window))
+            let window = rounded(*window);
+            match moves {
+                0 => format!("the budget has no move yet in {window} ({of}){grows}"),
+                _ => format!("the budget of {moves} moves in {window} ({of}) is used up{grows}"),
+            }
         },
         needs { format!("its turn, within {} or later", rounded(*window)) };
 
@@ -530,6 +534,12 @@ rules:
             budget(BudgetOf::Endpoint, 60),
             budget(BudgetOf::Share, 60),
             budget(BudgetOf::Node, 600),
+            SkipReason::Budget {
+                of: BudgetOf::Service,
+                moves: 0,
+                whole: 3,
+                window: minute,
+            },
             SkipReason::WithinBalance {
                 comparison: LoadComparison {
                     start: None,

@@ -144,7 +144,7 @@ pub struct RuleName(Arc<str>);
 impl RuleName {
     /// Stands for the rule of a manual move. No rule of a policy can have this name.
     pub fn manual() -> Self {
-        Self("(by hand)".into())
+        Self("(manual)".into())
     }
 
     /// A name as an agent shows it; `None` if no rule can have it.
