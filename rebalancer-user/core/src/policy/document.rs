@@ -198,7 +198,8 @@ section! {
         /// its tracked connections, rounded up and at least 1.
         per_node "perNode": Amount = or(AmountUpTo(MOST_MOVES), Amount::Fixed(number(60)));
         /// The maximum number of moves started per window from one Service: a number, or a
-        /// percentage of its connections on this node.
+        /// percentage of its connections on this node. Without Kubernetes all endpoints at one port
+        /// count as one Service.
         per_service "perService": Amount = or(AmountUpTo(MOST_MOVES), share(10));
         /// The maximum number of moves started per window from one endpoint: a number, or a
         /// percentage of its connections.
