@@ -15,7 +15,8 @@ use crate::{
 ///
 /// Asks the running agent. Without one it reads the maps that a previous agent has left; if there
 /// are none it attaches for the duration of the call: ages then count from the call, and closed
-/// connections are unknown. Only an agent knows pod names.
+/// connections are unknown. Only an agent knows pod names. A `>` marks the age of a connection that
+/// is older than tracking: it is at least that.
 #[derive(Args)]
 pub(super) struct Dump {
     /// Show endpoints: listeners, connections accepted, open and closed, bytes.

@@ -23,8 +23,8 @@ use crate::{
 /// End connections manually, so that their clients reconnect.
 ///
 /// Ends each by one step, as the agent would, with the guards of the socket and its process. Ignores
-/// policy and budgets, and does not detect the protocol. Works with and without an agent. Exit code 1
-/// if any connection was not moved.
+/// policy and budgets, and does not detect the protocol. Works with and without an agent, and
+/// does not appear in the agent's events and metrics. Exit code 1 if any connection was not moved.
 #[derive(Args)]
 pub(super) struct Move {
     /// The connections' IDs, as shown by `dump`.
@@ -150,7 +150,7 @@ impl Move {
         .context("writing to stdout")?;
         match moved.iter().filter(|one| !one.end.is_moved()).count() {
             0 => Ok(()),
-            left => bail!("{left} of {} were not moved", moved.len()),
+            left => bail!("not moved: {left} of {}", moved.len()),
         }
     }
 

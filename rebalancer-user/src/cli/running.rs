@@ -107,7 +107,8 @@ fn not_asked(args: &KernelArgs, socket: &Path, error: AskError) -> NotAsked {
                 bpf::agent_pid(&args.pins).map_or(String::new(), |pid| format!(" (pid {pid})"));
             let why = format!(
                 "nothing listens, but an agent{pid} is running with its pins in {}\n  \
-                 remedy: set --run-dir to the directory that the agent was started with",
+                 remedy: if it has just been started, try again in some seconds; if it was started \
+                 with --run-dir, give the same directory",
                 args.pins.display()
             );
             NotAsked::Other { socket, why }
@@ -129,10 +130,10 @@ fn left_pins(pins: &Path) -> String {
     let shown = pins.display();
     match pins.symlink_metadata() {
         Ok(_) => format!(
-            "{shown} has the pins of a killed agent: connections are not moved, and tracked only as \
-             far as it was attached\n  remedy: start an agent, which takes them over or replaces them"
+            "{shown} has the pins of an agent that has ended: tracking continues as far as it was \
+             attached, and nothing is moved\n  remedy: start an agent, which takes them over or replaces them"
         ),
         Err(e) if e.kind() == io::ErrorKind::NotFound => format!("{shown} has no pins"),
-        Err(e) => format!("cannot check whether {shown} has pins of a killed agent: {e}"),
+        Err(e) => format!("cannot check whether {shown} has pins of an agent that has ended: {e}"),
     }
 }

@@ -31,6 +31,9 @@ pub enum AskError {
     /// Whoever listens is not of this process's user.
     #[error("the socket belongs to a process of user {0}, not to an agent of this user")]
     Stranger(u32),
+    /// There is no such thing, says the agent.
+    #[error("the agent answered: {0}")]
+    NotFound(String),
     /// The agent answers otherwise than expected.
     #[error("the agent answered {0}")]
     Answer(String),
@@ -145,10 +148,12 @@ async fn whole(answer: Response<Incoming>) -> Result<Bytes, AskError> {
         StatusCode::OK => Ok(body),
         other => {
             let text = String::from_utf8_lossy(&body);
-            Err(AskError::Answer(crate::text::visible(&format!(
-                "{other}: {}",
-                text.trim_end()
-            ))))
+            let text = crate::text::visible(text.trim_end());
+            Err(if other == StatusCode::NOT_FOUND && !text.is_empty() {
+                AskError::NotFound(text)
+            } else {
+                AskError::Answer(format!("{other}: {text}"))
+            })
         }
     }
 }

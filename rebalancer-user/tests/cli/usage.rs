@@ -379,7 +379,7 @@ fn an_invalid_answer_of_an_agent_is_one_error_message() {
         ),
         (
             "HTTP/1.1 404 Not Found\r\ncontent-length: 6\r\n\r\n\u{1b}[31m!",
-            "404",
+            "the agent answered: ",
         ),
         ("220 smtp.example.org\r\n", "asking the agent"),
     ];

@@ -135,7 +135,7 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
     let none = rebalancer(&first, &["status"]);
     assert_eq!(none.stdout.len(), 0);
     assert!(
-        failed(5, &none).contains("pins of a killed agent"),
+        failed(5, &none).contains("pins of an agent that has ended"),
         "{none:?}"
     );
     let mut second = first.successor();
