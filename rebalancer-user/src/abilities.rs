@@ -74,7 +74,7 @@ impl Ability {
                 "each pass walks all processes, and so does each check of who sent last"
             }
             Self::Sniffing => "only rules that set onReconnect move connections",
-            Self::CountingSends => "only rules with `count` notice: they work without counts",
+            Self::CountingSends => "only rules with `count` are affected: they work without counts",
             Self::Notice => "HTTP/2 connections are not moved: rules with a step Notice skip them",
             Self::Reset(Mechanism::SockDestroy | Mechanism::Abort) => "the next mechanism is used",
             Self::Reset(Mechanism::Raw) => "without any mechanism nothing is moved",
@@ -93,7 +93,10 @@ impl Ability {
             Self::Sniffing => {
                 "needs cgroup_skb programs, and CAP_DAC_READ_SEARCH to open a cgroup by its ID"
             }
-            Self::CountingSends => "needs CONFIG_NET_SOCK_MSG; see --count-despite-fionread",
+            Self::CountingSends => {
+                "needs CONFIG_NET_SOCK_MSG, and a kernel that answers FIONREAD correctly; see \
+                 --count-despite-fionread"
+            }
             Self::Notice => "needs CONFIG_NET_SOCK_MSG",
             Self::Reset(Mechanism::SockDestroy) => {
                 "needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
