@@ -36,8 +36,8 @@ fn is_ready(status: &Status, mover: Option<Health>) -> Result<String, String> {
     }
     match (&status.last_pass, &status.pass_error) {
         (Some(_), _) => Ok(format!(
-            "attached to {}, {} rules of {}",
-            status.cgroup, status.policy.rules, status.policy.file
+            "attached to {}, rules of {}: {}",
+            status.cgroup, status.policy.file, status.policy.rules
         )),
         (None, Some(error)) => Err(format!("no pass has succeeded yet: {error}")),
         (None, None) => Err("no pass has completed yet".to_owned()),

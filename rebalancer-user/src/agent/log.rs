@@ -141,6 +141,8 @@ fn passed(
 }
 
 fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
+    // Of the others the outcome says it all.
+    let detail = outcome.leaves_it().then(|| outcome.to_string());
     macro_rules! line {
         ($level:ident) => {
             $level!(
@@ -149,7 +151,7 @@ fn moved(chosen: &Move, outcome: &Outcome, waited: Duration) {
                 reason = chosen.why(),
                 outcome = outcome.as_str(),
                 cause = outcome.refusal().map(Refusal::as_str),
-                detail = %outcome,
+                detail = detail.as_deref(),
                 waited_ms = waited.as_millis() as u64,
                 local = %chosen.local(),
                 peer = %chosen.remote(),

@@ -34,7 +34,9 @@ fn detail(what: &EventKind) -> String {
             detail,
             waited_seconds,
         } => {
-            let step = step.as_ref().map_or(String::new(), |s| format!(" at {s}"));
+            let step = step
+                .as_ref()
+                .map_or(String::new(), |s| format!(" (step {s})"));
             format!(
                 "{}: the move {detail}{step}, after {waited_seconds:.1}s",
                 place(about)

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::{Form, Origin, effort_text, service_names, standing, write_explanation},
-    plan::{Explanation, Test, Verdict},
+    plan::{Explanation, Reason, Test, Verdict},
     snapshot::{Cookie, ServiceName, Snapshot},
 };
 
@@ -60,7 +60,12 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
         )?;
     }
     for measure in &explained.measures {
-        line("limit", format!("{}: {measure}", standing(*measure)))?;
+        let phase = if c.adopted && matches!(measure, Reason::Age { .. }) {
+            "; older than the agent, so its limit is anywhere up to maxAge"
+        } else {
+            ""
+        };
+        line("limit", format!("{}: {measure}{phase}", standing(*measure)))?;
     }
     if let Some(unknown) = explained.unknown {
         line("limit", format!("unknown: {unknown}"))?;

@@ -7,7 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::units::{age, between, span};
+use super::units::{age, between, counted, span};
 use crate::{
     api::{
         CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, RampStatus, ShareStatus, Status,
@@ -47,10 +47,9 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
     line(
         "policy",
         format!(
-            "{}: valid, {} rule{}, loaded {}",
+            "{}: valid, {}, loaded {}",
             policy.file,
-            policy.rules,
-            if policy.rules == 1 { "" } else { "s" },
+            counted(policy.rules, "rule"),
             ago(policy.loaded_at)
         ),
     )?;
@@ -246,8 +245,8 @@ fn mode(mode: &ModeStatus) -> String {
         "noMechanism" => "no reset mechanism works here".to_owned(),
         "podsWithoutNames" => {
             "there are pods on this node, and the API server is not asked about them: start it with \
-             a token or --kubeconfig and --kubernetes=on, or with --kubernetes=off if nothing of \
-             Kubernetes is to skip them"
+             a token or --kubeconfig and --kubernetes=on, or with --kubernetes=off if no guard of \
+             Kubernetes is needed"
                 .to_owned()
         }
         other => other.to_owned(),

@@ -9,7 +9,7 @@ use ratatui::{
     text::{Line, Span},
 };
 
-use super::units::{age, between, size};
+use super::units::{age, between, counted, size};
 use crate::{
     api::{BalanceItem, EndpointItem, Services},
     snapshot::Bytes,
@@ -50,8 +50,9 @@ pub fn top(
         lines.push(Line::from(vec![
             Span::styled(visible(&service.name), Style::new().bold()),
             Span::raw(format!(
-                "  {all} connections, {} endpoints",
-                service.endpoints.len()
+                "  {}, {}",
+                counted(all as usize, "connection"),
+                counted(service.endpoints.len(), "endpoint")
             )),
         ]));
         lines.extend(

@@ -11,6 +11,11 @@ pub(super) fn size(bytes: Bytes) -> String {
     ByteSize::b(bytes.0).display().iec_short().to_string()
 }
 
+/// A number of things, whose name forms its plural with an s.
+pub(super) fn counted(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Two units at most, as `kubectl get` shows ages.
 pub(super) fn age(age: Duration) -> String {
     let s = age.as_secs();
