@@ -83,6 +83,7 @@ fn web() -> Result<Root> {
     let path = crate::root().join("xtask/cluster/images/nginx.conf");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     root.text("/etc/nginx/nginx.conf", &text);
+    root.text("/etc/nginx/slow", &"slow\n".repeat(500));
     for folder in ["/run", "/tmp", "/var/log/nginx", "/var/lib/nginx"] {
         root.folder(folder);
     }

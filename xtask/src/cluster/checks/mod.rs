@@ -5,6 +5,7 @@
 mod agents;
 mod audit;
 mod balance;
+mod drain;
 mod faults;
 mod fleet;
 mod policy;
@@ -101,7 +102,8 @@ const ACROSS_NODES: [Check; 7] = [
     ),
 ];
 
-const LAST: [Check; 8] = [
+const LAST: [Check; 9] = [
+    ("a rollout with a drain loses no request", drain::rolled),
     ("kubectl rebalancer asks all nodes", fleet::asked),
     ("an annotation pauses all nodes", fleet::paused),
     ("1,000 pods in the API", size::many_pods),

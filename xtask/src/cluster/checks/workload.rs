@@ -32,6 +32,14 @@ pub(super) const EVEN: Workload = Workload {
     connections: 300,
 };
 
+/// The Service of the check of drains.
+pub(super) const ROLLED: Workload = Workload {
+    name: "rolled",
+    client: "rolled-client",
+    manifest: include_str!("../../../cluster/drain.yaml"),
+    connections: 60,
+};
+
 impl Workload {
     pub(super) fn apply(self) -> Result<()> {
         kubectl::apply(self.manifest)
