@@ -212,7 +212,7 @@ fn part(weighed: &[Weighed<'_>], clients: &Clients, endpoints: u32, target: u64)
         let at = |place: &u32| &weighed[*place as usize];
         let here: u64 = of_client.iter().map(|(_, place)| at(place).load).sum();
         let share = i128::from(here) * n - i128::from(clients.load(client));
-        shares.push((share, Reverse(queues.len())));
+        shares.push((clamped(share), Reverse(queues.len() as u32)));
         // What is to be moved first: the heaviest, then the oldest.
         of_client.sort_unstable_by_key(|(_, place)| {
             let one = at(place);
@@ -232,7 +232,7 @@ fn part(weighed: &[Weighed<'_>], clients: &Clients, endpoints: u32, target: u64)
             break;
         };
         let (_, Reverse(client)) = *most;
-        let queue = &mut queues[client];
+        let queue = &mut queues[client as usize];
         let Some((_, place)) = queue.next() else {
             PeekMut::pop(most);
             continue;
@@ -248,7 +248,7 @@ fn part(weighed: &[Weighed<'_>], clients: &Clients, endpoints: u32, target: u64)
             chosen.push(place);
             if queue.len() > 0 {
                 // A part of those moved comes back.
-                most.0 -= i128::from(load) * (n - 1);
+                most.0 = clamped(i128::from(most.0) - i128::from(load) * (n - 1));
             }
         }
         if queue.len() == 0 {
@@ -256,6 +256,11 @@ fn part(weighed: &[Weighed<'_>], clients: &Clients, endpoints: u32, target: u64)
         }
     }
     chosen
+}
+
+/// What is beyond the range of a share is beyond that of any load; small numbers are compared faster.
+fn clamped(share: i128) -> i64 {
+    share.clamp(i64::MIN.into(), i64::MAX.into()) as i64
 }
 
 /// How each group that a rule balances stands.

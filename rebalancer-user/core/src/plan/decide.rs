@@ -59,7 +59,9 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let mut few = FirstFew::of(ledger);
     let mut chosen = Vec::new();
     let mut turns: Vec<(usize, u32)> = order.into_iter().zip(1..).collect();
-    for others_wait in [true, false] {
+    // A queue takes more than half of the slots only after the others; if it is the only one, at once.
+    let has_others = population.queues.len() > 1;
+    for others_wait in [true, false].into_iter().skip(usize::from(!has_others)) {
         turns.retain(|(index, place)| {
             let candidate = candidates[*index];
             let Pair { rule, endpoint, .. } = &matches.pairs[candidate.pair];

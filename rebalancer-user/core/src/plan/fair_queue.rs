@@ -43,8 +43,13 @@ impl<'a> Queues<'a> {
         queues: impl Iterator<Item = usize>,
         had: &BTreeMap<Queue<'_>, u64>,
     ) -> Vec<usize> {
+        let queues: Vec<usize> = queues.collect();
+        // Of one queue alone the order is its own.
+        if queues.iter().all(|queue| *queue == queues[0]) {
+            return (0..queues.len()).collect();
+        }
         let mut waiting: Vec<VecDeque<usize>> = vec![VecDeque::new(); self.len()];
-        for (candidate, queue) in queues.enumerate() {
+        for (candidate, queue) in queues.into_iter().enumerate() {
             waiting[queue].push_back(candidate);
         }
         // Of each rule its queues, by the turns that they had and their first candidate.

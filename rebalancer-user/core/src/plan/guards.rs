@@ -1,6 +1,6 @@
 //! What is skipped for what it is, before any limit is looked at.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{SkipReason, pods, ports, services::Services};
 use crate::{
@@ -114,8 +114,13 @@ fn loopback(policy: &Policy, connection: &Connection) -> Option<SkipReason> {
 /// A hop to itself, as from a sidecar: the reconnect would be to the same server. Not asked of
 /// loopback addresses, which are their own peers.
 fn same_host(connection: &Connection) -> Option<SkipReason> {
-    let [local, remote] = [connection.local, connection.remote].map(|a| a.ip().to_canonical());
-    (local == remote && !is_loopback(connection)).then_some(SkipReason::SameHost)
+    let (local, remote) = (connection.local.ip(), connection.remote.ip());
+    let is_same = match (local, remote) {
+        // Nearly all, and compared fast.
+        (IpAddr::V4(local), IpAddr::V4(remote)) => local == remote,
+        _ => local.to_canonical() == remote.to_canonical(),
+    };
+    (is_same && !is_loopback(connection)).then_some(SkipReason::SameHost)
 }
 
 /// Only connections of the host's own namespace have a cgroup in their endpoint.
@@ -139,5 +144,8 @@ fn stateful_port(port: u16, state: OnReconnect) -> Option<SkipReason> {
 }
 
 fn is_loopback(connection: &Connection) -> bool {
-    connection.remote.ip().to_canonical().is_loopback()
+    match connection.remote.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        ip => ip.to_canonical().is_loopback(),
+    }
 }
