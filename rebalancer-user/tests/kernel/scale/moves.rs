@@ -308,14 +308,15 @@ impl Moves {
             return;
         }
         let text = |key: &str| line[key].as_str().unwrap();
+        let detail = line["detail"].as_str().unwrap_or_default();
         let cookie = u64::from_str_radix(text("cookie"), 16).unwrap();
         let mut outcome = text("outcome").to_owned();
         // Nobody waits any more for the server's close: it comes, or the client is first.
-        if self.at_the_end && text("detail").starts_with(ASKED) {
+        if self.at_the_end && detail.starts_with(ASKED) {
             outcome = ASKED_AT_THE_END.to_owned();
         }
         if matches!(&*outcome, "failed" | "refused" | "gaveUp") {
-            *self.troubles.entry(text("detail").to_owned()).or_default() += 1;
+            *self.troubles.entry(detail.to_owned()).or_default() += 1;
         }
         let ends = |outcome: &str| matches!(outcome, "reset" | "closed");
         self.done += usize::from(ends(&outcome));
