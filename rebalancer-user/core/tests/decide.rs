@@ -734,6 +734,23 @@ fn budgets_grow_once_a_rule_is_enforced() {
     assert_eq!(minute(&policy, &mut ledger, 10), 1);
 }
 
+/// As by an agent that is started with `--no-ramp` after one without it.
+#[test]
+fn a_kept_ramp_can_be_ended() {
+    let policy = one_rule("", "limits: {maxAge: 1h}");
+    let now = KernelTime(2 * HOUR);
+    let listed = snapshot(now.0, (0..500).map(connection).collect());
+    let moves = |ledger: &Ledger| decide(&policy, &listed, ledger, now).moves().count();
+    let mut ledger = Ledger::default();
+    ledger.observe(&policy, &listed);
+    let whole = moves(&ledger);
+    ledger.enforce(&policy, now);
+    let mut kept = Ledger::from_entries(ledger.entries());
+    assert!(moves(&kept) < whole);
+    kept.end_ramps();
+    assert_eq!(moves(&kept), whole);
+}
+
 #[test]
 fn a_cookie_listed_twice_is_left_alone() {
     let policy = one_rule("", "limits: {maxAge: 1h}");

@@ -215,6 +215,8 @@ impl Agent {
         self.ledger.observe(&self.policy, snapshot);
         if self.ramp {
             self.ledger.enforce(&self.policy, self.now);
+        } else {
+            self.ledger.end_ramps();
         }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         let deciding = listed.elapsed();

@@ -130,6 +130,11 @@ impl Ledger {
             .collect();
     }
 
+    /// From now on every rule has its whole budgets, also one whose ramp was kept by another agent.
+    pub fn end_ramps(&mut self) {
+        self.enforced.clear();
+    }
+
     /// Since when a rule is enforced, if that is known.
     pub(super) fn enforced_since(&self, rule: &RuleName) -> Option<KernelTime> {
         self.enforced.get(rule).copied()
