@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rebalancer_core::{
-    plan::{Ledger, Outcome, Plan, SkipReason, decide, explain},
+    plan::{Drained, Ledger, Outcome, Plan, SkipReason, decide, explain},
     policy::{Mode, Policy, parse},
     snapshot::{
         Connection, Cookie, Ending, Identity, KernelTime, Naming, Snapshot, sample::connection,
@@ -90,7 +90,8 @@ fn all_have_begun_to_leave_before_it_stops() {
             .retain(|one| left.contains(&one.cookie.0));
         ledger.observe(&policy, &listed);
         let plan = decided(&policy, &listed, &ledger);
-        assert_eq!(plan.is_draining(), !left.is_empty());
+        let here: u64 = plan.drained().iter().map(Drained::count).sum();
+        assert_eq!(here, left.len() as u64);
         began.push(plan.moves().count());
         for chosen in plan.moves() {
             assert_eq!(chosen.reasons()[0].as_str(), "drain");
@@ -151,7 +152,7 @@ fn a_pod_that_stops_at_once_is_left_alone_and_what_gives_it_time_is_said() {
     let listed = holding(ending(0, 0), 1);
     let ledger = Ledger::default();
     let plan = decided(&policy, &listed, &ledger);
-    assert!(!plan.is_draining());
+    assert_eq!(plan.drained(), []);
     assert_eq!(words(&plan), [("moved", 0), ("noTimeToDrain", 1)].into());
     let explained = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(1)).unwrap();
     let needs = explained.needs().unwrap();

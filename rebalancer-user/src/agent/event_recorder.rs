@@ -61,6 +61,8 @@ impl EventRecorder {
             | Fact::ListingRecovered
             | Fact::WouldMove { .. }
             | Fact::MoveRecalled(_)
+            | Fact::DrainBegan(_)
+            | Fact::DrainEnded(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverReplaced { .. }

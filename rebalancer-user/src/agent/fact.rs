@@ -10,7 +10,7 @@ use crate::{
     bpf,
     counting::CountingReport,
     observe::Observation,
-    plan::{Cooldown, Ledger, Move, NewHold, Outcome, Plan, Recall},
+    plan::{Cooldown, Drained, Ledger, Move, NewHold, Outcome, Plan, Recall},
     policy::{Mode, Policy, StepKind},
     snapshot::{Cookie, Snapshot},
 };
@@ -68,6 +68,10 @@ pub(super) enum Fact<'a> {
         /// From its start.
         waited: Duration,
     },
+    /// A pod is being deleted, and the connections of one of its endpoints begin to leave.
+    DrainBegan(&'a Drained),
+    /// It is empty, or about to stop: what is still there will break off.
+    DrainEnded(&'a Drained),
     /// Moves do not help; the agent stops trying them for a time.
     CooldownStarted(&'a NewHold),
     /// An operator has ended a cooldown.

@@ -14,9 +14,9 @@ use super::{
     state::AgentState,
 };
 use crate::{
-    api::{EventKind, EventMove},
+    api::{EventDrain, EventKind, EventMove},
     bpf,
-    plan::{Ledger, Load, Move, NewHold},
+    plan::{Drained, Ledger, Load, Move, NewHold},
     policy::Policy,
     snapshot::KernelTime,
 };
@@ -120,6 +120,8 @@ fn event(fact: &Fact<'_>) -> Option<EventKind> {
             detail: outcome.to_string(),
             waited_seconds: waited.as_secs_f64(),
         },
+        Fact::DrainBegan(drained) => EventKind::DrainBegan(about_drain(drained)),
+        Fact::DrainEnded(drained) => EventKind::DrainEnded(about_drain(drained)),
         Fact::CooldownStarted(hold) => cooldown(hold),
         Fact::MoverLost { cause, .. } => EventKind::MoverLost {
             cause: cause.as_str().to_owned(),
@@ -152,6 +154,17 @@ fn about(chosen: &Move) -> EventMove {
         local: chosen.local().to_string(),
         peer: chosen.remote().to_string(),
         pod: chosen.pod().map(str::to_owned),
+    }
+}
+
+fn about_drain(drained: &Drained) -> EventDrain {
+    let states = drained.connections.iter();
+    EventDrain {
+        pod: drained.pod.clone(),
+        port: drained.endpoint.port,
+        rule: drained.rule.to_string(),
+        connections: states.map(|(state, n)| ((*state).to_owned(), *n)).collect(),
+        stops_in_seconds: drained.left.as_secs_f64(),
     }
 }
 

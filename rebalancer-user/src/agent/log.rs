@@ -98,6 +98,28 @@ pub(super) fn write(fact: &Fact<'_>) {
             ?next_check,
             "another sock_ops program was attached after ours; attached ours again, after it"
         ),
+        Fact::DrainBegan(drained) => info!(
+            pod = drained.pod,
+            port = drained.endpoint.port,
+            rule = %drained.rule,
+            connections = drained.count(),
+            stops_in_ms = drained.left.as_millis() as u64,
+            "draining a pod that is being deleted"
+        ),
+        Fact::DrainEnded(drained) if drained.count() == 0 => info!(
+            pod = drained.pod,
+            port = drained.endpoint.port,
+            rule = %drained.rule,
+            "drained: all connections have left"
+        ),
+        Fact::DrainEnded(drained) => warn!(
+            pod = drained.pod,
+            port = drained.endpoint.port,
+            rule = %drained.rule,
+            connections = drained.count(),
+            states = ?drained.connections,
+            "not all connections have left a pod that is about to stop"
+        ),
         Fact::KernelFault { fault, new, total } => {
             warn!(fault = fault.text(), new, total, "kernel fault");
         }

@@ -59,7 +59,7 @@ use self::{
     kept::SavedLedger,
     looking::{Looking, Observed},
     mover::MoverFactory,
-    pass::Look,
+    pass::{Drain, Look},
     pause::Pause,
     policy_file::PolicyFile,
     published::Published,
@@ -75,7 +75,7 @@ use crate::{
     moves::{Done, Mechanism, Mover},
     plan::Ledger,
     policy::{Mode, Policy},
-    snapshot::KernelTime,
+    snapshot::{EndpointKey, KernelTime},
     walking::Account,
 };
 
@@ -252,6 +252,8 @@ struct Agent {
     pass_is_due: bool,
     /// When the next pass is due at which an endpoint is drained.
     drain_pass: Option<Instant>,
+    /// Endpoints that are drained.
+    drains: BTreeMap<EndpointKey, Drain>,
     /// Requests that wait for the next observation.
     waiting: Vec<Inspection>,
     /// The next observation is over all processes.

@@ -23,9 +23,9 @@ use crate::{
     kubernetes::Names,
     moves::Order,
     observe::Observation,
-    plan::{DRAIN_PASS, Plan, decide, report},
+    plan::{DRAIN_MARGIN, DRAIN_PASS, Drained, Plan, decide, report},
     policy::{Mode, Policy},
-    snapshot::{Connection, Cookie, Snapshot},
+    snapshot::{Connection, Cookie, EndpointKey, Snapshot},
 };
 
 /// How often endpoints without listeners and connections are removed from the map.
@@ -47,6 +47,13 @@ enum Purpose {
         began: Instant,
     },
     Requests(Vec<Inspection>),
+}
+
+/// The drain of an endpoint.
+pub(super) struct Drain {
+    last: Drained,
+    /// Its end was reported.
+    has_ended: bool,
 }
 
 /// What was seen, how long it took to walk, and how long the next pass waits for it.
@@ -220,9 +227,7 @@ impl Agent {
         }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         let deciding = listed.elapsed();
-        if plan.is_draining() {
-            self.drain_pass = Some(self.next_pass.max(began + DRAIN_PASS));
-        }
+        self.follow_drains(&plan, began);
         for recall in plan.recalls() {
             self.recall(recall);
         }
@@ -251,6 +256,39 @@ impl Agent {
             deciding,
             put_off,
         });
+    }
+
+    /// Tells when a drain begins and how it ends, and sees to the next pass in time.
+    fn follow_drains(&mut self, plan: &Plan, began: Instant) {
+        let now: BTreeMap<EndpointKey, &Drained> = plan
+            .drained()
+            .iter()
+            .map(|one| (one.endpoint, one))
+            .collect();
+        if !now.is_empty() {
+            self.drain_pass = Some(self.next_pass.max(began + DRAIN_PASS));
+        }
+        let gone = |endpoint: &EndpointKey| !now.contains_key(endpoint);
+        for (_, mut drain) in self.drains.extract_if(.., |endpoint, _| gone(endpoint)) {
+            if !drain.has_ended {
+                drain.last.connections.clear();
+                self.journal.record(Fact::DrainEnded(&drain.last));
+            }
+        }
+        for (endpoint, drained) in now {
+            let drain = self.drains.entry(endpoint).or_insert_with(|| {
+                self.journal.record(Fact::DrainBegan(drained));
+                Drain {
+                    last: drained.clone(),
+                    has_ended: false,
+                }
+            });
+            drain.last.clone_from(drained);
+            if !drain.has_ended && drained.left <= DRAIN_MARGIN {
+                drain.has_ended = true;
+                self.journal.record(Fact::DrainEnded(drained));
+            }
+        }
     }
 
     /// Offers what this node's endpoints hold to the other nodes.

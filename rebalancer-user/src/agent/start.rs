@@ -178,6 +178,7 @@ impl Agent {
             look: None,
             pass_is_due: false,
             drain_pass: None,
+            drains: BTreeMap::new(),
             waiting: Vec::new(),
             everywhere: false,
             tracker,

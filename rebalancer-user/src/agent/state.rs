@@ -155,6 +155,8 @@ impl AgentState {
             | Fact::MoveStarted { .. }
             | Fact::MoveRecalled(_)
             | Fact::MoveEnded { .. }
+            | Fact::DrainBegan(_)
+            | Fact::DrainEnded(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverLost { .. }

@@ -1,6 +1,9 @@
 //! Events of an agent, a line of JSON each.
 
-use std::io::{self, Write};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -70,6 +73,10 @@ pub enum EventKind {
         /// `asked`, `expired`, or `annotation`.
         cause: String,
     },
+    /// A pod is being deleted, and the connections of one of its endpoints begin to leave.
+    DrainBegan(EventDrain),
+    /// It is empty, or its pod is about to stop and what is there breaks off.
+    DrainEnded(EventDrain),
     /// Moves did not help: nothing more is moved there for some time.
     #[serde(rename_all = "camelCase")]
     Held {
@@ -127,6 +134,22 @@ pub struct EventMove {
     pub pod: Option<String>,
 }
 
+/// How the drain of an endpoint stands.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventDrain {
+    /// The pod that is being deleted, as `namespace/name`.
+    pub pod: String,
+    /// The endpoint's port.
+    pub port: u16,
+    /// The rule that drains it.
+    pub rule: String,
+    /// Its connections by why they have not left; empty if all have.
+    pub connections: BTreeMap<String, u64>,
+    /// Until its containers are asked to stop.
+    pub stops_in_seconds: f64,
+}
+
 impl EventKind {
     /// A stable word.
     pub fn as_str(&self) -> &'static str {
@@ -138,6 +161,8 @@ impl EventKind {
             Self::PolicyRefused { .. } => "policyRefused",
             Self::Paused { .. } => "paused",
             Self::Resumed { .. } => "resumed",
+            Self::DrainBegan(_) => "drainBegan",
+            Self::DrainEnded(_) => "drainEnded",
             Self::Held { .. } => "held",
             Self::ListingFailed { .. } => "listingFailed",
             Self::ListingRecovered => "listingRecovered",
@@ -188,6 +213,17 @@ pub(crate) mod tests {
         }
     }
 
+    fn drain(connections: &[(&str, u64)]) -> EventDrain {
+        let own = |(state, n): &(&str, u64)| ((*state).to_owned(), *n);
+        EventDrain {
+            pod: "shop/web-0".to_owned(),
+            port: 8080,
+            rule: "web".to_owned(),
+            connections: connections.iter().map(own).collect(),
+            stops_in_seconds: 15.0,
+        }
+    }
+
     /// One of each kind.
     pub(crate) fn one_of_each() -> Vec<Event> {
         let until = "2026-01-02T04:04:05Z".parse().unwrap();
@@ -215,6 +251,9 @@ pub(crate) mod tests {
             EventKind::Resumed {
                 cause: "asked".to_owned(),
             },
+            EventKind::DrainBegan(drain(&[("drainedLater", 40)])),
+            EventKind::DrainEnded(drain(&[("inFlight", 1), ("tls", 2)])),
+            EventKind::DrainEnded(drain(&[])),
             EventKind::Held {
                 of: "rule web".to_owned(),
                 cause: "returns".to_owned(),

@@ -23,7 +23,7 @@ pub use dump::{write_connections, write_endpoints};
 pub use envelope::{Form, Notation, Origin, Source};
 #[cfg(test)]
 pub(crate) use events::tests::one_of_each;
-pub use events::{Event, EventKind, EventMove, read_event, write_event};
+pub use events::{Event, EventDrain, EventKind, EventMove, read_event, write_event};
 pub use explanation::write_explanation;
 pub(crate) use explanation::{effort_text, standing};
 pub use kept_ledger::{KeptLedger, read_kept_ledger, write_kept_ledger};

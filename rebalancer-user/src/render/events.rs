@@ -7,7 +7,7 @@ use std::{
 
 use super::units::age;
 use crate::{
-    api::{Event, EventKind, EventMove},
+    api::{Event, EventDrain, EventKind, EventMove},
     text::visible,
 };
 
@@ -59,6 +59,18 @@ fn detail(what: &EventKind) -> String {
             "annotation" => "the annotation of the namespace is gone".to_owned(),
             _ => "requested by an operator".to_owned(),
         },
+        EventKind::DrainBegan(drain) => {
+            let stops_in = drain.stops_in_seconds;
+            format!("{}; it is asked to stop in {stops_in:.0}s", drained(drain))
+        }
+        EventKind::DrainEnded(drain) if drain.connections.is_empty() => {
+            format!("{}, all have left", drained(drain))
+        }
+        EventKind::DrainEnded(drain) => {
+            let states = drain.connections.iter();
+            let states: Vec<String> = states.map(|(state, n)| format!("{n} {state}")).collect();
+            format!("{}: {}; they break off", drained(drain), states.join(", "))
+        }
         EventKind::Held {
             of,
             cause: _,
@@ -78,6 +90,14 @@ fn detail(what: &EventKind) -> String {
         EventKind::MoverReplaced => "moves resumed, by another thread".to_owned(),
         EventKind::Missed { count } => format!("missed {count} events before this one"),
     }
+}
+
+fn drained(drain: &EventDrain) -> String {
+    let EventDrain {
+        pod, port, rule, ..
+    } = drain;
+    let connections: u64 = drain.connections.values().sum();
+    format!("{pod} port {port}, rule {rule}: {connections} connections")
 }
 
 fn place(about: &EventMove) -> String {

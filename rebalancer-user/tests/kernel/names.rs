@@ -236,6 +236,11 @@ fn a_pod_that_is_deleted_is_empty_before_it_stops() {
     let last = began.elapsed();
     eprintln!("first after {first:?}, last after {last:?}");
     agent.has_moved(CONNECTIONS);
+    let line = agent.wait_for("the end", |line| {
+        line["message"] == "drained: all connections have left"
+    });
+    let pod = format!("shop/{}", lab.pod(0).name);
+    shows(&line, json!({"pod": pod, "port": 80, "rule": "lab"}));
     assert!(leaving.iter_mut().all(is_reset));
     assert!(last - first > Duration::from_secs(2), "all at once");
     request(&mut staying, "/").unwrap();

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use super::{
-    Charge, Fate, Ledger, Move, Plan, Ramp, Reason,
+    Charge, Drained, Fate, Ledger, Move, Plan, Ramp, Reason,
     balance::standings,
     budget::{Allowance, Population},
     drain::Draining,
@@ -35,6 +35,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         candidates,
         excess,
         drained,
+        states,
         mut recalls,
         overdue,
     } = judge(policy, &matches, snapshot, &groups, ledger, now);
@@ -117,11 +118,25 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         };
         (candidate.index, chosen.into_move(policy, ledger, now))
     });
+    let moves = moves.collect();
+    let standing = matches.pairs.iter().zip(drained).zip(states);
+    let standing = standing.filter_map(|((pair, drained), connections)| {
+        let pod = pair.who.pod()?;
+        Some(Drained {
+            endpoint: pair.endpoint,
+            pod: format!("{}/{}", pod.namespace, pod.pod),
+            rule: pair.rule.name().clone(),
+            left: drained?.left(),
+            connections,
+        })
+    });
+    let mut standing: Vec<Drained> = standing.collect();
+    standing.sort_by(|a, b| (a.endpoint, &a.rule).cmp(&(b.endpoint, &b.rule)));
     let rules = policy.rules().iter().map(|rule| rule.name().clone());
     Plan {
-        is_draining: drained.iter().any(Option::is_some),
+        drained: standing,
         rules: rules.collect(),
-        moves: moves.collect(),
+        moves,
         judgements,
         reasons: reasons.into_inner(),
         forecasts: [dry_run.forecast(), enforce.forecast()]

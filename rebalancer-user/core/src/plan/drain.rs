@@ -4,22 +4,45 @@
 //! time new connections go elsewhere already, and the old ones are moved, evenly spread over what is left of
 //! it: some are quiet only now and then, and a server that takes all clients over at once is hot.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::SkipReason;
 use crate::{
-    policy::{DrainOn, Rule},
-    snapshot::{Ending, Identity, Who},
+    policy::{DrainOn, Rule, RuleName},
+    snapshot::{Ending, EndpointKey, Identity, Who},
 };
 
 /// Until every node sends new connections elsewhere, as a rule.
 const UNTIL_KNOWN: Duration = Duration::from_secs(1);
-/// What is left of the time for those that are under way.
-const MARGIN: Duration = Duration::from_secs(2);
+/// What is left of the time for those that are under way: whoever has not left by then will not.
+pub const DRAIN_MARGIN: Duration = Duration::from_secs(2);
 /// Less than this is no time to find quiet moments in.
 const LEAST: Duration = Duration::from_secs(5);
 /// The time between two passes while an endpoint is drained.
 pub const DRAIN_PASS: Duration = Duration::from_secs(1);
+
+/// How the drain of an endpoint stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// The endpoint.
+    pub endpoint: EndpointKey,
+    /// Its pod, as `namespace/name`.
+    pub pod: String,
+    /// The rule that drains it.
+    pub rule: RuleName,
+    /// Until its containers are asked to stop.
+    pub left: Duration,
+    /// The connections that it still has, by the word of why they are skipped now; `chosen` are those that this
+    /// plan moves, as far as slots are free.
+    pub connections: BTreeMap<&'static str, u64>,
+}
+
+impl Drained {
+    /// How many connections it still has.
+    pub fn count(&self) -> u64 {
+        self.connections.values().sum()
+    }
+}
 
 /// An endpoint that is drained.
 #[derive(Clone, Copy)]
@@ -45,7 +68,7 @@ impl Draining {
         if self.since < UNTIL_KNOWN {
             return 0;
         }
-        let left = self.left().saturating_sub(MARGIN).max(DRAIN_PASS);
+        let left = self.left().saturating_sub(DRAIN_MARGIN).max(DRAIN_PASS);
         let passes = left.as_nanos() / DRAIN_PASS.as_nanos();
         connections.div_ceil(usize::try_from(passes).unwrap_or(usize::MAX).max(1))
     }

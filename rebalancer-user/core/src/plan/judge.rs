@@ -1,5 +1,7 @@
 //! What each connection deserves, budgets aside: by itself, and as a part of what its endpoint holds.
 
+use std::collections::BTreeMap;
+
 use super::{
     Ledger, Reason, Recall, SkipReason,
     balance::{Clients, State, Weighed, Weighing, weigh},
@@ -78,6 +80,8 @@ pub(super) struct Judged<'a> {
     pub(super) excess: Vec<Option<Reason>>,
     /// Of each pair, if it is drained.
     pub(super) drained: Vec<Option<Draining>>,
+    /// Of each pair that is drained, how many connections are in which state.
+    pub(super) states: Vec<BTreeMap<&'static str, u64>>,
     pub(super) recalls: Vec<Recall>,
     pub(super) overdue: u64,
 }
@@ -114,6 +118,7 @@ pub(super) fn judge<'a>(
         judged: Judged {
             judgements: Vec::with_capacity(by_cookie.len()),
             excess: pairs.clone().map(|_| None).collect(),
+            states: vec![BTreeMap::new(); pairs.len()],
             drained: pairs
                 .clone()
                 .map(|pair| Draining::of(pair.rule, pair.who))
@@ -205,6 +210,10 @@ impl<'a> Judge<'a> {
         } else {
             found.map_or_else(Some, |pair| self.of_rule(connection, pair))
         };
+        if let Some(pair) = pair.filter(|pair| self.judged.drained[*pair].is_some()) {
+            let state = why.as_ref().map_or("chosen", SkipReason::as_str);
+            *self.judged.states[pair].entry(state).or_default() += 1;
+        }
         self.push(connection.cookie, pair, why);
     }
 

@@ -52,7 +52,7 @@ pub use charge::{Charge, Fate, Subject};
 pub use cluster::ClusterShare;
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
-pub use drain::DRAIN_PASS;
+pub use drain::{DRAIN_MARGIN, DRAIN_PASS, Drained};
 pub use explain::{Explanation, explain};
 pub use fill::{FillFailure, FillTest};
 pub use flows::Flow;
@@ -98,7 +98,7 @@ pub struct Plan {
     recalls: Vec<Recall>,
     overdue: u64,
     budget_left: u64,
-    is_draining: bool,
+    drained: Vec<Drained>,
 }
 
 /// How a group that a rule balances stands.
@@ -179,9 +179,9 @@ impl Plan {
         self.overdue
     }
 
-    /// Whether an endpoint is drained: the next plan should be made after [`DRAIN_PASS`].
-    pub fn is_draining(&self) -> bool {
-        self.is_draining
+    /// The endpoints that are drained. If there are any, the next plan should be made after [`DRAIN_PASS`].
+    pub fn drained(&self) -> &[Drained] {
+        &self.drained
     }
 
     /// Moves that the window has left after those of this plan.

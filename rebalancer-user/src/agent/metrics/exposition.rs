@@ -230,6 +230,10 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
             "Moves left in the current window, by mode.";
         counter returns = returns,
             "Moves whose client was looked for, by result: it returned to the same endpoint, to another one, or was not seen on this node again.";
+        counter drains = one(numbers.drains),
+            "Endpoints of pods that were being deleted and were drained.";
+        counter drain_leftover_connections = one(numbers.drain_leftovers),
+            "Connections that were still there when such a pod was about to stop.";
         gauge service_imbalance_ratio = imbalances().map(|(of, ratio)| (of, ratio.most)),
             "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts. Beyond 1024 rules and Services the others are shown as _other, by the worst.";
         gauge service_imbalance_start_ratio = imbalances().filter_map(|(of, ratio)| Some((of, ratio.start?))),

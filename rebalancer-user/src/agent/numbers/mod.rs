@@ -81,6 +81,10 @@ pub(crate) struct Numbers {
     pub(super) moves: BTreeMap<Kind, u64>,
     pub(super) durations: BTreeMap<&'static str, Distribution>,
     pub(super) returns: ReturnCounts,
+    /// Endpoints that were drained.
+    pub(super) drains: u64,
+    /// Connections that had not left them in time.
+    pub(super) drain_leftovers: u64,
     /// By rule and Service.
     pub(super) imbalances: BTreeMap<(String, String), Imbalance>,
     pub(super) rules: BTreeSet<String>,
@@ -113,6 +117,8 @@ impl Numbers {
             moves: BTreeMap::new(),
             durations: BTreeMap::new(),
             returns: ReturnCounts::default(),
+            drains: 0,
+            drain_leftovers: 0,
             imbalances: BTreeMap::new(),
             rules: BTreeSet::new(),
             passes: 0,
@@ -152,6 +158,10 @@ impl Numbers {
                     .or_insert_with(|| Distribution::new(MOVES))
                     .observe(waited.as_secs_f64());
             }
+            Fact::DrainEnded(drained) => {
+                self.drains += 1;
+                self.drain_leftovers += drained.count();
+            }
             // The gauges of these are made of the status.
             Fact::PodsWithoutNames { .. }
             | Fact::Paused { .. }
@@ -160,6 +170,7 @@ impl Numbers {
             | Fact::ListingRecovered
             | Fact::MoveStarted { .. }
             | Fact::MoveRecalled(_)
+            | Fact::DrainBegan(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverLost { .. }
