@@ -37,7 +37,7 @@ const fn asked(name: &'static str, asked: &'static str, tests: &'static [&'stati
     }
 }
 
-const ABILITIES: [Ability; 14] = [
+const ABILITIES: [Ability; 15] = [
     ability(
         "runs, leaves nothing",
         &["life::sigterm_leaves_nothing_in_the_kernel"],
@@ -98,6 +98,11 @@ const ABILITIES: [Ability; 14] = [
         ],
         always: &["messages::nothing_is_counted_on_a_kernel_with_wrong_fionread"],
     },
+    asked(
+        "notice over HTTP/2",
+        "notice over HTTP/2",
+        &["notice::busy_clients_of_http_2_leave_and_no_call_fails"],
+    ),
     ability(
         "is succeeded after kill -9",
         &["life::a_killed_agent_is_succeeded_and_ages_survive"],

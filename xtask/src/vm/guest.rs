@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{abilities, kernels::Kernel};
-use crate::{cargo, image::Root, setup};
+use crate::{cargo, image::Root, progress, root, setup};
 
 const INIT: &str = include_str!("init.sh");
 const POLICY: &str = "\
@@ -79,6 +79,7 @@ impl Guest {
             .status();
         ensure!(strip.context("strip")?.success(), "strip failed");
         root.program("/checks/kernel", &stripped)?;
+        root.program("/checks/calls", &calls(folder)?)?;
         root.text(
             "/checks/tests",
             &abilities::tests()
@@ -114,6 +115,16 @@ fn extensions_of_iptables(root: &mut Root) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The server and the client of HTTP/2 that the kernel tests use: a machine has no Go to build them.
+fn calls(folder: &Path) -> Result<PathBuf> {
+    let built = folder.join("calls");
+    let source = root().join("rebalancer-user/tests/kernel/calls");
+    let mut go = setup::go_build(&source)?;
+    go.arg("-o").arg(&built).arg(".");
+    progress::run("building the HTTP/2 client and server", &mut go)?;
+    Ok(built)
 }
 
 /// The kernel tests' program, and the agent that it was built with.

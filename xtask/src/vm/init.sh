@@ -1,7 +1,7 @@
 #!/bin/busybox sh
 # The first process of a machine of `cargo xtask test vm`: it makes ready what any system has, asks the
 # agent what it can do here, and runs the tests. Lines for the host begin with @@.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp REBALANCER_METRICS_ADDRESS=none
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TMPDIR=/tmp REBALANCER_METRICS_ADDRESS=none REBALANCER_TEST_CALLS=/checks/calls
 /bin/busybox mount -t proc proc /proc
 /bin/busybox --install -s /bin
 say() { echo "@@ $*"; }

@@ -106,7 +106,7 @@ impl Machines {
 }
 
 pub(crate) fn run(options: &Machines) -> Result<()> {
-    setup::ensure(&[Need::Kernel, Need::Host, Need::Machines])?;
+    setup::ensure(&[Need::Kernel, Need::Host, Need::Machines, Need::Calls])?;
     let folder = folder()?;
     let turn = File::open(&folder).with_context(|| folder.display().to_string())?;
     flock(&turn, FlockOperation::NonBlockingLockExclusive)
