@@ -59,12 +59,17 @@ say "left $(ls /sys/fs/bpf | tr '\n' ' ')"
 if grep -q '"started"' /tmp/agent; then
     while read -r test; do
         say "test $test"
-        timeout 300 /checks/kernel --exact --test-threads=1 "$test" >/tmp/out 2>&1 </dev/null
-        code=$?
-        # None that ran is none that passed.
-        grep -q '^test result: ok. 1 passed' /tmp/out || [ $code != 0 ] || code=none
-        if [ $code = 0 ]; then say "passed $test"; else
+        # Once more if it fails: a machine in software emulation on a busy host misses deadlines.
+        for try in 1 2; do
+            timeout 300 /checks/kernel --exact --test-threads=1 "$test" >/tmp/out 2>&1 </dev/null
+            code=$?
+            # None that ran is none that passed.
+            grep -q '^test result: ok. 1 passed' /tmp/out || [ $code != 0 ] || code=none
+            [ $code != 0 ] || break
             tail -n 60 /tmp/out
+            say "note try $try of $test failed ($code)"
+        done
+        if [ $code = 0 ]; then say "passed $test"; else
             say "failed $test ($code): $(grep -A 1 'panicked at' /tmp/out | head -n 2 | tail -n 1 | cut -c 1-300)"
         fi
     done </checks/tests
