@@ -101,7 +101,7 @@ const ABILITIES: [Ability; 15] = [
     asked(
         "notice over HTTP/2",
         "notice over HTTP/2",
-        &["notice::busy_clients_of_http_2_leave_and_no_call_fails"],
+        &["notice::no_program_runs_for_what_is_not_moved"],
     ),
     ability(
         "is succeeded after kill -9",
