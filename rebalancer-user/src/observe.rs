@@ -57,6 +57,8 @@ pub struct Observation {
 pub struct Observer {
     walker: Walker,
     last: Option<Everywhere>,
+    /// What the last pass over all processes has counted.
+    counted: Option<[u64; 3]>,
     /// Passes over all processes to come, after passes over some of them did not suffice.
     whole_passes: u32,
     wait: u32,
@@ -79,6 +81,11 @@ impl Observation {
             self.without_close_counted,
         ]
     }
+
+    /// Whether it has all connections and listeners that the kernel half counts.
+    fn has_seen_all(&self) -> bool {
+        self.unseen == 0 && self.listeners.len() as u64 >= self.listeners_counted
+    }
 }
 
 /// All processes are walked over this often at least: a connection that was adopted, and a listener
@@ -94,6 +101,7 @@ impl Observer {
         Self {
             walker,
             last: None,
+            counted: None,
             whole_passes: 0,
             wait: 0,
             lost_closes: LostCloses::default(),
@@ -146,10 +154,13 @@ impl Observer {
             self.walker.set_lost(endpoint, count);
         }
         observation.cpu += before;
-        self.last = Some(Everywhere {
+        let counts = observation.counts();
+        let before = self.counted.replace(counts);
+        // What began while it was under way may be counted and not seen: then the next must agree.
+        self.last = (observation.has_seen_all() || before == Some(counts)).then(|| Everywhere {
             at: Instant::now(),
             holders: std::mem::take(&mut observation.holders),
-            counts: observation.counts(),
+            counts,
         });
         Ok(observation)
     }
