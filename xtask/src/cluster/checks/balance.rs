@@ -119,7 +119,7 @@ pub(super) fn forged(_: &mut State) -> Outcome {
 }
 
 /// Moves that ended on all nodes.
-fn ended() -> Result<u64> {
+pub(super) fn ended() -> Result<u64> {
     let mut sum = 0;
     for agent in agents()? {
         let status = query(&agent.pod, &["status"])?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Outcome, State, policy, workload::ROLLED};
+use super::{Outcome, State, balance::ended, policy, workload::ROLLED};
 use crate::cluster::kubectl;
 
 const REPLICAS: usize = 3;
@@ -15,7 +15,7 @@ pub(super) fn rolled(_: &mut State) -> Outcome {
     let matches = "match: {services: [default/rolled]}";
     policy::enforce(&policy::with_rule(
         "kept",
-        &format!("{matches}\n  limits: {{maxAge: 300d}}"),
+        &format!("{matches}\n  limits: {{maxAge: 8000h}}"),
         60,
     ))?;
     let without = failed()?;
@@ -25,13 +25,20 @@ pub(super) fn rolled(_: &mut State) -> Outcome {
         &format!("{matches}\n  drain: {{on: [Terminating]}}"),
         60,
     ))?;
+    let before = ended()?;
     let with = failed()?;
+    let moves = ended()? - before;
     ensure!(
         with == 0,
         "{with} requests failed with a drain, {without} without"
     );
+    let connections = ROLLED.connections;
+    ensure!(
+        moves >= connections,
+        "{moves} moves of {connections} connections"
+    );
     Ok(format!(
-        "{without} requests failed without a drain, none with"
+        "{without} requests failed without a drain; none with one, by {moves} moves"
     ))
 }
 
