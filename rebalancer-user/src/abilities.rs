@@ -9,7 +9,7 @@ use rustix::net::connect_unspec;
 use crate::{
     bpf::{Fionread, Walker, read_endpoints, read_faults},
     counting,
-    host::Pair,
+    host::{Pair, may_take_descriptors},
     moves::{self, Mechanism},
 };
 
@@ -94,17 +94,21 @@ impl Ability {
                 "needs cgroup_skb programs, and CAP_DAC_READ_SEARCH to open a cgroup by its ID"
             }
             Self::CountingSends => {
-                "needs CONFIG_NET_SOCK_MSG, and a kernel that answers FIONREAD correctly; see \
-                 --count-despite-fionread"
+                "needs CONFIG_NET_SOCK_MSG, what a reset by the server's descriptor needs, and a kernel that \
+                 answers FIONREAD correctly; see --count-despite-fionread"
             }
-            Self::Notice => "needs CONFIG_NET_SOCK_MSG",
+            Self::Notice => {
+                "needs CONFIG_NET_SOCK_MSG, and what a reset by the server's descriptor needs"
+            }
             Self::Reset(Mechanism::SockDestroy) => {
                 "needs CONFIG_INET_DIAG_DESTROY and CAP_NET_ADMIN"
             }
             Self::Reset(Mechanism::Abort) => {
                 "needs Linux 5.6, CAP_SYS_PTRACE, and Yama's ptrace_scope below 3"
             }
-            Self::Reset(Mechanism::Raw) => "needs CAP_NET_RAW",
+            Self::Reset(Mechanism::Raw) => {
+                "needs CAP_NET_RAW, and what a reset by the server's descriptor needs"
+            }
         }
     }
 }
@@ -198,9 +202,15 @@ pub fn try_sniffing(walker: &Walker) -> Tried {
     Tried::new(Ability::Sniffing, seen)
 }
 
+/// What servers' descriptors are needed for, tried on one of our own, if those of others may be duplicated.
+fn on_descriptors<T>(probe: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
+    may_take_descriptors()?;
+    probe().map_err(|error| format!("{error:#}"))
+}
+
 /// Tries whether sends are counted, and a server sees no difference.
 pub fn try_counting(walker: &mut Walker) -> Tried {
-    let seen = match counting::probe(walker) {
+    let seen = match on_descriptors(|| counting::probe(walker)) {
         Ok(Fionread::Right) => {
             Ok("a send of our own was counted, at about half a microsecond".to_owned())
         }
@@ -208,21 +218,21 @@ pub fn try_counting(walker: &mut Walker) -> Tried {
             "FIONREAD returns 0 on a counted socket with data, so that nginx hangs in uploads"
                 .to_owned(),
         ),
-        Err(error) => Err(format!("{error:#}")),
+        Err(error) => Err(error),
     };
     Tried::new(Ability::CountingSends, seen)
 }
 
 /// Tries whether the client of an HTTP/2 connection can be asked to leave.
 pub fn try_notice(walker: &mut Walker) -> Tried {
-    let seen = match moves::probe_notice(walker) {
+    let seen = match on_descriptors(|| moves::probe_notice(walker)) {
         Ok(Fionread::Right) => Ok("a client of our own was asked to leave".to_owned()),
         Ok(Fionread::Wrong) => Ok(
             "a client of our own was asked to leave; FIONREAD returns 0 on its server's socket meanwhile, \
              so servers are woken"
                 .to_owned(),
         ),
-        Err(error) => Err(format!("{error:#}")),
+        Err(error) => Err(error),
     };
     Tried::new(Ability::Notice, seen)
 }
