@@ -18,8 +18,8 @@ use crate::host::{Pair, signal_readable};
 pub enum Fionread {
     /// How much it has to read, as without us.
     Right,
-    /// That it has nothing to read, while it has (Linux from 6.6.128, 6.12.75 and 6.18.14 on). nginx
-    /// believes it, and waits for the rest of an upload without end.
+    /// That it has nothing to read, while it has (Linux 6.6.128, 6.12.75, 6.18.14 and later
+    /// until 04af4efde58a of July 2026). nginx believes it, and waits for the rest of an upload without end.
     Wrong,
 }
 

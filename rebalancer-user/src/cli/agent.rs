@@ -38,8 +38,8 @@ pub(super) struct Agent {
     #[command(flatten)]
     log: LogArgs,
     /// Count sends for rules with `count: Messages` even where FIONREAD then returns 0 on a socket
-    /// with unread data (Linux from 6.6.128, 6.12.75 and 6.18.14 on; `doctor` tries it). nginx
-    /// relies on it, and hangs in uploads.
+    /// with unread data (Linux 6.6.128, 6.12.75, 6.18.14 and later until the repair of July 2026; `doctor`
+    /// tries it). nginx relies on it, and hangs in uploads.
     #[arg(long)]
     count_despite_fionread: bool,
     /// Grant each rule its whole budgets at once. Otherwise a rule that was not enforced before
