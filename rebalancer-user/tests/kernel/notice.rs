@@ -20,7 +20,7 @@ use crate::{
     support::{AT_ONCE, Agent, PATIENCE, connect, enforce, lab, request, shows},
 };
 
-const NOTICE: &str = "{step: Notice, idleFor: 10ms, timeout: 8s}";
+const NOTICE: &str = "{step: Notice, idleFor: 10ms, timeout: 30s}";
 
 /// A policy that detects protocols.
 fn detecting(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
