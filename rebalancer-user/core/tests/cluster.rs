@@ -312,11 +312,13 @@ fn two_endpoints_on_one_node_are_reported_apart() {
     assert_eq!((reports.len(), &reports[0].loads[..]), (1, &[200, 100][..]));
 }
 
-/// Nodes with one endpoint each, three at first, the coordinator, and clients that reconnect at once to one of
+/// Nodes with as many endpoints each, three with one at first, the coordinator, and clients that reconnect at once to one of
 /// them by chance.
 struct Cluster {
     policy: Policy,
     nodes: Vec<(Ledger, Vec<Connection>)>,
+    /// Endpoints on each.
+    per_node: u32,
     merger: Merger,
     views: BTreeMap<String, Vec<View>>,
     now: u64,
@@ -326,6 +328,22 @@ struct Cluster {
     /// When the ready endpoints last changed, and when some were lost.
     changed: Option<u64>,
     lost: Option<u64>,
+}
+
+/// An endpoint of a node, by its number there.
+fn at(number: u32) -> EndpointKey {
+    let first = sample::connection(1).endpoint;
+    EndpointKey {
+        netns: Netns(first.netns.0 + number),
+        ..first
+    }
+}
+
+/// Where new endpoints are.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    OtherNodes,
+    SameNodes,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -350,6 +368,7 @@ impl Cluster {
             nodes: [all, Vec::new(), Vec::new()]
                 .map(|all| (Ledger::default(), all))
                 .into(),
+            per_node: 1,
             merger: Merger::default(),
             views: BTreeMap::new(),
             now: 10 * named::HOUR,
@@ -380,17 +399,33 @@ impl Cluster {
         for facts in seen.services.values_mut() {
             facts.changed = self.changed.map(ago);
             facts.lost = self.lost.map(ago);
-            facts.ready = u32::try_from(self.nodes.len()).unwrap();
+            facts.ready = u32::try_from(self.endpoints()).unwrap();
+            facts.ready_here = self.per_node;
             facts.generation = Some(Generation(facts.ready.into()));
+        }
+        let (_, endpoint) = seen.endpoints.first_key_value().unwrap();
+        let endpoint = endpoint.clone();
+        for number in 1..self.per_node {
+            seen.endpoints.insert(at(number), endpoint.clone());
         }
         seen
     }
 
-    /// So many nodes with an empty endpoint join.
-    fn scale_out(&mut self, nodes: usize) {
+    fn endpoints(&self) -> usize {
+        self.nodes.len() * self.per_node as usize
+    }
+
+    /// There are twice as many endpoints.
+    fn scale_out(&mut self, place: Place) {
         self.changed = Some(self.now);
-        let new = || (Ledger::default(), Vec::new());
-        self.nodes.extend(std::iter::repeat_with(new).take(nodes));
+        match place {
+            Place::OtherNodes => {
+                let new = || (Ledger::default(), Vec::new());
+                let nodes = self.nodes.len();
+                self.nodes.extend(std::iter::repeat_with(new).take(nodes));
+            }
+            Place::SameNodes => self.per_node *= 2,
+        }
     }
 
     /// Endpoints of other nodes go, and the connections of their clients come to these three. These know of it so many
@@ -443,8 +478,11 @@ impl Cluster {
             let gone: Vec<Connection> = gone;
             self.moves += gone.len();
             for one in gone {
-                let to = self.random(self.nodes.len());
+                let to = self.random(self.endpoints());
+                let to_endpoint = u32::try_from(to / self.nodes.len()).unwrap();
+                let to = to % self.nodes.len();
                 let again = Connection {
+                    endpoint: at(to_endpoint),
                     cookie: Cookie(self.next),
                     opened: KernelTime(self.now + 1),
                     ..one
@@ -456,7 +494,18 @@ impl Cluster {
     }
 
     fn loads(&self) -> Vec<usize> {
-        self.nodes.iter().map(|(_, live)| live.len()).collect()
+        let of_node = |live: &[Connection], number| {
+            let here = live.iter().filter(|one| one.endpoint == at(number));
+            here.count()
+        };
+        let numbers = 0..self.per_node;
+        numbers
+            .flat_map(|number| {
+                self.nodes
+                    .iter()
+                    .map(move |(_, live)| of_node(live, number))
+            })
+            .collect()
     }
 }
 
@@ -529,8 +578,13 @@ fn three_nodes_become_even_and_stay_so() {
 /// find out whether theirs do: that must not hide what has arrived at the new ones.
 #[test]
 fn three_nodes_whose_service_is_scaled_to_six_become_even() {
-    let runs = (1..=10).flat_map(|seed| [(seed, Clients::Many), (seed, Clients::One)]);
-    for (seed, clients) in runs {
+    let ways = [
+        (Clients::Many, Place::OtherNodes),
+        (Clients::One, Place::OtherNodes),
+        (Clients::Many, Place::SameNodes),
+        (Clients::One, Place::SameNodes),
+    ];
+    for (seed, (clients, place)) in (1..=10).flat_map(|seed| ways.map(|way| (seed, way))) {
         let mut cluster = Cluster::new(seed, clients);
         let guards = "guards: {minAge: 2s, stabilizationWindow: 2s}";
         cluster.policy = policy_with("Enforce", "window: 10s, perService: 100%", BALANCE, guards);
@@ -542,7 +596,7 @@ fn three_nodes_whose_service_is_scaled_to_six_become_even() {
         (0..10).for_each(|_| round(&mut cluster));
         let before = cluster.loads();
         let moves = cluster.moves;
-        cluster.scale_out(3);
+        cluster.scale_out(place);
         let mut even_after = None;
         for number in 0..30 {
             round(&mut cluster);
@@ -557,7 +611,7 @@ fn three_nodes_whose_service_is_scaled_to_six_become_even() {
         // Half of those moved come to one of the three that were hot.
         let least: usize = before.iter().map(|load| (load - 55) * 2).sum();
         println!(
-            "seed {seed}, {clients:?}: {before:?} to {:?} after {moves} moves of {least}, even after {even_after:?} rounds",
+            "seed {seed}, {clients:?}, {place:?}: {before:?} to {:?} after {moves} moves of {least}, even after {even_after:?} rounds",
             cluster.loads()
         );
         // One round until all nodes have a view of the new set, as views come a round late; two until one shows that

@@ -120,8 +120,8 @@ pub struct PendingReturn {
     /// By a view as many clients as were moved until then have arrived at other nodes, or were seen here.
     #[serde(default)]
     pub has_arrived: bool,
-    /// Its client may have been seen at the same endpoint, or another of the same address: if no view shows that it
-    /// has arrived elsewhere, it proves nothing.
+    /// Its client may have been seen, or another of the same address: if no view shows that it has arrived elsewhere,
+    /// it proves nothing.
     #[serde(default)]
     pub is_doubtful: bool,
 }
@@ -140,9 +140,9 @@ impl PendingReturn {
             && ago.saturating_sub(since_seen) < SEEN_WITHIN
     }
 
-    /// Of which test it is, besides that of the rule.
-    fn test(&self) -> (IpAddr, EndpointKey) {
-        (self.charge.client, self.charge.endpoint)
+    /// Of which test it is, besides that of its client.
+    fn test(&self) -> (RuleName, EndpointKey) {
+        (self.charge.rule.clone(), self.charge.endpoint)
     }
 }
 
@@ -349,12 +349,13 @@ impl Returns {
             });
         }
         // Clients are known by address only, and many may share one. Clients of an endpoint that has gone reconnect
-        // here, and so do clients that other nodes have moved: neither is a return. But one of them may be.
+        // here, and so do clients that other nodes have moved: neither says where those went that were moved here. But
+        // one of them may be.
         for one in self.late.iter_mut().chain(&mut self.awaited) {
             let lost = service(one).and_then(|service| service.lost);
             let is_lost = lost.is_some_and(|ago| one.may_be_of_those_lost(ago, now));
-            let is_back = !one.charge.whole && one.seen == Some(Reappearance::Returned);
-            if is_back && (is_lost || others_move(snapshot, &one.charge)) {
+            let is_seen = !one.charge.whole && !one.has_arrived && one.seen.is_some();
+            if is_seen && (is_lost || others_move(snapshot, &one.charge)) {
                 (one.seen, one.is_doubtful) = (None, true);
             }
         }
@@ -383,9 +384,18 @@ impl Returns {
         let mut still = Vec::new();
         let uncertain = self.awaited.iter().filter(|one| !one.is_certain(now));
         let uncertain: BTreeSet<_> = uncertain.map(PendingReturn::test).collect();
+        // Before the first that was not seen all are known.
+        let mut unseen: BTreeMap<_, KernelTime> = BTreeMap::new();
+        for one in self.awaited.iter().filter(|one| one.seen.is_none()) {
+            let first = unseen.entry(one.test()).or_insert(one.ended);
+            *first = one.ended.min(*first);
+        }
         for one in std::mem::take(&mut self.awaited) {
             let is_late = now.since(one.ended) >= SEEN_WITHIN;
-            let is_known = one.has_arrived || one.charge.whole && one.seen.is_some();
+            let first_unseen = unseen.get(&one.test());
+            let is_before = first_unseen.is_none_or(|first| one.ended < *first);
+            let is_seen = one.seen.is_some() && (one.charge.whole || is_before);
+            let is_known = one.has_arrived || is_seen;
             if !is_late && (!is_known || uncertain.contains(&one.test())) {
                 still.push(one);
                 continue;

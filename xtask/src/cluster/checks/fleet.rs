@@ -53,12 +53,10 @@ pub(super) fn asked(state: &mut State) -> Outcome {
         found == nodes && answers["failed"] == json!([]),
         "{answers}"
     );
-    for (words, head) in [
-        ("events", "NODE"),
-        ("top", ""),
-        ("cooldowns list", ""),
-        ("plan", ""),
-    ] {
+    // There may be none.
+    let cooldowns = everywhere("cooldowns list")?;
+    ensure!(cooldowns.starts_with("NODE"), "cooldowns list: {cooldowns}");
+    for (words, head) in [("events", "NODE"), ("top", ""), ("plan", "")] {
         let table = everywhere(words)?;
         ensure!(table.starts_with(head), "{words}: {table}");
         for node in &nodes {
