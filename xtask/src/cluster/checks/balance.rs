@@ -34,7 +34,7 @@ const AT_REST: Duration = Duration::from_secs(60);
 const COORDINATORS: &str = "app.kubernetes.io/component=coordinator";
 
 /// A policy that balances the Service over all nodes.
-fn balanced() -> String {
+pub(super) fn balanced() -> String {
     let balance = format!("balance: {{by: Connections, tolerance: {TOLERANCE}%}}");
     let fields = format!("match: {{services: [default/even]}}\n  {balance}");
     policy::with_rule("even", &fields, 300)
@@ -135,7 +135,7 @@ fn most(pods: usize) -> u64 {
     (mean * (100 + TOLERANCE) as f64 / 100.0 + 2.0 * mean.sqrt()).ceil() as u64
 }
 
-fn is_balanced(pods: &[String], report: &Report) -> bool {
+pub(super) fn is_balanced(pods: &[String], report: &Report) -> bool {
     let of = |pod: &String| report.connections.get(pod).copied().unwrap_or(0);
     report.answered() == EVEN.connections && pods.iter().all(|pod| of(pod) <= most(pods.len()))
 }

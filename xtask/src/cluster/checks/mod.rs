@@ -5,6 +5,7 @@
 mod agents;
 mod audit;
 mod balance;
+mod disruptions;
 mod drain;
 mod faults;
 mod fleet;
@@ -83,7 +84,7 @@ const FIRST: [Check; 18] = [
 ];
 
 /// Balance across nodes: only with [`balance::NODES`] or more.
-const ACROSS_NODES: [Check; 7] = [
+const ACROSS_NODES: [Check; 9] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
@@ -99,6 +100,14 @@ const ACROSS_NODES: [Check; 7] = [
     (
         "without coordinators nothing is moved across nodes",
         balance::without_coordinators,
+    ),
+    (
+        "balance outlasts two minutes without the API server",
+        disruptions::api_server_away,
+    ),
+    (
+        "a node that is cut off moves nothing by an old view",
+        disruptions::node_cut_off,
     ),
 ];
 
