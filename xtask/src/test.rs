@@ -115,7 +115,8 @@ fn unit() -> Vec<Section> {
         section("unit and property tests", "test --workspace --lib --bins"),
         section(
             "properties of decisions",
-            "test --workspace --test decide --test balance",
+            "test --workspace --test balance --test cluster --test cooldowns --test decide --test drain \
+             --test frames --test pods --test services --test views",
         ),
         section("simulated clusters", "test --workspace --test simulate"),
         section("examples in the docs", "test --workspace --doc"),
