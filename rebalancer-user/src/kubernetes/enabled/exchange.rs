@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// For one answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
 /// Between two attempts, at most; chance adds up to as much again.
-const MOST: Duration = Duration::from_secs(60);
+const MOST: Duration = Duration::from_secs(15);
 /// A watch is renewed after so long, so that a connection that leads nowhere is noticed.
 const WATCH: u32 = 60;
 

@@ -21,7 +21,7 @@ use crate::cluster::{Cluster, kubectl, network, process};
 const LASTS: Duration = Duration::from_secs(120);
 /// After that no view and no name is fresh any more.
 const STALE_AFTER: Duration = Duration::from_secs(70);
-/// Until it is even again; attempts to reach the API server are up to a minute apart.
+/// Until it is even again; attempts to reach the API server are up to half a minute apart.
 const EVEN_WITHIN: Duration = Duration::from_secs(150);
 /// What an agent may need more than before, as a factor.
 const GROWTH: f64 = 1.3;
