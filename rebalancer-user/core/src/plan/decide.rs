@@ -196,14 +196,14 @@ impl Chosen<'_> {
         let (rule, connection) = (self.pair.rule, self.candidate.connection);
         let mut reasons = Vec::new();
         measure(rule, connection, ledger, now, |reason| {
-            reasons.extend(Some(reason).filter(|reason| reason.exceeded()));
+            if reason.exceeded() {
+                reasons.push(reason);
+            }
         });
         reasons.sort_by(|a, b| b.compare(*a));
         reasons.extend(self.excess);
-        let drained = self.drained.map(|drained| Reason::Drain {
-            left: drained.left(),
-        });
-        reasons.splice(0..0, drained);
+        // What must leave in time is named before its limits.
+        reasons.splice(0..0, self.drained.map(Draining::reason));
         let pod = self.pair.who.pod();
         Move {
             cookie: connection.cookie,

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::SkipReason;
+use super::{Reason, SkipReason};
 use crate::{
     policy::{DrainOn, Rule, RuleName},
     snapshot::{Ending, EndpointKey, Identity, Who},
@@ -63,7 +63,12 @@ impl Draining {
         self.stops_after.saturating_sub(self.since)
     }
 
-    /// How many of so many connections may begin to leave in one pass.
+    /// Why its connections leave.
+    pub(super) fn reason(self) -> Reason {
+        Reason::Drain { left: self.left() }
+    }
+
+    /// How many of this many connections may begin to leave in one pass.
     pub(super) fn quota(self, connections: usize) -> usize {
         if self.since < UNTIL_KNOWN {
             return 0;

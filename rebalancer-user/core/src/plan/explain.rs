@@ -94,9 +94,10 @@ pub fn explain<'a>(
         }
         None => Default::default(),
     };
-    let excess = |reason: &&Reason| matches!(reason, Reason::Drain { .. } | Reason::Balance { .. });
+    let is_no_limit =
+        |reason: &&Reason| matches!(reason, Reason::Drain { .. } | Reason::Balance { .. });
     if let Verdict::Move(chosen) = decision.verdict {
-        measures.extend(chosen.reasons().iter().find(excess));
+        measures.extend(chosen.reasons().iter().find(is_no_limit));
     }
     let matches = Matches::of(policy, snapshot);
     let groups = Groups::of(policy, &matches, snapshot, ledger);

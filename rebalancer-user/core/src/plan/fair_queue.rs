@@ -44,7 +44,7 @@ impl<'a> Queues<'a> {
         had: &BTreeMap<Queue<'_>, u64>,
     ) -> Vec<usize> {
         let queues: Vec<usize> = queues.collect();
-        // Of one queue alone the order is its own.
+        // A single queue keeps its own order.
         if queues.iter().all(|queue| *queue == queues[0]) {
             return (0..queues.len()).collect();
         }

@@ -103,6 +103,14 @@ pub(super) fn judge<'a>(
     // Each connection of a rule that balances may have a client of its own.
     let balanced = pairs.clone().filter(|pair| pair.rule.balance().is_some());
     let clients = balanced.map(|pair| pair.connections).sum();
+    let drained: Vec<Option<Draining>> = pairs
+        .clone()
+        .map(|pair| Draining::of(pair.rule, pair.who))
+        .collect();
+    let quota = |(pair, drained): (&Pair<'_>, &Option<Draining>)| {
+        drained.map_or(0, |draining| draining.quota(pair.connections))
+    };
+    let quotas = pairs.clone().zip(&drained).map(quota).collect();
     let mut judge = Judge {
         policy,
         matches,
@@ -113,16 +121,13 @@ pub(super) fn judge<'a>(
         guards: pairs.clone().map(|_| None).collect(),
         weighed: pairs.clone().map(to_weigh).collect(),
         clients: Clients::with_capacity(clients),
-        quotas: pairs.clone().map(quota).collect(),
+        quotas,
         in_flight: Vec::new(),
         judged: Judged {
             judgements: Vec::with_capacity(by_cookie.len()),
             excess: pairs.clone().map(|_| None).collect(),
             states: vec![BTreeMap::new(); pairs.len()],
-            drained: pairs
-                .clone()
-                .map(|pair| Draining::of(pair.rule, pair.who))
-                .collect(),
+            drained,
             ..Judged::default()
         },
     };
@@ -155,12 +160,6 @@ pub(super) fn judge<'a>(
 fn to_weigh<'a>(pair: &Pair<'_>) -> Vec<Weighed<'a>> {
     let balances = pair.rule.balance().is_some();
     Vec::with_capacity(if balances { pair.connections } else { 0 })
-}
-
-/// How many connections of a pair may begin to leave it in this pass, if it is drained.
-fn quota(pair: &Pair<'_>) -> usize {
-    let draining = Draining::of(pair.rule, pair.who);
-    draining.map_or(0, |draining| draining.quota(pair.connections))
 }
 
 struct Judge<'a> {
@@ -369,14 +368,11 @@ impl<'a> Judge<'a> {
             return Some(SkipReason::DrainedLater { left });
         }
         *quota -= 1;
-        let reason = Reason::Drain {
-            left: draining.left(),
-        };
         self.judged.candidates.push(Candidate {
             connection,
             index: self.judged.judgements.len(),
             pair,
-            beyond: reason.fraction(),
+            beyond: draining.reason().fraction(),
             cause: Cause::Drain,
         });
         None

@@ -13,18 +13,17 @@ pub(super) fn rolled(_: &mut State) -> Outcome {
     ROLLED.ready(REPLICAS)?;
     ROLLED.wait_answered()?;
     let matches = "match: {services: [default/rolled]}";
-    policy::enforce(&policy::with_rule(
-        "kept",
-        &format!("{matches}\n  limits: {{maxAge: 8000h}}"),
-        60,
-    ))?;
+    let enforce = |rule, fields| {
+        policy::enforce(&policy::with_rule(
+            rule,
+            &format!("{matches}\n  {fields}"),
+            60,
+        ))
+    };
+    enforce("kept", "limits: {maxAge: 8000h}")?;
     let without = failed()?;
     ensure!(without > 0, "no request failed without a drain");
-    policy::enforce(&policy::with_rule(
-        "drained",
-        &format!("{matches}\n  drain: {{on: [Terminating]}}"),
-        60,
-    ))?;
+    enforce("drained", "drain: {on: [Terminating]}")?;
     let before = ended()?;
     let with = failed()?;
     let moves = ended()? - before;
@@ -42,7 +41,7 @@ pub(super) fn rolled(_: &mut State) -> Outcome {
     ))
 }
 
-/// So many requests fail while the Deployment is rolled.
+/// How many requests fail while the Deployment is rolled.
 fn failed() -> Result<u64> {
     let before = ROLLED.report()?.errors;
     kubectl::run("rollout restart deploy/rolled")?;
