@@ -135,7 +135,8 @@ fn every_file_says_what_it_is_for() {
 fn prose_and_names_are_in_standard_terms() {
     let mut found = Vec::new();
     for (path, text) in texts(&[".rs", ".md", ".sh", ".yaml"]) {
-        if path.ends_with("tidy/main.rs") {
+        // It names them, and the changelog names what was renamed.
+        if path.ends_with("tidy/main.rs") || path.ends_with("CHANGELOG.md") {
             continue;
         }
         for (number, line) in text.lines().enumerate() {
