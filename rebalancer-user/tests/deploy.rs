@@ -539,6 +539,23 @@ fn the_policy_in_the_config_map_is_the_file_and_it_is_valid() {
     assert!(output.contains("mode DryRun"), "{output}");
 }
 
+/// The whole documents in the guides: who copies one gets a dry run.
+#[test]
+fn the_policies_of_the_guides_are_valid_and_move_nothing() {
+    for (page, least) in [("RECIPES.md", 8), ("../README.md", 1)] {
+        let text = std::fs::read_to_string(deploy().join(page)).unwrap();
+        let blocks = text.split("```yaml\n").skip(1);
+        let blocks = blocks.filter_map(|rest| rest.split("```").next());
+        let policies: Vec<&str> = blocks
+            .filter(|block| block.starts_with("apiVersion: rebalancer.dev/"))
+            .collect();
+        assert!(policies.len() >= least, "{page}: {policies:#?}");
+        for policy in policies {
+            assert_eq!(valid(policy).mode(), Mode::DryRun, "{page}: {policy}");
+        }
+    }
+}
+
 #[test]
 fn the_policy_moves_nothing() {
     let policy = valid(&policy_file());
