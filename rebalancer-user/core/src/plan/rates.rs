@@ -174,27 +174,18 @@ mod tests {
 
     use super::*;
     use crate::{
-        policy::parse,
-        snapshot::{Snapshot, sample},
+        policy,
+        snapshot::{Snapshot, sample, sample::snapshot},
     };
 
     const SECOND: u64 = 1_000_000_000;
 
     fn connection(cookie: u64, port: u16, bytes: u64) -> Connection {
-        let mut connection = sample::connection(cookie);
-        connection.endpoint.port = port;
         Connection {
+            endpoint: sample::endpoint(1, port),
             bytes_in: Bytes(bytes / 3),
             bytes_out: Bytes(bytes - bytes / 3),
-            ..connection
-        }
-    }
-
-    fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
-        Snapshot {
-            taken: KernelTime(taken),
-            connections,
-            ..Snapshot::default()
+            ..sample::connection(cookie)
         }
     }
 
@@ -205,14 +196,13 @@ mod tests {
     }
 
     static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-        let text = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
+        policy::sample::policy(
+            "\
 rules:
 - {name: fast, match: {ports: [{port: 80}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
 - {name: old, match: {ports: [{port: 81}]}, limits: {maxAge: 1h}}
-";
-        parse("test", text).unwrap()
+",
+        )
     });
 
     /// What a connection's bytes grow by, between listings so far apart (in seconds).
@@ -262,14 +252,8 @@ rules:
         rates.take_in(&snapshot(40 * SECOND, vec![connection(2, 81, 9)]));
         assert_eq!(rates, Rates::default());
         let mut rates = fed(&[(5, 500); 6]);
-        let other = parse(
-            "p",
-            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nrules: []\n",
-        );
-        let (other, listed) = (
-            other.unwrap(),
-            snapshot(40 * SECOND, vec![connection(1, 80, 9000)]),
-        );
+        let other = policy::sample::policy("rules: []\n");
+        let listed = snapshot(40 * SECOND, vec![connection(1, 80, 9000)]);
         rates.observe(&other, &Matches::of(&other, &listed), listed.taken);
         assert_eq!(rates, Rates::default());
     }

@@ -443,7 +443,7 @@ use tests::{AGE, COMPARISON, FILL_FAILURE, REASON, service, unknown};
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{plan::NoClusterView, policy::parse};
+    use crate::{plan::NoClusterView, policy, snapshot::sample};
 
     pub(super) const AGE: Duration = Duration::from_secs(12);
 
@@ -472,18 +472,13 @@ mod tests {
     };
 
     pub(super) fn service(name: &str) -> Arc<ServiceName> {
-        let (namespace, name) = ("shop".into(), name.into());
-        Arc::new(ServiceName { namespace, name })
+        Arc::new(sample::service(name))
     }
 
     pub(super) fn unknown() -> Unknown {
-        let text = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-rules:
-- {name: fast, match: {ports: [{port: 80}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}}
-";
-        let policy = parse("test", text).expect("a policy");
+        let fast =
+            "match: {ports: [{port: 80}]}, limits: {maxRate: {bytesPerSecond: 1Mi, for: 30s}}";
+        let policy = policy::sample::policy(&format!("rules: [{{name: fast, {fast}}}]\n"));
         Unknown(policy.rules()[0].limits().max_rate().expect("a rate"))
     }
 

@@ -26,6 +26,7 @@ mod notation;
 mod parse;
 mod reference;
 mod rule;
+pub mod sample;
 mod schema;
 mod section;
 mod selector;

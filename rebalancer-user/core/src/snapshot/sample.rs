@@ -1,19 +1,61 @@
-//! One connection for tests, of this crate and of those that use it: each changes what its case is
+//! Parts of snapshots for tests, of this crate and of those that use it: each changes what its case is
 //! about.
 
 use std::time::Duration;
 
-use super::{Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, TcpState};
+use super::{
+    Bytes, CgroupId, Connection, Cookie, Endpoint, EndpointKey, KernelTime, Netns, ServiceAt,
+    ServiceName, Snapshot, TcpState,
+};
+
+/// Of a node at this moment, with these connections.
+pub fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
+    Snapshot {
+        taken: KernelTime(taken),
+        connections,
+        ..Snapshot::default()
+    }
+}
+
+/// What accepts connections on this port of a network namespace, which is not the host's.
+pub fn endpoint(netns: u32, port: u16) -> EndpointKey {
+    EndpointKey {
+        netns: Netns(netns),
+        cgroup: None,
+        port,
+    }
+}
+
+/// An endpoint that listens, and knows of no connection.
+pub fn listening() -> Endpoint {
+    Endpoint {
+        listeners: 1,
+        ..Endpoint::default()
+    }
+}
+
+/// A Service of the namespace `shop`.
+pub fn service(name: &str) -> ServiceName {
+    ServiceName {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// A Service that leads to a ready endpoint.
+pub fn service_at(name: &str) -> ServiceAt {
+    ServiceAt {
+        name: name.to_owned(),
+        ready: true,
+        ..ServiceAt::default()
+    }
+}
 
 /// An accepted connection at rest that no guard skips.
 pub fn connection(cookie: u64) -> Connection {
     Connection {
         cookie: Cookie(cookie),
-        endpoint: EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port: 8080,
-        },
+        endpoint: endpoint(1, 8080),
         cgroup: CgroupId(1),
         cgroup_path: None,
         local: "10.1.0.1:8080".parse().expect("an address"),
