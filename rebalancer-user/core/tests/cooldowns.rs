@@ -5,50 +5,45 @@ use std::time::Duration;
 use rebalancer_core::{
     plan::{
         CooldownOf, Entries, FIRST_HOLD, FillTest, Group, Hold, Ledger, Outcome, Refusal, Subject,
-        Test, decide,
+        Test,
     },
-    policy::{Policy, RuleName, parse},
-    snapshot::{Cookie, KernelTime, Snapshot, sample::connection},
+    policy::{RuleName, sample},
+    snapshot::{
+        Cookie, KernelTime, Snapshot,
+        sample::{connection, snapshot},
+    },
 };
 
-const NOW: KernelTime = KernelTime(7_200_000_000_000);
+mod agent;
+use agent::{Agent, HOUR};
 
-fn policy() -> Policy {
-    let text = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
+const NOW: KernelTime = KernelTime(2 * HOUR);
+
+const POLICY: &str = "\
 mode: Enforce
 budget: {perService: 1000000, perEndpoint: 1000000}
 rules:
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30m}}
 ";
-    parse("test", text).unwrap()
-}
 
 fn listed() -> Snapshot {
-    Snapshot {
-        taken: NOW,
-        connections: vec![connection(1)],
-        ..Snapshot::default()
-    }
+    snapshot(NOW.0, vec![connection(1)])
 }
 
 fn rule(name: &str) -> RuleName {
     RuleName::known(name).unwrap()
 }
 
-/// A ledger after a move of the connection with this outcome.
-fn moved(outcome: Outcome) -> Ledger {
-    let mut ledger = Ledger::default();
-    for chosen in decide(&policy(), &listed(), &ledger, NOW).moves() {
-        ledger.started(chosen, NOW);
-        ledger.ended(chosen.cookie(), outcome.clone(), NOW);
-    }
-    ledger
+/// After a move of the connection with this outcome.
+fn moved(outcome: Outcome) -> Agent {
+    let mut agent = Agent::new(sample::policy(POLICY));
+    let plan = agent.plan(&listed());
+    agent.moved(plan.moves().next().unwrap(), outcome, NOW);
+    agent
 }
 
-fn moves(ledger: &Ledger) -> usize {
-    decide(&policy(), &listed(), ledger, NOW).moves().count()
+fn moves(agent: &Agent) -> usize {
+    agent.plan(&listed()).moves().count()
 }
 
 #[test]
@@ -65,23 +60,23 @@ fn a_failed_move_has_a_cooldown_until_it_is_cleared() {
         (Outcome::GaveUp, "gaveUp", once),
         (Outcome::Failed("EPERM".into()), "failed", once),
     ] {
-        let mut ledger = moved(outcome);
-        assert_eq!(moves(&ledger), 0, "{cause}");
-        let all = ledger.cooldowns(NOW);
+        let mut agent = moved(outcome);
+        assert_eq!(moves(&agent), 0, "{cause}");
+        let all = agent.ledger.cooldowns(NOW);
         let [one] = all.as_slice() else {
             panic!("{all:?}")
         };
         assert_eq!(one.of, CooldownOf::Connection(Cookie(1), Some(rule("web"))));
         assert_eq!((one.cause, one.until, one.times), (cause, until, 1));
         // It ends by itself as it is listed.
-        let over = ledger.cooldowns(NOW.after(FIRST_HOLD)).is_empty();
+        let over = agent.ledger.cooldowns(NOW.after(FIRST_HOLD)).is_empty();
         assert_eq!(over, until.is_some(), "{cause}");
 
-        assert_eq!(ledger.clear_cooldowns(Some(&rule("another")), NOW), []);
-        assert_eq!(moves(&ledger), 0, "{cause}");
-        assert_eq!(ledger.clear_cooldowns(Some(&rule("web")), NOW), all);
-        assert_eq!(moves(&ledger), 1, "{cause}");
-        assert_eq!(ledger.cooldowns(NOW), []);
+        let mut clear = |name| agent.ledger.clear_cooldowns(Some(&rule(name)), NOW);
+        assert_eq!(clear("another"), []);
+        assert_eq!(clear("web"), all);
+        assert_eq!(moves(&agent), 1, "{cause}");
+        assert_eq!(agent.ledger.cooldowns(NOW), []);
     }
 }
 
@@ -93,7 +88,7 @@ fn moved_and_recalled_connections_have_no_cooldown() {
         Outcome::Closed,
         Outcome::Recalled("paused".into()),
     ] {
-        assert_eq!(moved(outcome).cooldowns(NOW), []);
+        assert_eq!(moved(outcome).ledger.cooldowns(NOW), []);
     }
 }
 
@@ -116,10 +111,8 @@ fn clearing_selects_clients_and_groups() {
         ..test
     };
     let client = Subject::Client([10, 0, 0, 7].into());
-    let group = Group {
-        service: None,
-        port: 8080,
-    };
+    let (service, port) = (None, 8080);
+    let group = Group { service, port };
     let effort = FillTest {
         hold,
         ..FillTest::default()
@@ -140,15 +133,10 @@ fn clearing_selects_clients_and_groups() {
         CooldownOf::Fill(web(), group),
     ];
     let cleared = ledger.clear_cooldowns(Some(&web()), NOW);
-    assert_eq!(
-        cleared.iter().map(|one| one.of.clone()).collect::<Vec<_>>(),
-        of_web
-    );
-    assert!(
-        cleared
-            .iter()
-            .all(|one| one.times == 3 && one.until == Some(hold.until))
-    );
+    assert!(cleared.iter().map(|one| &one.of).eq(&of_web), "{cleared:?}");
+    for one in cleared {
+        assert_eq!((one.times, one.until), (3, Some(hold.until)));
+    }
     let [rest] = &ledger.cooldowns(NOW)[..] else {
         panic!("{ledger:?}")
     };
@@ -156,19 +144,11 @@ fn clearing_selects_clients_and_groups() {
     assert_eq!(rest.of, CooldownOf::Returns(another, endpoint));
     assert_eq!(ledger.clear_cooldowns(None, NOW).len(), 1);
     // As if the time had passed.
-    let over = Hold {
-        times: 3,
-        until: NOW,
-    };
+    let over = Hold { until: NOW, ..hold };
     let entries = ledger.entries();
     assert_eq!(entries.fills[0].2.hold, over);
-    let held = entries
-        .returns
-        .iter()
-        .filter(|(.., test)| test.hold.times > 0);
-    assert_eq!(
-        held.map(|(.., test)| test.hold).collect::<Vec<_>>(),
-        [over, over]
-    );
+    let holds = entries.returns.iter().map(|(.., test)| test.hold);
+    let held: Vec<Hold> = holds.filter(|hold| hold.times > 0).collect();
+    assert_eq!(held, [over, over]);
     assert!(entries.is_of(NOW));
 }

@@ -8,24 +8,15 @@ use rebalancer_core::{
         Decision, Entries, FIRST_HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, Refusal,
         SILENT, SkipReason, Verdict, decide, explain,
     },
-    policy::{Mode, Policy, RuleName, parse},
+    policy::{Mode, Policy, RuleName, sample},
     snapshot::{
-        Bytes, CgroupId, Connection, Cookie, EndpointKey, KernelTime, Netns, Snapshot, TcpState,
-        Who, sample::connection,
+        Bytes, CgroupId, Connection, Cookie, KernelTime, Snapshot, TcpState, Who,
+        sample::{connection, endpoint, snapshot},
     },
 };
 
-const SECOND: u64 = 1_000_000_000;
-const MINUTE: u64 = 60 * SECOND;
-const HOUR: u64 = 60 * MINUTE;
-
-fn snapshot(taken: u64, connections: Vec<Connection>) -> Snapshot {
-    Snapshot {
-        taken: KernelTime(taken),
-        connections,
-        ..Snapshot::default()
-    }
-}
+mod agent;
+use agent::{Agent, HOUR, MINUTE, SECOND, decided};
 
 /// Limits of the budget that `head` leaves out are so large that they never apply.
 fn policy(head: &str, rules: &str) -> Policy {
@@ -35,10 +26,7 @@ fn policy(head: &str, rules: &str) -> Policy {
     } else {
         format!("{head}\nbudget: {{{WIDE}}}")
     };
-    let text = format!(
-        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n{head}\nrules:\n{rules}"
-    );
-    parse("test", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+    sample::policy(&format!("mode: Enforce\n{head}\nrules:\n{rules}"))
 }
 
 /// One rule for all of port 8080, with `fields`.
@@ -51,13 +39,15 @@ fn one_rule(head: &str, fields: &str) -> Policy {
 
 /// One that was accepted at this port.
 fn on(port: u16, cookie: u64) -> Connection {
-    let mut one = connection(cookie);
-    one.endpoint.port = port;
-    one
+    Connection {
+        endpoint: endpoint(1, port),
+        ..connection(cookie)
+    }
 }
 
-fn decided(policy: &Policy, listed: &Snapshot) -> Plan {
-    decide(policy, listed, &Ledger::default(), listed.taken)
+/// So many old connections, with cookies from this one on.
+fn listed(taken: u64, cookies: impl IntoIterator<Item = u64>) -> Snapshot {
+    snapshot(taken, cookies.into_iter().map(connection).collect())
 }
 
 fn cookies(plan: &Plan) -> Vec<u64> {
@@ -84,7 +74,7 @@ fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
         bytes_out: Bytes(bytes - bytes / 4),
         ..connection(cookie)
     };
-    let listed = vec![
+    let all = vec![
         with(1, HOUR - 1, 1 << 20),
         with(2, HOUR, 0),
         with(3, HOUR + 1, 0),
@@ -95,23 +85,20 @@ fn the_old_and_the_heavy_are_moved_the_furthest_beyond_first() {
         with(8, MINUTE, 1 << 30),
         with(9, MINUTE, (1 << 30) - 1),
     ];
-    let plan = decided(&policy, &snapshot(now.0, listed));
-    assert_eq!(cookies(&plan), [4, 5, 7, 3, 2, 8]);
-    let reasons: Vec<Vec<_>> = plan
-        .moves()
-        .map(|chosen| chosen.reasons().iter().map(|r| r.as_str()).collect())
-        .collect();
-    assert_eq!(
-        reasons,
-        [
-            vec!["bytes"],
-            vec!["age", "bytes"],
-            vec!["age"],
-            vec!["age"],
-            vec!["age"],
-            vec!["bytes"]
-        ]
-    );
+    let plan = decided(&policy, &snapshot(now.0, all));
+    let moves = plan.moves().map(|chosen| {
+        let reasons: Vec<_> = chosen.reasons().iter().map(|r| r.as_str()).collect();
+        format!("{} {}", chosen.cookie().0, reasons.join(" "))
+    });
+    let expected = [
+        "4 bytes",
+        "5 age bytes",
+        "7 age",
+        "3 age",
+        "2 age",
+        "8 bytes",
+    ];
+    assert!(moves.eq(expected), "{:?}", cookies(&plan));
     assert_eq!(skipped(&plan, 1).as_str(), "withinLimits");
     assert!(matches!(skipped(&plan, 6), SkipReason::MinAge { .. }));
     assert!(matches!(
@@ -223,20 +210,15 @@ fn a_rate_is_too_high_when_it_was_held_and_one_burst_is_not() {
         "interval: 5s\nguards: {minAge: 0s}",
         "limits: {maxRate: {bytesPerSecond: 1Ki, for: 30s}}, jitter: 0%",
     );
-    let mut ledger = Ledger::default();
+    let mut agent = Agent::new(policy);
     let (mut steady, mut bursts) = (0, 0);
     for tick in 0..20 {
-        let now = HOUR + tick * 5 * SECOND;
-        let with = |cookie, bytes| Connection {
+        let with = |(cookie, bytes)| Connection {
             bytes_out: Bytes(bytes),
             ..connection(cookie)
         };
-        let listed = snapshot(
-            now,
-            vec![with(1, steady), with(2, bursts), with(3, 5119 * tick)],
-        );
-        ledger.observe(&policy, &listed);
-        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+        let all = [(1, steady), (2, bursts), (3, 5119 * tick)].map(with);
+        let plan = agent.observe(&snapshot(HOUR + tick * 5 * SECOND, all.into()));
         // Thirty seconds are six intervals.
         let expected = if tick < 6 { vec![] } else { vec![1] };
         assert_eq!(cookies(&plan), expected, "{tick}");
@@ -274,15 +256,14 @@ fn an_explanation_has_all_that_is_weighed() {
 - {name: data, match: {ports: [{port: 5432}]}, limits: {maxAge: 1h, maxBytes: 1Gi, maxRate: {bytesPerSecond: 1Mi, for: 1m}}}
 - {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 1h}}
 ";
-    let policy = policy("", rules);
+    let agent = Agent::new(policy("", rules));
     let data = Connection {
         mptcp: true,
         ..on(5432, 7)
     };
     let listed = snapshot(2 * HOUR, vec![connection(1), data]);
-    let ledger = Ledger::default();
-    let plan = decide(&policy, &listed, &ledger, listed.taken);
-    let explained = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(7)).unwrap();
+    let plan = agent.plan(&listed);
+    let explained = agent.explain(&listed, &plan, 7).unwrap();
     let rules: Vec<_> = explained
         .rules
         .iter()
@@ -310,12 +291,9 @@ fn an_explanation_has_all_that_is_weighed() {
     let guards: Vec<_> = explained.guards.iter().map(SkipReason::as_str).collect();
     assert_eq!(guards, ["mptcp", "statefulPort"]);
     assert!(explained.needs().unwrap().contains("MPTCP is never moved"));
-    let moved = explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(1)).unwrap();
+    let moved = agent.explain(&listed, &plan, 1).unwrap();
     assert_eq!((moved.needs(), moved.decision.place), (None, Some(1)));
-    assert_eq!(
-        explain(&policy, &listed, &plan, &ledger, listed.taken, Cookie(2)),
-        None
-    );
+    assert_eq!(agent.explain(&listed, &plan, 2), None);
 }
 
 #[test]
@@ -324,24 +302,17 @@ fn those_older_than_tracking_are_spread_over_the_whole_of_max_age() {
         "budget: {perNode: 1000000, maxInFlight: 10000}\nguards: {minAge: 0s}",
         "limits: {maxAge: 1h}, jitter: 0%",
     );
-    let listed: Vec<_> = (0..6000)
-        .map(|cookie| Connection {
-            adopted: true,
-            ..connection(cookie)
-        })
-        .collect();
+    let chosen_after = |minutes: u64| {
+        let mut all = listed(minutes * MINUTE, 0..6000);
+        all.connections.iter_mut().for_each(|c| c.adopted = true);
+        decided(&policy, &all).moves().count() as u64
+    };
     for minutes in [1, 10, 30, 59] {
-        let now = KernelTime(minutes * MINUTE);
-        let plan = decided(&policy, &snapshot(now.0, listed.clone()));
-        let expected = minutes * 100;
-        let chosen = cookies(&plan).len() as u64;
-        assert!(
-            chosen.abs_diff(expected) < 150,
-            "{chosen} after {minutes} minutes"
-        );
+        let chosen = chosen_after(minutes);
+        let is_near = chosen.abs_diff(minutes * 100) < 150;
+        assert!(is_near, "{chosen} after {minutes} minutes");
     }
-    let plan = decided(&policy, &snapshot(HOUR, listed));
-    assert_eq!(plan.moves().count(), 6000);
+    assert_eq!(chosen_after(60), 6000);
 }
 
 #[test]
@@ -350,69 +321,48 @@ fn a_dry_run_reports_each_once_at_the_pace_of_the_budget() {
         "budget: {perNode: 2, window: 1m}",
         "limits: {maxAge: 1h}, mode: DryRun",
     );
-    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
-    let mut ledger = Ledger::default();
-    let mut round = |now: u64| {
-        let plan = decide(&policy, &listed, &ledger, KernelTime(now));
-        for chosen in plan.moves() {
-            assert_eq!(chosen.mode(), Mode::DryRun);
-            ledger.reported(chosen, KernelTime(now));
-        }
-        ledger.prune(&listed, policy.budget().window(), KernelTime(now));
-        let mut reported = cookies(&plan);
-        reported.sort_unstable();
-        (reported.len(), plan.skipped(), plan.overdue())
-    };
-    assert_eq!(round(2 * HOUR), (2, BTreeMap::from([("budget", 1)]), 3));
-    assert_eq!(
-        round(2 * HOUR + SECOND),
-        (0, BTreeMap::from([("budget", 1), ("dryRun", 2)]), 3)
-    );
-    assert_eq!(
-        round(2 * HOUR + MINUTE),
-        (1, BTreeMap::from([("dryRun", 2)]), 3)
-    );
-    assert_eq!(round(3 * HOUR), (0, BTreeMap::from([("dryRun", 3)]), 3));
+    let mut agent = Agent::new(policy);
+    for (now, reported, skipped) in [
+        (2 * HOUR, 2, &[("budget", 1)][..]),
+        (2 * HOUR + SECOND, 0, &[("budget", 1), ("dryRun", 2)]),
+        (2 * HOUR + MINUTE, 1, &[("dryRun", 2)]),
+        (3 * HOUR, 0, &[("dryRun", 3)]),
+    ] {
+        let listed = listed(now, 1..=3);
+        let plan = agent.plan(&listed);
+        agent.report(&plan, listed.taken);
+        agent.prune(&listed);
+        assert!(plan.moves().all(|chosen| chosen.mode() == Mode::DryRun));
+        assert_eq!(plan.moves().count(), reported, "{now}");
+        assert_eq!(plan.skipped(), skipped.iter().copied().collect(), "{now}");
+        assert_eq!(plan.overdue(), 3, "{now}");
+    }
 }
 
 /// Otherwise an edited policy seems to match none of the connections that the previous one reported.
 #[test]
 fn under_another_policy_a_dry_run_reports_again() {
     let named = |name| {
+        let matches = "match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}";
         policy(
             "",
-            &format!(
-                "- {{name: {name}, mode: DryRun, match: {{ports: [{{port: 8080}}]}}, limits: {{maxAge: 1h}}}}\n"
-            ),
+            &format!("- {{name: {name}, mode: DryRun, {matches}}}\n"),
         )
     };
-    let listed = snapshot(2 * HOUR, (1..=3).map(connection).collect());
-    let mut ledger = Ledger::default();
-    let reported_by = |policy: &Policy, ledger: &mut Ledger, now| {
-        let plan = decide(policy, &listed, ledger, KernelTime(now));
-        let rules: Vec<_> = plan
-            .moves()
+    let reported = |agent: &mut Agent, now| -> Vec<String> {
+        let listed = listed(now, 1..=3);
+        let plan = agent.plan(&listed);
+        agent.report(&plan, listed.taken);
+        plan.moves()
             .map(|chosen| chosen.rule().to_string())
-            .collect();
-        for chosen in plan.moves() {
-            ledger.reported(chosen, KernelTime(now));
-        }
-        rules
+            .collect()
     };
-    assert_eq!(
-        reported_by(&named("one"), &mut ledger, 2 * HOUR),
-        ["one"; 3]
-    );
-    let edited = named("two");
-    assert_eq!(
-        reported_by(&edited, &mut ledger, 2 * HOUR + SECOND),
-        [""; 0]
-    );
-    ledger.forget_reported();
-    assert_eq!(
-        reported_by(&edited, &mut ledger, 2 * HOUR + SECOND),
-        ["two"; 3]
-    );
+    let mut agent = Agent::new(named("one"));
+    assert_eq!(reported(&mut agent, 2 * HOUR), ["one"; 3]);
+    agent.policy = named("two");
+    assert_eq!(reported(&mut agent, 2 * HOUR + SECOND), [""; 0]);
+    agent.ledger.forget_reported();
+    assert_eq!(reported(&mut agent, 2 * HOUR + SECOND), ["two"; 3]);
 }
 
 #[test]
@@ -436,49 +386,36 @@ fn a_move_is_in_flight_until_it_ends_and_held_after() {
         "budget: {perNode: 5, window: 24h, maxInFlight: 2}",
         "limits: {maxAge: 1h}",
     );
-    let listed = |taken| snapshot(taken, (1..=3).map(connection).collect());
-    let mut ledger = Ledger::default();
-    let mut now = 2 * HOUR;
-
-    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
+    let mut agent = Agent::new(policy);
+    let three = listed(2 * HOUR, 1..=3);
+    let plan = agent.plan(&three);
     let first = cookies(&plan);
-    assert_eq!(plan.skipped(), BTreeMap::from([("maxInFlight", 1)]));
-    plan.moves()
-        .for_each(|chosen| ledger.started(chosen, KernelTime(now)));
-    assert_eq!(ledger.in_flight(), 2);
-    let plan = decide(&policy, &listed(now), &ledger, KernelTime(now));
-    assert_eq!(
-        plan.skipped(),
-        BTreeMap::from([("inFlight", 2), ("maxInFlight", 1)])
-    );
+    assert_eq!(plan.skipped(), [("maxInFlight", 1)].into());
+    agent.begin(&plan, three.taken);
+    assert_eq!(agent.ledger.in_flight(), 2);
+    let plan = agent.plan(&three);
+    assert_eq!(plan.skipped(), [("inFlight", 2), ("maxInFlight", 1)].into());
     assert_eq!((plan.budget_left(), plan.overdue()), (3, 3));
 
     // One gives up, which gives its budget back; one is reset, which does not.
-    now += MINUTE;
-    ledger.ended(Cookie(first[0]), Outcome::GaveUp, KernelTime(now));
-    ledger.ended(Cookie(first[1]), Outcome::Reset, KernelTime(now));
-    let before_the_end = listed(now - 1);
-    ledger.prune(&before_the_end, policy.budget().window(), KernelTime(now));
-    let plan = decide(&policy, &before_the_end, &ledger, KernelTime(now));
-    assert_eq!(
-        plan.skipped(),
-        BTreeMap::from([("gaveUp", 1), ("moved", 1)])
-    );
+    let ended = KernelTime(2 * HOUR + MINUTE);
+    agent.ledger.ended(Cookie(first[0]), Outcome::GaveUp, ended);
+    agent.ledger.ended(Cookie(first[1]), Outcome::Reset, ended);
+    let before_the_end = listed(ended.0 - 1, 1..=3);
+    let window = agent.policy.budget().window();
+    agent.ledger.prune(&before_the_end, window, ended);
+    let plan = decide(&agent.policy, &before_the_end, &agent.ledger, ended);
+    assert_eq!(plan.skipped(), [("gaveUp", 1), ("moved", 1)].into());
     assert_eq!((cookies(&plan).len(), plan.budget_left()), (1, 3));
 
     // The one that lives is held, then may be chosen again.
-    let one = |taken| snapshot(taken, vec![connection(first[0])]);
-    now += FIRST_HOLD.as_nanos() as u64 - 1;
-    ledger.prune(&one(now), policy.budget().window(), KernelTime(now));
-    let plan = decide(&policy, &one(now), &ledger, KernelTime(now));
-    assert!(
-        matches!(skipped(&plan, first[0]), SkipReason::Held { left, .. } if left.as_nanos() == 1)
-    );
-    now += 1;
-    assert_eq!(
-        cookies(&decide(&policy, &one(now), &ledger, KernelTime(now))),
-        [first[0]]
-    );
+    let over = ended.after(FIRST_HOLD).0;
+    let one = |taken| listed(taken, [first[0]]);
+    agent.prune(&one(over - 1));
+    let plan = agent.plan(&one(over - 1));
+    let why = skipped(&plan, first[0]);
+    assert!(matches!(why, SkipReason::Held { left, .. } if left.as_nanos() == 1));
+    assert_eq!(cookies(&agent.plan(&one(over))), [first[0]]);
 }
 
 /// They are the furthest beyond their limit, and would be first again each time.
@@ -488,9 +425,9 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
 - {name: busy, match: {ports: [{port: 8081}]}, limits: {maxAge: 1h}}
 - {name: other, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}}
 ";
-    let policy_of = |slots: u64| {
+    let agent_with = |slots: u64| {
         let budget = format!("budget: {{perNode: 100, maxInFlight: {slots}}}");
-        policy(&budget, rules)
+        Agent::new(policy(&budget, rules))
     };
     let busy = |cookie| on(8081, cookie);
     let later = |cookie| Connection {
@@ -498,30 +435,23 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
         ..connection(cookie)
     };
     // Of one slot each has its turn, also if nothing came of the other's.
-    let one_slot = policy_of(1);
-    let listed = snapshot(9 * HOUR, vec![busy(1), busy(2), later(3)]);
-    let mut ledger = Ledger::default();
-    for second in [0, 1] {
-        let now = KernelTime(9 * HOUR + second * SECOND);
-        let plan = decide(&one_slot, &listed, &ledger, now);
+    let mut agent = agent_with(1);
+    for (now, rule) in [(9 * HOUR, "busy"), (9 * HOUR + SECOND, "other")] {
+        let listed = snapshot(now, vec![busy(1), busy(2), later(3)]);
+        let plan = agent.plan(&listed);
         let chosen = plan.moves().next().unwrap();
-        let rule = ["busy", "other"][second as usize];
         assert_eq!(chosen.rule().as_str(), rule);
-        ledger.started(chosen, now);
-        ledger.ended(chosen.cookie(), Outcome::GaveUp, now);
+        agent.moved(chosen, Outcome::GaveUp, listed.taken);
     }
-    let policy = policy_of(4);
-    let mut ledger = Ledger::default();
+    let mut agent = agent_with(4);
     let (mut tried, mut moved) = (BTreeMap::<u64, u64>::new(), 0);
     let mut others: Vec<u64> = (100..140).collect();
     for minute in 0..24 * 60 {
-        let now = KernelTime(9 * HOUR + minute * MINUTE);
         let all = (0..40).map(busy).chain(others.iter().copied().map(later));
-        let listed = snapshot(now.0, all.collect());
-        let plan = decide(&policy, &listed, &ledger, now);
+        let listed = snapshot(9 * HOUR + minute * MINUTE, all.collect());
+        let plan = agent.plan(&listed);
         for chosen in plan.moves() {
             let cookie = chosen.cookie();
-            ledger.started(chosen, now);
             let outcome = if cookie.0 < 40 {
                 *tried.entry(cookie.0).or_default() += 1;
                 Outcome::GaveUp
@@ -530,9 +460,9 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
                 others.retain(|other| *other != cookie.0);
                 Outcome::Reset
             };
-            ledger.ended(cookie, outcome, now);
+            agent.moved(chosen, outcome, listed.taken);
         }
-        ledger.prune(&listed, policy.budget().window(), now);
+        agent.prune(&listed);
         assert!(minute < 20 || moved == 40, "{moved} after {minute} minutes");
     }
     // After 10 minutes, 20, 40 ... of a day.
@@ -544,7 +474,7 @@ fn those_that_are_never_quiet_do_not_hold_up_the_others() {
 #[test]
 fn other_protocols_than_http_1_are_skipped_until_the_rule_vouches_for_them() {
     let policy = |state| one_rule("", &format!("limits: {{maxAge: 1h}}, onReconnect: {state}"));
-    let listed = |taken| snapshot(taken, vec![connection(1)]);
+    let over = KernelTime(2 * HOUR).after(FIRST_HOLD).0;
     for (refusal, lasts) in [
         (Refusal::Http2, true),
         (Refusal::Tls, true),
@@ -552,81 +482,74 @@ fn other_protocols_than_http_1_are_skipped_until_the_rule_vouches_for_them() {
         (Refusal::ProtocolUnknown, false),
         (Refusal::CannotSniff, false),
     ] {
-        let mut ledger = Ledger::default();
-        let mut now = 2 * HOUR;
-        let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
+        let mut agent = Agent::new(policy("Detect"));
+        let one = listed(2 * HOUR, [1]);
+        let plan = agent.plan(&one);
         let chosen = plan.moves().next().unwrap();
         assert!(chosen.is_sniffed());
-        ledger.started(chosen, KernelTime(now));
-        ledger.ended(Cookie(1), Outcome::Refused(refusal), KernelTime(now));
-        let plan = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
-        assert_eq!(plan.skipped(), BTreeMap::from([(refusal.as_str(), 1)]));
-        now += FIRST_HOLD.as_nanos() as u64;
-        ledger.prune(&listed(now), Duration::from_secs(60), KernelTime(now));
-        let again = decide(&policy("Detect"), &listed(now), &ledger, KernelTime(now));
+        agent.moved(chosen, Outcome::Refused(refusal), one.taken);
+        assert_eq!(agent.plan(&one).skipped(), [(refusal.as_str(), 1)].into());
+        let one = listed(over, [1]);
+        agent.prune(&one);
+        let again = agent.plan(&one);
         assert_eq!(again.moves().count() == 0, lasts, "{refusal}");
         for state in ["Safe", "LosesState"] {
-            let plan = decide(&policy(state), &listed(now), &ledger, KernelTime(now));
-            assert!(
-                !plan.moves().next().unwrap().is_sniffed(),
-                "{refusal} {state}"
-            );
+            agent.policy = policy(state);
+            let is_sniffed = agent.plan(&one).moves().next().unwrap().is_sniffed();
+            assert!(!is_sniffed, "{refusal} {state}");
         }
-        let gone = snapshot(now, Vec::new());
-        ledger.prune(&gone, Duration::from_secs(60), KernelTime(now));
-        assert_eq!(ledger.entries().ended, []);
+        agent.prune(&listed(over, []));
+        assert_eq!(agent.ledger.entries().ended, []);
     }
 }
 
 #[test]
 fn a_silent_connection_holds_up_no_other() {
-    let listed = |since| {
-        let mut silent = connection(1);
-        silent.since_received = since;
-        snapshot(2 * HOUR, vec![silent])
-    };
-    let skipped = |state: &str, since| {
-        let policy = one_rule("", &format!("limits: {{maxAge: 1h}}{state}"));
-        let plan = decided(&policy, &listed(since));
-        assert_eq!(plan.overdue(), plan.moves().count() as u64);
-        plan.skipped()
-    };
-    let silent = BTreeMap::from([("silent", 1)]);
-    assert_eq!(skipped("", SILENT), silent);
-    assert_eq!(
-        skipped("", SILENT - Duration::from_nanos(1)),
-        BTreeMap::new()
-    );
+    let (second, nanosecond) = (Duration::from_secs(1), Duration::from_nanos(1));
     let vouched = ", onReconnect: Safe";
-    assert_eq!(skipped(vouched, SILENT), BTreeMap::new());
-
-    // While its server has the word it is not silent: a download, a long poll.
-    let policy = one_rule("", "limits: {maxAge: 1h}");
-    for (sending, since_sent) in [(1, Duration::ZERO), (0, SILENT + Duration::from_secs(1))] {
-        let mut at_work = listed(SILENT);
-        at_work.connections[0].send_queue = sending;
-        at_work.connections[0].since_sent = since_sent;
-        let plan = decided(&policy, &at_work);
-        assert_eq!(plan.moves().count(), 1);
+    for (case, state, since_received, send_queue, since_sent, word) in [
+        ("silent", "", SILENT, 0, Duration::ZERO, "silent"),
+        (
+            "not yet",
+            "",
+            SILENT - nanosecond,
+            0,
+            Duration::ZERO,
+            "moved",
+        ),
+        ("vouched for", vouched, SILENT, 0, Duration::ZERO, "moved"),
+        // While its server has the word it is not silent.
+        ("a download", "", SILENT, 1, Duration::ZERO, "moved"),
+        ("a long poll", "", SILENT, 0, SILENT + second, "moved"),
+    ] {
+        let policy = one_rule("", &format!("limits: {{maxAge: 1h}}{state}"));
+        let one = Connection {
+            since_received,
+            send_queue,
+            since_sent,
+            ..connection(1)
+        };
+        assert_eq!(verdict(&policy, &one), word, "{case}");
+        let plan = decided(&policy, &snapshot(2 * HOUR, vec![one]));
+        assert_eq!(plan.overdue(), plan.moves().count() as u64, "{case}");
     }
 }
 
 #[test]
 fn what_was_reported_in_dry_run_stays_reported_when_it_falls_silent() {
     let policy = one_rule("", "mode: DryRun, limits: {maxAge: 1h}");
-    let mut listed = snapshot(2 * HOUR, vec![connection(1)]);
-    let mut ledger = Ledger::default();
-    let plan = decide(&policy, &listed, &ledger, listed.taken);
-    ledger.reported(plan.moves().next().unwrap(), listed.taken);
+    let mut agent = Agent::new(policy);
+    let mut listed = listed(2 * HOUR, [1]);
+    let plan = agent.plan(&listed);
+    assert_eq!(plan.moves().count(), 1);
+    agent.report(&plan, listed.taken);
     listed.connections[0].since_received = SILENT;
-    let plan = decide(&policy, &listed, &ledger, listed.taken);
-    assert_eq!(plan.skipped(), BTreeMap::from([("dryRun", 1)]));
+    assert_eq!(agent.plan(&listed).skipped(), [("dryRun", 1)].into());
 }
 
 #[test]
 fn outcomes_without_harm_give_the_budget_back() {
     let policy = one_rule("budget: {perNode: 1, window: 24h}", "limits: {maxAge: 1h}");
-    let now = KernelTime(2 * HOUR);
     for (outcome, left) in [
         (Outcome::GoneBefore, 1),
         (Outcome::GaveUp, 1),
@@ -636,12 +559,13 @@ fn outcomes_without_harm_give_the_budget_back() {
         (Outcome::Reset, 0),
         (Outcome::Failed("EPERM".into()), 0),
     ] {
-        let mut ledger = Ledger::default();
-        let plan = decide(&policy, &snapshot(now.0, vec![connection(1)]), &ledger, now);
-        plan.moves().for_each(|chosen| ledger.started(chosen, now));
-        ledger.ended(Cookie(1), outcome.clone(), now);
-        let plan = decide(&policy, &snapshot(now.0, vec![]), &ledger, now);
-        assert_eq!(plan.budget_left(), left, "{outcome:?}");
+        let mut agent = Agent::new(policy.clone());
+        let one = listed(2 * HOUR, [1]);
+        let plan = agent.plan(&one);
+        agent.begin(&plan, one.taken);
+        agent.ledger.ended(Cookie(1), outcome.clone(), one.taken);
+        let left_now = agent.plan(&listed(2 * HOUR, [])).budget_left();
+        assert_eq!(left_now, left, "{outcome:?}");
     }
 }
 
@@ -651,37 +575,36 @@ fn the_ledger_forgets_what_is_gone() {
         "budget: {perNode: 100, maxInFlight: 100}",
         "limits: {maxAge: 1h}",
     );
-    let dry = policy.clone().with_mode_at_most(Mode::DryRun);
-    let mut ledger = Ledger::default();
-    let mut now = 2 * HOUR;
-    let listed = snapshot(now, (0..50).map(connection).collect());
-    for chosen in decide(&policy, &listed, &ledger, KernelTime(now)).moves() {
-        ledger.started(chosen, KernelTime(now));
-        ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
-    }
-    let listed = snapshot(now, (50..100).map(connection).collect());
-    decide(&dry, &listed, &ledger, KernelTime(now))
-        .moves()
-        .for_each(|chosen| ledger.reported(chosen, KernelTime(now)));
-    assert_ne!(ledger.entries(), Entries::default());
-    now += MINUTE;
-    let listed = snapshot(now, vec![]);
-    ledger.observe(&policy, &listed);
-    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+    let mut agent = Agent::new(policy.clone());
+    let some = listed(2 * HOUR, 0..50);
+    let plan = agent.plan(&some);
+    agent.reset(&plan, some.taken);
+    agent.policy = policy.clone().with_mode_at_most(Mode::DryRun);
+    let others = listed(2 * HOUR, 50..100);
+    let plan = agent.plan(&others);
+    agent.report(&plan, others.taken);
+    assert_ne!(agent.ledger.entries(), Entries::default());
+    agent.policy = policy;
+    let mut left_at = |now| {
+        let nothing = listed(now, []);
+        agent.observe(&nothing);
+        agent.prune(&nothing);
+        agent.ledger.entries()
+    };
     // What is left of it are the clients that are looked for.
-    let late = ledger.entries().late;
-    assert_eq!(late.len(), 50);
+    let minute = 2 * HOUR + MINUTE;
+    let left = left_at(minute);
+    assert_eq!(left.late.len(), 50);
     let only_late = Entries {
-        late,
+        late: left.late.clone(),
         ..Entries::default()
     };
-    assert_eq!(ledger.entries(), only_late);
-    now += LOOKED_FOR.as_nanos() as u64;
-    let listed = snapshot(now, vec![]);
-    ledger.observe(&policy, &listed);
-    ledger.prune(&listed, policy.budget().window(), KernelTime(now));
-    assert_eq!(ledger.entries(), Entries::default());
-    assert_eq!(ledger.return_counts().unseen, 50);
+    assert_eq!(left, only_late);
+    assert_eq!(
+        left_at(KernelTime(minute).after(LOOKED_FOR).0),
+        Entries::default()
+    );
+    assert_eq!(agent.ledger.return_counts().unseen, 50);
 }
 
 /// One edit turns every node of a cluster from dry run to moving.
@@ -692,25 +615,24 @@ fn budgets_grow_once_a_rule_is_enforced() {
         "limits: {maxAge: 1h}",
     );
     let dry = policy.clone().with_mode_at_most(Mode::DryRun);
-    let mut ledger = Ledger::default();
+    let mut agent = Agent::new(policy.clone());
     let mut live: Vec<u64> = (0..500).collect();
-    let mut minute = |policy: &Policy, ledger: &mut Ledger, minute: u64| {
+    let mut minute = |policy: &Policy, minute: u64| {
+        agent.policy = policy.clone();
         let mut moves = 0;
         for second in [0, 20, 40] {
-            let now = KernelTime(2 * HOUR + minute * MINUTE + second * SECOND);
-            let listed = snapshot(now.0, live.iter().copied().map(connection).collect());
-            ledger.observe(policy, &listed);
-            ledger.enforce(policy, now);
-            let plan = decide(policy, &listed, ledger, now);
+            let listed = listed(2 * HOUR + minute * MINUTE + second * SECOND, live.clone());
+            agent.observe(&listed);
+            agent.ledger.enforce(policy, listed.taken);
+            let plan = agent.plan(&listed);
             for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
-                ledger.started(chosen, now);
-                ledger.ended(chosen.cookie(), Outcome::Reset, now);
+                agent.moved(chosen, Outcome::Reset, listed.taken);
                 live.retain(|cookie| *cookie != chosen.cookie().0);
                 moves += 1;
             }
-            ledger.prune(&listed, policy.budget().window(), now);
+            agent.prune(&listed);
             // It is kept across a restart.
-            *ledger = Ledger::from_entries(ledger.entries());
+            agent.ledger = Ledger::from_entries(agent.ledger.entries());
             if policy.mode() == Mode::Enforce && minute == 1 {
                 let text = plan.forecasts()[0].to_string();
                 assert!(
@@ -726,36 +648,31 @@ fn budgets_grow_once_a_rule_is_enforced() {
         }
         moves
     };
-    assert_eq!(minute(&dry, &mut ledger, 0), 0);
-    let grown: Vec<u64> = (1..9).map(|n| minute(&policy, &mut ledger, n)).collect();
+    assert_eq!(minute(&dry, 0), 0);
+    let grown: Vec<u64> = (1..9).map(|n| minute(&policy, n)).collect();
     assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 64]);
     // A rule that is no longer enforced starts its ramp again.
-    assert_eq!(minute(&dry, &mut ledger, 9), 0);
-    assert_eq!(minute(&policy, &mut ledger, 10), 1);
+    assert_eq!(minute(&dry, 9), 0);
+    assert_eq!(minute(&policy, 10), 1);
 }
 
 /// As by an agent that is started with `--no-ramp` after one without it.
 #[test]
 fn a_kept_ramp_can_be_ended() {
-    let policy = one_rule("", "limits: {maxAge: 1h}");
-    let now = KernelTime(2 * HOUR);
-    let listed = snapshot(now.0, (0..500).map(connection).collect());
-    let moves = |ledger: &Ledger| decide(&policy, &listed, ledger, now).moves().count();
-    let mut ledger = Ledger::default();
-    ledger.observe(&policy, &listed);
-    let whole = moves(&ledger);
-    ledger.enforce(&policy, now);
-    let mut kept = Ledger::from_entries(ledger.entries());
-    assert!(moves(&kept) < whole);
-    kept.end_ramps();
-    assert_eq!(moves(&kept), whole);
+    let mut agent = Agent::new(one_rule("", "limits: {maxAge: 1h}"));
+    let listed = listed(2 * HOUR, 0..500);
+    let whole = agent.observe(&listed).moves().count();
+    agent.ledger.enforce(&agent.policy, listed.taken);
+    agent.ledger = Ledger::from_entries(agent.ledger.entries());
+    assert!(agent.plan(&listed).moves().count() < whole);
+    agent.ledger.end_ramps();
+    assert_eq!(agent.plan(&listed).moves().count(), whole);
 }
 
 #[test]
 fn a_cookie_listed_twice_is_left_alone() {
     let policy = one_rule("", "limits: {maxAge: 1h}");
-    let listed = snapshot(2 * HOUR, vec![connection(1), connection(2), connection(1)]);
-    let plan = decided(&policy, &listed);
+    let plan = decided(&policy, &listed(2 * HOUR, [1, 2, 1]));
     assert_eq!(cookies(&plan), [2]);
     assert_eq!(plan.skipped(), BTreeMap::from([("duplicate", 2)]));
 }
@@ -764,8 +681,7 @@ fn a_cookie_listed_twice_is_left_alone() {
 fn a_percentage_is_of_the_tracked_connections() {
     let policy = one_rule("budget: {perNode: 10%}", "limits: {maxAge: 1h}");
     for (tracked, moves) in [(1, 1), (10, 1), (11, 2), (100, 10)] {
-        let listed = snapshot(2 * HOUR, (0..tracked).map(connection).collect());
-        let plan = decided(&policy, &listed);
+        let plan = decided(&policy, &listed(2 * HOUR, 0..tracked));
         assert_eq!(cookies(&plan).len(), moves, "{tracked}");
     }
 }
@@ -822,13 +738,11 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         } else {
             rules
         };
-        let text = format!(
-            "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
-             budget: {{perNode: {per_node}, perService: {per_service}, \
+        sample::policy(&format!(
+            "mode: {mode}\nbudget: {{perNode: {per_node}, perService: {per_service}, \
              perEndpoint: {per_endpoint}, maxInFlight: {in_flight}}}\n\
              guards: {{minAge: {min_age}}}\nrules:\n{rules}"
-        );
-        parse("test", &text).unwrap_or_else(|errors| panic!("{errors}"))
+        ))
     })
 }
 
@@ -860,11 +774,7 @@ fn any_connection() -> impl Strategy<Value = Connection> {
         .prop_map(
             |(cookie, port, opened, bytes_in, bytes_out, state, plain, adopted, netns)| {
                 Connection {
-                    endpoint: EndpointKey {
-                        netns: Netns(netns),
-                        cgroup: None,
-                        port,
-                    },
+                    endpoint: endpoint(netns, port),
                     opened: KernelTime(opened),
                     bytes_in: Bytes(bytes_in),
                     bytes_out: Bytes(bytes_out),
@@ -1044,8 +954,8 @@ proptest! {
             "- {{name: r{i}, match: {{ports: [{{port: 808{i}}}]}}, limits: {{maxAge: 1h}}}}\n"
         )).collect();
         let budget = format!("budget: {{perNode: 1000000, maxInFlight: {slots}}}");
-        let policy = policy(&budget, &rules);
-        let (half, mut ledger, mut all) = (slots.div_ceil(2), Ledger::default(), Vec::new());
+        let mut agent = Agent::new(policy(&budget, &rules));
+        let (half, mut all) = (slots.div_ceil(2), Vec::new());
         let held = |ledger: &Ledger| {
             let mut held = BTreeMap::<String, u64>::new();
             for (_, _, by) in ledger.moves_in_flight() {
@@ -1070,28 +980,28 @@ proptest! {
                 all.extend((from..from + count).map(|cookie| on(8080 + rule as u16, cookie)));
             }
             let listed = snapshot(9 * HOUR + round * MINUTE, all.clone());
-            let pass = |ledger: &mut Ledger| {
-                let plan = decide(&policy, &listed, ledger, listed.taken);
+            let pass = |agent: &mut Agent| {
+                let plan = agent.plan(&listed);
                 for recall in plan.recalls() {
                     prop_assert_eq!(recall.why.as_str(), "othersWait");
-                    ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), listed.taken);
+                    agent.ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), listed.taken);
                 }
-                plan.moves().for_each(|chosen| ledger.started(chosen, listed.taken));
-                prop_assert!(ledger.in_flight() as u64 <= slots);
+                agent.begin(&plan, listed.taken);
+                prop_assert!(agent.ledger.in_flight() as u64 <= slots);
                 Ok(plan)
             };
-            let plan = pass(&mut ledger)?;
-            let now = held(&ledger);
+            let plan = pass(&mut agent)?;
+            let now = held(&agent.ledger);
             let is_beyond = |held: &BTreeMap<String, u64>| held.values().any(|n| *n > half);
             // There is room for all that wait, or as much as may be had.
-            let left = slots - ledger.in_flight() as u64;
+            let left = slots - agent.ledger.in_flight() as u64;
             prop_assert!(!is_beyond(&now) || waits(&plan, &now) <= left);
-            let plan = pass(&mut ledger)?;
-            let now = held(&ledger);
+            let plan = pass(&mut agent)?;
+            let now = held(&agent.ledger);
             prop_assert!(!is_beyond(&now) || waits(&plan, &now) == 0, "{:?}", now);
             prop_assert_eq!(plan.recalls(), []);
             // No slot is left free while a connection waits.
-            prop_assert_eq!(ledger.in_flight(), all.len().min(slots as usize));
+            prop_assert_eq!(agent.ledger.in_flight(), all.len().min(slots as usize));
         }
     }
 
@@ -1180,26 +1090,26 @@ proptest! {
         let start = 2 * HOUR;
         let heavy = |cookie| Connection { bytes_in: Bytes(1), ..connection(cookie) };
         let mut live: Vec<u64> = (0..chosen).collect();
-        let mut ledger = Ledger::default();
-        let plan = decide(&policy, &snapshot(start, live.iter().copied().map(heavy).collect()), &ledger, KernelTime(start));
+        let listed = |now, live: &[u64]| snapshot(now, live.iter().copied().map(heavy).collect());
+        let mut agent = Agent::new(policy);
+        let plan = agent.plan(&listed(start, &live));
         let [forecast] = plan.forecasts() else { panic!("{:?}", plan.forecasts()) };
         let (first, lasts) = (*forecast, forecast.lasts);
         prop_assert_eq!((first.chosen, first.now), (chosen, plan.moves().count() as u64));
         let mut last = 0;
         let mut now = start;
         while !live.is_empty() {
-            let listed = snapshot(now, live.iter().copied().map(heavy).collect());
-            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            let listed = listed(now, &live);
+            let plan = agent.plan(&listed);
             let moved = cookies(&plan);
             // The forecast of the rest is as it was at the beginning.
             prop_assert_eq!(plan.forecasts()[0].per_window, first.per_window);
-            for chosen in plan.moves() {
-                ledger.started(chosen, KernelTime(now));
-                ledger.ended(chosen.cookie(), Outcome::Reset, KernelTime(now));
+            if !moved.is_empty() {
                 last = now;
             }
+            agent.reset(&plan, listed.taken);
             live.retain(|cookie| !moved.contains(cookie));
-            ledger.prune(&listed, policy.budget().window(), KernelTime(now));
+            agent.prune(&listed);
             now += interval * SECOND;
         }
         prop_assert_eq!(Duration::from_nanos(last - start), lasts);
@@ -1229,25 +1139,24 @@ proptest! {
         per_node in 1..8u64, in_flight in 1..8usize, rounds in vec((1..40u64, vec(0..7u8, 8)), 1..40),
     ) {
         let head = format!("budget: {{perNode: {per_node}, maxInFlight: {in_flight}, window: 1m}}");
-        let policy = one_rule(&head, "limits: {maxAge: 1h}");
-        let window = policy.budget().window();
-        let mut ledger = Ledger::default();
+        let mut agent = Agent::new(one_rule(&head, "limits: {maxAge: 1h}"));
+        let window = agent.policy.budget().window();
         let mut live: Vec<u64> = (0..200).collect();
         let mut flying: Vec<u64> = Vec::new();
         let mut harmed: Vec<(u64, KernelTime)> = Vec::new();
         let mut now = 2 * HOUR;
         for (pause, ends) in rounds {
             now += pause * SECOND;
-            let listed = snapshot(now, live.iter().copied().map(connection).collect());
-            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+            let listed = listed(now, live.clone());
+            let plan = agent.plan(&listed);
+            agent.begin(&plan, listed.taken);
             for chosen in plan.moves() {
                 prop_assert!(!flying.contains(&chosen.cookie().0));
-                ledger.started(chosen, KernelTime(now));
                 flying.push(chosen.cookie().0);
                 harmed.push((chosen.cookie().0, KernelTime(now)));
             }
             prop_assert!(flying.len() <= in_flight);
-            prop_assert_eq!(flying.len(), ledger.in_flight());
+            prop_assert_eq!(flying.len(), agent.ledger.in_flight());
             for end in ends {
                 let Some(cookie) = flying.first().copied() else { break };
                 let (outcome, lives) = match end {
@@ -1263,10 +1172,10 @@ proptest! {
                     harmed.remove(last);
                 }
                 flying.remove(0);
-                ledger.ended(Cookie(cookie), outcome, KernelTime(now));
+                agent.ledger.ended(Cookie(cookie), outcome, KernelTime(now));
                 live.retain(|alive| lives || *alive != cookie);
             }
-            ledger.prune(&listed, window, KernelTime(now));
+            agent.prune(&listed);
             let recent = harmed.iter().filter(|(_, at)| KernelTime(now).since(*at) < window).count();
             prop_assert!(recent as u64 <= per_node, "{} of {}", recent, per_node);
         }

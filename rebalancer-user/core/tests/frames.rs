@@ -130,18 +130,12 @@ fn what_is_not_understood_is_not_followed() {
     assert_eq!(header(kind::SETTINGS, flag::ACK, 0, 6), no_frame);
     assert_eq!(header(kind::WINDOW_UPDATE, 0, 2, 4), no_frame);
     assert_eq!(first(&GOAWAY), Err(Stop::GoAway));
-    let most = MOST_PAYLOAD as usize;
-    assert_eq!(first(&frame(kind::DATA, 0, 1, most)), Ok(true));
-    assert_eq!(
-        first(&frame(kind::DATA, 0, 1, most + 1)),
-        Err(Stop::TooLong)
-    );
+    let (most, many) = (MOST_PAYLOAD as usize, MOST_FRAMES as usize);
+    assert_eq!(header(kind::DATA, 0, 1, most), Ok(true));
+    assert_eq!(header(kind::DATA, 0, 1, most + 1), Err(Stop::TooLong));
     let ping = frame(kind::PING, 0, 0, 8);
-    assert_eq!(first(&ping.repeat(MOST_FRAMES as usize)), Ok(true));
-    assert_eq!(
-        first(&ping.repeat(MOST_FRAMES as usize + 1)),
-        Err(Stop::TooMany)
-    );
+    assert_eq!(first(&ping.repeat(many)), Ok(true));
+    assert_eq!(first(&ping.repeat(many + 1)), Err(Stop::TooMany));
     let unseen = Frames::default().send(17, |_| None);
     assert_eq!(unseen, Err(Stop::Unreadable));
 }

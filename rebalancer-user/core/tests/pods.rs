@@ -4,13 +4,24 @@ use std::time::Duration;
 
 use proptest::{collection::btree_map, option, prelude::*};
 use rebalancer_core::{
-    plan::{Ledger, Outcome, SkipReason, decide, explain},
+    plan::{Outcome, SkipReason},
     policy::{Mismatch, MissingFact, Policy},
-    snapshot::{Cookie, Identity, Labels, Naming, Service, ServiceAt, Snapshot, Who},
+    snapshot::{
+        Cookie, Identity, Labels, Naming, Service, ServiceAt, Snapshot, Who, sample::service_at,
+    },
 };
 
+mod agent;
 mod named;
+use agent::{Agent, decided};
 use named::{named, policy, snapshot, verdict, web, why};
+
+/// A snapshot of the pod with this change.
+fn with(change: fn(&mut Identity)) -> Snapshot {
+    let mut identity = web();
+    change(&mut identity);
+    snapshot(named(identity), Naming::Fresh)
+}
 
 #[test]
 fn services_and_selectors_match_as_in_kubernetes() {
@@ -70,8 +81,8 @@ fn without_kubernetes_a_rule_for_pods_matches_nothing() {
 #[test]
 fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
     let policy = policy("", &["services: ['*/checkout']"]);
-    let (before, kept) = in_flight(&policy);
-    assert_eq!(decide(&policy, &before, &kept, before.taken).recalls(), []);
+    let (before, agent) = in_flight(&policy);
+    assert!(agent.plan(&before).recalls().is_empty());
     type Change = fn(&mut Identity, &mut Snapshot);
     let changes: [(&str, Change); 8] = [
         ("optedOut", |pod, _| pod.opted_out = true),
@@ -94,55 +105,43 @@ fn a_move_in_flight_is_recalled_when_its_pod_may_not_be_moved_from_any_more() {
         ("unnamed", |pod, _| pod.services = None),
     ];
     for (word, change) in changes {
-        let (mut seen, mut ledger) = in_flight(&policy);
+        let (mut seen, mut agent) = in_flight(&policy);
         let mut identity = web();
         change(&mut identity, &mut seen);
         for endpoint in seen.endpoints.values_mut() {
             endpoint.who = named(identity.clone());
         }
-        let plan = decide(&policy, &seen, &ledger, seen.taken);
+        let plan = agent.plan(&seen);
         let [recall] = plan.recalls() else {
             panic!("{word}: {:?}", plan.recalls())
         };
         assert_eq!((recall.cookie, recall.why.as_str()), (Cookie(1), word));
         // It is in flight until the mover reports its end; then it may be selected again at once.
         assert_eq!(plan.skipped(), [("inFlight", 1)].into());
-        ledger.ended(
-            Cookie(1),
-            Outcome::Recalled(recall.why.to_string()),
-            seen.taken,
-        );
-        let plan = decide(&policy, &before, &ledger, before.taken);
-        assert_eq!(
-            (plan.moves().count(), plan.recalls()),
-            (1, &[][..]),
-            "{word}"
-        );
+        let outcome = Outcome::Recalled(recall.why.to_string());
+        agent.ledger.ended(Cookie(1), outcome, seen.taken);
+        let plan = agent.plan(&before);
+        let found = (plan.moves().count(), plan.recalls());
+        assert_eq!(found, (1, &[][..]), "{word}");
     }
 }
 
-/// One that is moved, and the ledger of an agent that has begun to.
-fn in_flight(policy: &Policy) -> (Snapshot, Ledger) {
+/// One that is moved, and an agent that has begun to.
+fn in_flight(policy: &Policy) -> (Snapshot, Agent) {
     let seen = snapshot(named(web()), Naming::Fresh);
-    let mut ledger = Ledger::default();
-    let plan = decide(policy, &seen, &ledger, seen.taken);
-    plan.moves()
-        .for_each(|chosen| ledger.started(chosen, seen.taken));
-    assert_eq!(ledger.in_flight(), 1);
-    (seen, ledger)
+    let mut agent = Agent::new(policy.clone());
+    let plan = agent.plan(&seen);
+    agent.begin(&plan, seen.taken);
+    assert_eq!(agent.ledger.in_flight(), 1);
+    (seen, agent)
 }
 
 /// The first rule that matches applies, so one that may match must not be passed over.
 #[test]
 fn no_rule_applies_behind_one_that_is_undetermined() {
-    let unknown = |change: fn(&mut Identity)| {
-        let mut identity = web();
-        change(&mut identity);
-        snapshot(named(identity), Naming::Fresh)
-    };
     let nobody = snapshot(Who::Unknown, Naming::Fresh);
-    let no_services = unknown(|pod| pod.services = None);
-    let no_labels = unknown(|pod| pod.namespace_labels = None);
+    let no_services = with(|pod| pod.services = None);
+    let no_labels = with(|pod| pod.namespace_labels = None);
     let by_service = ["services: ['*/cart']", "ports: [{port: 8080}]"];
     let by_namespace = [
         "namespaceSelector: {matchLabels: {a: b}}",
@@ -161,7 +160,7 @@ fn no_rule_applies_behind_one_that_is_undetermined() {
     // A certain mismatch is passed over, whatever else is unknown.
     let passed_over = |seen: &Snapshot, matches: &str| {
         let policy = policy("", &[matches, "ports: [{port: 8080}]"]);
-        let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
+        let plan = decided(&policy, seen);
         assert_eq!(plan.decisions().count(), 1);
         plan.decisions().next().unwrap().rule.unwrap().to_string()
     };
@@ -211,102 +210,82 @@ fn pods_of_excluded_or_unknown_namespaces_are_skipped() {
     let shop = snapshot(named(web()), Naming::Fresh);
     let unknown = snapshot(Who::Unknown, Naming::Fresh);
     let no_pod = snapshot(Who::NoPod, Naming::Fresh);
-    let system = Identity {
-        namespace: "kube-system".to_owned(),
-        ..web()
-    };
-    let system = snapshot(named(system), Naming::Fresh);
+    let system = with(|pod| pod.namespace = "kube-system".to_owned());
+    let (moved, excluded) = ("moved by rule-0", "excludedNamespace");
     for (guards, of_shop, of_system, of_unknown) in [
-        ("", "moved by rule-0", "excludedNamespace", "unnamed"),
-        (
-            "excludeNamespaces: [shop]",
-            "excludedNamespace",
-            "moved by rule-0",
-            "unnamed",
-        ),
-        (
-            "excludeNamespaces: []",
-            "moved by rule-0",
-            "moved by rule-0",
-            "moved by rule-0",
-        ),
+        ("", moved, excluded, "unnamed"),
+        ("excludeNamespaces: [shop]", excluded, moved, "unnamed"),
+        ("excludeNamespaces: []", moved, moved, moved),
     ] {
         let policy = policy(guards, &port).with_kubernetes_defaults();
         assert_eq!(verdict(&policy, &shop), of_shop, "{guards}");
         assert_eq!(verdict(&policy, &system), of_system, "{guards}");
         assert_eq!(verdict(&policy, &unknown), of_unknown, "{guards}");
-        assert_eq!(verdict(&policy, &no_pod), "moved by rule-0", "{guards}");
+        assert_eq!(verdict(&policy, &no_pod), moved, "{guards}");
     }
     // A plain host has no namespaces to exclude.
-    assert_eq!(verdict(&policy("", &port), &unknown), "moved by rule-0");
+    assert_eq!(verdict(&policy("", &port), &unknown), moved);
 }
 
 #[test]
 fn pods_that_opt_out_or_terminate_are_skipped() {
     let policy = policy("", &["ports: [{port: 8080}]"]);
-    let with = |change: fn(&mut Identity)| {
-        let mut identity = web();
-        change(&mut identity);
-        why(&policy, &snapshot(named(identity), Naming::Fresh)).to_string()
-    };
-    assert_eq!(
-        with(|pod| pod.opted_out = true),
-        "pod shop/web-0 opts out: its `rebalancer.dev/enabled` is not \"true\""
-    );
-    assert_eq!(
-        with(|pod| pod.services.as_mut().unwrap()[1].opted_out = true),
-        "Service shop/web opts out: its `rebalancer.dev/enabled` is not \"true\""
-    );
-    assert_eq!(
-        with(|pod| pod.namespace_opted_out = true),
-        "namespace shop opts out: its `rebalancer.dev/enabled` is not \"true\""
-    );
-    assert_eq!(
-        with(|pod| pod.namespace_labels = None),
-        "it is not known which labels its namespace has: that may opt out"
-    );
+    let out = "opts out: its `rebalancer.dev/enabled` is not \"true\"";
     let ends = "pod shop/web-0 is being taken out of service";
-    assert_eq!(with(|pod| pod.terminating = true), ends);
-    assert_eq!(
-        with(|pod| pod.services.as_mut().unwrap()[0].terminating = true),
-        ends
-    );
+    type Change = fn(&mut Identity);
+    let changes: [(Change, &str); 6] = [
+        (|pod| pod.opted_out = true, &format!("pod shop/web-0 {out}")),
+        (
+            |pod| pod.services.as_mut().unwrap()[1].opted_out = true,
+            &format!("Service shop/web {out}"),
+        ),
+        (
+            |pod| pod.namespace_opted_out = true,
+            &format!("namespace shop {out}"),
+        ),
+        (
+            |pod| pod.namespace_labels = None,
+            "it is not known which labels its namespace has: that may opt out",
+        ),
+        (|pod| pod.terminating = true, ends),
+        (
+            |pod| pod.services.as_mut().unwrap()[0].terminating = true,
+            ends,
+        ),
+    ];
+    for (change, reason) in changes {
+        assert_eq!(why(&policy, &with(change)).to_string(), reason);
+    }
 }
 
 #[test]
 fn an_explanation_has_known_and_missing_facts() {
-    let policy = policy(
-        "",
-        &[
-            "services: ['*/cart']",
-            "services: ['*/checkout']",
-            "ports: [{port: 1}]",
-        ],
-    );
-    let explained = |seen: &Snapshot| {
-        let ledger = Ledger::default();
-        let plan = decide(&policy, seen, &ledger, seen.taken);
-        let explained = explain(&policy, seen, &plan, &ledger, seen.taken, Cookie(1)).unwrap();
-        let rules: Vec<Option<Mismatch>> = explained
+    let rules = [
+        "services: ['*/cart']",
+        "services: ['*/checkout']",
+        "ports: [{port: 1}]",
+    ];
+    let agent = Agent::new(policy("", &rules));
+    let undetermined = Mismatch::Undetermined(MissingFact::Pod);
+    for (who, misses, pod) in [
+        (
+            named(web()),
+            &[Some(Mismatch::Services), None][..],
+            Some("web-0"),
+        ),
+        (Who::Unknown, &[Some(undetermined)], None),
+    ] {
+        let seen = snapshot(who, Naming::Fresh);
+        let plan = agent.plan(&seen);
+        let explained = agent.explain(&seen, &plan, 1).unwrap();
+        let rules: Vec<_> = explained
             .rules
             .iter()
             .map(|(_, miss)| miss.clone())
             .collect();
-        (rules, explained.who.pod().map(|pod| pod.pod.clone()))
-    };
-    let known = explained(&snapshot(named(web()), Naming::Fresh));
-    assert_eq!(
-        known,
-        (
-            vec![Some(Mismatch::Services), None],
-            Some("web-0".to_owned())
-        )
-    );
-    let unknown = explained(&snapshot(Who::Unknown, Naming::Fresh));
-    assert_eq!(
-        unknown,
-        (vec![Some(Mismatch::Undetermined(MissingFact::Pod))], None)
-    );
+        assert_eq!(rules, misses, "{pod:?}");
+        assert_eq!(explained.who.pod().map(|it| it.pod.as_str()), pod);
+    }
 }
 
 fn any_labels() -> impl Strategy<Value = Labels> {
@@ -328,23 +307,12 @@ fn any_requirement() -> impl Strategy<Value = Requirement> {
     let operator = prop::sample::select(operators.to_vec());
     (operator, "[abcd]", prop::collection::vec("[xyz]", 1..3)).prop_map(
         |((name, holds), key, values)| {
-            let takes = name.ends_with("In");
-            let listed = values
-                .iter()
-                .map(|v| format!("\"{v}\""))
-                .collect::<Vec<_>>()
-                .join(", ");
-            let listed = if takes {
-                format!(", values: [{listed}]")
-            } else {
-                String::new()
+            let listed = match name.ends_with("In") {
+                true => format!(", values: {values:?}"),
+                false => String::new(),
             };
-            (
-                format!("{{key: {key}, operator: {name}{listed}}}"),
-                holds,
-                key,
-                values,
-            )
+            let text = format!("{{key: {key}, operator: {name}{listed}}}");
+            (text, holds, key, values)
         },
     )
 }
@@ -378,7 +346,7 @@ proptest! {
             "ports: [{port: 8080}]",
         ]);
         let at = |names: &[&str]| -> Vec<ServiceAt> {
-            names.iter().map(|n| ServiceAt { name: (*n).to_owned(), ..ServiceAt::default() }).collect()
+            names.iter().map(|name| ServiceAt { ready: false, ..service_at(name) }).collect()
         };
         let whole = Identity { namespace_labels: Some(all_labels), services: Some(at(&all_services)), ..web() };
         let part = Identity {

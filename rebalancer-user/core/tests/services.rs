@@ -8,35 +8,31 @@ use std::{
 };
 
 use rebalancer_core::{
-    plan::{FIRST_FEW, Ledger, SkipReason, decide, explain},
-    policy::{MissingFact, Policy},
-    snapshot::{
-        Connection, Cookie, Identity, Naming, Netns, Service, ServiceAt, Snapshot, Who, sample,
-    },
+    plan::{FIRST_FEW, SkipReason},
+    policy::{self, MissingFact, Policy},
+    snapshot::{Connection, Naming, Service, Snapshot, Who, sample},
 };
 
+mod agent;
 mod named;
-use named::{named, policy, service, snapshot, verdict, web, why};
+use agent::{Agent, decided, words};
+use named::{named, policy, snapshot, verdict, web, why};
 
 const MOVED: &str = "moved by rule-0";
 
 /// A movable connection of `web`, which these Services target.
 fn behind(services: &[&str]) -> Snapshot {
-    let at = |name: &&str| ServiceAt {
-        name: (*name).to_owned(),
-        ready: true,
-        ..ServiceAt::default()
-    };
-    let pod = Identity {
-        services: Some(services.iter().map(at).collect()),
-        ..web()
-    };
-    snapshot(named(pod), Naming::Fresh)
+    snapshot(named(named::behind(services)), Naming::Fresh)
 }
 
 fn with(mut seen: Snapshot, name: &str, change: impl Fn(&mut Service)) -> Snapshot {
-    change(seen.services.get_mut(&service("shop", name)).unwrap());
+    change(seen.services.get_mut(&sample::service(name)).unwrap());
     seen
+}
+
+/// The same behind the Service `checkout` alone.
+fn with_checkout(change: impl Fn(&mut Service)) -> Snapshot {
+    with(behind(&["checkout"]), "checkout", change)
 }
 
 fn addresses(of: &[&str]) -> Arc<BTreeSet<IpAddr>> {
@@ -50,31 +46,22 @@ fn by_port() -> Policy {
 
 /// 200 connections of the first of three pods of Service `checkout`, none of the others.
 fn hot(change: impl Fn(&mut Service)) -> Snapshot {
-    let seen = with(behind(&["checkout"]), "checkout", |s| {
+    three_pods(with_checkout(|s| {
         (s.ready, s.ready_here) = (3, 3);
         change(s);
-    });
-    three_pods(seen)
+    }))
 }
 
 /// The pod of `seen` three times, the first with 200 connections.
 fn three_pods(seen: Snapshot) -> Snapshot {
-    let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
-    let pods = (1..=3).map(|netns| {
-        let (mut key, mut endpoint) = (*key, endpoint.clone());
-        key.netns = Netns(netns);
-        endpoint.listeners = 1;
-        (key, endpoint)
-    });
-    let connections = (1..=200).map(|cookie| {
-        let one = sample::connection(cookie);
-        let client = [10, 0, 1, cookie as u8].into();
-        Connection {
-            remote: SocketAddr::new(client, 40_000),
-            // One in four.
-            mptcp: cookie % 4 == 0,
-            ..one
-        }
+    let mut pod = seen.endpoints[&sample::endpoint(1, 8080)].clone();
+    pod.listeners = 1;
+    let pods = (1..=3).map(|netns| (sample::endpoint(netns, 8080), pod.clone()));
+    let connections = (1..=200).map(|cookie| Connection {
+        remote: SocketAddr::from(([10, 0, 1, cookie as u8], 40_000)),
+        // One in four.
+        mptcp: cookie % 4 == 0,
+        ..sample::connection(cookie)
     });
     Snapshot {
         connections: connections.collect(),
@@ -90,27 +77,13 @@ fn balanced(seen: &Snapshot) -> BTreeMap<&'static str, u64> {
 
 /// The same under a rule with this match.
 fn balanced_by(matches: &str, seen: &Snapshot) -> BTreeMap<&'static str, u64> {
-    let text = format!(
-        "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: Enforce
-rules:
-- {{name: web, match: {{{matches}}}, balance: {{}}}}
-"
-    );
-    let policy = rebalancer_core::policy::parse("p", &text).unwrap();
-    let plan = decide(&policy, seen, &Ledger::default(), seen.taken);
+    let rule = format!("{{name: web, match: {{{matches}}}, balance: {{}}}}");
+    let policy = policy::sample::policy(&format!("mode: Enforce\nrules: [{rule}]\n"));
+    let plan = decided(&policy, seen);
     for chosen in plan.moves() {
-        let one = seen
-            .connections
-            .iter()
-            .find(|c| c.cookie == chosen.cookie());
-        assert!(!one.unwrap().mptcp);
+        assert!(!chosen.cookie().0.is_multiple_of(4), "MPTCP");
     }
-    let mut words = plan.skipped();
-    words.insert("moved", plan.moves().count() as u64);
-    words
+    words(&plan)
 }
 
 #[test]
@@ -141,69 +114,43 @@ fn balance_compares_the_endpoints_of_the_service_with_a_cluster_ip() {
         s.addresses = addresses(&["10.1.0.7"]);
     });
     let seen = with(seen, "checkout", |s| (s.ready, s.ready_here) = (3, 3));
-    let by_port = balanced_by("ports: [{port: 8080}]", &three_pods(seen));
+    let found = balanced_by("ports: [{port: 8080}]", &three_pods(seen));
     assert_eq!(
-        (by_port["moved"], by_port["mptcp"]),
+        (found["moved"], found["mptcp"]),
         (FIRST_FEW, 50),
-        "{by_port:?}"
+        "{found:?}"
     );
 }
 
-/// Why a connection is skipped after this change, by a rule with a port and by one with a Service.
-fn skip_reason(change: impl Fn(&mut Service)) -> String {
-    let seen = with(behind(&["checkout"]), "checkout", change);
-    let skipped = why(&by_port(), &seen);
-    assert_eq!(
-        skipped,
-        why(&policy("", &["services: ['*/checkout']"]), &seen)
-    );
-    format!("{}: {skipped}", skipped.as_str())
-}
-
+/// By a rule with a port and by one with a Service.
 #[test]
 fn each_fact_of_a_service_has_its_reason() {
     assert_eq!(verdict(&by_port(), &behind(&["checkout"])), MOVED);
-    assert_eq!(
-        skip_reason(|s| s.ready = 1),
-        "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints that \
-         minReadyEndpoints asks for"
-    );
-    assert_eq!(
-        skip_reason(|s| s.ready_in_zone = Some(1)),
-        "minReadyEndpoints: Service shop/checkout has 1 of the 2 ready endpoints near this node \
-         that minReadyEndpoints asks for"
-    );
-    assert_eq!(
-        skip_reason(|s| s.client_ip_affinity = true),
-        "sessionAffinity: Service shop/checkout has sessionAffinity ClientIP: its client would \
-         come back"
-    );
-    assert_eq!(
-        skip_reason(|s| s.headless = true),
-        "headless: Service shop/checkout is headless: its clients choose an endpoint themselves"
-    );
-    assert_eq!(
-        skip_reason(|s| s.internal_local = true),
-        "localTraffic: Service shop/checkout has internalTrafficPolicy Local and 1 ready on this \
-         node, below minReadyEndpoints 2"
-    );
-    assert_eq!(
-        skip_reason(|s| s.external_local = true),
-        "localTraffic: Service shop/checkout has externalTrafficPolicy Local and 1 ready on this \
-         node, below minReadyEndpoints 2"
-    );
-    assert_eq!(
-        skip_reason(|s| s.changed = Some(Duration::from_secs(20))),
-        "stabilizing: the endpoints of Service shop/checkout changed 20s ago, less than stabilizationWindow 1m"
-    );
-    assert_eq!(
-        skip_reason(|s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"])),
-        "siblingPeer: its client is an endpoint of Service shop/checkout itself"
-    );
-    assert_eq!(
-        skip_reason(|s| s.http2 = [8080].into()),
-        "http2: port 8080 speaks HTTP/2 by the word of Service shop/checkout"
-    );
+    type Change = fn(&mut Service);
+    let changes: [(Change, &str); 9] = [
+        (|s| s.ready = 1, "minReadyEndpoints"),
+        (|s| s.ready_in_zone = Some(1), "minReadyEndpoints"),
+        (|s| s.client_ip_affinity = true, "sessionAffinity"),
+        (|s| s.headless = true, "headless"),
+        (|s| s.internal_local = true, "localTraffic"),
+        (|s| s.external_local = true, "localTraffic"),
+        (|s| s.changed = Some(Duration::from_secs(20)), "stabilizing"),
+        (
+            |s| s.addresses = addresses(&["10.0.0.1", "10.0.0.9"]),
+            "siblingPeer",
+        ),
+        (|s| s.http2 = [8080].into(), "http2"),
+    ];
+    let mut sentences = String::new();
+    for (change, word) in changes {
+        let seen = with_checkout(change);
+        let skipped = why(&by_port(), &seen);
+        assert_eq!(skipped.as_str(), word);
+        let by_service = policy("", &["services: ['*/checkout']"]);
+        assert_eq!(skipped, why(&by_service, &seen), "{word}");
+        sentences += &format!("{word}: {skipped}\n");
+    }
+    insta::assert_snapshot!(sentences);
 }
 
 #[test]
@@ -226,43 +173,41 @@ fn facts_within_the_guards_skip_nothing() {
         }),
     ];
     for (case, change) in cases {
-        let seen = with(behind(&["checkout"]), "checkout", change);
-        assert_eq!(verdict(&by_port(), &seen), MOVED, "{case}");
+        assert_eq!(verdict(&by_port(), &with_checkout(change)), MOVED, "{case}");
     }
 }
 
 #[test]
 fn guards_have_the_policys_values() {
-    let seen = |change: fn(&mut Service)| with(behind(&["checkout"]), "checkout", change);
-    let at_least = |n: u32| {
-        policy(
-            &format!("minReadyEndpoints: {n}"),
-            &["ports: [{port: 8080}]"],
-        )
-    };
-    assert_eq!(verdict(&at_least(3), &seen(|s| s.ready = 3)), MOVED);
-    assert_eq!(
-        verdict(&at_least(4), &seen(|s| s.ready = 3)),
-        "minReadyEndpoints"
-    );
-    assert_eq!(verdict(&at_least(1), &seen(|s| s.ready = 1)), MOVED);
-    let stabilization_window = policy("stabilizationWindow: 10s", &["ports: [{port: 8080}]"]);
-    let changed = seen(|s| s.changed = Some(Duration::from_secs(20)));
-    assert_eq!(verdict(&stabilization_window, &changed), MOVED);
+    type Change = fn(&mut Service);
+    let cases: [(&str, Change, &str); 4] = [
+        ("minReadyEndpoints: 3", |s| s.ready = 3, MOVED),
+        ("minReadyEndpoints: 4", |s| s.ready = 3, "minReadyEndpoints"),
+        ("minReadyEndpoints: 1", |s| s.ready = 1, MOVED),
+        (
+            "stabilizationWindow: 10s",
+            |s| s.changed = Some(Duration::from_secs(20)),
+            MOVED,
+        ),
+    ];
+    for (guards, change, expected) in cases {
+        let policy = policy(guards, &["ports: [{port: 8080}]"]);
+        assert_eq!(
+            verdict(&policy, &with_checkout(change)),
+            expected,
+            "{guards}"
+        );
+    }
     // `LosesState` covers HTTP/2 streams as well.
-    let mut text =
-        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nrules:\n"
-            .to_owned();
-    text += "- {name: rule-0, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}, onReconnect: LosesState}\n";
-    let loses = rebalancer_core::policy::parse("p", &text).unwrap();
-    assert_eq!(verdict(&loses, &seen(|s| s.http2 = [8080].into())), MOVED);
+    let rule = "{name: rule-0, match: {ports: [{port: 8080}]}, limits: {maxAge: 1h}, onReconnect: LosesState}";
+    let loses = policy::sample::policy(&format!("mode: Enforce\nrules: [{rule}]\n"));
+    let says_http2 = with_checkout(|s| s.http2 = [8080].into());
+    assert_eq!(verdict(&loses, &says_http2), MOVED);
 }
 
 #[test]
 fn an_ipv4_mapped_peer_is_a_sibling() {
-    let mut seen = with(behind(&["checkout"]), "checkout", |s| {
-        s.addresses = addresses(&["10.0.0.1"]);
-    });
+    let mut seen = with_checkout(|s| s.addresses = addresses(&["10.0.0.1"]));
     seen.connections[0].remote = "[::ffff:10.0.0.1]:4000".parse().unwrap();
     assert_eq!(verdict(&by_port(), &seen), "siblingPeer");
 }
@@ -313,7 +258,7 @@ fn unknown_services_skip() {
         SkipReason::Unnamed { lack, rule: None }
     );
     let mut seen = behind(&["all", "checkout"]);
-    seen.services.remove(&service("shop", "checkout"));
+    seen.services.remove(&sample::service("checkout"));
     assert_eq!(
         why(&by_port(), &seen).to_string(),
         "nothing is known of Service shop/checkout, which leads there"
@@ -341,33 +286,20 @@ fn services_with_different_endpoints_need_a_rule_that_names_one() {
         ("services: ['*/canary', other/all]", MOVED),
         ("podSelector: {}", "ambiguousService"),
     ] {
-        assert_eq!(
-            verdict(&policy("", &[matches]), &seen),
-            expected,
-            "{matches}"
-        );
+        let policy = policy("", &[matches]);
+        assert_eq!(verdict(&policy, &seen), expected, "{matches}");
     }
     // Only the facts of the Service that is named count.
+    let [canary, all] =
+        ["'*/canary'", "'*/all'"].map(|name| policy("", &[&format!("services: [{name}]")]));
     let seen = with(seen, "all", |s| s.client_ip_affinity = true);
-    assert_eq!(
-        verdict(&policy("", &["services: ['*/canary']"]), &seen),
-        MOVED
-    );
-    assert_eq!(
-        verdict(&policy("", &["services: ['*/all']"]), &seen),
-        "sessionAffinity"
-    );
+    assert_eq!(verdict(&canary, &seen), MOVED);
+    assert_eq!(verdict(&all, &seen), "sessionAffinity");
     // But an endpoint of either is a sibling, and both share the port.
     let says = with(seen.clone(), "all", |s| s.http2 = [8080].into());
-    assert_eq!(
-        verdict(&policy("", &["services: ['*/canary']"]), &says),
-        "http2"
-    );
+    assert_eq!(verdict(&canary, &says), "http2");
     let seen = with(seen, "all", |s| s.addresses = addresses(&["10.0.0.1"]));
-    assert_eq!(
-        verdict(&policy("", &["services: ['*/canary']"]), &seen),
-        "siblingPeer"
-    );
+    assert_eq!(verdict(&canary, &seen), "siblingPeer");
 }
 
 #[test]
@@ -375,19 +307,23 @@ fn services_with_the_same_endpoints_count_together() {
     let same = |s: &mut Service| s.addresses = addresses(&["10.1.0.1", "10.1.0.2"]);
     let seen = with(with(behind(&["a", "b"]), "a", same), "b", same);
     assert_eq!(verdict(&by_port(), &seen), MOVED);
-    // Of both families or of one: the connection's own family is the same.
-    let dual = with(seen.clone(), "b", |s| {
-        s.addresses = addresses(&["10.1.0.1", "10.1.0.2", "2001:db8::1"]);
-    });
-    assert_eq!(verdict(&by_port(), &dual), MOVED);
-    // One of them has fewer that are ready.
-    let fewer = with(seen.clone(), "b", |s| s.ready = 2);
-    assert_eq!(verdict(&by_port(), &fewer), "ambiguousService");
-    // The client may have dialled either: a fact of one of them is enough.
-    let sticky = with(seen.clone(), "b", |s| s.client_ip_affinity = true);
-    assert_eq!(verdict(&by_port(), &sticky), "sessionAffinity");
-    let local = with(seen, "b", |s| s.internal_local = true);
-    assert_eq!(verdict(&by_port(), &local), "localTraffic");
+    type Change = fn(&mut Service);
+    let cases: [(&str, Change, &str); 4] = [
+        // The connection's own family is the same.
+        (
+            "of both families",
+            |s| s.addresses = addresses(&["10.1.0.1", "10.1.0.2", "2001:db8::1"]),
+            MOVED,
+        ),
+        ("fewer are ready", |s| s.ready = 2, "ambiguousService"),
+        // The client may have dialled either: a fact of one of them is enough.
+        ("sticky", |s| s.client_ip_affinity = true, "sessionAffinity"),
+        ("local", |s| s.internal_local = true, "localTraffic"),
+    ];
+    for (case, change, expected) in cases {
+        let seen = with(seen.clone(), "b", change);
+        assert_eq!(verdict(&by_port(), &seen), expected, "{case}");
+    }
 }
 
 /// As of a StatefulSet with another Service beside its own.
@@ -399,24 +335,21 @@ fn a_headless_service_beside_another_does_not_count() {
         s.addresses = addresses(&["10.1.0.7"]);
     });
     assert_eq!(verdict(&by_port(), &seen), MOVED);
-    assert_eq!(
-        verdict(&policy("", &["services: ['*/members']"]), &seen),
-        "headless"
-    );
+    let members = policy("", &["services: ['*/members']"]);
+    assert_eq!(verdict(&members, &seen), "headless");
     let both = with(seen, "checkout", |s| s.headless = true);
     assert_eq!(verdict(&by_port(), &both), "headless");
 }
 
 #[test]
 fn an_explanation_names_every_guard_that_applies() {
-    let seen = with(behind(&["checkout"]), "checkout", |s| {
+    let seen = with_checkout(|s| {
         (s.ready, s.client_ip_affinity) = (1, true);
         s.changed = Some(Duration::ZERO);
     });
-    let policy = by_port();
-    let ledger = Ledger::default();
-    let plan = decide(&policy, &seen, &ledger, seen.taken);
-    let explained = explain(&policy, &seen, &plan, &ledger, seen.taken, Cookie(1)).unwrap();
+    let agent = Agent::new(by_port());
+    let plan = agent.plan(&seen);
+    let explained = agent.explain(&seen, &plan, 1).unwrap();
     let guards: Vec<&str> = explained.guards.iter().map(SkipReason::as_str).collect();
     assert_eq!(
         guards,

@@ -56,6 +56,31 @@ fn cured(name: &str, seeds: u64) -> (f64, Vec<f64>) {
     (ratio, left)
 }
 
+/// How many moves began between these seconds.
+fn within(run: &Run, from: u64, to: u64) -> usize {
+    let at = run.starts.iter().map(|start| start.after_start().as_secs());
+    at.filter(|at| (from..to).contains(at)).count()
+}
+
+/// How many began in each ten minutes of the first hours.
+fn by_ten_minutes(run: &Run, hours: u64) -> Vec<usize> {
+    let tenths = (0..6 * hours).map(|i| within(run, i * 600, (i + 1) * 600));
+    tenths.collect()
+}
+
+/// How many were of clients whose address begins so.
+fn of_clients(run: &Run, begins: &str) -> usize {
+    let clients = run.starts.iter().map(|start| start.client.to_string());
+    clients.filter(|client| client.starts_with(begins)).count()
+}
+
+fn lasting(hours: u64, name: &str) -> Scenario {
+    Scenario {
+        ends: Duration::from_secs(hours * 3600),
+        ..scenario(name)
+    }
+}
+
 /// The number of moves started in each interval that has any.
 fn rounds(run: &Run, interval: Duration) -> Vec<usize> {
     let number = |start: &Start| start.after_start().as_nanos() / interval.as_nanos();
@@ -135,28 +160,17 @@ fn scaling_in_moves_nothing_unlike_max_age_or_moving_all() {
 #[test]
 fn a_connection_that_is_most_of_the_load_is_not_moved_around() {
     for (run, _) in played(&scenario("elephant"), 6) {
-        // The clients of the second kind.
-        let heavy = run
-            .starts
-            .iter()
-            .filter(|start| start.client.to_string().starts_with("10.2.1."));
-        assert_eq!(heavy.count(), 0);
+        assert_eq!(of_clients(&run, "10.2.1."), 0, "the second kind");
     }
 }
 
 #[test]
 fn moves_that_do_not_help_stop() {
-    let scenario = Scenario {
-        ends: Duration::from_secs(3600),
-        ..scenario("sticky")
-    };
-    for (run, measures) in played(&scenario, 2) {
+    for (run, measures) in played(&lasting(1, "sticky"), 2) {
         let moves = measures.moves;
-        let at = run.starts.iter().map(|start| start.after_start().as_secs());
-        println!("moves begun at {:?} s", at.collect::<Vec<_>>());
+        println!("by ten minutes: {:?}", by_ten_minutes(&run, 1));
         assert!((1.0..=24.0).contains(&moves), "{moves} moves in an hour");
-        let late = |start: &&Start| start.after_start() > Duration::from_secs(120);
-        let late = run.starts.iter().filter(late).count();
+        let late = within(&run, 120, u64::MAX);
         assert!(late <= 6, "{late} after the first two minutes");
     }
 }
@@ -172,23 +186,12 @@ fn moves_of_clients_that_return_late_stop() {
         // first are back, but only once.
         ("sticky-late-own-nodes", 300, 400.0),
     ] {
-        let scenario = Scenario {
-            ends: Duration::from_secs(2 * 3600),
-            ..scenario(name)
-        };
-        for (run, measures) in played(&scenario, 2) {
-            let within = |from: u64, to: u64| {
-                let at = run.starts.iter().map(|start| start.after_start().as_secs());
-                at.filter(|at| (from..to).contains(at)).count()
-            };
-            let tenths: Vec<usize> = (0..12).map(|i| within(i * 600, (i + 1) * 600)).collect();
-            println!(
-                "{name}: {} moves, by ten minutes: {tenths:?}",
-                measures.moves
-            );
-            assert!(within(0, 60 + 90) <= first, "{name}: {tenths:?}");
-            assert!(measures.moves <= most, "{name}: {tenths:?}");
-            assert!(within(3600, 7200) <= 12, "{name}: {tenths:?}");
+        for (run, measures) in played(&lasting(2, name), 2) {
+            let (moves, tenths) = (measures.moves, by_ten_minutes(&run, 2));
+            println!("{name}: {moves} moves, by ten minutes: {tenths:?}");
+            assert!(within(&run, 0, 60 + 90) <= first, "{name}: {tenths:?}");
+            assert!(moves <= most, "{name}: {tenths:?}");
+            assert!(within(&run, 3600, 7200) <= 12, "{name}: {tenths:?}");
         }
     }
 }
@@ -207,17 +210,8 @@ fn clients_with_a_long_backoff_are_balanced() {
 /// It is tried again after 10, 20 and 40 minutes.
 #[test]
 fn moves_to_a_replica_that_keeps_no_connection_stop() {
-    let scenario = Scenario {
-        ends: Duration::from_secs(3600),
-        ..scenario("dead-replica")
-    };
-    for (run, measures) in played(&scenario, 3) {
-        let moves = measures.moves;
-        let within = |from: u64, to: u64| {
-            let at = run.starts.iter().map(|start| start.after_start().as_secs());
-            at.filter(|at| (from..to).contains(at)).count()
-        };
-        let tenths: Vec<usize> = (0..6).map(|i| within(i * 600, (i + 1) * 600)).collect();
+    for (run, measures) in played(&lasting(1, "dead-replica"), 3) {
+        let (moves, tenths) = (measures.moves, by_ten_minutes(&run, 1));
         println!("{moves} moves, by ten minutes: {tenths:?}");
         assert!(moves <= 1500.0, "{moves} moves in an hour");
         assert!(run.skipped.contains_key("fillFailed"));
@@ -227,10 +221,7 @@ fn moves_to_a_replica_that_keeps_no_connection_stop() {
 #[test]
 fn a_flood_on_one_endpoint_evicts_no_other() {
     for (run, measures) in played(&scenario("flood"), 2) {
-        let neighbours = run
-            .starts
-            .iter()
-            .filter(|start| start.client.to_string().starts_with("10.2.0."));
-        assert_eq!(neighbours.count(), 0, "of {} moves", measures.moves);
+        let neighbours = of_clients(&run, "10.2.0.");
+        assert_eq!(neighbours, 0, "of {} moves", measures.moves);
     }
 }

@@ -61,6 +61,19 @@ impl Run {
         run
     }
 
+    /// The same of nodes that each report these endpoints of one Service, of which so many are ready.
+    fn of_web(ready: u32, nodes: &[(&str, &[u64])]) -> Self {
+        let mut run = Self::default();
+        for (node, loads) in nodes.iter().chain(nodes) {
+            run.web(node, ready, loads);
+        }
+        run
+    }
+
+    fn web(&mut self, node: &str, ready: u32, loads: &[u64]) {
+        self.report(node, &[of("web", ready, loads)]);
+    }
+
     fn report(&mut self, node: &str, services: &[ServiceReport]) {
         self.sequence += 1;
         let report = Report::of(self.sequence, services.to_vec());
@@ -76,11 +89,7 @@ impl Run {
 
 #[test]
 fn three_nodes_learn_what_all_hold_and_the_hot_one_has_the_budget() {
-    let mut run = Run::of(&[
-        ("a", &[of("web", 3, &[300])]),
-        ("b", &[of("web", 3, &[0])]),
-        ("c", &[of("web", 3, &[0])]),
-    ]);
+    let mut run = Run::of_web(3, &[("a", &[300]), ("b", &[0]), ("c", &[0])]);
     let [a, b, c] = ["a", "b", "c"].map(|node| run.view(node).unwrap());
     assert_eq!((a.endpoints, a.sums.total, a.mean), (3, 300, 100));
     assert_eq!((a.least, a.most, a.connections), (0, 300, 300));
@@ -109,11 +118,7 @@ fn the_object_of_a_node_that_has_not_reported_for_an_hour_is_removed() {
 #[test]
 fn shares_are_by_excess_of_each_endpoint() {
     // The second node as a whole holds no more than its part, but one of its endpoints does.
-    let mut run = Run::of(&[
-        ("a", &[of("web", 4, &[160])]),
-        ("b", &[of("web", 4, &[140, 60])]),
-        ("c", &[of("web", 4, &[40])]),
-    ]);
+    let mut run = Run::of_web(4, &[("a", &[160]), ("b", &[140, 60]), ("c", &[40])]);
     let [a, b, c] = ["a", "b", "c"].map(|node| run.view(node).unwrap());
     assert_eq!([a.excess, b.excess, c.excess], [60, 40, 0]);
     assert_eq!([a, b, c].map(|view| view.share.of(10)), [6, 4, 0]);
@@ -121,26 +126,19 @@ fn shares_are_by_excess_of_each_endpoint() {
 
 #[test]
 fn what_fills_those_that_lack_is_counted_apart_from_what_the_others_give_to_each_other() {
-    let mut run = Run::of(&[
-        ("a", &[of("web", 4, &[200])]),
-        ("b", &[of("web", 4, &[180, 0])]),
-        ("c", &[of("web", 4, &[20])]),
-    ]);
+    let mut run = Run::of_web(4, &[("a", &[200]), ("b", &[180, 0]), ("c", &[20])]);
     let of_a = |run: &mut Run| {
         let view = run.view("a").unwrap();
         (view.mean, view.elsewhere, view.filled, view.full)
     };
     assert_eq!(of_a(&mut run), (100, 200, 120, 1));
     // Forty have left `a` and twenty its neighbour; of these ten each have come to those two.
-    run.report("a", &[of("web", 4, &[170])]);
-    run.report("b", &[of("web", 4, &[170, 20])]);
-    run.report("c", &[of("web", 4, &[40])]);
+    run.web("a", 4, &[170]);
+    run.web("b", 4, &[170, 20]);
+    run.web("c", 4, &[40]);
     assert_eq!(of_a(&mut run), (100, 230, 160, 1));
-    let [b, c] = ["b", "c"].map(|node| run.view(node).unwrap());
-    assert_eq!(
-        [(b.filled, b.full), (c.filled, c.full)],
-        [(140, 1), (220, 2)]
-    );
+    let others = ["b", "c"].map(|node| run.view(node).unwrap());
+    assert_eq!(others.map(|v| (v.filled, v.full)), [(140, 1), (220, 2)]);
 }
 
 #[test]
@@ -163,23 +161,23 @@ fn services_zones_rules_and_units_are_apart() {
 
 #[test]
 fn without_every_endpoint_there_is_no_view() {
-    let mut run = Run::of(&[("a", &[of("web", 3, &[300])]), ("b", &[of("web", 3, &[0])])]);
+    let mut run = Run::of_web(3, &[("a", &[300]), ("b", &[0])]);
     assert_eq!(run.view("a"), None, "the third is missing");
     // One that has more than there are is not believed either.
-    run.report("b", &[of("web", 3, &[0, 0, 0])]);
+    run.web("b", 3, &[0, 0, 0]);
     assert_eq!(run.view("a"), None);
-    run.report("b", &[of("web", 3, &[0, 0])]);
+    run.web("b", 3, &[0, 0]);
     assert_eq!(run.view("a").unwrap().mean, 100);
 }
 
 #[test]
 fn nodes_that_know_other_endpoints_are_apart() {
-    let mut run = Run::of(&[("a", &[of("web", 2, &[200])]), ("b", &[of("web", 2, &[0])])]);
+    let mut run = Run::of_web(2, &[("a", &[200]), ("b", &[0])]);
     assert!(run.view("a").is_some());
     // A third endpoint has come, and not all know it yet.
-    run.report("b", &[of("web", 3, &[0, 0])]);
+    run.web("b", 3, &[0, 0]);
     assert_eq!((run.view("a"), run.view("b")), (None, None));
-    run.report("a", &[of("web", 3, &[200])]);
+    run.web("a", 3, &[200]);
     assert_eq!(run.view("a").unwrap().endpoints, 3);
 }
 
@@ -212,20 +210,14 @@ fn an_age_is_known_from_the_first_change_on_and_old_reports_do_not_count() {
 
 #[test]
 fn the_largest_of_the_last_three_sums_counts() {
-    let mut run = Run::of(&[
-        ("a", &[of("web", 2, &[200])]),
-        ("b", &[of("web", 2, &[100])]),
-    ]);
+    let mut run = Run::of_web(2, &[("a", &[200]), ("b", &[100])]);
     let mut mean = |a: u64, b: u64| {
         run.now += REPORT_EVERY;
-        run.report("a", &[of("web", 2, &[a])]);
-        run.report("b", &[of("web", 2, &[b])]);
+        run.web("a", 2, &[a]);
+        run.web("b", 2, &[b]);
         let view = run.view("a").unwrap();
-        assert_eq!(
-            (view.least, view.most),
-            (a.min(b), a.max(b)),
-            "as they are now"
-        );
+        let as_they_are_now = (a.min(b), a.max(b));
+        assert_eq!((view.least, view.most), as_they_are_now);
         view.mean
     };
     assert_eq!(mean(200, 100), 150);
@@ -262,11 +254,8 @@ fn a_report_is_outdated_by_a_significant_change() {
         (of("web", 2, &[100, 0]), true),
         (of("cart", 2, &[100]), true),
     ] {
-        assert_eq!(
-            report.is_outdated_by(std::slice::from_ref(&now)),
-            outdated,
-            "{now:?}"
-        );
+        let found = report.is_outdated_by(std::slice::from_ref(&now));
+        assert_eq!(found, outdated, "{now:?}");
     }
     assert!(report.is_outdated_by(&[]));
     let few = Report::of(1, vec![of("web", 2, &[3])]);
@@ -304,17 +293,15 @@ proptest! {
         let mut once = Run::of(&[]);
         let mut many = Run::of(&[]);
         for (node, is_repeated, load) in deliveries {
-            many.report(NODES[node], &[of("web", 4, &[load])]);
+            many.web(NODES[node], 4, &[load]);
             if is_repeated {
                 let again = Report::of(many.sequence, vec![of("web", 4, &[load])]);
                 many.merger.report(NODES[node], again, false, many.now);
             }
         }
         for run in [&mut once, &mut many] {
-            for _ in 0..2 {
-                for (node, load) in NODES.iter().zip(&loads) {
-                    run.report(node, &[of("web", 4, &[*load])]);
-                }
+            for (node, load) in NODES.iter().zip(&loads).chain(NODES.iter().zip(&loads)) {
+                run.web(node, 4, &[*load]);
             }
         }
         prop_assert_eq!(once.merger.views(once.now), many.merger.views(many.now));
@@ -330,7 +317,7 @@ proptest! {
         let mut run = Run::default();
         for _ in 0..2 {
             for (node, load) in NODES.iter().zip(&loads) {
-                run.report(node, &[of("web", 4, &[*load])]);
+                run.web(node, 4, &[*load]);
             }
             run.report("d", &claims);
         }

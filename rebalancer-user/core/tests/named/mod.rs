@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use rebalancer_core::{
     plan::{Ledger, SkipReason, Verdict, decide},
-    policy::{Policy, parse},
+    policy::{self, Policy},
     snapshot::{
-        Endpoint, Identity, KernelTime, Labels, Naming, Service, ServiceAt, ServiceName, Snapshot,
-        Who, sample::connection,
+        Endpoint, Identity, Labels, Naming, Service, ServiceName, Snapshot, Who,
+        sample::{self, connection, service_at, snapshot as listed},
     },
 };
 
@@ -16,20 +16,16 @@ pub(crate) const HOUR: u64 = 3_600_000_000_000;
 
 /// An old connection of `who`, in a snapshot with this naming.
 pub(crate) fn snapshot(who: Who, naming: Naming) -> Snapshot {
-    let connection = connection(1);
-    let key = connection.endpoint;
     let services = facts(&who);
     let endpoint = Endpoint {
         who,
         ..Endpoint::default()
     };
     Snapshot {
-        taken: KernelTime(10 * HOUR),
-        connections: vec![connection],
-        endpoints: [(key, endpoint)].into(),
+        endpoints: [(connection(1).endpoint, endpoint)].into(),
         naming,
         services,
-        ..Snapshot::default()
+        ..listed(10 * HOUR, vec![connection(1)])
     }
 }
 
@@ -44,27 +40,25 @@ fn facts(who: &Who) -> BTreeMap<ServiceName, Service> {
         return BTreeMap::new();
     };
     let services = pod.services.iter().flatten();
-    services
-        .map(|at| (service(&pod.namespace, &at.name), usual.clone()))
-        .collect()
+    let facts = services.map(|at| (service(&pod.namespace, &at.name), usual.clone()));
+    facts.collect()
 }
 
 pub(crate) fn service(namespace: &str, name: &str) -> ServiceName {
     ServiceName {
         namespace: namespace.to_owned(),
-        name: name.to_owned(),
+        ..sample::service(name)
     }
 }
 
 pub(crate) fn policy(guards: &str, matches: &[&str]) -> Policy {
-    let mut text = format!(
-        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\nguards: {{{guards}}}\nrules:\n"
-    );
-    for (number, matches) in matches.iter().enumerate() {
-        text +=
-            &format!("- {{name: rule-{number}, match: {{{matches}}}, limits: {{maxAge: 1h}}}}\n");
-    }
-    parse("p", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    let rule = |(number, matches)| {
+        format!("- {{name: rule-{number}, match: {{{matches}}}, limits: {{maxAge: 1h}}}}\n")
+    };
+    let rules: String = matches.iter().enumerate().map(rule).collect();
+    policy::sample::policy(&format!(
+        "mode: Enforce\nguards: {{{guards}}}\nrules:\n{rules}"
+    ))
 }
 
 pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
@@ -73,20 +67,24 @@ pub(crate) fn labels(of: &[(&str, &str)]) -> Labels {
 }
 
 pub(crate) fn web() -> Identity {
-    let service = |name: &str| ServiceAt {
-        name: name.to_owned(),
-        ready: true,
-        ..ServiceAt::default()
-    };
     Identity {
         namespace: "shop".to_owned(),
         namespace_labels: Some(labels(&[("team", "shop")])),
         pod: "web-0".to_owned(),
         uid: "u".to_owned(),
         labels: labels(&[("app", "web"), ("tier", "front")]),
-        services: Some(vec![service("checkout"), service("web")]),
+        services: Some(vec![service_at("checkout"), service_at("web")]),
         ready: true,
         ..Identity::default()
+    }
+}
+
+/// The same behind these Services.
+pub(crate) fn behind(services: &[&str]) -> Identity {
+    let services = services.iter().map(|name| service_at(name));
+    Identity {
+        services: Some(services.collect()),
+        ..web()
     }
 }
 
