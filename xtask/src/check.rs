@@ -27,15 +27,10 @@ impl CheckReport {
 
     /// Runs a check and shows its progress; prints an error at once.
     pub(crate) fn run(name: &'static str, work: impl FnOnce() -> Outcome) -> Self {
-        let step = Step::start(name);
         let started = Instant::now();
-        let outcome = work();
-        match &outcome {
-            Ok(_) => step.done(),
-            Err(error) => {
-                step.failed();
-                eprintln!("{error:#}");
-            }
+        let outcome = Step::run(name, |_| work());
+        if let Err(error) = &outcome {
+            eprintln!("{error:#}");
         }
         Self::new(name, started.elapsed(), outcome)
     }

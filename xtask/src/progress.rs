@@ -2,30 +2,30 @@
 //! line, elsewhere plain lines. The program's output is printed only if it fails.
 
 use std::{
-    collections::VecDeque,
-    io::{BufRead as _, BufReader, IsTerminal as _, PipeReader},
+    io::{BufRead as _, BufReader, IsTerminal as _},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::terminal;
 
 /// Lines printed of a failed program's output.
 const SHOWN: usize = 40;
-/// Lines kept of a program's output.
-const KEPT: usize = 400;
 
 /// Runs `command` until it exits, as the step `title`.
 pub(crate) fn run(title: &str, command: &mut Command) -> Result<()> {
     run_for_output(title, command).map(drop)
 }
 
-/// The same; returns the last lines of its output.
+/// The same; returns the lines of its output.
 pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<String>> {
-    let step = Step::start(title);
+    Step::run(title, |step| run_in(step, command)).with_context(|| title.to_owned())
+}
+
+fn run_in(step: &Step, command: &mut Command) -> Result<Vec<String>> {
     let (reader, writer) = std::io::pipe().context("pipe")?;
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child = command
@@ -36,35 +36,22 @@ pub(crate) fn run_for_output(title: &str, command: &mut Command) -> Result<Vec<S
         .with_context(|| format!("start {program}"))?;
     // `command` still holds the pipe's write ends; without this the reader never sees its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let tail = read_tail(reader, &step);
+    let mut lines = Vec::new();
+    // Not `lines()`: the output may not be UTF-8.
+    for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+        lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+        step.update(&lines[lines.len() - 1]);
+    }
     let status = child
         .wait()
         .with_context(|| format!("wait for {program}"))?;
-    if status.success() {
-        step.done();
-        return Ok(tail.into());
-    }
-    step.failed();
-    let tail = Vec::from(tail);
-    let shown = &tail[tail.len().saturating_sub(SHOWN)..];
-    bail!(
-        "{title}: {program} exited with {status}\n{}",
+    let shown = &lines[lines.len().saturating_sub(SHOWN)..];
+    ensure!(
+        status.success(),
+        "{program} exited with {status}\n{}",
         shown.join("\n")
     );
-}
-
-fn read_tail(output: PipeReader, step: &Step) -> VecDeque<String> {
-    let mut tail = VecDeque::with_capacity(KEPT);
-    // Not `lines()`: the output may not be UTF-8.
-    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        step.update(&line);
-        if tail.len() == KEPT {
-            tail.pop_front();
-        }
-        tail.push_back(line);
-    }
-    tail
+    Ok(lines)
 }
 
 /// A running step.
@@ -76,6 +63,14 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// Runs `work` as a step, which has failed if that has.
+    pub(crate) fn run<T>(title: &str, work: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let step = Self::start(title);
+        let done = work(&step);
+        step.end(done.is_ok());
+        done
+    }
+
     pub(crate) fn start(title: &str) -> Self {
         let spinner = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("  {spinner} {prefix} [{elapsed}] {wide_msg}")
@@ -102,18 +97,11 @@ impl Step {
         }
     }
 
-    pub(crate) fn done(self) {
-        self.end(&terminal::green("✓"));
-    }
-
-    pub(crate) fn failed(self) {
-        self.end(&terminal::red("✗"));
-    }
-
-    fn end(&self, mark: &str) {
+    pub(crate) fn end(self, passed: bool) {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();
         }
+        let mark = terminal::mark(passed);
         let seconds = self.started.elapsed().as_secs_f64();
         println!(
             "  {mark} {} {}",

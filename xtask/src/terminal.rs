@@ -40,8 +40,11 @@ pub(crate) fn heading(text: impl Display) {
     println!("\n{}", bold(text));
 }
 
+pub(crate) fn mark(passed: bool) -> String {
+    if passed { green("✓") } else { red("✗") }
+}
+
 /// Prints one line of a checklist: a mark, the subject and a detail.
 pub(crate) fn check(passed: bool, what: &str, detail: &str) {
-    let mark = if passed { green("✓") } else { red("✗") };
-    println!("  {mark} {what:<18} {}", dim(detail));
+    println!("  {} {what:<18} {}", mark(passed), dim(detail));
 }

@@ -40,7 +40,7 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     let took = started.elapsed().as_secs_f64();
     let log = agent.stop()?;
     let report = fleet.stop()?;
-    step.done();
+    step.end(true);
     let compiled = compilers.into_iter().map(Compiler::stop);
     let compiled: u64 = compiled.sum::<Result<_>>()?;
     let answers: u64 = report.answers.values().sum();

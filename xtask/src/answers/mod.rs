@@ -82,17 +82,12 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     let mut servers = routes::start(&lab, pod)?;
     let policy = policy(&lab, &Route::ALL.map(Route::port), arguments.vouched);
     let agent = Agent::start_for(&lab, pod, &program, &policy)?;
-    let step = Step::start(&format!(
+    let title = format!(
         "{} responses of each kind on each route, {cells} cells, {} connections",
         load.answers,
         cells * load.connections
-    ));
-    let seen = client::run(lab.client(), pod.addr, load);
-    match seen {
-        Ok(_) => step.done(),
-        Err(_) => step.failed(),
-    }
-    let mut seen = seen?;
+    );
+    let mut seen = Step::run(&title, |_| client::run(lab.client(), pod.addr, load))?;
     let log = agent.stop()?;
     for server in &mut servers {
         if !server.is_alive()? {

@@ -127,7 +127,7 @@ impl Bench {
             }
         }
         if let Some(step) = step {
-            step.done();
+            step.end(true);
         }
         Ok(rounds)
     }

@@ -212,17 +212,7 @@ fn start(options: Options) -> Result<Cluster> {
 
 /// Runs one step of the start and shows its progress.
 fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let step = Step::start(title);
-    match work() {
-        Ok(done) => {
-            step.done();
-            Ok(done)
-        }
-        Err(error) => {
-            step.failed();
-            Err(error).with_context(|| title.to_owned())
-        }
-    }
+    Step::run(title, |_| work()).with_context(|| title.to_owned())
 }
 
 /// Starts all `nodes` in parallel and returns them with their pod CIDRs.

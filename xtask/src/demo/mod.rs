@@ -164,7 +164,7 @@ impl Demo {
             last = Shares::of(&self.pods, &report.connections);
             step.update(&last.line());
         }
-        step.done();
+        step.end(true);
         print!(
             "{}",
             last.table(&format!("connections, {WATCH} s after scaling out"))
@@ -214,11 +214,7 @@ impl Demo {
             steady = if after.is_spread() { steady + 1 } else { 0 };
         }
         let spread = steady == STEADY;
-        if spread {
-            step.done()
-        } else {
-            step.failed()
-        }
+        step.end(spread);
         agent.reload(&policy.file("DryRun"))?;
         let report = fleet.stop()?;
         println!("  {}", bold("connections"));

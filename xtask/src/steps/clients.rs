@@ -1,19 +1,23 @@
 //! Runs a cell's clients in the lab's client namespace, against one pod, until a deadline.
 
 use std::{
+    cell::RefCell,
     net::{IpAddr, SocketAddr},
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
 use xtask::lab::Host;
 
-use super::tally::{Seen, Tally};
+use super::tally::{Connection, Seen};
 
 /// Number of connections per cell.
 pub(super) const CONNECTIONS: u64 = 20;
+/// Pause between connection attempts.
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Clients<'a> {
     pub(super) client: &'a Host,
@@ -33,52 +37,46 @@ impl Clients<'_> {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Runs a worker for each connection until the deadline. Workers run forever; exchanges in
-    /// progress at the deadline do not count.
-    pub(super) fn run<W>(&self, worker: impl FnMut(u64, Arc<Tally>) -> W + Send) -> Result<Seen>
-    where
-        W: Future<Output = ()> + Send + 'static,
-    {
-        self.run_with(std::future::pending(), worker)
+    /// Runs a client for each connection until the deadline. `once` connects and uses the connection
+    /// until it ends; then it is called again. Exchanges in progress at the deadline do not count.
+    pub(super) fn run(&self, once: impl AsyncFn(&Connection<'_>) + Send) -> Result<Seen> {
+        self.run_with(std::future::pending(), once)
     }
 
     /// The same with another task, such as a publisher.
-    pub(super) fn run_with<B, W>(
+    pub(super) fn run_with(
         &self,
-        task: B,
-        worker: impl FnMut(u64, Arc<Tally>) -> W + Send,
-    ) -> Result<Seen>
-    where
-        B: Future<Output = Result<()>> + Send,
-        W: Future<Output = ()> + Send + 'static,
-    {
+        task: impl Future<Output = Result<()>> + Send,
+        once: impl AsyncFn(&Connection<'_>) + Send,
+    ) -> Result<Seen> {
         self.client
-            .enter(|| self.run_here(task, worker))
+            .enter(|| self.run_here(task, once))
             .context("enter the client's namespace")?
     }
 
     #[tokio::main(flavor = "current_thread")]
-    async fn run_here<W: Future<Output = ()> + Send + 'static>(
+    async fn run_here(
         &self,
         task: impl Future<Output = Result<()>>,
-        mut worker: impl FnMut(u64, Arc<Tally>) -> W,
+        once: impl AsyncFn(&Connection<'_>),
     ) -> Result<Seen> {
-        let tally = Arc::new(Tally::default());
-        for index in 0..CONNECTIONS {
-            tokio::spawn(worker(index, Arc::clone(&tally)));
-        }
+        let seen = RefCell::default();
+        let clients = (0..CONNECTIONS).map(async |index| {
+            let connection = Connection::new(index, &seen);
+            loop {
+                once(&connection).await;
+                connection.reconnected();
+                sleep(PAUSE).await;
+            }
+        });
+        let ended = async {
+            tokio::select! {
+                ended = task => ended,
+                _ = join_all(clients) => Ok(()),
+            }
+        };
         // The timeout is the normal end.
-        if let Ok(ended) = tokio::time::timeout(self.time_left(), task).await {
-            ended?;
-        }
-        Ok(tally.seen())
+        timeout(self.time_left(), ended).await.unwrap_or(Ok(()))?;
+        Ok(seen.into_inner())
     }
 }
-
-/// A client's think time: different for each, and not in phase with a server.
-pub(super) fn think(index: u64) -> Duration {
-    Duration::from_millis(300 + 15 * index)
-}
-
-/// Pause between connection attempts.
-pub(super) const PAUSE: Duration = Duration::from_millis(50);

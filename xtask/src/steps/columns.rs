@@ -35,17 +35,9 @@ impl Column {
         }
     }
 
-    /// Moves connections of the lab's client on this port that are older than two seconds.
-    pub(super) fn enforce(self, rule: &str, port: u16, client_subnet: &str) -> String {
-        self.policy("Enforce", rule, port, client_subnet)
-    }
-
-    /// Chooses no more connections.
-    pub(super) fn disable(self, rule: &str, port: u16, client_subnet: &str) -> String {
-        self.policy("Disabled", rule, port, client_subnet)
-    }
-
-    fn policy(self, mode: &str, rule: &str, port: u16, client_subnet: &str) -> String {
+    /// With mode `Enforce` it moves connections of the lab's client on this port that are older than
+    /// two seconds; with `Disabled` it chooses no more.
+    pub(super) fn policy(self, mode: &str, rule: &str, port: u16, client_subnet: &str) -> String {
         let policy = Policy {
             pace: QUICK,
             rule,

@@ -50,7 +50,6 @@ struct Situation {
     title: &'static str,
     /// The clients' library or program.
     client: &'static str,
-    rule: &'static str,
     port: u16,
     /// Name of the losses, such as "requests failed".
     lost: &'static str,
@@ -139,17 +138,13 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn start(lab: &'a Lab, program: &Path) -> Result<Self> {
-        let step = Step::start("an agent for each column");
-        let columns = Column::ALL
-            .into_iter()
-            .zip(lab.pods())
-            .map(|(column, pod)| {
-                let policy = column.disable("none", 1, &lab.client_subnet());
-                let agent = Agent::start_for(lab, pod, program, &policy)?;
-                Ok(ColumnRun { column, pod, agent })
-            });
-        let columns = columns.collect::<Result<_>>()?;
-        step.done();
+        let start = |(column, pod): (Column, &'a Pod)| {
+            let policy = column.policy("Disabled", "none", 1, &lab.client_subnet());
+            let agent = Agent::start_for(lab, pod, program, &policy)?;
+            Ok(ColumnRun { column, pod, agent })
+        };
+        let columns = Column::ALL.into_iter().zip(lab.pods()).map(start);
+        let columns = Step::run("an agent for each column", |_| columns.collect())?;
         Ok(Self { lab, columns })
     }
 
@@ -175,25 +170,23 @@ impl<'a> Bench<'a> {
             started.collect::<Result<_>>()
         })?;
         for situation in server.situations {
-            let step = Step::start(situation.title);
-            match self.row(situation, &mut running) {
-                Ok(row) => rows.push(row),
-                Err(error) => {
-                    step.failed();
-                    return Err(error.context(situation.title));
-                }
-            }
-            step.done();
+            let rule = format!("row-{}", rows.len());
+            let row = Step::run(situation.title, |_| {
+                self.row(situation, &rule, &mut running)
+            });
+            rows.push(row.context(situation.title)?);
         }
         Ok(())
     }
 
-    fn row(&self, situation: &Situation, running: &mut [Running]) -> Result<Row> {
+    fn row(&self, situation: &Situation, rule: &str, running: &mut [Running]) -> Result<Row> {
         let subnet = self.lab.client_subnet();
+        let reload = |run: &ColumnRun<'_>, mode: &str| {
+            let policy = run.column.policy(mode, rule, situation.port, &subnet);
+            run.agent.reload(&policy)
+        };
         for run in &self.columns {
-            let Situation { rule, port, .. } = situation;
-            run.agent
-                .reload(&run.column.enforce(rule, *port, &subnet))?;
+            reload(run, "Enforce")?;
         }
         let end = Instant::now() + MOVING;
         let mut seen = Vec::new();
@@ -215,9 +208,7 @@ impl<'a> Bench<'a> {
             std::thread::sleep(end.saturating_duration_since(Instant::now()));
             for run in &self.columns {
                 skipped.push(run.agent.skipped()?);
-                let Situation { rule, port, .. } = situation;
-                run.agent
-                    .reload(&run.column.disable(rule, *port, &subnet))?;
+                reload(run, "Disabled")?;
             }
             // Before the clients stop, as stopping them may affect the server.
             let last = end + AFTERWARDS - Duration::from_millis(300);
@@ -238,17 +229,17 @@ impl<'a> Bench<'a> {
                 skipped.remove(cause);
             }
             let log = run.agent.log();
-            let outcomes = log.outcomes(situation.rule).into_iter();
-            Ok(Cell {
+            let outcomes = log.outcomes(rule).into_iter();
+            Cell {
                 outcomes: outcomes.map(|(o, n)| (o.to_owned(), n)).collect(),
                 skipped,
                 seen,
                 survived,
-            })
+            }
         });
         Ok(Row {
             situation: *situation,
-            cells: cells.collect::<Result<_>>()?,
+            cells: cells.collect(),
         })
     }
 }

@@ -1,19 +1,22 @@
 //! nginx: keep-alive connections, downloads, long polls, and HTTP/2 with slow and fast calls.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, Uri, body::Bytes, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use xtask::lab::{self, Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    clients::{Clients, PAUSE, think},
+    clients::{Clients, PAUSE},
     server::{Running, folder},
-    tally::{Seen, Tally},
+    tally::{Connection, Seen},
 };
 use crate::keepalive_client;
 
@@ -32,7 +35,6 @@ const ECHO: &str = "load_module /usr/lib/nginx/modules/ngx_http_echo_module.so;"
 const AT_REST: Situation = Situation {
     title: "nginx, idle keep-alive connections",
     client: "hyper",
-    rule: "nginx-kept",
     port: KEPT,
     lost: "requests failed",
     defaults: Defaults::Moves,
@@ -42,13 +44,11 @@ const AT_REST: Situation = Situation {
 
 const SIDE_BY_SIDE: Situation = Situation {
     title: "nginx, HTTP/2 on gRPC's port: slow and fast calls",
-    client: "hyper",
-    rule: "nginx-grpc",
     port: GRPC,
     lost: "calls failed",
     defaults: Defaults::Skips("statefulPort"),
-    ever_quiet: true,
     run: http2,
+    ..AT_REST
 };
 
 pub(super) const SERVER: Server = Server {
@@ -57,28 +57,23 @@ pub(super) const SERVER: Server = Server {
         AT_REST,
         Situation {
             title: "nginx, in the middle of downloads",
-            client: "hyper",
-            rule: "nginx-download",
             port: DOWNLOAD,
             lost: "downloads broke off",
-            defaults: Defaults::Moves,
-            ever_quiet: true,
             run: downloads,
+            ..AT_REST
         },
         Situation {
             title: "nginx, long polls",
-            client: "hyper",
-            rule: "nginx-poll",
             port: POLL,
             lost: "polls failed",
             defaults: Defaults::Waits,
             ever_quiet: false,
             run: polls,
+            ..AT_REST
         },
         SIDE_BY_SIDE,
         Situation {
             title: "the same on port 8083, which does not identify HTTP/2",
-            rule: "nginx-http2",
             port: HTTP2,
             defaults: Defaults::Detected("refused: http2"),
             ..SIDE_BY_SIDE
@@ -108,30 +103,21 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
 }
 
 fn kept(clients: &Clients<'_>) -> Result<Seen> {
-    let uri = uri(clients, "/")?;
-    clients.run(move |index, tally| {
-        let uri = uri.clone();
-        async move {
-            let http = keepalive_client::client();
-            loop {
-                ask(&http, &uri, &tally, Duration::ZERO).await;
-                tokio::time::sleep(think(index)).await;
-            }
-        }
-    })
+    with_think_time(clients, "/", Duration::ZERO)
 }
 
 /// Slow readers: unread data stays in the queues of both hosts.
 fn downloads(clients: &Clients<'_>) -> Result<Seen> {
-    let uri = uri(clients, "/big")?;
-    clients.run(move |index, tally| {
-        let uri = uri.clone();
-        async move {
-            let http = keepalive_client::client();
-            loop {
-                ask(&http, &uri, &tally, Duration::from_millis(40)).await;
-                tokio::time::sleep(think(index)).await;
-            }
+    with_think_time(clients, "/big", Duration::from_millis(40))
+}
+
+fn with_think_time(clients: &Clients<'_>, path: &str, pause: Duration) -> Result<Seen> {
+    let uri = uri(clients, path)?;
+    clients.run(async |connection| {
+        let http = keepalive_client::client();
+        loop {
+            connection.count(ask(&http, &uri, pause).await);
+            sleep(connection.think).await;
         }
     })
 }
@@ -139,14 +125,11 @@ fn downloads(clients: &Clients<'_>) -> Result<Seen> {
 /// The next poll follows the response at once.
 fn polls(clients: &Clients<'_>) -> Result<Seen> {
     let uri = uri(clients, "/")?;
-    clients.run(move |_, tally| {
-        let uri = uri.clone();
-        async move {
-            let http = keepalive_client::client();
-            loop {
-                if !ask(&http, &uri, &tally, Duration::ZERO).await {
-                    tokio::time::sleep(PAUSE).await;
-                }
+    clients.run(async |connection| {
+        let http = keepalive_client::client();
+        loop {
+            if !connection.count(ask(&http, &uri, Duration::ZERO).await) {
+                sleep(PAUSE).await;
             }
         }
     })
@@ -157,31 +140,20 @@ fn uri(clients: &Clients<'_>, path: &str) -> Result<Uri> {
 }
 
 /// Sends a request and reads the whole response, with a pause after every 256 KiB.
-async fn ask(http: &keepalive_client::Http, uri: &Uri, tally: &Tally, pause: Duration) -> bool {
-    let answer = async {
-        let answer = http.get(uri.clone()).await?;
-        ensure!(answer.status().is_success(), "status {}", answer.status());
-        let (mut body, mut since, mut all) = (answer.into_body(), 0, 0);
-        while let Some(frame) = body.frame().await {
-            let frame = frame.with_context(|| format!("after {all} bytes"))?;
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            (since, all) = (since + length, all + length);
-            if since >= 256 << 10 && !pause.is_zero() {
-                since = 0;
-                tokio::time::sleep(pause).await;
-            }
+async fn ask(http: &keepalive_client::Http, uri: &Uri, pause: Duration) -> Result<()> {
+    let answer = http.get(uri.clone()).await?;
+    ensure!(answer.status().is_success(), "status {}", answer.status());
+    let (mut body, mut since, mut all) = (answer.into_body(), 0, 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.with_context(|| format!("after {all} bytes"))?;
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        (since, all) = (since + length, all + length);
+        if since >= 256 << 10 && !pause.is_zero() {
+            since = 0;
+            sleep(pause).await;
         }
-        Ok(())
-    };
-    count(answer.await, tally)
-}
-
-fn count(result: Result<()>, tally: &Tally) -> bool {
-    match &result {
-        Ok(()) => tally.done(),
-        Err(error) => tally.lost(format!("{error:#}")),
     }
-    result.is_ok()
+    Ok(())
 }
 
 type Calls = http2::SendRequest<Empty<Bytes>>;
@@ -193,17 +165,11 @@ fn http2(clients: &Clients<'_>) -> Result<Seen> {
         uri(clients, "/")?,
         uri(clients, "/slow")?,
     );
-    clients.run(move |index, tally| {
-        let (fast, slow) = (fast.clone(), slow.clone());
-        async move {
-            loop {
-                if let Ok(calls) = connect(address).await {
-                    let fast_calls = repeat(&calls, &fast, think(index), &tally);
-                    tokio::join!(fast_calls, repeat(&calls, &slow, Duration::ZERO, &tally));
-                }
-                tally.reconnected();
-                tokio::time::sleep(PAUSE).await;
-            }
+    clients.run(async |connection| {
+        if let Ok(calls) = connect(address).await {
+            let fast_calls = repeat(&calls, &fast, connection.think, connection);
+            let slow_calls = repeat(&calls, &slow, Duration::ZERO, connection);
+            tokio::join!(fast_calls, slow_calls);
         }
     })
 }
@@ -218,7 +184,7 @@ async fn connect(address: std::net::SocketAddr) -> Result<Calls> {
 
 /// Makes calls until the connection ends. Calls that find the connection already closed are no
 /// losses, as a client would make them on another one.
-async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
+async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, connection: &Connection<'_>) {
     let mut calls = calls.clone();
     while calls.ready().await.is_ok() {
         let call = async {
@@ -229,11 +195,11 @@ async fn repeat(calls: &Calls, uri: &Uri, pause: Duration, tally: &Arc<Tally>) {
             Ok(())
         };
         // A call without a response is lost as well.
-        let answered = tokio::time::timeout(CALL_TIMEOUT, call).await;
+        let answered = timeout(CALL_TIMEOUT, call).await;
         let answered = answered.unwrap_or_else(|_| bail!("no response in {CALL_TIMEOUT:?}"));
-        if !count(answered, tally) {
+        if !connection.count(answered) {
             return;
         }
-        tokio::time::sleep(pause).await;
+        sleep(pause).await;
     }
 }

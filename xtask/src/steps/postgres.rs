@@ -15,9 +15,9 @@ use crate::setup::servers;
 
 use super::{
     Defaults, Server, Situation,
-    clients::{CONNECTIONS, Clients, PAUSE, think},
+    clients::{CONNECTIONS, Clients},
     server::{Running, folder},
-    tally::{Follower, Seen},
+    tally::Seen,
 };
 
 const PORT: u16 = 5432;
@@ -34,39 +34,34 @@ INSERT INTO transfers VALUES (:account);
 END;
 ";
 
+const LISTEN: Situation = Situation {
+    title: "PostgreSQL, LISTEN",
+    client: "tokio-postgres",
+    port: PORT,
+    lost: "notifications missed",
+    defaults: Defaults::Skips("statefulPort"),
+    ever_quiet: true,
+    run: listen,
+};
+
 pub(super) const SERVER: Server = Server {
     start,
     situations: &[
         Situation {
             title: "PostgreSQL, idle pool",
             client: "tokio-postgres, checks before use",
-            rule: "postgres-pool",
-            port: PORT,
             lost: "queries failed",
-            defaults: Defaults::Skips("statefulPort"),
-            ever_quiet: true,
             run: pool,
+            ..LISTEN
         },
         Situation {
             title: "PostgreSQL, transactions of several statements",
             client: "pgbench",
-            rule: "postgres-transactions",
-            port: PORT,
             lost: "transactions lost",
-            defaults: Defaults::Skips("statefulPort"),
-            ever_quiet: true,
             run: transactions,
+            ..LISTEN
         },
-        Situation {
-            title: "PostgreSQL, LISTEN",
-            client: "tokio-postgres",
-            rule: "postgres-listen",
-            port: PORT,
-            lost: "notifications missed",
-            defaults: Defaults::Skips("statefulPort"),
-            ever_quiet: true,
-            run: listen,
-        },
+        LISTEN,
     ],
 };
 
@@ -118,21 +113,13 @@ async fn connect(config: &Config) -> Result<Client, tokio_postgres::Error> {
 /// Like a pool: a connection that is known to be closed is replaced before use.
 fn pool(clients: &Clients<'_>) -> Result<Seen> {
     let config = config(&clients.pod.to_string());
-    clients.run(move |index, tally| {
-        let config = config.clone();
-        async move {
-            loop {
-                if let Ok(client) = connect(&config).await {
-                    while !client.is_closed() {
-                        match client.batch_execute("SELECT 1").await {
-                            Ok(()) => tally.done(),
-                            Err(error) => tally.lost(error),
-                        }
-                        sleep(think(index)).await;
-                    }
-                }
-                tally.reconnected();
-            }
+    clients.run(async |connection| {
+        let Ok(client) = connect(&config).await else {
+            return;
+        };
+        while !client.is_closed() {
+            connection.count(client.batch_execute("SELECT 1").await);
+            sleep(connection.think).await;
         }
     })
 }
@@ -201,31 +188,24 @@ fn listen(clients: &Clients<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    clients.run_with(notify, move |_, tally| {
-        let config = listener_config.clone();
-        async move {
-            let mut follower = Follower::default();
-            loop {
-                if let Ok((client, mut connection)) = config.connect(NoTls).await {
-                    let mut messages = poll_fn(move |context| connection.poll_message(context));
-                    // The response to LISTEN also arrives through the message stream.
-                    let listen = tokio::spawn(async move {
-                        let _ = client.batch_execute("LISTEN news").await;
-                        client
-                    });
-                    while let Some(Ok(message)) = messages.next().await {
-                        if let AsyncMessage::Notification(news) = message
-                            && let Ok(number) = news.payload().parse()
-                        {
-                            follower.receive(number, &tally);
-                        }
-                    }
-                    listen.abort();
-                }
-                tally.reconnected();
-                sleep(PAUSE).await;
+    clients.run_with(notify, async |connection| {
+        let Ok((client, mut stream)) = listener_config.connect(NoTls).await else {
+            return;
+        };
+        let mut messages = poll_fn(move |context| stream.poll_message(context));
+        // The response to LISTEN also arrives through the message stream.
+        let listen = tokio::spawn(async move {
+            let _ = client.batch_execute("LISTEN news").await;
+            client
+        });
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(news) = message
+                && let Ok(number) = news.payload().parse()
+            {
+                connection.receive(number);
             }
         }
+        listen.abort();
     })
 }
 

@@ -10,9 +10,9 @@ use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    clients::{Clients, PAUSE, think},
+    clients::Clients,
     server::{Running, folder},
-    tally::{Follower, Seen},
+    tally::Seen,
 };
 
 const PORT: u16 = 6379;
@@ -21,7 +21,6 @@ const SOCKET: &str = "redis.sock";
 pub(super) const SUBSCRIBERS: Situation = Situation {
     title: "Redis, SUBSCRIBE",
     client: "redis-rs",
-    rule: "redis-subscribe",
     port: PORT,
     lost: "messages missed",
     defaults: Defaults::Skips("statefulPort"),
@@ -34,24 +33,16 @@ pub(super) const SERVER: Server = Server {
     situations: &[
         Situation {
             title: "Redis, idle",
-            client: "redis-rs",
-            rule: "redis-rest",
-            port: PORT,
             lost: "commands failed",
-            defaults: Defaults::Skips("statefulPort"),
-            ever_quiet: true,
             run: idle,
+            ..SUBSCRIBERS
         },
         SUBSCRIBERS,
         Situation {
             title: "Redis, inside MULTI",
-            client: "redis-rs",
-            rule: "redis-multi",
-            port: PORT,
             lost: "transactions lost",
-            defaults: Defaults::Skips("statefulPort"),
-            ever_quiet: true,
             run: transactions,
+            ..SUBSCRIBERS
         },
     ],
 };
@@ -97,47 +88,23 @@ async fn send(connection: &mut MultiplexedConnection, words: &[&str]) -> RedisRe
 /// Commands with think time between them.
 fn idle(clients: &Clients<'_>) -> Result<Seen> {
     let client = client(clients)?;
-    clients.run(move |index, tally| {
-        let client = client.clone();
-        async move {
-            loop {
-                if let Ok(mut connection) = connect(&client).await {
-                    while match send(&mut connection, &["INCR", "hits"]).await {
-                        Ok(()) => true,
-                        Err(error) => {
-                            tally.lost(error);
-                            false
-                        }
-                    } {
-                        tally.done();
-                        sleep(think(index)).await;
-                    }
-                }
-                tally.reconnected();
-                sleep(PAUSE).await;
-            }
+    clients.run(async |connection| {
+        let Ok(mut redis) = connect(&client).await else {
+            return;
+        };
+        while connection.count(send(&mut redis, &["INCR", "hits"]).await) {
+            sleep(connection.think).await;
         }
     })
 }
 
 fn transactions(clients: &Clients<'_>) -> Result<Seen> {
     let client = client(clients)?;
-    clients.run(move |index, tally| {
-        let client = client.clone();
-        async move {
-            loop {
-                if let Ok(mut connection) = connect(&client).await {
-                    loop {
-                        match transaction(&mut connection, think(index)).await {
-                            Ok(()) => tally.done(),
-                            Err(error) => break tally.lost(error),
-                        }
-                    }
-                }
-                tally.reconnected();
-                sleep(PAUSE).await;
-            }
-        }
+    clients.run(async |connection| {
+        let Ok(mut redis) = connect(&client).await else {
+            return;
+        };
+        while connection.count(transaction(&mut redis, connection.think).await) {}
     })
 }
 
@@ -164,23 +131,17 @@ fn subscribers(clients: &Clients<'_>) -> Result<Seen> {
         }
         Ok(())
     };
-    clients.run_with(publish, move |_, tally| {
-        let client = client.clone();
-        async move {
-            let mut follower = Follower::default();
-            loop {
-                if let Ok(mut news) = client.get_async_pubsub().await
-                    && news.subscribe("news").await.is_ok()
-                {
-                    let mut messages = news.into_on_message();
-                    while let Some(message) = messages.next().await {
-                        if let Ok(number) = message.get_payload() {
-                            follower.receive(number, &tally);
-                        }
-                    }
-                }
-                tally.reconnected();
-                sleep(PAUSE).await;
+    clients.run_with(publish, async |connection| {
+        let Ok(mut news) = client.get_async_pubsub().await else {
+            return;
+        };
+        if news.subscribe("news").await.is_err() {
+            return;
+        }
+        let mut messages = news.into_on_message();
+        while let Some(message) = messages.next().await {
+            if let Ok(number) = message.get_payload() {
+                connection.receive(number);
             }
         }
     })

@@ -1,7 +1,7 @@
 //! A server in C with the default action for SIGPIPE: a write to a connection that was reset kills
 //! it.
 
-use std::process::Command;
+use std::{io, process::Command};
 
 use anyhow::Result;
 use tokio::{
@@ -16,7 +16,7 @@ use xtask::{
 
 use super::{
     Defaults, Server, Situation,
-    clients::{Clients, PAUSE, think},
+    clients::Clients,
     server::{Running, folder},
     tally::Seen,
 };
@@ -29,7 +29,6 @@ pub(super) const SERVER: Server = Server {
     situations: &[Situation {
         title: "a C server with default SIGPIPE",
         client: "tokio",
-        rule: "c-sigpipe",
         port: PORT,
         lost: "requests failed",
         defaults: Defaults::Refused("refused: sigpipe"),
@@ -50,23 +49,17 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
 
 fn echo(clients: &Clients<'_>) -> Result<Seen> {
     let address = clients.address();
-    clients.run(move |index, tally| async move {
-        loop {
-            if let Ok(mut stream) = TcpStream::connect(address).await {
-                let mut answer = [0; 6];
-                while match stream.write_all(b"ask\n").await {
-                    Ok(()) => stream.read_exact(&mut answer).await.map(drop),
-                    Err(error) => Err(error),
-                }
-                .inspect_err(|error| tally.lost(error))
-                .is_ok()
-                {
-                    tally.done();
-                    sleep(think(index)).await;
-                }
-            }
-            tally.reconnected();
-            sleep(PAUSE).await;
+    clients.run(async |connection| {
+        let Ok(mut stream) = TcpStream::connect(address).await else {
+            return;
+        };
+        while connection.count(ask(&mut stream).await) {
+            sleep(connection.think).await;
         }
     })
+}
+
+async fn ask(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(b"ask\n").await?;
+    stream.read_exact(&mut [0; 6]).await.map(drop)
 }

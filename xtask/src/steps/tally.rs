@@ -1,8 +1,10 @@
 //! The counts of one cell's clients.
 
-use std::fmt::Display;
-
-use parking_lot::Mutex;
+use std::{
+    cell::{Cell, RefCell},
+    fmt::Display,
+    time::Duration,
+};
 
 /// Sums over all connections of a cell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,46 +19,55 @@ pub(super) struct Seen {
     pub(super) problem: Option<String>,
 }
 
-/// Counts for all clients of a cell.
-#[derive(Default)]
-pub(super) struct Tally(Mutex<Seen>);
+/// A connection of a cell's clients, which counts for the cell what happens on it.
+pub(super) struct Connection<'a> {
+    seen: &'a RefCell<Seen>,
+    /// Its client's think time: different for each, and not in phase with a server.
+    pub(super) think: Duration,
+    /// The last of the numbered messages that it has received, across reconnects.
+    last: Cell<Option<u64>>,
+}
 
-impl Tally {
-    pub(super) fn done(&self) {
-        self.0.lock().done += 1;
+impl<'a> Connection<'a> {
+    pub(super) fn new(index: u64, seen: &'a RefCell<Seen>) -> Self {
+        Self {
+            seen,
+            think: Duration::from_millis(300 + 15 * index),
+            last: Cell::default(),
+        }
     }
 
-    pub(super) fn lost(&self, why: impl Display) {
-        let mut seen = self.0.lock();
+    /// Counts an exchange; returns whether it was completed.
+    pub(super) fn count<E: Display>(&self, exchange: Result<(), E>) -> bool {
+        match &exchange {
+            Ok(()) => self.seen.borrow_mut().done += 1,
+            Err(why) => self.lost(why),
+        }
+        exchange.is_ok()
+    }
+
+    fn lost(&self, why: impl Display) {
+        let mut seen = self.seen.borrow_mut();
         seen.lost += 1;
-        seen.problem.get_or_insert_with(|| why.to_string());
+        seen.problem.get_or_insert_with(|| format!("{why:#}"));
     }
 
     pub(super) fn reconnected(&self) {
-        self.0.lock().reconnects += 1;
+        self.seen.borrow_mut().reconnects += 1;
     }
 
-    pub(super) fn seen(&self) -> Seen {
-        self.0.lock().clone()
-    }
-}
-
-/// A receiver of numbered messages that counts missing ones, across reconnects.
-#[derive(Default)]
-pub(super) struct Follower(Option<u64>);
-
-impl Follower {
-    pub(super) fn receive(&mut self, number: u64, tally: &Tally) {
+    /// Counts a numbered message, and those before it that are missing.
+    pub(super) fn receive(&self, number: u64) {
+        let last = self.last.get();
         // Ignore duplicates.
-        if self.0.is_some_and(|last| number <= last) {
+        if last.is_some_and(|last| number <= last) {
             return;
         }
-        let next = self.0.map_or(number, |last| last + 1);
-        for missed in next..number {
-            tally.lost(format!("message {missed} is missing"));
+        for missed in last.map_or(number, |last| last + 1)..number {
+            self.lost(format_args!("message {missed} is missing"));
         }
-        tally.done();
-        self.0 = Some(number);
+        self.seen.borrow_mut().done += 1;
+        self.last.set(Some(number));
     }
 }
 
@@ -66,11 +77,12 @@ mod tests {
 
     #[test]
     fn a_gap_counts_as_lost_messages() {
-        let (tally, mut follower) = (Tally::default(), Follower::default());
+        let seen = RefCell::default();
+        let connection = Connection::new(0, &seen);
         for number in [7, 8, 8, 11, 12] {
-            follower.receive(number, &tally);
+            connection.receive(number);
         }
-        let seen = tally.seen();
+        let seen = seen.into_inner();
         assert_eq!((seen.done, seen.lost), (4, 2));
         assert_eq!(seen.problem.as_deref(), Some("message 9 is missing"));
     }

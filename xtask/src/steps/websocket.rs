@@ -2,15 +2,14 @@
 
 use anyhow::Result;
 use futures_util::StreamExt as _;
-use tokio::time::sleep;
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 use xtask::lab::{Lab, Pod};
 
 use super::{
     Defaults, Server, Situation,
-    clients::{Clients, PAUSE},
+    clients::Clients,
     server::{Running, folder},
-    tally::{Follower, Seen},
+    tally::Seen,
 };
 
 const PORT: u16 = 8091;
@@ -21,7 +20,6 @@ pub(super) const SERVER: Server = Server {
     situations: &[Situation {
         title: "a WebSocket between events",
         client: "tungstenite",
-        rule: "websocket",
         port: PORT,
         lost: "events missed",
         // Its client sends nothing, so the protocol is not detected.
@@ -42,23 +40,15 @@ fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
 /// Clients that reconnect at once.
 fn follow(clients: &Clients<'_>) -> Result<Seen> {
     let url = format!("ws://{}/", clients.address());
-    clients.run(move |_, tally| {
-        let url = url.clone();
-        async move {
-            let mut follower = Follower::default();
-            loop {
-                if let Ok((mut socket, _)) = connect_async(&url).await {
-                    while let Some(Ok(message)) = socket.next().await {
-                        let Message::Text(text) = message else {
-                            continue;
-                        };
-                        if let Ok(number) = text.parse() {
-                            follower.receive(number, &tally);
-                        }
-                    }
-                }
-                tally.reconnected();
-                sleep(PAUSE).await;
+    clients.run(async |connection| {
+        let Ok((mut socket, _)) = connect_async(&url).await else {
+            return;
+        };
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Text(text) = message
+                && let Ok(number) = text.parse()
+            {
+                connection.receive(number);
             }
         }
     })

@@ -168,11 +168,10 @@ fn run_one(boot: Boot<'_>, guest: &Guest) -> Result<Row> {
     let initramfs = guest.for_kernel(boot.kernel)?;
     let said = machine::run(boot, &initramfs, &log, &|line| step.update(line))?;
     let row = Row::judge(&boot, &said);
+    step.end(!row.failed());
     if row.failed() {
-        step.failed();
         println!("    its console: {}", log.display());
     } else {
-        step.done();
         let _gone = fs::remove_file(&log);
     }
     Ok(row)

@@ -73,22 +73,18 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
     };
     let (passed, failed) = (starting("passed "), starting("failed "));
     let is_whole = lines.last().is_some_and(|line| line == "end");
-    if failed.is_empty() && is_whole {
-        step.done();
-    } else {
-        step.failed();
-    }
+    let has_passed = failed.is_empty() && is_whole;
+    step.end(has_passed);
     for note in [starting("booted "), starting("note ")].concat() {
         println!("    {note}");
     }
-    for name in &passed {
-        terminal::check(true, name, "");
-    }
-    for name in &failed {
-        terminal::check(false, name, "");
+    for (names, passed) in [(&passed, true), (&failed, false)] {
+        for name in names {
+            terminal::check(passed, name, "");
+        }
     }
     ensure!(
-        failed.is_empty() && is_whole,
+        has_passed,
         "see above, and the machine's console: {}",
         log.display()
     );
