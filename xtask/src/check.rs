@@ -40,7 +40,7 @@ impl CheckReport {
     }
 
     /// Prints its line of a summary whose name column is `width` wide.
-    pub(crate) fn summarize(&self, width: usize) {
+    fn summarize(&self, width: usize) {
         let Self {
             name,
             time,
@@ -55,9 +55,11 @@ impl CheckReport {
     }
 }
 
-/// Prints a summary whose name column is `width` wide. Fails if a check has failed.
-pub(crate) fn summarize(reports: &[CheckReport], width: usize) -> Result<()> {
-    terminal::heading("Summary");
+/// Prints a summary. Fails if a check has failed.
+pub(crate) fn summarize(title: &str, reports: &[CheckReport]) -> Result<()> {
+    terminal::heading(title);
+    let width = reports.iter().map(|report| report.name.len()).max();
+    let width = width.unwrap_or(0);
     reports.iter().for_each(|report| report.summarize(width));
     let all: Duration = reports.iter().map(|report| report.time).sum();
     println!(

@@ -16,7 +16,7 @@ use clap::ValueEnum;
 use crate::{
     build, progress, root,
     setup::{self, Need},
-    terminal,
+    terminal, word,
 };
 
 /// A parser of external input.
@@ -59,9 +59,9 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     setup::ensure(&[Need::Fuzzer])?;
     let programs = build_all()?;
     for target in targets {
-        let value = target.to_possible_value().expect("no target is skipped");
-        let summary = fuzz(value.get_name(), arguments.seconds, &programs)?;
-        terminal::check(true, value.get_name(), &summary);
+        let name = word(*target);
+        let summary = fuzz(&name, arguments.seconds, &programs)?;
+        terminal::check(true, &name, &summary);
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Sets up, builds, tests and demonstrates the rebalancer.
 #[derive(Parser)]
@@ -122,6 +122,21 @@ fn cache() -> Result<PathBuf> {
     let cache = caches.join("rebalancer");
     fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     Ok(cache)
+}
+
+/// Where what is built from these sources with these options is in the cache.
+fn cached(name: &str, options: &str, sources: &[PathBuf]) -> Result<PathBuf> {
+    let mut made_from = options.as_bytes().to_vec();
+    for file in sources {
+        made_from.extend(fs::read(file).with_context(|| file.display().to_string())?);
+    }
+    Ok(cache()?.join(format!("{name}-{}", &image::hex(&made_from)[..16])))
+}
+
+/// The word for a value on the command line.
+fn word(value: impl ValueEnum) -> String {
+    let value = value.to_possible_value().expect("no value is skipped");
+    value.get_name().to_owned()
 }
 
 /// cargo in the workspace's root, in the same environment as a plain `cargo build`: a different one

@@ -2,17 +2,18 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
-use xtask::lab::{Lab, Pod};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use xtask::{
+    lab::{Lab, Pod},
+    wait,
+};
 
 pub(crate) struct Running {
     process: Child,
@@ -43,20 +44,14 @@ impl Running {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {}", command.get_program().display()))?;
-        let mut server = Self {
+        let server = Self {
             process,
             folder: folder.to_owned(),
         };
-        let deadline = Instant::now() + PATIENCE;
         for port in ports {
             let address = SocketAddr::from((pod.addr, *port));
-            let reached = || TcpStream::connect_timeout(&address, Duration::from_secs(1));
-            while let Err(error) = lab.client().enter(reached)? {
-                if server.process.try_wait()?.is_some() || Instant::now() > deadline {
-                    bail!("cannot connect to {address}: {error}\n{}", server.log());
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            let connected = lab.client().wait_connected(address);
+            connected.with_context(|| server.log())?;
         }
         Ok(server)
     }
@@ -83,10 +78,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // All of these servers exit at once on SIGINT, PostgreSQL without waiting for its clients.
         if kill_process(Pid::from_child(&self.process), Signal::INT).is_ok() {
-            let deadline = Instant::now() + Duration::from_secs(5);
-            while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            let _ = wait::until(Duration::from_secs(5), || Ok(self.process.try_wait()?));
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

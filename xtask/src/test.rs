@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     answers, cargo,
@@ -47,9 +47,6 @@ enum Suite {
     Vm(vm::Machines),
 }
 
-/// The width of the names of sections in the summary.
-const NAMES: usize = 44;
-
 struct Section {
     name: &'static str,
     command: Command,
@@ -87,7 +84,7 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
         }
     };
     let reports: Vec<_> = sections.into_iter().map(Section::run).collect();
-    check::summarize(&reports, NAMES)
+    check::summarize("Summary", &reports)
 }
 
 fn lint() -> Result<Vec<Section>> {
@@ -191,9 +188,8 @@ fn moves(count: u32) -> Result<Section> {
 fn steps() -> Result<()> {
     setup::ensure(&[Need::Kernel, Need::Host, Need::Steps])?;
     let run = "run --package xtask --features steps -- test steps";
-    if !cargo().args(run.split(' ')).status()?.success() {
-        bail!("cargo xtask test steps failed, see above");
-    }
+    let status = cargo().args(run.split(' ')).status()?;
+    ensure!(status.success(), "cargo xtask test steps failed, see above");
     Ok(())
 }
 

@@ -6,15 +6,16 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use xtask::wait;
 
 use super::layout::NAME;
 
 /// How long killing processes and removing cgroups may take.
-const DEADLINE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 const MOUNTS: &str = "/sys/fs/cgroup";
 
 /// One mounted hierarchy.
@@ -133,18 +134,28 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills every process in and below it, and removes it, as a reboot does. Left cgroups of old
-    /// pods would delay the kubelet, and one that has enabled controllers for its children accepts
-    /// no processes.
+    /// The cluster's own cgroup, whether it exists or not.
+    pub(super) fn whole() -> Result<Self> {
+        Ok(Self {
+            hierarchies: Hierarchy::all()?,
+            path: NAME.into(),
+        })
+    }
+
+    /// Kills every process in and below it, and removes it, if it exists, as a reboot does. Left
+    /// cgroups of old pods would delay the kubelet, and one that has enabled controllers for its
+    /// children accepts no processes.
     pub(super) fn destroy(self) -> Result<()> {
-        let deadline = Instant::now() + DEADLINE;
         let v2 = self.hierarchies.iter().find(|h| h.is_v2());
-        let v2 = v2.context("cgroup v2")?.mount.join(&self.path);
-        kill_all(&v2, deadline)?;
+        kill_all(&v2.context("cgroup v2")?.mount.join(&self.path))?;
         for hierarchy in &self.hierarchies {
             let folder = hierarchy.mount.join(&self.path);
-            retry(deadline, || prune(&folder))
-                .with_context(|| format!("remove {}", folder.display()))?;
+            // Dead processes leave a v1 cgroup with a delay.
+            wait::until(PATIENCE, || {
+                let is_gone = !folder.exists() || prune(&folder).is_ok();
+                Ok(is_gone.then_some(()))
+            })
+            .with_context(|| format!("remove {}", folder.display()))?;
         }
         Ok(())
     }
@@ -199,81 +210,28 @@ fn inherit_cpuset(parent: &Path, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills every process of the cluster and removes its cgroups, if there are any.
-pub(super) fn remove() -> Result<()> {
-    let hierarchies = Hierarchy::all()?;
-    let Some(v2) = hierarchies.iter().find(|hierarchy| hierarchy.is_v2()) else {
-        return Ok(());
-    };
-    let deadline = Instant::now() + DEADLINE;
-    kill_all(&v2.mount.join(NAME), deadline)?;
-    for hierarchy in &hierarchies {
-        let folder = hierarchy.mount.join(NAME);
-        retry(deadline, || {
-            if folder.exists() {
-                prune(&folder)
-            } else {
-                Ok(())
-            }
-        })
-        .context("remove the cluster's cgroups")?;
-    }
-    Ok(())
-}
-
 /// Kills every process in and below `cgroup`, a v2 cgroup.
-fn kill_all(cgroup: &Path, deadline: Instant) -> Result<()> {
-    while is_populated(cgroup) {
-        if Instant::now() > deadline {
-            bail!("{}: its processes do not exit", cgroup.display());
+fn kill_all(cgroup: &Path) -> Result<()> {
+    let killed = wait::until(PATIENCE, || {
+        let events = fs::read_to_string(cgroup.join("cgroup.events")).unwrap_or_default();
+        let is_populated = events.lines().any(|line| line == "populated 1");
+        if is_populated {
+            fs::write(cgroup.join("cgroup.kill"), "1")?;
         }
-        // Exists since Linux 5.14.
-        if fs::write(cgroup.join("cgroup.kill"), "1").is_err() {
-            kill_each(cgroup);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-/// Retries until `deadline`: dead processes leave a v1 cgroup with a delay.
-fn retry(deadline: Instant, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    loop {
-        match work() {
-            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
-            done => return done,
-        }
-    }
-}
-
-fn is_populated(cgroup: &Path) -> bool {
-    fs::read_to_string(cgroup.join("cgroup.events"))
-        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
-}
-
-fn kill_each(cgroup: &Path) {
-    let list = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-    let processes = list.lines().filter_map(|line| line.parse().ok());
-    for process in processes.filter_map(rustix::process::Pid::from_raw) {
-        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
-    }
-    folders(cgroup).iter().for_each(|folder| kill_each(folder));
+        Ok((!is_populated).then_some(()))
+    });
+    killed.with_context(|| format!("{}: its processes do not exit", cgroup.display()))
 }
 
 /// Removes a cgroup and all below it.
-pub(super) fn prune(cgroup: &Path) -> io::Result<()> {
-    for folder in folders(cgroup) {
-        prune(&folder)?;
+fn prune(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            prune(&entry.path())?;
+        }
     }
     fs::remove_dir(cgroup)
-}
-
-fn folders(cgroup: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
 }
 
 #[cfg(test)]

@@ -6,11 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
-use serde::{Deserialize, Serialize};
-
-use super::Options;
-
 /// The name of its cgroup, and the prefix of its network namespaces.
 pub(super) const NAME: &str = "rebalancer-cluster";
 
@@ -54,34 +49,12 @@ impl Node {
     }
 }
 
-/// The description of the running cluster for later commands.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Description {
-    pub(super) nodes: u8,
-    pub(super) kube: String,
-    pub(super) mode: String,
+/// The file with the description of the running cluster.
+pub(super) fn description() -> PathBuf {
+    state().join("description")
 }
 
-impl Description {
-    pub(super) fn of(options: Options) -> Self {
-        Self {
-            nodes: options.nodes,
-            kube: options.kube.to_string(),
-            mode: options.mode.to_string(),
-        }
-    }
-
-    fn path() -> PathBuf {
-        state().join("cluster.json")
-    }
-
-    pub(super) fn write(&self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).context("describe the cluster")?;
-        fs::write(Self::path(), text).context("cluster.json")
-    }
-
-    /// `None` if no cluster is running.
-    pub(super) fn read() -> Option<Self> {
-        serde_json::from_slice(&fs::read(Self::path()).ok()?).ok()
-    }
+/// What kind of cluster is running; `None` if none is.
+pub(super) fn running() -> Option<String> {
+    fs::read_to_string(description()).ok()
 }

@@ -27,6 +27,7 @@ use crate::{
     progress::Step,
     setup::{self, Need},
     terminal::{self, bold, dim, green},
+    word,
 };
 
 use cgroups::Cgroup;
@@ -34,7 +35,7 @@ pub(crate) use checks::{Args as CheckArgs, run as check};
 use claim::{Claim, Lock};
 use control_plane::ControlPlane;
 use images::Images;
-use layout::{Description, Node};
+use layout::Node;
 
 /// An arbitrary limit: memory is what runs out.
 const MAX_NODES: u8 = 9;
@@ -77,36 +78,20 @@ pub(crate) enum Kube {
     V1_37,
 }
 
-impl Kube {
-    fn minor(self) -> u32 {
-        match self {
-            Self::V1_34 => 34,
-            Self::V1_37 => 37,
-        }
-    }
-}
-
-impl fmt::Display for Kube {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V1_34 => "1.34.4",
-            Self::V1_37 => "1.37.2",
-        })
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     Iptables,
     Nftables,
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Iptables => "iptables",
-            Self::Nftables => "nftables",
-        })
+        let (kube, mode) = (word(self.kube), word(self.mode));
+        write!(
+            f,
+            "Kubernetes {kube}, nodes: {}, kube-proxy: {mode}",
+            self.nodes
+        )
     }
 }
 
@@ -132,7 +117,7 @@ pub(crate) fn run(action: &Action) -> Result<()> {
             Ok(())
         }
         Action::Kubectl { arguments } => {
-            if Description::read().is_none() {
+            if layout::running().is_none() {
                 bail!("no cluster is running: start one with `cargo xtask cluster up`");
             }
             let status = kubectl::command(arguments).status().context("kubectl")?;
@@ -173,13 +158,10 @@ fn start(options: Options) -> Result<Cluster> {
     setup::ensure(&[Need::Kernel, Need::Host, Need::Cluster])?;
     let agent = build::unoptimized()?;
     let lock = Lock::take()?;
-    if let Some(last) = Description::read() {
-        println!("  replacing the running cluster (Kubernetes {})", last.kube);
+    if let Some(last) = layout::running() {
+        println!("  replacing the running cluster ({last})");
     }
-    terminal::heading(format!(
-        "A cluster: Kubernetes {}, nodes: {}, kube-proxy: {}",
-        options.kube, options.nodes, options.mode
-    ));
+    terminal::heading(format!("A cluster: {options}"));
     let programs = programs::build(options.kube)?;
     teardown::remove().context("remove the previous cluster")?;
     let claim = Claim::new(lock)?;
@@ -200,7 +182,7 @@ fn start(options: Options) -> Result<Cluster> {
         Ok(joined)
     })?;
     step("all ready", || wait_ready(&nodes))?;
-    Description::of(options).write()?;
+    fs::write(layout::description(), options.to_string()).context("describe the cluster")?;
     Ok(Cluster {
         control_plane,
         nodes: joined,
@@ -251,7 +233,7 @@ fn wait_ready(nodes: &[Node]) -> Result<()> {
 }
 
 fn show(options: Options) {
-    println!("\n{} Kubernetes {}", green("running:"), options.kube);
+    println!("\n{} {options}", green("running:"));
     println!("\n{}", bold("Commands to inspect it"));
     for (command, what) in [
         (

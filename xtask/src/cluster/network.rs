@@ -4,6 +4,7 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
+use xtask::netns;
 
 use super::{
     layout::{self, Node},
@@ -93,7 +94,7 @@ pub(super) fn route(pods: &[(Node, String)]) -> Result<()> {
 }
 
 fn add(host: &str) -> Result<()> {
-    output(Command::new("ip").args(["netns", "add", &layout::namespace(host)])).map(drop)
+    netns::add(&layout::namespace(host))
 }
 
 fn sysctl(host: &str, setting: &str) -> Result<()> {
@@ -101,9 +102,5 @@ fn sysctl(host: &str, setting: &str) -> Result<()> {
 }
 
 fn batch(host: &str, commands: &str) -> Result<()> {
-    let namespace = layout::namespace(host);
-    let mut ip = Command::new("ip");
-    process::output_with_input(ip.args(["-n", &namespace, "-batch", "-"]), commands)
-        .map(drop)
-        .with_context(|| format!("set up the links of {namespace}"))
+    netns::batch(&layout::namespace(host), commands)
 }

@@ -18,6 +18,7 @@ use super::{
     layout::{self, Node},
     process::{Server, in_namespace, output, program},
 };
+use crate::word;
 
 const SETUP: &str = include_str!("node.sh");
 
@@ -250,6 +251,7 @@ conntrack: {{maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeo
 iptables: {{minSyncPeriod: 100ms}}
 nftables: {{minSyncPeriod: 100ms}}
 ",
+        mode = word(mode),
         kubeconfig = kubeconfig("kube-proxy").display(),
         pods = layout::PODS,
     );

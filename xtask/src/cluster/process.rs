@@ -5,12 +5,13 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 pub(super) use xtask::command::{output, output_with_input};
+use xtask::wait;
 
 use super::{cgroups::Cgroup, layout};
 
@@ -72,18 +73,23 @@ impl Server {
         &mut self,
         what: &str,
         seconds: u64,
-        ready: impl FnMut() -> Option<T>,
+        mut ready: impl FnMut() -> Option<T>,
     ) -> Result<T> {
         let Self { name, child } = self;
-        let ended = || match child.try_wait() {
-            Ok(Some(status)) => Some(format!("{name} exited with {status}")),
-            _ => None,
-        };
-        until(seconds, ready, ended).map_err(|problem| {
+        let found = wait::until(Duration::from_secs(seconds), || {
+            if let Some(found) = ready() {
+                return Ok(Some(found));
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("{name} exited with {status}");
+            }
+            Ok(None)
+        });
+        found.map_err(|problem| {
             let log = fs::read_to_string(log(name)).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
-            anyhow::anyhow!("{what}: {problem}\n{tail}")
+            anyhow!("{what}: {problem}\n{tail}")
         })
     }
 }
@@ -97,28 +103,8 @@ pub(super) fn logs() -> PathBuf {
 }
 
 /// Waits until `ready` returns a value.
-pub(super) fn wait<T>(what: &str, seconds: u64, ready: impl FnMut() -> Option<T>) -> Result<T> {
-    until(seconds, ready, || None).map_err(|problem| anyhow::anyhow!("{what}: {problem}"))
-}
-
-fn until<T>(
-    seconds: u64,
-    mut ready: impl FnMut() -> Option<T>,
-    mut ended: impl FnMut() -> Option<String>,
-) -> Result<T, String> {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    loop {
-        if let Some(found) = ready() {
-            return Ok(found);
-        }
-        if let Some(problem) = ended() {
-            return Err(problem);
-        }
-        if Instant::now() > deadline {
-            return Err(format!("not within {seconds} s"));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+pub(super) fn wait<T>(what: &str, seconds: u64, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
+    wait::until(Duration::from_secs(seconds), || Ok(ready())).with_context(|| what.to_owned())
 }
 
 /// A command in a network namespace of the cluster.

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Kube, layout};
-use crate::{image, progress, root, setup};
+use crate::{cached, progress, root, setup, word};
 
 /// The binary's names, each of which selects a program.
 const NAMES: [&str; 7] = [
@@ -26,67 +26,50 @@ const TAGS: &str = "selinux,netgo";
 
 /// Whether the binary of `kube` is cached.
 pub(super) fn is_built(kube: Kube) -> Result<bool> {
-    Ok(Sources::of(kube)?.binary.exists())
+    Ok(binary(kube)?.exists())
 }
 
-/// The sources of a binary, and its path in the cache.
-struct Sources {
-    files: [PathBuf; 3],
-    flags: String,
-    binary: PathBuf,
+/// The sources of a binary.
+fn sources(kube: Kube) -> [PathBuf; 3] {
+    let folder = root().join("xtask/cluster/kubernetes");
+    let module = folder.join(word(kube));
+    [
+        folder.join("main.go"),
+        module.join("go.mod"),
+        module.join("go.sum"),
+    ]
 }
 
-impl Sources {
-    fn of(kube: Kube) -> Result<Self> {
-        let sources = root().join("xtask/cluster/kubernetes");
-        let module = sources.join(kube.to_string());
-        let files = [
-            sources.join("main.go"),
-            module.join("go.mod"),
-            module.join("go.sum"),
-        ];
-        let flags = link_flags(kube);
-        let mut made_from = format!("{flags} {TAGS}").into_bytes();
-        for file in &files {
-            made_from.extend(fs::read(file).with_context(|| file.display().to_string())?);
-        }
-        let key = &image::hex(&made_from)[..16];
-        let binary = crate::cache()?.join(format!("kubernetes-{kube}-{key}"));
-        Ok(Self {
-            files,
-            flags,
-            binary,
-        })
-    }
+/// Its path in the cache.
+fn binary(kube: Kube) -> Result<PathBuf> {
+    let name = format!("kubernetes-{}", word(kube));
+    let options = format!("{} {TAGS}", link_flags(kube));
+    cached(&name, &options, &sources(kube))
 }
 
 /// The binary of `kube`, built if it is not cached.
 pub(super) fn build(kube: Kube) -> Result<PathBuf> {
-    let Sources {
-        files,
-        flags,
-        binary,
-    } = Sources::of(kube)?;
+    let binary = binary(kube)?;
     if binary.exists() {
         return Ok(binary);
     }
-    let cache = crate::cache()?;
-    let folder = cache.join(format!("build-{kube}"));
+    let (version, cache) = (word(kube), crate::cache()?);
+    let folder = cache.join(format!("build-{version}"));
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    for file in &files {
+    for file in &sources(kube) {
         let name = file.file_name().context("a file's name")?;
         fs::copy(file, folder.join(name)).with_context(|| file.display().to_string())?;
     }
     println!(
-        "  building Kubernetes {kube} and etcd from their Go modules, once: about ten minutes of \
+        "  building Kubernetes {version} and etcd from their Go modules, once: about ten minutes of \
          CPU, 4 GB\n  in Go's caches (freed by `go clean -cache -modcache`), 160 MB in {}",
         cache.display()
     );
     let unfinished = folder.join("hyperkube");
     let mut go = setup::go_build(&folder)?;
-    go.args(["-tags", TAGS, "-ldflags", &flags, "-o"]);
+    go.args(["-tags", TAGS, "-ldflags", &link_flags(kube), "-o"]);
     go.arg(&unfinished).arg(".");
-    progress::run(&format!("building Kubernetes {kube}"), &mut go)?;
+    progress::run(&format!("building Kubernetes {version}"), &mut go)?;
     fs::rename(&unfinished, &binary).with_context(|| binary.display().to_string())?;
     fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
     Ok(binary)
@@ -94,9 +77,10 @@ pub(super) fn build(kube: Kube) -> Result<PathBuf> {
 
 /// Sets the version at link time, in both packages that report it.
 fn link_flags(kube: Kube) -> String {
-    let minor = kube.minor();
+    let version = word(kube);
+    let minor = version.split('.').nth(1).unwrap_or_default();
     let stamps = [
-        format!("gitVersion=v{kube}"),
+        format!("gitVersion=v{version}"),
         "gitMajor=1".to_owned(),
         format!("gitMinor={minor}"),
         "gitTreeState=clean".to_owned(),

@@ -41,7 +41,7 @@ pub(super) fn make_mount_points() -> Result<()> {
 
 /// Kills the cluster's processes and removes its namespaces, cgroups and files, if there are any.
 pub(super) fn remove() -> Result<()> {
-    cgroups::remove()?;
+    cgroups::Cgroup::whole()?.destroy()?;
     for name in namespaces()? {
         output(Command::new("ip").args(["netns", "del", &name]))?;
     }

@@ -5,15 +5,12 @@ use serde_json::Value;
 
 use super::{Tools, chart, choices, objects, prometheus, shipped, tools};
 use crate::{
-    check::{CheckReport, Outcome},
+    check::{self, CheckReport, Outcome},
     setup::{self, Need},
     terminal,
 };
 
 type Check = (&'static str, fn(&Tools) -> Outcome);
-
-/// The width of the name column.
-const NAMES: usize = 34;
 
 const CHECKS: [Check; 9] = [
     ("all manifests render", renders),
@@ -38,15 +35,7 @@ pub(crate) fn run() -> Result<()> {
         .into_iter()
         .map(|(name, check)| CheckReport::run(name, || check(&tools)))
         .collect();
-    terminal::heading("Summary");
-    for result in &results {
-        result.summarize(NAMES);
-    }
-    let failed = results.iter().filter(|result| result.has_failed()).count();
-    if failed > 0 {
-        bail!("{failed} checks of deploy/ failed");
-    }
-    Ok(())
+    check::summarize("Summary", &results)
 }
 
 fn renders(tools: &Tools) -> Outcome {

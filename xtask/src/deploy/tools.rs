@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::chart;
-use crate::{image, progress, root, setup};
+use crate::{cached, progress, root, setup};
 
 const PACKAGES: [&str; 2] = [
     "helm.sh/helm/v3/cmd/helm",
@@ -42,12 +42,8 @@ impl Tools {
     /// The folder of their sources and the folder for the programs.
     fn folders() -> Result<(PathBuf, PathBuf)> {
         let module = root().join("xtask/deploy");
-        let mut made_from = LINK_FLAGS.as_bytes().to_vec();
-        for file in ["go.mod", "go.sum"].map(|name| module.join(name)) {
-            made_from.extend(fs::read(&file).with_context(|| file.display().to_string())?);
-        }
-        let name = format!("deploy-tools-{}", &image::hex(&made_from)[..16]);
-        Ok((module, crate::cache()?.join(name)))
+        let sources = ["go.mod", "go.sum"].map(|name| module.join(name));
+        Ok((module, cached("deploy-tools", LINK_FLAGS, &sources)?))
     }
 
     /// Builds them if they are not cached.

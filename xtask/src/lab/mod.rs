@@ -13,12 +13,11 @@ mod rules;
 mod slot;
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 pub use addresses::{MAX_PODS, PORT};
 pub use host::Host;
@@ -26,6 +25,7 @@ pub use nginx::nginx;
 pub use pod::{BLOB_BYTES, Counts, Pod};
 pub use slot::{LabState, PodState, Slot, State, remove_unused};
 
+use crate::netns;
 use addresses::Addresses;
 use rules::Service;
 use slot::Claim;
@@ -215,18 +215,9 @@ impl Lab {
             targets.push(self.service());
             targets.extend(self.service6());
         }
-        let deadline = Instant::now() + Duration::from_secs(10);
-        self.client.enter(|| {
-            for target in targets {
-                while let Err(error) = TcpStream::connect_timeout(&target, Duration::from_secs(1)) {
-                    if Instant::now() > deadline {
-                        bail!("the client cannot connect to {target}: {error}");
-                    }
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-            Ok(())
-        })?
+        targets
+            .iter()
+            .try_for_each(|target| self.client.wait_connected(*target))
     }
 
     /// The description of the lab for its state file.
@@ -251,7 +242,7 @@ impl Lab {
 
 fn make_host(slot: Slot, name: &str, cgroup: &Path) -> Result<Host> {
     let namespace = slot.namespace(name);
-    network::make_namespace(&namespace)?;
+    netns::add(&namespace)?;
     Host::new(
         Path::new("/run/netns").join(namespace),
         slot.cgroup()?.join(cgroup),

@@ -7,17 +7,12 @@
 //!                 kube-proxy's rules
 //! ```
 
-use std::{fs, net::IpAddr, process::Command};
+use std::{fs, net::IpAddr};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Host, addresses::Addresses};
-use crate::command;
-
-/// Creates a network namespace.
-pub(crate) fn make_namespace(name: &str) -> Result<()> {
-    command::output(Command::new("ip").args(["netns", "add", name])).map(drop)
-}
+use crate::netns::batch;
 
 /// Connects the client to the node.
 pub(crate) fn join_client(node: &str, client: &str) -> Result<()> {
@@ -127,11 +122,4 @@ fn write_if_exists(name: &str, value: &str) -> Result<()> {
 
 fn write(name: &str, value: &str) -> Result<()> {
     fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("sysctl {name}"))
-}
-
-fn batch(namespace: &str, commands: &str) -> Result<()> {
-    let mut ip = Command::new("ip");
-    command::output_with_input(ip.args(["-n", namespace, "-batch", "-"]), commands)
-        .map(drop)
-        .with_context(|| format!("set up the links of {namespace}"))
 }

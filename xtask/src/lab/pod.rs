@@ -8,14 +8,15 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Host, addresses::PORT, nginx};
+use crate::wait;
 
 /// The size of `/blob`.
 pub const BLOB_BYTES: usize = 256 << 10;
@@ -123,16 +124,12 @@ impl Pod {
             .stdout(Stdio::null())
             .stderr(fs::File::create(self.folder.join("stderr"))?)
             .spawn()?;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while self.status().is_err() {
-            let ended = nginx.try_wait()?.is_some();
-            if ended || Instant::now() > deadline {
-                let log = fs::read_to_string(self.folder.join("stderr")).unwrap_or_default();
-                let state = if ended { "exited" } else { "does not respond" };
-                bail!("{state}: {log}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let responds = wait::until(Duration::from_secs(10), || {
+            ensure!(nginx.try_wait()?.is_none(), "it has exited");
+            Ok(self.status().ok())
+        });
+        responds
+            .with_context(|| fs::read_to_string(self.folder.join("stderr")).unwrap_or_default())?;
         Ok(Server {
             nginx,
             status_requests: 1,

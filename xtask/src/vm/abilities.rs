@@ -7,6 +7,7 @@ use serde_json::Value;
 #[cfg(test)]
 use super::Kernel;
 use super::{Boot, Cgroup, Lockdown};
+use crate::word;
 
 /// An ability.
 struct Ability {
@@ -165,7 +166,7 @@ impl Row {
 }
 
 fn is_as_asked(booted: &str, boot: &Boot<'_>) -> bool {
-    let locked = booted.contains(&format!("[{}]", boot.lockdown.as_str()));
+    let locked = booted.contains(&format!("[{}]", word(boot.lockdown)));
     let beside_v1 = !booted.contains(" 0 hierarchies of cgroup v1");
     let scoped = |scope| booted.contains(&format!("; Yama {scope};"));
     // A kernel without that security module has no lockdown at all.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Boot, Lockdown};
-use crate::setup;
+use crate::{setup, word};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// The prefix of the lines that the guest prints for the host.
@@ -46,9 +46,9 @@ pub(super) fn run(
 ) -> Result<Vec<String>> {
     let mut line = "console=ttyS0 quiet panic=-1 tsc=unstable nokaslr".to_owned();
     if boot.lockdown != Lockdown::None {
-        line.push_str(&format!(" lockdown={}", boot.lockdown.as_str()));
+        line.push_str(&format!(" lockdown={}", word(boot.lockdown)));
     }
-    line.push_str(&format!(" vm.cgroup={}", boot.cgroup.as_str()));
+    line.push_str(&format!(" vm.cgroup={}", word(boot.cgroup)));
     if let Some(scope) = boot.yama {
         line.push_str(&format!(" vm.yama={scope}"));
     }

@@ -23,7 +23,7 @@ use crate::{
     build,
     progress::Step,
     setup::{self, Need},
-    terminal,
+    terminal, word,
 };
 
 use abilities::Row;
@@ -182,7 +182,7 @@ impl fmt::Display for Boot<'_> {
         f.write_str(&self.kernel.release)?;
         match self.lockdown {
             Lockdown::None => {}
-            level => write!(f, ", lockdown {}", level.as_str())?,
+            level => write!(f, ", lockdown {}", word(level))?,
         }
         if self.cgroup == Cgroup::Hybrid {
             f.write_str(", hybrid cgroups")?;
@@ -190,25 +190,6 @@ impl fmt::Display for Boot<'_> {
         match self.yama {
             Some(scope) => write!(f, ", Yama {scope}"),
             None => Ok(()),
-        }
-    }
-}
-
-impl Lockdown {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Integrity => "integrity",
-            Self::Confidentiality => "confidentiality",
-        }
-    }
-}
-
-impl Cgroup {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::V2 => "v2",
-            Self::Hybrid => "hybrid",
         }
     }
 }

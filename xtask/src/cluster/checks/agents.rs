@@ -22,8 +22,7 @@ pub(super) struct Agent {
 
 /// All agents, sorted by node.
 pub(super) fn agents() -> Result<Vec<Agent>> {
-    let list = run(&format!("get pods -l {SELECTOR} -o json"))?;
-    let list: Value = serde_json::from_str(&list)?;
+    let list = parse(&run(&format!("get pods -l {SELECTOR} -o json"))?)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pods = list["items"].as_array().context("a list of pods")?;
     let mut agents: Vec<Agent> = pods
@@ -56,15 +55,37 @@ pub(super) fn exec(target: &str, arguments: &[&str]) -> Result<String> {
 
 /// Runs `rebalancer … -o json` in an agent's container and parses the output.
 pub(super) fn query(target: &str, arguments: &[&str]) -> Result<Value> {
-    let text = exec(target, &[arguments, &["-o", "json"]].concat())?;
-    serde_json::from_str(&text).with_context(|| format!("invalid JSON: {text}"))
+    parse(&exec(target, &[arguments, &["-o", "json"]].concat())?)
 }
 
-/// Runs `rebalancer …` in the namespaces of `node`'s agent, without the API server.
-pub(super) fn exec_on_node(node: &str, arguments: &[&str]) -> Result<String> {
+/// The items of such an output.
+pub(super) fn list(target: &str, arguments: &[&str]) -> Result<Vec<Value>> {
+    let items = query(target, arguments)?["items"].take();
+    serde_json::from_value(items).context("a list of items")
+}
+
+/// `rebalancer status` of `node`'s agent, run in its namespaces: without the API server, which
+/// `kubectl exec` needs.
+pub(super) fn status_on(node: &str) -> Result<Value> {
     let mut nsenter = Command::new("nsenter");
     nsenter.args(["-t", &pid_on(node)?.to_string(), "-m", "-u", "-n", "-p"]);
-    process::output(nsenter.arg("rebalancer").args(arguments))
+    nsenter.args(["rebalancer", "status", "-o", "json"]);
+    parse(&process::output(&mut nsenter)?)
+}
+
+pub(super) fn parse(text: &str) -> Result<Value> {
+    serde_json::from_str(text).with_context(|| format!("invalid JSON: {text}"))
+}
+
+/// Moves that have ended on these nodes.
+pub(super) fn moved_on(nodes: &[String]) -> Result<u64> {
+    let mut sum = 0;
+    for node in nodes {
+        let status = status_on(node)?;
+        let ended = status["ended"].as_object().context("moves by outcome")?;
+        sum += ended.values().filter_map(Value::as_u64).sum::<u64>();
+    }
+    Ok(sum)
 }
 
 /// Waits until every node's agent is ready.
@@ -80,8 +101,8 @@ pub(super) fn restart() -> Result<()> {
 
 /// The mount point of cgroup v2 on a node.
 pub(super) fn cgroup() -> Result<String> {
-    let hierarchies = Hierarchy::all()?;
-    let v2 = hierarchies.iter().find(|hierarchy| hierarchy.is_v2());
+    let mut hierarchies = Hierarchy::all()?.into_iter();
+    let v2 = hierarchies.find(Hierarchy::is_v2);
     Ok(v2.context("cgroup v2")?.mount().display().to_string())
 }
 
@@ -137,9 +158,8 @@ pub(super) fn doctor(_: &mut State) -> Outcome {
 
 /// The accept time of each connection to the Service, by ID, from the agent on `node`.
 pub(super) fn opened(node: &str) -> Result<Vec<(String, u64)>> {
-    let dump = query(&agent_on(node)?.pod, &["dump"])?;
-    let items = dump["items"].as_array().context("a list of connections")?;
-    let of_web = items.iter().filter(|item| {
+    let connections = list(&agent_on(node)?.pod, &["dump"])?;
+    let of_web = connections.iter().filter(|item| {
         item["services"]
             .as_array()
             .is_some_and(|s| s.contains(&"web".into()))

@@ -6,11 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
 use super::{
     Outcome, State,
-    agents::{self, agents, install, overlay_with, pid_on, query},
+    agents::{self, agents, install, moved_on, overlay_with, pid_on, query},
     policy, traffic,
     workload::EVEN,
 };
@@ -120,13 +119,8 @@ pub(super) fn forged(_: &mut State) -> Outcome {
 
 /// Moves that ended on all nodes.
 pub(super) fn ended() -> Result<u64> {
-    let mut sum = 0;
-    for agent in agents()? {
-        let status = query(&agent.pod, &["status"])?;
-        let ended = status["ended"].as_object().context("moves by outcome")?;
-        sum += ended.values().filter_map(Value::as_u64).sum::<u64>();
-    }
-    Ok(sum)
+    let nodes: Vec<String> = agents()?.into_iter().map(|agent| agent.node).collect();
+    moved_on(&nodes)
 }
 
 /// The most that a pod of `pods` may hold: the mean, the tolerance, and what chance explains.
@@ -135,7 +129,7 @@ fn most(pods: usize) -> u64 {
     (mean * (100 + TOLERANCE) as f64 / 100.0 + 2.0 * mean.sqrt()).ceil() as u64
 }
 
-pub(super) fn is_balanced(pods: &[String], report: &Report) -> bool {
+fn is_balanced(pods: &[String], report: &Report) -> bool {
     let of = |pod: &String| report.connections.get(pod).copied().unwrap_or(0);
     report.answered() == EVEN.connections && pods.iter().all(|pod| of(pod) <= most(pods.len()))
 }
@@ -151,20 +145,24 @@ fn least(report: &Report, replicas: usize) -> f64 {
     hot.iter().sum::<f64>() / gains
 }
 
-/// Waits until no pod of `replicas` holds too much; what that took.
-fn balances(replicas: usize, within: Duration) -> Outcome {
-    let (before, first) = (ended()?, EVEN.report()?);
-    let started = Instant::now();
-    EVEN.scale(replicas)?;
-    let pods = EVEN.ready(replicas)?;
-    let scaled = Instant::now();
+/// Waits until no pod of `pods` holds too much; the last report, and the shares in it.
+pub(super) fn wait_balanced(pods: &[String], within: Duration) -> Result<(Report, String)> {
     let mut last = String::new();
     let report = process::wait("balance", within.as_secs(), || {
         let report = EVEN.report().ok()?;
-        last = traffic::shares(&pods, &report).line();
-        is_balanced(&pods, &report).then_some(report)
+        last = traffic::shares(pods, &report).line();
+        is_balanced(pods, &report).then_some(report)
     });
-    let report = report.with_context(|| last.clone())?;
+    Ok((report.with_context(|| last.clone())?, last))
+}
+
+/// Scales and waits until no pod of `replicas` holds too much; what that took.
+fn balances(replicas: usize, within: Duration) -> Outcome {
+    let (before, first) = (ended()?, EVEN.report()?);
+    let started = Instant::now();
+    let pods = EVEN.scale(replicas)?;
+    let scaled = Instant::now();
+    let (report, last) = wait_balanced(&pods, within)?;
     let took = scaled.elapsed().as_secs_f64();
     let moves = ended()? - before;
     let failed = report.errors - first.errors;
@@ -207,15 +205,9 @@ pub(super) fn at_rest(_: &mut State) -> Outcome {
 pub(super) fn scaled(_: &mut State) -> Outcome {
     let six = balances(6, REPORT_EVERY * ROUNDS)?;
     // Connections of the pods that go are lost with them: that is no move.
-    EVEN.scale(3)?;
-    EVEN.ready(3)?;
+    let pods = EVEN.scale(3)?;
     EVEN.wait_answered()?;
-    let pods = EVEN.ready(3)?;
-    let report = process::wait("balance after scaling in", 60, || {
-        let report = EVEN.report().ok()?;
-        is_balanced(&pods, &report).then_some(report)
-    })?;
-    let three = traffic::shares(&pods, &report).line();
+    let (_, three) = wait_balanced(&pods, Duration::from_secs(60)).context("after scaling in")?;
     Ok(format!("{six}; then {three}"))
 }
 
@@ -258,10 +250,8 @@ pub(super) fn without_coordinators(_: &mut State) -> Outcome {
     let expired = started.elapsed().as_secs_f64();
     // All on one replica again.
     EVEN.scale(1)?;
-    EVEN.ready(1)?;
     EVEN.wait_answered()?;
     EVEN.scale(3)?;
-    EVEN.ready(3)?;
     let before = ended()?;
     std::thread::sleep(REPORT_EVERY * 2);
     let moves = ended()? - before;

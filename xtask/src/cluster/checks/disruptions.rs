@@ -7,17 +7,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
 
 use super::{
-    Outcome, State, agents,
-    balance::{balanced, is_balanced},
-    policy, traffic,
-    workload::EVEN,
+    Outcome, State,
+    agents::{moved_on, usage},
+    balance::{balanced, wait_balanced},
+    policy,
+    workload::{EVEN, pod_field},
 };
 use crate::cluster::{Cluster, kubectl, network, process};
 
-/// How long it lasts.
+/// How long a disruption lasts.
 const LASTS: Duration = Duration::from_secs(120);
 /// After that no view and no name is fresh any more.
 const STALE_AFTER: Duration = Duration::from_secs(70);
@@ -26,22 +26,8 @@ const EVEN_WITHIN: Duration = Duration::from_secs(150);
 /// What an agent may need more than before, as a factor.
 const GROWTH: f64 = 1.3;
 
-/// Moves that have ended on a node, asked without the API server.
-fn moved_on(node: &str) -> Result<u64> {
-    let text = agents::exec_on_node(node, &["status", "-o", "json"])?;
-    let status: Value =
-        serde_json::from_str(&text).with_context(|| format!("invalid JSON: {text}"))?;
-    let ended = status["ended"].as_object().context("moves by outcome")?;
-    Ok(ended.values().filter_map(Value::as_u64).sum())
-}
-
-fn moved(nodes: &[String]) -> Result<u64> {
-    let moved = nodes.iter().map(|node| moved_on(node));
-    moved.sum()
-}
-
 fn memory(nodes: &[String]) -> Result<u64> {
-    let memory = nodes.iter().map(|node| Ok(agents::usage(node)?.0));
+    let memory = nodes.iter().map(|node| Ok(usage(node)?.0));
     memory.sum()
 }
 
@@ -49,28 +35,33 @@ fn memory(nodes: &[String]) -> Result<u64> {
 fn begin(nodes: &[String]) -> Result<()> {
     EVEN.apply()?;
     EVEN.scale(1)?;
-    EVEN.ready(1)?;
     EVEN.wait_answered()?;
     policy::enforce(&balanced())?;
-    let before = moved(nodes)?;
+    let before = moved_on(nodes)?;
     EVEN.scale(3)?;
-    EVEN.ready(3)?;
     process::wait("the first moves", 60, || {
-        (moved(nodes).ok()? > before).then_some(())
+        (moved_on(nodes).ok()? > before).then_some(())
     })
 }
 
-/// Waits until all is even.
-fn ends(nodes: &[String], memory_before: u64) -> Outcome {
+/// After a while without what `breaks(true)` takes away nothing may be moved on `watched`; once
+/// `breaks(false)` has brought it back all becomes even.
+fn outlasts(
+    nodes: &[String],
+    watched: &[String],
+    mut breaks: impl FnMut(bool) -> Result<()>,
+) -> Outcome {
+    let memory_before = memory(nodes)?;
+    breaks(true)?;
+    sleep(STALE_AFTER);
+    let stale = moved_on(watched);
+    sleep(LASTS - STALE_AFTER);
+    let end = moved_on(watched);
+    breaks(false)?;
+    let (stale, end) = (stale?, end?);
+    ensure!(stale == end, "{} moves by stale views", end - stale);
     let started = Instant::now();
-    let pods = EVEN.ready(3)?;
-    let mut last = String::new();
-    process::wait("balance", EVEN_WITHIN.as_secs(), || {
-        let report = EVEN.report().ok()?;
-        last = traffic::shares(&pods, &report).line();
-        is_balanced(&pods, &report).then_some(())
-    })
-    .with_context(|| last.clone())?;
+    let (_, last) = wait_balanced(&EVEN.ready(3)?, EVEN_WITHIN)?;
     let took = started.elapsed().as_secs();
     let memory = memory(nodes)?;
     ensure!(
@@ -80,44 +71,34 @@ fn ends(nodes: &[String], memory_before: u64) -> Outcome {
     Ok(format!("even {took} s later: {last}"))
 }
 
-fn nodes(state: &State) -> Vec<String> {
-    state.nodes().collect()
-}
-
 pub(super) fn api_server_away(state: &mut State) -> Outcome {
-    let nodes = nodes(state);
+    let nodes: Vec<String> = state.nodes().collect();
     begin(&nodes)?;
-    let memory = memory(&nodes)?;
-    state.cluster.control_plane.stop_api_server()?;
-    sleep(STALE_AFTER);
-    let stale = moved(&nodes);
-    sleep(LASTS - STALE_AFTER);
-    let end = moved(&nodes);
-    state.cluster.control_plane.start_api_server()?;
-    let (stale, end) = (stale?, end?);
-    ensure!(stale == end, "{} moves by stale views", end - stale);
-    ends(&nodes, memory)
+    let control_plane = &mut state.cluster.control_plane;
+    outlasts(&nodes, &nodes, |breaks| {
+        if breaks {
+            control_plane.stop_api_server()
+        } else {
+            control_plane.start_api_server()
+        }
+    })
 }
 
 /// The hot node is cut off from the API server; its clients still reach it.
 pub(super) fn node_cut_off(state: &mut State) -> Outcome {
-    let nodes = nodes(state);
+    let nodes: Vec<String> = state.nodes().collect();
     begin(&nodes)?;
-    let memory = memory(&nodes)?;
     let report = EVEN.report()?;
     let hot = report.connections.iter().max_by_key(|(_, load)| **load);
     let (hot, _) = hot.context("a replica")?;
-    let node = kubectl::run(&format!("get pod {hot} -o jsonpath={{.spec.nodeName}}"))?;
-    cut(&state.cluster, &node, "-I")?;
-    sleep(STALE_AFTER);
-    let stale = moved_on(&node);
-    sleep(LASTS - STALE_AFTER);
-    let end = moved_on(&node);
-    cut(&state.cluster, &node, "-D")?;
-    let (stale, end) = (stale?, end?);
-    ensure!(stale == end, "{} moves by stale views", end - stale);
-    kubectl::run("wait --for=condition=Ready node --all --timeout=120s")?;
-    ends(&nodes, memory)
+    let node = pod_field(hot, ".spec.nodeName")?;
+    outlasts(&nodes, std::slice::from_ref(&node), |breaks| {
+        if breaks {
+            return cut(&state.cluster, &node, "-I");
+        }
+        cut(&state.cluster, &node, "-D")?;
+        kubectl::run("wait --for=condition=Ready node --all --timeout=120s").map(drop)
+    })
 }
 
 /// Drops what the node and its pods send to the API server, or no longer.

@@ -7,12 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 use super::{
     Outcome, State,
     agents::{
-        Agent, agent_on, agents, exec, exec_on_node, kill, opened, query, restart, wait_rolled_out,
+        Agent, agent_on, agents, exec, kill, list, opened, query, restart, status_on,
+        wait_rolled_out,
     },
     policy,
-    workload::{self, WEB},
+    workload::{self, WEB, pod_field},
 };
-use crate::cluster::{Cluster, kubectl, layout::Node, process};
+use crate::cluster::{kubectl, layout::Node, process};
 
 /// Limits under which nothing is moved.
 const NO_MOVES: &str = "maxAge: 10h";
@@ -87,21 +88,20 @@ pub(super) fn paused(state: &mut State) -> Outcome {
 pub(super) fn lookalike(state: &mut State) -> Outcome {
     policy::enforce(&policy::enforced("nothing", NO_MOVES))?;
     let victim = &state.web[0];
-    let uid = pod_field(victim, "{.metadata.uid}")?;
+    let uid = pod_field(victim, ".metadata.uid")?;
     kubectl::apply(&workload::LOOKALIKE.replace("VICTIM_UID", &uid))?;
     kubectl::run("wait --for=condition=Ready pod/lookalike --timeout=60s")?;
-    let agent = agent_on(&pod_field("lookalike", "{.spec.nodeName}")?)?;
+    let agent = agent_on(&pod_field("lookalike", ".spec.nodeName")?)?;
     let endpoint = process::wait("the lookalike's endpoint", 30, || {
-        let dump = query(&agent.pod, &["dump", "--endpoints"]).ok()?;
-        let is_it = |item: &&serde_json::Value| item["pod"]["name"] == "lookalike";
-        dump["items"].as_array()?.iter().find(is_it).cloned()
+        let endpoints = list(&agent.pod, &["dump", "--endpoints"]).ok()?;
+        let is_it = |item: &serde_json::Value| item["pod"]["name"] == "lookalike";
+        endpoints.into_iter().find(is_it)
     })?;
     ensure!(endpoint["port"] == 80, "{endpoint}");
     // The victim still has one endpoint.
     let mut endpoints = 0;
     for agent in agents()? {
-        let dump = query(&agent.pod, &["dump", "--endpoints"])?;
-        let items = dump["items"].as_array().context("a list of endpoints")?;
+        let items = list(&agent.pod, &["dump", "--endpoints"])?;
         let of_victim = |item: &&serde_json::Value| item["pod"]["uid"] == *uid;
         endpoints += items.iter().filter(of_victim).count();
     }
@@ -112,11 +112,6 @@ pub(super) fn lookalike(state: &mut State) -> Outcome {
     Ok(format!("identified in a cgroup pod{uid}"))
 }
 
-/// A field of the pod, by JSONPath.
-fn pod_field(pod: &str, path: &str) -> Result<String> {
-    kubectl::run(&format!("get pod {pod} -o jsonpath={path}"))
-}
-
 /// A pod of the same name on the same node is another pod.
 pub(super) fn recreated(_: &mut State) -> Outcome {
     let mut slowest: f64 = 0.0;
@@ -125,16 +120,16 @@ pub(super) fn recreated(_: &mut State) -> Outcome {
         kubectl::apply(&workload::SOLO.replace("LABEL", label))?;
         kubectl::run("wait --for=condition=Ready pod/solo --timeout=60s")?;
         let started = Instant::now();
-        let agent = agent_on(&pod_field("solo", "{.spec.nodeName}")?)?;
-        let uid = pod_field("solo", "{.metadata.uid}")?;
+        let agent = agent_on(&pod_field("solo", ".spec.nodeName")?)?;
+        let uid = pod_field("solo", ".metadata.uid")?;
         process::wait("the names of the pod", 20, || {
-            let dump = query(&agent.pod, &["dump", "--endpoints"]).ok()?;
+            let endpoints = list(&agent.pod, &["dump", "--endpoints"]).ok()?;
             let is_it = |item: &serde_json::Value| {
                 item["pod"]["name"] == "solo"
                     && item["pod"]["uid"] == *uid
                     && item["pod"]["labels"]["turn"] == label
             };
-            dump["items"].as_array()?.iter().any(is_it).then_some(())
+            endpoints.iter().any(is_it).then_some(())
         })?;
         slowest = slowest.max(started.elapsed().as_secs_f64());
         uids.push(uid);
@@ -144,12 +139,10 @@ pub(super) fn recreated(_: &mut State) -> Outcome {
     Ok(format!("names within {slowest:.1} s of readiness"))
 }
 
-/// `rebalancer status` of the first node's agent, without the API server, which `kubectl exec`
-/// needs.
-fn status(cluster: &Cluster) -> Result<serde_json::Value> {
-    let (node, _) = &cluster.nodes[0];
-    let text = exec_on_node(&node.name(), &["status", "-o", "json"])?;
-    serde_json::from_str(&text).with_context(|| format!("invalid JSON: {text}"))
+/// How many connections the first node's agent skips because what it knows of Services is old.
+fn skipped_as_stale(state: &State) -> Result<Option<u64>> {
+    let status = status_on(&state.cluster.nodes[0].0.name())?;
+    Ok(status["lastPass"]["skipped"]["staleFacts"].as_u64())
 }
 
 pub(super) fn api_server_down(state: &mut State) -> Outcome {
@@ -158,11 +151,10 @@ pub(super) fn api_server_down(state: &mut State) -> Outcome {
     // A rule by Service must not move connections on stale data.
     let started = Instant::now();
     let skipped = process::wait("moves by Service to stop", 120, || {
-        let status = status(&state.cluster).ok()?;
-        status["lastPass"]["skipped"]["staleFacts"].as_u64()
+        skipped_as_stale(state).ok()?
     })?;
     let after = started.elapsed().as_secs_f64();
-    let status = status(&state.cluster)?;
+    let status = status_on(&state.cluster.nodes[0].0.name())?;
     ensure!(status["passError"].is_null(), "{status}");
     ensure!(
         status["lastPass"]["connections"].as_u64() > Some(0),
@@ -178,10 +170,7 @@ pub(super) fn api_server_back(state: &mut State) -> Outcome {
     state.cluster.control_plane.start_api_server()?;
     let started = Instant::now();
     process::wait("fresh data from the API server", 60, || {
-        let status = status(&state.cluster).ok()?;
-        status["lastPass"]["skipped"]["staleFacts"]
-            .is_null()
-            .then_some(())
+        skipped_as_stale(state).ok()?.is_none().then_some(())
     })?;
     let fresh = started.elapsed().as_secs_f64();
     let before = std::mem::take(&mut state.opened);

@@ -35,8 +35,7 @@ fn everywhere(words: &str) -> Result<String> {
 }
 
 fn everywhere_json(words: &str) -> Result<Value> {
-    let text = everywhere(&format!("{words} -o json"))?;
-    serde_json::from_str(&text).with_context(|| format!("invalid JSON: {text}"))
+    agents::parse(&everywhere(&format!("{words} -o json"))?)
 }
 
 pub(super) fn asked(state: &mut State) -> Outcome {

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::{
     Outcome, State,
-    agents::{agents, exec, query},
+    agents::{agents, exec, list, parse},
     policy,
-    workload::{self, WEB},
+    workload::{WEB, pod_field},
 };
 use crate::{
     cluster::{kubectl, process},
@@ -28,15 +28,12 @@ pub(super) fn connects(state: &mut State) -> Outcome {
 pub(super) fn shown(state: &mut State) -> Outcome {
     let table = exec("ds/rebalancer", &["dump"])?;
     ensure!(table.contains("PEER"), "no table: {table}");
-    let (client, web) = (
-        workload::address("client")?,
-        workload::address(&state.web[0])?,
-    );
+    let address = |pod: &str| pod_field(pod, ".status.podIP");
+    let (client, web) = (address("client")?, address(&state.web[0])?);
     let mut seen = 0;
     let mut nodes = Vec::new();
     for agent in agents()? {
-        let dump = query(&agent.pod, &["dump"])?;
-        let items = dump["items"].as_array().context("a list of connections")?;
+        let items = list(&agent.pod, &["dump"])?;
         let from = |item: &&Value, field: &str, address: &str| {
             let socket = item[field].as_str().unwrap_or_default();
             socket.rsplit_once(':').is_some_and(|(ip, _)| {
@@ -72,8 +69,7 @@ pub(super) fn shown(state: &mut State) -> Outcome {
 }
 
 pub(super) fn scale_out(state: &mut State) -> Outcome {
-    WEB.scale(3)?;
-    state.web = WEB.ready(3)?;
+    state.web = WEB.scale(3)?;
     // Moves would happen now, but the base's policy is in DryRun.
     std::thread::sleep(Duration::from_secs(5));
     let report = WEB.report()?;
@@ -97,7 +93,7 @@ pub(super) fn planned(_: &mut State) -> Outcome {
         let words: Vec<&str> = exec.split(' ').chain(plan.split(' ')).collect();
         let mut kubectl = kubectl::command(&words);
         let plan = process::output_with_input(&mut kubectl, &policy)?;
-        let plan: Value = serde_json::from_str(&plan).context("the plan")?;
+        let plan = parse(&plan)?;
         let items = plan["items"].as_array().context("a list of decisions")?;
         let of_trial = |rule: &str| rule.starts_with("trial-");
         let chosen =
@@ -125,10 +121,6 @@ pub(super) fn shares(pods: &[String], report: &Report) -> Shares {
     }))
 }
 
-pub(super) fn spread_by_age(state: &mut State) -> Outcome {
-    spread(state)
-}
-
 /// The same from the start, with another limit.
 pub(super) fn spread_by_bytes(state: &mut State) -> Outcome {
     skew(state)?;
@@ -141,12 +133,10 @@ pub(super) fn skew(state: &mut State) -> Result<()> {
     // The loaded policy would move them.
     policy::enforce(&policy::enforced("nothing", "maxAge: 10h"))?;
     WEB.scale(1)?;
-    WEB.ready(1)?;
     WEB.replace_client()?;
-    state.web = WEB.ready(1)?;
+    WEB.ready(1)?;
     state.refused = WEB.wait_answered()?.errors;
-    WEB.scale(3)?;
-    state.web = WEB.ready(3)?;
+    state.web = WEB.scale(3)?;
     let report = WEB.report()?;
     ensure!(
         report.connections.len() == 1,
@@ -156,7 +146,8 @@ pub(super) fn skew(state: &mut State) -> Result<()> {
     Ok(())
 }
 
-fn spread(state: &mut State) -> Outcome {
+/// Waits until a policy has spread the connections.
+pub(super) fn spread(state: &mut State) -> Outcome {
     let mut last = None;
     let spread = process::wait("spread connections", 120, || {
         let report = WEB.report().ok()?;

@@ -8,7 +8,7 @@ use xtask::bpf_objects::{held_by, remaining};
 
 use super::{
     Outcome, State,
-    agents::{self, agents, exec, install, overlay, overlay_with, pid_on, query},
+    agents::{self, agents, exec, install, list, overlay, overlay_with, pid_on},
     policy, traffic,
 };
 use crate::{
@@ -26,9 +26,8 @@ pub(super) fn least_privilege(state: &mut State) -> Outcome {
     let doctor = exec(&agent.pod, &["doctor"])?;
     traffic::skew(state)?;
     policy::enforce(&policy::enforced("least-privilege", "maxAge: 6s"))?;
-    let found = traffic::spread_by_age(state)?;
-    let dump = query(&agent.pod, &["dump"])?;
-    ensure!(dump["items"].is_array(), "{dump}");
+    let found = traffic::spread(state)?;
+    list(&agent.pod, &["dump"])?;
     let count = process::wait("Events of the moves", 60, || {
         let events = policy::events("ConnectionsMoved").ok()?;
         let of_web = |event: &&Value| {
@@ -46,8 +45,7 @@ pub(super) fn read_only(_: &mut State) -> Outcome {
     install(&overlay_with("read-only", &[])?)?;
     let mut seen = 0;
     for agent in agents()? {
-        let dump = query(&agent.pod, &["dump"])?;
-        let items = dump["items"].as_array().context("a list")?;
+        let items = list(&agent.pod, &["dump"])?;
         seen += items.len();
         for id in items.iter().take(3).flat_map(|item| item["id"].as_str()) {
             let moved = exec(&agent.pod, &["move", id, "--ignore-guards"]);

@@ -51,8 +51,10 @@ impl Workload {
         self.apply()
     }
 
-    pub(super) fn scale(self, replicas: usize) -> Result<()> {
-        kubectl::run(&format!("scale deploy/{} --replicas={replicas}", self.name)).map(drop)
+    /// Scales it and waits until it is ready.
+    pub(super) fn scale(self, replicas: usize) -> Result<Vec<String>> {
+        kubectl::run(&format!("scale deploy/{} --replicas={replicas}", self.name))?;
+        self.ready(replicas)
     }
 
     /// Waits until `replicas` pods serve and returns their names.
@@ -84,8 +86,9 @@ impl Workload {
     }
 }
 
-pub(super) fn address(pod: &str) -> Result<String> {
-    kubectl::run(&format!("get pod {pod} -o jsonpath={{.status.podIP}}"))
+/// A field of the pod, by JSONPath.
+pub(super) fn pod_field(pod: &str, path: &str) -> Result<String> {
+    kubectl::run(&format!("get pod {pod} -o jsonpath={{{path}}}"))
 }
 
 /// A pod whose server is in a cgroup named like another pod's.
