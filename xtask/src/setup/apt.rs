@@ -5,16 +5,18 @@ use std::{
     fs,
     io::Write as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use xtask::command::output;
 
 use crate::progress;
 
 const ATTEMPTS: u32 = 4;
+const UPDATE: &str = "refreshing apt's lists";
 
 /// Whether apt manages this system's packages.
 pub(super) fn is_available() -> bool {
@@ -30,15 +32,15 @@ pub(super) fn can_install() -> bool {
 pub(super) fn offers(package: &str) -> bool {
     static REFRESHED: OnceLock<bool> = OnceLock::new();
     has_candidate(package)
-        || (can_install() && *REFRESHED.get_or_init(|| update().is_ok()) && has_candidate(package))
+        || (can_install()
+            && *REFRESHED.get_or_init(|| apt_get(UPDATE, &["update"]).is_ok())
+            && has_candidate(package))
 }
 
 fn has_candidate(package: &str) -> bool {
-    let policy = Command::new("apt-cache")
-        .args(["policy", package])
-        .env("LC_ALL", "C")
-        .output();
-    policy.is_ok_and(|policy| candidate(&String::from_utf8_lossy(&policy.stdout)).is_some())
+    let mut policy = Command::new("apt-cache");
+    let policy = output(policy.args(["policy", package]).env("LC_ALL", "C"));
+    policy.is_ok_and(|policy| candidate(&policy).is_some())
 }
 
 fn candidate(policy: &str) -> Option<&str> {
@@ -46,10 +48,6 @@ fn candidate(policy: &str) -> Option<&str> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then_some(version)
-}
-
-fn update() -> Result<()> {
-    apt_get("refreshing apt's lists", &["update"])
 }
 
 /// Installs those of `packages` that are missing.
@@ -92,11 +90,9 @@ pub(super) fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn is_installed(package: &str) -> bool {
-    Command::new("dpkg-query")
-        .args(["--show", "--showformat=${db:Status-Status}", package])
-        .stderr(Stdio::null())
-        .output()
-        .is_ok_and(|output| output.stdout == b"installed")
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status}", package]);
+    output(&mut query).is_ok_and(|status| status == "installed")
 }
 
 /// Runs apt-get, with retries.
@@ -120,7 +116,7 @@ fn apt_get(title: &str, arguments: &[&str]) -> Result<()> {
                 println!("  retrying: {}", cause.unwrap_or("apt-get failed"));
                 std::thread::sleep(Duration::from_secs(3 * u64::from(attempt)));
                 if arguments[0] == "install" && problem.contains("404") {
-                    update()?;
+                    apt_get(UPDATE, &["update"])?;
                 }
             }
         }

@@ -4,19 +4,15 @@
 use std::process::Command;
 
 use anyhow::Result;
+use xtask::command::output;
 
 use super::Finding;
 use crate::progress;
 
 pub(super) fn find() -> Finding {
-    let version = |tool: &str| {
-        let output = Command::new("cargo").args([tool, "--version"]).output();
-        match output {
-            Ok(output) if output.status.success() => {
-                Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-            }
-            _ => Err(format!("cargo {tool} does not run")),
-        }
+    let version = |tool: &str| -> Result<String> {
+        let version = output(Command::new("cargo").args([tool, "--version"]))?;
+        Ok(version.trim().to_owned())
     };
     let state = version("clippy").and_then(|clippy| Ok(format!("{clippy}, {}", version("fmt")?)));
     Finding {

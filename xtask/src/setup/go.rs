@@ -9,7 +9,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use xtask::command::output;
 
 use super::{Finding, architecture, host};
 use crate::{cache, progress};
@@ -23,26 +24,16 @@ const UPSTREAM_PATH: &str = "/usr/local/go/bin/go";
 
 pub(super) fn find() -> Finding {
     let any = find_any();
-    let state = match program() {
-        Ok(go) => Ok(format!(
-            "{}, {}",
-            go.display(),
-            version(&go).unwrap_or_default()
-        )),
-        Err(_) => Err(match &any {
-            None => format!(
-                "missing: will be installed, and {RELEASE} downloaded from the Go module proxy (70 MB)"
-            ),
-            Some(go) => format!(
-                "{} is older than 1.{}: will download {RELEASE} from the Go module proxy (70 MB)",
-                go.display(),
-                MINIMUM.1
-            ),
-        }),
+    let found = program().and_then(|go| Ok(format!("{}, {}", go.display(), version(&go)?)));
+    let problem = match &any {
+        None => "missing: will be installed, and".to_owned(),
+        Some(go) => format!("{} is older than 1.{}; will be", go.display(), MINIMUM.1),
     };
     Finding {
         what: "go",
-        state,
+        state: found.map_err(|_| {
+            anyhow!("{problem} {RELEASE} downloaded from the Go module proxy (70 MB)")
+        }),
         packages: if any.is_none() {
             vec!["golang-go"]
         } else {
@@ -80,7 +71,7 @@ pub(crate) fn program() -> Result<PathBuf> {
     candidates
         .into_iter()
         .flatten()
-        .find(|go| release(go).is_some_and(|release| release >= MINIMUM))
+        .find(|go| version(go).is_ok_and(|version| release(&version) >= Some(MINIMUM)))
         .with_context(|| {
             format!(
                 "no Go 1.{} or later: `cargo xtask cluster up` and `test deploy` install one",
@@ -148,21 +139,13 @@ fn toolchain() -> Result<PathBuf> {
 }
 
 /// The output of `go version`: `go version go1.26.8 linux/amd64`.
-fn version(go: &Path) -> Option<String> {
-    let output = Command::new(go)
-        .arg("version")
-        .current_dir("/")
-        .env("GOTOOLCHAIN", "local")
-        .output()
-        .ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+fn version(go: &Path) -> Result<String> {
+    let mut go = Command::new(go);
+    go.arg("version").current_dir("/");
+    Ok(output(go.env("GOTOOLCHAIN", "local"))?.trim().to_owned())
 }
 
-fn release(go: &Path) -> Option<(u32, u32)> {
-    parse(&version(go)?)
-}
-
-fn parse(version: &str) -> Option<(u32, u32)> {
+fn release(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version
         .split(' ')
         .nth(2)?
@@ -177,9 +160,9 @@ mod tests {
 
     #[test]
     fn parses_a_release() {
-        assert_eq!(parse("go version go1.26.8 linux/amd64"), Some((1, 26)));
-        assert_eq!(parse("go version go1.19.8 linux/amd64"), Some((1, 19)));
-        assert_eq!(parse("go version go1.27rc1 linux/arm64"), Some((1, 27)));
-        assert_eq!(parse("go version devel"), None);
+        assert_eq!(release("go version go1.26.8 linux/amd64"), Some((1, 26)));
+        assert_eq!(release("go version go1.19.8 linux/amd64"), Some((1, 19)));
+        assert_eq!(release("go version go1.27rc1 linux/arm64"), Some((1, 27)));
+        assert_eq!(release("go version devel"), None);
     }
 }

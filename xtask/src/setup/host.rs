@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
 use super::Finding;
 
-/// A program, its Debian package, and its purpose.
+/// A program, or the path of something else, its Debian package, and its purpose.
 type Program = (&'static str, &'static str, &'static str);
 
 /// Those of the lab.
@@ -40,7 +42,7 @@ pub(super) const CLUSTER: [Program; 7] = [
 ];
 
 /// Programs that boot other kernels, in addition to the lab's.
-pub(super) const MACHINES: [Program; 5] = [
+pub(super) const MACHINES: [Program; 6] = [
     (
         "qemu-system-x86_64",
         "qemu-system-x86",
@@ -50,24 +52,45 @@ pub(super) const MACHINES: [Program; 5] = [
     ("xz", "xz-utils", "kernel modules of machines"),
     ("strip", "binutils", "tests that machines run"),
     ("apt-get", "apt", "kernels of machines"),
+    (KEYS, "debian-archive-keyring", "kernels of machines"),
+];
+
+/// The keys of Debian's archives.
+pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// What `cargo xtask test steps` runs, except PostgreSQL.
+pub(super) const SERVERS: [Program; 5] = [
+    ("redis-server", "redis-server", "the suite steps"),
+    ("cc", "gcc", "the suite steps"),
+    (
+        "/usr/lib/nginx/modules/ngx_http_echo_module.so",
+        "libnginx-mod-http-echo",
+        "the suite steps",
+    ),
+    ("setpriv", "util-linux", "the suite steps"),
+    (
+        "/usr/lib/python3/dist-packages/websockets",
+        "python3-websockets",
+        "the suite steps",
+    ),
 ];
 
 pub(super) fn find_program((program, package, purpose): Program) -> Finding {
-    let found = find(program).map(|path| path.display().to_string());
-    Finding::new(program, found, purpose, package)
+    let found = match Path::new(program) {
+        path if path.is_absolute() => path.exists().then(|| path.to_owned()),
+        _ => find(program),
+    };
+    let found = found.with_context(|| format!("missing: for {purpose}"));
+    Finding {
+        what: program,
+        state: found.map(|path| path.display().to_string()),
+        packages: vec![package],
+    }
 }
 
 /// The path of `program`. Also searches sbin, which users other than root often lack in PATH.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|folder| folder.join(program))
-        .find(|candidate| is_executable(candidate))
-}
-
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    path.metadata()
-        .is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    which::which_in(program, std::env::join_paths(folders).ok(), "/").ok()
 }

@@ -2,13 +2,10 @@
 //! LLVM. The compiler is either a pinned nightly with rust-src, or Debian's with its prebuilt BPF
 //! core. A toolchain's name proves nothing, so its contents are checked.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use xtask::command::output;
 
 use super::{Finding, apt, host};
 use crate::{progress, root};
@@ -65,33 +62,22 @@ impl Toolchain {
 
 pub(super) fn find() -> Vec<Finding> {
     let toolchain = Toolchain::choose();
-    let compiler = compiler(toolchain);
-    let from_debian = compiler.is_err() && toolchain == Toolchain::Debian;
-    let linker = linker();
+    let (compiler, linker) = (compiler(toolchain), linker());
+    let mut packages = [Vec::new(), Vec::new()];
+    if compiler.is_err() && toolchain == Toolchain::Debian {
+        packages[0].extend(COMPILER);
+    }
     // If apt has no such LLVM, building the linker reports what to install.
-    let with_libraries = linker.is_err() && apt::is_available() && apt::offers(LINKER_LIBRARIES[0]);
-    let finding = |what, state: Result<String>, packages: &[_]| Finding {
+    if linker.is_err() && apt::is_available() && apt::offers(LINKER_LIBRARIES[0]) {
+        packages[1].extend(LINKER_LIBRARIES);
+    }
+    let found = [("BPF compiler", compiler), ("bpf-linker", linker)];
+    let finding = |((what, state), packages)| Finding {
         what,
-        state: state.map_err(|error| format!("{error:#}")),
-        packages: packages.to_vec(),
+        state,
+        packages,
     };
-    let none: &[_] = &[];
-    vec![
-        finding(
-            "BPF compiler",
-            compiler,
-            if from_debian { &COMPILER } else { none },
-        ),
-        finding(
-            "bpf-linker",
-            linker,
-            if with_libraries {
-                &LINKER_LIBRARIES
-            } else {
-                none
-            },
-        ),
-    ]
+    found.into_iter().zip(packages).map(finding).collect()
 }
 
 /// Installs the toolchain and the linker; the packages are installed by now.
@@ -168,28 +154,19 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn rustc(toolchain: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new("rustup")
-        .args(["run", toolchain, "rustc"])
-        .args(arguments)
-        .env("RUSTUP_AUTO_INSTALL", "0")
-        .output()
-        .context("cannot run rustup: install it from https://rustup.rs")?;
-    ensure!(output.status.success(), "no toolchain {toolchain}");
-    String::from_utf8(output.stdout).context("rustc's output")
+    let mut rustc = Command::new("rustup");
+    rustc.args(["run", toolchain, "rustc"]).args(arguments);
+    output(rustc.env("RUSTUP_AUTO_INSTALL", "0"))
+        .with_context(|| format!("no toolchain {toolchain} of rustup, see https://rustup.rs"))
 }
 
 /// The versions of bpf-linker and of its LLVM.
 fn linker() -> Result<String> {
     let path = host::find("bpf-linker").context("not installed")?;
-    let run = |program: &Path, argument: &Path| -> Result<String> {
-        let output = Command::new(program).arg(argument).output()?;
-        ensure!(output.status.success(), "{} fails", path.display());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let version = run(&path, Path::new("--version"))?;
+    let version = output(Command::new(&path).arg("--version"))?;
     let version = version.trim().trim_start_matches("bpf-linker ");
     ensure!(version == LINKER, "found version {version}, need {LINKER}");
-    match llvm_library(&run(Path::new("ldd"), &path)?) {
+    match llvm_library(&output(Command::new("ldd").arg(&path))?) {
         Some(major) if major != LLVM => bail!("built with LLVM {major}, need {LLVM}"),
         Some(major) => Ok(format!("{version}, LLVM {major}")),
         None => Ok(format!("{version}, LLVM linked in")),
@@ -240,21 +217,16 @@ fn llvm_prefix() -> Result<PathBuf> {
         return Ok(debian);
     }
     for program in [format!("llvm-config-{LLVM}"), "llvm-config".to_owned()] {
-        let ask = |argument| {
-            let output = Command::new(&program).arg(argument).output().ok()?;
-            Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-        };
-        if ask("--version").is_some_and(|version| version.starts_with(&format!("{LLVM}."))) {
-            return ask("--prefix")
-                .map(PathBuf::from)
-                .context("llvm-config --prefix");
+        let ask = |argument| output(Command::new(&program).arg(argument));
+        if ask("--version").is_ok_and(|version| version.starts_with(&format!("{LLVM}."))) {
+            return Ok(ask("--prefix")?.trim().into());
         }
     }
-    Err(anyhow!(
+    bail!(
         "bpf-linker needs LLVM {LLVM} with its headers; install it (packages {}), then run \
          `cargo xtask setup` again",
         LINKER_LIBRARIES.join(" ")
-    ))
+    )
 }
 
 #[cfg(test)]

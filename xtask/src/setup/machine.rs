@@ -4,9 +4,6 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 
-/// The keys of Debian's archives.
-pub(crate) const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-
 /// Checks for root and BTF, which the kernel tests and the demo need.
 pub(crate) fn needs_this_kernel() -> Result<()> {
     if !rustix::process::geteuid().is_root() {

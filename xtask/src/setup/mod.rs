@@ -9,15 +9,15 @@ mod kernel;
 mod machine;
 pub(crate) mod servers;
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::terminal;
 
 pub(crate) use go::{build as go_build, program as go_program};
-pub(crate) use host::find;
-pub(crate) use machine::{KEYS, architecture, needs_this_kernel};
+pub(crate) use host::{KEYS, find};
+pub(crate) use machine::{architecture, needs_this_kernel};
 
 /// A group of things that this project needs on the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,51 +51,35 @@ pub(crate) enum Need {
 const ALL: [Need; 4] = [Need::Kernel, Need::Host, Need::Lints, Need::Fuzzer];
 
 /// The result of looking for one thing.
-#[derive(Clone)]
 struct Finding {
     what: &'static str,
     /// What was found, or what is wrong.
-    state: Result<String, String>,
+    state: Result<String>,
     /// Debian packages that contain it.
     packages: Vec<&'static str>,
 }
 
-impl Finding {
-    /// `found` says where it is, or which version; without it, `package` contains it.
-    fn new(
-        what: &'static str,
-        found: Option<String>,
-        purpose: &str,
-        package: &'static str,
-    ) -> Self {
-        Self {
-            what,
-            state: found.ok_or_else(|| format!("missing: for {purpose}")),
-            packages: vec![package],
-        }
-    }
-}
-
 impl Need {
     fn find(self) -> Vec<Finding> {
-        let programs = |these: &[_]| these.iter().copied().map(host::find_program).collect();
+        let programs = |these: &[_]| -> Vec<Finding> {
+            these.iter().copied().map(host::find_program).collect()
+        };
+        let with = |mut all: Vec<Finding>, other| {
+            all.push(other);
+            all
+        };
         match self {
             Self::Kernel => kernel::find(),
             Self::Host => programs(&host::LAB),
-            Self::Cluster => [programs(&host::CLUSTER), vec![go::find()]].concat(),
+            Self::Cluster => with(programs(&host::CLUSTER), go::find()),
             Self::Deploy => {
                 let promtool = ("promtool", "prometheus", "alert rules and dashboards");
-                vec![go::find(), host::find_program(promtool)]
+                with(programs(&[promtool]), go::find())
             }
             Self::Lints => vec![components::find()],
             Self::Fuzzer => programs(&[("c++", "g++", "the fuzzers")]),
-            Self::Steps => servers::find_all(),
-            Self::Machines => {
-                let keys = Path::new(KEYS).exists().then(|| KEYS.to_owned());
-                let (what, package) = ("Debian's keys", "debian-archive-keyring");
-                let keys = Finding::new(what, keys, "kernels of machines", package);
-                [programs(&host::MACHINES), vec![keys]].concat()
-            }
+            Self::Steps => with(programs(&host::SERVERS), servers::find()),
+            Self::Machines => programs(&host::MACHINES),
             Self::Debian => programs(&[(
                 "debootstrap",
                 "debootstrap",
@@ -153,16 +137,8 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         terminal::heading("Requirements");
         let missing = show(&missing);
         install(&missing)?;
-        if let Some(finding) = missing
-            .iter()
-            .flat_map(|need| need.find())
-            .find(|finding| finding.state.is_err())
-        {
-            bail!(
-                "{}: {}",
-                finding.what,
-                finding.state.unwrap_or_else(|problem| problem)
-            );
+        for Finding { what, state, .. } in missing.iter().flat_map(|need| need.find()) {
+            state.context(what)?;
         }
     }
     if needs.contains(&Need::Kernel) {
@@ -188,7 +164,7 @@ fn show(needs: &[Need]) -> Vec<Need> {
             match state {
                 Ok(found) => terminal::check(true, what, &found),
                 Err(problem) => {
-                    terminal::check(false, what, &problem);
+                    terminal::check(false, what, &format!("{problem:#}"));
                     if !missing.contains(need) {
                         missing.push(*need);
                     }

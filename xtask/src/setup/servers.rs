@@ -1,42 +1,20 @@
-//! The servers of `cargo xtask test steps`, which alone installs them.
+//! PostgreSQL, a server of `cargo xtask test steps`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf};
 
-use super::{Finding, host::find_program};
+use anyhow::Context as _;
 
-const PURPOSE: &str = "`cargo xtask test steps`";
+use super::Finding;
 
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-pub(super) fn find_all() -> Vec<Finding> {
-    let echo = "/usr/lib/nginx/modules/ngx_http_echo_module.so";
-    let echo = Path::new(echo).exists().then(|| echo.to_owned());
-    let postgres = postgres_programs().map(|bin| bin.display().to_string());
-    vec![
-        find_program(("redis-server", "redis-server", PURPOSE)),
-        find_program(("cc", "gcc", PURPOSE)),
-        Finding::new(
-            "nginx's echo module",
-            echo,
-            PURPOSE,
-            "libnginx-mod-http-echo",
-        ),
-        Finding::new("PostgreSQL", postgres, PURPOSE, "postgresql"),
-        find_program(("setpriv", "util-linux", PURPOSE)),
-        Finding::new("websockets", websockets(), PURPOSE, "python3-websockets"),
-    ]
-}
-
-/// The version of Debian's Python module.
-fn websockets() -> Option<String> {
-    let code = "from importlib.metadata import version; print(version('websockets'))";
-    let output = Command::new("/usr/bin/python3").args(["-c", code]).output();
-    let output = output.ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+pub(super) fn find() -> Finding {
+    let programs = postgres_programs().context("missing: for the suite steps");
+    Finding {
+        what: "PostgreSQL",
+        state: programs.map(|bin| bin.display().to_string()),
+        packages: vec!["postgresql"],
+    }
 }
 
 /// The folder of the newest installed version's programs.

@@ -31,10 +31,8 @@ const fn ability(name: &'static str, tests: &'static [&'static str]) -> Ability 
 
 const fn asked(name: &'static str, asked: &'static str, tests: &'static [&'static str]) -> Ability {
     Ability {
-        name,
         asked: Some(asked),
-        tests,
-        always: &[],
+        ..ability(name, tests)
     }
 }
 
@@ -82,22 +80,23 @@ const ABILITIES: [Ability; 15] = [
         "reset by a raw segment",
         &["mechanisms::raw_resets_only_its_connection"],
     ),
-    Ability {
-        name: "sniffs HTTP/1, skips HTTP/2",
-        asked: Some("protocol detection"),
-        tests: &[
+    asked(
+        "sniffs HTTP/1, skips HTTP/2",
+        "protocol detection",
+        &[
             "sniffing::an_answered_http_1_connection_is_moved_and_others_are_not_sniffed",
             "sniffing::other_protocols_than_http_1_are_skipped_and_no_longer_sniffed",
         ],
-        always: &[],
-    },
+    ),
     Ability {
-        name: "counts",
-        asked: Some("counting sends"),
-        tests: &[
-            "messages::sends_of_known_sizes_are_counted_exactly_and_other_connections_run_nothing",
-        ],
         always: &["messages::nothing_is_counted_on_a_kernel_with_wrong_fionread"],
+        ..asked(
+            "counts",
+            "counting sends",
+            &[
+                "messages::sends_of_known_sizes_are_counted_exactly_and_other_connections_run_nothing",
+            ],
+        )
     },
     asked(
         "notice over HTTP/2",

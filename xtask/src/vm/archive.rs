@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use xtask::command::output;
 
 use crate::{progress, setup::KEYS};
 
@@ -99,15 +100,7 @@ impl Archive {
     }
 
     fn query(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.apt("apt-cache").args(arguments).output();
-        let output = output.context("apt-cache")?;
-        ensure!(
-            output.status.success(),
-            "apt-cache {}: {}",
-            arguments.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        output(self.apt("apt-cache").args(arguments))
     }
 
     fn apt(&self, program: &str) -> Command {

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use xtask::command::output;
 
 use super::{abilities, kernels::Kernel};
 use crate::{cargo, image::Root, progress, root, setup};
@@ -72,12 +73,12 @@ impl Guest {
         root.program(place, agent)?;
         root.link("/usr/bin/rebalancer", place);
         let stripped = folder.join("kernel-tests");
-        let strip = Command::new("strip")
-            .arg("--strip-debug")
-            .arg("-o")
-            .args([&stripped, &tests.kernel])
-            .status();
-        ensure!(strip.context("strip")?.success(), "strip failed");
+        let mut strip = Command::new("strip");
+        output(
+            strip
+                .args(["--strip-debug", "-o"])
+                .args([&stripped, &tests.kernel]),
+        )?;
         root.program("/checks/kernel", &stripped)?;
         root.program("/checks/calls", &calls(folder)?)?;
         root.text(
@@ -168,8 +169,7 @@ impl Tests {
 
     /// A test that was renamed would fail in each machine, minutes later.
     fn ensure_all_are_there(&self) -> Result<()> {
-        let output = Command::new(&self.kernel).arg("--list").output();
-        let list = String::from_utf8(output.context("the kernel tests' list")?.stdout)?;
+        let list = output(Command::new(&self.kernel).arg("--list"))?;
         for test in abilities::tests() {
             ensure!(
                 list.lines().any(|line| line == format!("{test}: test")),

@@ -6,7 +6,8 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use xtask::command::output;
 
 use crate::{progress, setup};
 
@@ -111,17 +112,16 @@ fn choose(unpacked: &Path) -> Result<()> {
         .filter(|it| it.extension().is_some_and(|it| it == "xz"))
         .collect();
     if !compressed.is_empty() {
-        run(Command::new("xz").arg("--decompress").args(compressed))?;
+        output(Command::new("xz").arg("--decompress").args(compressed))?;
     }
     for part in ["boot", "usr", "lib", "etc"] {
         let _not_there = fs::remove_dir_all(unpacked.join(part));
     }
     fs::rename(chosen.join("lib"), unpacked.join("lib")).context("modules")?;
     let busybox = setup::find("busybox").context("busybox")?;
-    run(Command::new(busybox)
-        .args(["depmod", "-b"])
-        .arg(unpacked)
-        .arg(&release))
+    let mut depmod = Command::new(busybox);
+    depmod.args(["depmod", "-b"]).arg(unpacked).arg(&release);
+    output(&mut depmod).map(drop)
 }
 
 /// Moves a file, or all files of a folder, if they are there.
@@ -137,13 +137,5 @@ fn take(from: &Path, to: &Path, taken: &mut Vec<PathBuf>) -> Result<()> {
         fs::rename(from, to).with_context(|| to.display().to_string())?;
         taken.push(to.to_owned());
     }
-    Ok(())
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| program.clone())?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program}: {}", said.trim());
     Ok(())
 }
