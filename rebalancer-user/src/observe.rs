@@ -501,17 +501,14 @@ mod tests {
             live: Live::default(),
             holders: Vec::new(),
         };
+        let mapped = |last| std::net::Ipv4Addr::new(10, 0, 0, last).to_ipv6_mapped();
         let record = &mut listed.connection;
         record.cookie = 7;
         record.netns = 2;
         record.local_port = 80;
         record.remote_port = 4000;
-        record.local_addr = std::net::Ipv4Addr::new(10, 0, 0, 1)
-            .to_ipv6_mapped()
-            .octets();
-        record.remote_addr = std::net::Ipv4Addr::new(10, 0, 0, 2)
-            .to_ipv6_mapped()
-            .octets();
+        record.local_addr = mapped(1).octets();
+        record.remote_addr = mapped(2).octets();
         record.protocol = IpProto::Tcp as u8;
         listed.live.state = 1;
         listed.live.bytes_received = 10;
@@ -519,12 +516,28 @@ mod tests {
         listed
     }
 
-    fn join_all(sockets: Vec<Walked>) -> Observation {
-        let key = common::EndpointKey {
+    fn key(port: u16) -> common::EndpointKey {
+        common::EndpointKey {
             netns: 2,
-            port: 80,
+            port,
+            ..Default::default()
+        }
+    }
+
+    fn join_with(
+        sockets: Vec<Walked>,
+        sums: impl IntoIterator<Item = (common::EndpointKey, common::EndpointSums)>,
+    ) -> Observation {
+        let pass = Pass {
+            sockets,
+            now_ns: 9,
             ..Default::default()
         };
+        let sums = sums.into_iter().collect();
+        join(&pass, &sums, BTreeMap::new(), &CONTEXT)
+    }
+
+    fn join_all(sockets: Vec<Walked>) -> Observation {
         let sums = common::EndpointSums {
             accepted: 5,
             closed: 3,
@@ -532,17 +545,7 @@ mod tests {
             bytes_out: 200,
             ..Default::default()
         };
-        let pass = Pass {
-            sockets,
-            now_ns: 9,
-            ..Default::default()
-        };
-        join(
-            &pass,
-            &BTreeMap::from([(key, sums)]),
-            BTreeMap::new(),
-            &CONTEXT,
-        )
+        join_with(sockets, [(key(80), sums)])
     }
 
     #[test]
@@ -617,80 +620,40 @@ mod tests {
             !spoke_last(tie),
             "the next request came with the acknowledgement"
         );
-        for proof in [
-            Live {
-                since_sent: 99,
-                ..tie
-            },
-            Live {
-                since_delivered_us: 391_999,
-                ..tie
-            },
-            Live {
-                echoed_timestamp: 999,
-                ..tie
-            },
-            Live {
-                sent_timestamp: 4,
-                echoed_timestamp: u32::MAX - 4,
-                ..tie
-            },
-            Live {
-                sole_request_answered: 1,
-                ..tie
-            },
-            Live {
-                answer_acknowledged: 1,
-                ..tie
-            },
-        ] {
+        let of_tie = |change: fn(&mut Live)| {
+            let mut live = tie;
+            change(&mut live);
+            live
+        };
+        let proofs: [fn(&mut Live); 6] = [
+            |live| live.since_sent = 99,
+            |live| live.since_delivered_us = 391_999,
+            |live| live.echoed_timestamp = 999,
+            |live| (live.sent_timestamp, live.echoed_timestamp) = (4, u32::MAX - 4),
+            |live| live.sole_request_answered = 1,
+            |live| live.answer_acknowledged = 1,
+        ];
+        for mut proof in proofs.map(of_tie) {
             assert!(spoke_last(proof), "{proof:?}");
-            let silent = Live {
-                bytes_sent: 0,
-                ..proof
-            };
-            assert!(!spoke_last(silent), "it sent nothing at all");
+            proof.bytes_sent = 0;
+            assert!(!spoke_last(proof), "it sent nothing at all");
         }
-        for unproven in [
-            Live {
-                since_sent: 101,
-                ..tie
-            },
-            Live {
-                since_sent: 101,
-                echoed_timestamp: 999,
-                ..tie
-            },
-            Live {
-                since_sent: 101,
-                since_delivered_us: 0,
-                ..tie
-            },
-            Live {
-                since_delivered_us: 392_000,
-                ..tie
-            },
+        let unproven: [fn(&mut Live); 6] = [
+            |live| live.since_sent = 101,
+            |live| (live.since_sent, live.echoed_timestamp) = (101, 999),
+            |live| (live.since_sent, live.since_delivered_us) = (101, 0),
+            |live| live.since_delivered_us = 392_000,
             // Without timestamps; or later than our last data, as with a keepalive probe.
-            Live {
-                echoed_timestamp: 0,
-                ..tie
-            },
-            Live {
-                echoed_timestamp: 1_001,
-                ..tie
-            },
-        ] {
-            assert!(!spoke_last(unproven), "{unproven:?}");
+            |live| live.echoed_timestamp = 0,
+            |live| live.echoed_timestamp = 1_001,
+        ];
+        for live in unproven.map(of_tie) {
+            assert!(!spoke_last(live), "{live:?}");
         }
     }
 
     #[test]
     fn a_connection_without_a_close_callback_is_closed_once_it_is_not_found() {
-        let key = common::EndpointKey {
-            netns: 2,
-            port: 80,
-            ..Default::default()
-        };
         let sums = common::EndpointSums {
             accepted: 10,
             open: 3,
@@ -704,16 +667,8 @@ mod tests {
             adopted.connection.flags = flags::ADOPTED;
             adopted
         };
-        let pass = Pass {
-            sockets: vec![listed(), adopted(8), adopted(9)],
-            ..Default::default()
-        };
-        let got = join(
-            &pass,
-            &BTreeMap::from([(key, sums)]),
-            BTreeMap::new(),
-            &CONTEXT,
-        );
+        let sockets = vec![listed(), adopted(8), adopted(9)];
+        let got = join_with(sockets, [(key(80), sums)]);
         let endpoint = got.snapshot.endpoints.values().next().unwrap();
         // Three have a close that was seen, and two of the adopted are no longer found.
         assert_eq!((endpoint.open, endpoint.closed), (3, 5));
@@ -724,31 +679,22 @@ mod tests {
     #[test]
     fn sums_of_a_previous_namespace_with_the_same_inode_are_dropped() {
         let key = |netns_cookie, port| common::EndpointKey {
-            netns: 2,
             netns_cookie,
-            port,
-            ..Default::default()
+            ..key(port)
         };
         let of_seven = common::EndpointSums {
             accepted: 7,
             open: 7,
             ..Default::default()
         };
-        let sums = BTreeMap::from([
+        let sums = [
             (key(5, 80), of_seven),
             (key(5, 81), of_seven),
             (key(6, 80), common::EndpointSums::default()),
-        ]);
-        let join = |sockets| {
-            let pass = Pass {
-                sockets,
-                ..Default::default()
-            };
-            join(&pass, &sums, BTreeMap::new(), &CONTEXT)
-        };
+        ];
         let mut there = listed();
         there.connection.netns_cookie = 6;
-        let got = join(vec![there]);
+        let got = join_with(vec![there], sums);
         let endpoints = got.snapshot.endpoints.iter();
         let endpoints: Vec<_> = endpoints
             .map(|(k, e)| (k.port, e.accepted, e.open))
@@ -762,7 +708,7 @@ mod tests {
         let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
         assert_eq!((empty, got.unseen), (vec![key(5, 80), key(5, 81)], 0));
         // Nothing shows which is the later one.
-        let got = join(Vec::new());
+        let got = join_with(Vec::new(), sums);
         assert_eq!(got.snapshot.endpoints, BTreeMap::new());
         assert_eq!(got.snapshot.namespaces, BTreeMap::new());
         let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
@@ -771,11 +717,6 @@ mod tests {
 
     #[test]
     fn negative_counts_are_zero() {
-        let key = |port| common::EndpointKey {
-            netns: 2,
-            port,
-            ..Default::default()
-        };
         let minus_one = common::EndpointSums {
             listeners: u64::MAX,
             open: u64::MAX,
@@ -788,15 +729,12 @@ mod tests {
             open: 1,
             ..Default::default()
         };
-        let sums = BTreeMap::from([(key(80), minus_one), (key(81), one)]);
-        let got = join(&Pass::default(), &sums, BTreeMap::new(), &CONTEXT);
+        let got = join_with(Vec::new(), [(key(80), minus_one), (key(81), one)]);
         assert_eq!((got.unseen, got.listeners_counted), (1, 1));
         let closed = got.snapshot.endpoints.values().map(|e| e.closed);
         assert_eq!(closed.collect::<Vec<_>>(), [3, 0]);
         // It starts again once it is removed.
-        assert_eq!(
-            got.empty_endpoints.into_keys().collect::<Vec<_>>(),
-            [key(80)]
-        );
+        let empty: Vec<_> = got.empty_endpoints.into_keys().collect();
+        assert_eq!(empty, [key(80)]);
     }
 }

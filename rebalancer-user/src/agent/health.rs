@@ -59,21 +59,7 @@ mod tests {
 
     #[test]
     fn an_agent_whose_mover_hangs_or_has_ended_is_not_ready() {
-        let status = r#"{
-            "apiVersion": "rebalancer.dev/v1alpha1", "kind": "Status", "node": "n",
-            "generatedAt": "2026-01-02T03:04:05Z", "version": "1.2.3", "pid": 1,
-            "upSince": "2026-01-02T03:04:05Z",
-            "mode": {"effective": "Enforce", "policy": "Enforce", "flag": "Enforce",
-                     "limitedBy": []},
-            "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
-            "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
-            "lastPass": {"at": "2026-01-02T03:04:05Z", "durationSeconds": 0.1,
-                         "descriptors": 1, "unseen": 0, "nextAfterSeconds": 0.0, "connections": 1, "endpoints": 1,
-                         "moves": 0, "overdue": 0, "skipped": {}},
-            "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
-            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "reportedInDryRun": 0
-        }"#;
-        let status = crate::api::read_status(status.as_bytes()).unwrap();
+        let status = crate::api::sample_status();
         assert!(is_ready(&status, Some(Health::Fine)).is_ok());
         assert!(
             is_ready(&status, None).is_ok(),

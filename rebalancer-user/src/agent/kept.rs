@@ -169,7 +169,7 @@ mod tests {
     use crate::{
         plan::{Outcome, decide},
         policy::{Mode, Policy, parse},
-        snapshot::{Service, ServiceName, sample::connection},
+        snapshot::{Service, sample},
     };
 
     const POLICY: &str = "\
@@ -187,15 +187,7 @@ rules:
     }
 
     fn listed(now: KernelTime) -> Snapshot {
-        let with = |cookie| crate::snapshot::Connection {
-            opened: KernelTime(0),
-            ..connection(cookie)
-        };
-        Snapshot {
-            taken: now,
-            connections: (0..5).map(with).collect(),
-            ..Snapshot::default()
-        }
+        sample::snapshot(now.0, (0..5).map(sample::connection).collect())
     }
 
     /// An agent's pass at `now`; how many moves it begins.
@@ -215,10 +207,8 @@ rules:
             let (mut kept, mut ledger) = SavedLedger::resume(dir.path(), POLICY);
             let now = now();
             moves += pass(&mut ledger, now);
-            assert_eq!(
-                ledger.spent(Mode::Enforce, Duration::from_secs(3600), now),
-                2
-            );
+            let spent = ledger.spent(Mode::Enforce, Duration::from_secs(3600), now);
+            assert_eq!(spent, 2);
             kept.changed();
             kept.write_if_due(&ledger, POLICY, now);
             let mode = fs::metadata(&kept.file).unwrap().permissions().mode();
@@ -259,6 +249,8 @@ rules:
         assert_ne!(resumed(), Ledger::default().entries());
         let later = KernelTime(now.0 + 3_600_000_000_000);
         let boot = kept.boot.clone().unwrap();
+        let (now, later) = (now.0.to_string(), later.0.to_string());
+        let (rule, of_future) = ("\"enforced\":[[\"web\",", "\"enforced\":[[\"web\",9");
         for (what, text) in [
             ("nothing", String::new()),
             ("a part", good[..good.len() / 2].to_owned()),
@@ -266,14 +258,8 @@ rules:
             ("another version", good.replace("/v1alpha1", "/v9")),
             ("an older form", good.replace("\"entries\":", "\"ledger\":")),
             ("another boot", good.replace(&boot, "0-0")),
-            (
-                "the future",
-                good.replace(&now.0.to_string(), &later.0.to_string()),
-            ),
-            (
-                "a future rule",
-                good.replace("\"enforced\":[[\"web\",", "\"enforced\":[[\"web\",9"),
-            ),
+            ("the future", good.replace(&now, &later)),
+            ("a future rule", good.replace(rule, of_future)),
             ("too much", " ".repeat(LARGEST as usize + 1)),
         ] {
             assert_ne!(text, good, "{what}");
@@ -282,11 +268,8 @@ rules:
         }
         fs::write(&kept.file, &good).unwrap();
         fs::set_permissions(&kept.file, fs::Permissions::from_mode(0o666)).unwrap();
-        assert_eq!(
-            resumed(),
-            Ledger::default().entries(),
-            "others may write it"
-        );
+        let nothing = Ledger::default().entries();
+        assert_eq!(resumed(), nothing, "others may write it");
     }
 
     #[test]
@@ -298,30 +281,20 @@ rules:
         let plan = decide(&dry, &listed(now), &ledger, now);
         plan.moves().for_each(|chosen| ledger.reported(chosen, now));
         kept.write(&ledger, POLICY, now);
-        assert_eq!(
-            SavedLedger::resume(dir.path(), POLICY)
-                .1
-                .entries()
-                .reported
-                .len(),
-            2
-        );
-        let kept = SavedLedger::resume(dir.path(), "another").1.entries();
-        assert_eq!((kept.reported.len(), kept.dry_runs.len()), (0, 2));
+        for (policy, reported) in [(POLICY, 2), ("another", 0)] {
+            let kept = SavedLedger::resume(dir.path(), policy).1.entries();
+            assert_eq!((kept.reported.len(), kept.dry_runs.len()), (reported, 2));
+        }
     }
 
     #[test]
     fn services_settle_after_a_restart() {
-        let name = ServiceName {
-            namespace: "shop".to_owned(),
-            name: "web".to_owned(),
-        };
+        let name = sample::service("web");
         let mut since = None;
         let mut seen = |naming, taken, changed| {
             let mut snapshot = Snapshot {
-                taken: KernelTime(taken),
                 naming,
-                ..Snapshot::default()
+                ..sample::snapshot(taken, Vec::new())
             };
             let service = Service {
                 changed,

@@ -93,48 +93,35 @@ fn balance(balanced: &Balanced) -> BalanceItem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Bytes, Netns, sample::connection};
     use crate::{
         plan::{Ledger, decide},
-        policy::parse,
-        snapshot::KernelTime,
+        policy,
+        snapshot::{
+            Bytes,
+            sample::{self, connection, endpoint as key, listening},
+        },
     };
 
     #[test]
     fn endpoints_are_by_port_and_the_fullest_is_first() {
-        let key = |netns, port| EndpointKey {
-            netns: Netns(netns),
-            cgroup: None,
-            port,
-        };
         let endpoint = |open, bytes| Endpoint {
-            listeners: 1,
             open,
             bytes_in: Bytes(bytes),
-            ..Endpoint::default()
+            ..listening()
         };
         let snapshot = Snapshot {
-            connections: vec![connection(7)],
             endpoints: BTreeMap::from([
                 (key(1, 8080), endpoint(1, 10)),
                 (key(2, 8080), endpoint(5, 20)),
                 (key(3, 22), endpoint(0, 0)),
                 (key(4, 23), Endpoint::default()),
             ]),
-            ..Snapshot::default()
+            ..sample::snapshot(0, vec![connection(7)])
         };
-        let policy = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-rules:
-- {name: even, match: {ports: [{port: 8080}]}, balance: {by: Connections, tolerance: 10%}}
-";
-        let plan = decide(
-            &parse("policy", policy).unwrap(),
-            &snapshot,
-            &Ledger::default(),
-            KernelTime(0),
+        let policy = policy::sample::policy(
+            "rules: [{name: even, match: {ports: [{port: 8080}]}, balance: {by: Connections}}]\n",
         );
+        let plan = decide(&policy, &snapshot, &Ledger::default(), snapshot.taken);
         let services = by_service(&snapshot, &plan, [key(1, 8080)].into_iter());
         let names: Vec<&str> = services.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["port 8080", "port 22"]);

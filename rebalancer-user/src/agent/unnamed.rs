@@ -46,16 +46,10 @@ impl Unnamed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::snapshot::sample;
 
     fn at(places: &[u32]) -> Snapshot {
-        let of_place = |netns: &u32| {
-            let key = EndpointKey {
-                netns: Netns(*netns),
-                cgroup: None,
-                port: 80,
-            };
-            (key, Default::default())
-        };
+        let of_place = |netns: &u32| (sample::endpoint(*netns, 80), Default::default());
         Snapshot {
             endpoints: places.iter().map(of_place).collect(),
             ..Snapshot::default()

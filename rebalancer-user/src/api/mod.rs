@@ -39,6 +39,8 @@ pub use read_dump::{Dumped, read_snapshot};
 pub use services::{
     BalanceItem, EndpointItem, ServiceItem, Services, read_services, write_services,
 };
+#[cfg(test)]
+pub(crate) use status::sample as sample_status;
 pub use status::{
     BudgetStatus, CapacityStatus, ClusterStatus, InFlightStatus, ModeStatus, MoverStatus,
     PassStatus, PausedBy, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ShareStatus,

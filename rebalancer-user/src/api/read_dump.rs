@@ -470,11 +470,7 @@ pub(crate) mod tests {
             generated_at: jiff::Timestamp::UNIX_EPOCH,
             source: Source::Agent,
         };
-        let key = EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port: 80,
-        };
+        let key = sample::endpoint(1, 80);
         let in_cgroup = EndpointKey {
             cgroup: Some(CgroupId(5)),
             ..key
@@ -488,8 +484,8 @@ pub(crate) mod tests {
             uid: "u".to_owned(),
             labels: labels(),
             services: Some(vec![ServiceAt {
-                name: "checkout".to_owned(),
-                ..ServiceAt::default()
+                ready: false,
+                ..sample::service_at("checkout")
             }]),
             ..Identity::default()
         }));
@@ -518,10 +514,7 @@ pub(crate) mod tests {
             endpoints: BTreeMap::from([(key, of(pod)), (in_cgroup, of(Who::Unknown))]),
             naming: Naming::Fresh,
             services: BTreeMap::from([(
-                ServiceName {
-                    namespace: "shop".to_owned(),
-                    name: "checkout".to_owned(),
-                },
+                sample::service("checkout"),
                 Service {
                     ready: 3,
                     ready_in_zone: Some(2),
@@ -551,63 +544,60 @@ pub(crate) mod tests {
             assert!(whole.contains(from), "{from}");
             whole.replacen(from, to, 1)
         };
-        let cases = [
+        let service = r#"{"namespace": "shop", "name": "checkout", "ready": 1,
+            "readyHere": 1, "addresses": [], "clientIpAffinity": false, "headless": false,
+            "internalLocal": false, "externalLocal": false}"#;
+        let replaced = [
+            ("endpoints only", "ConnectionList", "EndpointList"),
+            ("a later version", "v1alpha1", "v2"),
+            ("escapes", "ConnectionList", r"\u001b[31mred"),
+            ("no time", "1970-01-01T00:00:00Z", "yesterday"),
+            ("a field is missing", "bytesIn\": 7", "bites\": 7"),
+            (
+                "a field twice",
+                "\"bytesIn\": 7",
+                "\"bytesIn\": 7, \"bytesIn\": 7",
+            ),
+            ("negative", "bytesIn\": 7", "bytesIn\": -7"),
+            ("a fraction", "bytesIn\": 7", "bytesIn\": 7.5"),
+            (
+                "beyond 64 bits",
+                "bytesIn\": 7",
+                "bytesIn\": 99999999999999999999",
+            ),
+            ("an id", "\"abc\"", "\"xyz\""),
+            ("a long id", "\"abc\"", &format!("\"{}\"", "f".repeat(99))),
+            ("a state", "ESTAB", "GONE"),
+            ("a state by number that has a name", "ESTAB", "UNKNOWN-1"),
+            ("an address", "10.0.0.2:4000", "10.0.0.2"),
+            ("a port", "\"port\": 80", "\"port\": 80000"),
+            (
+                "deep",
+                "\"bytesIn\": 7",
+                &format!("\"x\": {}", "[".repeat(500)),
+            ),
+            ("a pod's name", "web-0", "\\u001b[31mred"),
+            ("a Service's name", "\"checkout\"", "\"\\u001b[31mred\""),
+            (
+                "a Service twice",
+                "\"services\": [",
+                &format!("\"services\": [{service},"),
+            ),
+            ("an endpoint's address", "\"10.0.0.1\"", "\"anywhere\""),
+            ("a number of endpoints", "\"ready\": 3", "\"ready\": -3"),
+            ("a container's name", "nginx", ""),
+            ("a state of names", "fresh", "rotten"),
+        ];
+        let another_kind = r#"{"apiVersion": "v1", "kind": "PodList", "items": []}"#;
+        let mut cases = vec![
             ("nothing", String::new()),
             ("not JSON", "apiVersion: v1".into()),
             ("a list", "[]".into()),
-            (
-                "another kind",
-                r#"{"apiVersion": "v1", "kind": "PodList", "items": []}"#.into(),
-            ),
-            ("endpoints only", with("ConnectionList", "EndpointList")),
-            ("a later version", with("v1alpha1", "v2")),
-            ("escapes", with("ConnectionList", r"\u001b[31mred")),
-            ("no time", with("1970-01-01T00:00:00Z", "yesterday")),
-            ("a field is missing", with("bytesIn\": 7", "bites\": 7")),
-            (
-                "a field twice",
-                with("\"bytesIn\": 7", "\"bytesIn\": 7, \"bytesIn\": 7"),
-            ),
-            ("negative", with("bytesIn\": 7", "bytesIn\": -7")),
-            ("a fraction", with("bytesIn\": 7", "bytesIn\": 7.5")),
-            (
-                "beyond 64 bits",
-                with("bytesIn\": 7", "bytesIn\": 99999999999999999999"),
-            ),
-            ("an id", with("\"abc\"", "\"xyz\"")),
-            (
-                "a long id",
-                with("\"abc\"", &format!("\"{}\"", "f".repeat(99))),
-            ),
-            ("a state", with("ESTAB", "GONE")),
-            (
-                "a state by number that has a name",
-                with("ESTAB", "UNKNOWN-1"),
-            ),
-            ("an address", with("10.0.0.2:4000", "10.0.0.2")),
-            ("a port", with("\"port\": 80", "\"port\": 80000")),
-            (
-                "deep",
-                with("\"bytesIn\": 7", &format!("\"x\": {}", "[".repeat(500))),
-            ),
-            ("a pod's name", with("web-0", "\\u001b[31mred")),
-            ("a Service's name", with("\"checkout\"", "\"\\u001b[31mred\"")),
-            (
-                "a Service twice",
-                with(
-                    "\"services\": [",
-                    "\"services\": [{\"namespace\": \"shop\", \"name\": \"checkout\", \"ready\": 1,
-                     \"readyHere\": 1, \"addresses\": [], \"clientIpAffinity\": false, \"headless\": false,
-                     \"internalLocal\": false, \"externalLocal\": false},",
-                ),
-            ),
-            ("an endpoint's address", with("\"10.0.0.1\"", "\"anywhere\"")),
-            ("a number of endpoints", with("\"ready\": 3", "\"ready\": -3")),
-            ("a container's name", with("nginx", "")),
-            ("a state of names", with("fresh", "rotten")),
-            ("more behind", format!("{whole}{whole}")),
-            ("cut off", whole[..whole.len() / 2].to_owned()),
+            ("another kind", another_kind.into()),
         ];
+        cases.extend(replaced.map(|(case, from, to)| (case, with(from, to))));
+        cases.push(("more behind", format!("{whole}{whole}")));
+        cases.push(("cut off", whole[..whole.len() / 2].to_owned()));
         let errors: String = cases
             .iter()
             .map(|(case, text)| match read_snapshot(text.as_bytes()) {

@@ -301,3 +301,25 @@ pub fn read_status(text: &[u8]) -> Result<Status, ReadError> {
     check_kind(text, STATUS)?;
     parse(text)
 }
+
+/// One of an agent that is at work, for tests.
+#[cfg(test)]
+pub(crate) fn sample() -> Status {
+    let text = r#"{
+        "apiVersion": "rebalancer.dev/v1alpha1", "kind": "Status", "node": "n",
+        "generatedAt": "2026-01-02T03:04:05Z", "version": "1.2.3", "pid": 1,
+        "upSince": "2026-01-02T03:04:05Z",
+        "mode": {"effective": "Enforce", "policy": "Enforce", "flag": "Enforce",
+                 "limitedBy": []},
+        "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
+        "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
+        "lastPass": {"at": "2026-01-02T03:04:05Z", "durationSeconds": 1.0,
+                     "descriptors": 1, "unseen": 0, "nextAfterSeconds": 1.0, "connections": 2, "endpoints": 1,
+                     "moves": 0, "overdue": 0, "skipped": {"noRule": 2}},
+        "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
+        "budgets": [{"mode": "Enforce", "perNode": 10, "windowSeconds": 60.0, "used": 1, "left": 9,
+                     "refillsAt": null}],
+        "maxInFlight": 3, "inFlight": [], "ended": {}, "reportedInDryRun": 0
+    }"#;
+    read_status(text.as_bytes()).unwrap()
+}

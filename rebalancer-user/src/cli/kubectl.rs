@@ -546,22 +546,15 @@ mod tests {
     fn answers_become_one_table_and_one_document() {
         let (first, second, third) = (agent("n1"), agent("node-2"), agent("n3"));
         let answers = |printed: [&str; 2]| {
-            vec![
-                Answer {
-                    agent: &first,
-                    printed: printed[0].to_owned(),
-                    failed: None,
-                },
-                Answer {
-                    agent: &second,
-                    printed: printed[1].to_owned(),
-                    failed: None,
-                },
-                Answer {
-                    agent: &third,
-                    printed: String::new(),
-                    failed: Some("Forbidden".to_owned()),
-                },
+            let answer = |agent, printed: &str, failed: Option<&str>| Answer {
+                agent,
+                printed: printed.to_owned(),
+                failed: failed.map(str::to_owned),
+            };
+            [
+                answer(&first, printed[0], None),
+                answer(&second, printed[1], None),
+                answer(&third, "", Some("Forbidden")),
             ]
         };
         let text = |printed, by_time| {
@@ -581,19 +574,17 @@ mod tests {
             text(["agent  0.1\nmode  DryRun\n", ""], false),
             "n1      agent  0.1\nn1      mode  DryRun\n"
         );
-        let mut out = Vec::new();
-        write_json(
-            &mut out,
-            &answers(["{\"a\": 1}", "{\"b\": 1}\n{\"b\": 2}\n"]),
-        )
-        .unwrap();
-        let all: Value = serde_json::from_slice(&out).unwrap();
+        let all = as_json(&answers(["{\"a\": 1}", "{\"b\": 1}\n{\"b\": 2}\n"]));
         assert_eq!(all["items"][0]["answer"], json!({"a": 1}));
         assert_eq!(all["items"][1]["answer"], json!([{"b": 1}, {"b": 2}]));
-        assert_eq!(
-            all["failed"][0],
-            json!({"node": "n3", "pod": "rebalancer-n3", "error": "Forbidden"})
-        );
+        let failed = json!({"node": "n3", "pod": "rebalancer-n3", "error": "Forbidden"});
+        assert_eq!(all["failed"][0], failed);
+    }
+
+    fn as_json(answers: &[Answer<'_>]) -> Value {
+        let mut out = Vec::new();
+        write_json(&mut out, answers).unwrap();
+        serde_json::from_slice(&out).unwrap()
     }
 
     #[test]
@@ -601,19 +592,13 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", "cat; echo error: 1 finding >&2; exit 1"]);
         let (printed, failed) = answered(command, Some(b"{\"a\": 1}"));
-        assert_eq!(
-            (&*printed, failed.as_deref()),
-            ("{\"a\": 1}", Some("error: 1 finding"))
-        );
-        let agent = agent("n1");
-        let answer = Answer {
-            agent: &agent,
+        assert_eq!(printed, "{\"a\": 1}");
+        let agent = &agent("n1");
+        let all = as_json(&[Answer {
+            agent,
             printed,
             failed,
-        };
-        let mut out = Vec::new();
-        write_json(&mut out, &[answer]).unwrap();
-        let all: Value = serde_json::from_slice(&out).unwrap();
+        }]);
         assert_eq!(all["items"][0]["answer"]["a"], 1);
         assert_eq!(all["failed"][0]["error"], "error: 1 finding");
         let mut missing = Command::new("/there/is/none");

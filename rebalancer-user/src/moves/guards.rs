@@ -73,21 +73,20 @@ mod tests {
         assert_eq!(refused(&[FINE]), None);
         assert_eq!(refused(&[FINE, FINE]), None);
         assert_eq!(refused(&[]), Some(Refusal::OwnerUnknown));
-        let netns = Netns(2);
-        let elsewhere = Facts { netns, ..FINE };
-        assert_eq!(refused(&[FINE, elsewhere]), Some(Refusal::ForeignProcess));
-        let cgroup = Some(CgroupId(8));
-        let moved = Facts { cgroup, ..FINE };
-        assert_eq!(refused(&[FINE, moved]), Some(Refusal::ForeignProcess));
-        let hidden = Facts {
-            cgroup: None,
-            ..FINE
-        };
-        assert_eq!(refused(&[FINE, hidden]), Some(Refusal::OwnerUnknown));
-        let mortal = Facts {
-            dies_of_sigpipe: true,
-            ..FINE
-        };
-        assert_eq!(refused(&[FINE, mortal]), Some(Refusal::Sigpipe));
+        type Change = fn(&mut Facts);
+        let changes: [(Change, Refusal); 4] = [
+            (|facts| facts.netns = Netns(2), Refusal::ForeignProcess),
+            (
+                |facts| facts.cgroup = Some(CgroupId(8)),
+                Refusal::ForeignProcess,
+            ),
+            (|facts| facts.cgroup = None, Refusal::OwnerUnknown),
+            (|facts| facts.dies_of_sigpipe = true, Refusal::Sigpipe),
+        ];
+        for (change, refusal) in changes {
+            let mut other = FINE;
+            change(&mut other);
+            assert_eq!(refused(&[FINE, other]), Some(refusal));
+        }
     }
 }

@@ -75,30 +75,17 @@ mod tests {
 
     #[test]
     fn each_condition_alone_makes_a_connection_busy() {
-        let busy = [
-            Socket {
-                receive_queue: 1,
-                ..quiet()
-            },
-            Socket {
-                send_queue: 1,
-                ..quiet()
-            },
-            Socket {
-                bytes_sent: Bytes(0),
-                ..quiet()
-            },
-            Socket {
-                since_sent: Duration::from_millis(199),
-                ..quiet()
-            },
+        let conditions: [fn(&mut Socket); 5] = [
+            |socket| socket.receive_queue = 1,
+            |socket| socket.send_queue = 1,
+            |socket| socket.bytes_sent = Bytes(0),
+            |socket| socket.since_sent = Duration::from_millis(199),
             // The request came after our last answer: it is being worked on.
-            Socket {
-                since_sent: Duration::from_millis(300),
-                ..quiet()
-            },
+            |socket| socket.since_sent = Duration::from_millis(300),
         ];
-        for socket in busy {
+        for condition in conditions {
+            let mut socket = quiet();
+            condition(&mut socket);
             assert_eq!(judge(&socket, IDLE), Quiet::No, "{socket:?}");
         }
     }

@@ -651,22 +651,19 @@ mod tests {
             remote: remote.unwrap(),
             ..sample::connection(0)
         };
-        let chosen = manual(&connection, Step::RESET_NOW, Guarded::No).unwrap();
-        let order = Order {
-            chosen,
-            device: 0,
-            cgroup: connection.cgroup,
-        };
-        Victim::new(order, Instant::now())
+        of(&connection, Guarded::No)
     }
 
     /// A move that has done nothing yet.
     fn waiting() -> Victim {
-        let chosen = manual(&sample::connection(1), Step::RESET_NOW, Guarded::Yes).unwrap();
+        of(&sample::connection(1), Guarded::Yes)
+    }
+
+    fn of(connection: &Connection, guarded: Guarded) -> Victim {
         let order = Order {
-            chosen,
+            chosen: manual(connection, Step::RESET_NOW, guarded).unwrap(),
             device: 0,
-            cgroup: CgroupId(0),
+            cgroup: connection.cgroup,
         };
         Victim::new(order, Instant::now())
     }

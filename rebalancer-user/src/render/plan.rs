@@ -196,17 +196,15 @@ mod tests {
             write_connections, write_kept_ledger,
         },
         plan::{Ledger, Outcome, Refusal, decide},
-        policy::{Policy, parse},
+        policy::{Policy, sample},
         snapshot::{
-            Bytes, Connection, Endpoint, EndpointKey, KernelTime, Netns, TcpState,
-            sample::connection,
+            Bytes, Connection, KernelTime, TcpState,
+            sample::{connection, endpoint, listening, snapshot},
         },
     };
 
     fn policy() -> Policy {
         let text = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
 mode: Enforce
 budget: {perNode: 2, perService: 100%, perEndpoint: 100%}
 guards: {minAge: 0s}
@@ -214,7 +212,7 @@ rules:
 - {name: low, match: {ports: [{port: 1, endPort: 30000}]}, limits: {maxAge: 30m, maxBytes: 1Gi}, mode: DryRun}
 - {name: rest, match: {ports: [{port: 1, endPort: 65535}]}, limits: {maxAge: 8760h}, balance: {}}
 ";
-        parse("test", text).unwrap()
+        sample::policy(text)
     }
 
     /// In every form, in one string.
@@ -284,28 +282,16 @@ rules:
     /// Two hot endpoints and one that keeps nothing: what is moved from the one comes to the other.
     fn listed(live: &BTreeMap<u64, u32>, interval: u64) -> Snapshot {
         let taken = 7_200_000_000_000 + interval * 60_000_000_000;
-        let at = |netns| EndpointKey {
-            netns: Netns(netns),
-            ..connection(1).endpoint
-        };
         let one = |(cookie, netns): (&u64, &u32)| Connection {
-            endpoint: at(*netns),
+            endpoint: endpoint(*netns, 8080),
             bytes_out: Bytes(interval * (60_000 + cookie % 7 * 10_000)),
             opened: KernelTime(taken - 60_000_000_000 * if *cookie > 120 { 1 } else { 60 } + 1),
             ..connection(*cookie)
         };
-        let listens = |netns| {
-            let endpoint = Endpoint {
-                listeners: 1,
-                ..Endpoint::default()
-            };
-            (at(netns), endpoint)
-        };
+        let listens = |netns| (endpoint(netns, 8080), listening());
         Snapshot {
-            taken: KernelTime(taken),
-            connections: live.iter().map(one).collect(),
             endpoints: (1..=3).map(listens).collect(),
-            ..Snapshot::default()
+            ..snapshot(taken, live.iter().map(one).collect())
         }
     }
 
@@ -318,13 +304,12 @@ rules:
         };
         let mut words = BTreeMap::new();
         for by in ["Connections", "ByteRate"] {
-            let text = format!(
-                "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: Enforce\n\
+            let policy = sample::policy(&format!(
+                "mode: Enforce\n\
                  budget: {{perNode: 100%, perService: 100%, perEndpoint: 100%, maxInFlight: 1000}}\n\
                  guards: {{minAge: 0s}}\nrules:\n- {{name: web, match: {{ports: [{{port: 8080}}]}}, \
                  balance: {{by: {by}}}}}\n"
-            );
-            let policy = parse("test", &text).unwrap();
+            ));
             let mut live: BTreeMap<u64, u32> = (1..=120).map(|c| (c, 1 + c as u32 % 2)).collect();
             let mut next = 121;
             let mut ledger = Ledger::default();

@@ -394,8 +394,6 @@ impl Out<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use prometheus_client::encoding::text::encode;
 
     use super::*;
@@ -406,9 +404,7 @@ mod tests {
             numbers::{Kind, MOVES, Numbers},
             published::Beat,
         },
-        api::{
-            BudgetStatus, ClusterStatus, PassStatus, PausedBy, PausedStatus, Status, read_status,
-        },
+        api::{ClusterStatus, PausedBy, PausedStatus, sample_status},
         http::assert_metrics_listed,
         moves::Pulse,
         snapshot::Naming,
@@ -417,18 +413,7 @@ mod tests {
     /// One of everything.
     fn published() -> Published {
         let at: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
-        let status = r#"{
-            "apiVersion": "rebalancer.dev/v1alpha1", "kind": "Status", "node": "n",
-            "generatedAt": "2026-01-02T03:04:05Z", "version": "1.2.3", "pid": 1,
-            "upSince": "2026-01-02T03:04:05Z",
-            "mode": {"effective": "Enforce", "policy": "Enforce", "flag": "Enforce",
-                     "limitedBy": []},
-            "policy": {"file": "f", "loadedAt": "2026-01-02T03:04:05Z", "rules": 1},
-            "pins": "p", "cgroup": "c", "attachedAgain": 0, "intervalSeconds": 5.0,
-            "capacity": {"maxPerEndpoint": 10, "maxPerNode": 100, "refused": 0}, "kernelFaults": {},
-            "budgets": [], "maxInFlight": 3, "inFlight": [], "ended": {}, "reportedInDryRun": 0
-        }"#;
-        let mut status: Status = read_status(status.as_bytes()).unwrap();
+        let mut status = sample_status();
         status.paused = Some(PausedStatus {
             since: at,
             until: Some(at),
@@ -439,26 +424,6 @@ mod tests {
             views: "valid".to_owned(),
             ..ClusterStatus::default()
         });
-        status.last_pass = Some(PassStatus {
-            at,
-            duration_seconds: 1.0,
-            descriptors: 1,
-            unseen: 0,
-            next_after_seconds: 1.0,
-            connections: 2,
-            endpoints: 1,
-            moves: 0,
-            overdue: 0,
-            skipped: BTreeMap::from([("noRule".to_owned(), 2)]),
-        });
-        status.budgets = vec![BudgetStatus {
-            mode: "Enforce".to_owned(),
-            per_node: 10,
-            window_seconds: 60.0,
-            used: 1,
-            left: 9,
-            refills_at: None,
-        }];
         let mut numbers = Numbers::new(16_384);
         let kind = Kind {
             rule: "web".to_owned(),

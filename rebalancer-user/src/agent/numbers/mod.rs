@@ -321,26 +321,19 @@ mod tests {
     use super::*;
     use crate::{
         plan::decide,
-        policy::parse,
-        snapshot::{Snapshot, sample::connection},
+        policy,
+        snapshot::sample::{connection, snapshot},
     };
 
     #[test]
     fn a_cause_that_skips_nothing_any_more_shows_zero() {
-        let policy = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-rules:
-- {name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30s}}
-";
-        let policy = parse("policy", policy).unwrap();
+        let policy = policy::sample::policy(
+            "rules: [{name: web, match: {ports: [{port: 8080}]}, limits: {maxAge: 30s}}]\n",
+        );
         let mut numbers = Numbers::new(1);
         let ledger = Ledger::default();
         let mut pass = |connections| {
-            let snapshot = Snapshot {
-                connections,
-                ..Snapshot::default()
-            };
+            let snapshot = snapshot(0, connections);
             let plan = decide(&policy, &snapshot, &ledger, KernelTime(0));
             numbers.decided(&plan, &ledger);
             numbers.skipped.clone()

@@ -294,9 +294,11 @@ fn in_namespace<'a>(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::{from_value, json};
 
-    use super::{super::objects::Deletion, *};
+    use super::{
+        super::{objects::Deletion, sample},
+        *,
+    };
 
     fn listed(stabilization_window: Duration, at: Instant) -> Cluster {
         let mut cluster = Cluster {
@@ -319,28 +321,17 @@ mod tests {
         for (stabilization_window, fresh_for) in [(60, 60), (30, 30), (600, 60), (0, 20)] {
             let cluster = listed(Duration::from_secs(stabilization_window), start);
             let [just, later] = [0, 1].map(|more| Duration::from_secs(fresh_for + more));
-            assert_eq!(
-                cluster.naming(start + just),
-                Naming::Fresh,
-                "{stabilization_window}"
-            );
-            let stale = Naming::Stale {
-                silent: Some(later),
-            };
-            assert_eq!(
-                cluster.naming(start + later),
-                stale,
-                "{stabilization_window}"
-            );
+            let silent = Some(later);
+            let found = [just, later].map(|after| cluster.naming(start + after));
+            let expected = [Naming::Fresh, Naming::Stale { silent }];
+            assert_eq!(found, expected, "{stabilization_window}");
         }
     }
 
     #[test]
     fn a_deletion_begins_when_it_is_seen_and_in_the_first_list_when_it_was_asked_for() {
-        let (at, wall) = (
-            Instant::now(),
-            Timestamp::UNIX_EPOCH + Duration::from_secs(100),
-        );
+        let at = Instant::now();
+        let wall = Timestamp::UNIX_EPOCH + Duration::from_secs(100);
         let pod = |ago: u64| Pod {
             deletion: Some(Deletion {
                 asked: wall - Duration::from_secs(ago),
@@ -356,14 +347,8 @@ mod tests {
         assert!(change(Change::Done, at));
         let later = at + Duration::from_secs(3);
         // Of what is watched the other clock does not matter.
-        assert!(change(
-            Change::Set("alive".to_owned(), Some(pod(50))),
-            later
-        ));
-        assert!(!change(
-            Change::Set("alive".to_owned(), Some(pod(50))),
-            later
-        ));
+        let mut set = || change(Change::Set("alive".to_owned(), Some(pod(50))), later);
+        assert_eq!([set(), set()], [true, false]);
         let since = |cluster: &Cluster, uid: &str| {
             let identity = cluster.identify(uid, 80, at + Duration::from_secs(5));
             identity.unwrap().ending.unwrap().since.as_secs()
@@ -374,14 +359,9 @@ mod tests {
     }
 
     fn slice(service: &str, uids: impl IntoIterator<Item = String>) -> Slice {
-        let endpoint =
-            |uid| json!({"addresses": ["10.0.0.1"], "nodeName": "n1", "targetRef": {"uid": uid}});
+        let endpoint = |uid: String| sample::endpoint(&uid, "10.0.0.1", "n1");
         let endpoints: Vec<_> = uids.into_iter().map(endpoint).collect();
-        let object = json!({
-            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "ports": [{"port": 80}], "endpoints": endpoints
-        });
-        Slice::of("n1", from_value(object).unwrap()).unwrap()
+        sample::kept(sample::slice("x", service, &endpoints))
     }
 
     fn services(cluster: &Cluster, uid: &str) -> Vec<String> {

@@ -13,6 +13,8 @@ mod node_balance;
 mod node_balances;
 mod objects;
 mod pod_lookup;
+#[cfg(test)]
+mod sample;
 mod services;
 mod slices;
 mod store;

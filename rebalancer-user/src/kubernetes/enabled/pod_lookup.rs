@@ -283,11 +283,7 @@ mod tests {
     #[test]
     fn a_namespace_without_processes_is_looked_for_often_only_at_first() {
         let mut lookup = lookup();
-        let key = EndpointKey {
-            netns: Netns(1),
-            cgroup: None,
-            port: 80,
-        };
+        let key = crate::snapshot::sample::endpoint(1, 80);
         let mut snapshot = Snapshot {
             endpoints: [(key, Default::default())].into(),
             ..Snapshot::default()

@@ -209,10 +209,13 @@ impl ByService {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::discovery::v1::EndpointSlice;
     use serde_json::{Value, from_value, json};
 
-    use super::*;
+    use super::{
+        super::sample::{self, endpoint, kept, with},
+        *,
+    };
+    use crate::snapshot::sample::service as name;
 
     fn spec(spec: Value) -> Spec {
         let object = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec});
@@ -221,23 +224,12 @@ mod tests {
 
     fn slice(service: &str, pods: &[(&str, &str)]) -> Slice {
         let endpoint = |(node, uid): &(&str, &str)| {
-            json!({"addresses": [format!("10.0.0.{}", uid.len())], "nodeName": node, "zone": "z",
-                   "targetRef": {"uid": uid}})
+            let endpoint = endpoint(uid, &format!("10.0.0.{}", uid.len()), node);
+            with(endpoint, "zone", json!("z"))
         };
-        let object: EndpointSlice = from_value(json!({
-            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4", "ports": [{"port": 80, "name": "grpc"}],
-            "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>()
-        }))
-        .unwrap();
-        Slice::of("n1", object).unwrap()
-    }
-
-    fn name(service: &str) -> ServiceName {
-        ServiceName {
-            namespace: "shop".to_owned(),
-            name: service.to_owned(),
-        }
+        let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
+        let slice = sample::slice("x", service, &endpoints);
+        kept(with(slice, "ports", json!([{"port": 80, "name": "grpc"}])))
     }
 
     #[test]
@@ -274,11 +266,8 @@ mod tests {
         all.set(name("web"), &[&here], None);
         all.set(name("beside"), &[&here], None);
         all.set(name("unknown"), &[&here], None);
-        all.set(
-            name("elsewhere"),
-            &[&slice("elsewhere", &[("n2", "bb")])],
-            None,
-        );
+        let elsewhere = slice("elsewhere", &[("n2", "bb")]);
+        all.set(name("elsewhere"), &[&elsewhere], None);
         let affinity = json!({"sessionAffinity": "ClientIP"});
         let near = json!({"trafficDistribution": "PreferSameNode"});
         let specs = BTreeMap::from([
@@ -301,13 +290,9 @@ mod tests {
     #[test]
     fn a_preferred_zone_counts_without_hints_too() {
         let mut all = ByService::default();
-        let object = |zone: &str, uid: &str, node: &str| json!({"addresses": ["10.0.0.1"], "nodeName": node, "zone": zone, "targetRef": {"uid": uid}});
-        let slice = json!({
-            "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4",
-            "endpoints": [object("x", "a", "n1"), object("x", "b", "n2"), object("y", "c", "n3")]
-        });
-        let slice = Slice::of("n1", from_value(slice).unwrap()).unwrap();
+        let endpoints = [("x", "a", "n1"), ("x", "b", "n2"), ("y", "c", "n3")]
+            .map(|(zone, uid, node)| with(endpoint(uid, "10.0.0.1", node), "zone", json!(zone)));
+        let slice = kept(sample::slice("x", "web", &endpoints));
         all.set(name("web"), &[&slice], None);
         for (distribution, in_zone) in [
             (json!({}), None),
@@ -331,66 +316,90 @@ mod tests {
             let slice = slice("web", pods);
             let slices = [&slice];
             all.set(name("web"), if pods.is_empty() { &[] } else { &slices }, at);
-            let facts = all.facts(&specs, second(100));
-            facts
-                .get(&name("web"))
-                .map(|facts| facts.changed.map(|d| d.as_secs()))
+            let mut facts = all.facts(&specs, second(100));
+            let facts = facts.remove(&name("web"));
+            facts.map(|facts| facts.changed.map(|d| d.as_secs()))
         };
         let (one, two, three) = (("n1", "a"), ("n2", "bb"), ("n3", "ccc"));
-        assert_eq!(
-            since(&[one], None),
-            Some(None),
-            "the first list is no change"
-        );
-        assert_eq!(since(&[one], Some(second(10))), Some(None));
-        assert_eq!(since(&[one, two], Some(second(20))), Some(Some(80)));
-        assert_eq!(since(&[two, one], Some(second(30))), Some(Some(80)));
-        assert_eq!(since(&[one, two, three], Some(second(40))), Some(Some(60)));
-        assert_eq!(since(&[], Some(second(50))), None, "it is gone");
-        assert_eq!(since(&[one], Some(second(60))), Some(Some(40)), "it is new");
+        for (case, pods, at, changed) in [
+            ("the first list", &[one][..], None, Some(None)),
+            ("the same", &[one], Some(second(10)), Some(None)),
+            ("one more", &[one, two], Some(second(20)), Some(Some(80))),
+            (
+                "another order",
+                &[two, one],
+                Some(second(30)),
+                Some(Some(80)),
+            ),
+            (
+                "three",
+                &[one, two, three],
+                Some(second(40)),
+                Some(Some(60)),
+            ),
+            ("it is gone", &[], Some(second(50)), None),
+            ("it is new", &[one], Some(second(60)), Some(Some(40))),
+        ] {
+            assert_eq!(since(pods, at), changed, "{case}");
+        }
+    }
+
+    /// Changes of ready sets, by the minute.
+    struct Minutes {
+        start: Instant,
+        since: Since,
+    }
+
+    impl Minutes {
+        fn from(set: impl IntoIterator<Item = u64>) -> Self {
+            let since = Since {
+                endpoints: endpoints(set),
+                changed: None,
+                lost: None,
+                recent: BTreeMap::new(),
+            };
+            let start = Instant::now();
+            Self { start, since }
+        }
+
+        /// When it has changed and when some were lost, after this set.
+        fn update(
+            &mut self,
+            minute: u32,
+            set: impl IntoIterator<Item = u64>,
+        ) -> (Option<u64>, Option<u64>) {
+            let now = self.start + Duration::from_secs(60) * minute;
+            self.since.update(endpoints(set), Some(now));
+            let minutes = |at: Instant| (at - self.start).as_secs() / 60;
+            (
+                self.since.changed.map(minutes),
+                self.since.lost.map(minutes),
+            )
+        }
+    }
+
+    fn endpoints(set: impl IntoIterator<Item = u64>) -> Endpoints {
+        Endpoints {
+            ready_set: set.into_iter().collect(),
+            ..Endpoints::default()
+        }
     }
 
     /// `changed` after these ready sets, one each minute.
     fn changed(sets: &[BTreeSet<u64>]) -> Option<u64> {
-        let start = Instant::now();
-        let endpoints = |set: &BTreeSet<u64>| Endpoints {
-            ready_set: set.iter().copied().collect(),
-            ..Endpoints::default()
-        };
-        let mut since = Since {
-            endpoints: endpoints(&sets[0]),
-            changed: None,
-            lost: None,
-            recent: BTreeMap::new(),
-        };
-        for (minute, set) in sets.iter().enumerate().skip(1) {
-            since.update(
-                endpoints(set),
-                Some(start + Duration::from_secs(60) * minute as u32),
-            );
-        }
-        Some((since.changed? - start).as_secs() / 60)
+        let mut sets = sets.iter().cloned();
+        let mut minutes = Minutes::from(sets.next().unwrap());
+        let changed = (1..)
+            .zip(sets)
+            .map(|(minute, set)| minutes.update(minute, set).0);
+        changed.last().flatten()
     }
 
     /// One that comes and soon goes is flapping, which is no change; but its clients go elsewhere.
     #[test]
     fn pods_that_were_lost_are_known_though_they_had_come_just_before() {
-        let start = Instant::now();
-        let mut since = Since {
-            endpoints: Endpoints::default(),
-            changed: None,
-            lost: None,
-            recent: BTreeMap::new(),
-        };
-        let mut set = |minute: u32, pods: std::ops::Range<u64>| {
-            let endpoints = Endpoints {
-                ready_set: pods.collect(),
-                ..Endpoints::default()
-            };
-            let minutes = |at: Instant| (at - start).as_secs() / 60;
-            since.update(endpoints, Some(start + Duration::from_secs(60) * minute));
-            (since.changed.map(minutes), since.lost.map(minutes))
-        };
+        let mut minutes = Minutes::from([]);
+        let mut set = |minute, pods: std::ops::Range<u64>| minutes.update(minute, pods);
         assert_eq!(set(1, 0..3), (Some(1), None));
         assert_eq!(set(2, 0..6), (Some(2), None));
         assert_eq!(set(3, 0..3), (Some(2), Some(3)));
@@ -403,12 +412,7 @@ mod tests {
     fn a_pod_that_flaps_changes_its_service_once() {
         let all = BTreeSet::from([1, 2, 3]);
         let less = BTreeSet::from([1, 2]);
-        let flaps: Vec<_> = [&all, &less]
-            .into_iter()
-            .cycle()
-            .take(30)
-            .cloned()
-            .collect();
+        let flaps = vec![[all, less]; 15].concat();
         assert_eq!(changed(&flaps), Some(1));
         let mut then_another = flaps;
         then_another.push(BTreeSet::from([1, 3]));
@@ -419,9 +423,8 @@ mod tests {
     fn a_large_service_has_changed_once_a_twentieth_of_its_pods_have() {
         // One pod a minute is replaced.
         let sets = |pods: u64| -> Vec<BTreeSet<u64>> {
-            (0..30)
-                .map(|minute| (minute..minute + pods).collect())
-                .collect()
+            let set = |minute| (minute..minute + pods).collect();
+            (0..30).map(set).collect()
         };
         assert_eq!(changed(&sets(10)), Some(29), "of ten each counts");
         // Ten minutes' changes are of twenty pods, one that goes and one that comes each minute; of 400

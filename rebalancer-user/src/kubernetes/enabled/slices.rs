@@ -284,44 +284,41 @@ impl Endpoints {
 mod tests {
     use serde_json::{Value, from_value, json};
 
-    use super::*;
+    use super::{
+        super::sample::{self, endpoint, kept, with},
+        *,
+    };
 
-    fn endpoint(uid: &str, address: &str, node: &str, zone: Value) -> Value {
-        json!({"addresses": [address], "nodeName": node, "zone": zone, "conditions": {"ready": true},
-               "targetRef": {"kind": "Pod", "uid": uid}})
-    }
-
-    /// `endpoint` with other conditions or hints.
-    fn with(mut endpoint: Value, field: &str, value: Value) -> Value {
-        endpoint[field] = value;
-        endpoint
+    fn slice(endpoints: &[Value]) -> Slice {
+        kept(sample::slice("web-x", "web", endpoints))
     }
 
     fn slice_on(ports: Value, endpoints: &[Value]) -> Slice {
-        let object = json!({
-            "metadata": {"name": "web-x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-            "addressType": "IPv4", "endpoints": endpoints, "ports": ports
-        });
-        Slice::of("n1", from_value(object).unwrap()).unwrap()
+        kept(with(
+            sample::slice("web-x", "web", endpoints),
+            "ports",
+            ports,
+        ))
     }
 
-    fn slice(endpoints: &[Value]) -> Slice {
-        slice_on(json!([{"port": 80}]), endpoints)
+    /// One whose address does not matter.
+    fn at(uid: &str, node: &str) -> Value {
+        endpoint(uid, "10.0.0.1", node)
+    }
+
+    fn unready(endpoint: Value) -> Value {
+        with(endpoint, "conditions", json!({"ready": false}))
     }
 
     #[test]
     fn what_is_used_of_a_slice_is_kept() {
-        let at = |uid, node| endpoint(uid, "10.0.0.1", node, Value::Null);
+        let terminating = json!({"ready": false, "terminating": true});
         let kept = slice_on(
             json!([{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}, {"port": 81}]),
             &[
                 at("a", "n1"),
                 at("b", "n2"),
-                with(
-                    at("c", "n1"),
-                    "conditions",
-                    json!({"ready": false, "terminating": true}),
-                ),
+                with(at("c", "n1"), "conditions", terminating),
                 with(at("d", "n1"), "conditions", json!({})),
                 json!({"addresses": ["10.0.0.9"]}),
             ],
@@ -329,21 +326,17 @@ mod tests {
         assert_eq!(kept.service.to_string(), "shop/web");
         assert_eq!(kept.ports, [Some(80), Some(81)]);
         assert!(kept.has_port(81) && !kept.has_port(53));
-        let found = ["a", "b", "c", "d", "e"].map(|uid| {
-            let at = kept.endpoint(&EndpointId::of(uid))?;
-            Some((at.here, at.ready, at.terminating))
-        });
-        let here = Some(true);
-        assert_eq!(
-            found,
-            [
-                Some((here, true, false)),
-                Some((Some(false), true, false)),
-                Some((here, false, true)),
-                Some((here, true, false)),
-                None
-            ]
-        );
+        for (uid, expected) in [
+            ("a", Some((Some(true), true, false))),
+            ("b", Some((Some(false), true, false))),
+            ("c", Some((Some(true), false, true))),
+            ("d", Some((Some(true), true, false))),
+            ("e", None),
+        ] {
+            let found = kept.endpoint(&EndpointId::of(uid));
+            let found = found.map(|at| (at.here, at.ready, at.terminating));
+            assert_eq!(found, expected, "{uid}");
+        }
         let of_none = json!({"metadata": {"name": "x", "namespace": "shop"}, "addressType": "IPv4", "endpoints": []});
         assert_eq!(Slice::of("n1", from_value(of_none).unwrap()), None);
     }
@@ -372,27 +365,22 @@ mod tests {
 
     #[test]
     fn each_pod_counts_once_on_all_nodes() {
-        let none = Value::Null;
         let four = slice(&[
-            endpoint("a", "10.0.0.1", "n1", none.clone()),
-            endpoint("b", "10.0.0.2", "n2", none.clone()),
-            with(
-                endpoint("c", "10.0.0.3", "n2", none.clone()),
-                "conditions",
-                json!({"ready": false}),
-            ),
+            endpoint("a", "10.0.0.1", "n1"),
+            endpoint("b", "10.0.0.2", "n2"),
+            unready(endpoint("c", "10.0.0.3", "n2")),
             json!({"addresses": ["192.0.2.1"]}),
         ]);
         let six = slice(&[
-            endpoint("a", "2001:db8::1", "n1", none.clone()),
-            endpoint("b", "2001:db8::2", "n2", none.clone()),
+            endpoint("a", "2001:db8::1", "n1"),
+            endpoint("b", "2001:db8::2", "n2"),
         ]);
         let all = Endpoints::of(&[&four, &six]);
         assert_eq!((all.ready, all.ready_here, all.ready_in_zone), (3, 1, None));
         assert_eq!(all.addresses.unwrap().len(), 6);
         assert_eq!(all.ready_set, Endpoints::of(&[&four]).ready_set);
         // One becomes unready; of another Service, nothing but the set is of use.
-        let fewer = slice(&[endpoint("b", "10.0.0.2", "n2", none)]);
+        let fewer = slice(&[endpoint("b", "10.0.0.2", "n2")]);
         let elsewhere = Endpoints::of(&[&fewer]);
         assert_ne!(elsewhere.ready_set, all.ready_set);
         assert_eq!(elsewhere.addresses, None);
@@ -400,20 +388,15 @@ mod tests {
 
     #[test]
     fn every_node_names_the_same_set_of_ready_endpoints_alike() {
-        let at = |uid, node| endpoint(uid, "10.0.0.1", node, Value::Null);
-        let unready = |uid| with(at(uid, "n1"), "conditions", json!({"ready": false}));
         let of = |slices: &[Slice]| {
             let slices: Vec<&Slice> = slices.iter().collect();
             Endpoints::of(&slices).generation
         };
         let seen_from = |node: &str, endpoints: &[Value]| {
-            let object = json!({
-                "metadata": {"name": "x", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
-                "addressType": "IPv4", "endpoints": endpoints, "ports": [{"port": 80}]
-            });
+            let object = sample::slice("x", "web", endpoints);
             Slice::of(node, from_value(object).unwrap()).unwrap()
         };
-        let both = [at("a", "n1"), at("b", "n2"), unready("c")];
+        let both = [at("a", "n1"), at("b", "n2"), unready(at("c", "n1"))];
         let one = of(&[seen_from("n1", &both)]);
         assert_eq!(one, of(&[seen_from("n2", &both)]));
         // However they are divided into slices.
@@ -433,43 +416,33 @@ mod tests {
             let zones: Vec<Value> = zones.iter().map(|zone| json!({"name": zone})).collect();
             json!({"forZones": zones})
         };
-        let at = |uid, node, zone: &str| endpoint(uid, "10.0.0.1", node, json!(zone));
-        let hinted = |endpoints: &[Value]| {
-            let all = Endpoints::of(&[&slice(endpoints)]);
+        let to_node = json!({"forZones": [{"name": "x"}], "forNodes": [{"name": "n1"}]});
+        let in_zone = |uid, node, zone: &str| with(at(uid, node), "zone", json!(zone));
+        let hinted = |endpoint: &Value, hints: Value| with(endpoint.clone(), "hints", hints);
+        let [a, b, c] = [("a", "n1", "x"), ("b", "n2", "x"), ("c", "n3", "y")]
+            .map(|(uid, node, zone)| in_zone(uid, node, zone));
+        let [a_to_x, b_to_x] = [&a, &b].map(|endpoint| hinted(endpoint, to(&["x"])));
+        let both = |third: Value| vec![a_to_x.clone(), b_to_x.clone(), third];
+        let c_to = |zones: &[&str]| hinted(&c, to(zones));
+        let none = vec![a.clone(), b.clone(), c.clone()];
+        // An unready one neither counts nor lacks hints.
+        let and_unready = both(unready(c.clone()));
+        let elsewhere = vec![hinted(&a, to(&["y"])), c_to(&["y"])];
+        for (case, endpoints, own, to_zone, to_nodes) in [
+            ("no hints", none, 2, None, false),
+            ("hints that not all have", both(c.clone()), 2, None, false),
+            ("each to its zone", both(c_to(&["y"])), 2, Some(2), false),
+            ("one to both", both(c_to(&["x", "y"])), 2, Some(3), false),
+            ("and an unready one", and_unready, 2, Some(2), false),
+            ("none to this zone", elsewhere, 1, None, false),
+            ("to a node", vec![hinted(&a, to_node)], 1, Some(1), true),
+        ] {
+            let all = Endpoints::of(&[&slice(&endpoints)]);
             let number = |of: Option<Counted>| of.map(|counted| counted.number);
-            let (own, hinted) = (number(all.ready_in_zone), number(all.hinted_to_zone));
-            (own, hinted, all.hinted_to_nodes)
-        };
-        let own = [at("a", "n1", "x"), at("b", "n2", "x"), at("c", "n3", "y")];
-        assert_eq!(hinted(&own), (Some(2), None, false));
-        let [a, b, c] = own;
-        let [a, b] = [a, b].map(|e| with(e, "hints", to(&["x"])));
-        // Hints that not all have count for none.
-        assert_eq!(
-            hinted(&[a.clone(), b.clone(), c.clone()]),
-            (Some(2), None, false)
-        );
-        let c_to_y = with(c.clone(), "hints", to(&["y"]));
-        assert_eq!(
-            hinted(&[a.clone(), b.clone(), c_to_y.clone()]),
-            (Some(2), Some(2), false)
-        );
-        let c_to_both = with(c.clone(), "hints", to(&["x", "y"]));
-        assert_eq!(
-            hinted(&[a.clone(), b.clone(), c_to_both]),
-            (Some(2), Some(3), false)
-        );
-        // Unready ones neither count nor lack hints.
-        let unready = with(c, "conditions", json!({"ready": false}));
-        assert_eq!(hinted(&[a.clone(), b, unready]), (Some(2), Some(2), false));
-        let to_y = with(at("a", "n1", "x"), "hints", to(&["y"]));
-        assert_eq!(hinted(&[to_y, c_to_y]), (Some(1), None, false));
-        let to_node = with(
-            a,
-            "hints",
-            json!({"forZones": [{"name": "x"}], "forNodes": [{"name": "n1"}]}),
-        );
-        assert_eq!(hinted(&[to_node]), (Some(1), Some(1), true));
+            let found = (number(all.ready_in_zone), number(all.hinted_to_zone));
+            assert_eq!(found, (Some(own), to_zone), "{case}");
+            assert_eq!(all.hinted_to_nodes, to_nodes, "{case}");
+        }
     }
 
     #[test]
@@ -500,10 +473,7 @@ mod tests {
     /// What one of many endpoints on other nodes costs.
     #[test]
     fn an_endpoint_is_small() {
-        assert!(
-            size_of::<SliceEndpoint>() <= 80,
-            "{}",
-            size_of::<SliceEndpoint>()
-        );
+        let size = size_of::<SliceEndpoint>();
+        assert!(size <= 80, "{size}");
     }
 }

@@ -7,10 +7,11 @@ use tokio::task::JoinSet;
 use xtask::apiserver::ApiServer;
 
 use super::{
+    sample::{self, endpoint},
     store::Pace,
     watch::{self, Shared},
 };
-use crate::snapshot::{Identity, Naming, Service, ServiceName};
+use crate::snapshot::{self, Identity, Naming, Service};
 
 /// For anything that should happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +39,16 @@ impl Followed {
     }
 
     fn identify(&self, uid: &str) -> Option<Identity> {
-        self.shared.lock().identify(uid, 8080, Instant::now())
+        self.identify_at(uid, 80)
+    }
+
+    fn identify_at(&self, uid: &str, port: u16) -> Option<Identity> {
+        self.shared.lock().identify(uid, port, Instant::now())
+    }
+
+    /// The pod is known; it is on this node.
+    fn pod(&self, uid: &str) -> Identity {
+        self.identify(uid).unwrap()
     }
 
     fn naming(&self) -> Naming {
@@ -46,12 +56,21 @@ impl Followed {
     }
 
     fn facts(&self, service: &str) -> Option<Service> {
-        let name = ServiceName {
-            namespace: "shop".to_owned(),
-            name: service.to_owned(),
-        };
         let mut facts = self.shared.lock().facts(Instant::now());
-        facts.remove(&name)
+        facts.remove(&snapshot::sample::service(service))
+    }
+
+    /// The same of one that leads here.
+    fn known(&self, service: &str) -> Service {
+        self.facts(service).unwrap()
+    }
+
+    fn set_service(&self, name: &str, annotations: Value) {
+        self.api.set("services", service(name, annotations));
+    }
+
+    fn set_slice(&self, name: &str, service: &str, pods: &[(&str, &str)]) {
+        self.api.set("endpointslices", slice(name, service, pods));
     }
 
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
@@ -66,6 +85,23 @@ impl Followed {
     async fn until_fresh(&self) {
         self.until("fresh", |f| f.naming() == Naming::Fresh).await;
     }
+
+    /// The API server has been silent.
+    async fn until_silent(&self) {
+        let silent = |f: &Self| matches!(f.naming(), Naming::Stale { silent: Some(_) });
+        self.until("stale", silent).await;
+    }
+
+    async fn until_known(&self, uid: &str) {
+        let known = |f: &Self| f.identify(uid).is_some();
+        self.until("the new pod is known", known).await;
+    }
+
+    /// One pod has gone and another has come.
+    async fn until_replaced(&self, uid: &str, by: &str) {
+        let replaced = |f: &Self| f.identify(by).is_some() && f.identify(uid).is_none();
+        self.until("missed changes are known", replaced).await;
+    }
 }
 
 fn pod(name: &str, uid: &str, node: &str) -> Value {
@@ -74,29 +110,30 @@ fn pod(name: &str, uid: &str, node: &str) -> Value {
            "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
 }
 
-fn slice(name: &str, service: &str, uids: &[&str]) -> Value {
-    let endpoint = |uid: &&str| {
-        json!({"addresses": ["10.0.0.1"], "nodeName": "n1", "conditions": {"ready": true},
-               "targetRef": {"kind": "Pod", "uid": uid}})
+/// A slice of these pods, by uid, on these nodes.
+fn slice(name: &str, service: &str, pods: &[(&str, &str)]) -> Value {
+    let of_pod = |(uid, node): &(&str, &str)| {
+        let number = uid.as_bytes().last().unwrap();
+        endpoint(uid, &format!("10.0.0.{number}"), node)
     };
-    json!({"metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": service}},
-           "addressType": "IPv4", "endpoints": uids.iter().map(endpoint).collect::<Vec<_>>(),
-           "ports": [{"port": 8080, "protocol": "TCP"}]})
+    let endpoints: Vec<Value> = pods.iter().map(of_pod).collect();
+    sample::slice(name, service, &endpoints)
 }
 
 fn service(name: &str, annotations: Value) -> Value {
     json!({"metadata": {"name": name, "namespace": "shop", "annotations": annotations}, "spec": {}})
 }
 
+fn namespace(labels: Value) -> Value {
+    json!({"metadata": {"name": "shop", "labels": labels}})
+}
+
 fn shop() -> ApiServer {
     let api = ApiServer::start().unwrap();
-    let labels = json!({"team": "shop"});
-    api.set(
-        "namespaces",
-        json!({"metadata": {"name": "shop", "labels": labels}}),
-    );
+    api.set("namespaces", namespace(json!({"team": "shop"})));
     api.set("services", service("web", json!({})));
-    api.set("endpointslices", slice("web-1", "web", &["u0", "u1"]));
+    let both = slice("web-1", "web", &[("u0", "n1"), ("u1", "n1")]);
+    api.set("endpointslices", both);
     api.set("pods", pod("web-0", "u0", "n1"));
     api.set("pods", pod("web-1", "u1", "n2"));
     api
@@ -115,43 +152,29 @@ async fn objects_become_names_and_changes_reach_them() {
     let f = Followed::start(shop());
     assert_eq!(f.naming(), Naming::Stale { silent: None });
     f.until_fresh().await;
-    let web = f.identify("u0").unwrap();
-    assert_eq!(
-        (web.namespace.as_str(), web.pod.as_str()),
-        ("shop", "web-0")
-    );
+    let web = f.pod("u0");
+    let named = (web.namespace.as_str(), web.pod.as_str());
+    assert_eq!(named, ("shop", "web-0"));
     assert_eq!(web.namespace_labels.as_ref().unwrap()["team"], "shop");
     assert_eq!((web.labels["app"].as_str(), web.ready), ("web", true));
     assert_eq!(services(&web), [("web", false)]);
-    assert_eq!(
-        f.shared
-            .lock()
-            .identify("u0", 81, Instant::now())
-            .unwrap()
-            .services,
-        Some(vec![])
-    );
+    let elsewhere = f.identify_at("u0", 81).unwrap();
+    assert_eq!(elsewhere.services, Some(vec![]));
     assert_eq!(f.identify("u1"), None, "of another node");
 
-    f.api.set(
-        "services",
-        service("web", json!({"rebalancer.dev/enabled": "false"})),
-    );
-    f.api.set("endpointslices", slice("all-1", "all", &["u0"]));
+    f.set_service("web", json!({"rebalancer.dev/enabled": "false"}));
+    f.set_slice("all-1", "all", &[("u0", "n1")]);
     f.until("the Services are known", |f| {
-        f.identify("u0")
-            .is_some_and(|w| services(&w) == [("all", false), ("web", true)])
+        services(&f.pod("u0")) == [("all", false), ("web", true)]
     })
     .await;
     f.api.delete("endpointslices", "shop/all-1");
-    f.api.set("services", service("web", json!({})));
-    f.api.set(
-        "namespaces",
-        json!({"metadata": {"name": "shop", "labels": {"team": "pay", "rebalancer.dev/enabled": "no"}}}),
-    );
+    f.set_service("web", json!({}));
+    let out = json!({"team": "pay", "rebalancer.dev/enabled": "no"});
+    f.api.set("namespaces", namespace(out));
     assert!(!web.namespace_opted_out);
     f.until("their deletions are known", |f| {
-        let web = f.identify("u0").unwrap();
+        let web = f.pod("u0");
         services(&web) == [("web", false)]
             && web.namespace_opted_out
             && web.namespace_labels.unwrap()["team"] == "pay"
@@ -161,44 +184,26 @@ async fn objects_become_names_and_changes_reach_them() {
     // The same name, another pod.
     f.api.delete("pods", "shop/web-0");
     f.api.set("pods", pod("web-0", "u2", "n1"));
-    f.until("the new pod is known", |f| f.identify("u2").is_some())
-        .await;
+    f.until_known("u2").await;
     assert_eq!(f.identify("u0"), None);
     assert_eq!(f.naming(), Naming::Fresh);
-}
-
-/// A slice whose endpoints, by uid, are on these nodes.
-fn spread(name: &str, service: &str, pods: &[(&str, &str)]) -> Value {
-    let endpoint = |(uid, node): &(&str, &str)| {
-        json!({"addresses": [format!("10.0.0.{}", uid.as_bytes()[1])], "nodeName": node,
-               "targetRef": {"kind": "Pod", "uid": uid}})
-    };
-    let endpoints: Vec<Value> = pods.iter().map(endpoint).collect();
-    let mut slice = slice(name, service, &[]);
-    slice["endpoints"] = endpoints.into();
-    slice
 }
 
 #[tokio::test]
 async fn facts_of_a_service_follow_its_slices_and_its_spec() {
     let f = Followed::start(shop());
     f.until_fresh().await;
-    let web = f.facts("web").unwrap();
+    let web = f.known("web");
     assert_eq!((web.ready, web.ready_here, web.changed), (2, 2, None));
     assert!(!web.client_ip_affinity && !web.headless);
     assert!(f.shared.lock().age(Instant::now()).unwrap() < PATIENCE);
 
     // More elsewhere, in a slice of its own: they count, and the Service has changed.
-    f.api.set(
-        "endpointslices",
-        spread("web-2", "web", &[("u2", "n2"), ("u3", "n3")]),
-    );
-    f.until("more endpoints are known", |f| {
-        f.facts("web").unwrap().ready == 4
-    })
-    .await;
-    let web = f.facts("web").unwrap();
-    assert_eq!((web.ready_here, web.addresses.len()), (2, 3));
+    f.set_slice("web-2", "web", &[("u2", "n2"), ("u3", "n3")]);
+    f.until("more endpoints are known", |f| f.known("web").ready == 4)
+        .await;
+    let web = f.known("web");
+    assert_eq!((web.ready_here, web.addresses.len()), (2, 4));
     assert!(web.changed.unwrap() < PATIENCE);
 
     // The spec alone: the endpoints are as they were.
@@ -206,67 +211,57 @@ async fn facts_of_a_service_follow_its_slices_and_its_spec() {
     object["spec"] = json!({"sessionAffinity": "ClientIP", "internalTrafficPolicy": "Local"});
     f.api.set("services", object);
     f.until("the new spec is known", |f| {
-        let web = f.facts("web").unwrap();
+        let web = f.known("web");
         web.client_ip_affinity && web.internal_local
     })
     .await;
 
     // A Service whose pods are all elsewhere, until one is here.
-    f.api.set("services", service("far", json!({})));
-    f.api
-        .set("endpointslices", spread("far-1", "far", &[("u9", "n2")]));
-    f.api.set("endpointslices", spread("far-2", "far", &[]));
+    f.set_service("far", json!({}));
+    f.set_slice("far-1", "far", &[("u9", "n2")]);
+    f.set_slice("far-2", "far", &[]);
     f.until("slices of far are known", |f| {
         f.shared.lock().slices_of("shop", "far") == 2
     })
     .await;
     assert_eq!(f.facts("far"), None);
-    f.api
-        .set("endpointslices", spread("far-2", "far", &[("u8", "n1")]));
-    f.until("its endpoint on this node is known", |f| {
-        f.facts("far").is_some()
-    })
-    .await;
-    let far = f.facts("far").unwrap();
+    f.set_slice("far-2", "far", &[("u8", "n1")]);
+    f.until("its endpoint here is known", |f| f.facts("far").is_some())
+        .await;
+    let far = f.known("far");
     assert_eq!((far.ready, far.ready_here), (2, 1));
 
     f.api.delete("endpointslices", "shop/web-2");
-    f.until("fewer endpoints are known", |f| {
-        f.facts("web").unwrap().ready == 2
-    })
-    .await;
+    f.until("fewer endpoints are known", |f| f.known("web").ready == 2)
+        .await;
     f.api.delete("services", "shop/web");
     f.until("its deletion is known", |f| f.facts("web").is_none())
         .await;
     // Its slices are still there: that it leads here is known, and no more.
-    assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
+    assert_eq!(services(&f.pod("u0")), [("web", false)]);
 }
 
 #[tokio::test]
 async fn facts_that_were_missed_are_relisted_with_the_time_of_the_list() {
     let mut f = Followed::start(shop());
-    f.api.set("services", service("same", json!({})));
-    f.api
-        .set("endpointslices", slice("same-1", "same", &["u0"]));
+    f.set_service("same", json!({}));
+    f.set_slice("same-1", "same", &[("u0", "n1")]);
     f.until("both Services are known", |f| {
         f.facts("same").is_some() && f.naming() == Naming::Fresh
     })
     .await;
-    let before = f.facts("same").unwrap().changed;
+    let before = f.known("same").changed;
     f.api.down();
-    f.api.set("endpointslices", slice("web-1", "web", &["u0"]));
+    f.set_slice("web-1", "web", &[("u0", "n1")]);
     f.api.expire();
-    f.until("stale", |f| matches!(f.naming(), Naming::Stale { .. }))
-        .await;
-    assert_eq!(f.facts("web").unwrap().ready, 2, "the last known stays");
+    f.until_silent().await;
+    assert_eq!(f.known("web").ready, 2, "the last known stays");
     f.api.up().unwrap();
-    f.until("missed changes are known", |f| {
-        f.facts("web").unwrap().ready == 1
-    })
-    .await;
-    assert!(f.facts("web").unwrap().changed.is_some());
+    f.until("missed changes are known", |f| f.known("web").ready == 1)
+        .await;
+    assert!(f.known("web").changed.is_some());
     // What was listed again as it was has not changed.
-    let after = f.facts("same").unwrap().changed;
+    let after = f.known("same").changed;
     assert_eq!(after.is_some(), before.is_some());
     assert!(after >= before);
     f.until_fresh().await;
@@ -277,19 +272,13 @@ async fn while_the_api_server_is_gone_the_last_names_stay() {
     let mut f = Followed::start(shop());
     f.until_fresh().await;
     f.api.down();
-    f.until("stale", |f| {
-        matches!(f.naming(), Naming::Stale { silent: Some(_) })
-    })
-    .await;
-    assert_eq!(f.identify("u0").unwrap().pod, "web-0");
+    f.until_silent().await;
+    assert_eq!(f.pod("u0").pod, "web-0");
     // What happens meanwhile is learnt afterwards.
     f.api.set("pods", pod("web-9", "u9", "n1"));
     f.api.delete("pods", "shop/web-0");
     f.api.up().unwrap();
-    f.until("missed changes are known", |f| {
-        f.identify("u9").is_some() && f.identify("u0").is_none()
-    })
-    .await;
+    f.until_replaced("u0", "u9").await;
     f.until_fresh().await;
 }
 
@@ -313,11 +302,8 @@ async fn an_idle_server_stays_fresh_and_a_silent_one_does_not() {
 
     // Each connection stays, and leads nowhere.
     f.api.fall_silent();
-    f.until("stale", |f| {
-        matches!(f.naming(), Naming::Stale { silent: Some(_) })
-    })
-    .await;
-    assert_eq!(f.identify("u0").unwrap().pod, "web-0", "the last known");
+    f.until_silent().await;
+    assert_eq!(f.pod("u0").pod, "web-0", "the last known");
 }
 
 #[tokio::test]
@@ -331,10 +317,7 @@ async fn an_expired_watch_is_relisted() {
     f.api.delete("pods", "shop/web-0");
     f.api.expire();
     f.api.up().unwrap();
-    f.until("missed changes are known", |f| {
-        f.identify("u9").is_some() && f.identify("u0").is_none()
-    })
-    .await;
+    f.until_replaced("u0", "u9").await;
     f.until_fresh().await;
     assert!(f.api.asked("list", "pods") > lists);
 }
@@ -348,8 +331,7 @@ async fn cut_connections_are_restored_without_a_list() {
         f.api.cut();
         let uid = format!("v{round}");
         f.api.set("pods", pod(&format!("new-{round}"), &uid, "n1"));
-        f.until("the new pod is known", |f| f.identify(&uid).is_some())
-            .await;
+        f.until_known(&uid).await;
     }
     f.until_fresh().await;
     assert_eq!(f.api.asked("list", "pods"), lists);
@@ -361,12 +343,12 @@ async fn one_kind_that_is_refused_makes_names_stale() {
     let api = shop();
     api.forbid(Some("endpointslices"));
     let f = Followed::start(api);
-    f.until("named", |f| f.identify("u0").is_some()).await;
-    assert_eq!(f.identify("u0").unwrap().services, None);
+    f.until_known("u0").await;
+    assert_eq!(f.pod("u0").services, None);
     assert_eq!(f.naming(), Naming::Stale { silent: None });
     f.api.forbid(None);
     f.until_fresh().await;
-    assert_eq!(services(&f.identify("u0").unwrap()), [("web", false)]);
+    assert_eq!(services(&f.pod("u0")), [("web", false)]);
 }
 
 #[tokio::test]
