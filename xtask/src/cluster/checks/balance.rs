@@ -11,7 +11,7 @@ use super::{
     Outcome, State,
     agents::{self, agents, install, moved_on, overlay_with, pid_on, query},
     policy, traffic,
-    workload::EVEN,
+    workload::{EVEN, Workload},
 };
 use crate::{
     cluster::{kubectl, layout, network, process},
@@ -23,20 +23,27 @@ pub(super) const NODES: usize = 3;
 /// What an endpoint may hold above the mean, in percent, as the policy has it.
 const TOLERANCE: u64 = 10;
 /// The least time between two reports of an agent.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+pub(super) const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// The most rounds of reports until the connections are balanced.
-const ROUNDS: u32 = 4;
+pub(super) const ROUNDS: u32 = 4;
 /// The most moves, to the least.
-const MOST_MOVES: f64 = 1.15;
-/// How long nothing may be moved afterwards.
-const AT_REST: Duration = Duration::from_secs(60);
-const COORDINATORS: &str = "app.kubernetes.io/component=coordinator";
+pub(super) const MOST_MOVES: f64 = 1.15;
+pub(super) const COORDINATORS: &str = "app.kubernetes.io/component=coordinator";
+
+/// The field of a rule that balances.
+pub(super) fn balance() -> String {
+    format!("balance: {{by: Connections, tolerance: {TOLERANCE}%}}")
+}
 
 /// A policy that balances the Service over all nodes.
 pub(super) fn balanced() -> String {
-    let balance = format!("balance: {{by: Connections, tolerance: {TOLERANCE}%}}");
-    let fields = format!("match: {{services: [default/even]}}\n  {balance}");
-    policy::with_rule("even", &fields, 300)
+    balanced_by(300)
+}
+
+/// The same by so many moves per node in ten seconds.
+pub(super) fn balanced_by(per_node: u32) -> String {
+    let fields = format!("match: {{services: [default/even]}}\n  {}", balance());
+    policy::with_rule("even", &fields, per_node)
 }
 
 /// The Lease's holder, once an identity holds it.
@@ -64,14 +71,14 @@ pub(super) fn coordinators(_: &mut State) -> Outcome {
 }
 
 /// The agent's own token, as a thief on its node could use it.
-fn token_of(node: &str) -> Result<String> {
+pub(super) fn token_of(node: &str) -> Result<String> {
     let root = format!("/proc/{}/root", pid_on(node)?);
     let path = "/var/run/secrets/kubernetes.io/serviceaccount/token";
     fs::read_to_string(format!("{root}{path}")).context("the agent's token")
 }
 
 /// Writes the `field` of the object of `node` with a token, as an agent does.
-fn written(token: &str, node: &str, field: &str) -> Result<String> {
+pub(super) fn written(token: &str, node: &str, field: &str) -> Result<String> {
     let mut kubectl = process::in_namespace(network::CONTROL_PLANE, process::program("kubectl"));
     kubectl.args(["--kubeconfig", "/dev/null", "--server", layout::API_SERVER]);
     kubectl.args(["--insecure-skip-tls-verify", "--token", token]);
@@ -124,20 +131,24 @@ pub(super) fn ended() -> Result<u64> {
 }
 
 /// The most that a pod of `pods` may hold: the mean, the tolerance, and what chance explains.
-fn most(pods: usize) -> u64 {
-    let mean = EVEN.connections as f64 / pods as f64;
+fn most(connections: u64, pods: usize) -> u64 {
+    let mean = connections as f64 / pods as f64;
     (mean * (100 + TOLERANCE) as f64 / 100.0 + 2.0 * mean.sqrt()).ceil() as u64
 }
 
-fn is_balanced(pods: &[String], report: &Report) -> bool {
+/// Whether all connections of the workload's client are on `pods`, and on none of them too many.
+pub(super) fn is_balanced(workload: Workload, pods: &[String], report: &Report) -> bool {
     let of = |pod: &String| report.connections.get(pod).copied().unwrap_or(0);
-    report.answered() == EVEN.connections && pods.iter().all(|pod| of(pod) <= most(pods.len()))
+    let most = most(workload.connections, pods.len());
+    pods.iter().map(of).sum::<u64>() == workload.connections
+        && pods.iter().all(|pod| of(pod) <= most)
 }
 
 /// The fewest moves after which no pod holds more than the mean and the tolerance: what is moved comes to any pod by
 /// chance, and only what comes to one that did not hold too much is a gain.
-fn least(report: &Report, replicas: usize) -> f64 {
-    let stop = EVEN.connections as f64 / replicas as f64 * (100 + TOLERANCE) as f64 / 100.0;
+pub(super) fn least(report: &Report, replicas: usize) -> f64 {
+    let mean = report.answered() as f64 / replicas as f64;
+    let stop = mean * (100 + TOLERANCE) as f64 / 100.0;
     let excess = |load: &u64| *load as f64 - stop;
     let hot: Vec<f64> = report.connections.values().map(excess).collect();
     let hot: Vec<f64> = hot.into_iter().filter(|excess| *excess > 0.0).collect();
@@ -146,12 +157,16 @@ fn least(report: &Report, replicas: usize) -> f64 {
 }
 
 /// Waits until no pod of `pods` holds too much; the last report, and the shares in it.
-pub(super) fn wait_balanced(pods: &[String], within: Duration) -> Result<(Report, String)> {
+pub(super) fn wait_balanced(
+    workload: Workload,
+    pods: &[String],
+    within: Duration,
+) -> Result<(Report, String)> {
     let mut last = String::new();
     let report = process::wait("balance", within.as_secs(), || {
-        let report = EVEN.report().ok()?;
+        let report = workload.report().ok()?;
         last = traffic::shares(pods, &report).line();
-        is_balanced(pods, &report).then_some(report)
+        is_balanced(workload, pods, &report).then_some(report)
     });
     Ok((report.with_context(|| last.clone())?, last))
 }
@@ -162,7 +177,7 @@ fn balances(replicas: usize, within: Duration) -> Outcome {
     let started = Instant::now();
     let pods = EVEN.scale(replicas)?;
     let scaled = Instant::now();
-    let (report, last) = wait_balanced(&pods, within)?;
+    let (report, last) = wait_balanced(EVEN, &pods, within)?;
     let took = scaled.elapsed().as_secs_f64();
     let moves = ended()? - before;
     let failed = report.errors - first.errors;
@@ -191,23 +206,14 @@ pub(super) fn scale_out(_: &mut State) -> Outcome {
     balances(3, REPORT_EVERY * ROUNDS)
 }
 
-pub(super) fn at_rest(_: &mut State) -> Outcome {
-    // Those under way end.
-    std::thread::sleep(REPORT_EVERY);
-    let before = ended()?;
-    std::thread::sleep(AT_REST);
-    let moves = ended()? - before;
-    ensure!(moves == 0, "{moves} moves though all was balanced");
-    Ok(format!("no move in {} s", AT_REST.as_secs()))
-}
-
 /// Scales in and out again: what is left has all connections, and the new replicas their part.
 pub(super) fn scaled(_: &mut State) -> Outcome {
     let six = balances(6, REPORT_EVERY * ROUNDS)?;
     // Connections of the pods that go are lost with them: that is no move.
     let pods = EVEN.scale(3)?;
     EVEN.wait_answered()?;
-    let (_, three) = wait_balanced(&pods, Duration::from_secs(60)).context("after scaling in")?;
+    let within = Duration::from_secs(60);
+    let (_, three) = wait_balanced(EVEN, &pods, within).context("after scaling in")?;
     Ok(format!("{six}; then {three}"))
 }
 

@@ -26,21 +26,26 @@ const EVEN_WITHIN: Duration = Duration::from_secs(150);
 /// What an agent may need more than before, as a factor.
 const GROWTH: f64 = 1.3;
 
-fn memory(nodes: &[String]) -> Result<u64> {
+pub(super) fn memory(nodes: &[String]) -> Result<u64> {
     let memory = nodes.iter().map(|node| Ok(usage(node)?.0));
     memory.sum()
 }
 
-/// All connections are on one of three replicas, and the first have been moved.
-fn begin(nodes: &[String]) -> Result<()> {
+/// All connections are on one replica, and a policy is enforced.
+pub(super) fn skew(policy: &str) -> Result<()> {
     EVEN.apply()?;
     EVEN.scale(1)?;
     EVEN.wait_answered()?;
-    policy::enforce(&balanced())?;
+    policy::enforce(policy).map(drop)
+}
+
+/// All connections are on one of three replicas, and the first have been moved; how many had been before.
+pub(super) fn begin(nodes: &[String], policy: &str) -> Result<u64> {
+    skew(policy)?;
     let before = moved_on(nodes)?;
     EVEN.scale(3)?;
     process::wait("the first moves", 60, || {
-        (moved_on(nodes).ok()? > before).then_some(())
+        (moved_on(nodes).ok()? > before).then_some(before)
     })
 }
 
@@ -60,8 +65,13 @@ fn outlasts(
     breaks(false)?;
     let (stale, end) = (stale?, end?);
     ensure!(stale == end, "{} moves by stale views", end - stale);
+    ends(nodes, memory_before)
+}
+
+/// Waits until all is even; the agents have not grown meanwhile.
+pub(super) fn ends(nodes: &[String], memory_before: u64) -> Outcome {
     let started = Instant::now();
-    let (_, last) = wait_balanced(&EVEN.ready(3)?, EVEN_WITHIN)?;
+    let (_, last) = wait_balanced(EVEN, &EVEN.ready(3)?, EVEN_WITHIN)?;
     let took = started.elapsed().as_secs();
     let memory = memory(nodes)?;
     ensure!(
@@ -73,7 +83,7 @@ fn outlasts(
 
 pub(super) fn api_server_away(state: &mut State) -> Outcome {
     let nodes: Vec<String> = state.nodes().collect();
-    begin(&nodes)?;
+    begin(&nodes, &balanced())?;
     let control_plane = &mut state.cluster.control_plane;
     outlasts(&nodes, &nodes, |breaks| {
         if breaks {
@@ -87,7 +97,7 @@ pub(super) fn api_server_away(state: &mut State) -> Outcome {
 /// The hot node is cut off from the API server; its clients still reach it.
 pub(super) fn node_cut_off(state: &mut State) -> Outcome {
     let nodes: Vec<String> = state.nodes().collect();
-    begin(&nodes)?;
+    begin(&nodes, &balanced())?;
     let report = EVEN.report()?;
     let hot = report.connections.iter().max_by_key(|(_, load)| **load);
     let (hot, _) = hot.context("a replica")?;

@@ -10,6 +10,7 @@ mod drain;
 mod faults;
 mod fleet;
 mod policy;
+mod requests;
 mod size;
 mod traffic;
 mod variants;
@@ -78,14 +79,14 @@ const FIRST: [Check; 18] = [
 ];
 
 /// Balance across nodes: only with [`balance::NODES`] or more.
-const ACROSS_NODES: [Check; 9] = [
+const ACROSS_NODES: [Check; 10] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
         balance::scale_out,
     ),
     ("an agent writes its own report only", balance::forged),
-    ("then nothing is moved", balance::at_rest),
+    ("then nothing is moved", requests::at_rest),
     ("scaled to six and back to three", balance::scaled),
     (
         "the standby takes over from the leader",
@@ -102,6 +103,10 @@ const ACROSS_NODES: [Check; 9] = [
     (
         "a node that is cut off moves nothing by an old view",
         disruptions::node_cut_off,
+    ),
+    (
+        "the API server counts what the intervals say",
+        requests::while_balancing,
     ),
 ];
 
@@ -162,6 +167,8 @@ struct State {
     refused: u64,
     /// Accept time of each connection before the current disruption.
     opened: BTreeMap<String, u64>,
+    /// How long nothing may be moved once all is balanced.
+    rest: Duration,
 }
 
 impl State {
@@ -181,14 +188,28 @@ pub(crate) struct Args {
     /// repeated. Some need others before them: `coordinator` for all balance across nodes
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// How long nothing may be moved once all is balanced, such as 10m
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time)]
+    rest: Duration,
     #[command(flatten)]
     options: Options,
+}
+
+/// Seconds or minutes: `90s`, `10m`.
+fn time(text: &str) -> Result<Duration> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(number) => (number, 60),
+        None => (text.strip_suffix('s').context("neither s nor m")?, 1),
+    };
+    let number: u64 = number.parse().context("not a whole number")?;
+    Ok(Duration::from_secs(number * unit))
 }
 
 pub(crate) fn run(
     Args {
         if_built,
         only,
+        rest,
         options,
     }: Args,
 ) -> Result<()> {
@@ -211,6 +232,7 @@ pub(crate) fn run(
         before: None,
         refused: 0,
         opened: BTreeMap::new(),
+        rest,
     };
     terminal::heading("Checks");
     let mut results = vec![CheckReport::new(
