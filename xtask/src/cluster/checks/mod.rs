@@ -7,6 +7,7 @@ mod audit;
 mod balance;
 mod disruptions;
 mod drain;
+mod exchange;
 mod faults;
 mod fleet;
 mod policy;
@@ -79,7 +80,7 @@ const FIRST: [Check; 18] = [
 ];
 
 /// Balance across nodes: only with [`balance::NODES`] or more.
-const ACROSS_NODES: [Check; 10] = [
+const ACROSS_NODES: [Check; 12] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
@@ -103,6 +104,14 @@ const ACROSS_NODES: [Check; 10] = [
     (
         "a node that is cut off moves nothing by an old view",
         disruptions::node_cut_off,
+    ),
+    (
+        "balance outlasts the deletion of the definition",
+        exchange::definition_lost,
+    ),
+    (
+        "beside an old agent nothing is moved blindly",
+        exchange::old_agent,
     ),
     (
         "the API server counts what the intervals say",
