@@ -11,6 +11,7 @@ mod exchange;
 mod faults;
 mod fleet;
 mod policy;
+mod replaced;
 mod requests;
 mod size;
 mod traffic;
@@ -80,7 +81,7 @@ const FIRST: [Check; 18] = [
 ];
 
 /// Balance across nodes: only with [`balance::NODES`] or more.
-const ACROSS_NODES: [Check; 12] = [
+const ACROSS_NODES: [Check; 14] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
@@ -116,6 +117,14 @@ const ACROSS_NODES: [Check; 12] = [
     (
         "the API server counts what the intervals say",
         requests::while_balancing,
+    ),
+    (
+        "a Deployment rolled is even and loses no request",
+        replaced::rolled,
+    ),
+    (
+        "a node drained leaves all even and loses no request",
+        replaced::drained,
     ),
 ];
 
