@@ -37,8 +37,14 @@ pub(super) fn role(_: &mut State) -> Outcome {
         if let Some(part) = object["subresource"].as_str() {
             resource = format!("{resource}/{part}");
         }
-        let right = (text(&object["apiGroup"]), resource, text(&event["verb"]));
-        if event["responseStatus"]["code"] == 403 {
+        let (group, verb) = (text(&object["apiGroup"]), text(&event["verb"]));
+        let code = &event["responseStatus"]["code"];
+        // A server-side apply that makes the object needs both rights, and is logged as a patch.
+        if verb == "patch" && *code == 201 {
+            allowed.insert((group.clone(), resource.clone(), "create".to_owned()));
+        }
+        let right = (group, resource, verb);
+        if *code == 403 {
             denied.insert(right);
         } else {
             allowed.insert(right);
