@@ -5,7 +5,6 @@
 //! ages when they take over. It moves nothing: without it agents do what they do without views.
 
 mod metrics;
-mod publisher;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,11 +22,11 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::{metrics::Numbers, publisher::Publisher};
+use self::metrics::Numbers;
 use crate::{
     http::{Open, Server},
     kubernetes::{Access, Lease, NodeBalances, ReportEvent, coordination},
-    views::{Merger, REPORT_COUNTS_FOR, Report, View},
+    views::{Merger, Publisher, REPORT_COUNTS_FOR, Report, View},
 };
 
 /// How often reports are merged.

@@ -12,14 +12,18 @@
 
 mod generation;
 mod merge;
+mod publisher;
 mod report;
+mod report_schedule;
 mod share;
 mod sums;
 mod view;
 
 pub use generation::Generation;
 pub use merge::Merger;
+pub use publisher::Publisher;
 pub use report::{Key, MOST_LOADS, MOST_SERVICES, Report, ServiceReport};
+pub use report_schedule::ReportSchedule;
 pub use share::{Share, WHOLE};
 pub use sums::Sums;
 pub use view::{View, Views};

@@ -22,10 +22,7 @@ use super::{
 };
 use crate::{
     kubernetes::Access,
-    views::{
-        NEW_SET_REPORTED_AFTER, REPORT_AT_LEAST_EVERY, REPORT_EVERY, REPORTED_AHEAD, Report,
-        ServiceReport, VIEW_COUNTS_FOR, View, Views,
-    },
+    views::{Report, ReportSchedule, ServiceReport, VIEW_COUNTS_FOR, View, Views},
 };
 
 /// Who owns the fields of a report.
@@ -174,24 +171,24 @@ struct Writer {
 
 impl Writer {
     async fn run(self, mut offered: watch::Receiver<Vec<ServiceReport>>) {
-        let mut last: Option<Written> = None;
+        let began = Instant::now();
+        let mut schedule = ReportSchedule::default();
         let mut pauses = pauses();
         let mut looks = tokio::time::interval(LOOK);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
             let services = offered.borrow_and_update().clone();
-            if !is_due(last.as_ref(), &services, Instant::now()) {
+            if !schedule.is_due(&services, began.elapsed()) {
                 continue;
             }
             let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
-            let before = last.as_ref().map_or(0, |last| last.report.sequence);
-            let report = Report::of(now.max(before + 1), services);
+            let report = Report::of(now.max(schedule.sequence() + 1), services);
             match self.write(report.clone()).await {
                 Ok(()) => {
                     self.state.succeeded(WRITING);
                     pauses = self::pauses();
-                    last = Some(Written::after(last.as_ref(), report, Instant::now()));
+                    schedule.written(report, began.elapsed());
                 }
                 Err(error) => {
                     self.state
@@ -209,39 +206,6 @@ impl Writer {
         let write = self.api.patch(&self.node, &as_ours, &patch);
         answered(ANSWER, write).await.map(drop)
     }
-}
-
-/// The last report that was written.
-#[derive(Clone)]
-struct Written {
-    report: Report,
-    at: Instant,
-    /// Until when all so far would last, if none came before its time.
-    lasts: Instant,
-}
-
-impl Written {
-    fn after(last: Option<&Self>, report: Report, at: Instant) -> Self {
-        let from = last.map_or(at, |last| last.lasts.max(at));
-        Self {
-            report,
-            at,
-            lasts: from + REPORT_EVERY,
-        }
-    }
-}
-
-/// Whether a report is due: none is while there is nothing to report and nothing was.
-fn is_due(last: Option<&Written>, now: &[ServiceReport], at: Instant) -> bool {
-    let Some(last) = last else {
-        return !now.is_empty();
-    };
-    let age = at.saturating_duration_since(last.at);
-    let ahead = last.lasts.saturating_duration_since(at);
-    let soon = age >= NEW_SET_REPORTED_AFTER && ahead <= REPORT_EVERY * REPORTED_AHEAD;
-    soon && last.report.is_of_others_than(now)
-        || age >= REPORT_EVERY && last.report.is_outdated_by(now)
-        || age >= REPORT_AT_LEAST_EVERY && !now.is_empty()
 }
 
 /// Reads this node's object, from when there is something to report: until then there is nothing to
@@ -357,54 +321,6 @@ mod tests {
 
     fn second(n: u64) -> Duration {
         Duration::from_secs(n)
-    }
-
-    fn service(load: u64) -> Vec<ServiceReport> {
-        vec![ServiceReport {
-            loads: vec![load],
-            ..ServiceReport::default()
-        }]
-    }
-
-    #[test]
-    fn a_report_is_due_soon_after_a_change_and_once_in_a_while() {
-        let start = Instant::now();
-        let last = |services| Written::after(None, Report::of(1, services), start);
-        let (last, nothing) = (last(service(100)), last(Vec::new()));
-        let due = |now: &[ServiceReport], after| is_due(Some(&last), now, start + second(after));
-        assert!(
-            !is_due(None, &[], start),
-            "most nodes have nothing to report"
-        );
-        assert!(is_due(None, &service(1), start));
-        assert!(!due(&service(300), 9));
-        assert!(due(&service(300), 10));
-        assert!(!due(&[], 1));
-        assert!(due(&[], 2), "another set of endpoints is reported soon");
-        assert!(!due(&service(101), 29));
-        assert!(due(&service(101), 30));
-        assert!(!is_due(Some(&nothing), &[], start + second(300)));
-    }
-
-    /// The replicas of a scale-out become ready one after the other; one may also flap for long.
-    #[test]
-    fn sets_of_endpoints_that_change_are_reported_soon_for_a_while_and_as_often_as_loads_then() {
-        let start = Instant::now();
-        let mut last: Option<Written> = None;
-        let mut at = Vec::new();
-        for now in 0..120 {
-            // Another with each second.
-            let services = vec![service(1); 1 + now % 2].concat();
-            if is_due(last.as_ref(), &services, start + second(now as u64)) {
-                let report = Report::of(now as u64, services);
-                let written = Written::after(last.as_ref(), report, start + second(now as u64));
-                last = Some(written);
-                at.push(now);
-            }
-        }
-        assert_eq!(at[..5], [0, 3, 6, 9, 12]);
-        let later = at.iter().skip(5).filter(|at| **at >= 20).count();
-        assert!(later <= 10, "{at:?}");
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! Which node is to be given its views now. Pure.
+//! Which node is to be given its views now.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use crate::views::{Generation, Key, REPORT_EVERY, VIEW_AGAIN_AFTER, View};
+use super::{Generation, Key, REPORT_EVERY, VIEW_AGAIN_AFTER, View};
 
 /// The views that each node was given last. Times are on the coordinator's clock, since any moment.
 #[derive(Debug, Default)]
-pub(super) struct Publisher(BTreeMap<String, Given>);
+pub struct Publisher(BTreeMap<String, Given>);
 
 /// Which endpoints a view compares.
 fn set(view: &View) -> (&Key, Generation, u32) {
@@ -24,7 +24,7 @@ impl Publisher {
     /// Of these views those that are to be given now, and takes them for given. A node is given views of other
     /// sets of endpoints at once, as those before are of no use to it; what else has changed no more often than
     /// it reports, and what has not before that expires.
-    pub(super) fn take_due(
+    pub fn take_due(
         &mut self,
         views: BTreeMap<String, Vec<View>>,
         now: Duration,
@@ -53,14 +53,14 @@ impl Publisher {
     }
 
     /// They could not be given to this node.
-    pub(super) fn failed(&mut self, node: &str) {
+    pub fn failed(&mut self, node: &str) {
         if let Some(given) = self.0.get_mut(node) {
             given.views = None;
         }
     }
 
     /// Forgets all: another may have given others meanwhile.
-    pub(super) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.0.clear();
     }
 }
