@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::views::{
-    Generation, Key, MOST_LOADS, MOST_SERVICES, Merger, REPORT_COUNTS_FOR, REPORT_EVERY,
-    REPORT_REMOVED_AFTER, Report, ServiceReport, Share, Sums, View,
+    Generation, Key, MOST_LOADS, MOST_SERVICES, Merger, REPORT_COUNTS_FOR, REPORT_REMOVED_AFTER,
+    Report, ServiceReport, Share, Sums, View,
 };
 
 fn key(service: &str) -> Key {
@@ -80,7 +80,7 @@ impl Run {
         self.merger.report(node, report, false, self.now);
     }
 
-    fn view(&mut self, node: &str) -> Option<View> {
+    fn view(&self, node: &str) -> Option<View> {
         let mut views = self.merger.views(self.now).remove(node)?;
         assert!(views.len() <= 1);
         views.pop()
@@ -89,7 +89,7 @@ impl Run {
 
 #[test]
 fn three_nodes_learn_what_all_hold_and_the_hot_one_has_the_budget() {
-    let mut run = Run::of_web(3, &[("a", &[300]), ("b", &[0]), ("c", &[0])]);
+    let run = Run::of_web(3, &[("a", &[300]), ("b", &[0]), ("c", &[0])]);
     let [a, b, c] = ["a", "b", "c"].map(|node| run.view(node).unwrap());
     assert_eq!((a.endpoints, a.sums.total, a.mean), (3, 300, 100));
     assert_eq!((a.least, a.most, a.connections), (0, 300, 300));
@@ -118,7 +118,7 @@ fn the_object_of_a_node_that_has_not_reported_for_an_hour_is_removed() {
 #[test]
 fn shares_are_by_excess_of_each_endpoint() {
     // The second node as a whole holds no more than its part, but one of its endpoints does.
-    let mut run = Run::of_web(4, &[("a", &[160]), ("b", &[140, 60]), ("c", &[40])]);
+    let run = Run::of_web(4, &[("a", &[160]), ("b", &[140, 60]), ("c", &[40])]);
     let [a, b, c] = ["a", "b", "c"].map(|node| run.view(node).unwrap());
     assert_eq!([a.excess, b.excess, c.excess], [60, 40, 0]);
     assert_eq!([a, b, c].map(|view| view.share.of(10)), [6, 4, 0]);
@@ -153,7 +153,7 @@ fn services_zones_rules_and_units_are_apart() {
     for change in others {
         let mut other = of("web", 2, &[7]);
         change(&mut other.key);
-        let mut run = Run::of(&[("a", &[of("web", 2, &[9])]), ("b", &[other])]);
+        let run = Run::of(&[("a", &[of("web", 2, &[9])]), ("b", &[other])]);
         assert_eq!(run.view("a"), None, "one of two was reported");
         assert_eq!(run.view("b"), None);
     }
@@ -209,24 +209,28 @@ fn an_age_is_known_from_the_first_change_on_and_old_reports_do_not_count() {
 }
 
 #[test]
-fn the_largest_of_the_last_three_sums_counts() {
-    let mut run = Run::of_web(2, &[("a", &[200]), ("b", &[100])]);
-    let mut mean = |a: u64, b: u64| {
-        run.now += REPORT_EVERY;
-        run.web("a", 2, &[a]);
-        run.web("b", 2, &[b]);
-        let view = run.view("a").unwrap();
-        let as_they_are_now = (a.min(b), a.max(b));
-        assert_eq!((view.least, view.most), as_they_are_now);
-        view.mean
+fn each_node_learns_what_the_others_hold() {
+    let run = Run::of(&[
+        ("a", &[of("web", 3, &[150])]),
+        ("b", &[of("web", 3, &[90, 60])]),
+    ]);
+    let total = |node| run.view(node).unwrap().others.unwrap().total;
+    assert_eq!((total("a"), total("b")), (150, 150));
+    let mut largest = of("web", 2, &[7]);
+    largest.sums = Sums {
+        total: 7,
+        squares: 37,
+        largest: 6,
     };
-    assert_eq!(mean(200, 100), 150);
-    // Fifty are about to reconnect.
-    assert_eq!(mean(150, 100), 150);
-    assert_eq!(mean(150, 120), 150);
-    // They do not.
-    assert_eq!(mean(150, 120), 135);
-    assert_eq!(mean(200, 120), 160, "more counts at once");
+    let run = Run::of(&[("a", &[largest]), ("b", &[of("web", 2, &[90])])]);
+    let others = |node| run.view(node).unwrap().others.unwrap();
+    let of_b = Sums {
+        total: 90,
+        squares: 90,
+        largest: 1,
+    };
+    assert_eq!(others("a"), of_b);
+    assert_eq!(others("b").largest, 6);
 }
 
 #[test]
@@ -268,20 +272,21 @@ const NODES: [&str; 4] = ["a", "b", "c", "d"];
 fn forged() -> impl Strategy<Value = ServiceReport> {
     let number = || prop_oneof![0..400_u64, any::<u64>()];
     let loads = vec(number(), 0..6);
-    let sums = (number(), any::<u128>(), number());
+    let sums = (number(), any::<u128>(), number()).prop_map(|(total, squares, largest)| Sums {
+        total,
+        squares,
+        largest,
+    });
     let key = select(vec!["web", "none"]);
-    (key, loads, sums, number(), select(vec![1_u32, 4, 5, 6])).prop_map(
-        |(service, loads, (total, squares, largest), connections, ready)| ServiceReport {
+    let ready = select(vec![1_u32, 4, 5, 6]);
+    (key, loads, sums, number(), ready).prop_map(|(service, loads, sums, connections, ready)| {
+        ServiceReport {
             loads,
-            sums: Sums {
-                total,
-                squares,
-                largest,
-            },
+            sums,
             connections,
             ..of(service, ready, &[])
-        },
-    )
+        }
+    })
 }
 
 proptest! {

@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{Charge, Group};
+use super::{Charge, Group, cluster};
 use crate::{
     policy::{By, RuleName},
     snapshot::{KernelTime, Snapshot},
@@ -119,10 +119,13 @@ impl Arrivals {
 }
 
 /// Whether, by the last view, other nodes are moving clients of the same group, some of which reconnect to this node.
-/// They are not while no endpoint holds more than the default tolerance allows.
+/// They are not while no endpoint holds more than the default tolerance allows, and none less than chance explains.
 pub(super) fn others_move(snapshot: &Snapshot, charge: &Charge) -> bool {
     let view = view_of(&snapshot.views, &charge.rule, &charge.group);
-    let is_uneven = |view: &&View| view.most > view.mean.saturating_add(view.mean / 10);
+    let is_uneven = |view: &&View| {
+        view.most > view.mean.saturating_add(view.mean / 10)
+            || cluster::facts(view, None).one_is_empty()
+    };
     view.filter(is_uneven)
         .is_some_and(|view| view.share != Share::ALL)
 }

@@ -4,7 +4,7 @@ use super::{Group, NoClusterView, ServiceFacts, Sum};
 use crate::{
     policy::{Balance, RuleName},
     snapshot::{Service, Snapshot},
-    views::{Key, Share, View, Views},
+    views::{Key, Share, Sums, View, Views},
 };
 
 /// A node's part in the balance of a Service over all nodes.
@@ -41,7 +41,8 @@ pub(super) fn key<'a>(
     Some((key, service))
 }
 
-/// What all nodes hold of a group, of which `all` endpoints are ready, and this node's part in it.
+/// What all nodes hold of a group, of which `all` endpoints are ready and this node holds `here`, and this node's
+/// part in it.
 ///
 /// # Errors
 /// Why that is not known.
@@ -49,7 +50,7 @@ pub(super) fn view(
     group: (&RuleName, &Group),
     balance: Balance,
     snapshot: &Snapshot,
-    all: Option<u32>,
+    (here, all): (Sum, Option<u32>),
 ) -> Result<(ServiceFacts, ClusterShare), NoClusterView> {
     let views = match &snapshot.views {
         Views::Off => return Err(NoClusterView::Off),
@@ -62,20 +63,39 @@ pub(super) fn view(
     if service.generation != Some(view.generation) || all != Some(view.endpoints) {
         return Err(NoClusterView::OtherGeneration);
     }
-    let facts = ServiceFacts {
-        endpoints: view.endpoints,
-        sum: Sum {
-            total: view.sums.total,
-            squares: view.sums.squares,
-            largest: view.sums.largest,
-        },
-        least: view.least,
-        most: view.most,
-    };
     let share = ClusterShare {
         share: view.share,
         connections: view.connections,
         excess: view.excess,
     };
-    Ok((facts, share))
+    Ok((facts(view, Some(here)), share))
+}
+
+/// What all nodes hold by a view, if this node holds `here` now.
+pub(super) fn facts(view: &View, here: Option<Sum>) -> ServiceFacts {
+    // Reports are of several moments, and a connection that is moved between two of them is in both, or in none. Of
+    // its own part a node knows more than it last reported, and what it has moved counts until a view shows that it
+    // has arrived: so what it moves itself is counted once.
+    let sum = match (view.others, here) {
+        (Some(others), Some(here)) => {
+            let mut sum = sum_of(others);
+            sum.join(here);
+            sum
+        }
+        _ => sum_of(view.sums),
+    };
+    ServiceFacts {
+        endpoints: view.endpoints,
+        sum,
+        least: view.least,
+        most: view.most,
+    }
+}
+
+fn sum_of(sums: Sums) -> Sum {
+    Sum {
+        total: sums.total,
+        squares: sums.squares,
+        largest: sums.largest,
+    }
 }

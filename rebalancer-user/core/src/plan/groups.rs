@@ -305,7 +305,7 @@ fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Known {
     if all != Some(here) || here == 0 {
         let name = (&group.rule, &*group.name);
         let view = match group.balance {
-            Some(balance) => cluster::view(name, balance, snapshot, all),
+            Some(balance) => cluster::view(name, balance, snapshot, (group.sum, all)),
             None => Err(NoClusterView::Off),
         };
         return match view {

@@ -110,6 +110,12 @@ impl Sum {
         self.squares = self.squares.saturating_add(square);
         self.largest = self.largest.max(load);
     }
+
+    pub(super) fn join(&mut self, other: Self) {
+        self.total = self.total.saturating_add(other.total);
+        self.squares = self.squares.saturating_add(other.squares);
+        self.largest = self.largest.max(other.largest);
+    }
 }
 
 /// The facts about a Service that decide which of its endpoints holds too much.

@@ -1,25 +1,16 @@
 //! What the coordinator makes of the reports of all nodes.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Generation, Key, REPORT_COUNTS_FOR, REPORT_EVERY, REPORT_REMOVED_AFTER, Report, ServiceReport,
-    Share, Sums, View,
+    Generation, Key, REPORT_COUNTS_FOR, REPORT_REMOVED_AFTER, Report, ServiceReport, Share, Sums,
+    View,
 };
 
-/// For so long the largest sum counts: three reports of a node.
-const LARGEST_OF: Duration = REPORT_EVERY.saturating_mul(3);
-
-/// The latest report of each node, and what they came to before. Times are on the coordinator's clock,
-/// since any moment.
+/// The latest report of each node. Times are on the coordinator's clock, since any moment.
 #[derive(Clone, Debug, Default)]
 pub struct Merger {
     nodes: BTreeMap<String, Node>,
-    /// In the order of time; the earlier ones that are larger than all later.
-    sums: BTreeMap<Key, VecDeque<(Duration, Sums)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -93,7 +84,7 @@ impl Merger {
 
     /// What each node should know now, in the order of its report. Without a view are Services of which
     /// not every ready endpoint was reported.
-    pub fn views(&mut self, now: Duration) -> BTreeMap<String, Vec<View>> {
+    pub fn views(&self, now: Duration) -> BTreeMap<String, Vec<View>> {
         let mut sets: BTreeMap<SameSet<'_>, Vec<Part<'_>>> = BTreeMap::new();
         let mut views = BTreeMap::new();
         for (name, node) in self.nodes.iter().filter(|(_, node)| node.counts(now)) {
@@ -113,37 +104,34 @@ impl Merger {
             if u32::try_from(endpoints) != Ok(ready) {
                 continue;
             }
-            let sums = largest(self.sums.entry(key.clone()).or_default(), sums(&parts), now);
-            for (node, view) in of_nodes((key, generation, ready), sums, &parts) {
+            for (node, view) in of_nodes((key, generation, ready), &parts) {
                 views.entry(node.to_owned()).or_default().push(view);
             }
         }
-        self.sums.retain(|_, sums| {
-            sums.retain(|(at, _)| now.saturating_sub(*at) < LARGEST_OF);
-            !sums.is_empty()
-        });
         views
     }
 }
 
-fn sums(parts: &[Part<'_>]) -> Sums {
-    let mut all = Sums::default();
-    parts.iter().for_each(|part| all.add(part.report.sums));
-    all
-}
-
-/// The largest of late, `latest` among them.
-fn largest(known: &mut VecDeque<(Duration, Sums)>, latest: Sums, now: Duration) -> Sums {
-    known.retain(|(at, sums)| now.saturating_sub(*at) < LARGEST_OF && sums.total > latest.total);
-    known.push_back((now, latest));
-    known.front().map_or(latest, |(_, sums)| *sums)
-}
-
 fn of_nodes<'a>(
     (key, generation, endpoints): SameSet<'_>,
-    sums: Sums,
     parts: &[Part<'a>],
 ) -> Vec<(&'a str, View)> {
+    let mut sums = Sums::default();
+    parts.iter().for_each(|part| sums.add(part.report.sums));
+    let mut largest: Vec<u64> = parts.iter().map(|part| part.report.sums.largest).collect();
+    largest.sort_unstable_by(|a, b| b.cmp(a));
+    let others = |part: &Part<'a>| {
+        let own = part.report.sums;
+        Sums {
+            total: sums.total.saturating_sub(own.total),
+            squares: sums.squares.saturating_sub(own.squares),
+            largest: if own.largest < sums.largest {
+                sums.largest
+            } else {
+                largest.get(1).copied().unwrap_or(0)
+            },
+        }
+    };
     let mean = sums.total / u64::from(endpoints.max(1));
     let loads = || {
         parts
@@ -170,6 +158,7 @@ fn of_nodes<'a>(
         least: loads().min().unwrap_or(0),
         most: loads().max().unwrap_or(0),
         connections: connections.fold(0, u64::saturating_add),
+        others: None,
         elsewhere: 0,
         filled: 0,
         full: 0,
@@ -189,6 +178,7 @@ fn of_nodes<'a>(
     let of_node = |((node, excess), part): ((&'a str, u64), &Part<'a>)| {
         let here = filled(&mut part.report.loads.iter().copied());
         let view = View {
+            others: Some(others(part)),
             elsewhere: view.connections.saturating_sub(part.report.connections),
             filled: all.0.saturating_sub(here.0),
             full: all.1.saturating_sub(here.1),

@@ -71,16 +71,8 @@ impl ServiceReport {
             .iter()
             .fold(0, |sum: u64, load| sum.saturating_add(*load));
         let most = self.loads.iter().max().copied().unwrap_or(0);
-        let largest = self.sums.largest.clamp(u64::from(most > 0), most);
-        // A whole number is not above its square, and no part is above the largest.
-        let (low, high) = (u128::from(total), u128::from(largest) * u128::from(total));
-        let squares = self.sums.squares.clamp(low.min(high), high);
         Some(Self {
-            sums: Sums {
-                total,
-                squares,
-                largest,
-            },
+            sums: self.sums.of(total, most),
             ..self.clone()
         })
     }

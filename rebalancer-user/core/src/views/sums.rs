@@ -18,6 +18,18 @@ pub struct Sums {
 }
 
 impl Sums {
+    /// As they can be, whoever has written them, of parts that come to `total` and of which none is above `most`.
+    pub(super) fn of(self, total: u64, most: u64) -> Self {
+        let largest = self.largest.clamp(u64::from(most > 0), most);
+        // A whole number is not above its square, and no part is above the largest.
+        let (low, high) = (u128::from(total), u128::from(largest) * u128::from(total));
+        Self {
+            total,
+            squares: self.squares.clamp(low.min(high), high),
+            largest,
+        }
+    }
+
     pub(super) fn add(&mut self, other: Self) {
         self.total = self.total.saturating_add(other.total);
         self.squares = self.squares.saturating_add(other.squares);

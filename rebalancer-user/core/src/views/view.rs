@@ -18,10 +18,12 @@ pub struct View {
     pub generation: Generation,
     /// How many it has.
     pub endpoints: u32,
-    /// What they hold together: the largest of the last three sums, as clients that are about to
-    /// reconnect are in none of the last.
+    /// What they hold together.
     #[serde(flatten)]
     pub sums: Sums,
+    /// The same of the other nodes' endpoints; an earlier coordinator does not say it.
+    #[serde(default)]
+    pub others: Option<Sums>,
     /// What each would hold; of the endpoints of its zone, if traffic stays there.
     pub mean: u64,
     /// The least that one of them holds.
