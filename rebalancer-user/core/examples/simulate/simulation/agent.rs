@@ -3,26 +3,25 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use rebalancer_core::{
-    plan::{Ledger, Outcome, Plan, ServiceFacts, decide},
+    plan::{Ledger, Outcome, Plan, decide, report},
     policy::Policy,
     snapshot::{
         Bytes, CgroupId, Connection, Cookie, KernelTime, Naming, Service, ServiceName, Snapshot,
         TcpState,
     },
-    views::{Generation, Key, Share, Sums, View, Views},
+    views::Generation,
 };
 
 use super::{
-    replica::{NAMESPACE, PORT, SERVICE},
-    world::{Held, World},
+    exchange::Exchange,
+    replica::{NAMESPACE, SERVICE},
+    world::{Held, START, World},
 };
 
 pub(crate) struct Agent {
     node: usize,
     policy: Policy,
     ledger: Ledger,
-    /// What the endpoints of the Service hold on all nodes, and until when that counts.
-    known: Option<(ServiceFacts, KernelTime)>,
 }
 
 impl Agent {
@@ -31,14 +30,15 @@ impl Agent {
             node,
             policy,
             ledger: Ledger::default(),
-            known: None,
         }
     }
 
-    /// Takes a snapshot, decides and starts the moves of the plan.
-    pub(crate) fn list(&mut self, world: &World) -> Plan {
+    /// Takes a snapshot, decides and starts the moves of the plan, and offers a report.
+    pub(crate) fn list(&mut self, world: &World, exchange: Option<&mut Exchange>) -> Plan {
         let mut snapshot = snapshot(world, self.node);
-        snapshot.views = self.views(world.now);
+        if let Some(exchange) = &exchange {
+            snapshot.views = exchange.views(self.node, world.now.since(START));
+        }
         self.ledger.observe(&self.policy, &snapshot);
         let plan = decide(&self.policy, &snapshot, &self.ledger, world.now);
         for recall in plan.recalls() {
@@ -48,55 +48,12 @@ impl Agent {
         for chosen in plan.moves() {
             self.ledger.started(chosen, world.now);
         }
+        if let Some(exchange) = exchange {
+            exchange.offer(self.node, report(&self.policy, &snapshot, &self.ledger));
+        }
         let window = self.policy.budget().window();
         self.ledger.prune(&snapshot, window, world.now);
         plan
-    }
-
-    /// Sets what the endpoints of the Service hold on all nodes.
-    pub(crate) fn know(&mut self, facts: ServiceFacts, until: KernelTime) {
-        self.known = Some((facts, until));
-    }
-
-    fn views(&self, now: KernelTime) -> Views {
-        let Some((facts, until)) = self.known else {
-            return Views::Awaited;
-        };
-        let left = until.since(now);
-        if left.is_zero() {
-            return Views::Expired;
-        }
-        let rules = self.policy.rules().iter();
-        let view = |(rule, by): (String, String)| View {
-            key: Key {
-                service: service_name().to_string(),
-                port: PORT,
-                zone: None,
-                rule,
-                by,
-            },
-            generation: Generation(facts.endpoints.into()),
-            endpoints: facts.endpoints,
-            sums: Sums {
-                total: facts.sum.total,
-                squares: facts.sum.squares,
-                largest: facts.sum.largest,
-            },
-            mean: facts.mean(),
-            least: facts.least,
-            most: facts.most,
-            connections: facts.sum.total,
-            elsewhere: 0,
-            filled: 0,
-            full: 0,
-            excess: 0,
-            share: Share::ALL,
-        };
-        let of_rules = rules.filter_map(|rule| {
-            let by = rule.balance()?.by().as_str();
-            Some((rule.name().to_string(), by.to_owned()))
-        });
-        Views::valid(of_rules.map(view).collect(), left)
     }
 
     /// Whether the move of `cookie` is in flight: it was not recalled.

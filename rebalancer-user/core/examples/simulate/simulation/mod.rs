@@ -1,16 +1,18 @@
 //! A simulated cluster around the real `decide`. Time is simulated, and chance follows from a seed.
 
 mod agent;
+pub(crate) mod exchange;
 pub(crate) mod measures;
 mod oracle;
 mod random;
 mod replica;
-mod reports;
 pub(crate) mod scenario;
 pub(crate) mod strategy;
 mod world;
 
 pub(crate) use measures::{Measures, Run, Start};
+
+use std::time::Duration;
 
 use rebalancer_core::{
     plan::Move,
@@ -20,11 +22,19 @@ use rebalancer_core::{
 
 use self::{
     agent::Agent,
+    exchange::{Delivery, Exchange},
     measures::Sample,
-    reports::{COUNTS, Reports},
     scenario::{Nodes, Scenario},
     strategy::Strategy,
     world::{Event, START, World},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Writes to a busy API server, a few of which fail.
+const DELIVERY: Delivery = Delivery {
+    delay: Duration::from_secs(2),
+    lost: 0.02,
 };
 
 /// Plays `scenario` once.
@@ -48,7 +58,10 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
     }
     let judged = KernelTime(START.0 + scenario.judged.as_nanos() as u64);
     let end = KernelTime(START.0 + scenario.ends.as_nanos() as u64);
-    let mut reports = Reports::default();
+    let mut exchange = (scenario.nodes == Nodes::Own).then(|| Exchange::new(nodes, DELIVERY, seed));
+    if exchange.is_some() {
+        world.after(SECOND, Event::Second);
+    }
     let mut run = Run::new(scenario, tolerance, judged);
     while let Some(event) = world.next(end) {
         match event {
@@ -58,23 +71,23 @@ pub(crate) fn run(scenario: &Scenario, strategy: Strategy, seed: u64) -> Run {
                 if node == 0 {
                     world.carry(scenario.interval);
                     run.sample(before.clone(), &world);
-                    if scenario.nodes == Nodes::Own {
-                        reports.make(world.now, oracle::facts(&world.loads()));
-                    }
                 }
                 let once_done = strategy == Strategy::All && run.has_moved_at(node);
                 if once_done || strategy == Strategy::All && world.now < judged {
                     continue;
                 }
-                if let Some(facts) = reports.latest(world.now) {
-                    agents[node].know(facts, KernelTime(world.now.0 + COUNTS.as_nanos() as u64));
-                }
-                let plan = agents[node].list(&world);
+                let plan = agents[node].list(&world, exchange.as_mut());
                 let starts = plan.moves().map(|chosen| start(&world, node, chosen));
                 run.planned(&plan, starts.collect(), &before);
                 for chosen in plan.moves() {
                     let quiet = world.random.quiet();
                     world.after(quiet, Event::End(node, chosen.cookie()));
+                }
+            }
+            Event::Second => {
+                world.after(SECOND, event);
+                if let Some(exchange) = &mut exchange {
+                    exchange.second(world.now.since(START));
                 }
             }
             Event::End(node, cookie) if !agents[node].moves(cookie) => {}

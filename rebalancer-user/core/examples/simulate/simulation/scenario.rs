@@ -187,10 +187,7 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
         },
         Scenario {
             nodes: Nodes::Own,
-            ..more(
-                "own-nodes",
-                "each replica on a node of its own, reports 10 s old",
-            )
+            ..more("own-nodes", "each replica on a node of its own")
         },
         Scenario {
             clients: vec![web(1000, 2)],
@@ -256,6 +253,36 @@ pub(crate) fn all(churn: u32) -> Vec<Scenario> {
             ..more(
                 "late",
                 "clients connect again by chance after a minute; an hour",
+            )
+        },
+        Scenario {
+            nodes: Nodes::Own,
+            clients: vec![Clients {
+                backoff: Backoff::Long(seconds(60)),
+                ..web(300, 60)
+            }],
+            ends: seconds(3600),
+            ..more(
+                "late-own-nodes",
+                "the same, each replica on a node of its own; an hour",
+            )
+        },
+        Scenario {
+            nodes: Nodes::Own,
+            clients: vec![web(1000, 2)],
+            ..more(
+                "ingress-own-nodes",
+                "1,000 connections of two addresses, each replica on a node of its own",
+            )
+        },
+        Scenario {
+            nodes: Nodes::Own,
+            ..scale_out(
+                "scale-out-11-own-nodes",
+                "1,100 connections on 10 replicas, 1 is added, each on a node of its own",
+                10,
+                11,
+                vec![web(1100, 200)],
             )
         },
         Scenario {

@@ -36,6 +36,8 @@ pub(crate) enum Event {
     Stop(usize),
     /// An agent's move ends its connection.
     End(usize, Cookie),
+    /// A second has passed for what lies between nodes.
+    Second,
     /// An agent lists and decides.
     List(usize),
 }
@@ -184,7 +186,7 @@ impl World {
                 }
                 self.replicas[replica].stop();
             }
-            Event::End(..) | Event::List(_) => {}
+            Event::End(..) | Event::Second | Event::List(_) => {}
         }
     }
 
