@@ -16,10 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde::Deserialize;
 use xtask::{
     command,
     lab::{Lab, Pod},
@@ -42,9 +42,6 @@ pub(crate) struct Agent {
 /// What the agent has logged.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
-    /// Number of moves by rule and outcome.
-    moves: BTreeMap<(String, String), u64>,
-    /// The same moves, one by one.
     pub(crate) ended: Vec<EndedMove>,
     /// Number of moves that it would have made in DryRun.
     pub(crate) would_move: u64,
@@ -52,63 +49,85 @@ pub(crate) struct Log {
     pub(crate) problems: Vec<String>,
 }
 
+/// A line of the log.
+#[derive(Deserialize)]
+struct Line {
+    level: String,
+    #[serde(flatten)]
+    event: Event,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "message")]
+enum Event {
+    #[serde(rename = "started", alias = "policy reloaded")]
+    Loaded,
+    #[serde(rename = "would move")]
+    WouldMove,
+    #[serde(rename = "move")]
+    Ended(EndedMove),
+    #[serde(other)]
+    Other,
+}
+
 /// A finished move.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct EndedMove {
     /// When it was logged.
+    #[serde(skip, default = "Instant::now")]
     pub(crate) at: Instant,
+    pub(crate) rule: String,
     /// The server's address.
     pub(crate) local: SocketAddr,
     /// The client's address.
     pub(crate) peer: SocketAddr,
     pub(crate) outcome: String,
-    /// Time since the connection was chosen.
-    pub(crate) waited: Duration,
+    /// Why it was refused, if so.
+    pub(crate) cause: Option<String>,
+    /// Milliseconds since the connection was chosen.
+    pub(crate) waited_ms: u64,
 }
 
 impl Agent {
     /// Starts the agent with `policy` and waits until it has started.
     pub(crate) fn start(lab: &Lab, program: &Path, policy: &str, options: &[&str]) -> Result<Self> {
-        let mut command = lab.machine().command(program);
-        command.arg("agent").args(options);
-        let file = lab.folder().join("policy.yaml");
-        Self::launch(command, file, lab.pins(), program, policy)
+        Self::launch(lab, "policy", lab.pins(), program, policy, options)
     }
 
     /// Starts an agent that sees only the connections of `pod`, so that several can run side by
     /// side.
     pub(crate) fn start_for(lab: &Lab, pod: &Pod, program: &Path, policy: &str) -> Result<Self> {
-        let pins = lab.pins();
-        make_on_bpffs(&pins)?;
-        let mut command = lab.machine().command(program);
-        command.arg("agent").arg("--cgroup").arg(pod.host.cgroup());
-        let file = lab.folder().join(format!("{}.yaml", pod.name));
-        Self::launch(command, file, pins.join(&pod.name), program, policy)
+        let mut pins = lab.pins().into_os_string();
+        pins.push(format!("-{}", pod.name));
+        let cgroup = pod.host.cgroup().to_str().context("the cgroup's path")?;
+        let options = ["--cgroup", cgroup];
+        Self::launch(lab, &pod.name, pins.into(), program, policy, &options)
     }
 
+    /// Its files are named `name`.
     fn launch(
-        mut command: Command,
-        file: PathBuf,
+        lab: &Lab,
+        name: &str,
         pins: PathBuf,
         program: &Path,
         policy: &str,
+        options: &[&str],
     ) -> Result<Self> {
+        let file = lab.folder().join(format!("{name}.yaml"));
         fs::write(&file, policy).context("write the policy")?;
-        let mut process = command
+        let mut process = lab
+            .machine()
+            .command(program)
             // The lab's cgroups look like Kubernetes pods', but there is no API server.
-            .args([
-                "--kubernetes=off",
-                "--log-format",
-                "json",
-                "--no-ramp",
-                "--policy",
-            ])
+            .args(["agent", "--kubernetes=off", "--log-format", "json"])
+            .args(["--no-ramp", "--policy"])
             .arg(&file)
             .arg("--pins")
             .arg(&pins)
             // The default is named after the pins, as the lab's folder is.
             .arg("--run-dir")
             .arg(file.with_extension("run"))
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -138,10 +157,7 @@ impl Agent {
             Err(RecvTimeoutError::Timeout) => bail!("the agent did not start within {PATIENCE:?}"),
             Err(RecvTimeoutError::Disconnected) => {
                 let (log, status) = agent.wait()?;
-                bail!(
-                    "the agent exited with {status}:\n{}",
-                    log.problems.join("\n")
-                )
+                bail!(log.ended_badly(status))
             }
         }
     }
@@ -174,7 +190,7 @@ impl Agent {
     pub(crate) fn skipped(&self) -> Result<BTreeMap<String, u64>> {
         let policy = self.policy.display().to_string();
         let plan = self.query(&["plan", "-o", "json", "--policy", &policy])?;
-        let plan: Value = serde_json::from_str(&plan).context("the plan")?;
+        let plan: serde_json::Value = serde_json::from_str(&plan).context("the plan")?;
         serde_json::from_value(plan["skipped"].clone()).context("the plan's counts")
     }
 
@@ -190,12 +206,7 @@ impl Agent {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, Signal::TERM).context("stop the agent")?;
         let (log, status) = self.wait()?;
-        if !status.success() {
-            bail!(
-                "the agent exited with {status}:\n{}",
-                log.problems.join("\n")
-            );
-        }
+        ensure!(status.success(), log.ended_badly(status));
         Ok(log)
     }
 
@@ -210,60 +221,38 @@ impl Agent {
 
 impl Log {
     /// The number of moves of `rule` by outcome; refused moves by cause as well.
-    pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<&str, u64> {
-        let of_rule = self.moves.iter().filter(|((of, _), _)| of == rule);
-        let outcomes = of_rule.map(|((_, outcome), count)| (outcome.as_str(), *count));
-        outcomes.collect()
+    pub(crate) fn outcomes(&self, rule: &str) -> BTreeMap<String, u64> {
+        let mut outcomes = BTreeMap::new();
+        for ended in self.ended.iter().filter(|ended| ended.rule == rule) {
+            let outcome = match (&*ended.outcome, &ended.cause) {
+                ("refused", Some(cause)) => format!("refused: {cause}"),
+                (other, _) => other.to_owned(),
+            };
+            *outcomes.entry(outcome).or_default() += 1;
+        }
+        outcomes
+    }
+
+    fn ended_badly(&self, status: ExitStatus) -> String {
+        let problems = self.problems.join("\n");
+        format!("the agent exited with {status}:\n{problems}")
     }
 
     fn read(&mut self, line: &str, ready: &Sender<()>) {
-        let Ok(event) = serde_json::from_str::<Value>(line) else {
+        let Ok(Line { level, event }) = serde_json::from_str(line) else {
             return self.problems.push(line.to_owned());
         };
-        let text = |name: &str| event[name].as_str().unwrap_or_default();
-        match text("message") {
+        match event {
             // The receiver is gone if the caller has given up waiting.
-            "started" | "policy reloaded" => drop(ready.send(())),
-            "would move" => self.would_move += 1,
-            "move" => {
-                let outcome = match text("outcome") {
-                    "refused" => format!("refused: {}", text("cause")),
-                    other => other.to_owned(),
-                };
-                if let (Ok(local), Ok(peer)) = (text("local").parse(), text("peer").parse()) {
-                    let waited = event["waited_ms"].as_u64().unwrap_or_default();
-                    self.ended.push(EndedMove {
-                        at: Instant::now(),
-                        local,
-                        peer,
-                        outcome: outcome.clone(),
-                        waited: Duration::from_millis(waited),
-                    });
-                }
-                let key = (text("rule").to_owned(), outcome);
-                *self.moves.entry(key).or_default() += 1;
-            }
-            _ => {}
+            Event::Loaded => drop(ready.send(())),
+            Event::WouldMove => self.would_move += 1,
+            Event::Ended(ended) => self.ended.push(ended),
+            Event::Other => {}
         }
-        if matches!(text("level"), "WARN" | "ERROR") {
+        if matches!(&*level, "WARN" | "ERROR") {
             self.problems.push(line.to_owned());
         }
     }
-}
-
-/// Creates a folder on the bpffs, in which several agents can keep their pins.
-fn make_on_bpffs(folder: &Path) -> Result<()> {
-    let made = || match fs::create_dir(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
-    };
-    if made().is_ok() {
-        return Ok(());
-    }
-    // The bpffs is not mounted yet; the agent would mount it too.
-    let mount = ["-t", "bpf", "bpf", "/sys/fs/bpf"];
-    command::output(Command::new("mount").args(mount))?;
-    made().with_context(|| folder.display().to_string())
 }
 
 #[cfg(test)]
@@ -274,21 +263,30 @@ mod tests {
     fn counts_moves_and_keeps_problems_of_a_log() {
         let (loaded, started) = channel();
         let mut log = Log::default();
+        let ended = |level: &str, what: &str| {
+            let address = r#""local":"10.0.0.1:80","peer":"10.0.0.2:4000","waited_ms":5"#;
+            format!(r#"{{"level":"{level}","message":"move",{address},{what}}}"#)
+        };
         for line in [
             r#"{"level":"INFO","message":"started","pid":1}"#,
             r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
-            r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"1"}"#,
-            r#"{"level":"INFO","message":"move","rule":"old","outcome":"reset","cookie":"2"}"#,
-            r#"{"level":"INFO","message":"move","rule":"c","outcome":"refused","cause":"sigpipe"}"#,
-            r#"{"level":"WARN","message":"move","rule":"big","outcome":"failed","cookie":"3"}"#,
+            &ended("INFO", r#""rule":"old","outcome":"reset""#),
+            &ended("INFO", r#""rule":"old","outcome":"reset""#),
+            &ended(
+                "INFO",
+                r#""rule":"c","outcome":"refused","cause":"sigpipe""#,
+            ),
+            &ended("WARN", r#""rule":"big","outcome":"failed""#),
+            r#"{"level":"INFO","message":"a pass","pid":1}"#,
             "thread panicked",
         ] {
             log.read(line, &loaded);
         }
+        let outcomes = |rule| log.outcomes(rule).into_iter().collect::<Vec<_>>();
         assert!(started.try_recv().is_ok());
-        assert_eq!(log.outcomes("old"), BTreeMap::from([("reset", 2)]));
-        assert_eq!(log.outcomes("c"), BTreeMap::from([("refused: sigpipe", 1)]));
-        assert_eq!(log.outcomes("big"), BTreeMap::from([("failed", 1)]));
+        assert_eq!(outcomes("old"), [("reset".to_owned(), 2)]);
+        assert_eq!(outcomes("c"), [("refused: sigpipe".to_owned(), 1)]);
+        assert_eq!(outcomes("big"), [("failed".to_owned(), 1)]);
         assert_eq!((log.would_move, log.problems.len()), (1, 2));
     }
 }

@@ -41,7 +41,10 @@ pub(crate) struct Size {
 
 impl Size {
     fn spec(&self) -> Spec {
-        Spec::new(self.pods, self.serving.unwrap_or(self.pods))
+        Spec {
+            pods: self.pods,
+            serving: self.serving.unwrap_or(self.pods),
+        }
     }
 }
 

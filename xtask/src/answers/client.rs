@@ -28,7 +28,7 @@ use crate::keepalive_client::mix;
 /// enough for the agent to choose and sniff it.
 const OLD: Duration = Duration::from_millis(3200);
 /// Number of messages sent in a tunnel.
-const TURNS: u64 = 8;
+const TURNS: usize = 8;
 /// Timeout of a response beyond the longest pause.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -112,7 +112,7 @@ impl Client {
 
     /// Exchanges messages on a connection until it ends.
     async fn use_connection(&mut self, mut wire: Wire) {
-        let Ok(local) = wire.stream.local_addr() else {
+        let Ok(local) = wire.0.get_ref().local_addr() else {
             return;
         };
         let opened = Instant::now();
@@ -122,12 +122,7 @@ impl Client {
             let warms = must_be_old && opened.elapsed() < OLD;
             let kind = if warms { Kind::Warm } else { self.cell.kind };
             self.tally.begin_exchange(connection, kind);
-            let ended = if kind.is_tunnel() {
-                self.tunnel(&mut wire).await.map(|()| After::Closed)
-            } else {
-                self.exchange(&mut wire, kind).await
-            };
-            match ended {
+            match self.exchange(&mut wire, kind).await {
                 Ok(after) => {
                     if kind != Kind::Warm {
                         self.tally.answered(self.cell, kind.pipelined() as u64);
@@ -158,54 +153,24 @@ impl Client {
         }
     }
 
-    fn request(&mut self, kind: Kind) -> Request {
-        Request {
+    async fn exchange(&mut self, wire: &mut Wire, kind: Kind) -> Result<After, Failure> {
+        let request = Request {
             kind,
             seed: self.random_below(1 << 40),
             longest: self.load.longest,
-        }
-    }
-
-    async fn exchange(&mut self, wire: &mut Wire, kind: Kind) -> Result<After, Failure> {
-        let request = self.request(kind);
-        let (started, mut at) = (Instant::now(), Phase::Requesting);
-        let patience = PATIENCE + Duration::from_millis(self.load.longest);
-        let asked = timeout(patience, ask(wire, request, &mut at)).await;
-        let asked = asked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        asked.map_err(|error| Failure::of(error, at, wire, request, started))
-    }
-
-    /// Upgrades the connection to a tunnel and exchanges some messages in it.
-    async fn tunnel(&mut self, wire: &mut Wire) -> Result<(), Failure> {
-        let request = self.request(self.cell.kind);
-        let pauses: Vec<_> = (0..TURNS)
-            .map(|_| Duration::from_millis(100 + self.random_below(1500)))
-            .collect();
-        let (started, mut at) = (Instant::now(), Phase::Requesting);
-        let talk = async {
-            wire.write(request.text().as_bytes()).await?;
-            at = Phase::Waiting;
-            let head = wire.read_head().await?;
-            at = Phase::Responding;
-            if !matches!(head.status(), 101 | 200) {
-                return Err(io::Error::other(format!("unexpected status: {}", head.0)));
-            }
-            let first = match request.kind {
-                Kind::H2c => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
-                _ => b"\x81\x05hello".to_vec(),
-            };
-            for pause in pauses {
-                wire.write(&first).await?;
-                if wire.read_exact(first.len()).await? != first {
-                    return Err(io::Error::other("the echo differs"));
-                }
-                sleep(pause).await;
-            }
-            Ok(())
         };
-        let talked = timeout(PATIENCE, talk).await;
-        let talked = talked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        talked.map_err(|error| Failure::of(error, at, wire, request, started))
+        let pauses = [(); TURNS].map(|()| 100 + self.random_below(1500));
+        let (started, mut at) = (Instant::now(), Phase::Requesting);
+        let exchange = async {
+            match kind.is_tunnel() {
+                true => talk(wire, request, pauses, &mut at).await,
+                false => ask(wire, request, &mut at).await,
+            }
+        };
+        let patience = PATIENCE + Duration::from_millis(self.load.longest);
+        let ended = timeout(patience, exchange).await;
+        let ended = ended.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        ended.map_err(|error| Failure::of(error, at, wire, request, started))
     }
 }
 
@@ -238,6 +203,35 @@ impl Failure {
     }
 }
 
+/// Upgrades the connection to a tunnel and exchanges some messages in it, with these pauses in
+/// milliseconds.
+async fn talk(
+    wire: &mut Wire,
+    request: Request,
+    pauses: [u64; TURNS],
+    at: &mut Phase,
+) -> io::Result<After> {
+    wire.write(request.text().as_bytes()).await?;
+    *at = Phase::Waiting;
+    let head = wire.read_head().await?;
+    *at = Phase::Responding;
+    if !matches!(head.status(), 101 | 200) {
+        return Err(io::Error::other(format!("unexpected status: {}", head.0)));
+    }
+    let message = match request.kind {
+        Kind::H2c => b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec(),
+        _ => b"\x81\x05hello".to_vec(),
+    };
+    for pause in pauses {
+        wire.write(&message).await?;
+        if wire.read_exact(message.len()).await? != message {
+            return Err(io::Error::other("the echo differs"));
+        }
+        sleep(Duration::from_millis(pause)).await;
+    }
+    Ok(After::Closed)
+}
+
 async fn ask(wire: &mut Wire, request: Request, at: &mut Phase) -> io::Result<After> {
     let requests: String = request.all().map(Request::text).collect();
     wire.write(requests.as_bytes()).await?;
@@ -260,14 +254,17 @@ async fn ask(wire: &mut Wire, request: Request, at: &mut Phase) -> io::Result<Af
             Kind::OnlyHead => BodyEnd::After(0),
             _ => head.body_end()?,
         };
+        let (mut body, mut rest) = (Vec::new(), ends);
         if request.kind == Kind::SlowReader {
             // Reads slowly, so that the whole response is received before its end is read.
             for piece in 1..4 {
-                wire.fill(piece * FILE / 4).await?;
+                body.extend(wire.read_exact(FILE / 4).await?);
                 sleep(request.pause(piece) / 2).await;
             }
+            rest = BodyEnd::After(FILE - body.len());
         }
-        let (body, expected) = (wire.read_body(ends).await?, request.parts().concat());
+        body.extend(wire.read_body(rest).await?);
+        let expected = request.parts().concat();
         if body != expected {
             let (received, all) = (body.len(), expected.len());
             return Err(io::Error::other(format!(

@@ -41,7 +41,7 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     let log = agent.stop()?;
     let report = fleet.stop()?;
     step.end(true);
-    let compiled = compilers.into_iter().map(Compiler::stop);
+    let compiled = compilers.into_iter().map(Compiler::count);
     let compiled: u64 = compiled.sum::<Result<_>>()?;
     let answers: u64 = report.answers.values().sum();
     let outcomes = log.outcomes(RULE);
@@ -61,7 +61,7 @@ pub(super) fn run(program: &Path, moves: u64) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the same file repeatedly until it is dropped.
+/// Compiles the same file repeatedly until the lab is removed.
 struct Compiler {
     shell: Child,
     folder: PathBuf,
@@ -86,19 +86,11 @@ impl Compiler {
         Ok(Self { shell, folder })
     }
 
-    /// Stops it and returns the number of compilations.
-    fn stop(mut self) -> Result<u64> {
+    /// The number of compilations so far.
+    fn count(mut self) -> Result<u64> {
         let log = fs::read_to_string(self.folder.join("log"))?;
         ensure!(self.shell.try_wait()?.is_none(), "rustc: {log}");
         Ok(fs::metadata(self.folder.join("compiled"))?.len())
-    }
-}
-
-impl Drop for Compiler {
-    fn drop(&mut self) {
-        // A running rustc exits by itself.
-        let _ = self.shell.kill();
-        let _ = self.shell.wait();
     }
 }
 

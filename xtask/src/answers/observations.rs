@@ -1,6 +1,10 @@
 //! What the clients observed: responses by kind and route, and when each connection was used.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 
@@ -127,7 +131,7 @@ impl Observations {
                     .push(format!("moved a connection of no client: {ended:?}"));
                 continue;
             };
-            let chosen = ended.at - ended.waited;
+            let chosen = ended.at - Duration::from_millis(ended.waited_ms);
             let exchanges = connection.exchanges.iter();
             let since = exchanges.filter(|begun| **begun >= chosen).count();
             let sums = self.cells.entry(connection.cell).or_default();
@@ -149,8 +153,6 @@ impl Observations {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const CELL: Cell = Cell {
@@ -180,8 +182,10 @@ mod tests {
             at: start + Duration::from_secs(10),
             local: SocketAddr::from(([10, 0, 0, 2], CELL.route.port())),
             peer: "10.0.0.1:4000".parse().unwrap(),
+            rule: "old".to_owned(),
             outcome: outcome.to_owned(),
-            waited: Duration::from_secs(waited),
+            cause: None,
+            waited_ms: 1000 * waited,
         }
     }
 

@@ -57,7 +57,7 @@ async fn serve(stream: TcpStream, file: &File) -> Result<()> {
         }
         match request.kind {
             Kind::File => send(&wire, file, request).await?,
-            Kind::UntilClose => return Ok(wire.stream.shutdown().await?),
+            Kind::UntilClose => return Ok(wire.0.shutdown().await?),
             kind if kind.is_tunnel() => return echo(wire, request).await,
             _ => {}
         }
@@ -142,7 +142,7 @@ async fn pipeline(wire: &mut Wire, first: Request) -> Result<()> {
     let (mut answers, mut last) = (Vec::new(), first);
     loop {
         answers.extend(pieces(last, &Head(String::new())).concat());
-        if !wire.has_buffered() {
+        if wire.0.buffer().is_empty() {
             break;
         }
         last = wire.read_head().await?.word(1).parse()?;
@@ -165,7 +165,7 @@ async fn send(wire: &Wire, file: &File, request: Request) -> Result<()> {
             until = (until + PIECE).min(FILE);
         }
         let left = until - offset as usize;
-        let stream = &wire.stream;
+        let stream = wire.0.get_ref();
         let sent = stream.async_io(Interest::WRITABLE, || {
             sendfile(stream, file, Some(&mut offset), left).map_err(io::Error::from)
         });

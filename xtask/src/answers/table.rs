@@ -10,39 +10,6 @@ use super::{
     routes::Route,
 };
 
-/// The sums over all cells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Total {
-    pub(super) answers: u64,
-    /// Upgraded connections that were used until the client ended them.
-    pub(super) tunnels: u64,
-    /// Responses and tunnels that ended early.
-    pub(super) broken: u64,
-    pub(super) crossed: u64,
-    pub(super) moved: u64,
-    pub(super) in_time: u64,
-    pub(super) late: u64,
-}
-
-impl Total {
-    pub(super) fn of(seen: &Observations) -> Self {
-        let mut total = Self::default();
-        for (cell, sums) in &seen.cells {
-            let whole = match cell.kind.is_tunnel() {
-                true => &mut total.tunnels,
-                false => &mut total.answers,
-            };
-            *whole += sums.answers;
-            total.broken += sums.broken;
-            total.crossed += sums.crossed;
-            total.moved += sums.moved;
-            total.in_time += sums.in_time;
-            total.late += sums.late;
-        }
-        total
-    }
-}
-
 pub(super) fn table(seen: &Observations) -> String {
     let routes = Route::ALL.map(Route::title).join(" | ");
     let mut table = format!("| Kind of response | {routes} |\n|---|---|---|---|\n");

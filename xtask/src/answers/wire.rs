@@ -11,15 +11,11 @@ use rustix::{
     net::{RecvFlags, recv},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
 };
 
-pub(super) struct Wire {
-    pub(super) stream: TcpStream,
-    /// Bytes that were read but not consumed.
-    buffer: Vec<u8>,
-}
+pub(super) struct Wire(pub(super) BufReader<TcpStream>);
 
 /// How a message body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,72 +71,53 @@ impl Head {
 impl Wire {
     pub(super) fn new(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            buffer: Vec::new(),
-        })
+        Ok(Self(BufReader::new(stream)))
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).await
+        self.0.write_all(bytes).await
     }
 
-    /// Whether bytes were read but not consumed.
-    pub(super) fn has_buffered(&self) -> bool {
-        !self.buffer.is_empty()
-    }
-
-    async fn read_more(&mut self) -> Result<()> {
-        match self.stream.read_buf(&mut self.buffer).await? {
-            0 => Err(Error::from(ErrorKind::UnexpectedEof)),
-            _ => Ok(()),
+    async fn read_line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.0.read_line(&mut line).await?;
+        if line.ends_with("\r\n") {
+            return Ok(line);
         }
-    }
-
-    async fn read_until(&mut self, end: &[u8]) -> Result<String> {
-        loop {
-            let found = self.buffer.windows(end.len()).position(|seen| seen == end);
-            if let Some(found) = found {
-                let bytes = self.read_exact(found + end.len()).await?;
-                return String::from_utf8(bytes).map_err(Error::other);
-            }
-            self.read_more().await?;
-        }
+        Err(ErrorKind::UnexpectedEof.into())
     }
 
     pub(super) async fn read_head(&mut self) -> Result<Head> {
-        Ok(Head(self.read_until(b"\r\n\r\n").await?))
-    }
-
-    /// Reads until `count` bytes are buffered.
-    pub(super) async fn fill(&mut self, count: usize) -> Result<()> {
-        while self.buffer.len() < count {
-            self.read_more().await?;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            head += &self.read_line().await?;
         }
-        Ok(())
+        Ok(Head(head))
     }
 
     pub(super) async fn read_exact(&mut self, count: usize) -> Result<Vec<u8>> {
-        self.fill(count).await?;
-        let rest = self.buffer.split_off(count);
-        Ok(std::mem::replace(&mut self.buffer, rest))
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).await?;
+        Ok(bytes)
     }
 
     /// The next bytes, at least one.
     pub(super) async fn read_some(&mut self) -> Result<Vec<u8>> {
-        if self.buffer.is_empty() {
-            self.read_more().await?;
+        let bytes = self.0.fill_buf().await?.to_vec();
+        if bytes.is_empty() {
+            return Err(ErrorKind::UnexpectedEof.into());
         }
-        Ok(std::mem::take(&mut self.buffer))
+        self.0.consume(bytes.len());
+        Ok(bytes)
     }
 
     pub(super) async fn read_body(&mut self, ends: BodyEnd) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
         match ends {
-            BodyEnd::After(length) => self.read_exact(length).await,
+            BodyEnd::After(length) => body = self.read_exact(length).await?,
             BodyEnd::WithChunks => {
-                let mut body = Vec::new();
                 loop {
-                    let line = self.read_until(b"\r\n").await?;
+                    let line = self.read_line().await?;
                     let digits = line.split([';', '\r']).next().unwrap_or_default();
                     match usize::from_str_radix(digits, 16).map_err(Error::other)? {
                         0 => break,
@@ -150,34 +127,26 @@ impl Wire {
                         return Err(Error::other("a chunk does not end where its size says"));
                     }
                 }
-                while self.read_until(b"\r\n").await? != "\r\n" {}
-                Ok(body)
+                while self.read_line().await? != "\r\n" {}
             }
             BodyEnd::WithConnection => {
-                let ended = loop {
-                    if let Err(error) = self.read_more().await {
-                        break error;
-                    }
-                };
-                match ended.kind() {
-                    ErrorKind::UnexpectedEof => Ok(std::mem::take(&mut self.buffer)),
-                    _ => Err(ended),
-                }
+                self.0.read_to_end(&mut body).await?;
             }
         }
+        Ok(body)
     }
 
     /// Waits for data or the end of the connection.
     pub(super) async fn wait_readable(&self) {
         // An error is an end as well.
-        let _end = self.stream.peek(&mut [0]).await;
+        let _end = self.0.get_ref().peek(&mut [0]).await;
     }
 
     /// Whether the kernel has data, an end or an error for this connection.
     pub(super) fn is_readable(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         !matches!(
-            recv(&self.stream, &mut [0u8; 1][..], flags),
+            recv(self.0.get_ref(), &mut [0u8; 1][..], flags),
             Err(Errno::AGAIN)
         )
     }
@@ -188,7 +157,7 @@ impl Wire {
         // SAFETY: the descriptor is open, and the kernel writes one int.
         let asked = unsafe {
             libc::ioctl(
-                self.stream.as_raw_fd(),
+                self.0.get_ref().as_raw_fd(),
                 libc::TIOCOUTQ,
                 &raw mut unacknowledged,
             )

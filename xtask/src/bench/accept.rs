@@ -74,7 +74,10 @@ impl Case {
 pub(crate) fn run(arguments: &Args) -> Result<()> {
     setup::needs_this_kernel()?;
     let program = build::given_or_built(arguments.agent.as_deref(), &[Need::Host])?;
-    let lab = Lab::start(Spec::new(1, 1))?;
+    let lab = Lab::start(Spec {
+        pods: 1,
+        serving: 1,
+    })?;
     let bench = Bench {
         lab,
         program,

@@ -247,7 +247,7 @@ fn act(number: &str, title: &str) {
     heading(format!("{number}: {title}"));
 }
 
-fn show_moves(outcomes: &BTreeMap<&str, u64>) {
+fn show_moves(outcomes: &BTreeMap<String, u64>) {
     let outcomes: Vec<String> = outcomes.iter().map(|(o, n)| format!("{n} {o}")).collect();
     let moves = if outcomes.is_empty() {
         "none".to_owned()

@@ -39,15 +39,12 @@ pub struct Spec {
     pub serving: usize,
 }
 
-impl Spec {
-    pub fn new(pods: usize, serving: usize) -> Self {
-        Self { pods, serving }
-    }
-}
-
 impl Default for Spec {
     fn default() -> Self {
-        Self::new(3, 3)
+        Self {
+            pods: 3,
+            serving: 3,
+        }
     }
 }
 

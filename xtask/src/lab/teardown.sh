@@ -3,7 +3,7 @@
 # the lab does not look abandoned while it is being removed.
 #
 # $1 the lab's state folder; $2 its cgroup; $3 the name prefix of its network namespaces;
-# $4 the folder of BPF pins that an agent may have left
+# $4 the folder of BPF pins that an agent may have left, and, with a suffix, those of others
 state=$1 cgroup=$2 prefix=$3 pins=$4
 trap '' HUP INT TERM
 cat >/dev/null
@@ -33,4 +33,4 @@ for name in /run/netns/"$prefix"*; do
     [ -e "$name" ] && ip netns del "${name##*/}"
 done
 [ -d "$cgroup" ] && find "$cgroup" -depth -type d -exec rmdir {} \;
-rm -rf "$pins" "$state"
+rm -rf "$pins" "$pins"-* "$state"

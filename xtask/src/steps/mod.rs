@@ -94,7 +94,10 @@ pub(crate) fn run() -> Result<()> {
 fn measure(program: &Path, servers: &[Server]) -> Result<()> {
     heading("What each step does");
     let started = Instant::now();
-    let lab = Lab::start(Spec::new(Column::ALL.len(), 0))?;
+    let lab = Lab::start(Spec {
+        pods: Column::ALL.len(),
+        serving: 0,
+    })?;
     let bench = Bench::start(&lab, program)?;
     let mut rows = Vec::new();
     for server in servers {
@@ -228,10 +231,8 @@ impl<'a> Bench<'a> {
             for cause in ["noRule", "withinLimits", "minAge", "inFlight"] {
                 skipped.remove(cause);
             }
-            let log = run.agent.log();
-            let outcomes = log.outcomes(rule).into_iter();
             Cell {
-                outcomes: outcomes.map(|(o, n)| (o.to_owned(), n)).collect(),
+                outcomes: run.agent.log().outcomes(rule),
                 skipped,
                 seen,
                 survived,
