@@ -1,18 +1,30 @@
-//! A fake API server: it serves the objects of a test by list and watch, and injects faults. It
-//! implements HTTP/1.1 itself, as a library would not cut off a response in the middle.
+//! A fake API server: it serves the objects of a test by list and watch, and injects faults.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, BufRead as _, BufReader, Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    collections::{BTreeMap, HashMap},
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpListener},
     path::Path,
     sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use http_body_util::{BodyExt as _, Full, channel::Channel, combinators::BoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 /// The served kinds: their plural names and the paths of their groups.
 const KINDS: [(&str, &str); 6] = [
@@ -28,15 +40,12 @@ const KINDS: [(&str, &str); 6] = [
 #[derive(Debug)]
 pub struct ApiServer {
     address: SocketAddr,
-    shared: Arc<Shared>,
-    accepts: Option<JoinHandle<()>>,
+    state: Arc<watch::Sender<State>>,
+    /// Dropping it cuts off every connection.
+    runtime: Option<Runtime>,
 }
 
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
+type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -48,7 +57,6 @@ struct State {
     oldest: u64,
     /// Connections of an earlier generation are cut off.
     life: u64,
-    up: bool,
     silent: bool,
     forbidden: Option<&'static str>,
     unknown: Option<&'static str>,
@@ -57,19 +65,17 @@ struct State {
     written: Vec<(String, Value)>,
     /// The only namespace that may be written to, if set.
     writable: Option<String>,
-    connections: Vec<TcpStream>,
 }
 
 impl ApiServer {
     /// Starts a server without objects.
     pub fn start() -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
         let mut server = Self {
-            address: listener.local_addr()?,
-            shared: Arc::default(),
-            accepts: None,
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: Arc::new(watch::Sender::default()),
+            runtime: None,
         };
-        server.serve(listener);
+        server.up()?;
         Ok(server)
     }
 
@@ -91,118 +97,95 @@ impl ApiServer {
 
     /// Adds an object, or replaces the one with its name.
     pub fn set(&self, kind: &str, object: Value) {
-        self.lock().set(known(kind), object);
-        self.shared.changed.notify_all();
+        change(&self.state, |state| state.set(known(kind), object));
     }
 
     /// The object `namespace/name`, or `name`.
     pub fn get(&self, kind: &str, name: &str) -> Option<Value> {
         let key = (known(kind), name.to_owned());
-        self.lock().objects.get(&key).cloned()
+        self.state.borrow().objects.get(&key).cloned()
     }
 
     /// Deletes the object `namespace/name`.
     pub fn delete(&self, kind: &str, name: &str) {
         let kind = known(kind);
-        let mut state = self.lock();
-        let Some(mut object) = state.objects.remove(&(kind, name.to_owned())) else {
-            return;
-        };
-        state.version += 1;
-        object["metadata"]["resourceVersion"] = state.version.to_string().into();
-        state.happened(kind, "DELETED", object);
-        self.shared.changed.notify_all();
+        change(&self.state, |state| {
+            if let Some(mut object) = state.objects.remove(&(kind, name.to_owned())) {
+                state.version += 1;
+                object["metadata"]["resourceVersion"] = state.version.to_string().into();
+                state.happened(kind, "DELETED", object);
+            }
+        });
     }
 
     /// Drops past events: a new watch from an older version gets 410 Gone.
     pub fn expire(&self) {
-        let mut state = self.lock();
-        state.version += 1;
-        state.oldest = state.version;
-        state.events.clear();
+        change(&self.state, |state| {
+            state.version += 1;
+            state.oldest = state.version;
+            state.events.clear();
+        });
     }
 
     /// Cuts off every connection, even in the middle of a response.
     pub fn cut(&self) {
-        self.lock().cut();
-        self.shared.changed.notify_all();
+        change(&self.state, |state| state.life += 1);
     }
 
     /// Stops responding without closing connections, as if packets were dropped.
     pub fn fall_silent(&self) {
-        self.lock().silent = true;
+        change(&self.state, |state| state.silent = true);
     }
 
     /// Responds with 403 to requests for this kind; `None` ends that.
     pub fn forbid(&self, kind: Option<&str>) {
-        self.lock().forbidden = kind.map(known);
+        change(&self.state, |state| state.forbidden = kind.map(known));
     }
 
     /// Responds with 404 to requests for this kind, as if its definition were missing; `None` ends that.
     pub fn forget(&self, kind: Option<&str>) {
-        self.lock().unknown = kind.map(known);
+        change(&self.state, |state| state.unknown = kind.map(known));
     }
 
     /// Stops it; its objects are kept for [`ApiServer::up`].
     pub fn down(&mut self) {
-        {
-            let mut state = self.lock();
-            state.up = false;
-            state.cut();
-        }
-        self.shared.changed.notify_all();
-        // Wakes up its accept.
-        drop(TcpStream::connect(self.address));
-        if let Some(accepts) = self.accepts.take() {
-            accepts.join().expect("the fake API server's thread ends");
+        if let Some(runtime) = self.runtime.take() {
+            // On another thread, as the runtime of a test forbids to wait for the end of this one.
+            let end = std::thread::spawn(|| drop(runtime));
+            end.join().expect("the fake API server ends");
         }
     }
 
     /// Starts it again, at the same address.
     pub fn up(&mut self) -> io::Result<()> {
         let listener = TcpListener::bind(self.address)?;
-        self.serve(listener);
+        self.address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        runtime.spawn(accept(listener, Arc::clone(&self.state)));
+        self.runtime = Some(runtime);
         Ok(())
     }
 
     /// Number of `list`, `watch`, `get` or `write` requests for a kind.
     pub fn asked(&self, verb: &str, kind: &str) -> u64 {
         let asked = format!("{verb} {}", known(kind));
-        self.lock().asked.get(&asked).copied().unwrap_or(0)
+        self.state.borrow().asked.get(&asked).copied().unwrap_or(0)
     }
 
     /// The written Events and their namespaces.
     pub fn written(&self) -> Vec<(String, Value)> {
-        self.lock().written.clone()
+        self.state.borrow().written.clone()
     }
 
     /// Responds with 403 to Events for other namespaces.
     pub fn allow_writes_to(&self, namespace: &str) {
-        self.lock().writable = Some(namespace.to_owned());
-    }
-
-    fn serve(&mut self, listener: TcpListener) {
-        self.lock().up = true;
-        let shared = Arc::clone(&self.shared);
-        self.accepts = Some(std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let life = {
-                    let mut state = shared.state.lock();
-                    if !state.up {
-                        return;
-                    }
-                    state.connections.extend(stream.try_clone());
-                    state.life
-                };
-                let shared = Arc::clone(&shared);
-                // The thread ends with its connection.
-                std::thread::spawn(move || shared.answer_all(stream, life));
-            }
-        }));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock()
+        change(&self.state, |state| {
+            state.writable = Some(namespace.to_owned())
+        });
     }
 }
 
@@ -210,6 +193,13 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.down();
     }
+}
+
+/// Changes the state and wakes up the watches.
+fn change<T>(state: &watch::Sender<State>, work: impl FnOnce(&mut State) -> T) -> T {
+    let mut done = None;
+    state.send_modify(|state| done = Some(work(state)));
+    done.expect("the work was done")
 }
 
 impl State {
@@ -279,12 +269,27 @@ impl State {
         (self.forbidden == Some(kind)).then_some(403)
     }
 
-    fn cut(&mut self) {
-        self.life += 1;
-        for connection in self.connections.drain(..) {
-            // It may be closed already.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
+    /// A page of the objects of a kind that `selects` wants.
+    fn list(
+        &self,
+        kind: &str,
+        limit: usize,
+        after: Option<&str>,
+        selects: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let mut all = self.objects.iter().filter(|((of, name), object)| {
+            *of == kind && after.is_none_or(|after| name.as_str() > after) && selects(object)
+        });
+        let page: Vec<_> = all.by_ref().take(limit).collect();
+        let more = all
+            .next()
+            .and(page.last())
+            .map(|((_, name), _)| name.clone());
+        json!({
+            "apiVersion": "v1", "kind": "List",
+            "metadata": {"resourceVersion": self.version.to_string(), "continue": more.unwrap_or_default()},
+            "items": page.into_iter().map(|(_, object)| object).collect::<Vec<_>>(),
+        })
     }
 }
 
@@ -329,239 +334,162 @@ impl<'a> Target<'a> {
     }
 }
 
-impl Shared {
-    /// Waits while the server is silent.
-    fn wait_to_speak(&self, life: u64) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let waits = |state: &mut State| state.silent && state.life == life;
-        self.changed.wait_while(&mut state, waits);
-        if state.life != life {
-            return Err(io::ErrorKind::ConnectionAborted.into());
-        }
-        Ok(())
+async fn accept(listener: TcpListener, state: Arc<watch::Sender<State>>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("it does not block");
+    while let Ok((stream, _)) = listener.accept().await {
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let (life, mut states) = (state.borrow().life, state.subscribe());
+            let serve = service_fn(|request| answer(Arc::clone(&state), request));
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), serve);
+            tokio::select! {
+                _ = connection => {}
+                _ = states.wait_for(|state| state.life != life) => {}
+            }
+        });
     }
+}
 
-    fn answer_all(&self, stream: TcpStream, life: u64) {
-        let Ok(mut out) = stream.try_clone() else {
-            return;
-        };
-        let mut from = BufReader::new(stream);
-        loop {
-            let lines = from.by_ref().lines().map_while(Result::ok);
-            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-            let mut words = head.first().map_or("", |line| line).split(' ');
-            let (Some(method), Some(target)) = (words.next(), words.next()) else {
-                return;
-            };
-            if self.wait_to_speak(life).is_err() {
-                return;
-            }
-            if method != "GET" {
-                let length = head.iter().find_map(|line| {
-                    let (name, value) = line.split_once(':')?;
-                    let is_it = name.eq_ignore_ascii_case("content-length");
-                    is_it.then(|| value.trim().parse().ok())?
-                });
-                let mut body = vec![0; length.unwrap_or(0)];
-                if from.read_exact(&mut body).is_err()
-                    || self.write(&mut out, method, target, &body).is_err()
-                {
-                    return;
-                }
-                continue;
-            }
-            if self.answer(&mut out, target, life).is_err() {
-                return;
-            }
-        }
+async fn answer(
+    state: Arc<watch::Sender<State>>,
+    request: Request<Incoming>,
+) -> Result<Answer, hyper::Error> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await?.to_bytes();
+    let is_silent = state.borrow().silent;
+    if is_silent {
+        std::future::pending::<()>().await;
     }
-
-    fn write(
-        &self,
-        out: &mut TcpStream,
-        method: &str,
-        target: &str,
-        body: &[u8],
-    ) -> io::Result<()> {
-        let (path, _) = target.split_once('?').unwrap_or((target, ""));
-        let Some(at) = Target::of(path) else {
-            return self.write_event(out, path, body);
-        };
-        let Ok(body) = serde_json::from_slice::<Value>(body) else {
-            return whole(out, 400, &status(400));
-        };
-        let written = {
-            let mut state = self.state.lock();
+    let path = head.uri.path();
+    if head.method == Method::GET {
+        let query = head.uri.query().unwrap_or_default();
+        return Ok(read(&state, path, query));
+    }
+    let written = match (Target::of(path), serde_json::from_slice::<Value>(&body)) {
+        (_, Err(_)) => Err(400),
+        (Some(at), Ok(body)) => change(&state, |state| {
             let asked = state.asked.entry(format!("write {}", at.kind));
             *asked.or_default() += 1;
             match state.refuses(at.kind) {
                 Some(code) => Err(code),
-                None => state.write(method, &at, body),
+                None => state.write(head.method.as_str(), &at, body),
             }
-        };
-        self.changed.notify_all();
-        match written {
-            Ok(object) => whole(out, 200, &object),
-            Err(code) => whole(out, code, &status(code)),
-        }
-    }
+        }),
+        (None, Ok(event)) => change(&state, |state| write_event(state, path, event)),
+    };
+    Ok(written.map_or_else(failure, |object| whole(200, &object)))
+}
 
-    /// Accepts an Event only in the namespace of the object that it refers to, like the real server.
-    fn write_event(&self, out: &mut TcpStream, path: &str, body: &[u8]) -> io::Result<()> {
-        let namespace = path
-            .strip_prefix("/apis/events.k8s.io/v1/namespaces/")
-            .and_then(|rest| rest.strip_suffix("/events"));
-        let (Some(namespace), Ok(event)) = (namespace, serde_json::from_slice::<Value>(body))
-        else {
-            return whole(out, 404, &status(404));
-        };
-        {
-            let mut state = self.state.lock();
-            if state
-                .writable
-                .as_ref()
-                .is_some_and(|only| only != namespace)
-            {
-                return whole(out, 403, &status(403));
-            }
-            if event["regarding"]["namespace"] != namespace {
-                return whole(out, 422, &status(422));
-            }
-            state.written.push((namespace.to_owned(), event.clone()));
-        }
-        whole(out, 201, &event)
+/// Accepts an Event only in the namespace of the object that it refers to, like the real server.
+fn write_event(state: &mut State, path: &str, event: Value) -> Result<Value, u16> {
+    let namespace = path
+        .strip_prefix("/apis/events.k8s.io/v1/namespaces/")
+        .and_then(|rest| rest.strip_suffix("/events"))
+        .ok_or(404_u16)?;
+    if state
+        .writable
+        .as_ref()
+        .is_some_and(|only| only != namespace)
+    {
+        return Err(403);
     }
-
-    fn answer(&self, out: &mut TcpStream, target: &str, life: u64) -> io::Result<()> {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let query = |name: &str| {
-            query.split('&').find_map(|pair| {
-                let value = pair.strip_prefix(name)?.strip_prefix('=')?;
-                Some(
-                    value
-                        .replace("%3D", "=")
-                        .replace("%2C", ",")
-                        .replace("%2F", "/"),
-                )
-            })
-        };
-        let Some(Target { kind, name, .. }) = Target::of(path) else {
-            return whole(out, 404, &status(404));
-        };
-        let verb = match name {
-            Some(_) => "get",
-            None => query("watch").map_or("list", |_| "watch"),
-        };
-        {
-            let mut state = self.state.lock();
-            *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
-            // As the real one does: without a limit, any version will do, and its cache has one.
-            if verb == "list" && query("resourceVersion").as_deref() == Some("0") {
-                let cached = format!("list from cache {kind}");
-                *state.asked.entry(cached).or_default() += 1;
-            }
-            if let Some(code) = state.refuses(kind) {
-                return whole(out, code, &status(code));
-            }
-            if let Some(name) = name {
-                return match state.objects.get(&(kind, name)) {
-                    Some(object) => whole(out, 200, object),
-                    None => whole(out, 404, &status(404)),
-                };
-            }
-        }
-        let field = query("fieldSelector").and_then(|selector| {
-            let (field, value) = selector.split_once('=')?;
-            Some((format!("/{}", field.replace('.', "/")), value.to_owned()))
-        });
-        let selects = |object: &Value| {
-            let is_it = |(field, value): &(String, String)| {
-                object.pointer(field).and_then(Value::as_str) == Some(value)
-            };
-            field.as_ref().is_none_or(is_it)
-        };
-        if verb == "list" {
-            let limit = query("limit")
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(usize::MAX);
-            let after = query("continue");
-            let list = self.list(kind, limit, after.as_deref(), selects);
-            return whole(out, 200, &list);
-        }
-        let from = query("resourceVersion").and_then(|v| v.parse().ok());
-        let most = query("timeoutSeconds").and_then(|s| s.parse().ok());
-        let until = Instant::now() + Duration::from_secs(most.unwrap_or(290));
-        self.watch(out, kind, from.unwrap_or(0), until, life, selects)
+    if event["regarding"]["namespace"] != namespace {
+        return Err(422);
     }
+    state.written.push((namespace.to_owned(), event.clone()));
+    Ok(event)
+}
 
-    fn list(
-        &self,
-        kind: &str,
-        limit: usize,
-        after: Option<&str>,
-        selects: impl Fn(&Value) -> bool,
-    ) -> Value {
-        let state = self.state.lock();
-        let mut all = state.objects.iter().filter(|((of, name), object)| {
-            *of == kind && after.is_none_or(|after| name.as_str() > after) && selects(object)
-        });
-        let page: Vec<_> = all.by_ref().take(limit).collect();
-        let more = all
-            .next()
-            .and(page.last())
-            .map(|((_, name), _)| name.clone());
-        json!({
-            "apiVersion": "v1", "kind": "List",
-            "metadata": {"resourceVersion": state.version.to_string(), "continue": more.unwrap_or_default()},
-            "items": page.into_iter().map(|(_, object)| object).collect::<Vec<_>>(),
-        })
+fn read(state: &Arc<watch::Sender<State>>, path: &str, query: &str) -> Answer {
+    let query: HashMap<_, _> = form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let query = |name: &str| query.get(name).map(String::as_str);
+    let Some(Target { kind, name, .. }) = Target::of(path) else {
+        return failure(404);
+    };
+    let verb = match name {
+        Some(_) => "get",
+        None => query("watch").map_or("list", |_| "watch"),
+    };
+    let refused = change(state, |state| {
+        *state.asked.entry(format!("{verb} {kind}")).or_default() += 1;
+        // As the real one does: without a limit, any version will do, and its cache has one.
+        if verb == "list" && query("resourceVersion") == Some("0") {
+            let cached = format!("list from cache {kind}");
+            *state.asked.entry(cached).or_default() += 1;
+        }
+        state.refuses(kind)
+    });
+    if let Some(code) = refused {
+        return failure(code);
     }
+    if let Some(name) = name {
+        let found = state.borrow().objects.get(&(kind, name)).cloned();
+        return found.map_or_else(|| failure(404), |object| whole(200, &object));
+    }
+    let field = query("fieldSelector").and_then(|selector| {
+        let (field, value) = selector.split_once('=')?;
+        Some((format!("/{}", field.replace('.', "/")), value.to_owned()))
+    });
+    let selects = move |object: &Value| {
+        let is_it = |(field, value): &(String, String)| {
+            object.pointer(field).and_then(Value::as_str) == Some(value)
+        };
+        field.as_ref().is_none_or(is_it)
+    };
+    let number = |name: &str| query(name).and_then(|n| n.parse::<u64>().ok());
+    if verb == "list" {
+        let limit = number("limit").map_or(usize::MAX, |limit| limit as usize);
+        let list = (state.borrow()).list(kind, limit, query("continue"), selects);
+        return whole(200, &list);
+    }
+    let until = Instant::now() + Duration::from_secs(number("timeoutSeconds").unwrap_or(290));
+    let from = number("resourceVersion").unwrap_or(0);
+    watch(state.subscribe(), kind, from, until, selects)
+}
 
-    fn watch(
-        &self,
-        out: &mut TcpStream,
-        kind: &str,
-        from: u64,
-        until: Instant,
-        life: u64,
-        selects: impl Fn(&Value) -> bool,
-    ) -> io::Result<()> {
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
-        out.write_all(head.as_bytes())?;
-        let mut seen = from;
+fn watch(
+    mut states: watch::Receiver<State>,
+    kind: &'static str,
+    from: u64,
+    until: Instant,
+    selects: impl Fn(&Value) -> bool + Send + 'static,
+) -> Answer {
+    let (mut sender, body) = Channel::new(1);
+    tokio::spawn(async move {
         // Existing watches get all events; only a new watch from an older version must list again.
-        if from < self.state.lock().oldest {
+        if from < states.borrow().oldest {
             let gone = json!({"type": "ERROR", "object": status(410)});
-            chunk(out, &format!("{gone}\n"))?;
-            return chunk(out, "");
+            let _ = sender.send_data(format!("{gone}\n").into()).await;
+            return;
         }
+        let mut seen = from;
         loop {
-            self.wait_to_speak(life)?;
-            let state = self.state.lock();
-            let new: Vec<String> = state
-                .events
-                .iter()
-                .filter(|(version, of, _, object)| {
+            let new: Vec<String> = {
+                let Ok(state) = states.wait_for(|state| !state.silent).await else {
+                    return;
+                };
+                let new = state.events.iter().filter(|(version, of, _, object)| {
                     *version > seen && *of == kind && selects(object)
-                })
-                .map(|(_, _, what, object)| {
-                    format!("{}\n", json!({"type": what, "object": object}))
-                })
-                .collect();
-            seen = seen.max(state.version);
-            drop(state);
+                });
+                let new = new
+                    .map(|(_, _, what, object)| json!({"type": what, "object": object}).to_string())
+                    .collect();
+                seen = seen.max(state.version);
+                new
+            };
             for event in new {
-                chunk(out, &event)?;
+                if sender.send_data(format!("{event}\n").into()).await.is_err() {
+                    return;
+                }
             }
-            if Instant::now() >= until {
-                return chunk(out, "");
-            }
-            let mut state = self.state.lock();
-            if state.version <= seen && state.life == life {
-                self.changed.wait_until(&mut state, until);
+            if !matches!(timeout_at(until, states.changed()).await, Ok(Ok(()))) {
+                return;
             }
         }
-    }
+    });
+    typed(200, body.boxed())
 }
 
 /// The constant with this name.
@@ -594,16 +522,18 @@ fn status(code: u16) -> Value {
            "reason": reason, "code": code})
 }
 
-fn whole(out: &mut TcpStream, code: u16, body: &Value) -> io::Result<()> {
-    let body = body.to_string();
-    let length = body.len();
-    let head = format!(
-        "HTTP/1.1 {code} -\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-    );
-    out.write_all(format!("{head}{body}").as_bytes())
+fn failure(code: u16) -> Answer {
+    whole(code, &status(code))
 }
 
-/// One chunk; an empty one is the last.
-fn chunk(out: &mut TcpStream, text: &str) -> io::Result<()> {
-    out.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes())
+fn whole(code: u16, body: &Value) -> Answer {
+    typed(code, Full::from(body.to_string()).boxed())
+}
+
+fn typed(code: u16, body: BoxBody<Bytes, Infallible>) -> Answer {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = StatusCode::from_u16(code).expect("a status");
+    let json = header::HeaderValue::from_static("application/json");
+    answer.headers_mut().insert(header::CONTENT_TYPE, json);
+    answer
 }
