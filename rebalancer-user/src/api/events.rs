@@ -7,6 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use super::parse::{ReadError, parse};
 
@@ -26,8 +27,9 @@ pub struct Event {
 }
 
 /// The kinds of events.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, IntoStaticStr)]
 #[serde(tag = "type", rename_all = "camelCase")]
+#[strum(serialize_all = "camelCase")]
 pub enum EventKind {
     /// A connection would be moved, if the mode did not forbid it.
     WouldMove(EventMove),
@@ -153,23 +155,7 @@ pub struct EventDrain {
 impl EventKind {
     /// A stable word.
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::WouldMove(_) => "wouldMove",
-            Self::Started(_) => "started",
-            Self::Ended { .. } => "ended",
-            Self::PolicyLoaded { .. } => "policyLoaded",
-            Self::PolicyRefused { .. } => "policyRefused",
-            Self::Paused { .. } => "paused",
-            Self::Resumed { .. } => "resumed",
-            Self::DrainBegan(_) => "drainBegan",
-            Self::DrainEnded(_) => "drainEnded",
-            Self::Held { .. } => "held",
-            Self::ListingFailed { .. } => "listingFailed",
-            Self::ListingRecovered => "listingRecovered",
-            Self::MoverLost { .. } => "moverLost",
-            Self::MoverReplaced => "moverReplaced",
-            Self::Missed { .. } => "missed",
-        }
+        self.into()
     }
 }
 

@@ -1,11 +1,10 @@
 //! `rebalancer cooldowns`: what the agent does not try again for a time, and how to have it tried.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
-use anyhow::Context as _;
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{KernelArgs, running};
+use super::{KernelArgs, print, running};
 use crate::{
     api::Form,
     http::{ClearRequest, CooldownsRequest},
@@ -67,6 +66,6 @@ impl Cooldowns {
                 running::post(&kernel, "/cooldowns/clear", body)?
             }
         };
-        io::stdout().write_all(&answer).context("writing to stdout")
+        print(|out| out.write_all(&answer))
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
-use super::{KernelArgs, records::attach_for_the_call};
+use super::{KernelArgs, print, records::attach_for_the_call};
 use crate::{
     abilities::{self, Ability, Tried},
     api::{Diagnosis, Finding, Level, Notation, write_diagnosis},
@@ -69,13 +69,11 @@ fn lacks(
 impl Doctor {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let diagnosis = self.diagnose();
-        let out = &mut io::stdout().lock();
-        match self.output {
+        print(|out| match self.output {
             Form::Table => table(out, &diagnosis),
             Form::Json => write_diagnosis(out, Notation::Json, &diagnosis),
             Form::Yaml => write_diagnosis(out, Notation::Yaml, &diagnosis),
-        }
-        .context("writing to stdout")?;
+        })?;
         let missing = host::missing_capabilities();
         if !missing.is_empty() {
             return Err(bpf::Error::Privilege(missing).into());

@@ -1,11 +1,8 @@
 //! `rebalancer dump`: every tracked connection, or every endpoint.
 
-use std::io;
-
-use anyhow::Context as _;
 use clap::Args;
 
-use super::{KernelArgs, need_privilege, records::Records, running};
+use super::{KernelArgs, need_privilege, print, records::Records, running};
 use crate::{
     api::{self, Dumped, Form, Sort},
     bpf, render,
@@ -36,9 +33,8 @@ impl Dump {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let Dumped { origin, snapshot } = &self.read()?;
         let sort = self.sort.unwrap_or_default();
-        let out = &mut io::stdout().lock();
         let notation = self.output.notation();
-        match (self.endpoints, notation) {
+        print(|out| match (self.endpoints, notation) {
             (true, None) => render::endpoints_table(out, snapshot),
             (true, Some(notation)) => api::write_endpoints(out, notation, snapshot, origin),
             (false, Some(notation)) => {
@@ -48,8 +44,7 @@ impl Dump {
                 Form::Wide => render::connections_wide(out, snapshot, sort),
                 _ => render::connections_table(out, snapshot, sort),
             },
-        }
-        .context("writing to stdout")
+        })
     }
 
     /// What the agent sees; without one, what its pins or a program attached for this call show.

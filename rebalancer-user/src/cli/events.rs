@@ -1,18 +1,13 @@
 //! `rebalancer events`: what happened in the agent lately, and what happens.
 
-use std::{
-    io::{self, Write as _},
-    ops::ControlFlow,
-    thread,
-    time::Duration,
-};
+use std::{io, ops::ControlFlow, thread, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 
 use super::{
-    KernelArgs, note, positive_duration,
+    KernelArgs, note, positive_duration, print,
     running::{self, NotAsked},
 };
 use crate::{
@@ -60,20 +55,20 @@ impl Events {
             form: self.output,
             since,
             last: None,
-            broken: None,
         };
         if self.output == Form::Table {
-            render::events_head(&mut io::stdout().lock()).context("writing to stdout")?;
+            print(|out| render::events_head(out))?;
         }
         if !self.follow {
-            return Ok(follower.ask(&self.kernel, false)?);
+            return follower.ask(&self.kernel, false);
         }
         loop {
             let before = follower.last.clone();
             match follower.ask(&self.kernel, true) {
-                Err(failed) if follower.last.is_none() => return Err(failed.into()),
-                Err(Failed::Asked(NotAsked::NoAgent { .. } | NotAsked::Other { .. })) | Ok(()) => {}
-                Err(failed) => return Err(failed.into()),
+                Err(failed) if follower.last.is_none() || !is_of_the_agent(&failed) => {
+                    return Err(failed);
+                }
+                _ => {}
             }
             if follower.last != before {
                 note("note: the agent has stopped; waiting for the next one");
@@ -83,33 +78,24 @@ impl Events {
     }
 }
 
+/// Whether the agent has stopped, or another may answer soon.
+fn is_of_the_agent(failed: &anyhow::Error) -> bool {
+    use NotAsked::{NoAgent, Other};
+    let not_asked = failed.downcast_ref();
+    matches!(not_asked, Some(NoAgent { .. } | Other { .. }))
+}
+
 /// Prints events, and remembers the last one.
 struct Follower {
     form: Form,
     since: Option<Timestamp>,
     /// The run and the number of the last.
     last: Option<(String, u64)>,
-    broken: Option<anyhow::Error>,
-}
-
-/// Why there are no more events.
-enum Failed {
-    Asked(NotAsked),
-    Here(anyhow::Error),
-}
-
-impl From<Failed> for anyhow::Error {
-    fn from(failed: Failed) -> Self {
-        match failed {
-            Failed::Asked(error) => error.into(),
-            Failed::Here(error) => error,
-        }
-    }
 }
 
 impl Follower {
     /// Prints until the agent ends its answer.
-    fn ask(&mut self, kernel: &KernelArgs, follow: bool) -> Result<(), Failed> {
+    fn ask(&mut self, kernel: &KernelArgs, follow: bool) -> anyhow::Result<()> {
         let mut path = format!(
             "/events?after={}",
             self.last.as_ref().map_or(0, |(_, n)| *n)
@@ -120,18 +106,16 @@ impl Follower {
         if follow {
             path.push_str("&follow=1");
         }
+        let mut shown = Ok(());
         let asked = running::lines(kernel, &path, |line| {
-            let shown = self.line(line);
-            self.broken = shown.err();
-            if self.broken.is_some() {
-                return ControlFlow::Break(());
+            shown = self.line(line);
+            match shown {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
             }
-            ControlFlow::Continue(())
         });
-        match self.broken.take() {
-            Some(error) => Err(Failed::Here(error)),
-            None => asked.map_err(Failed::Asked),
-        }
+        shown?;
+        Ok(asked?)
     }
 
     fn line(&mut self, line: &[u8]) -> anyhow::Result<()> {
@@ -142,14 +126,13 @@ impl Follower {
         let happened = api::read_event(line)
             .map_err(|error| anyhow!("the agent's answer: {error}\n  remedy: use the same version of `rebalancer` as the agent"))?;
         if self.since.is_none_or(|since| happened.at >= since) {
-            self.show(&happened).context("writing to stdout")?;
+            print(|out| self.show(out, &happened))?;
         }
         self.last = Some((happened.run, happened.seq));
         Ok(())
     }
 
-    fn show(&self, happened: &Event) -> io::Result<()> {
-        let out = &mut io::stdout().lock();
+    fn show(&self, out: &mut impl io::Write, happened: &Event) -> io::Result<()> {
         match self.form {
             Form::Table => render::event_row(out, happened)?,
             Form::Json => api::write_event(out, happened)?,

@@ -1,11 +1,14 @@
 //! `rebalancer explain ID`: one connection, and why it is moved or skipped.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 
-use super::input::{Input, Source};
+use super::{
+    input::{Input, Source},
+    print,
+};
 use crate::{
     api::Form,
     plan::{Ledger, decide, explain},
@@ -30,9 +33,8 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let out = &mut io::stdout().lock();
         match self.input.read(self.output, Some(self.id))? {
-            Source::Agent(answer) => out.write_all(&answer),
+            Source::Agent(answer) => print(|out| out.write_all(&answer)),
             Source::Replay(replay) => {
                 let (policy, dumped) = &*replay;
                 let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
@@ -43,10 +45,10 @@ impl Explain {
                 else {
                     bail!(render::not_tracked(self.id));
                 };
-                render::explanation(out, self.output, &explained, snapshot, origin)
+                let form = self.output;
+                print(|out| render::explanation(out, form, &explained, snapshot, origin))
             }
         }
-        .context("writing to stdout")
     }
 }
 

@@ -114,23 +114,12 @@ struct Answer<'a> {
 }
 
 /// Agents that have not answered.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{missing} of {all} agents have failed or have not answered")]
 pub(super) struct Unanswered {
     missing: usize,
     all: usize,
 }
-
-impl std::fmt::Display for Unanswered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} of {} agents have failed or have not answered",
-            self.missing, self.all
-        )
-    }
-}
-
-impl std::error::Error for Unanswered {}
 
 impl Plugin {
     pub(super) fn run(self) -> anyhow::Result<()> {

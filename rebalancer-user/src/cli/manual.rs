@@ -1,16 +1,12 @@
 //! `rebalancer completions` and `rebalancer man`: what shells and `man` know of the command line.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::PathBuf,
-};
+use std::{fs, io::Write as _, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::Cli;
+use super::{Cli, print};
 
 /// Print shell completions, e.g. for /usr/share/bash-completion/completions/rebalancer.
 #[derive(Args)]
@@ -24,7 +20,7 @@ impl Completions {
         // Into memory first: a closed pipe is then an error and no panic.
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut Cli::command(), "rebalancer", &mut script);
-        io::stdout().write_all(&script).context("writing to stdout")
+        print(|out| out.write_all(&script))
     }
 }
 
@@ -46,6 +42,6 @@ impl Man {
         }
         let mut page = Vec::new();
         clap_mangen::Man::new(command).render(&mut page)?;
-        io::stdout().write_all(&page).context("writing to stdout")
+        print(|out| out.write_all(&page))
     }
 }

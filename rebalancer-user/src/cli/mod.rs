@@ -7,8 +7,6 @@ mod agent;
 mod cooldowns;
 #[cfg(feature = "kubernetes")]
 mod coordinator;
-#[cfg(feature = "kubernetes")]
-mod crd;
 mod doctor;
 mod dump;
 mod events;
@@ -30,14 +28,17 @@ mod top;
 mod uninstall;
 
 use std::{
-    io::{self, Write as _},
+    io::{self, StdoutLock, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+#[cfg(feature = "kubernetes")]
+use crate::kubernetes;
 use crate::{
     bpf, host,
     policy::{Mode, PolicyErrors, parse_duration},
@@ -68,7 +69,10 @@ enum Command {
     #[cfg(feature = "kubernetes")]
     Coordinator(coordinator::Coordinator),
     #[cfg(feature = "kubernetes")]
-    Crd(crd::Crd),
+    /// Print the CustomResourceDefinition of NodeBalance, for `kubectl apply -f -`.
+    ///
+    /// It is part of deploy/components/coordinator and of the chart.
+    Crd,
     Doctor(doctor::Doctor),
     Dump(dump::Dump),
     Events(events::Events),
@@ -158,7 +162,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "kubernetes")]
         Command::Coordinator(coordinator) => coordinator.run(),
         #[cfg(feature = "kubernetes")]
-        Command::Crd(crd) => crd.run(),
+        Command::Crd => print(|out| out.write_all(kubernetes::definition().as_bytes())),
         Command::Doctor(doctor) => doctor.run(),
         Command::Dump(dump) => dump.run(),
         Command::Events(events) => events.run(),
@@ -186,6 +190,11 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Writes to stdout.
+fn print(write: impl FnOnce(&mut StdoutLock<'_>) -> io::Result<()>) -> anyhow::Result<()> {
+    write(&mut io::stdout().lock()).context("writing to stdout")
 }
 
 /// Says something on stderr. A reader that is gone is no reason to end otherwise.

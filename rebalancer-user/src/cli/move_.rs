@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     time::Duration,
 };
 
@@ -10,9 +9,9 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, ValueEnum};
 use tokio::sync::mpsc::unbounded_channel;
 
-use super::{KernelArgs, positive_duration, records::Records, running};
+use super::{KernelArgs, positive_duration, print, records::Records, running};
 use crate::{
-    api::{self, End, Form, Moved, Notation},
+    api::{self, End, Form, Moved},
     moves::{self, Done, Mover, Order},
     plan::{self, Guarded, Outcome, manual},
     policy::{Mode, Step, StepKind, When},
@@ -141,13 +140,10 @@ impl Move {
                 eprintln!("note: {}: guard ignored: {guard}", one.id);
             }
         }
-        let out = &mut io::stdout().lock();
-        match self.output {
-            Form::Table | Form::Wide => render::moved_table(out, &moved),
-            Form::Json => api::write_moved(out, Notation::Json, &moved, snapshot, origin),
-            Form::Yaml => api::write_moved(out, Notation::Yaml, &moved, snapshot, origin),
-        }
-        .context("writing to stdout")?;
+        print(|out| match self.output.notation() {
+            None => render::moved_table(out, &moved),
+            Some(notation) => api::write_moved(out, notation, &moved, snapshot, origin),
+        })?;
         match moved.iter().filter(|one| !one.end.is_moved()).count() {
             0 => Ok(()),
             left => bail!("not moved: {left} of {}", moved.len()),

@@ -1,14 +1,11 @@
 //! `rebalancer pause` and `rebalancer resume`: stop moving on this node, at once, for a while.
 
-use std::{
-    io::{self, Write as _},
-    time::Duration,
-};
+use std::{io::Write as _, time::Duration};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 
-use super::{KernelArgs, note, positive_duration, running};
+use super::{KernelArgs, note, positive_duration, print, running};
 use crate::{
     agent::{LONGEST_PAUSE, LONGEST_PAUSE_REASON},
     http::{PauseAnswer, PauseRequest},
@@ -69,19 +66,14 @@ impl Pause {
                 crate::text::visible(&why)
             ));
         }
-        writeln!(
-            io::stdout(),
-            "paused until {:.0}; moves recalled: {}",
-            answer.until,
-            answer.recalled
-        )
-        .context("writing to stdout")
+        let (until, recalled) = (answer.until, answer.recalled);
+        print(|out| writeln!(out, "paused until {until:.0}; moves recalled: {recalled}"))
     }
 }
 
 impl Resume {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let answer = running::post(&self.kernel, "/resume", Vec::new())?;
-        io::stdout().write_all(&answer).context("writing to stdout")
+        print(|out| out.write_all(&answer))
     }
 }

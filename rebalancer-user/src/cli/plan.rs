@@ -1,11 +1,13 @@
 //! `rebalancer plan`: what would be moved now, and why.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
-use anyhow::Context as _;
 use clap::Args;
 
-use super::input::{Input, Source};
+use super::{
+    input::{Input, Source},
+    print,
+};
 use crate::{
     api::Form,
     plan::{Ledger, decide},
@@ -27,16 +29,14 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let out = &mut io::stdout().lock();
         match self.input.read(self.output, None)? {
-            Source::Agent(answer) => out.write_all(&answer),
+            Source::Agent(answer) => print(|out| out.write_all(&answer)),
             Source::Replay(replay) => {
                 let (policy, dumped) = &*replay;
                 let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
                 let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-                render::plan(out, self.output, &plan, snapshot, origin)
+                print(|out| render::plan(out, self.output, &plan, snapshot, origin))
             }
         }
-        .context("writing to stdout")
     }
 }

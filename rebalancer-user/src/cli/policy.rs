@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-use super::note;
+use super::{note, print};
 use crate::{
     agent::read_policy,
     policy::{self, LARGEST_FILE},
@@ -51,7 +51,7 @@ impl Policy {
             Self::Schema => policy::schema(),
             Self::Reference => policy::reference(),
         };
-        writeln!(io::stdout(), "{}", text.trim_end()).context("writing to stdout")
+        print(|out| writeln!(out, "{}", text.trim_end()))
     }
 }
 

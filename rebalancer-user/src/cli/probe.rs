@@ -1,11 +1,11 @@
 //! `rebalancer probe`: whether the agent lives and is ready, for a kubelet's exec probe.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 
-use super::{KernelArgs, running};
+use super::{KernelArgs, print, running};
 
 /// Check whether the running agent is live or ready.
 ///
@@ -36,6 +36,6 @@ impl Probe {
         };
         // Probes only distinguish 0 from other exit codes.
         let answer = running::text(&self.kernel, path).map_err(|error| anyhow!("{error}"))?;
-        io::stdout().write_all(&answer).context("writing to stdout")
+        print(|out| out.write_all(&answer))
     }
 }

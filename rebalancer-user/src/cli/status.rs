@@ -1,13 +1,10 @@
 //! `rebalancer status`: what the agent that runs says of itself.
 
-use std::io;
-
-use anyhow::Context as _;
 use clap::Args;
 
-use super::{KernelArgs, running};
+use super::{KernelArgs, print, running};
 use crate::{
-    api::{self, Form, Notation},
+    api::{self, Form},
     render,
 };
 
@@ -26,12 +23,9 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let status = &running::status(&self.kernel)?;
-        let out = &mut io::stdout().lock();
-        match self.output {
-            Form::Table | Form::Wide => render::status_table(out, status, jiff::Timestamp::now()),
-            Form::Json => api::write_status(out, Notation::Json, status),
-            Form::Yaml => api::write_status(out, Notation::Yaml, status),
-        }
-        .context("writing to stdout")
+        print(|out| match self.output.notation() {
+            None => render::status_table(out, status, jiff::Timestamp::now()),
+            Some(notation) => api::write_status(out, notation, status),
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! `rebalancer top`: endpoints by Service, live.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use ratatui::{
     text::Text,
 };
 
-use super::{KernelArgs, running};
+use super::{KernelArgs, print, running};
 use crate::{api::Services, render};
 
 /// How often the agent is asked.
@@ -40,7 +40,7 @@ impl Top {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let now = running::services(&self.kernel)?;
         if self.once {
-            return once(&now).context("writing to stdout");
+            return print(|out| once(out, &now));
         }
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             bail!("not a terminal\n  remedy: print one snapshot as text with --once");
@@ -125,8 +125,7 @@ fn scroll(key: KeyEvent, lines_above: &mut u16) {
     };
 }
 
-fn once(now: &Services) -> io::Result<()> {
-    let out = &mut io::stdout().lock();
+fn once(out: &mut impl io::Write, now: &Services) -> io::Result<()> {
     for line in render::top(now, None, WIDTH, Timestamp::now()) {
         writeln!(out, "{}", line.to_string().trim_end())?;
     }

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     io,
     net::{SocketAddr, TcpListener as StdTcpListener},
-    path::Path,
+    os::unix::net::UnixListener as StdUnixListener,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -76,75 +76,48 @@ impl Server {
     /// # Errors
     /// Why it cannot listen on the socket.
     pub fn start(mut dir: RunDir, router: Router, open: Option<Open>) -> Result<Self, RunDirError> {
-        let failed = |path: &Path, why: io::Error| RunDirError::Io {
-            path: path.to_owned(),
-            why,
-        };
-        let path = dir.socket();
         let listener = dir.listen()?;
-        let (stop, stopped) = oneshot::channel();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| failed(&path, e))?;
-        let (ours, open) = {
-            let _inside = runtime.enter();
-            let ours = UnixListener::from_std(listener).map_err(|e| failed(&path, e))?;
-            let open = open
-                .map(|open| Ok((TcpListener::from_std(open.listener)?, open.router)))
-                .transpose()
-                .map_err(|e| failed(&path, e))?;
-            (ours, open)
-        };
-        let thread = thread::Builder::new()
-            .name("http".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    if let Some((listener, router)) = open {
-                        tokio::spawn(accept(Listener::Anyone(listener), router));
-                    }
-                    tokio::select! {
-                        _ = stopped => {}
-                        () = accept(Listener::Ours(ours), router) => {}
-                    }
-                });
-            })
-            .map_err(|e| failed(&path, e))?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-            _dir: Some(dir),
-        })
+        let path = dir.socket();
+        Self::serve(Some((dir, listener, router)), open)
+            .map_err(|why| RunDirError::Io { path, why })
     }
 
     /// Serves what is open, and nothing else.
     ///
     /// # Errors
     /// What the system says.
-    pub fn open(Open { listener, router }: Open) -> io::Result<Self> {
-        let (stop, stopped) = oneshot::channel();
+    pub fn open(open: Open) -> io::Result<Self> {
+        Self::serve(None, Some(open))
+    }
+
+    fn serve(
+        ours: Option<(RunDir, StdUnixListener, Router)>,
+        open: Option<Open>,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let listener = {
+        let mut dir = None;
+        {
             let _inside = runtime.enter();
-            TcpListener::from_std(listener)?
-        };
-        let serve = move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = accept(Listener::Anyone(listener), router) => {}
-                }
-            });
-        };
+            if let Some((run_dir, listener, router)) = ours {
+                dir = Some(run_dir);
+                let listener = Listener::Ours(UnixListener::from_std(listener)?);
+                runtime.spawn(accept(listener, router));
+            }
+            if let Some(Open { listener, router }) = open {
+                let listener = Listener::Anyone(TcpListener::from_std(listener)?);
+                runtime.spawn(accept(listener, router));
+            }
+        }
         let thread = thread::Builder::new()
             .name("http".to_owned())
-            .spawn(serve)?;
+            .spawn(move || drop(runtime.block_on(stopped)))?;
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread),
-            _dir: None,
+            _dir: dir,
         })
     }
 }
