@@ -5,13 +5,13 @@
 //! the next run continues where the last one stopped.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use fs_err as fs;
 
 use crate::{
     build, progress, root,
@@ -89,7 +89,7 @@ fn build_all() -> Result<PathBuf> {
 fn fuzz(name: &str, seconds: u32, programs: &Path) -> Result<String> {
     let folder = build::target().join("fuzz").join(name);
     let kept = folder.join("corpus");
-    fs::create_dir_all(&kept).with_context(|| kept.display().to_string())?;
+    fs::create_dir_all(&kept)?;
     let mut command = Command::new(programs.join(format!("fuzz-{name}")));
     command
         .current_dir(&folder) // a crash leaves its input here

@@ -25,13 +25,13 @@ mod test;
 mod vm;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use fs_err as fs;
 
 /// Sets up, builds, tests and demonstrates the rebalancer.
 #[derive(Parser)]
@@ -120,7 +120,7 @@ fn cache() -> Result<PathBuf> {
         .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
         .context("cannot choose a cache folder: set XDG_CACHE_HOME or HOME")?;
     let cache = caches.join("rebalancer");
-    fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    fs::create_dir_all(&cache)?;
     Ok(cache)
 }
 
@@ -128,9 +128,21 @@ fn cache() -> Result<PathBuf> {
 fn cached(name: &str, options: &str, sources: &[PathBuf]) -> Result<PathBuf> {
     let mut made_from = options.as_bytes().to_vec();
     for file in sources {
-        made_from.extend(fs::read(file).with_context(|| file.display().to_string())?);
+        made_from.extend(fs::read(file)?);
     }
     Ok(cache()?.join(format!("{name}-{}", &image::hex(&made_from)[..16])))
+}
+
+/// Makes a file or a folder, unless it is there already. It has another name until it is complete.
+fn once(done: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    if done.exists() {
+        return Ok(());
+    }
+    let partial = done.with_extension("partial");
+    let _none_was_left = fs::remove_dir_all(&partial);
+    make(&partial)?;
+    fs::rename(&partial, done)?;
+    Ok(())
 }
 
 /// The word for a value on the command line.

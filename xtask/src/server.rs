@@ -1,7 +1,6 @@
 //! A server process in a pod, stopped when its value is dropped.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 use rustix::process::{Pid, Signal, kill_process};
 use xtask::{
     lab::{Lab, Pod},
@@ -23,7 +23,7 @@ pub(crate) struct Running {
 /// Creates a folder for `server` of `pod`, which is removed with the lab.
 pub(crate) fn folder(lab: &Lab, pod: &Pod, server: &str) -> Result<PathBuf> {
     let folder = lab.folder().join(format!("{}-{server}", pod.name));
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(&folder)?;
     Ok(folder)
 }
 
@@ -37,7 +37,7 @@ impl Running {
         command: &mut Command,
         ports: &[u16],
     ) -> Result<Self> {
-        let log = fs::File::create(folder.join("log"))?;
+        let log = std::fs::File::create(folder.join("log"))?;
         let process = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

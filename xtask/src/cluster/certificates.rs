@@ -2,12 +2,12 @@
 //! elliptic keys.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 
 use super::{
     layout::{self, Node},
@@ -88,7 +88,7 @@ current-context: context
         key = path("key"),
     );
     let path = kubeconfig(name);
-    fs::write(&path, text).with_context(|| path.display().to_string())
+    Ok(fs::write(&path, text)?)
 }
 
 fn certificate(name: &str, subject: &str, names: Option<String>) -> Result<()> {
@@ -102,7 +102,7 @@ fn certificate(name: &str, subject: &str, names: Option<String>) -> Result<()> {
         extensions.push_str(&format!("subjectAltName={names}\n"));
     }
     let path = file(&format!("{name}.ext"));
-    fs::write(&path, extensions).with_context(|| path.display().to_string())?;
+    fs::write(&path, extensions)?;
     openssl(
         &format!(
             "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \

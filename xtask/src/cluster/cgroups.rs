@@ -2,7 +2,7 @@
 //! All processes of the cluster are in them and are killed with them.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use fs_err as fs;
 use xtask::wait;
 
 use super::layout::NAME;
@@ -129,7 +130,7 @@ impl Cgroup {
     /// Moves a process into this cgroup.
     pub(super) fn add(&self, process: u32) -> Result<()> {
         for list in self.lists() {
-            fs::write(&list, process.to_string()).with_context(|| list.display().to_string())?;
+            fs::write(&list, process.to_string())?;
         }
         Ok(())
     }

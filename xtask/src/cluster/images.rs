@@ -2,12 +2,12 @@
 //! agent's is that of `cargo xtask image`.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::{layout, process::output};
@@ -36,14 +36,14 @@ impl Images {
     /// Builds them in the cluster's folder, and that of `agent`.
     pub(super) fn make(agent: &Path) -> Result<Self> {
         let folder = layout::state().join("images");
-        fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+        fs::create_dir_all(&folder)?;
         let pause_program = folder.join("pause");
         compile_pause(&pause_program)?;
         let write = |name: &str, root: &Root, config: Value| -> Result<PathBuf> {
             let file = name.replace(['/', ':'], "-");
             let path = folder.join(format!("{file}.tar"));
             let image = Image { name, root, config };
-            fs::write(&path, image.tar()?).with_context(|| path.display().to_string())?;
+            fs::write(&path, image.tar()?)?;
             Ok(path)
         };
         let mut pause = Root::default();
@@ -81,7 +81,7 @@ fn web() -> Result<Root> {
     let mut root = with_shell()?;
     root.program("/usr/sbin/nginx", &setup::find("nginx").context("nginx")?)?;
     let path = crate::root().join("xtask/cluster/images/nginx.conf");
-    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let text = fs::read_to_string(&path)?;
     root.text("/etc/nginx/nginx.conf", &text);
     root.text("/etc/nginx/slow", &"slow\n".repeat(500));
     for folder in ["/run", "/tmp", "/var/log/nginx", "/var/lib/nginx"] {

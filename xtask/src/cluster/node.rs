@@ -1,13 +1,10 @@
 //! One node: containerd, kubelet and kube-proxy in their own network, mount, UTS, cgroup and PID
 //! namespaces. Its cgroups, `/proc` and bpffs show this node only.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 
 use super::{
     Mode,
@@ -57,7 +54,7 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
 pub(super) fn clear_state(node: Node) -> Result<()> {
     for file in ["ready", "init"] {
         let path = node.folder().join(file);
-        fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        fs::remove_file(&path)?;
     }
     Ok(())
 }
@@ -89,21 +86,22 @@ fn write_files(node: Node) -> Result<()> {
         "pods",
         "containers",
     ] {
-        make_folder(&folder.join(part))?;
+        fs::create_dir_all(folder.join(part))?;
     }
     let hierarchies: String = Hierarchy::all()?
         .iter()
         .map(Hierarchy::mount_line)
         .collect();
-    write(&folder.join("hierarchies"), &hierarchies)?;
+    fs::write(folder.join("hierarchies"), &hierarchies)?;
     for (name, value) in SYSCTLS {
         let path = folder.join("sysctl").join(name);
-        make_folder(path.parent().context("a setting's folder")?)?;
-        write(&path, &format!("{value}\n"))?;
+        fs::create_dir_all(path.parent().context("a setting's folder")?)?;
+        fs::write(path, format!("{value}\n"))?;
     }
-    write(&folder.join("resolv.conf"), "")?;
-    write(&folder.join("containerd.toml"), CONTAINERD)?;
-    write(&folder.join("kubelet.yaml"), &kubelet_configuration(node))
+    fs::write(folder.join("resolv.conf"), "")?;
+    fs::write(folder.join("containerd.toml"), CONTAINERD)?;
+    fs::write(folder.join("kubelet.yaml"), kubelet_configuration(node))?;
+    Ok(())
 }
 
 fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
@@ -131,7 +129,7 @@ fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
     let children = format!("/proc/{outer}/task/{outer}/children");
     let children = fs::read_to_string(&children).context(children)?;
     let first: u32 = children.trim().parse().context("the node's PID 1")?;
-    write(&node.folder().join("init"), &first.to_string())?;
+    fs::write(node.folder().join("init"), first.to_string())?;
     // On cgroup v2 a cgroup with processes cannot enable controllers for its children.
     let system = system(node)?;
     system.add(first)?;
@@ -227,10 +225,11 @@ fn connect_pods(node: Node, pods: &str) -> Result<()> {
   {{"type": "portmap", "capabilities": {{"portMappings": true}}}}]}}
 "#
     );
-    write(
-        &node.folder().join("cni-conf/10-pods.conflist"),
-        &configuration,
-    )
+    fs::write(
+        node.folder().join("cni-conf/10-pods.conflist"),
+        configuration,
+    )?;
+    Ok(())
 }
 
 pub(super) fn kube_proxy(node: Node, mode: Mode) -> Result<Server> {
@@ -255,17 +254,9 @@ nftables: {{minSyncPeriod: 100ms}}
         kubeconfig = kubeconfig("kube-proxy").display(),
         pods = layout::PODS,
     );
-    let path: PathBuf = node.folder().join("kube-proxy.yaml");
-    write(&path, &configuration)?;
+    let path = node.folder().join("kube-proxy.yaml");
+    fs::write(&path, configuration)?;
     let mut command = inside(node, program("kube-proxy"))?;
     command.arg("--config").arg(path);
     Server::start(&format!("{name}-kube-proxy"), &system(node)?, &mut command)
-}
-
-fn make_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| path.display().to_string())
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| path.display().to_string())
 }

@@ -2,15 +2,15 @@
 //! minutes of CPU once: the binary is cached under a hash of its sources.
 
 use std::{
-    fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 
 use super::{Kube, layout};
-use crate::{cached, progress, root, setup, word};
+use crate::{cached, once, progress, root, setup, word};
 
 /// The binary's names, each of which selects a program.
 const NAMES: [&str; 7] = [
@@ -50,28 +50,26 @@ fn binary(kube: Kube) -> Result<PathBuf> {
 /// The binary of `kube`, built if it is not cached.
 pub(super) fn build(kube: Kube) -> Result<PathBuf> {
     let binary = binary(kube)?;
-    if binary.exists() {
-        return Ok(binary);
-    }
-    let (version, cache) = (word(kube), crate::cache()?);
-    let folder = cache.join(format!("build-{version}"));
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    for file in &sources(kube) {
-        let name = file.file_name().context("a file's name")?;
-        fs::copy(file, folder.join(name)).with_context(|| file.display().to_string())?;
-    }
-    println!(
-        "  building Kubernetes {version} and etcd from their Go modules, once: about ten minutes of \
-         CPU, 4 GB\n  in Go's caches (freed by `go clean -cache -modcache`), 160 MB in {}",
-        cache.display()
-    );
-    let unfinished = folder.join("hyperkube");
-    let mut go = setup::go_build(&folder)?;
-    go.args(["-tags", TAGS, "-ldflags", &link_flags(kube), "-o"]);
-    go.arg(&unfinished).arg(".");
-    progress::run(&format!("building Kubernetes {version}"), &mut go)?;
-    fs::rename(&unfinished, &binary).with_context(|| binary.display().to_string())?;
-    fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    once(&binary, |partial| {
+        let (version, cache) = (word(kube), crate::cache()?);
+        let folder = cache.join(format!("build-{version}"));
+        fs::create_dir_all(&folder)?;
+        for file in &sources(kube) {
+            let name = file.file_name().context("a file's name")?;
+            fs::copy(file, folder.join(name))?;
+        }
+        println!(
+            "  building Kubernetes {version} and etcd from their Go modules, once: about ten minutes of \
+             CPU, 4 GB\n  in Go's caches (freed by `go clean -cache -modcache`), 160 MB in {}",
+            cache.display()
+        );
+        let mut go = setup::go_build(&folder)?;
+        go.args(["-tags", TAGS, "-ldflags", &link_flags(kube), "-o"]);
+        go.arg(partial).arg(".");
+        progress::run(&format!("building Kubernetes {version}"), &mut go)?;
+        fs::remove_dir_all(&folder)?;
+        Ok(())
+    })?;
     Ok(binary)
 }
 
@@ -103,7 +101,7 @@ fn link_flags(kube: Kube) -> String {
 /// Links the binary into the cluster's folder under each of its names.
 pub(super) fn install(binary: &Path) -> Result<()> {
     let folder = layout::state().join("bin");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(&folder)?;
     for name in NAMES {
         symlink(binary, folder.join(name)).with_context(|| format!("link {name}"))?;
     }

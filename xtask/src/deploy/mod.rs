@@ -9,12 +9,10 @@ mod objects;
 mod prometheus;
 mod tools;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 
 use crate::{
     root,
@@ -29,10 +27,10 @@ use tools::Tools;
 pub(crate) fn write(folder: &Path) -> Result<()> {
     setup::ensure(&[Need::Deploy])?;
     let tools = Tools::build()?;
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(folder)?;
     for (name, text) in shipped(&tools)? {
         let path = folder.join(name).with_extension("yaml");
-        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        fs::write(&path, text)?;
         println!("{} {}", terminal::green("wrote"), path.display());
     }
     Ok(())
@@ -55,7 +53,7 @@ fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
     }
     all.push(("chart".to_owned(), tools.template(&[])?));
     let uninstall = folder().join("uninstall.yaml");
-    let text = fs::read_to_string(&uninstall).with_context(|| uninstall.display().to_string())?;
+    let text = fs::read_to_string(&uninstall)?;
     all.push(("uninstall".to_owned(), text));
     Ok(all)
 }
@@ -63,7 +61,7 @@ fn shipped(tools: &Tools) -> Result<Vec<(String, String)>> {
 /// Writes a kustomization to `folder` that combines an overlay with components. kustomize accepts
 /// only relative paths and follows no symbolic links.
 pub(crate) fn combined(folder: &Path, overlay: &str, components: &[&str]) -> Result<PathBuf> {
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(folder)?;
     let real = folder.canonicalize().context("the overlay's folder")?;
     let up: PathBuf = real.components().skip(1).map(|_| "..").collect();
     let deploy = self::folder();
@@ -92,7 +90,7 @@ fn chart() -> PathBuf {
 /// The folders of the overlays, sorted by name.
 pub(crate) fn overlays() -> Result<Vec<PathBuf>> {
     let overlays = folder().join("overlays");
-    let entries = fs::read_dir(&overlays).with_context(|| overlays.display().to_string())?;
+    let entries = fs::read_dir(&overlays)?;
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_>>()?;

@@ -1,9 +1,10 @@
 //! Parses the alert rules and the dashboard's queries with promtool. A test of rebalancer-user
 //! checks that the metrics exist.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
+use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::{Tools, folder, tools};
@@ -19,7 +20,7 @@ const VARIABLES: [(&str, &str); 4] = [
 
 pub(super) fn alerts(_: &Tools) -> Result<String> {
     let file = folder().join("components/monitoring/prometheusrule.yaml");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = fs::read_to_string(&file)?;
     let rule: Value = serde_saphyr::from_str(&text).context("prometheusrule.yaml")?;
     check("alerts.json", &rule["spec"])
 }
@@ -27,7 +28,7 @@ pub(super) fn alerts(_: &Tools) -> Result<String> {
 /// Checks each query as a recording rule.
 pub(super) fn dashboard(_: &Tools) -> Result<String> {
     let file = folder().join("components/monitoring/dashboard.json");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = fs::read_to_string(&file)?;
     let dashboard: Value = serde_json::from_str(&text).context("dashboard.json")?;
     let mut queries = Vec::new();
     find_queries(&dashboard, &mut queries);
@@ -63,9 +64,9 @@ fn find_queries(value: &Value, found: &mut Vec<String>) {
 /// Checks rule groups with promtool, as JSON, which is valid YAML.
 fn check(name: &str, groups: &Value) -> Result<String> {
     let folder = root().join("target/deploy");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(&folder)?;
     let file = folder.join(name);
-    fs::write(&file, groups.to_string()).with_context(|| file.display().to_string())?;
+    fs::write(&file, groups.to_string())?;
     let (report, _) = tools::run(promtool()?.args(["check", "rules"]).arg(&file))?;
     let summary = report
         .lines()

@@ -3,15 +3,15 @@
 
 use std::{
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fs_err as fs;
 
 use super::chart;
-use crate::{cached, progress, root, setup};
+use crate::{cached, once, progress, root, setup};
 
 const PACKAGES: [&str; 2] = [
     "helm.sh/helm/v3/cmd/helm",
@@ -49,22 +49,18 @@ impl Tools {
     /// Builds them if they are not cached.
     pub(super) fn build() -> Result<Self> {
         let (module, folder) = Self::folders()?;
-        if folder.exists() {
-            return Ok(Self { folder });
-        }
-        let cache = crate::cache()?;
-        println!(
-            "  building helm and kustomize from their Go modules, once: about two minutes of CPU, \
-             1 GB in\n  Go's caches (freed by `go clean -cache -modcache`), 80 MB in {}",
-            cache.display()
-        );
-        let unfinished = cache.join("build-deploy-tools");
-        fs::create_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
-        let mut go = setup::go_build(&module)?;
-        go.args(["-ldflags", LINK_FLAGS, "-o"]);
-        go.arg(&unfinished).args(PACKAGES);
-        progress::run("building helm and kustomize", &mut go)?;
-        fs::rename(&unfinished, &folder).with_context(|| folder.display().to_string())?;
+        once(&folder, |partial| {
+            println!(
+                "  building helm and kustomize from their Go modules, once: about two minutes of CPU, \
+                 1 GB in\n  Go's caches (freed by `go clean -cache -modcache`), 80 MB in {}",
+                crate::cache()?.display()
+            );
+            fs::create_dir_all(partial)?;
+            let mut go = setup::go_build(&module)?;
+            go.args(["-ldflags", LINK_FLAGS, "-o"]);
+            go.arg(partial).args(PACKAGES);
+            progress::run("building helm and kustomize", &mut go)
+        })?;
         Ok(Self { folder })
     }
 

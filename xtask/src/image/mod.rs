@@ -4,12 +4,10 @@
 mod oci;
 mod root;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use fs_err as fs;
 use serde_json::json;
 
 use crate::{
@@ -29,7 +27,7 @@ pub(crate) fn run() -> Result<()> {
     setup::ensure(&[Need::Kernel])?;
     let agent = build::agent()?;
     let path = write(&agent)?;
-    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+    let bytes = fs::read(&path)?;
     println!(
         "{} {} ({:.1} MiB, sha256 {})",
         terminal::green("built"),
@@ -72,6 +70,6 @@ pub(crate) fn write(agent: &Path) -> Result<PathBuf> {
         }),
     };
     let path = agent.with_file_name("rebalancer-image.tar");
-    fs::write(&path, image.tar()?).with_context(|| path.display().to_string())?;
+    fs::write(&path, image.tar()?)?;
     Ok(path)
 }

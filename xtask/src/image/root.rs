@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use fs_err as fs;
 
 /// A root file system. Parent folders are added automatically.
 #[derive(Debug, Default)]
@@ -50,14 +50,14 @@ impl Root {
     }
 
     pub(crate) fn executable(&mut self, path: &Path, from: &Path) -> Result<()> {
-        let bytes = fs::read(from).with_context(|| from.display().to_string())?;
+        let bytes = fs::read(from)?;
         self.insert(path, Entry::File { bytes, mode: 0o755 });
         Ok(())
     }
 
     /// Puts what is in the folder `from` below `path`, with its modes and links.
     pub(crate) fn tree(&mut self, path: &Path, from: &Path) -> Result<()> {
-        for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        for entry in fs::read_dir(from)? {
             let entry = entry?;
             let (path, from) = (path.join(entry.file_name()), entry.path());
             let metadata = entry
@@ -69,7 +69,7 @@ impl Root {
             } else if metadata.is_symlink() {
                 self.insert(&path, Entry::Link(fs::read_link(&from)?));
             } else if metadata.is_file() {
-                let bytes = fs::read(&from).with_context(|| from.display().to_string())?;
+                let bytes = fs::read(&from)?;
                 let mode = metadata.permissions().mode() & 0o7777;
                 self.insert(&path, Entry::File { bytes, mode });
             }

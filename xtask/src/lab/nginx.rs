@@ -1,8 +1,9 @@
 //! nginx in a host of the lab: one worker, in the foreground, that keeps idle connections.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
+use fs_err as fs;
 
 use super::Host;
 
@@ -25,7 +26,7 @@ pub fn nginx(host: &Host, folder: &Path, http: &str) -> Result<Command> {
          }}\n"
     );
     let configuration = folder.join("nginx.conf");
-    fs::write(&configuration, text).with_context(|| configuration.display().to_string())?;
+    fs::write(&configuration, text)?;
     let mut nginx = host.command("nginx");
     nginx.arg("-p").arg(folder).arg("-c").arg(configuration);
     Ok(nginx)

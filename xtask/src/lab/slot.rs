@@ -3,7 +3,7 @@
 //! dies as well, the next lab to start cleans up.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{DirBuilder, File},
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
@@ -116,14 +117,14 @@ impl Slot {
 
     pub fn state(self) -> Result<State> {
         let path = self.folder().join(STATE_FILE);
-        let text = fs::read(&path).with_context(|| path.display().to_string())?;
+        let text = fs::read(&path)?;
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
     pub(crate) fn write_state(self, state: &State) -> Result<()> {
         let path = self.folder().join(STATE_FILE);
         let text = serde_json::to_vec_pretty(state).context("state")?;
-        fs::write(&path, text).with_context(|| path.display().to_string())
+        Ok(fs::write(&path, text)?)
     }
 
     fn teardown(self) -> Result<Command> {

@@ -2,13 +2,13 @@
 //! apt checks what it fetches against the archive's signatures.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 use xtask::command::output;
 
 use crate::{progress, setup::KEYS};
@@ -40,7 +40,7 @@ impl Archive {
         };
         for part in ["lists/partial", "archives/partial", "packages"] {
             let part = archive.folder.join(part);
-            fs::create_dir_all(&part).with_context(|| part.display().to_string())?;
+            fs::create_dir_all(&part)?;
         }
         let sources: String = SUITES
             .iter()
@@ -146,7 +146,7 @@ fn numbers(release: &str) -> Vec<u64> {
 
 /// The file of this package that was fetched last.
 fn latest(folder: &Path, package: &str) -> Result<PathBuf> {
-    let files = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let files = fs::read_dir(folder)?;
     let is_it = |name: &str| name.starts_with(&format!("{package}_")) && name.ends_with(".deb");
     files
         .flatten()

@@ -1,12 +1,12 @@
 //! What a machine holds: the initramfs, and in it the agent, the kernel tests and what the lab runs.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use fs_err as fs;
 use serde_json::Value;
 use xtask::command::output;
 
@@ -101,8 +101,7 @@ impl Guest {
         modules.tree(Path::new("/lib"), &kernel.modules.join("lib"))?;
         let path = self.folder.join("initramfs");
         // Archives may follow each other.
-        fs::write(&path, [&self.archive[..], &modules.cpio()].concat())
-            .with_context(|| path.display().to_string())?;
+        fs::write(&path, [&self.archive[..], &modules.cpio()].concat())?;
         Ok(path)
     }
 }

@@ -1,15 +1,15 @@
 //! A kernel out of its packages: what qemu boots, and the modules that the lab and the agent need.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result};
+use fs_err as fs;
 use xtask::command::output;
 
-use crate::{progress, setup};
+use crate::{once, progress, setup};
 
 /// Of `/lib/modules/RELEASE/kernel`.
 const NEEDED: [&str; 14] = [
@@ -45,20 +45,15 @@ impl Kernel {
         let done = folder
             .join("kernels")
             .join(names.context("a package's name")?.join("-and-"));
-        if !done.exists() {
-            let beside = done.with_extension("partial");
-            let _none_was_left = fs::remove_dir_all(&beside);
-            fs::create_dir_all(&beside).with_context(|| beside.display().to_string())?;
+        once(&done, |partial| {
+            fs::create_dir_all(partial)?;
             for package in packages {
-                let title = format!("unpacking {}", package.display());
-                progress::run(
-                    &title,
-                    Command::new("dpkg-deb").arg("-x").arg(package).arg(&beside),
-                )?;
+                let mut unpack = Command::new("dpkg-deb");
+                unpack.arg("-x").arg(package).arg(partial);
+                progress::run(&format!("unpacking {}", package.display()), &mut unpack)?;
             }
-            choose(&beside)?;
-            fs::rename(&beside, &done).with_context(|| done.display().to_string())?;
-        }
+            choose(partial)
+        })?;
         let release = release(&done.join("lib/modules"))?;
         Ok(Self {
             image: done.join("vmlinuz"),
@@ -70,7 +65,7 @@ impl Kernel {
 
 /// The one release in a folder of modules.
 fn release(modules: &Path) -> Result<String> {
-    let mut found = fs::read_dir(modules).with_context(|| modules.display().to_string())?;
+    let mut found = fs::read_dir(modules)?;
     let first = found
         .next()
         .with_context(|| format!("no modules in {}", modules.display()))??;
@@ -133,8 +128,8 @@ fn take(from: &Path, to: &Path, taken: &mut Vec<PathBuf>) -> Result<()> {
         }
     } else if from.exists() {
         let parent = to.parent().context("a module's folder")?;
-        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-        fs::rename(from, to).with_context(|| to.display().to_string())?;
+        fs::create_dir_all(parent)?;
+        fs::rename(from, to)?;
         taken.push(to.to_owned());
     }
     Ok(())

@@ -9,14 +9,11 @@ mod kernels;
 mod machine;
 mod systemd;
 
-use std::{
-    fmt,
-    fs::{self, File},
-    path::PathBuf,
-};
+use std::{fmt, fs::File, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
+use fs_err as fs;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
@@ -127,8 +124,7 @@ pub(crate) fn run(options: &Machines) -> Result<()> {
         rows.push(run_one(boot, &guest)?);
         // Written as it grows: a run of all takes long.
         let results = folder.join("results.md");
-        fs::write(&results, abilities::table(&rows))
-            .with_context(|| results.display().to_string())?;
+        fs::write(&results, abilities::table(&rows))?;
     }
     terminal::heading("Results");
     print!("{}", abilities::table(&rows));
@@ -141,7 +137,7 @@ pub(crate) fn run(options: &Machines) -> Result<()> {
 /// Where what takes long to get stays.
 fn folder() -> Result<PathBuf> {
     let folder = build::target().join("vm");
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    fs::create_dir_all(&folder)?;
     Ok(folder)
 }
 

@@ -1,13 +1,18 @@
 //! `cargo xtask test vm --systemd`: runs the unit of deploy/systemd on Debian 13 in a virtual machine, with
 //! systemd as init, cgroup v2 alone and AppArmor.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, ensure};
+use fs_err as fs;
 
 use super::{Boot, Cgroup, Lockdown, archive::Archive, kernels::Kernel, machine};
 use crate::{
     image::Root,
+    once,
     progress::{self, Step},
     setup, terminal,
 };
@@ -57,7 +62,7 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
     // Debian's /lib is a link to /usr/lib.
     root.tree(Path::new("/usr/lib"), &kernel.modules.join("lib"))?;
     let initramfs = folder.join("initramfs-systemd");
-    fs::write(&initramfs, root.cpio()).with_context(|| initramfs.display().to_string())?;
+    fs::write(&initramfs, root.cpio())?;
     let boot = Boot {
         kernel: &kernel,
         lockdown: Lockdown::None,
@@ -92,33 +97,30 @@ pub(super) fn run(agent: &Path, folder: &Path) -> Result<()> {
 }
 
 /// A minimal Debian with systemd, installed once and then reused.
-fn system(folder: &Path) -> Result<std::path::PathBuf> {
+fn system(folder: &Path) -> Result<PathBuf> {
     let done = folder.join(format!("system-{SUITE}"));
-    if done.exists() {
-        return Ok(done);
-    }
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "making a Debian for a machine needs root: debootstrap uses chroot(2)"
-    );
-    let partial = done.with_extension("partial");
-    let _none_was_left = fs::remove_dir_all(&partial);
-    progress::run(
-        &format!("installing Debian {SUITE}, some three minutes"),
-        Command::new(setup::find("debootstrap").context("debootstrap")?)
-            .args(["--variant=minbase", "--include", PACKAGES, SUITE])
-            .arg(&partial)
-            .arg("http://deb.debian.org/debian"),
-    )?;
-    // Indexes and packages, which nothing there needs.
-    for place in [
-        "var/cache/apt",
-        "var/lib/apt/lists",
-        "usr/share/doc",
-        "usr/share/locale",
-    ] {
-        fs::remove_dir_all(partial.join(place)).with_context(|| place.to_owned())?;
-    }
-    fs::rename(&partial, &done).with_context(|| done.display().to_string())?;
+    once(&done, |partial| {
+        ensure!(
+            rustix::process::geteuid().is_root(),
+            "making a Debian for a machine needs root: debootstrap uses chroot(2)"
+        );
+        progress::run(
+            &format!("installing Debian {SUITE}, some three minutes"),
+            Command::new(setup::find("debootstrap").context("debootstrap")?)
+                .args(["--variant=minbase", "--include", PACKAGES, SUITE])
+                .arg(partial)
+                .arg("http://deb.debian.org/debian"),
+        )?;
+        // Indexes and packages, which nothing there needs.
+        for place in [
+            "var/cache/apt",
+            "var/lib/apt/lists",
+            "usr/share/doc",
+            "usr/share/locale",
+        ] {
+            fs::remove_dir_all(partial.join(place))?;
+        }
+        Ok(())
+    })?;
     Ok(done)
 }

@@ -1,8 +1,7 @@
 //! The other overlays, least-privilege and read-only, a server-side dry run, and uninstalling.
 
-use std::fs;
-
 use anyhow::{Context as _, ensure};
+use fs_err as fs;
 use serde_json::Value;
 use xtask::bpf_objects::{held_by, remaining};
 
@@ -92,7 +91,7 @@ pub(super) fn uninstalled(state: &mut State) -> Outcome {
     let count = remaining(&objects)?.len();
     ensure!(count > 0, "tracking ended with the agents");
     let file = root().join("deploy/uninstall.yaml");
-    let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+    let text = fs::read_to_string(&file)?;
     // The cluster has no registry.
     let local = text.replace("registry.k8s.io/pause:3.10", images::PAUSE);
     ensure!(local != text, "uninstall.yaml names another image");
