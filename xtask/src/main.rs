@@ -13,6 +13,7 @@ mod fuzz;
 mod image;
 mod keepalive_client;
 mod lab_command;
+mod lines;
 mod policy;
 mod progress;
 mod server;

@@ -2,7 +2,7 @@
 //! line, elsewhere plain lines. The program's output is printed only if it fails.
 
 use std::{
-    io::{BufRead as _, BufReader, IsTerminal as _},
+    io::IsTerminal as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::terminal;
+use crate::{lines::lines, terminal};
 
 /// Lines printed of a failed program's output.
 const SHOWN: usize = 40;
@@ -36,12 +36,8 @@ fn run_in(step: &Step, command: &mut Command) -> Result<Vec<String>> {
         .with_context(|| format!("start {program}"))?;
     // `command` still holds the pipe's write ends; without this the reader never sees its end.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut lines = Vec::new();
-    // Not `lines()`: the output may not be UTF-8.
-    for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
-        lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
-        step.update(&lines[lines.len() - 1]);
-    }
+    let lines = lines(reader).into_iter().inspect(|line| step.update(line));
+    let lines: Vec<String> = lines.collect();
     let status = child
         .wait()
         .with_context(|| format!("wait for {program}"))?;

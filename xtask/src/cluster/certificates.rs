@@ -1,12 +1,9 @@
 //! The cluster's certificates and a kubeconfig for each client, created by openssl: one CA,
 //! elliptic keys.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::PathBuf, process::Command};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fs_err as fs;
 
 use super::{
@@ -28,49 +25,53 @@ pub(super) fn kubeconfig(client: &str) -> PathBuf {
     layout::state().join(format!("{client}.kubeconfig"))
 }
 
+/// The alternative names of a certificate are in the environment.
+const CONFIGURATION: &str = "\
+[req]
+distinguished_name = subject
+[subject]
+[ca]
+basicConstraints = critical, CA:TRUE
+[leaf]
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = $ENV::NAMES
+";
+
 pub(super) fn make(nodes: &[Node]) -> Result<()> {
-    fs::create_dir_all(folder()).context("the folder of certificates")?;
-    key("ca")?;
-    openssl(
-        "req -x509 -new -key ca.key -subj /CN=kubernetes-ca -days 30 -out ca.crt",
-        &[],
-    )?;
+    fs::create_dir_all(folder())?;
+    fs::write(file("openssl.cnf"), CONFIGURATION)?;
+    issue("ca", "/CN=kubernetes-ca", "", "-extensions ca")?;
     // Signs the tokens of service accounts.
-    openssl("genrsa -out sa.key 2048", &[])?;
-    openssl("rsa -in sa.key -pubout -out sa.pub", &[])?;
-    let names = [
-        format!("IP:{}", layout::CONTROL_PLANE),
-        format!("IP:{}", layout::KUBERNETES),
-        "IP:127.0.0.1".to_owned(),
-        "DNS:localhost".to_owned(),
-        "DNS:kubernetes".to_owned(),
-        "DNS:kubernetes.default".to_owned(),
-        "DNS:kubernetes.default.svc".to_owned(),
-        "DNS:kubernetes.default.svc.cluster.local".to_owned(),
-    ];
-    certificate("apiserver", "/CN=kube-apiserver", Some(names.join(",")))?;
+    openssl("genrsa -out sa.key 2048", "")?;
+    openssl("rsa -in sa.key -pubout -out sa.pub", "")?;
+    let names = format!(
+        "IP:{},IP:{},IP:127.0.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,\
+         DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local",
+        layout::CONTROL_PLANE,
+        layout::KUBERNETES
+    );
+    certificate("apiserver", "/CN=kube-apiserver", &names)?;
     let admin = "/O=system:masters/CN=";
-    certificate(
-        "apiserver-kubelet-client",
-        &format!("{admin}kube-apiserver"),
-        None,
-    )?;
-    certificate("front-proxy-client", "/CN=front-proxy-client", None)?;
-    client("admin", &format!("{admin}admin"), None)?;
+    let kubelet_client = "apiserver-kubelet-client";
+    let subject = format!("{admin}kube-apiserver");
+    certificate(kubelet_client, &subject, "DNS:kube-apiserver")?;
+    let proxy = "front-proxy-client";
+    certificate(proxy, "/CN=front-proxy-client", "DNS:front-proxy-client")?;
+    client("admin", &format!("{admin}admin"), "DNS:admin")?;
     for name in ["kube-controller-manager", "kube-scheduler", "kube-proxy"] {
-        client(name, &format!("/CN=system:{name}"), None)?;
+        client(name, &format!("/CN=system:{name}"), &format!("DNS:{name}"))?;
     }
     for node in nodes {
         let name = node.name();
         let subject = format!("/O=system:nodes/CN=system:node:{name}");
         // The kubelet also serves with it.
         let names = format!("DNS:{name},IP:{}", node.address());
-        client(&name, &subject, Some(names))?;
+        client(&name, &subject, &names)?;
     }
     Ok(())
 }
 
-fn client(name: &str, subject: &str, names: Option<String>) -> Result<()> {
+fn client(name: &str, subject: &str, names: &str) -> Result<()> {
     certificate(name, subject, names)?;
     let path = |kind: &str| file(&format!("{name}.{kind}")).display().to_string();
     let text = format!(
@@ -91,41 +92,22 @@ current-context: context
     Ok(fs::write(&path, text)?)
 }
 
-fn certificate(name: &str, subject: &str, names: Option<String>) -> Result<()> {
-    key(name)?;
-    openssl(
-        &format!("req -new -key {name}.key -out {name}.csr -subj"),
-        &[subject],
-    )?;
-    let mut extensions = "extendedKeyUsage=serverAuth,clientAuth\n".to_owned();
-    if let Some(names) = names {
-        extensions.push_str(&format!("subjectAltName={names}\n"));
-    }
-    let path = file(&format!("{name}.ext"));
-    fs::write(&path, extensions)?;
-    openssl(
-        &format!(
-            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 \
-             -extfile {name}.ext -out {name}.crt"
-        ),
-        &[],
-    )
+fn certificate(name: &str, subject: &str, names: &str) -> Result<()> {
+    let signed = "-extensions leaf -CA ca.crt -CAkey ca.key";
+    issue(name, subject, names, signed)
 }
 
-fn key(name: &str) -> Result<()> {
-    openssl(
-        &format!("ecparam -name prime256v1 -genkey -noout -out {name}.key"),
-        &[],
-    )
+/// Makes a key and its certificate.
+fn issue(name: &str, subject: &str, names: &str, options: &str) -> Result<()> {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc";
+    let files = format!("-config openssl.cnf -keyout {name}.key -out {name}.crt");
+    let words = format!("req -x509 {key} {files} -days 30 -subj {subject} {options}");
+    openssl(&words, names)
 }
 
-/// Runs openssl with `words`, which are split at spaces, and `more`, which are not.
-fn openssl(words: &str, more: &[&str]) -> Result<()> {
-    let folder: &Path = &folder();
+/// Runs openssl with `words`, which are split at spaces.
+fn openssl(words: &str, names: &str) -> Result<()> {
     let mut openssl = Command::new("openssl");
-    openssl
-        .current_dir(folder)
-        .args(words.split_whitespace())
-        .args(more);
-    output(&mut openssl).map(drop)
+    openssl.current_dir(folder()).args(words.split(' '));
+    output(openssl.env("NAMES", names)).map(drop)
 }

@@ -1,16 +1,15 @@
 //! Runs the keep-alive client as a process in the lab's client namespace and reads its reports.
 
 use std::{
-    io::{BufRead as _, BufReader},
     process::{Child, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::Receiver,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use xtask::lab::Lab;
 
-use crate::keepalive_client::Report;
+use crate::{keepalive_client::Report, lines::lines};
 
 /// Number of connections of the fleet.
 pub(crate) const SIZE: u64 = 60;
@@ -34,15 +33,7 @@ impl Fleet {
             .stdout(Stdio::piped())
             .spawn()
             .context("start the keep-alive client")?;
-        let output = client.stdout.take().expect("stdout is a pipe");
-        let (sender, reports) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+        let reports = lines(client.stdout.take().expect("stdout is a pipe"));
         let fleet = Self { client, reports };
         for _ in 0..10 {
             if fleet.next()?.answered() == SIZE {

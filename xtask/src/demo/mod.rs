@@ -122,27 +122,18 @@ impl Demo {
                 done.failed,
                 done.complete
             );
-            let requests = self.since(&before, &after, |counts| counts.requests);
-            let connections: u64 = before
-                .iter()
-                .zip(&after)
-                .map(|(b, a)| a.accepted - b.accepted)
-                .sum();
-            let title = if keep {
-                format!(
-                    "ab -k: {} requests, {connections} connection",
-                    done.complete
-                )
-            } else {
-                format!("ab: {} requests, {connections} connections", done.complete)
-            };
+            let since = before.iter().zip(&after);
+            let requests = since.clone().map(|(b, a)| a.requests - b.requests);
+            let requests = Shares::new(self.pods.iter().cloned().zip(requests));
+            let connections: u64 = since.map(|(b, a)| a.accepted - b.accepted).sum();
+            let (option, plural) = if keep { (" -k", "") } else { ("", "s") };
+            let title = format!(
+                "ab{option}: {} requests, {connections} connection{plural}",
+                done.complete
+            );
             print!("{}", requests.table(&title));
             ensure!(
-                if keep {
-                    done.kept > 0 && !requests.is_spread()
-                } else {
-                    requests.is_spread()
-                },
+                requests.is_spread() != keep && (done.kept > 0) == keep,
                 "unexpected distribution of ab's requests: {}",
                 requests.line()
             );
@@ -235,11 +226,6 @@ impl Demo {
 
     fn counts(&self) -> Result<Vec<Counts>> {
         self.lab.pods().iter().map(Pod::counts).collect()
-    }
-
-    fn since(&self, before: &[Counts], after: &[Counts], what: fn(&Counts) -> u64) -> Shares {
-        let differences = before.iter().zip(after).map(|(b, a)| what(a) - what(b));
-        Shares::new(self.pods.iter().cloned().zip(differences))
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Tools, chart, choices, objects, prometheus, shipped, tools};
+use super::{Tools, chart, choices, objects, objects::Objects, prometheus, shipped, tools};
 use crate::{
     check::{self, CheckReport, Outcome},
     setup::{self, Need},
@@ -81,19 +81,17 @@ const MISTAKES: [(&str, &[&str]); 10] = [
 
 fn mistakes_are_rejected(tools: &Tools) -> Outcome {
     for (value, words) in MISTAKES {
-        match tools.template(&["--set", value]) {
-            Ok(_) => bail!("--set {value} was accepted"),
-            Err(error) => {
-                // The first line is the command, which contains all words.
-                let message = format!("{error:#}");
-                let message = message.split_once('\n').map_or("", |(_, rest)| rest);
-                let missing = words.iter().find(|word| !message.contains(**word));
-                ensure!(
-                    missing.is_none(),
-                    "--set {value}: no {missing:?} in: {message}"
-                );
-            }
-        }
+        let Err(error) = tools.template(&["--set", value]) else {
+            bail!("--set {value} was accepted");
+        };
+        // The first line is the command, which contains all words.
+        let message = format!("{error:#}");
+        let message = message.split_once('\n').map_or("", |(_, rest)| rest);
+        let missing = words.iter().find(|word| !message.contains(**word));
+        ensure!(
+            missing.is_none(),
+            "--set {value}: no {missing:?} in: {message}"
+        );
     }
     Ok(format!("{} mistakes", MISTAKES.len()))
 }
@@ -106,16 +104,20 @@ fn custom_policy(tools: &Tools) -> Outcome {
     ensure!(found.is_empty(), "{}", found.join("\n"));
 
     let theirs = objects::parse(&tools.template(&["--set", "existingConfigMap=mine"])?)?;
-    let volumes = &theirs["DaemonSet rebalancer"]["spec"]["template"]["spec"]["volumes"];
-    let volume = volumes
-        .as_array()
-        .and_then(|all| all.iter().find(|volume| volume["name"] == "policy"));
+    let volumes = &pod(&theirs)["spec"]["volumes"];
+    let mut all = volumes.as_array().into_iter().flatten();
+    let volume = all.find(|volume| volume["name"] == "policy");
     ensure!(
         volume.is_some_and(|volume| volume["configMap"]["name"] == "mine")
             && !theirs.contains_key("ConfigMap rebalancer-policy"),
         "{volumes}"
     );
     Ok(String::new())
+}
+
+/// The template of the agents' pods.
+fn pod(objects: &Objects) -> &Value {
+    &objects["DaemonSet rebalancer"]["spec"]["template"]
 }
 
 /// AppArmor was an annotation of the pod before it became a field of the container.
@@ -129,7 +131,7 @@ fn app_armor(tools: &Tools) -> Outcome {
             version,
         ];
         let objects = objects::parse(&tools.template(&arguments)?)?;
-        let pod = &objects["DaemonSet rebalancer"]["spec"]["template"];
+        let pod = pod(&objects);
         let field = &pod["spec"]["containers"][0]["securityContext"]["appArmorProfile"];
         let annotation = &pod["metadata"]["annotations"][ANNOTATION];
         ensure!(
@@ -148,8 +150,7 @@ fn memory(tools: &Tools) -> Outcome {
     for connections in [1_000, 50_000, 100_000, 1_000_000] {
         let value = format!("maxConnections={connections}");
         let objects = objects::parse(&tools.template(&["--set", &value])?)?;
-        let resources = &objects["DaemonSet rebalancer"]["spec"]["template"]["spec"]["containers"]
-            [0]["resources"];
+        let resources = &pod(&objects)["spec"]["containers"][0]["resources"];
         // Bytes per connection in the kernel and in the agent; printing a table of all takes 3,800
         // more.
         for (kind, each) in [("requests", 400 + 2_200), ("limits", 400 + 2_200 + 3_800)] {

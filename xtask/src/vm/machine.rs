@@ -2,18 +2,18 @@
 
 use std::{
     fs::File,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::mpsc::RecvTimeoutError,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
 use super::{Boot, Lockdown};
-use crate::{setup, word};
+use crate::{lines::lines, setup, word};
 
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// The prefix of the lines that the guest prints for the host.
@@ -82,15 +82,7 @@ fn follow(
     }
     let mut machine = Machine(machine.spawn().context(QEMU)?);
     let console = machine.0.stdout.take().expect("its console is a pipe");
-    let (send, lines) = channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            if send.send(line).is_err() {
-                return;
-            }
-        }
-    });
+    let lines = lines(console);
     let mut log = File::create(log).with_context(|| log.display().to_string())?;
     let mut marked = Vec::new();
     loop {
