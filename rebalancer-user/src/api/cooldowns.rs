@@ -16,7 +16,7 @@ struct Body {
 }
 
 /// One of `connection`, `client` with `endpoint`, `rule` with `endpoint`, `rule` with `group`.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Item {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,31 +51,30 @@ pub fn write_cooldowns(
 }
 
 fn item(one: &Cooldown, now: KernelTime, origin: &Origin) -> Item {
-    let (mut client, mut endpoint, mut group, mut connection) = (None, None, None, None);
-    let mut rule = None;
-    match &one.of {
-        CooldownOf::Connection(cookie, of) => {
-            (connection, rule) = (Some(cookie.to_string()), of.clone());
-        }
-        CooldownOf::Returns(subject, at) => {
-            endpoint = Some(*at);
-            match subject {
-                Subject::Client(address) => client = Some(address.to_string()),
-                Subject::Rule(of) => rule = Some(of.clone()),
-            }
-        }
-        CooldownOf::Fill(of, at) => (rule, group) = (Some(of.clone()), Some(at.to_string())),
-    }
     let until = |until: KernelTime| (origin.generated_at + until.since(now)).to_string();
-    Item {
-        connection,
-        client,
-        rule: rule.map(|rule| rule.to_string()),
-        endpoint,
-        group,
+    let mut item = Item {
         cause: one.cause,
         why: one.why.clone(),
         times: one.times,
         until: one.until.map(until),
+        ..Item::default()
+    };
+    match &one.of {
+        CooldownOf::Connection(cookie, rule) => {
+            item.connection = Some(cookie.to_string());
+            item.rule = rule.as_ref().map(ToString::to_string);
+        }
+        CooldownOf::Returns(subject, endpoint) => {
+            item.endpoint = Some(*endpoint);
+            match subject {
+                Subject::Client(address) => item.client = Some(address.to_string()),
+                Subject::Rule(rule) => item.rule = Some(rule.to_string()),
+            }
+        }
+        CooldownOf::Fill(rule, group) => {
+            item.rule = Some(rule.to_string());
+            item.group = Some(group.to_string());
+        }
     }
+    item
 }

@@ -178,6 +178,7 @@ fn move_item(chosen: &Move) -> MoveItem {
 }
 
 pub(super) fn reason_item(reason: Reason) -> ReasonItem {
+    let mut mean = None;
     let (unit, [value, limit, max]) = match reason {
         Reason::Age { value, limit, max } => {
             ("nanoseconds", [value, limit, max].map(in_nanoseconds))
@@ -187,12 +188,15 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
             value, limit, max, ..
         } => ("bytesPerSecond", [value.0, limit.0, max.0]),
         Reason::Drain { left } => ("nanoseconds", [in_nanoseconds(left), 0, 0]),
-        Reason::Balance { by, load, stop, .. } => (by.unit(), [load, stop, stop]),
-    };
-    let mean = match reason {
-        Reason::Balance { mean, .. } => Some(mean),
-        Reason::Age { .. } | Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Drain { .. } => {
-            None
+        Reason::Balance {
+            by,
+            load,
+            stop,
+            mean: of_all,
+            ..
+        } => {
+            mean = Some(of_all);
+            (by.unit(), [load, stop, stop])
         }
     };
     ReasonItem {

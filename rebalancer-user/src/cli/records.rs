@@ -119,20 +119,12 @@ fn own_pins(pins: &Path, pid: u32) -> PathBuf {
 
 /// Removes the pins of dumps that were killed.
 pub(super) fn remove_stale(pins: &Path) {
-    let Some(parent) = pins.parent() else { return };
-    let prefix = own_pins(pins, 0);
-    let Some(prefix) = prefix
-        .file_name()
-        .and_then(|n| n.to_str())
-        .map(|n| n.trim_end_matches('0'))
-    else {
+    let (Some(parent), Some(name)) = (pins.parent(), pins.file_name()) else {
         return;
     };
+    let prefix = format!("{}-dump-", name.display());
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let ours = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with(prefix));
+        let ours = entry.file_name().to_string_lossy().starts_with(&prefix);
         if ours && !bpf::agent_runs(&entry.path()) {
             // Dropping it removes it.
             drop(bpf::PinDir::take(&entry.path()));
