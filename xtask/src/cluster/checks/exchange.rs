@@ -148,7 +148,10 @@ pub(super) fn old_agent(state: &mut State) -> Outcome {
         process::output_with_input(&mut kubectl::command(&["delete", "-f", "-"]), &manifest);
     let silent = silent?;
     ended?;
-    Ok(format!("{silent}; heard again: {}", ends(&nodes, memory)?))
+    Ok(format!(
+        "{silent}; it reports again: {}",
+        ends(&nodes, memory)?
+    ))
 }
 
 /// The Service is scaled out; `old` does not report.
