@@ -22,6 +22,11 @@ const DIFFERS: f64 = 0.2;
 const COUNTED: Duration = Duration::from_secs(66);
 const SLOWLY: u32 = 30;
 
+/// As in `rebalancer_core::views`; a test compares them.
+const REPORT_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
+/// Likewise.
+const VIEW_AGAIN_AFTER: Duration = Duration::from_secs(20);
+
 /// A kind of request, as the API server's metric has it.
 #[derive(Clone, Copy)]
 struct Kind {
@@ -65,7 +70,8 @@ struct Rate {
 /// What is expected, `report` and `view` being the least times between two of a node. A report is written at the first
 /// look after its time: looks are a second apart, and one comes just too early, as the time counts from the end of a
 /// write. A view is written at the first merge after its time; merges are two seconds apart, so one in the middle.
-fn expected(report: f64, view: f64) -> [Rate; 4] {
+fn expected(report: Duration, view: Duration) -> [Rate; 4] {
+    let (report, view) = (report.as_secs_f64(), view.as_secs_f64());
     let (look, merge) = (1.0, 2.0);
     // Two coordinators read the lease every two seconds, and the one that leads writes it.
     let lease = 2.0;
@@ -84,16 +90,15 @@ fn expected(report: f64, view: f64) -> [Rate; 4] {
     ]
 }
 
-/// All is balanced and nothing changes: a report every 30 s says that the node lives, and a view is given again after
-/// 20 s, long before it expires (`REPORT_AT_LEAST_EVERY`, `VIEW_AGAIN_AFTER` of `rebalancer_core::views`).
+/// All is balanced and nothing changes: a report says once in a while that the node lives, and a view is given again
+/// long before it expires.
 fn resting() -> [Rate; 4] {
-    expected(30.0, 20.0)
+    expected(REPORT_AT_LEAST_EVERY, VIEW_AGAIN_AFTER)
 }
 
-/// All loads change all the time: what has changed is reported and given every ten seconds (`REPORT_EVERY`).
+/// All loads change all the time: what has changed is reported and given as often as it may be.
 fn balancing() -> [Rate; 4] {
-    let every = REPORT_EVERY.as_secs_f64();
-    expected(every, every)
+    expected(REPORT_EVERY, REPORT_EVERY)
 }
 
 /// The API server's counts of requests, by resource, subresource and verb.
@@ -205,7 +210,16 @@ pub(super) fn while_balancing(state: &mut State) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use rebalancer_core::views;
+
     use super::*;
+
+    #[test]
+    fn the_intervals_are_those_of_the_program() {
+        assert_eq!(REPORT_EVERY, views::REPORT_EVERY);
+        assert_eq!(REPORT_AT_LEAST_EVERY, views::REPORT_AT_LEAST_EVERY);
+        assert_eq!(VIEW_AGAIN_AFTER, views::VIEW_AGAIN_AFTER);
+    }
 
     #[test]
     fn labels_are_read() {
