@@ -348,6 +348,10 @@ pub(crate) mod tests {
                 squares,
                 largest: n[2],
             },
+            others: (to % 2 == 0).then(|| Sums {
+                total: n[5],
+                ..Sums::default()
+            }),
             mean: n[3],
             least: n[4],
             most: n[5],
