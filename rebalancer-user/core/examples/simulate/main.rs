@@ -2,6 +2,7 @@
 //! a table, and writes CSV and plots. Run by `cargo xtask simulate`.
 
 mod csv;
+mod fleet;
 mod plots;
 mod simulation;
 mod spread;
@@ -34,7 +35,12 @@ struct Arguments {
     /// Only scenarios with this in their name
     #[arg(value_name = "NAME", default_value = "")]
     name: String,
+    #[command(flatten)]
+    fleet: fleet::Size,
 }
+
+/// The name of the scenario that is a large cluster.
+const FLEET: &str = "fleet";
 
 /// A scenario under a strategy, once for each seed.
 struct Played<'a> {
@@ -57,14 +63,21 @@ fn main() -> Result<()> {
         plots::draw(folder, scenario, &played).context("drawing")?;
         rows.extend(played.iter().map(csv::Row::of));
     }
+    let is_fleet = FLEET.contains(&arguments.name);
     anyhow::ensure!(
-        !rows.is_empty(),
+        is_fleet || !rows.is_empty(),
         "no scenario has {:?} in its name",
         arguments.name
     );
-    csv::write(folder, &rows)?;
-    println!("{}", table::of(&rows));
-    println!("CSV and plots: {}", folder.display());
+    if !rows.is_empty() {
+        csv::write(folder, &rows)?;
+        println!("{}", table::of(&rows));
+        println!("CSV and plots: {}", folder.display());
+    }
+    if is_fleet {
+        eprintln!("{FLEET}: a large cluster in which a tenth of the Services is scaled out");
+        println!("{}", fleet::run(arguments.fleet)?);
+    }
     Ok(())
 }
 

@@ -23,3 +23,12 @@ impl Spread {
         })
     }
 }
+
+/// The value below which this part of all are, by rank; not a number of none.
+pub(crate) fn quantile(values: &[f64], part: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let rank = (part * values.len() as f64).ceil() as usize;
+    let at = rank.saturating_sub(1);
+    values.get(at).copied().unwrap_or(f64::NAN)
+}

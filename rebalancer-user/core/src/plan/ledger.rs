@@ -392,7 +392,7 @@ impl Ledger {
             .map(|(cookie, (began, of))| (*cookie, *began, of))
     }
 
-    pub(super) fn is_in_flight(&self, cookie: Cookie) -> bool {
+    pub fn is_in_flight(&self, cookie: Cookie) -> bool {
         self.in_flight.contains_key(&cookie)
     }
 

@@ -58,8 +58,7 @@ impl Agent {
 
     /// Whether the move of `cookie` is in flight: it was not recalled.
     pub(crate) fn moves(&self, cookie: Cookie) -> bool {
-        let mut moves = self.ledger.moves_in_flight();
-        moves.any(|(moved, ..)| moved == cookie)
+        self.ledger.is_in_flight(cookie)
     }
 
     /// Records the end of a move; whether its connection was still open.

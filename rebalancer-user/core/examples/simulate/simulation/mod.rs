@@ -3,7 +3,7 @@
 mod agent;
 pub(crate) mod exchange;
 pub(crate) mod measures;
-mod oracle;
+pub(crate) mod oracle;
 mod random;
 mod replica;
 pub(crate) mod scenario;

@@ -23,7 +23,7 @@ pub(crate) fn least(loads: &[Vec<u64>], tolerance: Percent, seed: u64) -> f64 {
 }
 
 /// The facts of endpoints with these loads.
-pub(super) fn facts(loads: &[Vec<u64>]) -> ServiceFacts {
+pub(crate) fn facts(loads: &[Vec<u64>]) -> ServiceFacts {
     let all = || loads.iter().flatten().copied();
     let sums = || loads.iter().map(|loads| loads.iter().sum::<u64>());
     ServiceFacts {
