@@ -101,6 +101,7 @@ fn view() -> View {
         connections: 300,
         others: None,
         elsewhere: 0,
+        moving: 0,
         filled: 0,
         full: 0,
 

@@ -33,7 +33,7 @@ fn of(service: &str, ready: u32, loads: &[u64]) -> ServiceReport {
             largest: u64::from(total > 0),
         },
         connections: total,
-        in_flight: 0,
+        moving: 0,
     }
 }
 

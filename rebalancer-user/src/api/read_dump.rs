@@ -357,6 +357,7 @@ pub(crate) mod tests {
             most: n[5],
             connections: n[0],
             elsewhere: n[2],
+            moving: n[1],
             filled: n[4],
             full: to,
             excess: n[1],

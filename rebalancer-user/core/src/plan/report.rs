@@ -1,7 +1,7 @@
 //! What this node reports of its Services to the coordinator.
 
 use super::{
-    Ledger, cluster,
+    Charge, Ledger, cluster,
     groups::{GroupLoad, Groups},
     matches::Matches,
 };
@@ -20,13 +20,15 @@ pub fn report(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger) -> Vec<Serv
     }
     let matches = Matches::of(policy, snapshot);
     let groups = Groups::with_empty(policy, &matches, snapshot, ledger);
-    let reports = groups.iter().filter_map(|group| of_group(group, snapshot));
+    let reports = groups
+        .iter()
+        .filter_map(|group| of_group(group, snapshot, ledger));
     let mut reports: Vec<ServiceReport> = reports.collect();
     reports.sort_by(|a, b| a.key.cmp(&b.key));
     reports
 }
 
-fn of_group(group: &GroupLoad, snapshot: &Snapshot) -> Option<ServiceReport> {
+fn of_group(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Option<ServiceReport> {
     let name = (&group.rule, &*group.name);
     let (key, service) = cluster::key(name, group.balance?, snapshot)?;
     let ready = service.ready_in_zone.unwrap_or(service.ready);
@@ -38,7 +40,7 @@ fn of_group(group: &GroupLoad, snapshot: &Snapshot) -> Option<ServiceReport> {
         return None;
     }
     loads.sort_unstable_by(|a, b| b.cmp(a));
-    let in_flight = here().map(|at| at.in_flight);
+    let is_of_it = |charge: &&Charge| charge.rule == group.rule && charge.group == group.name;
     Some(ServiceReport {
         key,
         generation: service.generation?,
@@ -50,6 +52,6 @@ fn of_group(group: &GroupLoad, snapshot: &Snapshot) -> Option<ServiceReport> {
             largest: group.here.largest,
         },
         connections: group.connections,
-        in_flight: in_flight.fold(0, u64::saturating_add),
+        moving: ledger.unsettled().filter(is_of_it).count() as u64,
     })
 }

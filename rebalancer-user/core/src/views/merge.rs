@@ -149,6 +149,7 @@ fn of_nodes<'a>(
     let excesses: Vec<(&str, u64)> = parts.iter().map(excess).collect();
     let shares: BTreeMap<&str, Share> = Share::by_weight(&excesses).into_iter().collect();
     let connections = parts.iter().map(|part| part.report.connections);
+    let moving = parts.iter().map(|part| part.report.moving);
     let view = View {
         key: key.clone(),
         generation,
@@ -157,6 +158,7 @@ fn of_nodes<'a>(
         mean,
         least: loads().min().unwrap_or(0),
         most: loads().max().unwrap_or(0),
+        moving: moving.fold(0, u64::saturating_add),
         connections: connections.fold(0, u64::saturating_add),
         others: None,
         elsewhere: 0,

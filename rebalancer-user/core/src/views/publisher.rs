@@ -22,8 +22,8 @@ struct Given {
 
 impl Publisher {
     /// Of these views those that are to be given now, and takes them for given. A node is given views of other
-    /// sets of endpoints at once, as those before are of no use to it; what else has changed no more often than
-    /// it reports, and what has not before that expires.
+    /// sets of endpoints at once, as those before are of no use to it; of Services of which somebody moves connections,
+    /// if they have changed, as often as it reports; all others before they expire.
     pub fn take_due(
         &mut self,
         views: BTreeMap<String, Vec<View>>,
@@ -38,8 +38,11 @@ impl Publisher {
             let age = now.saturating_sub(given.at);
             let has_changed = given.views.as_ref() != Some(views);
             let is_of_others = |given: &Vec<View>| !given.iter().map(set).eq(views.iter().map(set));
+            let is_moving = views.iter().any(|view| view.moving > 0);
             given.views.as_ref().is_some_and(is_of_others)
-                || has_changed && age >= REPORT_EVERY
+                || (given.views.is_none() || views.is_empty() || is_moving)
+                    && has_changed
+                    && age >= REPORT_EVERY
                 || !views.is_empty() && age >= VIEW_AGAIN_AFTER
         });
         for (node, views) in &due {
@@ -79,6 +82,7 @@ mod tests {
         let mut due = |mean: Option<u64>, at| {
             let view = mean.map(|mean| View {
                 mean,
+                moving: 1,
                 ..View::default()
             });
             let views = BTreeMap::from([("n1".to_owned(), view.into_iter().collect())]);
@@ -118,5 +122,19 @@ mod tests {
         );
         publisher.forget();
         assert_eq!(publisher.take_due(again, second(72)).len(), 1);
+    }
+
+    #[test]
+    fn at_rest_changes_are_given_as_seldom_as_what_has_not_changed() {
+        let mut publisher = Publisher::default();
+        let given = (0..=60).filter(|at| {
+            let view = View {
+                connections: *at,
+                ..View::default()
+            };
+            let views = BTreeMap::from([("n1".to_owned(), vec![view])]);
+            !publisher.take_due(views, second(*at)).is_empty()
+        });
+        assert_eq!(given.collect::<Vec<_>>(), [0, 20, 40, 60]);
     }
 }

@@ -54,9 +54,9 @@ pub struct ServiceReport {
     pub sums: Sums,
     /// Connections, whatever they count for.
     pub connections: u64,
-    /// What is being moved, of the loads.
+    /// Connections that are being moved, or were and whose clients are looked for.
     #[serde(default)]
-    pub in_flight: u64,
+    pub moving: u64,
 }
 
 impl ServiceReport {
@@ -120,12 +120,13 @@ impl Report {
     }
 
     /// Whether `now` differs enough from this to be reported before its time: another set of
-    /// endpoints, or a load that has changed by a twentieth of the Service's here, and by two at least.
+    /// endpoints, the first moves, or a load that has changed by a twentieth of the Service's here, and by two at least.
     pub fn is_outdated_by(&self, now: &[ServiceReport]) -> bool {
         let differs = |(before, now): (&ServiceReport, &ServiceReport)| {
             let total = now.sums.total.max(before.sums.total);
             let far = |(a, b): (&u64, &u64)| a.abs_diff(*b) >= (total / 20).max(2);
-            before.loads.iter().zip(&now.loads).any(far)
+            let begins = before.moving == 0 && now.moving > 0;
+            begins || before.loads.iter().zip(&now.loads).any(far)
         };
         self.is_of_others_than(now) || self.services.iter().zip(now).any(differs)
     }

@@ -30,6 +30,9 @@ pub struct View {
     pub least: u64,
     /// The most that one of them holds.
     pub most: u64,
+    /// Connections of all nodes that are being moved, or were and whose clients are looked for.
+    #[serde(default)]
+    pub moving: u64,
     /// Connections, whatever they count for: of these a budget may be a percentage.
     pub connections: u64,
     /// Of these, what the other nodes have.

@@ -40,7 +40,7 @@ fn service(load: u64) -> ServiceReport {
             largest: 1,
         },
         connections: load,
-        in_flight: 0,
+        moving: 0,
     }
 }
 

@@ -208,7 +208,7 @@ mod tests {
             loads: vec![9, 3],
             sums,
             connections: 14,
-            in_flight: 2,
+            moving: 2,
         };
         let spec = NodeBalanceSpec::of(Report::of(7, vec![service]));
         assert_eq!((spec.endpoints, spec.connections), (2, 14));
