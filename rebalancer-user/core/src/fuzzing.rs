@@ -131,17 +131,9 @@ mod tests {
     use super::seeds::on_its_seeds;
 
     #[test]
-    fn seeds_of_policy() {
+    fn each_target_takes_its_seeds() {
         on_its_seeds("../fuzz/corpus/policy", super::policy);
-    }
-
-    #[test]
-    fn seeds_of_exchange() {
         on_its_seeds("../fuzz/corpus/exchange", super::exchange);
-    }
-
-    #[test]
-    fn seeds_of_frames() {
         on_its_seeds("../fuzz/corpus/frames", super::frames);
     }
 }

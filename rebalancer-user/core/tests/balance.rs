@@ -385,24 +385,6 @@ fn an_endpoint_reaches_its_stop_also_where_outcomes_arrive_late() {
 }
 
 #[test]
-fn balanced_churn_moves_nobody() {
-    let mut cluster = Cluster::new(policy("balance: {}"), &[40, 40, 40], 11);
-    cluster.now += HOUR;
-    for _ in 0..3000 {
-        // A twentieth is new in each interval.
-        for _ in 0..6 {
-            let index = cluster.random(120) as usize;
-            let netns = 1 + cluster.random(3) as u32;
-            let cookie = cluster.next;
-            cluster.next += 1;
-            cluster.live[index] = connection(cookie, netns, (cookie % 200) as u8);
-        }
-        cluster.step(Cluster::by_chance);
-    }
-    assert!(cluster.moves <= 1, "{}", cluster.moves);
-}
-
-#[test]
 fn a_replica_added_to_many_gets_its_part() {
     let mut cluster = Cluster::new(policy("balance: {tolerance: 10%}"), &[100; 10], 3);
     cluster.endpoints = 11;

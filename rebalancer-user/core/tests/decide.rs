@@ -6,7 +6,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use rebalancer_core::{
     plan::{
         Decision, Entries, FIRST_HOLD, LOOKED_FOR, Ledger, Move, Outcome, Plan, Reason, Refusal,
-        SILENT, SkipReason, Verdict, decide, explain,
+        SILENT, SkipReason, Verdict, decide,
     },
     policy::{Mode, Policy, RuleName, sample},
     snapshot::{
@@ -16,7 +16,7 @@ use rebalancer_core::{
 };
 
 mod agent;
-use agent::{Agent, HOUR, MINUTE, SECOND, decided};
+use agent::{Agent, HOUR, MINUTE, SECOND, decided, words};
 
 /// Limits of the budget that `head` leaves out are so large that they never apply.
 fn policy(head: &str, rules: &str) -> Policy {
@@ -829,22 +829,36 @@ fn any_ledger() -> impl Strategy<Value = Ledger> {
     )
 }
 
+/// An agent with a past, and what it lists now.
+fn any_pass() -> impl Strategy<Value = (Agent, Snapshot)> {
+    let parts = (any_policy(), any_ledger(), any_u64(), any_connections());
+    parts.prop_map(|(policy, ledger, now, connections)| {
+        (Agent { policy, ledger }, snapshot(now, connections))
+    })
+}
+
+/// The only connection with this cookie.
+fn listed_as(listed: &Snapshot, cookie: Cookie) -> &Connection {
+    let mut found = listed.connections.iter().filter(|c| c.cookie == cookie);
+    let one = found.next().expect("it is listed");
+    assert!(found.next().is_none(), "{cookie} is listed twice");
+    one
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn every_connection_gets_exactly_one_decision(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
+    fn every_connection_gets_exactly_one_decision((agent, listed) in any_pass()) {
+        let plan = agent.plan(&listed);
         let mut decided: Vec<_> = plan.decisions().map(|decision| decision.cookie).collect();
-        let mut given: Vec<_> = listed.iter().map(|connection| connection.cookie).collect();
+        let mut given: Vec<_> = listed.connections.iter().map(|connection| connection.cookie).collect();
         decided.sort_unstable();
         given.sort_unstable();
+        let all = given.len() as u64;
         prop_assert_eq!(decided, given);
-        let skipped: u64 = plan.skipped().values().sum();
-        prop_assert_eq!(plan.moves().count() as u64 + skipped, listed.len() as u64);
-        prop_assert!(plan.overdue() <= listed.len() as u64);
+        prop_assert_eq!(words(&plan).values().sum::<u64>(), all);
+        prop_assert!(plan.overdue() <= all);
         for decision in plan.decisions() {
             if let Verdict::Skipped(reason) = decision.verdict {
                 prop_assert!(!reason.as_str().is_empty() && !reason.to_string().is_empty());
@@ -853,20 +867,15 @@ proptest! {
     }
 
     #[test]
-    fn a_move_is_a_connection_that_may_be_moved(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let now = KernelTime(now);
-        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+    fn a_move_is_a_connection_that_may_be_moved((agent, listed) in any_pass()) {
+        let (policy, plan) = (&agent.policy, agent.plan(&listed));
         for chosen in plan.moves() {
-            let same: Vec<_> = listed.iter().filter(|c| c.cookie == chosen.cookie()).collect();
-            prop_assert_eq!(same.len(), 1);
-            let connection = same[0];
+            let connection = listed_as(&listed, chosen.cookie());
             prop_assert_eq!(chosen.endpoint(), connection.endpoint);
             prop_assert_eq!((chosen.local(), chosen.remote()), (connection.local, connection.remote));
             prop_assert!(!connection.mptcp);
             prop_assert_eq!(connection.state, TcpState::Established);
-            prop_assert!(now.since(connection.opened) >= policy.guards().min_age());
+            prop_assert!(listed.taken.since(connection.opened) >= policy.guards().min_age());
             let rule = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap();
             prop_assert_eq!(chosen.rule(), rule.name());
             prop_assert_eq!(chosen.steps(), rule.steps());
@@ -880,60 +889,49 @@ proptest! {
     /// Chosen never later than its limit: whoever is beyond it is moved or waits for a named
     /// cause other than its limits.
     #[test]
-    fn nobody_beyond_the_limit_is_within_limits(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let now = KernelTime(now);
-        let plan = decide(&policy, &snapshot(now.0, listed.clone()), &ledger, now);
+    fn nobody_beyond_the_limit_is_within_limits((agent, listed) in any_pass()) {
+        let (now, plan) = (listed.taken, agent.plan(&listed));
         for decision in plan.decisions() {
             let Verdict::Skipped(SkipReason::WithinLimits { nearest }) = decision.verdict else { continue };
             prop_assert!(!nearest.overdue() && !nearest.exceeded());
-            let connection = listed.iter().find(|c| c.cookie == decision.cookie).unwrap();
-            let limits = policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
+            let connection = listed_as(&listed, decision.cookie);
+            let limits = agent.policy.rule_for(connection, &Who::NoPod).unwrap().unwrap().limits();
             prop_assert!(limits.max_age().is_none_or(|max| now.since(connection.opened) < max));
             prop_assert!(limits.max_bytes().is_none_or(|max| connection.bytes().0 < max.get()));
         }
     }
 
     #[test]
-    fn budgets_hold_for_each_mode(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let plan = decide(&policy, &snapshot(now, listed.clone()), &ledger, KernelTime(now));
-        let per_node = policy.budget().per_node().of(listed.len() as u64);
-        let in_flight = u64::from(policy.budget().max_in_flight().get());
+    fn budgets_hold_for_each_mode((agent, listed) in any_pass()) {
+        let (budget, plan) = (agent.policy.budget(), agent.plan(&listed));
+        let per_node = budget.per_node().of(listed.connections.len() as u64);
+        let in_flight = u64::from(budget.max_in_flight().get());
         for mode in [Mode::DryRun, Mode::Enforce] {
             let moves = plan.moves().filter(|chosen| chosen.mode() == mode).count() as u64;
             prop_assert!(moves <= per_node);
-            let flying = if mode == Mode::Enforce { ledger.in_flight() as u64 } else { 0 };
+            let flying = if mode == Mode::Enforce { agent.ledger.in_flight() as u64 } else { 0 };
             prop_assert!(moves <= in_flight.saturating_sub(flying));
         }
     }
 
     /// Only what is in flight is recalled, and nothing for which the same plan would be made again.
     #[test]
-    fn a_move_is_recalled_only_if_it_would_not_be_chosen_now(
-        policy in any_policy(), listed in any_connections(), mut ledger in any_ledger(), now in any_u64(),
-    ) {
-        let now = KernelTime(now);
-        let listed = snapshot(now.0, listed);
-        let flying = |ledger: &Ledger| -> BTreeMap<Cookie, RuleName> {
-            let moves = ledger.moves_in_flight();
-            moves.map(|(cookie, _, charge)| (cookie, charge.rule.clone())).collect()
-        };
-        let plan = decide(&policy, &listed, &ledger, now);
-        let before = flying(&ledger);
+    fn a_move_is_recalled_only_if_it_would_not_be_chosen_now((mut agent, listed) in any_pass()) {
+        let plan = agent.plan(&listed);
+        let flying = agent.ledger.moves_in_flight();
+        let before: BTreeMap<Cookie, RuleName> =
+            flying.map(|(cookie, _, charge)| (cookie, charge.rule.clone())).collect();
         let recalled: Vec<Cookie> = plan.recalls().iter().map(|recall| recall.cookie).collect();
         prop_assert!(recalled.is_sorted_by(|a, b| a < b));
         prop_assert!(recalled.iter().all(|cookie| before.contains_key(cookie)));
         for recall in plan.recalls() {
             prop_assert!(!recall.why.to_string().is_empty());
-            ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), now);
+            agent.ledger.ended(recall.cookie, Outcome::Recalled(recall.why.to_string()), listed.taken);
         }
         for chosen in plan.moves().filter(|chosen| chosen.mode() == Mode::Enforce) {
-            ledger.started(chosen, now);
+            agent.ledger.started(chosen, listed.taken);
         }
-        let again = decide(&policy, &listed, &ledger, now);
+        let again = agent.plan(&listed);
         // What was given back of budgets may be for others, who wait for a slot then.
         let mut recalls = again.recalls().iter();
         prop_assert!(recalls.all(|recall| recall.why.as_str() == "othersWait"));
@@ -1018,14 +1016,10 @@ proptest! {
 
     /// It is what the plan says, with all that the plan does not say.
     #[test]
-    fn an_explanation_agrees_with_the_plan(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let now = KernelTime(now);
-        let listed = snapshot(now.0, listed);
-        let plan = decide(&policy, &listed, &ledger, now);
+    fn an_explanation_agrees_with_the_plan((agent, listed) in any_pass()) {
+        let plan = agent.plan(&listed);
         for decision in plan.decisions().step_by(7) {
-            let explained = explain(&policy, &listed, &plan, &ledger, now, decision.cookie).unwrap();
+            let explained = agent.explain(&listed, &plan, decision.cookie.0).unwrap();
             prop_assert_eq!(explained.decision, decision);
             prop_assert_eq!(explained.needs().is_none(), matches!(decision.verdict, Verdict::Move(_)));
             let matched = explained.rules.last().filter(|(_, miss)| miss.is_none());
@@ -1040,13 +1034,10 @@ proptest! {
     }
 
     #[test]
-    fn no_mode_is_exceeded(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let listed = snapshot(now, listed);
-        for most in [Mode::Disabled, Mode::DryRun] {
-            let policy = policy.clone().with_mode_at_most(most);
-            let plan = decide(&policy, &listed, &ledger, KernelTime(now));
+    fn no_mode_is_exceeded((mut agent, listed) in any_pass()) {
+        for most in [Mode::DryRun, Mode::Disabled] {
+            agent.policy = agent.policy.with_mode_at_most(most);
+            let plan = agent.plan(&listed);
             prop_assert!(plan.moves().all(|chosen| chosen.mode() <= most && most != Mode::Disabled));
         }
     }
@@ -1059,7 +1050,7 @@ proptest! {
         let limit = |age: u64, mut listed: Vec<Connection>| {
             listed.retain(|c| c.cookie != Cookie(cookie));
             listed.push(connection(cookie));
-            let plan = decide(&policy, &snapshot(age, listed), &Ledger::default(), KernelTime(age));
+            let plan = decided(&policy, &snapshot(age, listed));
             let decision = plan.decisions().find(|d| d.cookie == Cookie(cookie)).unwrap();
             match decision.verdict {
                 Verdict::Move(chosen) => Some(chosen.reasons()[0]),
@@ -1068,7 +1059,7 @@ proptest! {
             }
             .map(|reason| match reason {
                 Reason::Age { limit, .. } => limit,
-                Reason::Bytes { .. } | Reason::Rate { .. } | Reason::Drain { .. } | Reason::Balance { .. } => panic!("no such limit"),
+                other => panic!("{other:?}: no such limit"),
             })
         };
         let alone = limit(2 * HOUR, vec![]).unwrap();
@@ -1117,10 +1108,8 @@ proptest! {
 
     /// The chosen have places, all of them, in the order of their turns.
     #[test]
-    fn places_are_in_a_row(
-        policy in any_policy(), listed in any_connections(), ledger in any_ledger(), now in any_u64(),
-    ) {
-        let plan = decide(&policy, &snapshot(now, listed), &ledger, KernelTime(now));
+    fn places_are_in_a_row((agent, listed) in any_pass()) {
+        let plan = agent.plan(&listed);
         let mut places: Vec<u64> = plan.decisions().filter_map(|d| d.place).collect();
         let moves = plan.decisions().filter(|d| matches!(d.verdict, Verdict::Move(_)));
         prop_assert!(moves.map(|d| d.place).is_sorted());

@@ -57,14 +57,24 @@ impl Dialogue {
         self.exchange.state(self.at)
     }
 
+    #[track_caller]
+    fn is(&mut self, state: State) -> &mut Self {
+        assert_eq!(self.state(), state);
+        self
+    }
+
+    fn rest(&mut self) -> &mut Self {
+        self.exchange.rest(self.at);
+        self
+    }
+
     /// No prefix of the answer is complete.
     #[track_caller]
     fn is_complete_only_after(&mut self, answer: &[u8]) {
         for byte in answer {
-            assert_eq!(self.state(), State::InProgress);
-            self.server(&[*byte]);
+            self.is(State::InProgress).server(&[*byte]);
         }
-        assert_eq!(self.state(), State::Complete);
+        self.is(State::Complete);
     }
 }
 
@@ -121,8 +131,7 @@ fn an_answer_that_ends_with_its_connection_is_never_complete() {
         let mut dialogue = Dialogue::at_rest();
         dialogue.client(GET).server(head);
         for _ in 0..10 {
-            assert_eq!(dialogue.state(), State::InProgress);
-            dialogue.server(b"data: 1\r\n\r\n");
+            dialogue.is(State::InProgress).server(b"data: 1\r\n\r\n");
         }
     }
 }
@@ -146,9 +155,8 @@ fn a_request_ends_as_its_framing_specifies() {
         if request.starts_with(b"POST") {
             let mut dialogue = Dialogue::at_rest();
             let (most, last) = request.split_at(request.len() - 1);
-            dialogue.client(most).server(OK);
-            assert_eq!(dialogue.state(), State::InProgress);
-            assert_eq!(dialogue.client(last).state(), State::Complete);
+            dialogue.client(most).server(OK).is(State::InProgress);
+            dialogue.client(last).is(State::Complete);
         }
     }
 }
@@ -161,51 +169,43 @@ fn pipelined_requests_are_answered_one_by_one() {
         &[OK, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", OK].concat(),
     );
     // Several answers in one write, a request in the middle of one.
-    dialogue.client(GET).client(&GET[..5]).server(OK);
-    assert_eq!(dialogue.state(), State::InProgress);
-    dialogue.client(&GET[5..]).server(OK);
-    assert_eq!(dialogue.state(), State::Complete);
+    let half = dialogue.client(GET).client(&GET[..5]).server(OK);
+    half.is(State::InProgress);
+    dialogue.client(&GET[5..]).server(OK).is(State::Complete);
 }
 
 #[test]
 fn a_body_may_wait_for_100_continue() {
     const HEAD: &[u8] = b"PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n";
     let mut dialogue = Dialogue::at_rest();
+    let continues = b"HTTP/1.1 100 Continue\r\n\r\n";
     dialogue
         .client(HEAD)
-        .server(b"HTTP/1.1 100 Continue\r\n\r\n");
-    assert_eq!(dialogue.state(), State::InProgress);
+        .server(continues)
+        .is(State::InProgress);
     dialogue.client(b"body").is_complete_only_after(OK);
     // A final answer instead: whether the body comes is not known.
-    dialogue.client(HEAD).server(OK);
-    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.client(HEAD).server(OK).is(State::Lost);
 }
 
 #[test]
 fn an_upgraded_connection_stays_upgraded() {
     let upgrade = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let connect = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n";
-    for (request, answer) in [
-        (
-            &upgrade[..],
-            &b"HTTP/1.1 101 Switching Protocols\r\n\r\n"[..],
-        ),
-        (connect, b"HTTP/1.1 200 Connection established\r\n\r\n"),
-    ] {
+    let switched = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    let connected = b"HTTP/1.1 200 Connection established\r\n\r\n";
+    let upgraded = State::Not(Other::Upgraded);
+    for (request, answer) in [(&upgrade[..], &switched[..]), (connect, connected)] {
         let mut dialogue = Dialogue::at_rest();
-        dialogue.client(request);
-        assert_eq!(dialogue.state(), State::InProgress);
-        dialogue.server(answer);
-        assert_eq!(dialogue.state(), State::Not(Other::Upgraded));
-        dialogue.exchange.rest(dialogue.at);
-        assert_eq!(dialogue.state(), State::Not(Other::Upgraded));
+        dialogue.client(request).is(State::InProgress);
+        dialogue.server(answer).is(upgraded);
+        dialogue.rest().is(upgraded);
     }
     // Refused: what follows is HTTP/1.
     for request in [&upgrade[..], connect] {
         let mut dialogue = Dialogue::at_rest();
         dialogue.client(request).client(GET);
         dialogue.server(b"HTTP/1.1 403 No\r\nContent-Length: 1\r\n\r\nx");
-        assert_eq!(dialogue.state(), State::InProgress);
         dialogue.is_complete_only_after(OK);
     }
 }
@@ -235,12 +235,11 @@ fn another_protocol_is_recognized_at_the_second_rest() {
         ),
     ] {
         let mut dialogue = Dialogue::at_rest();
-        assert_eq!(dialogue.client(bytes).state(), State::Lost);
         // Not before another rest.
-        assert_eq!(dialogue.client(bytes).state(), State::Lost);
-        dialogue.exchange.rest(dialogue.at);
-        assert_eq!(dialogue.state(), State::Resting);
-        assert_eq!(dialogue.client(bytes).state(), State::Not(other));
+        dialogue.client(bytes).is(State::Lost);
+        dialogue.client(bytes).is(State::Lost);
+        dialogue.rest().is(State::Resting);
+        dialogue.client(bytes).is(State::Not(other));
     }
 }
 
@@ -248,14 +247,13 @@ fn another_protocol_is_recognized_at_the_second_rest() {
 #[test]
 fn an_answer_without_a_request_is_lost() {
     for rest_of_an_answer in [&b"data: 2\n\n"[..], b"HTTP/1.1 200 OK\r\n"] {
-        let mut dialogue = Dialogue::at_rest();
-        assert_eq!(dialogue.server(rest_of_an_answer).state(), State::Lost);
+        Dialogue::at_rest()
+            .server(rest_of_an_answer)
+            .is(State::Lost);
     }
     let mut dialogue = Dialogue::at_rest();
-    dialogue.client(GET).server(b"data: 2\n\n");
-    assert_eq!(dialogue.state(), State::Lost);
-    dialogue.exchange.rest(dialogue.at);
-    dialogue.client(GET).is_complete_only_after(OK);
+    dialogue.client(GET).server(b"data: 2\n\n").is(State::Lost);
+    dialogue.rest().client(GET).is_complete_only_after(OK);
 }
 
 /// By sequence numbers of data alone, not by times or acknowledgements.
@@ -310,12 +308,8 @@ fn ambiguous_framing_is_lost() {
         b"ICY 200 OK\r\n\r\n",
     ] {
         let mut dialogue = Dialogue::at_rest();
-        let text = String::from_utf8_lossy(answer);
-        assert_eq!(
-            dialogue.client(GET).server(answer).state(),
-            State::Lost,
-            "{text}"
-        );
+        let state = dialogue.client(GET).server(answer).state();
+        assert_eq!(state, State::Lost, "{}", answer.escape_ascii());
     }
     for request in [
         &b"POST / HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
@@ -323,12 +317,8 @@ fn ambiguous_framing_is_lost() {
         b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST / HTTP/1.1\r\nContent-Length: 0x2\r\n\r\n",
     ] {
-        let text = String::from_utf8_lossy(request);
-        assert_eq!(
-            Dialogue::at_rest().client(request).state(),
-            State::Lost,
-            "{text}"
-        );
+        let state = Dialogue::at_rest().client(request).state();
+        assert_eq!(state, State::Lost, "{}", request.escape_ascii());
     }
 }
 
@@ -338,37 +328,35 @@ fn the_size_of_a_head_is_bounded() {
     dialogue.client(b"GET / HTTP/1.1\r\n");
     let field = format!("A: {}\r\n", "a".repeat(1000));
     for _ in 0..60 {
-        assert_eq!(dialogue.client(field.as_bytes()).state(), State::InProgress);
+        dialogue.client(field.as_bytes()).is(State::InProgress);
     }
     for _ in 0..10 {
         dialogue.client(field.as_bytes());
     }
-    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.is(State::Lost);
     let mut dialogue = Dialogue::at_rest();
     for _ in 0..2000 {
         dialogue.client(GET);
     }
-    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.is(State::Lost);
 }
 
 /// TCP has counted bytes that the exchange has not been given.
 #[test]
 fn missing_data_is_detected_by_tcps_counters() {
     let mut dialogue = Dialogue::at_rest();
-    dialogue.client(GET).server(OK);
-    assert_eq!(dialogue.state(), State::Complete);
+    dialogue.client(GET).server(OK).is(State::Complete);
     dialogue.at.received += 1;
-    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.is(State::Lost);
     let mut dialogue = Dialogue::at_rest();
     dialogue.client(GET);
     dialogue.at.received += GET.len() as u64; // another one
-    dialogue.server(OK);
-    assert_eq!(dialogue.state(), State::Lost);
+    dialogue.server(OK).is(State::Lost);
     // Seen before TCP has counted it.
     let mut dialogue = Dialogue::at_rest();
     dialogue.client(GET).server(OK);
     dialogue.at.received -= 1;
-    assert_eq!(dialogue.state(), State::InProgress);
+    dialogue.is(State::InProgress);
 }
 
 /// TCP waits for an earlier segment.
@@ -434,9 +422,8 @@ fn data_before_the_base_is_kept_until_it_is_known() {
         exchange: Exchange::default(),
         at: START,
     };
-    dialogue.exchange.rest(START);
-    assert_eq!(dialogue.state(), State::Resting);
-    assert_eq!(dialogue.client(GET).state(), State::InProgress);
+    dialogue.rest().is(State::Resting);
+    dialogue.client(GET).is(State::InProgress);
     dialogue.exchange.based(BASE);
     dialogue.is_complete_only_after(OK);
 }

@@ -14,6 +14,7 @@ pub(crate) const MINUTE: u64 = 60 * SECOND;
 pub(crate) const HOUR: u64 = 60 * MINUTE;
 
 /// A policy, and what its agent has learnt.
+#[derive(Clone, Debug)]
 pub(crate) struct Agent {
     pub(crate) policy: Policy,
     pub(crate) ledger: Ledger,
