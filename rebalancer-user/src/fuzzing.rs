@@ -121,22 +121,10 @@ mod tests {
     use super::seeds::on_its_seeds;
 
     #[test]
-    fn seeds_of_records() {
+    fn each_target_takes_its_seeds() {
         on_its_seeds("fuzz/corpus/records", super::records);
-    }
-
-    #[test]
-    fn seeds_of_netlink() {
         on_its_seeds("fuzz/corpus/netlink", super::netlink);
-    }
-
-    #[test]
-    fn seeds_of_btf() {
         on_its_seeds("fuzz/corpus/btf", super::btf);
-    }
-
-    #[test]
-    fn seeds_of_dump() {
         on_its_seeds("fuzz/corpus/dump", super::dump);
     }
 }
