@@ -87,8 +87,28 @@ fn volume(pod: &Value, path: &str) -> Value {
     json!({"volume": volume, "mount": mount})
 }
 
+fn read(path: impl AsRef<Path>) -> String {
+    let path = path.as_ref();
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+}
+
+/// The objects of a file below deploy/.
+fn objects_of(file: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&read(deploy().join(file))).expect(file)
+}
+
 fn policy_file() -> String {
-    std::fs::read_to_string(base().join("policy.yaml")).unwrap()
+    read(base().join("policy.yaml"))
+}
+
+/// Its template has the labels by which it selects.
+fn selects_its_own_pods(object: &Value) {
+    let spec = &object["spec"];
+    let selector = spec["selector"]["matchLabels"].as_object().unwrap();
+    assert!(!selector.is_empty());
+    for (label, value) in selector {
+        assert_eq!(&spec["template"]["metadata"]["labels"][label], value);
+    }
 }
 
 fn valid(text: &str) -> Policy {
@@ -135,12 +155,7 @@ fn the_namespace_admits_privileged_pods() {
 
 #[test]
 fn the_daemon_set_selects_its_own_pods() {
-    let spec = &object("DaemonSet")["spec"];
-    let selector = spec["selector"]["matchLabels"].as_object().unwrap();
-    assert!(!selector.is_empty());
-    for (label, value) in selector {
-        assert_eq!(&spec["template"]["metadata"]["labels"][label], value);
-    }
+    selects_its_own_pods(&object("DaemonSet"));
 }
 
 #[test]
@@ -274,15 +289,14 @@ fn the_container_runs_the_agent_of_this_version() {
     let image = concat!("rebalancer:", env!("CARGO_PKG_VERSION"));
     assert_eq!(agent["image"], image);
     assert_eq!(agent["imagePullPolicy"], "IfNotPresent");
-    let words = [words_of(&agent["command"]), words_of(&agent["args"])].concat();
+    let words = command_of(agent);
     assert_eq!(words[..2], ["rebalancer", "agent"]);
     // deploy/README.md replaces it by its place, to uninstall.
     assert_eq!(agent["args"][1], "--on-exit=keep");
     // Without a token it must not become the agent of a plain host, which no guard of Kubernetes
     // holds back. An option that is added later takes its place.
     assert!(words.contains(&"--kubernetes=on"), "{words:?}");
-    let chart = deploy().join("chart/templates/daemonset.yaml");
-    let chart = std::fs::read_to_string(chart).unwrap();
+    let chart = read(deploy().join("chart/templates/daemonset.yaml"));
     assert!(chart.contains("\n        - --kubernetes=on\n"), "{chart}");
     assert!(is_known(&[&words[..], &["--kubernetes=off"]].concat()));
     assert!(is_known(&words), "{words:?}");
@@ -298,6 +312,12 @@ fn is_known(words: &[&str]) -> bool {
     assert_eq!(words[0], "rebalancer");
     let output = binary(&[&words[1..], &["--no-such-option"]].concat());
     String::from_utf8_lossy(&output.stderr).contains("'--no-such-option'")
+}
+
+/// What a container runs.
+fn command_of(container: &Value) -> Vec<&str> {
+    let parts = ["command", "args"].map(|part| words_of(&container[part]));
+    parts.concat()
 }
 
 fn words_of(list: &Value) -> Vec<&str> {
@@ -326,7 +346,7 @@ fn what_overlays_and_components_add_is_known_to_the_agent() {
     let mut added = 0;
     for folder in ["components", "overlays", "chart"] {
         for file in files(&deploy().join(folder), "yaml") {
-            let text = std::fs::read_to_string(&file).unwrap();
+            let text = read(&file);
             let values = text.lines();
             for option in values.filter_map(|line| line.trim().strip_prefix("value: --")) {
                 let option = format!("--{option}");
@@ -344,20 +364,14 @@ fn what_overlays_and_components_add_is_known_to_the_agent() {
 }
 
 fn coordinator(file: &str) -> Vec<Value> {
-    let path = deploy().join("components/coordinator").join(file);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
-    serde_saphyr::from_multiple(&text).unwrap_or_else(|e| panic!("{path:?}: {e}"))
+    objects_of(&format!("components/coordinator/{file}"))
 }
 
 #[test]
 fn the_definition_of_node_balances_is_that_of_this_version() {
-    let output = Command::new(env!("CARGO_BIN_EXE_rebalancer"))
-        .arg("crd")
-        .output()
-        .unwrap();
+    let output = binary(&["crd"]);
     assert!(output.status.success());
-    let path = deploy().join("components/coordinator/crd.yaml");
-    let file = std::fs::read_to_string(path).unwrap_or_default();
+    let file = read(deploy().join("components/coordinator/crd.yaml"));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
         file == text,
@@ -369,13 +383,8 @@ fn the_definition_of_node_balances_is_that_of_this_version() {
 fn coordinators_are_two_unprivileged_pods_of_this_version() {
     let deployment = coordinator("deployment.yaml").remove(0);
     assert_eq!(deployment["spec"]["replicas"], 2);
+    selects_its_own_pods(&deployment);
     let template = &deployment["spec"]["template"];
-    for (label, value) in deployment["spec"]["selector"]["matchLabels"]
-        .as_object()
-        .expect("a selector")
-    {
-        assert_eq!(&template["metadata"]["labels"][label], value);
-    }
     // The agents are selected by it.
     let agents = &object("DaemonSet")["spec"]["selector"]["matchLabels"];
     assert_ne!(
@@ -389,22 +398,14 @@ fn coordinators_are_two_unprivileged_pods_of_this_version() {
         assert!(pod[shared].is_null(), "{shared}");
     }
     let container = container(pod);
-    assert_eq!(
-        container["image"],
-        concat!("rebalancer:", env!("CARGO_PKG_VERSION"))
-    );
-    let security = &container["securityContext"];
-    assert_eq!(security["readOnlyRootFilesystem"], true);
-    assert_eq!(security["allowPrivilegeEscalation"], false);
-    assert_eq!(
-        security["capabilities"],
-        serde_json::json!({"drop": ["ALL"]})
-    );
-    let words = [
-        words_of(&container["command"]),
-        words_of(&container["args"]),
-    ]
-    .concat();
+    let expected = json!({
+        "/image": concat!("rebalancer:", env!("CARGO_PKG_VERSION")),
+        "/securityContext/readOnlyRootFilesystem": true,
+        "/securityContext/allowPrivilegeEscalation": false,
+        "/securityContext/capabilities": {"drop": ["ALL"]},
+    });
+    shows(container, expected);
+    let words = command_of(container);
     assert_eq!(words[..2], ["rebalancer", "coordinator"]);
     assert!(is_known(&words), "{words:?}");
 }
@@ -425,21 +426,22 @@ fn agents_write_reports_and_coordinators_views_and_nobody_more() {
             })
             .collect()
     };
-    assert_eq!(
-        rules("rebalancer-balance", "ClusterRole"),
-        ["nodebalances: list watch create patch"]
-    );
-    assert_eq!(
-        rules("rebalancer-coordinator", "ClusterRole"),
-        [
-            "nodebalances: list watch delete",
-            "nodebalances/status: patch"
-        ]
-    );
-    assert_eq!(
-        rules("rebalancer-coordinator", "Role"),
-        ["leases: create", "leases: get update"]
-    );
+    let given = [
+        "nodebalances: list watch delete",
+        "nodebalances/status: patch",
+    ];
+    let led = ["leases: create", "leases: get update"];
+    for (name, kind, expected) in [
+        (
+            "rebalancer-balance",
+            "ClusterRole",
+            &["nodebalances: list watch create patch"][..],
+        ),
+        ("rebalancer-coordinator", "ClusterRole", &given),
+        ("rebalancer-coordinator", "Role", &led),
+    ] {
+        assert_eq!(rules(name, kind), expected, "{kind} {name}");
+    }
     let policies = coordinator("admission.yaml");
     let text = serde_json::to_string(&policies).unwrap();
     for account in ["rebalancer", "rebalancer-coordinator"] {
@@ -455,8 +457,7 @@ fn agents_write_reports_and_coordinators_views_and_nobody_more() {
 
 #[test]
 fn what_removes_every_trace_is_of_this_version_too() {
-    let text = std::fs::read_to_string(deploy().join("uninstall.yaml")).unwrap();
-    let objects: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let objects = objects_of("uninstall.yaml");
     let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet");
     let daemon_set = daemon_set.expect("one pod on every node");
     // The agent's own selector, NetworkPolicy and PodMonitor must not take these pods for its.
@@ -478,12 +479,10 @@ fn what_removes_every_trace_is_of_this_version_too() {
 #[test]
 fn the_chart_is_of_this_version_and_has_the_bases_own_files() {
     let chart = deploy().join("chart");
-    let text = std::fs::read_to_string(chart.join("Chart.yaml")).unwrap();
-    let about: Value = serde_saphyr::from_str(&text).unwrap();
+    let about = objects_of("chart/Chart.yaml").remove(0);
     for field in ["version", "appVersion"] {
         assert_eq!(about[field], env!("CARGO_PKG_VERSION"), "{field}");
     }
-    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
     for (folder, file) in [
         ("base", "policy.yaml"),
         ("components/monitoring", "dashboard.json"),
@@ -505,16 +504,14 @@ fn metrics_in(query: &str) -> BTreeSet<String> {
 
 #[test]
 fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
-    let read = |file| std::fs::read_to_string(deploy().join(file)).unwrap();
-    let list = ["metrics.txt", "metrics-coordinator.txt"]
-        .map(read)
-        .concat();
+    let lists = ["metrics.txt", "metrics-coordinator.txt"];
+    let list = lists.map(|file| read(deploy().join(file))).concat();
     let lines = list.lines().filter(|line| line.starts_with("rebalancer_"));
     let known: BTreeSet<&str> = lines.filter_map(|line| line.split(' ').next()).collect();
     assert!(known.contains("rebalancer_moves_total"), "{known:?}");
     let monitoring = deploy().join("components/monitoring");
     for file in ["dashboard.json", "prometheusrule.yaml"] {
-        let text = std::fs::read_to_string(monitoring.join(file)).unwrap();
+        let text = read(monitoring.join(file));
         let asked: BTreeSet<String> = text.lines().flat_map(metrics_in).collect();
         assert!(asked.len() > 5, "{file}: {asked:?}");
         let unknown = asked.iter().find(|name| !known.contains(name.as_str()));

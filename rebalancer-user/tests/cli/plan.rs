@@ -24,10 +24,8 @@ fn dump() -> String {
             (10 - id) * 3_600_000_000_000
         )
     };
-    let items: Vec<String> = (1..=5)
-        .map(|id| item(id, 8080))
-        .chain([item(6, 81)])
-        .collect();
+    let items = (1..=5).map(|id| item(id, 8080)).chain([item(6, 81)]);
+    let items: Vec<String> = items.collect();
     format!(
         r#"{{"apiVersion": "rebalancer.dev/v1alpha1", "kind": "ConnectionList", "node": "n1",
         "generatedAt": "2026-01-02T03:04:05Z", "source": "agent",
@@ -88,19 +86,11 @@ fn json_is_an_envelope_with_every_connection() {
 
 #[test]
 fn invalid_input_has_an_exit_code_and_an_error() {
+    let (gone, pods) = (dump().replace("ESTAB", "GONE"), r#"{"kind": "PodList"}"#);
+    let no_state = "the snapshot stdin: items[0].state: `GONE`";
     for (policy, dump, code, why) in [
-        (
-            POLICY,
-            dump().replace("ESTAB", "GONE"),
-            1,
-            "the snapshot stdin: items[0].state: `GONE`",
-        ),
-        (
-            POLICY,
-            r#"{"kind": "PodList"}"#.to_owned(),
-            1,
-            "apiVersion is missing",
-        ),
+        (POLICY, gone, 1, no_state),
+        (POLICY, pods.to_owned(), 1, "apiVersion is missing"),
         ("rules: 1", dump(), 3, "policy.yaml:1:8"),
     ] {
         let err = run(policy, &["plan"], &dump).fails(code);
@@ -112,10 +102,8 @@ fn invalid_input_has_an_exit_code_and_an_error() {
 
 #[test]
 fn a_connection_is_explained() {
-    let rules = POLICY.replace(
-        "rules:\n",
-        "rules:\n- {name: other, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n",
-    );
+    let other = "rules:\n- {name: other, match: {ports: [{port: 9}]}, limits: {maxAge: 1h}}\n";
+    let rules = POLICY.replace("rules:\n", other);
     let Ran { code, out, err } = run(&rules, &["explain", "3"], &dump());
     assert_eq!(code, 0, "{err}");
     insta::assert_snapshot!(out);

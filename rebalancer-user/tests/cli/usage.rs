@@ -1,13 +1,7 @@
 //! Usage, `policy check`, and commands that ask an agent where none runs.
 
-use std::{
-    fs,
-    io::Write as _,
-    path::{Path, PathBuf},
-    process::Stdio,
-};
+use std::{fs, io::Write as _, os::unix::net::UnixListener, path::Path, process::Stdio};
 
-use assert_cmd::Command;
 use tempfile::TempDir;
 
 use crate::{Ran, command, run, run_with};
@@ -23,17 +17,17 @@ fn check_text(text: impl AsRef<[u8]>) -> Ran {
     run_with(&["policy", "check", "-"], text)
 }
 
-/// A folder and a policy file in it.
-fn file(content: impl AsRef<[u8]>) -> (TempDir, PathBuf) {
+/// A folder, a policy file in it, and its path.
+fn file(content: impl AsRef<[u8]>) -> (TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("policy.yaml");
     fs::write(&path, content).unwrap();
-    (dir, path)
+    (dir, path.to_str().unwrap().to_owned())
 }
 
 fn check(content: impl AsRef<[u8]>) -> Ran {
     let (_dir, path) = file(content);
-    run(&["policy", "check", path.to_str().unwrap()])
+    run(&["policy", "check", &path])
 }
 
 #[track_caller]
@@ -164,9 +158,8 @@ fn usage_errors_are_2_and_name_the_remedy() {
 
 #[test]
 fn a_valid_policy_is_reported_on_stdout() {
-    let (_dir, path) = file(VALID);
-    let name = path.to_str().unwrap();
-    let out = run(&["policy", "check", name]).prints();
+    let (_dir, name) = file(VALID);
+    let out = run(&["policy", "check", &name]).prints();
     assert_eq!(out, format!("{name}: valid, mode DryRun, 1 rule\n"));
 }
 
@@ -187,9 +180,8 @@ fn a_byte_order_mark_crlf_and_a_missing_last_newline_are_accepted() {
 
 #[test]
 fn a_syntax_error_is_3_with_place_mark_and_remedy_on_stderr() {
-    let (_dir, path) = file(VALID.replace("maxAge", "maxage"));
-    let name = path.to_str().unwrap();
-    let err = run(&["policy", "check", name]).fails(3);
+    let (_dir, name) = file(VALID.replace("maxAge", "maxage"));
+    let err = run(&["policy", "check", &name]).fails(3);
     let expected = format!(
         "{name}:4:56: error: unknown field `maxage`\n\
          \x20 4 | - {{name: web, match: {{ports: [{{port: 8080}}]}}, limits: {{maxage: 30m}}}}\n\
@@ -211,13 +203,9 @@ rules:
 - {name: web, match: {ports: [{port: 8080}]}, limits: {maxBytes: 10Gi}}
 ";
     let err = check(wrong).fails(3);
-    let heads = err.lines().filter(|line| line.contains(": error: "));
-    let places: Vec<&str> = heads
-        .map(|head| {
-            let (_, place) = head.split_once("policy.yaml:").unwrap();
-            place.split_once(": error").unwrap().0
-        })
-        .collect();
+    let heads = err.lines().filter_map(|line| line.split_once(": error: "));
+    let places = heads.map(|(place, _)| place.rsplit_once("policy.yaml:").unwrap().1);
+    let places: Vec<&str> = places.collect();
     assert_eq!(places, ["3:7", "4:11", "6:38", "6:65", "7:10"], "{err}");
 }
 
@@ -291,8 +279,7 @@ fn an_endless_file_is_refused() {
 fn the_agent_checks_its_policy_before_anything_else() {
     // Without privilege the answer to a valid one is 4, and with it this cgroup is an error.
     let (_dir, path) = file(VALID.replace("30m", "30"));
-    let path = path.to_str().unwrap();
-    let err = run(&["agent", "--policy", path, "--cgroup", "/nowhere"]).fails(3);
+    let err = run(&["agent", "--policy", &path, "--cgroup", "/nowhere"]).fails(3);
     assert_has(&err, &[":4:64: error: missing unit", "30s"]);
     assert!(!err.contains("nowhere"), "{err}");
 }
@@ -314,37 +301,37 @@ fn commands_that_ask_an_agent_fail_where_none_runs() {
         (&["probe", "ready"], 1),
     ];
     for (question, code) in questions {
-        let pins = "/sys/fs/bpf/rebalancer-nobody";
-        let run_dir = dir.path().to_str().unwrap();
-        let ran = run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat());
+        let ran = asked(question, dir.path());
         assert_eq!(ran.code, code, "{question:?}: {}", ran.err);
+        let run_dir = dir.path().to_str().unwrap();
         assert_has(&ran.err, &["no agent is running", run_dir]);
     }
 }
 
-/// `status` for a directory without a socket, and pins that do not exist.
-fn status(form: &str, run_dir: &Path) -> Command {
+/// What asks an agent by this folder, where pins do not exist.
+fn asked(question: &[&str], run_dir: &Path) -> Ran {
     let run_dir = run_dir.to_str().unwrap();
     let pins = "/sys/fs/bpf/rebalancer-nobody";
-    command(&["status", "-o", form, "--pins", pins, "--run-dir", run_dir])
+    run(&[question, &["--pins", pins, "--run-dir", run_dir]].concat())
+}
+
+/// A socket as of an agent, in this folder.
+fn socket(run_dir: &Path) -> UnixListener {
+    UnixListener::bind(run_dir.join("agent.sock")).unwrap()
 }
 
 #[test]
 fn status_without_an_agent_is_5_and_names_the_socket() {
     let dir = tempfile::tempdir().unwrap();
     for form in ["table", "wide", "json", "yaml"] {
-        let err = Ran::from(status(form, dir.path()).output().unwrap()).fails(5);
+        let err = asked(&["status", "-o", form], dir.path()).fails(5);
         let socket = dir.path().join("agent.sock");
-        let parts = [
-            "no agent is running",
-            socket.to_str().unwrap(),
-            "rebalancer-nobody",
-        ];
-        assert_has(&err, &parts);
+        assert_has(&err, &["no agent is running", socket.to_str().unwrap()]);
+        assert_has(&err, &["rebalancer-nobody"]);
     }
     // A killed one leaves its socket.
-    drop(std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap());
-    Ran::from(status("table", dir.path()).output().unwrap()).fails(5);
+    drop(socket(dir.path()));
+    asked(&["status"], dir.path()).fails(5);
     assert_eq!(run(&["status", "-o", "xml"]).code, 2);
 }
 
@@ -352,7 +339,7 @@ fn status_without_an_agent_is_5_and_names_the_socket() {
 fn status_without_permission_is_4() {
     use std::os::unix::{fs::PermissionsExt as _, process::CommandExt as _};
     let dir = tempfile::tempdir().unwrap();
-    let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
+    let _listener = socket(dir.path());
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o000)).unwrap();
     // Root may do everything: then another user runs it. A copy is accessible to any.
     let copy = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
@@ -371,26 +358,21 @@ fn status_without_permission_is_4() {
 #[test]
 fn an_invalid_answer_of_an_agent_is_one_error_message() {
     let dir = tempfile::tempdir().unwrap();
-    let listener = std::os::unix::net::UnixListener::bind(dir.path().join("agent.sock")).unwrap();
-    let answers = [
-        (
-            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}",
-            "apiVersion is missing",
-        ),
-        (
-            "HTTP/1.1 404 Not Found\r\ncontent-length: 6\r\n\r\n\u{1b}[31m!",
-            "the agent answered: ",
-        ),
+    let listener = socket(dir.path());
+    let nothing = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+    let red = "HTTP/1.1 404 Not Found\r\ncontent-length: 6\r\n\r\n\u{1b}[31m!";
+    for (answer, part) in [
+        (nothing, "apiVersion is missing"),
+        (red, "the agent answered: "),
         ("220 smtp.example.org\r\n", "asking the agent"),
-    ];
-    for (answer, part) in answers {
+    ] {
         let ran = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
                 let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
                 stream.write_all(answer.as_bytes()).unwrap();
             });
-            Ran::from(status("table", dir.path()).output().unwrap())
+            asked(&["status"], dir.path())
         });
         let err = ran.fails(1);
         assert_has(&err, &[part]);
@@ -399,9 +381,9 @@ fn an_invalid_answer_of_an_agent_is_one_error_message() {
 }
 
 /// `policy check` of this file with another standard output.
-fn check_into(path: &Path, stdout: impl Into<Stdio>) -> Ran {
+fn check_into(path: &str, stdout: impl Into<Stdio>) -> Ran {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rebalancer"));
-    command.args(["policy", "check"]).arg(path).stdout(stdout);
+    command.args(["policy", "check", path]).stdout(stdout);
     command.output().unwrap().into()
 }
 
