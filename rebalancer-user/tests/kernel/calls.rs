@@ -1,16 +1,17 @@
 //! A server and a client of HTTP/2 in clear text, by Go's own library: `calls/main.go`.
 
 use std::{
-    io::{BufRead as _, BufReader, Lines, Read as _},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::OnceLock,
     time::Duration,
 };
 
 use serde::Deserialize;
-use xtask::lab::Host;
+use xtask::lab::{Host, Lab};
+
+use crate::program::Program;
 
 /// What the client reports.
 #[derive(Debug, Deserialize)]
@@ -23,65 +24,31 @@ pub struct Report {
     pub errors: Option<Vec<String>>,
 }
 
-/// One of the two, at work. Dropping it kills it.
-pub struct Program {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: Lines<BufReader<ChildStdout>>,
+/// A server in the lab's first pod.
+pub fn serve(lab: &Lab, port: u16) -> (SocketAddr, Program<()>) {
+    let host = &lab.pod(0).host;
+    let address = SocketAddr::from((lab.pod(0).addr, port));
+    (address, start(host, &["serve", &address.to_string()]))
 }
 
-impl Program {
-    /// A server at this address.
-    pub fn serve(host: &Host, address: SocketAddr) -> Self {
-        Self::start(host, &["serve", &address.to_string()])
-    }
-
-    /// So many clients, each with a connection of its own, that ask for `query` with pauses.
-    pub fn ask(
-        host: &Host,
-        address: SocketAddr,
-        clients: usize,
-        pause: Duration,
-        query: &str,
-    ) -> Self {
-        let (clients, pause) = (clients.to_string(), format!("{}ms", pause.as_millis()));
-        Self::start(
-            host,
-            &["ask", &address.to_string(), &clients, &pause, query],
-        )
-    }
-
-    fn start(host: &Host, arguments: &[&str]) -> Self {
-        let mut child = host
-            .command(program())
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert_eq!(output.next().unwrap().unwrap(), "ready");
-        Self {
-            input: child.stdin.take(),
-            output,
-            child,
-        }
-    }
-
-    /// Ends the clients after their present calls.
-    pub fn report(mut self) -> Report {
-        self.input = None;
-        let line = self.output.next().unwrap().unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
+/// So many clients, each with a connection of its own, that ask for `query` with pauses. Stopped, they end
+/// after their present calls.
+pub fn ask(
+    lab: &Lab,
+    address: SocketAddr,
+    clients: usize,
+    pause: Duration,
+    query: &str,
+) -> Program<Report> {
+    let (clients, pause) = (clients.to_string(), format!("{}ms", pause.as_millis()));
+    let arguments = ["ask", &address.to_string(), &clients, &pause, query];
+    start(lab.client(), &arguments)
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start<R: serde::de::DeserializeOwned>(host: &Host, arguments: &[&str]) -> Program<R> {
+    let mut command = host.command(program());
+    command.args(arguments);
+    Program::run(command, "")
 }
 
 /// Built once.
@@ -103,16 +70,9 @@ fn program() -> &'static Path {
             .arg(".")
             .env("CGO_ENABLED", "0")
             .env_remove("GOFLAGS")
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut done = done.expect("Go, which `cargo xtask test kernel` installs");
-        let mut errors = String::new();
-        done.stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut errors)
-            .unwrap();
-        assert!(done.wait().unwrap().success(), "{errors}");
+            .output();
+        let done = done.expect("Go, which `cargo xtask test kernel` installs");
+        assert!(done.status.success(), "{done:?}");
         built
     })
 }

@@ -76,10 +76,14 @@ impl Drop for Server {
     }
 }
 
-/// What `rebalancer COMMAND` prints of what this agent has recorded.
+/// For what this agent has recorded in the lab.
+fn within(lab: &Lab) -> [&str; 2] {
+    ["--cgroup", cgroup(lab).to_str().unwrap()]
+}
+
+/// What `rebalancer COMMAND` prints of that.
 fn ask(agent: &Agent, lab: &Lab, arguments: &[&str]) -> String {
-    let within = ["--cgroup", cgroup(lab).to_str().unwrap()];
-    agent.ask(&[arguments, &within].concat())
+    agent.ask(&[arguments, &within(lab)].concat())
 }
 
 /// An agent that is over its first interval.
@@ -119,21 +123,10 @@ fn a_rule_moves_only_connections_in_its_cgroups() {
     let watcher = Agent::in_lab(&lab, TRACK_ONLY);
     assert_eq!(watcher.connection(named)["cgroupPath"], here);
     assert!(ask(&watcher, &lab, &["dump", "-o", "wide"]).contains(&here));
-    let file = file_of(&by_cgroup);
-    let plan = [
-        "plan",
-        "-o",
-        "json",
-        "--policy",
-        file.path().to_str().unwrap(),
-    ];
-    let live = ask(&watcher, &lab, &plan);
     let dump = file_of(&ask(&watcher, &lab, &["dump", "-o", "json"]));
-    let mut replay = Command::new(REBALANCER);
-    replay.args(plan).arg("--snapshot").arg(dump.path());
-    let replay = replay.output().unwrap().stdout;
-    for plan in [live.as_bytes(), &replay] {
-        let plan: Value = serde_json::from_slice(plan).unwrap();
+    let saved = ["--snapshot", dump.path().to_str().unwrap()];
+    for of in [within(&lab), saved] {
+        let plan = watcher.plan_by(&by_cgroup, &of);
         let items = plan["items"].as_array().unwrap().iter();
         let by_cgroup = items.filter(|item| item["rule"] == "by-cgroup").count();
         assert_eq!(by_cgroup, 1, "{plan:#}");

@@ -12,12 +12,17 @@ pub fn runs(program: u64) -> u64 {
         .unwrap_or(0)
 }
 
-/// This agent's program of this name.
-pub fn program_of(agent: &Agent, name: &str) -> u64 {
-    let is_it = |id: &u64| bpftool(&["prog", "show", "id", &id.to_string()])["name"] == name;
+/// The first of this agent's programs that has this value in this field.
+pub fn program_where(agent: &Agent, field: &str, value: &str) -> Option<u64> {
+    let is_it = |id: &u64| bpftool(&["prog", "show", "id", &id.to_string()])[field] == value;
     let held = held_by(agent.child.id()).into_iter();
     let mut programs = held.filter_map(|(what, id)| (what == "prog").then_some(id));
-    programs.find(is_it).expect("it holds its program")
+    programs.find(is_it)
+}
+
+/// This agent's program of this name.
+pub fn program_of(agent: &Agent, name: &str) -> u64 {
+    program_where(agent, "name", name).expect("it holds its program")
 }
 
 #[test]
@@ -42,11 +47,8 @@ fn a_gibibyte_over_one_connection_runs_no_program() {
     let segments = agent.connection(pod)["segmentsOut"].as_u64().unwrap();
     assert!(segments > 10_000, "{segments} segments were sent on it");
     drop(stream);
-    eventually(
-        "the close is one run",
-        || runs(program),
-        |now| *now > at_start,
-    );
+    let now = || runs(program);
+    eventually("the close is one run", now, |now| *now > at_start);
 }
 
 #[test]

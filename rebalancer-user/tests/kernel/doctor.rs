@@ -2,11 +2,10 @@
 
 use serde_json::Value;
 
-use crate::support::{Agent, TRACK_ONLY, alone, pins_left};
+use crate::support::{Agent, TRACK_ONLY, pins_left};
 
 #[test]
 fn everything_works_here_and_nothing_is_left_behind() {
-    alone();
     let agent = Agent::on_machine(TRACK_ONLY);
     let findings = agent.ask_json(&["doctor"]);
     let finding = |what: &str| -> &Value {

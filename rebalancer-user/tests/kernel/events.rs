@@ -9,10 +9,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    status::socket,
+    status::{answer, send, socket},
     support::{
-        AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, connect, enforce, eventually, lab,
-        shows,
+        AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, connect, enforce, eventually, lab, shows,
     },
 };
 
@@ -63,7 +62,7 @@ impl Drop for Follower {
 #[test]
 fn a_follower_receives_each_event_once_also_over_a_restart() {
     let lab = lab(1);
-    let mut first = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", AT_ONCE));
+    let mut first = Agent::moving(&lab, 80, "maxAge: 400ms", AT_ONCE);
     let mut follower = Follower::of(&first);
     assert_eq!(follower.wait_for("policyLoaded")["rules"], 1);
     let stream = connect(&lab, lab.pod(0).address());
@@ -90,11 +89,8 @@ fn a_follower_receives_each_event_once_also_over_a_restart() {
     let _stream = connect(&lab, lab.pod(0).address());
     follower.wait_for("ended");
     second.wait_for_intervals(1);
-    let mut numbers: Vec<(String, u64)> = follower
-        .received
-        .iter()
-        .map(|event| (event["run"].to_string(), event["seq"].as_u64().unwrap()))
-        .collect();
+    let number = |event: &Value| (event["run"].to_string(), event["seq"].as_u64().unwrap());
+    let mut numbers: Vec<_> = follower.received.iter().map(number).collect();
     let received = numbers.len();
     numbers.dedup();
     assert_eq!(numbers.len(), received, "nothing twice: {numbers:?}");
@@ -105,21 +101,10 @@ fn a_follower_receives_each_event_once_also_over_a_restart() {
 
 #[test]
 fn a_slow_follower_delays_nobody_and_receives_the_count_of_missed_events() {
-    alone();
     let mut agent = Agent::on_machine(TRACK_ONLY);
     let socket = socket(&agent);
-    let ask = |request: &str| {
-        let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        stream
-    };
-    let whole = |request: &str| {
-        let mut answer = String::new();
-        ask(request).read_to_string(&mut answer).unwrap();
-        answer
-    };
-    let follow = || ask("GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
+    let whole = |request: &str| answer(&socket, request.as_bytes());
+    let follow = || send(&socket, b"GET /events?follow=1 HTTP/1.1\r\nhost: a\r\n\r\n");
     let first_line = |stream: &UnixStream| {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();

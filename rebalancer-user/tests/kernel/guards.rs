@@ -19,7 +19,7 @@ use crate::{
 
 /// An agent that moves whatever is older than a moment on this port.
 fn agent(lab: &Lab, port: u16, step: &str) -> Agent {
-    Agent::in_lab(lab, &enforce(lab, port, "maxAge: 300ms", step))
+    Agent::moving(lab, port, "maxAge: 300ms", step)
 }
 
 #[test]
@@ -62,8 +62,7 @@ fn a_refused_move_is_tried_again_once_its_cooldown_is_cleared() {
     // While it lasts it is not tried again.
     let clear = |agent: &Agent, rule| agent.ask(&["cooldowns", "clear", "--rule", rule]);
     assert_eq!(clear(&agent, "other"), "cooldowns cleared: 0\n");
-    agent.wait_for_intervals(4);
-    agent.has_moved(1);
+    agent.moves_no_more(1, 4);
     assert_eq!(clear(&agent, "lab"), "cooldowns cleared: 1\n");
     let cleared = agent.wait_for_message("cooldown cleared");
     assert_eq!(cleared["cause"], "sigpipe");
@@ -91,8 +90,7 @@ fn a_connection_without_a_visible_holder_is_only_counted() {
         agent.wait_for("counted", |line| {
             line["message"] == "listed" && line["unseen"] == 1 && line["connections"] == 0
         });
-        agent.wait_for_intervals(3);
-        agent.has_moved(0);
+        agent.moves_no_more(0, 3);
         assert_eq!(agent.connections(lab.pod(0)).len(), 0);
         client.set_nonblocking(true).unwrap();
         let silent = client.read(&mut [0]).unwrap_err();
@@ -122,15 +120,4 @@ fn a_server_moved_to_another_cgroup_is_skipped() {
     let mut client = connect(&lab, address);
     agent.refused("foreignProcess");
     echoes(&mut client);
-}
-
-/// nginx ignores SIGPIPE, and its worker holds what its master's listener accepted.
-#[test]
-fn an_ordinary_server_is_not_skipped() {
-    let lab = lab(1);
-    for (step, outcome) in [(AT_ONCE, "reset"), (CLOSE_AT_ONCE, "closed")] {
-        let mut agent = agent(&lab, 80, step);
-        let _stream = answered(&lab, lab.pod(0).address());
-        agent.moved(outcome);
-    }
 }

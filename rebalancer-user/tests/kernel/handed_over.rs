@@ -82,8 +82,7 @@ fn a_worker_that_sigpipe_would_kill_or_of_another_pod_or_cgroup_is_skipped() {
             move_to(elsewhere, servers[0].id());
         }
         let mut client = echoed(&lab, address);
-        let policy = enforce(&lab, port, "maxAge: 300ms", AT_ONCE);
-        let mut agent = Agent::in_lab(&lab, &policy);
+        let mut agent = Agent::moving(&lab, port, "maxAge: 300ms", AT_ONCE);
         agent.refused(guard);
         agent.leaves_nothing();
         echoes(&mut client);

@@ -55,11 +55,9 @@ fn listen_with(pod: &Pod, port: u16, backlog: i32) -> TcpListener {
 fn five_in_seven_out(agent: &Agent, pod: &Pod, client: &TcpStream) {
     let peer = client.local_addr().unwrap().to_string();
     let port = client.peer_addr().unwrap().port();
-    eventually(
-        "acknowledged",
-        || ss(&pod.host, port),
-        |all| all.iter().any(|s| s.peer == peer && s.acked == 7),
-    );
+    ss_shows(&pod.host, port, "acknowledged", |s| {
+        s.peer == peer && s.acked == 7
+    });
     let mut found = agent.connections(pod);
     found.retain(|c| c["peer"] == peer);
     assert_eq!(found.len(), 1, "{found:#?}");
@@ -105,11 +103,8 @@ fn data_in_the_syn() {
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client.write_all(b"hello").unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        assert_eq!(
-            counter(&pod.host, "TCPFastOpenPassive"),
-            in_the_syn,
-            "connections whose SYN brought data"
-        );
+        let with_data = counter(&pod.host, "TCPFastOpenPassive");
+        assert_eq!(with_data, in_the_syn, "SYNs that brought data");
         let recorded = agent.endpoint(pod, 7090);
         assert_eq!(recorded["accepted"], in_the_syn + 1, "at its accept");
         server.read_exact(&mut [0; 5]).unwrap();

@@ -31,8 +31,7 @@ fn nothing_is_left(mut agent: Agent, descriptors: usize) {
     // Fewer: one of those before was of a passing kind, a file of /proc.
     let look = || agent.descriptors();
     eventually("all descriptors are closed", look, |n| *n <= descriptors);
-    agent.wait_for_intervals(5);
-    agent.has_moved(1); // it is not tried again
+    agent.moves_no_more(1, 5); // it is not tried again
     assert_eq!(agent.complaints(), [] as [Value; 0]);
     agent.leaves_nothing();
 }

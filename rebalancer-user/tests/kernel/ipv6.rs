@@ -49,8 +49,7 @@ fn connections_move_through_the_service_to_another_pod() {
             assert_eq!(who(&mut connect(&lab, service)), "web-1");
         }
         // Neither the light one, nor the heavy one of the other family, which no rule names.
-        agent.wait_for_intervals(3);
-        agent.has_moved(4);
+        agent.moves_no_more(4, 3);
         assert_eq!(who(&mut light), "web-0");
         assert_eq!(who(&mut by_ipv4), "web-0");
         agent.leaves_nothing();

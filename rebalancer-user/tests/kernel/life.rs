@@ -5,19 +5,17 @@ use std::{os::unix::net::UnixDatagram, process::Command};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Agent, PATIENCE, TRACK_ONLY, alone, answered, connect, eventually, failed, held_by, lab,
-    nothing_left, of_pod, rebalancer, shows, stderr,
+    Agent, PATIENCE, TRACK_ONLY, answered, connect, eventually, failed, held_by, lab, nothing_left,
+    of_pod, rebalancer, shows, stderr,
 };
 
 #[test]
 fn sigterm_leaves_nothing_in_the_kernel() {
-    alone();
     Agent::on_machine(TRACK_ONLY).leaves_nothing();
 }
 
 #[test]
 fn systemd_is_notified_when_the_agent_answers_and_when_it_stops() {
-    alone();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("notify");
     let manager = UnixDatagram::bind(&socket).unwrap();
@@ -135,7 +133,6 @@ fn pins_of_another_version_are_replaced_aloud() {
 
 #[test]
 fn a_second_agent_is_refused_and_names_the_first() {
-    alone();
     let first = Agent::on_machine(TRACK_ONLY);
     let second = rebalancer(&first, &["agent", "--policy", first.policy()]);
     let said = failed(1, &second);

@@ -173,8 +173,7 @@ fn a_stuck_mover_is_reported_and_replaced() {
 #[test]
 fn a_pause_while_the_mover_is_stuck_holds_when_it_resumes() {
     let served = served(7092);
-    let policy = enforce(&served.1, 7092, "maxAge: 2s", AT_ONCE);
-    let mut agent = Agent::in_lab(&served.1, &policy);
+    let mut agent = Agent::moving(&served.1, 7092, "maxAge: 2s", AT_ONCE);
     let mut scene = Scene::begin(served, 3);
     is_stuck_with_all(&agent);
     // Whatever it receives meanwhile.
@@ -189,8 +188,7 @@ fn a_pause_while_the_mover_is_stuck_holds_when_it_resumes() {
 #[test]
 fn an_agent_with_a_stuck_mover_stops_and_another_starts() {
     let served = served(7093);
-    let policy = enforce(&served.1, 7093, "maxAge: 2s", AT_ONCE);
-    let mut agent = Agent::in_lab(&served.1, &policy);
+    let mut agent = Agent::moving(&served.1, 7093, "maxAge: 2s", AT_ONCE);
     let mut scene = Scene::begin(served, 3);
     is_stuck_with_all(&agent);
     agent.signal(Signal::TERM);

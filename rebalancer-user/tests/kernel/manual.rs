@@ -8,7 +8,7 @@ use crate::{
     server::{Kind, Server},
     support::{
         Agent, TRACK_ONLY, answered, cgroup, echoed, has_ended, is_reset, lab, own_pins, pins_left,
-        rebalancer, request, shows, ss,
+        rebalancer, request, shows, ss, stderr,
     },
 };
 
@@ -96,18 +96,10 @@ fn guards_apply_unless_they_are_ignored_and_reported() {
         let kept = &moves(&agent, 1, &["--when", "at-once", &id])[0];
         shows(kept, json!({"outcome": outcome, "cause": cause}));
 
-        let ignore = [
-            "move",
-            "--when",
-            "at-once",
-            "--ignore-guards",
-            &id,
-            "-o",
-            "json",
-        ];
-        let moved = rebalancer(&agent, &ignore);
+        let ignore = ["move", "-o", "json", "--when", "at-once", "--ignore-guards"];
+        let moved = rebalancer(&agent, &[&ignore, &[&*id][..]].concat());
         assert!(moved.status.success(), "{moved:?}");
-        let note = String::from_utf8_lossy(&moved.stderr).into_owned();
+        let note = stderr(&moved);
         assert!(note.contains("guard ignored"), "{note}");
         let list: Value = serde_json::from_slice(&moved.stdout).unwrap();
         assert_eq!(list["items"][0]["outcome"], "reset");

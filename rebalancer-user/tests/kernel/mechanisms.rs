@@ -60,8 +60,7 @@ fn resets_only_its_connection(mechanism: Mechanism) {
         request(stream, "/").unwrap_or_else(|e| panic!("{mechanism}: a sibling saw {e}"));
     }
     let _next = answered(&lab, pod.address());
-    agent.wait_for_intervals(3);
-    agent.has_moved(1);
+    agent.moves_no_more(1, 3);
     // Each leaves a trace of its own in the socket's error when it closes: ECONNABORTED,
     // none yet, ECONNRESET.
     let (by_abort, by_reset) = match mechanism {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use xtask::lab::Lab;
 
 use crate::{
-    cost::runs,
+    cost::{program_where, runs},
     server::{Kind, Server, UNIT, connect_mptcp, pattern, served},
     support::{
         AT_ONCE, Agent, CLOSE_AT_ONCE, answered, bpftool, connect, echoed, echoes, enforce,
@@ -48,9 +48,7 @@ pub fn sends(agent: &Agent, client: &TcpStream) -> Value {
 
 /// The sk_msg program of this agent.
 pub fn program(agent: &Agent) -> Option<u64> {
-    let programs = held_by(agent.child.id()).into_iter();
-    let mut ids = programs.filter_map(|(what, id)| (what == "prog").then_some(id));
-    ids.find(|id| bpftool(&["prog", "show", "id", &id.to_string()])["type"] == "sk_msg")
+    program_where(agent, "type", "sk_msg")
 }
 
 /// Asks a [`Kind::Sends`] server, and compares its stream from `place` on with what it should be.

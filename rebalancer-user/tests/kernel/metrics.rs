@@ -16,7 +16,6 @@ const ANY: &[&str] = &["--metrics-address", "127.0.0.1:0"];
 
 /// An agent that tracks and offers its metrics, and where.
 fn offering() -> (Agent, SocketAddr) {
-    alone();
     let mut agent = Agent::on_machine_with(TRACK_ONLY, ANY);
     let at = address(&mut agent);
     (agent, at)

@@ -37,8 +37,7 @@ fn connections_past_max_age_are_moved_within_the_budget() {
     for _ in 0..3 {
         agent.wait_for_move();
     }
-    agent.wait_for_intervals(6);
-    agent.has_moved(3); // the budget of the window is spent
+    agent.moves_no_more(3, 6); // the budget of the window is spent
     assert_eq!(agent.connections(lab.pod(0)).len(), 7);
 }
 
@@ -102,8 +101,7 @@ fn a_slow_first_request_is_not_cut_off() {
     let mut client = connect(&lab, address);
     // It is answered after three seconds.
     client.write_all(b"h").unwrap();
-    agent.wait_for_intervals(10);
-    agent.has_moved(0); // it waits
+    agent.moves_no_more(0, 10); // it waits
     client.read_exact(&mut [0]).unwrap();
     agent.moved("reset");
 }
@@ -112,7 +110,7 @@ fn a_slow_first_request_is_not_cut_off() {
 fn a_move_without_a_quiet_moment_gives_up_and_the_connection_stays_open() {
     let lab = lab(1);
     let steps = "{step: Reset, when: Quiet, idleFor: 10s, timeout: 500ms}";
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", steps));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 400ms", steps);
     let mut stream = answered(&lab, lab.pod(0).address());
     agent.moved("gaveUp");
     request(&mut stream, "/").unwrap();

@@ -19,8 +19,7 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
     echoes(&mut client);
     let connection = agent.connection(pod);
     assert_eq!(connection["mptcp"], true, "{connection:#}");
-    agent.wait_for_intervals(5);
-    agent.has_moved(0);
+    agent.moves_no_more(0, 5);
     echoes(&mut client);
 
     // By hand neither, with either step, and not with the guards ignored.
@@ -36,15 +35,8 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
         shows(item, json!({"outcome": "skipped", "cause": "mptcp"}));
     }
     echoes(&mut client);
-    let file = file_of(&policy);
-    let planned = agent.ask(&[
-        "plan",
-        "-o",
-        "json",
-        "--policy",
-        file.path().to_str().unwrap(),
-    ]);
-    assert!(planned.contains("mptcp"), "{planned}");
+    let planned = agent.plan_by(&policy, &[]);
+    shows(&planned["skipped"], json!({"mptcp": 1}));
 
     // The same listener, and a client without MPTCP.
     let mut plain = connect(&lab, address);
@@ -54,12 +46,11 @@ fn an_mptcp_connection_is_tracked_and_skipped_and_a_plain_one_is_moved() {
     echoes(&mut client);
     agent.leaves_nothing();
 
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7095, "maxAge: 300ms", AT_ONCE));
+    let mut agent = Agent::moving(&lab, 7095, "maxAge: 300ms", AT_ONCE);
     let mut plain = echoed(&lab, address);
     agent.moved("reset");
     has_ended(&mut plain, "reset");
     echoes(&mut client);
-    agent.wait_for_intervals(3);
-    agent.has_moved(1);
+    agent.moves_no_more(1, 3);
     agent.leaves_nothing();
 }

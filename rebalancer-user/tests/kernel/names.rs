@@ -58,19 +58,12 @@ impl Cluster {
         Self { api, folder }
     }
 
-    fn arguments(&self, lab: &Lab) -> [String; 6] {
+    fn arguments(&self, lab: &Lab) -> Vec<String> {
         let kubeconfig = self.folder.path().join("kubeconfig");
         let file = kubeconfig.to_str().unwrap();
         let cgroup = cgroup(lab).to_str().unwrap();
-        [
-            "--cgroup",
-            cgroup,
-            "--kubeconfig",
-            file,
-            "--node-name",
-            NODE,
-        ]
-        .map(str::to_owned)
+        let all = format!("--cgroup {cgroup} --kubeconfig {file} --node-name {NODE}");
+        all.split(' ').map(str::to_owned).collect()
     }
 
     fn agent(&self, lab: &Lab, policy: &str) -> Agent {
@@ -86,10 +79,14 @@ impl Cluster {
         make: impl FnOnce(Command) -> Command,
     ) -> Agent {
         let ours = self.arguments(lab);
-        let ours = ours.each_ref().map(String::as_str);
+        let ours: Vec<&str> = ours.iter().map(String::as_str).collect();
         let mut agent = Agent::by(policy, &[&ours, more].concat(), make);
         agent.wait_for("names", |line| line["naming"] == "Fresh");
         agent
+    }
+
+    fn set_pod(&self, pod: Value) {
+        self.api.set("pods", pod);
     }
 
     /// What the API server has of the Service checkout from now on.
@@ -100,6 +97,11 @@ impl Cluster {
     fn set_slice(&self, slice: Value) {
         self.api.set("endpointslices", slice);
     }
+}
+
+/// Its namespace and name.
+fn full_name(pod: &Pod) -> String {
+    format!("shop/{}", pod.name)
 }
 
 /// The uid by which kubelet would have named a lab's pod's cgroup.
@@ -135,9 +137,14 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> Value {
 }
 
 fn policy(matches: &str) -> String {
-    enforce_where(matches, "maxBytes: 1Mi", QUIET)
-        .replace("1000000", "100%")
-        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 2s")
+    let by_bytes = enforce_where(matches, "maxBytes: 1Mi", QUIET);
+    settled_in("2s", &by_bytes.replace("1000000", "100%"))
+}
+
+/// The same policy, by which Services are stable after this time.
+fn settled_in(window: &str, policy: &str) -> String {
+    let guards = format!("minAge: 200ms, stabilizationWindow: {window}");
+    policy.replace("minAge: 200ms", &guards)
 }
 
 #[test]
@@ -149,12 +156,11 @@ fn a_service_names_what_is_moved() {
     download(&mut outside);
     download(&mut inside);
     let peer = inside.local_addr().unwrap().to_string();
-    let of_it = json!({"peer": peer, "pod": format!("shop/{}", lab.pod(0).name)});
+    let of_it = json!({"peer": peer, "pod": full_name(lab.pod(0))});
     shows(&agent.moved("reset"), of_it);
     assert!(is_reset(&mut inside));
     request(&mut outside, "/").unwrap();
-    agent.wait_for_intervals(2);
-    agent.has_moved(1);
+    agent.moves_no_more(1, 2);
 
     // The dump has the names, and a plan made of it is the node's own.
     let dump = agent.ask_json(&["dump"]);
@@ -192,7 +198,7 @@ fn a_service_names_what_is_moved() {
         String::from_utf8(out.stdout).unwrap()
     };
     let plan: Value = serde_json::from_str(&of_dump(&["plan", "-o", "json"])).unwrap();
-    let moved = json!({"verdict": "Move", "pod": format!("shop/{}", pod.name)});
+    let moved = json!({"verdict": "Move", "pod": full_name(pod)});
     shows(&plan["items"][0], moved);
     let explanation = of_dump(&["explain", it["id"].as_str().unwrap()]);
     let line = "service   cart: 2 ready endpoints, 1 on this node, changed ";
@@ -225,7 +231,7 @@ fn a_pod_that_is_deleted_is_empty_before_it_stops() {
         {"name": "nginx", "lifecycle": {"preStop": {"sleep": {"seconds": STOPS_AFTER}}}}
     ]);
     let began = Instant::now();
-    cluster.api.set("pods", deleted);
+    cluster.set_pod(deleted);
     let line = agent.moved("reset");
     let reason = line["reason"].as_str().unwrap();
     assert!(reason.starts_with("its pod is being deleted"), "{line}");
@@ -239,7 +245,7 @@ fn a_pod_that_is_deleted_is_empty_before_it_stops() {
     let line = agent.wait_for("the end", |line| {
         line["message"] == "drained: all connections have left"
     });
-    let pod = format!("shop/{}", lab.pod(0).name);
+    let pod = full_name(lab.pod(0));
     shows(&line, json!({"pod": pod, "port": 80, "rule": "lab"}));
     assert!(leaving.iter_mut().all(is_reset));
     assert!(last - first > Duration::from_secs(2), "all at once");
@@ -279,8 +285,7 @@ fn a_service_is_skipped_until_its_spec_and_endpoints_allow_moves() {
     let only = uid(lab.pod(0));
     cluster.set_slice(slice("checkout", &[(&only, NODE)]));
     let mut agent = cluster.agent(&lab, &policy("services: ['*/checkout']"));
-    let mut heavy = connect(&lab, lab.pod(0).address());
-    download(&mut heavy);
+    let mut heavy = heavy(&lab, lab.pod(0));
     agent.wait_for_skipped("\"minReadyEndpoints\": 1");
     cluster.set_service(json!({"sessionAffinity": "ClientIP"}));
     agent.wait_for_skipped("\"sessionAffinity\": 1");
@@ -319,11 +324,9 @@ fn without_the_api_server_nothing_is_moved_by_name_until_it_is_back() {
         let naming = line["naming"].as_str();
         naming.is_some_and(|naming| naming.starts_with("Stale"))
     });
-    let mut heavy = connect(&lab, lab.pod(0).address());
-    download(&mut heavy);
+    let mut heavy = heavy(&lab, lab.pod(0));
     agent.wait_for_skipped("staleFacts");
-    agent.wait_for_intervals(3);
-    agent.has_moved(0);
+    agent.moves_no_more(0, 3);
     request(&mut heavy, "/").unwrap();
     agent.connection(lab.pod(0)); // tracking goes on
     cluster.api.up().unwrap();
@@ -337,13 +340,12 @@ fn pods_that_opt_out_or_are_unknown_are_skipped() {
     let lab = lab(2);
     let cluster = Cluster::of(&lab);
     let out = json!({"rebalancer.dev/enabled": "false"});
-    cluster.api.set("pods", object(lab.pod(0), out));
+    cluster.set_pod(object(lab.pod(0), out));
     // The API server has another pod of that name on this node by now.
     let mut other = object(lab.pod(1), json!({}));
     other["metadata"]["uid"] = "0f4c2a1e-7b1d-4c58-9c8e-2d4f7a6b1c33".into();
-    let name = format!("shop/{}", lab.pod(1).name);
-    cluster.api.delete("pods", &name);
-    cluster.api.set("pods", other);
+    cluster.api.delete("pods", &full_name(lab.pod(1)));
+    cluster.set_pod(other);
     let mut agent = cluster.agent(&lab, &policy("ports: [{port: 80}]"));
     let mut heavy = [0, 1].map(|n| connect(&lab, lab.pod(n).address()));
     heavy.iter_mut().for_each(download);
@@ -353,7 +355,7 @@ fn pods_that_opt_out_or_are_unknown_are_skipped() {
     });
     // Both are named as they are, and then moved.
     for n in [0, 1] {
-        cluster.api.set("pods", object(lab.pod(n), json!({})));
+        cluster.set_pod(object(lab.pod(n), json!({})));
     }
     agent.wait_for_move();
     agent.wait_for_move();
@@ -380,8 +382,7 @@ fn a_pod_that_imitates_anothers_cgroup_is_not_taken_for_it() {
     let _stream = connect(&lab, address);
     let named = agent.endpoint_when(liar, 8080, |e| e["pod"].is_object());
     shows(&named["pod"], json!({"uid": uid(liar), "services": []}));
-    agent.wait_for_intervals(2);
-    agent.has_moved(0);
+    agent.moves_no_more(0, 2);
     drop(server);
     // The lab's own script removes no folders that it does not know.
     let removed = || is_removed_below(liar.host.cgroup(), &own);
@@ -420,8 +421,7 @@ fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
     let lab = lab(1);
     let cluster = Cluster::of(&lab);
     // Services must stabilize again after each start.
-    let policy = enforce(&lab, 80, "maxAge: 400ms", AT_ONCE)
-        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
+    let policy = settled_in("1s", &enforce(&lab, 80, "maxAge: 400ms", AT_ONCE));
     let mut agent = cluster.agent_by(&lab, &policy, &["--move-events"], of_own_pod);
     let _streams = connect_many(&lab, lab.pod(0).address(), 2);
     agent.wait_for_move();
@@ -462,11 +462,8 @@ fn moves_and_refused_policies_are_reported_as_events_of_their_pods() {
 
     // One that cannot start says so too.
     let refused = Path::new(agent.policy());
-    let mut command = of_own_pod(Agent::command(
-        refused,
-        &own_pins(),
-        &cluster.arguments(&lab),
-    ));
+    let arguments = cluster.arguments(&lab);
+    let mut command = of_own_pod(Agent::command(refused, &own_pins(), &arguments));
     failed(3, &command.output().unwrap());
     let refused = written(&cluster, "PolicyRefused");
     assert_eq!(refused.len(), 2, "{refused:#?}");
@@ -482,16 +479,14 @@ fn an_annotation_of_the_agents_namespace_pauses_all_of_them() {
         let meta = json!({"name": "rebalancer", "annotations": annotations});
         cluster.api.set("namespaces", json!({"metadata": meta}));
     };
-    let policy = enforce(&lab, 80, "maxAge: 400ms", PATIENT)
-        .replace("minAge: 200ms", "minAge: 200ms, stabilizationWindow: 1s");
+    let policy = settled_in("1s", &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
     let mut agent = cluster.agent_by(&lab, &policy, &[], of_own_pod);
     let mut stream = answered(&lab, lab.pod(0).address());
     agent.wait_for_skipped("inFlight");
 
     namespace(json!({"rebalancer.dev/paused": "an incident"}));
     agent.moved("recalled");
-    agent.wait_for_intervals(5);
-    agent.has_moved(1); // nothing new is moved
+    agent.moves_no_more(1, 5); // nothing new is moved
     request(&mut stream, "/").expect("it lives");
     let paused = json!({"by": "namespace", "reason": "an incident", "until": null});
     shows(&agent.status()["paused"], paused);
@@ -505,7 +500,7 @@ fn an_annotation_of_the_agents_namespace_pauses_all_of_them() {
     drop(agent);
     let mut next = cluster.agent_by(&lab, &policy, &[], of_own_pod);
     let status = eventually(
-        "a move that is due",
+        "a move is due",
         || next.status(),
         |status| status["lastPass"]["moves"] == 1,
     );
@@ -523,18 +518,15 @@ fn pods_that_nobody_names_are_not_moved() {
     let lab = lab(1);
     let by_port = policy("ports: [{port: 80}]");
     let mut agent = Agent::in_lab_with(&lab, &by_port, &["--kubernetes=auto"]);
-    let mut stream = connect(&lab, lab.pod(0).address());
-    download(&mut stream);
+    let mut stream = heavy(&lab, lab.pod(0));
     agent.wait_for_message("would move");
-    agent.wait_for_intervals(3);
-    agent.has_moved(0);
+    agent.moves_no_more(0, 3);
     let limited = json!({"effective": "DryRun", "limitedBy": ["podsWithoutNames"]});
     shows(&agent.status()["mode"], limited);
     request(&mut stream, "/").unwrap();
     drop(agent);
     // Who says that they are not to be named has said so.
     let mut agent = Agent::in_lab(&lab, &by_port);
-    let mut stream = connect(&lab, lab.pod(0).address());
-    download(&mut stream);
+    let mut stream = heavy(&lab, lab.pod(0));
     agent.moved("reset");
 }

@@ -13,15 +13,14 @@ use crate::{
 #[test]
 fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
     let lab = lab(1);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 400ms", PATIENT);
     let mut stream = answered(&lab, lab.pod(0).address());
     agent.wait_for_skipped("inFlight");
 
     let text = agent.ask(&["pause", "--for", "1h", "--reason", "an incident"]);
     assert!(text.contains("moves recalled: 1"), "{text}");
     agent.moved("recalled");
-    agent.wait_for_intervals(5);
-    agent.has_moved(1); // nothing new is moved
+    agent.moves_no_more(1, 5); // nothing new is moved
     request(&mut stream, "/").expect("it lives");
     // What would be moved is reported.
     let paused = json!({"/paused/reason": "an incident", "inFlight": [], "/lastPass/moves": 1});
@@ -62,7 +61,7 @@ fn a_pause_calls_back_what_waits_and_moves_nothing_until_it_ends() {
 #[test]
 fn a_pause_and_a_signal_are_answered_while_a_walk_hangs() {
     let lab = lab(1);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 1h", PATIENT));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 1h", PATIENT);
     agent.wait_for_intervals(1);
     let held = Held::thread(&agent, "looking");
     let mut dump = command(&agent, &["dump"]).spawn().unwrap();
@@ -80,7 +79,7 @@ fn a_pause_and_a_signal_are_answered_while_a_walk_hangs() {
 #[test]
 fn a_pause_outlives_its_agent_and_goes_with_an_uninstall() {
     let lab = lab(1);
-    let mut first = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
+    let mut first = Agent::moving(&lab, 80, "maxAge: 400ms", PATIENT);
     let file = socket(&first).with_file_name("pause.json");
     first.ask(&["pause", "--for", "1h", "--reason", "a rollout"]);
     let before = first.status()["paused"].clone();

@@ -5,8 +5,9 @@ use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 use serde_json::{Value, json};
 use xtask::lab::Pod;
 
-use crate::support::{
-    Agent, CLOSE_QUIET, REBALANCER, cgroup, connect, download, enforce, lab, shows,
+use crate::{
+    sniffing::sniffing,
+    support::{Agent, CLOSE_QUIET, REBALANCER, cgroup, connect, download, enforce, lab, shows},
 };
 
 /// Without it a cgroup cannot be opened by its ID, and so its connections cannot be sniffed.
@@ -52,10 +53,8 @@ fn servers_users(pod: &Pod) -> Vec<u32> {
 fn close_by(capabilities: &[String], vouched: bool) -> Value {
     let lab = lab(1);
     let pod = lab.pod(0);
-    let mut policy = enforce(&lab, 80, "maxBytes: 1Mi", CLOSE_QUIET);
-    if !vouched {
-        policy = policy.replace("  onReconnect: Safe\n", "");
-    }
+    let policy = if vouched { enforce } else { sniffing };
+    let policy = policy(&lab, 80, "maxBytes: 1Mi", CLOSE_QUIET);
     let arguments = ["--cgroup", cgroup(&lab).to_str().unwrap()];
     let mut agent = Agent::by(&policy, &arguments, |agent| {
         let mut command = with_only(capabilities, REBALANCER);
@@ -67,8 +66,7 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
         users.iter().any(|user| *user != 0),
         "all are root's: {users:?}"
     );
-    let mut heavy = connect(&lab, pod.address());
-    download(&mut heavy);
+    let mut heavy = heavy(&lab, pod);
     agent.wait_for_move()
 }
 

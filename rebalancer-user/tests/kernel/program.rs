@@ -36,6 +36,7 @@ pub fn order<'a>(command: &'a mut Command, orders: &impl Serialize) -> &'a mut C
 /// A program at work, which will report an `R`. Dropping it kills it.
 pub struct Program<R> {
     pub child: Child,
+    mark: &'static str,
     orders: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     report: PhantomData<R>,
@@ -49,12 +50,16 @@ impl<R: DeserializeOwned> Program<R> {
 
     /// The same by a command that ends in running one of [`again`].
     pub fn launch(mut command: Command, orders: &impl Serialize) -> Self {
-        let mut child = order(&mut command, orders)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        order(&mut command, orders);
+        Self::run(command, MARK)
+    }
+
+    /// Another program that does the same; this stands before what it says.
+    pub fn run(mut command: Command, mark: &'static str) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let mut program = Self {
+            mark,
             orders: child.stdin.take(),
             lines: BufReader::new(child.stdout.take().unwrap()).lines(),
             child,
@@ -78,7 +83,7 @@ impl<R: DeserializeOwned> Program<R> {
 
     fn line(&mut self) -> Option<String> {
         self.lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let (_, rest) = line.split_once(MARK)?;
+            let (_, rest) = line.split_once(self.mark)?;
             Some(rest.to_owned())
         })
     }

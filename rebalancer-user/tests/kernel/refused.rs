@@ -121,7 +121,9 @@ struct Left<'a> {
 }
 
 impl<'a> Left<'a> {
+    /// The agent is over its first interval before.
     fn behind(lab: &'a Lab, mut agent: Agent) -> Self {
+        agent.wait_for_intervals(1);
         let before = records(&agent, lab.pod(0));
         assert!(!before.is_empty());
         agent.kill();
@@ -172,21 +174,13 @@ fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
     let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
     agent.wait_for_intervals(1);
     let _younger = three();
-    eventually(
-        "all are recorded",
-        || records(&agent, pod),
-        |all| all.len() == 6,
-    );
+    let recorded = || records(&agent, pod);
+    eventually("all are recorded", recorded, |all| all.len() == 6);
     let left = Left::behind(&lab, agent);
     for (what, command, errno, words) in [
         ("no memory for maps", MAP_CREATE, libc::ENOMEM, "memory"),
         ("no program is loaded", PROG_LOAD, libc::EACCES, "denied"),
-        (
-            "nothing is linked",
-            LINK_CREATE,
-            libc::EPERM,
-            "not permitted",
-        ),
+        ("no link", LINK_CREATE, libc::EPERM, "not permitted"),
         ("no iterator", ITER_CREATE, libc::EPERM, "not permitted"),
     ] {
         let mut next = left.next(&left.agent.pins);
@@ -202,9 +196,7 @@ fn an_agent_that_cannot_start_keeps_the_records_of_a_previous_one() {
 fn on_a_kernel_without_the_iterator_the_agent_reports_it_and_keeps_the_records() {
     let lab = lab(1);
     let _older = connect(&lab, lab.pod(0).address());
-    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
-    agent.wait_for_intervals(1);
-    let left = Left::behind(&lab, agent);
+    let left = Left::behind(&lab, Agent::in_lab(&lab, TRACK_ONLY));
     let btf = tempfile::NamedTempFile::new().unwrap();
     without_the_walk(btf.path());
     let hidden = bind_btf(btf.path());
@@ -293,9 +285,7 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
     let lab = lab(1);
     // nginx ends what asks for nothing for a minute, and all of this may take longer.
     let _older = answered(&lab, lab.pod(0).address());
-    let mut agent = Agent::in_lab(&lab, TRACK_ONLY);
-    agent.wait_for_intervals(1);
-    let left = Left::behind(&lab, agent);
+    let left = Left::behind(&lab, Agent::in_lab(&lab, TRACK_ONLY));
     let policy = Path::new(left.agent.policy());
     let folder = tempfile::tempdir().unwrap();
     let binary = copy_in(folder.path());
@@ -304,40 +294,28 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
     open(policy);
     let wrong_btf = bind_btf(&wrong);
     let before = pinned(&left.agent.pins);
+    use MissingFact::{Allowed, Hidden, Privilege};
+    let no_btf = "must be built with CONFIG_DEBUG_INFO_BTF=y";
+    let no_cgroup2 = "cgroup v2 hierarchy is not mounted";
     for (what, lack, code, words) in [
-        (
-            "root",
-            MissingFact::Privilege(&binary),
-            4,
-            "missing CAP_BPF",
-        ),
-        (
-            "BTF",
-            MissingFact::Hidden(WITHOUT_BTF),
-            1,
-            "must be built with CONFIG_DEBUG_INFO_BTF=y",
-        ),
-        (
-            "cgroup v2",
-            MissingFact::Hidden(WITHOUT_CGROUP2),
-            1,
-            "cgroup v2 hierarchy is not mounted",
-        ),
+        ("root", Privilege(&binary), 4, "missing CAP_BPF"),
+        ("BTF", Hidden(WITHOUT_BTF), 1, no_btf),
+        ("cgroup v2", Hidden(WITHOUT_CGROUP2), 1, no_cgroup2),
         (
             "programs",
-            MissingFact::Allowed(PROG_LOAD),
+            Allowed(PROG_LOAD),
             1,
             "even an empty BPF program",
         ),
-        ("maps", MissingFact::Allowed(MAP_CREATE), 1, "not permitted"),
+        ("maps", Allowed(MAP_CREATE), 1, "not permitted"),
         // Each is refused by the verifier, with its words.
-        (
-            "a field",
-            MissingFact::Hidden(&wrong_btf),
-            1,
-            "beyond struct tcp_sock",
-        ),
+        ("a field", Hidden(&wrong_btf), 1, "beyond struct tcp_sock"),
     ] {
+        let finding = match what {
+            "root" => Some("FAILED   capabilities"),
+            "BTF" => Some("FAILED   BTF"),
+            _ => None,
+        };
         for name in ["agent", "dump", "doctor"] {
             let fresh = own_pins();
             for pins in [&left.agent.pins, &fresh] {
@@ -352,8 +330,8 @@ fn each_missing_ability_is_reported_with_its_remedy_and_nothing_changes() {
                 println!("\n  without {what}: {name}: {:?}\n{all}", out.status.code());
                 assert_eq!(out.status.code(), Some(code), "{what}, {name}: {all}");
                 assert!(all.contains(words), "{what}, {name}: {all}");
-                if (what, name) == ("BTF", "doctor") {
-                    assert!(all.contains("FAILED   BTF"), "{all}");
+                if let ("doctor", Some(finding)) = (name, finding) {
+                    assert!(all.contains(finding), "{all}");
                 }
                 has_remedies(name, &all);
             }

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink};
 
 use serde_json::Value;
 
-use crate::support::{Agent, PATIENT, TRACK_ONLY, alone, answered, enforce, lab, request};
+use crate::support::{Agent, PATIENT, TRACK_ONLY, answered, enforce, lab, request};
 
 pub const REFUSED: &str = "policy refused, keeping the last valid one";
 
@@ -14,7 +14,6 @@ fn reloaded(agent: &mut Agent) -> Value {
 
 #[test]
 fn a_refused_reload_keeps_the_last_good_policy_and_the_status_shows_it_until_a_valid_one() {
-    alone();
     let mut agent = Agent::on_machine(TRACK_ONLY);
     agent.reload("mode: Enforce");
     let line = agent.wait_for_message(REFUSED);
@@ -35,7 +34,6 @@ fn a_refused_reload_keeps_the_last_good_policy_and_the_status_shows_it_until_a_v
 
 #[test]
 fn a_config_maps_swap_and_a_plain_write_are_in_force_without_a_signal() {
-    alone();
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let version = |name: &str, text: &str| {

@@ -103,7 +103,7 @@ pub fn served(port: u16, kind: Kind) -> (Lab, SocketAddr, Server) {
 /// The same with an agent that moves its connections soon.
 pub fn served_and_moved(port: u16, kind: Kind, steps: &str) -> (Lab, SocketAddr, Server, Agent) {
     let (lab, address, server) = served(port, kind);
-    let agent = Agent::in_lab(&lab, &enforce(&lab, port, "maxAge: 300ms", steps));
+    let agent = Agent::moving(&lab, port, "maxAge: 300ms", steps);
     (lab, address, server, agent)
 }
 

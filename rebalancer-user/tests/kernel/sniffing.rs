@@ -30,7 +30,7 @@ const TLS: &[u8] = &[23, 3, 3, 0, 13, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
 const REDIS: &[u8] = b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n";
 
 /// A policy without `onReconnect`.
-fn sniffing(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
+pub fn sniffing(lab: &Lab, port: u16, limits: &str, steps: &str) -> String {
     let safe = enforce(lab, port, limits, steps);
     let sniffing = safe.replace("  onReconnect: Safe\n", "");
     assert_ne!(safe, sniffing);
@@ -83,7 +83,7 @@ fn ask(stream: &mut TcpStream, target: &str) -> std::io::Result<()> {
 }
 
 /// Repeats an exchange until the agent logs a move.
-fn exchange_until_moved(
+pub fn exchange_until_moved(
     agent: &mut Agent,
     stream: &mut TcpStream,
     exchange: impl Fn(&mut TcpStream) -> std::io::Result<()>,
@@ -143,8 +143,7 @@ fn an_answered_http_1_connection_is_moved_and_others_are_not_sniffed() {
     let program = program_of(&agent, SNIFF[0]);
     let _stats = enable_stats(Stats::RunTime).expect("run counts");
     let mut light = connect(&lab, lab.pod(1).address());
-    let mut heavy = connect(&lab, lab.pod(0).address());
-    download(&mut heavy);
+    let mut heavy = heavy(&lab, lab.pod(0));
     wait_for_sniffing(&mut agent);
     agent.has_moved(0); // nothing was sniffed yet
     let so_far = runs(program);
@@ -269,8 +268,7 @@ fn silent_connections_are_skipped() {
     // Until it has been silent for too long to be waited for.
     sleep(Duration::from_secs(6));
     let mut agent = Agent::in_lab(&lab, &policy);
-    agent.wait_for_intervals(5);
-    agent.has_moved(0);
+    agent.moves_no_more(0, 5);
     let listed = agent.logged("listed").pop().unwrap();
     assert_eq!(listed["skipped"], r#"{"silent": 1}"#);
     // It speaks again.

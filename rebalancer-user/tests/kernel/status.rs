@@ -4,20 +4,36 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::{Value, json};
 
 use crate::support::{
-    AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, alone, answered, connect, connect_many,
-    enforce, failed, file_of, lab, own_pins, rebalancer, shows, stderr,
+    AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, answered, connect, connect_many, enforce,
+    failed, file_of, lab, own_pins, rebalancer, shows, stderr,
 };
 
 pub fn socket(agent: &Agent) -> PathBuf {
     let name = agent.pins.file_name().unwrap();
     PathBuf::from("/run").join(name).join("agent.sock")
+}
+
+/// Sends this to an agent's socket.
+pub fn send(socket: &Path, request: &[u8]) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // It may be left before it has said all.
+    let _ = stream.write_all(request);
+    stream
+}
+
+/// The same, and all that is answered.
+pub fn answer(socket: &Path, request: &[u8]) -> String {
+    let mut answer = Vec::new();
+    let _ = send(socket, request).read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[test]
@@ -58,7 +74,7 @@ fn the_status_of_a_dry_run_shows_its_mode_and_what_it_would_move() {
 fn the_status_shows_moves_under_way_and_their_outcomes() {
     let lab = lab(1);
     let steps = "{step: Reset, when: Quiet, idleFor: 1h, timeout: 3s}";
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", steps));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 400ms", steps);
     let _stream = answered(&lab, lab.pod(0).address());
     agent.wait_for_skipped("inFlight");
     let id = agent.connection(lab.pod(0))["id"].clone();
@@ -90,15 +106,11 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
     let _two_more = connect_many(&lab, lab.pod(0).address(), 2);
     agent.wait_for_move();
     agent.wait_for_intervals(3);
-    let plan = |more: &[&str]| -> Value {
-        let plan = rebalancer(&agent, &[&["plan", "-o", "json"], more].concat());
-        assert_eq!((plan.status.code(), stderr(&plan).as_str()), (Some(0), ""));
-        serde_json::from_slice(&plan.stdout).unwrap()
-    };
-    let live = plan(&[]);
+    let live = rebalancer(&agent, &["plan", "-o", "json"]);
+    assert_eq!((live.status.code(), stderr(&live).as_str()), (Some(0), ""));
+    let live: Value = serde_json::from_slice(&live.stdout).unwrap();
     shows(&live, json!({"budgetLeft": 0, "/skipped/budget": 1}));
-    let other = file_of(&policy.replace("perNode: 3", "perNode: 4"));
-    let other = plan(&["--policy", other.path().to_str().unwrap()]);
+    let other = agent.plan_by(&policy.replace("perNode: 3", "perNode: 4"), &[]);
     shows(&other, json!({"budgetLeft": 0, "/skipped/budget": null}));
     let text = agent.ask(&["explain", live["items"][0]["id"].as_str().unwrap()]);
     assert!(text.contains("skipped(budget)"), "{text}");
@@ -107,13 +119,9 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
 
     // A dump does not contain past moves.
     let saved = file_of(&agent.ask(&["dump", "-o", "json"]));
-    let of_saved = [
-        "--policy",
-        agent.policy(),
-        "--snapshot",
-        saved.path().to_str().unwrap(),
-    ];
-    let replay = rebalancer(&agent, &[&["plan", "-o", "json"], &of_saved[..]].concat());
+    let saved = saved.path().to_str().unwrap();
+    let of_saved = ["plan", "-o", "json", "--snapshot", saved, "--policy"];
+    let replay = rebalancer(&agent, &[&of_saved[..], &[agent.policy()]].concat());
     assert!(stderr(&replay).contains("budgets are shown as unspent"));
     let replay: Value = serde_json::from_slice(&replay.stdout).unwrap();
     assert_eq!(replay["budgetLeft"], 2, "{replay:#}");
@@ -125,7 +133,6 @@ fn a_plan_is_what_the_agent_would_do_also_by_another_policy() {
 
 #[test]
 fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
-    alone();
     let mut first = Agent::on_machine(TRACK_ONLY);
     let socket = socket(&first);
     let mode = fs::metadata(&socket).unwrap().permissions().mode();
@@ -143,13 +150,8 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
     // A live one is not stolen, whatever the pins.
     let pins = own_pins();
     let run_dir = socket.parent().unwrap();
-    let run = [
-        "agent",
-        "--policy",
-        first.policy(),
-        "--run-dir",
-        run_dir.to_str().unwrap(),
-    ];
+    let there = ["--run-dir", run_dir.to_str().unwrap()];
+    let run = [&["agent", "--policy", first.policy()][..], &there].concat();
     let thief = failed(1, &rebalancer(&pins, &run));
     assert!(thief.contains("--run-dir"), "{thief}");
     assert!(!pins.exists(), "what it had made is removed");
@@ -166,18 +168,8 @@ fn the_socket_of_a_killed_agent_is_replaced_and_a_clean_stop_removes_it() {
 
 #[test]
 fn hostile_requests_are_bounded_and_hold_up_neither_the_loop_nor_others() {
-    alone();
     let mut agent = Agent::on_machine(TRACK_ONLY);
     let socket = socket(&agent);
-    let ask = |request: &[u8]| {
-        let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        // It may be left before it has said all.
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        String::from_utf8_lossy(&answer).into_owned()
-    };
     let huge = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(1 << 20));
     let many = format!("GET /status HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1000));
     let too_long = b"POST /status HTTP/1.1\r\nhost: a\r\ncontent-length: 9999999999\r\n\r\n";
@@ -189,7 +181,7 @@ fn hostile_requests_are_bounded_and_hold_up_neither_the_loop_nor_others() {
         (too_long, " 405"),
         (b"GET /status HTTP/1.1\r\nhost: a\r\n\r\n", " 200"),
     ] {
-        let answer = ask(request);
+        let answer = answer(&socket, request);
         let head = answer.lines().next().unwrap_or_default();
         assert!(head.contains(code), "{code}: {answer}");
     }

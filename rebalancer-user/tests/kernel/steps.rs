@@ -24,18 +24,16 @@ const RESET: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 5s}";
 fn the_close_step_makes_nginx_close_only_that_connection() {
     let lab = lab(1);
     let pod = lab.pod(0);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxBytes: 1Mi", CLOSE));
+    let mut agent = Agent::moving(&lab, 80, "maxBytes: 1Mi", CLOSE);
     let mut light = answered(&lab, pod.address());
-    let mut heavy = connect(&lab, pod.address());
-    download(&mut heavy);
+    let mut heavy = heavy(&lab, pod);
     let line = agent.moved("closed");
     assert_eq!(line["peer"], heavy.local_addr().unwrap().to_string());
     // A clean end: no data is lost, no reset.
     has_ended(&mut heavy, "closed");
     request(&mut light, "/").unwrap();
     answered(&lab, pod.address());
-    agent.wait_for_intervals(3);
-    agent.has_moved(1);
+    agent.moves_no_more(1, 3);
     assert_eq!(agent.endpoint(pod, 80)["closedByAbort"], 0);
 }
 
@@ -44,8 +42,7 @@ fn the_close_step_makes_nginx_close_only_that_connection() {
 #[test]
 fn the_remains_of_a_closed_socket_are_not_taken_for_it() {
     let lab = lab(1);
-    let policy = enforce(&lab, 80, "maxAge: 300ms", CLOSE_AT_ONCE);
-    let mut agent = Agent::in_lab(&lab, &policy);
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 300ms", CLOSE_AT_ONCE);
     let mut client = connect(&lab, lab.pod(0).address());
     agent.moved("closed");
     has_ended(&mut client, "closed");
@@ -79,7 +76,7 @@ fn a_server_that_does_not_close_gets_the_next_step_or_the_move_fails() {
         if is_stopped {
             server.signal(Signal::STOP);
         }
-        let mut agent = Agent::in_lab(&lab, &enforce(&lab, 7041, "maxAge: 300ms", steps));
+        let mut agent = Agent::moving(&lab, 7041, "maxAge: 300ms", steps);
         let line = agent.moved(outcome);
         assert!(line["waited_ms"].as_u64().unwrap() >= 1000, "{line}");
         if outcome == "reset" {
@@ -142,7 +139,7 @@ fn a_request_that_crosses_the_end_of_file_gets_a_reset() {
 fn the_duplicated_descriptor_is_closed_at_once() {
     let lab = lab(1);
     let pod = lab.pod(0);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 300ms", CLOSE));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 300ms", CLOSE);
     let before = sockets_of(&agent);
     let mut client = answered(&lab, pod.address());
     agent.moved("closed");

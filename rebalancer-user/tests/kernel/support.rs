@@ -17,8 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebalancer_common::kind;
 use rebalancer_user::{
-    bpf::{Adopt, Kernel, Lifetime, Tracker, Tracking, Walked, Walker},
+    bpf::{
+        Adopt, EmptyEndpoints, Kernel, Lifetime, Pass, Tracker, Tracking, Walked, Walker,
+        read_endpoints,
+    },
     host::{CgroupPaths, Holder},
     observe::{Observation, observe},
 };
@@ -181,6 +185,11 @@ impl Agent {
         Self::on_machine_with(policy, &[&["--cgroup", cgroup], more].concat())
     }
 
+    /// Starts one that moves the connections of the lab's clients to this port, see [`enforce`].
+    pub fn moving(lab: &Lab, port: u16, limits: &str, steps: &str) -> Self {
+        Self::in_lab(lab, &enforce(lab, port, limits, steps))
+    }
+
     /// Starts one at the real root, and waits until it tracks.
     pub fn on_machine(policy: &str) -> Self {
         Self::on_machine_with(policy, &[])
@@ -222,13 +231,14 @@ impl Agent {
         command
     }
 
-    /// Runs what is made ready, and waits until it tracks.
+    /// Runs what is made ready, for a test that is [`alone`], and waits until it tracks.
     fn launch(
         mut command: Command,
         policy: Arc<NamedTempFile>,
         pins: PathBuf,
         arguments: Vec<String>,
     ) -> Self {
+        alone();
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
@@ -316,6 +326,13 @@ impl Agent {
         assert_eq!(moves.len(), count, "{moves:#?}");
     }
 
+    /// So many moves have ended, and after this many whole intervals there is no more.
+    #[track_caller]
+    pub fn moves_no_more(&mut self, count: usize, intervals: usize) {
+        self.wait_for_intervals(intervals);
+        self.has_moved(count);
+    }
+
     /// Waits for a pass that skips connections for reasons that contain this.
     #[track_caller]
     pub fn wait_for_skipped(&mut self, words: &str) -> Value {
@@ -376,6 +393,14 @@ impl Agent {
     #[track_caller]
     pub fn fails(&self, code: i32, arguments: &[&str]) -> String {
         failed(code, &rebalancer(self, arguments))
+    }
+
+    /// The plan that it would make by another policy.
+    #[track_caller]
+    pub fn plan_by(&self, policy: &str, more: &[&str]) -> Value {
+        let file = file_of(policy);
+        let by = ["plan", "--policy", file.path().to_str().unwrap()];
+        self.ask_json(&[&by, more].concat())
     }
 
     pub fn status(&self) -> Value {
@@ -580,6 +605,14 @@ pub fn shows(value: &Value, expected: Value) {
     }
 }
 
+/// A number of bytes that was sent, and up to as many more: the kernel counts a FIN as a byte.
+#[track_caller]
+pub fn is_sent(shown: &Value, sent: u64, fins: u64) {
+    let shown = shown.as_u64().unwrap();
+    let is_it = (sent..=sent + fins).contains(&shown);
+    assert!(is_it, "{shown} of {sent} and {fins} ends");
+}
+
 /// Tracking by this process itself, where an agent's own passes would come in between. Dropping it
 /// ends it.
 pub struct Tracked {
@@ -616,6 +649,19 @@ impl Tracked {
         observe(&mut self.walker, adopt, &CgroupPaths::new()).unwrap()
     }
 
+    /// Whether this endpoint has sums.
+    pub fn knows(&self, pod: &Pod, port: u16) -> bool {
+        let netns = pod.host.netns_inode() as u32;
+        let all = read_endpoints(self.tracker.pins()).unwrap();
+        all.keys().any(|key| (key.netns, key.port) == (netns, port))
+    }
+
+    /// Forgets what was empty at the time of this observation, and of an earlier one; how many.
+    pub fn forget(&self, empty: &mut EmptyEndpoints, seen: &Observation) -> usize {
+        let pins = self.tracker.pins();
+        empty.forget(pins, &seen.empty_endpoints).unwrap()
+    }
+
     /// What a walk over all processes reads of a socket.
     pub fn walked(&mut self, cookie: u64) -> Option<Walked> {
         let sockets = self.walker.walk(Adopt::No).unwrap().sockets;
@@ -628,6 +674,14 @@ impl Tracked {
         holders.sort_unstable();
         holders
     }
+}
+
+/// The connections of a pass that were accepted in this pod.
+pub fn walked_in<'a>(pass: &'a Pass, pod: &Pod) -> impl Iterator<Item = &'a Walked> {
+    let netns = pod.host.netns_inode();
+    pass.sockets.iter().filter(move |socket| {
+        u64::from(socket.connection.netns) == netns && socket.connection.kind == kind::CONNECTION
+    })
 }
 
 /// The running kernel, read once.
@@ -731,6 +785,13 @@ pub fn ss(host: &Host, port: u16) -> Vec<Ss> {
     stdout(&out).lines().map(ss_line).collect()
 }
 
+/// Waits until one of them is so.
+#[track_caller]
+pub fn ss_shows(host: &Host, port: u16, what: &str, is_it: impl Fn(&Ss) -> bool) {
+    let look = || ss(host, port);
+    eventually(what, look, |all| all.iter().any(&is_it));
+}
+
 fn ss_line(line: &str) -> Ss {
     let word = |key: &str| {
         line.split_whitespace()
@@ -770,6 +831,13 @@ pub fn connect_many(lab: &Lab, to: impl Into<SocketAddr>, count: usize) -> Vec<T
 pub fn answered(lab: &Lab, to: impl Into<SocketAddr>) -> TcpStream {
     let mut stream = connect(lab, to);
     request(&mut stream, "/").unwrap();
+    stream
+}
+
+/// A connection to this pod's nginx that is heavy.
+pub fn heavy(lab: &Lab, pod: &Pod) -> TcpStream {
+    let mut stream = connect(lab, pod.address());
+    download(&mut stream);
     stream
 }
 

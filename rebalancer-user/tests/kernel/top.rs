@@ -52,7 +52,7 @@ fn until(master: &mut File, shown: &mut String, text: &str) {
 #[test]
 fn top_shows_endpoints_and_restores_the_terminal() {
     let lab = lab(2);
-    let mut agent = Agent::in_lab(&lab, &enforce(&lab, 80, "maxAge: 400ms", PATIENT));
+    let mut agent = Agent::moving(&lab, 80, "maxAge: 400ms", PATIENT);
     let mut streams = connect_many(&lab, lab.pod(0).address(), 3);
     request(&mut streams[0], "/").unwrap();
     agent.wait_for_skipped("\"inFlight\": 3");

@@ -1,19 +1,20 @@
 //! What is tracked, and what is not.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
 };
 
-use rebalancer_common::kind;
 use rebalancer_user::bpf::Adopt;
 use serde_json::{Value, json};
 
 use crate::support::{
     Agent, TRACK_ONLY, Tracked, accepted, alone, answered, bpftool, connect, connect_many,
     eventually, lab, listen, of_client, own_pins, pins_left, rebalancer, request, shows, stderr,
-    track_only_with,
+    track_only_with, walked_in,
 };
+
 #[test]
 fn listeners_are_endpoints_before_any_connection() {
     let lab = lab(1);
@@ -84,11 +85,8 @@ fn loopback_peers_are_recorded_only_if_configured() {
             let _server = listener.accept().unwrap();
             let mut seen = agent.connections(pod);
             seen.retain(|c| c["endpoint"]["port"] == port);
-            assert_eq!(
-                seen.len(),
-                usize::from(loopback),
-                "{ip}, loopback: {loopback}"
-            );
+            let expected = usize::from(loopback);
+            assert_eq!(seen.len(), expected, "{ip}, loopback: {loopback}");
         }
     }
 }
@@ -127,16 +125,8 @@ fn the_walk_is_exact_with_any_buffer_size() {
         tracked.walker = tracked.reader(rows);
         let pass = tracked.walker.walk(Adopt::No).unwrap();
         assert!(pass.portions > streams.len() as u32 / rows, "{rows} rows");
-        let mut cookies: Vec<u64> = pass
-            .sockets
-            .iter()
-            .filter(|l| u64::from(l.connection.netns) == pod.host.netns_inode())
-            .filter(|l| l.connection.kind == kind::CONNECTION)
-            .map(|l| l.connection.cookie)
-            .collect();
-        cookies.sort_unstable();
-        cookies.dedup();
-        assert_eq!(cookies.len(), streams.len());
+        let cookies = walked_in(&pass, pod).map(|l| l.connection.cookie);
+        assert_eq!(cookies.collect::<BTreeSet<u64>>().len(), streams.len());
         let shown = tracked.observe(Adopt::No).snapshot.connections;
         assert_eq!(shown.len(), streams.len());
     }
@@ -244,11 +234,7 @@ fn a_connection_older_than_the_agent_is_adopted_once_and_counted_as_closed_once(
     drop((old, young));
     let e = agent.endpoint_closed(pod, 80, 6);
     assert_eq!(e["closed"], 6);
-    let out = e["bytesOut"].as_u64().unwrap();
-    assert!(
-        (received..=received + 6).contains(&out),
-        "{out} of {received}"
-    );
+    is_sent(&e["bytesOut"], received, 6);
     pod.stop_server().unwrap();
     // An adopted listener's end is seen.
     assert_eq!(agent.endpoint(pod, 80)["listeners"], 0);

@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use rebalancer_common::kind;
 use rebalancer_user::{
     bpf::{Adopt, Pass, Walked, Walker},
     host::{CgroupPaths, Holder},
@@ -27,7 +26,7 @@ use crate::{
     server::{Kind, Server, receive_descriptor, send_descriptor},
     support::{
         Tracked, accepted, connect, connect_many, cookie, echoed, eventually, kernel, lab, listen,
-        request,
+        request, walked_in,
     },
 };
 
@@ -37,14 +36,6 @@ fn holder(pid: u32, fd: RawFd) -> Holder {
 
 fn own(fd: RawFd) -> Holder {
     holder(std::process::id(), fd)
-}
-
-/// The connections of a pass that were accepted in this pod.
-fn of_pod<'a>(pass: &'a Pass, pod: &Pod) -> impl Iterator<Item = &'a Walked> {
-    let netns = pod.host.netns_inode();
-    pass.sockets.iter().filter(move |socket| {
-        u64::from(socket.connection.netns) == netns && socket.connection.kind == kind::CONNECTION
-    })
 }
 
 #[test]
@@ -184,7 +175,7 @@ impl Held {
 
 /// Waits until so many connections of this pod are listed.
 fn wait_for(walker: &mut Walker, pod: &Pod, count: usize) {
-    let listed = || of_pod(&walker.walk(Adopt::No).unwrap(), pod).count();
+    let listed = || walked_in(&walker.walk(Adopt::No).unwrap(), pod).count();
     eventually("all are accepted", listed, |listed| *listed == count);
 }
 
@@ -205,7 +196,7 @@ fn a_process_that_forks_constantly_is_walked_exactly() {
     let truth = forks.stop();
     let mut of_children = 0;
     for (n, pass) in passes.iter().enumerate() {
-        let found: Vec<_> = of_pod(pass, pod).collect();
+        let found: Vec<_> = walked_in(pass, pod).collect();
         assert_eq!(found.len(), orders.count, "pass {n}");
         for socket in found {
             let fd = truth.fds[&socket.connection.cookie] as u32;
@@ -278,7 +269,7 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     let look = || {
         let unseen = tracked.observe(Adopt::No).unseen as usize;
         let pass = tracked.walker.walk(Adopt::No).unwrap();
-        let connections: Vec<Walked> = of_pod(&pass, pod).cloned().collect();
+        let connections: Vec<Walked> = walked_in(&pass, pod).cloned().collect();
         (unseen, connections)
     };
     let of_first = |socket: &Walked| socket.holders.iter().any(|h| h.pid == first);
@@ -296,7 +287,7 @@ fn a_process_without_its_thread_group_leader_is_never_reported_wrong() {
     }
     println!("\n  {} of {} are listed", seen.len(), orders.count);
     if let Some(alone) = alone {
-        assert_eq!(of_pod(&alone, pod).count(), seen.len(), "also by its id");
+        assert_eq!(walked_in(&alone, pod).count(), seen.len(), "also by its id");
     }
 }
 
@@ -366,7 +357,7 @@ fn in_a_pid_namespace_holders_have_the_ids_of_that_namespace() {
         let inside = Program::<Inside>::launch(command, &orders);
         // From here it has the id that is the first of its NSpid.
         let seen = tracked.walker.walk(Adopt::No).unwrap();
-        let from_here: Vec<(u64, u32)> = of_pod(&seen, pod)
+        let from_here: Vec<(u64, u32)> = walked_in(&seen, pod)
             .filter(|socket| socket.connection.local_port == at.port())
             .map(|socket| (socket.connection.cookie, socket.holders[0].pid))
             .collect();

@@ -46,28 +46,6 @@ pub const WITHOUT_CGROUP2: &str =
     "for m in $(awk '/ - cgroup2 / {print $5}' /proc/self/mountinfo); do umount -l $m; done";
 
 #[test]
-fn without_privileges_the_exit_code_is_4_and_the_doctor_still_reports_what_it_can() {
-    alone();
-    let policy = file_of(TRACK_ONLY);
-    let dir = tempfile::tempdir().unwrap();
-    let binary = copy_in(dir.path());
-    open(policy.path());
-    let file = policy.path().to_str().unwrap();
-    for (arguments, words) in [
-        (&["dump"][..], "remedy"),
-        (&["agent", "--policy", file], "remedy"),
-        (&["doctor"], "FAILED   capabilities"),
-    ] {
-        let mut command = Command::new(REBALANCER);
-        let out = as_nobody(&binary, command.args(arguments))
-            .output()
-            .unwrap();
-        let said = stdout(&out) + &failed(4, &out);
-        assert!(said.contains("CAP_BPF") && said.contains(words), "{said}");
-    }
-}
-
-#[test]
 fn without_btf_cgroup_v2_or_bpffs_the_agent_names_the_remedy() {
     // As in a private cgroup namespace: a subtree at the usual place.
     const SUBTREE: &str = "root=$(awk '/ - cgroup2 / {print $5; exit}' /proc/self/mountinfo) && \
@@ -78,31 +56,15 @@ fn without_btf_cgroup_v2_or_bpffs_the_agent_names_the_remedy() {
     alone();
     let policy = file_of(TRACK_ONLY);
     let no_bpffs = Path::new("/tmp/rebalancer-pins");
+    let (pins, tmp) = (&*own_pins(), &["--cgroup", "/tmp"]);
+    let no_btf = ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"];
+    let no_cgroup2 = ["cgroup v2 hierarchy", "mount -t cgroup2"];
+    let not_cgroup2 = ["/tmp: not a cgroup v2 directory", "remedy"];
     for (prepare, pins, arguments, parts) in [
-        (
-            WITHOUT_BTF,
-            own_pins().as_path(),
-            &[][..],
-            ["/sys/kernel/btf/vmlinux", "CONFIG_DEBUG_INFO_BTF"],
-        ),
-        (
-            WITHOUT_CGROUP2,
-            &own_pins(),
-            &[],
-            ["cgroup v2 hierarchy", "mount -t cgroup2"],
-        ),
-        (
-            SUBTREE,
-            &own_pins(),
-            &[],
-            ["private cgroup namespace", "--cgroup"],
-        ),
-        (
-            "true",
-            &own_pins(),
-            &["--cgroup", "/tmp"],
-            ["/tmp: not a cgroup v2 directory", "remedy"],
-        ),
+        (WITHOUT_BTF, pins, &[][..], no_btf),
+        (WITHOUT_CGROUP2, pins, &[], no_cgroup2),
+        (SUBTREE, pins, &[], ["private cgroup namespace", "--cgroup"]),
+        ("true", pins, tmp, not_cgroup2),
         ("true", no_bpffs, &[], ["not a bpffs", "mount -t bpf"]),
     ] {
         let agent = Agent::command(policy.path(), pins, arguments);
