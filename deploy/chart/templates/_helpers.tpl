@@ -28,3 +28,12 @@ limits:
   memory: {{ include "rebalancer.memory" (add 20000000 (mul 6400 $connections)) }}
 {{- end }}
 {{- end }}
+
+{{- /* Not empty if there are coordinators. A comment of the policy does not count. */ -}}
+{{- define "rebalancer.coordinates" -}}
+{{- $enabled := .Values.coordinator.enabled -}}
+{{- if eq (toString $enabled) "auto" -}}
+{{- $enabled = regexMatch "(?m)^[^#\n]*\\bbalance:" .Values.policy -}}
+{{- end -}}
+{{- if $enabled }}true{{ end -}}
+{{- end }}

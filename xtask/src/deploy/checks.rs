@@ -6,13 +6,14 @@ use serde_json::Value;
 use super::{Tools, chart, choices, objects, objects::Objects, prometheus, shipped, tools};
 use crate::{
     check::{self, CheckReport, Outcome},
+    root,
     setup::{self, Need},
     terminal,
 };
 
 type Check = (&'static str, fn(&Tools) -> Outcome);
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     ("all manifests render", renders),
     ("helm lint passes", lint),
     (
@@ -21,6 +22,10 @@ const CHECKS: [Check; 9] = [
     ),
     ("mistakes in values are rejected", mistakes_are_rejected),
     ("a custom policy is used", custom_policy),
+    (
+        "coordinators are rendered where a rule balances",
+        coordinators_where_a_rule_balances,
+    ),
     ("memory follows maxConnections", memory),
     ("AppArmor before and since 1.30", app_armor),
     ("promtool parses the alerts", prometheus::alerts),
@@ -112,6 +117,27 @@ fn custom_policy(tools: &Tools) -> Outcome {
             && !theirs.contains_key("ConfigMap rebalancer-policy"),
         "{volumes}"
     );
+    Ok(String::new())
+}
+
+/// `coordinator.enabled: auto`, the default.
+fn coordinators_where_a_rule_balances(tools: &Tools) -> Outcome {
+    for (rule, coordinates) in [
+        ("limits: {maxAge: 1h}", false),
+        ("#balance: {}", false),
+        ("balance: {}", true),
+    ] {
+        let file = root().join("target/deploy/policy.yaml");
+        let text = format!("kind: RebalancePolicy\nrules:\n- name: a\n  {rule}\n");
+        fs_err::write(&file, text)?;
+        let file = format!("policy={}", file.display());
+        let objects = objects::parse(&tools.template(&["--set-file", &file])?)?;
+        ensure!(
+            objects.contains_key("Deployment rebalancer-coordinator") == coordinates,
+            "with {rule}: {:?}",
+            objects.keys()
+        );
+    }
     Ok(String::new())
 }
 

@@ -71,6 +71,8 @@ fn compare(at: &str, ours: &Value, theirs: &Value, found: &mut Vec<String>) {
                 compare(&format!("{at}/{n}"), ours, theirs, found);
             }
         }
+        // A number may have been written as 0 or as 0.0.
+        (Value::Number(one), Value::Number(other)) if one.as_f64() == other.as_f64() => {}
         _ if ours == theirs => {}
         _ => found.push(format!("{at}: {ours} and {theirs}")),
     }
@@ -91,6 +93,8 @@ mod tests {
         );
         assert_ne!(other, ONE);
         assert_eq!(differences(&ours, &parse(&other).unwrap()), [""; 0]);
+        let number = |number: &str| parse(&ONE.replace("'1'", number)).unwrap();
+        assert_eq!(differences(&number("0"), &number("0.0")), [""; 0]);
         let other = parse(&ONE.replace("[p, q]", "[q, p]")).unwrap();
         let found = differences(&ours, &other);
         assert_eq!(found.len(), 2, "{found:?}");
