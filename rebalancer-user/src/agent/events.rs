@@ -244,40 +244,37 @@ mod tests {
     use super::*;
     use crate::api::read_event;
 
-    fn events_in(part: &[u8]) -> Vec<Event> {
-        let lines = part.split(|byte| *byte == b'\n');
-        let lines = lines.filter(|line| !line.is_empty());
-        lines.map(|line| read_event(line).unwrap()).collect()
-    }
+    const NEW: Cursor = Cursor {
+        seq: 0,
+        known: false,
+    };
 
     fn all(events: &Events, cursor: &mut Cursor) -> Vec<Event> {
         let mut all = Vec::new();
         while let Some(part) = events.part(cursor) {
-            all.extend(events_in(&part));
+            let lines = part.split(|byte| *byte == b'\n');
+            let lines = lines.filter(|line| !line.is_empty());
+            all.extend(lines.map(|line| read_event(line).unwrap()));
         }
         all
     }
 
-    fn numbers(happened: &[Event]) -> Vec<u64> {
-        happened.iter().map(|happened| happened.seq).collect()
+    fn happen(events: &Events, count: usize) {
+        for _ in 0..count {
+            events.add(EventKind::ListingRecovered);
+        }
     }
 
     #[test]
     fn a_client_that_reconnects_sees_nothing_twice_and_a_slow_one_how_much_it_missed() {
         let events = Events::new(Timestamp::now());
-        let mut cursor = Cursor {
-            seq: 0,
-            known: false,
-        };
+        let mut cursor = NEW;
         assert!(all(&events, &mut cursor).is_empty());
-        for _ in 0..3 {
-            events.add(EventKind::ListingRecovered);
-        }
-        assert_eq!(numbers(&all(&events, &mut cursor)), [1, 2, 3]);
+        happen(&events, 3);
+        let numbers = all(&events, &mut cursor).into_iter().map(|event| event.seq);
+        assert!(numbers.eq(1..=3));
         assert!(all(&events, &mut cursor).is_empty());
-        for _ in 0..CAPACITY + 5 {
-            events.add(EventKind::ListingRecovered);
-        }
+        happen(&events, CAPACITY + 5);
         let late = all(&events, &mut cursor);
         assert_eq!(late[0].what, EventKind::Missed { count: 5 });
         assert_eq!(late.len(), CAPACITY + 1);
@@ -288,14 +285,8 @@ mod tests {
     #[test]
     fn a_new_client_sees_what_is_kept_and_has_missed_nothing() {
         let events = Events::new(Timestamp::now());
-        for _ in 0..CAPACITY + 5 {
-            events.add(EventKind::ListingRecovered);
-        }
-        let mut cursor = Cursor {
-            seq: 0,
-            known: false,
-        };
-        let kept = all(&events, &mut cursor);
+        happen(&events, CAPACITY + 5);
+        let kept = all(&events, &mut { NEW });
         assert_eq!((kept.len(), kept[0].seq), (CAPACITY, 6));
         assert_eq!(events.missed().load(Ordering::Relaxed), 0);
     }

@@ -114,37 +114,25 @@ mod tests {
         let written =
             String::from_utf8(write_kept_ledger(&kept(Entries::default())).unwrap()).unwrap();
         let level = |rate: u64| {
-            format!(
-                r#"{{"rate":{rate},"since":{},"interval":{}}}"#,
-                rate,
-                rate - 1
-            )
+            let interval = rate - 1;
+            format!(r#"{{"rate":{rate},"since":{rate},"interval":{interval}}}"#)
         };
         let rates = |first, second| {
             let levels = format!("[{},{}]", level(first), level(second));
             let history = r#"{"listed":9,"bytes":1,"intervals":5,"levels":"#;
             format!("[[1,{history}{levels}}}]]")
         };
+        let no_rule = r#"[["No Rule",{"netns":1,"cgroup":null,"port":80}]]"#;
+        let no_guard = r#"[[1,{"outcome":{"refused":"noGuard"}}]]"#;
+        let no_outcome = r#"[[1,{"outcome":"moved"}]]"#;
         for (field, list, place) in [
-            ("rates", rates(2, 3), None),
-            ("rates", rates(3, 2), Some("entries: ")),
-            ("rates", rates(3, 7), Some("entries: ")),
-            (
-                "shedding",
-                r#"[["No Rule",{"netns":1,"cgroup":null,"port":80}]]"#.to_owned(),
-                Some("entries.shedding[0]"),
-            ),
-            (
-                "ended",
-                r#"[[1,{"outcome":{"refused":"noGuard"}}]]"#.to_owned(),
-                Some("entries.ended[0]"),
-            ),
-            (
-                "ended",
-                r#"[[1,{"outcome":"moved"}]]"#.to_owned(),
-                Some("entries.ended[0]"),
-            ),
-            ("reported", "[-1]".to_owned(), Some("entries.reported[0]")),
+            ("rates", &*rates(2, 3), None),
+            ("rates", &rates(3, 2), Some("entries: ")),
+            ("rates", &rates(3, 7), Some("entries: ")),
+            ("shedding", no_rule, Some("entries.shedding[0]")),
+            ("ended", no_guard, Some("entries.ended[0]")),
+            ("ended", no_outcome, Some("entries.ended[0]")),
+            ("reported", "[-1]", Some("entries.reported[0]")),
         ] {
             let text = written.replace(&format!("\"{field}\":[]"), &format!("\"{field}\":{list}"));
             assert_ne!(text, written, "{field}");
@@ -155,14 +143,11 @@ mod tests {
             }
         }
         // What it says of a failure is shown to people.
-        let failed = written.replace(
-            "\"ended\":[]",
-            r#""ended":[[1,{"outcome":{"failed":"\u001b[2J"},"rule":null,"hold":{"times":1,"until":1}}]]"#,
-        );
-        let shown = format!(
-            "{:?}",
-            read_kept_ledger(failed.as_bytes()).unwrap().entries.ended
-        );
+        let escape =
+            r#"[1,{"outcome":{"failed":"\u001b[2J"},"rule":null,"hold":{"times":1,"until":1}}]"#;
+        let failed = written.replace("\"ended\":[]", &format!("\"ended\":[{escape}]"));
+        let read = read_kept_ledger(failed.as_bytes()).unwrap();
+        let shown = format!("{:?}", read.entries.ended);
         assert!(!shown.contains("u{1b}") && shown.contains("[2J"), "{shown}");
     }
 }

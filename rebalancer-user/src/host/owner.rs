@@ -179,24 +179,38 @@ mod tests {
         std::process::id()
     }
 
+    fn bound() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    fn cookie_of(socket: &TcpListener) -> Cookie {
+        Cookie(socket_cookie(socket).unwrap())
+    }
+
+    /// One descriptor has one owner.
+    fn only(found: &SocketOwners) -> &Owner {
+        let [owner] = found.known() else {
+            panic!("{} owners", found.known().len());
+        };
+        owner
+    }
+
     /// What is found if a walk says that these hold the socket.
     fn hold(socket: &TcpListener, holders: &[(u32, RawFd)]) -> SocketOwners {
-        let cookie = Cookie(socket_cookie(socket).unwrap());
-        let holders: Vec<Holder> = holders
-            .iter()
-            .map(|(pid, fd)| Holder {
-                pid: *pid,
-                fd: *fd as u32,
-            })
-            .collect();
+        let cookie = cookie_of(socket);
+        let holder = |(pid, fd): &(u32, RawFd)| Holder {
+            pid: *pid,
+            fd: *fd as u32,
+        };
+        let holders: Vec<Holder> = holders.iter().map(holder).collect();
         Processes::default().hold(&holders, cookie, &CgroupMounts::read_or_none())
     }
 
     #[test]
     fn every_descriptor_of_a_socket_has_an_owner_that_can_duplicate_it() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = bound();
         let twin = socket.try_clone().unwrap();
-        let cookie = Cookie(socket_cookie(&socket).unwrap());
+        let cookie = cookie_of(&socket);
         let both = [socket.as_raw_fd(), twin.as_raw_fd()];
         let found = hold(&socket, &both.map(|fd| (own_pid(), fd)));
         assert!(found.is_complete);
@@ -209,13 +223,11 @@ mod tests {
 
     #[test]
     fn a_descriptor_number_reused_for_another_socket_is_stale() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cookie = Cookie(socket_cookie(&socket).unwrap());
+        let socket = bound();
+        let cookie = cookie_of(&socket);
         let found = hold(&socket, &[(own_pid(), socket.as_raw_fd())]);
-        let [owner] = found.known() else {
-            panic!("one descriptor has one owner");
-        };
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let owner = only(&found);
+        let other = bound();
         // `other` takes the very number of `socket`.
         let mut number = OwnedFd::from(socket);
         rustix::io::dup2(&other, &mut number).unwrap();
@@ -224,8 +236,8 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_no_longer_leads_to_the_socket_is_no_owner() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = bound();
+        let other = bound();
         let found = hold(&socket, &[(own_pid(), other.as_raw_fd())]);
         assert!(found.known().is_empty() && found.is_complete);
     }
@@ -233,7 +245,7 @@ mod tests {
     /// It may be a sidecar of another user, or a process outside of our pid namespace.
     #[test]
     fn with_a_holder_that_cannot_be_inspected_the_owners_are_incomplete() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = bound();
         let own = (own_pid(), socket.as_raw_fd());
         let hidden = (0, 5);
         let owners = hold(&socket, &[own, hidden]);
@@ -283,14 +295,12 @@ mod tests {
     #[test]
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
     fn a_process_that_reuses_the_owners_pid_is_not_the_owner() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cookie = Cookie(socket_cookie(&socket).unwrap());
+        let socket = bound();
+        let cookie = cookie_of(&socket);
         let first = copy_with_id(None, None);
         let pid = first.as_raw_nonzero().get() as u32;
         let found = hold(&socket, &[(pid, socket.as_raw_fd())]);
-        let [owner] = found.known() else {
-            panic!("one descriptor has one owner");
-        };
+        let owner = only(&found);
         drop(owner.duplicate(cookie).unwrap());
         end(first);
         let second = copy_with_id(Some(first), None);
@@ -304,8 +314,8 @@ mod tests {
     #[test]
     #[ignore = "needs root, to give a process the id of another: `cargo xtask test kernel` runs it"]
     fn a_process_that_reuses_a_holders_pid_is_not_held_in_its_place() {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = bound();
+        let other = bound();
         let fd = socket.as_raw_fd();
         let first = copy_with_id(None, None);
         let pid = first.as_raw_nonzero().get() as u32;

@@ -200,30 +200,20 @@ mod tests {
         let both = flag::END_HEADERS | flag::END_STREAM;
         let trailers = frame(kind::HEADERS, both, 5, &[0xbe, 0x82]);
         let get = frame(kind::HEADERS, both, 9, &[0x82, 0xbe]);
-        let prior = frame(
-            kind::HEADERS,
-            both | PRIORITY,
-            9,
-            &[0, 0, 0, 0, 16, 0x41, 1],
-        );
-        assert_eq!(
-            opened(&[body.clone(), ping.clone(), call.clone()].concat()),
-            Some(7..=7)
-        );
-        assert_eq!(
-            opened(&[trailers.clone(), body.clone(), get].concat()),
-            Some(9..=9)
-        );
-        assert_eq!(
-            opened(&[trailers.clone(), ping.clone(), prior].concat()),
-            Some(9..=9)
-        );
-        assert_eq!(opened(&trailers), None);
-        // What is not understood ends it.
-        assert_eq!(
-            opened(&[ping, b"GET / HTTP/1.1".to_vec(), call].concat()),
-            None
-        );
+        let fields = [0, 0, 0, 0, 16, 0x41, 1];
+        let prior = frame(kind::HEADERS, both | PRIORITY, 9, &fields);
+        let text = b"GET / HTTP/1.1".to_vec();
+        for (case, frames, stream) in [
+            ("a call", &[&body, &ping, &call][..], Some(7)),
+            ("a GET", &[&trailers, &body, &get], Some(9)),
+            ("one with a priority", &[&trailers, &ping, &prior], Some(9)),
+            ("trailers alone", &[&trailers], None),
+            // What is not understood ends it.
+            ("text before a call", &[&ping, &text, &call], None),
+        ] {
+            let bytes: Vec<u8> = frames.iter().copied().flatten().copied().collect();
+            assert_eq!(opened(&bytes), stream.map(|id| id..=id), "{case}");
+        }
     }
 
     #[test]

@@ -81,47 +81,23 @@ mod tests {
 
     #[test]
     fn a_glob_matches_a_cgroup_and_its_descendants() {
+        let below_machine = "*/machine.slice/*";
+        let nginx = "/system.slice/nginx.service";
+        let apache = "/system.slice/apache.service";
+        let escaped = r"/machine.slice/machine-qemu\x2d1.scope";
         for (glob, path, expected) in [
-            ("*/machine.slice/*", "/machine.slice/vm.scope", true),
-            (
-                "*/machine.slice/*",
-                "/a/machine.slice/vm.scope/libvirt",
-                true,
-            ),
-            ("*/machine.slice/*", "/machine.slice", false),
+            (below_machine, "/machine.slice/vm.scope", true),
+            (below_machine, "/a/machine.slice/vm.scope/libvirt", true),
+            (below_machine, "/machine.slice", false),
             ("*/machine.slice", "/machine.slice/vm.scope", true),
-            (
-                "/system.slice/nginx.service",
-                "/system.slice/nginx.service",
-                true,
-            ),
-            (
-                "/system.slice/nginx.service",
-                "/system.slice/nginx.service/worker",
-                true,
-            ),
-            (
-                "/system.slice/nginx.service",
-                "/system.slice/nginx.service2",
-                false,
-            ),
-            (
-                "/system.slice/nginx.service",
-                "/x/system.slice/nginx.service",
-                false,
-            ),
-            (
-                "/system.slice/{nginx,apache}.service",
-                "/system.slice/apache.service",
-                true,
-            ),
+            (nginx, nginx, true),
+            (nginx, "/system.slice/nginx.service/worker", true),
+            (nginx, "/system.slice/nginx.service2", false),
+            (nginx, "/x/system.slice/nginx.service", false),
+            ("/system.slice/{nginx,apache}.service", apache, true),
             ("/a/?", "/a/b", true),
             ("/a/[bc]", "/a/d", false),
-            (
-                r"/machine.slice/machine-qemu\x2d1.scope",
-                r"/machine.slice/machine-qemu\x2d1.scope",
-                true,
-            ),
+            (escaped, escaped, true),
             ("*", "/", true),
             ("/a", "/", false),
         ] {
