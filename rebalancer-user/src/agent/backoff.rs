@@ -91,12 +91,6 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_waited_for_before_anything_was_repaired() {
-        let backoff = Backoff::new(SECOND, SECOND);
-        assert!(backoff.is_due(Instant::now()));
-    }
-
-    #[test]
     fn the_wait_is_the_shortest_again_after_a_repair_that_lasts() {
         let now = Instant::now();
         let mut backoff = Backoff::new(10 * SECOND, 40 * SECOND);

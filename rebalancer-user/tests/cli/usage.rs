@@ -192,24 +192,6 @@ fn a_syntax_error_is_3_with_place_mark_and_remedy_on_stderr() {
 }
 
 #[test]
-fn all_invalid_values_are_reported_at_once() {
-    let wrong = "\
-apiVersion: rebalancer.dev/v1alpha1
-kind: RebalancePolicy
-mode: Enforced
-interval: 5
-rules:
-- {name: web, match: {ports: [{port: 80800}]}, limits: {maxAge: 30}}
-- {name: web, match: {ports: [{port: 8080}]}, limits: {maxBytes: 10Gi}}
-";
-    let err = check(wrong).fails(3);
-    let heads = err.lines().filter_map(|line| line.split_once(": error: "));
-    let places = heads.map(|(place, _)| place.rsplit_once("policy.yaml:").unwrap().1);
-    let places: Vec<&str> = places.collect();
-    assert_eq!(places, ["3:7", "4:11", "6:38", "6:65", "7:10"], "{err}");
-}
-
-#[test]
 fn a_dash_is_standard_input() {
     let out = check_text(VALID).prints();
     assert_eq!(out, "stdin: valid, mode DryRun, 1 rule\n");

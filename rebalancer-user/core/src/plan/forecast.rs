@@ -97,35 +97,3 @@ impl Pace {
         u64::try_from(self.window.as_nanos().div_ceil(interval)).unwrap_or(u64::MAX)
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn forecasts_read_as_sentences() {
-        let minute = Duration::from_secs(60);
-        let some = Forecast {
-            mode: Mode::Enforce,
-            chosen: 12,
-            now: 3,
-            per_window: 3,
-            window: minute,
-            lasts: minute * 3,
-            ramp: None,
-        };
-        assert_eq!(
-            some.to_string(),
-            "12 to move: 3 may move now, at most 3 in a window of 1m, all in about 3m"
-        );
-        let all = Forecast {
-            mode: Mode::DryRun,
-            now: 12,
-            ..some
-        };
-        assert_eq!(
-            all.to_string(),
-            "12 to move: 12 would move now (dry run: none is)"
-        );
-    }
-}
