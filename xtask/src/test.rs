@@ -74,13 +74,8 @@ pub(crate) fn run(arguments: Args) -> Result<()> {
         Suite::Vm(options) => return vm::run(&options),
         Suite::All => {
             let kernel = kernel()?;
-            lint()?
-                .into_iter()
-                .chain(unit())
-                .chain(cli()?)
-                .chain([fuzz()?])
-                .chain(kernel)
-                .collect()
+            let suites = [lint()?, unit(), cli()?, vec![fuzz()?], kernel];
+            suites.into_iter().flatten().collect()
         }
     };
     let reports: Vec<_> = sections.into_iter().map(Section::run).collect();

@@ -66,6 +66,20 @@ fn lacks(
     }
 }
 
+/// What was looked for: where or how it was found, or why not.
+fn looked_for(
+    what: &'static str,
+    found: Result<String, String>,
+    level: Level,
+    cost: &str,
+    remedy: &str,
+) -> Finding {
+    match found {
+        Ok(found) => ok(what, found),
+        Err(why) => lacks(level, what, why, cost, remedy),
+    }
+}
+
 impl Doctor {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let diagnosis = self.diagnose();
@@ -112,13 +126,10 @@ impl Doctor {
                 // Once, for all that is tried on it.
                 match attach_for_the_call(Arc::new(kernel), &self.kernel) {
                     Ok((_own, mut walker)) => findings.extend(self.tracking(&mut walker)),
-                    Err(error) => findings.push(lacks(
-                        Level::Failed,
-                        Ability::Recording.name(),
-                        format!("{error:#}"),
-                        Ability::Recording.cost(),
-                        Ability::Recording.remedy(),
-                    )),
+                    Err(error) => findings.push(finding(&Tried {
+                        ability: Ability::Recording,
+                        seen: Err(format!("{error:#}")),
+                    })),
                 }
             }
             Err(error) => findings.push(lacks(
@@ -136,40 +147,34 @@ impl Doctor {
     }
 
     fn cgroup(&self) -> Finding {
-        match host::cgroup_root(self.kernel.cgroup.as_deref()) {
-            Ok((path, _)) if self.kernel.cgroup.is_some() => {
-                ok("cgroup v2", format!("{}, set by --cgroup", path.display()))
-            }
-            Ok((path, _)) => ok(
-                "cgroup v2",
-                format!("{}, the hierarchy's root", path.display()),
-            ),
-            Err(error) => lacks(
-                Level::Failed,
-                "cgroup v2",
-                error.to_string(),
-                "the agent does not start",
-                "mount it, or set --cgroup PATH",
-            ),
-        }
+        let why = match self.kernel.cgroup {
+            Some(_) => "set by --cgroup",
+            None => "the hierarchy's root",
+        };
+        let root = host::cgroup_root(self.kernel.cgroup.as_deref());
+        looked_for(
+            "cgroup v2",
+            root.map(|(path, _)| format!("{}, {why}", path.display()))
+                .map_err(|error| error.to_string()),
+            Level::Failed,
+            "the agent does not start",
+            "mount it, or set --cgroup PATH",
+        )
     }
 
     fn neighbours(&self) -> Option<Finding> {
         let (_, dir) = host::cgroup_root(self.kernel.cgroup.as_deref()).ok()?;
-        Some(match bpf::sock_ops_programs(&dir) {
-            Ok(0) => ok("sock_ops programs", "none on this cgroup"),
-            Ok(count) => ok(
-                "sock_ops programs",
-                format!("{count} on this cgroup, including ours if an agent is running"),
-            ),
-            Err(error) => lacks(
-                Level::Warning,
-                "sock_ops programs",
-                error.to_string(),
-                "another program that clears our callbacks is not noticed",
-                "run as root, without a seccomp filter on bpf(2)",
-            ),
-        })
+        let found = bpf::sock_ops_programs(&dir).map(|count| match count {
+            0 => "none on this cgroup".to_owned(),
+            _ => format!("{count} on this cgroup, including ours if an agent is running"),
+        });
+        Some(looked_for(
+            "sock_ops programs",
+            found.map_err(|error| error.to_string()),
+            Level::Warning,
+            "another program that clears our callbacks is not noticed",
+            "run as root, without a seccomp filter on bpf(2)",
+        ))
     }
 
     /// What can be done with connections of our own.
@@ -202,38 +207,34 @@ impl Doctor {
 
     fn agent(&self) -> Finding {
         let pins = &self.kernel.pins;
-        match (bpf::agent_runs(pins), bpf::agent_pid(pins)) {
-            (true, Some(pid)) => ok(
-                "agent",
-                format!("running, pid {pid}, pins in {}", pins.display()),
+        let shown = pins.display();
+        let found = match (bpf::agent_runs(pins), bpf::agent_pid(pins)) {
+            (true, Some(pid)) => format!("running, pid {pid}, pins in {shown}"),
+            (true, None) => format!("running, pins in {shown}"),
+            (false, _) if bpf::tracks(pins) => format!(
+                "not running; tracking continues by its pins in {shown} (`rebalancer uninstall` removes it)"
             ),
-            (true, None) => ok("agent", format!("running, pins in {}", pins.display())),
-            (false, _) if bpf::tracks(pins) => ok(
-                "agent",
-                format!(
-                    "not running; tracking continues by its pins in {} (`rebalancer uninstall` removes it)",
-                    pins.display()
-                ),
-            ),
-            (false, _) => ok("agent", "not running"),
-        }
+            (false, _) => "not running".to_owned(),
+        };
+        ok("agent", found)
     }
 }
 
 fn finding(tried: &Tried) -> Finding {
-    let name = tried.ability.name();
-    match &tried.seen {
-        Ok(seen) => ok(name, seen.clone()),
-        Err(why) => {
-            let level = if tried.ability.is_needed() {
-                Level::Failed
-            } else {
-                Level::Warning
-            };
-            let (cost, remedy) = (tried.ability.cost(), tried.ability.remedy());
-            lacks(level, name, why.clone(), cost, remedy)
-        }
-    }
+    let ability = tried.ability;
+    let level = if ability.is_needed() {
+        Level::Failed
+    } else {
+        Level::Warning
+    };
+    let seen = tried.seen.clone();
+    looked_for(
+        ability.name(),
+        seen,
+        level,
+        ability.cost(),
+        ability.remedy(),
+    )
 }
 
 fn capabilities() -> Finding {
@@ -288,31 +289,27 @@ fn process_namespace() -> Finding {
 }
 
 fn network_namespace() -> Finding {
-    match fs::metadata("/proc/1/ns/net") {
-        Ok(_) => ok("host network namespace", "of process 1"),
-        Err(error) => lacks(
-            Level::Warning,
-            "host network namespace",
-            format!("cannot read that of process 1 ({error})"),
-            "our own network namespace is taken for the host's, as it is on a plain host",
-            "in a pod set hostPID and CAP_SYS_PTRACE",
-        ),
-    }
+    let found = fs::metadata("/proc/1/ns/net").map(|_| "of process 1".to_owned());
+    looked_for(
+        "host network namespace",
+        found.map_err(|error| format!("cannot read that of process 1 ({error})")),
+        Level::Warning,
+        "our own network namespace is taken for the host's, as it is on a plain host",
+        "in a pod set hostPID and CAP_SYS_PTRACE",
+    )
 }
 
 /// Tried again: a process that has entered the namespace before finds it as its own.
 fn cgroup_namespace() -> Finding {
-    const WHAT: &str = "cgroup namespace";
-    match host::enter_cgroup_namespace_of_process_1() {
-        Ok(()) => ok(WHAT, "of process 1: cgroup paths are the node's"),
-        Err(error) => lacks(
-            Level::Warning,
-            WHAT,
-            format!("cannot enter that of process 1 ({error})"),
-            "in a pod no pod can be identified; nothing on a plain host",
-            "in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN",
-        ),
-    }
+    let entered = host::enter_cgroup_namespace_of_process_1();
+    let found = entered.map(|()| "of process 1: cgroup paths are the node's".to_owned());
+    looked_for(
+        "cgroup namespace",
+        found.map_err(|error| format!("cannot enter that of process 1 ({error})")),
+        Level::Warning,
+        "in a pod no pod can be identified; nothing on a plain host",
+        "in a pod set hostPID, CAP_SYS_PTRACE and CAP_SYS_ADMIN",
+    )
 }
 
 /// Each way to reset, tried; the first that works is the one in use.

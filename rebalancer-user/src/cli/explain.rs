@@ -1,16 +1,11 @@
 //! `rebalancer explain ID`: one connection, and why it is moved or skipped.
 
-use std::io::Write as _;
-
-use anyhow::bail;
+use anyhow::Context as _;
 use clap::Args;
 
-use super::{
-    input::{Input, Source},
-    print,
-};
+use super::{input::Input, print};
 use crate::{
-    api::Form,
+    api::{Dumped, Form},
     plan::{Ledger, decide, explain},
     render,
     snapshot::Cookie,
@@ -33,22 +28,15 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        match self.input.read(self.output, Some(self.id))? {
-            Source::Agent(answer) => print(|out| out.write_all(&answer)),
-            Source::Replay(replay) => {
-                let (policy, dumped) = &*replay;
-                let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
-                let ledger = Ledger::default();
-                let now = snapshot.taken;
-                let plan = decide(policy, snapshot, &ledger, now);
-                let Some(explained) = explain(policy, snapshot, &plan, &ledger, now, self.id)
-                else {
-                    bail!(render::not_tracked(self.id));
-                };
-                let form = self.output;
-                print(|out| render::explanation(out, form, &explained, snapshot, origin))
-            }
-        }
+        let (id, form) = (self.id, self.output);
+        self.input.show(form, Some(id), |policy, dumped| {
+            let Dumped { snapshot, origin } = dumped;
+            let (ledger, now) = (Ledger::default(), snapshot.taken);
+            let plan = decide(policy, snapshot, &ledger, now);
+            let explained = explain(policy, snapshot, &plan, &ledger, now, id);
+            let explained = explained.with_context(|| render::not_tracked(id))?;
+            print(|out| render::explanation(out, form, &explained, snapshot, origin))
+        })
     }
 }
 

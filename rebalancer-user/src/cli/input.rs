@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::Args;
 
 use super::{
-    DEFAULT_POLICY, KernelArgs, ModeArg, note, policy,
+    DEFAULT_POLICY, KernelArgs, ModeArg, note, policy, print,
     running::{self, NotAsked},
 };
 use crate::{
@@ -38,33 +38,31 @@ pub(super) struct Input {
     kernel: KernelArgs,
 }
 
-/// A policy, and what to decide about by it.
-pub(super) enum Source {
-    /// A saved dump.
-    Replay(Box<(Policy, Dumped)>),
-    /// The agent's answer, in the form that was asked for.
-    Agent(Bytes),
-}
-
 impl Input {
-    /// Reads the policy first: an operator who mistypes it sees the error without privileges.
+    /// Prints the answer of the running agent, in the form `output`, or has `replay` print what it makes
+    /// of the saved dump. Reads the policy first: an operator who mistypes it sees the error without
+    /// privileges.
     ///
     /// # Errors
     /// An invalid policy or dump, or no agent that answers.
-    pub(super) fn read(&self, output: Form, id: Option<Cookie>) -> anyhow::Result<Source> {
+    pub(super) fn show(
+        &self,
+        output: Form,
+        id: Option<Cookie>,
+        replay: impl FnOnce(&Policy, &Dumped) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let stdin = Some(Path::new("-"));
         if self.policy.as_deref() == stdin && self.snapshot.as_deref() == stdin {
             bail!("--policy and --snapshot cannot both be standard input");
         }
-        match &self.snapshot {
-            Some(file) => {
-                let path = self.policy.as_deref().unwrap_or(Path::new(DEFAULT_POLICY));
-                let (policy, _) = policy::load(path)?;
-                let replay = self.replay(policy, file)?;
-                Ok(Source::Replay(Box::new(replay)))
-            }
-            None => self.ask(output, id).map(Source::Agent),
-        }
+        let Some(file) = &self.snapshot else {
+            let answer = self.ask(output, id)?;
+            return print(|out| out.write_all(&answer));
+        };
+        let path = self.policy.as_deref().unwrap_or(Path::new(DEFAULT_POLICY));
+        let (policy, _) = policy::load(path)?;
+        let (policy, dumped) = self.replay(policy, file)?;
+        replay(&policy, &dumped)
     }
 
     fn replay(&self, policy: Policy, file: &Path) -> anyhow::Result<(Policy, Dumped)> {
@@ -99,7 +97,7 @@ impl Input {
             form: output,
             connection: id.map(|id| id.to_string()),
         };
-        let answer = running::plan(&self.kernel, &request);
+        let answer = running::post(&self.kernel, "/plan", serde_json::to_vec(&request)?);
         if let Err(NotAsked::NoAgent { .. }) = &answer {
             note(
                 "note: without an agent, use a saved dump: \

@@ -1,15 +1,10 @@
 //! `rebalancer plan`: what would be moved now, and why.
 
-use std::io::Write as _;
-
 use clap::Args;
 
-use super::{
-    input::{Input, Source},
-    print,
-};
+use super::{input::Input, print};
 use crate::{
-    api::Form,
+    api::{Dumped, Form},
     plan::{Ledger, decide},
     render,
 };
@@ -29,14 +24,11 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        match self.input.read(self.output, None)? {
-            Source::Agent(answer) => print(|out| out.write_all(&answer)),
-            Source::Replay(replay) => {
-                let (policy, dumped) = &*replay;
-                let (snapshot, origin) = (&dumped.snapshot, &dumped.origin);
-                let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
-                print(|out| render::plan(out, self.output, &plan, snapshot, origin))
-            }
-        }
+        let form = self.output;
+        self.input.show(form, None, |policy, dumped| {
+            let Dumped { snapshot, origin } = dumped;
+            let plan = decide(policy, snapshot, &Ledger::default(), snapshot.taken);
+            print(|out| render::plan(out, form, &plan, snapshot, origin))
+        })
     }
 }

@@ -8,7 +8,7 @@ use super::KernelArgs;
 use crate::{
     api::{Dumped, ReadError, Services, Status, read_services, read_snapshot, read_status},
     bpf,
-    http::{self, AskError, PlanRequest, ask, socket_of},
+    http::{self, AskError, ask, socket_of},
 };
 
 /// Why the agent could not be asked.
@@ -53,25 +53,14 @@ pub(super) fn dump(args: &KernelArgs) -> Result<Dumped, NotAsked> {
     get(args, "/dump", |body| read_snapshot(body))
 }
 
-/// Its plan of this moment, or what it says of one connection, in the form that is asked for.
-pub(super) fn plan(args: &KernelArgs, request: &PlanRequest) -> Result<Bytes, NotAsked> {
-    let body = serde_json::to_vec(request).map_err(|error| NotAsked::Other {
-        socket: socket_of(&args.run_dir()).display().to_string(),
-        why: error.to_string(),
-    })?;
-    post(args, "/plan", body)
-}
-
 /// The answer to a GET, as it is.
 pub(super) fn text(args: &KernelArgs, path: &str) -> Result<Bytes, NotAsked> {
-    let at = socket_of(&args.run_dir());
-    ask(&at, path).map_err(|error| not_asked(args, &at, error))
+    asked(args, |socket| ask(socket, path))
 }
 
 /// Posts a body in JSON; returns the answer.
 pub(super) fn post(args: &KernelArgs, path: &str, body: Vec<u8>) -> Result<Bytes, NotAsked> {
-    let at = socket_of(&args.run_dir());
-    http::tell(&at, path, body).map_err(|error| not_asked(args, &at, error))
+    asked(args, |socket| http::tell(socket, path, body))
 }
 
 /// Calls `each` with every line of the answer as it comes.
@@ -80,8 +69,7 @@ pub(super) fn lines(
     path: &str,
     each: impl FnMut(&[u8]) -> ControlFlow<()>,
 ) -> Result<(), NotAsked> {
-    let at = socket_of(&args.run_dir());
-    http::follow(&at, path, each).map_err(|error| not_asked(args, &at, error))
+    asked(args, |socket| http::follow(socket, path, each))
 }
 
 fn get<T>(
@@ -96,6 +84,14 @@ fn get<T>(
             "the agent's answer: {e}\n  remedy: use the same version of `rebalancer` as the agent"
         ),
     })
+}
+
+fn asked<T>(
+    args: &KernelArgs,
+    ask: impl FnOnce(&Path) -> Result<T, AskError>,
+) -> Result<T, NotAsked> {
+    let socket = socket_of(&args.run_dir());
+    ask(&socket).map_err(|error| not_asked(args, &socket, error))
 }
 
 /// Why there is no answer at `socket`, for an operator.

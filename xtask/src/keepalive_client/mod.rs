@@ -33,16 +33,8 @@ pub(crate) struct Args {
 pub(crate) async fn run(arguments: &Args) -> Result<()> {
     let tally = Arc::new(Tally::new(arguments.connections));
     for index in 0..arguments.connections {
-        let think = worker::Think {
-            seed: index as u64,
-            shortest: arguments.think,
-        };
-        tokio::spawn(worker::run(
-            index,
-            arguments.url.clone(),
-            think,
-            Arc::clone(&tally),
-        ));
+        let (url, tally) = (arguments.url.clone(), Arc::clone(&tally));
+        tokio::spawn(worker::run(index, url, arguments.think, tally));
     }
     let (ended, mut end) = tokio::sync::oneshot::channel::<()>();
     std::thread::spawn(move || {

@@ -16,19 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) type Http = Client<HttpConnector, Empty<Bytes>>;
 
-/// A worker's think time: pseudo-random, and the same in every run.
-#[derive(Clone, Copy)]
-pub(super) struct Think {
-    pub(super) seed: u64,
-    /// In milliseconds. The longest is twice that.
-    pub(super) shortest: u64,
-}
-
-impl Think {
-    fn time(self, turn: u64) -> Duration {
-        let random = mix(mix(self.seed) ^ turn) % (self.shortest + 1);
-        Duration::from_millis(self.shortest + random)
-    }
+/// A worker's think time, from `shortest` to twice that, in milliseconds: pseudo-random, and the same
+/// in every run.
+fn think_time(worker: usize, shortest: u64, turn: u64) -> Duration {
+    let random = mix(mix(worker as u64) ^ turn) % (shortest + 1);
+    Duration::from_millis(shortest + random)
 }
 
 /// The finalizer of splitmix64: neighbouring numbers give unrelated results.
@@ -40,10 +32,10 @@ pub(crate) fn mix(number: u64) -> u64 {
 }
 
 /// Sends requests forever.
-pub(super) async fn run(index: usize, url: Uri, think: Think, tally: Arc<Tally>) {
+pub(super) async fn run(index: usize, url: Uri, think: u64, tally: Arc<Tally>) {
     let http = client();
     for turn in 0.. {
-        tokio::time::sleep(think.time(turn)).await;
+        tokio::time::sleep(think_time(index, think, turn)).await;
         let answer = tokio::time::timeout(PATIENCE, ask(&http, url.clone())).await;
         match answer.context("no response in 10 s").flatten() {
             Ok(pod) => tally.answered(index, &pod),
@@ -90,14 +82,7 @@ mod tests {
     #[test]
     fn think_time_is_between_the_shortest_and_twice_that() {
         let times: Vec<u128> = (0..1000)
-            .map(|turn| {
-                Think {
-                    seed: turn % 60,
-                    shortest: 300,
-                }
-                .time(turn)
-                .as_millis()
-            })
+            .map(|turn| think_time(turn as usize % 60, 300, turn).as_millis())
             .collect();
         assert!(times.iter().all(|time| (300..=600).contains(time)));
         let mean = times.iter().sum::<u128>() / 1000;
