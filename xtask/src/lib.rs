@@ -7,5 +7,6 @@ pub mod bpf_objects;
 pub mod command;
 pub mod lab;
 pub mod netns;
+pub mod process;
 pub mod sock_ops;
 pub mod wait;

@@ -3,21 +3,25 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use fs_err as fs;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use xtask::{
     lab::{Lab, Pod},
-    wait,
+    process::Process,
 };
 
+/// How long a server may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub(crate) struct Running {
-    process: Child,
-    folder: PathBuf,
+    process: Process,
+    #[cfg(feature = "steps")]
+    pub(crate) folder: PathBuf,
 }
 
 /// Creates a folder for `server` of `pod`, which is removed with the lab.
@@ -37,50 +41,32 @@ impl Running {
         command: &mut Command,
         ports: &[u16],
     ) -> Result<Self> {
-        let log = std::fs::File::create(folder.join("log"))?;
-        let process = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", command.get_program().display()))?;
-        let server = Self {
-            process,
-            folder: folder.to_owned(),
-        };
+        let mut process = Process::start(command, folder.join("log"))?;
         for port in ports {
             let address = SocketAddr::from((pod.addr, *port));
-            let connected = lab.client().wait_connected(address);
-            connected.with_context(|| server.log())?;
+            process.wait(&format!("connect to {address}"), PATIENCE, || {
+                lab.client().connects(address).then_some(())
+            })?;
         }
-        Ok(server)
-    }
-
-    #[cfg(feature = "steps")]
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+        Ok(Self {
+            process,
+            #[cfg(feature = "steps")]
+            folder: folder.to_owned(),
+        })
     }
 
     /// Whether neither it nor one of its workers has died so far.
     pub(crate) fn is_alive(&mut self) -> Result<bool> {
-        let log = self.log();
+        let log = self.process.output();
         // nginx, PostgreSQL and Redis log when a signal ends a process.
         let signalled = ["by signal", "on signal"].iter().any(|s| log.contains(s));
-        Ok(self.process.try_wait()?.is_none() && !signalled)
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+        Ok(!self.process.has_exited()? && !signalled)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // All of these servers exit at once on SIGINT, PostgreSQL without waiting for its clients.
-        if kill_process(Pid::from_child(&self.process), Signal::INT).is_ok() {
-            let _ = wait::until(Duration::from_secs(5), || Ok(self.process.try_wait()?));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.process.stop(Signal::INT);
     }
 }

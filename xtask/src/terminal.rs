@@ -1,38 +1,27 @@
 //! Headings, colours and check marks. Colours are used only on a terminal and not with `NO_COLOR`.
 
-use std::{fmt::Display, io::IsTerminal as _, sync::LazyLock};
+use std::fmt::Display;
 
-static COLOURS: LazyLock<bool> = LazyLock::new(|| {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-        && std::io::stdout().is_terminal()
-});
-
-fn paint(code: &str, text: impl Display) -> String {
-    if *COLOURS {
-        format!("\x1b[{code}m{text}\x1b[0m")
-    } else {
-        text.to_string()
-    }
-}
+use console::style;
 
 pub(crate) fn bold(text: impl Display) -> String {
-    paint("1", text)
+    style(text).bold().to_string()
 }
 
 pub(crate) fn dim(text: impl Display) -> String {
-    paint("2", text)
+    style(text).dim().to_string()
 }
 
 pub(crate) fn red(text: impl Display) -> String {
-    paint("31", text)
+    style(text).red().to_string()
 }
 
 pub(crate) fn green(text: impl Display) -> String {
-    paint("32", text)
+    style(text).green().to_string()
 }
 
 pub(crate) fn cyan(text: impl Display) -> String {
-    paint("36", text)
+    style(text).cyan().to_string()
 }
 
 /// A heading with a blank line before it.

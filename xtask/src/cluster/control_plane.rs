@@ -3,15 +3,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+use xtask::process::Process;
 
 use super::{
     certificates::{file, kubeconfig},
     cgroups::Cgroup,
     kubectl, layout, network,
-    process::{Server, in_namespace, program},
+    process::{self, in_namespace, program},
 };
 
 /// Audit user, verb and resource of each request, without bodies.
@@ -25,7 +28,7 @@ rules: [{level: Metadata}]
 /// The control plane, whose API server can be stopped and started.
 pub(super) struct ControlPlane {
     cgroup: Cgroup,
-    api_server: Server,
+    api_server: Process,
 }
 
 impl ControlPlane {
@@ -42,7 +45,7 @@ impl ControlPlane {
 
     /// Stops the API server only.
     pub(super) fn stop_api_server(&mut self) -> Result<()> {
-        self.api_server.kill()
+        self.api_server.stop(Signal::KILL)
     }
 
     /// Starts the API server again, with the data in etcd.
@@ -53,18 +56,19 @@ impl ControlPlane {
 
     fn wait(&mut self) -> Result<()> {
         let ready = || kubectl::run("get --raw /readyz").ok();
-        self.api_server.wait("the API server", 120, ready).map(drop)
+        let patience = Duration::from_secs(120);
+        (self.api_server.wait("the API server", patience, ready)).map(drop)
     }
 }
 
 /// The API server's audit log, one JSON document per line.
 pub(super) fn audit_log() -> PathBuf {
-    super::process::logs().join("audit.log")
+    process::logs().join("audit.log")
 }
 
-fn serve(cgroup: &Cgroup, name: &str, arguments: &[String]) -> Result<Server> {
+fn serve(cgroup: &Cgroup, name: &str, arguments: &[String]) -> Result<Process> {
     let mut command = in_namespace(network::CONTROL_PLANE, program(name));
-    Server::start(name, cgroup, command.args(arguments))
+    process::start(name, cgroup, command.args(arguments))
 }
 
 fn option(name: &str, value: impl AsRef<Path>) -> String {
@@ -88,7 +92,7 @@ fn etcd(cgroup: &Cgroup) -> Result<()> {
     serve(cgroup, "etcd", &arguments).map(drop)
 }
 
-fn api_server(cgroup: &Cgroup) -> Result<Server> {
+fn api_server(cgroup: &Cgroup) -> Result<Process> {
     let audit = layout::state().join("audit-policy.yaml");
     fs::write(&audit, AUDIT).context("the audit policy")?;
     let arguments = [

@@ -1,10 +1,11 @@
 //! One node: containerd, kubelet and kube-proxy in their own network, mount, UTS, cgroup and PID
 //! namespaces. Its cgroups, `/proc` and bpffs show this node only.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result};
 use fs_err as fs;
+use xtask::process::Process;
 
 use super::{
     Mode,
@@ -13,10 +14,12 @@ use super::{
     images::{self, Images},
     kubectl,
     layout::{self, Node},
-    process::{Server, in_namespace, output, program},
+    process::{self, in_namespace, output, program},
 };
 use crate::word;
 
+/// How long one of its servers may take until it is ready.
+const PATIENCE: Duration = Duration::from_secs(90);
 const SETUP: &str = include_str!("node.sh");
 
 /// Values that the kubelet requires of machine-wide sysctls.
@@ -41,11 +44,15 @@ pub(super) fn start(node: Node, images: &Images) -> Result<String> {
         output(ctr.args(import).arg(image)).context("import an image")?;
     }
     let mut kubelet = kubelet(node, &cgroup)?;
-    let pods = kubelet.wait(&format!("registration of {}", node.name()), 90, || {
-        let get = format!("get node {} -o jsonpath={{.spec.podCIDR}}", node.name());
-        let cidr = kubectl::run(&get).ok()?;
-        (!cidr.is_empty()).then_some(cidr)
-    })?;
+    let pods = kubelet.wait(
+        &format!("registration of {}", node.name()),
+        PATIENCE,
+        || {
+            let get = format!("get node {} -o jsonpath={{.spec.podCIDR}}", node.name());
+            let cidr = kubectl::run(&get).ok()?;
+            (!cidr.is_empty()).then_some(cidr)
+        },
+    )?;
     connect_pods(node, &pods)?;
     Ok(pods)
 }
@@ -122,9 +129,11 @@ fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
         .arg(node.folder())
         .arg(&name)
         .arg(&images.pause_program);
-    let mut server = Server::start(&format!("{name}-init"), &cgroup, &mut unshare)?;
+    let mut server = process::start(&format!("{name}-init"), &cgroup, &mut unshare)?;
     let ready = node.folder().join("ready");
-    server.wait("the node's namespaces", 20, || ready.exists().then_some(()))?;
+    server.wait("the node's namespaces", PATIENCE, || {
+        ready.exists().then_some(())
+    })?;
     let outer = server.id();
     let children = format!("/proc/{outer}/task/{outer}/children");
     let children = fs::read_to_string(&children).context(children)?;
@@ -136,24 +145,7 @@ fn enter_namespaces(node: Node, images: &Images) -> Result<()> {
     system.add(outer)
 }
 
-/// restrict_oom_score_adj: without CAP_SYS_RESOURCE a negative score is rejected.
-const CONTAINERD: &str = r#"version = 2
-oom_score = 0
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "rebalancer.local/pause:1"
-  restrict_oom_score_adj = true
-  disable_apparmor = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
-    default_runtime_name = "runc"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
-        SystemdCgroup = false
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/etc/cni/net.d"
-"#;
+const CONTAINERD: &str = include_str!("../../cluster/containerd.toml");
 
 fn containerd(node: Node, cgroup: &Cgroup) -> Result<()> {
     debug_assert!(CONTAINERD.contains(images::PAUSE));
@@ -161,8 +153,8 @@ fn containerd(node: Node, cgroup: &Cgroup) -> Result<()> {
     command
         .arg("--config")
         .arg(node.folder().join("containerd.toml"));
-    let mut server = Server::start(&format!("{}-containerd", node.name()), cgroup, &mut command)?;
-    server.wait("containerd", 60, || {
+    let mut server = process::start(&format!("{}-containerd", node.name()), cgroup, &mut command)?;
+    server.wait("containerd", PATIENCE, || {
         let mut ctr = inside(node, "ctr").ok()?;
         output(ctr.arg("version")).ok()
     })?;
@@ -203,7 +195,7 @@ imageGCLowThresholdPercent: 99
     )
 }
 
-fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Server> {
+fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Process> {
     let name = node.name();
     let mut command = inside(node, program("kubelet"))?;
     command
@@ -212,7 +204,7 @@ fn kubelet(node: Node, cgroup: &Cgroup) -> Result<Server> {
         .arg("--kubeconfig")
         .arg(kubeconfig(&name))
         .args(["--hostname-override", &name, "--node-ip", &node.address()]);
-    Server::start(&format!("{name}-kubelet"), cgroup, &mut command)
+    process::start(&format!("{name}-kubelet"), cgroup, &mut command)
 }
 
 /// Writes the CNI configuration. Written in place: containerd 1.6 does not notice a file that is
@@ -232,7 +224,7 @@ fn connect_pods(node: Node, pods: &str) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn kube_proxy(node: Node, mode: Mode) -> Result<Server> {
+pub(super) fn kube_proxy(node: Node, mode: Mode) -> Result<Process> {
     let name = node.name();
     let configuration = format!(
         "\
@@ -258,5 +250,5 @@ nftables: {{minSyncPeriod: 100ms}}
     fs::write(&path, configuration)?;
     let mut command = inside(node, program("kube-proxy"))?;
     command.arg("--config").arg(path);
-    Server::start(&format!("{name}-kube-proxy"), &system(node)?, &mut command)
+    process::start(&format!("{name}-kube-proxy"), &system(node)?, &mut command)
 }

@@ -15,6 +15,7 @@ mod slot;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,7 +26,7 @@ pub use nginx::nginx;
 pub use pod::{BLOB_BYTES, Counts, Pod};
 pub use slot::{LabState, PodState, Slot, State, remove_unused};
 
-use crate::netns;
+use crate::{netns, wait};
 use addresses::Addresses;
 use rules::Service;
 use slot::Claim;
@@ -212,9 +213,12 @@ impl Lab {
             targets.push(self.service());
             targets.extend(self.service6());
         }
-        targets
-            .iter()
-            .try_for_each(|target| self.client.wait_connected(*target))
+        for target in targets {
+            let connects = || Ok(self.client.connects(target).then_some(()));
+            wait::until(Duration::from_secs(10), connects)
+                .with_context(|| format!("the client cannot connect to {target}"))?;
+        }
+        Ok(())
     }
 
     /// The description of the lab for its state file.

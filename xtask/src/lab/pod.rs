@@ -7,16 +7,15 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::{Child, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use super::{Host, addresses::PORT, nginx};
-use crate::wait;
+use crate::process::Process;
 
 /// The size of `/blob`.
 pub const BLOB_BYTES: usize = 256 << 10;
@@ -35,7 +34,7 @@ pub struct Pod {
 
 #[derive(Debug)]
 struct Server {
-    nginx: Child,
+    nginx: Process,
     /// Number of requests for its counts, which nginx counts as well.
     status_requests: u64,
 }
@@ -92,9 +91,7 @@ impl Pod {
     pub fn stop_server(&self) -> Result<()> {
         let mut server = self.server.lock();
         if let Some(mut server) = server.take() {
-            let pid = Pid::from_child(&server.nginx);
-            kill_process(pid, Signal::TERM).context("stop nginx")?;
-            server.nginx.wait().context("wait for nginx")?;
+            server.nginx.stop(Signal::TERM).context("stop nginx")?;
         }
         Ok(())
     }
@@ -119,17 +116,9 @@ impl Pod {
         // A killed nginx leaves its socket, which would prevent binding again.
         let _ = fs::remove_file(self.folder.join("status"));
         fs::write(self.folder.join("blob"), vec![b'x'; BLOB_BYTES])?;
-        let mut nginx = nginx(&self.host, &self.folder, &self.servers())?
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(self.folder.join("stderr"))?)
-            .spawn()?;
-        let responds = wait::until(Duration::from_secs(10), || {
-            ensure!(nginx.try_wait()?.is_none(), "it has exited");
-            Ok(self.status().ok())
-        });
-        responds
-            .with_context(|| fs::read_to_string(self.folder.join("stderr")).unwrap_or_default())?;
+        let mut nginx = nginx(&self.host, &self.folder, &self.servers())?;
+        let mut nginx = Process::start(&mut nginx, self.folder.join("log"))?;
+        nginx.wait("its status", Duration::from_secs(10), || self.status().ok())?;
         Ok(Server {
             nginx,
             status_requests: 1,

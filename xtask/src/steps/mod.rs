@@ -195,7 +195,7 @@ impl<'a> Bench<'a> {
         let mut seen = Vec::new();
         let mut skipped = Vec::new();
         let mut survived = Vec::new();
-        let folders: Vec<_> = running.iter().map(|r| r.folder().to_owned()).collect();
+        let folders: Vec<_> = running.iter().map(|r| r.folder.clone()).collect();
         std::thread::scope(|scope| -> Result<()> {
             let clients = self.columns.iter().zip(&folders).map(|(run, folder)| {
                 let clients = Clients {

@@ -92,47 +92,7 @@ pub(super) fn pod_field(pod: &str, path: &str) -> Result<String> {
 }
 
 /// A pod whose server is in a cgroup named like another pod's.
-pub(super) const LOOKALIKE: &str = "\
-apiVersion: v1
-kind: Pod
-metadata: {name: lookalike}
-spec:
-  terminationGracePeriodSeconds: 0
-  automountServiceAccountToken: false
-  containers:
-  - name: nginx
-    image: rebalancer.local/web:1
-    imagePullPolicy: Never
-    securityContext: {privileged: true}
-    command: [sh, -c]
-    args:
-    - |
-      while IFS= read -r line; do
-        case $line in 0::*) mine=${line#0::} ;; esac
-      done </proc/self/cgroup
-      for root in /node-cgroup/unified /node-cgroup; do
-        [ -e $root/cgroup.procs ] || continue
-        fake=$root$mine/kubepods/podVICTIM_UID/inner
-        /bin/busybox mkdir -p $fake && echo 0 >$fake/cgroup.procs && break
-      done
-      exec nginx
-    readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
-    volumeMounts: [{name: cgroup, mountPath: /node-cgroup}]
-  volumes: [{name: cgroup, hostPath: {path: /sys/fs/cgroup}}]
-";
+pub(super) const LOOKALIKE: &str = include_str!("../../../cluster/lookalike.yaml");
 
 /// A single pod with a label.
-pub(super) const SOLO: &str = "\
-apiVersion: v1
-kind: Pod
-metadata: {name: solo, labels: {turn: LABEL}}
-spec:
-  nodeName: node1
-  terminationGracePeriodSeconds: 0
-  automountServiceAccountToken: false
-  containers:
-  - name: nginx
-    image: rebalancer.local/web:1
-    imagePullPolicy: Never
-    readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
-";
+pub(super) const SOLO: &str = include_str!("../../../cluster/solo.yaml");
