@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 use xtask::lab::Host;
 
@@ -69,14 +69,15 @@ impl Clients<'_> {
                 sleep(PAUSE).await;
             }
         });
+        let mut clients: FuturesUnordered<_> = clients.collect();
         let ended = async {
             tokio::select! {
                 ended = task => ended,
-                _ = join_all(clients) => Ok(()),
+                _ = clients.next() => Ok(()),
             }
         };
         // The timeout is the normal end.
         timeout(self.time_left(), ended).await.unwrap_or(Ok(()))?;
-        Ok(seen.into_inner())
+        Ok(seen.take())
     }
 }
