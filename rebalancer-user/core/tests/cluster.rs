@@ -4,19 +4,17 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use rebalancer_core::{
-    plan::{Ledger, NoClusterView, Outcome, Plan, SkipReason, Verdict, decide, report},
-    policy::{Policy, parse},
-    snapshot::{
-        Connection, Cookie, Endpoint, EndpointKey, Identity, KernelTime, Naming, Netns, Service,
-        ServiceAt, Snapshot, sample,
-    },
+    plan::{Ledger, Move, NoClusterView, SkipReason, Verdict, report},
+    policy::{self, Policy},
+    snapshot::{Connection, Cookie, EndpointKey, KernelTime, Naming, Service, Snapshot, sample},
     views::{Generation, Key, Merger, Report, Share, Sums, View, Views},
 };
 
+mod agent;
 mod named;
-use named::{named, service, snapshot, web};
+use agent::{Agent, HOUR, SECOND, decided, words};
+use named::{behind, named, snapshot};
 
-const SECOND: u64 = 1_000_000_000;
 const GENERATION: Generation = Generation(3);
 
 const BALANCE: &str = "balance: {tolerance: 10%}";
@@ -26,12 +24,11 @@ fn policy(mode: &str, budget: &str, fields: &str) -> Policy {
 }
 
 fn policy_with(mode: &str, budget: &str, fields: &str, guards: &str) -> Policy {
-    let text = format!(
-        "apiVersion: rebalancer.dev/v1alpha1\nkind: RebalancePolicy\nmode: {mode}\n\
+    policy::sample::policy(&format!(
+        "mode: {mode}\n\
          budget: {{perNode: 1000000, perEndpoint: 100%, maxInFlight: 10000, {budget}}}\n\
          {guards}\nrules:\n- {{name: even, match: {{services: [shop/web]}}, {fields}}}\n"
-    );
-    parse("test", &text).unwrap_or_else(|errors| panic!("{errors}\n{text}"))
+    ))
 }
 
 fn dry_run(budget: &str) -> Policy {
@@ -40,17 +37,8 @@ fn dry_run(budget: &str) -> Policy {
 
 /// One of three ready endpoints of Service `web`, on a node of its own, with so many connections.
 fn node(connections: Vec<Connection>, views: Views) -> Snapshot {
-    let at = ServiceAt {
-        name: "web".to_owned(),
-        ready: true,
-        ..ServiceAt::default()
-    };
-    let pod = Identity {
-        services: Some(vec![at]),
-        ..web()
-    };
-    let mut seen = snapshot(named(pod), Naming::Fresh);
-    let facts = seen.services.get_mut(&service("shop", "web")).unwrap();
+    let mut seen = snapshot(named(behind(&["web"])), Naming::Fresh);
+    let facts = seen.services.get_mut(&sample::service("web")).unwrap();
     (facts.ready, facts.ready_here, facts.generation) = (3, 1, Some(GENERATION));
     for endpoint in seen.endpoints.values_mut() {
         endpoint.listeners = 1;
@@ -96,17 +84,11 @@ fn view() -> View {
             largest: 1,
         },
         mean: 100,
-        least: 0,
         most: 300,
         connections: 300,
-        others: None,
-        elsewhere: 0,
-        moving: 0,
-        filled: 0,
-        full: 0,
-
         excess: 200,
         share: Share::ALL,
+        ..View::default()
     }
 }
 
@@ -114,15 +96,8 @@ fn valid(view: View) -> Views {
     Views::valid(vec![view], Duration::from_secs(30))
 }
 
-fn decided(policy: &Policy, seen: &Snapshot) -> Plan {
-    decide(policy, seen, &Ledger::default(), seen.taken)
-}
-
-fn words(policy: &Policy, views: Views) -> BTreeMap<&'static str, u64> {
-    let plan = decided(policy, &hot(views));
-    let mut words = plan.skipped();
-    words.insert("moved", plan.moves().count() as u64);
-    words
+fn words_of(policy: &Policy, view: View) -> BTreeMap<&'static str, u64> {
+    words(&decided(policy, &hot(valid(view))))
 }
 
 /// Why nothing is moved.
@@ -183,8 +158,8 @@ fn where_traffic_stays_on_its_node_no_view_is_used() {
 #[test]
 fn by_a_valid_view_an_endpoint_sheds_its_excess_over_the_clusters_mean() {
     // 300 − 110, and of three that are moved one comes back.
-    let words = words(&dry_run("perService: 100%"), valid(view()));
-    assert_eq!(words, [("moved", 285), ("othersMoved", 15)].into());
+    let found = words_of(&dry_run("perService: 100%"), view());
+    assert_eq!(found, [("moved", 285), ("othersMoved", 15)].into());
     let balanced = View {
         sums: Sums {
             total: 900,
@@ -205,7 +180,7 @@ fn a_node_moves_no_more_than_its_share_and_no_more_than_its_own_budget() {
     let moved = |policy: &Policy, change: &dyn Fn(&mut View)| {
         let mut view = view();
         change(&mut view);
-        let words = words(policy, valid(view));
+        let words = words_of(policy, view);
         let waits = |word| words.get(word).copied().unwrap_or_default();
         (words["moved"], waits("shareBudget"), waits("serviceBudget"))
     };
@@ -223,13 +198,7 @@ fn a_node_moves_no_more_than_its_share_and_no_more_than_its_own_budget() {
         view.excess = u64::MAX;
     };
     assert_eq!(moved(&tenth, &claimed), (30, 0, 255));
-    let wrong = |view: &mut View| {
-        view.share = Share {
-            from: 0,
-            to: u32::MAX,
-        }
-    };
-    assert_eq!(moved(&tenth, &wrong), (30, 0, 255));
+    assert_eq!(moved(&tenth, &share(0, u32::MAX)), (30, 0, 255));
 }
 
 #[test]
@@ -243,7 +212,7 @@ fn a_share_is_of_balance_alone() {
         share: Share::default(),
         ..view()
     };
-    let words = words(&policy, valid(view));
+    let words = words_of(&policy, view);
     assert_eq!(words["moved"], 30, "a limit is one on each node: {words:?}");
 }
 
@@ -283,13 +252,10 @@ fn a_report_is_of_what_balance_compares_and_of_empty_endpoints_too() {
     assert_eq!(change(&|s| s.naming = Naming::Stale { silent: None }), 0);
     assert_eq!(change(&|s| s.services.clear()), 0);
     let not_ready = |seen: &mut Snapshot| {
+        let mut pod = behind(&["web"]);
+        pod.services.as_mut().unwrap()[0].ready = false;
         for endpoint in seen.endpoints.values_mut() {
-            let at = ServiceAt {
-                name: "web".to_owned(),
-                ..ServiceAt::default()
-            };
-            let services = Some(vec![at]);
-            endpoint.who = named(Identity { services, ..web() });
+            endpoint.who = named(pod.clone());
         }
     };
     assert_eq!(change(&not_ready), 0);
@@ -300,15 +266,9 @@ fn a_report_is_of_what_balance_compares_and_of_empty_endpoints_too() {
 #[test]
 fn two_endpoints_on_one_node_are_reported_apart() {
     let mut seen = hot(Views::Off);
-    let (key, endpoint) = seen.endpoints.first_key_value().unwrap();
-    let other = EndpointKey {
-        netns: Netns(key.netns.0 + 1),
-        ..*key
-    };
-    let endpoint: Endpoint = endpoint.clone();
-    seen.endpoints.insert(other, endpoint);
+    seen.endpoints.insert(at(1), seen.endpoints[&at(0)].clone());
     for one in &mut seen.connections[..100] {
-        one.endpoint = other;
+        one.endpoint = at(1);
     }
     let reports = report(&dry_run("perService: 10%"), &seen, &Ledger::default());
     assert_eq!((reports.len(), &reports[0].loads[..]), (1, &[200, 100][..]));
@@ -317,8 +277,7 @@ fn two_endpoints_on_one_node_are_reported_apart() {
 /// Nodes with as many endpoints each, three with one at first, the coordinator, and clients that reconnect at once to one of
 /// them by chance.
 struct Cluster {
-    policy: Policy,
-    nodes: Vec<(Ledger, Vec<Connection>)>,
+    nodes: Vec<(Agent, Vec<Connection>)>,
     /// Endpoints on each.
     per_node: u32,
     merger: Merger,
@@ -334,11 +293,7 @@ struct Cluster {
 
 /// An endpoint of a node, by its number there.
 fn at(number: u32) -> EndpointKey {
-    let first = sample::connection(1).endpoint;
-    EndpointKey {
-        netns: Netns(first.netns.0 + number),
-        ..first
-    }
+    sample::endpoint(1 + number, 8080)
 }
 
 /// Where new endpoints are.
@@ -357,6 +312,11 @@ enum Clients {
 impl Cluster {
     /// `clients`: each connection is of one of its own, or all are of one.
     fn new(seed: u64, clients: Clients) -> Self {
+        let policy = policy("Enforce", "perService: 100%", BALANCE);
+        Self::by(&policy, seed, clients)
+    }
+
+    fn by(policy: &Policy, seed: u64, clients: Clients) -> Self {
         let of_one = |cookie| Connection {
             remote: sample::connection(1).remote,
             ..connection(cookie)
@@ -366,14 +326,13 @@ impl Cluster {
             Clients::One => (1..=300).map(of_one).collect(),
         };
         Self {
-            policy: policy("Enforce", "perService: 100%", BALANCE),
             nodes: [all, Vec::new(), Vec::new()]
-                .map(|all| (Ledger::default(), all))
+                .map(|all| (Agent::new(policy.clone()), all))
                 .into(),
             per_node: 1,
             merger: Merger::default(),
             views: BTreeMap::new(),
-            now: 10 * named::HOUR,
+            now: 10 * HOUR,
             next: 301,
             seed,
             moves: 0,
@@ -405,10 +364,9 @@ impl Cluster {
             facts.ready_here = self.per_node;
             facts.generation = Some(Generation(facts.ready.into()));
         }
-        let (_, endpoint) = seen.endpoints.first_key_value().unwrap();
-        let endpoint = endpoint.clone();
         for number in 1..self.per_node {
-            seen.endpoints.insert(at(number), endpoint.clone());
+            let like_the_first = seen.endpoints[&at(0)].clone();
+            seen.endpoints.insert(at(number), like_the_first);
         }
         seen
     }
@@ -422,7 +380,8 @@ impl Cluster {
         self.changed = Some(self.now);
         match place {
             Place::OtherNodes => {
-                let new = || (Ledger::default(), Vec::new());
+                let policy = self.nodes[0].0.policy.clone();
+                let new = || (Agent::new(policy.clone()), Vec::new());
                 let nodes = self.nodes.len();
                 self.nodes.extend(std::iter::repeat_with(new).take(nodes));
             }
@@ -456,9 +415,19 @@ impl Cluster {
         let now = Duration::from_nanos(self.now);
         self.views = self.merger.views(now);
         for number in 0..self.nodes.len() {
-            let services = report(&self.policy, &self.seen(number), &self.nodes[number].0);
+            let Agent { policy, ledger } = &self.nodes[number].0;
+            let services = report(policy, &self.seen(number), ledger);
             let report = Report::of(self.now, services);
             self.merger.report(&number.to_string(), report, true, now);
+        }
+    }
+
+    /// So many times a report and two passes.
+    fn rounds(&mut self, count: u32) {
+        for _ in 0..count {
+            self.report();
+            self.pass();
+            self.pass();
         }
     }
 
@@ -466,15 +435,11 @@ impl Cluster {
         self.now += 5 * SECOND;
         for number in 0..self.nodes.len() {
             let seen = self.seen(number);
-            let (ledger, live) = &mut self.nodes[number];
-            ledger.observe(&self.policy, &seen);
-            let plan = decide(&self.policy, &seen, ledger, seen.taken);
-            let chosen: Vec<Cookie> = plan.moves().map(|chosen| chosen.cookie()).collect();
-            for chosen in plan.moves() {
-                ledger.started(chosen, seen.taken);
-                ledger.ended(chosen.cookie(), Outcome::Reset, seen.taken);
-            }
-            ledger.prune(&seen, Duration::from_secs(60), seen.taken);
+            let (agent, live) = &mut self.nodes[number];
+            let plan = agent.observe(&seen);
+            agent.reset(&plan, seen.taken);
+            agent.prune(&seen);
+            let chosen: Vec<Cookie> = plan.moves().map(Move::cookie).collect();
             let (gone, kept) = live.drain(..).partition(|one| chosen.contains(&one.cookie));
             *live = kept;
             let gone: Vec<Connection> = gone;
@@ -496,18 +461,13 @@ impl Cluster {
     }
 
     fn loads(&self) -> Vec<usize> {
-        let of_node = |live: &[Connection], number| {
-            let here = live.iter().filter(|one| one.endpoint == at(number));
-            here.count()
-        };
-        let numbers = 0..self.per_node;
-        numbers
-            .flat_map(|number| {
-                self.nodes
-                    .iter()
-                    .map(move |(_, live)| of_node(live, number))
-            })
-            .collect()
+        let mut loads = Vec::new();
+        for number in 0..self.per_node {
+            let here = |one: &&Connection| one.endpoint == at(number);
+            let nodes = self.nodes.iter();
+            loads.extend(nodes.map(|(_, live)| live.iter().filter(here).count()));
+        }
+        loads
     }
 }
 
@@ -518,25 +478,16 @@ fn clients_that_come_from_endpoints_that_are_gone_are_not_taken_for_those_that_w
     for (seed, (known_after, are_flapping)) in runs {
         let mut cluster = Cluster::new(seed, Clients::One);
         while cluster.moves < 100 {
-            cluster.report();
-            cluster.pass();
-            cluster.pass();
+            cluster.rounds(1);
         }
         // No view shows that they have arrived elsewhere.
         (0..8).for_each(|_| cluster.pass());
         cluster.scale_in(200, known_after, are_flapping);
-        for _ in 0..10 {
-            cluster.report();
-            cluster.pass();
-            cluster.pass();
-        }
+        cluster.rounds(10);
         let now = KernelTime(cluster.now);
-        for (ledger, _) in &cluster.nodes {
-            assert_eq!(
-                ledger.cooldowns(now),
-                [],
-                "{seed}, known after {known_after}"
-            );
+        for (agent, _) in &cluster.nodes {
+            let cooldowns = agent.ledger.cooldowns(now);
+            assert_eq!(cooldowns, [], "{seed}, known after {known_after}");
         }
     }
 }
@@ -548,9 +499,7 @@ fn three_nodes_become_even_and_stay_so() {
         let mut cluster = Cluster::new(seed, clients);
         let (mut even_after, mut soon) = (None, 0);
         for round in 0..60 {
-            cluster.report();
-            cluster.pass();
-            cluster.pass();
+            cluster.rounds(1);
             if round == 10 {
                 soon = cluster.moves;
             }
@@ -587,21 +536,16 @@ fn three_nodes_whose_service_is_scaled_to_six_become_even() {
         (Clients::One, Place::SameNodes),
     ];
     for (seed, (clients, place)) in (1..=10).flat_map(|seed| ways.map(|way| (seed, way))) {
-        let mut cluster = Cluster::new(seed, clients);
         let guards = "guards: {minAge: 2s, stabilizationWindow: 2s}";
-        cluster.policy = policy_with("Enforce", "window: 10s, perService: 100%", BALANCE, guards);
-        let round = |cluster: &mut Cluster| {
-            cluster.report();
-            cluster.pass();
-            cluster.pass();
-        };
-        (0..10).for_each(|_| round(&mut cluster));
+        let policy = policy_with("Enforce", "window: 10s, perService: 100%", BALANCE, guards);
+        let mut cluster = Cluster::by(&policy, seed, clients);
+        cluster.rounds(10);
         let before = cluster.loads();
         let moves = cluster.moves;
         cluster.scale_out(place);
         let mut even_after = None;
         for number in 0..30 {
-            round(&mut cluster);
+            cluster.rounds(1);
             // As far as chance explains, beside the tolerance.
             if cluster.loads().into_iter().max() > Some(70) {
                 even_after = None;

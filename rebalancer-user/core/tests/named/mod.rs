@@ -12,7 +12,7 @@ use rebalancer_core::{
     },
 };
 
-pub(crate) const HOUR: u64 = 3_600_000_000_000;
+const HOUR: u64 = 3_600_000_000_000;
 
 /// An old connection of `who`, in a snapshot with this naming.
 pub(crate) fn snapshot(who: Who, naming: Naming) -> Snapshot {
@@ -39,16 +39,13 @@ fn facts(who: &Who) -> BTreeMap<ServiceName, Service> {
     let Some(pod) = who.pod() else {
         return BTreeMap::new();
     };
-    let services = pod.services.iter().flatten();
-    let facts = services.map(|at| (service(&pod.namespace, &at.name), usual.clone()));
-    facts.collect()
-}
-
-pub(crate) fn service(namespace: &str, name: &str) -> ServiceName {
-    ServiceName {
-        namespace: namespace.to_owned(),
+    let name = |name| ServiceName {
+        namespace: pod.namespace.clone(),
         ..sample::service(name)
-    }
+    };
+    let services = pod.services.iter().flatten();
+    let facts = services.map(|at| (name(&at.name), usual.clone()));
+    facts.collect()
 }
 
 pub(crate) fn policy(guards: &str, matches: &[&str]) -> Policy {
