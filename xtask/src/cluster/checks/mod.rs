@@ -17,6 +17,7 @@ mod size;
 mod traffic;
 mod variants;
 mod workload;
+mod zones;
 
 use std::{
     collections::BTreeMap,
@@ -81,7 +82,7 @@ const FIRST: [Check; 18] = [
 ];
 
 /// Balance across nodes: only with [`balance::NODES`] or more.
-const ACROSS_NODES: [Check; 14] = [
+const ACROSS_NODES: [Check; 15] = [
     ("a coordinator leads", balance::coordinators),
     (
         "a scale-out over three nodes is balanced",
@@ -117,6 +118,10 @@ const ACROSS_NODES: [Check; 14] = [
     (
         "the API server counts what the intervals say",
         requests::while_balancing,
+    ),
+    (
+        "a zone-aware Service is compared within its zone",
+        zones::compared_within,
     ),
     (
         "a Deployment rolled is even and loses no request",

@@ -40,6 +40,22 @@ pub(super) const ROLLED: Workload = Workload {
     connections: 60,
 };
 
+/// A Service whose traffic stays in its zone, and the client of one zone: of the zone with two nodes.
+pub(super) const NEAR_WEST: Workload = Workload {
+    name: "near",
+    client: "near-west",
+    manifest: include_str!("../../../cluster/zones-west.yaml"),
+    connections: 120,
+};
+
+/// Likewise of the zone with one node.
+pub(super) const NEAR_EAST: Workload = Workload {
+    client: "near-east",
+    manifest: include_str!("../../../cluster/zones-east.yaml"),
+    connections: 200,
+    ..NEAR_WEST
+};
+
 impl Workload {
     pub(super) fn apply(self) -> Result<()> {
         kubectl::apply(self.manifest)
