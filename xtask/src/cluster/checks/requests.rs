@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
     Outcome, State,
-    balance::{REPORT_EVERY, balanced_by, ended},
+    balance::{REPORT_EVERY, ROUNDS, balanced_by, ended},
     disruptions::{begin, ends, memory},
 };
 use crate::cluster::kubectl;
@@ -176,10 +176,25 @@ fn label(labels: &str, name: &str) -> String {
     })
 }
 
+/// Waits for the last moves: what chance may explain is even to the check before, and an agent may still move some of it.
+fn settled() -> Result<()> {
+    let quiet = REPORT_EVERY * 2;
+    let mut before = ended()?;
+    for _ in 0..ROUNDS {
+        sleep(quiet);
+        let now = ended()?;
+        if now == before {
+            return Ok(());
+        }
+        before = now;
+    }
+    let seconds = (quiet * ROUNDS).as_secs();
+    bail!("still moves {seconds} s after all was balanced");
+}
+
 /// Nothing is moved, and the API server is asked as often as the intervals say.
 pub(super) fn at_rest(state: &mut State) -> Outcome {
-    // Those under way end.
-    sleep(REPORT_EVERY);
+    settled()?;
     let (before, counts) = (ended()?, Counts::read()?);
     let began = Instant::now();
     while began.elapsed() < state.rest {
