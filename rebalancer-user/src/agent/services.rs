@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use crate::{
     api::{BalanceItem, EndpointItem, ServiceItem},
     plan::{Balanced, Group, Plan},
-    snapshot::{Endpoint, EndpointKey, Snapshot},
+    snapshot::{Endpoint, EndpointKey, Identity, Snapshot},
 };
 
 /// Endpoints shown; those with fewest connections are left out.
@@ -35,7 +35,7 @@ pub(super) fn by_service(
             netns: key.netns.0,
             cgroup: key.cgroup.map(|id| id.0),
             port: key.port,
-            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.pod)),
+            pod: pod.map(Identity::full_name),
             connections: endpoint.open,
             bytes: endpoint.bytes_in.0.saturating_add(endpoint.bytes_out.0),
             in_flight: moving.get(key).copied().unwrap_or(0),

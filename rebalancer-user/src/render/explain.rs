@@ -22,7 +22,7 @@ fn text(out: &mut impl Write, explained: &Explanation<'_>, snapshot: &Snapshot) 
     let netns = c.endpoint.netns.0;
     line("local", format!("{}, network namespace {netns}", c.local))?;
     if let Some(pod) = explained.who.pod() {
-        line("pod", format!("{}/{}", pod.namespace, pod.pod))?;
+        line("pod", pod.full_name())?;
         if pod.services.is_some() {
             let services = service_names(pod);
             let none = ["none"];

@@ -210,6 +210,6 @@ pub(super) fn pod_name(who: &Who) -> String {
     match who {
         Who::NoPod => "-".to_owned(),
         Who::Unknown => "?".to_owned(),
-        Who::Pod(pod) => format!("{}/{}", pod.namespace, pod.pod),
+        Who::Pod(pod) => pod.full_name(),
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     policy::{By, Mode, OnReconnect, Policy},
-    snapshot::{KernelTime, Snapshot},
+    snapshot::{Identity, KernelTime, Snapshot},
 };
 
 /// Decides what to do with every connection of `snapshot` at `now`.
@@ -124,7 +124,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
         let pod = pair.who.pod()?;
         Some(Drained {
             endpoint: pair.endpoint,
-            pod: format!("{}/{}", pod.namespace, pod.pod),
+            pod: pod.full_name(),
             rule: pair.rule.name().clone(),
             left: drained?.left(),
             connections,
@@ -210,7 +210,7 @@ impl Chosen<'_> {
             endpoint: connection.endpoint,
             local: connection.local,
             remote: connection.remote,
-            pod: pod.map(|pod| format!("{}/{}", pod.namespace, pod.pod)),
+            pod: pod.map(Identity::full_name),
             rule: rule.name().clone(),
             reasons,
             steps: rule.steps().clone(),

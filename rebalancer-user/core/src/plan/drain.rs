@@ -89,7 +89,7 @@ fn ending(rule: &Rule, pod: &Identity) -> Option<Ending> {
 pub(super) fn no_time(rule: &Rule, pod: &Identity) -> Option<SkipReason> {
     let Ending { stops_after, .. } = ending(rule, pod)?;
     (stops_after < LEAST).then(|| SkipReason::NoTimeToDrain {
-        pod: format!("{}/{}", pod.namespace, pod.pod).into(),
+        pod: pod.full_name().into(),
         stops_after,
     })
 }

@@ -69,7 +69,7 @@ fn terminating(rule: &Rule, who: &Who) -> Option<SkipReason> {
     let mut services = pod.services.iter().flatten();
     let ends = pod.terminating || services.any(|service| service.terminating);
     ends.then(|| SkipReason::Terminating {
-        pod: format!("{}/{}", pod.namespace, pod.pod).into(),
+        pod: pod.full_name().into(),
     })
 }
 

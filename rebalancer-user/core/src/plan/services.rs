@@ -163,7 +163,7 @@ fn asked<'a>(rule: &Rule, all: &[Leads<'a>]) -> Vec<Leads<'a>> {
 fn unready(pod: &Identity, asked: &[Leads<'_>]) -> Option<SkipReason> {
     let service = asked.iter().find(|s| !s.at.ready)?;
     Some(SkipReason::Unready {
-        pod: format!("{}/{}", pod.namespace, pod.pod).into(),
+        pod: pod.full_name().into(),
         service: service.name.clone(),
     })
 }

@@ -97,6 +97,13 @@ pub struct Identity {
     pub opted_out: bool,
 }
 
+impl Identity {
+    /// The pod as `namespace/name`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.pod)
+    }
+}
+
 /// How a pod that is being deleted comes to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
