@@ -18,7 +18,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// As they can be, whoever has written them, of parts that come to `total` and of which none is above `most`.
+    /// As they can be, whoever has written them, of parts that come to `total` and none of which is above `most`.
     pub(super) fn of(self, total: u64, most: u64) -> Self {
         let largest = self.largest.clamp(u64::from(most > 0), most);
         // A whole number is not above its square, and no part is above the largest.
