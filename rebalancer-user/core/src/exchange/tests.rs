@@ -13,6 +13,15 @@ const START: Position = Position {
     acked: 5_000,
 };
 
+/// TCP's counters once so many more bytes of this direction have come.
+fn after(mut at: Position, direction: Direction, count: usize) -> Position {
+    match direction {
+        Direction::In => at.received += count as u64,
+        Direction::Out => at.acked += count as u64,
+    }
+    at
+}
+
 /// A connection that was at rest, and TCP's counters after what both ends have sent since.
 struct Dialogue {
     exchange: Exchange,
@@ -40,11 +49,7 @@ impl Dialogue {
 
     fn send(&mut self, direction: Direction, bytes: &[u8]) -> &mut Self {
         let seq = seqs(BASE, self.at)[direction as usize];
-        let counter = match direction {
-            Direction::In => &mut self.at.received,
-            Direction::Out => &mut self.at.acked,
-        };
-        *counter += bytes.len() as u64;
+        self.at = after(self.at, direction, bytes.len());
         self.exchange.take_in(Piece {
             direction,
             seq,
@@ -263,10 +268,7 @@ fn the_end_that_sent_last_is_known() {
     let mut at = START;
     let mut take_in = |exchange: &mut Exchange, direction: Direction, length: u32, again: u32| {
         let seq = seqs(BASE, at)[direction as usize].wrapping_sub(again);
-        match direction {
-            Direction::In => at.received += u64::from(length),
-            Direction::Out => at.acked += u64::from(length),
-        }
+        at = after(at, direction, length as usize);
         exchange.take_in(Piece {
             direction,
             seq,
@@ -504,27 +506,14 @@ fn in_segments(
     }
     let mut received = vec![false; message.len()];
     for (from, to) in segments {
-        let position = |count: usize| match direction {
-            Direction::In => Position {
-                received: start.received + count as u64,
-                ..start
-            },
-            Direction::Out => Position {
-                acked: start.acked + count as u64,
-                ..start
-            },
-        };
         dialogue.exchange.take_in(Piece {
             direction,
-            seq: seqs(BASE, position(from))[direction as usize],
+            seq: seqs(BASE, after(start, direction, from))[direction as usize],
             content: Content::Present(&message[from..to]),
         });
         received[from..to].fill(true);
-        let in_order = received
-            .iter()
-            .take_while(|is_received| **is_received)
-            .count();
-        dialogue.at = position(in_order);
+        let in_order = received.iter().take_while(|is_there| **is_there).count();
+        dialogue.at = after(start, direction, in_order);
         check(dialogue.state(), in_order == message.len());
     }
 }
