@@ -67,17 +67,6 @@ struct FillItem {
     text: String,
 }
 
-impl FillItem {
-    fn of(effort: &FillTest) -> Self {
-        Self {
-            moves: effort.moves,
-            missing_percent: effort.missing_percent(),
-            holds: effort.hold.times,
-            text: effort_text(effort),
-        }
-    }
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct GuardItem {
@@ -122,7 +111,12 @@ pub fn write_explanation(
                 siblings: test.siblings,
             })
             .collect(),
-        fill: explained.fill.as_ref().map(FillItem::of),
+        fill: explained.fill.as_ref().map(|effort| FillItem {
+            moves: effort.moves,
+            missing_percent: effort.missing_percent(),
+            holds: effort.hold.times,
+            text: effort_text(effort),
+        }),
         guards: explained
             .guards
             .iter()

@@ -1,7 +1,7 @@
 //! Parses the alert rules and the dashboard's queries with promtool. A test of rebalancer-user
 //! checks that the metrics exist.
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use fs_err as fs;
@@ -67,16 +67,10 @@ fn check(name: &str, groups: &Value) -> Result<String> {
     fs::create_dir_all(&folder)?;
     let file = folder.join(name);
     fs::write(&file, groups.to_string())?;
-    let (report, _) = tools::run(promtool()?.args(["check", "rules"]).arg(&file))?;
+    let mut promtool = Command::new(setup::find("promtool").context("promtool")?);
+    let (report, _) = tools::run(promtool.args(["check", "rules"]).arg(&file))?;
     let summary = report
         .lines()
         .find_map(|line| line.trim().strip_prefix("SUCCESS: "));
     Ok(summary.with_context(|| report.clone())?.to_owned())
-}
-
-fn promtool() -> Result<Command> {
-    let program = setup::find("promtool").context("promtool")?;
-    let mut promtool = Command::new(program);
-    promtool.current_dir(Path::new("/"));
-    Ok(promtool)
 }

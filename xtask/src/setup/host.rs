@@ -1,6 +1,9 @@
 //! The programs that the lab, the demo and the tests run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 
@@ -93,4 +96,22 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
     which::which_in(program, std::env::join_paths(folders).ok(), "/").ok()
+}
+
+pub(super) fn find_postgres() -> Finding {
+    let programs = postgres_programs().context("missing: for the suite steps");
+    Finding {
+        what: "PostgreSQL",
+        state: programs.map(|bin| bin.display().to_string()),
+        packages: vec!["postgresql"],
+    }
+}
+
+/// The folder of the newest installed version's programs.
+pub(crate) fn postgres_programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+    let programs = versions.map(|version| version.path().join("bin"));
+    programs
+        .filter(|bin| bin.join("postgres").exists() && bin.join("pgbench").exists())
+        .max()
 }

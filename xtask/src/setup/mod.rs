@@ -6,18 +6,17 @@ mod components;
 mod go;
 mod host;
 mod kernel;
-mod machine;
-pub(crate) mod servers;
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::terminal;
 
 pub(crate) use go::{build as go_build, program as go_program};
+#[cfg(feature = "steps")]
+pub(crate) use host::postgres_programs;
 pub(crate) use host::{KEYS, find};
-pub(crate) use machine::{architecture, needs_this_kernel};
 
 /// A group of things that this project needs on the machine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,7 +77,7 @@ impl Need {
             }
             Self::Lints => vec![components::find()],
             Self::Fuzzer => programs(&[("c++", "g++", "the fuzzers")]),
-            Self::Steps => with(programs(&host::SERVERS), servers::find()),
+            Self::Steps => with(programs(&host::SERVERS), host::find_postgres()),
             Self::Machines => programs(&host::MACHINES),
             Self::Debian => programs(&[(
                 "debootstrap",
@@ -190,4 +189,26 @@ fn install(missing: &[Need]) -> Result<()> {
         need.install()?;
     }
     Ok(())
+}
+
+/// Checks for root and BTF, which the kernel tests and the demo need.
+pub(crate) fn needs_this_kernel() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("this needs root; `cargo xtask test unit` does not");
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        bail!(
+            "this kernel has no BTF (/sys/kernel/btf/vmlinux): boot one with CONFIG_DEBUG_INFO_BTF"
+        );
+    }
+    Ok(())
+}
+
+/// The architecture as Go and OCI registries name it.
+pub(crate) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }

@@ -11,7 +11,7 @@ use xtask::{
     lab::{Lab, Pod},
 };
 
-use crate::setup::servers;
+use crate::setup::postgres_programs;
 
 use super::{
     Defaults, Server, Situation,
@@ -66,7 +66,7 @@ pub(super) const SERVER: Server = Server {
 };
 
 fn start(lab: &Lab, pod: &Pod) -> Result<Running> {
-    let bin = servers::postgres_programs().context("no PostgreSQL in /usr/lib/postgresql")?;
+    let bin = postgres_programs().context("no PostgreSQL in /usr/lib/postgresql")?;
     let folder = folder(lab, pod, "postgres")?;
     let data = folder.join("data");
     std::os::unix::fs::chown(&folder, Some(65534), Some(65534))?;
@@ -126,7 +126,7 @@ fn pool(clients: &Clients<'_>) -> Result<Seen> {
 
 /// pgbench aborts a client whose connection breaks and does not reconnect it.
 fn transactions(clients: &Clients<'_>) -> Result<Seen> {
-    let bin = servers::postgres_programs().context("no pgbench")?;
+    let bin = postgres_programs().context("no pgbench")?;
     let socket = clients.folder.display().to_string();
     make_tables(&socket).context("pgbench's tables")?;
     let script = clients.folder.join("transaction.sql");
