@@ -167,9 +167,21 @@ pub(crate) fn run(size: Size) -> Result<Results> {
         moves: scaled.iter().map(|one| one.moves).sum(),
         least: scaled.iter().map(|one| one.least).sum(),
         moves_elsewhere,
-        traffic: exchange.traffic.since(at_rest),
+        traffic: since(exchange.traffic, at_rest),
         took: began.elapsed(),
     })
+}
+
+/// What it has cost since then.
+fn since(traffic: Traffic, before: Traffic) -> Traffic {
+    Traffic {
+        reports: traffic.reports - before.reports,
+        views: traffic.views - before.views,
+        report_bytes: traffic.report_bytes - before.report_bytes,
+        view_bytes: traffic.view_bytes - before.view_bytes,
+        merging: traffic.merging - before.merging,
+        longest_merge: traffic.longest_merge,
+    }
 }
 
 /// A Service that was scaled out.

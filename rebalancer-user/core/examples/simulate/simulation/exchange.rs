@@ -37,20 +37,6 @@ pub(crate) struct Traffic {
     pub(crate) longest_merge: Duration,
 }
 
-impl Traffic {
-    /// What it has cost since then.
-    pub(crate) fn since(self, before: Self) -> Self {
-        Self {
-            reports: self.reports - before.reports,
-            views: self.views - before.views,
-            report_bytes: self.report_bytes - before.report_bytes,
-            view_bytes: self.view_bytes - before.view_bytes,
-            merging: self.merging - before.merging,
-            longest_merge: self.longest_merge,
-        }
-    }
-}
-
 enum Letter {
     Report(usize, Report),
     Views(usize, Vec<View>),
