@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use rebalancer_core::{
-    plan::{Ledger, Move, NoClusterView, SkipReason, Verdict, report},
+    plan::{Ledger, Move, NoClusterView, SkipReason, Verdict, decide, report},
     policy::{self, Policy},
     snapshot::{Connection, Cookie, EndpointKey, KernelTime, Naming, Service, Snapshot, sample},
     views::{Generation, Key, Merger, Report, Share, Sums, View, Views},
@@ -112,6 +112,29 @@ fn cause(views: Views) -> NoClusterView {
     causes.dedup();
     assert_eq!(causes.len(), 1);
     causes[0]
+}
+
+/// What another node has just moved may be in neither its new report nor the earlier ones of those that received it.
+#[test]
+fn a_view_that_lacks_what_others_move_does_not_lower_the_mean() {
+    let (policy, mut ledger) = (dry_run("perService: 100%"), Ledger::default());
+    let mut mean = |others: u64| {
+        let others = Sums {
+            total: others,
+            squares: others.into(),
+            largest: 1,
+        };
+        let view = View {
+            others: Some(others),
+            ..view()
+        };
+        let seen = node((1..=88).map(connection).collect(), valid(view));
+        ledger.observe(&policy, &seen);
+        let plan = decide(&policy, &seen, &ledger, seen.taken);
+        plan.balanced()[0].facts.unwrap().mean()
+    };
+    assert_eq!([212, 131, 131].map(&mut mean), [100; 3]);
+    assert_eq!([131, 131].map(mean), [73; 2], "they do not arrive");
 }
 
 #[test]

@@ -168,7 +168,19 @@ impl Groups {
             for load in ledger.awaited(&group.rule, &group.name) {
                 group.sum.add(load);
             }
-            (group.facts, group.cluster) = facts(group, snapshot, ledger);
+            let (known, cluster) = facts(group, snapshot);
+            // While moves are under way elsewhere, reports of several moments leave out some of what is moved: the
+            // mean would be too low.
+            group.facts = known.map(|facts| {
+                group.sum = facts.sum;
+                let before = ledger.sums(&group.rule, &group.name);
+                let sum = before.chain([facts.sum]).max_by_key(|sum| sum.total);
+                ServiceFacts {
+                    sum: sum.unwrap_or_default(),
+                    ..facts
+                }
+            });
+            group.cluster = cluster;
             group.held = group
                 .balance
                 .zip(group.facts.ok())
@@ -291,7 +303,7 @@ type Known = (Result<ServiceFacts, NoView>, Option<ClusterShare>);
 
 /// What this node sees of a Service, which is everything if all ready endpoints are here; otherwise
 /// what other nodes have reported.
-fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Known {
+fn facts(group: &GroupLoad, snapshot: &Snapshot) -> Known {
     let ready = || group.endpoints.values().filter(|at| at.ready);
     let here = u32::try_from(ready().count()).unwrap_or(u32::MAX);
     let all = match &group.name.service {
@@ -313,13 +325,11 @@ fn facts(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Known {
             Err(cause) => (Err(NoView { here, all, cause }), None),
         };
     }
-    let before = ledger.sums(&group.rule, &group.name);
-    let sum = before.chain([group.sum]).max_by_key(|sum| sum.total);
     // One from which much is being moved is not empty: it is there still.
     let with_those = |at: &EndpointLoad| at.load.saturating_add(at.in_flight);
     let facts = ServiceFacts {
         endpoints: here,
-        sum: sum.unwrap_or_default(),
+        sum: group.sum,
         least: ready().map(with_those).min().unwrap_or(0),
         most: ready().map(|at| at.load).max().unwrap_or(0),
     };
