@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use xtask::lab::Pod;
 
 use crate::support::{
-    Agent, TRACK_ONLY, accepted, connect_many, eventually, lab, listen, request, shows, ss, stdout,
+    Agent, TRACK_ONLY, accepted, connect_many, eventually, is_sent, lab, listen, request, shows,
+    ss, ss_shows, stdout,
 };
 
 /// The dump and `ss`, on the same sockets at rest.

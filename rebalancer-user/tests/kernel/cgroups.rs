@@ -4,7 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Child,
 };
 
 use rustix::process::Signal;
@@ -12,8 +12,7 @@ use serde_json::{Value, json};
 use xtask::lab::{Lab, Pod};
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, answered, cgroup, connect, eventually, file_of, lab, move_to,
-    request, shows,
+    Agent, TRACK_ONLY, answered, cgroup, connect, eventually, file_of, lab, move_to, request, shows,
 };
 
 /// As `/proc/PID/cgroup` shows it.

@@ -1,7 +1,7 @@
 //! What happens in an agent, followed.
 
 use std::{
-    io::{BufRead as _, BufReader, Lines, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Lines},
     os::unix::net::UnixStream,
     process::{Child, ChildStdout, Command, Stdio},
 };
@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     status::{answer, send, socket},
-    support::{
-        AT_ONCE, Agent, PATIENCE, REBALANCER, TRACK_ONLY, connect, enforce, eventually, lab, shows,
-    },
+    support::{AT_ONCE, Agent, REBALANCER, TRACK_ONLY, connect, eventually, lab, shows},
 };
 
 /// `rebalancer events -f -o json`, until it is dropped.

@@ -12,8 +12,8 @@ use xtask::lab::Lab;
 use crate::{
     server::{Kind, Server, served, served_and_moved},
     support::{
-        AT_ONCE, Agent, CLOSE_AT_ONCE, accepted, answered, connect, echoes, enforce, lab, listen,
-        move_to, shows,
+        AT_ONCE, Agent, CLOSE_AT_ONCE, accepted, connect, echoes, enforce, lab, listen, move_to,
+        shows,
     },
 };
 

@@ -11,7 +11,7 @@ use rustix::net::{AddressFamily, SocketType};
 use serde_json::json;
 use xtask::lab::{Host, Pod};
 
-use crate::support::{Agent, PATIENCE, TRACK_ONLY, connect, eventually, lab, listen, shows, ss};
+use crate::support::{Agent, PATIENCE, TRACK_ONLY, connect, lab, listen, shows, ss_shows};
 
 /// `linux/tcp.h`
 const TCP_FASTOPEN: i32 = 23;

@@ -14,8 +14,8 @@ use crate::{
     cost::{program_where, runs},
     server::{Kind, Server, UNIT, connect_mptcp, pattern, served},
     support::{
-        AT_ONCE, Agent, CLOSE_AT_ONCE, answered, bpftool, connect, echoed, echoes, enforce,
-        eventually, has_ended, held_by, lab, move_to, nothing_left, request, shows, still_there,
+        AT_ONCE, Agent, CLOSE_AT_ONCE, answered, connect, echoed, echoes, enforce, eventually,
+        has_ended, held_by, lab, move_to, nothing_left, request, shows, still_there,
     },
 };
 

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     manual,
     server::{Kind, connect_mptcp, served},
-    support::{AT_ONCE, Agent, connect, echoed, echoes, enforce, file_of, has_ended, shows},
+    support::{AT_ONCE, Agent, connect, echoed, echoes, enforce, has_ended, shows},
 };
 
 #[test]

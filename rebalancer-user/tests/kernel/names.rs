@@ -22,8 +22,8 @@ use crate::{
     server::{Kind, Server},
     support::{
         AT_ONCE, Agent, PATIENT, QUIET, REBALANCER, answered, cgroup, connect, connect_many,
-        download, enforce, enforce_where, eventually, failed, file_of, is_reset, lab, of_client,
-        own_pins, request, shows,
+        download, enforce, enforce_where, eventually, failed, file_of, heavy, is_reset, lab,
+        of_client, own_pins, request, shows,
     },
 };
 
@@ -527,6 +527,6 @@ fn pods_that_nobody_names_are_not_moved() {
     drop(agent);
     // Who says that they are not to be named has said so.
     let mut agent = Agent::in_lab(&lab, &by_port);
-    let mut stream = heavy(&lab, lab.pod(0));
+    let _stream = heavy(&lab, lab.pod(0));
     agent.moved("reset");
 }

@@ -13,7 +13,8 @@ use xtask::{
 };
 
 use crate::support::{
-    Agent, TRACK_ONLY, cgroup, connect_many, eventually, lab, request, shows, track_only_with,
+    Agent, TRACK_ONLY, cgroup, connect_many, eventually, is_sent, lab, request, shows,
+    track_only_with,
 };
 
 /// `linux/bpf.h`

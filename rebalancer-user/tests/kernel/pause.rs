@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     status::socket,
-    support::{Agent, Held, PATIENT, answered, command, enforce, eventually, lab, request, shows},
+    support::{Agent, Held, PATIENT, answered, command, eventually, lab, request, shows},
 };
 
 #[test]

@@ -7,7 +7,7 @@ use xtask::lab::Pod;
 
 use crate::{
     sniffing::sniffing,
-    support::{Agent, CLOSE_QUIET, REBALANCER, cgroup, connect, download, enforce, lab, shows},
+    support::{Agent, CLOSE_QUIET, REBALANCER, cgroup, enforce, heavy, lab, shows},
 };
 
 /// Without it a cgroup cannot be opened by its ID, and so its connections cannot be sniffed.
@@ -66,7 +66,7 @@ fn close_by(capabilities: &[String], vouched: bool) -> Value {
         users.iter().any(|user| *user != 0),
         "all are root's: {users:?}"
     );
-    let mut heavy = heavy(&lab, pod);
+    let _heavy = heavy(&lab, pod);
     agent.wait_for_move()
 }
 

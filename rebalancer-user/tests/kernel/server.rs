@@ -23,7 +23,7 @@ use xtask::lab::{Host, Lab, Pod};
 
 use crate::{
     program::{self, Program},
-    support::{Agent, PATIENCE, enforce, lab, send_signal},
+    support::{Agent, PATIENCE, lab, send_signal},
 };
 
 /// Where a server's connections come from.

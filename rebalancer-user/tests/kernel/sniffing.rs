@@ -17,7 +17,7 @@ use crate::{
     cost::{program_of, runs},
     server::{FILE, Kind, PAUSE, Server, UPLOAD, answer_to, served},
     support::{
-        Agent, QUIET, connect, download, echoed, echoes, enforce, lab, nothing_left, request, shows,
+        Agent, QUIET, connect, echoed, echoes, enforce, heavy, lab, nothing_left, request, shows,
     },
 };
 

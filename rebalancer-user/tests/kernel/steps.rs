@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::{
     server::{Kind, served, served_and_moved},
     support::{
-        Agent, CLOSE_AT_ONCE, answered, connect, download, echoed, enforce, eventually, has_ended,
+        Agent, CLOSE_AT_ONCE, answered, connect, echoed, enforce, eventually, has_ended, heavy,
         lab, request, ss,
     },
 };

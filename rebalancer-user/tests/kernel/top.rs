@@ -10,7 +10,7 @@ use std::{
 
 use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::support::{Agent, PATIENCE, PATIENT, REBALANCER, connect_many, enforce, lab, request};
+use crate::support::{Agent, PATIENCE, PATIENT, REBALANCER, connect_many, lab, request};
 
 /// Both ends of a terminal of 100 by 30.
 fn terminal() -> (File, OwnedFd) {

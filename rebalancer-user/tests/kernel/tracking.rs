@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Agent, TRACK_ONLY, Tracked, accepted, alone, answered, bpftool, connect, connect_many,
-    eventually, lab, listen, of_client, own_pins, pins_left, rebalancer, request, shows, stderr,
-    track_only_with, walked_in,
+    eventually, is_sent, lab, listen, of_client, own_pins, pins_left, rebalancer, request, shows,
+    stderr, track_only_with, walked_in,
 };
 
 #[test]

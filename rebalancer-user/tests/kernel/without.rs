@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    Agent, REBALANCER, TRACK_ONLY, alone, failed, file_of, own_pins, pins_left, stderr, stdout,
+    Agent, REBALANCER, TRACK_ONLY, alone, failed, file_of, own_pins, pins_left, stderr,
 };
 
 /// The command in a mount namespace of its own, after this.
