@@ -31,7 +31,10 @@ enum LogFormat {
 impl LogArgs {
     /// Begins to log.
     pub(super) fn start(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log).with_context(|| {
+        // What the watches of the Kubernetes client try again is told once, by the agent; a directive of its own
+        // shows it nevertheless.
+        let filter = format!("kube_runtime=error,{}", self.log);
+        let filter = EnvFilter::try_new(filter).with_context(|| {
             format!("--log {:?}: not a level or a list of directives", self.log)
         })?;
         let log = tracing_subscriber::fmt()
