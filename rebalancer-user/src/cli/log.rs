@@ -31,7 +31,7 @@ enum LogFormat {
 impl LogArgs {
     /// Begins to log.
     pub(super) fn start(&self) -> anyhow::Result<()> {
-        // What the watches of the Kubernetes client try again is told once, by the agent; a directive of its own
+        // What the watches of the Kubernetes client try again is reported once, by the agent; a directive of its own
         // shows it nevertheless.
         let filter = format!("kube_runtime=error,{}", self.log);
         let filter = EnvFilter::try_new(filter).with_context(|| {
