@@ -124,7 +124,7 @@ pub(super) fn others_move(snapshot: &Snapshot, charge: &Charge) -> bool {
     let view = view_of(&snapshot.views, &charge.rule, &charge.group);
     let is_uneven = |view: &&View| {
         view.most > view.mean.saturating_add(view.mean / 10)
-            || cluster::facts(view, None).one_is_empty()
+            || cluster::facts(view, view.sums.into()).one_is_empty()
     };
     view.filter(is_uneven)
         .is_some_and(|view| view.share != Share::ALL)

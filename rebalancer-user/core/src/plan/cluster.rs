@@ -4,7 +4,7 @@ use super::{Group, NoClusterView, ServiceFacts, Sum};
 use crate::{
     policy::{Balance, RuleName},
     snapshot::{Service, Snapshot},
-    views::{Key, Share, Sums, View, Views},
+    views::{Key, Share, View, Views},
 };
 
 /// A node's part in the balance of a Service over all nodes.
@@ -68,34 +68,26 @@ pub(super) fn view(
         connections: view.connections,
         excess: view.excess,
     };
-    Ok((facts(view, Some(here)), share))
-}
-
-/// What all nodes hold by a view, if this node holds `here` now.
-pub(super) fn facts(view: &View, here: Option<Sum>) -> ServiceFacts {
-    // Reports are of several moments, and a connection that is moved between two of them is in both, or in none. Of
-    // its own part a node knows more than it last reported, and what it has moved counts until a view shows that it
-    // has arrived: so what it moves itself is counted once.
-    let sum = match (view.others, here) {
-        (Some(others), Some(here)) => {
-            let mut sum = sum_of(others);
+    // Reports are taken at different moments: a connection that moves between two of them is counted twice, or not at
+    // all. A node knows what it holds better than its last report, and counts what it has moved until a view shows
+    // that it has arrived. So it counts its own moves exactly once.
+    let sum = match view.others {
+        Some(others) => {
+            let mut sum = Sum::from(others);
             sum.join(here);
             sum
         }
-        _ => sum_of(view.sums),
+        None => view.sums.into(),
     };
+    Ok((facts(view, sum), share))
+}
+
+/// The facts of a view in which all endpoints hold `sum` together.
+pub(super) fn facts(view: &View, sum: Sum) -> ServiceFacts {
     ServiceFacts {
         endpoints: view.endpoints,
         sum,
         least: view.least,
         most: view.most,
-    }
-}
-
-fn sum_of(sums: Sums) -> Sum {
-    Sum {
-        total: sums.total,
-        squares: sums.squares,
-        largest: sums.largest,
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct GroupLoad {
     pub(super) connections: u64,
     /// What is there now.
     pub(super) here: Sum,
-    /// The same, and what was moved and has not been seen again.
+    /// The same, and what was moved and has not been seen again; once its facts are known, on all nodes.
     pub(super) sum: Sum,
     pub(super) endpoints: BTreeMap<EndpointKey, EndpointLoad>,
 }
@@ -168,19 +168,14 @@ impl Groups {
             for load in ledger.awaited(&group.rule, &group.name) {
                 group.sum.add(load);
             }
-            let (known, cluster) = facts(group, snapshot);
-            // While moves are under way elsewhere, reports of several moments leave out some of what is moved: the
-            // mean would be too low.
-            group.facts = known.map(|facts| {
+            (group.facts, group.cluster) = facts(group, snapshot);
+            if let Ok(facts) = &mut group.facts {
                 group.sum = facts.sum;
+                // Clients that are about to reconnect may be in no report and no listing: the mean would be too low.
                 let before = ledger.sums(&group.rule, &group.name);
-                let sum = before.chain([facts.sum]).max_by_key(|sum| sum.total);
-                ServiceFacts {
-                    sum: sum.unwrap_or_default(),
-                    ..facts
-                }
-            });
-            group.cluster = cluster;
+                let largest = before.chain([facts.sum]).max_by_key(|sum| sum.total);
+                facts.sum = largest.unwrap_or(facts.sum);
+            }
             group.held = group
                 .balance
                 .zip(group.facts.ok())

@@ -9,7 +9,10 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::chance::Chance;
-use crate::policy::{Balance, By, Percent};
+use crate::{
+    policy::{Balance, By, Percent},
+    views::Sums,
+};
 
 /// The mean, in the unit of shares: a load is counted in millionths of it.
 pub(super) const MEAN: u64 = 1_000_000;
@@ -105,16 +108,47 @@ pub struct Sum {
 
 impl Sum {
     pub(super) fn add(&mut self, load: u64) {
-        self.total = self.total.saturating_add(load);
-        let square = u128::from(load) * u128::from(load);
-        self.squares = self.squares.saturating_add(square);
-        self.largest = self.largest.max(load);
+        self.join(Self {
+            total: load,
+            squares: u128::from(load) * u128::from(load),
+            largest: load,
+        });
     }
 
     pub(super) fn join(&mut self, other: Self) {
         self.total = self.total.saturating_add(other.total);
         self.squares = self.squares.saturating_add(other.squares);
         self.largest = self.largest.max(other.largest);
+    }
+}
+
+impl From<Sums> for Sum {
+    fn from(sums: Sums) -> Self {
+        let Sums {
+            total,
+            squares,
+            largest,
+        } = sums;
+        Self {
+            total,
+            squares,
+            largest,
+        }
+    }
+}
+
+impl From<Sum> for Sums {
+    fn from(sum: Sum) -> Self {
+        let Sum {
+            total,
+            squares,
+            largest,
+        } = sum;
+        Self {
+            total,
+            squares,
+            largest,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     policy::Policy,
     snapshot::{Naming, Snapshot},
-    views::{ServiceReport, Sums},
+    views::ServiceReport,
 };
 
 /// What this node reports: each Service that a rule balances, that has ready endpoints here and others
@@ -46,11 +46,7 @@ fn of_group(group: &GroupLoad, snapshot: &Snapshot, ledger: &Ledger) -> Option<S
         generation: service.generation?,
         ready,
         loads,
-        sums: Sums {
-            total: group.here.total,
-            squares: group.here.squares,
-            largest: group.here.largest,
-        },
+        sums: group.here.into(),
         connections: group.connections,
         moving: ledger.unsettled().filter(is_of_it).count() as u64,
     })

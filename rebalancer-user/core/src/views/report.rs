@@ -72,7 +72,7 @@ impl ServiceReport {
             .fold(0, |sum: u64, load| sum.saturating_add(*load));
         let most = self.loads.iter().max().copied().unwrap_or(0);
         Some(Self {
-            sums: self.sums.of(total, most),
+            sums: self.sums.clamped(total, most),
             ..self.clone()
         })
     }

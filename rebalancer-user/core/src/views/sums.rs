@@ -18,8 +18,8 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// As they can be, whoever has written them, of parts that come to `total` and none of which is above `most`.
-    pub(super) fn of(self, total: u64, most: u64) -> Self {
+    /// Clamped to what is possible for parts that come to `total`, none of them above `most`: a report may be forged.
+    pub(super) fn clamped(self, total: u64, most: u64) -> Self {
         let largest = self.largest.clamp(u64::from(most > 0), most);
         // A whole number is not above its square, and no part is above the largest.
         let (low, high) = (u128::from(total), u128::from(largest) * u128::from(total));
