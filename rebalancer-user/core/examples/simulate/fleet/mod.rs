@@ -10,7 +10,6 @@ use std::{
 
 use anyhow::Result;
 use rebalancer_core::{
-    plan::{Outcome, decide, report},
     policy::{Policy, parse},
     views::REPORT_EVERY,
 };
@@ -18,6 +17,7 @@ use rebalancer_core::{
 use self::world::{Event, World};
 use crate::{
     simulation::{
+        agent::Agent,
         exchange::{Delivery, Exchange, Traffic},
         oracle,
     },
@@ -35,23 +35,23 @@ const DELIVERY: Delivery = Delivery {
     delay: Duration::from_secs(2),
     lost: 0.02,
 };
-/// What an object has beside its report and its views, as `kubectl get -o json` shows it: names, managed fields.
+/// Bytes of an object beside its report and its views (names, managed fields); an estimate.
 const ENVELOPE: u64 = 900;
 
 /// How large the cluster is.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Size {
     /// Nodes of the large cluster
-    #[arg(long, default_value_t = 5_000)]
-    pub(crate) nodes: usize,
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) nodes: u32,
     /// Services of the large cluster
-    #[arg(long, default_value_t = 1_000)]
-    pub(crate) services: usize,
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) services: u32,
     /// Connections of the large cluster
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) connections: usize,
-    /// Seconds that the large cluster is simulated for
-    #[arg(long, default_value_t = 480)]
+    /// Seconds that the large cluster is simulated for, 90 of them before the scale-out
+    #[arg(long, default_value_t = 480, value_parser = clap::value_parser!(u64).range(120..=86_400))]
     pub(crate) seconds: u64,
 }
 
@@ -78,10 +78,14 @@ pub(crate) fn run(size: Size) -> Result<Results> {
         .expect("its rule balances")
         .tolerance();
     let mut world = World::new(size);
-    let mut exchange = Exchange::new(size.nodes, DELIVERY, 1);
+    let nodes = size.nodes as usize;
+    let mut agents: Vec<Agent> = (0..nodes)
+        .map(|node| Agent::new(node, policy.clone()))
+        .collect();
+    let mut exchange = Exchange::new(nodes, DELIVERY, 1);
     let end = Duration::from_secs(size.seconds);
-    for node in 0..size.nodes {
-        let phase = INTERVAL.mul_f64(node as f64 / size.nodes as f64);
+    for node in 0..nodes {
+        let phase = INTERVAL.mul_f64(node as f64 / nodes as f64);
         world.after(phase, Event::Pass(node));
     }
     world.after(SECOND, Event::Second);
@@ -129,20 +133,8 @@ pub(crate) fn run(size: Size) -> Result<Results> {
             }
             Event::Pass(node) => {
                 world.after(INTERVAL, event);
-                let mut snapshot = world.snapshot(node);
-                snapshot.views = exchange.views(node, world.now);
-                let ledger = &mut world.ledgers[node];
-                ledger.observe(&policy, &snapshot);
-                let plan = decide(&policy, &snapshot, ledger, snapshot.taken);
-                for recall in plan.recalls() {
-                    let outcome = Outcome::Recalled(recall.why.to_string());
-                    ledger.ended(recall.cookie, outcome, snapshot.taken);
-                }
-                for chosen in plan.moves() {
-                    ledger.started(chosen, snapshot.taken);
-                }
-                exchange.offer(node, report(&policy, &snapshot, ledger));
-                ledger.prune(&snapshot, policy.budget().window(), snapshot.taken);
+                let snapshot = world.snapshot(node);
+                let plan = agents[node].pass(snapshot, world.now, Some(&mut exchange));
                 for chosen in plan.moves() {
                     let service = world.service_of(chosen.endpoint());
                     match scaled.iter_mut().find(|one| one.service == service) {
@@ -151,6 +143,11 @@ pub(crate) fn run(size: Size) -> Result<Results> {
                     }
                     world.move_soon(node, chosen.endpoint(), chosen.cookie());
                 }
+            }
+            Event::End(node, _, cookie) if !agents[node].moves(cookie) => {}
+            Event::End(node, replica, cookie) => {
+                let was_there = world.end(replica, cookie);
+                agents[node].ended(cookie, was_there, world.kernel_time());
             }
             other => world.happens(other),
         }
@@ -234,7 +231,7 @@ impl fmt::Display for Results {
             connections,
             seconds,
         } = self.size;
-        let time = seconds.saturating_sub(QUIET.as_secs()).max(1) as f64;
+        let time = (seconds - QUIET.as_secs()) as f64;
         let Traffic {
             reports,
             views,
@@ -284,13 +281,13 @@ impl fmt::Display for Results {
             writes as f64 / time,
             reports as f64 / time,
             views as f64 / time,
-            writes as f64 / time / nodes as f64
+            writes as f64 / time / f64::from(nodes)
         )?;
         writeln!(
             f,
             "  watched: {:.2} MB/s by the coordinator, {:.0} B/s by an agent; an object has {object:.0} bytes",
             watched / 1e6,
-            watched / nodes as f64
+            watched / f64::from(nodes)
         )?;
         write!(
             f,

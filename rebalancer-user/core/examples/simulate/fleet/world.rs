@@ -12,7 +12,6 @@ use rand::{RngExt as _, SeedableRng as _, seq::index};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp1};
 use rebalancer_core::{
-    plan::{Ledger, Outcome},
     snapshot::{
         Connection, Cookie, Endpoint, EndpointKey, Identity, KernelTime, Labels, Naming, Netns,
         Service, ServiceAt, ServiceName, Snapshot, Who, sample,
@@ -77,7 +76,6 @@ struct ServiceState {
 
 pub(super) struct World {
     pub(super) now: Duration,
-    pub(super) ledgers: Vec<Ledger>,
     replicas: Vec<Replica>,
     services: Vec<ServiceState>,
     of_node: Vec<Vec<usize>>,
@@ -97,21 +95,20 @@ impl World {
         };
         let mut world = Self {
             now: Duration::ZERO,
-            ledgers: vec![Ledger::default(); size.nodes],
             replicas: Vec::new(),
-            services: (0..size.services).map(service).collect(),
-            of_node: vec![Vec::new(); size.nodes],
+            services: (0..size.services as usize).map(service).collect(),
+            of_node: vec![Vec::new(); size.nodes as usize],
             events: BinaryHeap::new(),
             count: 0,
             last_cookie: 0,
             random: ChaCha8Rng::seed_from_u64(1),
         };
-        for service in 0..size.services {
+        for service in 0..size.services as usize {
             world.add_replicas(service, REPLICAS);
         }
         for number in 0..size.connections {
             let client = world.random.random_range(0..CLIENTS);
-            world.connect(number % size.services, client, number % 2 == 0);
+            world.connect(number % size.services as usize, client, number % 2 == 0);
         }
         world
     }
@@ -141,23 +138,17 @@ impl World {
                     self.comes(self.replicas[replica].service, held.client, false);
                 }
             }
-            Event::End(node, replica, cookie) => {
-                if !self.ledgers[node].is_in_flight(cookie) {
-                    return; // it was recalled
-                }
-                let held = self.take(replica, cookie);
-                let outcome = match held {
-                    Some(_) => Outcome::Reset,
-                    None => Outcome::LeftByItself,
-                };
-                let now = self.kernel_time();
-                self.ledgers[node].ended(cookie, outcome, now);
-                if let Some(held) = held {
-                    self.comes(self.replicas[replica].service, held.client, held.stays);
-                }
-            }
-            Event::Second | Event::ScaleOut | Event::Pass(_) => {}
+            Event::Second | Event::ScaleOut | Event::Pass(_) | Event::End(..) => {}
         }
+    }
+
+    /// Ends a connection, whose client reconnects. Returns whether it was open.
+    pub(super) fn end(&mut self, replica: usize, cookie: Cookie) -> bool {
+        let Some(held) = self.take(replica, cookie) else {
+            return false;
+        };
+        self.comes(self.replicas[replica].service, held.client, held.stays);
+        true
     }
 
     /// Half as many replicas again, of some Services; which.
@@ -243,11 +234,11 @@ impl World {
         }
     }
 
-    fn kernel_time(&self) -> KernelTime {
+    pub(super) fn kernel_time(&self) -> KernelTime {
         KernelTime(START + self.now.as_nanos() as u64)
     }
 
-    /// On nodes of their own, as far as there are enough.
+    /// On nodes chosen at random.
     fn add_replicas(&mut self, service: usize, count: usize) {
         for _ in 0..count {
             let node = self.random.random_range(0..self.of_node.len());

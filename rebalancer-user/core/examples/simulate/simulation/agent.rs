@@ -35,24 +35,34 @@ impl Agent {
 
     /// Takes a snapshot, decides and starts the moves of the plan, and offers a report.
     pub(crate) fn list(&mut self, world: &World, exchange: Option<&mut Exchange>) -> Plan {
-        let mut snapshot = snapshot(world, self.node);
+        self.pass(snapshot(world, self.node), world.now.since(START), exchange)
+    }
+
+    /// The same with this snapshot, so long after the start.
+    pub(crate) fn pass(
+        &mut self,
+        mut snapshot: Snapshot,
+        after_start: Duration,
+        exchange: Option<&mut Exchange>,
+    ) -> Plan {
+        let now = snapshot.taken;
         if let Some(exchange) = &exchange {
-            snapshot.views = exchange.views(self.node, world.now.since(START));
+            snapshot.views = exchange.views(self.node, after_start);
         }
         self.ledger.observe(&self.policy, &snapshot);
-        let plan = decide(&self.policy, &snapshot, &self.ledger, world.now);
+        let plan = decide(&self.policy, &snapshot, &self.ledger, now);
         for recall in plan.recalls() {
             let outcome = Outcome::Recalled(recall.why.to_string());
-            self.ledger.ended(recall.cookie, outcome, world.now);
+            self.ledger.ended(recall.cookie, outcome, now);
         }
         for chosen in plan.moves() {
-            self.ledger.started(chosen, world.now);
+            self.ledger.started(chosen, now);
         }
         if let Some(exchange) = exchange {
             exchange.offer(self.node, report(&self.policy, &snapshot, &self.ledger));
         }
         let window = self.policy.budget().window();
-        self.ledger.prune(&snapshot, window, world.now);
+        self.ledger.prune(&snapshot, window, now);
         plan
     }
 

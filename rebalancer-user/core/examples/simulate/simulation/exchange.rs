@@ -1,11 +1,6 @@
 //! Reports and views between simulated agents and their coordinator: by the real merge and the real intervals.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
-    fs,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -32,7 +27,7 @@ pub(crate) struct Traffic {
     pub(crate) views: u64,
     pub(crate) report_bytes: u64,
     pub(crate) view_bytes: u64,
-    /// CPU of the coordinator's merges and of taking in reports.
+    /// CPU time in which the coordinator merges and takes in reports.
     pub(crate) merging: Duration,
     pub(crate) longest_merge: Duration,
 }
@@ -55,8 +50,8 @@ pub(crate) struct Exchange {
     nodes: Vec<Node>,
     merger: Merger,
     publisher: Publisher,
-    letters: BTreeMap<u64, Letter>,
-    arrivals: BinaryHeap<Reverse<(Duration, u64)>>,
+    /// Writes that are under way, by the time of their arrival and their number.
+    letters: BTreeMap<(Duration, u64), Letter>,
     number: u64,
     merged: Duration,
     random: ChaCha8Rng,
@@ -71,7 +66,6 @@ impl Exchange {
             merger: Merger::default(),
             publisher: Publisher::default(),
             letters: BTreeMap::new(),
-            arrivals: BinaryHeap::new(),
             number: 0,
             merged: Duration::ZERO,
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -98,18 +92,16 @@ impl Exchange {
 
     /// A second has passed: writes arrive, those that are due are made, and reports are merged.
     pub(crate) fn second(&mut self, now: Duration) {
-        while let Some(Reverse((at, number))) = self.arrivals.peek().copied()
-            && at <= now
+        while let Some(letter) = self.letters.first_entry()
+            && letter.key().0 <= now
         {
-            self.arrivals.pop();
-            match self.letters.remove(&number) {
-                Some(Letter::Report(node, report)) => {
+            match letter.remove() {
+                Letter::Report(node, report) => {
                     let began = cpu_time();
                     self.merger.report(&name(node), report, true, now);
                     self.traffic.merging += cpu_time().saturating_sub(began);
                 }
-                Some(Letter::Views(node, views)) => self.nodes[node].views = Some((views, now)),
-                None => {}
+                Letter::Views(node, views) => self.nodes[node].views = Some((views, now)),
             }
         }
         for index in 0..self.nodes.len() {
@@ -158,8 +150,7 @@ impl Exchange {
         let share = self.random.random_range(0.5..1.0);
         let at = now + self.delivery.delay.mul_f64(share);
         self.number += 1;
-        self.letters.insert(self.number, letter);
-        self.arrivals.push(Reverse((at, self.number)));
+        self.letters.insert((at, self.number), letter);
     }
 }
 

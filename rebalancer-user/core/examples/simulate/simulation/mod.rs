@@ -1,6 +1,6 @@
 //! A simulated cluster around the real `decide`. Time is simulated, and chance follows from a seed.
 
-mod agent;
+pub(crate) mod agent;
 pub(crate) mod exchange;
 pub(crate) mod measures;
 pub(crate) mod oracle;
