@@ -31,8 +31,8 @@ enum LogFormat {
 impl LogArgs {
     /// Begins to log.
     pub(super) fn start(&self) -> anyhow::Result<()> {
-        // What the watches of the Kubernetes client try again is reported once, by the agent; a directive of its own
-        // shows it nevertheless.
+        // The agent reports once that a watch fails; kube-runtime would log every retry. A later directive for
+        // kube_runtime overrides this one.
         let filter = format!("kube_runtime=error,{}", self.log);
         let filter = EnvFilter::try_new(filter).with_context(|| {
             format!("--log {:?}: not a level or a list of directives", self.log)
