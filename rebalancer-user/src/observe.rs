@@ -470,7 +470,9 @@ fn signed(count: u64) -> u64 {
 
 fn endpoint(sums: &common::EndpointSums) -> Endpoint {
     Endpoint {
-        who: Who::default(), // names come from elsewhere
+        // These come from elsewhere.
+        who: Who::default(),
+        drain: None,
         listeners: 0,
         accepted: sums.accepted,
         open: 0,

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::views::Views;
 
-pub use identity::{Ending, Identity, Labels, Naming, ServiceAt, Who};
+pub use identity::{Ending, Identity, Labels, Naming, RemovedFrom, ServiceAt, Who};
 pub use service::{Service, ServiceName};
 pub use wire::{Name, in_nanoseconds};
 
@@ -271,6 +271,21 @@ pub struct Endpoint {
     pub bytes_in: Bytes,
     /// Bytes sent and acknowledged.
     pub bytes_out: Bytes,
+    /// An operator has asked for its connections to leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<RequestedDrain>,
+}
+
+/// An operator's request that the connections of an endpoint leave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestedDrain {
+    /// The time since it was made: connections that were opened later stay.
+    #[serde(rename = "sinceNanoseconds", with = "wire::nanoseconds")]
+    pub since: Duration,
+    /// The time from then until it ends.
+    #[serde(rename = "withinNanoseconds", with = "wire::nanoseconds")]
+    pub within: Duration,
 }
 
 /// The state of a node at one moment.
@@ -299,5 +314,11 @@ impl Snapshot {
     pub fn who(&self, endpoint: &EndpointKey) -> &Who {
         static NOBODY: Who = Who::NoPod;
         self.endpoints.get(endpoint).map_or(&NOBODY, |e| &e.who)
+    }
+
+    /// Whether an operator has asked for the connections of an endpoint to leave it.
+    pub fn is_drain_requested(&self, endpoint: &EndpointKey) -> bool {
+        let endpoint = self.endpoints.get(endpoint);
+        endpoint.is_some_and(|endpoint| endpoint.drain.is_some())
     }
 }

@@ -9,9 +9,9 @@ use std::{
 use super::fact::{Fact, MoverLoss};
 use crate::{
     kubernetes::{Access, EventWriter, Notice, PodAt, write_event},
-    plan::{Move, Outcome},
+    plan::{Drained, Move, Outcome, TooShort},
     policy::RuleName,
-    snapshot::{Cookie, Snapshot},
+    snapshot::{Cookie, Identity, Snapshot},
 };
 
 /// No more than one Event of a rule and a pod in this time.
@@ -51,6 +51,8 @@ impl EventRecorder {
                 chosen, outcome, ..
             } => self.move_ended(chosen, outcome),
             Fact::MoverLost { cause, .. } => self.mover_lost(*cause),
+            Fact::DrainEnded { drained, all } => self.drain_ended(drained, *all),
+            Fact::DrainTooShort(short) => self.drain_too_short(short),
             Fact::PolicyLoaded { .. }
             | Fact::PodsWithoutNames { .. }
             | Fact::Paused { .. }
@@ -62,7 +64,6 @@ impl EventRecorder {
             | Fact::WouldMove { .. }
             | Fact::MoveRecalled(_)
             | Fact::DrainBegan(_)
-            | Fact::DrainEnded(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverReplaced { .. }
@@ -90,6 +91,49 @@ impl EventRecorder {
         }
     }
 
+    /// What it would take for all to leave next time is of use to whoever wrote the pod's spec.
+    fn drain_ended(&self, drained: &Drained, all: u64) {
+        let (Some(writer), Some(pod), Some(enough)) =
+            (&self.writer, drained.who.pod(), drained.enough(all))
+        else {
+            return;
+        };
+        let (count, seconds) = (drained.count(), enough.as_secs());
+        writer.send(drain_notice(
+            pod,
+            format!(
+                "{count} of {all} connections had not left port {} in time. With `preStop: {{sleep: \
+                 {{seconds: {seconds}}}}}` they could have, at the pace of the others",
+                drained.endpoint.port
+            ),
+        ));
+    }
+
+    fn drain_too_short(&self, short: &TooShort) {
+        let (Some(writer), Some(pod)) = (&self.writer, short.who.pod()) else {
+            return;
+        };
+        let TooShort {
+            connections,
+            stops_after,
+            enough,
+            endpoint,
+            rule,
+            ..
+        } = short;
+        writer.send(drain_notice(
+            pod,
+            format!(
+                "Rule {rule} cannot drain port {}: the containers are asked to stop {} s after the deletion, \
+                 and {connections} connections break off. `lifecycle: {{preStop: {{sleep: {{seconds: \
+                 {}}}}}}}` gives them time to leave",
+                endpoint.port,
+                stops_after.as_secs(),
+                enough.as_secs()
+            ),
+        ));
+    }
+
     fn mover_lost(&self, cause: MoverLoss) {
         if let Some(writer) = &self.writer {
             writer.send(Notice {
@@ -109,12 +153,7 @@ impl EventRecorder {
         if let Some(pods) = &mut self.pods
             && let Some(pod) = snapshot.who(&chosen.endpoint()).pod()
         {
-            let at = PodAt {
-                namespace: pod.namespace.clone(),
-                name: pod.pod.clone(),
-                uid: Some(pod.uid.clone()),
-            };
-            pods.insert(chosen.cookie(), at);
+            pods.insert(chosen.cookie(), pod_at(pod));
         }
     }
 
@@ -134,6 +173,24 @@ impl EventRecorder {
                 writer.send(notice);
             }
         }
+    }
+}
+
+fn drain_notice(pod: &Identity, note: String) -> Notice {
+    Notice {
+        about: Some(pod_at(pod)),
+        reason: "DrainIncomplete",
+        action: "MoveConnections",
+        note,
+        warning: true,
+    }
+}
+
+fn pod_at(pod: &Identity) -> PodAt {
+    PodAt {
+        namespace: pod.namespace.clone(),
+        name: pod.pod.clone(),
+        uid: Some(pod.uid.clone()),
     }
 }
 

@@ -86,6 +86,11 @@ impl Events {
         self.0.newest.send_replace(newest);
     }
 
+    /// The run, and the number of its newest event.
+    pub(super) fn newest(&self) -> (String, u64) {
+        (self.0.run.clone(), self.ring().newest)
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         // Whoever panicked with it left it whole.
         self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)

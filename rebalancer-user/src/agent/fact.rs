@@ -10,7 +10,7 @@ use crate::{
     bpf,
     counting::CountingReport,
     observe::Observation,
-    plan::{Cooldown, Drained, Ledger, Move, NewHold, Outcome, Plan, Recall},
+    plan::{Cooldown, Drained, Ledger, Move, NewHold, Outcome, Plan, Recall, TooShort},
     policy::{Mode, Policy, StepKind},
     snapshot::{Cookie, Snapshot},
 };
@@ -68,10 +68,16 @@ pub(super) enum Fact<'a> {
         /// From its start.
         waited: Duration,
     },
-    /// A pod is being deleted, and the connections of one of its endpoints begin to leave.
+    /// The connections of an endpoint begin to leave.
     DrainBegan(&'a Drained),
-    /// It is empty, or about to stop: what is still there will break off.
-    DrainEnded(&'a Drained),
+    /// It is empty, or its time is over.
+    DrainEnded {
+        drained: &'a Drained,
+        /// The most connections that it had.
+        all: u64,
+    },
+    /// A pod is being deleted that stops too soon to be drained.
+    DrainTooShort(&'a TooShort),
     /// Moves do not help; the agent stops trying them for a time.
     CooldownStarted(&'a NewHold),
     /// An operator has ended a cooldown.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{EventDrain, EventKind, EventMove},
     bpf,
-    plan::{Drained, Ledger, Load, Move, NewHold},
+    plan::{Ledger, Load, Move, NewHold},
     policy::Policy,
     snapshot::KernelTime,
 };
@@ -76,6 +76,11 @@ impl Journal {
         self.events.clone()
     }
 
+    /// The run, and the number of its newest event.
+    pub(super) fn newest_event(&self) -> (String, u64) {
+        self.events.newest()
+    }
+
     /// Everything that requests can read; `now` is when the last snapshot was taken.
     pub(super) fn published(&self, policy: &Policy, ledger: &Ledger, now: KernelTime) -> Published {
         self.state.published(&self.numbers, policy, ledger, now)
@@ -120,8 +125,11 @@ fn event(fact: &Fact<'_>) -> Option<EventKind> {
             detail: outcome.to_string(),
             waited_seconds: waited.as_secs_f64(),
         },
-        Fact::DrainBegan(drained) => EventKind::DrainBegan(about_drain(drained)),
-        Fact::DrainEnded(drained) => EventKind::DrainEnded(about_drain(drained)),
+        Fact::DrainBegan(drained) => EventKind::DrainBegan(EventDrain::of(drained, None)),
+        Fact::DrainEnded { drained, all } => {
+            EventKind::DrainEnded(EventDrain::of(drained, drained.enough(*all)))
+        }
+        Fact::DrainTooShort(short) => EventKind::DrainTooShort(EventDrain::too_short(short)),
         Fact::CooldownStarted(hold) => cooldown(hold),
         Fact::MoverLost { cause, .. } => EventKind::MoverLost {
             cause: cause.as_str().to_owned(),
@@ -154,17 +162,6 @@ fn about(chosen: &Move) -> EventMove {
         local: chosen.local().to_string(),
         peer: chosen.remote().to_string(),
         pod: chosen.pod().map(str::to_owned),
-    }
-}
-
-fn about_drain(drained: &Drained) -> EventDrain {
-    let states = drained.connections.iter();
-    EventDrain {
-        pod: drained.pod.clone(),
-        port: drained.endpoint.port,
-        rule: drained.rule.to_string(),
-        connections: states.map(|(state, n)| ((*state).to_owned(), *n)).collect(),
-        stops_in_seconds: drained.left.as_secs_f64(),
     }
 }
 

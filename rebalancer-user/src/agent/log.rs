@@ -8,6 +8,7 @@ use super::fact::{Fact, MoverLoss, Pass};
 use crate::{
     counting::CountingReport,
     plan::{Load, Move, NewHold, Outcome, Refusal},
+    snapshot::Identity,
 };
 
 pub(super) fn write(fact: &Fact<'_>) {
@@ -99,26 +100,40 @@ pub(super) fn write(fact: &Fact<'_>) {
             "another sock_ops program was attached after ours; attached ours again, after it"
         ),
         Fact::DrainBegan(drained) => info!(
-            pod = drained.pod,
+            cause = drained.cause.as_str(),
+            pod = drained.who.pod().map(Identity::full_name),
             port = drained.endpoint.port,
             rule = %drained.rule,
             connections = drained.count(),
-            stops_in_ms = drained.left.as_millis() as u64,
-            "draining a pod that is being deleted"
+            left_ms = drained.left.as_millis() as u64,
+            "draining an endpoint"
         ),
-        Fact::DrainEnded(drained) if drained.count() == 0 => info!(
-            pod = drained.pod,
+        Fact::DrainEnded { drained, .. } if drained.count() == 0 => info!(
+            cause = drained.cause.as_str(),
+            pod = drained.who.pod().map(Identity::full_name),
             port = drained.endpoint.port,
             rule = %drained.rule,
+            took_ms = drained.took.as_millis() as u64,
             "drained: all connections have left"
         ),
-        Fact::DrainEnded(drained) => warn!(
-            pod = drained.pod,
+        Fact::DrainEnded { drained, all } => warn!(
+            cause = drained.cause.as_str(),
+            pod = drained.who.pod().map(Identity::full_name),
             port = drained.endpoint.port,
             rule = %drained.rule,
             connections = drained.count(),
             states = ?drained.connections,
-            "not all connections have left a pod that is about to stop"
+            enough_seconds = drained.enough(*all).map(|enough| enough.as_secs()),
+            "not all connections have left an endpoint in time"
+        ),
+        Fact::DrainTooShort(short) => warn!(
+            pod = short.who.pod().map(Identity::full_name),
+            port = short.endpoint.port,
+            rule = %short.rule,
+            connections = short.connections,
+            enough_seconds = short.enough.as_secs(),
+            "a pod is being deleted that stops too soon to be drained: its connections break off; a preStop \
+             hook that sleeps gives them time"
         ),
         Fact::KernelFault { fault, new, total } => {
             warn!(fault = fault.text(), new, total, "kernel fault");

@@ -3,6 +3,7 @@
 //! It joins the other modules and holds no policy of its own.
 
 mod backoff;
+mod drains;
 mod event_recorder;
 mod events;
 mod fact;
@@ -34,7 +35,7 @@ pub use event_recorder::report_refusal;
 pub use kept::forget_kept;
 pub use pause::{LONGEST as LONGEST_PAUSE, LONGEST_REASON as LONGEST_PAUSE_REASON, forget_pause};
 pub use policy_file::{Content, read as read_policy};
-pub use serve::Offer;
+pub use serve::{LONGEST_DRAIN, Offer, SHORTEST_DRAIN};
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
@@ -53,13 +54,14 @@ use tracing::info;
 
 use self::{
     backoff::Backoff,
+    drains::Drains,
     event_recorder::EventRecorder,
     fact::{Fact, ResumeCause},
     journal::Journal,
     kept::SavedLedger,
     looking::{Looking, Observed},
     mover::MoverFactory,
-    pass::{Drain, Look},
+    pass::Look,
     pause::Pause,
     policy_file::PolicyFile,
     published::Published,
@@ -75,7 +77,7 @@ use crate::{
     moves::{Done, Mechanism, Mover},
     plan::Ledger,
     policy::{Mode, Policy},
-    snapshot::{EndpointKey, KernelTime},
+    snapshot::KernelTime,
     walking::Account,
 };
 
@@ -146,7 +148,7 @@ enum Event {
     Reload,
     LookAtPolicy,
     PauseOver,
-    PodDeleted,
+    PodLeaves,
     DrainPass,
     Asked(Box<Question>),
     Stop(&'static str),
@@ -188,8 +190,8 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
             _ = ticks.tick() => Event::Tick,
             _ = looks.tick() => Event::LookAtPolicy,
             () = agent.pause.over() => Event::PauseOver,
-            () = pod_deleted(agent.names.as_ref()) => Event::PodDeleted,
-            () = at(agent.drain_pass) => Event::DrainPass,
+            () = pod_leaves(agent.names.as_ref()) => Event::PodLeaves,
+            () = at(agent.drains.pass) => Event::DrainPass,
             // Last: however much is asked, the rest is done.
             Some(asked) = inbox.asked.recv() => Event::Asked(Box::new(asked)),
         };
@@ -207,7 +209,7 @@ pub async fn run(options: Options, loaded: Loaded) -> anyhow::Result<()> {
                     ticks = agent.ticks();
                 }
             }
-            Event::PodDeleted => agent.pod_deleted(),
+            Event::PodLeaves => agent.pod_leaves(),
             Event::DrainPass => agent.drain(),
             Event::PauseOver => drop(agent.resume_moves(ResumeCause::Expired)),
             Event::Asked(question) => agent.asked(*question),
@@ -250,10 +252,7 @@ struct Agent {
     /// The observation under way.
     look: Option<Look>,
     pass_is_due: bool,
-    /// When the next pass is due at which an endpoint is drained.
-    drain_pass: Option<Instant>,
-    /// Endpoints that are drained.
-    drains: BTreeMap<EndpointKey, Drain>,
+    drains: Drains,
     /// Requests that wait for the next observation.
     waiting: Vec<Inspection>,
     /// The next observation is over all processes.
@@ -329,10 +328,10 @@ impl Agent {
     }
 }
 
-/// Waits until another pod of this node is being deleted.
-async fn pod_deleted(names: Option<&Names>) {
+/// Waits until another pod of this node is being deleted, or a Service sends no new connections to it any more.
+async fn pod_leaves(names: Option<&Names>) {
     match names {
-        Some(names) => names.pod_deleted().await,
+        Some(names) => names.pod_leaves().await,
         None => std::future::pending().await,
     }
 }

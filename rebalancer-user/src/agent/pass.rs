@@ -23,9 +23,9 @@ use crate::{
     kubernetes::Names,
     moves::Order,
     observe::Observation,
-    plan::{DRAIN_MARGIN, DRAIN_PASS, Drained, Plan, decide, report},
+    plan::{Plan, decide, report},
     policy::{Mode, Policy},
-    snapshot::{Connection, Cookie, EndpointKey, Snapshot},
+    snapshot::{Connection, Cookie, Snapshot},
 };
 
 /// How often endpoints without listeners and connections are removed from the map.
@@ -49,13 +49,6 @@ enum Purpose {
     Requests(Vec<Inspection>),
 }
 
-/// The drain of an endpoint.
-pub(super) struct Drain {
-    last: Drained,
-    /// Its end was reported.
-    has_ended: bool,
-}
-
 /// What was seen, how long it took to walk, and how long the next pass waits for it.
 struct Looks {
     observation: Observation,
@@ -70,24 +63,6 @@ impl Agent {
             self.pass_is_due = true;
             self.look_next();
         }
-    }
-
-    /// A pod is being deleted: if a rule drains, its time counts from now on.
-    pub(super) fn pod_deleted(&mut self) {
-        if self
-            .policy
-            .rules()
-            .iter()
-            .any(|rule| rule.drain().is_some())
-        {
-            self.drain_pass = Some(self.next_pass);
-        }
-    }
-
-    /// The next pass of a drain is due.
-    pub(super) fn drain(&mut self) {
-        self.drain_pass = None;
-        self.tick();
     }
 
     /// Looks on behalf of a request.
@@ -195,6 +170,7 @@ impl Agent {
             names.name(&mut observation.snapshot);
             assume_change_before_first_list(&mut observation.snapshot, &mut self.named_since);
         }
+        self.drains.add_to(&mut observation.snapshot);
         if let Some(exchange) = &self.exchange {
             observation.snapshot.views = exchange.views();
         }
@@ -227,7 +203,7 @@ impl Agent {
         }
         let plan = decide(&self.policy, snapshot, &self.ledger, self.now);
         let deciding = listed.elapsed();
-        self.follow_drains(&plan, began);
+        self.follow_drains(&plan, snapshot, began);
         for recall in plan.recalls() {
             self.recall(recall);
         }
@@ -256,39 +232,6 @@ impl Agent {
             deciding,
             put_off,
         });
-    }
-
-    /// Tells when a drain begins and how it ends, and sees to the next pass in time.
-    fn follow_drains(&mut self, plan: &Plan, began: Instant) {
-        let now: BTreeMap<EndpointKey, &Drained> = plan
-            .drained()
-            .iter()
-            .map(|one| (one.endpoint, one))
-            .collect();
-        if !now.is_empty() {
-            self.drain_pass = Some(self.next_pass.max(began + DRAIN_PASS));
-        }
-        let gone = |endpoint: &EndpointKey| !now.contains_key(endpoint);
-        for (_, mut drain) in self.drains.extract_if(.., |endpoint, _| gone(endpoint)) {
-            if !drain.has_ended {
-                drain.last.connections.clear();
-                self.journal.record(Fact::DrainEnded(&drain.last));
-            }
-        }
-        for (endpoint, drained) in now {
-            let drain = self.drains.entry(endpoint).or_insert_with(|| {
-                self.journal.record(Fact::DrainBegan(drained));
-                Drain {
-                    last: drained.clone(),
-                    has_ended: false,
-                }
-            });
-            drain.last.clone_from(drained);
-            if !drain.has_ended && drained.left <= DRAIN_MARGIN {
-                drain.has_ended = true;
-                self.journal.record(Fact::DrainEnded(drained));
-            }
-        }
     }
 
     /// Offers what this node's endpoints hold to the other nodes.
@@ -342,6 +285,7 @@ impl Agent {
         self.unnamed = None;
         self.mode = self.mode.safest(Mode::DryRun);
         self.policy = self.policy.clone().with_mode_at_most(self.mode);
+        self.drains.forget_requests();
         self.recall_all("there are pods on this node whose names are unknown");
     }
 

@@ -1,4 +1,4 @@
-//! Requests that the loop answers. None of them moves anything.
+//! Requests that the loop answers. Of them only a drain moves anything, at the passes that follow.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,13 +6,14 @@ use tokio::sync::oneshot;
 
 use super::{
     Agent,
+    drains::NotDrained,
     fact::{Fact, ResumeCause},
     kept,
     pause::Resumed,
 };
 use crate::{
-    api::{Form, Origin, Source},
-    http::PauseAnswer,
+    api::{DrainTarget, Form, Origin, Source},
+    http::{DrainAnswer, DrainRequest, PauseAnswer},
     plan::{Cooldown, Plan, decide, explain},
     policy::{Mode, Policy, RuleName},
     render,
@@ -27,6 +28,8 @@ pub(super) enum Question {
     Cooldowns(oneshot::Sender<(Vec<Cooldown>, KernelTime)>),
     /// To end the cooldowns of this rule, or all; the answer is how many there were.
     ClearCooldowns(Option<RuleName>, oneshot::Sender<usize>),
+    /// To end the drains that were asked for by this target; the answer is how many endpoints they are of.
+    CancelDrain(DrainTarget, oneshot::Sender<usize>),
     /// To pause moves for so long, and why.
     Pause(Duration, Option<String>, oneshot::Sender<PauseAnswer>),
     /// To end the pause of this node.
@@ -39,6 +42,11 @@ pub(super) enum Inspection {
     Dump(oneshot::Sender<Looked<Arc<Snapshot>>>),
     /// Make the plan of it.
     Plan(Trial, oneshot::Sender<Looked<(Arc<Snapshot>, Plan)>>),
+    /// Drain what is meant, or say what that would do.
+    Drain(
+        DrainRequest,
+        oneshot::Sender<Looked<Result<DrainAnswer, NotDrained>>>,
+    ),
     /// Explain one connection, rendered in this form; `None` if there is no such connection.
     Explain(
         Trial,
@@ -70,19 +78,23 @@ impl Agent {
                 drop(reply.send((self.ledger.cooldowns(now), now)));
             }
             Question::ClearCooldowns(rule, reply) => drop(reply.send(self.clear_cooldowns(rule))),
+            Question::CancelDrain(target, reply) => drop(reply.send(self.cancel_drain(&target))),
             Question::Pause(time, why, reply) => drop(reply.send(self.pause_moves(time, why))),
             Question::Resume(reply) => drop(reply.send(self.resume_moves(ResumeCause::Asked))),
         }
     }
 
-    /// Answers by what was just seen, without acting on it. The client may have disconnected.
-    pub(super) fn answer(&self, inspection: Inspection, looked: Looked<Arc<Snapshot>>) {
+    /// Answers by what was just seen. The client may have disconnected.
+    pub(super) fn answer(&mut self, inspection: Inspection, looked: Looked<Arc<Snapshot>>) {
         match inspection {
             Inspection::Dump(reply) => drop(reply.send(looked)),
             Inspection::Plan(trial, reply) => drop(reply.send(looked.map(|snapshot| {
                 let plan = decide(&self.tried(trial), &snapshot, &self.ledger, snapshot.taken);
                 (snapshot, plan)
             }))),
+            Inspection::Drain(request, reply) => {
+                drop(reply.send(looked.map(|snapshot| self.request_drain(request, &snapshot))))
+            }
             Inspection::Explain(trial, id, form, reply) => {
                 drop(reply.send(
                     looked.and_then(|snapshot| {

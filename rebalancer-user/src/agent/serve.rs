@@ -29,6 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
+    drains::NotDrained,
     events::Events,
     health, metrics,
     pause::{self, Resumed},
@@ -41,8 +42,9 @@ use crate::{
         write_status,
     },
     http::{
-        Answer, Asked, ClearRequest, CooldownsRequest, Open, PauseRequest, PlanRequest, Router,
-        RunDir, Server, body_of, json_answer, metrics_answer, text_answer,
+        Answer, Asked, CancelDrainRequest, ClearRequest, CooldownsRequest, DrainRequest, Open,
+        PauseRequest, PlanRequest, Router, RunDir, Server, body_of, json_answer, metrics_answer,
+        text_answer,
     },
     policy,
     render::{self, not_tracked},
@@ -51,6 +53,10 @@ use crate::{
 
 /// Questions asked of the loop and not answered yet.
 const MOST_ASKED: usize = 4;
+/// How long a drain that an operator asks for may take.
+pub const SHORTEST_DRAIN: Duration = Duration::from_secs(5);
+/// See [`SHORTEST_DRAIN`].
+pub const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 3600);
 /// A loop that takes longer is overloaded.
 const LOOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -80,6 +86,7 @@ pub(super) fn serve(
     let of_services = published.clone();
     let (for_pause, for_resume, for_dump, for_plan) =
         (ask.clone(), ask.clone(), ask.clone(), ask.clone());
+    let (for_drain, for_cancel) = (ask.clone(), ask.clone());
     let (for_cooldowns, for_clear) = (ask.clone(), ask);
     let router = for_all(published, &registry)
         .on(Method::GET, "/status", move |_| {
@@ -102,6 +109,12 @@ pub(super) fn serve(
         })
         .on(Method::POST, "/cooldowns/clear", move |asked| {
             either(clear_answer(for_clear.clone(), asked))
+        })
+        .on(Method::POST, "/drain", move |asked| {
+            either(drain_answer(for_drain.clone(), asked))
+        })
+        .on(Method::POST, "/drain/cancel", move |asked| {
+            either(cancel_drain_answer(for_cancel.clone(), asked))
         })
         .on(Method::GET, "/dump", move |_| {
             either(dump_answer(for_dump.clone()))
@@ -270,6 +283,35 @@ async fn clear_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Ans
     let count = of_loop(ask, |reply| Question::ClearCooldowns(rule, reply)).await?;
     let text = format!("cooldowns cleared: {count}\n");
     Ok(text_answer(StatusCode::OK, text))
+}
+
+async fn drain_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let request: DrainRequest = request(asked).await?;
+    let within = Duration::from_millis(request.milliseconds);
+    if within < SHORTEST_DRAIN || within > LONGEST_DRAIN {
+        return Err(bad_request("a drain takes from 5s to 24h"));
+    }
+    let drained = looked(ask, |reply| Inspection::Drain(request, reply)).await?;
+    let answer = drained.map_err(|why| match why {
+        NotDrained::NoEndpoint(what) => text_answer(StatusCode::NOT_FOUND, what),
+        NotDrained::Forbidden(why) => text_answer(StatusCode::CONFLICT, why),
+    })?;
+    Ok(written(serde_json::to_vec(&answer)))
+}
+
+async fn cancel_drain_answer(ask: Sender<Question>, asked: Asked) -> Result<Answer, Answer> {
+    let CancelDrainRequest { target } = request(asked).await?;
+    let name = target.to_string();
+    match of_loop(ask, |reply| Question::CancelDrain(target, reply)).await? {
+        0 => {
+            let text = format!("{name}: no drain was asked for by this name, or it has ended");
+            Err(text_answer(StatusCode::NOT_FOUND, text))
+        }
+        count => {
+            let text = format!("drain cancelled, endpoints: {count}\n");
+            Ok(text_answer(StatusCode::OK, text))
+        }
+    }
 }
 
 async fn dump_answer(ask: Sender<Question>) -> Result<Answer, Answer> {

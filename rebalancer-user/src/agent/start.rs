@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use super::{
     Agent, Inbox, Loaded, OnExit, Options,
     backoff::Backoff,
+    drains::Drains,
     event_recorder::EventRecorder,
     fact::Fact,
     journal::Journal,
@@ -177,8 +178,7 @@ impl Agent {
             looking,
             look: None,
             pass_is_due: false,
-            drain_pass: None,
-            drains: BTreeMap::new(),
+            drains: Drains::default(),
             waiting: Vec::new(),
             everywhere: false,
             tracker,

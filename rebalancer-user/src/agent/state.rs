@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     api::{
-        BudgetStatus, CapacityStatus, ClusterStatus, InFlightStatus, ModeStatus, Origin,
-        PassStatus, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ServiceItem,
+        BudgetStatus, CapacityStatus, ClusterStatus, EventDrain, InFlightStatus, ModeStatus,
+        Origin, PassStatus, PausedStatus, PolicyStatus, RampStatus, RefusedStatus, ServiceItem,
         ShareStatus, Source, Status,
     },
     bpf::Tracker,
@@ -60,6 +60,7 @@ pub(super) struct AgentState {
     views: Views,
     /// The groups that are balanced by what is known of the other nodes.
     shares: Vec<(Balanced, ClusterShare)>,
+    drains: Vec<EventDrain>,
     started: Instant,
     /// When the last pass ended, well or not.
     beat: Option<Instant>,
@@ -102,6 +103,7 @@ impl AgentState {
             trouble: None,
             views: Views::Off,
             shares: Vec::new(),
+            drains: Vec::new(),
             started: Instant::now(),
             beat: None,
             paused: None,
@@ -156,7 +158,8 @@ impl AgentState {
             | Fact::MoveRecalled(_)
             | Fact::MoveEnded { .. }
             | Fact::DrainBegan(_)
-            | Fact::DrainEnded(_)
+            | Fact::DrainEnded { .. }
+            | Fact::DrainTooShort(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverLost { .. }
@@ -187,6 +190,10 @@ impl AgentState {
         let balanced = plan.balanced().iter();
         let shares = balanced.filter_map(|balanced| Some((balanced.clone(), balanced.cluster?)));
         self.shares = shares.collect();
+        let drained = plan.drained().iter();
+        self.drains = drained
+            .map(|drained| EventDrain::of(drained, None))
+            .collect();
         self.tracked = u64::try_from(snapshot.connections.len()).unwrap_or(u64::MAX);
         self.faults.clone_from(&observation.faults);
         self.last_pass = Some(PassStatus {
@@ -307,6 +314,7 @@ impl AgentState {
             ramps: policy.rules().iter().filter_map(ramp).collect(),
             max_in_flight: budget.max_in_flight().get().into(),
             in_flight: ledger.moves_in_flight().map(in_flight).collect(),
+            drains: self.drains.clone(),
             ended: numbers.by_outcome(),
             reported_in_dry_run: numbers.reported_in_dry_run(),
         };

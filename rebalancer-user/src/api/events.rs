@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use strum::IntoStaticStr;
 
 use super::parse::{ReadError, parse};
+use crate::{
+    plan::{DrainCause, Drained, TooShort},
+    snapshot::Identity,
+};
 
 /// An event.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -75,10 +80,12 @@ pub enum EventKind {
         /// `asked`, `expired`, or `annotation`.
         cause: String,
     },
-    /// A pod is being deleted, and the connections of one of its endpoints begin to leave.
+    /// The connections of an endpoint begin to leave.
     DrainBegan(EventDrain),
-    /// It is empty, or its pod is about to stop and what is there breaks off.
+    /// It is empty, or its time is over.
     DrainEnded(EventDrain),
+    /// A pod is being deleted that stops too soon to be drained.
+    DrainTooShort(EventDrain),
     /// Moves did not help: nothing more is moved there for some time.
     #[serde(rename_all = "camelCase")]
     Held {
@@ -140,16 +147,53 @@ pub struct EventMove {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EventDrain {
-    /// The pod that is being deleted, as `namespace/name`.
-    pub pod: String,
+    /// Its pod, as `namespace/name`; null on a plain host.
+    pub pod: Option<String>,
+    /// Why: `terminating`, `removed`, `unready` or `requested`.
+    pub cause: String,
     /// The endpoint's port.
     pub port: u16,
     /// The rule that drains it.
     pub rule: String,
     /// Its connections by why they have not left; empty if all have.
     pub connections: BTreeMap<String, u64>,
-    /// Until its containers are asked to stop.
-    pub stops_in_seconds: f64,
+    /// Since it began.
+    pub took_seconds: f64,
+    /// Until its containers are asked to stop, or the drain ends.
+    pub left_seconds: f64,
+    /// The sleep of a `preStop` hook that would have been enough, if it was too short.
+    pub enough_seconds: Option<u64>,
+}
+
+impl EventDrain {
+    /// Of one that is under way or has ended; and the sleep of a `preStop` hook that would have been enough.
+    pub fn of(drained: &Drained, enough: Option<Duration>) -> Self {
+        let states = drained.connections.iter();
+        Self {
+            pod: drained.who.pod().map(Identity::full_name),
+            cause: drained.cause.as_str().to_owned(),
+            port: drained.endpoint.port,
+            rule: drained.rule.to_string(),
+            connections: states.map(|(state, n)| ((*state).to_owned(), *n)).collect(),
+            took_seconds: drained.took.as_secs_f64(),
+            left_seconds: drained.left.as_secs_f64(),
+            enough_seconds: enough.map(|enough| enough.as_secs()),
+        }
+    }
+
+    /// Of one for which there is no time.
+    pub fn too_short(short: &TooShort) -> Self {
+        Self {
+            pod: short.who.pod().map(Identity::full_name),
+            cause: DrainCause::Terminating.as_str().to_owned(),
+            port: short.endpoint.port,
+            rule: short.rule.to_string(),
+            connections: [("noTimeToDrain".to_owned(), short.connections)].into(),
+            took_seconds: 0.0,
+            left_seconds: short.stops_after.as_secs_f64(),
+            enough_seconds: Some(short.enough.as_secs()),
+        }
+    }
 }
 
 impl EventKind {
@@ -202,11 +246,14 @@ pub(crate) mod tests {
     fn drain(connections: &[(&str, u64)]) -> EventDrain {
         let own = |(state, n): &(&str, u64)| ((*state).to_owned(), *n);
         EventDrain {
-            pod: "shop/web-0".to_owned(),
+            pod: Some("shop/web-0".to_owned()),
+            cause: "terminating".to_owned(),
             port: 8080,
             rule: "web".to_owned(),
             connections: connections.iter().map(own).collect(),
-            stops_in_seconds: 15.0,
+            took_seconds: 0.5,
+            left_seconds: 15.0,
+            enough_seconds: connections.is_empty().then_some(20),
         }
     }
 
@@ -240,6 +287,7 @@ pub(crate) mod tests {
             EventKind::DrainBegan(drain(&[("drainedLater", 40)])),
             EventKind::DrainEnded(drain(&[("inFlight", 1), ("tls", 2)])),
             EventKind::DrainEnded(drain(&[])),
+            EventKind::DrainTooShort(drain(&[("noTimeToDrain", 3)])),
             EventKind::Held {
                 of: "rule web".to_owned(),
                 cause: "returns".to_owned(),

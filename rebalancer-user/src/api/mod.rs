@@ -3,6 +3,7 @@
 
 mod cooldowns;
 mod doctor;
+mod drain;
 mod dump;
 mod envelope;
 mod events;
@@ -18,6 +19,7 @@ mod status;
 
 pub use cooldowns::write_cooldowns;
 pub use doctor::{Diagnosis, Finding, Level, write_diagnosis};
+pub use drain::{DrainEndpoint, DrainTarget};
 pub(crate) use dump::{container, service_names};
 pub use dump::{write_connections, write_endpoints};
 pub use envelope::{Form, Notation, Origin, Source};

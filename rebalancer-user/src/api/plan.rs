@@ -187,7 +187,7 @@ pub(super) fn reason_item(reason: Reason) -> ReasonItem {
         Reason::Rate {
             value, limit, max, ..
         } => ("bytesPerSecond", [value.0, limit.0, max.0]),
-        Reason::Drain { left } => ("nanoseconds", [in_nanoseconds(left), 0, 0]),
+        Reason::Drain { left, .. } => ("nanoseconds", [in_nanoseconds(left), 0, 0]),
         Reason::Balance {
             by,
             load,

@@ -173,7 +173,10 @@ pub(crate) mod tests {
     use super::*;
     use crate::{
         api::{Notation, Sort, write_connections},
-        snapshot::{Bytes, CgroupPath, Cookie, Ending, Sends, ServiceAt, TcpState, sample},
+        snapshot::{
+            Bytes, CgroupPath, Cookie, Ending, RemovedFrom, RequestedDrain, Sends, ServiceAt,
+            TcpState, sample,
+        },
         views::{Generation, Key, Share, Sums, View},
     };
 
@@ -251,6 +254,7 @@ pub(crate) mod tests {
         let service = (name, any::<[bool; 3]>()).prop_map(|(name, bools)| ServiceAt {
             name,
             ready: bools[0],
+            unready: (!bools[0]).then_some(Duration::from_secs(7)),
             terminating: bools[1],
             opted_out: bools[2],
         });
@@ -272,6 +276,13 @@ pub(crate) mod tests {
                         since: Duration::from_secs(3),
                         stops_after: Duration::from_secs(15),
                     }),
+                    removed_from: bools[0]
+                        .then(|| RemovedFrom {
+                            service: sample::service_at("web"),
+                            since: Duration::from_secs(5),
+                        })
+                        .into_iter()
+                        .collect(),
                     opted_out: bools[2],
                 }))
             },
@@ -384,6 +395,10 @@ pub(crate) mod tests {
             closed_by_timeout: n[6],
             bytes_in: Bytes(n[7]),
             bytes_out: Bytes(n[8]),
+            drain: n[0].is_multiple_of(2).then_some(RequestedDrain {
+                since: Duration::from_secs(1),
+                within: Duration::from_secs(60),
+            }),
         });
         let endpoints = prop::collection::btree_map(any_key(), sums, 0..5);
         let naming = prop_oneof![

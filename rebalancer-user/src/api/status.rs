@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     envelope::{Notation, write},
+    events::EventDrain,
     parse::{ReadError, check_kind, parse},
 };
 
@@ -70,6 +71,9 @@ pub struct Status {
     pub max_in_flight: u64,
     /// Moves under way.
     pub in_flight: Vec<InFlightStatus>,
+    /// The endpoints that are drained.
+    #[serde(default)]
+    pub drains: Vec<EventDrain>,
     /// Moves that ended since the agent started, by outcome.
     pub ended: BTreeMap<String, u64>,
     /// Moves reported in dry run since the agent started.

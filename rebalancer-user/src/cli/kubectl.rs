@@ -83,6 +83,8 @@ enum Asked {
     Explain,
     /// Rules, clients and connections on cooldown
     Cooldowns,
+    /// Empty a pod, or the endpoints of a Service on one node
+    Drain,
     /// Pause moves on these nodes for a while
     Pause,
     /// End such a pause
@@ -136,6 +138,12 @@ impl Plugin {
             }
             return self.follow(&agents);
         }
+        if self.command == Asked::Drain && self.nodes.len() != 1 && !self.drains_pod() {
+            bail!(
+                "a Service, an address or a port is drained on one node, as the connections have to go somewhere\n  \
+                 remedy: --node NAME, in front of `drain`"
+            );
+        }
         let input = self.input()?;
         let answers = self.ask(&agents, input.as_deref());
         let out = &mut io::stdout().lock();
@@ -147,8 +155,9 @@ impl Plugin {
         shown.context("writing to stdout")?;
         let failed = answers.iter().filter(|answer| answer.failed.is_some());
         let missing = failed.clone().count();
-        // A connection is on one node: the others do not know it.
-        if missing == 0 || self.command == Asked::Explain && missing < agents.len() {
+        // A connection and a pod are on one node: the others do not know them.
+        let is_of_one_node = matches!(self.command, Asked::Explain | Asked::Drain);
+        if missing == 0 || is_of_one_node && missing < agents.len() {
             return Ok(());
         }
         for Answer { agent, failed, .. } in failed {
@@ -212,6 +221,15 @@ impl Plugin {
             .read_to_end(&mut input)
             .context("reading stdin")?;
         Ok(Some(input))
+    }
+
+    /// Whether it drains a pod, which is on one node, or only asks for help.
+    fn drains_pod(&self) -> bool {
+        let is_pod = |option: &String| option.starts_with("pod/");
+        let asks = |option: &String| option == "--help" || option == "-h";
+        self.options
+            .iter()
+            .any(|option| is_pod(option) || asks(option))
     }
 
     fn is_json(&self) -> bool {

@@ -8,6 +8,7 @@ mod cooldowns;
 #[cfg(feature = "kubernetes")]
 mod coordinator;
 mod doctor;
+mod drain;
 mod dump;
 mod events;
 mod explain;
@@ -74,6 +75,7 @@ enum Command {
     /// It is part of deploy/components/coordinator and of the chart.
     Crd,
     Doctor(doctor::Doctor),
+    Drain(drain::Drain),
     Dump(dump::Dump),
     Events(events::Events),
     Move(move_::Move),
@@ -164,6 +166,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "kubernetes")]
         Command::Crd => print(|out| out.write_all(kubernetes::definition().as_bytes())),
         Command::Doctor(doctor) => doctor.run(),
+        Command::Drain(drain) => drain.run(),
         Command::Dump(dump) => dump.run(),
         Command::Events(events) => events.run(),
         Command::Move(chosen) => chosen.run(),

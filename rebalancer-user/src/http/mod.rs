@@ -17,7 +17,8 @@ pub use metrics::metrics_answer;
 pub use run_dir::{RunDir, RunDirError, socket_of};
 pub use server::{Open, Server};
 pub use wire::{
-    ClearRequest, CooldownsRequest, PauseAnswer, PauseRequest, PlanRequest, PolicyText,
+    CancelDrainRequest, ClearRequest, CooldownsRequest, DrainAnswer, DrainRequest, PauseAnswer,
+    PauseRequest, PlanRequest, PolicyText,
 };
 
 use std::{collections::BTreeMap, convert::Infallible, future::Future, pin::Pin};

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::Form,
+    api::{DrainEndpoint, DrainTarget, Form},
     policy::{Mode, RuleName},
 };
 
@@ -68,4 +68,36 @@ pub struct CooldownsRequest {
 pub struct ClearRequest {
     /// Those of this rule; all, if it is null.
     pub rule: Option<RuleName>,
+}
+
+/// Asks for endpoints to be drained.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Which.
+    pub target: DrainTarget,
+    /// How long that may take.
+    pub milliseconds: u64,
+    /// Only to say what it would do.
+    pub dry_run: bool,
+}
+
+/// What is drained, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainAnswer {
+    /// The run of the agent.
+    pub run: String,
+    /// The number of its newest event: what follows are events of the drain, among others.
+    pub after: u64,
+    /// The endpoints.
+    pub endpoints: Vec<DrainEndpoint>,
+}
+
+/// Asks for a drain to end.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CancelDrainRequest {
+    /// That which was asked for by this.
+    pub target: DrainTarget,
 }

@@ -103,7 +103,7 @@ impl Names {
     }
 
     /// Never called.
-    pub async fn pod_deleted(&self) {
+    pub async fn pod_leaves(&self) {
         match *self {}
     }
 

@@ -59,17 +59,29 @@ fn detail(what: &EventKind) -> String {
             "annotation" => "the annotation of the namespace is gone".to_owned(),
             _ => "requested by an operator".to_owned(),
         },
-        EventKind::DrainBegan(drain) => {
-            let stops_in = drain.stops_in_seconds;
-            format!("{}; it is asked to stop in {stops_in:.0}s", drained(drain))
-        }
+        EventKind::DrainBegan(drain) => drain_under_way(drain),
         EventKind::DrainEnded(drain) if drain.connections.is_empty() => {
             format!("{}, all have left", drained(drain))
         }
         EventKind::DrainEnded(drain) => {
-            let states = drain.connections.iter();
-            let states: Vec<String> = states.map(|(state, n)| format!("{n} {state}")).collect();
-            format!("{}: {}; they break off", drained(drain), states.join(", "))
+            let end = match drain.cause.as_str() {
+                "terminating" => "they break off",
+                _ => "they stay",
+            };
+            format!(
+                "{}: {}; {end}{}",
+                drained(drain),
+                states(drain),
+                enough(drain)
+            )
+        }
+        EventKind::DrainTooShort(drain) => {
+            let left = drain.left_seconds;
+            format!(
+                "{}; it is asked to stop after {left:.0}s, too soon{}",
+                drained(drain),
+                enough(drain)
+            )
         }
         EventKind::Held {
             of,
@@ -92,12 +104,40 @@ fn detail(what: &EventKind) -> String {
     }
 }
 
+/// How one stands.
+pub(super) fn drain_under_way(drain: &EventDrain) -> String {
+    let left = drain.left_seconds;
+    let ends = match drain.cause.as_str() {
+        "terminating" => "it is asked to stop in",
+        _ => "they have",
+    };
+    format!("{}; {ends} {left:.0}s", drained(drain))
+}
+
 fn drained(drain: &EventDrain) -> String {
     let EventDrain {
-        pod, port, rule, ..
+        pod,
+        port,
+        rule,
+        cause,
+        ..
     } = drain;
     let connections: u64 = drain.connections.values().sum();
-    format!("{pod} port {port}, rule {rule}: {connections} connections")
+    let pod = pod.as_ref().map_or(String::new(), |pod| format!("{pod} "));
+    format!("{pod}port {port}, rule {rule}, {cause}: {connections} connections")
+}
+
+fn states(drain: &EventDrain) -> String {
+    let states = drain.connections.iter();
+    let states: Vec<String> = states.map(|(state, n)| format!("{n} {state}")).collect();
+    states.join(", ")
+}
+
+fn enough(drain: &EventDrain) -> String {
+    let enough = drain.enough_seconds;
+    enough.map_or(String::new(), |seconds| {
+        format!("; preStop: {{sleep: {{seconds: {seconds}}}}} would be enough")
+    })
 }
 
 fn place(about: &EventMove) -> String {

@@ -2,6 +2,7 @@
 //! takes the [`Form`](crate::api::Form).
 
 mod cooldowns;
+mod drain;
 mod events;
 mod explain;
 mod moved;
@@ -13,6 +14,7 @@ mod top;
 mod units;
 
 pub use cooldowns::cooldowns;
+pub use drain::{drain, drain_endpoint};
 pub use events::{event_row, events_head};
 pub use explain::{explanation, not_tracked};
 pub use moved::moved_table;

@@ -7,7 +7,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::units::{age, between, counted, span};
+use super::{
+    events::drain_under_way,
+    units::{age, between, counted, span},
+};
 use crate::{
     api::{
         CapacityStatus, InFlightStatus, ModeStatus, MoverStatus, RampStatus, ShareStatus, Status,
@@ -186,6 +189,9 @@ pub fn status_table(out: &mut impl Write, status: &Status, now: Timestamp) -> io
                 age(between(*since, now))
             ),
         )?;
+    }
+    for drain in &status.drains {
+        line("draining", drain_under_way(drain))?;
     }
     line("ended", sums(&status.ended, "no move yet"))?;
     if status.reported_in_dry_run > 0 {

@@ -1,14 +1,14 @@
-//! `rebalancer move`: through the same executor, with the same guards.
+//! `rebalancer move` and `rebalancer drain`: through the same executor, with the same guards.
 
-use std::{net::TcpStream, path::Path};
+use std::{net::TcpStream, path::Path, process::Stdio, thread::sleep, time::Duration};
 
 use serde_json::{Value, json};
 
 use crate::{
     server::{Kind, Server},
     support::{
-        Agent, TRACK_ONLY, answered, cgroup, echoed, has_ended, is_reset, lab, own_pins, pins_left,
-        rebalancer, request, shows, ss, stderr,
+        Agent, TRACK_ONLY, answered, cgroup, command, echoed, eventually, has_ended, is_reset, lab,
+        own_pins, pins_left, rebalancer, request, shows, ss, stderr, stdout,
     },
 };
 
@@ -118,4 +118,63 @@ fn works_without_an_agent_and_leaves_nothing() {
     assert!(is_reset(&mut stream));
     assert_eq!(pins_left(&pins), [] as [std::path::PathBuf; 0]);
     answered(&lab, pod.address());
+}
+
+/// On a plain host, by a policy without a rule for it: what is detected as HTTP leaves, also clients that never pause
+/// for long; what is opened meanwhile stays.
+#[test]
+fn an_endpoint_is_drained_by_its_address() {
+    let lab = lab(1);
+    let agent = Agent::in_lab(&lab, TRACK_ONLY);
+    let address = lab.pod(0).address();
+    let target = address.to_string();
+    let nothing = agent.fails(1, &["drain", "192.0.2.1:80"]);
+    assert!(nothing.contains("192.0.2.1:80: no endpoint"), "{nothing}");
+    let clients = [(); 5].map(|()| {
+        let mut stream = answered(&lab, address);
+        std::thread::spawn(move || {
+            // As a client that looks at a connection before it uses it again.
+            while stream.take_error().unwrap().is_none() {
+                request(&mut stream, "/").unwrap();
+                sleep(Duration::from_millis(300));
+            }
+        })
+    });
+    let dry_run = agent.ask(&["drain", &target, "--dry-run"]);
+    assert!(
+        dry_run.contains("LEAVE") && dry_run.contains(" 5 "),
+        "{dry_run}"
+    );
+
+    // A pause forbids it, and an end recalls what waits.
+    agent.ask(&["pause", "--for", "1h"]);
+    let paused = agent.fails(1, &["drain", &target]);
+    assert!(paused.contains("moves are paused"), "{paused}");
+    agent.ask(&["resume"]);
+    agent.ask(&["drain", &target, "--within", "1h", "--no-wait"]);
+    let status = || agent.status()["drains"].clone();
+    let drains = eventually("it is shown", status, |drains| drains[0].is_object());
+    shows(&drains[0], json!({"cause": "requested", "port": 80}));
+    let cancelled = agent.ask(&["drain", &target, "--cancel"]);
+    assert_eq!(cancelled, "drain cancelled, endpoints: 1\n");
+    eventually("it has ended", status, |drains| drains[0].is_null());
+    let twice = agent.fails(1, &["drain", &target, "--cancel"]);
+    assert!(twice.contains("no drain was asked for"), "{twice}");
+
+    let within = ["drain", &target, "--within", "10s"];
+    let drained = command(&agent, &within)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("it has begun", status, |drains| drains[0].is_object());
+    sleep(Duration::from_millis(1500));
+    let mut later = answered(&lab, address);
+    let drained = drained.wait_with_output().unwrap();
+    let text = stdout(&drained);
+    assert!(drained.status.success(), "{text}");
+    assert!(text.contains("all have left"), "{text}");
+    for client in clients {
+        client.join().expect("no request broke off");
+    }
+    request(&mut later, "/").unwrap();
 }

@@ -252,6 +252,110 @@ fn a_pod_that_is_deleted_is_empty_before_it_stops() {
     request(&mut staying, "/").unwrap();
 }
 
+/// Its selector is changed, as from blue to green: who was connected before leaves, whoever dials the pod itself
+/// afterwards stays.
+#[test]
+fn a_pod_that_its_service_does_not_select_any_more_is_emptied() {
+    const CONNECTIONS: usize = 30;
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let policy = policy("services: ['*/checkout', '*/cart']")
+        .replace(
+            "limits: {maxBytes: 1Mi}",
+            "drain: {on: [Removed], within: 8s}",
+        )
+        .replace("interval: 200ms", "interval: 5s")
+        .replace("minAge: 200ms", "minAge: 1h");
+    let mut agent = cluster.agent(&lab, &policy);
+    let mut leaving: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| answered(&lab, lab.pod(0).address()))
+        .collect();
+    let mut staying = answered(&lab, lab.pod(1).address());
+    let began = Instant::now();
+    cluster.set_slice(slice(
+        "checkout",
+        &[("elsewhere", "other"), ("third", "other")],
+    ));
+    let line = agent.moved("reset");
+    let reason = line["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("its pod is no endpoint of its Service"),
+        "{line}"
+    );
+    let mut later = answered(&lab, lab.pod(0).address());
+    let line = agent.wait_for("the end", |line| {
+        line["message"] == "drained: all connections have left"
+    });
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let pod = full_name(lab.pod(0));
+    shows(&line, json!({"pod": pod, "port": 80, "cause": "removed"}));
+    agent.moves_no_more(CONNECTIONS, 2);
+    assert!(leaving.iter_mut().all(is_reset));
+    request(&mut later, "/").unwrap();
+    request(&mut staying, "/").unwrap();
+}
+
+/// The policy only reports, and nothing has reached its limit; the operator's word counts.
+#[test]
+fn an_operator_empties_a_pod() {
+    const CONNECTIONS: usize = 30;
+    let lab = lab(2);
+    let cluster = Cluster::of(&lab);
+    let policy =
+        policy("services: ['*/checkout', '*/cart']").replace("mode: Enforce", "mode: DryRun");
+    let mut agent = cluster.agent(&lab, &policy);
+    let mut leaving: Vec<TcpStream> = (0..CONNECTIONS)
+        .map(|_| answered(&lab, lab.pod(0).address()))
+        .collect();
+    let mut staying = answered(&lab, lab.pod(1).address());
+    let target = format!("pod/{}", full_name(lab.pod(0)));
+    let text = agent.ask(&["drain", &target, "--within", "8s"]);
+    let has = |what: &str| assert!(text.contains(what), "{what}: {text}");
+    has("LEAVE");
+    has("all have left");
+    agent.has_moved(CONNECTIONS);
+    assert!(leaving.iter_mut().all(is_reset));
+    request(&mut staying, "/").unwrap();
+    // There is no other endpoint to go to.
+    let only = uid(lab.pod(1));
+    cluster.set_slice(slice("cart", &[(&only, NODE)]));
+    let target = "service/shop/cart";
+    let look = || agent.ask(&["drain", target, "--dry-run"]);
+    eventually("it stays", look, |text| {
+        text.contains("1 minReadyEndpoints")
+    });
+    let why = agent.fails(1, &["drain", target, "--within", "8s"]);
+    assert!(why.contains("cannot be moved: 1"), "{why}");
+    request(&mut staying, "/").unwrap();
+}
+
+/// Its containers are asked to stop at once: an Event of the pod says what would give it time.
+#[test]
+fn a_pod_without_a_hook_has_an_event_with_the_sleep_that_it_needs() {
+    let lab = lab(1);
+    let cluster = Cluster::of(&lab);
+    let policy = policy("services: ['*/checkout']")
+        .replace("limits: {maxBytes: 1Mi}", "drain: {on: [Terminating]}");
+    let mut agent = cluster.agent_by(&lab, &policy, &[], of_own_pod);
+    let _stream = answered(&lab, lab.pod(0).address());
+    let mut deleted = object(lab.pod(0), json!({}));
+    let over = jiff::Timestamp::now() + Duration::from_secs(30);
+    deleted["metadata"]["deletionTimestamp"] = json!(over.to_string());
+    deleted["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    cluster.set_pod(deleted);
+    let (namespace, event) = wait_for_written(&cluster, "DrainIncomplete").remove(0);
+    assert_eq!(namespace, "shop");
+    shows(
+        &event,
+        json!({"/regarding/name": lab.pod(0).name, "type": "Warning"}),
+    );
+    let note = event["note"].as_str().unwrap();
+    assert!(note.contains("preStop: {sleep: {seconds: 10}}"), "{note}");
+    agent.wait_for_skipped("noTimeToDrain");
+    agent.has_moved(0);
+}
+
 /// As in a container that is not privileged, where there is cgroup v2 alone.
 #[test]
 fn a_private_cgroup_namespace_hides_no_pod() {

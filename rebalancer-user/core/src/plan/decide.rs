@@ -7,7 +7,7 @@ use super::{
     Charge, Drained, Fate, Ledger, Move, Plan, Ramp, Reason,
     balance::standings,
     budget::{Allowance, Population},
-    drain::Draining,
+    drain::{Draining, mode, too_short},
     first_few::FirstFew,
     groups::{GroupLoad, Groups, load},
     judge::{Candidate, Cause, Judged, judge},
@@ -15,7 +15,7 @@ use super::{
     matches::{Matches, Pair},
 };
 use crate::{
-    policy::{By, Mode, OnReconnect, Policy},
+    policy::{By, Mode, OnReconnect, Policy, Rule},
     snapshot::{Identity, KernelTime, Snapshot},
 };
 
@@ -67,7 +67,7 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
             let candidate = candidates[*index];
             let Pair { rule, endpoint, .. } = &matches.pairs[candidate.pair];
             let account = population.account(candidate.pair);
-            let mode = policy.mode_of(rule);
+            let mode = mode(policy, rule, drained[candidate.pair]);
             let allowance = if mode == Mode::DryRun {
                 &mut dry_run
             } else {
@@ -121,20 +121,27 @@ pub fn decide(policy: &Policy, snapshot: &Snapshot, ledger: &Ledger, now: Kernel
     let moves = moves.collect();
     let standing = matches.pairs.iter().zip(drained).zip(states);
     let standing = standing.filter_map(|((pair, drained), connections)| {
-        let pod = pair.who.pod()?;
+        let drained = drained?;
         Some(Drained {
             endpoint: pair.endpoint,
-            pod: pod.full_name(),
+            who: pair.who.clone(),
             rule: pair.rule.name().clone(),
-            left: drained?.left(),
+            cause: drained.cause(),
+            took: drained.took(),
+            left: drained.left(),
             connections,
         })
     });
     let mut standing: Vec<Drained> = standing.collect();
     standing.sort_by(|a, b| (a.endpoint, &a.rule).cmp(&(b.endpoint, &b.rule)));
-    let rules = policy.rules().iter().map(|rule| rule.name().clone());
+    let pairs = matches.pairs.iter();
+    let too_short = pairs.filter_map(|pair| too_short(policy, pair.rule, snapshot, &pair.endpoint));
+    // By the indexes of `Matches`, which has one more.
+    let rules = policy.rules().iter().chain([Rule::manual()]);
+    let rules = rules.map(|rule| rule.name().clone());
     Plan {
         drained: standing,
+        too_short: too_short.collect(),
         rules: rules.collect(),
         moves,
         judgements,
@@ -215,7 +222,7 @@ impl Chosen<'_> {
             reasons,
             steps: rule.steps().clone(),
             at_end: rule.at_end(),
-            mode: policy.mode_of(rule),
+            mode: mode(policy, rule, self.drained),
             heeds_guards: true,
             is_sniffed: rule.on_reconnect() == OnReconnect::Detect,
             charge: Box::new(self.charge(ledger)),

@@ -1,71 +1,94 @@
-//! Which connections of a pod that is being deleted leave it before it stops.
+//! Which connections leave an endpoint because it stops or is to be empty.
 //!
 //! A pod is deleted some time before its containers are asked to stop, if `preStop` takes some. Within that
 //! time new connections go elsewhere already, and the old ones are moved, evenly spread over what is left of
-//! it: some are quiet only now and then, and a server that takes all clients over at once is hot.
+//! it: some are quiet only now and then, and a server that takes all clients over at once is hot. So it is with
+//! a pod that its Service does not select any more, and with an endpoint that an operator wants empty: then
+//! those that were opened before leave it, each once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use super::{Reason, SkipReason};
-use crate::{
-    policy::{DrainOn, Rule, RuleName},
-    snapshot::{Ending, EndpointKey, Identity, Who},
+use super::{
+    Reason, SkipReason,
+    drained::{DRAIN_MARGIN, DRAIN_PASS, DrainCause, LEAST, TooShort, UNTIL_KNOWN, enough},
 };
-
-/// Until every node sends new connections elsewhere, as a rule.
-const UNTIL_KNOWN: Duration = Duration::from_secs(1);
-/// What is left of the time for those that are under way: whoever has not left by then will not.
-pub const DRAIN_MARGIN: Duration = Duration::from_secs(2);
-/// Less than this is no time to find quiet moments in.
-const LEAST: Duration = Duration::from_secs(5);
-/// The time between two passes while an endpoint is drained.
-pub const DRAIN_PASS: Duration = Duration::from_secs(1);
-
-/// How the drain of an endpoint stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// The endpoint.
-    pub endpoint: EndpointKey,
-    /// Its pod, as `namespace/name`.
-    pub pod: String,
-    /// The rule that drains it.
-    pub rule: RuleName,
-    /// Until its containers are asked to stop.
-    pub left: Duration,
-    /// The connections that it still has, by the word of why they are skipped now; `chosen` are those that this
-    /// plan moves, as far as slots are free.
-    pub connections: BTreeMap<&'static str, u64>,
-}
-
-impl Drained {
-    /// How many connections it still has.
-    pub fn count(&self) -> u64 {
-        self.connections.values().sum()
-    }
-}
+use crate::{
+    policy::{Drain, DrainOn, Mode, Policy, Rule},
+    snapshot::{
+        Connection, Ending, EndpointKey, Identity, KernelTime, RemovedFrom, RequestedDrain,
+        Snapshot,
+    },
+};
 
 /// An endpoint that is drained.
 #[derive(Clone, Copy)]
 pub(super) struct Draining {
+    cause: DrainCause,
     since: Duration,
-    stops_after: Duration,
+    within: Duration,
 }
 
 impl Draining {
-    /// Whether `rule` drains what `who` has accepted now.
-    pub(super) fn of(rule: &Rule, who: &Who) -> Option<Self> {
-        let Ending { since, stops_after } = ending(rule, who.pod()?)?;
-        (stops_after >= LEAST).then_some(Self { since, stops_after })
+    /// Whether `rule` or an operator drains this endpoint now: of several reasons the most urgent.
+    pub(super) fn of(rule: &Rule, snapshot: &Snapshot, endpoint: &EndpointKey) -> Option<Self> {
+        let at = snapshot.endpoints.get(endpoint)?;
+        let pod = at.who.pod();
+        let terminating = ending(rule, pod)
+            .filter(|ending| ending.stops_after >= LEAST)
+            .map(|ending| (DrainCause::Terminating, ending.since, ending.stops_after));
+        let removed = removed_from(rule, pod)
+            .map(|(from, within)| (from.since, within))
+            .min()
+            .map(|(since, within)| (DrainCause::Removed, since, within));
+        let unready =
+            unready(rule, pod).map(|(since, within)| (DrainCause::Unready, since, within));
+        let requested = at
+            .drain
+            .filter(|RequestedDrain { since, within }| since < within)
+            .map(|RequestedDrain { since, within }| (DrainCause::Requested, since, within));
+        [terminating, removed, unready, requested]
+            .into_iter()
+            .flatten()
+            .map(|(cause, since, within)| Self {
+                cause,
+                since,
+                within,
+            })
+            .min_by_key(|draining| draining.left())
     }
 
-    /// Until its containers are asked to stop.
+    /// Why.
+    pub(super) fn cause(self) -> DrainCause {
+        self.cause
+    }
+
+    /// Whether an operator has asked for it: whatever the policy's mode.
+    pub(super) fn is_requested(self) -> bool {
+        self.cause == DrainCause::Requested
+    }
+
+    /// Since it began.
+    pub(super) fn took(self) -> Duration {
+        self.since
+    }
+
+    /// Until its containers are asked to stop, or the drain ends.
     pub(super) fn left(self) -> Duration {
-        self.stops_after.saturating_sub(self.since)
+        self.within.saturating_sub(self.since)
     }
 
     /// Why its connections leave.
     pub(super) fn reason(self) -> Reason {
-        Reason::Drain { left: self.left() }
+        let (cause, left) = (self.cause, self.left());
+        Reason::Drain { cause, left }
+    }
+
+    /// Whether a connection is to leave. One that was opened later comes from a client that has chosen this
+    /// endpoint since, and would choose it again; until every node sends new connections elsewhere, it may not
+    /// have.
+    pub(super) fn concerns(self, connection: &Connection, now: KernelTime) -> bool {
+        let age = now.since(connection.opened);
+        self.cause == DrainCause::Terminating || age.saturating_add(UNTIL_KNOWN) > self.since
     }
 
     /// How many of this many connections may begin to leave in one pass.
@@ -79,18 +102,85 @@ impl Draining {
     }
 }
 
+/// The most that may be done with connections of `rule` at an endpoint: what an operator asks for is done.
+pub(super) fn mode(policy: &Policy, rule: &Rule, draining: Option<Draining>) -> Mode {
+    match draining {
+        Some(draining) if draining.is_requested() => Mode::Enforce,
+        _ => policy.mode_of(rule),
+    }
+}
+
 /// The pod is being deleted, and its rule wants it to be empty then.
-fn ending(rule: &Rule, pod: &Identity) -> Option<Ending> {
-    let drains = rule.drain()?.on().contains(&DrainOn::Terminating);
+fn ending(rule: &Rule, pod: Option<&Identity>) -> Option<Ending> {
+    let pod = pod?;
+    let drains = rule.drain()?.begins_on(DrainOn::Terminating);
     pod.ending.filter(|_| drains && pod.terminating)
 }
 
-/// Why a rule that drains leaves the connections of a pod that is being deleted.
-pub(super) fn no_time(rule: &Rule, pod: &Identity) -> Option<SkipReason> {
-    let Ending { stops_after, .. } = ending(rule, pod)?;
-    (stops_after < LEAST).then(|| SkipReason::NoTimeToDrain {
-        pod: pod.full_name().into(),
+/// The Services that the pod was removed from a short time ago, if its rule drains it then; and how long it has.
+pub(super) fn removed_from<'a>(
+    rule: &'a Rule,
+    pod: Option<&'a Identity>,
+) -> impl Iterator<Item = (&'a RemovedFrom, Duration)> {
+    let drain = rule
+        .drain()
+        .filter(|drain| drain.begins_on(DrainOn::Removed));
+    let within = drain.map(Drain::within);
+    let all = pod.into_iter().flat_map(|pod| &pod.removed_from);
+    all.filter_map(move |from| Some((from, within?)))
+        .filter(|(from, within)| from.since < *within)
+}
+
+/// Since when no Service sends new connections to a living pod because it is not ready, if its rule drains it then;
+/// and how long it has.
+fn unready(rule: &Rule, pod: Option<&Identity>) -> Option<(Duration, Duration)> {
+    let drain = rule
+        .drain()
+        .filter(|drain| drain.begins_on(DrainOn::Unready))?;
+    let services = pod.filter(|pod| !pod.terminating)?.services.as_ref()?;
+    if services.iter().any(|at| at.ready || at.terminating) {
+        return None;
+    }
+    let since = services.iter().filter_map(|at| at.unready).min()?;
+    (since < drain.within()).then(|| (since, drain.within()))
+}
+
+/// Whether a rule that drains leaves the connections of an endpoint because its pod stops too soon.
+pub(super) fn too_short(
+    policy: &Policy,
+    rule: &Rule,
+    snapshot: &Snapshot,
+    endpoint: &EndpointKey,
+) -> Option<TooShort> {
+    let who = snapshot.who(endpoint);
+    let Ending { stops_after, .. } = ending(rule, who.pod())?;
+    if stops_after >= LEAST {
+        return None;
+    }
+    let here = |connection: &&Connection| connection.endpoint == *endpoint;
+    let connections = snapshot.connections.iter().filter(here).count() as u64;
+    Some(TooShort {
+        endpoint: *endpoint,
+        who: who.clone(),
+        rule: rule.name().clone(),
         stops_after,
+        enough: enough(connections, policy.budget().max_in_flight().get().into()),
+        connections,
+    })
+}
+
+/// The same, as the reason for each of them.
+pub(super) fn no_time(
+    policy: &Policy,
+    rule: &Rule,
+    snapshot: &Snapshot,
+    endpoint: &EndpointKey,
+) -> Option<SkipReason> {
+    let short = too_short(policy, rule, snapshot, endpoint)?;
+    Some(SkipReason::NoTimeToDrain {
+        pod: short.who.pod()?.full_name().into(),
+        stops_after: short.stops_after,
+        enough: short.enough,
     })
 }
 
@@ -98,15 +188,21 @@ pub(super) fn no_time(rule: &Rule, pod: &Identity) -> Option<SkipReason> {
 mod tests {
     use super::*;
 
+    /// So many seconds after it began, of fifteen.
+    fn terminating(since: u64) -> Draining {
+        Draining {
+            cause: DrainCause::Terminating,
+            since: Duration::from_secs(since),
+            within: Duration::from_secs(15),
+        }
+    }
+
     #[test]
     fn a_hundred_connections_are_spread_over_the_time_that_is_left() {
         let mut left = 100;
         let mut began = Vec::new();
         for second in 0..15 {
-            let draining = Draining {
-                since: Duration::from_secs(second),
-                stops_after: Duration::from_secs(15),
-            };
+            let draining = terminating(second);
             let quota = draining.quota(left).min(left);
             left -= quota;
             began.push(quota);
@@ -116,10 +212,7 @@ mod tests {
 
     #[test]
     fn whoever_is_left_at_the_end_may_go_at_once() {
-        let late = Draining {
-            since: Duration::from_secs(20),
-            stops_after: Duration::from_secs(15),
-        };
+        let late = terminating(20);
         assert_eq!((late.quota(7), late.left()), (7, Duration::ZERO));
     }
 }

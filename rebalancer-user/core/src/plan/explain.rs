@@ -71,10 +71,14 @@ pub fn explain<'a>(
     let mut decisions = plan.decisions();
     let decision = decisions.find(|decision| decision.cookie == cookie)?;
     let who = snapshot.who(&connection.endpoint);
-    let rule = policy.matching_rule(connection, snapshot);
+    let manual = || {
+        let is_requested = snapshot.is_drain_requested(&connection.endpoint);
+        is_requested.then(Rule::manual)
+    };
+    let rule = policy.matching_rule(connection, snapshot).or_else(manual);
     let mut rules = Vec::new();
     for looked_at in policy.rules() {
-        let miss = looked_at.matches().mismatch(connection, who);
+        let miss = looked_at.mismatch(connection, who);
         // One that may be for it, or may not, hides those behind it.
         let found = miss.as_ref().is_none_or(|miss| !miss.is_sure());
         rules.push((looked_at, miss));

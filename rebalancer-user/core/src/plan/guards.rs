@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{SkipReason, pods, ports, services::Services};
+use super::{SkipReason, drain::Draining, pods, ports, services::Services};
 use crate::{
     policy::{Mode, OnReconnect, Policy, Rule},
     snapshot::{Connection, EndpointKey, Snapshot, TcpState},
@@ -32,11 +32,12 @@ impl<'a> Guards<'a> {
         endpoint: &EndpointKey,
     ) -> Self {
         use Guard::Connection as EachConnection;
-        let who = snapshot.who(endpoint);
-        let services = Services::of(policy, rule, snapshot, endpoint);
+        let draining = Draining::of(rule, snapshot, endpoint);
+        let services = Services::of(policy, rule, snapshot, (endpoint, draining));
         let mut all = Vec::new();
         let of_endpoint = |why: Option<SkipReason>| why.map(Guard::Endpoint);
-        all.extend(of_endpoint(disabled(policy, rule)));
+        let is_requested = draining.is_some_and(Draining::is_requested);
+        all.extend(of_endpoint(disabled(policy, rule)).filter(|_| !is_requested));
         all.push(EachConnection(|_, connection| not_established(connection)));
         all.push(EachConnection(|_, connection| mptcp(connection)));
         all.push(EachConnection(|at, connection| {
@@ -49,7 +50,8 @@ impl<'a> Guards<'a> {
         let stateful = stateful_port(endpoint.port, rule.on_reconnect());
         let has_step = rule.gives_notice() && ports::is_http2(endpoint.port);
         all.extend(of_endpoint(stateful.filter(|_| !has_step)));
-        all.extend(pods::guards(policy, rule, snapshot, who).map(Guard::Endpoint));
+        let of_pod = pods::guards(policy, rule, snapshot, (endpoint, draining.is_some()));
+        all.extend(of_pod.map(Guard::Endpoint));
         let [first, second, third] = services.of_endpoint();
         all.extend(first.into_iter().map(Guard::Endpoint));
         if services.may_be_ambiguous() {

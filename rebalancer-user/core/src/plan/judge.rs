@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Ledger, Reason, Recall, SkipReason,
     balance::{Clients, State, Weighed, Weighing, weigh},
-    drain::Draining,
+    drain::{Draining, mode},
     groups::{Groups, load},
     guards::Guards,
     later::{later, protocol},
@@ -105,7 +105,7 @@ pub(super) fn judge<'a>(
     let clients = balanced.map(|pair| pair.connections).sum();
     let drained: Vec<Option<Draining>> = pairs
         .clone()
-        .map(|pair| Draining::of(pair.rule, pair.who))
+        .map(|pair| Draining::of(pair.rule, snapshot, &pair.endpoint))
         .collect();
     let quota = |(pair, drained): (&Pair<'_>, &Option<Draining>)| {
         drained.map_or(0, |draining| draining.quota(pair.connections))
@@ -209,7 +209,10 @@ impl<'a> Judge<'a> {
         } else {
             found.map_or_else(Some, |pair| self.of_rule(connection, pair))
         };
-        if let Some(pair) = pair.filter(|pair| self.judged.drained[*pair].is_some()) {
+        if let Some(pair) = pair.filter(|pair| {
+            self.judged.drained[*pair]
+                .is_some_and(|draining| draining.concerns(connection, self.now))
+        }) {
             let state = why.as_ref().map_or("chosen", SkipReason::as_str);
             *self.judged.states[pair].entry(state).or_default() += 1;
         }
@@ -229,7 +232,7 @@ impl<'a> Judge<'a> {
             self.judged.overdue += u64::from(is_overdue);
         }
         let guarded = pair.and_then(|pair| self.guards(pair).first(connection));
-        let is_drained = pair.is_some_and(|pair| self.judged.drained[pair].is_some());
+        let draining = pair.and_then(|pair| self.judged.drained[pair]);
         let found = match found {
             Err(SkipReason::NoRule) => Ok(None),
             Err(why) => Err(why),
@@ -238,7 +241,7 @@ impl<'a> Judge<'a> {
         match review(
             self.policy,
             found,
-            (guarded, is_drained),
+            (guarded, draining),
             connection,
             ledger,
             now,
@@ -359,13 +362,17 @@ impl<'a> Judge<'a> {
     ) -> Option<SkipReason> {
         let (policy, ledger, now) = (self.policy, self.ledger, self.now);
         let rule = self.matches.pairs[pair].rule;
-        if let Some(why) = protocol(policy, rule, connection, ledger, now) {
+        if !draining.concerns(connection, now) {
+            return Some(SkipReason::OpenedLater);
+        }
+        let mode = mode(policy, rule, Some(draining));
+        if let Some(why) = protocol(mode, rule, connection, ledger, now) {
             return Some(why);
         }
         let quota = &mut self.quotas[pair];
         if *quota == 0 {
-            let left = draining.left();
-            return Some(SkipReason::DrainedLater { left });
+            let (cause, left) = (draining.cause(), draining.left());
+            return Some(SkipReason::DrainedLater { cause, left });
         }
         *quota -= 1;
         self.judged.candidates.push(Candidate {

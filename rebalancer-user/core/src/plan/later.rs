@@ -35,19 +35,19 @@ pub(super) fn later(
     if let Some(returns) = returns(rule, (connection, is_too_old), ledger, now) {
         return Some(returns);
     }
-    reported_or_silent(policy, rule, connection, ledger)
+    reported_or_silent(policy.mode_of(rule), rule, connection, ledger)
 }
 
 /// Of one that may be moved at any age and wherever its client comes back, whether its protocol forbids it.
 pub(super) fn protocol(
-    policy: &Policy,
+    mode: Mode,
     rule: &Rule,
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
 ) -> Option<SkipReason> {
     sniffed(rule, connection, ledger, now)
-        .or_else(|| reported_or_silent(policy, rule, connection, ledger))
+        .or_else(|| reported_or_silent(mode, rule, connection, ledger))
 }
 
 /// Its protocol was detected, and its rule has no step for it.
@@ -66,12 +66,12 @@ fn sniffed(
 }
 
 fn reported_or_silent(
-    policy: &Policy,
+    mode: Mode,
     rule: &Rule,
     connection: &Connection,
     ledger: &Ledger,
 ) -> Option<SkipReason> {
-    if policy.mode_of(rule) == Mode::DryRun && ledger.is_reported(connection.cookie) {
+    if mode == Mode::DryRun && ledger.is_reported(connection.cookie) {
         return Some(SkipReason::DryRun);
     }
     // It would hold up others whose protocol can be detected. While its server has the word it is

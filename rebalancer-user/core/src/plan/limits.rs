@@ -10,7 +10,7 @@ use std::{cmp::Ordering, fmt, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Ledger, Load};
+use super::{DrainCause, Ledger, Load};
 use crate::{
     policy::{By, MaxRate, Rule, Span},
     snapshot::{Bytes, Connection, Cookie, KernelTime},
@@ -49,9 +49,11 @@ pub enum Reason {
         /// The time over which it counts.
         held: Duration,
     },
-    /// Its pod is being deleted.
+    /// Its endpoint is drained.
     Drain {
-        /// Until that is asked to stop.
+        /// Why.
+        cause: DrainCause,
+        /// Until its pod is asked to stop, or the drain ends.
         left: Duration,
     },
     /// The connection is of the excess of its endpoint.
@@ -150,12 +152,25 @@ impl fmt::Display for Reason {
                     "{value}/s of {limit}/s held for {held} (maxRate {max}/s)"
                 )
             }
-            Self::Drain { left } => {
+            Self::Drain { cause, left } => {
                 let left = rounded(left);
-                write!(
-                    f,
-                    "its pod is being deleted, and is asked to stop in {left}"
-                )
+                match cause {
+                    DrainCause::Terminating => write!(
+                        f,
+                        "its pod is being deleted, and is asked to stop in {left}"
+                    ),
+                    DrainCause::Removed => write!(
+                        f,
+                        "its pod is no endpoint of its Service any more; {left} of `within` are left"
+                    ),
+                    DrainCause::Unready => write!(
+                        f,
+                        "its pod is not ready any more; {left} of `within` are left"
+                    ),
+                    DrainCause::Requested => {
+                        write!(f, "an operator drains its endpoint, for another {left}")
+                    }
+                }
             }
             Self::Balance {
                 by,

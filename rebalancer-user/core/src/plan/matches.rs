@@ -69,7 +69,7 @@ impl<'a> Matches<'a> {
             let endpoint = connection.endpoint;
             let endpoint_index = *indexes.slot(endpoint, || {
                 let who = snapshot.who(&endpoint);
-                rules.push((who, at_endpoint(policy, endpoint.port, who)));
+                rules.push((who, at_endpoint(policy, snapshot, &endpoint)));
                 matches.endpoints.push(0);
                 rules.len() as u32 - 1
             });
@@ -112,9 +112,17 @@ impl<'a> Matches<'a> {
     }
 }
 
-fn at_endpoint<'a>(policy: &'a Policy, port: u16, who: &Who) -> Vec<AtEndpoint<'a>> {
+/// Where an operator drains, what no rule of the policy matches has a rule too, behind all others.
+fn at_endpoint<'a>(
+    policy: &'a Policy,
+    snapshot: &Snapshot,
+    endpoint: &EndpointKey,
+) -> Vec<AtEndpoint<'a>> {
+    let who = snapshot.who(endpoint);
+    let manual = Rule::manual();
+    let manual = snapshot.is_drain_requested(endpoint).then_some(manual);
     let at = |(rule, index): (&'a Rule, u32)| {
-        let lack = rule.matches().of_endpoint(port, who).ok()?;
+        let lack = rule.of_endpoint(endpoint.port, who).ok()?;
         let pair = None;
         Some(AtEndpoint {
             rule,
@@ -123,7 +131,8 @@ fn at_endpoint<'a>(policy: &'a Policy, port: u16, who: &Who) -> Vec<AtEndpoint<'
             pair,
         })
     };
-    policy.rules().iter().zip(0..).filter_map(at).collect()
+    let rules = policy.rules().iter().chain(manual);
+    rules.zip(0..).filter_map(at).collect()
 }
 
 /// The first rule that matches.

@@ -16,6 +16,7 @@ mod cluster;
 mod cooldown;
 mod decide;
 mod drain;
+mod drained;
 mod explain;
 mod fair_queue;
 mod fill;
@@ -52,7 +53,7 @@ pub use charge::{Charge, Fate, Subject};
 pub use cluster::ClusterShare;
 pub use cooldown::{Cooldown, CooldownOf, FIRST_HOLD, Hold};
 pub use decide::decide;
-pub use drain::{DRAIN_MARGIN, DRAIN_PASS, Drained};
+pub use drained::{DRAIN_MARGIN, DRAIN_PASS, DrainCause, Drained, TooShort};
 pub use explain::{Explanation, explain};
 pub use fill::{FillFailure, FillTest};
 pub use flows::Flow;
@@ -99,6 +100,7 @@ pub struct Plan {
     overdue: u64,
     budget_left: u64,
     drained: Vec<Drained>,
+    too_short: Vec<TooShort>,
 }
 
 /// How a group that a rule balances stands.
@@ -182,6 +184,11 @@ impl Plan {
     /// The endpoints that are drained. If there are any, the next plan should be made after [`DRAIN_PASS`].
     pub fn drained(&self) -> &[Drained] {
         &self.drained
+    }
+
+    /// The endpoints that are not drained because their pods stop too soon.
+    pub fn too_short(&self) -> &[TooShort] {
+        &self.too_short
     }
 
     /// Moves that the window has left after those of this plan.

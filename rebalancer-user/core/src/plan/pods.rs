@@ -2,23 +2,25 @@
 
 use super::{
     SkipReason,
-    drain::{Draining, no_time},
+    drain::{no_time, removed_from},
 };
 use crate::{
     policy::{MissingFact, Policy, Rule},
-    snapshot::{Naming, Snapshot, Who},
+    snapshot::{EndpointKey, Naming, Snapshot, Who},
 };
 
-/// Every guard that skips a connection accepted by `who`, which `rule` matches.
+/// Every guard that skips a connection at `endpoint`, which `rule` matches; and whether that is drained.
 pub(super) fn guards<'a>(
     policy: &'a Policy,
     rule: &'a Rule,
-    snapshot: &Snapshot,
-    who: &'a Who,
+    snapshot: &'a Snapshot,
+    (endpoint, is_drained): (&EndpointKey, bool),
 ) -> impl Iterator<Item = SkipReason> + 'a {
+    let who = snapshot.who(endpoint);
+    let terminating = || no_time(policy, rule, snapshot, endpoint).or_else(|| terminating(who));
     let guards = [
-        opted_out(who),
-        terminating(rule, who),
+        opted_out(rule, who),
+        (!is_drained).then(terminating).flatten(),
         excluded(policy, who),
         stale(rule, who, snapshot.naming),
         of_unknown_namespace(who),
@@ -26,7 +28,7 @@ pub(super) fn guards<'a>(
     guards.into_iter().flatten()
 }
 
-fn opted_out(who: &Who) -> Option<SkipReason> {
+fn opted_out(rule: &Rule, who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
     let out = |kind, name: String| {
         let name = name.into();
@@ -36,7 +38,8 @@ fn opted_out(who: &Who) -> Option<SkipReason> {
     if pod.opted_out {
         return out("pod", inside(&pod.pod));
     }
-    let mut services = pod.services.iter().flatten();
+    let removed = removed_from(rule, Some(pod)).map(|(from, _)| &from.service);
+    let mut services = pod.services.iter().flatten().chain(removed);
     if let Some(service) = services.find(|service| service.opted_out) {
         return out("Service", inside(&service.name));
     }
@@ -57,15 +60,9 @@ fn of_unknown_namespace(who: &Who) -> Option<SkipReason> {
         })
 }
 
-/// It ends its connections itself, as well as it can, unless its rule drains it.
-fn terminating(rule: &Rule, who: &Who) -> Option<SkipReason> {
+/// It ends its connections itself, as well as it can.
+fn terminating(who: &Who) -> Option<SkipReason> {
     let pod = who.pod()?;
-    if Draining::of(rule, who).is_some() {
-        return None;
-    }
-    if let Some(no_time) = no_time(rule, pod) {
-        return Some(no_time);
-    }
     let mut services = pod.services.iter().flatten();
     let ends = pod.terminating || services.any(|service| service.terminating);
     ends.then(|| SkipReason::Terminating {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use super::{
     Ledger, LoadComparison, SkipReason,
     balance::to_move,
+    drain::{Draining, mode},
     groups::GroupLoad,
     later::returns,
     limits::{Furthest, furthest},
@@ -51,11 +52,11 @@ pub(super) struct InFlight<'a> {
 
 /// Judges a connection whose move is in flight. `found`: the rule that matches it now, or why that
 /// is not known. `guarded`: the first guard of that rule that skips it, and
-/// whether its endpoint is drained.
+/// how its endpoint is drained, if it is.
 pub(super) fn review(
     policy: &Policy,
     found: Result<Option<&Rule>, SkipReason>,
-    (guarded, is_drained): (Option<SkipReason>, bool),
+    (guarded, draining): (Option<SkipReason>, Option<Draining>),
     connection: &Connection,
     ledger: &Ledger,
     now: KernelTime,
@@ -71,7 +72,8 @@ pub(super) fn review(
         let chosen_by = by.rule.clone();
         return Review::Recall(SkipReason::OtherRule { chosen_by });
     };
-    if is_drained && guarded.is_none() && policy.mode_of(rule) == Mode::Enforce {
+    let is_drained = draining.is_some_and(|draining| draining.concerns(connection, now));
+    if is_drained && guarded.is_none() && mode(policy, rule, draining) == Mode::Enforce {
         return Review::Continue;
     }
     let (furthest, unknown) = furthest(rule, connection, ledger, now);

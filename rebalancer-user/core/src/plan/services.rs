@@ -4,9 +4,12 @@
 //! Services. A connection to a port of a pod that no Service leads to is skipped too, whatever
 //! matches it: its client has dialled the pod, or the node's `hostPort`, and would come back.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::{SkipReason, drain::Draining};
+use super::{
+    SkipReason,
+    drain::{Draining, removed_from},
+};
 use crate::{
     policy::{MissingFact, OnReconnect, Policy, Rule},
     snapshot::{Connection, EndpointKey, Identity, Service, ServiceAt, ServiceName, Snapshot},
@@ -34,14 +37,14 @@ pub(super) struct Services<'a> {
 impl<'a> Services<'a> {
     pub(super) fn of(
         policy: &Policy,
-        rule: &Rule,
+        rule: &'a Rule,
         snapshot: &'a Snapshot,
-        endpoint: &EndpointKey,
+        (endpoint, draining): (&EndpointKey, Option<Draining>),
     ) -> Self {
         let Some(pod) = snapshot.who(endpoint).pod() else {
             return Self::default();
         };
-        let all = match lead(pod, snapshot) {
+        let all = match lead(pod, rule, snapshot) {
             Ok(all) => all,
             Err(unknown) => {
                 return Self {
@@ -51,22 +54,30 @@ impl<'a> Services<'a> {
             }
         };
         let asked = asked(rule, &all);
-        // New connections do not come to what is drained, whatever its Service says, so that one other
-        // endpoint is enough; and if these change just now, that is why.
-        let is_drained = Draining::of(rule, snapshot.who(endpoint)).is_some();
-        let min = policy.guards().min_ready_endpoints().get();
-        let min = if is_drained { 1 } else { min };
+        // Where new connections do not come to what is drained, its Service need not tell others where to go.
+        // And if the Service's endpoints change just now, that is why.
+        let is_drained = draining.is_some();
+        let receives = asked.iter().any(|s| s.at.ready);
         let of_living = |why: Option<SkipReason>| why.filter(|_| !is_drained);
         let before = [of_living(unready(pod, &asked)), headless(&asked)];
+        let too_few = if is_drained {
+            too_few(|s| 1 + drained_here(s, snapshot), &asked)
+        } else {
+            let min = policy.guards().min_ready_endpoints().get();
+            too_few(|_| min, &asked)
+        };
         let after = [
-            too_few(min, &asked),
+            too_few,
             of_living(stabilizing(policy, &asked)),
             http2(rule, endpoint.port, &all),
         ];
         Self {
             of_endpoint: [
                 before.into_iter().flatten().collect(),
-                of_living(affinity(&asked)).into_iter().collect(),
+                affinity(&asked)
+                    .filter(|_| !is_drained || receives)
+                    .into_iter()
+                    .collect(),
                 after.into_iter().flatten().collect(),
             ],
             asked,
@@ -110,18 +121,24 @@ impl<'a> Services<'a> {
     }
 }
 
-/// The Services that lead to this port of a pod.
+/// The Services that lead to this port of a pod; and those that do so no longer, if `rule` drains it for that.
 ///
 /// # Errors
 /// None do, or not enough is known of them.
-fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>, SkipReason> {
+fn lead<'a>(
+    pod: &'a Identity,
+    rule: &'a Rule,
+    snapshot: &'a Snapshot,
+) -> Result<Vec<Leads<'a>>, SkipReason> {
     let Some(services) = &pod.services else {
         return Err(SkipReason::Unnamed {
             lack: MissingFact::Services,
             rule: None,
         });
     };
-    if services.is_empty() {
+    let removed = removed_from(rule, Some(pod)).map(|(from, _)| &from.service);
+    let mut services = services.iter().chain(removed).peekable();
+    if services.peek().is_none() {
         return Err(SkipReason::NoService);
     }
     let known = |at: &'a ServiceAt| {
@@ -140,7 +157,21 @@ fn lead<'a>(pod: &'a Identity, snapshot: &'a Snapshot) -> Result<Vec<Leads<'a>>,
             }),
         }
     };
-    services.iter().map(known).collect()
+    services.map(known).collect()
+}
+
+/// How many endpoints of a Service an operator drains on this node though they are ready: nobody is to be moved
+/// from one of them to another.
+fn drained_here(service: &Leads<'_>, snapshot: &Snapshot) -> u32 {
+    let is_ready_at = |pod: &Identity| {
+        let mut all = pod.services.iter().flatten();
+        pod.namespace == service.name.namespace
+            && all.any(|at| at.name == service.name.name && at.ready)
+    };
+    let requested = snapshot.endpoints.values().filter(|at| at.drain.is_some());
+    let pods = requested.filter_map(|at| at.who.pod().filter(|pod| is_ready_at(pod)));
+    let pods: BTreeSet<&str> = pods.map(|pod| pod.uid.as_str()).collect();
+    u32::try_from(pods.len()).unwrap_or(u32::MAX)
 }
 
 /// Those that count: the one that the rule names; else all but the headless ones, if there are
@@ -193,12 +224,14 @@ fn affinity(asked: &[Leads<'_>]) -> Option<SkipReason> {
     })
 }
 
-fn too_few(min: u32, asked: &[Leads<'_>]) -> Option<SkipReason> {
-    let least = asked.iter().min_by_key(|s| s.facts.comparable())?;
-    let (service, ready) = (least.name.clone(), least.facts.comparable());
-    if ready >= min {
-        return None;
-    }
+/// `min`: how many ready endpoints a Service must have.
+fn too_few(min: impl Fn(&Leads<'_>) -> u32, asked: &[Leads<'_>]) -> Option<SkipReason> {
+    let lacks = |s: &&Leads<'_>| s.facts.comparable() < min(s);
+    let least = asked
+        .iter()
+        .filter(lacks)
+        .min_by_key(|s| s.facts.comparable())?;
+    let (service, ready, min) = (least.name.clone(), least.facts.comparable(), min(least));
     Some(match least.facts.local_policy() {
         Some(policy) if least.facts.ready >= min => SkipReason::LocalTraffic {
             service,

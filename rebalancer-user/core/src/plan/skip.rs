@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytesize::ByteSize;
 
 use super::{
-    BudgetOf, FillFailure, Load, LoadComparison, NoView, Outcome, Reason, Refusal, Subject, Test,
-    Unknown, limits::rounded,
+    BudgetOf, DrainCause, FillFailure, Load, LoadComparison, NoView, Outcome, Reason, Refusal,
+    Subject, Test, Unknown, limits::rounded,
 };
 use crate::{
     policy::{By, MissingFact, RuleName},
@@ -136,22 +136,38 @@ reasons! {
     /// Its rule drains, but its pod is asked to stop too soon.
     NoTimeToDrain {
         /** Namespace and name. */ pod: Arc<str> = "shop/web-0".into(),
-        /** From its deletion on. */ stops_after: Duration = Duration::ZERO
+        /** From its deletion on. */ stops_after: Duration = Duration::ZERO,
+        /** What would be enough. */ enough: Duration = Duration::from_secs(15)
     }
         => "noTimeToDrain": {
             let stops_after = rounded(*stops_after);
             format!("pod {pod} is being deleted and asked to stop after {stops_after}: too soon to drain it")
         },
-        needs "a container with `lifecycle: {{preStop: {{sleep: {{seconds: 15}}}}}}`";
-    /// Its rule does nothing but drain, and its pod is not being deleted.
-    NotDrained => "notDrained": "its rule only drains, and its pod is not being deleted",
-        needs "`limits` or `balance` in its rule, or that its pod is deleted";
-    /// Its pod is drained, and others leave first.
-    DrainedLater { /** Until its pod is asked to stop. */ left: Duration = AGE }
+        needs {
+            let seconds = enough.as_secs();
+            format!("a container with `lifecycle: {{preStop: {{sleep: {{seconds: {seconds}}}}}}}`")
+        };
+    /// Its rule does nothing but drain, and its endpoint is not drained.
+    NotDrained => "notDrained": "its rule only drains, and no event that begins it has happened",
+        needs "`limits` or `balance` in its rule, or an event that its `drain` names";
+    /// Its endpoint is drained, and others leave first.
+    DrainedLater {
+        /** Why it is drained. */ cause: DrainCause = DrainCause::Terminating,
+        /** Until its pod is asked to stop, or the drain ends. */ left: Duration = AGE
+    }
         => "drainedLater": {
-            format!("its pod is asked to stop in {}, and others leave it first", rounded(*left))
+            let left = rounded(*left);
+            match cause {
+                DrainCause::Terminating => format!("its pod is asked to stop in {left}, and others leave it first"),
+                DrainCause::Removed | DrainCause::Unready | DrainCause::Requested => {
+                    format!("its endpoint is drained for another {left}, and others leave it first")
+                }
+            }
         },
-        needs "nothing: it leaves before its pod stops";
+        needs "nothing: it leaves before that";
+    /// Its endpoint is drained, and it was opened after that began.
+    OpenedLater => "openedLater": "it was opened after the drain of its endpoint began",
+        needs "nothing: only connections that were opened before leave";
     /// Its pod is of a namespace in `guards.excludeNamespaces`.
     ExcludedNamespace { /** The namespace. */ namespace: Arc<str> = "kube-system".into() }
         => "excludedNamespace": "namespace {namespace} is in excludeNamespaces",

@@ -136,7 +136,7 @@ impl Policy {
         who: &Who,
     ) -> Result<Option<&Rule>, (&Rule, MissingFact)> {
         for rule in &self.rules {
-            match rule.matches().mismatch(connection, who) {
+            match rule.mismatch(connection, who) {
                 None => return Ok(Some(rule)),
                 Some(Mismatch::Undetermined(lack)) => return Err((rule, lack)),
                 Some(_) => {}

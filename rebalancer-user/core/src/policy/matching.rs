@@ -1,6 +1,6 @@
 //! Which connections a rule matches.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use serde_json::{Value as Json, json};
@@ -26,6 +26,7 @@ const MOST: usize = 256;
 
 section! {
     /// Ports, peers, pods and cgroups: at least one field, and all that are given must match.
+    #[derive(Default)]
     pub struct Match "Match" {
         /// Local (server) ports.
         ports "ports": Vec<PortRange> as &[PortRange] = or_empty(list(part(), MOST).not_empty());
@@ -61,11 +62,17 @@ impl Constraints for Match {
 }
 
 impl Match {
-    /// Why this does not match `connection`, accepted by `who`; `None` if it does.
+    /// Why this does not match `connection`, accepted by `who`; `None` if it does. A Service that `who` was
+    /// removed from within `removed` counts as one that targets it.
     ///
     /// A certain mismatch takes precedence over facts that are missing.
-    pub fn mismatch(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
-        let lack = match self.of_endpoint(connection.endpoint.port, who) {
+    pub(super) fn mismatch(
+        &self,
+        connection: &Connection,
+        who: &Who,
+        removed: Duration,
+    ) -> Option<Mismatch> {
+        let lack = match self.of_endpoint(connection.endpoint.port, who, removed) {
             Ok(lack) => lack,
             Err(of_port @ Mismatch::Port(_)) => return Some(of_port),
             // A mismatch of the peer, if there is one, is reported first.
@@ -82,15 +89,16 @@ impl Match {
     ///
     /// # Errors
     /// They cannot.
-    pub(crate) fn of_endpoint(
+    pub(super) fn of_endpoint(
         &self,
         port: u16,
         who: &Who,
+        removed: Duration,
     ) -> Result<Option<MissingFact>, Mismatch> {
         if !self.ports.is_empty() && !self.ports.iter().any(|range| range.contains(port)) {
             return Err(Mismatch::Port(port));
         }
-        match self.pod_mismatch(who) {
+        match self.pod_mismatch(who, removed) {
             None => Ok(None),
             Some(Mismatch::Undetermined(lack)) => Ok(Some(lack)),
             Some(other) => Err(other),
@@ -125,7 +133,7 @@ impl Match {
     }
 
     /// Why an endpoint of `who` does not match, or not certainly; `None` if it does.
-    fn pod_mismatch(&self, who: &Who) -> Option<Mismatch> {
+    fn pod_mismatch(&self, who: &Who, removed: Duration) -> Option<Mismatch> {
         if !self.names_pods() {
             return None;
         }
@@ -135,7 +143,7 @@ impl Match {
             Who::Pod(pod) => pod,
         };
         let all = [
-            self.services_mismatch(pod),
+            self.services_mismatch(pod, removed),
             self.namespace_mismatch(pod),
             self.labels_mismatch(pod),
         ];
@@ -150,7 +158,7 @@ impl Match {
         })
     }
 
-    fn services_mismatch(&self, pod: &Identity) -> Option<Mismatch> {
+    fn services_mismatch(&self, pod: &Identity, removed: Duration) -> Option<Mismatch> {
         if self.services.is_empty() {
             return None;
         }
@@ -167,7 +175,11 @@ impl Match {
             return Some(Mismatch::Undetermined(MissingFact::Services));
         };
         let is_named = |name: &str| named.iter().any(|named| named.name == name);
-        let found = services.iter().any(|at| is_named(&at.name));
+        let removed_from = pod.removed_from.iter().filter(|from| from.since < removed);
+        let mut services = services
+            .iter()
+            .chain(removed_from.map(|from| &from.service));
+        let found = services.any(|at| is_named(&at.name));
         (!found).then_some(Mismatch::Services)
     }
 
@@ -201,7 +213,7 @@ impl Match {
     /// cgroups: these are known of connections only.
     pub fn may_be_at(&self, port: u16, who: &Who) -> bool {
         let ports = self.ports.is_empty() || self.ports.iter().any(|range| range.contains(port));
-        ports && self.cgroups.is_empty() && self.pod_mismatch(who).is_none()
+        ports && self.cgroups.is_empty() && self.pod_mismatch(who, Duration::ZERO).is_none()
     }
 
     fn cgroup_mismatch(&self, connection: &Connection) -> Option<Mismatch> {

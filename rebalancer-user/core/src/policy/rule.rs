@@ -1,13 +1,19 @@
 //! One rule: which connections, how old or large they may grow, and how they are ended.
 
-use std::{fmt, num::NonZeroU64, ops::Range, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    num::NonZeroU64,
+    ops::Range,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::{
     error::Fault,
-    matching::Match,
+    matching::{Match, Mismatch, MissingFact},
     mode::Mode,
     notation::{self, Bytes, Name, PercentFrom, Read, Scalar, Time, is_label, word, words},
     section::{
@@ -16,9 +22,14 @@ use super::{
     shape::Shape,
     units::Percent,
 };
-use crate::text::quoted;
+use crate::{
+    snapshot::{Connection, Who},
+    text::quoted,
+};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -40,7 +51,7 @@ section! {
         /// When an endpoint holds too much compared with the others of its Service; only the excess
         /// is moved.
         balance "balance": Option<Balance> = optional(part());
-        /// When a pod's connections leave it before it stops.
+        /// When a pod's connections leave it because it stops, or receives no new ones.
         drain "drain": Option<Drain> as Option<&Drain> = optional(part());
         /// By how much, at most, each connection's own limits are below those of the rule, so that
         /// connections opened together are not moved together.
@@ -117,6 +128,53 @@ impl Constraints for Rule {
 }
 
 impl Rule {
+    /// The rule of connections that an operator drains and that no rule of the policy matches.
+    pub fn manual() -> &'static Self {
+        static MANUAL: LazyLock<Rule> = LazyLock::new(|| Rule {
+            name: RuleName::manual(),
+            mode: None,
+            matches: Match::default(),
+            limits: Limits::default(),
+            balance: None,
+            drain: None,
+            jitter: TEN_PERCENT,
+            on_reconnect: OnReconnect::Detect,
+            steps: [Step::NOTICE, Step::DEFAULT].into(),
+            at_end: AtEnd::Skip,
+            count: None,
+        });
+        &MANUAL
+    }
+
+    /// Why it is not for `connection`, accepted by `who`; `None` if it is.
+    ///
+    /// A certain mismatch takes precedence over facts that are missing.
+    pub fn mismatch(&self, connection: &Connection, who: &Who) -> Option<Mismatch> {
+        self.matches
+            .mismatch(connection, who, self.drains_removed_within())
+    }
+
+    /// Whether connections accepted at `port` by `who` can match: which fact about the endpoint is
+    /// missing, if any.
+    ///
+    /// # Errors
+    /// They cannot.
+    pub(crate) fn of_endpoint(
+        &self,
+        port: u16,
+        who: &Who,
+    ) -> Result<Option<MissingFact>, Mismatch> {
+        self.matches
+            .of_endpoint(port, who, self.drains_removed_within())
+    }
+
+    /// For how long a Service that a pod was removed from still counts as one of the pod's.
+    fn drains_removed_within(&self) -> Duration {
+        let drain = self.drain.as_ref();
+        let drain = drain.filter(|drain| drain.begins_on(DrainOn::Removed));
+        drain.map_or(Duration::ZERO, |drain| drain.within)
+    }
+
     /// Whether one of its steps tells the client to leave.
     pub fn gives_notice(&self) -> bool {
         self.steps.iter().any(Step::is_notice)
@@ -259,16 +317,26 @@ section! {
 impl Constraints for Balance {}
 
 section! {
-    /// When a pod's connections leave it before it stops: at quiet moments or by a step `Notice`, spread over
-    /// the time that is left. Of the budgets only `maxInFlight` bounds them.
+    /// When a pod's connections leave it: at quiet moments or by a step `Notice`, spread over the time that is
+    /// left. Of the budgets only `maxInFlight` bounds them.
     pub struct Drain "Drain" {
         /// The events that begin it.
         on "on": Arc<[DrainOn]> as &Arc<[DrainOn]> = required(
-            list(word(), 1).not_empty(), "an event, e.g. `drain: {on: [Terminating]}`");
+            list(word(), 3).not_empty(), "an event, e.g. `drain: {on: [Terminating]}`");
+        /// How long the connections of a pod that was `Removed` or is `Unready` may take to leave. One that is
+        /// `Terminating` has until its containers are asked to stop.
+        within "within": Duration = or(Time(Duration::from_secs(5)..=HOUR), MINUTE);
     }
 }
 
 impl Constraints for Drain {}
+
+impl Drain {
+    /// Whether this event begins it.
+    pub fn begins_on(&self, event: DrainOn) -> bool {
+        self.on.contains(&event)
+    }
+}
 
 words! {
     /// What begins a drain.
@@ -276,6 +344,12 @@ words! {
         /// The pod is being deleted. Its containers must have at least five seconds until they are asked to
         /// stop, as by `preStop: {sleep: {seconds: 15}}`.
         Terminating,
+        /// The pod lives, but is no endpoint of its Service any more: the selector or the pod's labels have
+        /// changed. Connections that were opened before leave it.
+        Removed,
+        /// The pod is an endpoint of its Service still, but is not ready any more. Connections that were opened
+        /// before leave it.
+        Unready,
     }
 }
 
@@ -347,6 +421,11 @@ impl Step {
         condition: Condition::Quiet,
         idle_for: Duration::from_millis(200),
         timeout: Duration::from_secs(120),
+    };
+
+    const NOTICE: Self = Self {
+        kind: StepKind::Notice,
+        ..Self::DEFAULT
     };
 
     /// The step that `atEnd: ResetNow` adds.

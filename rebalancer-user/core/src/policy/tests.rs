@@ -45,7 +45,7 @@ rules:
     podSelector: {matchExpressions: [{key: app, operator: Exists}]}
   limits: {maxAge: 2h}
   balance: {by: ByteRate, tolerance: 15%}
-  drain: {on: [Terminating]}
+  drain: {on: [Terminating, Removed], within: 90s}
 - name: chat
   match: {ports: [{port: 9000}]}
   balance: {by: MessageRate}
@@ -515,9 +515,7 @@ fn a_mismatch_has_its_reason() {
             cgroup_path: CgroupPath::new(path),
             ..connection(port, remote)
         };
-        let mismatch = policy.rules()[0]
-            .matches()
-            .mismatch(&connection, &Who::NoPod);
+        let mismatch = policy.rules()[0].mismatch(&connection, &Who::NoPod);
         mismatch.map(|mismatch| mismatch.to_string())
     };
     let vm = "/machine.slice/vm.scope";

@@ -93,6 +93,9 @@ pub struct Identity {
     /// How much time it has then, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending: Option<Ending>,
+    /// The Services that targeted this port until lately and do so no longer, though the pod lives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_from: Vec<RemovedFrom>,
     /// The pod opts out.
     pub opted_out: bool,
 }
@@ -117,6 +120,18 @@ pub struct Ending {
     pub stops_after: Duration,
 }
 
+/// A Service of which a pod is no endpoint any more.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RemovedFrom {
+    /// The Service; the pod is not ready there.
+    #[serde(flatten)]
+    pub service: ServiceAt,
+    /// The time since it was removed.
+    #[serde(rename = "sinceNanoseconds", with = "wire::nanoseconds")]
+    pub since: Duration,
+}
+
 /// A Service at one of its endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -126,6 +141,14 @@ pub struct ServiceAt {
     pub name: String,
     /// Whether this endpoint receives new connections.
     pub ready: bool,
+    /// The time since it does so no longer; `None` if it does, or was never seen to.
+    #[serde(
+        default,
+        rename = "sinceReadyNanoseconds",
+        skip_serializing_if = "Option::is_none",
+        with = "wire::optional_nanoseconds"
+    )]
+    pub unready: Option<Duration>,
     /// Whether this endpoint is being removed.
     pub terminating: bool,
     /// The Service opts out.

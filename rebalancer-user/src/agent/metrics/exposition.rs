@@ -22,10 +22,11 @@ use tokio::sync::watch;
 
 use crate::{
     agent::{
-        numbers::{Distribution, MODES},
+        numbers::{Distribution, Drains, MODES},
         published::Published,
     },
     moves::Health,
+    plan::DrainCause,
     views::Views,
 };
 
@@ -201,6 +202,13 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
             .iter()
             .map(|b| ([("mode", b.mode.as_str())], b))
     };
+    let drains = |of: fn(&Drains) -> u64| {
+        DrainCause::ALL.map(|cause| {
+            let drains = numbers.drains.get(cause.as_str());
+            ([("cause", cause.as_str())], drains.map_or(0, of))
+        })
+    };
+    let drain_durations = numbers.drain_durations.iter();
     let returns = [
         ([("result", "returned")], numbers.returns.returned),
         ([("result", "elsewhere")], numbers.returns.elsewhere),
@@ -230,10 +238,14 @@ fn moves(out: &mut Out<'_>, published: &Published) -> fmt::Result {
             "Moves left in the current window, by mode.";
         counter returns = returns,
             "Moves whose client was looked for, by result: it returned to the same endpoint, to another one, or was not seen on this node again.";
-        counter drains = one(numbers.drains),
-            "Endpoints of pods that were being deleted and were drained.";
-        counter drain_leftover_connections = one(numbers.drain_leftovers),
-            "Connections that were still there when such a pod was about to stop.";
+        counter drains = drains(|drains| drains.ended),
+            "Endpoints that were drained, by cause: their pods were being deleted (terminating), were removed from their Service (removed) or were not ready any more (unready), or an operator asked for it (requested).";
+        counter drained_connections = drains(|drains| drains.left),
+            "Connections that left such endpoints in time, by cause.";
+        counter drain_leftover_connections = drains(|drains| drains.leftover),
+            "Connections that were still there at the end, by cause: where the pod was terminating they have broken off.";
+        histogram drain_duration in Seconds = drain_durations.map(|(cause, spread)| ([("cause", *cause)], spread)),
+            "Time that drains took, until the last connection had left or the time was over, by cause.";
         gauge service_imbalance_ratio = imbalances().map(|(of, ratio)| (of, ratio.most)),
             "Load of the fullest endpoint as a ratio to the mean of all, in the unit that the rule balances; without Kubernetes the label service is empty, and the worst of several ports counts. Beyond 1024 rules and Services the others are shown as _other, by the worst.";
         gauge service_imbalance_start_ratio = imbalances().filter_map(|(of, ratio)| Some((of, ratio.start?))),
@@ -435,7 +447,8 @@ mod tests {
         numbers.moves.insert(kind, 1);
         let mut spread = Distribution::new(MOVES);
         spread.observe(0.2);
-        numbers.durations.insert("reset", spread);
+        numbers.durations.insert("reset", spread.clone());
+        numbers.drain_durations.insert("removed", spread);
         let imbalance = Imbalance {
             most: 1.5,
             start: Some(1.25),

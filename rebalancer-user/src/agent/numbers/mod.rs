@@ -75,16 +75,25 @@ pub(super) struct Imbalance {
     pub(super) start: Option<f64>,
 }
 
+/// Drains of endpoints that have ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Drains {
+    pub(super) ended: u64,
+    /// Connections that have left in time.
+    pub(super) left: u64,
+    /// Those that have not.
+    pub(super) leftover: u64,
+}
+
 /// All that is counted, and what the last pass saw.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {
     pub(super) moves: BTreeMap<Kind, u64>,
     pub(super) durations: BTreeMap<&'static str, Distribution>,
     pub(super) returns: ReturnCounts,
-    /// Endpoints that were drained.
-    pub(super) drains: u64,
-    /// Connections that had not left them in time.
-    pub(super) drain_leftovers: u64,
+    /// Drains that have ended, by their cause.
+    pub(super) drains: BTreeMap<&'static str, Drains>,
+    pub(super) drain_durations: BTreeMap<&'static str, Distribution>,
     /// By rule and Service.
     pub(super) imbalances: BTreeMap<(String, String), Imbalance>,
     pub(super) rules: BTreeSet<String>,
@@ -117,8 +126,8 @@ impl Numbers {
             moves: BTreeMap::new(),
             durations: BTreeMap::new(),
             returns: ReturnCounts::default(),
-            drains: 0,
-            drain_leftovers: 0,
+            drains: BTreeMap::new(),
+            drain_durations: BTreeMap::new(),
             imbalances: BTreeMap::new(),
             rules: BTreeSet::new(),
             passes: 0,
@@ -158,9 +167,15 @@ impl Numbers {
                     .or_insert_with(|| Distribution::new(MOVES))
                     .observe(waited.as_secs_f64());
             }
-            Fact::DrainEnded(drained) => {
-                self.drains += 1;
-                self.drain_leftovers += drained.count();
+            Fact::DrainEnded { drained, all } => {
+                let drain = self.drains.entry(drained.cause.as_str()).or_default();
+                drain.ended += 1;
+                drain.left += all.saturating_sub(drained.count());
+                drain.leftover += drained.count();
+                let durations = self.drain_durations.entry(drained.cause.as_str());
+                durations
+                    .or_insert_with(|| Distribution::new(MOVES))
+                    .observe(drained.took.as_secs_f64());
             }
             // The gauges of these are made of the status.
             Fact::PodsWithoutNames { .. }
@@ -171,6 +186,7 @@ impl Numbers {
             | Fact::MoveStarted { .. }
             | Fact::MoveRecalled(_)
             | Fact::DrainBegan(_)
+            | Fact::DrainTooShort(_)
             | Fact::CooldownStarted(_)
             | Fact::CooldownCleared(_)
             | Fact::MoverLost { .. }

@@ -9,12 +9,13 @@ use std::{
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
+    membership::{Membership, Services},
     objects::{Namespace, Pod},
     services::{ByService, Spec},
     slices::{EndpointId, Slice},
     store::{Change, Pace, Store},
 };
-use crate::snapshot::{Ending, Identity, Naming, Service, ServiceAt, ServiceName};
+use crate::snapshot::{Ending, Identity, Naming, RemovedFrom, Service, ServiceAt, ServiceName};
 
 /// What is known of a cluster.
 #[derive(Debug, Default)]
@@ -35,6 +36,10 @@ pub(super) struct Cluster {
     by_service: ByService,
     /// Of the endpoints that may be on this node: the keys of their slices.
     by_endpoint: BTreeMap<EndpointId, BTreeSet<Arc<str>>>,
+    /// The Services of this node's pods, and those that they were removed from.
+    membership: Membership,
+    /// The same of those at which they are ready.
+    readiness: Membership,
 }
 
 impl Cluster {
@@ -46,7 +51,8 @@ impl Cluster {
             && self.slices.is_listed()
     }
 
-    /// Applies a change of pods that was received at `at`. Whether another one is being deleted now.
+    /// Applies a change of pods that was received at `at`. Whether connections may have to leave one of them: it
+    /// is being deleted now, or no Service sends new connections to it any more.
     ///
     /// Of the first list it is not known when that began, except by the API server's clock, of which `wall` is
     /// this node's.
@@ -71,11 +77,18 @@ impl Cluster {
             (uid.clone(), since)
         });
         self.deleted = deleted.collect();
-        is_new
+        self.learn_membership(at) || is_new
     }
 
-    /// Applies a change of slices that was received at `at`.
-    pub(super) fn change_slices(&mut self, change: Change<Slice>, at: Instant) {
+    /// Applies a change of slices that was received at `at`. Whether a Service does not send new connections to a
+    /// pod of this node any more.
+    pub(super) fn change_slices(&mut self, change: Change<Slice>, at: Instant) -> bool {
+        let is_part = matches!(&change, Change::Begin | Change::Listed(..));
+        self.replace_slices(change, at);
+        !is_part && self.learn_membership(at)
+    }
+
+    fn replace_slices(&mut self, change: Change<Slice>, at: Instant) {
         let first = !self.slices.is_listed();
         match &change {
             Change::Set(key, _) | Change::Removed(key) => self.index(key, false),
@@ -122,6 +135,45 @@ impl Cluster {
         }
     }
 
+    /// Which Services have the pods of this node now. Whether one of these is not ready at a Service any more, or
+    /// was removed from it.
+    fn learn_membership(&mut self, at: Instant) -> bool {
+        let [mut all, mut ready] = [Services::new(), Services::new()];
+        let slices = self.slices.now.as_ref();
+        for (uid, pod) in self.pods.now.iter().flatten() {
+            let id = EndpointId::of(uid);
+            let [all, ready] = [&mut all, &mut ready].map(|of| of.entry(uid.clone()).or_default());
+            for slice in slices
+                .into_iter()
+                .flat_map(|all| self.slices_with(uid, pod, all))
+            {
+                let is_ready = slice.endpoint(&id).is_some_and(|endpoint| endpoint.ready);
+                for of in [Some(&mut *all), is_ready.then_some(&mut *ready)]
+                    .into_iter()
+                    .flatten()
+                {
+                    let ports = of.entry(slice.service.clone()).or_default();
+                    ports.extend(&slice.ports);
+                }
+            }
+        }
+        let is_removed = self.membership.update(all, at);
+        self.readiness.update(ready, at) || is_removed
+    }
+
+    /// The slices that have this pod. One of another namespace leads nobody to it.
+    fn slices_with<'a>(
+        &self,
+        uid: &str,
+        pod: &'a Pod,
+        slices: &'a BTreeMap<String, Slice>,
+    ) -> impl Iterator<Item = &'a Slice> {
+        let keys = self.by_endpoint.get(&EndpointId::of(uid));
+        let keys = keys.into_iter().flatten();
+        let all = keys.filter_map(|key| slices.get(&**key));
+        all.filter(|slice| slice.service.namespace == pod.namespace)
+    }
+
     /// Adds the slice of this key to the index, or takes it out.
     fn index(&mut self, key: &str, is_there: bool) {
         let slices = self.slices.now.as_ref();
@@ -152,10 +204,13 @@ impl Cluster {
         }
     }
 
-    /// Facts of the Services that lead to this node.
+    /// Facts of the Services that lead to this node, and of those that have lately led to one of its pods.
     pub(super) fn facts(&self, now: Instant) -> BTreeMap<ServiceName, Service> {
         let specs = self.services.now.as_ref();
-        specs.map_or_else(BTreeMap::new, |specs| self.by_service.facts(specs, now))
+        let removed = self.membership.removed();
+        specs.map_or_else(BTreeMap::new, |specs| {
+            self.by_service.facts(specs, &removed, now)
+        })
     }
 
     /// How long ago the API server last answered, about the kind of which that is longest; `None` while
@@ -216,7 +271,7 @@ impl Cluster {
             pod: pod.name.clone(),
             uid: uid.to_owned(),
             labels: pod.labels.clone(),
-            services: self.services(uid, pod, port),
+            services: self.services(uid, pod, port, now),
             ready: pod.ready,
             terminating: pod.deletion.is_some(),
             ending: pod.deletion.and_then(|deletion| {
@@ -225,8 +280,33 @@ impl Cluster {
                     stops_after: deletion.stops_after,
                 })
             }),
+            removed_from: self.removed_from(uid, pod, port, now),
             opted_out: pod.opted_out,
         })
+    }
+
+    /// The Services that a living pod was removed from.
+    fn removed_from(&self, uid: &str, pod: &Pod, port: u16, now: Instant) -> Vec<RemovedFrom> {
+        if pod.deletion.is_some() {
+            return Vec::new();
+        }
+        let removed = self.membership.removed_from(uid, port, now);
+        removed
+            .map(|(name, since)| RemovedFrom {
+                service: ServiceAt {
+                    name: name.name.clone(),
+                    opted_out: self.opts_out(name),
+                    ..ServiceAt::default()
+                },
+                since,
+            })
+            .collect()
+    }
+
+    fn opts_out(&self, service: &ServiceName) -> bool {
+        let specs = self.services.now.as_ref();
+        let spec = specs.and_then(|specs| specs.get(&service.to_string()));
+        spec.is_some_and(|spec| spec.opted_out)
     }
 
     /// Why a namespace pauses the agents in it, if it does.
@@ -235,15 +315,12 @@ impl Cluster {
         namespace.paused.as_deref()
     }
 
-    fn services(&self, uid: &str, pod: &Pod, port: u16) -> Option<Vec<ServiceAt>> {
+    fn services(&self, uid: &str, pod: &Pod, port: u16, now: Instant) -> Option<Vec<ServiceAt>> {
         let slices = self.slices.now.as_ref()?;
-        let specs = self.services.now.as_ref()?;
+        self.services.now.as_ref()?;
         let id = EndpointId::of(uid);
         let mut services: BTreeMap<&str, ServiceAt> = BTreeMap::new();
-        let keys = self.by_endpoint.get(&id).into_iter().flatten();
-        let slices = keys.filter_map(|key| slices.get(&**key));
-        // A slice of another namespace leads nobody to this pod.
-        let slices = slices.filter(|slice| slice.service.namespace == pod.namespace);
+        let slices = self.slices_with(uid, pod, slices);
         for slice in slices.filter(|slice| slice.has_port(port)) {
             let Some(endpoint) = slice.endpoint(&id) else {
                 continue;
@@ -251,14 +328,18 @@ impl Cluster {
             let name = &slice.service.name;
             let at = services.entry(name).or_insert_with(|| ServiceAt {
                 name: name.clone(),
-                opted_out: specs
-                    .get(&slice.service.to_string())
-                    .is_some_and(|spec| spec.opted_out),
+                opted_out: self.opts_out(&slice.service),
                 ..ServiceAt::default()
             });
             // One for each family of addresses.
             at.ready |= endpoint.ready;
             at.terminating |= endpoint.terminating;
+        }
+        for (name, since) in self.readiness.removed_from(uid, port, now) {
+            let at = services.get_mut(name.name.as_str());
+            if let Some(at) = at.filter(|at| !at.ready) {
+                at.unready = Some(since);
+            }
         }
         Some(services.into_values().collect())
     }
@@ -358,6 +439,84 @@ mod tests {
         assert_eq!(cluster.deleted.len(), 1);
     }
 
+    #[test]
+    fn a_pod_that_its_service_does_not_select_any_more_knows_which_one_and_since_when() {
+        let at = Instant::now();
+        let second = |n| at + Duration::from_secs(n);
+        let mut cluster = listed(Duration::ZERO, at);
+        let web = Pod {
+            namespace: "shop".to_owned(),
+            ..Pod::default()
+        };
+        let set = Change::Set("a".to_owned(), Some(web.clone()));
+        assert!(!cluster.change_pods(set, at, Timestamp::UNIX_EPOCH));
+        let spec = Change::Set("shop/blue".to_owned(), Some(Spec::default()));
+        cluster.services.change(spec, at);
+        let mut set = |uids: &[&str], at| {
+            let uids = uids.iter().map(|uid| (*uid).to_owned());
+            let slice = slice("blue", uids);
+            let change = Change::Set("shop/blue-1".to_owned(), Some(slice));
+            let is_new = cluster.change_slices(change, at);
+            let identity = cluster.identify("a", 80, second(10)).unwrap();
+            let removed = identity.removed_from.iter();
+            let removed: Vec<(String, u64)> = removed
+                .map(|from| (from.service.name.clone(), from.since.as_secs()))
+                .collect();
+            (is_new, removed, cluster.facts(second(10)).len())
+        };
+        assert_eq!(set(&["a", "b"], at), (false, vec![], 1));
+        let removed = vec![("blue".to_owned(), 7)];
+        assert_eq!(set(&["b"], second(3)), (true, removed.clone(), 1));
+        assert_eq!(set(&["b", "c"], second(4)), (false, removed, 1));
+        // A Service at which it is not ready is another matter.
+        let mut unready = sample::endpoint("a", "10.0.0.1", "n1");
+        unready["conditions"]["ready"] = false.into();
+        let slice = sample::kept(sample::slice("x", "green", &[unready]));
+        let change = Change::Set("shop/green-1".to_owned(), Some(slice));
+        assert!(!cluster.change_slices(change, second(4)), "it never was");
+        let at_green = |cluster: &Cluster| {
+            cluster
+                .identify("a", 80, second(10))
+                .unwrap()
+                .services
+                .unwrap()
+        };
+        assert_eq!(at_green(&cluster)[0].unready, None);
+        let endpoints = [sample::endpoint("a", "10.0.0.1", "n1")];
+        let ready = sample::kept(sample::slice("x", "green", &endpoints));
+        let unready = cluster.slices.now.as_ref().unwrap()["shop/green-1"].clone();
+        let mut set = |slice: Slice, at| {
+            let change = Change::Set("shop/green-1".to_owned(), Some(slice));
+            (
+                cluster.change_slices(change, at),
+                at_green(&cluster)[0].unready,
+            )
+        };
+        assert_eq!(set(ready, second(5)), (false, None));
+        assert_eq!(
+            set(unready, second(6)),
+            (true, Some(Duration::from_secs(4)))
+        );
+        // Another port is not meant, and a pod that is being deleted has its own time.
+        assert_eq!(
+            cluster.identify("a", 81, second(10)).unwrap().removed_from,
+            []
+        );
+        let deleted = Pod {
+            deletion: Some(Deletion {
+                asked: Timestamp::UNIX_EPOCH,
+                stops_after: Duration::from_secs(15),
+            }),
+            ..web
+        };
+        let set = Change::Set("a".to_owned(), Some(deleted));
+        assert!(cluster.change_pods(set, second(5), Timestamp::UNIX_EPOCH));
+        assert_eq!(
+            cluster.identify("a", 80, second(10)).unwrap().removed_from,
+            []
+        );
+    }
+
     fn slice(service: &str, uids: impl IntoIterator<Item = String>) -> Slice {
         let endpoint = |uid: String| sample::endpoint(&uid, "10.0.0.1", "n1");
         let endpoints: Vec<_> = uids.into_iter().map(endpoint).collect();
@@ -369,7 +528,7 @@ mod tests {
             namespace: "shop".to_owned(),
             ..Pod::default()
         };
-        let services = cluster.services(uid, &pod, 80).unwrap();
+        let services = cluster.services(uid, &pod, 80, Instant::now()).unwrap();
         services.into_iter().map(|at| at.name).collect()
     }
 

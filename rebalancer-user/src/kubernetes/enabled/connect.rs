@@ -93,9 +93,10 @@ impl Names {
         name(snapshot, &cluster, &mut self.pod_lookup, Instant::now());
     }
 
-    /// Waits until another pod of this node is being deleted.
-    pub async fn pod_deleted(&self) {
-        self.shared.deletion.notified().await;
+    /// Waits until another pod of this node is being deleted, or a Service sends no new connections to it any
+    /// more.
+    pub async fn pod_leaves(&self) {
+        self.shared.leaving.notified().await;
     }
 
     /// Whether namespaces have been listed once: before, one may pause its agents.

@@ -8,6 +8,7 @@ mod exchange;
 #[cfg(test)]
 mod exchange_tests;
 mod lease;
+mod membership;
 mod name;
 mod node_balance;
 mod node_balances;

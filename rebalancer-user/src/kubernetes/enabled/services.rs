@@ -75,11 +75,15 @@ struct Since {
     lost: Option<Instant>,
     /// Pods that changed recently, with the times of their first and last change.
     recent: BTreeMap<u64, (Instant, Instant)>,
+    /// The addresses of all its endpoints, as of when it last led to this node.
+    last_addresses: Option<Arc<BTreeSet<IpAddr>>>,
 }
 
 impl Since {
     /// Replaces the endpoints, and notes at `at` which pods have become ready or unready.
     fn update(&mut self, endpoints: Endpoints, at: Option<Instant>) {
+        let addresses = endpoints.addresses.clone();
+        self.last_addresses = addresses.or_else(|| self.last_addresses.take());
         let before = std::mem::replace(&mut self.endpoints, endpoints).ready_set;
         let now = &self.endpoints.ready_set;
         let (Some(at), true) = (at, before != *now) else {
@@ -122,6 +126,7 @@ impl ByService {
             Entry::Occupied(mut known) => known.get_mut().update(endpoints, at),
             Entry::Vacant(new) => {
                 new.insert(Since {
+                    last_addresses: endpoints.addresses.clone(),
                     endpoints,
                     changed: at,
                     lost: None,
@@ -163,16 +168,20 @@ impl ByService {
         self.0.keys()
     }
 
-    /// Facts of the Services that lead to this node. Of a Service without its spec there are none.
+    /// Facts of the Services that lead to this node, and of these others. Of a Service without its spec there
+    /// are none.
     pub(super) fn facts(
         &self,
         specs: &BTreeMap<String, Spec>,
+        others: &BTreeSet<&ServiceName>,
         now: Instant,
     ) -> BTreeMap<ServiceName, Service> {
         let ago = |at| now.saturating_duration_since(at);
         let fact = |(name, since): (&ServiceName, &Since)| {
             let endpoints = &since.endpoints;
-            let addresses = Arc::clone(endpoints.addresses.as_ref()?);
+            let is_other = others.contains(name);
+            let last = since.last_addresses.as_ref().filter(|_| is_other);
+            let addresses = Arc::clone(endpoints.addresses.as_ref().or(last)?);
             let spec = specs.get(&name.to_string())?;
             let in_zone = match spec.prefers {
                 Some(Prefers::Zone) => endpoints.hinted_to_zone.or(endpoints.ready_in_zone),
@@ -275,7 +284,7 @@ mod tests {
             ("shop/beside".to_owned(), spec(near)),
             ("shop/elsewhere".to_owned(), spec(json!({}))),
         ]);
-        let facts = all.facts(&specs, now);
+        let facts = all.facts(&specs, &BTreeSet::new(), now);
         let names: Vec<String> = facts.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["shop/beside", "shop/web"]);
         let [beside, web] = ["beside", "web"].map(|n| &facts[&name(n)]);
@@ -285,6 +294,14 @@ mod tests {
         assert!(web.client_ip_affinity && web.http2 == BTreeSet::from([80]));
         assert!(Arc::ptr_eq(&web.addresses, &beside.addresses), "kept twice");
         assert_eq!(all.lead_here().count(), 3);
+        // Its last pod here was removed from it: it is asked for still, and its endpoints as they were then.
+        let gone = slice("web", &[("n2", "bb"), ("n2", "ccc")]);
+        all.set(name("web"), &[&gone], Some(now));
+        let web = name("web");
+        assert!(!all.facts(&specs, &BTreeSet::new(), now).contains_key(&web));
+        let facts = &all.facts(&specs, &[&web].into(), now)[&web];
+        assert_eq!((facts.ready, facts.ready_here), (2, 0));
+        assert_eq!(facts.addresses.len(), 3);
     }
 
     #[test]
@@ -301,7 +318,7 @@ mod tests {
             (json!({"trafficDistribution": "PreferSameNode"}), Some(1)),
         ] {
             let specs = BTreeMap::from([("shop/web".to_owned(), spec(distribution.clone()))]);
-            let facts = all.facts(&specs, Instant::now());
+            let facts = all.facts(&specs, &BTreeSet::new(), Instant::now());
             assert_eq!(facts[&name("web")].ready_in_zone, in_zone, "{distribution}");
         }
     }
@@ -316,7 +333,7 @@ mod tests {
             let slice = slice("web", pods);
             let slices = [&slice];
             all.set(name("web"), if pods.is_empty() { &[] } else { &slices }, at);
-            let mut facts = all.facts(&specs, second(100));
+            let mut facts = all.facts(&specs, &BTreeSet::new(), second(100));
             let facts = facts.remove(&name("web"));
             facts.map(|facts| facts.changed.map(|d| d.as_secs()))
         };
@@ -357,6 +374,7 @@ mod tests {
                 changed: None,
                 lost: None,
                 recent: BTreeMap::new(),
+                last_addresses: None,
             };
             let start = Instant::now();
             Self { start, since }

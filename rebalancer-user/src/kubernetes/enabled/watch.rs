@@ -37,8 +37,8 @@ use super::{
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shared {
     cluster: Arc<Mutex<Cluster>>,
-    /// Another pod of this node is being deleted.
-    pub(super) deletion: Arc<Notify>,
+    /// Another pod of this node is being deleted, or a Service sends no new connections to it any more.
+    pub(super) leaving: Arc<Notify>,
 }
 
 impl Shared {
@@ -103,7 +103,7 @@ pub(super) fn start(
         ("pods", |c| &mut c.pods),
         |shared, change, at| {
             if shared.lock().change_pods(change, at, Timestamp::now()) {
-                shared.deletion.notify_one();
+                shared.leaving.notify_one();
             }
         },
         of_node,
@@ -123,7 +123,11 @@ pub(super) fn start(
     )?;
     watches.follow::<EndpointSlice, _>(
         ("endpointslices", |c| &mut c.slices),
-        |shared, change, at| shared.lock().change_slices(change, at),
+        |shared, change, at| {
+            if shared.lock().change_slices(change, at) {
+                shared.leaving.notify_one();
+            }
+        },
         paged.page_size(SLICES_PAGE),
         move |event| objects::change(event, objects::name, |slice| Slice::of(&node, slice)),
     )?;

@@ -90,7 +90,7 @@ impl Replica {
             name: SERVICE.to_owned(),
             ready,
             terminating,
-            opted_out: false,
+            ..ServiceAt::default()
         };
         self.who = Who::Pod(Arc::new(Identity {
             namespace: NAMESPACE.to_owned(),
