@@ -112,6 +112,15 @@ fn guards_of_what_a_move_may_do_hold_and_those_of_when_do_not() {
         let found = one(DRAIN, |seen| seen.services.values_mut().for_each(change));
         assert_eq!(found[word], 1, "change {number} of the Service: {found:?}");
     }
+    let silent = |seconds| Naming::Stale {
+        silent: Some(Duration::from_secs(seconds)),
+    };
+    // No deletion is undone while the API server is away; a selector may be flipped back.
+    assert_eq!(one(DRAIN, |seen| seen.naming = silent(300))["moved"], 1);
+    let mut listed = two(removed(10, &[]), 5);
+    listed.naming = silent(30);
+    let found = words(&decided(&policy(REMOVED), &listed));
+    assert_eq!(found["staleFacts"], 2);
     let of_rest: [(&str, Of<Snapshot>); 4] = [
         ("moved", |_| ()),
         ("mptcp", |seen| seen.connections[0].mptcp = true),

@@ -50,7 +50,7 @@ impl<'a> Guards<'a> {
         let stateful = stateful_port(endpoint.port, rule.on_reconnect());
         let has_step = rule.gives_notice() && ports::is_http2(endpoint.port);
         all.extend(of_endpoint(stateful.filter(|_| !has_step)));
-        let of_pod = pods::guards(policy, rule, snapshot, (endpoint, draining.is_some()));
+        let of_pod = pods::guards(policy, rule, snapshot, (endpoint, draining));
         all.extend(of_pod.map(Guard::Endpoint));
         let [first, second, third] = services.of_endpoint();
         all.extend(first.into_iter().map(Guard::Endpoint));

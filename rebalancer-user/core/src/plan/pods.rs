@@ -1,28 +1,28 @@
 //! What is skipped for whose it is, or because that is not known well enough.
 
 use super::{
-    SkipReason,
-    drain::{no_time, removed_from},
+    DrainCause, SkipReason,
+    drain::{Draining, no_time, removed_from},
 };
 use crate::{
     policy::{MissingFact, Policy, Rule},
     snapshot::{EndpointKey, Naming, Snapshot, Who},
 };
 
-/// Every guard that skips a connection at `endpoint`, which `rule` matches; and whether that is drained.
+/// Every guard that skips a connection at `endpoint`, which `rule` matches; and how that is drained.
 pub(super) fn guards<'a>(
     policy: &'a Policy,
     rule: &'a Rule,
     snapshot: &'a Snapshot,
-    (endpoint, is_drained): (&EndpointKey, bool),
+    (endpoint, draining): (&EndpointKey, Option<Draining>),
 ) -> impl Iterator<Item = SkipReason> + 'a {
     let who = snapshot.who(endpoint);
     let terminating = || no_time(policy, rule, snapshot, endpoint).or_else(|| terminating(who));
     let guards = [
         opted_out(rule, who),
-        (!is_drained).then(terminating).flatten(),
+        draining.map_or_else(terminating, |_| None),
         excluded(policy, who),
-        stale(rule, who, snapshot.naming),
+        stale(rule, who, snapshot.naming, draining),
         of_unknown_namespace(who),
     ];
     guards.into_iter().flatten()
@@ -87,11 +87,15 @@ fn excluded(policy: &Policy, who: &Who) -> Option<SkipReason> {
     }
 }
 
-/// What a rule asks of names may have changed meanwhile, and so may a pod's Services.
-fn stale(rule: &Rule, who: &Who, naming: Naming) -> Option<SkipReason> {
+/// What a rule asks of names may have changed meanwhile, and so may a pod's Services. But no deletion is undone: what
+/// does not leave a pod in time breaks off.
+fn stale(rule: &Rule, who: &Who, naming: Naming, draining: Option<Draining>) -> Option<SkipReason> {
     let needs_names = rule.matches().names_pods() || who.pod().is_some();
+    let stops = draining.is_some_and(|draining| draining.cause() == DrainCause::Terminating);
     match naming {
-        Naming::Stale { silent } if needs_names => Some(SkipReason::StaleFacts { silent }),
+        Naming::Stale { silent } if needs_names && !(stops && silent.is_some()) => {
+            Some(SkipReason::StaleFacts { silent })
+        }
         _ => None,
     }
 }
