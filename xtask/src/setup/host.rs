@@ -44,6 +44,27 @@ pub(super) const CLUSTER: [Program; 7] = [
     ("openssl", "openssl", "the cluster's certificates"),
 ];
 
+/// Languages and libraries of servers and clients that are rolled in the cluster.
+pub(super) const ROLLOUTS: [Program; 5] = [
+    ("node", "nodejs", "a server and a client of Node"),
+    ("javac", "default-jdk-headless", "a client of Java"),
+    (
+        "/usr/bin/python3",
+        "python3",
+        "a server and clients of Python",
+    ),
+    (
+        "/usr/lib/python3/dist-packages/aiohttp",
+        "python3-aiohttp",
+        "a server and a client of aiohttp",
+    ),
+    (
+        "/usr/lib/python3/dist-packages/grpc",
+        "python3-grpcio",
+        "a client of grpcio",
+    ),
+];
+
 /// Programs that boot other kernels, in addition to the lab's.
 pub(super) const MACHINES: [Program; 6] = [
     (

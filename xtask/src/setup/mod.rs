@@ -42,6 +42,8 @@ pub(crate) enum Need {
     Debian,
     /// The proxies of the suite `answers`.
     Answers,
+    /// What the servers and clients of the cluster's rollouts are written in, beside Go.
+    Rollouts,
     /// What builds a server and a client of HTTP/2 for the kernel tests.
     Calls,
 }
@@ -85,6 +87,7 @@ impl Need {
                 "a Debian with systemd for machines",
             )]),
             Self::Answers => programs(&[("haproxy", "haproxy", "responses behind a proxy")]),
+            Self::Rollouts => programs(&host::ROLLOUTS),
             Self::Calls => vec![go::find()],
         }
     }

@@ -15,7 +15,7 @@ use crate::{
 const SEEN_WITHIN: u64 = 15;
 
 /// `kubectl rebalancer …`, as an operator types it.
-fn everywhere(words: &str) -> Result<String> {
+pub(super) fn everywhere(words: &str) -> Result<String> {
     let kubectl = process::program("kubectl");
     let folder = kubectl.parent().context("the folder of kubectl")?;
     let plugin = folder.join("kubectl-rebalancer");

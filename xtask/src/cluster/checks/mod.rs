@@ -13,6 +13,7 @@ mod fleet;
 mod policy;
 mod replaced;
 mod requests;
+mod rollouts;
 mod size;
 mod traffic;
 mod variants;
@@ -30,6 +31,7 @@ use super::{Cluster, Options, kubectl, layout, programs, teardown};
 use crate::{
     check::{self, CheckReport, Outcome},
     demo::shares::Shares,
+    setup::{self, Need},
     terminal, word,
 };
 
@@ -133,8 +135,33 @@ const ACROSS_NODES: [Check; 15] = [
     ),
 ];
 
-const LAST: [Check; 9] = [
+/// Only if they are asked for.
+const ROLLOUTS: [Check; 1] = [(
+    "rollouts with a drain lose no request, by server and client",
+    rollouts::table,
+)];
+
+const LAST: [Check; 16] = [
     ("a rollout with a drain loses no request", drain::rolled),
+    ("a scale-in with a drain loses no request", drain::scaled_in),
+    (
+        "a StatefulSet rolled with a drain loses no request",
+        drain::set_rolled,
+    ),
+    (
+        "a drain outlasts the API server's absence",
+        drain::api_server_away,
+    ),
+    ("a drain by hand empties a pod in a dry run", drain::by_hand),
+    (
+        "a drain after a flip of the selector loses no request",
+        drain::flipped,
+    ),
+    (
+        "without another endpoint a drain moves nothing",
+        drain::nowhere_to_go,
+    ),
+    ("a pod deleted at once has no drain", drain::deleted_at_once),
     ("kubectl rebalancer asks all nodes", fleet::asked),
     ("an annotation pauses all nodes", fleet::paused),
     ("1,000 pods in the API", size::many_pods),
@@ -155,7 +182,7 @@ const LAST: [Check; 9] = [
 ];
 
 /// The checks of a cluster with so many nodes that `only` selects, if it selects any.
-fn checks(nodes: usize, only: &[String]) -> Result<Vec<Check>> {
+fn checks(nodes: usize, only: &[String], rollouts: u32) -> Result<Vec<Check>> {
     let across: &[Check] = if nodes < balance::NODES {
         println!(
             "  balance across nodes is not checked: it takes --nodes {}",
@@ -166,7 +193,8 @@ fn checks(nodes: usize, only: &[String]) -> Result<Vec<Check>> {
         &ACROSS_NODES
     };
     let (foundation, first) = FIRST.split_at(FOUNDATION);
-    let mut others = [first, across, &LAST].concat();
+    let rollouts = if rollouts == 0 { &[][..] } else { &ROLLOUTS };
+    let mut others = [first, across, rollouts, &LAST].concat();
     if !only.is_empty() {
         let is_meant = |name: &str| only.iter().any(|text| name.contains(text.as_str()));
         others.retain(|(name, _)| is_meant(name));
@@ -192,6 +220,8 @@ struct State {
     opened: BTreeMap<String, u64>,
     /// How long nothing may be moved once all is balanced.
     rest: Duration,
+    /// How often servers are rolled without a drain and with one.
+    rollouts: u32,
 }
 
 impl State {
@@ -214,6 +244,10 @@ pub(crate) struct Args {
     /// How long nothing may be moved once all is balanced, such as 10m
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = time)]
     rest: Duration,
+    /// Roll servers of five kinds so many times without a drain and with one, under clients of six, and print
+    /// what fails: about a minute each time, beside other checks only if --only selects `rollouts`
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    rollouts: u32,
     #[command(flatten)]
     options: Options,
 }
@@ -233,10 +267,11 @@ pub(crate) fn run(
         if_built,
         only,
         rest,
+        rollouts,
         options,
     }: Args,
 ) -> Result<()> {
-    let checks = checks(options.nodes.into(), &only)?;
+    let checks = checks(options.nodes.into(), &only, rollouts)?;
     if if_built && !programs::is_built(options.kube)? {
         println!(
             "skipped: Kubernetes {} is not built on this machine.\n\
@@ -244,6 +279,9 @@ pub(crate) fn run(
             word(options.kube)
         );
         return Ok(());
+    }
+    if rollouts > 0 {
+        setup::ensure(&[Need::Rollouts])?;
     }
     let started = Instant::now();
     let cluster = super::start(options)?;
@@ -256,6 +294,7 @@ pub(crate) fn run(
         refused: 0,
         opened: BTreeMap::new(),
         rest,
+        rollouts,
     };
     terminal::heading("Checks");
     let mut results = vec![CheckReport::new(

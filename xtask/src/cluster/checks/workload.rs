@@ -40,6 +40,36 @@ pub(super) const ROLLED: Workload = Workload {
     connections: 60,
 };
 
+/// A Service that is flipped between two Deployments: that which it selects first.
+pub(super) const BLUE: Workload = Workload {
+    name: "flip-blue",
+    client: "flip-client",
+    manifest: include_str!("../../../cluster/flip.yaml"),
+    connections: 300,
+};
+
+/// And the other.
+pub(super) const GREEN: Workload = Workload {
+    name: "flip-green",
+    ..BLUE
+};
+
+/// The same servers as a StatefulSet.
+pub(super) const ROLLED_SET: Workload = Workload {
+    name: "rolled-set",
+    client: "rolled-set-client",
+    manifest: include_str!("../../../cluster/drain-set.yaml"),
+    connections: 60,
+};
+
+/// A Service with a single pod.
+pub(super) const ALONE: Workload = Workload {
+    name: "alone",
+    client: "alone-client",
+    manifest: include_str!("../../../cluster/drain-alone.yaml"),
+    connections: 20,
+};
+
 /// A Service whose traffic stays in its zone, and the client of one zone: of the zone with two nodes.
 pub(super) const NEAR_WEST: Workload = Workload {
     name: "near",
