@@ -128,7 +128,8 @@ pub(super) fn table(state: &mut State) -> Outcome {
         let counts = counts().ok()?;
         let answered = counts.values().all(|[requests, errors]| requests > errors);
         (counts.len() == pairs().count() && answered).then_some(())
-    })?;
+    })
+    .with_context(|| format!("{:?}", counts()))?;
     enforce("limits: {maxAge: 8000h}")?;
     let without = rolled(state.rollouts, "without a drain")?;
     enforce("drain: {on: [Terminating]}")?;
@@ -262,13 +263,15 @@ fn pod(image: &str, command: &str, folder: &Path) -> Result<Value> {
     // Debian's are links to /etc.
     let java = fs::canonicalize("/usr/bin/java").context("java")?;
     let java = java.ancestors().nth(2).context("the folder of java")?;
-    let conf = fs::canonicalize(java.join("conf")).context("the settings of java")?;
+    let conf = fs::canonicalize(java.join("conf/security/java.security"))?;
+    let conf = conf.ancestors().nth(2).context("the settings of java")?;
     let mounts = [
         ("usr", Path::new("/usr"), "/usr"),
         ("lib", Path::new("/lib"), "/lib"),
         ("lib64", Path::new("/lib64"), "/lib64"),
         ("work", folder, "/work"),
-        ("java", &conf, conf.to_str().context("a path")?),
+        ("java", conf, conf.to_str().context("a path")?),
+        ("certificates", Path::new("/etc/ssl"), "/etc/ssl"),
     ];
     let mounts = if image == images::WEB {
         &[][..]

@@ -1,6 +1,6 @@
 //! The workload: a Service, its replicas and their client.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::super::{kubectl, process};
 use crate::keepalive_client::Report;
@@ -91,10 +91,13 @@ impl Workload {
         kubectl::apply(self.manifest)
     }
 
-    /// Replaces its client, which opens all of its connections again.
+    /// Replaces its client, which opens all of its connections again. How many replicas there are stays.
     pub(super) fn replace_client(self) -> Result<()> {
         kubectl::run(&format!("delete pod {} --wait", self.client))?;
-        self.apply()
+        let name = format!("name: {}}}", self.client);
+        let mut objects = self.manifest.split("---\n");
+        let client = objects.find(|object| object.contains(&name));
+        kubectl::apply(client.context("the client in its manifest")?)
     }
 
     /// Scales it and waits until it is ready.
