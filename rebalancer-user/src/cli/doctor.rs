@@ -100,6 +100,17 @@ impl Doctor {
         }
     }
 
+    /// The same for programs.
+    pub(super) fn json(kernel: &KernelArgs) -> io::Result<Vec<u8>> {
+        let doctor = Self {
+            output: Form::Json,
+            kernel: kernel.clone(),
+        };
+        let mut json = Vec::new();
+        write_diagnosis(&mut json, Notation::Json, &doctor.diagnose())?;
+        Ok(json)
+    }
+
     fn diagnose(&self) -> Diagnosis {
         let name = rustix::system::uname();
         Diagnosis {

@@ -4,6 +4,7 @@
 //! 4 privilege, 5 no agent, 6 not all agents have answered (`kubectl rebalancer`).
 
 mod agent;
+mod bugreport;
 mod cooldowns;
 #[cfg(feature = "kubernetes")]
 mod coordinator;
@@ -16,6 +17,7 @@ mod input;
 mod kubectl;
 mod log;
 mod manual;
+mod masked;
 mod move_;
 mod names;
 mod pause;
@@ -65,6 +67,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Agent(agent::Agent),
+    Bugreport(bugreport::Bugreport),
     #[command(subcommand)]
     Cooldowns(cooldowns::Cooldowns),
     #[cfg(feature = "kubernetes")]
@@ -160,6 +163,7 @@ pub fn main() -> ExitCode {
     let _own_view_stays = host::enter_cgroup_namespace_of_process_1();
     ended(match command {
         Command::Agent(agent) => agent.run(),
+        Command::Bugreport(bugreport) => bugreport.run(),
         Command::Cooldowns(cooldowns) => cooldowns.run(),
         #[cfg(feature = "kubernetes")]
         Command::Coordinator(coordinator) => coordinator.run(),
