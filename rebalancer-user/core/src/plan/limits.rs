@@ -369,6 +369,38 @@ mod tests {
             assert_eq!(excess(by).to_string(), expected);
         }
         assert_eq!(excess(By::Connections).compare(age), Ordering::Greater);
+        let rate = Reason::Rate {
+            value,
+            limit,
+            max,
+            held: minute / 2,
+        };
+        let expected = "1.0 MiB/s of 9.0 MiB/s held for 30s (maxRate 10.0 MiB/s)";
+        assert_eq!(rate.to_string(), expected);
+        for (cause, expected) in [
+            (
+                DrainCause::Terminating,
+                "its pod is being deleted, and is asked to stop in 1m",
+            ),
+            (
+                DrainCause::Removed,
+                "its pod is no endpoint of its Service any more; 1m of `within` are left",
+            ),
+            (
+                DrainCause::Unready,
+                "its pod is not ready any more; 1m of `within` are left",
+            ),
+            (
+                DrainCause::Requested,
+                "an operator drains its endpoint, for another 1m",
+            ),
+        ] {
+            let left = minute;
+            let drain = Reason::Drain { cause, left };
+            assert_eq!(drain.to_string(), expected);
+            assert_eq!(drain.compare(age), Ordering::Greater);
+            assert!(drain.exceeded() && !drain.overdue());
+        }
     }
 
     proptest! {

@@ -726,3 +726,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_reference_in_the_repository_is_of_these_fields() {
+    let file = include_str!("../../../POLICY.md");
+    assert!(
+        reference() == file,
+        "run: cargo run -- policy reference > rebalancer-user/POLICY.md"
+    );
+}
