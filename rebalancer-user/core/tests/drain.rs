@@ -270,6 +270,13 @@ fn a_pod_that_is_in_another_service_still_is_drained_only_by_a_rule_that_names_t
     let by_name = policy(REMOVED);
     let in_web = two(removed(10, &["web"]), 5);
     assert_eq!(words(&decided(&by_name, &in_web))["moved"], 1);
+    // It left another one, and is what the rule names.
+    let mut left = removed(10, &["checkout"]);
+    left.removed_from[0].service.name = "web".to_owned();
+    assert_eq!(
+        words(&decided(&by_name, &two(left, 5))),
+        [("moved", 0), ("notDrained", 2)].into()
+    );
     let by_port = sample::policy(&format!(
         "mode: Enforce\nrules:\n- {{name: web, match: {{ports: [{{port: 8080}}]}}, {REMOVED}}}\n"
     ));

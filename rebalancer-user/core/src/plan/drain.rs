@@ -117,7 +117,8 @@ fn ending(rule: &Rule, pod: Option<&Identity>) -> Option<Ending> {
     pod.ending.filter(|_| drains && pod.terminating)
 }
 
-/// The Services that the pod was removed from a short time ago, if its rule drains it then; and how long it has.
+/// The Services that the pod was removed from a short time ago, if its rule drains it then; and how long it has. If the
+/// rule names Services, no other matters.
 pub(super) fn removed_from<'a>(
     rule: &'a Rule,
     pod: Option<&'a Identity>,
@@ -126,8 +127,15 @@ pub(super) fn removed_from<'a>(
         .drain()
         .filter(|drain| drain.begins_on(DrainOn::Removed));
     let within = drain.map(Drain::within);
-    let all = pod.into_iter().flat_map(|pod| &pod.removed_from);
-    all.filter_map(move |from| Some((from, within?)))
+    let meant = rule.matches().services();
+    let is_meant = move |namespace: &str, name: &str| {
+        let mut meant = meant.iter();
+        meant.len() == 0 || meant.any(|meant| meant.means(namespace, name))
+    };
+    pod.into_iter()
+        .flat_map(|pod| pod.removed_from.iter().map(|from| (&*pod.namespace, from)))
+        .filter(move |(namespace, from)| is_meant(namespace, &from.service.name))
+        .filter_map(move |(_, from)| Some((from, within?)))
         .filter(|(from, within)| from.since < *within)
 }
 
