@@ -14,8 +14,8 @@ use super::{
 };
 use crate::cluster::{kubectl, layout, process};
 
-/// The kubelet's sync period and cache, with a margin for a busy machine.
-const CONFIG_MAP_SECONDS: u64 = 60;
+/// The kubelet's sync period and cache, and up to half a minute more if the API server was away just before.
+const CONFIG_MAP_SECONDS: u64 = 90;
 
 /// An enforced policy with one rule for the Service `web`. The rule's name is `rule` with a number that
 /// is unique to this policy.
