@@ -42,6 +42,8 @@ pub(crate) struct Agent {
 /// What the agent has logged.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
+    /// The mechanism of its resets.
+    pub(crate) reset_by: String,
     pub(crate) ended: Vec<EndedMove>,
     /// Number of moves that it would have made in DryRun.
     pub(crate) would_move: u64,
@@ -60,8 +62,10 @@ struct Line {
 #[derive(Deserialize)]
 #[serde(tag = "message")]
 enum Event {
-    #[serde(rename = "started", alias = "policy reloaded")]
-    Loaded,
+    #[serde(rename = "started")]
+    Started { reset_by: String },
+    #[serde(rename = "policy reloaded")]
+    Reloaded,
     #[serde(rename = "would move")]
     WouldMove,
     #[serde(rename = "move")]
@@ -243,8 +247,12 @@ impl Log {
             return self.problems.push(line.to_owned());
         };
         match event {
-            // The receiver is gone if the caller has given up waiting.
-            Event::Loaded => drop(ready.send(())),
+            Event::Started { reset_by } => {
+                self.reset_by = reset_by;
+                // The receiver is gone if the caller has given up waiting.
+                let _ = ready.send(());
+            }
+            Event::Reloaded => drop(ready.send(())),
             Event::WouldMove => self.would_move += 1,
             Event::Ended(ended) => self.ended.push(ended),
             Event::Other => {}
@@ -268,7 +276,7 @@ mod tests {
             format!(r#"{{"level":"{level}","message":"move",{address},{what}}}"#)
         };
         for line in [
-            r#"{"level":"INFO","message":"started","pid":1}"#,
+            r#"{"level":"INFO","message":"started","reset_by":"abort"}"#,
             r#"{"level":"INFO","message":"would move","rule":"old","cookie":"1"}"#,
             &ended("INFO", r#""rule":"old","outcome":"reset""#),
             &ended("INFO", r#""rule":"old","outcome":"reset""#),
@@ -288,5 +296,6 @@ mod tests {
         assert_eq!(outcomes("c"), [("refused: sigpipe".to_owned(), 1)]);
         assert_eq!(outcomes("big"), [("failed".to_owned(), 1)]);
         assert_eq!((log.would_move, log.problems.len()), (1, 2));
+        assert_eq!(log.reset_by, "abort");
     }
 }

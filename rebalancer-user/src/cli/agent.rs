@@ -51,7 +51,7 @@ pub(super) struct Agent {
     )]
     no_ramp: bool,
     /// Reset in this way, and in no other. For tests.
-    #[arg(long, value_enum, hide = true)]
+    #[arg(long, env = "REBALANCER_RESET_MECHANISM", value_enum, hide = true)]
     reset_mechanism: Option<Mechanism>,
     /// TCP address for metrics and health, in addition to the agent's socket: an address with a
     /// port, or `none` [default: 127.0.0.1:9321, if it is free].

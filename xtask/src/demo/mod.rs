@@ -84,6 +84,7 @@ pub(crate) fn run() -> Result<()> {
         "the rebalancer moves what is too old, then what is too heavy",
     );
     println!("\n{}", dim(indent(&old.file("Enforce"))));
+    println!("  Connections are reset by {}.", agent.log().reset_by);
     demo.moves_until_spread(&agent, &old, fleet, &before)?;
     println!("\n  The same with downloads of 256 KiB and another limit:");
     println!("\n    {}", dim(format!("limits: {{{}}}", heavy.limits)));

@@ -132,7 +132,11 @@ pub(super) fn install(overlay: &std::path::Path) -> Result<()> {
     let overlay = overlay.to_str().context("the overlay's path is UTF-8")?;
     kubectl::output(&["apply", "-k", overlay])?;
     // Budgets that grow slowly would make the checks slow.
-    run("set env daemonset/rebalancer REBALANCER_NO_RAMP=true")?;
+    let mut set = "set env daemonset/rebalancer REBALANCER_NO_RAMP=true".to_owned();
+    if let Ok(mechanism) = std::env::var("REBALANCER_RESET_MECHANISM") {
+        set.push_str(&format!(" REBALANCER_RESET_MECHANISM={mechanism}"));
+    }
+    run(&set)?;
     wait_rolled_out()
 }
 
