@@ -37,6 +37,10 @@ use crate::{
 const STAYS: Duration = Duration::from_secs(5);
 const STAYS_MISLED: Duration = Duration::from_secs(2);
 
+/// So far beyond the highest stream that the last look has seen the client may have opened others by the time
+/// the server answers: it may answer each before the next look.
+const STREAMS_AHEAD: u32 = 1 << 14;
+
 /// How long it stays away before it joins again.
 const STAYS_AWAY: Duration = Duration::from_secs(1);
 
@@ -224,7 +228,7 @@ impl Notices {
     }
 
     /// What has become of one that has joined; `opened`: the requests since, as far as they are known. Has its
-    /// client notified once the server has answered one of them, and no other later.
+    /// client notified once the server has answered one of them.
     pub(super) fn progress(
         &mut self,
         cookie: Cookie,
@@ -248,7 +252,8 @@ impl Notices {
             state::FOLLOWED if since.elapsed() < stays => {
                 if let Some(opened) = &opened
                     && opened.contains(&notice.frames.newest)
-                    && let Err(error) = counter.allow_notice(cookie, *opened.end())
+                    && let Err(error) =
+                        counter.allow_notice(cookie, opened.end().saturating_add(STREAMS_AHEAD))
                 {
                     tracing::warn!(%cookie, %error, "could not have a client asked to leave");
                 }
