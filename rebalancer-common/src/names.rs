@@ -50,6 +50,9 @@ pub const WALK_HEAD: &str = "walk_head";
 /// when that is asked for and does not pin it: when the agent exits, the kernel detaches every
 /// socket from it. It is not in the kernel half's object.
 pub const COUNTED: &str = "counted";
+/// Hash: cookie → 1, of the sockets in `counted`, and of those that have left it and whose readers were not
+/// woken yet. Pinned, for the agent that follows one that was killed. It is not in the kernel half's object.
+pub const JOINED: &str = "joined";
 
 /// Frozen global: inode of the host's network namespace.
 pub const HOST_NETNS: &str = "HOST_NETNS";

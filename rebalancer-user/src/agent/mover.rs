@@ -17,8 +17,8 @@ use super::{
     mover_signs::MoverSigns,
 };
 use crate::{
-    bpf::{Capture, Kernel, Sends, Walker},
-    moves::{Done, Health, Mechanism, Mover, Order, Pulse},
+    bpf::{Capture, Kernel, Reason, Sends, Walker},
+    moves::{Done, Health, Mechanism, Mover, Order, Pulse, wake},
     plan::{Move, Outcome, Recall, Refusal},
     policy::StepKind,
     snapshot::{Cookie, Snapshot},
@@ -83,6 +83,24 @@ impl MoverFactory {
         let answered = |(pulse, _): &mut (Pulse, _)| pulse.health(now) == Health::Ended;
         let answered = self.stuck.extract_if(.., answered);
         answered.map(|(_, at)| at).collect()
+    }
+
+    /// Has the sockets leave the socket hash that a thread which is stuck cannot remove, and wakes their readers.
+    fn leave_for_it(&self, pins: &Path) {
+        let left = self.sends.leave_all(Reason::Notice);
+        if left.is_empty() {
+            return;
+        }
+        let sends = Arc::clone(&self.sends);
+        let waking = Walker::open(Arc::clone(&self.kernel), pins)
+            .map_err(anyhow::Error::from)
+            .and_then(|mut walker| wake(&mut walker, &left, move |cookie| sends.woken(cookie)));
+        if let Err(error) = waking {
+            warn!(
+                error = format!("{error:#}"),
+                "could not wake the readers that a stuck thread has left"
+            );
+        }
     }
 
     fn may_start(&self) -> bool {
@@ -184,6 +202,7 @@ impl Agent {
                     MoverLoss::Panicked
                 }
             };
+            factory.leave_for_it(self.tracker.pins());
             let may_restart = factory.may_start();
             self.journal.record(Fact::MoverLost { cause, may_restart });
         }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    iter,
     path::Path,
-    sync::Arc,
+    sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
 
@@ -45,6 +46,9 @@ use crate::{
     snapshot::KernelTime,
     walking::Account,
 };
+
+/// How long the start waits for the readers that a killed agent has left.
+const WAKING: Duration = Duration::from_secs(2);
 
 /// How long ours may not be the last program on the cgroup after it was attached again: two agents that
 /// both want to be last would otherwise replace each other at every interval. Meanwhile closes may go
@@ -88,6 +92,12 @@ impl Agent {
         tracker.track(wanted)?;
         forget_trials(&before, tracker.pins());
         let adopted = walker.adopt(tracker.within()?, room(&policy, 0))?;
+        if let Err(error) = wake_left(&mut walker, tracker.pins()) {
+            warn!(
+                error = format!("{error:#}"),
+                "could not wake the readers that a killed agent has left"
+            );
+        }
         let mut mode = options.mode;
         if mechanism.is_none() {
             mode = mode.safest(Mode::DryRun);
@@ -260,6 +270,27 @@ fn forget_trials(before: &BTreeMap<EndpointKey, EndpointSums>, pins: &Path) {
     if let Err(error) = forget() {
         debug!(%error, "endpoints of our own test connections stay for a minute");
     }
+}
+
+/// Wakes the readers of sockets that a killed agent has left in the socket hash, before others join.
+fn wake_left(walker: &mut Walker, pins: &Path) -> anyhow::Result<()> {
+    let left = bpf::left_joined(pins)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let (sender, woken) = channel();
+    moves::wake(walker, &left, move |cookie| {
+        // Nobody waits any more for one whose lock was held.
+        let _late = sender.send(cookie);
+    })?;
+    let until = Instant::now() + WAKING;
+    let next = || woken.recv_timeout(until.saturating_duration_since(Instant::now()));
+    let woken = iter::from_fn(|| next().ok()).count();
+    info!(
+        left = left.len(),
+        woken, "woke the readers that a killed agent has left"
+    );
+    Ok(bpf::forget_joined(pins, &left)?)
 }
 
 /// How this node resets, `forced` or found; `None`, and why, if it cannot.

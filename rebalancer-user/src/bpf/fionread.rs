@@ -43,6 +43,7 @@ pub(crate) fn fionread(counter: &MessageCounter) -> io::Result<Fionread> {
     let waiting = ioctl_fionread(&pair.server)?;
     counter.leave(pair.cookie, Reason::Count)?;
     signal_readable(&pair.server)?;
+    counter.woken(pair.cookie);
     if ioctl_fionread(&pair.server)? != 1 || poll(&mut readable, Some(&second))? == 0 {
         return Err(io::Error::other(
             "FIONREAD stays wrong on a socket that was in a socket hash",

@@ -1,7 +1,7 @@
 //! The sk_msg program, and the sockets whose sends it counts, or follows to tell the client to leave.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
@@ -13,14 +13,14 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, SockHash},
     programs::{ProgramError, SkMsg},
 };
-use aya_obj::generated::bpf_map_type;
+use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_map_type};
 use rebalancer_common::{Notice, names};
 use rustix::fd::AsRawFd as _;
 
 use super::{
     Error, Kernel,
     capture::take_map,
-    maps::{Raw, check_abi, io_error},
+    maps::{Raw, check_abi, io_error, pinned},
     tracker::{failed, load_object, loader_over},
 };
 use crate::snapshot::Cookie;
@@ -57,6 +57,28 @@ impl Sends {
         *open = Arc::downgrade(&counter);
         Ok(counter)
     }
+
+    /// Removes the sockets that are in the map for this reason alone, for a thread that cannot. Returns those
+    /// whose readers are still to be woken.
+    pub fn leave_all(&self, reason: Reason) -> BTreeSet<Cookie> {
+        let Some(counter) = locked(&self.open).upgrade() else {
+            return BTreeSet::new();
+        };
+        let reasons = locked(&counter.reasons).clone();
+        let of_reason = reasons.into_iter().filter(|(_, of)| of & reason as u8 != 0);
+        of_reason
+            .map(|(cookie, _)| cookie)
+            // One that fails is removed with the map, at the latest.
+            .filter(|cookie| counter.leave(*cookie, reason).unwrap_or(false))
+            .collect()
+    }
+
+    /// The readers of a socket that has left were woken.
+    pub fn woken(&self, cookie: Cookie) {
+        if let Some(counter) = locked(&self.open).upgrade() {
+            counter.woken(cookie);
+        }
+    }
 }
 
 /// What a socket is in the map for.
@@ -71,12 +93,16 @@ pub enum Reason {
 /// By cookie, the reasons for which a socket is in the map, or about to be: bits of [`Reason`].
 type Reasons = Arc<Mutex<BTreeMap<Cookie, u8>>>;
 
+/// The sockets in the map, as the next agent finds them if this process is killed.
+type Pinned = Arc<Mutex<HashMap<MapData, u64, u32>>>;
+
 /// The sockets in its map, whose sends are counted or followed. Dropping it removes all of them,
 /// unless there is a [`Joiner`].
 pub struct MessageCounter {
-    // Dropped in this order. None is pinned: a killed process leaves nothing.
+    // Dropped in this order. It is not pinned: the sockets of a killed process leave it.
     counted: Mutex<SockHash<MapData, u64>>,
     reasons: Reasons,
+    pinned: Pinned,
     notices: Mutex<HashMap<MapData, u64, Raw<Notice>>>,
     goaways: Mutex<HashMap<MapData, u64, u32>>,
     _ebpf: Ebpf,
@@ -86,6 +112,7 @@ pub struct MessageCounter {
 pub struct Joiner {
     counted: SockHash<MapData, u64>,
     reasons: Reasons,
+    pinned: Pinned,
 }
 
 impl MessageCounter {
@@ -96,19 +123,10 @@ impl MessageCounter {
     pub fn open(kernel: &Kernel, pins: &Path) -> Result<Self, Error> {
         check_abi(pins)?;
         let failed = failed(names::MESSAGES);
-        let making =
-            |e: anyhow::Error| Error::call(format!("making the map {}", names::COUNTED), e);
         // Not in the object, because each loader would then create one, and fail on kernels without it.
-        let map = aya_obj::Map::new_from_params(
-            bpf_map_type::BPF_MAP_TYPE_SOCKHASH as u32,
-            size_of::<u64>() as u32,
-            size_of::<u32>() as u32,
-            MOST_SOCKETS,
-            0,
-        );
-        let counted = MapData::create(map, names::COUNTED, None)
+        let counted = create(names::COUNTED, bpf_map_type::BPF_MAP_TYPE_SOCKHASH, 0)
             .and_then(socket_hash)
-            .map_err(|e| making(e.into()))?;
+            .map_err(|e| making(names::COUNTED, e.into()))?;
         let btf = kernel.btf()?;
         let mut loader = loader_over(kernel, &btf, pins)?;
         loader
@@ -128,6 +146,7 @@ impl MessageCounter {
         Ok(Self {
             counted: Mutex::new(counted),
             reasons: Reasons::default(),
+            pinned: Arc::new(Mutex::new(joined(pins)?)),
             notices: Mutex::new(take_map(&mut ebpf, names::NOTICES)?),
             goaways: Mutex::new(take_map(&mut ebpf, names::GOAWAYS)?),
             _ebpf: ebpf,
@@ -142,6 +161,7 @@ impl MessageCounter {
                 .and_then(socket_hash)
                 .map_err(io_error)?,
             reasons: Arc::clone(&self.reasons),
+            pinned: Arc::clone(&self.pinned),
         })
     }
 
@@ -163,7 +183,7 @@ impl MessageCounter {
     }
 
     /// Has the client asked to leave, at the next boundary, as long as the server answers no stream above
-    /// `highest`: a client has opened none.
+    /// `highest`: a client cannot have opened one.
     pub fn allow_notice(&self, cookie: Cookie, highest: u32) -> io::Result<()> {
         locked(&self.goaways)
             .insert(cookie.0, highest, 0)
@@ -184,7 +204,7 @@ impl MessageCounter {
     }
 
     /// Removes a socket, unless it is there for another reason, too. `false`: that, or it is closed
-    /// and was removed by the kernel.
+    /// and was removed by the kernel. Else call [`Self::woken`] once its readers were woken.
     ///
     /// A server that is blocked in a receive just now keeps the program, and what it sends from
     /// another thread is counted, until that receive returns.
@@ -194,15 +214,25 @@ impl MessageCounter {
         if !clear(&mut reasons, cookie, reason) {
             return Ok(false);
         }
-        match locked(&self.counted).remove(&cookie.0) {
-            Ok(()) => Ok(true),
+        let is_absent = |e: &io::Error| {
+            // EINVAL: what kernels before 5.17 say of a key that is not there.
+            matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
+        };
+        let gone = match locked(&self.counted).remove(&cookie.0) {
+            Ok(()) => return Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
-            Err(e) => match io_error(e) {
-                // EINVAL: what kernels before 5.17 say of a key that is not there.
-                e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(false),
-                e => Err(e),
-            },
-        }
+            Err(e) => Some(io_error(e))
+                .filter(|e| !is_absent(e))
+                .map_or(Ok(false), Err),
+        };
+        drop(reasons);
+        self.woken(cookie);
+        gone
+    }
+
+    /// The readers of a socket that has left need not be woken by the next agent.
+    pub fn woken(&self, cookie: Cookie) {
+        forget(&locked(&self.reasons), &self.pinned, cookie);
     }
 }
 
@@ -220,15 +250,82 @@ impl Joiner {
         reason: Reason,
     ) -> io::Result<()> {
         // Before, so that one that leaves for another reason meanwhile stays.
-        *locked(&self.reasons).entry(cookie).or_default() |= reason as u8;
-        let joined = self.counted.insert(cookie.0, socket.as_raw_fd(), 0);
+        let mut reasons = locked(&self.reasons);
+        let of = reasons.entry(cookie).or_default();
+        let is_in = *of != 0;
+        *of |= reason as u8;
+        drop(reasons);
+        if is_in {
+            return Ok(()); // the kernel adds none twice
+        }
+        let remembered = locked(&self.pinned).insert(cookie.0, 1, 0);
+        let joined = remembered.and_then(|()| self.counted.insert(cookie.0, socket.as_raw_fd(), 0));
         joined.map_err(|error| {
-            clear(&mut locked(&self.reasons), cookie, reason);
+            let mut reasons = locked(&self.reasons);
+            clear(&mut reasons, cookie, reason);
+            forget(&reasons, &self.pinned, cookie);
             io_error(error)
         })
     }
 }
 
+/// Removes a socket from the pinned map, unless it is in the socket hash for some reason.
+fn forget(reasons: &BTreeMap<Cookie, u8>, pinned: &Pinned, cookie: Cookie) {
+    if !reasons.contains_key(&cookie) {
+        // It may have been removed.
+        let _absent = locked(pinned).remove(&cookie.0);
+    }
+}
+
+/// The sockets that a killed agent has left, whose readers may still wait for what has arrived.
+pub fn left_joined(pins: &Path) -> Result<BTreeSet<Cookie>, Error> {
+    if !pins.join(names::JOINED).exists() {
+        return Ok(BTreeSet::new());
+    }
+    let joined = joined(pins)?;
+    let cookies = joined.keys().map(|cookie| cookie.map(Cookie));
+    cookies
+        .collect::<Result<_, _>>()
+        .map_err(|e| Error::call("reading the joined map", e))
+}
+
+/// Forgets them.
+pub fn forget_joined(pins: &Path, cookies: &BTreeSet<Cookie>) -> Result<(), Error> {
+    let mut joined = joined(pins)?;
+    for cookie in cookies {
+        // It may have been removed.
+        let _absent = joined.remove(&cookie.0);
+    }
+    Ok(())
+}
+
+/// The pinned map, made if it is not there.
+fn joined(pins: &Path) -> Result<HashMap<MapData, u64, u32>, Error> {
+    let failed = |e: anyhow::Error| making(names::JOINED, e);
+    let path = pins.join(names::JOINED);
+    if !path.exists() {
+        let map = create(
+            names::JOINED,
+            bpf_map_type::BPF_MAP_TYPE_HASH,
+            BPF_F_NO_PREALLOC,
+        );
+        let map = map.map_err(|e| failed(e.into()))?;
+        map.pin(&path).map_err(|e| failed(e.into()))?;
+    }
+    let map = pinned(pins, names::JOINED)?;
+    map.try_into().map_err(|e: MapError| failed(e.into()))
+}
+
+/// A map from cookies to a number or a socket.
+fn create(name: &str, of: bpf_map_type, flags: u32) -> Result<MapData, MapError> {
+    let (key, value) = (size_of::<u64>() as u32, size_of::<u32>() as u32);
+    let map = aya_obj::Map::new_from_params(of as u32, key, value, MOST_SOCKETS, flags);
+    MapData::create(map, name, None)
+}
+
+fn making(name: &str, error: anyhow::Error) -> Error {
+    Error::call(format!("making the map {name}"), error)
+}
 /// Takes a reason away. Returns whether none is left.
 fn clear(reasons: &mut BTreeMap<Cookie, u8>, cookie: Cookie, reason: Reason) -> bool {
     let left = reasons.get(&cookie).map_or(0, |of| of & !(reason as u8));

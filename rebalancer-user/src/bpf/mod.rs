@@ -29,7 +29,7 @@ pub use log::KernelLog;
 pub use maps::{
     EmptyEndpoints, agent_pid, endpoints_capacity, read_endpoints, read_faults, remove_endpoints,
 };
-pub use messages::{Joiner, MessageCounter, Reason, Sends};
+pub use messages::{Joiner, MessageCounter, Reason, Sends, forget_joined, left_joined};
 pub use offsets::Kernel;
 #[cfg(any(test, fuzzing))]
 pub(crate) use offsets::find_offsets;

@@ -241,13 +241,18 @@ impl Open {
         for cookie in left {
             let owners = owners.of(*cookie).to_vec();
             self.joining.signal(&self.counter, *cookie, owners);
+            self.counter.woken(*cookie);
         }
     }
 
     /// Those of them that must be signalled.
     fn misled(&self, left: BTreeSet<Cookie>) -> BTreeSet<Cookie> {
         match self.fionread {
-            Fionread::Right => BTreeSet::new(),
+            Fionread::Right => {
+                left.into_iter()
+                    .for_each(|cookie| self.counter.woken(cookie));
+                BTreeSet::new()
+            }
             Fionread::Wrong => left,
         }
     }

@@ -7,8 +7,9 @@
 //!
 //! `victim` is a connection from order to outcome; `owners` finds who holds its socket, and `guards`
 //! checks those processes; `quiet` judges one look at the socket; `sniffer` detects the protocol;
-//! `notices` tells clients of HTTP/2 to leave; `mechanism` resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows
-//! whether the thread is stuck, and on which connection.
+//! `notices` tells clients of HTTP/2 to leave, and `wake` wakes readers of what has left without that; `mechanism`
+//! resets (by raw segments in `raw`), and `probe` tries which mechanisms work here; `pulse` shows whether the
+//! thread is stuck, and on which connection.
 
 mod guards;
 mod mechanism;
@@ -21,9 +22,11 @@ mod quiet;
 mod raw;
 mod sniffer;
 mod victim;
+mod wake;
 
 pub(crate) use guards::stranger;
 pub(crate) use owners::Owners;
+pub(crate) use wake::wake;
 
 pub use mechanism::Mechanism;
 pub use mover::{Done, GivenUp, Mover, Steps};

@@ -108,6 +108,8 @@ pub fn probe_notice(walker: &mut Walker) -> anyhow::Result<Fionread> {
         // For its acknowledgement.
         thread::sleep(Duration::from_millis(10));
     }
+    counter.leave(pair.cookie, Reason::Notice)?;
+    counter.woken(pair.cookie);
     if received != expected {
         bail!("a client of our own received other bytes: {received:?}");
     }
@@ -318,6 +320,7 @@ impl Notices {
             .is_some_and(|of| of.state == state::NOTIFIED);
         counter.forget(cookie);
         self.wake(cookie, owners);
+        counter.woken(cookie);
         if notified {
             // Its bytes are of no interest any more, and copying them costs each of its packets.
             sniffer.stop(cookie);

@@ -1,12 +1,18 @@
 //! `count: Messages`: exact on what joins, nothing on what does not, and no harm to either.
 
 use std::{
+    collections::BTreeSet,
     io::{Read as _, Write as _},
     net::{Shutdown, TcpStream},
+    os::fd::AsFd as _,
 };
 
 use aya::sys::{Stats, enable_stats};
-use rebalancer_user::moves::Mechanism;
+use rebalancer_user::{
+    bpf::{Reason, Sends, left_joined},
+    moves::Mechanism,
+    snapshot::Cookie,
+};
 use serde_json::{Value, json};
 use xtask::lab::Lab;
 
@@ -14,8 +20,9 @@ use crate::{
     cost::{program_where, runs},
     server::{Kind, Server, UNIT, connect_mptcp, pattern, served},
     support::{
-        AT_ONCE, Agent, CLOSE_AT_ONCE, answered, connect, echoed, echoes, enforce, eventually,
-        has_ended, held_by, lab, move_to, nothing_left, request, shows, still_there,
+        AT_ONCE, Agent, CLOSE_AT_ONCE, Tracked, answered, connect, cookie, echoed, echoes, enforce,
+        eventually, has_ended, held_by, kernel, lab, move_to, nothing_left, request, shows,
+        still_there,
     },
 };
 
@@ -254,4 +261,46 @@ fn nothing_is_counted_on_a_kernel_with_wrong_fionread() {
         assert_eq!(agent.logged("counting sends").len(), 0);
     }
     ask(&mut client, 1, &mut 0);
+}
+
+/// Another thread removes what a stuck one has joined. Until its readers were woken, the pins remember each.
+#[test]
+fn what_a_thread_has_joined_is_removed_for_it_and_remembered_until_it_is_woken() {
+    let tracked = Tracked::on_machine();
+    let pins = tracked.tracker.pins();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let clients = [(); 2].map(|()| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+    let [counted, notified] = [(); 2].map(|()| listener.accept().unwrap().0);
+    let [first, second] = [&counted, &notified].map(|server| Cookie(cookie(server)));
+
+    let sends = Sends::new(kernel(), pins.to_owned());
+    let counter = sends.open().unwrap();
+    let mut joiner = counter.joiner().unwrap();
+    joiner.join(first, counted.as_fd(), Reason::Count).unwrap();
+    for reason in [Reason::Count, Reason::Notice] {
+        joiner.join(second, notified.as_fd(), reason).unwrap();
+    }
+    let both = BTreeSet::from([first, second]);
+    assert_eq!(left_joined(pins).unwrap(), both);
+    assert_eq!(
+        sends.leave_all(Reason::Notice),
+        BTreeSet::new(),
+        "it is counted on"
+    );
+    assert_eq!(left_joined(pins).unwrap(), both);
+    assert_eq!(sends.leave_all(Reason::Count), both);
+    assert_eq!(sends.leave_all(Reason::Count), BTreeSet::new());
+    assert_eq!(left_joined(pins).unwrap(), both, "not woken yet");
+    sends.woken(first);
+    assert_eq!(left_joined(pins).unwrap(), BTreeSet::from([second]));
+    // One that has joined again is remembered.
+    joiner
+        .join(second, notified.as_fd(), Reason::Notice)
+        .unwrap();
+    sends.woken(second);
+    assert_eq!(left_joined(pins).unwrap(), BTreeSet::from([second]));
+    // The kernel has removed it with its end.
+    drop((clients, notified));
+    counter.leave(second, Reason::Notice).unwrap();
+    assert_eq!(left_joined(pins).unwrap(), BTreeSet::new());
 }

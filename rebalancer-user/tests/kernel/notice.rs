@@ -9,6 +9,7 @@ use std::{
 };
 
 use aya::sys::{Stats, enable_stats};
+use serde_json::json;
 use tempfile::tempdir;
 use xtask::lab::nginx;
 
@@ -127,10 +128,11 @@ fn no_program_runs_for_what_is_not_moved() {
 }
 
 /// nginx reads by FIONREAD, which is wrong on a socket in the hash of some kernels: once it has left and was
-/// signalled, an upload that had stopped goes on.
+/// signalled, an upload that had stopped goes on. The next agent signals for one that was killed.
 #[test]
 fn a_reader_that_trusts_fionread_goes_on_once_its_socket_has_left() {
     const UPLOAD: usize = 8 << 20;
+    const WOKE: &str = "woke the readers that a killed agent has left";
     let lab = lab(1);
     let pod = lab.pod(0);
     let folder = tempdir().unwrap();
@@ -162,28 +164,54 @@ fn a_reader_that_trusts_fionread_goes_on_once_its_socket_has_left() {
     let mut proxy = nginx(&pod.host, folder.path(), &server).unwrap();
     let mut proxy = proxy.spawn().unwrap();
     let connected = || lab.client().enter(|| TcpStream::connect(address)).unwrap();
-    let mut client = eventually("nginx listens", connected, Result::is_ok).unwrap();
-    let patience = Some(Duration::from_secs(3));
-    client.set_read_timeout(patience).unwrap();
-    let policy = counting(&lab, 7085, NEVER, AT_ONCE);
-    let mut agent = Agent::in_lab_with(&lab, &policy, &["--count-despite-fionread"]);
-    let line = agent.wait_for("whether it counts", |line| line["fionread"].is_string());
-    let misled = line["fionread"] == "Wrong";
-    wait_for_joined(&mut agent, 1);
+    drop(eventually("nginx listens", connected, Result::is_ok));
+    let counting = counting(&lab, 7085, NEVER, AT_ONCE);
     let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD}\r\n\r\n");
-    client.write_all(head.as_bytes()).unwrap();
-    let mut sender = client.try_clone().unwrap();
-    let sending = spawn(move || sender.write_all(&vec![0; UPLOAD]));
-    let stalled = client.read(&mut [0; 100]).is_err();
-    assert_eq!(stalled, misled, "it stops where FIONREAD is wrong");
-    if stalled {
-        agent.reload(&enforce(&lab, 7085, NEVER, AT_ONCE));
-        agent.wait_for_message("stopped counting sends");
+    let count_anyway = ["--count-despite-fionread"];
+    for is_killed in [false, true] {
+        let mut client = connected().unwrap();
+        let patience = Some(Duration::from_secs(3));
+        client.set_read_timeout(patience).unwrap();
+        let mut agent = Agent::in_lab_with(&lab, &counting, &count_anyway);
+        let line = agent.wait_for("whether it counts", |line| line["fionread"].is_string());
+        let misled = line["fionread"] == "Wrong";
+        wait_for_joined(&mut agent, 1);
+        client.write_all(head.as_bytes()).unwrap();
+        let mut sender = client.try_clone().unwrap();
+        let sending = spawn(move || sender.write_all(&vec![0; UPLOAD]));
         let mut answer = [0; 100];
-        let read = client.read(&mut answer).unwrap();
-        assert!(answer[..read].starts_with(b"HTTP/1.1 204"));
+        let mut read = client.read(&mut answer);
+        assert_eq!(read.is_err(), misled, "it stops where FIONREAD is wrong");
+        if misled {
+            if is_killed {
+                agent.kill();
+                let waits = client.read(&mut answer);
+                assert!(waits.is_err(), "a killed agent wakes nobody");
+                std::fs::write(agent.policy(), enforce(&lab, 7085, NEVER, AT_ONCE)).unwrap();
+                agent = agent.successor();
+                let woken = agent.logged(WOKE);
+                assert_eq!(
+                    (&woken[0]["left"], &woken[0]["woken"]),
+                    (&json!(1), &json!(1))
+                );
+            } else {
+                agent.reload(&enforce(&lab, 7085, NEVER, AT_ONCE));
+                agent.wait_for_message("stopped counting sends");
+            }
+            read = client.read(&mut answer);
+        }
+        assert!(answer[..read.unwrap()].starts_with(b"HTTP/1.1 204"));
+        sending.join().unwrap().unwrap();
+        // The next agent finds none that is left.
+        agent.kill();
+        agent = Agent::in_lab(&lab, &enforce(&lab, 7085, NEVER, AT_ONCE));
+        assert!(
+            agent
+                .logged("woke the readers that a killed agent has left")
+                .is_empty()
+        );
+        agent.terminate();
     }
-    sending.join().unwrap().unwrap();
     let _ = proxy.kill();
     let _ = proxy.wait();
 }
