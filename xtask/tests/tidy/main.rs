@@ -4,6 +4,7 @@
 mod imports;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -156,6 +157,62 @@ fn prose_and_names_are_in_standard_terms() {
         }
     }
     assert!(found.is_empty(), "{found:#?}");
+}
+
+/// Each dependency that a package asks for has its reason on a page, and nothing else has.
+#[test]
+fn each_direct_dependency_has_its_reason_and_is_used() {
+    const PAGE: &str = ".github/DEPENDENCIES.md";
+    let files = texts(&["Cargo.toml", ".rs", PAGE]);
+    let is_page = |(path, _): &&(PathBuf, String)| path.ends_with(PAGE);
+    let (_, page) = files.iter().find(is_page).expect(PAGE);
+    let rows = page
+        .lines()
+        .filter_map(|row| row.strip_prefix("| `")?.split_once("` | "));
+    let reasons: BTreeMap<&str, &str> = rows
+        .flat_map(|(crates, reason)| crates.split("`, `").map(move |name| (name, reason)))
+        .collect();
+    let mut direct = BTreeSet::new();
+    for (manifest, text) in files
+        .iter()
+        .filter(|(path, _)| path.ends_with("Cargo.toml"))
+    {
+        let package = manifest.parent().expect("a folder");
+        // The agent's own folder has two other packages in it.
+        let others = ["core", "fuzz"].map(|folder| package.join(folder));
+        let of_package = |path: &Path| {
+            path.starts_with(package) && !others.iter().any(|other| path.starts_with(other))
+        };
+        let sections = text.split("\n[").filter(|section| {
+            let head = section.lines().next().unwrap_or_default();
+            head.ends_with("dependencies]") && !head.starts_with("workspace")
+        });
+        for line in sections.flat_map(str::lines) {
+            let Some((name, _)) = line.split_once(" = {").or(line.split_once(" = \"")) else {
+                continue;
+            };
+            if name.starts_with("rebalancer") || name == "xtask" {
+                continue;
+            }
+            direct.insert(name);
+            let reason = reasons.get(name);
+            let reason = reason.unwrap_or_else(|| panic!("{name} has no row in {PAGE}"));
+            let module = name.replace('-', "_");
+            let mut sources = files.iter().filter(|(path, _)| of_package(path));
+            let is_used = sources.any(|(path, text)| {
+                let is_name = |c: char| c.is_alphanumeric() || c == '_';
+                path.extension().is_some_and(|of| of == "rs")
+                    && text.split(|c| !is_name(c)).any(|word| word == module)
+            });
+            assert_eq!(
+                is_used,
+                !reason.starts_with("not used"),
+                "{name}: {}",
+                manifest.display()
+            );
+        }
+    }
+    assert_eq!(direct, reasons.into_keys().collect());
 }
 
 /// A long file is not an error, only listed.
