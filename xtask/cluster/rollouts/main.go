@@ -2,7 +2,8 @@
 //
 // `rollouts serve-http` and `rollouts serve-grpc` answer on port 80 after 200 ms. `rollouts ask-http CONNECTIONS
 // NAME=URL…` and `rollouts ask-grpc CONNECTIONS NAME=ADDRESS…` ask each on so many connections, with pauses of 300 to
-// 600 ms, and print a report every second: requests and errors by name, as a line of JSON.
+// 600 ms, and print a report every second: requests and errors by name, as a line of JSON. With `h2c` for `http` they
+// speak HTTP/2 in clear text. `rollouts version` prints the versions of the libraries.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,15 +28,25 @@ import (
 
 const half = 100 * time.Millisecond
 
-func serveHTTP() error {
-	return http.ListenAndServe(":80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// The protocols of a server, or of a client.
+func protocols(http2 bool) *http.Protocols {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
+	return protocols
+}
+
+func serveHTTP(http2 bool) error {
+	server := &http.Server{Addr: ":80", Protocols: protocols(http2)}
+	server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		time.Sleep(half)
 		io.WriteString(w, "one half, ")
 		w.(http.Flusher).Flush()
 		time.Sleep(half)
 		io.WriteString(w, "and the other")
-	}))
+	})
+	return server.ListenAndServe()
 }
 
 type slow struct {
@@ -105,8 +117,12 @@ func ask(connections int, targets []string, connect func(target string) func() e
 	}
 }
 
-func askHTTP(url string) func() error {
-	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: 10 * time.Second}
+func askHTTP(http2 bool, url string) func() error {
+	transport := &http.Transport{Protocols: protocols(http2)}
+	if !http2 {
+		transport.MaxConnsPerHost = 1
+	}
+	client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
 	return func() error {
 		// With a body that cannot be sent again, so that the library does not hide an error by asking twice.
 		response, err := client.Post(url, "text/plain", io.MultiReader(strings.NewReader("ask")))
@@ -136,6 +152,17 @@ func askGRPC(address string) func() error {
 	}
 }
 
+func version() {
+	info, _ := debug.ReadBuildInfo()
+	fmt.Print(info.GoVersion)
+	for _, module := range info.Deps {
+		if module.Path == "google.golang.org/grpc" {
+			fmt.Print(", grpc-go ", module.Version)
+		}
+	}
+	fmt.Println()
+}
+
 func main() {
 	var err error
 	connections := 0
@@ -144,12 +171,16 @@ func main() {
 	}
 	switch {
 	case err != nil:
-	case os.Args[1] == "serve-http":
-		err = serveHTTP()
+	case os.Args[1] == "version":
+		version()
+		return
+	case os.Args[1] == "serve-http" || os.Args[1] == "serve-h2c":
+		err = serveHTTP(os.Args[1] == "serve-h2c")
 	case os.Args[1] == "serve-grpc":
 		err = serveGRPC()
-	case os.Args[1] == "ask-http":
-		ask(connections, os.Args[3:], askHTTP)
+	case os.Args[1] == "ask-http" || os.Args[1] == "ask-h2c":
+		http2 := os.Args[1] == "ask-h2c"
+		ask(connections, os.Args[3:], func(url string) func() error { return askHTTP(http2, url) })
 	case os.Args[1] == "ask-grpc":
 		ask(connections, os.Args[3:], askGRPC)
 	}

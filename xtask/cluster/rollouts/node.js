@@ -1,9 +1,11 @@
 // A server without shutdown code, and clients that keep their connections, of Node's own HTTP library.
 //
 // `node node.js serve` answers on port 80 after 200 ms. `node node.js ask CONNECTIONS NAME=URL…` asks each on so many
-// connections, with pauses of 300 to 600 ms, and prints a report every second: requests and errors by name.
+// connections, with pauses of 300 to 600 ms, and prints a report every second: requests and errors by name. With
+// `ask-h2c` it speaks HTTP/2 in clear text.
 "use strict";
 const http = require("http");
+const http2 = require("http2");
 
 function serve() {
   const server = http.createServer((request, response) => {
@@ -32,12 +34,37 @@ function once(url, agent) {
   });
 }
 
-async function ask(count, url) {
+// Its requests by HTTP/1.1, on one connection.
+function http1(url) {
   const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+  return () => once(url, agent);
+}
+
+// By HTTP/2: a session that was asked to leave is closed for new requests.
+function h2c(url) {
+  let session;
+  return () =>
+    new Promise((resolve, reject) => {
+      if (!session || session.closed || session.destroyed) {
+        session = http2.connect(url);
+        session.on("error", () => {});
+      }
+      let status = 0;
+      const request = session.request({ ":method": "POST", ":path": "/" });
+      request.setTimeout(10_000, () => request.destroy(new Error("timeout")));
+      request.on("response", (headers) => (status = headers[":status"]));
+      request.on("error", reject);
+      request.on("end", () => (status === 200 ? resolve() : reject(new Error(`status ${status}`))));
+      request.resume();
+      request.end("ask");
+    });
+}
+
+async function ask(count, once) {
   for (;;) {
     count.requests += 1;
     try {
-      await once(url, agent);
+      await once();
     } catch (error) {
       count.errors += 1;
       count.last = String(error);
@@ -55,7 +82,7 @@ if (what === "serve") {
     const [name, url] = target.split("=");
     counts[name] = { requests: 0, errors: 0, last: "" };
     for (let i = 0; i < Number(connections); i += 1) {
-      ask(counts[name], url);
+      ask(counts[name], what === "ask-h2c" ? h2c(url) : http1(url));
     }
   }
   setInterval(() => console.log(JSON.stringify(counts)), 1000);

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what the agent costs on this machine.
 
 mod accept;
+mod notice;
 mod ratios;
 
 use anyhow::{Context as _, Result, ensure};
@@ -29,6 +30,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// Clients of HTTP/2, each asked to leave again and again by the step Notice: calls that fail
+    Notice(notice::Args),
     /// Connections opened and closed as fast as this machine can, listed continuously
     Churn {
         /// Duration
@@ -40,6 +43,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Accept(arguments) => accept::run(arguments),
+        Bench::Notice(arguments) => notice::run(arguments),
         Bench::Held {
             connections,
             others,

@@ -31,7 +31,7 @@ use crate::{
 };
 
 use cgroups::Cgroup;
-pub(crate) use checks::{Args as CheckArgs, run as check};
+pub(crate) use checks::{Args as CheckArgs, build_rollouts, run as check};
 use claim::{Claim, Lock};
 use control_plane::ControlPlane;
 use images::Images;

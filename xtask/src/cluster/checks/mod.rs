@@ -35,6 +35,8 @@ use crate::{
     terminal, word,
 };
 
+pub(crate) use rollouts::build as build_rollouts;
+
 type Check = (&'static str, fn(&mut State) -> Outcome);
 
 /// How many of the checks all others build on.

@@ -159,8 +159,8 @@ fn address(number: usize) -> String {
     format!("10.96.1.{}", 40 + number)
 }
 
-/// What the pods run.
-fn build(folder: &Path) -> Result<()> {
+/// Puts servers and clients into a folder: `rollouts` of Go, and the sources of the others.
+pub(crate) fn build(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let sources = root().join("xtask/cluster/rollouts");
     for name in ["node.js", "rollouts.py"] {
