@@ -14,6 +14,7 @@ mod policy;
 mod replaced;
 mod requests;
 mod rollouts;
+mod scale_out_page;
 mod size;
 mod traffic;
 mod variants;
@@ -22,6 +23,7 @@ mod zones;
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -143,6 +145,12 @@ const ROLLOUTS: [Check; 1] = [(
     rollouts::table,
 )];
 
+/// Likewise, and on three nodes.
+const PAGE: [Check; 1] = [(
+    "a page of a scale-out, without balance and with it",
+    scale_out_page::written,
+)];
+
 const LAST: [Check; 16] = [
     ("a rollout with a drain loses no request", drain::rolled),
     ("a scale-in with a drain loses no request", drain::scaled_in),
@@ -184,7 +192,7 @@ const LAST: [Check; 16] = [
 ];
 
 /// The checks of a cluster with so many nodes that `only` selects, if it selects any.
-fn checks(nodes: usize, only: &[String], rollouts: u32) -> Result<Vec<Check>> {
+fn checks(nodes: usize, only: &[String], rollouts: u32, page: bool) -> Result<Vec<Check>> {
     let across: &[Check] = if nodes < balance::NODES {
         println!(
             "  balance across nodes is not checked: it takes --nodes {}",
@@ -196,7 +204,8 @@ fn checks(nodes: usize, only: &[String], rollouts: u32) -> Result<Vec<Check>> {
     };
     let (foundation, first) = FIRST.split_at(FOUNDATION);
     let rollouts = if rollouts == 0 { &[][..] } else { &ROLLOUTS };
-    let mut others = [first, across, rollouts, &LAST].concat();
+    let page = if page { &PAGE } else { &[][..] };
+    let mut others = [first, across, page, rollouts, &LAST].concat();
     if !only.is_empty() {
         let is_meant = |name: &str| only.iter().any(|text| name.contains(text.as_str()));
         others.retain(|(name, _)| is_meant(name));
@@ -224,6 +233,8 @@ struct State {
     rest: Duration,
     /// How often servers are rolled without a drain and with one.
     rollouts: u32,
+    /// The file of the page that shows a scale-out.
+    page: Option<PathBuf>,
 }
 
 impl State {
@@ -250,6 +261,9 @@ pub(crate) struct Args {
     /// what fails: about a minute each time, beside other checks only if --only selects `rollouts`
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     rollouts: u32,
+    /// Write a page that shows a scale-out over three nodes, second by second, without balance and with it
+    #[arg(long, value_name = "FILE")]
+    page: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
 }
@@ -270,10 +284,11 @@ pub(crate) fn run(
         only,
         rest,
         rollouts,
+        page,
         options,
     }: Args,
 ) -> Result<()> {
-    let checks = checks(options.nodes.into(), &only, rollouts)?;
+    let checks = checks(options.nodes.into(), &only, rollouts, page.is_some())?;
     if if_built && !programs::is_built(options.kube)? {
         println!(
             "skipped: Kubernetes {} is not built on this machine.\n\
@@ -297,6 +312,7 @@ pub(crate) fn run(
         opened: BTreeMap::new(),
         rest,
         rollouts,
+        page,
     };
     terminal::heading("Checks");
     let mut results = vec![CheckReport::new(
