@@ -3,7 +3,7 @@
 // `rollouts serve-http` and `rollouts serve-grpc` answer on port 80 after 200 ms. `rollouts ask-http CONNECTIONS
 // NAME=URL…` and `rollouts ask-grpc CONNECTIONS NAME=ADDRESS…` ask each on so many connections, with pauses of 300 to
 // 600 ms, and print a report every second: requests and errors by name, as a line of JSON. With `h2c` for `http` they
-// speak HTTP/2 in clear text. `rollouts version` prints the versions of the libraries.
+// speak HTTP/2 in clear text; then $PARALLEL calls share each connection. `rollouts version` prints the versions of the libraries.
 package main
 
 import (
@@ -99,17 +99,20 @@ func (r *report) print() {
 // Asks by one connection each, in turn with pauses.
 func ask(connections int, targets []string, connect func(target string) func() error) {
 	report := &report{counts: map[string]*count{}}
+	parallel, _ := strconv.Atoi(os.Getenv("PARALLEL"))
 	for _, target := range targets {
 		name, address, _ := strings.Cut(target, "=")
 		report.counts[name] = &count{}
 		for range connections {
 			one := connect(address)
-			go func() {
-				for {
-					report.add(name, one())
-					time.Sleep(300*time.Millisecond + time.Duration(rand.IntN(300))*time.Millisecond)
-				}
-			}()
+			for range max(parallel, 1) {
+				go func() {
+					for {
+						report.add(name, one())
+						time.Sleep(300*time.Millisecond + time.Duration(rand.IntN(300))*time.Millisecond)
+					}
+				}()
+			}
 		}
 	}
 	for range time.Tick(time.Second) {

@@ -2,7 +2,7 @@
 //
 // `node node.js serve` answers on port 80 after 200 ms. `node node.js ask CONNECTIONS NAME=URL…` asks each on so many
 // connections, with pauses of 300 to 600 ms, and prints a report every second: requests and errors by name. With
-// `ask-h2c` it speaks HTTP/2 in clear text.
+// `ask-h2c` it speaks HTTP/2 in clear text, and $PARALLEL requests share each connection.
 "use strict";
 const http = require("http");
 const http2 = require("http2");
@@ -82,7 +82,10 @@ if (what === "serve") {
     const [name, url] = target.split("=");
     counts[name] = { requests: 0, errors: 0, last: "" };
     for (let i = 0; i < Number(connections); i += 1) {
-      ask(counts[name], what === "ask-h2c" ? h2c(url) : http1(url));
+      const once = what === "ask-h2c" ? h2c(url) : http1(url);
+      for (let j = 0; j < Number(process.env.PARALLEL || 1); j += 1) {
+        ask(counts[name], once);
+      }
     }
   }
   setInterval(() => console.log(JSON.stringify(counts)), 1000);

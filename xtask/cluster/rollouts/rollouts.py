@@ -2,10 +2,12 @@
 
 `serve` answers on port 80 after 200 ms. `ask CONNECTIONS NAME=URL…` and `ask-grpc CONNECTIONS NAME=ADDRESS…` ask each
 on so many connections, with pauses of 300 to 600 ms, and print a report every second: requests and errors by name.
+With $PARALLEL so many calls share each connection of grpcio.
 """
 
 import asyncio
 import json
+import os
 import random
 import sys
 
@@ -79,7 +81,9 @@ async def ask(connect, connections, targets):
         name, address = target.split("=")
         counts[name] = {"requests": 0, "errors": 0, "last": ""}
         for _ in range(connections):
-            tasks.append(asyncio.create_task(repeat(counts[name], await connect(address))))
+            once = await connect(address)
+            for _ in range(int(os.environ.get("PARALLEL", "1"))):
+                tasks.append(asyncio.create_task(repeat(counts[name], once)))
     while True:
         await asyncio.sleep(1)
         print(json.dumps(counts), flush=True)

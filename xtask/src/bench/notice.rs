@@ -37,6 +37,8 @@ pub(crate) struct Args {
 
 /// Of each client.
 const CONNECTIONS: &str = "40";
+/// Calls at one time on each connection.
+const PARALLEL: &str = "3";
 const RULE: &str = "notice";
 const PORT: u16 = 80;
 /// A second is needed for some twenty moves.
@@ -122,6 +124,7 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
         let [program_of_client, command, scheme] = client.program;
         let mut ask = lab.client().command(program_of_client);
         ask.current_dir(&folder)
+            .env("PARALLEL", PARALLEL)
             .args(command.split(' '))
             .args([CONNECTIONS, &format!("server={scheme}{}:{PORT}", pod.addr)]);
         cases.push(Case {
