@@ -33,6 +33,12 @@ use crate::{
 /// Minimum time that a server gets to close before the next step.
 const TIME_TO_CLOSE: Duration = Duration::from_secs(1);
 
+/// The beginning of a pause, after `idleFor`: some looks.
+const EARLY: Duration = Duration::from_millis(100);
+
+/// A pause is long from so many times `idleFor` on.
+const LONG: u32 = 20;
+
 /// How long it must be silent to be at rest: longer than a tick of the kernel's clock, so that the ticks
 /// mostly show which side sent last.
 const REST: Duration = Duration::from_millis(10);
@@ -475,8 +481,26 @@ impl Victim {
         }
         match step.when() {
             When::AtOnce => true,
-            When::Quiet { idle_for } => self.is_quiet(socket, idle_for, inside),
+            When::Quiet { idle_for } => {
+                self.is_quiet(socket, idle_for, inside) && self.is_early(step, socket, idle_for)
+            }
         }
+    }
+
+    /// Whether a pause between two exchanges has just begun, or lasts for so long that its end is as far as ever.
+    /// A client that pauses for about the same time after each response is least likely to ask at the beginning.
+    fn is_early(&self, step: Step, socket: &Socket, idle_for: Duration) -> bool {
+        let Phase::Untouched {
+            sniffing: Sniffing::Active { .. },
+            ..
+        } = &self.phase
+        else {
+            return true; // its exchanges are not followed
+        };
+        let left = self.step_until.saturating_duration_since(Instant::now());
+        socket.since_sent < idle_for + EARLY
+            || socket.since_sent >= idle_for * LONG
+            || left < step.timeout() / 2
     }
 
     fn is_quiet(&self, socket: &Socket, idle_for: Duration, inside: &mut Inside<'_>) -> bool {

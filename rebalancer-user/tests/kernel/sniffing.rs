@@ -10,6 +10,7 @@ use std::{
 
 use aya::sys::{Stats, enable_stats};
 use rebalancer_common::names::SNIFF;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use xtask::lab::Lab;
 
@@ -298,4 +299,27 @@ fn connections_sniffed_by_a_killed_agent_stay_open() {
     // The kernel frees a program a moment after its last reference.
     nothing_left(&programs);
     echoes(&mut client);
+}
+
+/// The agent acts at the beginning of a pause, when the client's next request is far. If it comes late it waits for
+/// the next one.
+#[test]
+fn a_client_is_not_moved_late_in_its_pause() {
+    const STEP: &str = "{step: Reset, when: Quiet, idleFor: 100ms, timeout: 30s}";
+    let lab = lab(1);
+    let mut agent = Agent::in_lab(&lab, &sniffing(&lab, 80, "maxAge: 300ms", STEP));
+    let mut client = connect(&lab, lab.pod(0).address());
+    // Long enough to be chosen and followed, and never quiet.
+    for _ in 0..50 {
+        request(&mut client, "/").unwrap();
+        sleep(Duration::from_millis(40));
+    }
+    request(&mut client, "/").unwrap();
+    let pid = Pid::from_child(&agent.child);
+    kill_process(pid, Signal::STOP).unwrap();
+    sleep(Duration::from_millis(500));
+    kill_process(pid, Signal::CONT).unwrap();
+    sleep(Duration::from_millis(500));
+    request(&mut client, "/").expect("it was late");
+    agent.moved("reset");
 }
