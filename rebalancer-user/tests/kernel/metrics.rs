@@ -174,8 +174,8 @@ fn a_refused_policy_leaves_the_agent_ready_and_sets_a_gauge() {
         refused.is_some_and(|n| (1.0..=2.0).contains(&n)),
         "{refused:?}"
     );
-    agent.wait_for_intervals(1);
-    assert!(get(at, "/readyz", "*/*").0.contains(" 200 "));
+    let ready = || get(at, "/readyz", "*/*").0;
+    eventually("it is ready", ready, |head| head.contains(" 200 "));
 }
 
 #[test]
