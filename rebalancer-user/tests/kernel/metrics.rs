@@ -162,7 +162,7 @@ fn a_taken_port_is_an_error_if_it_was_asked_for_and_else_a_warning() {
 
 #[test]
 fn a_refused_policy_leaves_the_agent_ready_and_sets_a_gauge() {
-    let (mut agent, at) = offering();
+    let (agent, at) = offering();
     let success = || sample(&scrape(at), "rebalancer_policy_reload_success");
     assert_eq!(success(), Some(1.0));
     agent.reload("mode: Enforce");
