@@ -74,6 +74,12 @@ enum Event {
     Other,
 }
 
+/// As text: how many moves had each outcome.
+pub(crate) fn shown(outcomes: &BTreeMap<String, u64>) -> String {
+    let each = outcomes.iter().map(|(outcome, n)| format!("{n} {outcome}"));
+    each.collect::<Vec<_>>().join(", ")
+}
+
 /// A finished move.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct EndedMove {

@@ -58,8 +58,8 @@ impl Sends {
         Ok(counter)
     }
 
-    /// Removes the sockets that are in the map for this reason alone, for a thread that cannot. Returns those
-    /// whose readers are still to be woken.
+    /// Takes this reason away from all sockets, for a thread that cannot. Returns those that have left the map, whose
+    /// readers are still to be woken.
     pub fn leave_all(&self, reason: Reason) -> BTreeSet<Cookie> {
         let Some(counter) = locked(&self.open).upgrade() else {
             return BTreeSet::new();
@@ -214,20 +214,19 @@ impl MessageCounter {
         if !clear(&mut reasons, cookie, reason) {
             return Ok(false);
         }
-        let is_absent = |e: &io::Error| {
-            // EINVAL: what kernels before 5.17 say of a key that is not there.
-            matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL))
-        };
-        let gone = match locked(&self.counted).remove(&cookie.0) {
-            Ok(()) => return Ok(true),
+        let removed = match locked(&self.counted).remove(&cookie.0) {
+            Ok(()) => Ok(true),
             Err(MapError::KeyNotFound) => Ok(false),
-            Err(e) => Some(io_error(e))
-                .filter(|e| !is_absent(e))
-                .map_or(Ok(false), Err),
+            Err(e) => match io_error(e) {
+                // EINVAL: what kernels before 5.17 say of a key that is not there.
+                e if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(false),
+                e => Err(e),
+            },
         };
-        drop(reasons);
-        self.woken(cookie);
-        gone
+        if !matches!(removed, Ok(true)) {
+            forget(&reasons, &self.pinned, cookie);
+        }
+        removed
     }
 
     /// The readers of a socket that has left need not be woken by the next agent.

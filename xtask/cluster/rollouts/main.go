@@ -3,7 +3,8 @@
 // `rollouts serve-http` and `rollouts serve-grpc` answer on port 80 after 200 ms. `rollouts ask-http CONNECTIONS
 // NAME=URL…` and `rollouts ask-grpc CONNECTIONS NAME=ADDRESS…` ask each on so many connections, with pauses of 300 to
 // 600 ms, and print a report every second: requests and errors by name, as a line of JSON. With `h2c` for `http` they
-// speak HTTP/2 in clear text; then $PARALLEL calls share each connection. `rollouts version` prints the versions of the libraries.
+// speak HTTP/2 in clear text. With $PARALLEL so many calls share each connection. `rollouts version` prints the versions
+// of the libraries.
 package main
 
 import (

@@ -1,7 +1,6 @@
 //! `cargo xtask bench notice`: what real clients of HTTP/2 lose when they are asked to leave again and again.
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -16,13 +15,13 @@ use xtask::{
 };
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, shown},
     build,
     cluster::build_rollouts,
     policy::{Policy, QUICK},
     progress::Step,
     server::{self, Running},
-    setup::Need,
+    setup::{self, Need},
 };
 
 #[derive(clap::Args)]
@@ -98,7 +97,7 @@ struct Case {
 }
 
 pub(crate) fn run(arguments: &Args) -> Result<()> {
-    crate::setup::needs_this_kernel()?;
+    setup::needs_this_kernel()?;
     let needs = [Need::Host, Need::Rollouts, Need::Calls];
     let program = build::given_or_built(arguments.agent.as_deref(), &needs)?;
     let lab = Lab::start(Spec {
@@ -181,11 +180,6 @@ pub(crate) fn run(arguments: &Args) -> Result<()> {
     }
     ensure!(lost.is_empty(), "{}", lost.join(", "));
     Ok(())
-}
-
-fn shown(moves: &BTreeMap<String, u64>) -> String {
-    let each = moves.iter().map(|(outcome, n)| format!("{n} {outcome}"));
-    each.collect::<Vec<_>>().join(", ")
 }
 
 /// Calls, those that failed, and the last error of the last report.

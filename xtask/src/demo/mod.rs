@@ -14,7 +14,7 @@ use xtask::lab::{Counts, Lab, PORT, Pod, Spec};
 
 use crate::{
     ab,
-    agent::Agent,
+    agent::{Agent, shown},
     build::{self, HeadStart},
     policy::Policy,
     progress::Step,
@@ -235,11 +235,9 @@ fn act(number: &str, title: &str) {
 }
 
 fn show_moves(outcomes: &BTreeMap<String, u64>) {
-    let outcomes: Vec<String> = outcomes.iter().map(|(o, n)| format!("{n} {o}")).collect();
-    let moves = if outcomes.is_empty() {
-        "none".to_owned()
-    } else {
-        outcomes.join(", ")
+    let moves = match outcomes.is_empty() {
+        true => "none".to_owned(),
+        false => shown(outcomes),
     };
     println!("    {:<26}{moves}", "moves, by outcome");
 }

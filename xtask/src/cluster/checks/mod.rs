@@ -204,6 +204,11 @@ fn checks(nodes: usize, only: &[String], rollouts: u32, page: bool) -> Result<Ve
     };
     let (foundation, first) = FIRST.split_at(FOUNDATION);
     let rollouts = if rollouts == 0 { &[][..] } else { &ROLLOUTS };
+    ensure!(
+        !page || nodes >= balance::NODES,
+        "--page takes --nodes {}",
+        balance::NODES
+    );
     let page = if page { &PAGE } else { &[][..] };
     let mut others = [first, across, page, rollouts, &LAST].concat();
     if !only.is_empty() {
